@@ -36,6 +36,9 @@ COMPILED = (
     "antiphon/doors/*.py",
     "antiphon/doors/http/*.py",
     "antiphon/doors/extproc/*.py",
+    "antiphon/stores/sqlite/deadlines.py",
+    "antiphon/stores/sqlite/response_rows.py",
+    "antiphon/stores/sqlite/units.py",
     "antiphon/upstream/silence.py",
 )
 """What costs per chunk and per request. The rest costs per process, or waits for something else."""

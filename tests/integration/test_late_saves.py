@@ -29,7 +29,7 @@ class Disk:
 
         def slow(writer: SqliteWriter, ran: Any) -> bool:
             may = may_commit(writer, ran)
-            statements = [statement.sql for unit in ran for statement in unit.statements]
+            statements = [step.sql for unit in ran for step in unit.steps]
             if may and self.still and any("INSERT INTO responses" in sql for sql in statements):
                 self.waiting.set()
                 assert self.on.wait(20)

@@ -21,7 +21,7 @@ from antiphon.app.build import build
 from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.statements import Statement
+from antiphon.stores.sqlite.statements import Step
 from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.support.chat_server import ChatServer
 from tests.support.state import state_settings
@@ -114,9 +114,9 @@ class _recorded:
             self._questions += [sql] if _ANSWERING.get() else []
             return await fetch(readers, sql, parameters, **more)
 
-        async def noted_run(writer: SqliteWriter, statements: Sequence[Statement], **more: Any) -> Any:
-            self._questions += [statement.sql for statement in statements] if _ANSWERING.get() else []
-            return await run(writer, statements, **more)
+        async def noted_run(writer: SqliteWriter, steps: Sequence[Step], **more: Any) -> Any:
+            self._questions += [step.sql for step in steps] if _ANSWERING.get() else []
+            return await run(writer, steps, **more)
 
         self._patch.setattr(SqliteReaders, "fetch", noted_fetch)
         self._patch.setattr(SqliteWriter, "run", noted_run)

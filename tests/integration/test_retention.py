@@ -17,7 +17,7 @@ from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.errors import ConversationLocked, StoreError
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.retention import SqliteRetention
-from antiphon.stores.sqlite.statements import Statement
+from antiphon.stores.sqlite.statements import Statement, Step
 from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.contracts.job_contract import EVENTS, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE
@@ -101,10 +101,10 @@ class _Watched(SqliteWriter):
 
     limit = 0
 
-    async def run(self, statements: Sequence[Statement], **named: Any) -> Any:
+    async def run(self, steps: Sequence[Step], **named: Any) -> Any:
         rows: list[Any] = []
         count = Statement("SELECT count(*) FROM deleted", into=rows)
-        result = await super().run([Statement("DELETE FROM deleted"), *statements, count], **named)
+        result = await super().run([Statement("DELETE FROM deleted"), *steps, count], **named)
         self.limit = max(self.limit, rows[0][0])
         return result[1:-1]
 
@@ -165,12 +165,12 @@ async def test_what_is_going_is_not_used_any_more(watched: SqliteStores, monkeyp
     await watched.conversations.create(ALICE, "conv_1", b"{}", items)
     run, pieces = watched.retention._writer.run, 0
 
-    async def one_piece(statements: Sequence[Statement], **named: Any) -> Any:
+    async def one_piece(steps: Sequence[Step], **named: Any) -> Any:
         nonlocal pieces
         pieces += 1
         if pieces > 1:
             raise StoreError("The process ends here.")
-        return await run(statements, **named)
+        return await run(steps, **named)
 
     for kept in ({"responses": 600.0}, {"conversations": 600.0}):
         pieces = 0

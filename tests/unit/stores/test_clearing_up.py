@@ -30,6 +30,7 @@ from antiphon.stores.sqlite.database_files import free_bytes
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.statements import Statement
+from antiphon.stores.sqlite.units import Unit
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
 from tests.contracts.file_contract import content, fields, keep
@@ -188,27 +189,28 @@ async def test_a_disk_with_clearly_more_room_is_not_full(written: _Written, more
     assert written.writer.full is not None
 
 
-class _Failed:
-    """As much of a unit as is looked at."""
-
-    def __init__(self, error: StoreError | None) -> None:
-        self.error, self.committed = error, error is None
-        self.statements = [Statement("  insert INTO t VALUES (1)", (1,) if error is None else ())]
+def _ended(error: StoreError | None) -> Unit:
+    """A unit that failed, or else took effect."""
+    loop = asyncio.get_running_loop()
+    adding = Statement("  insert INTO t VALUES (1)", (1,) if error is None else ())
+    unit = Unit([adding], (), loop.create_future(), loop)
+    unit.error, unit.committed = error, error is None
+    return unit
 
 
 async def test_a_unit_that_failed_for_want_of_room_alone_says_so_too(written: _Written) -> None:
     """Where the database undoes that unit and goes on with the others."""
     full, other = StoreError("It is full.", reason="full"), StoreError("Something else.")
-    written.writer._note_room([_Failed(other), _Failed(None)], None)  # type: ignore[list-item]
+    written.writer._note_room([_ended(other), _ended(None)], None)
     assert written.writer.full is None
-    written.writer._note_room([_Failed(None), _Failed(other), _Failed(full)], None)  # type: ignore[list-item]
+    written.writer._note_room([_ended(None), _ended(other), _ended(full)], None)
     assert written.writer.full is full
-    written.writer._note_room([_Failed(other)], None)
+    written.writer._note_room([_ended(other)], None)
     assert written.writer.full is full
     written.room += 1 << 30
-    written.writer._note_room([_Failed(None)], other)
+    written.writer._note_room([_ended(None)], other)
     assert written.writer.full is full
-    written.writer._note_room([_Failed(None)], None)
+    written.writer._note_room([_ended(None)], None)
     assert written.writer.full is None
 
 

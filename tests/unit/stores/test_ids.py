@@ -12,8 +12,8 @@ from antiphon import ids
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
-from antiphon.stores.sqlite.responses import save_statements
-from antiphon.stores.sqlite.statements import run_statements
+from antiphon.stores.sqlite.response_rows import save_steps
+from antiphon.stores.sqlite.units import run_steps
 
 _BEFORE, _GROUP = 2_000, 16
 _PAGE_AND_HEAD = 4096 + 24
@@ -54,7 +54,7 @@ def _record() -> ResponseRecord:
 def _save(connection: sqlite3.Connection, count: int) -> None:
     connection.execute("BEGIN")
     for record in itertools.islice(iter(_record, None), count):
-        run_statements(connection, save_statements(record))
+        run_steps(connection, save_steps(record))
     connection.execute("COMMIT")
 
 

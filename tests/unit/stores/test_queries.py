@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from antiphon.errors import ChainTooLong
-from antiphon.stores.sqlite import jobs, responses, retention
+from antiphon.stores.sqlite import jobs, response_rows, responses, retention
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.opening import _prepare, open_sqlite
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
@@ -24,9 +24,11 @@ _QUERIES = {
     "get": responses.GET_RESPONSE,
     "input_items_forward": responses.INPUT_ITEMS_FORWARD,
     "input_items_backward": responses.INPUT_ITEMS_BACKWARD,
-    "delete_last_of_chain": responses.DELETE_LAST_OF_CHAIN,
-    "delete_response": responses.DELETE_RESPONSE,
-    "touch_chain": responses.TOUCH_CHAIN,
+    "delete_last_of_chain": response_rows.DELETE_LAST_OF_CHAIN,
+    "delete_response": response_rows.DELETE_RESPONSE,
+    "touch_chain": response_rows.TOUCH_CHAIN,
+    "next_response": response_rows.NEXT_RESPONSES.sql(1),
+    "next_responses": response_rows.NEXT_RESPONSES.sql(3),
     "list_forward": responses.LIST_FORWARD,
     "list_backward": responses.LIST_BACKWARD,
     "list_forward_behind": responses.LIST_FORWARD_BEHIND,
@@ -91,7 +93,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
             (f"r{n}", owner, root, f"r{n - 1}" if n % 10 else None, n % 10 * 4 + 4),
         )
         connection.executemany(
-            responses.INSERT_ITEM, [(f"r{n}", at // 2, at % 2, f"i{n}_{at}", "message", b"{}", None) for at in range(4)]
+            response_rows.ITEMS.sql(1), [(f"r{n}", at // 2, at % 2, f"i{n}_{at}", "message", b"{}") for at in range(4)]
         )
     connection.execute("COMMIT")
     connection.execute("ANALYZE")
@@ -101,7 +103,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
 
 def plan(database: sqlite3.Connection, sql: str) -> str:
     named = {name: value for name, value in {**_NAMED, **_MORE_NAMED, "at": 0}.items() if f":{name}" in sql}
-    return "\n".join(row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {sql}", named))
+    given = [0] * sql.count("?") if "?" in sql else named
+    return "\n".join(row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {sql}", given))
 
 
 @pytest.mark.parametrize("name", _QUERIES)
@@ -132,7 +135,7 @@ def test_the_trap_is_there_and_this_test_would_see_it(database: sqlite3.Connecti
 # What was selected by an index and bounded already.
 _SMALL = {
     *("SCAN chosen", "SCAN gone", "SCAN c", "SCAN cut", "SCAN found"),
-    *("SCAN w", "SCAN wanted", "SCAN page"),
+    *("SCAN w", "SCAN wanted", "SCAN page", "SCAN given", "SCAN 3 CONSTANT ROWS"),
     "SCAN need VIRTUAL TABLE INDEX 1:",
     "SCAN json_each VIRTUAL TABLE INDEX 1:",
 }

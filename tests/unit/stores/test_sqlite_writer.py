@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.statements import RowsMissing, Statement
+from antiphon.stores.sqlite.statements import Insertion, Rows, RowsMissing, Statement
 from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
 
 
@@ -91,7 +91,7 @@ async def busy(writer: SqliteWriter, probe: Probe) -> asyncio.Task[tuple[int, ..
     return task
 
 
-async def queue(writer: SqliteWriter, *units: list[Statement]) -> list[asyncio.Task[tuple[int, ...]]]:
+async def queue(writer: SqliteWriter, *units: list[Statement] | list[Rows]) -> list[asyncio.Task[tuple[int, ...]]]:
     tasks = [asyncio.create_task(writer.run(unit)) for unit in units]
     await asyncio.sleep(0)  # each task has queued its unit once it ran until its first await
     return tasks
@@ -131,7 +131,7 @@ async def test_a_thread_that_becomes_free_in_the_middle_of_a_turn_waits_for_its_
 
     async def work() -> None:
         probe.open()
-        while not writer._changed._waiters and writer.groups[1] < 2:  # type: ignore[attr-defined]
+        while not writer._idle and writer.groups[1] < 2:
             time.sleep(0.001)  # noqa: ASYNC251 - in the same turn: the thread comes to its end, or takes the first unit
 
     await asyncio.gather(writer.run([insert(1)]), work(), writer.run([insert(2)]), first)
@@ -176,6 +176,19 @@ async def test_a_failing_unit_is_undone_alone(writer: SqliteWriter, probe: Probe
     assert stored(path) == [1, 4]
     await writer.run([insert(5)])
     assert stored(path) == [1, 4, 5]
+
+
+async def test_one_of_units_that_are_added_together_is_undone_alone(
+    writer: SqliteWriter, probe: Probe, path: Path
+) -> None:
+    first = await busy(writer, probe)
+    insertion = Insertion("INSERT INTO t (n) VALUES", "(?)")
+    tasks = await queue(writer, *[[Rows(insertion, (n,), light=True)] for n in (1, 2, 2, 3)])
+    probe.open()
+    await first
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [outcome if outcome == (1,) else type(outcome) for outcome in outcomes] == [(1,), (1,), StoreError, (1,)]
+    assert stored(path) == [1, 2, 3]
 
 
 async def test_units_that_succeed_need_no_savepoint(writer: SqliteWriter, probe: Probe) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.stores.sqlite import conversations, lease_clock, prompts, responses
+from antiphon.stores.sqlite import conversations, lease_clock, prompts, response_rows, responses
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.opening import open_sqlite
@@ -47,8 +47,8 @@ _QUERIES = {
     for name, value in vars(module).items()
     if name.isupper() and not name.startswith("_") and isinstance(value, str) and " " in value and "?" not in value
 } | {
-    "responses.JOIN_CONVERSATION": responses.JOIN_CONVERSATION,
-    "responses.INSERT_CONVERSATION_ITEMS": responses.INSERT_CONVERSATION_ITEMS,
+    "response_rows.JOIN_CONVERSATION": response_rows.JOIN_CONVERSATION,
+    "response_rows.INSERT_CONVERSATION_ITEMS": response_rows.INSERT_CONVERSATION_ITEMS,
     "responses.LOAD_BEFORE": responses.LOAD_BEFORE,
 }
 # The ids that were asked for, one page, and what a window function was given: all bounded already.

@@ -17,9 +17,10 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
-from antiphon.stores.sqlite.statements import Statement
+from antiphon.stores.sqlite.statements import Step
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
-from antiphon.stores.sqlite.writer import SqliteWriter, Undo
+from antiphon.stores.sqlite.units import Undo
+from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.job_contract import MOST, piece, queued
 from tests.contracts.store_contract import ALICE, BOB, item, record
@@ -46,7 +47,7 @@ def _rows(path: Path) -> set[tuple[Any, ...]]:
 def _undone(took: list[int]) -> Callable[..., Awaitable[Any]]:
     run = SqliteWriter.run
 
-    async def undone(self: SqliteWriter, unit: Sequence[Statement], *, undo: Undo = ()) -> Any:
+    async def undone(self: SqliteWriter, unit: Sequence[Step], *, undo: Undo = ()) -> Any:
         counts = await run(self, unit, undo=undo)
         back = undo() if callable(undo) else undo
         took.append(len(back))

@@ -25,15 +25,15 @@ from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.page_sql import within
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.responses import (
+from antiphon.stores.sqlite.response_rows import (
     INSERT_CONVERSATION_ITEMS,
-    INSERT_ITEM,
     JOIN_CONVERSATION,
-    TOUCH_CHAIN,
-    save_statements,
-    unsave_statements,
+    item_rows,
+    save_steps,
+    touch_chain,
+    unsave_steps,
 )
-from antiphon.stores.sqlite.statements import RowsMissing, Statement
+from antiphon.stores.sqlite.statements import RowsMissing, Statement, Step
 from antiphon.stores.sqlite.writer import SqliteWriter
 
 # Whoever reads a stream reads it page by page anyway, and holds a page for as long as its client takes it.
@@ -185,9 +185,9 @@ class SqliteJobStore:
             "limit": limit,
             "needs": json.dumps(sorted(needs)),
         }
-        unit = [
+        unit: list[Step] = [
             # What the conversation gets it gets when the response is over.
-            *save_statements(replace(record, conversation_id=None)),
+            *save_steps(replace(record, conversation_id=None)),
             Statement(MARK_BACKGROUND, named),
             Statement(INSERT_JOB, named, rows=1),
         ]
@@ -195,7 +195,7 @@ class SqliteJobStore:
             unit.append(Statement(INSERT_EVENTS, {"id": record.id, "last": events.last, "data": events.data}))
         try:
             bind, unbind = self._keys.bound(record.once, record.id)
-            undo = [*unbind, *unsave_statements(replace(record, conversation_id=None))]
+            undo = [*unbind, *unsave_steps(replace(record, conversation_id=None))]
             await self._writer.run([*bind, *unit], undo=undo)
         except RowsMissing:
             rows = await self._readers.fetch(COUNT_JOBS, {"owner": record.owner})
@@ -264,6 +264,7 @@ class SqliteJobStore:
         self, worker: str, record: ResponseRecord, events: EventPiece | None, *, restart: bool = False
     ) -> bool:
         """End the response with this record; see `JobStore.finish`."""
+        at = milliseconds(record.completed_at or record.created_at)
         named = {
             "id": record.id,
             "worker": worker,
@@ -274,18 +275,18 @@ class SqliteJobStore:
             "output_tokens": record.usage.output_tokens if record.usage else None,
             "weight": len(record.output_items),
             "bytes": sum(item.size for item in record.output_items),
-            "at": milliseconds(record.completed_at or record.created_at),
+            "at": at,
             "owner": record.owner,
             "conversation_id": record.conversation_id,
             "joining": len(record.input_items) + len(record.output_items),
         }
-        unit = [
+        unit: list[Step] = [
             # Before the job goes, which says whose attempt they are.
             *_writing(worker, record.id, events, restart=restart),
             Statement(FINISH_JOB, named, rows=1),
             Statement(END_RESPONSE, named, rows=1),
-            Statement(TOUCH_CHAIN, named, rows=1),
-            *_output_items(record.id, record.output_items),
+            touch_chain(record.id, at),
+            item_rows(record.id, (record.output_items,), first=1),
         ]
         if record.joins_conversation:
             unit.append(Statement(JOIN_CONVERSATION, named, rows=1))
@@ -309,10 +310,10 @@ class SqliteJobStore:
             "weight": len(ending.output_items),
             "bytes": sum(item.size for item in ending.output_items),
         }
-        unit = [
+        unit: list[Step] = [
             Statement(END_JOB, named, rows=1),
             Statement(END_RESPONSE, named, rows=1),
-            *_output_items(ending.response_id, ending.output_items),
+            item_rows(ending.response_id, (ending.output_items,), first=1),
             *_last_events(ending.response_id, ending.events),
             Statement(RELEASE_CONVERSATION, named),
         ]
@@ -337,7 +338,7 @@ class SqliteJobStore:
         pieces = tuple([EventPiece(row["last_seq"], row["data"]) for row in rows[:limit]])
         return EventPage(found[0]["status"], pieces, more=cut or len(rows) > limit)
 
-    async def _run(self, unit: list[Statement]) -> bool:
+    async def _run(self, unit: list[Step]) -> bool:
         try:
             await self._writer.run(unit)
         except RowsMissing:
@@ -345,14 +346,9 @@ class SqliteJobStore:
         return True
 
 
-def _output_items(response_id: str, items: tuple[Any, ...]) -> list[Statement]:
-    rows = [(response_id, 1, seq, item.id, item.type, item.body, item.shown) for seq, item in enumerate(items)]
-    return [Statement(INSERT_ITEM, rows, many=True)]
-
-
-def _writing(worker: str, response_id: str, events: EventPiece | None, *, restart: bool) -> list[Statement]:
+def _writing(worker: str, response_id: str, events: EventPiece | None, *, restart: bool) -> list[Step]:
     named: dict[str, Any] = {"id": response_id, "worker": worker}
-    unit = []
+    unit: list[Step] = []
     if events is not None:
         unit.append(Statement(TAKE_BACK_EVENTS, {**named, "first": events.first}))
         unit.append(Statement(APPEND_EVENTS, {**named, "last": events.last, "data": events.data}, rows=1))

@@ -1,11 +1,11 @@
 """What it means to store a response: the `ResponseStore` over SQLite.
 
-Lives here: the SQL by name, and how records become rows and rows become records. Not here: threads, connections
-and transactions (`writer.py`, `readers.py`), the schema (`migrations/`).
+Lives here: the SQL that reads, by name, and how rows become records. Not here: how records become rows
+(`response_rows.py`), threads, connections and transactions (`writer.py`, `readers.py`), the schema (`migrations/`).
 
-Invariant: a chain never crosses owners. It is enforced where a response is inserted (its predecessor must exist
-with the same owner, in the same transaction), so that reading a chain has to check the owner of its last response
-only. Nothing stores a conversation twice: every response keeps its own items, once.
+Invariant: a chain never crosses owners. It is enforced where a response is inserted, so that reading a chain has to
+check the owner of its last response only. Nothing stores a conversation twice: every response keeps its own items,
+once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from typing import Any
 
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.retention import SWEEPER
@@ -22,57 +21,12 @@ from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.engine.running.waiting import look_at
 from antiphon.errors import ChainTooLong, HistoryTooLarge, PredecessorGone, StoreError, unknown_cursor
 from antiphon.stores.pages import cut_off, history_item, item_page, named_items, stored_item
-from antiphon.stores.sqlite.conversations import RELEASE_CONVERSATION
-from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.page_sql import asked, within
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
-from antiphon.stores.sqlite.statements import RowsMissing, Statement, numbered
+from antiphon.stores.sqlite.response_rows import DELETE_LAST_OF_CHAIN, DELETE_RESPONSE, save_steps, unsave_steps
+from antiphon.stores.sqlite.statements import RowsMissing, Statement
 from antiphon.stores.sqlite.writer import SqliteWriter
-
-# A new tree is named after its first response: ids are unique already. What every response runs has its parameters by
-# number: SQLite's module looks up those with names anew each time.
-INSERT_CHAIN, _chain_row = numbered("INSERT INTO chains (id, owner, updated_at) VALUES (:id, :owner, :at)")
-
-_COLUMNS = """
-INSERT INTO responses (id, owner, chain_id, prev_id, history_items, history_bytes, own_bytes, status, model, created_at,
-                       completed_at, input_tokens, output_tokens, body, conversation_id, conversation_pos)
-"""
-INSERT_FIRST_RESPONSE, _first_row = numbered(f"""{_COLUMNS}
-VALUES (:id, :owner, :id, NULL, :weight, :bytes, :own_bytes, :status, :model, :created_at, :completed_at,
-        :input_tokens, :output_tokens, :body, :conversation_id,
-        (SELECT next_pos - :joining FROM conversations WHERE owner = :owner AND id = :conversation_id))
-""")
-
-# Inserts nothing when the predecessor is gone (or going: its chain is being cleared away) or belongs to somebody else;
-# the statement demands one row.
-INSERT_NEXT_RESPONSE, _next_row = numbered(f"""{_COLUMNS}
-SELECT :id, :owner, prev.chain_id, prev.id, prev.history_items + :weight, prev.history_bytes + :bytes, :own_bytes,
-       :status, :model, :created_at, :completed_at, :input_tokens, :output_tokens, :body, NULL, NULL
-FROM responses prev WHERE prev.id = :prev_id AND prev.owner = :owner
-  AND (SELECT expires_at FROM chains WHERE chains.id = prev.chain_id) IS NULL
-""")
-
-TOUCH_CHAIN = """
-UPDATE chains SET updated_at = max(updated_at, :at) WHERE id = (SELECT chain_id FROM responses WHERE id = :id)
-"""
-
-INSERT_ITEM = """
-INSERT INTO response_items (response_id, dir, seq, item_id, type, body, shown) VALUES (?, ?, ?, ?, ?, ?, ?)
-"""
-
-# Only the response that holds the conversation's lock may add to it, and gives the lock back with it.
-JOIN_CONVERSATION = """
-UPDATE conversations SET next_pos = next_pos + :joining, updated_at = max(updated_at, :at),
-                         locked_by = NULL, locked_until = 0
-WHERE owner = :owner AND id = :conversation_id AND locked_by = :id
-"""
-INSERT_CONVERSATION_ITEMS = """
-INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, response_id, body, shown)
-SELECT :owner, :conversation_id, r.conversation_pos + row_number() OVER (ORDER BY i.dir, i.seq) - 1,
-       i.item_id, i.type, r.id, i.body, i.shown
-FROM responses r CROSS JOIN response_items i ON i.response_id = r.id WHERE r.id = :id
-"""
 
 # What was in the conversation before the response at the beginning of a chain; nothing when it is another conversation.
 _THERE = f"AND c.locked_by IS NOT '{SWEEPER}'"  # some of a conversation that is being cleared away may be gone already
@@ -187,21 +141,6 @@ LIST_FORWARD_BEHIND = _LIST.format(order="ASC", behind=_BEHIND.format(sign=">"),
 LIST_BACKWARD_BEHIND = _LIST.format(order="DESC", behind=_BEHIND.format(sign="<"), cut=_NEWEST)
 IS_RESPONSE = "SELECT 1 FROM responses WHERE id = :cursor AND owner = :owner"
 
-# First the chain when this response is the last one of it (the response then goes with its chain), else the
-# response; items follow by foreign key. One of the two changes a row when there was something to delete.
-DELETE_LAST_OF_CHAIN = """
-DELETE FROM chains
-WHERE id = (SELECT chain_id FROM responses WHERE id = :id AND owner = :owner)
-  AND NOT EXISTS (SELECT 1 FROM responses other WHERE other.chain_id = chains.id AND other.id <> :id)
-"""
-DELETE_RESPONSE = "DELETE FROM responses WHERE id = :id AND owner = :owner"
-
-# Its client was told that it could not be stored.
-LEAVE_NOTHING = """
-DELETE FROM conversation_items
-WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :id
-"""
-
 # Both halves of `ping`. The write is a real one (it sets a field of the file header that nothing else uses), so a
 # full disk or a lost write permission is seen before a response fails for it.
 PROBE_READ = "SELECT count(*) FROM schema_migrations"
@@ -235,8 +174,8 @@ class SqliteResponseStore:
         """Store a finished response with its items, all or nothing; see `ResponseStore.save`."""
         try:
             bind, unbind = self._keys.bound(record.once, record.id)
-            unit = [*bind, *save_statements(record)]
-            await self._writer.run(unit, undo=lambda: [*unbind, *unsave_statements(record)])
+            unit = [*bind, *save_steps(record)]
+            await self._writer.run(unit, undo=lambda: [*unbind, *unsave_steps(record)])
         except RowsMissing:
             if record.once is not None:
                 raise StoreError("Its idempotency key, its conversation or its predecessor is not its own.") from None
@@ -353,59 +292,6 @@ class SqliteResponseStore:
         if (full := self._writer.full) is not None:
             raise StoreError(str(full), reason=full.reason)
         await self._readers.fetch(PROBE_READ, {})
-
-
-def save_statements(record: ResponseRecord) -> list[Statement]:
-    items: list[tuple[Any, ...]] = []
-    size = 0
-    for direction, given in enumerate((record.input_items, record.output_items)):
-        for seq, item in enumerate(given):
-            items.append((record.id, direction, seq, item.id, item.type, item.body, item.shown))
-            size += item.size
-    created, completed, usage = milliseconds(record.created_at), None, record.usage
-    if record.completed_at is not None:
-        completed = milliseconds(record.completed_at)
-    joins = record.joins_conversation
-    named: dict[str, Any] = {
-        "id": record.id,
-        "owner": record.owner,
-        "bytes": size,
-        "own_bytes": size + len(record.body),
-        "prev_id": record.previous_response_id,
-        "weight": max(1, len(items)),
-        "status": record.status,
-        "model": record.model,
-        "created_at": created,
-        "completed_at": completed,
-        "input_tokens": usage.input_tokens if usage else None,
-        "output_tokens": usage.output_tokens if usage else None,
-        "body": record.body,
-        "at": completed or created,
-        "conversation_id": record.conversation_id,
-        "joining": len(items) if joins else 0,
-    }
-    if record.previous_response_id is None:
-        rows = [Statement(INSERT_CHAIN, _chain_row(named)), Statement(INSERT_FIRST_RESPONSE, _first_row(named))]
-    else:
-        rows = [
-            Statement(INSERT_NEXT_RESPONSE, _next_row(named), rows=1),
-            Statement(TOUCH_CHAIN, named, rows=1),
-        ]
-    rows.append(Statement(INSERT_ITEM, items, many=True))
-    if joins:
-        # First, so that the response's row learns where its items begin.
-        return [Statement(JOIN_CONVERSATION, named, rows=1), *rows, Statement(INSERT_CONVERSATION_ITEMS, named)]
-    if record.conversation_id is not None:
-        # A response that failed adds nothing: a second try must not find its question asked already.
-        rows.append(Statement(RELEASE_CONVERSATION, named))
-    return rows
-
-
-def unsave_statements(record: ResponseRecord) -> list[Statement]:
-    """Takes back what `save_statements` did, should that take effect after its client was told that it failed."""
-    named = {"id": record.id, "owner": record.owner, "conversation_id": record.conversation_id}
-    gone = [Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE_RESPONSE, named)]
-    return [Statement(LEAVE_NOTHING, named), *gone] if record.joins_conversation else gone
 
 
 def _is_duplicate(error: StoreError) -> bool:

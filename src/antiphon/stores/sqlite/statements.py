@@ -1,15 +1,14 @@
-"""What the writer runs: the statements of a unit.
+"""What the writer runs: the steps of a unit.
 
-Lives here: what a statement may ask for, and how it is run. Not here: transactions, threads (`writer.py`), SQL of any
-store.
+Lives here: what a statement, and rows for a table, may ask for. Not here: how they are run (`units.py`), transactions,
+threads (`writer.py`), SQL of any store.
 
-Invariant: a statement can be run again after its transaction was rolled back, and then all that it tells is told anew.
+Invariant: a step can be run again after its transaction was rolled back, and then all that it tells is told anew.
 """
 
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
@@ -20,7 +19,7 @@ from antiphon.errors import StoreError
 
 Parameters = Mapping[str, Any] | Sequence[Any]
 Counts = tuple[int, ...]
-"""For each statement of a unit, how many rows it changed."""
+"""For each step of a unit, how many rows it changed."""
 
 _NAME = re.compile(r":([a-z_]+)")
 
@@ -47,28 +46,49 @@ class Statement(Struct, frozen=True):
     into: list[Any] | None = None
 
 
+class Insertion:
+    """How rows come into a table: one statement for any number of them, of which each gives as many rows, or fewer."""
+
+    def __init__(self, before: str, row: str, behind: str = "") -> None:
+        """`row` with its parameters in brackets, once for each row between what stands `before` and `behind`."""
+        self.width = row.count("?")
+        self._before = before
+        self._row = row
+        self._behind = behind
+        self._made: dict[int, str] = {}
+
+    def sql(self, count: int) -> str:
+        """The statement for so many rows."""
+        sql = self._made.get(count)
+        if sql is None:
+            sql = self._made[count] = f"{self._before} {', '.join([self._row] * count)} {self._behind}"
+        return sql
+
+
+class Rows(Struct, frozen=True):
+    """Rows that a unit adds, all of them or none with `RowsMissing`. `values` are those of all rows, one behind the
+    other.
+
+    `light`: they may be added together with those of other units. What a statement was given last stays in memory.
+    """
+
+    insertion: Insertion
+    values: tuple[Any, ...]
+    light: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many rows these are."""
+        return len(self.values) // self.insertion.width
+
+    @property
+    def sql(self) -> str:
+        """One of the statements that add them."""
+        return self.insertion.sql(1)
+
+
+Step = Statement | Rows
+
+
 class RowsMissing(StoreError):
-    """A statement did not find the rows it must change; the unit was undone."""
-
-
-def run_statements(connection: sqlite3.Connection, statements: Sequence[Statement]) -> Counts:
-    """Run them in their order. Raises `RowsMissing` and `sqlite3.Error`; the caller's transaction undoes them then."""
-    return tuple([_run(connection, statement) for statement in statements])
-
-
-def adds(statement: Statement) -> bool:
-    """Whether it takes room."""
-    return statement.sql.lstrip()[:6].upper() == "INSERT" and bool(statement.parameters)
-
-
-def _run(connection: sqlite3.Connection, statement: Statement) -> int:
-    if statement.into is not None:
-        statement.into[:] = connection.execute(statement.sql, statement.parameters).fetchall()
-        changed = len(statement.into)
-    elif statement.many:
-        changed = connection.executemany(statement.sql, statement.parameters).rowcount if statement.parameters else 0
-    else:
-        changed = connection.execute(statement.sql, statement.parameters).rowcount
-    if statement.rows is not None and changed != statement.rows:
-        raise RowsMissing("A row that must be there is missing.")
-    return changed
+    """A step did not find the rows it must change, or add to; the unit was undone."""

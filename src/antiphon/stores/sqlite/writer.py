@@ -1,9 +1,10 @@
 """The one writer of a SQLite database in this process: a thread with group commit.
 
-Lives here: the queue of units, the transaction they share, how long a caller waits, and how results travel back to the
-event loop. Not here: table names or SQL of any store; reading (`readers.py`).
+Lives here: the queue of units, the transaction they share, and how results travel back to the event loop. Not here: how
+the steps of units are run (`units.py`), whose time is over (`deadlines.py`), table names or SQL of any store, reading
+(`readers.py`).
 
-A *unit* is a list of statements that happen all or not at all. The thread takes every unit that is waiting, runs all
+A *unit* is a list of steps that happen all or not at all. The thread takes every unit that is waiting, runs all
 of them in one transaction, and commits once, so that the price of `synchronous=FULL` (one flush to disk) is shared by
 all of them. No transaction is ever held across an `await`.
 
@@ -31,7 +32,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
 
 import structlog
 
@@ -42,12 +43,25 @@ from antiphon.stores.sqlite.database import (
     store_error,
     wait_for_lock,
 )
+from antiphon.stores.sqlite.deadlines import Deadlines
 from antiphon.stores.sqlite.place import Place, place_of
-from antiphon.stores.sqlite.statements import Counts, Statement, adds, run_statements
+from antiphon.stores.sqlite.statements import Counts, Step
+from antiphon.stores.sqlite.units import (
+    Answer,
+    Undo,
+    Unit,
+    adds,
+    answers_of,
+    begin_commit,
+    close_group,
+    note_committed,
+    run_steps,
+    run_together,
+    settle,
+    still_wanted,
+)
 
 _log = structlog.get_logger(__name__)
-
-Undo = Sequence[Statement] | Callable[[], Sequence[Statement]]
 
 _CLEARLY_MORE = 1 << 18
 
@@ -72,26 +86,6 @@ def writer_limits(timeouts: TimeoutSettings) -> WriterLimits:
     return WriterLimits(seconds=timeouts.save, settle_seconds=max(timeouts.save, timeouts.settle))
 
 
-@dataclass(slots=True, eq=False)
-class _Unit:
-    """The flags are guarded by the writer's lock. `withdrawn`: must not take effect. `committing`: cannot be taken back
-    any more. `committed`: took effect. `over`: its outcome is known. `forsaken`: its caller was told that nobody knows.
-    """
-
-    statements: Sequence[Statement]
-    undo: Undo
-    future: asyncio.Future[Counts]
-    loop: asyncio.AbstractEventLoop
-    timer: asyncio.TimerHandle | None = None
-    result: Counts = ()
-    error: StoreError | None = None
-    withdrawn: bool = False
-    committing: bool = False
-    committed: bool = False
-    over: bool = False
-    forsaken: bool = False
-
-
 class SqliteWriter:
     """Runs units in a thread of its own; `run` may be called from any event loop of the process."""
 
@@ -105,10 +99,13 @@ class SqliteWriter:
         self._place = place_of(where)
         self._prepare = prepare
         self._limits = limits
-        self._changed = threading.Condition()
-        self._waiting: deque[_Unit] = deque()
+        self._lock = threading.Lock()
+        self._waiting: deque[Unit] = deque()
         self._released = False
-        self._releasing: set[asyncio.AbstractEventLoop] = set()
+        self._news: SimpleQueue[None] = SimpleQueue()
+        """Something has come whenever units are released, and at the end."""
+        self._idle = False
+        self._deadlines: dict[asyncio.AbstractEventLoop, Deadlines] = {}
         self._closing = False
         self._lost = False
         self._room_when_full = 0
@@ -137,91 +134,98 @@ class SqliteWriter:
             await self.aclose()
             raise
 
-    async def run(self, statements: Sequence[Statement], *, undo: Undo = ()) -> Counts:
-        """Run the statements as one unit; returns once they are durable.
+    async def run(self, steps: Sequence[Step], *, undo: Undo = ()) -> Counts:
+        """Run the steps as one unit; returns once they are durable.
 
         Raises `StoreError`: then they had no effect, unless its reason is `unknown`. In that case `undo` is run should
         they take effect later (a function that makes it is called in the thread, and only then). Cancelling the caller
         takes the unit back if its commit has not begun.
         """
         loop = asyncio.get_running_loop()
-        unit = _Unit(statements, undo, loop.create_future(), loop)
-        with self._changed:
+        deadlines = self._deadlines.get(loop)
+        if deadlines is None:
+            deadlines = self._deadlines[loop] = Deadlines(loop, self._expire)
+        unit = Unit(steps, undo, loop.create_future(), loop)
+        with self._lock:
             if self._closing:
                 raise StoreError("The store is closed.")
             if len(self._waiting) >= self._limits.queued:
                 raise StoreError(f"The store is overloaded: {len(self._waiting)} writes are waiting.", reason="busy")
             self._waiting.append(unit)
-        if loop not in self._releasing:
-            self._releasing.add(loop)
+        if not deadlines.releasing:
+            deadlines.releasing = True
             # Behind what the event loop does before it looks for new work: units that come of one turn are one group,
             # and the thread asks for the interpreter when the loop has none to do.
-            loop.call_soon(self._release, loop)
-        unit.timer = loop.call_later(self._limits.seconds, self._expire, unit)
+            loop.call_soon(self._release, deadlines)
+        deadlines.wait(unit, self._limits.seconds)
         try:
             return await unit.future
         except asyncio.CancelledError:
             self._withdraw(unit)
             raise
         finally:
-            unit.timer.cancel()
+            deadlines.forget(unit)
 
-    def _release(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _release(self, deadlines: Deadlines) -> None:
         """Let the thread take what came of this turn of the loop."""
-        self._releasing.discard(loop)
-        with self._changed:
-            if self._waiting:
-                self._released = True
-                self._changed.notify()
+        deadlines.releasing = False
+        with self._lock:
+            if self._released or not self._waiting:
+                return
+            self._released = True
+        self._news.put(None)
 
-    def _expire(self, unit: _Unit) -> None:
-        """The caller has waited long enough for the commit to begin."""
+    def _expire(self, unit: Unit) -> None:
+        """The caller has waited long enough for the commit to begin, or else for its end."""
         limits = self._limits
         if unit.future.done():
             return
-        if self._withdraw(unit):
+        if unit.late:
+            self._forsake(unit)
+        elif self._withdraw(unit):
             message = f"Writing to {self._place} did not begin within {limits.seconds:g} seconds ('timeouts.save')."
             unit.future.set_exception(StoreError(message, reason="slow", setting="timeouts.save"))
         else:
-            left = max(0.0, limits.settle_seconds - limits.seconds)
-            unit.timer = unit.loop.call_later(left, self._forsake, unit)
+            unit.late = True
+            self._deadlines[unit.loop].wait(unit, max(0.0, limits.settle_seconds - limits.seconds))
 
-    def _withdraw(self, unit: _Unit) -> bool:
+    def _withdraw(self, unit: Unit) -> bool:
         """Take the unit back; False when its commit has begun."""
-        with self._changed:
+        with self._lock:
             unit.withdrawn = not unit.committing
             return unit.withdrawn
 
-    def _forsake(self, unit: _Unit) -> None:
+    def _forsake(self, unit: Unit) -> None:
         """The disk has not said for very long whether it has committed: the caller is told that."""
-        with self._changed:
+        with self._lock:
             if unit.over:
                 return  # it has: the answer is on its way
             unit.forsaken = True
         limit = f"{self._limits.settle_seconds:g} seconds ('timeouts.settle')"
-        if not unit.future.done():
-            then = "; if it does later, it is undone" if unit.undo else "; it may still take effect"
-            message = f"A commit in {self._place} did not end within {limit}{then}."
-            unit.future.set_exception(StoreError(message, reason="unknown", setting="timeouts.settle"))
+        then = "; if it does later, it is undone" if unit.undo else "; it may still take effect"
+        message = f"A commit in {self._place} did not end within {limit}{then}."
+        unit.future.set_exception(StoreError(message, reason="unknown", setting="timeouts.settle"))
 
     async def aclose(self) -> None:
         """Run what was accepted, then close the database and end the thread; a disk that stands still is not waited for
         longer than any caller would."""
         loop = asyncio.get_running_loop()
         stopped: asyncio.Future[None] = loop.create_future()
-        with self._changed:
+        with self._lock:
             self._closing = True
-            self._changed.notify()
             if self._ended.is_set() or not self._thread.ident:
                 stopped.set_result(None)
             else:
                 self._stop_watchers.append((loop, stopped))
+        self._news.put(None)
         await asyncio.wait({stopped}, timeout=self._limits.settle_seconds)
         if not stopped.done():
             stopped.cancel()
             _log.error("database_not_closed", database=str(self._place), seconds=self._limits.settle_seconds)
         elif self._thread.ident:
             self._thread.join()  # its last act was to wake us
+        if stopped.done() and (deadlines := self._deadlines.pop(loop, None)) is not None:
+            deadlines.close()
 
     # Everything below runs in the thread.
 
@@ -266,26 +270,30 @@ class SqliteWriter:
         _tell(loop, [(started, None, error)])
         return connection
 
-    def _take(self) -> list[_Unit]:
+    def _take(self) -> list[Unit]:
         """Everything that waits, once it is released, up to a group; empty when closing and nothing is left."""
-        with self._changed:
-            while not (self._released and self._waiting) and not self._closing:
-                self._changed.wait()
-            group = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._limits.group))]
-            self._released = bool(self._waiting)
-            return group
+        while True:
+            with self._lock:
+                if self._closing or (self._released and self._waiting):
+                    some = min(len(self._waiting), self._limits.group)
+                    group = [self._waiting.popleft() for _ in range(some)]
+                    self._released = bool(self._waiting)
+                    return group
+            self._idle = True
+            self._news.get()
+            self._idle = False
 
-    def _write(self, connection: sqlite3.Connection, group: list[_Unit]) -> StoreError | None:
+    def _write(self, connection: sqlite3.Connection, group: list[Unit]) -> StoreError | None:
         """Run the group in one transaction; the error is the group's, a unit's own is noted on the unit."""
         try:
             apart = False
             while True:
                 wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), self._limits.lock_seconds)
-                ran = [unit for unit in group if not unit.withdrawn]
+                ran = still_wanted(group)
                 if apart:
                     for unit in ran:
                         self._run_apart(connection, unit)
-                elif not _run_together(connection, ran):
+                elif not run_together(connection, ran):
                     apart = True
                     connection.execute("ROLLBACK")
                     continue
@@ -296,8 +304,7 @@ class SqliteWriter:
             # Not before the statements as well: what they do to files that are not in their places is nobody's loss.
             self._look()
             connection.execute("COMMIT")
-            for unit in ran:
-                unit.committed = unit.error is None
+            note_committed(ran)
             self._look()
         except Exception as cause:
             if connection.in_transaction:
@@ -316,39 +323,35 @@ class SqliteWriter:
             return lost
         return store_error("Writing", self._place, cause)
 
-    def _note_room(self, group: Sequence[_Unit], error: StoreError | None) -> None:
+    def _note_room(self, group: Sequence[Unit], error: StoreError | None) -> None:
         """Full until something is added again, or there is clearly more room than there was."""
+        if error is None and self.full is None and all(unit.error is None for unit in group):
+            return
         failures = [unit.error for unit in group if unit.error is not None]
         full = next((each for each in (error, *failures) if each is not None and each.reason == "full"), None)
         if full is not None:
             self.full, self._room_when_full = full, self._place.room()
         elif self.full is not None and error is None:
-            added = any(adds(statement) for unit in group if unit.committed for statement in unit.statements)
+            added = any(adds(unit) for unit in group if unit.committed)
             if added or self._place.room() > self._room_when_full + _CLEARLY_MORE:
                 self.full = None
 
-    def _may_commit(self, ran: Sequence[_Unit]) -> bool:
+    def _may_commit(self, ran: Sequence[Unit]) -> bool:
         """From here on none of them can be taken back; False when one was."""
-        with self._changed:
-            if any(unit.withdrawn for unit in ran):
-                return False
-            for unit in ran:
-                unit.committing = True
-        return True
+        with self._lock:
+            return begin_commit(ran)
 
-    def _close_group(self, group: Sequence[_Unit], error: StoreError | None) -> list[_Unit]:
+    def _close_group(self, group: Sequence[Unit], error: StoreError | None) -> list[Unit]:
         """The outcome is known; what took effect although its caller is told, or was told, that it failed."""
-        with self._changed:
-            for unit in group:
-                unit.over = True
-            return [unit for unit in group if unit.committed and (unit.forsaken or error is not None)]
+        with self._lock:
+            return close_group(group, error)
 
-    def _undo(self, connection: sqlite3.Connection, wrong: Sequence[_Unit]) -> None:
+    def _undo(self, connection: sqlite3.Connection, wrong: Sequence[Unit]) -> None:
         undone = [unit for unit in wrong if unit.undo]
         try:
             wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), self._limits.lock_seconds)
             for unit in undone:
-                run_statements(connection, unit.undo() if callable(unit.undo) else unit.undo)
+                run_steps(connection, unit.undo() if callable(unit.undo) else unit.undo)
             connection.execute("COMMIT")
         except Exception as cause:
             if connection.in_transaction:
@@ -373,12 +376,12 @@ class SqliteWriter:
             _log.warning("database_found_again", database=str(self._place))
         self._lost = False
 
-    def _run_apart(self, connection: sqlite3.Connection, unit: _Unit) -> None:
+    def _run_apart(self, connection: sqlite3.Connection, unit: Unit) -> None:
         """Run it so that it can be undone alone; what went wrong is noted on it."""
         unit.error = None
         connection.execute("SAVEPOINT unit")
         try:
-            unit.result = run_statements(connection, unit.statements)
+            unit.result = run_steps(connection, unit.steps)
         except Exception as cause:
             if not connection.in_transaction:
                 # A full disk or an I/O error ends the whole transaction, and the neighbours' work with it.
@@ -389,18 +392,12 @@ class SqliteWriter:
                 unit.error.__cause__ = cause
         connection.execute("RELEASE unit")
 
-    def _answer(self, group: list[_Unit], error: StoreError | None) -> None:
-        # One wake-up per event loop and group, not one per unit.
-        by_loop: dict[asyncio.AbstractEventLoop, list[_Answer]] = {}
-        for unit in group:
-            # An exception of its own for each caller: raising one adds to its traceback.
-            failure = unit.error if error is None else _again(error)
-            by_loop.setdefault(unit.loop, []).append((unit.future, unit.result, failure))
-        for loop, answers in by_loop.items():
+    def _answer(self, group: list[Unit], error: StoreError | None) -> None:
+        for loop, answers in answers_of(group, error).items():
             _tell(loop, answers)
 
     def _end(self) -> None:
-        with self._changed:
+        with self._lock:
             self._closing = True
             left = list(self._waiting)
             self._waiting.clear()
@@ -412,40 +409,7 @@ class SqliteWriter:
             _tell(loop, [(stopped, None, None)])
 
 
-_Answer = tuple[asyncio.Future[Any], Any, StoreError | None]
-
-
-def _run_together(connection: sqlite3.Connection, units: Sequence[_Unit]) -> bool:
-    """Run them one after the other; False when one failed, and the transaction is to be rolled back."""
-    try:
-        for unit in units:
-            unit.result = run_statements(connection, unit.statements)
-    except Exception:
-        if not connection.in_transaction:
-            # A full disk or an I/O error has ended it: there is no use in another try.
-            raise
-        return False
-    return True
-
-
-def _again(error: StoreError) -> StoreError:
-    copy = StoreError(*error.args, reason=error.reason)
-    copy.__cause__ = error.__cause__
-    return copy
-
-
-def _settle(answers: Sequence[_Answer]) -> None:
-    """In the event loop: hand results over; a future whose caller left is already done."""
-    for future, result, error in answers:
-        if future.done():
-            continue
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-
-def _tell(loop: asyncio.AbstractEventLoop, answers: Sequence[_Answer]) -> None:
+def _tell(loop: asyncio.AbstractEventLoop, answers: Sequence[Answer]) -> None:
     # The loop is closed only when its program ended without closing the store: nobody is left to tell.
     with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(_settle, answers)
+        loop.call_soon_threadsafe(settle, answers)

@@ -1,0 +1,214 @@
+"""Units of writes, and how a group of them is run in one transaction.
+
+Lives here: what is known of a unit, running its steps, and the steps of units that are alike as one. Not here: the
+transaction and its thread, who waits for a unit (`writer.py`), what steps are (`statements.py`).
+
+For each statement that runs, Python's sqlite3 gives up the interpreter several times, and gets it back from a busy
+event loop by way of the kernel. So rows that several units add to the same table are added by one statement. It
+succeeds for all of them or fails for all of them; which unit it was is found out by running them apart.
+
+Invariant: what a group does together is what its units do one after the other, unless that fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from antiphon.errors import StoreError
+from antiphon.stores.sqlite.statements import Counts, Insertion, Rows, RowsMissing, Step
+
+Undo = Sequence[Step] | Callable[[], Sequence[Step]]
+Answer = tuple[asyncio.Future[Any], Any, StoreError | None]
+
+# Each number of rows is a statement of its own, which is kept prepared: any number up to the first, or one of these.
+_FEW = 8
+_MANY = (32, 16)
+
+
+class Unit:
+    """Steps that happen all or not at all, and who waits for that.
+
+    The flags are guarded by the writer's lock. `withdrawn`: must not take effect. `committing`: cannot be taken back
+    any more. `committed`: took effect. `over`: its outcome is known. `forsaken`: its caller was told that nobody knows.
+    """
+
+    def __init__(
+        self, steps: Sequence[Step], undo: Undo, future: asyncio.Future[Counts], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.steps = steps
+        self.undo = undo
+        self.future = future
+        self.loop = loop
+        self.due = 0.0
+        self.late = False
+        self.result: Counts = ()
+        self.error: StoreError | None = None
+        self.withdrawn = False
+        self.committing = False
+        self.committed = False
+        self.over = False
+        self.forsaken = False
+
+
+def run_steps(connection: sqlite3.Connection, steps: Sequence[Step]) -> Counts:
+    """Run them in their order. Raises `RowsMissing` and `sqlite3.Error`; the caller's transaction undoes them then."""
+    return tuple([_run(connection, step) for step in steps])
+
+
+def run_together(connection: sqlite3.Connection, units: Sequence[Unit]) -> bool:
+    """Run them all; False when one failed, and the transaction is to be rolled back."""
+    try:
+        at = 0
+        while at < len(units):
+            end = at + 1
+            while end < len(units) and _alike(units[at].steps, units[end].steps):
+                end += 1
+            if end == at + 1:
+                units[at].result = run_steps(connection, units[at].steps)
+            else:
+                _run_alike(connection, units[at:end])
+            at = end
+    except Exception:
+        if not connection.in_transaction:
+            # A full disk or an I/O error has ended it: there is no use in another try.
+            raise
+        return False
+    return True
+
+
+def still_wanted(group: Sequence[Unit]) -> list[Unit]:
+    """Those that nobody has taken back."""
+    return [unit for unit in group if not unit.withdrawn]
+
+
+def begin_commit(units: Sequence[Unit]) -> bool:
+    """Under the lock: from here on none of them can be taken back; False when one was."""
+    for unit in units:
+        if unit.withdrawn:
+            return False
+    for unit in units:
+        unit.committing = True
+    return True
+
+
+def note_committed(units: Sequence[Unit]) -> None:
+    """Those that did not fail took effect."""
+    for unit in units:
+        unit.committed = unit.error is None
+
+
+def close_group(group: Sequence[Unit], error: StoreError | None) -> list[Unit]:
+    """Under the lock: the outcome is known; what took effect although its caller is told, or was told, that it
+    failed."""
+    for unit in group:
+        unit.over = True
+    return [unit for unit in group if unit.committed and (unit.forsaken or error is not None)]
+
+
+def answers_of(group: Sequence[Unit], error: StoreError | None) -> dict[asyncio.AbstractEventLoop, list[Answer]]:
+    """What is to be told to whom: one wake-up per event loop and group, not one per unit."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
+    for unit in group:
+        # An exception of its own for each caller: raising one adds to its traceback.
+        failure = unit.error if error is None else _again(error)
+        answers = by_loop.get(unit.loop)
+        if answers is None:
+            answers = by_loop[unit.loop] = []
+        answers.append((unit.future, unit.result, failure))
+    return by_loop
+
+
+def settle(answers: Sequence[Answer]) -> None:
+    """In the event loop: hand results over; a future whose caller left is already done."""
+    for future, result, error in answers:
+        if future.done():
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+
+def adds(unit: Unit) -> bool:
+    """Whether it takes room."""
+    return any(_adds(step) for step in unit.steps)
+
+
+def _adds(step: Step) -> bool:
+    if isinstance(step, Rows):
+        return bool(step.values)
+    return step.sql.lstrip()[:6].upper() == "INSERT" and bool(step.parameters)
+
+
+def _run(connection: sqlite3.Connection, step: Step) -> int:
+    if isinstance(step, Rows):
+        return _add(connection, step.insertion, step.values)
+    if step.into is not None:
+        step.into[:] = connection.execute(step.sql, step.parameters).fetchall()
+        changed = len(step.into)
+    elif step.many:
+        changed = connection.executemany(step.sql, step.parameters).rowcount if step.parameters else 0
+    else:
+        changed = connection.execute(step.sql, step.parameters).rowcount
+    if step.rows is not None and changed != step.rows:
+        raise RowsMissing("A row that must be there is missing.")
+    return changed
+
+
+def _add(connection: sqlite3.Connection, insertion: Insertion, values: Sequence[Any]) -> int:
+    """Add the rows in as few statements as there are for their number."""
+    width = insertion.width
+    count = len(values) // width
+    at = 0
+    while at < count:
+        some = count - at
+        if some > _FEW:
+            some = next((many for many in _MANY if many <= some), _FEW)
+        given = values if some == count else values[at * width : (at + some) * width]
+        if connection.execute(insertion.sql(some), given).rowcount != some:
+            raise RowsMissing("A row that must be there is missing.")
+        at += some
+    return count
+
+
+def _alike(one: Sequence[Step], other: Sequence[Step]) -> bool:
+    """Whether two units do the same with other values, and begin with rows that may be added together."""
+    if len(one) != len(other):
+        return False
+    for number, (step, beside) in enumerate(zip(one, other, strict=True)):
+        if isinstance(step, Rows):
+            if not isinstance(beside, Rows) or step.insertion is not beside.insertion:
+                return False
+            if not step.light or not beside.light:
+                return False
+        elif number == 0 or isinstance(beside, Rows) or step.sql is not beside.sql:
+            return False
+    return True
+
+
+def _run_alike(connection: sqlite3.Connection, units: Sequence[Unit]) -> None:
+    """Run units that are alike, step by step of all of them."""
+    counts: list[list[int]] = [[] for _ in units]
+    for number, first in enumerate(units[0].steps):
+        if isinstance(first, Rows):
+            values: list[Any] = []
+            for unit, counted in zip(units, counts, strict=True):
+                step = unit.steps[number]
+                assert isinstance(step, Rows)
+                values.extend(step.values)
+                counted.append(step.count)
+            _add(connection, first.insertion, values)
+        else:
+            for unit, counted in zip(units, counts, strict=True):
+                counted.append(_run(connection, unit.steps[number]))
+    for unit, counted in zip(units, counts, strict=True):
+        unit.result = tuple(counted)
+
+
+def _again(error: StoreError) -> StoreError:
+    copy = StoreError(*error.args, reason=error.reason)
+    copy.__cause__ = error.__cause__
+    return copy
