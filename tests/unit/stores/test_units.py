@@ -39,7 +39,7 @@ def connection(ran: list[str]) -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
-def units(*each: Sequence[Step]) -> list[Unit]:
+def units(*each: Sequence[Any]) -> list[Unit]:
     loop = asyncio.new_event_loop()
     loop.close()
     return [Unit(steps, (), asyncio.Future(loop=loop), loop) for steps in each]

@@ -85,16 +85,32 @@ class Saver:
         task.add_done_callback(self._under_way.discard)
         return task
 
-    async def _store_record(self, record: ResponseRecord) -> None:
-        """Save, and see to what the response holds: that goes with the row, or without it."""
-        # What failed gives its key back: trying again is trying again.
-        record = self._with_key(record) if record.status in ("completed", "incomplete") else record
-        kept = False
+    async def _store_record(self, record: ResponseRecord, saved: asyncio.Future[None]) -> None:
+        """Save, and see to what the response holds: that goes with the row, or without it. `saved` hears of the end,
+        unless nobody waits for it any more."""
         try:
-            await self._history.save(record)
-            kept = True
-        finally:
-            await self._part(record, kept=kept)
+            # What failed gives its key back: trying again is trying again.
+            record = self._with_key(record) if record.status in ("completed", "incomplete") else record
+            kept = False
+            try:
+                await self._history.save(record)
+                kept = True
+            finally:
+                if self._holds(record):
+                    await self._part(record, kept=kept)
+        except Exception as error:
+            if not saved.done():
+                saved.set_exception(error)
+        except BaseException:
+            saved.cancel()
+            raise
+        else:
+            if not saved.done():
+                saved.set_result(None)
+
+    def _holds(self, record: ResponseRecord) -> bool:
+        """Whether a response holds anything, or did until it was saved."""
+        return record.conversation_id is not None or (self._keys is not None and self._keys.of(record.id) is not None)
 
     def _with_key(self, record: ResponseRecord) -> ResponseRecord:
         once = self._keys.of(record.id) if self._keys is not None else None
@@ -136,14 +152,18 @@ class Saver:
     async def save(self, action: SaveResponse) -> StoreError | None:
         """Save; the write goes on when the request's task is cancelled meanwhile. The store says in bounded time what
         became of it (`ResponseStore.save`)."""
-        task = self.keep_going(self._store_record(action.record))
+        # Of its own, so that whoever is cancelled cancels nothing else. A shield, and what is called when a task is
+        # done, would be for every response what few need.
+        saved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.keep_going(self._store_record(action.record, saved))
         try:
             with self._metrics.storage("save"):
-                await asyncio.shield(task)
+                await saved
         except StoreError as error:
             return error
         except asyncio.CancelledError:
-            task.add_done_callback(look_at)
+            # It may have come to its end in the same moment.
+            look_at(saved)
             raise
         return None
 

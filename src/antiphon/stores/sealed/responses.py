@@ -7,6 +7,9 @@ Invariant: a running response's object says so, though the stores cannot write i
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from typing import Any
+
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, ResponseStore, StoredResponse
 from antiphon.engine.ports.stored_bodies import with_status
@@ -22,9 +25,9 @@ class SealedResponses:
         self.delete = beneath.delete
         self.ping = beneath.ping
 
-    async def save(self, record: ResponseRecord) -> None:
+    def save(self, record: ResponseRecord) -> Coroutine[Any, Any, None]:
         """Store a finished response; see `History.save`."""
-        await self._beneath.save(self._bodies.seal_record(record))
+        return self._beneath.save(self._bodies.seal_record(record))
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
         """Every item of the chain that ends in `response_id`; see `History.load_chain`."""
