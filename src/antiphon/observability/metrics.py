@@ -11,10 +11,8 @@ is asked for at a scrape, and a scrape waits for nobody longer than `_REFRESH_SE
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
@@ -22,10 +20,9 @@ import structlog
 from antiphon.engine.ports.actions import Usage
 from antiphon.errors import StoreError
 from antiphon.observability import metric_names as names
-from antiphon.observability import span_names
 from antiphon.observability.outages import Outage
+from antiphon.observability.storage_operation import StorageOperation
 from antiphon.observability.tallies import Counts, Level, Names, Read, Reading, Spread
-from antiphon.observability.tracing import is_traced, span
 
 if TYPE_CHECKING:
     from antiphon.observability.exposition import Exposition
@@ -33,33 +30,6 @@ if TYPE_CHECKING:
 _REFRESH_SECONDS = 1.0
 _Kept = TypeVar("_Kept", Counts, Spread, Level, Read)
 _log = structlog.get_logger(__name__)
-
-
-class _StorageOperation:
-    """A block that is one. (As a generator, around another for a span that is not kept, it took five times as long.)"""
-
-    __slots__ = ("_metrics", "_operation", "_span", "_started")
-
-    def __init__(self, metrics: Metrics, operation: str) -> None:
-        self._metrics = metrics
-        self._operation = operation
-        self._span: AbstractContextManager[object] | None = None
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-        if is_traced():
-            name, system = f"{span_names.STORE} {self._operation}", "sqlite"
-            self._span = span(name, "client", db__system__name=system, db__operation__name=self._operation)
-            self._span.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._span is not None:
-            self._span.__exit__(kind, error, traceback)
-        if kind is None or not issubclass(kind, asyncio.CancelledError):
-            result = "error" if kind is not None and issubclass(kind, StoreError) else "ok"
-            self._metrics.storage_operation(self._operation, result, time.perf_counter() - self._started)
 
 
 class Metrics:
@@ -173,12 +143,7 @@ class Metrics:
     def storage(self, operation: str) -> AbstractContextManager[None]:
         """Around one store operation, which is a span of its trace; it ends with `error` when it raises `StoreError`.
         One that was cancelled counts for nothing: nobody knows how it went."""
-        return _StorageOperation(self, operation)
-
-    def storage_operation(self, operation: str, result: str, seconds: float) -> None:
-        """One store operation ended with `ok` or `error`."""
-        self._storage.add(operation, result)
-        self._storage_seconds.add(seconds, operation)
+        return StorageOperation(operation, self._storage, self._storage_seconds)
 
     def tool_execution(self, tool: str, seconds: float, result: str = "ok") -> None:
         """One hosted tool ran; `result` is ok, failed, timed_out or cancelled."""

@@ -97,7 +97,7 @@ WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :i
 def save_steps(record: ResponseRecord) -> list[Step]:
     """What stores a response with its items."""
     given, answered, body, usage = record.input_items, record.output_items, record.body, record.usage
-    size = sum([item.size for item in given]) + sum([item.size for item in answered])
+    size = _size(given) + _size(answered)
     own = size + len(body)
     light = own <= _LIGHT
     created = at = milliseconds(record.created_at)
@@ -135,6 +135,16 @@ def save_steps(record: ResponseRecord) -> list[Step]:
     return _with_conversation(record, steps, values, count, at)
 
 
+def _size(items: Sequence[StoredItem]) -> int:
+    """What `StoredItem.size` says of all of them."""
+    size = 0
+    for item in items:
+        size += len(item.body)
+        if item.shown is not None:
+            size += len(item.shown)
+    return size
+
+
 def _with_conversation(
     record: ResponseRecord, steps: list[Step], values: tuple[Any, ...], count: int, at: int
 ) -> list[Step]:
@@ -164,16 +174,18 @@ def touch_chain(response_id: str, at: int) -> Statement:
 
 def item_rows(response_id: str, sides: Sequence[Sequence[StoredItem]], *, light: bool = False, first: int = 0) -> Rows:
     """The items of a response: those that were given, those of the answer; only the latter with `first` 1."""
-    shown = any(item.shown is not None for side in sides for item in side)
     values: list[Any] = []
+    shown: list[Any] = []
     for direction, side in enumerate(sides, first):
         for seq, item in enumerate(side):
             body = bytearray(item.body) if light else item.body
-            if shown:
-                values += (response_id, direction, seq, item.id, item.type, body, item.shown)
-            else:
-                values += (response_id, direction, seq, item.id, item.type, body)
-    return Rows(SHOWN_ITEMS if shown else ITEMS, tuple(values), light)
+            values.extend((response_id, direction, seq, item.id, item.type, body))
+            shown.append(item.shown)
+    if all(each is None for each in shown):
+        return Rows(ITEMS, tuple(values), light)
+    width = ITEMS.width
+    rows = [(*values[at * width : (at + 1) * width], each) for at, each in enumerate(shown)]
+    return Rows(SHOWN_ITEMS, tuple([value for row in rows for value in row]), light)
 
 
 def unsave_steps(record: ResponseRecord) -> list[Step]:

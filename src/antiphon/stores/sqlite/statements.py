@@ -77,11 +77,6 @@ class Rows(Struct, frozen=True):
     light: bool = False
 
     @property
-    def count(self) -> int:
-        """How many rows these are."""
-        return len(self.values) // self.insertion.width
-
-    @property
     def sql(self) -> str:
         """One of the statements that add them."""
         return self.insertion.sql(1)

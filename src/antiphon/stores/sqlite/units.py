@@ -100,6 +100,11 @@ def note_committed(units: Sequence[Unit]) -> None:
         unit.committed = unit.error is None
 
 
+def all_went_well(group: Sequence[Unit]) -> bool:
+    """Whether none failed alone."""
+    return all(unit.error is None for unit in group)
+
+
 def close_group(group: Sequence[Unit], error: StoreError | None) -> list[Unit]:
     """Under the lock: the outcome is known; what took effect although its caller is told, or was told, that it
     failed."""
@@ -199,7 +204,7 @@ def _run_alike(connection: sqlite3.Connection, units: Sequence[Unit]) -> None:
                 step = unit.steps[number]
                 assert isinstance(step, Rows)
                 values.extend(step.values)
-                counted.append(step.count)
+                counted.append(len(step.values) // first.insertion.width)
             _add(connection, first.insertion, values)
         else:
             for unit, counted in zip(units, counts, strict=True):

@@ -51,6 +51,7 @@ from antiphon.stores.sqlite.units import (
     Undo,
     Unit,
     adds,
+    all_went_well,
     answers_of,
     begin_commit,
     close_group,
@@ -325,7 +326,7 @@ class SqliteWriter:
 
     def _note_room(self, group: Sequence[Unit], error: StoreError | None) -> None:
         """Full until something is added again, or there is clearly more room than there was."""
-        if error is None and self.full is None and all(unit.error is None for unit in group):
+        if error is None and self.full is None and all_went_well(group):
             return
         failures = [unit.error for unit in group if unit.error is not None]
         full = next((each for each in (error, *failures) if each is not None and each.reason == "full"), None)
