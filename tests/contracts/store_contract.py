@@ -390,6 +390,34 @@ class ResponseStoreContract:
 
     # Concurrency and closing.
 
+    async def test_of_responses_saved_at_once_only_those_fail_that_cannot_be_saved(
+        self, store: ResponseStore, peer: ResponseStore
+    ) -> None:
+        await store.save(record("root"))
+        shown = replace(item("msg_shown"), shown=b'{"marks":1}')
+        large = item("msg_large", "x" * 100_000)
+        good = [
+            *[record(f"first{n}", inputs=n % 4, outputs=n) for n in range(20)],
+            *[record(f"next{n}", prev="root", inputs=n % 3) for n in range(20)],
+            record("shown", inputs=(shown,)),
+            record("large", prev="root", outputs=(large,)),
+            record("failed", status="failed", outputs=0),
+        ]
+        bad = [record("root"), record("lost", prev="none"), record("foreign", prev="root", owner=BOB)]
+        saves = [*good[::2], *bad, *good[1::2]]
+        done = await asyncio.gather(*[store.save(each) for each in saves], return_exceptions=True)
+        assert [each.id for each, told in zip(saves, done, strict=True) if told is not None] == [
+            each.id for each in bad
+        ]
+        assert all(told is None or isinstance(told, StoreError) for told in done)
+        for each in good:
+            before = ("msg_root_in0", "msg_root_in1", "msg_root_out0") if each.previous_response_id else ()
+            chain = await peer.load_chain(ALICE, each.id)
+            assert chain is not None
+            assert ids(chain.items) == [*before, *ids((*each.input_items, *each.output_items))]
+            assert chain.items[len(before) :] == (*each.input_items, *each.output_items)
+        assert await peer.get(ALICE, "resp_lost") is None and await peer.get(BOB, "resp_foreign") is None
+
     async def test_two_hundred_saves_at_once(self, store: ResponseStore, peer: ResponseStore) -> None:
         stores = (store, peer)
         await asyncio.gather(*[stores[n % 2].save(record(f"c{n}")) for n in range(200)])

@@ -53,7 +53,8 @@ def test_what_operators_rely_on_is_there() -> None:
     metrics.response_finished("completed", "relay", 0.2)
     metrics.response_finished("completed", "relay", 7.0)
     metrics.response_finished("failed", "drive", 0.1, fault="upstream", code="server_error", upstream="a")
-    metrics.storage_operation("save", "ok", 0.001)
+    with metrics.storage("save"):
+        pass
     metrics.tool_execution("file_search", 0.5)
     metrics.in_flight.inc()
     found = _samples(metrics)

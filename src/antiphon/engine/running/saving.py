@@ -89,14 +89,17 @@ class Saver:
         """Save, and see to what the response holds: that goes with the row, or without it. `saved` hears of the end,
         unless nobody waits for it any more."""
         try:
+            once = self._keys.of(record.id) if self._keys is not None else None
+            holds = once is not None or record.conversation_id is not None
             # What failed gives its key back: trying again is trying again.
-            record = self._with_key(record) if record.status in ("completed", "incomplete") else record
+            if once is not None and record.status in ("completed", "incomplete"):
+                record = replace(record, once=once)
             kept = False
             try:
                 await self._history.save(record)
                 kept = True
             finally:
-                if self._holds(record):
+                if holds:
                     await self._part(record, kept=kept)
         except Exception as error:
             if not saved.done():
@@ -107,10 +110,6 @@ class Saver:
         else:
             if not saved.done():
                 saved.set_result(None)
-
-    def _holds(self, record: ResponseRecord) -> bool:
-        """Whether a response holds anything, or did until it was saved."""
-        return record.conversation_id is not None or (self._keys is not None and self._keys.of(record.id) is not None)
 
     def _with_key(self, record: ResponseRecord) -> ResponseRecord:
         once = self._keys.of(record.id) if self._keys is not None else None

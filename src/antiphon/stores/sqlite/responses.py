@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from functools import partial
 
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.retention import SWEEPER
@@ -173,9 +174,12 @@ class SqliteResponseStore:
     async def save(self, record: ResponseRecord) -> None:
         """Store a finished response with its items, all or nothing; see `ResponseStore.save`."""
         try:
-            bind, unbind = self._keys.bound(record.once, record.id)
-            unit = [*bind, *save_steps(record)]
-            await self._writer.run(unit, undo=lambda: [*unbind, *unsave_steps(record)])
+            steps, undo = save_steps(record), partial(unsave_steps, record)
+            if record.once is None:
+                await self._writer.run(steps, undo=undo)
+            else:
+                bind, unbind = self._keys.bound(record.once, record.id)
+                await self._writer.run([*bind, *steps], undo=lambda: [*unbind, *undo()])
         except RowsMissing:
             if record.once is not None:
                 raise StoreError("Its idempotency key, its conversation or its predecessor is not its own.") from None

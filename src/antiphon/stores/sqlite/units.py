@@ -7,7 +7,8 @@ For each statement that runs, Python's sqlite3 gives up the interpreter several 
 event loop by way of the kernel. So rows that several units add to the same table are added by one statement. It
 succeeds for all of them or fails for all of them; which unit it was is found out by running them apart.
 
-Invariant: what a group does together is what its units do one after the other, unless that fails.
+Invariant: what a group does together is what its units do one after the other, in some order, unless that fails. Nobody
+hears of one before all are committed, so their order is nobody's business.
 """
 
 from __future__ import annotations
@@ -61,16 +62,11 @@ def run_steps(connection: sqlite3.Connection, steps: Sequence[Step]) -> Counts:
 def run_together(connection: sqlite3.Connection, units: Sequence[Unit]) -> bool:
     """Run them all; False when one failed, and the transaction is to be rolled back."""
     try:
-        at = 0
-        while at < len(units):
-            end = at + 1
-            while end < len(units) and _alike(units[at].steps, units[end].steps):
-                end += 1
-            if end == at + 1:
-                units[at].result = run_steps(connection, units[at].steps)
+        for alike in _bunches(units):
+            if len(alike) == 1:
+                alike[0].result = run_steps(connection, alike[0].steps)
             else:
-                _run_alike(connection, units[at:end])
-            at = end
+                _run_alike(connection, alike)
     except Exception:
         if not connection.in_transaction:
             # A full disk or an I/O error has ended it: there is no use in another try.
@@ -179,17 +175,36 @@ def _add(connection: sqlite3.Connection, insertion: Insertion, values: Sequence[
     return count
 
 
+def _bunches(units: Sequence[Unit]) -> list[list[Unit]]:
+    """The units, those that are alike together."""
+    bunches: list[list[Unit]] = []
+    adding: list[list[Unit]] = []
+    for unit in units:
+        found: list[Unit] | None = None
+        for bunch in adding:
+            if _alike(bunch[0].steps, unit.steps):
+                found = bunch
+                break
+        if found is not None:
+            found.append(unit)
+            continue
+        bunches.append([unit])
+        if unit.steps and isinstance(unit.steps[0], Rows):
+            adding.append(bunches[-1])
+    return bunches
+
+
 def _alike(one: Sequence[Step], other: Sequence[Step]) -> bool:
-    """Whether two units do the same with other values, and begin with rows that may be added together."""
+    """Whether two units do the same with other values, and all their rows may be added together."""
     if len(one) != len(other):
         return False
-    for number, (step, beside) in enumerate(zip(one, other, strict=True)):
+    for step, beside in zip(one, other, strict=True):
         if isinstance(step, Rows):
             if not isinstance(beside, Rows) or step.insertion is not beside.insertion:
                 return False
             if not step.light or not beside.light:
                 return False
-        elif number == 0 or isinstance(beside, Rows) or step.sql is not beside.sql:
+        elif isinstance(beside, Rows) or step.sql is not beside.sql:
             return False
     return True
 
