@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import Final
 
 IdFactory = Callable[[str], str]
 """`prefix -> id`, for example `"resp" -> "resp_6f1c…"`."""
@@ -22,8 +23,8 @@ IdFactory = Callable[[str], str]
 Clock = Callable[[], float]
 """Seconds since the epoch."""
 
-_MAX_LENGTH = 64
-_ALPHABET = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
+_MAX_LENGTH: Final = 64
+_ALPHABET: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
 
 def new_id(prefix: str) -> str:

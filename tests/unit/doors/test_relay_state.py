@@ -35,7 +35,7 @@ class _Relayed:
         self.said: list[pb.ProcessingResponse] = []
         exchange = make_exchange()
         headers = ((":method", "POST"), (":path", "/v1/responses"), ("authorization", "Bearer x"), ("x-mine", "1"))
-        self.request = ClientRequest("POST", "/v1/responses", "", headers, "req_1", True)
+        self.request = ClientRequest("POST", "/v1/responses", "", headers, "req_1", is_exchange=True)
         self.state = RelayState(exchange, self.request, _TIMES, _TIMES.keepalive, end_seconds, lambda *_: 0)
         body = json.dumps({"model": "m", "input": text, "stream": stream, "store": False}).encode()
         exchange.receive_request(RequestHead("POST", "/v1/responses", headers, "owner"), body)

@@ -5,7 +5,6 @@ Lives here: what is known before any of the body is. Not here: reading the body,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from antiphon.doors.context import DoorContext
@@ -27,21 +26,34 @@ class ProtocolError(AntiphonError):
     """Envoy is configured in a way that cannot work, or the peer is not Envoy. The message says what to change."""
 
 
-@dataclass(slots=True)
 class ClientRequest:
-    """One client request. `path` is without its `query`. `trailers` says that they came at its end; `trace`: the
-    headers of Envoy's own span, where it traces."""
+    """One client request."""
 
-    method: str
-    path: str
-    query: str
-    headers: Headers
-    request_id: str
-    is_exchange: bool
-    """Whether it makes a response."""
-    body: bytes = b""
-    trailers: bool = False
-    trace: Headers = ()
+    __slots__ = ("body", "headers", "is_exchange", "method", "path", "query", "request_id", "trace", "trailers")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: Headers,
+        request_id: str,
+        *,
+        is_exchange: bool,
+        trace: Headers = (),
+    ) -> None:
+        """`path` is without its `query`. `is_exchange`: it makes a response. `trace`: the headers of Envoy's own span,
+        where it traces."""
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.request_id = request_id
+        self.is_exchange = is_exchange
+        self.trace = trace
+        self.body = b""
+        self.trailers = False
+        """Whether some came at its end."""
 
 
 def is_refused_before(opening: Received) -> bool:
@@ -64,10 +76,8 @@ def read_opening(context: DoorContext, opening: Received, trace: Headers) -> Cli
         query,
         headers if given else with_own_id(headers, request_id),
         request_id,
-        context.router.is_exchange(method, path),
-        b"",
-        False,
-        trace,
+        is_exchange=context.router.is_exchange(method, path),
+        trace=trace,
     )
 
 

@@ -14,28 +14,28 @@ in the same transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.stores.sqlite.conversations import RELEASE_CONVERSATION
 from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.statements import Insertion, Rows, Statement, Step
 
-_LIGHT = 16 << 10
+_LIGHT: Final = 16 << 10
 """Bytes of a response that may be stored by one statement together with others."""
 
 # A new tree is named after its first response: ids are unique already.
-CHAINS = Insertion("INSERT INTO chains (id, owner, updated_at) VALUES", "(?, ?, ?)")
+CHAINS: Final = Insertion("INSERT INTO chains (id, owner, updated_at) VALUES", "(?, ?, ?)")
 
-_OWN = "own_bytes, status, model, created_at, completed_at, input_tokens, output_tokens, body"
-_VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-FIRST_RESPONSES = Insertion(
+_OWN: Final = "own_bytes, status, model, created_at, completed_at, input_tokens, output_tokens, body"
+_VALUES: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+FIRST_RESPONSES: Final = Insertion(
     f"INSERT INTO responses (id, owner, chain_id, history_items, history_bytes, {_OWN}) VALUES", _VALUES
 )
 
 # Inserts nothing when the predecessor is gone (or going: its chain is being cleared away) or belongs to somebody else;
 # every row is demanded.
-NEXT_RESPONSES = Insertion(
+NEXT_RESPONSES: Final = Insertion(
     f"""
 INSERT INTO responses (id, owner, chain_id, prev_id, history_items, history_bytes, {_OWN})
 SELECT given.column1, given.column2, prev.chain_id, prev.id, prev.history_items + given.column4,
@@ -48,30 +48,30 @@ WHERE (SELECT expires_at FROM chains WHERE chains.id = prev.chain_id) IS NULL
 """,
 )
 
-TOUCH_CHAIN = """
+TOUCH_CHAIN: Final = """
 UPDATE chains SET updated_at = max(updated_at, ?1) WHERE id = (SELECT chain_id FROM responses WHERE id = ?2)
 """
 
-ITEMS = Insertion(
+ITEMS: Final = Insertion(
     "INSERT INTO response_items (response_id, dir, seq, item_id, type, body) VALUES", "(?, ?, ?, ?, ?, ?)"
 )
-SHOWN_ITEMS = Insertion(
+SHOWN_ITEMS: Final = Insertion(
     "INSERT INTO response_items (response_id, dir, seq, item_id, type, body, shown) VALUES", "(?, ?, ?, ?, ?, ?, ?)"
 )
 
-INSERT_IN_CONVERSATION = f"""
+INSERT_IN_CONVERSATION: Final = f"""
 INSERT INTO responses (id, owner, chain_id, history_items, history_bytes, {_OWN}, conversation_id, conversation_pos)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
         (SELECT next_pos - ?15 FROM conversations WHERE owner = ?2 AND id = ?14))
 """
 
 # Only the response that holds the conversation's lock may add to it, and gives the lock back with it.
-JOIN_CONVERSATION = """
+JOIN_CONVERSATION: Final = """
 UPDATE conversations SET next_pos = next_pos + :joining, updated_at = max(updated_at, :at),
                          locked_by = NULL, locked_until = 0
 WHERE owner = :owner AND id = :conversation_id AND locked_by = :id
 """
-INSERT_CONVERSATION_ITEMS = """
+INSERT_CONVERSATION_ITEMS: Final = """
 INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, response_id, body, shown)
 SELECT :owner, :conversation_id, r.conversation_pos + row_number() OVER (ORDER BY i.dir, i.seq) - 1,
        i.item_id, i.type, r.id, i.body, i.shown
@@ -80,15 +80,15 @@ FROM responses r CROSS JOIN response_items i ON i.response_id = r.id WHERE r.id 
 
 # First the chain when this response is the last one of it (the response then goes with its chain), else the
 # response; items follow by foreign key. One of the two changes a row when there was something to delete.
-DELETE_LAST_OF_CHAIN = """
+DELETE_LAST_OF_CHAIN: Final = """
 DELETE FROM chains
 WHERE id = (SELECT chain_id FROM responses WHERE id = :id AND owner = :owner)
   AND NOT EXISTS (SELECT 1 FROM responses other WHERE other.chain_id = chains.id AND other.id <> :id)
 """
-DELETE_RESPONSE = "DELETE FROM responses WHERE id = :id AND owner = :owner"
+DELETE_RESPONSE: Final = "DELETE FROM responses WHERE id = :id AND owner = :owner"
 
 # Its client was told that it could not be stored.
-LEAVE_NOTHING = """
+LEAVE_NOTHING: Final = """
 DELETE FROM conversation_items
 WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :id
 """

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from antiphon.errors import StoreError
 from antiphon.stores.sqlite.statements import Counts, Insertion, Rows, RowsMissing, Step
@@ -25,8 +25,8 @@ Undo = Sequence[Step] | Callable[[], Sequence[Step]]
 Answer = tuple[asyncio.Future[Any], Any, StoreError | None]
 
 # Each number of rows is a statement of its own, which is kept prepared: any number up to the first, or one of these.
-_FEW = 8
-_MANY = (32, 16)
+_FEW: Final = 8
+_MANY: Final = (32, 16)
 
 
 class Unit:
