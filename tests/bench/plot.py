@@ -18,6 +18,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from tests.bench.report import Result
+from tests.bench.variants import LABELS
 
 _NAMES = {
     "envoy": "Envoy alone",
@@ -38,7 +39,7 @@ def draw(result: Result, file: Path) -> None:
         ("first event, ms (median)", _column(median, "first_event_p50", 1e-3), "{:.2f}"),
         (f"chunks/s in bursts, {middle} streams", _column(median, f"chunks_{middle}"), "{:,.0f}"),
         (f"short JSON requests/s, {middle} at once", _column(median, f"requests_{middle}"), "{:,.0f}"),
-        ("sidecar CPU µs per chunk, saturated", _column(spent, "saturated sidecar"), "{:.1f}"),
+        ("CPU µs per chunk of a burst, Envoy's too", _sum(spent, "burst sidecar", "burst envoy"), "{:.1f}"),
     ]
     figure, axes = pyplot.subplots(2, 2, figsize=(9.6, 5.4), dpi=100)
     for axis, (title, values, form) in zip(axes.flat, panels, strict=True):
@@ -59,8 +60,13 @@ def draw(result: Result, file: Path) -> None:
 
 
 def _column(table: dict[str, Any], key: str, scale: float = 1.0) -> dict[str, float]:
-    names = [name for name in table if name in _NAMES or (name not in _NAMES and name.startswith("litellm"))]
+    names = [name for name in table if name in _NAMES or name not in LABELS]
     return {name: table[name][key] * scale for name in names if key in table[name]}
+
+
+def _sum(table: dict[str, Any], *keys: str) -> dict[str, float]:
+    columns = [_column(table, key) for key in keys]
+    return {name: sum(column.get(name, 0.0) for column in columns) for name in table if any(name in c for c in columns)}
 
 
 def _bars(axis: Axes, title: str, values: dict[str, float], form: str) -> None:
