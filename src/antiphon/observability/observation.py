@@ -30,7 +30,7 @@ from antiphon.observability.tallies import NAME_LENGTH
 from antiphon.observability.tracing import Tracer, read_parent
 from antiphon.types.transport import Headers
 
-_log: Final = structlog.get_logger("antiphon.response")
+_log = structlog.get_logger("antiphon.response")
 _OWNER_LENGTH: Final = 12
 
 

@@ -18,7 +18,6 @@ from antiphon.doors.extproc.answers import final_metadata, in_parts
 from antiphon.doors.extproc.content_coding import decoder_for
 from antiphon.doors.extproc.received import Kind
 from antiphon.engine.ports.actions import Finish, Usage
-from tests.support.exchanges import make_exchange
 from tests.support.wire_judge import compose, judge
 
 _ROOT = Path(__file__).parents[3]
@@ -325,10 +324,9 @@ def test_the_generated_classes_are_current() -> None:
 
 
 def test_the_end_names_what_is_known_and_nothing_else() -> None:
-    exchange = make_exchange()
-    assert final_metadata(exchange, Finish("error"), lambda *_: 5) == {"status": "error"}
+    assert final_metadata("", Finish("error"), lambda *_: 5) == {"status": "error"}
     known = Finish("completed", Usage(3, 4, 7), "m")
-    assert final_metadata(exchange, known, lambda model, usage: usage.input_tokens * 100) == {
+    assert final_metadata("", known, lambda model, usage: usage.input_tokens * 100) == {
         "status": "completed",
         "model": "m",
         "input_tokens": 3,
@@ -337,5 +335,5 @@ def test_the_end_names_what_is_known_and_nothing_else() -> None:
         "cost": 300,
     }
     free = Finish("completed", Usage(3, 4, 7, 2), "m")
-    told = final_metadata(exchange, free, lambda *_: 0)
-    assert told["cached_tokens"] == 2 and "cost" not in told
+    told = final_metadata("resp_1", free, lambda *_: 0)
+    assert told["cached_tokens"] == 2 and told["response_id"] == "resp_1" and "cost" not in told

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from antiphon.doors.extproc import wire
-from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Finish, Usage
 from antiphon.errors import ApiError
 from antiphon.types.transport import OWN_JSON, Headers, header_value
@@ -45,12 +44,12 @@ def head_metadata(model: str) -> wire.Metadata:
     return {"model": model} if model else {}
 
 
-def final_metadata(exchange: ResponseExchange, finish: Finish, cost_of: CostOf) -> wire.Metadata:
+def final_metadata(response_id: str, finish: Finish, cost_of: CostOf) -> wire.Metadata:
     """What Envoy is told with the end: for access logs, rate limits, metrics. (Numbers are those of the response, so of
     all its calls; `cost` is in millionths of the prices' currency.)"""
     metadata: wire.Metadata = {"status": finish.outcome}
-    if exchange.response_id:
-        metadata["response_id"] = exchange.response_id
+    if response_id:
+        metadata["response_id"] = response_id
     if finish.model:
         metadata["model"] = finish.model
     usage = finish.usage

@@ -48,7 +48,7 @@ from antiphon.doors.extproc.transport import (
 )
 from antiphon.types.transport import SECRET_HEADER
 
-_log: Final = structlog.get_logger(__name__)
+_log = structlog.get_logger(__name__)
 
 _PROCESS: Final = f"/{SERVICE}/Process".encode()
 _CHECK: Final = b"/grpc.health.v1.Health/Check"

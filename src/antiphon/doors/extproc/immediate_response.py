@@ -134,7 +134,7 @@ class Drive:
     async def _end(self, finish: Finish) -> None:
         assert self._head is not None
         head, body = self._head, b"".join(self._held)
-        told = final_metadata(self._exchange, finish, self._cost_of)
+        told = final_metadata(self._exchange.response_id, finish, self._cost_of)
         if finish.outcome == "cut":
             if body:
                 await self._peer.send(wire.local_body(body, end=False))

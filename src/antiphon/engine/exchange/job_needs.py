@@ -10,13 +10,11 @@ Invariants: a process is able to run whatever it would queue itself, and what th
 
 from __future__ import annotations
 
-from typing import Final
-
 from antiphon.engine.exchange.declared_tools import hosted_tools
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.types.request import CreateResponse
 
-_PAYLOADS: Final[tuple[int, ...]] = (1,)
+_PAYLOADS: tuple[int, ...] = (1,)
 """The forms of a job's payload (`engine/ports/jobs.py`) that this build reads; it writes the last. Another number where
 an older build could not read it, with the one before beside it: in a rollout such jobs are waiting."""
 
