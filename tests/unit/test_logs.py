@@ -74,6 +74,8 @@ def test_lower_levels_are_left_out(output: _Output) -> None:
         {"headers": {"x-api-key": "hunter2hunter2", "accept": "*/*"}},
         {"headers": [("accept", "*/*"), ("authorization", "Basic hunter2hunter2")]},
         {"nested": {"deep": [{"token": "hunter2hunter2"}]}},
+        {"left_out": ("sk-secret-hunter2hunter2", "foo")},
+        {"left_out": ("foo", "sk-hunter2hunter2")},
     ],
     ids=repr,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -35,6 +36,22 @@ def test_it_is_in_the_data_folder_and_private(short: Path) -> None:
         write_private(folder / "file", "text")
         assert (_mode(short / "run"), _mode(folder), _mode(folder / "file")) == (0o700, 0o700, 0o600)
     assert not folder.exists()
+
+
+def test_a_file_that_says_so_already_is_not_written(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child is started again on a full disk."""
+    with run_folder(short) as folder:
+        write_private(folder / "file", "text")
+        full = OSError(errno.ENOSPC, "no space left")
+
+        def write(*_: object) -> None:
+            raise full
+
+        monkeypatch.setattr(Path, "write_text", write)
+        write_private(folder / "file", "text")
+        with pytest.raises(OSError, match="no space left"):
+            write_private(folder / "file", "other")
+        assert (folder / "file").read_text() == "text"
 
 
 def test_a_long_data_path_leads_to_a_short_one(short: Path) -> None:

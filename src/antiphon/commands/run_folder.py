@@ -47,7 +47,11 @@ def run_folder(data: Path) -> Iterator[Path]:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only this user may read, at no moment anybody else."""
+    """Write a file that only this user may read, at no moment anybody else. One that says so already stays: a child is
+    started again on a disk that is full, too."""
+    with contextlib.suppress(OSError):
+        if path.read_text() == text:
+            return
     new = path.with_name(path.name + ".new")
     new.touch(mode=0o600)
     new.write_text(text)

@@ -88,7 +88,7 @@ def _redacted(key: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         # Headers are lists of pairs, whose first part is the name.
         if len(value) == 2 and isinstance(value[0], str) and _SECRET_KEYS.search(value[0]):
-            return [value[0], "[redacted]"]
+            return [_SECRET_TEXT.sub(r"\1[redacted]", value[0]), "[redacted]"]
         return [_redacted(key, part) for part in value]
     return value
 
