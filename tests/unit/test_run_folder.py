@@ -54,6 +54,15 @@ def test_a_file_that_says_so_already_is_not_written(short: Path, monkeypatch: py
         assert (folder / "file").read_text() == "text"
 
 
+def test_a_folder_without_room_is_said_in_a_sentence(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def touch(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "touch", touch)
+    with pytest.raises(ConfigError, match=r"nothing can be written in .*: No space left"), run_folder(short):
+        pass
+
+
 def test_a_long_data_path_leads_to_a_short_one(short: Path) -> None:
     with run_folder(short / ("d" * 100)) as folder:
         assert folder.parent == short / f"antiphon-{os.getuid()}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from structlog.testing import capture_logs
 
 from antiphon.commands.children import Child, ParentPipe
 from antiphon.commands.supervisor import GivenUp, RestartPolicy, Supervised
@@ -27,12 +29,16 @@ class _Kept:
         self.starts: list[float] = []
         self.alive = True
         self._codes = codes
+        self.cannot: set[int] = set()
+        """Of which number the starts are that the machine does not allow."""
         self._pipe = ParentPipe()
         self.supervised = Supervised("it", self._start, is_ready=self._is_ready, is_alive=self._is_alive, policy=policy)
         self.task = asyncio.ensure_future(self.supervised.keep())
 
     async def _start(self) -> Child:
         self.starts.append(time.monotonic())
+        if len(self.starts) in self.cannot:
+            raise OSError(errno.ENOSPC, "No space left on device")
         command = (sys.executable, "-c", self._codes(len(self.starts)))
         return await Child.start(
             "it", command, os.environ, pipe=self._pipe, write_line=lambda _, line: self.lines.append(line)
@@ -72,6 +78,23 @@ async def test_what_ends_is_started_again(keep: Keep) -> None:
     kept.supervised.lasting = True
     await until(lambda: "up" in kept.lines, SECONDS)
     assert len(kept.starts) == 2 and (kept.supervised.died, kept.supervised.hung) == (1, 0)
+
+
+async def test_what_the_machine_cannot_start_again_is_tried_again(keep: Keep) -> None:
+    kept = keep(lambda n: "raise SystemExit(3)" if n == 1 else SLEEPS, hung=0, first_pause=0.01, longest_pause=0.01)
+    kept.supervised.lasting, kept.cannot = True, {2, 3}
+    with capture_logs() as lines:
+        await until(lambda: "up" in kept.lines, SECONDS)
+    assert len(kept.starts) == 4 and kept.supervised.life == 2
+    causes = [line["cause"] for line in lines if line["event"] == "process_not_started"]
+    assert causes == ["No space left on device"] * 2
+
+
+async def test_before_everything_was_ready_what_cannot_be_started_is_the_end(keep: Keep) -> None:
+    kept = keep(SLEEPS)
+    kept.cannot = {1}
+    with pytest.raises(OSError, match="No space left"):
+        await asyncio.wait_for(kept.task, SECONDS)
 
 
 async def test_before_everything_was_ready_the_first_death_is_the_end(keep: Keep) -> None:

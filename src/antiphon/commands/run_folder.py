@@ -33,12 +33,15 @@ def run_folder(data: Path) -> Iterator[Path]:
         short = _SHORT if _SHORT.is_dir() else Path(tempfile.gettempdir())
         above = short / f"antiphon-{os.getuid()}"
     _make_private(above)
-    # Nobody clears away while somebody else has made a folder and not locked it yet.
-    with _locked(above / "lock"):
-        _clear(above)
-        folder = Path(tempfile.mkdtemp(prefix="antiphon-", dir=above))
-        living = contextlib.ExitStack()
-        living.enter_context(_locked(folder / "lock"))
+    living = contextlib.ExitStack()
+    try:
+        # Nobody clears away while somebody else has made a folder and not locked it yet.
+        with _locked(above / "lock"):
+            _clear(above)
+            folder = Path(tempfile.mkdtemp(prefix="antiphon-", dir=above))
+            living.enter_context(_locked(folder / "lock"))
+    except OSError as error:
+        raise ConfigError(f"data: nothing can be written in {above}: {error.strerror}") from None
     try:
         with living:
             yield folder

@@ -5,7 +5,7 @@ one child's life (`children.py`), which processes there are (`up.py`).
 
 Invariants: a child that does not answer is killed after `RestartPolicy.hung` seconds at most; between two starts there
 is a pause that doubles with every quick death; after `RestartPolicy.deaths` quick deaths in a row, or one before
-everything was ready for the first time, it is given up.
+everything was ready for the first time, it is given up. One that the machine cannot start (a full disk) is tried again.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Supervised:
         quick = 0
         while True:
             self._ready = False
-            child = self.child = await self._start()
+            child = self.child = await self._start_it()
             self.life += 1
             began = self._clock()
             status, hung = await self._watch(child)
@@ -105,6 +105,19 @@ class Supervised:
             _log.error("process_ended", name=self.name, pid=child.pid, how=how, again_in=pause)
             await asyncio.sleep(pause)
             self.hung, self.died = self.hung + hung, self.died + (not hung)
+
+    async def _start_it(self) -> Child:
+        """A new child; once everything was ready, however long that takes: the others go on serving."""
+        while True:
+            try:
+                return await self._start()
+            except OSError as error:
+                # The disk is full, or there are too many processes: nothing that giving up would mend.
+                if not self.lasting:
+                    raise
+                pause = self._policy.longest_pause
+                _log.error("process_not_started", name=self.name, cause=error.strerror or str(error), again_in=pause)
+                await asyncio.sleep(pause)
 
     async def _watch(self, child: Child) -> tuple[int, bool]:
         """Wait for its end, or for it to hang, and kill it then; its status, and whether it was killed here."""
