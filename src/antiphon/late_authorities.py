@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -69,5 +69,5 @@ def _read(context: ssl.SSLContext) -> None:
     context.set_default_verify_paths()
     # Two threads may both have read them: to the same end.
     context.__class__ = ssl.SSLContext
-    if context in _waiting:
+    with suppress(ValueError):
         _waiting.remove(context)

@@ -72,6 +72,9 @@ class _Messages:
     async def let_end(self, seconds: float) -> None:
         pass
 
+    async def settle(self) -> None:
+        pass
+
     def send_now(self, message: bytes) -> bool:
         if self.at > len(self.messages):
             raise StreamClosed("gone")

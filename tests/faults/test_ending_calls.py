@@ -10,6 +10,7 @@ import pytest
 
 from antiphon.doors.extproc.grpc_framing import with_prefix
 from antiphon.doors.extproc.http2_call import Http2Limits
+from antiphon.doors.extproc.peer import Peer
 from antiphon.doors.extproc.transport import GrpcStatus, MessageStream
 from antiphon.doors.extproc.transport_grpcio import _GrpcioStream
 from antiphon.doors.extproc.transport_http2 import Http2Transport
@@ -71,6 +72,48 @@ async def test_a_peer_that_does_not_end_it_gets_a_status(tmp_path: Path, monkeyp
             peer.send(call, message)
         assert await peer.status(short) == GrpcStatus.OK
         assert b"grpc-status" not in peer.headers[long]
+
+
+@pytest.mark.parametrize("size", [100_000, 200_000, 600_000])
+async def test_a_peer_that_takes_its_time_gets_all_of_it(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has not taken is not cut off by the call's end, whether it is more than may be queued or less."""
+    monkeypatch.setattr("antiphon.doors.extproc.ending_calls._SWEEP_SECONDS", 0.001)
+    monkeypatch.setattr("antiphon.doors.extproc.http2_connection._LINGER_SECONDS", 0.0)
+    # The connection has more: other calls go on.
+    window = 30_000
+
+    async def answer(stream: MessageStream) -> None:
+        other_end = Peer(stream)
+        await stream.receive()
+        await other_end.send_all([bytes(100_000)] * (size // 100_000))
+        await stream.let_end(0.001)
+
+    async def briefly(stream: MessageStream) -> None:
+        await stream.receive()
+        await stream.send(b"all")
+        await stream.let_end(0.001)
+
+    async with serving(tmp_path) as (service, path), Http2Peer(path, window=window, auto_window=False) as peer:
+        service.behave = answer
+        call = peer.call()
+        peer.send(call, b"hi")
+        await peer.until(lambda: len(peer.data.get(call, b"")) == window)
+        # Calls that begin later are over: so were several looks at those that end.
+        service.behave = briefly
+        for _ in range(3):
+            other = peer.call()
+            peer.send(other, b"hi")
+            assert await peer.status(other) == GrpcStatus.OK
+        assert call not in peer.closed and call not in peer.resets
+        whole, taken = size + 5 * (size // 100_000), 0
+        while taken < whole:
+            await peer.until(lambda taken=taken: len(peer.data[call]) > taken)  # type: ignore[misc]
+            peer.http2.acknowledge_received_data(len(peer.data[call]) - taken, call)
+            taken = len(peer.data[call])
+            peer.flush()
+        assert taken == whole and await peer.status(call) == GrpcStatus.OK
 
 
 async def test_an_exception_behind_the_answer_is_told(tmp_path: Path) -> None:

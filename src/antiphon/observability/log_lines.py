@@ -77,25 +77,34 @@ def _may_hold_secrets(line: bytes) -> bool:
 
 
 def _redacted(key: str, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _redacted(str(name), part) for name, part in value.items()}
     if key != "event" and _SECRET_KEYS.search(key) and value is not None:
         return "[redacted]"
+    if isinstance(value, Mapping):
+        return {_without(str(name)): _redacted(str(name), part) for name, part in value.items()}
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, str):
-        return _SECRET_TEXT.sub(r"\1[redacted]", value)
+        return _without(value)
     if isinstance(value, (list, tuple)):
         # Headers are lists of pairs, whose first part is the name.
         if len(value) == 2 and isinstance(value[0], str) and _SECRET_KEYS.search(value[0]):
-            return [_SECRET_TEXT.sub(r"\1[redacted]", value[0]), "[redacted]"]
+            return [_without(value[0]), "[redacted]"]
         return [_redacted(key, part) for part in value]
     return value
 
 
+def _without(text: str) -> str:
+    return _SECRET_TEXT.sub(r"\1[redacted]", text)
+
+
+def _as_text(value: Any) -> str:
+    """What is no JSON: an error, a set."""
+    return _without(str(value))
+
+
 def render(event: Mapping[str, Any]) -> bytes:
     try:
-        return orjson.dumps(event, default=str)
+        return orjson.dumps(event, default=_as_text)
     except (TypeError, ValueError):
         # What a client sent may hold bytes that are no text; a line about it must still come out.
-        return json.dumps(event, default=str).encode()
+        return json.dumps(event, default=_as_text).encode()

@@ -28,8 +28,10 @@ class _Stream:
 
     async def begin(self) -> None: ...
 
-    def send_now(self, message: bytes) -> bool:
-        return False
+    def send_now(self, message: bytes) -> None:
+        return None
+
+    async def settle(self) -> None: ...
 
     async def send(self, message: bytes) -> None: ...
 

@@ -34,6 +34,9 @@ class _Connection:
     def is_full(self, call: Call) -> bool:
         return self.full
 
+    def is_queued(self, call: Call) -> bool:
+        return self.full
+
     def block(self, call: Call) -> None:
         self.done.append("block")
 
@@ -152,21 +155,22 @@ async def test_who_sends_too_much_waits(how: str) -> None:
     assert call.resume(), "nobody waits"
     assert stream.send_now(b"a")
     connection.full = True
-    assert not stream.send_now(b"b")
-    sending = asyncio.ensure_future(stream.send(b"b"))
+    assert stream.send_now(b"b") is False and call.unsent
+    settling = asyncio.ensure_future(stream.settle())
     await asyncio.sleep(0)
-    assert connection.done == ["send a", "block"] and not call.resume()
+    assert connection.done == ["send a", "send b", "block"] and not call.resume()
     if how == "room":
         connection.full = False
         assert call.resume() and call.resume()
-        await sending
-        assert connection.done == ["send a", "block", "send b"]
+        await settling
+        await stream.send(b"c")
+        assert connection.done == ["send a", "send b", "block", "send c"] and not call.unsent
         return
     if how == "lost":
         call.lose()
         assert call.resume()
     with pytest.raises(StreamClosed):
-        await sending
+        await settling
 
 
 async def test_a_call_takes_no_longer_than_its_time() -> None:

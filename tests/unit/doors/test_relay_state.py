@@ -134,6 +134,7 @@ def test_an_upstream_that_does_not_end_is_waited_for_so_long(end_seconds: float)
     count = len(relayed.said)
     relayed.answer()
     assert len(relayed.said) == count, "it ends once"
+    assert relayed.state.next_due() == float("inf"), "nothing is due behind the end"
 
 
 def test_a_silent_stream_gets_comments_and_then_an_end_with_its_cause() -> None:

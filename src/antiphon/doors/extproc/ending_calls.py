@@ -4,8 +4,8 @@ Lives here: how long that may take, with one timer for all calls of a connection
 (`http2_call.py`), and who says that all was answered (`peer.py`).
 
 Envoy ends nearly every call itself, within milliseconds, by a reset; a call that is ended here before may cut what it
-has not taken yet. Invariant: every call in here leaves it by its peer's end, by the connection's, or at the latest
-`_SWEEP_SECONDS` after its time by a status.
+has not taken yet, so that one which has not taken all has longer. Invariant: every call in here leaves it by its peer's
+end, by the connection's, or at the latest `_SWEEP_SECONDS` after its time by a status.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ class EndingCalls:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._due: dict[Call, float] = {}
+        # When it is over for each, and when it is in any case.
+        self._due: dict[Call, tuple[float, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
 
     def add(self, call: Call, seconds: float) -> None:
-        """Let the peer end this one, so long."""
-        self._due[call] = self._loop.time() + seconds
+        """Let the peer end this one, so long; while it has not taken all of it, as long as a call may wait for it."""
+        now = self._loop.time()
+        self._due[call] = (now + seconds, now + call.limits.seconds)
         if self._timer is None:
             self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
 
@@ -54,8 +56,8 @@ class EndingCalls:
     def _sweep(self) -> None:
         self._timer = None
         now = self._loop.time()
-        for call, due in tuple(self._due.items()):
-            if due <= now:
+        for call, (due, last) in tuple(self._due.items()):
+            if due <= now and (last <= now or not call.unsent):
                 call.finish(GrpcStatus.OK)
         if self._due:
             self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)

@@ -57,6 +57,9 @@ class CallOwner(Protocol):
     def is_full(self, call: Call) -> bool:
         """Whether the call has to wait before it sends more."""
 
+    def is_queued(self, call: Call) -> bool:
+        """Whether the peer has yet to take something of the call."""
+
     def block(self, call: Call) -> None:
         """Let the call know (`resume`) when it may send again."""
 
@@ -141,16 +144,22 @@ class Call:
             self._connection.begin(self)
 
     def send_now(self, message: bytes) -> bool:
-        """Send one message, if not too much is queued; whether it was sent. Raises `StreamClosed`."""
+        """Send one message; whether more may follow at once, since not too much is queued. Raises `StreamClosed`."""
         if self.gone:
             raise StreamClosed("the peer ended the call")
-        if self._connection.is_full(self):
-            return False
-        self._connection.send(self, message)
-        return True
+        connection = self._connection
+        connection.send(self, message)
+        return not connection.is_full(self)
 
-    def until_room(self) -> asyncio.Future[None]:
-        """What is done when no longer too much is queued, or the call is gone."""
+    @property
+    def unsent(self) -> bool:
+        """Whether something is queued yet."""
+        return self._connection.is_queued(self)
+
+    def until_room(self) -> asyncio.Future[None] | None:
+        """What is done when no longer too much is queued, or the call is gone; None where that is so now."""
+        if self.gone or not self._connection.is_full(self):
+            return None
         self.room = self._loop.create_future()
         self._connection.block(self)
         return self.room

@@ -188,7 +188,9 @@ class Http2Connection:
             return
         headers = dict(event.headers)
         if headers.get(b":method") != b"POST" or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
-            self._http2.send_response(event.stream_id, [(b":status", b"415")], end_stream=True)
+            # It may be reset already.
+            with contextlib.suppress(NGH2Error):
+                self._http2.send_response(event.stream_id, [(b":status", b"415")], end_stream=True)
             return
         path = headers.get(b":path")
         if path == _PROCESS:
@@ -278,6 +280,10 @@ class Http2Connection:
     def is_full(self, call: Call) -> bool:
         """Whether the call has to wait before it sends more."""
         return self._http2.queued_body_size(call.id) > self.limits.queued
+
+    def is_queued(self, call: Call) -> bool:
+        """Whether the peer has yet to take something of the call."""
+        return self._http2.queued_body_size(call.id) > 0
 
     def block(self, call: Call) -> None:
         """Let the call know when it may send again."""

@@ -25,9 +25,13 @@ class CallStream:
 
     async def send(self, message: bytes) -> None:
         """Send one message; waits while too much is queued."""
+        if not self._call.send_now(message):
+            await self.settle()
+
+    async def settle(self) -> None:
+        """Wait while too much is queued."""
         call = self._call
-        while not call.send_now(message):
-            room = call.until_room()
+        while (room := call.until_room()) is not None:
             try:
                 async with asyncio.timeout(call.limits.seconds):
                     await room
@@ -36,6 +40,8 @@ class CallStream:
                 raise StreamClosed("the peer took nothing") from None
             finally:
                 call.room = None
+        if call.gone:
+            raise StreamClosed("the peer ended the call")
 
     async def let_end(self, seconds: float) -> None:
         """Let the peer end the call; the connection waits for it."""

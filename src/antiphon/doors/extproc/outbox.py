@@ -24,24 +24,30 @@ def left(closed: StreamClosed) -> PeerLeft:
 class Outbox:
     """Of one stream."""
 
-    __slots__ = ("_send_now", "answered")
+    __slots__ = ("_send_now", "answered", "full")
 
     def __init__(self, stream: MessageStream) -> None:
         self._send_now = stream.send_now
         self.answered = False
         """Whether Envoy was told anything."""
+        self.full = False
+        """Too much is queued: that is to be waited for, also when there is nothing more to send."""
 
     def send_now(self, messages: list[bytes]) -> bool:
-        """Send these, which are taken from the list, as long as that takes no waiting; whether none is left. Raises
-        `PeerLeft` when nobody is there to take them."""
+        """Send these, which are taken from the list, as long as that takes no waiting; whether none is left, and there
+        is room for more. Raises `PeerLeft` when nobody is there to take them."""
         self.answered = True
         sent = 0
         try:
             for message in messages:
-                if not self._send_now(message):
+                room = self._send_now(message)
+                if room is None:
                     break
                 sent += 1
+                if not room:
+                    self.full = True
+                    break
         except StreamClosed as closed:
             raise left(closed) from None
         del messages[:sent]
-        return not messages
+        return not messages and not self.full

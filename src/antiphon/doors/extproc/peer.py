@@ -64,12 +64,18 @@ class Peer:
 
     async def send_all(self, messages: list[bytes]) -> None:
         """Send these in the same way; the list is emptied."""
-        while not self.outbox.send_now(messages):
-            message = messages.pop(0)
-            try:
-                await self.stream.send(message)
-            except StreamClosed as closed:
-                raise left(closed) from None
+        outbox, stream = self.outbox, self.stream
+        try:
+            while True:
+                if outbox.full:
+                    await stream.settle()
+                    outbox.full = False
+                if outbox.send_now(messages):
+                    return
+                if not outbox.full:
+                    await stream.send(messages.pop(0))
+        except StreamClosed as closed:
+            raise left(closed) from None
 
     async def let_end(self) -> None:
         """Everything was answered: Envoy is to end the stream, since ending it here could cut something."""

@@ -93,7 +93,7 @@ class Relay:
         state = self._state
         while (action := state.answer(self._loop.time())) is not None:
             await self._perform(action)
-        if state.outgoing or state.rest is not None:
+        if state.outgoing or state.rest is not None or self._peer.outbox.full:
             await self._send()
         if state.cut:
             raise StreamCut(state.cut)

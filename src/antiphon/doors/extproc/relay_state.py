@@ -41,6 +41,7 @@ from antiphon.doors.extproc.opening import ClientRequest
 from antiphon.doors.extproc.outbox import Outbox
 from antiphon.doors.extproc.received import Kind, Received
 from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.exchange.time_limits import FOREVER
 from antiphon.engine.ports.actions import (
     CallUpstream,
     CancelReason,
@@ -422,6 +423,8 @@ class RelayState:
 
     def next_due(self) -> float:
         """When `pass_time` is to be called, if nothing comes before."""
+        if self.finished:
+            return FOREVER
         if self._closing:
             return self._close_at
         due = min(self._heard + self._upstream_limit(), self._told_at)

@@ -3,8 +3,8 @@
 Lives here: the interfaces between the processor and its gRPC server. Not here: their implementations
 (`transport_grpcio.py`, `transport_http2.py`), and what the messages mean (`wire.py`, `stream.py`).
 
-Invariant: `send` returns only once the transport accepted the message, and `send_now` sends none beyond what may be
-queued, so that flow control reaches the sender.
+Invariant: `send` returns only once the transport accepted the message, and who is told by `send_now` that too much is
+queued waits (`settle`), so that flow control reaches the sender.
 """
 
 from __future__ import annotations
@@ -75,8 +75,12 @@ class MessageStream(Protocol):
         Raises `StreamClosed` when the peer is gone.
         """
 
-    def send_now(self, message: bytes) -> bool:
-        """Send one message, if that takes no waiting; whether it was sent. Raises `StreamClosed` when the peer left."""
+    def send_now(self, message: bytes) -> bool | None:
+        """Send one message, if that takes no waiting: None where it was not sent. False: it was, and before anything
+        else is sent or done with the stream `settle` is to be waited for. Raises `StreamClosed` if nobody is there."""
+
+    async def settle(self) -> None:
+        """Wait until not too much is queued. Raises `StreamClosed` when the peer is gone."""
 
     async def send(self, message: bytes) -> None:
         """Send one message; waits for flow control. Raises `StreamClosed` when the peer is gone."""

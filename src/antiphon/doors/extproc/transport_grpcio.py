@@ -134,9 +134,12 @@ class _GrpcioStream:
         except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
             raise StreamClosed(type(error).__name__) from None
 
-    def send_now(self, message: bytes) -> bool:
+    def send_now(self, message: bytes) -> bool | None:
         # It takes a message only from who waits.
-        return False
+        return None
+
+    async def settle(self) -> None:
+        """Nothing: whoever sends has waited."""
 
     async def send(self, message: bytes) -> None:
         # The first message brings the head along, if it was not sent.
