@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from antiphon import __version__
+from antiphon import __version__, pure
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.figures import DatabaseFigures, StoreFigures
 from antiphon.engine.ports.jobs import Queue
@@ -61,7 +61,8 @@ class Measuring:
         self._lag = LoopLag(metrics.lag.add)
         self._loaded = now()
         self._successful: dict[Labels, float] = {}
-        build = (__version__, platform.python_version(), _transport(settings, door), sandbox)
+        code = "compiled" if pure.compiled() else "sources"
+        build = (__version__, platform.python_version(), _transport(settings, door), sandbox, code)
         read = metrics.read
         read(names.BUILD, lambda: {build: 1})
         read(names.LOADED, lambda: self._loaded)

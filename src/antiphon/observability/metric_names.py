@@ -232,6 +232,7 @@ BUILD = _shared(
     python="Python's version",
     transport="`grpcio`, `http2`; empty: no ext_proc door",
     sandbox="what code runs in; empty: none",
+    code="`compiled`, or `sources`",
 )
 
 METRICS = (
