@@ -237,6 +237,21 @@ async def test_closing_ends_although_the_disk_does_not(path: Path, disk: Disk) -
     disk.go_on()
 
 
+async def test_who_waits_is_told_also_after_a_closing_that_gave_up(path: Path, disk: Disk) -> None:
+    """Whichever comes first, the closing's end or the write's own: here the closing's."""
+    writer = SqliteWriter(path, disk.prepare, WriterLimits(seconds=1.0, settle_seconds=1.0))
+    await writer.start()
+    disk.stalls = True
+    running = asyncio.create_task(writer.run([insert(1)]))
+    assert await asyncio.to_thread(disk.flushing.wait, 20)
+    writer._limits = WriterLimits(seconds=1.0, settle_seconds=0.0)
+    await writer.aclose()
+    assert not running.done()
+    with pytest.raises(StoreError, match=r"timeouts\.settle"):
+        await asyncio.wait_for(running, 15)
+    disk.go_on()
+
+
 @pytest.mark.parametrize("name", ["test.db", "test.db-wal", "test.db-shm"])
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
 async def test_a_file_that_goes_from_under_the_process_is_noticed(

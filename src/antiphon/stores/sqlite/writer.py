@@ -223,9 +223,11 @@ class SqliteWriter:
         if not stopped.done():
             stopped.cancel()
             _log.error("database_not_closed", database=str(self._place), seconds=self._limits.settle_seconds)
-        elif self._thread.ident:
+            # Whoever waits for a write still is told when its time is over.
+            return
+        if self._thread.ident:
             self._thread.join()  # its last act was to wake us
-        if stopped.done() and (deadlines := self._deadlines.pop(loop, None)) is not None:
+        if (deadlines := self._deadlines.pop(loop, None)) is not None:
             deadlines.close()
 
     # Everything below runs in the thread.
