@@ -39,6 +39,16 @@ def in_parts(body: bytes) -> Iterator[tuple[bytes | memoryview, bool]]:
         yield view[number * PART : (number + 1) * PART], number == last
 
 
+def whole_answer(
+    status: int, headers: Headers, body: bytes, head_told: wire.Metadata | None, end_told: wire.Metadata | None
+) -> Iterator[bytes]:
+    """The messages of a whole answer, after the request's end. (An operator's `local_reply_config` never rewrites this
+    form.)"""
+    yield wire.local_head(status, headers, head_told)
+    for part, last in in_parts(body):
+        yield wire.local_body(part, last, end_told if last else None)
+
+
 def head_metadata(model: str) -> wire.Metadata:
     """What Envoy is told with a head."""
     return {"model": model} if model else {}

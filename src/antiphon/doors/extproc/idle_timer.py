@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from antiphon.doors.extproc.outbox import PeerLeft
 from antiphon.doors.extproc.peer import Peer
 from antiphon.doors.extproc.received import Received
 
@@ -77,8 +76,6 @@ class Interludes:
             raise self._failure from None
         finally:
             self._listening = False
-        if message is None:
-            raise PeerLeft("the stream ended early")
         return inbox.read(message)
 
     async def aclose(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.ahead import Ahead, StreamAhead
-from antiphon.doors.extproc.answers import CostOf, final_metadata, head_metadata, in_parts, with_request_id
+from antiphon.doors.extproc.answers import CostOf, final_metadata, head_metadata, whole_answer, with_request_id
 from antiphon.doors.extproc.peer import Peer, StreamCut
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.exchange.states import State
@@ -45,10 +45,9 @@ async def answer_whole(
     head_told: wire.Metadata | None = None,
     end_told: wire.Metadata | None = None,
 ) -> None:
-    """A whole answer, after the request's end. (An operator's `local_reply_config` never rewrites this form.)"""
-    await peer.send(wire.local_head(status, headers, head_told))
-    for part, last in in_parts(body):
-        await peer.send(wire.local_body(part, last, end_told if last else None))
+    """Answer at once with all of it."""
+    for message in whole_answer(status, headers, body, head_told, end_told):
+        await peer.send(message)
 
 
 async def answer_streamed(peer: Peer, status: int, headers: Headers, parts: AsyncIterator[bytes]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Final
 
 from antiphon.doors.extproc import wire
+from antiphon.doors.extproc.outbox import PeerLeft
 from antiphon.doors.extproc.received import Kind, Received
 from antiphon.doors.extproc.transport import MessageStream
 
@@ -46,8 +47,11 @@ class Inbox:
         message = self._stream.receive_now()
         return None if message is None else self.read(message)
 
-    def read(self, message: bytes) -> Received:
-        """A message that was waited for, with the parts behind it in the same way."""
+    def read(self, message: bytes | None) -> Received:
+        """A message that was waited for, with the parts behind it in the same way. Raises `PeerLeft` when there is none
+        any more."""
+        if message is None:
+            raise PeerLeft("the stream ended early")
         received = wire.decode(message)
         if received.kind is _RESPONSE_BODY and not received.end:
             self._gather(received)

@@ -45,10 +45,7 @@ class Peer:
         received = self.receive_now()
         if received is not None:
             return received
-        message = await self.stream.receive()
-        if message is None:
-            raise PeerLeft("the stream ended early")
-        return self.inbox.read(message)
+        return self.inbox.read(await self.stream.receive())
 
     async def begin(self) -> None:
         """Before anything that must not happen twice (a model call, a write): from now on Envoy does not hand the

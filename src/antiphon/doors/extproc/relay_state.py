@@ -34,6 +34,7 @@ from antiphon.doors.extproc.answers import (
     head_metadata,
     in_parts,
     refusal_message,
+    whole_answer,
     with_request_id,
 )
 from antiphon.doors.extproc.content_coding import Inflate, decoder_for
@@ -207,11 +208,7 @@ class RelayState:
         body = self._take_waiting()
         told = final_metadata(self._exchange.response_id, finish, self._cost_of)
         headers = with_request_id(head.headers, self._request.request_id)
-        self.outgoing.append(wire.local_head(head.status, headers, head_metadata(self._exchange.model)))
-        if len(body) <= PART:
-            self.outgoing.append(wire.local_body(body, True, told))
-        else:
-            self.rest = _local_parts(body, told)
+        self.rest = whole_answer(head.status, headers, body, head_metadata(self._exchange.model), told)
 
     # Towards the upstream
 
@@ -464,11 +461,6 @@ class RelayState:
 def _request_parts(body: bytes) -> Iterator[bytes]:
     for part, last in in_parts(body):
         yield wire.request_body(part, last)
-
-
-def _local_parts(body: bytes, told: wire.Metadata) -> Iterator[bytes]:
-    for part, last in in_parts(body):
-        yield wire.local_body(part, last, told if last else None)
 
 
 def _response_parts(body: bytes, told: wire.Metadata, trailers: bool) -> Iterator[bytes]:

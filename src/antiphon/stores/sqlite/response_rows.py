@@ -97,7 +97,7 @@ WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :i
 def save_steps(record: ResponseRecord) -> list[Step]:
     """What stores a response with its items."""
     given, answered, body, usage = record.input_items, record.output_items, record.body, record.usage
-    size = _size(given) + _size(answered)
+    size = sum([item.size for item in (*given, *answered)])
     own = size + len(body)
     light = own <= _LIGHT
     created = at = milliseconds(record.created_at)
@@ -133,16 +133,6 @@ def save_steps(record: ResponseRecord) -> list[Step]:
         steps.append(item_rows(record.id, (given, answered), light=light))
         return steps
     return _with_conversation(record, steps, values, count, at)
-
-
-def _size(items: Sequence[StoredItem]) -> int:
-    """What `StoredItem.size` says of all of them."""
-    size = 0
-    for item in items:
-        size += len(item.body)
-        if item.shown is not None:
-            size += len(item.shown)
-    return size
 
 
 def _with_conversation(
