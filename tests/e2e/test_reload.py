@@ -97,15 +97,15 @@ async def test_hangup_swaps_all_workers_or_none(door: str, server: ChatServer, f
         line = await said(gateway, "settings_refused", 2)
         assert line["problem"].startswith(f"the settings file {file} is not valid YAML: line 1")
         text = await metrics(gateway)
-        assert number(text, 'config_reloads_total{result="accepted"}') == 1
-        assert number(text, 'config_reloads_total{result="refused"}') == 2
-        assert number(text, "config_last_reload_successful") == 0
+        assert number(text, 'antiphon_config_reloads_total{result="accepted"}') == 1
+        assert number(text, 'antiphon_config_reloads_total{result="refused"}') == 2
+        assert number(text, "antiphon_config_last_reload_successful") == 0
         assert not any(key in line for key in KEYS for line in gateway.log)
         # A worker that is started now has what the others have.
         write(file, server, **{**keys, "owner": {"api_keys": [KEYS[1]]}})
         gateway.process.send_signal(signal.SIGHUP)
         assert (await said(gateway, "settings_reloaded", 2))["changed"] == []
-        assert number(await metrics(gateway), "config_last_reload_successful") == 1
+        assert number(await metrics(gateway), "antiphon_config_last_reload_successful") == 1
     finally:
         assert await gateway.stop() == 0
 

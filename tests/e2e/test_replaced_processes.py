@@ -78,7 +78,7 @@ async def test_a_worker_that_dies_is_replaced_and_the_other_goes_on(
             streams.append(await session.post(gateway.base_url + "/responses", json={**ASK, "stream": True}))
         for stream in streams:
             await stream.content.readuntil(b"output_text.delta")
-        assert _number(await _metrics(gateway), "responses_in_flight") == STREAMS
+        assert _number(await _metrics(gateway), "antiphon_responses_in_flight") == STREAMS
         before = _pids(gateway, "worker")
         os.kill(before[0], signal.SIGKILL)
         said = json.loads(await gateway.log_line('"process_ended"'))
@@ -98,7 +98,7 @@ async def test_a_worker_that_dies_is_replaced_and_the_other_goes_on(
         # Ten streams on one of two workers alone would be a chance of one in five hundred at most.
         assert any(ends) and not all(ends)
         text = await _metrics(gateway)
-        assert _number(text, "process_restarts_total", cause="died") == 1
+        assert _number(text, "antiphon_process_restarts_total", cause="died") == 1
         assert _number(text, "responses_total") >= counted >= 4
     finally:
         # One that was cut still has its connection, which warns when it is collected: whenever that is.
@@ -117,7 +117,7 @@ async def test_an_envoy_that_dies_is_replaced_on_its_port(server: ChatServer, fo
     await gateway.log_line('"process_ended"')
     await _served(gateway)
     assert _pids(gateway, "worker") == workers and _pids(gateway, "envoy") != [envoy]
-    assert _number(await _metrics(gateway), "process_restarts_total", process="envoy", cause="died") == 1
+    assert _number(await _metrics(gateway), "antiphon_process_restarts_total", process="envoy", cause="died") == 1
     assert await gateway.stop() == 0, "\n".join(gateway.log[-20:])
 
 
@@ -155,7 +155,7 @@ async def test_a_process_that_stands_still_is_replaced(door: str, kind: str, ser
     assert said["how"] == "did not answer and was killed"
     await _served(gateway)
     assert stopped not in _children(gateway)
-    assert _number(await _metrics(gateway), "process_restarts_total", cause="hung") == 1
+    assert _number(await _metrics(gateway), "antiphon_process_restarts_total", cause="hung") == 1
     assert await gateway.stop() == 0, "\n".join(gateway.log[-20:])
 
 

@@ -166,15 +166,15 @@ async def test_scraped_counters_never_go_backwards(door: str, server: ChatServer
     async with run.busy(*run.clients()):
         await run.served()
     await run.scrape(first)
-    while first.gauges["responses_in_flight", ()]:
+    while first.gauges["antiphon_responses_in_flight", ()]:
         await run.scrape(first)
     before = first.total("responses_total")
     await run.kill(run.workers()[2])
     await asyncio.gather(*(run.scrape(one) for one in run.scrapers))
     assert [one.total("responses_total") for one in run.scrapers] == [before, before]
     assert first.total("response_duration_seconds_count") == before <= run.sent
-    assert first.total("cost_total") > 0
-    assert first.total("process_restarts_total", cause="died") == run.kills
+    assert first.total("antiphon_cost_total") > 0
+    assert first.total("antiphon_process_restarts_total", cause="died") == run.kills
     # To Prometheus it is one process that never ended.
     assert _began(first) == _began(second) == began
 

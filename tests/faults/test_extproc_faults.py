@@ -61,10 +61,10 @@ async def test_the_client_leaves_during_its_upload(tmp_path: Path) -> None:
         await stream.request_headers()
         await stream.request_body(b"{")
         await _in_flight(opened, 1)
-        assert opened.context.telemetry.metrics.render().count(b"responses_in_flight 1.0\n") == 1
+        assert opened.context.telemetry.metrics.render().count(b"antiphon_responses_in_flight 1.0\n") == 1
         await stream.leave()
         await _idle(opened)
-        assert await opened.metric("responses_in_flight") == 0
+        assert await opened.metric("antiphon_responses_in_flight") == 0
         assert opened.store.records == {}
         assert await opened.metric("responses_total", door="relay", outcome="cancelled") == 0
 

@@ -61,7 +61,7 @@ async def test_a_request_that_fails(failure: str, stream: bool, no_collector: No
         for _ in range(3):
             door.chat.script(FAILURES[failure])
             await door.ask(post_bytes({**ASK, "stream": stream}))
-        await until(lambda: door.metric("responses_in_flight") == 0 and _held() == before)
+        await until(lambda: door.metric("antiphon_responses_in_flight") == 0 and _held() == before)
 
 
 async def test_a_client_that_leaves(no_collector: None) -> None:
@@ -76,7 +76,7 @@ async def test_a_client_that_leaves(no_collector: None) -> None:
             async with asyncio.timeout(DEADLINE):
                 while len(door.store.records) < number:
                     await asyncio.sleep(0)
-        await until(lambda: door.metric("responses_in_flight") == 0 and _held() == before)
+        await until(lambda: door.metric("antiphon_responses_in_flight") == 0 and _held() == before)
 
 
 @pytest.mark.parametrize("mode", ["drive", "relay"])

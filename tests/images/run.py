@@ -223,7 +223,7 @@ def prometheus(port: str) -> Callable[[Setup], str]:
             return float(result[0]["value"][1]) if result else 0.0
 
         until("three replicas scraped by Prometheus", lambda: value('sum(up{job="antiphon"})') == len(_REPLICAS))
-        until("figures of requests in Prometheus", lambda: value('sum(requests_total{job="antiphon"})') > 0)
+        until("figures of requests in Prometheus", lambda: value('sum(antiphon_requests_total{job="antiphon"})') > 0)
         groups = requests.get(f"{url}/rules", timeout=10).json()["data"]["groups"]
         loaded = sum(len(group["rules"]) for group in groups)
         written = yaml.safe_load((_ROOT / "deployments/monitoring/antiphon.rules.yml").read_text())["groups"]

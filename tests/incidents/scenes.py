@@ -146,10 +146,10 @@ SCENES = (
         "an upstream is slow",
         _becomes(_slow),
         "Time to the head of an answer",
-        'upstream_head_seconds{upstream="green"} over 10 s',
+        'antiphon_upstream_head_seconds{upstream="green"} over 10 s',
         lambda sample: (
-            total(sample, "upstream_head_seconds_count", upstream="green")
-            - total(sample, "upstream_head_seconds_bucket", upstream="green", le="10.0")
+            total(sample, "antiphon_upstream_head_seconds_count", upstream="green")
+            - total(sample, "antiphon_upstream_head_seconds_bucket", upstream="green", le="10.0")
         ),
         {"message": "response", "upstream": "green"},
         (("alertname", "AntiphonUpstreamSlow"), ("upstream", "green")),
@@ -160,8 +160,8 @@ SCENES = (
         "an upstream refuses the key",
         _becomes(_refusing),
         "Calls by upstream and status",
-        'upstream_requests_total{upstream="green",status="401"}',
-        lambda sample: total(sample, "upstream_requests_total", upstream="green", status="401"),
+        'antiphon_upstream_requests_total{upstream="green",status="401"}',
+        lambda sample: total(sample, "antiphon_upstream_requests_total", upstream="green", status="401"),
         {"message": "response", "fault": "upstream", "upstream": "green", "upstream_status": 401},
         (("alertname", "AntiphonUpstreamRefusesKey"), ("upstream", "green")),
         jobs=(_green,) * 2,
@@ -184,8 +184,8 @@ SCENES = (
         "one tenant floods",
         _nothing,
         "Turned away, by setting",
-        'requests_refused_total{setting="limits.owner_requests"}',
-        lambda sample: total(sample, "requests_refused_total", setting="limits.owner_requests"),
+        'antiphon_requests_refused_total{setting="limits.owner_requests"}',
+        lambda sample: total(sample, "antiphon_requests_refused_total", setting="limits.owner_requests"),
         {"message": "requests_refused", "setting": "limits.owner_requests", "fault": "client"},
         (("alertname", "AntiphonTurnsAway"), ("setting", "limits.owner_requests")),
         jobs=(_flood,),
@@ -195,8 +195,8 @@ SCENES = (
         "a tool hangs",
         _nothing,
         "Tool runs by result",
-        'tool_executions_total{tool="mcp",result="timed_out"}',
-        lambda sample: total(sample, "tool_executions_total", tool="mcp", result="timed_out"),
+        'antiphon_tool_executions_total{tool="mcp",result="timed_out"}',
+        lambda sample: total(sample, "antiphon_tool_executions_total", tool="mcp", result="timed_out"),
         {"message": "tool_timed_out", "tool": "mcp", "server": "dice", "setting": "tools.seconds"},
         (("alertname", "AntiphonToolHangs"), ("tool", "mcp")),
         jobs=(_tool,) * 2,

@@ -181,7 +181,9 @@ async def test_during_the_notice_nothing_is_begun_that_others_can_run(many: Proc
     other = await many.start()
     assert (await other.ended(made["id"]))["status"] == "completed"
     begun = [
-        value_of(each.app.context.telemetry.metrics.render().decode(), "background_attempts_total", kind="first")
+        value_of(
+            each.app.context.telemetry.metrics.render().decode(), "antiphon_background_attempts_total", kind="first"
+        )
         for each in (one, other)
     ]
     assert begun == [0, 1]
@@ -195,12 +197,16 @@ async def test_what_a_drain_has_no_time_for_is_counted_and_fails(many: Processes
         await cut.content.readuntil(b'"delta":"Hel"')
         assert await one.app.drain(one.door.drain(0.05), 0.05) is False
         metrics = one.app.context.telemetry.metrics
-        assert value_of(metrics.render().decode(), "requests_cut_total", kind="response") == 1
+        assert value_of(metrics.render().decode(), "antiphon_requests_cut_total", kind="response") == 1
         await one.door.aclose()
         with pytest.raises(aiohttp.ClientPayloadError):
             await cut.content.read()
     failed = value_of(
-        metrics.render().decode(), "response_failures_total", fault="ours", code="shutting_down", upstream="default"
+        metrics.render().decode(),
+        "antiphon_response_failures_total",
+        fault="ours",
+        code="shutting_down",
+        upstream="default",
     )
     assert failed == 1 and many.sql("SELECT status FROM responses") == [("failed",)]
 

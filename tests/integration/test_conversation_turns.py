@@ -175,7 +175,7 @@ async def test_a_conversation_that_was_compacted_goes_on_from_its_summary(door: 
     management = [{"type": "compaction", "compact_threshold": 1000}]
     answered = await create(door, conversation, context_management=management)
     assert [item["type"] for item in answered.json["output"]] == ["compaction", "message"]
-    assert door.metric("compactions_total") == 1
+    assert door.metric("antiphon_compactions_total") == 1
     assert (await create(door, conversation, input="and now?")).status == 200
     said = json.dumps(json.loads(door.chat.requests[-1].body)["messages"])
     assert "the summary" in said and "and now?" in said and "the answer" in said
@@ -237,9 +237,9 @@ async def test_a_second_turn_at_the_same_time_is_a_409(door: OpenHttpDoor) -> No
             refused = await create(door, conversation, **changes)
             assert refused.status == 409 and refused.error["code"] == "conversation_locked"
         assert (await create(door, conversation, store=False)).status == 200, "reading needs no lock"
-        assert door.metric("conversation_conflicts_total") == 2
+        assert door.metric("antiphon_conversation_conflicts_total") == 2
         gone = await door.ask(alice(f"/v1/conversations/{conversation}", method="DELETE"))
-        assert gone.status == 409 and door.metric("conversation_conflicts_total") == 3
+        assert gone.status == 409 and door.metric("antiphon_conversation_conflicts_total") == 3
         go_on.set()
         while await client.part():
             pass

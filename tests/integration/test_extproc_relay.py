@@ -156,7 +156,7 @@ async def test_a_response_has_one_line_that_says_how_long_it_took(tmp_path: Path
             assert await opened.metric("responses_total", door=door, outcome="completed") == 1
             took = time.perf_counter() - began
             assert 0 <= await opened.metric("response_duration_seconds_sum", door=door) <= took
-            assert await opened.metric("responses_in_flight") == 0
+            assert await opened.metric("antiphon_responses_in_flight") == 0
     (line,) = [one for one in lines if one["event"] == "response"]
     known = {name: line[name] for name in ("request_id", "response_id", "door", "model", "outcome")}
     assert known == {

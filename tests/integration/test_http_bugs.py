@@ -50,7 +50,7 @@ class _Broken:
     async def ended(self, outcome: str, count: int = 1) -> None:
         """The response is counted, once, as this."""
         await until(lambda: self.door.metric("responses_total", door="http", outcome=outcome) == count)
-        assert self.door.metric("responses_in_flight") == 0 and self.door.context.admission.active == 0
+        assert self.door.metric("antiphon_responses_in_flight") == 0 and self.door.context.admission.active == 0
 
 
 @pytest.fixture

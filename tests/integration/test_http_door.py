@@ -58,7 +58,7 @@ async def test_json(door: OpenHttpDoor) -> None:
     again = await door.ask(post_bytes(method="GET", path=f"/v1/responses/{got.json['id']}"))
     assert again.json == got.json
     assert door.metric("responses_total", door="http", outcome="completed") == 1
-    assert door.metric("responses_in_flight") == 0
+    assert door.metric("antiphon_responses_in_flight") == 0
 
 
 async def test_stream(door: OpenHttpDoor) -> None:
@@ -345,7 +345,7 @@ async def test_body_that_never_comes() -> None:
         await client.send(post_bytes(body=b"{", headers={"content-length": "10"}))
         got = await client.read()
         assert got.status == 408 and got.error["code"] == "request_timeout"
-        assert door.metric("responses_in_flight") == 0
+        assert door.metric("antiphon_responses_in_flight") == 0
 
 
 async def test_body_in_many_pieces(door: OpenHttpDoor) -> None:
@@ -363,7 +363,7 @@ async def test_broken_upload_framing(door: OpenHttpDoor) -> None:
         await client.send(b"zz\r\nnonsense\r\n")
         got = await client.read()
         assert got.status == 400 and got.error["type"] == "invalid_request_error"
-        assert door.metric("responses_in_flight") == 0
+        assert door.metric("antiphon_responses_in_flight") == 0
 
 
 async def test_expect_continue(door: OpenHttpDoor) -> None:
@@ -535,7 +535,7 @@ async def test_client_leaves_at_any_moment(door: OpenHttpDoor, ask: dict[str, An
 async def finished(door: OpenHttpDoor) -> None:
     """Wait until nothing is in flight, in the door and towards the upstream."""
     assert await door.context.admission.drained(DEADLINE)
-    await until(lambda: not door.metric("responses_in_flight"))
+    await until(lambda: not door.metric("antiphon_responses_in_flight"))
 
 
 # Identity
@@ -658,7 +658,7 @@ async def test_too_many_requests_at_once() -> None:
         got = await door.ask(post_bytes(ASK))
         assert got.status == 503 and got.error["code"] == "overloaded" and got.header("retry-after") == "1"
         assert "limits.concurrent_requests" in got.error["message"]
-        assert door.metric("requests_refused_total", setting="limits.concurrent_requests") == 1
+        assert door.metric("antiphon_requests_refused_total", setting="limits.concurrent_requests") == 1
         assert (await door.ask(post_bytes(method="GET", path="/health"))).status == 200
         client.leave()
         await finished(door)
@@ -698,7 +698,7 @@ async def test_metrics_are_shown_to_the_gateway_alone() -> None:
         assert refused.status == 404 and refused.error["code"] == "unknown_url"
         headers = {"x-antiphon-secret": "shared-secret"}
         shown = await opened.ask(post_bytes(method="GET", path="/metrics", headers=headers))
-        assert shown.status == 200 and b"responses_in_flight" in shown.body
+        assert shown.status == 200 and b"antiphon_responses_in_flight" in shown.body
 
 
 async def test_during_the_notice_requests_are_served_and_ready_says_no(door: OpenHttpDoor) -> None:

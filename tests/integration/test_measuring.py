@@ -48,15 +48,15 @@ async def test_what_runs_and_waits_in_the_background_is_seen(tmp_path: Path) -> 
         queued = [await idle.create(stream=False) for _ in range(3)]
         made.sql("UPDATE jobs SET created_at = created_at - 60000 WHERE response_id = ?", queued[0]["id"])
         text = await scraped(idle)
-        assert value_of(text, "background_queued") == 3
-        assert 60 <= value_of(text, "background_oldest_queued_seconds") < 600
+        assert value_of(text, "antiphon_background_queued") == 3
+        assert 60 <= value_of(text, "antiphon_background_oldest_queued_seconds") < 600
         for _ in range(3):
             made.chat.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
         busy = await made.start(workers=2)
         await until(lambda: len(busy.app.workers.running) == 2)
         text = await scraped(busy)
-        assert (value_of(text, "background_queued"), value_of(text, "background_running")) == (1, 2)
-        assert value_of(text, "background_followers") == 0
+        assert (value_of(text, "antiphon_background_queued"), value_of(text, "antiphon_background_running")) == (1, 2)
+        assert value_of(text, "antiphon_background_followers") == 0
         streamed = await idle.create(stream=False)
         gate.set()
         assert (await idle.ended(streamed["id"]))["status"] == "completed"
@@ -93,15 +93,15 @@ async def test_who_follows_a_response_is_counted(tmp_path: Path) -> None:
         made.chat.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
         async with app.stream() as one:
             response_id = await one.response_id()
-            assert value_of(await scraped(app), "background_followers") == 1
+            assert value_of(await scraped(app), "antiphon_background_followers") == 1
             async with app.stream(response_id) as other:
                 await other.until(b"response.created")
-                assert value_of(await scraped(app), "background_followers") == 2
+                assert value_of(await scraped(app), "antiphon_background_followers") == 2
                 gate.set()
                 await other.whole()
             await one.whole()
         await until(lambda: app.app.workers.running == frozenset())
-        assert value_of(await scraped(app), "background_followers") == 0
+        assert value_of(await scraped(app), "antiphon_background_followers") == 0
 
 
 async def test_what_a_process_says_of_its_databases_and_its_disk(tmp_path: Path) -> None:
@@ -113,32 +113,34 @@ async def test_what_a_process_says_of_its_databases_and_its_disk(tmp_path: Path)
         async with app.session.post(f"{app.url}/files", data=form) as got:
             assert got.status == 200
         text = await scraped(app)
-        assert value_of(text, "blobs_bytes") == 1234
+        assert value_of(text, "antiphon_blobs_bytes") == 1234
         databases = ("postgresql",) if on_postgres() else ("sessions", "vectors")
         for name in databases:
             files = [tmp_path / "data" / f"{name}.db{suffix}" for suffix in ("", "-wal", "-shm")]
             size = 1 << 20 if on_postgres() else sum(file.stat().st_size for file in files)
-            assert value_of(text, "database_bytes", database=name) >= size
-            assert value_of(text, "storage_writer_queue", database=name) == 0
-            assert value_of(text, "storage_readers_busy", database=name) == 0
+            assert value_of(text, "antiphon_database_bytes", database=name) >= size
+            assert value_of(text, "antiphon_storage_writer_queue", database=name) == 0
+            assert value_of(text, "antiphon_storage_readers_busy", database=name) == 0
         if on_postgres():
-            assert value_of(text, "database_table_bytes", database="postgresql", table="responses") > 0
-            used = value_of(text, "database_connections", database="postgresql", state="active")
-            assert 0 < used < value_of(text, "database_connections_max", database="postgresql")
-            assert value_of(text, "database_oldest_xmin_age", database="postgresql") >= 0
+            assert value_of(text, "antiphon_database_table_bytes", database="postgresql", table="responses") > 0
+            used = value_of(text, "antiphon_database_connections", database="postgresql", state="active")
+            assert 0 < used < value_of(text, "antiphon_database_connections_max", database="postgresql")
+            assert value_of(text, "antiphon_database_oldest_xmin_age", database="postgresql") >= 0
         else:
-            assert not any(line.startswith("database_connections") for line in text.splitlines())
-        assert value_of(text, "disk_free_bytes") > 0
-        groups = value_of(text, "storage_writer_group_count", database=databases[0])
-        assert 0 < groups <= value_of(text, "storage_writer_group_sum", database=databases[0])
+            assert not any(line.startswith("antiphon_database_connections") for line in text.splitlines())
+        assert value_of(text, "antiphon_disk_free_bytes") > 0
+        groups = value_of(text, "antiphon_storage_writer_group_count", database=databases[0])
+        assert 0 < groups <= value_of(text, "antiphon_storage_writer_group_sum", database=databases[0])
         # Each transaction counts once, however often somebody looks.
-        assert value_of(await scraped(app), "storage_writer_group_count", database=databases[0]) == groups
-        assert value_of(text, "settings_loaded_timestamp_seconds") > 1.7e9
+        assert value_of(await scraped(app), "antiphon_storage_writer_group_count", database=databases[0]) == groups
+        assert value_of(text, "antiphon_settings_loaded_timestamp_seconds") > 1.7e9
         said = {"version": __version__, "python": platform.python_version(), "transport": "", "sandbox": ""}
         said["code"] = "compiled" if pure.compiled() else "sources"
-        assert value_of(text, "build_info", **said) == 1
+        assert value_of(text, "antiphon_build_info", **said) == 1
         await until(
-            lambda: app.app.context.telemetry.metrics.render().count(b'event_loop_lag_seconds_bucket{le="+Inf"}')
+            lambda: app.app.context.telemetry.metrics.render().count(
+                b'antiphon_event_loop_lag_seconds_bucket{le="+Inf"}'
+            )
         )
 
 
@@ -153,8 +155,8 @@ async def test_a_thread_that_works_is_seen_and_what_waits_for_one(tmp_path: Path
         finally:
             gate.set()
             await asyncio.gather(*work)
-        assert value_of(text, "threads_busy", pool="search") == 2
-        assert value_of(text, "threads_waiting", pool="search") == 1
+        assert value_of(text, "antiphon_threads_busy", pool="search") == 2
+        assert value_of(text, "antiphon_threads_waiting", pool="search") == 1
 
 
 async def test_a_store_that_does_not_answer_takes_nothing_else_from_a_scrape(
@@ -168,4 +170,4 @@ async def test_a_store_that_does_not_answer_takes_nothing_else_from_a_scrape(
 
         monkeypatch.setattr(SqliteReaders, "fetch", broken)
         text = await scraped(app)
-        assert value_of(text, "disk_free_bytes") > 0 and value_of(text, "build_info") == 1
+        assert value_of(text, "antiphon_disk_free_bytes") > 0 and value_of(text, "antiphon_build_info") == 1

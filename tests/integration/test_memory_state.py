@@ -29,9 +29,9 @@ async def test_a_process_serves_from_memory_and_leaves_its_keys_alone(tmp_path: 
         async with app.session.post(f"{app.url}/vector_stores", json={"name": "v"}) as got:
             assert got.status == 200
         text = (await app.app.context.telemetry.metrics.scraped()).decode()
-        assert value_of(text, "blobs_bytes") == 1234
+        assert value_of(text, "antiphon_blobs_bytes") == 1234
         for name in ("sessions", "vectors"):
-            assert value_of(text, "database_bytes", database=name) > 0
+            assert value_of(text, "antiphon_database_bytes", database=name) > 0
         # Another process has a state of its own.
         other = await made.start()
         assert (await other.ask(f"/{ended['id']}"))[0] == 404

@@ -52,9 +52,9 @@ async def test_an_owner_takes_his_share_of_the_places_and_no_more() -> None:
                 check_answer(await door.ask(post_bytes(ASK, path=path, headers=bearer("greedy"))), REQUESTS)
             # What was asked for in between is the other's: there is a place.
             assert (await door.ask(post_bytes(ASK, headers=bearer("other")))).status == 200
-            await until(lambda: door.metric("requests_refused_total", setting=REQUESTS) == 4)
+            await until(lambda: door.metric("antiphon_requests_refused_total", setting=REQUESTS) == 4)
             operation = "POST /v1/responses"
-            assert door.metric("requests_total", operation=operation, status="429", fault="client") == 2
+            assert door.metric("antiphon_requests_total", operation=operation, status="429", fault="client") == 2
         told = [line for line in logs if line["event"] == "requests_refused"]
         assert [(line["setting"], line["refused"]) for line in told] == [(REQUESTS, 1)]
         assert not [
@@ -148,8 +148,8 @@ async def test_shares_hold_through_envoy(tmp_path: Path) -> None:
         await third.request_body(b"no JSON", end=True)
         assert (await third.complete()).status == 400
         await until(lambda: door.context.bodies.used == 0)
-        assert await door.metric("requests_refused_total", setting=BYTES) == 1
-        assert await door.metric("requests_refused_total", setting=REQUESTS) == 1
+        assert await door.metric("antiphon_requests_refused_total", setting=BYTES) == 1
+        assert await door.metric("antiphon_requests_refused_total", setting=REQUESTS) == 1
 
 
 # In the background
@@ -182,7 +182,7 @@ async def test_an_owner_s_jobs_run_within_his_share_and_others_go_on(
         app, made = await queued(opened, "greedy", "greedy", "greedy", **limits)
         greedy, metrics = _owner(app, "greedy"), app.app.context.telemetry.metrics
         # One of them runs, the others found no room.
-        await until(lambda: opened.chat.requests and b"requests_refused_total{" in metrics.render())
+        await until(lambda: opened.chat.requests and b"antiphon_requests_refused_total{" in metrics.render())
         other = await app.create(token="other", input="x" * 500)
         await until(lambda: completed(opened) == {other["id"]})
         assert len(opened.chat.requests) == 2
@@ -209,7 +209,9 @@ async def test_a_job_whose_history_finds_no_room_waits_for_it(tmp_path: Path, mo
         with bodies.hold("") as others:
             others.add(bodies.limit - 5_000)
             metrics = working.app.context.telemetry.metrics
-            await until(lambda: b'requests_refused_total{setting="limits.bytes_in_flight"}' in metrics.render())
+            await until(
+                lambda: b'antiphon_requests_refused_total{setting="limits.bytes_in_flight"}' in metrics.render()
+            )
             assert (await app.get(made["id"], "one"))["status"] in ("queued", "in_progress")
         assert (await app.ended(made["id"], "one"))["status"] == "completed"
 

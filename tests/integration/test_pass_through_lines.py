@@ -47,9 +47,9 @@ async def test_one_line_and_one_number(path: str, said: Answer, level: str, told
         assert (line["log_level"], line["request_id"]) == (level, got.header("x-request-id"))
         assert line["seconds"] > 0 and "secret words" not in str(line)
         labels = {"operation": "pass_through", "upstream": "default"}
-        assert door.metric("upstream_requests_total", **labels, status=status) == 1
-        assert door.metric("upstream_requests_total", **labels) == 1
-        assert door.metric("upstream_head_seconds_count", upstream="default") == 1
+        assert door.metric("antiphon_upstream_requests_total", **labels, status=status) == 1
+        assert door.metric("antiphon_upstream_requests_total", **labels) == 1
+        assert door.metric("antiphon_upstream_head_seconds_count", upstream="default") == 1
 
 
 async def test_an_upstream_that_is_not_there() -> None:
@@ -60,10 +60,10 @@ async def test_an_upstream_that_is_not_there() -> None:
         (line,) = requests(lines)
         assert (line["fault"], line["operation"], line["upstream"]) == ("upstream", "pass_on", "default")
         assert (line["code"], line["status"]) == ("upstream_unreachable", 502) and "unreachable" in line["cause"]
-        assert door.metric("upstream_requests_total", operation="pass_through", status="unreachable") == 1
-        assert door.metric("upstream_head_seconds_count") == 0
+        assert door.metric("antiphon_upstream_requests_total", operation="pass_through", status="unreachable") == 1
+        assert door.metric("antiphon_upstream_head_seconds_count") == 0
         named = f"POST {CHAT}"
-        assert door.metric("requests_total", operation=named, status="502", fault="upstream") == 1
+        assert door.metric("antiphon_requests_total", operation=named, status="502", fault="upstream") == 1
 
 
 async def test_a_client_that_leaves_is_nobodys_failure() -> None:
@@ -84,4 +84,4 @@ async def test_what_is_well_is_one_line_without_a_fault() -> None:
             assert (await door.ask(post_bytes(ASK, path=CHAT))).status == 200
         (line,) = requests(lines)
         assert "fault" not in line and (line["status"], line["log_level"]) == (200, "info")
-        assert door.metric("upstream_requests_total", operation="pass_through", status="200") == 1
+        assert door.metric("antiphon_upstream_requests_total", operation="pass_through", status="200") == 1

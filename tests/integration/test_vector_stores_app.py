@@ -64,13 +64,15 @@ async def test_a_file_from_the_disk_is_ingested_and_survives_a_restart(tmp_path:
         file_id = await upload(app, "birds.txt", b"Swifts fly for months.")
         _, store = await ask(app, "POST", "/v1/vector_stores", {"file_ids": [file_id]})
         assert (await ingested(app, store["id"]))["completed"] == 1
-        assert 'files_ingested_total{outcome="completed"} 1.0' in app.context.telemetry.metrics.render().decode()
+        assert (
+            'antiphon_files_ingested_total{outcome="completed"} 1.0' in app.context.telemetry.metrics.render().decode()
+        )
     async with opened(tmp_path) as app:
         status, found = await ask(app, "POST", f"/v1/vector_stores/{store['id']}/search", {"query": "swifts"})
         assert status == 200 and found["data"][0]["filename"] == "birds.txt"
         assert "file_search" in app.tools.types
         shown = app.context.telemetry.metrics.render().decode()
-        assert 'search_duration_seconds_count{by="words"} 1.0' in shown
+        assert 'antiphon_search_duration_seconds_count{by="words"} 1.0' in shown
 
 
 @pytest.mark.usefixtures("estimated_tokens")
@@ -125,7 +127,7 @@ async def test_an_embeddings_server_that_fails_is_counted_and_named(tmp_path: Pa
     assert line["upstream"] == "embeddings" and line["cause"]
     as_status = "500" if broken == "500" else "unreachable"
     labels = {"upstream": "embeddings", "operation": "embeddings", "status": as_status}
-    assert value_of(told, "upstream_requests_total", **labels) == 1
+    assert value_of(told, "antiphon_upstream_requests_total", **labels) == 1
 
 
 async def test_an_embeddings_server_adds_meaning(tmp_path: Path) -> None:
@@ -149,7 +151,10 @@ async def test_an_embeddings_server_adds_meaning(tmp_path: Path) -> None:
             server.status = 500
             _, found = await ask(app, "POST", path, {"query": "aircraft"})
             assert [hit["filename"] for hit in found["data"]] == ["plane.txt"]
-            assert 'search_duration_seconds_count{by="vectors"} 1.0' in app.context.telemetry.metrics.render().decode()
+            assert (
+                'antiphon_search_duration_seconds_count{by="vectors"} 1.0'
+                in app.context.telemetry.metrics.render().decode()
+            )
 
 
 async def test_vectors_need_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

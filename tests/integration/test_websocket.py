@@ -134,7 +134,7 @@ async def test_a_turn_is_the_event_stream_in_frames(door: OpenHttpDoor, socket: 
     assert events[-1]["response"]["output"][0]["content"][0]["text"] == "Hello"
     assert door.metric("responses_total", outcome="completed", door="websocket") == 1
     assert 0 < door.metric("response_duration_seconds_sum", door="websocket") < time.perf_counter() - began
-    assert door.metric("responses_in_flight") == 0
+    assert door.metric("antiphon_responses_in_flight") == 0
 
 
 async def test_a_turn_has_one_line_that_says_how_long_it_took(door: OpenHttpDoor, socket: Socket) -> None:
@@ -145,7 +145,7 @@ async def test_a_turn_has_one_line_that_says_how_long_it_took(door: OpenHttpDoor
         await until(lambda: door.metric("responses_total", door="websocket", outcome="error") == 1)
     took = time.perf_counter() - began
     assert door.metric("responses_total", door="websocket", outcome="completed") == 1
-    assert door.metric("responses_in_flight") == 0 and door.context.admission.active == 0
+    assert door.metric("antiphon_responses_in_flight") == 0 and door.context.admission.active == 0
     assert 0 <= door.metric("response_duration_seconds_sum", door="websocket") <= took
     good, bad = [one for one in lines if one["event"] == "response"]
     assert (good["response_id"], good["outcome"], good["door"]) == (response["id"], "completed", "websocket")
@@ -525,8 +525,8 @@ async def test_pages_of_other_origins_are_refused(door: OpenHttpDoor) -> None:
 async def test_no_more_connections_than_allowed() -> None:
     async with open_http_door(websocket=WebSocketSettings(connections=1)) as opened:
         async with connected(opened):
-            assert await refused(opened) == (503, "overloaded") and opened.metric("websocket_connections") == 1
-        await until(lambda: opened.metric("websocket_connections") == 0)
+            assert await refused(opened) == (503, "overloaded") and opened.metric("antiphon_websocket_connections") == 1
+        await until(lambda: opened.metric("antiphon_websocket_connections") == 0)
         async with connected(opened) as socket:
             assert (await socket.response(**UNSTORED, input="hi"))["status"] == "completed"
 
@@ -669,7 +669,7 @@ async def test_a_gateway_that_leaves_has_its_own_connections_closed() -> None:
         await door.chat.received()
         # A client's word counts for nothing.
         assert (await door.ask(post_bytes({}, path="/gateway/leaves"))).status == 401
-        assert door.metric("websocket_connections", state="idle") == 2
+        assert door.metric("antiphon_websocket_connections", state="idle") == 2
         assert (await door.ask(post_bytes({}, path="/gateway/leaves", headers=known))).status == 204
         assert await idle.closed() == 1001
         gate.set()

@@ -153,4 +153,4 @@ async def test_a_chain_that_its_client_carries_keeps_the_models_thoughts(many: P
     ) as got:
         assert got.status == 400 and (await got.json())["error"]["code"] == "invalid_encrypted_content"
     counted = app.app.context.telemetry.metrics.render().decode()
-    assert value_of(counted, "sealed_content_refused_total") == 1
+    assert value_of(counted, "antiphon_sealed_content_refused_total") == 1

@@ -79,7 +79,7 @@ def test_every_incident_is_to_be_seen_in_a_panel() -> None:
 def test_the_rules_are_asked_what_fires(tmp_path: Path) -> None:
     def sample(number: int) -> dict[str, float]:
         return {
-            'upstream_requests_total{upstream="green",operation="responses",status="401"}': 5.0 * number,
+            'antiphon_upstream_requests_total{upstream="green",operation="responses",status="401"}': 5.0 * number,
             'responses_total{outcome="error",door="relay",fault="upstream"}': 5.0 * number,
         }
 

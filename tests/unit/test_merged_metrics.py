@@ -42,7 +42,7 @@ def test_processes_are_added_up() -> None:
     merged.take("a", 1, _process(3, in_flight=2))
     merged.take("b", 2, _process(4, in_flight=1))
     assert _value(merged, "responses_total", outcome="completed", door="http") == 7
-    assert _value(merged, "responses_in_flight") == 3
+    assert _value(merged, "antiphon_responses_in_flight") == 3
     assert _value(merged, "response_duration_seconds_count", door="http") == 7
     assert _value(merged, "response_duration_seconds_bucket", door="http", le="+Inf") == 7
     assert _value(merged, "response_duration_seconds_bucket", door="http", le="0.05") == 2
@@ -59,23 +59,35 @@ def test_counters_of_processes_that_ended_stay_and_gauges_go() -> None:
     merged = MergedMetrics()
     merged.take("a", 1, _process(3, in_flight=2))
     merged.forget("a", 1)
-    assert _value(merged, "responses_in_flight") == 2
+    assert _value(merged, "antiphon_responses_in_flight") == 2
     merged.forget("a", 2)
     merged.forget("a", 2)
     assert _value(merged, "responses_total") == 3
     merged.take("a", 2, _process(1, in_flight=1))
-    assert _value(merged, "responses_total") == 4 and _value(merged, "responses_in_flight") == 1
+    assert _value(merged, "responses_total") == 4 and _value(merged, "antiphon_responses_in_flight") == 1
     # Another one in its place, whose predecessor's end nobody saw.
     merged.take("a", 3, _process(1))
-    assert _value(merged, "responses_total") == 5 and _value(merged, "responses_in_flight") == 0
+    assert _value(merged, "responses_total") == 5 and _value(merged, "antiphon_responses_in_flight") == 0
 
 
 def test_what_all_of_them_show_of_one_thing_is_not_added_up() -> None:
     merged = MergedMetrics()
-    shared = {"background_queued", "background_oldest_queued_seconds", "database_bytes", "blobs_bytes"}
-    shared |= {f"database_{name}" for name in ("table_bytes", "connections", "connections_max", "oldest_xmin_age")}
-    shared |= {"not_ready_seconds", "disk_free_bytes", "settings_loaded_timestamp_seconds", "build_info"}
-    shared |= {"config_last_reload_successful"}
+    shared = {
+        "antiphon_background_queued",
+        "antiphon_background_oldest_queued_seconds",
+        "antiphon_database_bytes",
+        "antiphon_blobs_bytes",
+    }
+    shared |= {
+        f"antiphon_database_{name}" for name in ("table_bytes", "connections", "connections_max", "oldest_xmin_age")
+    }
+    shared |= {
+        "antiphon_not_ready_seconds",
+        "antiphon_disk_free_bytes",
+        "antiphon_settings_loaded_timestamp_seconds",
+        "antiphon_build_info",
+    }
+    shared |= {"antiphon_config_last_reload_successful"}
     assert shared == {one.name for one in METRICS if one.merged == "max"}
     for pid, queued in ((1, 5.0), (2, 7.0)):
         metrics = Metrics()
@@ -83,8 +95,8 @@ def test_what_all_of_them_show_of_one_thing_is_not_added_up() -> None:
         metrics.read(FOLLOWERS, lambda: 2)
         metrics.read(BUILD, lambda: {("1", "3", "", ""): 1})
         merged.take(str(pid), pid, metrics.render().decode())
-    assert _value(merged, "background_queued") == 7 and _value(merged, "build_info", version="1") == 1
-    assert _value(merged, "background_followers") == 4
+    assert _value(merged, "antiphon_background_queued") == 7 and _value(merged, "antiphon_build_info", version="1") == 1
+    assert _value(merged, "antiphon_background_followers") == 4
 
 
 def test_what_a_process_says_of_itself_makes_sense_in_the_sum() -> None:
@@ -115,7 +127,7 @@ def test_a_text_that_comes_late_takes_nothing_back() -> None:
     for name in ("responses_total", "response_duration_seconds_count", "response_duration_seconds_bucket"):
         assert _value(merged, name, door="http") == (5 if name != "response_duration_seconds_bucket" else 1), name
     # A gauge is whatever was read last.
-    assert _value(merged, "responses_in_flight") == 2
+    assert _value(merged, "antiphon_responses_in_flight") == 2
 
 
 def test_a_text_of_a_process_that_has_ended_is_not_counted_twice() -> None:
@@ -128,7 +140,7 @@ def test_a_text_of_a_process_that_has_ended_is_not_counted_twice() -> None:
     merged.take("a", 2, _process(1))
     merged.take("a", 1, text)
     merged.take("a", 2, _process(2))
-    assert _value(merged, "responses_total") == 5 and _value(merged, "responses_in_flight") == 0
+    assert _value(merged, "responses_total") == 5 and _value(merged, "antiphon_responses_in_flight") == 0
 
 
 def test_sums_do_not_depend_on_who_ended() -> None:

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from antiphon.engine.ports.actions import Usage
 from antiphon.errors import StoreError
-from antiphon.observability.metric_names import CUT_KINDS, METRICS, QUEUED, THREADS
+from antiphon.observability.metric_names import CUT_KINDS, METRICS, QUEUED, RESTARTS, THREADS
 from antiphon.observability.metrics import Metrics
 
 
@@ -45,7 +45,7 @@ def test_how_a_store_operation_ended_is_counted(error: BaseException | None, res
         dict(labels)["result"]: value for (name, labels), value in found.items() if name.endswith("operations_total")
     }
     assert counted == results
-    assert found.get(("storage_operation_duration_seconds_count", (("operation", "save"),)), 0) == len(results)
+    assert found.get(("antiphon_storage_operation_duration_seconds_count", (("operation", "save"),)), 0) == len(results)
 
 
 def test_what_operators_rely_on_is_there() -> None:
@@ -65,13 +65,29 @@ def test_what_operators_rely_on_is_there() -> None:
     assert found["response_duration_seconds_bucket", (("door", "relay"), ("le", "0.25"))] == 1
     assert found["storage_operations_total", (("operation", "save"), ("result", "ok"))] == 1
     assert found["tool_execution_duration_seconds_count", (("tool", "file_search"),)] == 1
-    assert found["responses_in_flight", ()] == 1
+    assert found["antiphon_responses_in_flight", ()] == 1
 
 
 def test_two_processes_worth_of_metrics_do_not_share_a_registry() -> None:
     one, other = Metrics(), Metrics()
     one.response_finished("completed", "http", 1.0)
     assert ("responses_total", (("door", "http"), ("fault", "none"), ("outcome", "completed"))) not in _samples(other)
+
+
+def test_a_name_has_the_prefix_or_is_one_of_four() -> None:
+    without = {one.name for one in (*METRICS, RESTARTS) if not one.name.startswith("antiphon_")}
+    assert without == {
+        "responses_total",
+        "response_duration_seconds",
+        "tool_execution_duration_seconds",
+        "storage_operations_total",
+    }
+
+
+def test_what_is_rendered_has_these_names_and_the_librarys() -> None:
+    shown = {family.name for family in text_string_to_metric_families(Metrics().render().decode())}
+    ours = {one.name.removesuffix("_total") for one in METRICS}
+    assert {name for name in shown - ours if not name.startswith(("process_", "python_"))} == set()
 
 
 def test_the_metrics_are_described() -> None:
@@ -128,7 +144,7 @@ def test_a_label_that_others_choose_has_at_most_a_hundred_values() -> None:
     inputs = {
         dict(labels)["model"]: value
         for (name, labels), value in _samples(metrics).items()
-        if name == "tokens_total" and dict(labels)["kind"] == "input"
+        if name == "antiphon_tokens_total" and dict(labels)["kind"] == "input"
     }
     assert len(inputs) == 101
     assert (inputs["model-99"], inputs["other"]) == (6, 6)
@@ -145,8 +161,8 @@ async def test_what_others_know_is_asked_at_a_scrape() -> None:
     metrics.read(THREADS, lambda: {("files",): 1.0})
     metrics.read(THREADS, lambda: {("files",): 2.0, ("names",): 1.0})
     text = (await metrics.scraped()).decode()
-    assert "background_queued 2.0" in text
-    assert 'threads_busy{pool="files"} 3.0' in text and 'threads_busy{pool="names"} 1.0' in text
+    assert "antiphon_background_queued 2.0" in text
+    assert 'antiphon_threads_busy{pool="files"} 3.0' in text and 'antiphon_threads_busy{pool="names"} 1.0' in text
 
 
 async def test_a_scrape_does_not_fail_with_the_store_and_says_so_once() -> None:
@@ -160,7 +176,7 @@ async def test_a_scrape_does_not_fail_with_the_store_and_says_so_once() -> None:
     metrics.before_scrape(refresh)
     with capture_logs() as lines:
         for _ in range(3):
-            assert b"responses_in_flight 0.0" in await metrics.scraped()
+            assert b"antiphon_responses_in_flight 0.0" in await metrics.scraped()
         failing = False
         await metrics.scraped()
     assert [(line["event"], line.get("cause")) for line in lines] == [
@@ -170,7 +186,7 @@ async def test_a_scrape_does_not_fail_with_the_store_and_says_so_once() -> None:
 
 
 def test_what_a_drain_may_cut_is_there_before_it_does() -> None:
-    assert {labels for (name, labels) in _samples(Metrics()) if name == "requests_cut_total"} == {
+    assert {labels for (name, labels) in _samples(Metrics()) if name == "antiphon_requests_cut_total"} == {
         (("kind", kind),) for kind in CUT_KINDS
     }
 
@@ -178,4 +194,4 @@ def test_what_a_drain_may_cut_is_there_before_it_does() -> None:
 def test_a_name_longer_than_names_are_is_no_label() -> None:
     metrics = Metrics()
     metrics.spent("m" * 257, "a", Usage(1, 2, 3))
-    assert _samples(metrics)["tokens_total", (("kind", "input"), ("model", "other"), ("upstream", "a"))] == 1
+    assert _samples(metrics)["antiphon_tokens_total", (("kind", "input"), ("model", "other"), ("upstream", "a"))] == 1

@@ -83,5 +83,5 @@ def test_a_flood_is_a_line_a_second(loop: _Loop) -> None:
         refusals.close()
         assert logs[-1]["refused"] == 1 and len(logs) == 4 and loop.idle
     numbers = metrics.render().decode()
-    assert 'requests_refused_total{setting="limits.concurrent_requests"} 1002.0' in numbers
-    assert 'requests_refused_total{setting="limits.owner_requests"} 1001.0' in numbers
+    assert 'antiphon_requests_refused_total{setting="limits.concurrent_requests"} 1002.0' in numbers
+    assert 'antiphon_requests_refused_total{setting="limits.owner_requests"} 1001.0' in numbers

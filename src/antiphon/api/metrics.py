@@ -1,6 +1,6 @@
 """`/metrics`: what the process measured, for Prometheus.
 
-Lives here: the answer. Not here: names and labels (`observability/metrics.py`), and who may ask (the doors).
+Lives here: the answer. Not here: names and labels (`observability/metric_names.py`), and who may ask (the doors).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The metrics of several processes as those of one.
 
 Lives here: adding up what the processes' texts say, and remembering what ended ones had counted. Not here: asking them
-(`up.py`), names and labels (`observability/metrics.py`).
+(`up.py`), names and labels (`observability/metric_names.py`).
 
 Invariants: a counter never goes backwards, whichever process ended, was replaced, did not answer this time or answered
 late: sums are exact, since those of floats depend on their order, and one bit less is a reset to Prometheus. What a

@@ -2,8 +2,9 @@
 
 Lives here: the table. Not here: numbers (`tallies.py`), who touches them (`metrics.py`).
 
-Invariants: labels come from closed sets, or are bounded by `tallies.Names`; no owner, path or id is ever one. All times
-are seconds, all sizes bytes. What several processes show of one thing that they share (`merged: max`) is not added up.
+Invariants: a name begins with `antiphon_`, but for four that are older than the prefix; labels come from closed sets,
+or are bounded by `tallies.Names`; no owner, path or id is ever one. All times are seconds, all sizes bytes. What
+several processes show of one thing that they share (`merged: max`) is not added up.
 """
 
 from __future__ import annotations
@@ -81,38 +82,38 @@ RESPONSES = _counter(
     "responses_total", "Responses by outcome, door and fault.", outcome=_OUTCOMES, door=_DOOR, fault=_FAULT
 )
 FAILURES = _counter(
-    "response_failures_total", "Responses that failed, by cause.", fault=_FAULT, code=_CODE, upstream=_UPSTREAM
+    "antiphon_response_failures_total", "Responses that failed, by cause.", fault=_FAULT, code=_CODE, upstream=_UPSTREAM
 )
 DURATION = _seconds("response_duration_seconds", "From a request's first byte to the end of its response.", door=_DOOR)
 FIRST_EVENT = _seconds(
-    "response_first_event_seconds",
+    "antiphon_response_first_event_seconds",
     "From a streaming request's first byte to the first part of a model's answer to it.",
     door=_DOOR,
 )
 EVENT_GAP = _seconds(
-    "response_event_gap_seconds",
+    "antiphon_response_event_gap_seconds",
     "Mean time between the events of a stream, of each stream once.",
     _SHORT,
     door=_DOOR,
 )
 TOKENS = _counter(
-    "tokens_total",
+    "antiphon_tokens_total",
     "Tokens as upstreams counted them.",
     kind="`input` (cached ones among them), `cached_input`, `output` (reasoning among them), `reasoning`; "
     "`estimated_input`, `estimated_output`: of calls whose upstream did not say, made of sizes",
     model=_MODEL,
     upstream=_UPSTREAM,
 )
-COST = _counter("cost_total", "What `prices` makes of the tokens, in their currency.", model=_MODEL)
+COST = _counter("antiphon_cost_total", "What `prices` makes of the tokens, in their currency.", model=_MODEL)
 REQUESTS = _counter(
-    "requests_total",
+    "antiphon_requests_total",
     "Requests that are not for a new response, or were refused before there was one.",
     operation="the method and the path's template, `GET /v1/files/{}`; `unknown`: there is no such path",
     status="the HTTP status",
     fault=_FAULT,
 )
 UPSTREAM_CALLS = _counter(
-    "upstream_requests_total",
+    "antiphon_upstream_requests_total",
     "Calls of upstreams that this process made, or had Envoy make. What Envoy sends on by itself it counts itself.",
     upstream="a name of `upstreams`, `default`, or `embeddings`: the server of `embeddings.url`",
     operation="`responses` (a model call of a response), `native` (one of an upstream that speaks Responses, or about "
@@ -120,113 +121,125 @@ UPSTREAM_CALLS = _counter(
     "`embeddings` (those of vector stores and searches)",
     status=_STATUS,
 )
-UPSTREAM_HEAD = _seconds("upstream_head_seconds", "From a call to the head of its answer.", upstream=_UPSTREAM)
+UPSTREAM_HEAD = _seconds("antiphon_upstream_head_seconds", "From a call to the head of its answer.", upstream=_UPSTREAM)
 TOOLS = _seconds("tool_execution_duration_seconds", "Duration of hosted tool runs.", tool="the tool's type")
 TOOL_RESULTS = _counter(
-    "tool_executions_total",
+    "antiphon_tool_executions_total",
     "Hosted tool runs by result. One that was not ready in time to be shown to the model counts as `timed_out`.",
     tool="the tool's type",
     result="`ok`, `failed`, `timed_out`, `cancelled`",
 )
 STORAGE = _counter("storage_operations_total", "Store operations.", operation=_OPERATIONS, result=_RESULT)
-STORAGE_SECONDS = _seconds("storage_operation_duration_seconds", "Duration of store operations.", operation=_OPERATIONS)
+STORAGE_SECONDS = _seconds(
+    "antiphon_storage_operation_duration_seconds", "Duration of store operations.", operation=_OPERATIONS
+)
 FILES = _counter(
-    "files_ingested_total",
+    "antiphon_files_ingested_total",
     "Files of vector stores by outcome.",
     outcome="`completed`, `failed`, `retried`: given back to be tried again",
 )
 SEARCHES = _seconds(
-    "search_duration_seconds",
+    "antiphon_search_duration_seconds",
     "Duration of searches in vector stores, by what they went by.",
     by="`words`, `vectors`: by both",
 )
 REFUSED = _counter(
-    "requests_refused_total",
+    "antiphon_requests_refused_total",
     "Requests, and turns of background responses, that found no room, by the setting that bounds it.",
     setting=_BOUNDS,
 )
 CUT_KINDS = ("response", "websocket", "background", "request")
 CUT = _counter(
-    "requests_cut_total",
+    "antiphon_requests_cut_total",
     "Requests that were in flight when the time for a drain was over. (Of those, responses are failures with the code "
     "`shutting_down`.)",
     kind="`response`, `websocket`, `background`, `request`: any other",
 )
-COMPACTIONS = _counter("compactions_total", "Conversations that were summed up.")
-CONFLICTS = _counter("conversation_conflicts_total", "Requests for a conversation that another response was using.")
-SEALS_REFUSED = _counter("sealed_content_refused_total", "Encrypted content of ours that did not open.")
+COMPACTIONS = _counter("antiphon_compactions_total", "Conversations that were summed up.")
+CONFLICTS = _counter(
+    "antiphon_conversation_conflicts_total", "Requests for a conversation that another response was using."
+)
+SEALS_REFUSED = _counter("antiphon_sealed_content_refused_total", "Encrypted content of ours that did not open.")
 ATTEMPTS = _counter(
-    "background_attempts_total",
+    "antiphon_background_attempts_total",
     "Runs of background responses that began.",
     kind="`first`, `again`: after a failure or a process's end",
 )
-GIVEN_BACK = _counter("background_given_back_total", "Runs of background responses that others go on with.")
-LOST = _counter("background_lost_total", "Runs of background responses whose lease another worker had taken over.")
+GIVEN_BACK = _counter("antiphon_background_given_back_total", "Runs of background responses that others go on with.")
+LOST = _counter(
+    "antiphon_background_lost_total", "Runs of background responses whose lease another worker had taken over."
+)
 NOT_READY = _shared(
-    "not_ready_seconds",
+    "antiphon_not_ready_seconds",
     "How long `/ready` has said no, as far as it was asked; of several workers the longest. 0: it says yes.",
 )
-IN_FLIGHT = _gauge("responses_in_flight", "Responses being served.")
-SOCKETS = _gauge("websocket_connections", "Open WebSocket connections.", state="`idle`, `busy`: a response is made")
-RUNNING = _gauge("background_running", "Background responses that run.")
-FOLLOWERS = _gauge("background_followers", "Streams that follow a background response.")
-QUEUED = _shared("background_queued", "Background responses that wait for a worker, in the whole store.")
-OLDEST = _shared("background_oldest_queued_seconds", "How long the first of them has waited.")
+IN_FLIGHT = _gauge("antiphon_responses_in_flight", "Responses being served.")
+SOCKETS = _gauge(
+    "antiphon_websocket_connections", "Open WebSocket connections.", state="`idle`, `busy`: a response is made"
+)
+RUNNING = _gauge("antiphon_background_running", "Background responses that run.")
+FOLLOWERS = _gauge("antiphon_background_followers", "Streams that follow a background response.")
+QUEUED = _shared("antiphon_background_queued", "Background responses that wait for a worker, in the whole store.")
+OLDEST = _shared("antiphon_background_oldest_queued_seconds", "How long the first of them has waited.")
 LAG = _seconds(
-    "event_loop_lag_seconds", "How much later than asked for the event loop came back, four times a second.", _SHORT
+    "antiphon_event_loop_lag_seconds",
+    "How much later than asked for the event loop came back, four times a second.",
+    _SHORT,
 )
 WRITER_QUEUE = _gauge(
-    "storage_writer_queue",
+    "antiphon_storage_writer_queue",
     "Units that wait for the database's writer; with PostgreSQL, for a connection.",
     database=_DATABASE,
 )
-WRITER_GROUP = _seconds("storage_writer_group", "Units of one transaction.", _SIZES, database=_DATABASE)
+WRITER_GROUP = _seconds("antiphon_storage_writer_group", "Units of one transaction.", _SIZES, database=_DATABASE)
 READERS = _gauge(
-    "storage_readers_busy",
+    "antiphon_storage_readers_busy",
     "Connections of the database's pool that read; with PostgreSQL, all that work.",
     database=_DATABASE,
 )
-THREADS = _gauge("threads_busy", "Threads of the process's pools that work.", pool="a pool's name")
-THREAD_QUEUE = _gauge("threads_waiting", "Pieces of work that wait for a thread.", pool="a pool's name")
-INTERPRETERS = _gauge("code_interpreters", "Interpreters of `code_interpreter` that run.")
-DATABASE = _shared("database_bytes", "Size of a database's files.", database=_DATABASE)
+THREADS = _gauge("antiphon_threads_busy", "Threads of the process's pools that work.", pool="a pool's name")
+THREAD_QUEUE = _gauge("antiphon_threads_waiting", "Pieces of work that wait for a thread.", pool="a pool's name")
+INTERPRETERS = _gauge("antiphon_code_interpreters", "Interpreters of `code_interpreter` that run.")
+DATABASE = _shared("antiphon_database_bytes", "Size of a database's files.", database=_DATABASE)
 TABLES = _shared(
-    "database_table_bytes",
+    "antiphon_database_table_bytes",
     "Size of a table of PostgreSQL with its indexes, and what waits to be vacuumed.",
     database="`postgresql`",
     table="a table of Antiphon's; `other`: all others in its schema",
 )
 CONNECTIONS = _shared(
-    "database_connections",
+    "antiphon_database_connections",
     "Clients' connections to the PostgreSQL server, those of other databases and programs among them.",
     database="`postgresql`",
     state="`active`, `idle`, `idle_in_transaction`; `unknown`: another role's, of which the server tells nothing to "
     "one that is no member of `pg_read_all_stats`",
 )
 MOST_CONNECTIONS = _shared(
-    "database_connections_max", "How many the PostgreSQL server takes: `max_connections`.", database="`postgresql`"
-)
-OLDEST_XMIN = _shared(
-    "database_oldest_xmin_age",
-    "Transactions that have begun since the oldest that a query, a transaction, a prepared one or a replication slot "
-    "still holds: what was deleted since then cannot be vacuumed. Of other roles as in `database_connections`.",
+    "antiphon_database_connections_max",
+    "How many the PostgreSQL server takes: `max_connections`.",
     database="`postgresql`",
 )
-BLOBS = _shared("blobs_bytes", "Contents of files, as the database knows them.")
-DISK_FREE = _shared("disk_free_bytes", "Free for this process on the data folder's disk.")
-LOG_DROPPED = _counter("log_lines_dropped_total", "Log lines that nobody read in time.")
-LOADED = _shared("settings_loaded_timestamp_seconds", "When the settings were read that are in use.")
+OLDEST_XMIN = _shared(
+    "antiphon_database_oldest_xmin_age",
+    "Transactions that have begun since the oldest that a query, a transaction, a prepared one or a replication slot "
+    "holds: what was deleted since then cannot be vacuumed. Of other roles as in `antiphon_database_connections`.",
+    database="`postgresql`",
+)
+BLOBS = _shared("antiphon_blobs_bytes", "Contents of files, as the database knows them.")
+DISK_FREE = _shared("antiphon_disk_free_bytes", "Free for this process on the data folder's disk.")
+LOG_DROPPED = _counter("antiphon_log_lines_dropped_total", "Log lines that nobody read in time.")
+LOADED = _shared("antiphon_settings_loaded_timestamp_seconds", "When the settings were read that are in use.")
 RELOADS = _counter(
-    "config_reloads_total",
+    "antiphon_config_reloads_total",
     "Times that the settings were read again while it ran.",
     result="`accepted`: they are in use; `refused`: those from before are",
 )
 RELOADED = _shared(
-    "config_last_reload_successful",
+    "antiphon_config_last_reload_successful",
     "Whether the settings that were read last are in use: 1, or 0 while they were refused.",
 )
 BUILD = _shared(
-    "build_info",
+    "antiphon_build_info",
     "Always 1.",
     version="Antiphon's version",
     python="Python's version",
@@ -245,7 +258,7 @@ METRICS = (
 """All there are, in the order of the docs."""
 
 RESTARTS = _counter(
-    "process_restarts_total",
+    "antiphon_process_restarts_total",
     "Processes of antiphon up that were started again.",
     process="its name: `envoy`, `sidecar 0`, `http door 0`, …",
     cause="`died`, `hung`",

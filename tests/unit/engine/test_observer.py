@@ -103,22 +103,24 @@ def test_an_observation_counts_a_stream() -> None:
     metrics = Metrics()
     observed = Telemetry(metrics).observe("relay", "r1", "owner")
     exchange, _ = _asked(observed)
-    assert value_of(metrics.render().decode(), "responses_in_flight") == 1
+    assert value_of(metrics.render().decode(), "antiphon_responses_in_flight") == 1
     exchange.receive_upstream_head(200, SSE)
     exchange.receive_upstream_data(_CHUNK)
     exchange.receive_upstream_data(_LAST)
     for _ in range(2):
         observed.end(exchange, "completed")
     text = metrics.render().decode()
-    assert value_of(text, "responses_in_flight") == 0
+    assert value_of(text, "antiphon_responses_in_flight") == 0
     assert value_of(text, "responses_total", outcome="completed", door="relay", fault="none") == 1
-    assert value_of(text, "response_failures_total") == 0
-    assert value_of(text, "upstream_requests_total", upstream="default", operation="responses", status="200") == 1
-    assert value_of(text, "upstream_head_seconds_count", upstream="default") == 1
-    assert value_of(text, "response_first_event_seconds_count", door="relay") == 1
-    assert value_of(text, "response_event_gap_seconds_count", door="relay") == 1
-    assert value_of(text, "tokens_total", kind="input", model="m", upstream="default") == 5
-    assert value_of(text, "tokens_total", kind="output") == 2
+    assert value_of(text, "antiphon_response_failures_total") == 0
+    assert (
+        value_of(text, "antiphon_upstream_requests_total", upstream="default", operation="responses", status="200") == 1
+    )
+    assert value_of(text, "antiphon_upstream_head_seconds_count", upstream="default") == 1
+    assert value_of(text, "antiphon_response_first_event_seconds_count", door="relay") == 1
+    assert value_of(text, "antiphon_response_event_gap_seconds_count", door="relay") == 1
+    assert value_of(text, "antiphon_tokens_total", kind="input", model="m", upstream="default") == 5
+    assert value_of(text, "antiphon_tokens_total", kind="output") == 2
 
 
 def test_an_observation_says_whose_fault_it_was() -> None:
@@ -129,9 +131,9 @@ def test_an_observation_says_whose_fault_it_was() -> None:
     observed.end(exchange, "error")
     text = metrics.render().decode()
     assert value_of(text, "responses_total", outcome="error", door="drive", fault="upstream") == 1
-    assert value_of(text, "response_failures_total", fault="upstream", upstream="default") == 1
-    assert value_of(text, "upstream_requests_total", status="timed_out") == 1
-    assert value_of(text, "upstream_head_seconds_count") == 0
+    assert value_of(text, "antiphon_response_failures_total", fault="upstream", upstream="default") == 1
+    assert value_of(text, "antiphon_upstream_requests_total", status="timed_out") == 1
+    assert value_of(text, "antiphon_upstream_head_seconds_count") == 0
 
 
 def test_a_client_that_leaves_is_no_failure_of_the_upstream() -> None:
@@ -143,7 +145,7 @@ def test_a_client_that_leaves_is_no_failure_of_the_upstream() -> None:
     observed.end(exchange, "cancelled")
     text = metrics.render().decode()
     assert value_of(text, "responses_total", outcome="cancelled", fault="cancelled") == 1
-    assert value_of(text, "upstream_requests_total", status="cancelled") == 1
+    assert value_of(text, "antiphon_upstream_requests_total", status="cancelled") == 1
 
 
 def test_what_was_dropped_tells_nothing() -> None:
@@ -152,7 +154,7 @@ def test_what_was_dropped_tells_nothing() -> None:
     observed.drop()
     observed.drop()
     text = metrics.render().decode()
-    assert value_of(text, "responses_in_flight") == 0 and value_of(text, "responses_total") == 0
+    assert value_of(text, "antiphon_responses_in_flight") == 0 and value_of(text, "responses_total") == 0
 
 
 def test_a_call_that_was_not_heard_to_its_end_is_estimated() -> None:
@@ -238,7 +240,7 @@ def test_what_was_spent_is_noted_for_its_owner_at_its_price() -> None:
     with structlog.testing.capture_logs() as lines:
         observed.end(exchange, "completed")
     assert spent == [Spent("o", "m", "default", Usage(5, 2, 7), False, 30)]
-    assert value_of(metrics.render().decode(), "cost_total", model="m") == 30 / 1e6
+    assert value_of(metrics.render().decode(), "antiphon_cost_total", model="m") == 30 / 1e6
     assert lines[0]["cost"] == 30 / 1e6 and lines[0]["input_tokens"] == 5 and "estimated" not in lines[0]
 
 

@@ -93,7 +93,9 @@ async def test_it_is_asked_until_it_is_there(before: list[Answer | UpstreamFault
         assert said == ("upstream_tried_again", "upstream", "default", "resp_1", "warning")
         assert line["cause"]
     text = metrics.render().decode()
-    assert value_of(text, "upstream_requests_total", operation="responses", status="unreachable") == len(before)
+    assert value_of(text, "antiphon_upstream_requests_total", operation="responses", status="unreachable") == len(
+        before
+    )
 
 
 @pytest.mark.parametrize(

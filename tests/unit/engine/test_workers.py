@@ -286,7 +286,7 @@ async def test_a_worker_that_lost_its_lease_stops(process: Process) -> None:
     await until(lambda: not process.workers.running)
     assert process.responses.records[response_id].status == "in_progress"
     assert process.jobs.jobs[response_id].worker == "worker_2"
-    assert value_of(process.metrics.render().decode(), "background_lost_total") == 1
+    assert value_of(process.metrics.render().decode(), "antiphon_background_lost_total") == 1
 
 
 async def test_a_response_that_was_cancelled_is_no_lost_lease(process: Process) -> None:
@@ -294,15 +294,15 @@ async def test_a_response_that_was_cancelled_is_no_lost_lease(process: Process) 
     await until(lambda: process.model.calls)
     await process.background.cancel("o", response_id)
     await until(lambda: not process.workers.running)
-    assert value_of(process.metrics.render().decode(), "background_lost_total") == 0
+    assert value_of(process.metrics.render().decode(), "antiphon_background_lost_total") == 0
 
 
 async def test_what_is_given_back_at_the_end_is_counted(process: Process) -> None:
     await process.queue()
     await until(lambda: process.model.calls)
     await process.workers.aclose()
-    assert value_of(process.metrics.render().decode(), "background_given_back_total") == 1
-    assert value_of(process.metrics.render().decode(), "background_attempts_total", kind="first") == 1
+    assert value_of(process.metrics.render().decode(), "antiphon_background_given_back_total") == 1
+    assert value_of(process.metrics.render().decode(), "antiphon_background_attempts_total", kind="first") == 1
 
 
 async def test_what_a_lost_run_does_to_clean_up_is_not_interrupted(

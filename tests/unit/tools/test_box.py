@@ -100,7 +100,7 @@ async def test_a_tool_that_is_not_ready_in_time_is_named(label: object, server: 
     assert (line["event"], line["tool"], line["setting"]) == ("tool_timed_out", "file_search", "tools.seconds")
     assert line.get("server") == server and line["response_id"] == "r"
     told = metrics.render().decode()
-    assert value_of(told, "tool_executions_total", tool="file_search", result="timed_out") == 1
+    assert value_of(told, "antiphon_tool_executions_total", tool="file_search", result="timed_out") == 1
 
 
 async def test_a_call_that_is_cancelled_is_no_result() -> None:
@@ -128,7 +128,7 @@ async def test_what_became_of_a_call_is_counted() -> None:
     await asyncio.wait({task})
     text = metrics.render().decode()
     results = {
-        result: value_of(text, "tool_executions_total", tool="file_search", result=result)
+        result: value_of(text, "antiphon_tool_executions_total", tool="file_search", result=result)
         for result in ("ok", "failed", "timed_out", "cancelled")
     }
     assert results == {"ok": 1, "failed": 3, "timed_out": 1, "cancelled": 1}
