@@ -47,6 +47,7 @@ _SAMPLES = {
     "listen": ":0",
     "origins": "https://app.example",
     "owner_bytes_in_flight": "0",
+    "envoy.metrics": "0.0.0.0:9902",
     "envoy.endpoint_picker.address": "picker:9002",
 }
 
@@ -186,6 +187,7 @@ def test_what_only_looks_like_it_is_still_wrong(environ: dict[str, str]) -> None
         ("cors: {origins: [app.example]}", "'app.example' is no origin"),
         ("cors: {origins: ['https://app.example/page']}", "is no origin"),
         ("metrics: {listen: 'unix:/x'}", "is not HOST:PORT"),
+        ("envoy: {metrics: 'unix:/x'}", "is not HOST:PORT"),
         ("sidecar: {socket_mode: 0x1ff7}", "sidecar.socket_mode"),
     ],
 )

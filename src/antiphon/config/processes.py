@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from antiphon.config.picker import EndpointPickerSettings
 from antiphon.config.reading import SecretStr
-from antiphon.config.section import MIB, Section, base_url, check, parse_address, setting
+from antiphon.config.section import MIB, Section, base_url, check, setting, tcp_address
 
 
 class LogSettings(Section):
@@ -37,9 +37,7 @@ class MetricsSettings(Section):
     @check("listen")
     @staticmethod
     def _check_listen(value: str | None) -> str | None:
-        if value is not None and parse_address(value)[0] == "unix":
-            raise ValueError(f"{value} is not HOST:PORT")
-        return value
+        return tcp_address(value)
 
 
 class TracingSettings(Section):
@@ -127,8 +125,16 @@ class EnvoySettings(Section):
     in any case.)"""
     admin: str = "unix:{data}/envoy-admin.sock"
     """Envoy's admin address: `unix:PATH` or `HOST:PORT`."""
+    metrics: str | None = None
+    """Where Envoy shows its own metrics (`/stats/prometheus`) and says that it lives (`/live`), `HOST:PORT`, for
+    everybody who can reach it; nothing else of its admin interface is there. Unset: nowhere but on `envoy.admin`."""
     retries: int = setting(default=2, ge=0)
     """How often Envoy retries a model call that failed before the upstream answered."""
     endpoint_picker: EndpointPickerSettings = EndpointPickerSettings()
     heap_bytes: int = setting(default=1024 * MIB, ge=64 * MIB)
     """Envoy's heap at its fullest: near it streams of HTTP/2 that hold most are reset and new requests are a 503."""
+
+    @check("metrics")
+    @staticmethod
+    def _check_metrics(value: str | None) -> str | None:
+        return tcp_address(value)

@@ -279,6 +279,13 @@ def parse_address(text: str) -> tuple[str, int]:
     return host.strip("[]") or "0.0.0.0", int(port)
 
 
+def tcp_address(text: str | None) -> str | None:
+    """The address, which is no Unix socket. Raises ValueError with a hint."""
+    if text is not None and parse_address(text)[0] == "unix":
+        raise ValueError(f"{text} is not HOST:PORT")
+    return text
+
+
 def base_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -33,8 +33,8 @@ class StateSettings(Section):
     deadline: float = setting(default=4.5, gt=0)
     """Seconds that one operation of PostgreSQL may take, waiting for a connection and connecting included."""
     unready_after: float = setting(default=20.0, ge=0)
-    """Seconds for which nothing could be written to PostgreSQL after which `/ready` says no. All replicas share the
-    database, so one that leaves sooner takes away nothing but service
+    """Seconds for which nothing could be written to PostgreSQL after which `/ready` says no; 0: it never says no for
+    that. All replicas share the database, so one that leaves sooner takes away nothing but service
     ([operations.md](operations.md#ready-on-postgresql))."""
 
     migrate: Literal["auto", "check"] = "auto"

@@ -28,6 +28,7 @@ from antiphon.envoy.cors import cors_filters, cors_policy
 from antiphon.envoy.failure_lines import failure_lines
 from antiphon.envoy.local_replies import REQUEST_ID, local_replies
 from antiphon.envoy.messages import FULL_DUPLEX, Config, address, http_filter, listener, router, typed
+from antiphon.envoy.own_metrics import metrics_cluster, metrics_listener
 from antiphon.envoy.picker import is_picked, stripped
 from antiphon.envoy.picker_listener import picker_listeners
 from antiphon.envoy.routes import (
@@ -63,8 +64,12 @@ def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint], versio
                 model_door(settings),
                 *upstream_listeners(settings),
                 *picker_listeners(settings),
+                *metrics_listener(settings),
             ],
-            "clusters": clusters(settings, sidecars, nowhere=bool(settings.cors.origins)),
+            "clusters": [
+                *clusters(settings, sidecars, nowhere=bool(settings.cors.origins)),
+                *metrics_cluster(settings),
+            ],
         },
         "overload_manager": overload_manager(settings),
     }

@@ -36,6 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "tcp": {"sidecar": _TCP, "envoy": {"access_log": True, "retries": 0}},
     "owner": {"owner": {"source": "header", "header": "X-User"}},
+    "metrics of its own": {"envoy": {"metrics": "0.0.0.0:9902", "admin": "127.0.0.1:9901"}},
     "pages": {"cors": {"origins": ["https://app.example", "*"]}},
     "upstreams": {
         "upstream": {"url": "https://api.example.com/api/v1", "api_key": "sk-very-secret"},

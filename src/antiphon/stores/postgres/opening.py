@@ -8,6 +8,7 @@ Invariant: opened stores have the schema of this build, and any number of proces
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +133,8 @@ async def open_postgres(
             chain_items=chain_items,
             history_bytes=history_bytes,
             page_bytes=page_bytes,
-            patience=state.unready_after,
+            # 0 is never.
+            patience=state.unready_after or math.inf,
         ),
         conversations=PostgresConversationStore(
             database, keys=keys, max_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes

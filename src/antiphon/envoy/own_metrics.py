@@ -1,0 +1,42 @@
+"""The port on which Envoy shows its own metrics and says that it lives (`envoy.metrics`).
+
+Lives here: its listener, and the cluster that leads from it to the admin interface. Not here: Antiphon's metrics, the
+public listener (`bootstrap.py`).
+
+Invariant: two paths are served and nothing else of the admin interface; neither asks a sidecar, and a listener that
+drains does not take this one along.
+"""
+
+from __future__ import annotations
+
+from antiphon.config.settings import Settings
+from antiphon.envoy.messages import Config, address, cluster, listener, router, typed
+
+_ADMIN = "admin"
+
+
+def metrics_listener(settings: Settings) -> list[Config]:
+    """The listener, where there is an address for it."""
+    if settings.envoy.metrics is None:
+        return []
+    routes = [
+        {"name": "live", "match": {"path": "/live"}, "direct_response": {"status": 200}},
+        {"name": "metrics", "match": {"path": "/stats/prometheus"}, "route": {"cluster": _ADMIN, "timeout": "10s"}},
+    ]
+    manager = typed(
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="metrics",
+        request_headers_timeout="10s",
+        request_timeout="10s",
+        common_http_protocol_options={"idle_timeout": "60s"},
+        http_filters=[router()],
+        route_config={"name": "metrics", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+    )
+    return [listener("metrics", settings.envoy.metrics, manager)]
+
+
+def metrics_cluster(settings: Settings) -> list[Config]:
+    """Envoy's own admin interface as a cluster, where the listener needs it."""
+    if settings.envoy.metrics is None:
+        return []
+    return [cluster(_ADMIN, [address(settings.place(settings.envoy.admin))], type="STATIC")]
