@@ -22,6 +22,7 @@ from typing import Any
 from antiphon import __version__, pure
 from antiphon.commands import health
 from antiphon.commands.flags import COMMON_FLAGS, DATA, ENVOY_FLAGS, SIDECAR_FLAGS, UP_FLAGS, Flag, add_flags
+from antiphon.config.problems import advice
 from antiphon.errors import AntiphonError, ConfigError
 
 _COMMANDS: dict[str, tuple[str, tuple[dict[str, Flag], ...]]] = {
@@ -199,14 +200,51 @@ def _add_migrate(commands: Any) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """What a command does not know is told with that command's usage, not with that of them all."""
+    """A word that a command does not know is told with that command's usage, and with the nearest that it knows."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._flags: list[str] = []
+        self._below: Any = None
+        super().__init__(*args, **options)
+
+    def add_argument(self, *args: Any, **options: Any) -> Any:
+        added = super().add_argument(*args, **options)
+        if added.help != argparse.SUPPRESS:
+            self._flags += added.option_strings
+        return added
+
+    def add_subparsers(self, **options: Any) -> Any:
+        self._below = super().add_subparsers(**options)
+        return self._below
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._below is not None:
+            self._check_command(sys.argv[1:] if args is None else list(args))
         found, unknown = super().parse_known_args(args, namespace)
         # Those of a command come to nobody else.
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._advice(unknown)}")
         return found, unknown
+
+    def _check_command(self, words: list[str]) -> None:
+        # What stands before a command takes no value.
+        word = next((one for one in words if not one.startswith("-")), None)
+        kind = self._below.metavar.lower()
+        if word is None and not words:
+            begin = f"; begin with: {_EXAMPLES['up']}" if kind == "command" else ""
+            self.error(f"the {kind} is missing{begin} (--help lists them)")
+        if word is not None and word not in self._below.choices:
+            near = advice(word, self._below.choices) or f"; choose of {', '.join(self._below.choices)}"
+            self.error(f"there is no {kind} {word!r}{near}")
+
+    def _advice(self, unknown: list[str]) -> str:
+        flags = [one.partition("=")[0] for one in unknown if one.startswith("--")]
+        for flag in flags:
+            if flag in UP_FLAGS:
+                return f"; 'antiphon up' takes {flag} (without Envoy: --door http)"
+            if near := advice(flag, self._flags):
+                return near
+        return ""
 
 
 def import_command(name: str) -> Any:

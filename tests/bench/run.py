@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from antiphon.commands.children import ParentPipe
+from antiphon.extras import how_to_install
 from tests.bench.apart import Apart, measure_apart
 from tests.bench.machine import QUIET, Watch
 from tests.bench.peers import read_pids, start_peer
@@ -90,7 +91,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if unknown := set(given.peer_pids) - {peer.partition("=")[0] for peer in given.peer}:
         parser.error(f"--peer-pids of no --peer: {', '.join(sorted(unknown))}")
     if given.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install 'antiphon[bench]'")
+        parser.error(f"--plot needs matplotlib: {how_to_install('bench')}")
     return given
 
 

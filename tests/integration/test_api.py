@@ -486,6 +486,19 @@ async def test_wrong_paths_and_methods(quick: Setup, method: str, path: str, sta
     assert (status == 405) == any(name == "allow" for name, _ in got.headers)
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1/respones", "; did you mean /v1/responses?"),
+        ("/v1/model", "; did you mean /v1/models?"),
+        ("/metric", ". Please check the URL for typos."),
+        ("/x", ". Please check the URL for typos."),
+    ],
+)
+async def test_a_misspelt_path_is_told_with_the_one_that_may_be_meant(quick: Setup, path: str, meant: str) -> None:
+    assert error_of(await quick.ask(path))["message"] == f"Unknown request URL: GET {path}{meant}"
+
+
 async def test_head_and_options(quick: Setup) -> None:
     whole = await quick.ask("/v1/models")
     head = await quick.ask("/v1/models", "HEAD")

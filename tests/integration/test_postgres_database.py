@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -223,7 +224,10 @@ async def test_a_connection_that_ends_while_it_is_opened(
         if ends_itself:
             monkeypatch.setattr(asyncpg.Connection, "set_type_codec", end)
         database = Database(url if ends_itself else f"postgresql://postgres@127.0.0.1:{port}/x{more}")
-        with pytest.raises(StoreError, match="Connecting failed: PostgreSQL: the connection was lost while it was be"):
+        with pytest.raises(
+            StoreError,
+            match=r"Connecting failed: PostgreSQL: the connection was lost while it was be.*; it ended with [A-Z]",
+        ):
             await database.fetch("SELECT 1")
         await database.aclose()
 
@@ -259,6 +263,24 @@ async def test_the_wait_for_one_that_does_not_come_back_ends(postgres: PostgresS
     assert (await database.fetch("SELECT 1"))[0][0] == 1
     assert database.open == 2
     database._give_back(held, True)
+    await database.aclose()
+
+
+async def test_a_process_without_any_connection_waits_for_one_of_somebody_else(limited: str) -> None:
+    held = await asyncpg.connect(limited)
+    database = Database(limited, DatabaseLimits(deadline=60))
+    asked = asyncio.create_task(database.fetch("SELECT 1"))
+    while not database.waiting:
+        await asyncio.sleep(0)
+    await held.close()
+    assert (await asked)[0][0] == 1
+    await database.aclose()
+
+
+async def test_a_server_that_is_not_at_its_socket_is_said_first(tmp_path: Path) -> None:
+    database = Database(f"postgresql://postgres@/x?host={tmp_path}")
+    with pytest.raises(StoreError, match=r"no Unix socket where state\.url says; is the server running"):
+        await database.fetch("SELECT 1")
     await database.aclose()
 
 

@@ -98,6 +98,32 @@ async def test_upstreams_that_are_not_there_or_refuse_the_key(log: _Log) -> None
     assert set(found) == {"strict", "gone"}
 
 
+async def test_an_api_below_another_path_is_found(log: _Log) -> None:
+    async with ChatServer() as server:
+        server.default = lambda asked: json_answer({"data": []}, 200 if asked.path == "/v1/models" else 404)
+        upstreams = {"other": {"url": server.url("")}}
+        async with asking_upstreams(Settings.of({"upstreams": upstreams})):
+            await until(lambda: bool(log.lines))
+    ((event, fields),) = log.lines
+    assert event == "upstream_misconfigured"
+    assert fields["advice"] == f"its API is below /v1: set upstreams.other.url to {server.url('/v1')}"
+
+
+async def test_https_at_a_server_that_speaks_http_is_asked_about(log: _Log) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with asking_upstreams(Settings.of({"upstreams": {"other": {"url": url}}})):
+            await until(lambda: bool(log.lines))
+    ((event, fields),) = log.lines
+    assert event == "upstream_not_reached" and "TLS could not be agreed on" in fields["problem"]
+    assert fields["advice"] == "does it speak http, and not https? Then set upstreams.other.url to http://…"
+
+
 async def test_a_prefix_that_may_be_wrong_is_asked_about(log: _Log) -> None:
     async with ChatServer() as server:
         server.default = lambda _: json_answer({"error": "not found"}, 404)

@@ -188,7 +188,9 @@ async def test_a_taken_address_is_an_error_before_anything_starts(
         )
         assert await up.end() == 2
     assert up.out == []
-    assert up.err == [f"antiphon: listen: cannot listen on {listen}: Address already in use"]
+    (said,) = up.err
+    assert said.startswith(f"antiphon: listen: cannot listen on {listen}: Address already in use; ")
+    assert "choose another address with --listen" in said
 
 
 async def test_an_envoy_that_ends_at_the_start(processes: list[_Process], folder: Path) -> None:

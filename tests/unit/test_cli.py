@@ -80,6 +80,30 @@ def test_what_a_command_does_not_know_is_told_with_its_own_usage(
     assert said.startswith(f"usage: antiphon {command} ") and "unrecognized arguments: --nope" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "the command is missing; begin with: antiphon up --upstream http://127.0.0.1:11434/v1"),
+        ("upp", "there is no command 'upp'; did you mean up?"),
+        ("xyz", "there is no command 'xyz'; choose of up, extproc, serve,"),
+        ("admin", "the action is missing"),
+        ("admin onwers", "there is no action 'onwers'; did you mean owners?"),
+        ("migrate stauts", "there is no action 'stauts'; did you mean status?"),
+        ("up --upsteam http://x", "unrecognized arguments: --upsteam http://x; did you mean --upstream?"),
+        ("up --upsteam=http://x", "did you mean --upstream?"),
+        ("serve --workers 2", "'antiphon up' takes --workers (without Envoy: --door http)"),
+        ("serve --parent-pip 3 --nope", "unrecognized arguments: --nope"),
+    ],
+)
+def test_a_word_that_is_none_is_told_with_what_may_be_meant(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_the_credentials_of_a_first_use_are_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROQ_API_KEY", "very-secret")
     words = "up --profile groq --api-key-env GROQ_API_KEY"

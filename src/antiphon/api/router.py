@@ -34,6 +34,7 @@ from antiphon.api.models import ModelCatalog, ModelList, ModelObject
 from antiphon.api.native import NativeResponses
 from antiphon.api.openapi import DOCUMENT_PATH, EVENTS, EXCHANGES, document
 from antiphon.api.responses import delete_response, get_response, list_input_items, list_responses
+from antiphon.config.problems import advice
 from antiphon.engine.exchange.failure import refusal
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.ports.state import ResponseStore
@@ -83,6 +84,7 @@ class Router:
             *self._about_the_process(),
         )
         self._document: bytes | None = None
+        self._paths = frozenset(one.pattern.split("/{", 1)[0] for one in self.endpoints if one.pattern != METRICS_PATH)
 
     def _responses(self) -> tuple[Endpoint, ...]:
         streamed = (
@@ -244,7 +246,7 @@ class Router:
 
     async def _answer(self, request: ApiRequest, endpoint: Endpoint | None, variables: tuple[str, ...]) -> ApiResponse:
         if endpoint is None:
-            raise unknown_url(request.method, request.path)
+            raise unknown_url(request.method, request.path, self._paths)
         handler = endpoint.methods.get("GET" if request.method == "HEAD" else request.method)
         if handler is not None:
             response = await handler(request, *variables)
@@ -326,9 +328,11 @@ def _key_ignored(response: ApiResponse) -> ApiResponse:
     return replace(response, headers=(*others, ("antiphon-ignored", named)))
 
 
-def unknown_url(method: str, path: str) -> NotFound:
-    """The error for a path that does not exist, at least for whoever asks."""
-    return NotFound(f"Unknown request URL: {method} {path[:256]}. Please check the URL for typos.", code="unknown_url")
+def unknown_url(method: str, path: str, known: Iterable[str] = ()) -> NotFound:
+    """The error for a path that does not exist, at least for whoever asks; `known`: paths that may be meant."""
+    near = advice(path[:256], known)
+    hint = f"{near}" if near else ". Please check the URL for typos."
+    return NotFound(f"Unknown request URL: {method} {path[:256]}{hint}", code="unknown_url")
 
 
 def _other_method(request: ApiRequest, methods: tuple[str, ...]) -> ApiResponse:

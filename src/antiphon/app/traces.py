@@ -12,7 +12,7 @@ import threading
 
 from antiphon import __version__
 from antiphon.config.processes import TracingSettings
-from antiphon.errors import ConfigError
+from antiphon.extras import extra_missing
 from antiphon.observability.tracing import Tracer
 
 _CLOSE_SECONDS = 3.0
@@ -24,11 +24,8 @@ def open_tracer(settings: TracingSettings) -> Tracer | None:
         return None
     try:
         from antiphon.observability.otel import OtelTracer
-    except ImportError as missing:
-        raise ConfigError(
-            f"tracing.endpoint is set, but {missing.name or 'OpenTelemetry'} is not installed: "
-            "pip install 'antiphon[otel]', or unset tracing.endpoint"
-        ) from None
+    except ImportError:
+        raise extra_missing("tracing.endpoint", "otel") from None
     return OtelTracer(settings, __version__)
 
 

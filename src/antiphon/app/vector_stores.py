@@ -19,7 +19,7 @@ from antiphon.engine.ports.files import FileStore
 from antiphon.engine.ports.indexing import Embedder
 from antiphon.engine.ports.state import Upstream
 from antiphon.engine.running.counted_calls import CountedUpstream
-from antiphon.errors import ConfigError
+from antiphon.extras import extra_missing
 from antiphon.observability.metrics import Metrics
 from antiphon.search.ingest import Ingester
 from antiphon.search.readers import DocumentReaders
@@ -115,7 +115,7 @@ def make_embedder(settings: Settings, metrics: Metrics | None = None) -> tuple[E
     try:
         from antiphon.upstream.embeddings import HttpEmbedder
     except ImportError:
-        raise ConfigError("embeddings.url: vectors need NumPy; install the extra 'vector-stores'") from None
+        raise extra_missing("embeddings.url", "vector-stores") from None
     if given.url.startswith("https:"):
         late_authorities.read()
     headers: Headers = ()

@@ -10,6 +10,7 @@ import socket
 
 from antiphon.commands.asking import ask
 from antiphon.config.section import parse_address
+from antiphon.doors.listening import why_not
 from antiphon.errors import ConfigError
 
 
@@ -27,7 +28,7 @@ def free_address(listen: str) -> str:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
     except OSError as error:
-        raise ConfigError(f"listen: cannot listen on {listen}: {error.strerror}") from None
+        raise ConfigError(f"listen: cannot listen on {listen}: {why_not(error)}") from None
     return join_address(str(where[0]), port)
 
 

@@ -33,6 +33,17 @@ _ASKED_FOR_NOW = ("Key Identifier", "Basic Constraints", "key usage")
 PREFIX_QUESTION = "is the prefix of upstream.url right (…/v1)?"
 """What is asked where a path of the API is not found: some servers just have no list of models."""
 
+PLAIN_HTTP_QUESTION = "does it speak http, and not https?"
+"""What is asked where TLS cannot be agreed on."""
+
+
+async def url_with_prefix(probes: ChatProbes, url: str) -> str:
+    """The URL with the usual prefix, if the server lists models there; else empty."""
+    if url.endswith("/v1"):
+        return ""
+    below = await probes.get("/v1/models")
+    return f"{url}/v1" if below.status == 200 else ""
+
 
 async def identify(target: UpstreamTarget, url: str, listed: Answer) -> str:
     """The profile the server itself suggests, by its list of models, its headers, or paths of its own."""

@@ -17,7 +17,14 @@ from antiphon.app.extensions import known_profiles
 from antiphon.app.outgoing import direct_target
 from antiphon.app.routing import make_routes
 from antiphon.app.trust import section
-from antiphon.commands.upstream_identity import PREFIX_QUESTION, certificate_advice, identify, usual_server
+from antiphon.commands.upstream_identity import (
+    PLAIN_HTTP_QUESTION,
+    PREFIX_QUESTION,
+    certificate_advice,
+    identify,
+    url_with_prefix,
+    usual_server,
+)
 from antiphon.commands.upstream_probes import Answer, ChatProbes, Support
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
@@ -25,7 +32,7 @@ from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoute, 
 from antiphon.errors import AntiphonError
 from antiphon.translation.profiles import PROFILES, UpstreamProfile
 from antiphon.translation.profiles.signs import named_by_list
-from antiphon.upstream.client import HttpUpstream
+from antiphon.upstream.client import TLS_FAILED, HttpUpstream
 from antiphon.upstream.http import UpstreamTarget
 
 Verdict = Literal["ok", "note", "problem"]
@@ -233,7 +240,9 @@ class _Upstream:
             return "check the host name in upstream.url"
         if advice := certificate_advice(failure, section(self._name)):
             return advice
-        if "before the head" in failure or "SSL" in failure:
+        if TLS_FAILED in failure:
+            return f"{PLAIN_HTTP_QUESTION} see the scheme of upstream.url"
+        if "before the head" in failure:
             return f"does it speak {'https' if self._upstream.tls else 'http'}? see the scheme of upstream.url"
         if "timed out" in failure or "no connection within" in failure:
             return "a firewall, a wrong address, or a port that speaks another scheme than upstream.url says"
@@ -252,10 +261,8 @@ class _Upstream:
     async def _why_not(self, answer: Support, probes: ChatProbes, names: list[str], listed: int) -> str:
         if any(f"HTTP {status}" in answer.detail for status in (401, 403)):
             return self._credentials()
-        if "HTTP 404" in answer.detail and not self._upstream.url.endswith("/v1"):
-            below = await probes.get("/v1/models")
-            if below.status == 200:
-                return f"the API is below /v1: upstream.url: {self._upstream.url}/v1"
+        if "HTTP 404" in answer.detail and (url := await url_with_prefix(probes, self._upstream.url)):
+            return f"the API is below /v1: {section(self._name)}.url: {url}"
         if "HTTP 404" in answer.detail and listed == 404:
             return self._prefix_question()
         if names:

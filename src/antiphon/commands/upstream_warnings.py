@@ -16,12 +16,17 @@ import structlog
 
 from antiphon.app.outgoing import direct_target
 from antiphon.app.trust import section
-from antiphon.commands.upstream_identity import PREFIX_QUESTION, certificate_advice
+from antiphon.commands.upstream_identity import (
+    PLAIN_HTTP_QUESTION,
+    PREFIX_QUESTION,
+    certificate_advice,
+    url_with_prefix,
+)
 from antiphon.commands.upstream_probes import ChatProbes
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.errors import AntiphonError
-from antiphon.upstream.client import HttpUpstream
+from antiphon.upstream.client import TLS_FAILED, HttpUpstream
 
 _log = structlog.get_logger(__name__)
 
@@ -51,17 +56,29 @@ async def _ask(name: str, upstream: UpstreamSettings, seconds: float) -> None:
         _log.warning("upstream_not_usable", upstream=name, url=upstream.url, problem=str(error))
         return
     try:
-        listed = await ChatProbes(client, (), seconds=seconds).get("/models")
+        probes = ChatProbes(client, (), seconds=seconds)
+        listed = await probes.get("/models")
+        better = await url_with_prefix(probes, upstream.url) if listed.status == 404 else ""
     finally:
         await client.aclose()
     at = section(name)
     if listed.failure:
-        advice = certificate_advice(listed.failure, at) or f"start it, or set {at}.url; 'antiphon doctor' says more"
+        start = f"start it, or set {at}.url; 'antiphon doctor' says more"
+        if TLS_FAILED in listed.failure:
+            start = f"{PLAIN_HTTP_QUESTION} Then set {at}.url to http://…"
+        advice = certificate_advice(listed.failure, at) or start
         _log.warning("upstream_not_reached", upstream=name, url=upstream.url, problem=listed.failure, advice=advice)
     elif listed.status in (401, 403) and upstream.auth_mode is not AuthMode.PASSTHROUGH:
         advice = f"set {at}.api_key to a key that it takes"
         _log.warning("upstream_refuses_the_key", upstream=name, url=upstream.url, problem=listed.problem, advice=advice)
-
+    elif better:
+        _log.warning(
+            "upstream_misconfigured",
+            upstream=name,
+            url=upstream.url,
+            problem=listed.problem,
+            advice=f"its API is below /v1: set {at}.url to {better}",
+        )
     elif listed.status == 404:
         question = PREFIX_QUESTION.replace("upstream.", f"{at}.", 1)
         advice = f"{question} A server that just lists no models is well; 'antiphon doctor' says more"

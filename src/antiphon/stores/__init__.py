@@ -16,7 +16,7 @@ from typing import Unpack
 
 from antiphon.config.state import BlobSettings, StateSettings
 from antiphon.engine.ports.files import BlobStore
-from antiphon.errors import ConfigError
+from antiphon.extras import extra_missing
 from antiphon.stores.backend import StoreOptions, Stores, VectorDatabase
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.memory import MemoryBlobs
@@ -64,5 +64,5 @@ async def _open_postgres(state: StateSettings, contents: BlobStore, options: Sto
     try:
         from antiphon.stores.postgres.opening import open_postgres
     except ImportError:
-        raise ConfigError("state.url: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
+        raise extra_missing("state.url: PostgreSQL", "postgres") from None
     return await open_postgres(state, blobs=contents, **options)

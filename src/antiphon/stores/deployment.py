@@ -23,6 +23,7 @@ from typing import Literal, Protocol
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import ConfigError
+from antiphon.extras import extra_missing
 
 OWNER, _SEALING = "owner.key", "sealing.keys:"
 MOVING = "moving"
@@ -106,7 +107,7 @@ async def open_deployment(state: StateSettings) -> Deployment | None:
     try:
         from antiphon.stores.postgres.deployment import PostgresDeployment
     except ImportError:
-        raise ConfigError("state.url: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
+        raise extra_missing("state.url: PostgreSQL", "postgres") from None
     assert state.url is not None
     return PostgresDeployment(state.url.get_secret_value(), state.deadline)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from antiphon.config.state import BlobSettings
 from antiphon.config.state_url import read_state_url
 from antiphon.errors import ConfigError, StoreError
+from antiphon.extras import extra_missing
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.moved import COLUMNS, Arriving, Counted, Leaving, Row, Sum
 from antiphon.stores.moved_contents import MovedContents
@@ -58,7 +59,7 @@ async def move(
     try:
         from antiphon.stores.postgres.arriving import ArrivingDatabase
     except ImportError:
-        raise ConfigError("--to: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
+        raise extra_missing("--to: PostgreSQL", "postgres") from None
     from antiphon.stores.sqlite.leaving import LeavingFolder
 
     async with AsyncExitStack() as opened:

@@ -12,6 +12,7 @@ from pathlib import Path
 from antiphon.config.state import StateSettings
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.errors import ConfigError
+from antiphon.extras import extra_missing
 from antiphon.stores.sealed.bodies import Bodies
 
 _UNSEALED = Bodies((), seals=False)
@@ -36,7 +37,7 @@ async def open_owner_data(state: StateSettings, data: Path, bodies: Bodies = _UN
         try:
             from antiphon.stores.postgres.opening import open_postgres_owners
         except ImportError:
-            raise ConfigError("state.url: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
+            raise extra_missing("state.url: PostgreSQL", "postgres") from None
         return await open_postgres_owners(state, bodies)
     from antiphon.stores.sqlite.owner_data import SqliteOwnerData
 

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import ConfigError, StoreError
+from antiphon.extras import extra_missing
 from antiphon.stores.schema_steps import Applied, Step, missing_steps
 
 _STEP_NAME = re.compile(r"[a-z0-9_]{1,60}")
@@ -60,7 +61,7 @@ async def open_schemas(state: StateSettings, data: Path, *, seconds: float = 10.
         try:
             from antiphon.stores.postgres.schema import open_postgres_schemas
         except ImportError:
-            raise ConfigError("state.url: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
+            raise extra_missing("state.url: PostgreSQL", "postgres") from None
         assert state.url is not None
         # Behind a pooler a long step is better made at the server itself.
         url = state.direct_url or state.url

@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from antiphon.config.state import StateSettings
-from antiphon.errors import AntiphonError, ConfigError
+from antiphon.errors import AntiphonError
+from antiphon.extras import extra_missing
 from antiphon.stores.deployment import Keys, open_deployment, to_note
 from antiphon.stores.moved_mark import check_not_moved
 from antiphon.stores.said import Said, Wanted
@@ -30,7 +31,7 @@ async def examine_state(state: StateSettings, data: Path, wanted: Wanted) -> Asy
             try:
                 from antiphon.stores.postgres.examining import examine
             except ImportError:
-                raise ConfigError("state.url: PostgreSQL needs asyncpg; install the extra 'postgres'") from None
+                raise extra_missing("state.url: PostgreSQL", "postgres") from None
             async for said in examine(state, wanted):
                 yield said
                 if said.verdict == "problem":

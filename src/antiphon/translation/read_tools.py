@@ -35,7 +35,10 @@ UNNAMED: Final = ("local_shell", "shell", "apply_patch", "tool_search")
 SEARCHED: Final = "tool_search_output"
 """The type of items that bring what a search has found."""
 
-_REFUSED: Final = {"code_interpreter": "code_interpreter.sandbox", "mcp": "mcp.enabled"}
+_REFUSED: Final = {
+    "code_interpreter": "the operator has not set it up ('code_interpreter.sandbox')",
+    "mcp": "the server lacks the extra 'mcp', or its operator has switched it off ('mcp.enabled')",
+}
 """Without these tools an answer would be wrong; by the setting that has them run here."""
 
 _NOT_HERE: Final = frozenset(
@@ -169,11 +172,10 @@ def _too_many(where: str, count: int, limit: int) -> InvalidRequest:
 
 
 def _refused(where: str, place: str, tool: Tool, *, brought: bool) -> InvalidRequest:
-    setting = _REFUSED[tool.type]
     why = (
         f"cannot be brought by an item. Declare it in 'tools' instead of '{where}'"
         if brought
-        else f"cannot run here: the operator has not set it up ('{setting}'). Remove it from '{where}'"
+        else f"cannot run here: {_REFUSED[tool.type]}. Remove it from '{where}'"
     )
     return InvalidRequest(f"The hosted tool '{tool.type}' {why}.", param=f"{place}.type", code="unsupported_tool")
 

@@ -4,9 +4,9 @@ Lives here: error bodies in all their shapes, the status a client gets, the code
 upstream's headers a client needs. Not here: retries (Envoy's work), what counts as a secret (`redaction.py`).
 
 Statuses keep what they say to a client: its own mistakes (4xx), limits (429), and an upstream that is broken, busy or
-slow (5xx). Two are changed: 402 (no credit) is OpenAI's 429 `insufficient_quota`, and what only the gateway could have
-done wrong (405, 415 and the like, redirects) is a 502. Codes are OpenAI's where the meaning is known, whatever the
-upstream called it: clients (Codex above all) decide by them whether to try again.
+slow (5xx). Some are changed: 402 (no credit) is OpenAI's 429 `insufficient_quota`, and what only the gateway could have
+done wrong (405, 415 and the like, redirects, a 404 about the path) is a 502. Codes are OpenAI's where the meaning is
+known, whatever the upstream called it: clients (Codex above all) decide by them whether to try again.
 
 Invariant: the outcome is always an OpenAI error object; no text of the upstream's is passed on that was not searched
 for secrets, and none longer than 2,000 characters.
@@ -58,6 +58,17 @@ _NO_MODEL: Final = re.compile(
     r"|\bnot a valid model\b|\bno endpoints found for\b"
     r"|\bmodel_?not_?found\b|\bdeploymentnotfound\b|\binvalid_model\b",
     re.IGNORECASE,
+)
+# What servers and frameworks say of a path that they do not have. The client chose none of the upstream's paths.
+_NO_PATH: Final = re.compile(
+    r"^\W*(404\W*)?((the )?(file|page|path|route|url|endpoint|resource|requested (url|resource|path))\b.{0,200})?"
+    r"(was |is )?not found( on this server)?\W*$|\bno such (path|route|url|endpoint)\b|\binvalid url\b"
+    r"|\bcannot (post|get) /|\b(unknown|unexpected) (path|route|url|endpoint)\b|\b404 page not found\b",
+    re.IGNORECASE,
+)
+_MISCONFIGURED: Final = (
+    "The upstream has no such path. The path of this request is right; the upstream's URL in the server's settings may "
+    "lack its prefix (such as /v1)."
 )
 _AGAIN: Final = re.compile(r"(?:try again|retry) in (\d{1,6}(?:\.\d{1,9})?) ?s", re.IGNORECASE)
 
@@ -123,6 +134,8 @@ def map_upstream_answer(
     )
     if (refused := media_refusal(status, message, sent or {})) is not None:
         return refused
+    if status == 404 and (not told.message or _NO_PATH.search(message)) and "model" not in message.lower():
+        return UpstreamFailed(f"{_MISCONFIGURED} It said: {message}", code="upstream_misconfigured")
     passed = tuple(pair for pair in passed_headers(headers) if without(pair[1], secrets) == pair[1])
     return _judge(status, told, message, passed)
 

@@ -27,6 +27,9 @@ from antiphon.upstream.silence import Silence
 
 __all__ = ["HttpUpstream", "UpstreamTarget"]
 
+TLS_FAILED = "TLS could not be agreed on"
+"""How a failure begins whose server may speak plain HTTP."""
+
 _STALE_CONNECTIONS = 3
 _CAUSES = 8
 _CUT_CONNECTION = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError)
@@ -232,6 +235,10 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         reason = getattr(error.certificate_error, "verify_message", "") or "not trusted"
         return f"the certificate was refused ({reason})"
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        # Its number is OpenSSL's, which the system's words for numbers do not fit.
+        reason = str(getattr(error.os_error, "reason", "") or "no reason").lower().replace("_", " ")
+        return f"{TLS_FAILED} ({reason})"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "the host name cannot be resolved"
     if isinstance(error, aiohttp.client_exceptions.UnixClientConnectorError):

@@ -23,6 +23,7 @@ from tests.support.recordings import Recording, all_recordings
 
 INVALID = "invalid_request_error"
 PLAIN = (400, INVALID, None, None)
+NO_PATH = (502, "server_error", "upstream_misconfigured", None)
 NO_MODEL, NO_MODEL_400 = ((status, INVALID, "model_not_found", "model") for status in (404, 400))
 RATE = (429, "rate_limit_error", "rate_limit_exceeded", None)
 QUOTA = (429, "insufficient_quota", "insufficient_quota", None)
@@ -212,7 +213,16 @@ def test_no_recorded_error_was_forgotten() -> None:
         (404, {"error": {"message": "No endpoints found for foo/bar."}}, NO_MODEL, "No"),
         (400, {"error": {"message": "The model called tool f, which was not found"}}, PLAIN, "The model called"),
         (400, {"error": {"message": "unknown model parameter x"}}, PLAIN, "unknown"),
-        (404, {"error": {"message": "no such path"}}, (404, INVALID, None, None), "no such path"),
+        (404, {"error": {"message": "no such tool"}}, (404, INVALID, None, None), "no such tool"),
+        # The path is the gateway's: as FastAPI, llama.cpp, Azure, OpenAI, Express and our demo say that they lack it.
+        (404, {"error": {"message": "no such path"}}, NO_PATH, "The upstream has no such path."),
+        (404, {"detail": "Not Found"}, NO_PATH, "The upstream has no such path."),
+        (404, {"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}}, NO_PATH, "The"),
+        (404, {"error": {"code": "404", "message": "Resource not found"}}, NO_PATH, "The"),
+        (404, {"error": {"message": "Invalid URL (POST /chat/completions)"}}, NO_PATH, "The"),
+        (404, {"message": "Cannot POST /chat/completions"}, NO_PATH, "The"),
+        (404, {"error": "The requested URL /chat/completions was not found on this server."}, NO_PATH, "The"),
+        (404, {}, NO_PATH, "The"),
         (405, {"detail": "Method Not Allowed"}, BROKEN, "Method"),
         (415, {}, BROKEN, "The upstream answered 415"),
         (500, {"error": {"message": "m", "code": "internal"}}, (500, "server_error", "internal", None), "m"),

@@ -40,6 +40,7 @@ from antiphon.doors.extproc.transport import (
 )
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
+from antiphon.extras import extra_missing
 from antiphon.types.transport import SECRET_HEADER
 
 __all__ = ["SERVICE", "ExtProcDoor", "Mode", "TransportName", "import_transport", "open_transport"]
@@ -169,7 +170,7 @@ def open_transport(name: TransportName, calls: Calls) -> Transport:
     try:
         from antiphon.doors.extproc.transport_http2 import Http2Transport
     except ImportError:
-        raise ConfigError("the transport http2 needs the extra 'fast': pip install 'antiphon[fast]'") from None
+        raise extra_missing("sidecar.transport: http2", "fast") from None
     return Http2Transport(calls)
 
 

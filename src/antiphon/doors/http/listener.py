@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import ssl
 import stat
@@ -26,6 +25,7 @@ import structlog
 
 from antiphon.doors.descriptors import max_connections
 from antiphon.doors.http.connection import DoorServer
+from antiphon.doors.listening import why_not
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
 
@@ -67,7 +67,7 @@ class Listener:
             try:
                 self._bound = [_bind_unix(path, mode)]
             except OSError as error:
-                raise ConfigError(f"cannot listen on unix:{path}: {_reason(error)}") from error
+                raise ConfigError(f"cannot listen on unix:{path}: {why_not(error)}") from error
             self._path, self._inode = path, _inode(path)
             self._listen()
             return f"unix:{path}"
@@ -77,7 +77,7 @@ class Listener:
             self._bound = await _bind_tcp(host, port, shared_port=shared_port)
             self._listen()
         except OSError as error:
-            raise ConfigError(f"cannot listen on {address}: {_reason(error)}") from error
+            raise ConfigError(f"cannot listen on {address}: {why_not(error)}") from error
         name = self._bound[0].getsockname()
         return f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
 
@@ -132,7 +132,7 @@ class Listener:
                 # It left while it waited.
                 continue
             except OSError as error:
-                self._pause(_reason(error))
+                self._pause(why_not(error))
                 return
             accepted.setblocking(False)
             opening = asyncio.get_running_loop().create_task(self._open(accepted))
@@ -210,12 +210,6 @@ def _inode(path: Path) -> int:
 def _remove(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
-
-
-def _reason(error: OSError) -> str:
-    # Resolver errors have numbers of their own, and a socket path that is too long has none.
-    number = error.errno or 0
-    return os.strerror(number) if number > 0 else str(error)
 
 
 def _remove_stale(path: Path) -> None:

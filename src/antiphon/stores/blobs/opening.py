@@ -12,7 +12,7 @@ from pathlib import Path
 
 from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import BlobStore
-from antiphon.errors import ConfigError
+from antiphon.extras import extra_missing
 from antiphon.stores.blobs.disk import DiskBlobs
 
 
@@ -24,7 +24,7 @@ async def open_blobs(settings: BlobSettings, folder: Path, *, of_several: bool =
     if settings.url is None:
         return DiskBlobs(folder, of_several=of_several)
     if find_spec("obstore") is None:
-        raise ConfigError("blobs.url needs a package that is not installed: pip install 'antiphon[s3]'")
+        raise extra_missing("blobs.url", "s3")
     from antiphon.stores.blobs.s3 import S3Blobs
 
     blobs = S3Blobs(settings)

@@ -6,8 +6,8 @@ connection of its own).
 
 One deadline stands over waiting for a connection, opening one and all that is done on it; when it comes the socket is
 aborted, since a server that stands still answers no request to cancel either. Where the server could not be reached
-callers are refused at once for a moment. One that has no connection left for this process is another matter: those that
-the process has come back soon, and callers wait for one.
+callers are refused at once for a moment. One that has no connection left for this process is another matter: callers
+wait, by their deadline, for one that the process has or that somebody else gives back.
 
 It works behind a pooler that gives every transaction another connection (pgbouncer, `pool_mode=transaction`): nothing
 is prepared under a name, nothing is set for a session, nothing outlives a transaction. (A driver that prepares
@@ -94,7 +94,7 @@ class Database:
         self._idle: list[Connection] = []
         self._busy: set[Connection] = set()
         self._left: set[Connection] = set()
-        self._waiting = self._opening = 0
+        self._waiting = 0
         self._returned: asyncio.Event | None = None
         self._refused: tuple[float, StoreError] | None = None
         self._closed = False
@@ -278,12 +278,10 @@ class Database:
         be one again: look once more."""
         # Made before the try: what is given back during it counts.
         returned = self._returned = self._returned or asyncio.Event()
-        self._opening += 1
         try:
             return await self._connect(deadline)
         except StoreError as failure:
-            others = self._busy or self._idle or self._opening > 1
-            if not no_connection_left(failure.__cause__) or not others:
+            if not no_connection_left(failure.__cause__):
                 raise
             loop = asyncio.get_running_loop()
             again = loop.time() + _REFUSE_SECONDS
@@ -297,8 +295,6 @@ class Database:
             finally:
                 self._waiting -= 1
             return None
-        finally:
-            self._opening -= 1
 
     async def _connect(self, deadline: float) -> Connection:
         loop = asyncio.get_running_loop()

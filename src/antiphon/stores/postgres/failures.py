@@ -80,6 +80,7 @@ _CONNECTING: dict[str, tuple[StoreReason, str]] = {
     **dict.fromkeys(("08003", "08006"), ("unavailable", _CUT)),
 }
 
+_CAUSES = 4
 _NO_MORE = "no more connections"
 # Poolers say everything with one code (08P01); these are pgbouncer's words.
 _POOLER: tuple[tuple[str, StoreReason, str], ...] = (
@@ -141,6 +142,8 @@ def store_error(doing: str, error: BaseException, *, connecting: bool = False, s
     reason, why = _ADVICE.get(code) or _ADVICE.get(code[:2]) or ("unavailable", "the connection was lost")
     if connecting and code in _CONNECTING:
         reason, why = _CONNECTING[code]
+        if why == _CUT:
+            why = f"{why}; {_cause_of(error)}"
     for words, meaning, advice in _POOLER if code[:2] == "08" else ():
         if words in str(error):
             reason, why = meaning, advice
@@ -190,9 +193,14 @@ def _why_not_reached(error: BaseException) -> str:
         return (
             "it takes no TLS; enable it there, or set sslmode=disable in state.url (or no PostgreSQL is at that port)"
         )
-    if isinstance(error, FileNotFoundError | PermissionError) or "root certificate" in said:
+    if isinstance(error, PermissionError):
+        return "this user may not open the Unix socket, or a certificate (sslrootcert, sslcert, sslkey), of state.url"
+    if "root certificate" in said:
+        return "a certificate that state.url names cannot be read: check sslrootcert"
+    if isinstance(error, FileNotFoundError):
         return (
-            "a file that state.url names cannot be read: a certificate (sslrootcert, sslcert, sslkey) or a Unix socket"
+            "there is no Unix socket where state.url says; is the server running? (With TLS, it may also be a "
+            "certificate that is not there: sslrootcert, sslcert, sslkey)"
         )
     # Of a host with several addresses the numbers of all failures stand in the text alone.
     if isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in said:
@@ -201,7 +209,7 @@ def _why_not_reached(error: BaseException) -> str:
             "(listen_addresses, port)? Check host and port in state.url"
         )
     if isinstance(error, ConnectionError):
-        return _CUT
+        return f"{_CUT}; {_cause_of(error)}"
     if isinstance(error, OSError):
         number = _number_of(error)
         return f"{os.strerror(number) if number > 0 else 'the host is not known'}; check host and port in state.url"
@@ -210,6 +218,19 @@ def _why_not_reached(error: BaseException) -> str:
             return "sslmode in state.url is none of disable, allow, prefer, require, verify-ca and verify-full"
         return "state.url is not one that the driver understands"
     return "it does not speak the protocol; check host and port in state.url"
+
+
+def _cause_of(error: BaseException) -> str:
+    """What ended a connection, as far as a kind of error and the system's words say it."""
+    told, one = [], error
+    while len(told) < _CAUSES:
+        number = one.errno if isinstance(one, OSError) else None
+        told.append(f"{type(one).__name__} ({os.strerror(number)})" if number else type(one).__name__)
+        following = one.__cause__ or one.__context__
+        if following is None:
+            break
+        one = following
+    return "it ended with " + ", after ".join(dict.fromkeys(told))
 
 
 def _number_of(error: OSError) -> int:
