@@ -222,7 +222,8 @@ def _why_not_reached(error: BaseException) -> str:
 
 def _cause_of(error: BaseException) -> str:
     """What ended a connection, as far as a kind of error and the system's words say it."""
-    told, one = [], error
+    told: list[str] = []
+    one = error
     while len(told) < _CAUSES:
         number = one.errno if isinstance(one, OSError) else None
         told.append(f"{type(one).__name__} ({os.strerror(number)})" if number else type(one).__name__)
