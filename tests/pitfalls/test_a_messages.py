@@ -67,7 +67,7 @@ def test_pitfall_11_a_tool_output_may_hold_images_among_its_text() -> None:
     parts = [{"type": "input_text", "text": "see"}, PICTURE]
     made = chat(input=[USER, call_item(), output_item(output=parts)])
     assert made["messages"][2]["content"] == "see"
-    assert made["messages"][3]["content"][0]["image_url"]["url"] == PICTURE["image_url"]
+    assert made["messages"][3]["content"][1]["image_url"]["url"] == PICTURE["image_url"]
     # Where the model sees no pictures, that is said; nothing is dropped.
     body = {"model": "m", "input": [USER, call_item(), output_item(output=parts)]}
     outcome = run(body, profile="deepseek")
@@ -78,7 +78,7 @@ def test_pitfall_12_images_of_tool_outputs_follow_after_all_tool_messages() -> N
     items = [USER, call_item("a"), call_item("b"), output_item("a", [PICTURE]), output_item("b", "text")]
     made = chat(input=items)
     assert _roles(made) == ["user", "assistant", "tool", "tool", "user"]
-    assert made["messages"][2]["content"] and made["messages"][4]["content"][0]["type"] == "image_url"
+    assert made["messages"][2]["content"] and made["messages"][4]["content"][1]["type"] == "image_url"
 
 
 @pytest.mark.parametrize("text", ["hi there", "x", "[1, 2]", '{"role": "user"}'])

@@ -238,7 +238,9 @@ def test_what_may_answer_later_was_put_off_for_good() -> None:
         later, look = ({"type": "function_call_output", "call_id": f"call_{n}", "output": "42"} for n in range(2))
         talk.respond([look], [model_turn("Waiting.", stream=False)], tools=TOOLS)
         talk.respond([later], [model_turn("So.", stream=False)], tools=TOOLS)
-        assert json.loads(talk.calls[-1][-1]) == {"role": "user", "content": "Output of later (call_0):\n42"}
+        call, output = map(json.loads, talk.calls[-1][-2:])
+        assert call["tool_calls"][0]["function"]["name"] == "later"
+        assert (output["role"], output["content"]) == ("tool", "42")
 
 
 def test_an_output_without_an_id_finds_its_call_again() -> None:

@@ -49,6 +49,8 @@ OUTPUTS: Final = frozenset(
 NAMED_OUTPUTS: Final = frozenset({"function_call_output", "custom_tool_call_output"})
 """Outputs that may come without the id of a call, with the name of the tool at most."""
 
+APPROVED: Final = fragment_of("The user approved it.")
+"""An approval that gives no reason."""
 _FAILED_SEARCH: Final = (
     "The search failed: nothing was looked for. Its arguments must be a JSON object with 'query', a string that says "
     "what the tools should do or how they are called. Search again."
@@ -100,7 +102,7 @@ def native_output(where: str, item: InputItem) -> bytes | None:
             return fragment_of("Tools that can be called now:\n" + "\n".join(found))
         return fragment_of(_FAILED_SEARCH if item.status == "incomplete" else "No tools were found.")
     if kind == "mcp_approval_response":
-        said = fragment_of("The user approved it." if item.approve else "The user refused it.")
+        said = APPROVED if item.approve else fragment_of("The user refused it.")
         if given(item.reason) and first(item.reason) != b'"':
             raise invalid_type(f"{where}.reason", "expected a string")
         reason = bytes(item.reason)[1:-1] if given(item.reason) else b""

@@ -8,6 +8,8 @@ Invariant: each call has exactly one tool message, in the order of the calls.
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import UNSET, Raw
 
 from antiphon.translation.profiles import UpstreamProfile
@@ -41,5 +43,9 @@ def write_turn(turn: Turn, messages: list[ChatMessage], profile: UpstreamProfile
     for number, call_id in enumerate(ids):
         messages.append(ChatMessage(role="tool", tool_call_id=call_id, content=quoted(turn.outputs[number])))
     if turn.images:
-        # The tool role takes text only: images follow in a user message, after all tool messages.
-        messages.append(ChatMessage(role="user", content=Raw(b"[%b]" % b",".join(bytes(part) for part in turn.images))))
+        # The tool role takes text only: images follow in a user message that says whose they are.
+        parts = b",".join([_NOT_THE_USERS, *(bytes(part) for part in turn.images)])
+        messages.append(ChatMessage(role="user", content=Raw(b"[%b]" % parts)))
+
+
+_NOT_THE_USERS: Final = b'{"type":"text","text":"From the outputs of the tools above; the user did not send this:"}'

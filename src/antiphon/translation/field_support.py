@@ -49,7 +49,7 @@ HOSTED_SUPPORT: Final = Support("emulated", "runs here, between two turns of the
 _SHOWN: Final = Support("emulated", "shown to the model as a call and its result")
 _FUNCTION: Final = Support("emulated", "a function; calls come back as items of their own type")
 _LATER: Final = Support(
-    "emulated", "a call whose output comes later is answered for now; the output follows as a message"
+    "emulated", "a call whose output comes later is answered for now; then the call is shown again with it"
 )
 _OUTPUT: Final = Support("emulated", "a tool message")
 _CALL: Final = Support("emulated", "a function call")
@@ -343,8 +343,11 @@ _TABLE: Final[dict[str, dict[str, _Rule]]] = {
         ),
         "input.mcp_call": _SHOWN,
         "input.mcp_list_tools": _SHOWN,
-        "input.mcp_approval_request": _SHOWN,
-        "input.mcp_approval_response": Support("emulated", "added to the result of its request, with its `reason`"),
+        "input.mcp_approval_request": Support("emulated", "shown as the call it asks for, which waits"),
+        "input.mcp_approval_response": Support(
+            "emulated",
+            "the result of its request, with its `reason`; 400 where the server of an approved call is not declared",
+        ),
         "input.program": _SHOWN,
         "input.program_output": Support("emulated", "added to the result of its program"),
         "input.compaction_trigger": Support(

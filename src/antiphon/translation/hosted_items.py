@@ -36,6 +36,8 @@ HOSTED: Final = frozenset(
 )
 """Types of items that are shown as a call and its result."""
 
+_OF_SERVERS: Final = frozenset({"mcp_call", "mcp_approval_request"})
+"""Calls of an MCP server's tools, made or asked for: under the name by which the model knows the tool."""
 _RESULTS: Final = ("results", "output", "outputs", "error", "tools", "revised_prompt")
 _NOT_SHOWN: Final = frozenset(
     {"type", "id", "call_id", "status", "result", "fingerprint", "approval_request_id", "container_id"}
@@ -51,9 +53,9 @@ def hosted_call(given_item: InputItem, number: int) -> tuple[str, str, bytes, by
     """
     item = decode_any(bytes(given_item.source))
     kind = str(item.get("type"))
-    name = _tool_of(item) if kind == "mcp_call" else ""
+    name = _tool_of(item) if kind in _OF_SERVERS else ""
     arguments = {key: value for key, value in item.items() if key not in _NOT_SHOWN and key not in _RESULTS}
-    if kind == "mcp_call":
+    if kind in _OF_SERVERS:
         given = item.get("arguments")
         if not isinstance(given, str):
             given = encode(given or {}).decode()
@@ -94,7 +96,7 @@ def _result(item: dict[str, Any], kind: str) -> str:
         parts.append(value if isinstance(value, str) else encode(value).decode())
     if not parts:
         if kind == "mcp_approval_request":
-            return "The user was asked for approval."
+            return "The call waits for the user's approval."
         return "Done; what was found is in the answer." if kind == "web_search_call" else "Done."
     return "\n".join(parts)[:_LONGEST_RESULT]
 

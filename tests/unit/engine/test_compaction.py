@@ -121,6 +121,36 @@ def test_a_call_that_is_still_open_survives_and_takes_its_output_later() -> None
     assert _messages(outcome)[1]["tool_calls"][0]["function"]["name"] == "look"
 
 
+ASKED = {"type": "mcp_approval_request", "id": "mcpr_1", "server_label": "s", "name": "f", "arguments": "{}"}
+REFUSED = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": False}
+
+
+def test_a_call_that_waits_for_approval_survives_and_is_answered_later() -> None:
+    outcome, _ = _run({"input": [*TALK, ASKED, {"type": "compaction_trigger"}]}, SUMMARY)
+    (compaction,) = outcome.json["output"]
+    outcome, _ = _run({"input": [compaction, REFUSED]}, "Very well.")
+    assert [message["role"] for message in _messages(outcome)] == ["user", "assistant", "tool"]
+    assert _messages(outcome)[-1]["content"] == "The user refused it."
+
+
+def test_an_answer_to_an_approval_is_there_after_a_compaction_before_it() -> None:
+    request = {
+        "input": [_user("word " * 2000), ASKED, REFUSED],
+        "context_management": [{"type": "compaction", "compact_threshold": 1000}],
+    }
+    outcome, _ = _run(request, SUMMARY, "Very well.")
+    assert _messages(outcome)[-1] == {"role": "tool", "tool_call_id": "mcpr_1", "content": "The user refused it."}
+
+
+def test_a_summary_is_not_taken_for_the_users_orders() -> None:
+    """What a tool said may stand in it; the message says whose words it is."""
+    outcome, _ = _run({"input": [*TALK, {"type": "compaction_trigger"}]}, SUMMARY)
+    assert "never an instruction" in _messages(outcome)[-1]["content"]
+    outcome, _ = _run({"input": [*outcome.json["output"], _user("And then?")]}, "Water them.")
+    head, _, text = _messages(outcome)[0]["content"].partition("\n")
+    assert "written by the assistant" in head and "never an instruction" in head and text == SUMMARY
+
+
 def test_calls_that_were_answered_are_summed_up() -> None:
     outcome, _ = _run({"input": [*TALK, CALL, OUTPUT, {"type": "compaction_trigger"}]}, SUMMARY)
     assert [message["role"] for message in _messages(outcome)][-3:] == ["assistant", "tool", "user"]

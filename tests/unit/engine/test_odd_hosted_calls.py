@@ -12,7 +12,7 @@ import pytest
 from msgspec import Raw
 
 from antiphon.config.tools import ToolSettings
-from antiphon.engine.ports.actions import Context, PrepareTools, RequestHead
+from antiphon.engine.ports.actions import Chain, Context, PrepareTools, RequestHead, StoredItem
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.types.files import FetchedFile
 from tests.support.exchanges import make_exchange
@@ -91,13 +91,53 @@ def test_code_goes_on_in_the_container_of_the_conversation(items: list[dict[str,
     assert [tool.earlier for tool in preparing.tools] == [earlier]
 
 
+def test_an_approved_call_of_a_tool_that_is_not_there_never_runs() -> None:
+    asked, answer = _APPROVED
+    talk = Talk({"tools": [DICE], "input": [{**asked, "name": "toss"}, answer]}, [("Sorry.",)])
+    assert not talk.tools.calls and talk.final["status"] == "completed"
+    assert talk.messages()[-1]["content"] == "This tool does not exist."
+
+
 @pytest.mark.parametrize("odd", [{"server_label": 5}, {"arguments": {}}, {"name": None}, {"server_label": "cards"}])
-def test_an_approved_call_of_a_tool_that_is_not_there_never_runs(odd: dict[str, Any]) -> None:
+def test_an_approved_call_of_a_server_that_is_not_there_is_refused(odd: dict[str, Any]) -> None:
     """The request came from the client: it may name anything, or nothing that can be read."""
     asked, answer = _APPROVED
-    talk = Talk({"tools": [DICE], "input": [{**asked, **odd}, answer]}, [("Sorry.",)])
-    assert not talk.tools.calls and talk.final["status"] == "completed"
-    assert talk.messages()[-1]["content"].endswith("The user approved it.\nThis tool does not exist.")
+    talk = Talk({"tools": [DICE], "input": [{**asked, **odd}, answer]}, [])
+    error = talk.outcome.json["error"]
+    assert not talk.tools.calls and not talk.outcome.calls
+    assert (error["param"], error["code"]) == ("tools", "invalid_value")
+    assert f"the MCP server '{odd.get('server_label', '') if odd.get('server_label') != 5 else ''}'" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "tools",
+    [[], [SEARCH], [{"type": "mcp", "server_label": "cards", "server_url": "https://c.example"}]],
+    ids=["none", "others", "label"],
+)
+@pytest.mark.parametrize("more", [{}, {"stream": True}, {"background": True}], ids=["json", "stream", "background"])
+@pytest.mark.parametrize("way", ["input", "chain", "conversation"])
+def test_an_approval_without_its_server_is_never_lost(
+    tools: list[dict[str, Any]], more: dict[str, Any], way: str
+) -> None:
+    asked, answer = _APPROVED
+    stored = (StoredItem("mcpr_1", "mcp_approval_request", json.dumps(asked).encode()),)
+    named: dict[str, Any] = {"input": [asked, answer]}
+    context = Context()
+    if way == "chain":
+        named, context = {"input": [answer], "previous_response_id": "resp_1"}, Context(chain=Chain(stored))
+    elif way == "conversation":
+        named, context = {"input": [answer], "conversation": "conv_1"}, Context(conversation=stored)
+    talk = Talk({"tools": tools, **named, **more}, [], context=context, background=True)
+    error = talk.outcome.json["error"]
+    assert talk.outcome.head is not None and talk.outcome.head.status == 400 and not talk.outcome.calls
+    assert error["param"] == "tools" and "the MCP server 'dice'" in error["message"]
+
+
+def test_an_approval_that_the_model_has_gone_on_from_is_no_news() -> None:
+    asked, answer = _APPROVED
+    gone_on = [asked, answer, {"role": "assistant", "content": "So."}, {"role": "user", "content": "And?"}]
+    talk = Talk({"input": gone_on}, [("Yes.",)])
+    assert talk.final["status"] == "completed"
 
 
 def test_all_turns_of_a_response_share_what_it_may_write() -> None:

@@ -42,7 +42,7 @@ def _then(items: list[dict[str, Any]]) -> tuple[Outcome, Outcome]:
         ],
         [
             {"type": "mcp_approval_request", "id": "mcpr_x", "server_label": "s", "name": "t", "arguments": "{}"},
-            {"type": "mcp_approval_response", "approval_request_id": "mcpr_x", "approve": True},
+            {"type": "mcp_approval_response", "approval_request_id": "mcpr_x", "approve": False},
         ],
         [
             {"type": "computer_call", "id": "cu_x", "call_id": "c", "action": {"type": "screenshot"}},

@@ -167,7 +167,9 @@ def test_images_in_an_output_follow_all_tool_messages() -> None:
     picture = [{"type": "input_text", "text": "seen"}, {"type": "input_image", "image_url": "data:x"}]
     messages = _messages([_USER, _call("a"), _call("b"), _output("a", picture), _output("b")])
     assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool", "user"]
-    assert messages[2]["content"] == "seen" and messages[4]["content"][0]["type"] == "image_url"
+    assert messages[2]["content"] == "seen" and messages[4]["content"][-1]["type"] == "image_url"
+    # The tool role takes no picture: the message says that it is not the user who shows it.
+    assert messages[4]["content"][0]["text"].startswith("From the outputs of the tools above")
 
 
 def test_an_output_that_is_a_picture_alone_says_where_it_is() -> None:

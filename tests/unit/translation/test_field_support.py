@@ -355,8 +355,8 @@ SAMPLES: dict[str, Sample] = {
     ),
     "input.mcp_approval_response": item(
         {"type": "mcp_approval_request", "id": "h1", "name": "a", "server_label": "b", "arguments": "{}"},
-        {"type": "mcp_approval_response", "approval_request_id": "h1", "approve": True},
-        seen="The user approved it.",
+        {"type": "mcp_approval_response", "approval_request_id": "h1", "approve": False},
+        seen="The user refused it.",
     ),
     "input.program_output": item(
         {"type": "program", "id": "h1", "call_id": "h1", "code": "1"},
@@ -637,7 +637,5 @@ def test_a_screenshot_is_an_image() -> None:
         [COMPLETION],
         headers=JSON,
     )
-    assert outcome.chat["messages"][-1] == {
-        "role": "user",
-        "content": [{"type": "image_url", "image_url": {"url": PIXEL, "detail": "auto"}}],
-    }
+    (seen,) = (message for message in outcome.chat["messages"] if message["role"] == "user")
+    assert seen["content"][1:] == [{"type": "image_url", "image_url": {"url": PIXEL, "detail": "auto"}}]

@@ -107,8 +107,9 @@ def test_a_message_of_an_agent_may_be_a_text() -> None:
 def test_a_picture_that_comes_without_a_call_follows_in_a_message_of_its_own() -> None:
     picture = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
     messages = _messages(USER, {"type": "function_call_output", "name": "eye", "output": [picture]})
-    assert messages[1]["content"].startswith("Output of eye:")
-    assert messages[2]["content"][0]["image_url"]["url"] == picture["image_url"]
+    assert messages[1]["tool_calls"][0]["function"]["name"] == "eye"
+    assert [message["role"] for message in messages[2:]] == ["tool", "user"]
+    assert messages[3]["content"][1]["image_url"]["url"] == picture["image_url"]
 
 
 @pytest.mark.parametrize("effort", ["low", "max", "xhigh", "minimal", None])
@@ -160,10 +161,18 @@ def test_an_output_without_a_calls_id_answers_the_only_call_that_is_open(named: 
     assert messages[-1] == {"role": "tool", "tool_call_id": "call_1", "content": "done"}
 
 
-def test_an_output_that_answers_no_call_is_a_message() -> None:
-    output = {"type": "function_call_output", "name": "watch", "namespace": "door", "output": "it opened"}
-    messages = _messages(USER, output)
-    assert messages[-1] == {"role": "user", "content": "Output of door__watch:\nit opened"}
+@pytest.mark.parametrize(
+    ("named", "name"),
+    [({"name": "watch", "namespace": "door"}, "door__watch"), ({}, "tool")],
+    ids=["named", "nameless"],
+)
+def test_an_output_that_answers_no_call_is_still_a_tools(named: dict[str, Any], name: str) -> None:
+    """It is not what the user says."""
+    messages = _messages(USER, {"type": "function_call_output", "output": "it opened", **named})
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
+    (call,) = messages[1]["tool_calls"]
+    assert call["function"] == {"name": name, "arguments": "{}"}
+    assert messages[2] == {"role": "tool", "tool_call_id": call["id"], "content": "it opened"}
 
 
 def test_a_call_without_an_id_gets_one() -> None:
@@ -186,7 +195,9 @@ def test_a_tool_may_answer_later() -> None:
     )
     # What the model was told before stays as it was.
     assert later[: len(first)] == first
-    assert later[-1] == {"role": "user", "content": "Output of slow (call_1):\n42"}
+    call_again, output = later[-2:]
+    assert call_again["tool_calls"][0]["function"] == later[1]["tool_calls"][0]["function"]
+    assert output == {"role": "tool", "tool_call_id": call_again["tool_calls"][0]["id"], "content": "42"}
 
 
 def test_an_output_that_comes_later_is_new_though_its_tool_is_gone() -> None:
@@ -197,7 +208,8 @@ def test_an_output_that_comes_later_is_new_though_its_tool_is_gone() -> None:
         # Its place is the end of the conversation, whatever is declared by then.
         later = _messages(*begun, USER, output_item("call_1", "42"), tools=tools)
         assert later[: len(before)] == before
-        assert later[len(before) :] == [{"role": "user", "content": "Output of slow (call_1):\n42"}]
+        assert [one["role"] for one in later[len(before) :]] == ["assistant", "tool"]
+        assert later[-1]["content"] == "42"
 
 
 def test_a_call_that_no_answer_has_passed_over_waits_for_its_output() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import pytest
 from msgspec import Raw
 
+from antiphon.translation.chat_messages import translate_items
+from antiphon.translation.profiles import PROFILES
 from antiphon.translation.truncation import estimate_tokens
+from antiphon.translation.values import ItemSources
 from antiphon.types.items import InputItem
+from antiphon.types.json import encode
 from antiphon.types.shown import Shown, ShownCall, with_shown
 from tests.pitfalls.asking import FUNCTION, call_item, chat, output_item
 
@@ -25,6 +31,10 @@ MADE = {
 }
 
 
+def _request(number: int) -> bytes:
+    return json.dumps({**ASKED, "id": f"mcpr_{number}"}).encode()
+
+
 def _messages(*items: dict[str, Any]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = chat(input=list(items), tools=[FUNCTION])["messages"]
     return found
@@ -36,14 +46,87 @@ def test_what_was_kept_counts_as_what_the_model_gets() -> None:
     assert estimate_tokens(with_shown(item, Shown(calls=(call,)))) > estimate_tokens(item) + 1000
 
 
-def test_an_approved_call_is_the_call_that_was_asked_for() -> None:
-    messages = _messages(USER, ASKED, APPROVED, MADE)
-    assert [message["role"] for message in messages] == ["user", "assistant", "tool"]
-    assert messages[2]["content"].endswith("The user approved it.\n42")
+def _told(messages: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Each message: its role, and its text or the tools that it calls."""
+    return [
+        (one["role"], one["content"] or " ".join(call["function"]["name"] for call in one["tool_calls"]))
+        for one in messages
+    ]
+
+
+WAITS = "The call waits for the user's approval."
+REFUSED = {**APPROVED, "approve": False, "reason": "Not now."}
+MEANWHILE = [{"role": "user", "content": "still there?"}, {"role": "assistant", "content": "yes"}]
+
+
+@pytest.mark.parametrize(
+    ("items", "told"),
+    [
+        ([], WAITS),
+        ([REFUSED], "The user refused it. Reason: Not now."),
+        ([APPROVED, MADE], "42"),
+        ([{**APPROVED, "reason": "Once."}, MADE], "The user approved it. Reason: Once.\n42"),
+        ([MADE], "42"),
+    ],
+    ids=["open", "refused", "approved", "approved for a reason", "its answer left out"],
+)
+def test_a_call_that_was_asked_for_is_the_call_it_was(items: list[dict[str, Any]], told: str) -> None:
+    """Under the name that the model knows its tool by, with what became of it."""
+    assert _told(_messages(USER, ASKED, *items)) == [("user", "hi"), ("assistant", "s__f"), ("tool", told)]
+
+
+@pytest.mark.parametrize(
+    ("items", "told"),
+    [
+        ([APPROVED, MADE], [("user", "About the call s__f (mcpr_1): The user approved it."), ("assistant", "s__f")]),
+        ([MADE], [("assistant", "s__f")]),
+    ],
+    ids=["approved", "its answer left out"],
+)
+def test_an_approved_call_that_comes_late_is_shown_at_its_place(
+    items: list[dict[str, Any]], told: list[tuple[str, str]]
+) -> None:
+    """What a server says never is a message of the user's."""
+    before = _messages(USER, ASKED, *MEANWHILE)
+    messages = _messages(USER, ASKED, *MEANWHILE, *items)
+    assert messages[: len(before)] == before
+    assert _told(messages[len(before) :]) == [*told, ("tool", "42")]
+    ids = [call["id"] for message in messages for call in message.get("tool_calls", ())]
+    assert len(set(ids)) == 2
+
+
+def test_what_the_user_refuses_late_is_the_users_word() -> None:
+    messages = _messages(USER, ASKED, *MEANWHILE, REFUSED)
+    assert _told(messages)[-1] == ("user", "About the call s__f (mcpr_1): The user refused it. Reason: Not now.")
+
+
+def test_late_calls_of_one_round_are_one_turn() -> None:
+    made = [
+        with_shown(
+            InputItem(type="mcp_call", id=f"mcp_{n}", approval_request_id=f"mcpr_{n}", source=Raw(b"{}")),
+            Shown(calls=(ShownCall(f"call_{n}", "s__f", Raw(b'"{}"'), Raw(b'"%d"' % n), (), f"mcpr_{n}", "r.1"),)),
+        )
+        for n in (1, 2)
+    ]
+    asked = [InputItem(type="mcp_approval_request", id=f"mcpr_{n}", source=Raw(_request(n))) for n in (1, 2)]
+    spoken = [InputItem(role=one["role"], content=Raw(b'"%b"' % one["content"].encode())) for one in MEANWHILE]
+    answers = [InputItem(type="mcp_approval_response", approval_request_id=f"mcpr_{n}", approve=True) for n in (1, 2)]
+    items = [("input", one) for one in (*asked, *spoken, *answers, *made)]
+    sources = ItemSources(lambda text, param: b"")
+    messages = json.loads(encode(translate_items(None, items, PROFILES["generic"], sources)))
+    assert [one["role"] for one in messages[-3:]] == ["assistant", "tool", "tool"]
+    assert [call["id"] for call in messages[-3]["tool_calls"]] == ["call_1", "call_2"]
+
+
+def test_a_call_that_is_shown_again_keeps_the_thoughts_that_led_to_it() -> None:
+    """Servers that demand to see the thoughts of a turn's calls refuse a call without."""
+    thought = {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "I look."}]}
+    messages = _messages(USER, thought, ASKED, *MEANWHILE, APPROVED, MADE)
+    assert [one["reasoning_content"] for one in messages if one.get("tool_calls")] == ["I look.", "I look."]
 
 
 def test_more_of_an_output_that_the_model_has_read_is_said_behind() -> None:
     before = [USER, call_item("a"), output_item("a", "one"), {"role": "assistant", "content": "so"}]
     messages = _messages(*before, output_item("a", "two"))
     assert messages[2] == {"role": "tool", "tool_call_id": "a", "content": "one"}
-    assert messages[-1] == {"role": "user", "content": "Output of f (a):\ntwo"}
+    assert _told(messages)[-2:] == [("assistant", "f"), ("tool", "two")]

@@ -474,7 +474,6 @@ REFUSED = {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "ap
     ("answer", "told"),
     [
         ({**REFUSED, "reason": 'Remote "access" declined.'}, 'The user refused it. Reason: Remote "access" declined.'),
-        ({**REFUSED, "approve": True, "reason": "Once."}, "The user approved it. Reason: Once."),
         (REFUSED, "The user refused it."),
         ({**REFUSED, "reason": None}, "The user refused it."),
         ({**REFUSED, "reason": ""}, "The user refused it."),
@@ -488,7 +487,7 @@ def test_the_reason_of_an_approval_reaches_the_model_in_every_later_turn(answer:
     then = {"model": "m", "input": "and?", "previous_response_id": record.id}
     for outcome in (first, run(then, plain, headers=JSON, context=context)):
         (output,) = (one["content"] for one in outcome.chat["messages"] if one["role"] == "tool")
-        assert output == f"The user was asked for approval.\n{told}"
+        assert output == told
 
 
 def test_an_approval_that_names_no_request_is_told_so() -> None:

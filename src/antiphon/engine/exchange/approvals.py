@@ -8,11 +8,13 @@ Invariant: an approved call is run once: not where the conversation has it alrea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
 
+from antiphon.errors import invalid_parameter
+from antiphon.translation.call_items import CALLS
 from antiphon.translation.compaction import Named
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.items import InputItem
@@ -41,6 +43,25 @@ def approved_calls(items: Sequence[Named]) -> list[Approved]:
     return list(approved.values())
 
 
+def check_servers(items: Sequence[Named], declared: Collection[str | None]) -> None:
+    """Raise `InvalidRequest` for a call that the client has just approved and that no `declared` server can run. One
+    that the model has gone on from is no news any more."""
+    new: set[str | None] = set()
+    for _, item in items:
+        if item.type == "mcp_approval_response":
+            new.add(item.approval_request_id)
+        elif item.role == "assistant" or item.type in _MODELS:
+            new.clear()
+    for name, target, _ in approved_calls(items) if new else ():
+        if name in new and target.namespace not in declared:
+            problem = (
+                f"the approved call '{name}' is of the MCP server '{target.namespace or ''}', which is not among them. "
+                "Tools are not carried over from earlier responses: declare the server in this request too"
+            )
+            raise invalid_parameter("tools", problem)
+
+
+_MODELS: Final = CALLS | {"reasoning"}
 _OF_APPROVALS: Final = frozenset({"mcp_approval_request", "mcp_approval_response", "mcp_call"})
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from antiphon.engine.exchange.approvals import check_servers
 from antiphon.engine.exchange.asked import Asked, Wishes
 from antiphon.engine.exchange.call_headers import DIALECT
 from antiphon.engine.exchange.compaction_turn import is_too_long
@@ -234,6 +235,8 @@ class TranslatedRequest(ServedRequest, ABC):
         self.items = expand_compactions(named_items(self.request, history), self.sealed_content.unseal)
         if read_updates(self.items, self.request.unknown).apply(self.request):
             echo_configuration(self.builder.response, self.request)
+        if self.makes_response and not self.request.compact:
+            check_servers(self.items, {tool.server_label for tool in self.request.tools if tool.type == "mcp"})
         self.proceed()
 
     @abstractmethod
