@@ -5,8 +5,8 @@ ARG BASE=python:3.11-slim
 ARG BUILD_BASE=${BASE}
 
 FROM ${BUILD_BASE} AS build
-RUN command -v strip > /dev/null \
-    || { apt-get update && apt-get install --yes --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*; }
+RUN { command -v strip && command -v tini-static; } > /dev/null \
+    || { apt-get update && apt-get install --yes --no-install-recommends binutils tini && rm -rf /var/lib/apt/lists/*; }
 WORKDIR /src
 COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
 COPY src ./src
@@ -38,6 +38,7 @@ RUN python3 -m venv /opt/antiphon \
 
 FROM ${BASE}
 COPY --from=build /opt/antiphon /opt/antiphon
+COPY --from=build /usr/bin/tini-static /usr/bin/tini
 RUN useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin antiphon \
     && install -d -o antiphon -g antiphon -m 0700 /var/lib/antiphon /run/antiphon
 ENV PATH=/opt/antiphon/bin:$PATH \
@@ -46,8 +47,11 @@ ENV PATH=/opt/antiphon/bin:$PATH \
     ANTIPHON_DATA=/var/lib/antiphon \
     ANTIPHON_LOG__FORMAT=json
 USER 10001:10001
-VOLUME ["/var/lib/antiphon", "/run/antiphon"]
+# No VOLUME: Docker makes an anonymous volume of it at every start, and keeps each. Mount a named volume or a tmpfs at
+# /var/lib/antiphon (the data folder) and, for `extproc` on sockets, at /run/antiphon.
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=9s --start-period=10s --retries=6 CMD ["antiphon", "health"]
-ENTRYPOINT ["antiphon"]
+# The kernel drops a signal to the first process of a container that has no handler yet, and Python needs a moment to
+# have one. tini has its own at once, and passes signals on to Antiphon, which the kernel then ends like any process.
+ENTRYPOINT ["tini", "--", "antiphon"]
 CMD ["extproc"]

@@ -40,6 +40,16 @@ print(u.urlopen(u.Request("http://127.0.0.1:9002" + sys.argv[1], headers=headers
 """
 
 
+_DATA = "/var/lib/antiphon:uid=10001,gid=10001,mode=0700"
+_LIMITS = (
+    *("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "none"),
+    *("--tmpfs", _DATA),
+)
+_EARLY = (0.0, 0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+"""Seconds after its start at which a container is told to leave."""
+_GRACE = 20
+
+
 class Wrong(Exception):
     """What was found, in a sentence."""
 
@@ -88,8 +98,7 @@ def _size(image: str) -> int:
 def in_image(tag: str, *command: str, env: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """A command in a container of the image: read-only, without capabilities or network, as its own user."""
     settings = [flag for pair in env for flag in ("--env", pair)]
-    limits = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "none")
-    line = ["docker", "run", "--rm", *limits, *settings, "--entrypoint", command[0], tag, *command[1:]]
+    line = ["docker", "run", "--rm", *_LIMITS, *settings, "--entrypoint", command[0], tag, *command[1:]]
     return subprocess.run(line, capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False)
 
 
@@ -114,6 +123,25 @@ def check_build(tag: str, compiled: bool) -> None:
         done = in_image(tag, "antiphon", "--version", env=env)
         if done.returncode or ("(compiled)" in done.stdout) is not expected:
             raise Wrong(f"antiphon --version says {done.stdout!r} with {env}: {done.stderr}")
+
+
+def check_leaving(tag: str) -> str:
+    """A container that is told to leave in its first moments does, long before its grace is over."""
+    longest = 0.0
+    for command in ("extproc", "serve"):
+        for moment in _EARLY:
+            name = run("docker", "run", "-d", *_LIMITS, tag, command).strip()
+            try:
+                time.sleep(moment)
+                begun = time.monotonic()
+                run("docker", "stop", "-t", str(_GRACE), name)
+                longest = max(longest, time.monotonic() - begun)
+                status = run("docker", "inspect", "-f", "{{.State.ExitCode}}", name).strip()
+            finally:
+                run("docker", "rm", "-fv", name)
+            if status not in ("0", "143"):
+                raise Wrong(f"{command}, told to leave {moment:g} s after its start, ended with {status}")
+    return f"told to leave {2 * len(_EARLY)} times in its first second: gone after {longest:.1f} s at most"
 
 
 class Setup:
@@ -291,6 +319,11 @@ def main() -> int:
         print(f"image: {'compiled modules' if given.compiled else 'the sources'} run", flush=True)
         check_image(tag)
         print("image: user 10001; starts read-only without capabilities; says what it does not have", flush=True)
+        if (
+            volumes := run("docker", "image", "inspect", "--format", "{{json .Config.Volumes}}", tag).strip()
+        ) != "null":
+            raise Wrong(f"the image declares volumes, of which Docker keeps one for each container: {volumes}")
+        print(f"image: {check_leaving(tag)}", flush=True)
         _grafana_files()
         print(demo(_environment(tag)), flush=True)
         env = _environment(tag)

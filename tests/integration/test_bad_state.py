@@ -58,7 +58,7 @@ def roles(postgres: PostgresServer) -> str:
 
 
 def settings(data: Path, url: str, **more: Any) -> Settings:
-    given = {"data": str(data), "state": {"url": url}, "upstream": {"auth": "none"}, "door": "http"}
+    given = {"data": str(data), "state": {"url": url, "start_within": 0}, "upstream": {"auth": "none"}, "door": "http"}
     return load_settings({**given, **SECRETS, **more})
 
 
@@ -208,7 +208,9 @@ async def test_where_nobody_answers_the_wait_ends(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         given = f"postgresql://x:{CANARY}@127.0.0.1:{silent.getsockname()[1]}/x"
         with pytest.raises(StoreError, match="did not answer in time"):
-            await build(settings(tmp_path, given, state={"url": given, "deadline": 0.3}), door="http")
+            await build(
+                settings(tmp_path, given, state={"url": given, "deadline": 0.3, "start_within": 0}), door="http"
+            )
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ async def test_a_wrong_direct_url_is_what_is_blamed(
     assert said[-1].startswith("problem: ") and words in said[-1] and "state.url at" not in said[-1]
     if "Connecting failed" in said[-1]:
         with pytest.raises(StoreError, match=r"state\.direct_url"):
-            await build(settings(tmp_path, url, state={**state, "migrate": "check"}), door="http")
+            await build(settings(tmp_path, url, state={**state, "migrate": "check", "start_within": 0}), door="http")
 
 
 async def test_where_a_direct_url_leads(

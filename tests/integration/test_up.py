@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,86 +22,27 @@ import pytest
 from antiphon.doors.extproc._pb import health_pb2
 from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, text_stream
-from tests.support.envoy_binary import envoy_environ
+from tests.support.commands import SECONDS, Command, commands, run_command
 from tests.support.gateway import Gateway, post, start_gateway
 from tests.support.state import look, on_postgres
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 90.0
 KEY = "key-that-nobody-may-see"
 STREAM = {"model": "demo-model", "input": "hi", "stream": True}
+
+
+@pytest.fixture
+async def processes() -> AsyncIterator[list[Command]]:
+    async with commands() as made:
+        yield made
 
 
 @pytest.fixture
 async def server() -> AsyncIterator[ChatServer]:
     async with ChatServer() as made:
         yield made
-
-
-class _Process:
-    """A command, with what it printed."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self.out: list[str] = []
-        self.err: list[str] = []
-        assert process.stdout is not None and process.stderr is not None
-        self._readers = [
-            asyncio.ensure_future(self._read(stream, lines))
-            for stream, lines in ((process.stdout, self.out), (process.stderr, self.err))
-        ]
-
-    @staticmethod
-    async def _read(stream: asyncio.StreamReader, lines: list[str]) -> None:
-        async for line in stream:
-            lines.append(line.decode().rstrip())
-
-    async def line(self, start: str) -> str:
-        """Wait for a line of either kind that begins so; what follows in it."""
-        await until(lambda: any(line.startswith(start) for line in (*self.out, *self.err)), SECONDS)
-        return next(line for line in (*self.out, *self.err) if line.startswith(start)).removeprefix(start)
-
-    def signal(self, number: int) -> None:
-        self._process.send_signal(number)
-
-    async def end(self, number: int | None = None) -> int:
-        """Its exit status; `number` is sent first."""
-        if number is not None and self._process.returncode is None:
-            self.signal(number)
-        async with asyncio.timeout(SECONDS):
-            status = await self._process.wait()
-            await asyncio.wait(self._readers)
-        return status
-
-    def kill(self) -> None:
-        if self._process.returncode is None:
-            self._process.kill()
-
-
-@pytest.fixture
-async def processes() -> AsyncIterator[list[_Process]]:
-    made: list[_Process] = []
-    yield made
-    for process in made:
-        process.kill()
-        await process.end()
-
-
-async def _start(processes: list[_Process], *arguments: str, **environ: str) -> _Process:
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
-    process = _Process(
-        await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "antiphon", *arguments),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**plain, "ANTIPHON_TIMEOUTS__CHECK": "0", **envoy_environ(), **environ},
-        )
-    )
-    processes.append(process)
-    return process
 
 
 async def _get(url: str, unix: str | None = None, **headers: str) -> tuple[int, bytes]:
@@ -159,10 +98,10 @@ async def test_the_key_reaches_the_upstream_and_nothing_else(server: ChatServer,
 
 
 @pytest.mark.e2e
-async def test_what_it_prints(server: ChatServer, processes: list[_Process], folder: Path) -> None:
+async def test_what_it_prints(server: ChatServer, processes: list[Command], folder: Path) -> None:
     """One line on standard output; on standard error JSON, every line of it, whoever wrote it."""
     flags = ("--listen", "127.0.0.1:0", "--data", str(folder))
-    up = await _start(processes, "up", "--upstream", server.base_url, *flags, ANTIPHON_ENVOY__ACCESS_LOG="true")
+    up = await run_command(processes, "up", "--upstream", server.base_url, *flags, ANTIPHON_ENVOY__ACCESS_LOG="true")
     url = await up.line("ready: ")
     assert (await post(url + "/responses", {"model": "demo-model", "input": "hi"})).status == 200
     assert await up.end(signal.SIGTERM) == 0
@@ -175,7 +114,7 @@ async def test_what_it_prints(server: ChatServer, processes: list[_Process], fol
 
 @pytest.mark.parametrize("door", [pytest.param("envoy", marks=pytest.mark.e2e), "http"])
 async def test_a_taken_address_is_an_error_before_anything_starts(
-    door: str, server: ChatServer, processes: list[_Process], folder: Path
+    door: str, server: ChatServer, processes: list[Command], folder: Path
 ) -> None:
     """Also when the other one would share it: two that answer on one port are nobody's wish."""
     with socket.socket() as other:
@@ -183,7 +122,7 @@ async def test_a_taken_address_is_an_error_before_anything_starts(
         other.bind(("127.0.0.1", 0))
         other.listen()
         listen = f"127.0.0.1:{other.getsockname()[1]}"
-        up = await _start(
+        up = await run_command(
             processes, "up", "--upstream", server.base_url, "--listen", listen, "--door", door, "--data", str(folder)
         )
         assert await up.end() == 2
@@ -193,12 +132,12 @@ async def test_a_taken_address_is_an_error_before_anything_starts(
     assert "choose another address with --listen" in said
 
 
-async def test_an_envoy_that_ends_at_the_start(processes: list[_Process], folder: Path) -> None:
+async def test_an_envoy_that_ends_at_the_start(processes: list[Command], folder: Path) -> None:
     broken = folder / "envoy"
     version = "[ $1 = --version ] && exec echo 'envoy  version: 9e55809/1.40.0/Clean/RELEASE/BoringSSL'"
     broken.write_text(f"#!/bin/sh\n{version}\necho one\necho '  key: is wrong' >&2\nexit 3\n")
     broken.chmod(0o700)
-    up = await _start(
+    up = await run_command(
         processes, "up", "--listen", "127.0.0.1:0", "--envoy", str(broken), "--data", str(folder / "data")
     )
     assert await up.end() == 1
@@ -213,9 +152,9 @@ async def test_an_envoy_that_ends_at_the_start(processes: list[_Process], folder
 
 
 @pytest.mark.parametrize("door", [pytest.param("envoy", marks=pytest.mark.e2e), "http"])
-async def test_a_worker_that_cannot_start(door: str, processes: list[_Process], folder: Path) -> None:
+async def test_a_worker_that_cannot_start(door: str, processes: list[Command], folder: Path) -> None:
     (folder / "sessions.db").write_bytes(b"this is no database" * 100)
-    up = await _start(processes, "up", "--listen", "127.0.0.1:0", "--door", door, "--data", str(folder))
+    up = await run_command(processes, "up", "--listen", "127.0.0.1:0", "--door", door, "--data", str(folder))
     assert await up.end() == 1
     assert up.out == []
     name = "sidecar 0" if door == "envoy" else "http door 0"
@@ -236,7 +175,7 @@ async def test_a_worker_that_cannot_start(door: str, processes: list[_Process], 
     ],
 )
 async def test_a_file_that_is_not_there_is_named_before_anything_starts(
-    door: str, setting: str, given: dict[str, Any], processes: list[_Process], folder: Path
+    door: str, setting: str, given: dict[str, Any], processes: list[Command], folder: Path
 ) -> None:
     if door == "http" and setting.startswith("sidecar"):
         return  # its ports are not open
@@ -244,7 +183,7 @@ async def test_a_file_that_is_not_there_is_named_before_anything_starts(
     text = json.dumps(given).replace("CERT", str(signed.cert)).replace("KEY", str(signed.key))
     (folder / "settings.yaml").write_text(text)
     flags = ("--listen", "127.0.0.1:0", "--door", door, "--data", str(folder / "data"))
-    up = await _start(processes, "up", "--config", str(folder / "settings.yaml"), *flags)
+    up = await run_command(processes, "up", "--config", str(folder / "settings.yaml"), *flags)
     assert await up.end() == 2
     (line,) = up.err
     assert line.startswith(f"antiphon: {setting}: /no/file cannot be ") and "No such file" in line
@@ -316,8 +255,10 @@ async def test_while_it_gives_notice_everything_is_served(door: str, server: Cha
 
 
 @pytest.mark.e2e
-async def test_a_signal_during_the_start(server: ChatServer, processes: list[_Process], folder: Path) -> None:
-    up = await _start(processes, "up", "--upstream", server.base_url, "--listen", "127.0.0.1:0", "--data", str(folder))
+async def test_a_signal_during_the_start(server: ChatServer, processes: list[Command], folder: Path) -> None:
+    up = await run_command(
+        processes, "up", "--upstream", server.base_url, "--listen", "127.0.0.1:0", "--data", str(folder)
+    )
     await until(lambda: list(folder.glob("run/*/envoy.yaml")), SECONDS)
     assert await up.end(signal.SIGTERM) == 0
     assert up.out == []
@@ -391,15 +332,15 @@ async def test_ports_instead_of_sockets(server: ChatServer, folder: Path) -> Non
 # The parts alone
 
 
-async def test_serve_alone(server: ChatServer, processes: list[_Process], folder: Path) -> None:
+async def test_serve_alone(server: ChatServer, processes: list[Command], folder: Path) -> None:
     flags = ("--upstream", server.base_url, "--listen", "127.0.0.1:0", "--data", str(folder))
-    door = await _start(processes, "serve", *flags)
+    door = await run_command(processes, "serve", *flags)
     url = await door.line("ready: ")
     assert (await post(url + "/responses", {"model": "demo-model", "input": "hi"})).status == 200
-    health = await _start(processes, "health", url.removesuffix("/v1"))
+    health = await run_command(processes, "health", url.removesuffix("/v1"))
     assert await health.end() == 0
     where = url.removeprefix("http://").removesuffix("/v1")
-    asked = await _start(processes, "health", ANTIPHON_DATA=str(folder), ANTIPHON_LISTEN=where)
+    asked = await run_command(processes, "health", ANTIPHON_DATA=str(folder), ANTIPHON_LISTEN=where)
     assert await asked.end() == 0, asked.err
     gate = asyncio.Event()
     server.script(answer(parts=[event("a"), Wait(gate), *text_stream("b")]))
@@ -414,8 +355,8 @@ async def test_serve_alone(server: ChatServer, processes: list[_Process], folder
     assert _statuses(folder) == ["completed", "completed"]
 
 
-async def test_the_sidecar_alone(processes: list[_Process], folder: Path) -> None:
-    sidecar = await _start(processes, "extproc", ANTIPHON_DATA=str(folder))
+async def test_the_sidecar_alone(processes: list[Command], folder: Path) -> None:
+    sidecar = await run_command(processes, "extproc", ANTIPHON_DATA=str(folder))
     await sidecar.line("serving: ")
     sockets = [folder / "sidecar-0.grpc.sock", folder / "sidecar-0.http.sock"]
     for path in sockets:
@@ -430,17 +371,18 @@ async def test_the_sidecar_alone(processes: list[_Process], folder: Path) -> Non
         assert answered.status == health_pb2.HealthCheckResponse.SERVING
     status, body = await _get("http://sidecar/metrics", unix=str(sockets[1]))
     assert status == 200 and b"responses_total" in body
-    health = await _start(processes, "health", ANTIPHON_DATA=str(folder))
+    health = await run_command(processes, "health", ANTIPHON_DATA=str(folder))
     assert await health.end() == 0, health.err
     assert await sidecar.end(signal.SIGTERM) == 0
     assert not any(path.exists() for path in sockets)
-    gone = await _start(processes, "health", ANTIPHON_DATA=str(folder), ANTIPHON_LISTEN="127.0.0.1:1")
+    gone = await run_command(processes, "health", ANTIPHON_DATA=str(folder), ANTIPHON_LISTEN="127.0.0.1:1")
     assert await gone.end() == 1
 
 
-async def test_workers_that_start_together_agree_on_the_owner_key(processes: list[_Process], folder: Path) -> None:
+async def test_workers_that_start_together_agree_on_the_owner_key(processes: list[Command], folder: Path) -> None:
     made = [
-        await _start(processes, "extproc", "--worker", str(number), ANTIPHON_DATA=str(folder)) for number in range(3)
+        await run_command(processes, "extproc", "--worker", str(number), ANTIPHON_DATA=str(folder))
+        for number in range(3)
     ]
     for sidecar in made:
         await sidecar.line("serving: ")
@@ -451,12 +393,12 @@ async def test_workers_that_start_together_agree_on_the_owner_key(processes: lis
         assert await sidecar.end(signal.SIGTERM) == 0
 
 
-async def test_the_demo_upstream_as_a_command(processes: list[_Process]) -> None:
-    demo = await _start(processes, "demo-upstream", "--listen", "127.0.0.1:0")
+async def test_the_demo_upstream_as_a_command(processes: list[Command]) -> None:
+    demo = await run_command(processes, "demo-upstream", "--listen", "127.0.0.1:0")
     url = await demo.line("ready: ")
     status, body = await _get(url + "/models")
     assert status == 200 and b'"demo"' in body
-    taken = await _start(processes, "demo-upstream", "--listen", url.removeprefix("http://").removesuffix("/v1"))
+    taken = await run_command(processes, "demo-upstream", "--listen", url.removeprefix("http://").removesuffix("/v1"))
     assert await taken.end() == 2
     assert "Address already in use" in taken.err[0]
     assert await demo.end(signal.SIGINT) == 0

@@ -152,8 +152,9 @@ async def _containers(settings: Settings) -> AsyncIterator[OwnersContainers]:
 
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[Stores]:
+    # Somebody waits for the answer: a database that is away is told at once.
     stores = await open_stores(
-        settings.state,
+        settings.state.replace(start_within=0.0),
         settings.data,
         blobs=settings.blobs,
         chain_items=settings.limits.chain_items,

@@ -49,7 +49,9 @@ def _tls(settings: Settings) -> TlsFiles | None:
 async def _serve(arguments: argparse.Namespace, settings: Settings, file: SettingsFile | None) -> int:
     worker = arguments.worker
     signals = StopSignals(arguments.parent_pipe, settings.timeouts.drain)
-    app = await build(settings, door="envoy")
+    app = await signals.unless_stopped(build(settings, door="envoy"))
+    if app is None:
+        return 0
     wide = settings.replace(workers=worker + 1)
     place = endpoints(wide)[worker]
     tls = _tls(settings)

@@ -17,17 +17,21 @@ from antiphon.commands.flags import settings_of
 from antiphon.commands.tables import write_table
 from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError, StoreError
+from antiphon.observability.logs import configure
 from antiphon.stores.schema_steps import Applied, missing_steps, oldest_schema, step_to_undo
 from antiphon.stores.schemas import Schema, create_step, open_schemas
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return asyncio.run(_run(settings_of(arguments), arguments))
+    settings = settings_of(arguments)
+    configure(settings.log.level, settings.log.format)
+    return asyncio.run(_run(settings, arguments))
 
 
 async def _run(settings: Settings, arguments: argparse.Namespace) -> int:
     seconds = getattr(arguments, "seconds", None) or 10.0
-    async with open_schemas(settings.state, settings.data, seconds=seconds) as schemas:
+    state = settings.state
+    async with open_schemas(state, settings.data, seconds=seconds, within=state.start_within) as schemas:
         if arguments.action == "up":
             return await _up(schemas)
         if arguments.action == "status":

@@ -20,7 +20,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -28,6 +28,8 @@ from antiphon.commands.service_manager import tell
 from antiphon.observability.logs import flush
 
 _log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 ORPHAN_SECONDS = 2.0
 """How long a process whose parent died goes on with what it has."""
@@ -114,6 +116,22 @@ class StopSignals:
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         # A daemon: it goes on until the very end of the interpreter, which may wait for other threads for ever.
         threading.Thread(target=self._watch, name="stop-signals", daemon=True).start()
+
+    async def unless_stopped(self, start: Coroutine[Any, Any, T]) -> T | None:
+        """What `start` makes. None where a signal (or the parent's end) came before: it is broken off, since nobody was
+        served yet."""
+        starting, stopped = asyncio.ensure_future(start), asyncio.ensure_future(self._first.wait())
+        try:
+            await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                _log.info("stopped_before_ready", because=self._because)
+                self.closing()
+                starting.cancel()
+                await asyncio.wait({starting})
+            return None if starting.cancelled() else starting.result()
+        finally:
+            starting.cancel()
+            stopped.cancel()
 
     async def wait_and_drain(self, drain: Callable[[], Awaitable[bool]], admission: InFlight) -> bool:
         """Wait for the first signal (or the parent's end), then drain; a second signal cuts that short.

@@ -17,13 +17,13 @@ START_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 
 
-async def poll(check: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Ask until it holds. Raises `AntiphonError` when it takes too long."""
+async def poll(check: Callable[[], Awaitable[bool]], what: str, seconds: float = START_SECONDS) -> None:
+    """Ask until it holds. Raises `AntiphonError` when it takes longer than these seconds."""
     clock = asyncio.get_running_loop().time
-    last = clock() + START_SECONDS
+    last = clock() + seconds
     while not await check():
         if clock() > last:
-            raise AntiphonError(f"{what} did not get ready within {START_SECONDS:g} s; the log says more")
+            raise AntiphonError(f"{what} did not get ready within {seconds:g} s; the log says more")
         await asyncio.sleep(_POLL_SECONDS)
 
 

@@ -39,7 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
 async def _serve(arguments: argparse.Namespace, settings: Settings, file: SettingsFile | None) -> int:
     parent_pipe, private_port = arguments.parent_pipe, arguments.private_port
     signals = StopSignals(parent_pipe, settings.timeouts.drain)
-    app = await build(settings, door="http")
+    app = await signals.unless_stopped(build(settings, door="http"))
+    if app is None:
+        return 0
     door = HttpDoor(app.current, private=False)
     # With a shared port nobody can choose whom he asks: the parent has a port of its own to each worker.
     private = HttpDoor(app.current, private=True, drive_exchanges=False)

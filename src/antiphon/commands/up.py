@@ -107,6 +107,12 @@ def run(arguments: argparse.Namespace) -> int:
         return 1
 
 
+def _worker_start(settings: Settings) -> float:
+    """How long a process may take until it serves: one that waits for its database is not hung."""
+    of_database = settings.state.start_within if settings.state.place.kind == "postgresql" else 0.0
+    return START_SECONDS + of_database
+
+
 class _Up:
     def __init__(self, settings: Settings, reload: UpReload) -> None:
         self._settings = settings
@@ -228,7 +234,7 @@ class _Up:
         for number, place in enumerate(endpoints(settings)):
             self._add_worker(folder, f"sidecar {number}", place.http, "extproc", "--worker", str(number))
         # The sidecars first: Envoy's first health check then finds them.
-        await poll(self._all_serving, "the sidecar processes")
+        await poll(self._all_serving, "the sidecar processes", _worker_start(settings))
         admin = self._admin = EnvoyAdmin(settings.place(settings.envoy.admin))
 
         async def start() -> Child:
@@ -281,7 +287,7 @@ class _Up:
                 private = f"unix:{folder}/http-{number}.sock"
                 name = f"http door {number}"
                 self._add_worker(folder, name, private, "serve", *shared, "--private-port", private)
-            await poll(self._all_serving, "the HTTP door")
+            await poll(self._all_serving, "the HTTP door", _worker_start(self._settings))
         where = join_address(host, port or self._output.port)
         # Another worker must listen where this one does.
         self._settings = self._settings.replace(listen=where)
@@ -334,7 +340,7 @@ class _Up:
         is_ready: Callable[[], Awaitable[bool]],
         is_alive: Callable[[float], Awaitable[bool]],
     ) -> Supervised:
-        policy = RestartPolicy(hung=self._settings.timeouts.hung, starting=START_SECONDS)
+        policy = RestartPolicy(hung=self._settings.timeouts.hung, starting=_worker_start(self._settings))
         process = Supervised(name, start, is_ready=is_ready, is_alive=is_alive, policy=policy)
 
         def gave_up(task: asyncio.Task[NoReturn]) -> None:

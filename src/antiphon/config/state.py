@@ -37,6 +37,11 @@ class StateSettings(Section):
     that. All replicas share the database, so one that leaves sooner takes away nothing but service
     ([operations.md](operations.md#ready-on-postgresql))."""
 
+    start_within: float = setting(default=90.0, ge=0)
+    """Seconds for which a start, and `antiphon migrate`, ask a PostgreSQL that does not answer again and again; a line
+    each five seconds says why it does not. What waiting does not mend (a wrong password, a missing right) ends a start
+    at once."""
+
     migrate: Literal["auto", "check"] = "auto"
     """What a start does when the database lacks steps of the schema: `auto` applies them, `check` refuses until
     `antiphon migrate up` has."""

@@ -53,8 +53,11 @@ class Schema(Protocol):
 
 
 @asynccontextmanager
-async def open_schemas(state: StateSettings, data: Path, *, seconds: float = 10.0) -> AsyncIterator[list[Schema]]:
-    """All schemas of this state. `seconds`: how long one step may take. Raises `ConfigError` and `StoreError`."""
+async def open_schemas(
+    state: StateSettings, data: Path, *, seconds: float = 10.0, within: float = 0.0
+) -> AsyncIterator[list[Schema]]:
+    """All schemas of this state. `seconds`: how long one step may take; `within`: how long a server that does not
+    answer is waited for. Raises `ConfigError` and `StoreError`."""
     if state.place.kind == "memory":
         raise ConfigError("state.url: memory: has no schema; name a database in state.url")
     if state.place.kind == "postgresql":
@@ -66,7 +69,7 @@ async def open_schemas(state: StateSettings, data: Path, *, seconds: float = 10.
         # Behind a pooler a long step is better made at the server itself.
         url = state.direct_url or state.url
         setting = "state.url" if state.direct_url is None else "state.direct_url"
-        async with open_postgres_schemas(url.get_secret_value(), seconds, setting) as opened:
+        async with open_postgres_schemas(url.get_secret_value(), seconds, setting, within=within) as opened:
             yield list(opened)
         return
     from antiphon.stores.sqlite.schema import sqlite_schemas
@@ -78,7 +81,7 @@ async def check_migrated(state: StateSettings, data: Path) -> None:
     """Raises `StoreError` when `state.migrate` is `check` and a database lacks a step of this build."""
     if state.migrate == "auto" or state.place.kind == "memory":
         return
-    async with open_schemas(state, data, seconds=state.deadline) as schemas:
+    async with open_schemas(state, data, seconds=state.deadline, within=state.start_within) as schemas:
         for schema in schemas:
             missing = missing_steps(await schema.applied(), schema.steps)
             if missing:

@@ -157,6 +157,16 @@ def store_error(doing: str, error: BaseException, *, connecting: bool = False, s
     return failure
 
 
+def may_heal(failure: StoreError) -> bool:
+    """Whether the server may answer later, although nobody changes a setting: it is away, starting, or has no
+    connection left."""
+    cause = failure.__cause__
+    if isinstance(cause, ssl.SSLError | PermissionError | ValueError):
+        return False
+    about_files = "SSL" in str(cause) or "root certificate" in str(cause)
+    return failure.reason in ("unavailable", "slow", "unknown") and not about_files
+
+
 def hopeless(error: BaseException) -> bool:
     """Whether a connection was ended because of how a pooler is set up: the next one will be too."""
     return code_of(error)[:2] == "08" and _POOLER[0][0] in str(error)

@@ -34,7 +34,7 @@ from antiphon.stores.postgres.pending_blobs import PostgresPendingRows
 from antiphon.stores.postgres.prompts import PostgresPromptStore
 from antiphon.stores.postgres.responses import PostgresResponseStore
 from antiphon.stores.postgres.retention import PostgresRetention
-from antiphon.stores.postgres.server_check import check_server
+from antiphon.stores.postgres.server_check import reach_server
 from antiphon.stores.postgres.signals import PostgresSignals
 from antiphon.stores.postgres.turn_groups import Groups, group_limits
 from antiphon.stores.postgres.turns import SavedTurns
@@ -112,7 +112,7 @@ async def open_postgres(
     connect = min(_CONNECT_SECONDS, state.deadline)
     database = Database(url, DatabaseLimits(size=state.pool, deadline=state.deadline, connect=connect))
     try:
-        await check_server(database)
+        await reach_server(database, state.start_within)
         await migrate(database, packaged_steps())
     except BaseException:
         await database.aclose()

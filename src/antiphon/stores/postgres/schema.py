@@ -15,7 +15,7 @@ from pathlib import Path
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.failures import URL
 from antiphon.stores.postgres.migrate import SCHEMA, applied_steps, migrate, packaged_steps, undo
-from antiphon.stores.postgres.server_check import check_server
+from antiphon.stores.postgres.server_check import reach_server
 from antiphon.stores.postgres.vector_table import SCHEMA as VECTOR_SCHEMA
 from antiphon.stores.schema_steps import Applied, Step
 
@@ -36,7 +36,6 @@ class PostgresSchema:
 
     async def up(self) -> Sequence[Step]:
         """See `Schema`."""
-        await check_server(self.database)
         return await migrate(self.database, self.steps, self.table)
 
     async def undo(self) -> Step:
@@ -46,13 +45,15 @@ class PostgresSchema:
 
 @asynccontextmanager
 async def open_postgres_schemas(
-    url: str, seconds: float, setting: str = URL
+    url: str, seconds: float, setting: str = URL, *, within: float = 0.0
 ) -> AsyncIterator[tuple[PostgresSchema, ...]]:
     """Those of one database, that of vectors where there are any. `seconds`: how long a step may take;
-    `setting`: what names the database. Raises `StoreError`."""
+    `setting`: what names the database; `within`: how long a server that does not answer is waited for. Raises
+    `StoreError`."""
     database = Database(url, DatabaseLimits(size=1, deadline=seconds), setting=setting)
     package = Path(str(files("antiphon.stores.postgres")))
     try:
+        await reach_server(database, within)
         schemas = [PostgresSchema("postgresql", packaged_steps(), package / "migrations", database)]
         if await applied_steps(database, VECTOR_SCHEMA):
             folder = package / "vector_migrations"

@@ -1,17 +1,25 @@
 """Whether a server is one that Antiphon can keep its state on.
 
-Lives here: the questions at a start, and what to do about each answer. Not here: what else an operator may want to know
-(`examining.py`), connections and that they take writes (`connecting.py`), the schema (`migrate.py`).
+Lives here: the questions at a start, how long a start waits for their answers, and what to do about each. Not here:
+what else an operator may want to know (`examining.py`), connections and that they take writes (`connecting.py`), the
+schema (`migrate.py`).
 """
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
+
+import structlog
 
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.failures import URL
+from antiphon.stores.postgres.failures import URL, may_heal
 
+_log = structlog.get_logger(__name__)
+
+_AGAIN_SECONDS = 1.0
+_LINE_SECONDS = 5.0
 OLDEST = 150_000
 _ASK = """
 SELECT current_setting('server_version_num')::int AS version, current_setting('server_version') AS shown,
@@ -56,3 +64,22 @@ async def check_server(database: Database) -> None:
     """Raises `StoreError` with a sentence that says what to do."""
     if (problem := wrong(await ask_server(database), database.setting)) is not None:
         raise problem
+
+
+async def reach_server(database: Database, within: float) -> None:
+    """Wait until the server answers, for at most `within` seconds, and check it. Raises `StoreError`: at once for what
+    waiting does not mend."""
+    clock = asyncio.get_running_loop().time
+    ends = clock() + within
+    line_due = clock()
+    while True:
+        try:
+            return await check_server(database)
+        except StoreError as error:
+            left = ends - clock()
+            if not may_heal(error) or left <= 0:
+                raise
+            if clock() >= line_due:
+                line_due = clock() + _LINE_SECONDS
+                _log.warning("waiting_for_database", cause=str(error), gives_up_in=round(left, 1))
+        await asyncio.sleep(min(_AGAIN_SECONDS, left))
