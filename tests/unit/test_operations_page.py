@@ -48,6 +48,11 @@ def _written() -> dict[str, set[str]]:
         r'"message": "(\w+)",\s+"level": "(\w+)"', (_SOURCE / "envoy" / "failure_lines.py").read_text()
     ):
         found[event].add(level)
+    # Of what a child writes that is no line of a log.
+    for level, event in re.findall(
+        r'"level": "(\w+)", "event": "(\w+)"', (_SOURCE / "commands" / "child_output.py").read_text()
+    ):
+        found[event].add(level)
     # What is lost cannot be told through the log itself.
     dropped = re.search(r'"message": "(\w+)", "level": "(\w+)"', (_SOURCE / "observability" / "logs.py").read_text())
     assert dropped is not None

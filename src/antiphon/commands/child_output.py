@@ -1,30 +1,47 @@
 """What children of `antiphon up` write: forwarded as one log, and read for the line that says they serve.
 
-Lives here: the form of a forwarded line, and its level where it has none. Not here: reading a child's pipes
-(`children.py`), writing the log (`observability/`).
+Lives here: the form of a forwarded line, its level where it has none, and a child's own reason for its end. Not here:
+reading a child's pipes (`children.py`), writing the log (`observability/`).
 
-Invariant: no line of a child is lost but the one that says that it listens, and none reaches standard output.
+Invariants: no line of a child reaches standard output; none is lost but the one that says that it listens, and, until
+everything is ready, the reason for which it ends, which whoever gives it up tells (`supervisor.py`).
 """
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
+from antiphon.observability.console_lines import console_line
+from antiphon.observability.log_lines import render, stamp
 from antiphon.observability.logs import write_line
 
 _FATAL = "antiphon: "
 """How the reason begins for which a command ends (`cli.py`)."""
 
 
+def last_words(lines: Sequence[str]) -> str:
+    """Of what a child wrote last the reason for which it ended; empty if it gave none."""
+    begin = max((at for at, line in enumerate(lines) if line.startswith(_FATAL)), default=None)
+    if begin is None:
+        return ""
+    further = [line for line in lines[begin + 1 :] if line.startswith("  ")]
+    return "\n".join([lines[begin].removeprefix(_FATAL), *further])
+
+
 class ChildOutput:
     """Of all children together."""
 
     def __init__(self, settings: Settings) -> None:
-        self._format = settings.log.format
+        self._console = settings.log.format == "console"
+        self._colors = self._console and sys.stderr.isatty()
         self._door = settings.door
         self._failing: set[str] = set()
+        self.everything_is_ready = False
+        """From now on a child's reason for its end is forwarded."""
         self.serving: set[str] = set()
         """The names of the workers that said they listen; who starts one again takes its name out."""
         self.port = 0
@@ -37,20 +54,27 @@ class ChildOutput:
             if self._door == "http":
                 self.port = parse_address(line.removeprefix("ready: http://").removesuffix("/v1"))[1]
             return
-        level = self._level(name, line)
-        if self._format == "console":
-            line = f"{name:<11} | {line}"
-        elif line.startswith('{"'):
-            line = f'{{"process":"{name}",{line[1:]}'
-        else:
-            line = json.dumps({"process": name, "level": level, "message": line.removeprefix(_FATAL)})
+        is_reason = line.startswith(_FATAL) or (name in self._failing and line.startswith("  "))
+        (self._failing.add if is_reason else self._failing.discard)(name)
+        if is_reason and not self.everything_is_ready:
+            return
         # A collector that stands still must not stop this process, and by full pipes its children too.
-        write_line(line.encode("utf-8", "backslashreplace"))
+        write_line(self._form(name, line, is_reason).encode("utf-8", "backslashreplace"))
 
-    def _level(self, name: str, line: str) -> str:
-        """A plain line is a child's last words, or belongs to them, where it is told why it ends."""
-        if line.startswith(_FATAL) or (name in self._failing and line.startswith("  ")):
-            self._failing.add(name)
-            return "error"
-        self._failing.discard(name)
-        return "info"
+    def _form(self, name: str, line: str, is_reason: bool) -> str:
+        if line.startswith('{"') and line.endswith("}"):
+            if not self._console:
+                return f'{{"process":"{name}",{line[1:]}'
+            try:
+                return console_line({"process": name, **json.loads(line)}, colors=self._colors)
+            except ValueError:
+                pass
+        if is_reason:
+            told = {"level": "error", "event": "process_failed", "cause": line.removeprefix(_FATAL)}
+        elif self._console:
+            return f"{name} | {line}"
+        else:
+            told = {"level": "info", "event": "process_output", "text": line}
+        made = dict(stamp(None, "", {"process": name, **told}))
+        made["message"] = made.pop("event")
+        return console_line(made, colors=self._colors) if self._console else render(made).decode()

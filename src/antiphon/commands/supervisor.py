@@ -18,14 +18,17 @@ from typing import NoReturn
 
 import structlog
 
+from antiphon.commands.child_output import last_words
 from antiphon.commands.children import Child, describe_status
-from antiphon.errors import AntiphonError
+from antiphon.errors import AntiphonError, ConfigError
 
 _log = structlog.get_logger(__name__)
 
 _ASKS = 3
 """How many questions in a row a child may leave unanswered: one may fall into a moment when the machine stood still."""
 _LOOK_SECONDS = 5.0
+WRONG_SETTINGS = 2
+"""The exit status of a command whose settings cannot work (`cli.py`)."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,10 @@ class GivenUp(AntiphonError):
             look += "; nobody here killed it, so the kernel may have, for want of memory: look at the limit of its "
             look += "container, and at dmesg"
         super().__init__(f"{child.name} {how}{times}; {look}. 'antiphon doctor' checks what it needs")
+
+
+class NotStarted(AntiphonError):
+    """A child ended before everything was ready, and said why."""
 
 
 class Supervised:
@@ -89,7 +96,7 @@ class Supervised:
         self.lasting = self._ready = True
 
     async def keep(self) -> NoReturn:
-        """Have a child here for as long as this runs. Raises `GivenUp`."""
+        """Have a child here for as long as this runs. Raises `GivenUp`, `NotStarted`, `ConfigError`."""
         quick = 0
         while True:
             self._ready = False
@@ -99,6 +106,8 @@ class Supervised:
             status, hung = await self._watch(child)
             quick = quick + 1 if self._clock() - began < self._policy.quick else 1
             if not self.lasting or quick >= self._policy.deaths:
+                if not self.lasting and not hung and (reason := last_words(child.last_lines())):
+                    raise ConfigError(reason) if status == WRONG_SETTINGS else NotStarted(reason)
                 raise GivenUp(child, status, quick, hung)
             pause = min(self._policy.longest_pause, self._policy.first_pause * 2 ** (quick - 1))
             how = "did not answer and was killed" if hung else describe_status(status)

@@ -45,7 +45,7 @@ from antiphon.commands.start_warnings import (
     warn_of_few_descriptors,
     warn_of_open_listener,
 )
-from antiphon.commands.supervisor import GivenUp, RestartPolicy, Supervised
+from antiphon.commands.supervisor import GivenUp, NotStarted, RestartPolicy, Supervised
 from antiphon.commands.up_reload import UpReload, read_settings
 from antiphon.commands.worker_reload import swap_workers
 from antiphon.commands.worker_starts import WorkerStarts
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Not on uvloop: its subprocesses inherit descriptors they were not given.
     try:
         return asyncio.run(serve())
-    except ConfigError:
+    except (ConfigError, NotStarted):
         raise
     except AntiphonError as error:
         if settings.log.format == "console":
@@ -170,6 +170,7 @@ class _Up:
             return 0
         for process in self._processes():
             process.everything_is_ready()
+        self._output.everything_is_ready = True
         announce(self._settings, where)
         tell("READY=1")
         await self._until(stop, self._reload.run(partial(self._take, folder)))

@@ -12,11 +12,13 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
+from functools import partial
 from typing import Any, Literal
 
 import structlog
 
+from antiphon.observability.console_lines import console_line
 from antiphon.observability.log_lines import as_json, redact, render, stamp
 from antiphon.observability.log_output import LogOutput
 
@@ -33,14 +35,13 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     _open_output(console=console)
     processors: list[structlog.typing.Processor] = [as_json]
     if console:
-        colors = sys.stderr.isatty()
         processors = [
             structlog.processors.add_log_level,
             stamp,
             # Tracebacks are text already, so that redaction sees them.
             structlog.processors.format_exc_info,
             redact,
-            structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback),
+            partial(_as_console, colors=sys.stderr.isatty()),
         ]
     global _processors
     _processors = processors
@@ -55,6 +56,10 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     root.setLevel(max(number, logging.WARNING))
     # It warns with the subprotocols that a client offered, and browsers put keys there.
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
+
+
+def _as_console(_: Any, __: str, event: MutableMapping[str, Any], *, colors: bool) -> str:
+    return console_line(event, colors=colors)
 
 
 def write_event(log: Any, level: int, event: str, told: dict[str, Any]) -> None:

@@ -1,0 +1,71 @@
+"""The form of log lines for a person: short, and nothing in them is obeyed by a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from antiphon.observability.console_lines import console_line
+
+RESPONSE = {
+    "timestamp": "2026-11-24T12:03:44.000001Z",
+    "level": "info",
+    "message": "response",
+    "process": "sidecar 0",
+    "request_id": "6f0bd1a4-1d2e-4f6c-9d1e-0a4f6c9d1e0a",
+    "response_id": "resp_6924a1d0c3f081909b1f0c9e7d5a3b21",
+    "door": "extproc",
+    "model": "llama3.2",
+    "outcome": "completed",
+    "owner": "b:54f7f7e5d7aa",
+    "upstream": "default",
+    "input_tokens": 1234,
+    "output_tokens": 567,
+    "head_seconds": 0.1,
+    "seconds": 12.345678,
+}
+
+
+def test_a_response_fits_a_terminal() -> None:
+    time, rest = console_line(RESPONSE, colors=False).split("  ", 1)
+    assert len(time) == 8
+    assert rest == "llama3.2  completed  1234+567 tokens  12.35 s  resp_6924a1d0c3f081909b1f0c9e7d5a3b21"
+    assert len(time) + 2 + len(rest) <= 100
+
+
+def test_a_failure_has_its_cause_and_what_to_do_below() -> None:
+    failed = RESPONSE | {"level": "warning", "outcome": "failed", "cause": "CUDA out of memory", "advice": "look there"}
+    first, second = console_line(failed, colors=False).splitlines()
+    assert "  warning  llama3.2  failed  " in first and first.endswith("  CUDA out of memory")
+    assert second.strip() == "→ look there"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            {"message": "request", "method": "GET", "path": "/v1/x", "status": 404, "seconds": 0.001},
+            "404  GET /v1/x  0.00 s",
+        ),
+        ({"message": "draining", "process": "sidecar 1", "seconds": 30}, "draining  [sidecar 1]  seconds=30"),
+        ({"message": "x", "problem": "two words"}, "x  problem='two words'"),
+        ({"event": "x", "level": "error", "exception": "Traceback:\n  File"}, "error  x\nTraceback:\n  File"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else None,
+)
+def test_other_lines_say_all_they_know(line: dict[str, Any], said: str) -> None:
+    assert console_line(line, colors=False).strip() == said
+
+
+def test_colors_are_for_terminals() -> None:
+    painted = console_line(RESPONSE, colors=True)
+    assert "\x1b[32mcompleted\x1b[0m" in painted
+    assert "\x1b[31mfailed\x1b[0m" in console_line(RESPONSE | {"outcome": "failed"}, colors=True)
+
+
+@pytest.mark.parametrize("name", sorted({*RESPONSE, "cause", "advice", "other", "path"} - {"seconds", "timestamp"}))
+@pytest.mark.parametrize("message", ["response", "request", "draining"])
+def test_nothing_that_was_sent_moves_the_cursor(name: str, message: str) -> None:
+    line = RESPONSE | {"message": message, name: "\x1b[2J\r\nx"}
+    assert not set(console_line(line, colors=False)) & {"\x1b", "\r"}
