@@ -29,9 +29,17 @@ VERSIONS = ("1.29.0", "1.34.0")
 # Modules with the definitions of kinds that are not Kubernetes' own, and the folder in each.
 _CRDS = {
     "ScaledObject": ("github.com/kedacore/keda/v2@v2.18.1", "config/crd/bases/keda.sh_scaledobjects.yaml"),
+    "HTTPRoute": (
+        "sigs.k8s.io/gateway-api@v1.4.0",
+        "config/crd/standard/gateway.networking.k8s.io_httproutes.yaml",
+    ),
     "ServiceMonitor": (
         "github.com/prometheus-operator/prometheus-operator@v0.88.0",
         "example/prometheus-operator-crd/monitoring.coreos.com_servicemonitors.yaml",
+    ),
+    "PrometheusRule": (
+        "github.com/prometheus-operator/prometheus-operator@v0.88.0",
+        "example/prometheus-operator-crd/monitoring.coreos.com_prometheusrules.yaml",
     ),
 }
 Object = dict[str, Any]

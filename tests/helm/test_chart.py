@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from antiphon.config.live import LIVE, SHAPES_ENVOY
 from antiphon.config.settings import Settings, load_settings
 from antiphon.envoy.bootstrap import bootstrap
 from antiphon.envoy.sidecars import endpoints
@@ -32,7 +31,7 @@ _SECRETS = {"ANTIPHON_STATE__URL": "postgresql://a@db/a", "ANTIPHON_STATE__DIREC
 
 def _settings(objects: list[Object], container: Object, folder: Path) -> Settings:
     """The settings as this container reads them, with something in place of each secret."""
-    (config,) = {each["data"]["settings.yaml"] for each in objects if "settings.yaml" in each.get("data", {})}
+    (config,) = {each["data"]["settings.yaml"] for each in objects if "settings.yaml" in (each.get("data") or {})}
     file = folder / "settings.yaml"
     file.write_text(config)
     environ = {each["name"]: each.get("value", "0123456789abcdef" * 4) for each in container["env"]}
@@ -98,45 +97,26 @@ def test_lint() -> None:
     assert done.returncode == 0, done.stdout
 
 
-_MODELS = [{"match": "a*", "upstream": "a"}]
-_HTTP = postgresql(shape="http")
+def _configs(values: Values) -> tuple[set[str], set[str]]:
+    """The names of the ConfigMaps that pods are started with, and of those with settings that are immutable."""
+    objects = [each for each in render(values) if "helm.sh/hook" not in each["metadata"].get("annotations", {})]
+    named = {
+        volume["configMap"]["name"]
+        for _, spec in pods(objects)
+        for volume in spec["volumes"]
+        if volume["name"] == "settings"
+    }
+    return named, {each["metadata"]["name"] for each in objects if each["kind"] == "ConfigMap" and each["immutable"]}
 
 
-@pytest.mark.parametrize(
-    ("values", "change", "restarts"),
-    [
-        (GATEWAY, {"background": {"workers": 3}}, True),
-        (GATEWAY, {"strict": True}, False),
-        (GATEWAY, {"limits": {"tools": 3}}, False),
-        (GATEWAY, {"limits": {"tools": 3, "chain_items": 9}}, True),
-        (GATEWAY, {"upstream": {"url": "http://another:8000/v1"}}, True),
-        (GATEWAY, {"cors": {"origins": ["https://page.example"]}}, True),
-        (GATEWAY, {"models": _MODELS}, True),
-        ({**GATEWAY, "models": _MODELS}, {"models": [{"match": "b*", "upstream": "a", "model": "c"}, *_MODELS]}, False),
-        ({**GATEWAY, "models": _MODELS}, {"models": [{"match": "b*", "upstream": "b"}, *_MODELS]}, True),
-        (_HTTP, {"background": {"workers": 3}}, True),
-        ({**_HTTP, "reload": {"watch": False}}, {"strict": True}, True),
-        (_HTTP, {"upstream": {"url": "http://another:8000/v1"}}, False),
-        (_HTTP, {"models": [{"match": "b*", "mode": "disabled"}]}, False),
-    ],
-)
-def test_new_pods_are_started_for_what_needs_a_restart(values: Values, change: Values, restarts: bool) -> None:
-    def annotations(settings: Values) -> list[dict[str, str]]:
-        objects = render({**given, "settings": {**given["settings"], **settings}})
-        names = ("antiphon", "antiphon-envoy") if given["shape"] == "gateway" else ("antiphon",)
-        made = [one(objects, "Deployment", name) for name in names]
-        return [dict(each["spec"]["template"]["metadata"]["annotations"]) for each in made]
-
-    given = {name: value for name, value in values.items() if name not in ("models", "reload")}
-    first: Values = {name: values[name] for name in ("models", "reload") if name in values}
-    before, after = annotations(first), annotations({**first, **change})
-    assert before == annotations(first)
-    assert all((one != other) is restarts for one, other in zip(before, after, strict=True))
-
-
-def test_the_list_of_live_settings_is_current() -> None:
-    lines = (CHART / "files" / "live.txt").read_text().splitlines()
-    assert lines == [f"{name} envoy" if name in SHAPES_ENVOY else name for name in LIVE]
+@pytest.mark.parametrize("values", [{"settings": UPSTREAM}, postgresql(shape="http"), GATEWAY])
+def test_each_content_of_the_settings_is_a_config_map_of_its_own(values: Values) -> None:
+    """So that a pod of an old ReplicaSet never meets other settings than it was started with."""
+    named, made = _configs(values)
+    assert named == made and len(made) == 1
+    changed = {**values, "settings": {**values["settings"], "strict": True}}
+    assert _configs(values) == (named, made) and _configs(changed)[0] != named
+    assert _configs({**values, "terminationGracePeriodSeconds": 700})[0] == named
 
 
 @pytest.mark.parametrize(
@@ -178,7 +158,7 @@ def test_a_sidecar_is_stopped_after_its_envoy() -> None:
     assert sidecar["restartPolicy"] == "Always"
     # Envoy's hook makes the file for which the sidecar's waits.
     command = envoy["lifecycle"]["preStop"]["exec"]["command"]
-    assert command == ["bash", "/etc/antiphon/drain.sh", "5", "9901", "600", "/run/antiphon/leave"]
+    assert command == ["bash", "/run/antiphon/drain.sh", "5", "9901", "600", "/run/antiphon/leave"]
     assert command[-1] in sidecar["lifecycle"]["preStop"]["exec"]["command"][-1]
     assert (spec["terminationGracePeriodSeconds"], sidecar["livenessProbe"]["terminationGracePeriodSeconds"]) == (
         660,

@@ -56,6 +56,137 @@ TAKEN: dict[str, Values] = {
         autoscaling={"kind": "keda", "keda": {"prometheus": "http://prometheus.monitoring:9090"}},
         metrics={"serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}},
     ),
+    "Envoys scaled by themselves": {
+        **GATEWAY,
+        "autoscaling": {"kind": "hpa"},
+        "envoy": {
+            "autoscaling": {"enabled": True, "maxReplicas": 4},
+            "nodeSelector": {"pool": "edge"},
+            "tolerations": [{"key": "edge", "operator": "Exists"}],
+        },
+        "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    },
+    "a database by its parts": postgresql(
+        secrets={name: KEYS[name] for name in ("ownerKey", "sealingKeys")},
+        state={
+            "kind": "postgresql",
+            "database": {
+                "secretName": "db-app",
+                "keys": {"user": "username"},
+                "port": 6432,
+                "parameters": "sslmode=require",
+            },
+        },
+    ),
+    "secrets of tools and traces": {
+        "settings": {
+            "upstream": {**UPSTREAM["upstream"], "auth": "none"},
+            "mcp": {"connectors": {"the-search": {"url": "https://search.example/mcp"}}},
+            "tracing": {"endpoint": "http://collector:4318"},
+            "embeddings": {"url": "https://models.example/v1", "model": "small", "dimensions": 256},
+            "web_search": {"provider": "brave"},
+        },
+        "secrets": {
+            "apiKeys": {"name": "clients"},
+            "embeddingsKey": {"name": "tools"},
+            "webSearchKey": {"name": "tools"},
+            "connectors": {"the-search": {"authorization": {"name": "tools", "key": "search"}}},
+            "tracingHeaders": {"x-key": {"name": "tools", "key": "traces"}},
+        },
+    },
+    "watched by the operator": postgresql(
+        shape="gateway",
+        secrets={**KEYS, "sidecarSecret": {"name": "antiphon"}},
+        metrics={
+            "job": "front",
+            "serviceMonitor": {
+                "enabled": True,
+                "relabelings": [{"targetLabel": "cluster", "replacement": "a"}],
+                "metricRelabelings": [{"action": "drop", "sourceLabels": ["le"], "regex": "9"}],
+            },
+            "prometheusRule": {"enabled": True, "labels": {"release": "p"}, "runbook": "https://wiki.example/antiphon"},
+            "dashboard": {"enabled": True, "annotations": {"grafana_folder": "Models"}},
+        },
+    ),
+    "let in from outside": {
+        "settings": UPSTREAM,
+        "ingress": {
+            "enabled": True,
+            "className": "nginx",
+            "hosts": [{"host": "a.example"}, {"host": "b.example", "paths": [{"path": "/", "pathType": "Exact"}]}],
+            "tls": [{"secretName": "tls", "hosts": ["a.example"]}],
+        },
+        "httpRoute": {
+            "enabled": True,
+            "parentRefs": [{"name": "public", "namespace": "gateways"}],
+            "hostnames": ["a.example"],
+            "filters": [{"type": "RequestHeaderModifier", "requestHeaderModifier": {"remove": ["x-a"]}}],
+        },
+    },
+    "what people set first": {
+        "settings": {**UPSTREAM, "files": {"enabled": False}},
+        "state": {"kind": "postgresql", "migrate": "init"},
+        "secrets": KEYS,
+        "replicaCount": 2,
+        "global": {"imageRegistry": "registry.example/", "imagePullSecrets": [{"name": "all"}]},
+        "image": {"digest": "sha256:" + "a" * 64},
+        "commonLabels": {"team": "models"},
+        "service": {
+            "type": "LoadBalancer",
+            "nodePort": 30080,
+            "loadBalancerClass": "internal",
+            "loadBalancerSourceRanges": ["10.0.0.0/8"],
+            "externalTrafficPolicy": "Local",
+            "labels": {"a": "b"},
+        },
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}},
+        "topologySpreadConstraints": [
+            {"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
+        ],
+        "priorityClassName": "high",
+        "runtimeClassName": "gvisor",
+        "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["models.example"]}],
+        "dnsPolicy": "ClusterFirst",
+        "dnsConfig": {"options": [{"name": "ndots", "value": "1"}]},
+        "deploymentAnnotations": {"reloader.stakater.com/auto": "true"},
+        "serviceAccount": {"create": False, "name": "mine"},
+        "envFrom": [{"configMapRef": {"name": "proxies"}}],
+        "initContainers": [
+            {
+                "name": "first",
+                "image": "first:1",
+                "securityContext": {
+                    "readOnlyRootFilesystem": True,
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "resources": {"limits": {"memory": "1Mi"}},
+                "volumeMounts": [],
+            }
+        ],
+        "extraContainers": [
+            {
+                "name": "beside",
+                "image": "beside:1",
+                "securityContext": {
+                    "readOnlyRootFilesystem": True,
+                    "allowPrivilegeEscalation": False,
+                    "capabilities": {"drop": ["ALL"]},
+                },
+                "resources": {"limits": {"memory": "1Mi"}},
+                "volumeMounts": [],
+            }
+        ],
+        "probes": {"startup": {"failureThreshold": 300}, "liveness": {"periodSeconds": 20}},
+        "extraObjects": [
+            {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-more"}},
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: '{{ .Release.Name }}-text'}\n",
+        ],
+    },
+    "a volume of its own kind": {
+        "settings": UPSTREAM,
+        "persistence": {"accessMode": "ReadWriteOncePod", "annotations": {"backup": "daily"}, "storageClass": "fast"},
+    },
     "everything of a pod": {
         "settings": {**UPSTREAM, "envoy": {"log_level": "info"}},
         "fullnameOverride": "front",
@@ -93,7 +224,28 @@ REFUSED: dict[str, tuple[Values, str]] = {
         {"settings": UPSTREAM, "state": {"kind": "memory"}, "autoscaling": {"kind": "cpu"}},
         "with state.kind: memory each replica would know its own responses alone",
     ),
-    "no database": (postgresql(secrets={}), "Name the Secret that has it in secrets.stateUrl.name"),
+    "no database": (
+        postgresql(secrets={}),
+        "Name the Secret that has it in secrets.stateUrl.name, or the one with its parts",
+    ),
+    "a database named twice": (
+        postgresql(state={"kind": "postgresql", "database": {"secretName": "s"}}),
+        "The database is named twice. Take out secrets.stateUrl or state.database.",
+    ),
+    "two by the usual name": ({"settings": UPSTREAM, "replicaCount": 2}, "More than one replica needs a database"),
+    "an Ingress of no host": ({"settings": UPSTREAM, "ingress": {"enabled": True}}, "Set ingress.hosts"),
+    "a route of no Gateway": (
+        {"settings": UPSTREAM, "httpRoute": {"enabled": True}},
+        "Name it in httpRoute.parentRefs",
+    ),
+    "a class of nothing": (
+        {"settings": UPSTREAM, "service": {"loadBalancerClass": "a"}},
+        "service.loadBalancerClass is for service.type: LoadBalancer",
+    ),
+    "Envoy's port of metrics": (
+        {"settings": {**UPSTREAM, "envoy": {"metrics": "0.0.0.0:1"}}},
+        "settings.envoy.metrics is set by the chart",
+    ),
     "no keys": (
         postgresql(secrets={"stateUrl": {"name": "s"}}),
         "needs keys that all replicas share. Make them",
@@ -120,11 +272,11 @@ REFUSED: dict[str, tuple[Values, str]] = {
     ),
     "a key in the settings": (
         {"settings": {"upstream": {"url": "http://a/v1", "api_key": "sk-secret"}}},
-        "instead there is secrets.upstreamKey",
+        "name that in secrets.upstreamKey.",
     ),
     "an upstream's key in the settings": (
         {"settings": {"upstreams": {"a": {"url": "http://a/v1", "api_key": "sk-secret"}}}},
-        "Name a Secret in secrets.upstreamKeys.a",
+        "settings.upstreams.a.api_key is a secret",
     ),
     "no upstream's key": (
         {"settings": {"upstreams": {"a": {"url": "http://a/v1", "auth": "inject"}}}},
@@ -145,5 +297,12 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "a misspelt value": ({"settings": UPSTREAM, "replica": 2}, "replica"),
     "a misspelt secret": ({"settings": UPSTREAM, "secrets": {"ownerkey": {"name": "s"}}}, "ownerkey"),
     "replicas in words": ({"settings": UPSTREAM, "replicas": "three"}, "replicas"),
+    "a misspelt setting": ({"settings": {**UPSTREAM, "upstreem": {"url": "x"}}}, "upstreem"),
+    "a misspelt setting of an upstream": (
+        {"settings": {"upstreams": {"a": {"url": "http://a", "modell": 1}}}},
+        "modell",
+    ),
+    "a setting in words": ({"settings": {**UPSTREAM, "limits": {"tools": "many"}}}, "tools"),
+    "a tag with half a digest": ({"settings": UPSTREAM, "image": {"digest": "sha256:abc"}}, "digest"),
     "a size of nothing": ({"settings": UPSTREAM, "persistence": {"size": "much"}}, "size"),
 }

@@ -1,17 +1,38 @@
 {{/* What the schema cannot say: values that contradict each other are refused with a sentence that says what to do. */}}
 
+{{/* (list VALUE PATH ABOVE): the first place in the value that the path names, in which * is any name; nothing where there is none. */}}
+{{- define "antiphon.found" -}}
+{{- $value := index . 0 -}}
+{{- $path := index . 1 -}}
+{{- $above := index . 2 -}}
+{{- if not $path -}}
+{{- join "." $above -}}
+{{- else if kindIs "map" $value -}}
+{{- $found := "" -}}
+{{- range $name, $one := $value -}}
+{{- if and (not $found) (has (first $path) (list "*" $name)) -}}
+{{- $found = include "antiphon.found" (list $one (rest $path) (append $above $name)) -}}
+{{- end -}}
+{{- end -}}
+{{- $found -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "antiphon.check" -}}
 {{- $v := .Values -}}
 {{- $settings := $v.settings -}}
 {{- $postgresql := eq $v.state.kind "postgresql" -}}
-{{- $several := or (gt (int $v.replicas) 1) (and (ne $v.autoscaling.kind "none") (gt (int $v.autoscaling.maxReplicas) 1)) -}}
+{{- $several := or (gt (int (include "antiphon.replicas" .)) 1) (and (ne $v.autoscaling.kind "none") (gt (int $v.autoscaling.maxReplicas) 1)) -}}
 
 {{- if and $several (not $postgresql) -}}
 {{- fail (printf "More than one replica needs a database that all of them share. Set state.kind: postgresql, or replicas: 1 and autoscaling.kind: none; with state.kind: %s each replica would know its own responses alone." $v.state.kind) -}}
 {{- end -}}
 {{- if $postgresql -}}
-{{- if not $v.secrets.stateUrl.name -}}
-{{- fail "state.kind: postgresql needs the database's URL. Name the Secret that has it in secrets.stateUrl.name." -}}
+{{- if not (or $v.secrets.stateUrl.name $v.state.database.secretName) -}}
+{{- fail "state.kind: postgresql needs the database's URL. Name the Secret that has it in secrets.stateUrl.name, or the one with its parts in state.database.secretName." -}}
+{{- end -}}
+{{- if and $v.secrets.stateUrl.name $v.state.database.secretName -}}
+{{- fail "The database is named twice. Take out secrets.stateUrl or state.database." -}}
 {{- end -}}
 {{- if not (and $v.secrets.ownerKey.name $v.secrets.sealingKeys.name) -}}
 {{- fail "state.kind: postgresql needs keys that all replicas share. Make them (openssl rand -hex 32, once for each), put them into a Secret and name it in secrets.ownerKey.name and secrets.sealingKeys.name." -}}
@@ -19,8 +40,8 @@
 {{- if not (or (dig "blobs" "url" "" $settings) (eq (dig "files" "enabled" true $settings) false)) -}}
 {{- fail "Pods keep the contents of files on their own disk, and lose them, unless they have a bucket. Set settings.blobs.url, or settings.files.enabled: false." -}}
 {{- end -}}
-{{- else if $v.secrets.stateUrl.name -}}
-{{- fail (printf "secrets.stateUrl is given, but state.kind is %s. Set state.kind: postgresql." $v.state.kind) -}}
+{{- else if or $v.secrets.stateUrl.name $v.state.database.secretName -}}
+{{- fail (printf "A database is given (secrets.stateUrl or state.database), but state.kind is %s. Set state.kind: postgresql." $v.state.kind) -}}
 {{- end -}}
 
 {{- if le (int $v.terminationGracePeriodSeconds) (add (int $v.drain.seconds) 4) -}}
@@ -40,18 +61,18 @@
 {{- if not (or (dig "upstream" "url" "" $settings) (dig "upstreams" "" $settings)) -}}
 {{- fail "No chat server is named. Set settings.upstream.url, for example http://vllm.models:8000/v1." -}}
 {{- end -}}
-{{- range $path, $instead := dict "listen" "service.port" "door" "shape" "data" "persistence" "workers" "replicas" "sidecar" "shape" "metrics" "metrics" "envoy.admin" "nothing: the drain needs it" "state.url" "secrets.stateUrl" "state.direct_url" "secrets.stateDirectUrl" "state.migrate" "state.migrate" "timeouts.drain" "drain.seconds" "timeouts.notice" "drain.notice" "owner.key" "secrets.ownerKey" "sealing.keys" "secrets.sealingKeys" "upstream.api_key" "secrets.upstreamKey" "blobs.key_id" "secrets.blobsKeyId" "blobs.secret" "secrets.blobsSecret" "owner.api_keys" "extraEnv (ANTIPHON_OWNER__API_KEYS)" "embeddings.api_key" "extraEnv (ANTIPHON_EMBEDDINGS__API_KEY)" "web_search.api_key" "extraEnv (ANTIPHON_WEB_SEARCH__API_KEY)" -}}
-{{- $names := splitList "." $path -}}
-{{- $section := $settings -}}
-{{- if eq (len $names) 2 -}}{{- $section = get $settings (first $names) -}}{{- end -}}
-{{- if and (kindIs "map" $section) (hasKey $section (last $names)) -}}
-{{- fail (printf "settings.%s is set by the chart, or is a secret that does not belong into a ConfigMap. Take it out; instead there is %s." $path $instead) -}}
+{{- range $path, $instead := dict "listen" "service.port" "door" "shape" "data" "persistence" "workers" "replicas" "sidecar" "shape" "metrics" "metrics" "envoy.admin" "nothing: the drain needs it" "envoy.metrics" "nothing: the probe needs it" "state.migrate" "state.migrate" "timeouts.drain" "drain.seconds" "timeouts.notice" "drain.notice" -}}
+{{- if include "antiphon.found" (list $settings (splitList "." $path) list) -}}
+{{- fail (printf "settings.%s is set by the chart. Take it out; instead there is %s." $path $instead) -}}
+{{- end -}}
+{{- end -}}
+{{- $instead := dict "state.url" "secrets.stateUrl" "state.direct_url" "secrets.stateDirectUrl" "owner.key" "secrets.ownerKey" "owner.api_keys" "secrets.apiKeys" "sealing.keys" "secrets.sealingKeys" "upstream.api_key" "secrets.upstreamKey" "upstreams.*.api_key" "secrets.upstreamKeys" "blobs.key_id" "secrets.blobsKeyId" "blobs.secret" "secrets.blobsSecret" "embeddings.api_key" "secrets.embeddingsKey" "web_search.api_key" "secrets.webSearchKey" "mcp.connectors.*.headers" "secrets.connectors" "tracing.headers" "secrets.tracingHeaders" -}}
+{{- range $path := compact (.Files.Lines "files/secrets.txt") -}}
+{{- with include "antiphon.found" (list $settings (splitList "." $path) list) -}}
+{{- fail (printf "settings.%s is a secret and does not belong into a ConfigMap. Take it out, put it into a Secret and name that in %s." . (get $instead $path | default "extraEnv")) -}}
 {{- end -}}
 {{- end -}}
 {{- range $name, $upstream := dig "upstreams" (dict) $settings -}}
-{{- if hasKey $upstream "api_key" -}}
-{{- fail (printf "settings.upstreams.%s.api_key is a secret and does not belong into a ConfigMap. Name a Secret in secrets.upstreamKeys.%s." $name $name) -}}
-{{- end -}}
 {{- if and (eq (dig "auth" "" $upstream) "inject") (not (dig $name "name" "" $v.secrets.upstreamKeys)) -}}
 {{- fail (printf "settings.upstreams.%s.auth is inject, but there is no key. Name a Secret in secrets.upstreamKeys.%s." $name $name) -}}
 {{- end -}}
@@ -67,6 +88,15 @@
 
 {{- if and (ne $v.autoscaling.kind "none") (gt (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
 {{- fail (printf "autoscaling.minReplicas (%d) must not be more than autoscaling.maxReplicas (%d)." (int $v.autoscaling.minReplicas) (int $v.autoscaling.maxReplicas)) -}}
+{{- end -}}
+{{- if and $v.ingress.enabled (not $v.ingress.hosts) -}}
+{{- fail "ingress.enabled needs a host. Set ingress.hosts, for example [{host: responses.example}]." -}}
+{{- end -}}
+{{- if and $v.httpRoute.enabled (not $v.httpRoute.parentRefs) -}}
+{{- fail "httpRoute.enabled needs a Gateway. Name it in httpRoute.parentRefs, for example [{name: public, namespace: gateways}]." -}}
+{{- end -}}
+{{- if and $v.service.loadBalancerClass (ne $v.service.type "LoadBalancer") -}}
+{{- fail "service.loadBalancerClass is for service.type: LoadBalancer." -}}
 {{- end -}}
 {{- if and (eq $v.autoscaling.kind "keda") (not $v.autoscaling.keda.prometheus) -}}
 {{- fail "autoscaling.kind: keda needs the Prometheus that KEDA asks. Set autoscaling.keda.prometheus, for example http://prometheus.monitoring:9090." -}}

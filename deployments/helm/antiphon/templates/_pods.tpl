@@ -1,46 +1,87 @@
 {{/* What the pods have in common: rights, places, volumes, and their containers. */}}
 
-{{- define "antiphon.podSecurity" -}}
-runAsUser: 10001
-runAsGroup: 10001
-fsGroup: 10001
-fsGroupChangePolicy: OnRootMismatch
-runAsNonRoot: true
-seccompProfile: {type: RuntimeDefault}
-{{- end -}}
-
-{{- define "antiphon.containerSecurity" -}}
-{readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
-{{- end -}}
-
-{{/* The beginning of a pod's spec: (list . COMPONENT). */}}
-{{- define "antiphon.podBegin" -}}
+{{/* What every pod's spec begins with: (list . PLACEMENT), a mapping with nodeSelector, tolerations and affinity. */}}
+{{- define "antiphon.anyPod" -}}
 {{- $root := index . 0 -}}
-serviceAccountName: {{ include "antiphon.fullname" $root }}
+{{- $placement := index . 1 -}}
 automountServiceAccountToken: false
 # A Service's variables are no settings.
 enableServiceLinks: false
-securityContext: {{- include "antiphon.podSecurity" $root | nindent 2 }}
-{{- with $root.Values.imagePullSecrets }}
+{{- with $root.Values.podSecurityContext }}
+securityContext: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with concat $root.Values.imagePullSecrets (dig "imagePullSecrets" list $root.Values.global) }}
 imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $root.Values.nodeSelector }}
-nodeSelector: {{- toYaml . | nindent 2 }}
+{{- range $name := list "nodeSelector" "tolerations" "affinity" }}
+{{- with get $placement $name }}
+{{ $name }}: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $root.Values.tolerations }}
-tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with $root.Values.affinity }}
-affinity: {{- toYaml . | nindent 2 }}
+{{- range $name := list "priorityClassName" "runtimeClassName" "dnsPolicy" }}
+{{- with get $root.Values $name }}
+{{ $name }}: {{ . }}
 {{- end }}
-{{- if $root.Values.topologySpread }}
+{{- end }}
+{{- range $name := list "hostAliases" "dnsConfig" }}
+{{- with get $root.Values $name }}
+{{ $name }}: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The beginning of a serving pod's spec: (list . COMPONENT). */}}
+{{- define "antiphon.podBegin" -}}
+{{- $root := index . 0 -}}
+{{- $placement := pick $root.Values "nodeSelector" "tolerations" "affinity" -}}
+{{- if eq (index . 1) "envoy" -}}
+{{- range $name, $common := $placement }}{{ $_ := set $placement $name (get $root.Values.envoy $name | default $common) }}{{ end -}}
+{{- end -}}
+serviceAccountName: {{ include "antiphon.serviceAccount" $root }}
+{{ include "antiphon.anyPod" (list $root $placement) }}
+terminationGracePeriodSeconds: {{ $root.Values.terminationGracePeriodSeconds }}
+{{- if $root.Values.topologySpreadConstraints }}
+topologySpreadConstraints: {{- toYaml $root.Values.topologySpreadConstraints | nindent 2 }}
+{{- else if $root.Values.topologySpread }}
 topologySpreadConstraints:
+  {{- $selector := include "antiphon.selector" . }}
+  {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
   - maxSkew: 1
-    topologyKey: kubernetes.io/hostname
+    topologyKey: {{ . }}
     whenUnsatisfiable: ScheduleAnyway
     labelSelector:
-      matchLabels: {{- include "antiphon.selector" . | nindent 8 }}
+      matchLabels: {{- $selector | nindent 8 }}
+    # Those of a rollout by themselves: the old ones leave.
+    matchLabelKeys: [pod-template-hash]
+  {{- end }}
 {{- end }}
+{{- end -}}
+
+{{/* The labels and annotations of a serving pod: (list . COMPONENT). */}}
+{{- define "antiphon.podMetadata" -}}
+{{- $root := index . 0 -}}
+labels: {{- include "antiphon.podLabels" . | nindent 2 }}
+  {{- with $root.Values.podLabels }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- $annotations := deepCopy $root.Values.podAnnotations -}}
+{{- with include "antiphon.secretsChecksum" $root }}{{ $_ := set $annotations "checksum/secrets" . }}{{ end }}
+{{- with $annotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* The same of a pod that runs to its end, and the beginning of its spec. */}}
+{{- define "antiphon.stepMetadata" -}}
+{{- $root := index . 0 -}}
+labels: {{- include "antiphon.podLabels" . | nindent 2 }}
+  {{- with merge dict $root.Values.steps.podLabels $root.Values.podLabels }}{{ toYaml . | nindent 2 }}{{ end }}
+{{- with merge dict $root.Values.steps.podAnnotations $root.Values.podAnnotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{- define "antiphon.stepBegin" -}}
+restartPolicy: Never
+{{ include "antiphon.anyPod" (list . (pick .Values "nodeSelector" "tolerations" "affinity")) }}
 {{- end -}}
 
 {{/* (list . SETTINGS CLAIM): the name of the ConfigMap; the claim of the data folder, or "" for an empty one. */}}
@@ -95,6 +136,16 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
+{{/* (list . RESOURCES): what a container may do, and what it may use. */}}
+{{- define "antiphon.bounds" -}}
+{{- with (index . 0).Values.securityContext -}}
+securityContext: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with index . 1 }}
+resources: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
 {{/* A container of Antiphon's image that runs one command to its end: (list . NAME COMMAND VARIABLES), `command` or `args` as a
 mapping, and further variables as text. */}}
 {{- define "antiphon.step" -}}
@@ -106,7 +157,10 @@ mapping, and further variables as text. */}}
   env:
     {{- include "antiphon.env" $root | trim | nindent 4 }}
     {{- with index . 3 }}{{ . | nindent 4 }}{{ end }}
-  securityContext: {{ include "antiphon.containerSecurity" $root }}
+  {{- include "antiphon.bounds" (list $root $root.Values.steps.resources) | nindent 2 }}
+  {{- with $root.Values.envFrom }}
+  envFrom: {{- toYaml . | nindent 4 }}
+  {{- end }}
   volumeMounts: {{- include "antiphon.mounts" $root | nindent 4 }}
 {{- end -}}
 
@@ -122,12 +176,19 @@ mapping, and further variables as text. */}}
 {{- $arguments = printf "%s --grpc %s:9000 --http %s:9001 --model-door 0.0.0.0:8090" $arguments $host $host -}}
 {{- end -}}
 {{/* Where Envoy can only compare with a literal, a placeholder stands for the secret. */}}
-{{- $script := printf "set -euo pipefail\nantiphon envoy-config%s | python3 -c '\nimport json, os, sys\nsecret = json.dumps(os.environ.get(\"ANTIPHON_SIDECAR__SECRET\", \"\"))[1:-1]\nsys.stdout.write(sys.stdin.read().replace(\"${ANTIPHON_SIDECAR_SECRET}\", secret))\n' >/run/antiphon/envoy.yaml\n" $arguments -}}
+{{/* The hook is copied: it must be there for as long as the pod is. */}}
+{{- $script := printf "set -euo pipefail\ncp /etc/antiphon/drain.sh /run/antiphon/\nantiphon envoy-config%s | python3 -c '\nimport json, os, sys\nsecret = json.dumps(os.environ.get(\"ANTIPHON_SIDECAR__SECRET\", \"\"))[1:-1]\nsys.stdout.write(sys.stdin.read().replace(\"${ANTIPHON_SIDECAR_SECRET}\", secret))\n' >/run/antiphon/envoy.yaml\n" $arguments -}}
 {{- include "antiphon.step" (list . "envoy-config" (dict "command" (list "bash" "-c" $script)) "") -}}
 {{- end -}}
 
 {{- define "antiphon.migrateStep" -}}
 {{- include "antiphon.step" (list . "migrate" (dict "args" (list "migrate" "up")) (include "antiphon.stateEnv" . | trim)) -}}
+{{- end -}}
+
+{{/* (list . KIND PATH PORT SCHEME). */}}
+{{- define "antiphon.probe" -}}
+httpGet: {path: {{ index . 2 }}, port: {{ index . 3 }}, scheme: {{ index . 4 }}}
+{{ get (index . 0).Values.probes (index . 1) | toYaml }}
 {{- end -}}
 
 {{/* Antiphon itself. Its probes cost no process: they are requests to a port that is open anyway. */}}
@@ -139,6 +200,9 @@ mapping, and further variables as text. */}}
   env:
     {{- include "antiphon.env" . | trim | nindent 4 }}
     {{- with include "antiphon.stateEnv" . | trim }}{{ . | nindent 4 }}{{ end }}
+  {{- with .Values.envFrom }}
+  envFrom: {{- toYaml . | nindent 4 }}
+  {{- end }}
   ports:
     - {name: metrics, containerPort: 9090}
     {{- if eq .Values.shape "http" }}
@@ -147,25 +211,12 @@ mapping, and further variables as text. */}}
     - {name: extproc, containerPort: 9000}
     - {name: http, containerPort: 9001}
     {{- end }}
-  securityContext: {{ include "antiphon.containerSecurity" . }}
-  {{- with .Values.resources }}
-  resources: {{- toYaml . | nindent 4 }}
-  {{- end }}
+  {{- include "antiphon.bounds" (list . .Values.resources) | nindent 2 }}
   {{- if eq .Values.shape "sidecar" }}
   # A native sidecar: started before Envoy, stopped after it. Its other ports are Unix sockets, which no probe reaches.
   restartPolicy: Always
-  startupProbe:
-    httpGet: {path: /metrics, port: metrics}
-    periodSeconds: 1
-    timeoutSeconds: 5
-    failureThreshold: 120
-  livenessProbe:
-    httpGet: {path: /metrics, port: metrics}
-    periodSeconds: 10
-    timeoutSeconds: 5
-    failureThreshold: 3
-    # One that hangs does not drain.
-    terminationGracePeriodSeconds: 10
+  startupProbe: {{- include "antiphon.probe" (list . "startup" "/metrics" "metrics" "HTTP") | nindent 4 }}
+  livenessProbe: {{- include "antiphon.probe" (list . "liveness" "/metrics" "metrics" "HTTP") | nindent 4 }}
   lifecycle:
     preStop:
       exec:
@@ -177,29 +228,16 @@ mapping, and further variables as text. */}}
           - until [ -e /run/antiphon/leave ] || ! (exec 3<>/dev/tcp/127.0.0.1/9901) 2>/dev/null; do sleep 0.5; done; kill -TERM 1
   {{- else }}
   {{- $scheme := ternary "HTTPS" "HTTP" (ne .Values.sidecarTls.secretName "") }}
-  startupProbe:
-    httpGet: {path: /health, port: http, scheme: {{ $scheme }}}
-    periodSeconds: 1
-    timeoutSeconds: 5
-    failureThreshold: 120
-  readinessProbe:
-    httpGet: {path: /ready, port: http, scheme: {{ $scheme }}}
-    periodSeconds: 2
-    timeoutSeconds: 5
-    failureThreshold: 2
-  livenessProbe:
-    httpGet: {path: /health, port: http, scheme: {{ $scheme }}}
-    periodSeconds: 10
-    timeoutSeconds: 5
-    failureThreshold: 3
-    terminationGracePeriodSeconds: 10
+  startupProbe: {{- include "antiphon.probe" (list . "startup" "/health" "http" $scheme) | nindent 4 }}
+  readinessProbe: {{- include "antiphon.probe" (list . "readiness" "/ready" "http" $scheme) | nindent 4 }}
+  livenessProbe: {{- include "antiphon.probe" (list . "liveness" "/health" "http" $scheme) | nindent 4 }}
   {{- end }}
   volumeMounts: {{- include "antiphon.mounts" . | nindent 4 }}
 {{- end -}}
 
 {{- define "antiphon.envoy" -}}
 - name: envoy
-  image: {{ .Values.envoy.image.repository }}:{{ .Values.envoy.image.tag }}
+  image: {{ include "antiphon.imageOf" (list . .Values.envoy.image "") }}
   imagePullPolicy: {{ .Values.envoy.image.pullPolicy }}
   args: [-c, /run/antiphon/envoy.yaml, --disable-hot-restart, --log-level, {{ dig "envoy" "log_level" "warning" .Values.settings }}]
   {{- with include "antiphon.envoyEnv" . | trim }}
@@ -207,25 +245,20 @@ mapping, and further variables as text. */}}
   {{- end }}
   ports:
     - {name: http, containerPort: 8080}
+    - {name: envoy-metrics, containerPort: 9902}
     {{- if eq .Values.shape "gateway" }}
     - {name: model-door, containerPort: 8090}
     {{- end }}
-  securityContext: {{ include "antiphon.containerSecurity" . }}
-  {{- with .Values.envoy.resources }}
-  resources: {{- toYaml . | nindent 4 }}
-  {{- end }}
-  # The sidecar's own word, through Envoy.
-  readinessProbe:
-    httpGet: {path: /ready, port: http}
-    periodSeconds: 2
-    timeoutSeconds: 5
-    failureThreshold: 2
+  {{- include "antiphon.bounds" (list . .Values.envoy.resources) | nindent 2 }}
+  # Whether Envoy lives it says itself; whether requests should come is the sidecar's word, through Envoy.
+  startupProbe: {{- include "antiphon.probe" (list . "startup" "/live" "envoy-metrics" "HTTP") | nindent 4 }}
+  livenessProbe: {{- include "antiphon.probe" (list . "liveness" "/live" "envoy-metrics" "HTTP") | nindent 4 }}
+  readinessProbe: {{- include "antiphon.probe" (list . "readiness" "/ready" "http" "HTTP") | nindent 4 }}
   lifecycle:
     preStop:
       exec:
-        command: [bash, /etc/antiphon/drain.sh, {{ .Values.drain.notice | quote }}, "9901", {{ .Values.drain.seconds | quote }}, /run/antiphon/leave]
+        command: [bash, /run/antiphon/drain.sh, {{ .Values.drain.notice | quote }}, "9901", {{ .Values.drain.seconds | quote }}, /run/antiphon/leave]
   volumeMounts:
-    - {name: settings, mountPath: /etc/antiphon, readOnly: true}
     - {name: run, mountPath: /run/antiphon}
     {{- if .Values.sidecarTls.secretName }}
     - {name: tls, mountPath: /etc/antiphon-tls, readOnly: true}

@@ -26,38 +26,26 @@
 {{- $_ := set $chart "sidecar" $sidecar -}}
 {{- end -}}
 {{- if ne .Values.shape "http" -}}
-{{- $_ := set $chart "envoy" (dict "admin" "127.0.0.1:9901") -}}
+{{- $_ := set $chart "envoy" (dict "admin" "127.0.0.1:9901" "metrics" "0.0.0.0:9902") -}}
 {{- end -}}
+{{/* All pods have one database: where it is away from all of them the Service would have none left, also for what needs none. */}}
+{{- $defaults := eq .Values.state.kind "postgresql" | ternary (dict "state" (dict "unready_after" 0)) dict -}}
 {{- $given := deepCopy .Values.settings -}}
 {{- if not (dig "upstream" "url" "" $given) -}}{{- $_ := unset $given "upstream" -}}{{- end -}}
-{{- mergeOverwrite $given $chart | toYaml -}}
+{{- mergeOverwrite $defaults $given $chart | toYaml -}}
 {{- end -}}
 
-{{/* The settings without those that change while a pod serves (files/live.txt, made of src/antiphon/config/live.py). What is marked
-`envoy` there may shape Envoy's configuration, which is read at its start; of the models that is where they go. */}}
-{{- define "antiphon.lastingSettings" -}}
-{{- $settings := include "antiphon.settings" . | fromYaml -}}
-{{- $alone := eq .Values.shape "http" -}}
-{{- if dig "reload" "watch" true $settings -}}
-{{- range .Files.Lines "files/live.txt" -}}
-{{- $words := splitList " " . -}}
-{{- $path := splitList "." (first $words) -}}
-{{- if and . (or $alone (eq (len $words) 1)) -}}
-{{- if eq (len $path) 1 -}}
-{{- $_ := unset $settings (first $path) -}}
-{{- else if kindIs "map" (get $settings (first $path)) -}}
-{{- $section := unset (get $settings (first $path)) (last $path) -}}
-{{- if not $section -}}{{- $_ := unset $settings (first $path) -}}{{- end -}}
+{{/* What the ConfigMap holds, and its name: one for each content. So the pods of an upgrade that fails, and those that it leaves alone,
+each keep what they were started with. */}}
+{{- define "antiphon.config" -}}
+settings.yaml: | {{- include "antiphon.settings" . | nindent 2 }}
+{{- if ne .Values.shape "http" }}
+drain.sh: | {{- .Files.Get "files/drain.sh" | nindent 2 }}
+{{- end }}
 {{- end -}}
-{{- end -}}
-{{- end -}}
-{{- if kindIs "slice" $settings.models -}}
-{{- $ways := list -}}
-{{- range $settings.models -}}{{- $ways = append $ways (pick . "upstream" "mode" | toJson) -}}{{- end -}}
-{{- $_ := set $settings "models" (uniq $ways) -}}
-{{- end -}}
-{{- end -}}
-{{- $settings | toYaml -}}
+
+{{- define "antiphon.configName" -}}
+{{ include "antiphon.fullname" . }}-{{ include "antiphon.config" . | sha256sum | trunc 10 }}
 {{- end -}}
 
 {{/* Variables of what is stored: the database, the bucket and the keys that all replicas share. */}}
@@ -65,22 +53,63 @@
 {{- range $variable, $secret := dict "ANTIPHON_OWNER__KEY" .Values.secrets.ownerKey "ANTIPHON_SEALING__KEYS" .Values.secrets.sealingKeys "ANTIPHON_STATE__URL" .Values.secrets.stateUrl "ANTIPHON_STATE__DIRECT_URL" .Values.secrets.stateDirectUrl "ANTIPHON_BLOBS__KEY_ID" .Values.secrets.blobsKeyId "ANTIPHON_BLOBS__SECRET" .Values.secrets.blobsSecret }}
 {{- include "antiphon.variable" (list $variable $secret) }}
 {{- end }}
+{{- with .Values.state.database }}
+{{- if .secretName }}
+{{/* User and password by the variables that the driver reads: in a URL their characters would need another writing. */}}
+{{- $secret := .secretName }}
+{{- range $variable, $part := dict "PGUSER" "user" "PGPASSWORD" "password" }}
+{{- include "antiphon.variable" (list $variable (dict "name" $secret "key" (get $.Values.state.database.keys $part))) }}
+{{- end }}
+{{- range $variable, $part := dict "PGHOST" "host" "PGPORT" "port" "PGDATABASE" "dbname" }}
+{{- with get $.Values.state.database $part | toString }}
+- {name: {{ $variable }}, value: {{ . | quote }}}
+{{- else }}
+{{- include "antiphon.variable" (list $variable (dict "name" $secret "key" (get $.Values.state.database.keys $part))) }}
+{{- end }}
+{{- end }}
+- {name: ANTIPHON_STATE__URL, value: {{ printf "postgresql://$(PGHOST):$(PGPORT)/$(PGDATABASE)%s" (ternary (printf "?%s" .parameters) "" (ne .parameters "")) | quote }}}
+{{- end }}
+{{- end }}
 {{- end -}}
 
 {{/* Variables of every container that reads the settings. */}}
 {{- define "antiphon.env" -}}
 - {name: ANTIPHON_CONFIG, value: /etc/antiphon/settings.yaml}
-{{- include "antiphon.variable" (list "ANTIPHON_UPSTREAM__API_KEY" .Values.secrets.upstreamKey) }}
-{{- include "antiphon.variable" (list "ANTIPHON_SIDECAR__SECRET" .Values.secrets.sidecarSecret) }}
-{{- if .Values.secrets.upstreamKeys }}
+{{- $secrets := .Values.secrets }}
+{{- range $variable, $secret := dict "ANTIPHON_UPSTREAM__API_KEY" $secrets.upstreamKey "ANTIPHON_SIDECAR__SECRET" $secrets.sidecarSecret "ANTIPHON_OWNER__API_KEYS" $secrets.apiKeys "ANTIPHON_EMBEDDINGS__API_KEY" $secrets.embeddingsKey "ANTIPHON_WEB_SEARCH__API_KEY" $secrets.webSearchKey }}
+{{- include "antiphon.variable" (list $variable $secret) }}
+{{- end }}
+{{/* What has names of its own is one variable, into which Kubernetes puts the others. */}}
+{{- with $secrets.upstreamKeys }}
 {{- $keys := dict }}
-{{- range $name, $secret := .Values.secrets.upstreamKeys }}
+{{- range $name, $secret := . }}
 {{- $variable := include "antiphon.keyVariable" $name }}
 {{- include "antiphon.variable" (list $variable $secret) }}
 {{- $_ := set $keys $name (dict "api_key" (printf "$(%s)" $variable)) }}
 {{- end }}
-# Kubernetes puts the keys in.
 - {name: ANTIPHON_UPSTREAMS, value: {{ $keys | toJson | quote }}}
+{{- end }}
+{{- with $secrets.connectors }}
+{{- $connectors := dict }}
+{{- range $name, $headers := . }}
+{{- $values := dict }}
+{{- range $header, $secret := $headers }}
+{{- $variable := include "antiphon.headerVariable" (list "CONNECTOR" $name $header) }}
+{{- include "antiphon.variable" (list $variable $secret) }}
+{{- $_ := set $values $header (printf "$(%s)" $variable) }}
+{{- end }}
+{{- $_ := set $connectors $name (dict "headers" $values) }}
+{{- end }}
+- {name: ANTIPHON_MCP__CONNECTORS, value: {{ $connectors | toJson | quote }}}
+{{- end }}
+{{- with $secrets.tracingHeaders }}
+{{- $values := dict }}
+{{- range $header, $secret := . }}
+{{- $variable := include "antiphon.headerVariable" (list "TRACING" $header) }}
+{{- include "antiphon.variable" (list $variable $secret) }}
+{{- $_ := set $values $header (printf "$(%s)" $variable) }}
+{{- end }}
+- {name: ANTIPHON_TRACING__HEADERS, value: {{ $values | toJson | quote }}}
 {{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
@@ -94,10 +123,18 @@
 {{- range $name, $secret := .Values.secrets.upstreamKeys }}
 {{- include "antiphon.variable" (list (include "antiphon.keyVariable" $name) $secret) }}
 {{- end }}
+{{- range $header, $secret := .Values.secrets.tracingHeaders }}
+{{- include "antiphon.variable" (list (printf "ANTIPHON_TRACING_HEADER_%s" ($header | upper | replace "-" "_")) $secret) }}
+{{- end }}
 {{- end -}}
 
 {{- define "antiphon.keyVariable" -}}
 ANTIPHON_UPSTREAM_KEY_{{ . | upper | replace "-" "_" }}
+{{- end -}}
+
+{{/* A variable that another one is made of; it begins with no ANTIPHON_, and so is no setting. */}}
+{{- define "antiphon.headerVariable" -}}
+HEADER_{{ join "_" . | upper | replace "-" "_" }}
 {{- end -}}
 
 {{- define "antiphon.variable" -}}
@@ -105,4 +142,28 @@ ANTIPHON_UPSTREAM_KEY_{{ . | upper | replace "-" "_" }}
 {{- if $secret.name }}
 - {name: {{ index . 0 }}, valueFrom: {secretKeyRef: {name: {{ $secret.name }}, key: {{ $secret.key }}}}}
 {{- end -}}
+{{- end -}}
+
+{{/* The names of all Secrets that pods read, a line each, sorted. */}}
+{{- define "antiphon.secretNames" -}}
+{{- $found := list .Values.state.database.secretName .Values.sidecarTls.secretName -}}
+{{- $each := values (omit .Values.secrets "upstreamKeys" "connectors" "tracingHeaders") -}}
+{{- $each = concat $each (values .Values.secrets.upstreamKeys) (values .Values.secrets.tracingHeaders) -}}
+{{- range .Values.secrets.connectors }}{{ $each = concat $each (values .) }}{{ end -}}
+{{- range $each }}{{ $found = append $found .name }}{{ end -}}
+{{- $found | compact | uniq | sortAlpha | join "\n" -}}
+{{- end -}}
+
+{{/* What a pod carries of the Secrets' contents, so that changed ones replace it; nothing where helm asks no cluster. A Secret's uid is
+as unknown as its contents to who may not read it, so that nothing can be guessed from this. */}}
+{{- define "antiphon.secretsChecksum" -}}
+{{- $seen := list -}}
+{{- if .Values.secretsChecksum -}}
+{{- range compact (splitList "\n" (include "antiphon.secretNames" .)) -}}
+{{- with lookup "v1" "Secret" $.Release.Namespace . -}}
+{{- $seen = append $seen (list .metadata.uid .data | toJson) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- with $seen }}{{ . | toJson | sha256sum }}{{ end -}}
 {{- end -}}
