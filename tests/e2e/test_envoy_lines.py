@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from tests.support.chat_server import Answer, Reset, answer, event, json_answer
+from tests.support.chat_server import Answer, Reset, WaitGone, answer, event, json_answer
 from tests.support.real_envoy import RealEnvoy, real_envoy
 from tests.support.waiting import until
 
@@ -122,5 +122,27 @@ async def test_what_the_sidecar_has_a_line_of_has_none_of_envoys(tmp_path: Path,
             await envoy.post(json.dumps({"model": "m", "input": "hi", "stream": stream}).encode())
         # Its log comes out in order.
         assert (await ask(envoy, "/v1/files", "last"))[0] == 503
-        await until(lambda: lines(envoy))
-        assert set(lines(envoy)) == {"last"}
+        await until(lambda: "last" in lines(envoy))
+        early = lines(envoy)
+        assert early.pop("last")["message"] == "request"
+        # What the sidecar cannot know.
+        (told,) = early.values()
+        whose = {"message": "stream_ended_early", "fault": "upstream", "level": "warning", "model": "m"}
+        assert whose.items() <= told.items() and "reset" in told["details"], told
+
+
+async def test_who_ended_a_relayed_stream_early_is_a_line_of_envoys(tmp_path: Path) -> None:
+    """A client's connection that ends, and its reset of an HTTP/2 stream."""
+    async with real_envoy(tmp_path) as envoy:
+        body = json.dumps({"model": "m", "input": "hi", "stream": True}).encode()
+        envoy.chat.script(answer(parts=[event("a"), WaitGone()]), answer(parts=[event("a"), WaitGone()]))
+        async with aiohttp.ClientSession() as session:
+            url = f"http://127.0.0.1:{envoy.port}/v1/responses"
+            async with session.post(url, data=body, headers={"x-request-id": "closes"}) as got:
+                await got.content.readuntil(b"output_text.delta")
+        await envoy.reset_in_stream(body, "resets", b"output_text.delta")
+        await until(lambda: len(lines(envoy)) == 2)
+        found = lines(envoy)
+    for request_id, flags in (("closes", "DC"), ("resets", "DR")):
+        said = {"fault": "cancelled", "level": "info", "flags": flags, "status": 200, "door": "envoy"}
+        assert said.items() <= found[request_id].items(), found

@@ -13,8 +13,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, text_stream
-from tests.support.gateway import Gateway, post, start_gateway
+from tests.support.chat_server import ChatServer, Reset, Wait, WaitGone, answer, event, text_stream
+from tests.support.gateway import Answered, Gateway, post, start_gateway
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -62,6 +62,78 @@ def _number(text: str, name: str, **labels: str) -> float:
     """The sum of what has this name and these labels."""
     found = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", text, re.MULTILINE)
     return sum(float(value) for given, value in found if all(f'{key}="{one}"' in given for key, one in labels.items()))
+
+
+def _asks(gateway: Gateway, request_id: str, *, stream: bool) -> asyncio.Task[Answered]:
+    body = {**ASK, "stream": stream}
+    return asyncio.ensure_future(post(gateway.base_url + "/responses", body, {"x-request-id": request_id}))
+
+
+async def test_the_line_of_a_relayed_stream_says_who_ended_it(server: ChatServer, folder: Path) -> None:
+    """With two processes, of which one has served it."""
+    gateway = await start_gateway(server.base_url, folder, *ARGUMENTS["relay"], "--workers", "2", environ=ENVIRON)
+    try:
+        plain = (("content-type", "application/json"),)
+        for request_id, stream, said in (
+            ("cut", True, answer(parts=[event("a" * 5000), Reset()])),
+            ("cut-json", False, answer(200, plain, [b'{"choices":', Reset()])),
+        ):
+            server.script(said)
+            answered = await _asks(gateway, request_id, stream=stream)
+            assert answered.cut or answered.status == 502
+        server.script(answer(parts=[event("a"), WaitGone()]))
+        async with aiohttp.ClientSession() as session:
+            asked = {"json": {**ASK, "stream": True}, "headers": {"x-request-id": "left"}}
+            async with session.post(gateway.base_url + "/responses", **asked) as got:  # type: ignore[arg-type]
+                await got.content.readuntil(b"output_text.delta")
+        for request_id, fault, code, level in (
+            ("cut", "upstream", "upstream_cut", "warning"),
+            ("cut-json", "upstream", "upstream_cut", "warning"),
+            ("left", "cancelled", "client_gone", "info"),
+        ):
+            line = json.loads(await gateway.log_line(f'"{request_id}"'))
+            said_of_it = (line["message"], line["fault"], line["code"], line["level"])
+            assert said_of_it == ("response", fault, code, level), line
+        text = await _metrics(gateway)
+        assert _number(text, "responses_total", door="relay", fault="cancelled") == 1
+        assert _number(text, "antiphon_response_failures_total", code="upstream_cut", upstream="default") == 2
+    finally:
+        assert await gateway.stop() == 0, "\n".join(gateway.log[-20:])
+    for request_id in ("cut", "cut-json", "left"):
+        assert len([line for line in gateway.log if f'"{request_id}"' in line]) == 1, gateway.log
+
+
+@pytest.mark.parametrize("door", ["relay", "drive"])
+async def test_each_request_that_a_killed_process_takes_along_has_a_line(
+    door: str, server: ChatServer, folder: Path
+) -> None:
+    gateway = await start_gateway(server.base_url, folder, *ARGUMENTS[door], environ=ENVIRON)
+    try:
+        plain = (("content-type", "application/json"),)
+        asked = {}
+        for request_id, stream, said in (
+            ("streaming", True, answer(parts=[event("a" * 5000), WaitGone()])),
+            ("collecting", False, answer(200, plain, [b'{"choices":', WaitGone()])),
+            ("calling", True, answer(framing="none", parts=[WaitGone()])),
+        ):
+            server.script(said)
+            asked[request_id] = _asks(gateway, request_id, stream=stream)
+            async with asyncio.timeout(SECONDS):
+                while not await _counted_in_flight(gateway, len(asked)):
+                    await asyncio.sleep(0.05)
+        (worker,) = _pids(gateway, "worker")
+        os.kill(worker, signal.SIGKILL)
+        for request_id, one in asked.items():
+            await one
+            line = json.loads(await gateway.log_line(f'"{request_id}"'))
+            told = {"message": "request", "level": "warning", "fault": "ours", "code": "adapter_unavailable"}
+            assert told.items() <= line.items() and line["cause"] == "the sidecar ended in the middle of it", line
+    finally:
+        await gateway.stop()
+
+
+async def _counted_in_flight(gateway: Gateway, number: int) -> bool:
+    return _number(await _metrics(gateway), "antiphon_responses_in_flight") == number
 
 
 @pytest.mark.parametrize("door", ["relay", "http"])

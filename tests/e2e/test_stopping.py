@@ -69,6 +69,8 @@ async def test_what_had_to_be_cut_shows_in_the_exit_status(door: str, server: Ch
     lines = [json.loads(line) for line in gateway.log if '"stopped_with_requests_in_flight"' in line]
     assert {line["level"] for line in lines} == {"warning"} and any("process" not in line for line in lines)
     assert any(line.get("cut_by_kind") == {"response": 1} for line in lines)
+    # One count: the parent's is the sum of its workers'.
+    assert {line["cut"] for line in lines} == {1}
     (asked,) = [json.loads(line) for line in gateway.log if '"draining"' in line and '"process"' in line]
     assert (asked["in_flight"], asked["in_flight_by_kind"], asked["because"]) == (1, {"response": 1}, "SIGTERM")
 
@@ -113,8 +115,8 @@ async def test_a_call_that_passes_through_is_cut_when_its_time_is_over(server: C
     async with aiohttp.ClientSession() as session, session.post(url, json=chat) as passed:
         await passed.content.readuntil(b"\n\n")
         assert await gateway.stop() == 1, "\n".join(gateway.log[-20:])
-    (cut,) = [json.loads(line) for line in gateway.log if '"message":"cut"' in line]
-    assert cut["requests"] == 1
+    said = [json.loads(line) for line in gateway.log if '"stopped_with_requests_in_flight"' in line]
+    assert [line["cut"] for line in said] == [1]
 
 
 async def test_everything_but_the_parent_stands_still(server: ChatServer, folder: Path) -> None:

@@ -76,6 +76,24 @@ class RealEnvoy:
             writer.close()
             await writer.wait_closed()
 
+    async def reset_in_stream(self, body: bytes, request_id: str, seen: bytes) -> None:
+        """One request over HTTP/2 whose stream is reset (CANCEL) when this much of its answer has come."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        head = ((":method", "POST"), (":path", "/v1/responses"), (":scheme", "http"), (":authority", "test"))
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0, b""))
+        writer.write(_frame(1, 4, 1, _literals((*head, ("x-request-id", request_id)))) + _frame(0, 1, 1, body))
+        try:
+            async with asyncio.timeout(_DEADLINE):
+                await reader.readuntil(seen)
+                writer.write(_frame(3, 0, 1, (8).to_bytes(4, "big")))
+                await writer.drain()
+                # Its answer to a ping comes after it has taken the reset.
+                writer.write(_frame(6, 0, 0, b"sequence"))
+                await reader.readuntil(b"sequence")
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload

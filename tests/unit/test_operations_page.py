@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from antiphon.engine.exchange.failure import Failure
+from antiphon.types.transport import ENDED_EARLY
 
 _ROOT = Path(__file__).parents[2]
 _SOURCE = _ROOT / "src" / "antiphon"
@@ -53,6 +54,8 @@ def _written() -> dict[str, set[str]]:
         r'"level": "(\w+)", "event": "(\w+)"', (_SOURCE / "commands" / "child_output.py").read_text()
     ):
         found[event].add(level)
+    # Its level is chosen by Envoy.
+    found[ENDED_EARLY] |= {"info", "warning"}
     # What is lost cannot be told through the log itself.
     dropped = re.search(r'"message": "(\w+)", "level": "(\w+)"', (_SOURCE / "observability" / "logs.py").read_text())
     assert dropped is not None

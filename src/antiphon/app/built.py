@@ -124,7 +124,7 @@ class App:
         finally:
             giving.cancel()
             # What ended comes before the line that says so.
-            self.kept.endings.tell()
+            self.kept.endings.close()
             for kind, count in self.kept.admission.in_flight.items():
                 self.kept.metrics.cut.add(kind, by=count)
 
@@ -150,7 +150,7 @@ class App:
         if self.kept.vector_search is not None:
             await self.kept.vector_search.aclose()
         await self.generation.upstream.aclose()
-        self.kept.endings.tell()
+        self.kept.endings.close()
         await self.kept.book.aclose()
         await self.stores.aclose()
         self.kept.refusals.close()

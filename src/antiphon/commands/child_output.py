@@ -3,15 +3,17 @@
 Lives here: the form of a forwarded line, its level where it has none, and a child's own reason for its end. Not here:
 reading a child's pipes (`children.py`), writing the log (`observability/`).
 
-Invariants: no line of a child reaches standard output; none is lost but the one that says that it listens, and, until
-everything is ready, the reason for which it ends, which whoever gives it up tells (`supervisor.py`).
+Invariants: no line of a child reaches standard output; none is lost but the one that says that it listens, those that
+another child is told, and, until everything is ready, the reason for which it ends, which whoever gives it up tells
+(`supervisor.py`).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
@@ -19,6 +21,10 @@ from antiphon.observability.console_lines import console_line
 from antiphon.observability.log_lines import render, stamp
 from antiphon.observability.logs import write_line
 
+ENVOY = "envoy"
+"""Envoy's name among the children."""
+_CUT = "stopped_with_requests_in_flight"
+_COUNT = re.compile(r'"cut":(\d+)')
 _FATAL = "antiphon: "
 """How the reason begins for which a command ends (`cli.py`)."""
 
@@ -35,7 +41,9 @@ def last_words(lines: Sequence[str]) -> str:
 class ChildOutput:
     """Of all children together."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, heard: Callable[[str], bool] = lambda line: False) -> None:
+        """`heard` is asked of each line of Envoy's whether it was a word to a sidecar, in whose line it will be."""
+        self._heard = heard
         self._console = settings.log.format == "console"
         self._colors = self._console and sys.stderr.isatty()
         self._door = settings.door
@@ -44,6 +52,8 @@ class ChildOutput:
         """From now on a child's reason for its end is forwarded."""
         self.serving: set[str] = set()
         """The names of the workers that said they listen; who starts one again takes its name out."""
+        self.cut = 0
+        """How many requests workers have said that they cut at their end."""
         self.port = 0
         """Where the HTTP door listens, once a worker of it has said so."""
 
@@ -54,6 +64,10 @@ class ChildOutput:
             if self._door == "http":
                 self.port = parse_address(line.removeprefix("ready: http://").removesuffix("/v1"))[1]
             return
+        if name == ENVOY and self._heard(line):
+            return
+        if _CUT in line and (cut := _COUNT.search(line)) is not None:
+            self.cut += int(cut[1])
         is_reason = line.startswith(_FATAL) or (name in self._failing and line.startswith("  "))
         (self._failing.add if is_reason else self._failing.discard)(name)
         if is_reason and not self.everything_is_ready:

@@ -1,7 +1,7 @@
 """What `antiphon up` tells a worker while it runs, and what that answers.
 
 Lives here: both ends of the socket between the two, which is the worker's standard input. Not here: what is told
-(`worker_reload.py`).
+(`worker_reload.py`, `early_ends.py`).
 
 Invariants: nobody else can tell a worker anything; what is told may hold secrets, which travel nowhere else; an answer
 is for the order that it names, however late it comes.
@@ -10,6 +10,7 @@ is for the order that it names, however late it comes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 _LONGEST = 64 << 20
+_MOST_UNREAD = 1 << 20
 
 
 class Orders:
@@ -47,6 +49,18 @@ class Orders:
                     return str(answer["problem"])
         raise ConnectionResetError("it has ended")
 
+    def tell(self, said: dict[str, Any]) -> None:
+        """Say something that nothing comes of; left out where the child takes nothing, or is gone."""
+        line = json.dumps(said).encode() + b"\n"
+        if self._streams is not None:
+            writer = self._streams[1]
+            if writer.transport.get_write_buffer_size() < _MOST_UNREAD and not writer.is_closing():
+                writer.write(line)
+            return
+        # So short a message goes whole, or not at all.
+        with contextlib.suppress(OSError):
+            self._ours.send(line, socket.MSG_DONTWAIT)
+
     def close(self) -> None:
         """The child has ended."""
         if self._streams is not None:
@@ -67,14 +81,16 @@ def own_end() -> socket.socket | None:
 
 
 async def take_orders(ours: socket.socket, obey: Callable[[dict[str, Any]], Awaitable[str]]) -> None:
-    """Obey one after the other till the parent's end is closed; `obey` says what is wrong, or nothing."""
+    """Obey one after the other till the parent's end is closed; `obey` says what is wrong, or nothing. What has no
+    number is not answered."""
     reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_LONGEST)
     try:
         while line := await reader.readline():
             order = json.loads(line)
-            answer = {"number": order["number"], "problem": await obey(order)}
-            writer.write(json.dumps(answer).encode() + b"\n")
-            await writer.drain()
+            problem = await obey(order)
+            if (number := order.get("number")) is not None:
+                writer.write(json.dumps({"number": number, "problem": problem}).encode() + b"\n")
+                await writer.drain()
     except ConnectionError:
         # The parent is gone, which the pipe tells too.
         pass

@@ -1,7 +1,8 @@
 """Other settings for one process while it serves: `serve`, `extproc`, and a worker of `antiphon up`.
 
 Lives here: whom it listens to, and reading its settings by itself where it has no parent. Not here: when
-(`reloading.py`), what may change (`reload_checks.py`), what a parent has it do (`told_settings.py`).
+(`reloading.py`), what may change (`reload_checks.py`), what a parent has it do (`told_settings.py`) and says
+(`early_ends.py`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from antiphon.app.built import App
+from antiphon.commands import early_ends
 from antiphon.commands.flags import settings_of
 from antiphon.commands.orders import own_end, take_orders
 from antiphon.commands.process import StopSignals
@@ -28,7 +31,7 @@ async def reloading(
     if arguments.parent_pipe is None:
         work = _OwnReload(app, arguments, envoy=envoy).run(signals.hangup, file)
     else:
-        work = _obey(app)
+        work = _obey(app, envoy=envoy)
     task = asyncio.get_running_loop().create_task(work)
     try:
         yield
@@ -37,9 +40,17 @@ async def reloading(
         await asyncio.wait({task})
 
 
-async def _obey(app: App) -> None:
-    if (ours := own_end()) is not None:
-        await take_orders(ours, ToldSettings(app).obey)
+async def _obey(app: App, *, envoy: bool) -> None:
+    if (ours := own_end()) is None:
+        return
+    told, ends = ToldSettings(app), app.kept.endings.early
+    if envoy:
+        ends.listen(asyncio.get_running_loop())
+
+    async def obey(order: dict[str, Any]) -> str:
+        return "" if early_ends.take(order, ends) else await told.obey(order)
+
+    await take_orders(ours, obey)
 
 
 class _OwnReload:

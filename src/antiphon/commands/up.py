@@ -28,9 +28,10 @@ import structlog
 
 from antiphon.app.data_folder import prepare_data
 from antiphon.commands.asking import ask, own_tls
-from antiphon.commands.child_output import ChildOutput
+from antiphon.commands.child_output import ENVOY, ChildOutput
 from antiphon.commands.child_settings import envoy_environment, placed_in
 from antiphon.commands.children import Child, ParentPipe, describe_status
+from antiphon.commands.early_ends import pass_on
 from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.commands.flags import settings_file
 from antiphon.commands.listen_address import answers, free_address, join_address
@@ -77,6 +78,8 @@ _HURRY_SECONDS = 0.5
 _MEASURE_SECONDS = 2.0
 _ENVOY_LOG = '{"timestamp":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l","logger":"envoy.%n","message":"%j"}'
 
+_ENVOY_FLUSH_MILLISECONDS = "200"
+
 _T = TypeVar("_T")
 
 
@@ -120,7 +123,7 @@ class _Up:
         self._metrics_at = settings.metrics.listen
         self._pipe = ParentPipe()
         self._workers: list[Supervised] = []
-        self._output = ChildOutput(settings)
+        self._output = ChildOutput(settings, self._pass_on)
         self._envoy: Supervised | None = None
         self._envoy_version = NEWEST
         self._admin: EnvoyAdmin | None = None
@@ -183,8 +186,9 @@ class _Up:
         if drained:
             _log.info("drained")
         else:
-            # Those that a worker had to cut are counted in its own line.
-            _log.warning("stopped_with_requests_in_flight", **await self._in_flight("cut"))
+            # What workers cut each of them has said; what passes through is only Envoy's.
+            passing = sum((await self._in_flight("cut")).values())
+            _log.warning("stopped_with_requests_in_flight", cut=self._output.cut + passing)
         return 0 if drained else 1
 
     async def _in_flight(self, name: str) -> dict[str, int]:
@@ -241,10 +245,10 @@ class _Up:
         async def start() -> Child:
             command, environ = self._envoy_command(binary, folder), envoy_environment(settings)
             return await Child.start(
-                "envoy", command, environ, pipe=self._pipe, write_line=self._output.take, foreign=True
+                ENVOY, command, environ, pipe=self._pipe, write_line=self._output.take, foreign=True
             )
 
-        self._envoy = self._supervise("envoy", start, is_ready=admin.is_live, is_alive=admin.is_live)
+        self._envoy = self._supervise(ENVOY, start, is_ready=admin.is_live, is_alive=admin.is_live)
         await poll(admin.is_live, "Envoy")
         all_healthy = 2 * settings.workers
 
@@ -265,6 +269,8 @@ class _Up:
         whole = bootstrap(settings, sidecars=endpoints(settings), version=self._envoy_version)
         write_private(config, fill_in_secret(to_yaml(whole), settings))
         command = [str(binary), "-c", str(config), "--disable-hot-restart", "--log-level", settings.envoy.log_level]
+        # Sidecars wait for some of its lines, and ten seconds is its default.
+        command += ["--file-flush-interval-msec", _ENVOY_FLUSH_MILLISECONDS]
         if settings.log.format == "json":
             command += ["--log-format", _ENVOY_LOG]
         if settings.envoy.log_level in ("info", "warning"):
@@ -354,6 +360,11 @@ class _Up:
         task.add_done_callback(gave_up)
         return process
 
+    def _pass_on(self, line: str) -> bool:
+        """Whether a line of Envoy's was for the sidecars."""
+        children = [worker.child for worker in self._workers]
+        return pass_on(line, [child.orders for child in children if child is not None and child.orders is not None])
+
     def _processes(self) -> list[Supervised]:
         return [*self._workers, *([self._envoy] if self._envoy is not None else [])]
 
@@ -418,9 +429,8 @@ class _Up:
             await asyncio.wait(ends, timeout=_LATE_SECONDS)
         # What they finished may still be on its way through Envoy.
         if self._admin is not None:
-            while in_flight := await self._admin.requests_in_flight("antiphon", self._hurry()):
+            while await self._admin.requests_in_flight("antiphon", self._hurry()):
                 if self._clock() > last:
-                    _log.warning("cut", requests=in_flight)
                     return False
                 await asyncio.sleep(_POLL_SECONDS)
         # One that knew no signals yet had served nobody.

@@ -121,8 +121,9 @@ class EnvoySettings(Section):
     log_level: Literal["trace", "debug", "info", "warning", "error", "critical", "off"] = "warning"
     """Envoy's own log level."""
     access_log: bool = False
-    """Write Envoy's access log (with token counts) to standard output. (Failures that only Envoy knows of are written
-    in any case.)"""
+    """Write Envoy's access log (with token counts), a line for each request. It is on Envoy's standard output, which
+    `antiphon up` puts into its own log on standard error: lines with `process: envoy`, in Envoy's own form. (Failures
+    that only Envoy knows of are written in any case.)"""
     admin: str = "unix:{data}/envoy-admin.sock"
     """Envoy's admin address: `unix:PATH` or `HOST:PORT`."""
     metrics: str | None = None

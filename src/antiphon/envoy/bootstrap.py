@@ -25,7 +25,7 @@ from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.envoy.clusters import clusters
 from antiphon.envoy.cors import cors_filters, cors_policy
-from antiphon.envoy.failure_lines import failure_lines
+from antiphon.envoy.failure_lines import early_ends, failure_lines
 from antiphon.envoy.local_replies import REQUEST_ID, local_replies
 from antiphon.envoy.messages import FULL_DUPLEX, Config, address, http_filter, listener, router, typed
 from antiphon.envoy.own_metrics import metrics_cluster, metrics_listener
@@ -137,7 +137,7 @@ def connection_manager(settings: Settings) -> Config:
         },
     )
     manager.update(tracing(settings, begins=True))
-    manager["access_log"] = [failure_lines(), *([_access_log()] if settings.envoy.access_log else [])]
+    manager["access_log"] = [failure_lines(), early_ends(), *([_access_log()] if settings.envoy.access_log else [])]
     return manager
 
 

@@ -1,13 +1,14 @@
 """Envoy's own lines about what only Envoy knows: requests that it sends straight to an upstream, and sidecars that do
 not answer.
 
-And about each of several upstreams that failed at a request: Envoy asks the next one; the sidecar sees but the last.
+About each of several upstreams that failed at a request: Envoy asks the next one; the sidecar sees but the last. And
+about relayed streams that ended early: the sidecar sees that they did, and Envoy who it was.
 
 Lives here: which of them, and the fields, which are those of the sidecar's lines (`observability/outcome.py`). Not
 here: the whole access log (`bootstrap.py`), which is switched on by a setting.
 
-A client that leaves is no failure. What an upstream says is not in the line, so an unknown model (404) and a wrong path
-are not told apart: both are the client's until somebody looks.
+What an upstream says is not in the line, so an unknown model (404) and a wrong path are not told apart: both are the
+client's until somebody looks. A sidecar that died leaves no line of what it served, so each such request has one here.
 
 Invariant: a request that the sidecar has a line of has no line `request` here.
 """
@@ -15,20 +16,27 @@ Invariant: a request that the sidecar has a line of has no line `request` here.
 from __future__ import annotations
 
 from antiphon.envoy.messages import Config, typed
+from antiphon.types.transport import ENDED_EARLY
 
 _RESET_BEFORE = "response.code_details.startsWith('upstream_reset_before_response_started')"
 _NO_ANSWER = f"({_RESET_BEFORE} || response.code_details == 'no_healthy_upstream')"
 _CUT = "response.code_details.startsWith('upstream_reset_after_response_started')"
 _PASSED_ON = "xds.route_name.startsWith('model/')"
-# (A stream that a sidecar has begun and must cut ends like this too, with the status that it had: it has a line.)
+# A stream that the sidecar itself must cut ends with an error too, but not with its connection: it has a line.
+_DIED = "(response.code_details.startsWith('ext_proc_error') && response.code_details.contains('upstream_reset'))"
 _NO_SIDECAR = (
     "((response.code == 503 && response.code_details.startsWith('ext_proc_error')) "
-    f"|| (xds.cluster_name == 'sidecar_http' && ({_NO_ANSWER} || {_CUT})))"
+    f"|| {_DIED} || (xds.cluster_name == 'sidecar_http' && ({_NO_ANSWER} || {_CUT})))"
 )
-_LEFT = "response.code_details.startsWith('downstream')"
+_RELAYED = "(xds.route_name.startsWith('translated') || xds.route_name.startsWith('native'))"
+# By the connection's end, or by a reset of HTTP/2's or HTTP/3's stream (`http2.remote_reset`).
+_LEFT = "(response.code_details.startsWith('downstream') || response.code_details.contains('.remote_re'))"
 _CLIENTS = "(response.code in [400, 404, 408, 413, 422])"
 
-_CAUSE = "response.code_details == 'via_upstream' ? 'the upstream answered with this status' : response.code_details"
+_CAUSE = (
+    f"{_DIED} ? 'the sidecar ended in the middle of it' : response.code_details == 'via_upstream' ? "
+    "'the upstream answered with this status' : response.code_details"
+)
 _FAILED = f"{_NO_SIDECAR} || ({_PASSED_ON} && !{_LEFT} && (response.code >= 400 || {_CUT}))"
 _CODE = (
     f"{_NO_SIDECAR} ? 'adapter_unavailable' : {_NO_ANSWER} ? 'upstream_unreachable' : {_CUT} ? 'upstream_cut' : "
@@ -59,6 +67,25 @@ def failure_lines() -> Config:
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
     return _lines("failures", _FAILED, parts)
+
+
+def early_ends() -> Config:
+    """The access log of relayed streams that somebody ended early."""
+    parts = {
+        "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
+        "message": ENDED_EARLY,
+        "level": f"%CEL({_LEFT} ? 'info' : 'warning')%",
+        "door": "envoy",
+        "fault": f"%CEL({_LEFT} ? 'cancelled' : 'upstream')%",
+        "cause": f"%CEL({_LEFT} ? 'the client left' : 'the upstream broke off its answer')%",
+        "details": "%RESPONSE_CODE_DETAILS%",
+        "flags": "%RESPONSE_FLAGS%",
+        "status": "%RESPONSE_CODE%",
+        "seconds": f"%TYPED_CEL({_SECONDS})%",
+        "model": "%DYNAMIC_METADATA(antiphon:model)%",
+        "request_id": "%REQ(X-REQUEST-ID)%",
+    }
+    return _lines("early_ends", f"{_RELAYED} && ({_LEFT} || {_CUT})", parts)
 
 
 def failed_tries(upstream: str, head_seconds: float) -> Config:

@@ -47,9 +47,10 @@ _HEADINGS = {
     "connection_manager": """\
 Options of your HTTP connection manager. Lists are added to yours: early_header_mutation_extensions strips what clients
 must not send; local_reply_config.mappers come before your own, and what they do not name keeps your shape; the
-access_log `failures` tells of what only Envoy knows; with tracing the sidecar's spans are within Envoy's. Options that
-you have already get these values: shorter times end answers that models take long for. Without the path options a
-path such as /v1//responses is matched by none of the routes below.""",
+access_logs `failures` and `early_ends` tell, on Envoy's standard output, of what only Envoy knows, such as whether a
+client left or the upstream broke off (--file-flush-interval-msec: how late); with tracing the sidecar's spans are
+within Envoy's. Options that you have already get these values: shorter times end answers that models take long for.
+Without the path options a path such as /v1//responses is matched by none of the routes below.""",
     "public_listener": """\
 Options of the listener that clients connect to: how long a connection may send nothing, and take nothing of its
 response. (TCP_USER_TIMEOUT is Linux's.)""",

@@ -1,6 +1,7 @@
 """When ended responses are told of: some at a time, where a process serves.
 
-Lives here: who waits, and until when. Not here: what is told (`observation.py`).
+Lives here: who waits, and until when. Not here: what is told (`observation.py`), and the wait for Envoy's word on a
+stream that ended early (`early_ends.py`).
 
 Telling of one response takes half the time among others of its kind that it takes between two pieces of serving, where
 none of its code and data is at hand in the processor; and one write of many lines wakes their reader once. So a
@@ -16,6 +17,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from antiphon.observability.early_ends import EarlyEnds
 from antiphon.observability.logs import lines_together
 
 _SECONDS = 0.05
@@ -29,6 +31,7 @@ class Endings:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: deque[Callable[[], None]] = deque()
         self._timer: asyncio.Handle | None = None
+        self.early = EarlyEnds()
 
     def by_time(self, loop: asyncio.AbstractEventLoop) -> None:
         """From now on tell some at a time."""
@@ -55,6 +58,11 @@ class Endings:
             if self._waiting and self._loop is not None:
                 # One of them failed, which must not be the others' end.
                 self._timer = self._loop.call_soon(self.tell)
+
+    def close(self) -> None:
+        """Tell all, those too that Envoy has yet to speak of: nothing more comes."""
+        self.early.close()
+        self.tell()
 
     async def told(self) -> None:
         """The same, for who can wait."""

@@ -53,10 +53,10 @@ _OUTCOMES = (
 )
 _DOOR = "`relay`, `drive`, `http`, `websocket`, `background`"
 _FAULT = (
-    "whose: `client`, `upstream`, `ours`, `cancelled` (nobody waited any more), `unknown` (a client that left and an "
-    "upstream that broke off look alike), `none`: nothing failed"
+    "whose: `client`, `upstream`, `ours`, `cancelled` (the client left, nobody waited any more), `unknown` (with an "
+    "Envoy of your own: in relay a client that left and an upstream that broke off look alike), `none`: nothing failed"
 )
-_CODE = "the error's `code` as the client got it; empty: it has none; `other`: more than a hundred kinds"
+_CODE = "as in its log line; empty: it has none; `other`: more than a hundred kinds"
 _UPSTREAM = "a name of `upstreams`, or `default`; empty: none was asked"
 _MODEL = (
     "as asked for, once an upstream has answered for it; `other`: more than a hundred, or longer than 256 characters"

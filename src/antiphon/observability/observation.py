@@ -18,20 +18,23 @@ from typing import Any, Final, NamedTuple
 import structlog
 
 from antiphon.config.prices import PriceSettings
-from antiphon.engine.exchange.failure import Failure
+from antiphon.engine.exchange.failure import Failure, ended_early
 from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.ports.actions import Usage
+from antiphon.engine.ports.actions import CancelReason, Usage
 from antiphon.engine.ports.usage import Spent, UsageLedger
+from antiphon.observability.early_ends import EarlyEnd
 from antiphon.observability.endings import Endings
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outcome import with_cause, write_outcome
 from antiphon.observability.response_spans import ResponseSpans
 from antiphon.observability.tallies import NAME_LENGTH
 from antiphon.observability.tracing import Tracer, read_parent
-from antiphon.types.transport import Headers
+from antiphon.types.transport import Headers, UpstreamFault
 
 _log = structlog.get_logger("antiphon.response")
 _OWNER_LENGTH: Final = 12
+_ERRORS: Final = 400
+_UNKNOWN: Final = CancelReason.CONNECTION_ENDED.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +176,9 @@ class Observation:
         if self._ended:
             return
         self._ended = True
-        self.call_ended("cancelled")
         self._metrics.in_flight.dec()
         failure = with_cause(failure or exchange.failure, outcome)
         now = time.perf_counter()
-        if self._spans is not None:
-            self._spans.end(exchange, self.door, self.request_id, outcome, failure)
         ended = _Ended(
             now - self.started,
             outcome,
@@ -190,9 +190,29 @@ class Observation:
             self._streamed(now, exchange.events - 1) if exchange.streaming else None,
             known,
         )
+        if failure is not None and failure.code == _UNKNOWN:
+            asked = partial(self._over_early, ended, exchange, time.time())
+            self._telemetry.endings.early.ask(self.request_id, asked)
+            return
+        self._over(ended, exchange, time.time())
+
+    def _over_early(self, ended: _Ended, exchange: ResponseExchange, at: float, end: EarlyEnd | None) -> None:
+        """Envoy has said who ended the stream, or says nothing."""
+        failure, outcome = ended.failure, ended.outcome
+        if end is not None and failure is not None:
+            failure = ended_early(failure, end.details, end.status, client_left=end.client_left)
+            if not end.client_left:
+                self.call_ended(UpstreamFault.CUT.value)
+                outcome = "error" if failure.status >= _ERRORS else "failed"
+        self._over(ended._replace(failure=failure, outcome=outcome), exchange, at)
+
+    def _over(self, ended: _Ended, exchange: ResponseExchange, at: float) -> None:
+        self.call_ended("cancelled")
+        if self._spans is not None:
+            self._spans.end(exchange, self.door, self.request_id, ended.outcome, ended.failure, at)
         # What an operator should see is told while its cause is at hand.
-        loud = failure is not None or bool(ended.left_out)
-        self._telemetry.endings.add(partial(self._tell, ended, time.time()), now=loud)
+        loud = ended.failure is not None or bool(ended.left_out)
+        self._telemetry.endings.add(partial(self._tell, ended, at), now=loud)
 
     def _streamed(self, now: float, gaps: int) -> tuple[float, float | None] | None:
         """Seconds to the first part, and between two events."""

@@ -104,9 +104,9 @@ class ResponseSpans:
             self._call.set({name: value for name, value in told.items() if value})
 
     def end(
-        self, exchange: ResponseExchange, door: str, request_id: str, outcome: str, failure: Failure | None
+        self, exchange: ResponseExchange, door: str, request_id: str, outcome: str, failure: Failure | None, at: float
     ) -> None:
-        """The response is over."""
+        """The response is over, since that time (seconds of the epoch)."""
         self._close_call()
         told: dict[str, Value] = {
             names.DOOR: door,
@@ -121,7 +121,8 @@ class ResponseSpans:
         if self._content:
             told[names.OUTPUT_MESSAGES] = _answered(exchange.output_items)
         self._span.set({name: value for name, value in told.items() if value != ""})
-        self._span.end((failure.code or failure.fault) if failure is not None and failure.fault != "client" else "")
+        error = (failure.code or failure.fault) if failure is not None and failure.fault != "client" else ""
+        self._span.end(error, int(at * 1e9))
         set_current(None)
 
     def drop(self) -> None:

@@ -17,6 +17,9 @@ OWN_JSON: Final = "antiphon_"
 OWN_STREAM: Final = "antiphon_stream_"
 """How the details of the sidecar's immediate answers begin (Envoy's access log shows them): JSON, an event stream."""
 
+ENDED_EARLY: Final = "stream_ended_early"
+"""The name of Envoy's line about a relayed stream that ended before its time."""
+
 PICKER_REPLY: Final = "picker"
 """What the value of `LOCAL_REPLY` begins with where the endpoint picker had none chosen: then come, after colons, the
 status and the reason."""

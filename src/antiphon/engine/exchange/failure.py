@@ -10,7 +10,7 @@ for credentials before.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from antiphon.engine.exchange.states import State
@@ -126,6 +126,16 @@ def transport_failure(error: UpstreamError | None) -> ApiError:
     mapped = map_transport_error(error)
     mapped.cause = f"{error.fault.value}: {error.detail}"
     return mapped
+
+
+def ended_early(failure: Failure, details: str, status: int, *, client_left: bool) -> Failure:
+    """The failure of a relayed stream (see `CONNECTION_ENDED`), now that Envoy has said who ended it."""
+    status = status or failure.status
+    if client_left:
+        gone = CancelReason.CLIENT_GONE
+        return replace(failure, fault=_ENDED_BY[gone], cause=_CANCELLED[gone], code=gone.value, status=status)
+    cut = transport_failure(UpstreamError(UpstreamFault.CUT, details))
+    return replace(failure, fault="upstream", cause=cut.cause or "", code=cut.code or "", status=status)
 
 
 def cancelled(reason: CancelReason, state: State, upstream: str) -> Failure:
