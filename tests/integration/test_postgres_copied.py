@@ -1,0 +1,17 @@
+"""The PostgreSQL of the tests, copied to where another user can reach it, is whole: it starts where it lies."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tests.support.postgres import copied_programs
+
+
+def test_a_copy_has_all_that_its_programs_need(tmp_path: Path) -> None:
+    programs = copied_programs(tmp_path)
+    for name in ("initdb", "postgres", "pg_isready", "pg_basebackup", "pg_ctl"):
+        done = subprocess.run([programs / name, "--version"], capture_output=True, text=True, env={}, check=False)
+        assert done.stdout.startswith(name), (name, done.stderr)
+    assert programs.is_relative_to(tmp_path)
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in programs.iterdir())
