@@ -20,6 +20,7 @@ from antiphon.stores import Stores, open_stores
 from antiphon.stores.sealed import Bodies, seal_stores
 from tests.contracts.file_contract import OWNER_BYTES
 from tests.contracts.store_contract import CHAIN_ITEMS
+from tests.support.postgres import PATIENT
 
 SEALED = "sealed+"
 BODIES = Bodies([b"sealing-key-of-the-contracts"], seals=True)
@@ -51,7 +52,9 @@ def parameter(*names: str) -> Any:
 
 def settings_of(url: str) -> StateSettings:
     """The settings that name this state."""
-    return StateSettings(url=SecretStr(url.removeprefix(SEALED)), seal=url.startswith(SEALED))
+    return StateSettings(
+        url=SecretStr(url.removeprefix(SEALED)), seal=url.startswith(SEALED), deadline=PATIENT.deadline
+    )
 
 
 async def open_state(url: str, data: Path, **options: Any) -> Stores:

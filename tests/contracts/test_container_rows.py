@@ -18,6 +18,7 @@ from antiphon.stores.postgres.pending_blobs import PostgresPendingRows
 from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
 from antiphon.tools.code_interpreter.records import Records
 from tests.contracts.container_contract import ALICE, LEASE, Age, ContainerRowsContract, made, new
+from tests.support.postgres import PATIENT
 
 
 class TestRecords(ContainerRowsContract):
@@ -44,7 +45,7 @@ class TestRecords(ContainerRowsContract):
 class TestPostgres(ContainerRowsContract):
     @pytest.fixture
     async def database(self, postgres_url: str) -> AsyncIterator[Database]:
-        async with aclosing(Database(postgres_url)) as opened:
+        async with aclosing(Database(postgres_url, PATIENT)) as opened:
             yield opened
 
     @pytest.fixture
@@ -53,7 +54,7 @@ class TestPostgres(ContainerRowsContract):
 
     @pytest.fixture
     async def peer(self, postgres_url: str) -> AsyncIterator[ContainerRows]:
-        async with aclosing(Database(postgres_url)) as opened:
+        async with aclosing(Database(postgres_url, PATIENT)) as opened:
             yield PostgresContainerRows(opened)
 
     @pytest.fixture

@@ -22,14 +22,14 @@ from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.pending_blobs import PostgresPendingRows
 from tests.contracts.file_contract import OWNER_BYTES, FileStoreContract, content, fields, keep
 from tests.contracts.store_contract import ALICE, BOB
-from tests.support.postgres import PostgresServer, blocked
+from tests.support.postgres import PATIENT, PostgresServer, blocked
 
 OVERDUE = "UPDATE pending_blobs SET lease_until = now() - interval '1 second' WHERE lease_until > '-infinity'"
 
 
 @asynccontextmanager
 async def opened(url: str, folder: Path) -> AsyncIterator[KeptFiles]:
-    database, blobs = Database(url), DiskBlobs(folder)
+    database, blobs = Database(url, PATIENT), DiskBlobs(folder)
     rows = PostgresFileRows(database, keys=PostgresIdempotency(database), owner_bytes=OWNER_BYTES)
     files = KeptFiles(rows, PendingBlobs(PostgresPendingRows(database), blobs, lease=900.0), blobs)
     yield files

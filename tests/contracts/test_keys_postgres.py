@@ -13,12 +13,13 @@ from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from tests.contracts.key_contract import ONCE, IdempotencyContract
 from tests.contracts.store_contract import ALICE
+from tests.support.postgres import PATIENT
 
 
 class _OnPostgres(IdempotencyContract):
     @pytest.fixture
     async def database(self, postgres_url: str) -> AsyncIterator[Database]:
-        async with aclosing(Database(postgres_url)) as database:
+        async with aclosing(Database(postgres_url, PATIENT)) as database:
             yield database
 
     @pytest.fixture
@@ -58,5 +59,5 @@ class TestPostgresKeys(_OnPostgres):
 class TestTwoPostgresStoresOfKeys(_OnPostgres):
     @pytest.fixture
     async def peer(self, postgres_url: str) -> AsyncIterator[IdempotencyStore]:
-        async with aclosing(Database(postgres_url)) as database:
+        async with aclosing(Database(postgres_url, PATIENT)) as database:
             yield PostgresIdempotency(database)

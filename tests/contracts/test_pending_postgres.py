@@ -10,6 +10,7 @@ import pytest
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.pending_blobs import KEEP, LET_GO, PostgresPendingRows
 from tests.contracts.pending_contract import Keep, LetGo, PendingRowsContract, RunOut
+from tests.support.postgres import PATIENT
 
 OVERDUE = "UPDATE pending_blobs SET lease_until = now() - interval '1 second' WHERE lease_until > '-infinity'"
 
@@ -17,7 +18,7 @@ OVERDUE = "UPDATE pending_blobs SET lease_until = now() - interval '1 second' WH
 class TestPendingRows(PendingRowsContract):
     @pytest.fixture
     async def database(self, postgres_url: str) -> AsyncIterator[Database]:
-        async with aclosing(Database(postgres_url)) as database:
+        async with aclosing(Database(postgres_url, PATIENT)) as database:
             yield database
 
     @pytest.fixture
@@ -26,7 +27,7 @@ class TestPendingRows(PendingRowsContract):
 
     @pytest.fixture
     async def peer(self, postgres_url: str) -> AsyncIterator[PostgresPendingRows]:
-        async with aclosing(Database(postgres_url)) as database:
+        async with aclosing(Database(postgres_url, PATIENT)) as database:
             yield PostgresPendingRows(database)
 
     @pytest.fixture

@@ -12,6 +12,7 @@ from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.prompts import PostgresPromptStore
 from tests.contracts.test_prompt_store import PromptStoreContract
+from tests.support.postgres import PATIENT
 
 
 def _store(database: Database) -> PostgresPromptStore:
@@ -21,7 +22,7 @@ def _store(database: Database) -> PostgresPromptStore:
 class _OnPostgres(PromptStoreContract):
     @pytest.fixture
     async def store(self, postgres_url: str) -> AsyncIterator[PromptStore]:
-        async with aclosing(Database(postgres_url)) as database:
+        async with aclosing(Database(postgres_url, PATIENT)) as database:
             yield _store(database)
 
 
@@ -34,5 +35,5 @@ class TestPostgresPrompts(_OnPostgres):
 class TestTwoPostgresStoresOfPrompts(_OnPostgres):
     @pytest.fixture
     async def peer(self, store: PromptStore, postgres_url: str) -> AsyncIterator[PromptStore]:
-        async with aclosing(Database(postgres_url)) as database:
+        async with aclosing(Database(postgres_url, PATIENT)) as database:
             yield _store(database)

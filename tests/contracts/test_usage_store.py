@@ -12,6 +12,7 @@ from antiphon.engine.ports.usage import UsageStore, UsageSum
 from antiphon.stores import Stores
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.usage import PostgresUsageStore
+from tests.support.postgres import PATIENT
 
 
 def _sum(day: str, owner: str, model: str, upstream: str, number: int) -> UsageSum:
@@ -77,5 +78,5 @@ class TestUsage(UsageStoreContract):
 class TestPostgresUsage(UsageStoreContract):
     @pytest.fixture
     async def store(self, postgres_url: str) -> AsyncIterator[UsageStore]:
-        async with aclosing(Database(postgres_url)) as database:
+        async with aclosing(Database(postgres_url, PATIENT)) as database:
             yield PostgresUsageStore(database)

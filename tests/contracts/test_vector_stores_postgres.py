@@ -11,6 +11,7 @@ from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from tests.contracts.vector_store_contract import VectorStoreContract
+from tests.support.postgres import PATIENT
 
 # What is true of an hour ago is true when an hour has passed.
 PASSES = (
@@ -43,7 +44,7 @@ def opened(database: Database, url: str) -> PostgresVectorDatabase:
 
 @pytest.fixture
 async def database(postgres_url: str) -> AsyncIterator[Database]:
-    async with aclosing(Database(postgres_url)) as database:
+    async with aclosing(Database(postgres_url, PATIENT)) as database:
         yield database
 
 
@@ -66,7 +67,10 @@ async def there(
     if request.param == "the same":
         yield here
         return
-    async with aclosing(Database(postgres_url)) as database, aclosing(opened(database, postgres_url)) as stores:
+    async with (
+        aclosing(Database(postgres_url, PATIENT)) as database,
+        aclosing(opened(database, postgres_url)) as stores,
+    ):
         yield stores
 
 

@@ -24,7 +24,7 @@ from antiphon.stores.sqlite.vector_database import open_vector_database
 from antiphon.types.search import Filter
 from tests.contracts.made_up_vectors import MODEL, clustered, filled
 from tests.contracts.vector_store_contract import ALICE, claim, ingest, make, sweep
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PATIENT, PostgresServer
 
 WIDTH = 24
 STORE = "vs_one"
@@ -46,7 +46,7 @@ async def open_here(postgres_url: str) -> AsyncIterator[Opener]:
     async with AsyncExitStack() as stack:
 
         async def opened(exact: int = 20_000, url: str = postgres_url) -> PostgresVectorDatabase:
-            database = await stack.enter_async_context(aclosing(Database(url)))
+            database = await stack.enter_async_context(aclosing(Database(url, PATIENT)))
             stores = open_vectors(database, PostgresIdempotency(database), direct_url=url, exact=exact)
             return await stack.enter_async_context(aclosing(stores))
 

@@ -28,7 +28,7 @@ from antiphon.stores.postgres.failures import connecting_failed
 from antiphon.stores.postgres.index_check import indexes_of, lost_indexes
 from antiphon.stores.postgres.migrate import migrate, packaged_steps
 from antiphon.stores.postgres.server_check import Server, wrong
-from tests.support.postgres import Pooler, PostgresServer, free_port, pooler_program
+from tests.support.postgres import PATIENT, Pooler, PostgresServer, free_port, pooler_program
 
 CANARY = "canary-" + "p" * 20
 SECRETS = {"owner": {"key": "owner-" + CANARY}, "sealing": {"keys": ["seal-" + CANARY]}}
@@ -310,7 +310,7 @@ async def test_an_index_that_is_gone_is_named_with_what_makes_it_again(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = indexes_of(packaged_steps())
-    async with aclosing(Database(url)) as database:
+    async with aclosing(Database(url, PATIENT)) as database:
         there = "SELECT indexname FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'schema_migrations'"
         assert {row[0] for row in await database.fetch(there)} == set(made), "the steps' text was read otherwise"
         said, _ = await doctor(tmp_path, capsys, url)

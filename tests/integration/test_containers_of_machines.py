@@ -26,6 +26,7 @@ from antiphon.tools.code_interpreter.mirror import Mirror
 from antiphon.tools.code_interpreter.owner_data import OwnersContainers
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_sandbox import MemorySandbox
+from tests.support.postgres import PATIENT
 
 OWNER = "b:alice"
 REQUEST = ContainerRequest("n", 1 << 30, 600.0)
@@ -86,7 +87,7 @@ class Setup:
 @pytest.fixture
 async def setup(postgres_url: str, tmp_path: Path) -> AsyncIterator[Setup]:
     async with AsyncExitStack() as opened:
-        database = await opened.enter_async_context(aclosing(Database(postgres_url)))
+        database = await opened.enter_async_context(aclosing(Database(postgres_url, PATIENT)))
         made = Setup(database, tmp_path)
         await opened.enter_async_context(aclosing(made.pending))
         for rooms in made.rooms:

@@ -21,7 +21,7 @@ from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps, undo
 from antiphon.stores.schema_steps import Step
 from antiphon.stores.schemas import check_migrated
-from tests.support.postgres import PostgresServer, blocked
+from tests.support.postgres import PATIENT, PostgresServer, blocked
 
 ONE = Step(1, "0001_one.sql", "CREATE TABLE one (n integer)")
 TWO = Step(2, "0002_two.sql", "-- serves: 1\nALTER TABLE one ADD COLUMN more text", "ALTER TABLE one DROP COLUMN more")
@@ -37,7 +37,7 @@ async def url(postgres: PostgresServer) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def database(url: str) -> AsyncIterator[Database]:
-    database = Database(url)
+    database = Database(url, PATIENT)
     yield database
     await database.aclose()
 

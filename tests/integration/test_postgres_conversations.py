@@ -17,7 +17,7 @@ from antiphon.stores.postgres.conversations import PostgresConversationStore
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from tests.contracts.store_contract import ALICE, ids, item
-from tests.support.postgres import PostgresServer, blocked
+from tests.support.postgres import PATIENT, PostgresServer, blocked
 
 NO_METADATA = b"{}"
 ADD_JOB = """
@@ -54,7 +54,7 @@ async def url(postgres: PostgresServer) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def database(url: str) -> AsyncIterator[Database]:
-    async with aclosing(Database(url)) as database:
+    async with aclosing(Database(url, PATIENT)) as database:
         yield database
 
 
@@ -173,7 +173,7 @@ async def test_places_go_on_behind_those_of_a_deleted_conversation(
 
 
 async def test_many_that_make_one_conversation_make_it_once(store: PostgresConversationStore, url: str) -> None:
-    async with aclosing(Database(url)) as second:
+    async with aclosing(Database(url, PATIENT)) as second:
         peer = PostgresConversationStore(
             second, keys=PostgresIdempotency(second), max_items=100, history_bytes=1 << 20, page_bytes=1 << 20
         )

@@ -14,7 +14,7 @@ from antiphon.errors import StoreError
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps
 from antiphon.stores.postgres.server_check import check_server
-from tests.support.postgres import PostgresServer, free_port
+from tests.support.postgres import PATIENT, PostgresServer, free_port
 
 ADD = "INSERT INTO sweeps (what, due_at) VALUES ($1, now())"
 COUNT = "SELECT count(*) FROM sweeps"
@@ -36,7 +36,7 @@ async def url(postgres: PostgresServer) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def database(url: str) -> AsyncIterator[Database]:
-    database = Database(url)
+    database = Database(url, PATIENT)
     yield database
     await database.aclose()
 
@@ -294,7 +294,7 @@ async def test_closed_it_refuses_and_may_be_closed_again(database: Database) -> 
 
 async def test_eight_that_start_at_once_make_one_schema(postgres: PostgresServer) -> None:
     url = await postgres.new_database(empty=True)
-    several = [Database(url) for _ in range(8)]
+    several = [Database(url, PATIENT) for _ in range(8)]
     steps = packaged_steps()
     done = await asyncio.gather(*[migrate(one, steps) for one in several])
     assert sorted(step.version for part in done for step in part) == [step.version for step in steps]

@@ -28,7 +28,7 @@ from antiphon.stores.said import Wanted
 from antiphon.stores.state_report import examine_state
 from tests.contracts.file_contract import fields, keep
 from tests.contracts.store_contract import ALICE, BOB, item, record
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PATIENT, PostgresServer
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ async def url(postgres: PostgresServer) -> AsyncIterator[str]:
 
 @pytest.fixture
 def state(url: str) -> StateSettings:
-    return StateSettings(url=SecretStr(url))
+    return StateSettings(url=SecretStr(url), deadline=PATIENT.deadline)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ async def test_what_a_database_and_its_server_say_of_themselves(stores: Stores, 
     assert 0 < max(said.tables.values()) < sum(said.tables.values()) < said.size
     assert said.connections["active"] >= 1 and said.most_connections is not None
     assert sum(said.connections.values()) <= said.most_connections
-    async with aclosing(Database(url)) as other:
+    async with aclosing(Database(url, PATIENT)) as other:
 
         async def hold(connection: Connection) -> int:
             """What is seen while a transaction is open and others begin and end."""
@@ -120,7 +120,7 @@ async def test_an_owner_is_full_at_the_limit(stores: Stores, url: str) -> None:
     """Whatever connections have counted it."""
     for n in range(8):
         await stores.responses.save(record(f"r{n}"))
-    async with aclosing(Database(url)) as database:
+    async with aclosing(Database(url, PATIENT)) as database:
         ((total,),) = await database.fetch("SELECT sum(own_bytes)::bigint FROM responses")
         await PostgresOwnerRoom(database, total + 1).check(ALICE)
         with pytest.raises(OwnerFull):
@@ -165,7 +165,7 @@ async def test_an_owners_data_are_counted_exported_and_deleted(
 
 
 async def test_every_table_with_an_owner_is_known_to_operators(stores: Stores, url: str) -> None:
-    async with aclosing(Database(url)) as database:
+    async with aclosing(Database(url, PATIENT)) as database:
         rows = await database.fetch(
             "SELECT table_name::text FROM information_schema.columns WHERE column_name = 'owner' "
             "AND table_schema = current_schema()"

@@ -26,7 +26,7 @@ from tests.contracts.file_contract import fields, keep
 from tests.contracts.job_contract import MOST, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE, record
 from tests.integration.test_postgres_conversations import ADD_JOB
-from tests.support.postgres import PostgresServer
+from tests.support.postgres import PATIENT, PostgresServer
 from tests.support.postgres_stores import TurnStores, turn_stores
 
 _TABLES = ("responses", "response_items", "response_events", "conversations", "conversation_items")
@@ -319,7 +319,8 @@ async def test_events_jobs_and_files_are_timed_by_the_database(
     for name in ("young", "old"):
         assert await stores.background.finish(ONE, replace(finished(name), completed_at=wrong), piece(2, 2))
     assert await _retention(stores, events=3600).sweep() == (0, 0, 1)
-    async with aclosing(await open_stores(StateSettings(url=SecretStr(url)), tmp_path, chain_items=9)) as opened:
+    patient = StateSettings(url=SecretStr(url), deadline=PATIENT.deadline)
+    async with aclosing(await open_stores(patient, tmp_path, chain_items=9)) as opened:
         await keep(opened.files, fields("young", at=wrong, expires_at=wrong + 60), b"x")
         await keep(opened.files, fields("old", at=wrong - 60, expires_at=wrong - 1), b"x")
         assert await opened.files.get(ALICE, "file-young") is not None

@@ -22,7 +22,7 @@ from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, ope
 from tests.contracts.vector_store_contract import ALICE, claim, ingest, make, sweep
 from tests.integration.test_vector_stores_app import ask, ingested, opened, upload
 from tests.support.embeddings_server import open_embeddings_server
-from tests.support.postgres import PostgresServer, blocked
+from tests.support.postgres import PATIENT, PostgresServer, blocked
 
 STORE, FILE, BATCH = "vs_one", "file-1", "vsfb_1"
 DOCUMENTS = {"birds": b"Swifts fly for months.", "planes": b"The plane."}
@@ -39,7 +39,7 @@ async def url(postgres: PostgresServer) -> AsyncIterator[str]:
 @pytest.fixture
 async def here(url: str) -> AsyncIterator[PostgresVectorDatabase]:
     async with (
-        aclosing(Database(url)) as database,
+        aclosing(Database(url, PATIENT)) as database,
         aclosing(open_vectors(database, PostgresIdempotency(database), direct_url=url)) as stores,
     ):
         yield stores
@@ -279,7 +279,7 @@ async def test_many_processes_that_use_a_store_write_that_down_once_a_minute(
     await here.table.database.write("UPDATE vector_stores SET last_active_at = last_active_at - 61000")
     versions = set()
     for _ in range(3):
-        async with aclosing(Database(url)) as database:
+        async with aclosing(Database(url, PATIENT)) as database:
             await open_vectors(database, PostgresIdempotency(database), direct_url=url).index.touch(ALICE, [STORE])
         versions.add(await row())
     ((_, used),) = versions

@@ -25,10 +25,13 @@ from typing import Any
 
 import asyncpg
 
-from antiphon.stores.postgres.database import Database
+from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import migrate, packaged_steps
 
 _START_SECONDS = 60.0
+PATIENT = DatabaseLimits(deadline=_START_SECONDS, connect=_START_SECONDS)
+"""For tests of what a database keeps and says: how soon a busy machine lets it answer is not what they are about."""
+
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
 unix_socket_directories = '{folder}'
@@ -222,7 +225,7 @@ class PostgresServer:
         if not empty and not self._template:
             await self._statement("DROP DATABASE IF EXISTS antiphon_template")
             await self._statement("CREATE DATABASE antiphon_template")
-            made = Database(self.url("antiphon_template"))
+            made = Database(self.url("antiphon_template"), PATIENT)
             await migrate(made, packaged_steps())
             await made.aclose()
             self._template = True

@@ -29,7 +29,7 @@ from antiphon.config.reading import SecretStr
 from antiphon.config.state import StateSettings
 from antiphon.stores import StoreOptions, Stores, open_stores
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
-from tests.support.postgres import Pooler, PostgresServer
+from tests.support.postgres import PATIENT, Pooler, PostgresServer
 
 T = TypeVar("T")
 Kind = Literal["sqlite", "postgresql", "pgbouncer"]
@@ -114,7 +114,8 @@ async def state_environ(folder: Path) -> dict[str, str]:
 
 async def open_state(folder: Path, **options: Unpack[StoreOptions]) -> Stores:
     """The stores of this data folder."""
-    return await open_stores(StateSettings(url=SecretStr(await state_url(folder))), folder, **options)
+    state = StateSettings(url=SecretStr(await state_url(folder)), deadline=PATIENT.deadline)
+    return await open_stores(state, folder, **options)
 
 
 def look(folder: Path, sql: str, *parameters: Any) -> list[Any]:
