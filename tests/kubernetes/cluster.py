@@ -70,18 +70,17 @@ class Place:
     async def kubectl(self, *arguments: str, given: str = "", seconds: float = 300.0) -> str:
         return await run("kubectl", "-n", self.namespace, *arguments, given=given, seconds=seconds)
 
-    async def helm(self, verb: str, image: str, *arguments: str, seconds: float = 300.0) -> str:
-        """Install or upgrade, and wait until all pods are ready."""
+    async def helm(self, verb: str, image: str, seconds: float = 300.0, **changes: Any) -> str:
+        """Install or upgrade, with these values changed, and wait until all pods are ready."""
         repository, _, tag = image.rpartition(":")
-        values = {**self.values, "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"}}
+        values = {**self.values, **changes, "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"}}
         command = ["helm", verb, "antiphon", str(CHART), "-n", self.namespace, "--values", "-", "--wait"]
-        command += ["--timeout", f"{seconds:g}s", *arguments]
+        command += ["--timeout", f"{seconds:g}s"]
         return await run(*command, given=yaml.safe_dump(values), seconds=seconds + 30)
 
     async def test(self) -> str:
-        """`helm test`; what its pod said."""
-        await run("helm", "test", "antiphon", "-n", self.namespace, "--timeout", "120s")
-        return await self.kubectl("logs", "antiphon-test")
+        """`helm test`; what helm said."""
+        return await run("helm", "test", "antiphon", "-n", self.namespace, "--timeout", "120s")
 
     async def begin(self, secret: Mapping[str, str]) -> None:
         """A new namespace with a Secret, a chat server and the clients' program."""
@@ -131,6 +130,10 @@ class Place:
             for one in told["items"]
         ]
         return len(ready) == replicas and all(ready)
+
+    async def python(self, program: str, *arguments: str) -> str:
+        """What a program prints that runs beside the clients."""
+        return await self.kubectl("exec", "load", "--", "python3", "-c", program, *arguments)
 
     async def load(self, **counts: int) -> None:
         """Start the clients, and wait until they run."""

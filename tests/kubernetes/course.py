@@ -18,11 +18,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.kubernetes.cluster import Place, Wrong, eventually, process_of
+from tests.kubernetes.database import Reachable
 
 _WARM, _REST = 8.0, 3.0
 # Words come half a second apart: streams of 5 s, and of 20.
 _LOAD = {"words": 10, "long": 40}
-PARTS = ("unnoticed", "failures")
+PARTS = ("unnoticed", "changes", "failures")
+_AWAY_SECONDS = 33
+# What needs no database, asked each second: how often it was not answered.
+_WITHOUT_STORE = """
+import json, sys, time, urllib.request
+asked, failed, head = 0, [], {"authorization": "Bearer load", "content-type": "application/json"}
+body = json.dumps({"model": "demo", "input": "count to 2", "store": False}).encode()
+end = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end:
+    for path, data in (("/v1/responses", body), ("/v1/models", None)):
+        asked += 1
+        try:
+            urllib.request.urlopen(urllib.request.Request("http://antiphon" + path, data, head), timeout=20).read()
+        except OSError as error:
+            failed.append(f"{path}: {error}")
+    time.sleep(1)
+print(json.dumps([asked, failed]))
+"""
 
 
 @dataclass
@@ -54,8 +72,8 @@ class Course:
     following: str
     streams: int
     others: int
-    restart_database: Callable[[], Awaitable[float]] | None = None
-    """Restarts it; how many seconds it was away. None: it is somebody else's."""
+    database: Reachable | None = None
+    """None: it is somebody else's."""
     parts: Collection[str] = PARTS
     stages: list[Stage] = field(default_factory=list)
     told: Callable[[Stage], None] = print
@@ -66,6 +84,12 @@ class Course:
             return
         if "unnoticed" in self.parts:
             await self._all_unnoticed()
+        if "changes" in self.parts:
+            if self.place.shape != "gateway":
+                await self._unnoticed("`helm upgrade` to another shape and back", self._switched)
+            await self._kill(
+                "`helm upgrade` that fails, and `kill -9` of an Antiphon that serves", self._failed_upgrade
+            )
         if "failures" in self.parts:
             await self._failures()
 
@@ -93,13 +117,15 @@ class Course:
         if self.place.shape != "http":
             component = "envoy" if self.place.shape == "gateway" else "server"
             await self._kill("`kill -9` of Envoy", lambda: self._killed(component, "envoy"))
+            await self._kill("Envoy stands still (SIGSTOP)", lambda: self._killed(component, "envoy", signal.SIGSTOP))
         await self._kill("Antiphon stands still (SIGSTOP)", lambda: self._killed("server", "antiphon", signal.SIGSTOP))
-        if (restart := self.restart_database) is not None:
+        if (database := self.database) is not None:
 
             async def restarted() -> str:
-                return f"nobody could connect for {await restart():.1f} s"
+                return f"nobody could connect for {await database.restart():.1f} s"
 
             await self._kill("PostgreSQL is restarted", restarted)
+            await self._kill(f"PostgreSQL stands still for {_AWAY_SECONDS} s", lambda: self._away(database))
 
     @property
     def _components(self) -> tuple[str, ...]:
@@ -204,7 +230,51 @@ class Course:
         back = await eventually("all pods are ready", lambda: self.place.settled(2))
         return f"two pods ready again after {back:.0f} s"
 
+    async def _switched(self) -> str:
+        """To the other shape whose pods are one Deployment, and back."""
+        other = "http" if self.place.shape == "sidecar" else "sidecar"
+        for shape in (other, self.place.shape):
+            before = {one["metadata"]["name"] for one in await self.place.pods()}
+            await self.place.helm("upgrade", self.image, shape=shape)
+            await eventually("the old pods are gone", lambda: self.place.all_gone(before), 660)  # noqa: B023
+        return f"to `{other}` and back"
+
+    async def _failed_upgrade(self) -> str:
+        """Settings that the schema takes and Antiphon does not; then a pod that serves must start again."""
+        wrong = {**self.place.values["settings"], "models": [{"match": "*", "upstream": "nobody"}]}
+        state = {"kind": "postgresql", "migrate": "auto"}
+        try:
+            await self.place.helm("upgrade", self.image, seconds=40, settings=wrong, state=state)
+        except Wrong:
+            pass
+        else:
+            raise Wrong("an upgrade to wrong settings succeeded")
+        back = await self._killed_and_back("server", "antiphon", signal.SIGKILL)
+        await self.place.helm("upgrade", self.image)
+        await eventually("all pods are ready", lambda: self.place.settled(2), 660)
+        return f"it was back after {back:.0f} s"
+
+    async def _away(self, database: Reachable) -> str:
+        """No pod may become unready, and what needs no database is served."""
+
+        async def look() -> tuple[int, list[str]]:
+            asked, failed = json.loads(await self.place.python(_WITHOUT_STORE, str(_AWAY_SECONDS)))
+            if not await self.place.settled(2):
+                failed.append("a pod is not ready")
+            return asked, failed
+
+        asked, failed = await database.stand_still(look())
+        if failed:
+            raise Wrong(f"{len(failed)} of {asked} requests that need no database failed: {failed[:3]}")
+        return f"without the database: {asked} requests, 0 failed; all pods ready"
+
     async def _killed(self, component: str, container: str, how: signal.Signals = signal.SIGKILL) -> str:
+        back = await self._killed_and_back(component, container, how)
+        await eventually("all pods are ready", lambda: self.place.settled(2))
+        return f"it was back after {back:.0f} s"
+
+    async def _killed_and_back(self, component: str, container: str, how: signal.Signals) -> float:
+        """Kill a container of the oldest pod; the seconds until it is ready again."""
         pod = (await self.place.pods(component))[0]
         status: dict[str, Any] = pod["status"]
         every = [*status["containerStatuses"], *status.get("initContainerStatuses", [])]
@@ -220,6 +290,4 @@ class Course:
             (now,) = (one for one in all_now if one["name"] == container)
             return bool(now["ready"] and now["restartCount"] > found["restartCount"])
 
-        back = await eventually("the container runs again", started_again)
-        await eventually("all pods are ready", lambda: self.place.settled(2))
-        return f"it was back after {back:.0f} s"
+        return await eventually("the container runs again", started_again)

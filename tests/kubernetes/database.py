@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tests.support.postgres import PostgresServer
 
 _NAME = "antiphon"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,14 @@ class Reachable:
         await asyncio.to_thread(self.server.stop)
         await asyncio.to_thread(self.server.start)
         return time.monotonic() - begun
+
+    async def stand_still(self, during: Awaitable[T]) -> T:
+        """All of its processes are stopped, as on a host that hangs, until that is done."""
+        self.server.freeze()
+        try:
+            return await during
+        finally:
+            self.server.thaw()
 
 
 @asynccontextmanager

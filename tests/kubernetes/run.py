@@ -81,19 +81,19 @@ async def _main(given: argparse.Namespace) -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     good = _refused()
     async with AsyncExitStack() as opened:
-        state, restart = given.state_url, None
+        state, database = given.state_url, None
         if state is None:
             address = "{.items[0].status.addresses[?(@.type=='InternalIP')].address}"
             host = await run("kubectl", "get", "nodes", "-o", f"jsonpath={address}")
             database = await opened.enter_async_context(reachable_postgres(host, SHAPES))
-            state, restart = database.url, database.restart
+            state = database.url
         for shape in given.shapes:
             place = Place(shape, f"{given.namespace}-{shape}", _values(shape, given.envoy), given.image)
             print(f"\n### `shape: {shape}`\n\n{_HEAD}", flush=True)
             try:
                 # A database for each: their keys are others.
                 await place.begin({"state.url": f"{state}/{shape}"})
-                course = Course(place, given.image, given.next, given.streams, given.others, restart, given.parts)
+                course = Course(place, given.image, given.next, given.streams, given.others, database, given.parts)
                 course.told = lambda stage: print(row(stage), flush=True)
                 await course.run()
                 good = good and all(stage.good for stage in course.stages)
@@ -115,7 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--envoy", default="docker.io/envoyproxy/envoy:v1.40.0", help="Envoy's image")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES)
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what nobody may notice, and what fails"
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        help="what nobody may notice, changes that do not go well, and what fails",
     )
     parser.add_argument(
         "--state-url",
