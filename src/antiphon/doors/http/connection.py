@@ -85,7 +85,11 @@ class DoorServer(web.Server):
         return Connection(self, self._options)
 
     def _request(self, *given: Any) -> web.BaseRequest:
-        return _Request(*given, asyncio.get_running_loop(), leaving=self._leaving)
+        request = _Request(*given, asyncio.get_running_loop(), leaving=self._leaving)
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        connection.request_begins()
+        return request
 
     @property
     def open(self) -> int:
@@ -144,25 +148,34 @@ class _Request(web.BaseRequest):
 class Connection(web.RequestHandler):
     """One connection: bytes that are no HTTP get an OpenAI error object, and silence ends."""
 
-    __slots__ = ("_begun", "_begun_at", "_door", "_head_timer", "_heard_at", "_send_timer", "promised")
+    __slots__ = (
+        *("_answered", "_begun", "_begun_requests", "_clock", "_door", "_has_spoken", "_head_timer", "_heard_at"),
+        *("_send_timer", "answered_at", "promised"),
+    )
 
     def __init__(self, door: DoorServer, options: dict[str, Any]) -> None:
-        super().__init__(door, loop=asyncio.get_running_loop(), **options)
+        loop = asyncio.get_running_loop()
+        super().__init__(door, loop=loop, **options)
+        self._clock = loop
         self._door = door
         self._head_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
-        # The first bytes of the head that is being read, and how many requests came before it.
+        # Requests that were taken up, and those of them whose answer is written.
+        self._begun_requests = self._answered = 0
+        # Whether anything came since the last answer, and the first bytes of that.
+        self._has_spoken = False
         self._begun = b""
-        self._begun_at = -1
         self._heard_at = 0.0
+        self.answered_at = 0.0
+        """By the loop's clock: when the last answer was over."""
         self.promised = False
         """Whether its next request is served although no more are admitted."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(GatheringTransport(cast(asyncio.Transport, transport), self._loop))
+        super().connection_made(GatheringTransport(cast(asyncio.Transport, transport), self._clock))
         self._door.opened(self)
-        self._heard_at = self._loop.time()
-        self._head_timer = self._loop.call_later(self._door.head_seconds, self._head_is_late)
+        self._heard_at = self._clock.time()
+        self._head_timer = self._clock.call_later(self._door.head_seconds, self._head_is_late)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._door.closed(self)
@@ -172,39 +185,50 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._begun_at != self._request_count and not self._request_in_progress and not self._messages:
-            self._begun, self._begun_at = data[:5], self._request_count
-        self._heard_at = self._loop.time()
+        # Empty it is aiohttp's own call, to read on in what it has.
+        if data:
+            if not self._has_spoken and self._answered == self._begun_requests:
+                self._begun = data[:5]
+                self._has_spoken = True
+            self._heard_at = self._clock.time()
         super().data_received(data)
+
+    def request_begins(self) -> None:
+        """A request of it is taken up, or what came in the place of one."""
+        self._begun_requests += 1
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Write the rest of an answer. One that cannot be written whole ends the connection."""
+        finished = await super().finish_response(request, resp, start_time)
+        self._answered = self._begun_requests
+        self._has_spoken = False
+        self.answered_at = self._clock.time()
+        return finished
 
     @property
     def is_idle(self) -> bool:
         """Whether it was answered and nothing has come since."""
-        waits = self._waiter is not None and not self._messages
-        return waits and self._request_count > 0 and self._begun_at != self._request_count
-
-    @property
-    def answered_at(self) -> float:
-        """By the loop's clock (and a constant): when the last answer was over."""
-        return self._next_keepalive_close_time
+        return self._answered > 0 and self._answered == self._begun_requests and not self._has_spoken
 
     @property
     def heard_at(self) -> float:
         """By the loop's clock: when its client last said anything or was told the end of an answer; now, while it is
         being answered."""
-        if self._waiter is None:
-            return self._loop.time()
-        return max(self._heard_at, self._next_keepalive_close_time - self.keepalive_timeout)
+        if self._answered != self._begun_requests:
+            return self._clock.time()
+        return max(self._heard_at, self.answered_at)
 
     def _head_is_late(self) -> None:
-        if self._request_count == 0:
+        if self._begun_requests == 0:
             self.force_close()
 
     # What is written and not taken
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._send_timer = self._loop.call_later(self._door.send_seconds, self._is_stuck)
+        self._send_timer = self._clock.call_later(self._door.send_seconds, self._is_stuck)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -215,9 +239,9 @@ class Connection(web.RequestHandler):
     def hurry(self) -> None:
         """The limit has become shorter."""
         timer, seconds = self._send_timer, self._door.send_seconds
-        if timer is not None and timer.when() > self._loop.time() + seconds:
+        if timer is not None and timer.when() > self._clock.time() + seconds:
             timer.cancel()
-            self._send_timer = self._loop.call_later(seconds, self._is_stuck)
+            self._send_timer = self._clock.call_later(seconds, self._is_stuck)
 
     def _is_stuck(self) -> None:
         if self.transport is not None:
