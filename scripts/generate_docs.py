@@ -175,7 +175,13 @@ _DIFFERENCES = """
   404 in `/v1/containers`, and a 400 in a request that names it.
 - A conversation that is busy is a 409 `conversation_locked` (OpenAI: 400 with the same code; its SDKs try again after a
   409), one that does not exist a 404 `conversation_not_found`. What failed, was cancelled or has `store: false` adds
-  nothing to it. Deleting it deletes its items; responses that were made in it stay. `GET /v1/conversations` lists them.
+  nothing to it, but for calls that may have changed something. Deleting it deletes its items; responses that were made
+  in it stay. `GET /v1/conversations` lists them.
+- An MCP approval is used once: a second answer to the same request is a 400 `approval_already_answered`, in the same
+  request, a chain and its branches, a conversation, `input` alone, and from any process. Of several requests one may be
+  answered first; the others stay open. Tools that are not annotated `readOnlyHint` count as tools that change
+  something. A response that fails after such a call is kept with it, and is part of its conversation. Without an
+  approval or an `Idempotency-Key` a request that a client sends again is another request, and its calls are made again.
 - `/v1/prompts` makes and changes prompts; OpenAI's API has no operations for them. Variables are replaced in
   instructions and messages, not in tools and schemas.
 - A background response runs without the client: its upstream has credentials of the gateway's own, or wants none (which

@@ -83,3 +83,50 @@ class IdempotencyContract:
         results = await asyncio.gather(*makes, return_exceptions=True)
         assert results.count(None) == 1
         assert {each.object_id for each in results if isinstance(each, AlreadyMade)} == {f"conv_{results.index(None)}"}
+
+    async def test_an_approval_is_used_by_one_response(self, keys: IdempotencyStore, peer: IdempotencyStore) -> None:
+        assert await keys.spend(ALICE, ["mcpr_1", "mcpr_2"], "resp_1") == {}
+        # Whoever did not hear the answer asks again.
+        assert await peer.spend(ALICE, ["mcpr_1"], "resp_1") == {}
+        assert await peer.spend(ALICE, ["mcpr_2", "mcpr_3"], "resp_2") == {"mcpr_2": "resp_1"}
+        assert await keys.spend(ALICE, ["mcpr_3"], "resp_3") == {"mcpr_3": "resp_2"}
+        assert await keys.spend(BOB, ["mcpr_1"], "resp_4") == {}
+        assert await keys.sweep() == (0,)
+        assert await keys.spend(ALICE, [], "resp_5") == {}
+
+    async def test_of_many_that_use_an_approval_one_does(self, keys: IdempotencyStore, peer: IdempotencyStore) -> None:
+        spends = [
+            (keys, peer)[n % 2].spend(ALICE, ["mcpr_1", "mcpr_2"][:: n % 2 * 2 - 1], f"resp_{n}") for n in range(20)
+        ]
+        results = await asyncio.gather(*spends)
+        assert results.count({}) == 1
+        winner = f"resp_{results.index({})}"
+        assert all(each in ({}, {"mcpr_1": winner, "mcpr_2": winner}) for each in results)
+
+    async def test_an_approval_that_was_used_for_nothing_is_free(
+        self, keys: IdempotencyStore, peer: IdempotencyStore
+    ) -> None:
+        await keys.spend(ALICE, ["mcpr_1"], "resp_1")
+        await keys.claim(ONCE, "resp_1", 1000)
+        await peer.unspend(BOB, "resp_1")
+        await peer.unspend(ALICE, "resp_2")
+        assert await peer.spend(ALICE, ["mcpr_1"], "resp_2") == {"mcpr_1": "resp_1"}
+        await peer.unspend(ALICE, "resp_1")
+        assert await peer.spend(ALICE, ["mcpr_1"], "resp_2") == {}
+        # The key is another matter.
+        assert await keys.renew(["resp_1"], 1000) == {"resp_1"}
+
+    async def test_any_id_can_be_that_of_an_approval(self, keys: IdempotencyStore) -> None:
+        odd = ["", "\0", "\ud83d", "x" * 100_000, "ä\n"]
+        assert await keys.spend(ALICE, odd, "resp_1") == {}
+        assert await keys.spend(ALICE, odd, "resp_2") == dict.fromkeys(odd, "resp_1")
+
+    async def test_a_key_stays_taken_without_anything_that_is_stored(
+        self, keys: IdempotencyStore, peer: IdempotencyStore
+    ) -> None:
+        await keys.claim(ONCE, "resp_1", 0)
+        await keys.stay(ONCE, "resp_2")
+        assert await keys.made(ONCE) is None
+        await keys.stay(ONCE, "resp_1")
+        assert await peer.made(ONCE) == "resp_1" == await peer.claim(ONCE, "resp_3", 1000)
+        assert await keys.renew(["resp_1"], 1000) == frozenset()

@@ -82,3 +82,16 @@ async def test_keys_are_forgotten_in_time(state_url: str, tmp_path: Path) -> Non
     assert await stores.keys.renew(["resp_a"], LONG) == {"resp_a"}
     await stores.conversations.create(ALICE, "conv_b", b"{}", (), ONCE)
     await stores.aclose()
+
+
+async def test_a_key_whose_holder_is_gone_for_long_is_swept(state_url: str, tmp_path: Path) -> None:
+    stores = await open_state(state_url, tmp_path, keep_keys=0.0)
+    assert await stores.keys.claim(ONCE, "resp_gone", 0.0) is None
+    assert await stores.keys.claim(OTHERS[1], "resp_a", LONG) is None
+    assert await stores.keys.sweep() == (1,)
+    assert await stores.keys.renew(["resp_gone", "resp_a"], LONG) == {"resp_a"}
+    await stores.aclose()
+    stores = await open_state(state_url, tmp_path, keep_keys=LONG)
+    assert await stores.keys.claim(ONCE, "resp_gone", 0.0) is None
+    assert await stores.keys.sweep() == (0,), "the client may come back for so long"
+    await stores.aclose()

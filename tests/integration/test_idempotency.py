@@ -138,8 +138,12 @@ async def test_a_client_that_left_finds_what_was_made_meanwhile_or_nothing(made:
 async def test_nothing_is_kept_of_a_response_that_is_not_stored(made: Processes) -> None:
     app = await made.start()
     body = {**BODY, "store": False}
-    assert (await post(app, "/responses", body))[0] == (await post(app, "/responses", body))[0] == 200
-    assert asked(made) == 2 and keys(made) == []
+    _, first, _ = await post(app, "/responses", body)
+    for _ in range(2):
+        status, refused, _ = await post(await made.start(), "/responses", body)
+        assert (status, refused["error"]["code"]) == (422, "idempotency_result_not_kept")
+    assert asked(made) == 1 and keys(made) == [("k1", first["id"], None)]
+    assert made.sql("SELECT count(*) FROM responses") == [(0,)]
 
 
 async def test_a_conversation_gets_a_turn_once(made: Processes) -> None:

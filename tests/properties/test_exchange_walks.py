@@ -251,9 +251,10 @@ def _walk_where_dice_seldom_lead() -> None:
     """A limit behind a summary that lacks nothing but its end, and calls of both sides in one turn."""
     asked = [each for each in _REQUESTS[:-12] if "context_management" in each]
     forms = [(each, _CHUNK + _STOP) for each in asked]
+    cut_short = ({"tools": [_SEARCH], "store": False}, _CALLS + _STOP + _DONE)
     mixed = {"tools": [_SEARCH, _FUNCTION]}
     forms += [({**mixed, "store": store}, _MIXED + _STOP + _DONE) for store in (True, False)]
-    for request, data in forms:
+    for request, data in (*forms, cut_short):
         exchange = _Walk(0).exchange
         body = {"model": "m", "input": "hi", "stream": True, **request}
         exchange.receive_request(RequestHead("POST", RESPONSES_PATH, (), "owner"), json.dumps(body).encode())
@@ -263,7 +264,9 @@ def _walk_where_dice_seldom_lead() -> None:
             exchange.receive_tools(ScriptedTools().prepare_now(preparing.tools))
         exchange.receive_upstream_head(200, SSE)
         exchange.receive_upstream_data(data)
-        if exchange.state is State.RUNNING:
+        if data == cut_short[1]:
+            exchange.cancel(CancelReason.CLIENT_GONE)
+        elif exchange.state is State.RUNNING:
             *_, running = exchange.actions()
             assert isinstance(running, RunTools)
             exchange.receive_tool_result(ScriptedTools().run_now(running.calls[0]))

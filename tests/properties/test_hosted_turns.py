@@ -292,10 +292,14 @@ def test_the_next_response_understands_what_is_replayed(
         request |= {"input": answers, "previous_response_id": "resp_1"}
         (record,) = outcome.records
         context = Context(chain=Chain((*record.input_items, *record.output_items)))
+    asked = [item["id"] for item in output if item["type"] == "mcp_approval_request"]
     tools = _Scripted(kinds=kinds)
+    if again and asked and approve is not None:
+        refused, _ = _play(request, [], tools, [0], context)
+        assert refused.json["error"]["code"] == "approval_already_answered"
+        return
     outcome, streamed = _play(request, [("So.", [], 1, "")], tools, [0], context)
     final = _output(outcome, streamed)
-    asked = [item["id"] for item in output if item["type"] == "mcp_approval_request"]
     ran = [item["approval_request_id"] for item in final["output"] if item["type"] == "mcp_call"]
     assert ran == (asked if approve else [])
     assert "mcp_list_tools" not in [item["type"] for item in final["output"]]

@@ -184,11 +184,12 @@ class Processes:
         owner: Literal["bearer", "single"] = "bearer",
         auth: AuthMode = AuthMode.NONE,
         store_never: tuple[str, ...] = (),
+        mcp: str = "",
         seal: bool = False,
         sealing_keys: tuple[str, ...] = (),
         **background: Any,
     ) -> BackgroundApp:
-        """One more process, with these settings of `limits` and `background`."""
+        """One more process, with these settings of `limits` and `background`; requests may use the server `mcp`."""
         where = await state_settings(self.data, self.state)
         settings = Settings(
             data=self.data,
@@ -201,6 +202,10 @@ class Processes:
             limits=LimitSettings(**(limits or {})),
             owner=where.get("owner", OwnerSettings()).replace(source=owner, store_never=store_never),
         )
+        if mcp:
+            settings = settings.replace(
+                fetch=settings.fetch.replace(allow_private=("127.0.0.1",)), mcp=settings.mcp.replace(allow=(mcp,))
+            )
         settings = settings.replace(timeouts=settings.timeouts.replace(keepalive=keepalive))
         app = await build(settings, door="http")
         door = HttpDoor(app.context)

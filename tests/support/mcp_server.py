@@ -24,10 +24,12 @@ PIXEL = base64.b64decode(
 
 @dataclass
 class OpenMcpServer:
-    """A server that is open: `url` is its endpoint, `headers` those of every request it got."""
+    """A server that is open: `url` is its endpoint, `headers` those of every request it got, `counted` how often
+    its tool `count` ran."""
 
     url: str
     headers: list[dict[str, str]] = field(default_factory=list)
+    counted: int = 0
     started: asyncio.Event = field(default_factory=asyncio.Event)
     stops: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -60,6 +62,7 @@ async def open_mcp_server(*, sse: bool = False, token: str = "") -> AsyncIterato
     @server.tool()
     def count() -> dict[str, int]:
         """Something structured."""
+        opened.counted += 1
         return {"six": 6}
 
     @server.tool()

@@ -89,7 +89,9 @@ class FileSearch:
             await self._searcher.search(owner, stores, (), limit=1)
         except (NotFound, InvalidRequest) as error:
             raise InvalidRequest(error.message, param=f"{where}.vector_store_ids", code="not_found") from None
-        return PreparedTool(tool, (HostedFunction(CallKind.FILE_SEARCH, "file_search", _DESCRIPTION, _PARAMETERS),))
+        return PreparedTool(
+            tool, (HostedFunction(CallKind.FILE_SEARCH, "file_search", _DESCRIPTION, _PARAMETERS, read_only=True),)
+        )
 
     async def run(self, call: HostedCall) -> ToolResult:
         """Search for all queries of a call together."""

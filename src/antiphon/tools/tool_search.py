@@ -106,7 +106,7 @@ class ToolSearch:
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
         """One function, which says what there is to be found."""
         told = f"{_TOLD}\n\n{_listing(tool.searchable)}"
-        function = HostedFunction(CallKind.HOSTED_TOOL_SEARCH, "tool_search", told, _PARAMETERS)
+        function = HostedFunction(CallKind.HOSTED_TOOL_SEARCH, "tool_search", told, _PARAMETERS, read_only=True)
         return PreparedTool(tool, (function,))
 
     async def run(self, call: HostedCall) -> ToolResult:

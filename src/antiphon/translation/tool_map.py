@@ -73,7 +73,8 @@ class HostedFunction:
     """What the model is shown of a tool that runs here: a function. `parameters` is a JSON schema.
 
     With `approval` a call is not run: the client is asked first. One that is `deferred` is not shown where the model
-    can search for tools, until it was found.
+    can search for tools, until it was found. A call of one that is `read_only` changes nothing outside of this gateway,
+    so that it may be made again; any other is sent at most once.
     """
 
     kind: CallKind
@@ -83,6 +84,7 @@ class HostedFunction:
     namespace: str | None = None
     approval: bool = False
     deferred: bool = False
+    read_only: bool = False
 
     @property
     def target(self) -> CallTarget:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from antiphon.engine.exchange.approvals import approved_calls
+from antiphon.engine.exchange.approvals import approved_calls, read_answers
+from antiphon.errors import InvalidRequest
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.items import InputItem
 
@@ -63,3 +64,53 @@ def test_what_was_approved_and_not_called_since(items: list[tuple[str, InputItem
 def test_what_cannot_be_read_is_a_call_of_nothing() -> None:
     broken = InputItem(type="mcp_approval_request", id="a", source=Raw(b'{"name":5}'))
     assert approved_calls([("", broken), _answered("a")]) == [("a", CallTarget(CallKind.MCP, "", None), "")]
+
+
+_SAID = _item(type="message", role="assistant")
+_BEFORE = "previous_response_id"
+
+
+def _earlier(*items: tuple[str, InputItem]) -> list[tuple[str, InputItem]]:
+    return [(_BEFORE, item) for _, item in items]
+
+
+@pytest.mark.parametrize(
+    ("items", "new", "earlier"),
+    [
+        ([], [], []),
+        ([_answered("a")], [], []),
+        ([_asked("a"), _answered("a")], ["a"], []),
+        ([_asked("a"), _asked("b"), _answered("b", approve=False), _answered("a")], ["b", "a"], []),
+        ([_asked("a"), _MESSAGE, _answered("a"), _MESSAGE], ["a"], []),
+        # A client sends its whole conversation again.
+        ([_asked("a"), _answered("a"), _called("a"), _SAID, _asked("b"), _answered("b")], ["b"], []),
+        ([_asked("a"), _answered("a", approve=False), _SAID, _MESSAGE], [], []),
+        ([_asked("a"), _answered("a"), _SAID, _MESSAGE], [], ["a"]),
+        ([_asked("a"), _answered("a"), _item(type="reasoning"), _called("a")], [], []),
+        ([*_earlier(_asked("a")), _answered("a")], ["a"], []),
+        ([*_earlier(_asked("a"), _answered("a"))], [], ["a"]),
+        ([*_earlier(_asked("a"), _answered("a"), _called("a")), _MESSAGE], [], []),
+        ([*_earlier(_asked("a"), _answered("a", approve=False)), _MESSAGE], [], []),
+    ],
+)
+def test_which_requests_are_answered_now(
+    items: list[tuple[str, InputItem]], new: list[str], earlier: list[str]
+) -> None:
+    answers = read_answers(items)
+    assert (list(answers.new), sorted(answers.earlier)) == (new, earlier)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("second", [True, False])
+@pytest.mark.parametrize("called", [True, False])
+@pytest.mark.parametrize("where", ["input", _BEFORE, "conversation"])
+def test_a_request_is_answered_once(where: str, first: bool, second: bool, called: bool) -> None:
+    before = [_asked("a"), _answered("a", first), *([_called("a"), _SAID] if called else [])]
+    if where != "input":
+        before = [(where, item) for _, item in before]
+    with pytest.raises(InvalidRequest) as refused:
+        read_answers([*before, _answered("a", second)])
+    assert (refused.value.param, refused.value.code) == (
+        "input[0].approval_request_id",
+        "approval_already_answered",
+    )

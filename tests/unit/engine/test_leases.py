@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 
 import pytest
 
@@ -176,6 +176,8 @@ class Keys(Store):
         super().__init__()
         self.claimed: ApiError | str | None = None
         self.given_back: list[tuple[str, str]] = []
+        self.stayed: list[tuple[str, str]] = []
+        self.unspent: list[tuple[str, str]] = []
 
     async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
         if isinstance(self.claimed, ApiError):
@@ -187,6 +189,15 @@ class Keys(Store):
 
     async def sweep(self) -> tuple[int]:
         return (0,)
+
+    async def stay(self, once: OnceOnly, object_id: str) -> None:
+        self.stayed.append((once.key, object_id))
+
+    async def spend(self, owner: str, requests: Collection[str], response_id: str) -> dict[str, str]:
+        return {each: "resp_0" for each in requests if each == "used"}
+
+    async def unspend(self, owner: str, response_id: str) -> None:
+        self.unspent.append((owner, response_id))
 
     async def release(self, once: OnceOnly, object_id: str) -> None:
         self.given_back.append((once.key, object_id))
@@ -241,6 +252,25 @@ async def test_a_key_is_given_back_at_most_once_whatever_the_store_says(leases: 
     assert keys.of("resp_1") is None
     await keys.release("resp_1")
     assert store.given_back == [("key", "resp_1")], "it is the stored response's now"
+
+
+@pytest.mark.parametrize("counts", [False, True])
+async def test_what_a_response_holds_is_given_back_or_stays(leases: Leases, counts: bool) -> None:
+    store = Keys()
+    keys = HeldKeys(store, leases)
+    await keys.claim(OnceOnly("owner", "key", "f"), "resp_1")
+    assert await keys.use_approvals("owner", ("mcpr_1", "used"), "resp_1") == {"used": "resp_0"}
+    assert await keys.use_approvals("owner", ("mcpr_2",), "resp_2") == {}
+    assert keys.holds("resp_1") and keys.holds("resp_2") and not keys.holds("resp_3")
+    for response_id in ("resp_1", "resp_2", "resp_3", "resp_1"):
+        await keys.release(response_id, counts=counts)
+    assert not keys.holds("resp_1") and not keys.holds("resp_2")
+    key = [("key", "resp_1")]
+    given = (store.stayed, store.given_back, store.unspent)
+    assert given == ((key, [], []) if counts else ([], key, [("owner", "resp_1"), ("owner", "resp_2")]))
+    await keys.use_approvals("owner", ("mcpr_3",), "resp_4")
+    keys.kept("resp_4")
+    assert not keys.holds("resp_4")
 
 
 async def test_with_its_keys_closed_nothing_is_renewed(time: Time) -> None:

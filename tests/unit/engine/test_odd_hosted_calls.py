@@ -170,7 +170,7 @@ def test_files_are_fetched_after_the_calls_that_the_client_approved() -> None:
     file = {"role": "user", "content": [{"type": "input_file", "file_url": url}]}
     context = Context(files={url: FetchedFile("a.txt", "text/plain", b"the text")})
     talk = Talk({"tools": [DICE], "input": [file, *_APPROVED]}, [("Done.",)], context=context)
-    assert len(talk.tools.calls) == 1 and [load.file_urls for load in talk.outcome.loads] == [(url,)]
+    assert len(talk.tools.calls) == 1 and [load.file_urls for load in talk.outcome.loads] == [(), (url,)]
     assert "the text" in json.dumps(talk.messages()[0]) and talk.final["status"] == "completed"
 
 

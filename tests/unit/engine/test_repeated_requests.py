@@ -17,8 +17,10 @@ class _Exchange:
     """What is told to an exchange."""
 
     response_id = "resp_new"
+    awaits_prompt = False
 
-    def __init__(self) -> None:
+    def __init__(self, *, stored: bool = True) -> None:
+        self.stored = stored
         self.told: list[object] = []
 
     def claim(self) -> None:
@@ -120,3 +122,16 @@ async def test_what_goes_wrong_with_the_key_is_the_answer(
     error = exchange.told[-1]
     assert isinstance(error, ApiError) and error.status == status and code in (None, error.code)
     assert len(exchange.told) == 1 + claims
+
+
+async def test_what_was_served_and_is_not_stored_is_not_served_again() -> None:
+    exchange = _Exchange(stored=False)
+    keyed = await _read(_Keys("resp_deleted"), exchange)
+    assert keyed is not None
+    exchange.awaits_prompt = True
+    await keyed.look_up()
+    assert exchange.told == [], "what its prompt says comes first"
+    exchange.awaits_prompt = False
+    await keyed.claim()
+    error = exchange.told[-1]
+    assert isinstance(error, ApiError) and (error.status, error.code) == (422, "idempotency_result_not_kept")

@@ -39,8 +39,11 @@ class _Held:
     def forget(self, response_id: str) -> None:
         self.done.append(f"forgotten {response_id}")
 
-    async def release(self, response_id: str) -> None:
-        self.done.append(f"given back {response_id}")
+    def holds(self, response_id: str) -> bool:
+        return response_id in self.held
+
+    async def release(self, response_id: str, *, counts: bool = False) -> None:
+        self.done.append(f"{'stays' if counts else 'given back'} {response_id}")
         self.held.pop(response_id, None)
 
     async def aclose(self) -> None:
@@ -145,7 +148,7 @@ async def test_what_is_queued_keeps_its_key_and_its_place_in_the_stream(setup: S
     (one, _, its_events), (two, _, no_events) = setup.background.queued
     assert (one.once, two.once) == (_ONCE, None)
     assert its_events == EventPiece(1, events) and no_events is None
-    assert setup.keys.done == ["kept resp_1"] and setup.conversations.done == ["forgotten resp_1"]
+    assert setup.keys.done == ["kept resp_1", "kept resp_2"] and setup.conversations.done == ["forgotten resp_1"]
     assert (setup.counted("enqueue", "ok"), setup.counted("enqueue", "error")) == (2, 0)
 
 
@@ -183,8 +186,11 @@ async def test_what_is_the_jobs_is_not_given_back_with_a_request(setup: Setup) -
     other = _History()
     for keeps_locks, expected in ((True, []), (False, ["given back resp_1"])):
         view = setup.saver.over(other, keeps_locks=keeps_locks)
-        await view.release(ReleaseConversation("resp_1"))
-        assert setup.conversations.done == setup.keys.done == expected
+        await view.release(ReleaseConversation("owner", "resp_1"))
+        assert setup.conversations.done == expected
+    assert setup.keys.done == ["given back resp_1"] * 2, "approvals are the response's own"
+    await view.release(ReleaseConversation("owner", "resp_1", counts=True))
+    assert setup.keys.done[-1] == "stays resp_1"
     assert await view.save(SaveResponse(_record())) is None
     assert len(other.saved) == 1 and setup.history.saved == [], "it saves to its own history"
 
@@ -195,7 +201,7 @@ async def test_it_goes_on_when_its_request_is_gone_and_is_waited_for(
 ) -> None:
     begun, go, ended = asyncio.Event(), asyncio.Event(), []
 
-    async def slow(*_: Any) -> None:
+    async def slow(*_: Any, **__: Any) -> None:
         begun.set()
         await go.wait()
         ended.append(what)
@@ -205,7 +211,7 @@ async def test_it_goes_on_when_its_request_is_gone_and_is_waited_for(
     works: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
         "save": lambda: setup.saver.save(SaveResponse(_record())),
         "enqueue": lambda: setup.saver.enqueue(Enqueue(_record("queued"), b"{}", b"")),
-        "release": lambda: setup.saver.release(ReleaseConversation("resp_1")),
+        "release": lambda: setup.saver.release(ReleaseConversation("owner", "resp_1")),
     }
     request = asyncio.ensure_future(works[what]())
     await begun.wait()

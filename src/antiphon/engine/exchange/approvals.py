@@ -1,9 +1,10 @@
 """Calls of MCP tools for which the client is asked first.
 
 Lives here: reading requests for approval and their answers from a conversation. Not here: asking (`tool_turns.py`),
-which calls need it (`tools/mcp/declaration.py`). Pure.
+which calls need it (`tools/mcp/declaration.py`), the record of what was answered (`engine/ports/idempotency.py`). Pure.
 
-Invariant: an approved call is run once: not where the conversation has it already.
+Invariant: an approval is used once. What the conversation shows is refused here; branches of it, and requests at the
+same time, only the store can tell.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from antiphon.errors import invalid_parameter
+from antiphon.errors import InvalidRequest, invalid_parameter
 from antiphon.translation.call_items import CALLS
 from antiphon.translation.compaction import Named
 from antiphon.translation.tool_map import CallKind, CallTarget
@@ -24,8 +25,67 @@ Approved = tuple[str, CallTarget, str]
 """A call that the client approved: the id of the request, the tool, the arguments."""
 
 
-def approved_calls(items: Sequence[Named]) -> list[Approved]:
-    """Calls that the client approved and that have not been run, in their order."""
+class Answers:
+    """The requests for approval that a conversation has answers to.
+
+    `new` are those that this request answers, each with how an error names the answer. `earlier` were approved before
+    something that the model said, and no call of them is there: a client that keeps the conversation itself sends such
+    an approval with every request.
+    """
+
+    def __init__(self) -> None:
+        self.new: dict[str, str] = {}
+        self.earlier: set[str] = set()
+
+
+def read_answers(items: Sequence[Named]) -> Answers:
+    """The answers in a conversation. Raises `InvalidRequest` for a second answer to a request."""
+    answers = Answers()
+    asked: set[str] = set()
+    seen: set[str] = set()
+    approved: set[str] = set()
+    for name, item in items:
+        if item.type == "mcp_approval_response":
+            request = item.approval_request_id or ""
+            if request not in asked:
+                continue
+            own = name.startswith("input[")
+            if own and request in seen:
+                raise answered_already(f"{name}.approval_request_id", request)
+            seen.add(request)
+            if item.approve:
+                approved.add(request)
+            if own:
+                answers.new[request] = f"{name}.approval_request_id"
+            elif item.approve:
+                answers.earlier.add(request)
+            continue
+        if item.type in _MODELS or item.role == "assistant":
+            # What the model said after an answer shows that the answer was taken before.
+            answers.earlier.update(approved.intersection(answers.new))
+            answers.new.clear()
+        if item.type == "mcp_approval_request" and item.id:
+            asked.add(item.id)
+        elif item.type == "mcp_call" and (of := _read_approval(item).approval_request_id):
+            seen.add(of)
+            answers.new.pop(of, None)
+            answers.earlier.discard(of)
+    return answers
+
+
+def answered_already(where: str, request_id: str, response_id: str = "") -> InvalidRequest:
+    """The refusal of a second answer; `response_id` has given the first one, where that is known."""
+    by = f" by the response '{response_id}', which shows what became of the call" if response_id else ""
+    return InvalidRequest(
+        f"The approval request '{request_id[:128]}' was answered already{by}. An answer is used once, and a call is "
+        "never sent a second time. To have it made again, let the model ask again.",
+        param=where,
+        code="approval_already_answered",
+    )
+
+
+def approved_calls(items: Sequence[Named], besides: Collection[str] = ()) -> list[Approved]:
+    """Calls that the client approved and that have not been run, in their order; none of the requests `besides`."""
     asked: dict[str, Approval] = {}
     approved: dict[str, Approved] = {}
     for _, item in items:
@@ -35,6 +95,8 @@ def approved_calls(items: Sequence[Named]) -> list[Approved]:
         if item.type == "mcp_approval_request" and item.id:
             asked[item.id] = read
         elif item.type == "mcp_approval_response" and item.approve and item.approval_request_id in asked:
+            if item.approval_request_id in besides:
+                continue
             request = asked[item.approval_request_id]
             target = CallTarget(CallKind.MCP, request.name, request.server_label or None)
             approved[item.approval_request_id] = (item.approval_request_id, target, request.arguments)
@@ -43,15 +105,8 @@ def approved_calls(items: Sequence[Named]) -> list[Approved]:
     return list(approved.values())
 
 
-def check_servers(items: Sequence[Named], declared: Collection[str | None]) -> None:
-    """Raise `InvalidRequest` for a call that the client has just approved and that no `declared` server can run. One
-    that the model has gone on from is no news any more."""
-    new: set[str | None] = set()
-    for _, item in items:
-        if item.type == "mcp_approval_response":
-            new.add(item.approval_request_id)
-        elif item.role == "assistant" or item.type in _MODELS:
-            new.clear()
+def check_servers(items: Sequence[Named], new: Collection[str], declared: Collection[str | None]) -> None:
+    """Raise `InvalidRequest` for a call that a `new` answer approves and that no `declared` server can run."""
     for name, target, _ in approved_calls(items) if new else ():
         if name in new and target.namespace not in declared:
             problem = (

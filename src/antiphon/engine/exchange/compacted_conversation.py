@@ -18,6 +18,8 @@ from antiphon.translation.values import Ending
 class CompactedConversation(MadeResponse):
     """One such response."""
 
+    answers_approvals = False
+
     def __init__(self, core: ExchangeCore, head: RequestHead, asked: Asked) -> None:
         super().__init__(core, head, asked)
         self.makes_response = False

@@ -9,6 +9,7 @@ Invariant: the response is saved before its terminal event is sent.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from antiphon.engine.exchange.answer_readers import AnswerReader, BodyReader, ChatBodyReader, StreamReader
@@ -50,6 +51,8 @@ _NOT_OVER: Final = Ending("in_progress")
 
 class MadeResponse(TranslatedRequest):
     """One such response."""
+
+    answers_approvals = True
 
     def __init__(self, core: ExchangeCore, head: RequestHead, asked: Asked) -> None:
         super().__init__(core, head, asked)
@@ -198,16 +201,16 @@ class MadeResponse(TranslatedRequest):
 
     def fail(self, error: ApiError) -> None:
         """There will be no answer: an HTTP error while that is possible, else the failed path."""
-        if not self.core.answer.head_sent:
+        if not self.core.answer.head_sent and not self.core.counts:
             self.refuse(error)
             return
         code, message = as_event_failure(error)
-        self._end_model_turn(Ending("failed", code=code, message=message))
+        self._end_model_turn(Ending("failed", code=code, message=message, error=error))
 
     def cancel(self, reason: CancelReason, message: str) -> None:
         # The events of an end hold all text several times over, and nobody is there to read them.
         self.builder.mute()
-        if reason is CancelReason.SHUTTING_DOWN and self.builder.size > _LARGE_END:
+        if reason is CancelReason.SHUTTING_DOWN and self.builder.size > _LARGE_END and not self.core.counts:
             # The process has a moment left for all its responses: of a large one the row alone is kept.
             self.reader, self._summary = AnswerReader(), None
             self.builder.drop_output()
@@ -309,7 +312,7 @@ class MadeResponse(TranslatedRequest):
         self._tool_turns = turns = ToolTurns(
             self.builder, self.prepared, self.items, self.core.new_id, self.head.owner, self.request, limits
         )
-        approved = approved_calls(self.items)
+        approved = approved_calls(self.items, self.used)
         listed = turns.list_tools(self.items)
         if not approved:
             if listed and self.streaming:
@@ -339,6 +342,9 @@ class MadeResponse(TranslatedRequest):
         if self.streaming:
             self.core.answer.open_stream(self.builder)
         self.core.answer.events(self.builder)
+        if turns.sends:
+            # However the response ends: what its calls have changed stays changed.
+            self.core.counts = True
         if calls:
             self.core.actions.append(RunTools(calls))
         else:
@@ -394,7 +400,7 @@ class MadeResponse(TranslatedRequest):
         if self.streaming and not core.cancelled and (core.answer.head_sent or not failed):
             self.core.answer.open_stream(self.builder)
             core.answer.events(self.builder)
-        if failed and not core.answer.head_sent and not core.cancelled:
+        if failed and not core.counts and not core.answer.head_sent and not core.cancelled:
             # The client gets an HTTP error and never sees an id.
             self._send_ending(ending)
         else:
@@ -422,7 +428,8 @@ class MadeResponse(TranslatedRequest):
             items = stored_input(prepare_input(self.request.input, self.core.new_id))
         builder, owner = self.builder, self.head.owner
         shown = self._tool_turns.shown if self._tool_turns is not None else {}
-        return make_record(builder.response, ending, owner, items, builder.items, self._ended_at, self.usage, shown)
+        record = make_record(builder.response, ending, owner, items, builder.items, self._ended_at, self.usage, shown)
+        return replace(record, sent_calls=self.core.counts)
 
     def receive_saved(self, error: StoreError | ApiError | None) -> None:
         if error is not None:
@@ -434,13 +441,14 @@ class MadeResponse(TranslatedRequest):
 
     def _send_ending(self, ending: Ending) -> None:
         """The terminal event, the JSON answer, or the error; then the end."""
-        self.release()
         builder, answer = self.builder, self.core.answer
+        self.core.counts = self.core.counts or (ending.status != "failed" and not self.core.cancelled)
+        self.release()
         if self.core.cancelled:
             self.finish("cancelled")
             return
         if ending.status == "failed" and not answer.head_sent:
-            self.refuse(self._unsaved or answer.as_http_error(ending))
+            self.refuse(self._unsaved or self._naming_calls(answer.as_http_error(ending)))
             return
         if ending.status == "completed":
             builder.complete(self._ended_at)
@@ -453,3 +461,9 @@ class MadeResponse(TranslatedRequest):
         else:
             answer.whole(encode(builder.response))
         self.finish(ending.status)
+
+    def _naming_calls(self, error: ApiError) -> ApiError:
+        """The error, which says where it stands what has run."""
+        if self.core.counts and self.stored:
+            error.message = f"{error.message} Its tool calls stand in the response '{self.response_id}'."
+        return error

@@ -33,6 +33,7 @@ class QueuedRequest(TranslatedRequest):
     """One such request, with its body. Raises `InvalidRequest` when it cannot run without its client."""
 
     needs_drive = True
+    answers_approvals = True
 
     def __init__(self, core: ExchangeCore, head: RequestHead, asked: Asked, body: bytes) -> None:
         options, request = core.options, asked.request

@@ -63,7 +63,9 @@ class ExchangeCore:
         self.locked = False
         """Whether the response's conversation is locked for it."""
         self.claimed = False
-        """Whether the response may hold an idempotency key."""
+        """Whether the response may hold an idempotency key, or approvals."""
+        self.counts = False
+        """Whether what it holds stays taken: its calls may have changed something, or it has made what it was to."""
         self.failure: Failure | None = None
         self.fallback = ""
         """Which upstream has answered for another."""
@@ -270,7 +272,7 @@ class ServedRequest:
         core = self.core
         if core.locked or core.claimed:
             core.locked = core.claimed = False
-            core.actions.append(ReleaseConversation(self.response_id))
+            core.actions.append(ReleaseConversation(self.head.owner, self.response_id, core.counts))
 
     def finish(self, outcome: str) -> None:
         """The end."""

@@ -60,6 +60,9 @@ _PREFIXES: Final = {
 }
 _LIMIT: Final = "The limit of tool calls for this response is reached. Answer with what is known."
 _TOO_MUCH: Final = "The results of this response's calls are larger than they may be together ('tools.result_bytes')."
+_OUTCOME_UNKNOWN: Final = (
+    "The outcome of this call is unknown: the response ended before the tool answered. The call is not sent again."
+)
 _UNKNOWN: Final = "This tool does not exist."
 
 
@@ -108,6 +111,8 @@ class ToolTurns:
         self._results: dict[str, ToolResult] = {}
         self._outputs: dict[str, str] = {}
         self._images: dict[str, tuple[str, ...]] = {}
+        self.sends = False
+        """Whether a call was begun that may change something, or that the client has approved."""
         self.asks_client = False
         """Whether the client was asked to approve a call, so that the response ends here."""
 
@@ -176,6 +181,7 @@ class ToolTurns:
                 self._outputs[call_id] = _LIMIT
                 continue
             self._left -= 1
+            self.sends = self.sends or not function.read_only or call_id in approvals
             item = self._item(target, arguments, prepared, approvals.get(call_id))
             self._waiting.append((call_id, item))
             self._item_ids[call_id] = item.id
@@ -262,12 +268,14 @@ class ToolTurns:
         )
 
     def stop(self) -> None:
-        """The response ends while tools run: what is open is closed as incomplete, what waits is never emitted."""
-        self._waiting = []
-        if self._open is not None:
-            _, item = self._open
-            self._open = None
-            self._builder.hosted_done(_finished(item, {}, "incomplete"))
+        """The response ends while tools run. Each call that was begun has its item all the same: with its result, or as
+        one whose outcome nobody knows."""
+        while self._open is not None:
+            call_id, item = self._open
+            if call_id not in self._results:
+                self._open = None
+                self._builder.hosted_done(_unknown(item))
+            self._go_on()
 
     def _go_on(self) -> None:
         """Close items whose results are there, and open the next."""
@@ -398,6 +406,12 @@ def _finished(item: HostedItem, fields: dict[str, Any], status: str) -> HostedIt
 
 
 _RAW: Final = frozenset({"results", "action", "outputs", "error"})
+
+
+def _unknown(item: HostedItem) -> HostedItem:
+    """The item of a call that was begun, and of which no result is known."""
+    error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": _OUTCOME_UNKNOWN}]}
+    return _finished(item, {"error": error}, "incomplete")
 
 
 def _object(arguments: str) -> Raw:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from antiphon.engine.exchange.approvals import check_servers
+from antiphon.engine.exchange.approvals import Answers, answered_already, check_servers, read_answers
 from antiphon.engine.exchange.asked import Asked, Wishes
 from antiphon.engine.exchange.call_headers import DIALECT
 from antiphon.engine.exchange.compaction_turn import is_too_long
@@ -30,7 +30,7 @@ from antiphon.engine.exchange.request_context import (
 from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest
 from antiphon.engine.exchange.stored_items import prepare_input, stored_input
 from antiphon.engine.exchange.tool_turns import without_lists
-from antiphon.engine.ports.actions import Context, FetchedFile, RequestHead, StoredItem, Usage
+from antiphon.engine.ports.actions import Context, FetchedFile, LoadContext, RequestHead, StoredItem, Usage
 from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.errors import ApiError, InvalidRequest
@@ -149,6 +149,9 @@ class SealedContent:
 class TranslatedRequest(ServedRequest, ABC):
     """One such request. `begin` it; `proceed` is called when its items are known."""
 
+    answers_approvals = False
+    """Whether calls that the client approves run in it, or in what it becomes."""
+
     def __init__(self, core: ExchangeCore, head: RequestHead, asked: Asked) -> None:
         super().__init__(core, head, asked.route)
         request = asked.request
@@ -169,6 +172,11 @@ class TranslatedRequest(ServedRequest, ABC):
         self.stored_input: tuple[StoredItem, ...] | None = None
         self._history: tuple[StoredItem, ...] | None = None
         self._files: dict[str, FetchedFile | ApiError] | None = None
+        self._using = False
+        self.answers = Answers()
+        """The requests for approval that the conversation has answers to."""
+        self.used: frozenset[str] = frozenset()
+        """Those of them whose approval another response has used."""
 
     @property
     def response_id(self) -> str:
@@ -226,6 +234,13 @@ class TranslatedRequest(ServedRequest, ABC):
     def receive_context(self, context: Context) -> None:
         if self._history is None:
             self._begin_with(history_of(self.request, context))
+        elif self._using:
+            self._using = False
+            for request_id, where in self.answers.new.items():
+                if request_id in context.answered:
+                    raise answered_already(where, request_id, context.answered[request_id])
+            self.used = frozenset(context.answered)
+            self.proceed()
         else:
             self._files = forgive_history(context.files, files_of(self.request))
             self.proceed()
@@ -235,8 +250,15 @@ class TranslatedRequest(ServedRequest, ABC):
         self.items = expand_compactions(named_items(self.request, history), self.sealed_content.unseal)
         if read_updates(self.items, self.request.unknown).apply(self.request):
             echo_configuration(self.builder.response, self.request)
-        if self.makes_response and not self.request.compact:
-            check_servers(self.items, {tool.server_label for tool in self.request.tools if tool.type == "mcp"})
+        if self.answers_approvals:
+            self.answers = answers = read_answers(self.items)
+            servers = {tool.server_label for tool in self.request.tools if tool.type == "mcp"}
+            check_servers(self.items, answers.new, servers)
+            if requests := (*answers.new, *answers.earlier):
+                # Before anything is done for the request: in the store one response answers.
+                self._using = self.core.claimed = True
+                self.load(LoadContext(self.head.owner, None, approvals=requests, lock_for=self.response_id))
+                return
         self.proceed()
 
     @abstractmethod

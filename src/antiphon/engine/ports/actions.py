@@ -139,6 +139,8 @@ class Context:
     items: dict[str, StoredItem] = field(default_factory=dict)
     files: dict[str, FetchedFile | ApiError] = field(default_factory=dict)
     keyless: bool | None = None
+    answered: dict[str, str] = field(default_factory=dict)
+    """Of the approvals to be used those that another response has used, each with that response."""
 
 
 # Of the most usual vocabularies, in English.
@@ -206,11 +208,18 @@ class ResponseRecord:
     conversation_id: str | None = None
     once: OnceOnly | None = None
     """The key that is bound to it in the unit that stores it; it is held for this response by then."""
+    sent_calls: bool = False
+    """Whether calls were sent that may have changed something."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is what its request made, for good: one that failed is not, unless it has sent calls."""
+        return self.sent_calls or self.status in ("completed", "incomplete")
 
     @property
     def joins_conversation(self) -> bool:
-        """Whether its items become part of its conversation: those of a response that failed do not."""
-        return self.conversation_id is not None and self.status in ("completed", "incomplete")
+        """Whether its items become part of its conversation."""
+        return self.conversation_id is not None and self.counts
 
 
 class UpstreamRequest(Struct, frozen=True):
@@ -247,7 +256,8 @@ class LoadContext:
     Asked for twice when a request has files to fetch: history and referenced items may name some as well. `lock_for` is
     the id of the response that the conversation is to be locked for; empty when it is only read. A `prompt` is asked
     for alone and first: what else there is to load may stand in it. So is `keyless`, the upstream of which is to be
-    known whether it works without a key.
+    known whether it works without a key. `approvals` are the requests for approval that the response `lock_for`
+    answers: they are used with that, each once.
     """
 
     owner: str
@@ -259,6 +269,7 @@ class LoadContext:
     prompt: PromptUse | None = None
     file_ids: tuple[str, ...] = ()
     keyless: str | None = None
+    approvals: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,10 +296,15 @@ class CallUpstream(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class ReleaseConversation:
-    """Give back what this response holds, the lock of its conversation and its idempotency key; nothing is answered.
-    Performed before the client hears the end, so that it can come back at once."""
+    """Give back what this response holds: the lock of its conversation, its idempotency key and the approvals that it
+    uses; nothing is answered. Performed before the client hears the end, so that it can come back at once.
 
+    `counts`: the key stays taken and the approvals stay used. Something was made, or a call was sent that may have
+    changed something."""
+
+    owner: str
     response_id: str
+    counts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,11 @@ stores what was made), what is given again (`api/`, the exchange).
 
 A key belongs to its owner and stands for one request: its method, path and body, byte for byte (of an upload: its
 fields and its content). The same key with another request is a 422, as in the IETF's draft of the header; while the
-first request runs, a second one is a 409, after which clients try again by themselves. A key is bound to what was
-stored: a request that failed gives it back, so that trying again is trying again.
+first request runs, a second one is a 409, after which clients try again by themselves. A key is bound to what the
+request made. A request that failed gives its key back, unless a call of it may have changed something: then its key
+stays taken.
+
+The store keeps beside the keys which requests for approval were answered, and by which response: each is used once.
 
 Invariants: of several requests with one key at most one is being served, in all processes together; a request that was
 served is given what it made before anything that it refers to is looked for, since that may be gone by now.
@@ -16,6 +19,7 @@ served is given what it made before anything that it refers to is looked for, si
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import Protocol
 
 from antiphon.engine.ports.actions import OnceOnly
@@ -27,6 +31,7 @@ __all__ = [
     "AlreadyMade",
     "IdempotencyStore",
     "OnceOnly",
+    "approval_key",
     "fingerprint",
     "in_progress",
     "read_key",
@@ -35,6 +40,11 @@ __all__ = [
 
 HEADER = "idempotency-key"
 _MAX_LENGTH = 255
+KEEP_APPROVALS = 366 * 86_400.0
+"""Seconds for which it is remembered that a request for approval was answered."""
+APPROVALS = "approval\t"
+"""What the keys begin with under which answered approvals are kept. No client can send such a key: a tab cannot be
+printed."""
 
 
 class AlreadyMade(Exception):
@@ -60,8 +70,20 @@ class IdempotencyStore(Leased, Protocol):
     async def release(self, once: OnceOnly, object_id: str) -> None:
         """Give the key back if it is held for this object and nothing was stored."""
 
+    async def stay(self, once: OnceOnly, object_id: str) -> None:
+        """The key stays taken although nothing may be stored with it: whoever holds it for this object gives up the
+        lease."""
+
+    async def spend(self, owner: str, requests: Collection[str], response_id: str) -> dict[str, str]:
+        """Note that this response answers these requests for approval. Returns those that another response has
+        answered, each with that response; they stay as they are. Twice it does what it does once."""
+
+    async def unspend(self, owner: str, response_id: str) -> None:
+        """Forget what this response has answered."""
+
     async def sweep(self) -> tuple[int]:
-        """Forget the keys that are too old; how many went."""
+        """Forget what is too old, and the keys whose holder is gone for as long as a key is remembered; how many
+        went."""
 
 
 def read_key(value: str | None) -> str | None:
@@ -82,6 +104,12 @@ def fingerprint(method: str, path: str, *parts: bytes) -> str:
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.hexdigest()
+
+
+def approval_key(request_id: str) -> str:
+    """Under which key it is kept that this request for approval was answered. A client may write any id, of any
+    length."""
+    return APPROVALS + hashlib.sha256(request_id.encode(errors="surrogatepass")).hexdigest()
 
 
 def reused() -> ApiError:

@@ -1,4 +1,4 @@
-"""The idempotency keys that responses of this process hold, each until its response is stored or will not be.
+"""The idempotency keys that responses of this process hold, and the approvals that they use, until they are over.
 
 Lives here: claiming, keeping and giving back. Not here: what a key is (`engine/ports/idempotency.py`).
 
@@ -24,6 +24,8 @@ class HeldKeys:
         self._store = store
         self._leases = leases
         self._held: dict[str, OnceOnly] = {}
+        self._answering: dict[str, str] = {}
+        """The owners of responses that use approvals, and are not over."""
 
     async def claim(self, once: OnceOnly, response_id: str) -> str | None:
         """Hold the key for this response; None, or the response that was made with it. Raises `ApiError`."""
@@ -48,19 +50,32 @@ class HeldKeys:
         """The key that this response holds."""
         return self._held.get(response_id)
 
+    async def use_approvals(self, owner: str, requests: tuple[str, ...], response_id: str) -> dict[str, str]:
+        """Have this response use these approvals; those that another one has used, each with that. Raises
+        `StoreError`."""
+        self._answering[response_id] = owner
+        return await self._store.spend(owner, requests, response_id)
+
+    def holds(self, response_id: str) -> bool:
+        """Whether this response holds a key, or uses approvals."""
+        return response_id in self._held or response_id in self._answering
+
     def kept(self, response_id: str) -> None:
-        """It was stored, and its key with it."""
+        """What it holds is the store's: it was stored, and its key with it."""
+        self._answering.pop(response_id, None)
         if self._held.pop(response_id, None) is not None:
             self._leases.drop(self._store, response_id)
 
-    async def release(self, response_id: str) -> None:
-        """It will not be stored; if the key cannot be given back, it runs out."""
-        once = self._held.pop(response_id, None)
-        if once is None:
-            return
-        self._leases.drop(self._store, response_id)
+    async def release(self, response_id: str, *, counts: bool = False) -> None:
+        """It is over, and will not be stored with its key. `counts`: what it holds stays taken. If the store cannot
+        be told, a key runs out, and an approval stays used."""
+        once, owner = self._held.pop(response_id, None), self._answering.pop(response_id, None)
         try:
-            await self._store.release(once, response_id)
+            if once is not None:
+                self._leases.drop(self._store, response_id)
+                await (self._store.stay if counts else self._store.release)(once, response_id)
+            if owner is not None and not counts:
+                await self._store.unspend(owner, response_id)
         except StoreError as error:
             _log.info("idempotency_key_not_released", response_id=response_id, error=str(error))
 

@@ -12,6 +12,7 @@ import copy
 
 from antiphon.engine.ports.actions import Context, LoadContext, PromptUse, StoredItem, StoredPrompt
 from antiphon.engine.ports.state import FileFetcher, History, PromptStore
+from antiphon.engine.running.held_keys import HeldKeys
 from antiphon.engine.running.keyless_upstreams import Keyless
 from antiphon.engine.running.locked_conversations import LockedConversations
 from antiphon.engine.running.stored_files import StoredFiles
@@ -33,6 +34,7 @@ class Loader:
         files: FileFetcher | None = None,
         stored_files: StoredFiles | None = None,
         keyless: Keyless | None = None,
+        keys: HeldKeys | None = None,
     ) -> None:
         self._history = history
         self._metrics = metrics
@@ -41,6 +43,7 @@ class Loader:
         self._files = files
         self._stored_files = stored_files
         self._keyless = keyless
+        self._keys = keys
 
     def over(self, history: History) -> Loader:
         """The same with another history."""
@@ -55,7 +58,9 @@ class Loader:
         if action.keyless is not None:
             return Context(keyless=await self._keyless.ask(action.keyless) if self._keyless is not None else False)
         operation = "load_chain"
-        if action.prompt is not None:
+        if action.approvals:
+            operation = "use_approvals"
+        elif action.prompt is not None:
             operation = "load_prompt"
         elif action.conversation is not None:
             operation = "load_conversation"
@@ -71,6 +76,11 @@ class Loader:
 
     async def _load_stored(self, action: LoadContext) -> Context:
         """What the action names in the stores. Raises `ApiError` and `StoreError`."""
+        if action.approvals:
+            if self._keys is None:
+                return Context()
+            used = await self._keys.use_approvals(action.owner, action.approvals, action.lock_for)
+            return Context(answered=used)
         if action.prompt is not None:
             return Context(prompt=await self._load_prompt(action.owner, action.prompt))
         chain = None

@@ -70,11 +70,29 @@ class KeyedRequest:
             return
         found = await self._responses.get(self._once.owner, made)
         if found is None:
-            raise NotFound(
-                f"The response '{made}', which was made with this Idempotency-Key, was deleted. Use a new key.",
-                code="response_not_found",
+            if self._exchange.awaits_prompt:
+                # Whether it was to be stored may stand in the prompt.
+                return
+            raise (
+                _not_kept()
+                if not self._exchange.stored
+                else NotFound(
+                    f"The response '{made}', which was made with this Idempotency-Key, was deleted. Use a new key.",
+                    code="response_not_found",
+                )
             )
         self._exchange.answer_again(found)
+
+
+def _not_kept() -> ApiError:
+    """The request was served, and nothing of its answer is here."""
+    return ApiError(
+        "A request with this Idempotency-Key was served, and its response is not kept since it is not stored "
+        "('store': false). It is not served again. Use a new key, or leave 'store' out to be given a response again.",
+        status=422,
+        type="invalid_request_error",
+        code="idempotency_result_not_kept",
+    )
 
 
 @contextmanager

@@ -85,6 +85,7 @@ class Runner:
         self._tools = tools
         self._conversations = conversations
         self._background = background
+        self._keys = keys
         self._repeated = RepeatedRequests(keys, store) if keys is not None else None
         self._loader = Loader(
             store,
@@ -94,6 +95,7 @@ class Runner:
             files=files,
             stored_files=stored_files,
             keyless=keyless,
+            keys=keys,
         )
         self._saver = Saver(
             store,
@@ -218,9 +220,12 @@ class Runner:
             await asyncio.sleep(FLOOD_PAUSE)
 
     def forget(self, response_id: str) -> None:
-        """This process does nothing more for the conversation of a response: its lock is not renewed any longer."""
+        """This process does nothing more for a response that another may go on with: the lock of its conversation is
+        not renewed any longer, and the approvals that it uses stay used."""
         if self._conversations is not None:
             self._conversations.forget(response_id)
+        if self._keys is not None:
+            self._keys.kept(response_id)
 
     async def abandon(self, exchange: ResponseExchange, reason: CancelReason) -> None:
         """The request ends here without its end: write the row as failed. Shielded, at most the save's timeout; while

@@ -68,15 +68,13 @@ class Saver:
 
     async def release(self, action: ReleaseConversation) -> None:
         """Give back what is held; that goes on when the request's task is cancelled meanwhile."""
-        if self._keeps_locks:
-            return
-        await asyncio.shield(self.keep_going(self._let_go(action.response_id)))
+        await asyncio.shield(self.keep_going(self._let_go(action.response_id, counts=action.counts)))
 
-    async def _let_go(self, response_id: str) -> None:
-        if self._conversations is not None:
+    async def _let_go(self, response_id: str, *, counts: bool) -> None:
+        if self._conversations is not None and not self._keeps_locks:
             await self._conversations.release(response_id)
         if self._keys is not None:
-            await self._keys.release(response_id)
+            await self._keys.release(response_id, counts=counts)
 
     def keep_going(self, work: Coroutine[Any, Any, _Done]) -> asyncio.Task[_Done]:
         """A task that is waited for at the end, whoever leaves meanwhile."""
@@ -90,9 +88,9 @@ class Saver:
         unless nobody waits for it any more."""
         try:
             once = self._keys.of(record.id) if self._keys is not None else None
-            holds = once is not None or record.conversation_id is not None
+            holds = record.conversation_id is not None or (self._keys is not None and self._keys.holds(record.id))
             # What failed gives its key back: trying again is trying again.
-            if once is not None and record.status in ("completed", "incomplete"):
+            if once is not None and record.counts:
                 record = replace(record, once=once)
             kept = False
             try:
@@ -100,7 +98,7 @@ class Saver:
                 kept = True
             finally:
                 if holds:
-                    await self._part(record, kept=kept)
+                    await self._part(record, kept=kept, counts=record.counts)
         except Exception as error:
             if not saved.done():
                 saved.set_exception(error)
@@ -115,17 +113,19 @@ class Saver:
         once = self._keys.of(record.id) if self._keys is not None else None
         return record if once is None else replace(record, once=once)
 
-    async def _part(self, record: ResponseRecord, *, kept: bool) -> None:
+    async def _part(self, record: ResponseRecord, *, kept: bool, counts: bool) -> None:
         """This process has done what it could for a response: what it held is the store's now, or nobody's."""
         if kept and record.conversation_id is not None and self._conversations is not None:
             self._conversations.forget(record.id)
-        if kept and record.once is not None and self._keys is not None:
+        if kept and counts and self._keys is not None:
             self._keys.kept(record.id)
-        holds = self._keys is not None and self._keys.of(record.id) is not None
+        holds = self._keys is not None and self._keys.holds(record.id)
         if holds or (not kept and record.conversation_id is not None):
             # What could not write just now may not be able to write this: the client hears of it all the same, and
             # what is held goes when the disk goes on, or runs out.
-            await asyncio.wait({self.keep_going(self._let_go(record.id))}, timeout=_RELEASE_SECONDS)
+            await asyncio.wait(
+                {self.keep_going(self._let_go(record.id, counts=record.sent_calls))}, timeout=_RELEASE_SECONDS
+            )
 
     async def enqueue(self, action: Enqueue) -> StoreError | ApiError | None:
         """Queue; that goes on when the request's task is cancelled meanwhile, since the lock of the response's
@@ -145,7 +145,8 @@ class Saver:
         except (StoreError, ApiError) as error:
             failure = error
         finally:
-            await self._part(record, kept=kept)
+            # It was only queued, but what it holds goes with its job.
+            await self._part(record, kept=kept, counts=True)
         return failure
 
     async def save(self, action: SaveResponse) -> StoreError | None:

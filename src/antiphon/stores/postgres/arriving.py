@@ -54,6 +54,7 @@ _TYPES = {
         "text",
     ),
 }
+_HELD = (1 << 63) - 1
 # What a column gets, when it is not what was brought: g has the columns as they were.
 _WRITTEN: dict[str, dict[str, str]] = {
     "conversations": {"locked_until": "CASE WHEN g.locked_by IS NOT NULL THEN now() END"},
@@ -61,7 +62,8 @@ _WRITTEN: dict[str, dict[str, str]] = {
     "pending_blobs": {"lease_until": "'-infinity'"},
     "idempotency": {
         "lease_until": "CASE WHEN g.leased <> 0 THEN now() END",
-        "expires_at": "to_timestamp(g.expires_at / 1000.0)",
+        # No moment is as late as that at which a key expires that is held.
+        "expires_at": "CASE WHEN g.leased <> 0 THEN 'infinity' ELSE to_timestamp(g.expires_at / 1000.0) END",
     },
     "vector_files": {"id": "g.number"},
     "file_attributes": {"kind": 'g.kind::"char"', "number": "g.number::numeric"},
@@ -75,7 +77,8 @@ _READ: dict[str, dict[str, str]] = {
     "jobs": {"needs": "to_json(needs)::text"},
     "idempotency": {
         "leased": "(lease_until IS NOT NULL)::int",
-        "expires_at": "round(extract(epoch FROM expires_at) * 1000)::bigint",
+        "expires_at": f"CASE WHEN lease_until IS NOT NULL THEN {_HELD} "
+        "ELSE round(extract(epoch FROM expires_at) * 1000)::bigint END",
     },
     "file_attributes": {"kind": "kind::text", "number": "number::text"},
     "vector_batches": {"cancelled": "cancelled::int"},

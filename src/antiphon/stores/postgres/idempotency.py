@@ -11,10 +11,18 @@ that is held for an object that is not stored is a lease.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 
-from antiphon.engine.ports.idempotency import AlreadyMade, OnceOnly, in_progress, reused
+from antiphon.engine.ports.idempotency import (
+    APPROVALS,
+    KEEP_APPROVALS,
+    AlreadyMade,
+    OnceOnly,
+    approval_key,
+    in_progress,
+    reused,
+)
 from antiphon.stores.postgres.database import Connection, Database, Record
 
 KEEP_SECONDS = 86_400.0
@@ -55,9 +63,23 @@ WITH held AS MATERIALIZED (
 UPDATE idempotency i SET lease_until = clock_timestamp() + $2 FROM held
 WHERE i.owner = held.owner AND i.key = held.key RETURNING i.object_id
 """
+STAY = """
+UPDATE idempotency SET lease_until = NULL, expires_at = now() + $4 WHERE owner = $1 AND key = $2 AND object_id = $3
+"""
+# A response that has answered the request says so again, and nobody else does. In one order for everybody.
+SPEND = """
+INSERT INTO idempotency AS known (owner, key, fingerprint, object_id, lease_until, expires_at)
+SELECT $1, key, '', $3, NULL, now() + $4 FROM unnest($2::text[]) AS key ORDER BY key
+ON CONFLICT (owner, key) DO UPDATE SET object_id = excluded.object_id, expires_at = excluded.expires_at
+  WHERE known.object_id = excluded.object_id OR known.expires_at <= clock_timestamp()
+"""
+SPENT = "SELECT key, object_id FROM idempotency WHERE owner = $1 AND key = ANY($2::text[]) AND object_id <> $3"
+UNSPEND = "DELETE FROM idempotency WHERE owner = $1 AND object_id = $2 AND starts_with(key, $3)"
 SWEEP = """
 DELETE FROM idempotency WHERE (owner, key) IN (
-  SELECT owner, key FROM idempotency WHERE expires_at <= now() LIMIT $1 FOR UPDATE SKIP LOCKED
+  SELECT owner, key FROM idempotency WHERE expires_at <= now()
+     OR (expires_at = 'infinity' AND lease_until <= now() - $2::interval)
+  LIMIT $1 FOR UPDATE SKIP LOCKED
 ) RETURNING 1
 """
 
@@ -100,6 +122,23 @@ class PostgresIdempotency:
         """Give the key back; see `IdempotencyStore.release`."""
         await self.database.write(RELEASE, once.owner, once.key, object_id, again=True)
 
+    async def stay(self, once: OnceOnly, object_id: str) -> None:
+        """It stays taken; see `IdempotencyStore.stay`."""
+        await self.database.write(STAY, once.owner, once.key, object_id, self.keep, again=True)
+
+    async def spend(self, owner: str, requests: Collection[str], response_id: str) -> dict[str, str]:
+        """Note who answered these requests for approval; see `IdempotencyStore.spend`."""
+        by_key = {approval_key(each): each for each in requests}
+        keys = list(by_key)
+        await self.database.write(SPEND, owner, keys, response_id, timedelta(seconds=KEEP_APPROVALS), again=True)
+        # Behind it: what another has committed meanwhile is seen.
+        rows = await self.database.fetch(SPENT, owner, keys, response_id)
+        return {by_key[key]: answered_by for key, answered_by in rows}
+
+    async def unspend(self, owner: str, response_id: str) -> None:
+        """Forget what this response has answered."""
+        await self.database.write(UNSPEND, owner, response_id, APPROVALS, again=True)
+
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         """Hold the keys of these objects for so long; which still were held."""
         rows = await self.database.write(RENEW, list(holders), timedelta(seconds=seconds), again=True)
@@ -109,7 +148,7 @@ class PostgresIdempotency:
         """Forget what has expired; how many keys went."""
         gone = 0
         while True:
-            count = len(await self.database.write(SWEEP, _PIECE, again=True))
+            count = len(await self.database.write(SWEEP, _PIECE, self.keep, again=True))
             gone += count
             if count < _PIECE:
                 return (gone,)

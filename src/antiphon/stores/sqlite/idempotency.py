@@ -10,10 +10,18 @@ that is held for an object that is not stored is a lease.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from antiphon.engine.ports.idempotency import AlreadyMade, OnceOnly, in_progress, reused
+from antiphon.engine.ports.idempotency import (
+    APPROVALS,
+    KEEP_APPROVALS,
+    AlreadyMade,
+    OnceOnly,
+    approval_key,
+    in_progress,
+    reused,
+)
 from antiphon.ids import Clock, now
 from antiphon.stores.backend import KEEP_SECONDS
 from antiphon.stores.sqlite.database import milliseconds
@@ -23,6 +31,8 @@ from antiphon.stores.sqlite.writer import SqliteWriter
 
 _PIECE = 500
 _TRIES = 3
+_HELD = (1 << 63) - 1
+"""When a key expires that is held: nothing but the lease ends it."""
 
 # A key that is over is as if it had never been: expired, or held by a process that is gone.
 _OVER = "(expires_at <= :at OR lease_until <= lease_now())"
@@ -46,8 +56,26 @@ RENEW = """
 UPDATE idempotency SET lease_until = lease_now() + :lease
 WHERE object_id IN (SELECT value FROM json_each(:ids)) AND lease_until IS NOT NULL RETURNING object_id
 """
+# A response that has answered the request says so again, and nobody else does.
+SPEND = f"""
+{_INTO} VALUES (:owner, :key, '', :id, NULL, :expires)
+ON CONFLICT (owner, key) DO UPDATE SET object_id = excluded.object_id, expires_at = excluded.expires_at
+  WHERE object_id = excluded.object_id OR expires_at <= :at
+"""
+SPENT = """
+SELECT key, object_id FROM idempotency
+WHERE owner = :owner AND key IN (SELECT value FROM json_each(:keys)) AND object_id <> :id
+"""
+UNSPEND = (
+    f"DELETE FROM idempotency WHERE object_id = :id AND owner = :owner AND substr(key, 1, {len(APPROVALS)}) = :kind"
+)
 SWEEP = """
 DELETE FROM idempotency WHERE rowid IN (SELECT rowid FROM idempotency WHERE expires_at <= :at LIMIT :limit)
+"""
+SWEEP_GONE = """
+DELETE FROM idempotency WHERE rowid IN (
+  SELECT rowid FROM idempotency WHERE expires_at = :held AND lease_until <= lease_now() - :keep LIMIT :limit
+)
 """
 
 
@@ -72,6 +100,10 @@ class Once:
     def held(self) -> list[Statement]:
         """For something whose key was claimed before: it must be held still."""
         return [Statement(BIND, self._named, rows=1)]
+
+    def stay(self) -> list[Statement]:
+        """For a key that stays taken although nothing is stored."""
+        return [Statement(BIND, self._named)]
 
     def undo(self) -> list[Statement]:
         """When the unit is taken back."""
@@ -107,8 +139,7 @@ class SqliteIdempotency:
             "id": object_id,
             "at": at,
             "lease": milliseconds(seconds),
-            # As long as it is held nothing but the lease ends it.
-            "expires": (1 << 63) - 1,
+            "expires": _HELD,
         }
         unit = [Statement(FORGET_OVER, named), Statement(CLAIM, named)]
         for _ in range(_TRIES):
@@ -167,6 +198,28 @@ class SqliteIdempotency:
         """Give the key back; see `IdempotencyStore.release`."""
         await self._writer.run([Statement(RELEASE, {"owner": once.owner, "key": once.key, "id": object_id})])
 
+    async def stay(self, once: OnceOnly, object_id: str) -> None:
+        """It stays taken; see `IdempotencyStore.stay`."""
+        await self._writer.run(Once(once, object_id, keep=self.keep, clock=self._clock).stay())
+
+    async def spend(self, owner: str, requests: Collection[str], response_id: str) -> dict[str, str]:
+        """Note who answered these requests for approval; see `IdempotencyStore.spend`."""
+        at = milliseconds(self._clock())
+        by_key = {approval_key(each): each for each in requests}
+        named = {"owner": owner, "id": response_id, "at": at, "expires": at + milliseconds(KEEP_APPROVALS)}
+        rows: list[tuple[str, str]] = []
+        await self._writer.run(
+            [
+                Statement(SPEND, [{**named, "key": key} for key in by_key], many=True),
+                Statement(SPENT, {**named, "keys": json.dumps(list(by_key))}, into=rows),
+            ]
+        )
+        return {by_key[key]: answered_by for key, answered_by in rows}
+
+    async def unspend(self, owner: str, response_id: str) -> None:
+        """Forget what this response has answered."""
+        await self._writer.run([Statement(UNSPEND, {"owner": owner, "id": response_id, "kind": APPROVALS})])
+
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         """Hold the keys of these objects for so long; which still were held."""
         rows: list[tuple[Any, ...]] = []
@@ -178,7 +231,13 @@ class SqliteIdempotency:
         """Forget what has expired; how many keys went."""
         gone = 0
         while True:
-            (count,) = await self._writer.run([Statement(SWEEP, {"at": milliseconds(self._clock()), "limit": _PIECE})])
-            gone += count
-            if count < _PIECE:
+            named = {
+                "at": milliseconds(self._clock()),
+                "held": _HELD,
+                "keep": milliseconds(self.keep),
+                "limit": _PIECE,
+            }
+            counts = await self._writer.run([Statement(SWEEP, named), Statement(SWEEP_GONE, named)])
+            gone += sum(counts)
+            if max(counts) < _PIECE:
                 return (gone,)

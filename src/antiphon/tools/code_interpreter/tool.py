@@ -87,7 +87,9 @@ class CodeInterpreter:
         choice = await self._chosen(owner, response_id, tool)
         names = [await self.rooms.check_uploaded(owner, file_id) for file_id in choice.file_ids]
         files = f" Files of the user's: {', '.join(unmarked(name) for name in names[:_MAX_FILES])}." if names else ""
-        function = HostedFunction(CallKind.CODE_INTERPRETER, "code_interpreter", _DESCRIPTION + files, _PARAMETERS)
+        function = HostedFunction(
+            CallKind.CODE_INTERPRETER, "code_interpreter", _DESCRIPTION + files, _PARAMETERS, read_only=True
+        )
         return PreparedTool(tool, (function,), fields={"container_id": choice.container_id})
 
     async def run(self, call: HostedCall) -> ToolResult:

@@ -42,7 +42,7 @@ class RemoteTool(Struct, frozen=True):
 
     @property
     def read_only(self) -> bool:
-        """Whether the server says that it changes nothing."""
+        """Whether the server says that it changes nothing. One of which it says nothing may, as MCP has it."""
         return bool(self.annotations and self.annotations.get("readOnlyHint"))
 
 

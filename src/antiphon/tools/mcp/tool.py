@@ -181,6 +181,7 @@ def _function(declared: McpDeclaration, tool: RemoteTool) -> HostedFunction:
         namespace=declared.label,
         approval=declared.asks(tool),
         deferred=bool(declared.defer_loading),
+        read_only=tool.read_only,
     )
 
 

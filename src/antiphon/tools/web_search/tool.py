@@ -233,7 +233,7 @@ def _place(declared: _Declaration) -> Place:
 
 
 def _function(name: str, description: str, parameters: Raw) -> HostedFunction:
-    return HostedFunction(CallKind.WEB_SEARCH, name, description, parameters)
+    return HostedFunction(CallKind.WEB_SEARCH, name, description, parameters, read_only=True)
 
 
 def _shown(number: int, hit: WebHit, characters: int) -> str:

@@ -1,0 +1,206 @@
+"""What a tool changes is changed once: approvals, keys and calls, of two processes on one state."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.background_app import BackgroundApp, Processes, processes
+from tests.support.chat_server import Answer, Received, answer, chunk, completion, event, json_answer, text_stream
+from tests.support.mcp_server import OpenMcpServer, open_mcp_server
+
+_CALL = [{"index": 0, "id": "call_1", "type": "function", "function": {"name": "dice__count", "arguments": "{}"}}]
+
+
+@dataclass
+class Setup:
+    """Two processes, a model that calls the tool `count` of an MCP server once, and that server."""
+
+    one: BackgroundApp
+    other: BackgroundApp
+    mcp: OpenMcpServer
+    made: Processes
+
+    def dice(self, approval: str = "always") -> dict[str, Any]:
+        return {"type": "mcp", "server_label": "dice", "server_url": self.mcp.url, "require_approval": approval}
+
+    async def post(self, path: str, app: BackgroundApp | None = None, key: str = "", **body: Any) -> tuple[int, Any]:
+        app = app or self.one
+        headers = {"authorization": "Bearer t"} | ({"idempotency-key": key} if key else {})
+        async with app.session.post(f"{app.url}/{path}", json=body, headers=headers) as got:
+            return got.status, await got.json(content_type=None)
+
+    async def ask(self, app: BackgroundApp | None = None, approval: str = "always", **body: Any) -> tuple[int, Any]:
+        return await self.post("responses", app, **{"model": "m", "tools": [self.dice(approval)], **body})
+
+
+def _talk(asked: Received) -> Answer:
+    """It calls the tool where no tool has said anything yet."""
+    stream = asked.json.get("stream")
+    if any(message["role"] == "tool" for message in asked.json["messages"]):
+        return answer(parts=text_stream("Done.")) if stream else json_answer(completion("Done."))
+    if not asked.json.get("tools"):
+        return answer(parts=text_stream("Hi.")) if stream else json_answer(completion("Hi."))
+    if stream:
+        parts = [event(chunk({"tool_calls": _CALL})), event(chunk(finish_reason="tool_calls")), b"data: [DONE]\n\n"]
+        return answer(parts=parts)
+    return json_answer(completion("", tool_calls=_CALL))
+
+
+@asynccontextmanager
+async def _setup(state: str, folder: Path) -> AsyncIterator[Setup]:
+    async with open_mcp_server() as mcp, processes(folder, state) as made:
+        made.chat.default = _talk
+        yield Setup(await made.start(mcp=mcp.url), await made.start(mcp=mcp.url), mcp, made)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def state(request: pytest.FixtureRequest, postgres_url: str) -> str:
+    return "sqlite:" if request.param == "sqlite" else postgres_url
+
+
+@pytest.fixture
+async def setup(state: str, tmp_path: Path) -> AsyncIterator[Setup]:
+    async with _setup(state, tmp_path / "data") as made:
+        yield made
+
+
+def _answer(request: dict[str, Any], approve: bool = True) -> dict[str, Any]:
+    return {"type": "mcp_approval_response", "approval_request_id": request["id"], "approve": approve}
+
+
+def _kinds(response: dict[str, Any]) -> list[str]:
+    return [item["type"] for item in response["output"]]
+
+
+def _refused(got: tuple[int, Any], by: str = "") -> None:
+    status, body = got
+    assert status == 400, body
+    error = body["error"]
+    assert (error["param"], error["code"]) == ("input[0].approval_request_id", "approval_already_answered")
+    assert by in error["message"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("second", [True, False])
+async def test_an_approval_is_used_once_in_a_chain_and_its_branches(setup: Setup, first: bool, second: bool) -> None:
+    _, asked = await setup.ask(input="count")
+    assert _kinds(asked) == ["mcp_list_tools", "mcp_approval_request"]
+    request = asked["output"][-1]
+    status, done = await setup.ask(input=[_answer(request, first)], previous_response_id=asked["id"])
+    assert status == 200 and _kinds(done) == (["mcp_call", "message"] if first else ["message"])
+    again = [_answer(request, second)]
+    _refused(await setup.ask(setup.other, input=again, previous_response_id=asked["id"]), done["id"])
+    _refused(await setup.ask(setup.other, input=again, previous_response_id=done["id"]))
+    status, queued = await setup.ask(setup.other, input=again, previous_response_id=asked["id"], background=True)
+    _refused((status, queued), done["id"])
+    assert setup.mcp.counted == int(first)
+    assert (await setup.ask(input="on", tools=[], previous_response_id=done["id"]))[0] == 200
+
+
+async def test_of_many_that_approve_at_once_one_does(setup: Setup) -> None:
+    _, asked = await setup.ask(input="count")
+    given = {"input": [_answer(asked["output"][-1])], "previous_response_id": asked["id"]}
+    apps = (setup.one, setup.other) * 4
+    results = await asyncio.gather(*(setup.ask(app, **given) for app in apps))
+    assert sorted(status for status, _ in results) == [200, *[400] * 7] and setup.mcp.counted == 1
+
+
+async def test_an_approval_is_used_once_in_a_conversation(setup: Setup) -> None:
+    _, conversation = await setup.post("conversations")
+    _, asked = await setup.ask(input="count", conversation=conversation["id"])
+    given = {"input": [_answer(asked["output"][-1])], "conversation": conversation["id"]}
+    assert (await setup.ask(**given))[0] == 200
+    _refused(await setup.ask(setup.other, **given))
+    assert setup.mcp.counted == 1
+
+
+@pytest.mark.parametrize("store", [True, False])
+async def test_a_client_that_keeps_the_conversation_approves_once(setup: Setup, store: bool) -> None:
+    talk: list[Any] = [{"role": "user", "content": "count"}]
+    _, asked = await setup.ask(input=talk, store=store)
+    request = asked["output"][-1]
+    talk += [*asked["output"], _answer(request, False)]
+    _, declined = await setup.ask(input=talk, store=store)
+    talk += declined["output"]
+    # All of it again, with every request.
+    assert (await setup.ask(setup.other, input=[*talk, {"role": "user", "content": "on"}], store=store))[0] == 200
+    status, refused = await setup.ask(input=[*talk, _answer(request)], store=store)
+    assert (status, refused["error"]["code"]) == (400, "approval_already_answered") and setup.mcp.counted == 0
+    _, asked = await setup.ask(input="count", store=store)
+    request = asked["output"][-1]
+    talk = [{"role": "user", "content": "count"}, *asked["output"], _answer(request)]
+    _, done = await setup.ask(input=talk, store=store)
+    assert _kinds(done) == ["mcp_call", "message"]
+    status, refused = await setup.ask(setup.other, input=talk, store=store)
+    assert (status, refused["error"]["code"]) == (400, "approval_already_answered")
+    status, _ = await setup.ask(input=[*talk, *done["output"], {"role": "user", "content": "on"}], store=store)
+    assert status == 200 and setup.mcp.counted == 1
+
+
+async def test_background_responses_approve_once(setup: Setup) -> None:
+    _, asked = await setup.ask(input="count")
+    given = {"input": [_answer(asked["output"][-1])], "previous_response_id": asked["id"], "background": True}
+    status, queued = await setup.ask(**given)
+    assert status == 200
+    _refused(await setup.ask(setup.other, **given), queued["id"])
+    done = await setup.one.ended(queued["id"], token="t")
+    assert done["status"] == "completed" and _kinds(done) == ["mcp_call", "message"]
+    _refused(await setup.ask(setup.other, **given), queued["id"])
+    assert setup.mcp.counted == 1
+
+
+async def test_of_two_requests_one_may_be_answered_first(setup: Setup) -> None:
+    calls = [{**_CALL[0], "index": number, "id": f"call_{number}"} for number in range(2)]
+    setup.made.chat.script(json_answer(completion("", tool_calls=calls)))
+    _, asked = await setup.ask(input="count twice")
+    *_, first, second = asked["output"]
+    _, one = await setup.ask(input=[_answer(first)], previous_response_id=asked["id"])
+    _, two = await setup.ask(input=[_answer(second)], previous_response_id=one["id"])
+    assert _kinds(one)[0] == _kinds(two)[0] == "mcp_call" and setup.mcp.counted == 2
+
+
+async def test_an_approval_that_nothing_came_of_can_be_given_again(setup: Setup) -> None:
+    _, asked = await setup.ask(input="count")
+    declined = {"input": [_answer(asked["output"][-1], False)], "previous_response_id": asked["id"]}
+    setup.made.chat.script(json_answer({"error": {"message": "down"}}, 500))
+    assert (await setup.ask(**declined))[0] >= 500
+    given = {"input": [_answer(asked["output"][-1])], "previous_response_id": asked["id"]}
+    status, refused = await setup.ask(tools=[{**setup.dice(), "server_label": "else"}], **given)
+    assert (status, refused["error"]["param"]) == (400, "tools")
+    assert (await setup.ask(setup.other, **given))[0] == 200 and setup.mcp.counted == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_what_ran_stands_where_its_client_can_read_it(setup: Setup, stream: bool) -> None:
+    """The model fails after the call: the conversation has the call, and so has the response that failed."""
+    _, conversation = await setup.post("conversations")
+    _, asked = await setup.ask(input="count", conversation=conversation["id"])
+    given = {"input": [_answer(asked["output"][-1])], "conversation": conversation["id"]}
+    setup.made.chat.script(json_answer({"error": {"message": "down"}}, 500))
+    if stream:
+        body = {"model": "m", "tools": [setup.dice()], "stream": True, **given}
+        headers = {"authorization": "Bearer t"}
+        async with setup.one.session.post(f"{setup.one.url}/responses", json=body, headers=headers) as got:
+            last = (await got.text()).strip().split("\n\n")[-2]
+        failed = json.loads(last.partition("data: ")[2])["response"]["id"]
+    else:
+        status, error = await setup.ask(**given)
+        assert status >= 500
+        failed = error["error"]["message"].split("'")[-2]
+    found = await setup.other.get(failed, token="t")
+    assert found["status"] == "failed" and _kinds(found) == ["mcp_call"]
+    (call,) = found["output"]
+    assert (call["status"], call["approval_request_id"]) == ("completed", asked["output"][-1]["id"])
+    _refused(await setup.ask(setup.other, **given))
+    _, page = await setup.other.ask(f"/../conversations/{conversation['id']}/items?order=asc", token="t")
+    kinds = [item["type"] for item in page["data"]]
+    assert kinds[-2:] == ["mcp_approval_response", "mcp_call"]
+    assert (await setup.ask(input="on", conversation=conversation["id"]))[0] == 200 and setup.mcp.counted == 1
