@@ -154,8 +154,10 @@ serves in mode `native` gets its requests untouched, and this page says nothing 
 _DIFFERENCES = """
 ## Differences from OpenAI's service
 
-- Hosted tools run here when the settings set them up. Those that are not, image generation and computer use are left
-  out and named; `code_interpreter` and `mcp` are then a 400, and so is a `tool_choice` that asks for any of them.
+- Hosted tools run here when the settings set them up. Those that are not, image generation, computer use, and types
+  that are unknown or misspelt are left out. The header, the response's `metadata` (`antiphon_ignored`, where the
+  client's own 16 pairs leave room) and the log line (`left_out`) name each; `tools.unavailable: refuse` makes it a 400
+  `unsupported_tool`. `code_interpreter` and `mcp` are a 400 in any case, and so is a `tool_choice` that asks for any.
 - `web_search` with `external_web_access: false` (Codex's search of OpenAI's cache) is left out and named: there is no
   cache of the web here, and the web itself is not to be asked.
 - `tool_search` that the gateway runs looks for words in names, namespaces, descriptions and parameters of deferred

@@ -58,9 +58,9 @@ def test_the_short_way_to_a_line_is_the_line_that_structlog_makes(
 ) -> None:
     known = {"timestamp": 1e9, "request_id": "Bearer hunter2hunter2", "token": "x", "calls": 0, "left_out": left_out}
     configure("info", "json")
-    write_outcome(structlog.get_logger("a"), "response", None, 1.0, dict(known))
+    write_outcome(structlog.get_logger("a"), "response", None, 1.0, dict(known), warn=bool(left_out))
     monkeypatch.setattr(outcome, "write_event", _by_structlog)
-    write_outcome(structlog.get_logger("a"), "response", None, 1.0, dict(known))
+    write_outcome(structlog.get_logger("a"), "response", None, 1.0, dict(known), warn=bool(left_out))
     short, long = capsys.readouterr().err.splitlines()
     assert short == long
     line = json.loads(short)
@@ -84,5 +84,5 @@ def test_a_line_below_the_level_is_none(form: Any, capsys: pytest.CaptureFixture
     configure("warning", form)
     write_outcome(structlog.get_logger("a"), "response", None, 1.0, {})
     assert not capsys.readouterr().err
-    write_outcome(structlog.get_logger("a"), "response", None, 1.0, {"left_out": ("a",)})
+    write_outcome(structlog.get_logger("a"), "response", None, 1.0, {"left_out": ("a",)}, warn=True)
     assert "left_out" in capsys.readouterr().err

@@ -26,7 +26,19 @@ _BY_ID = frozenset({"content.input_file.file_id", "content.input_image.file_id"}
 _NO_FILES = Support("unsupported", "there are no files here")
 _LIMITED = Support("emulated", "limits the calls of tools that run here")
 _ALLOWED = Support("translated", "the settings let it pass")
+_TOOL_REFUSED = Support(
+    "unsupported", "does not run here, and the settings refuse what asks for it (`tools.unavailable`)"
+)
 _KEYS = dict(zip(GROUPS, ("fields", "parameters", "include", "tools", "tool_choice", "items", "content"), strict=True))
+
+_TOOLS = frozenset(
+    name
+    for group, key in _KEYS.items()
+    if key == "tools"
+    for name in GROUPS[group]
+    if name.count(".") == 1 or name == "any other tool"
+)
+"""The names of whole tools, not of their members."""
 
 
 class SupportShown(Struct):
@@ -61,13 +73,15 @@ class CapabilitiesObject(Struct, kw_only=True):
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What can be said without asking anyone: `limits` are the operator's, by the names of the settings; `fetches` says
-    whether files are fetched by URL, `files` whether they can be uploaded, `tools` which types of tools run here."""
+    whether files are fetched by URL, `files` whether they can be uploaded, `tools` which types of tools run here;
+    `refuses_tools`, that a request with another one is refused."""
 
     routes: ModelRoutes
     limits: Mapping[str, int]
     fetches: bool = True
     files: bool = True
     tools: frozenset[str] = frozenset()
+    refuses_tools: bool = False
 
     async def show(self, request: ApiRequest) -> ApiResponse:
         """For `?model=…`; without it for models that no rule names. Each group maps names, as `antiphon-ignored` has
@@ -123,6 +137,8 @@ class Capabilities:
             found = _LIMITED
         elif name in route.fields:
             found = _ALLOWED
+        elif self.refuses_tools and name in _TOOLS and found.kind == "ignorable":
+            found = _TOOL_REFUSED
         return SupportShown(found.kind, found.note or None)
 
     def _runs(self, name: str) -> bool:

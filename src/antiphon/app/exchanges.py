@@ -19,7 +19,9 @@ def capabilities(settings: Settings, routes: ModelRoutes, tools: frozenset[str])
     """The answer of `GET /v1/antiphon/capabilities`; `tools`: the types of tools that run here."""
     names = ("request_body_bytes", "upstream_body_bytes", "input_items", "tools", "tool_calls")
     limits = {name: int(getattr(settings.limits, name)) for name in names}
-    return Capabilities(routes, limits, settings.fetch.enabled, settings.files.enabled, tools)
+    return Capabilities(
+        routes, limits, settings.fetch.enabled, settings.files.enabled, tools, settings.tools.unavailable == "refuse"
+    )
 
 
 def exchange_maker(

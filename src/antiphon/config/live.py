@@ -38,6 +38,7 @@ LIVE = (
     "limits.bytes_in_flight",
     "limits.owner_bytes_in_flight",
     "fetch",
+    "tools.unavailable",
     "tools.seconds",
     "tools.output_chars",
     "tools.calls",

@@ -67,6 +67,7 @@ class _Ended(NamedTuple):
     model: str
     response_id: str
     fell_back: bool
+    unknown: bool
     left_out: Sequence[str]
     streamed: tuple[float, float | None] | None
     known: Mapping[str, Any]
@@ -186,7 +187,8 @@ class Observation:
             exchange.model[:NAME_LENGTH],
             exchange.response_id,
             exchange.fell_back,
-            exchange.unknown,
+            bool(exchange.unknown),
+            exchange.left_out,
             self._streamed(now, exchange.events - 1) if exchange.streaming else None,
             known,
         )
@@ -211,7 +213,7 @@ class Observation:
         if self._spans is not None:
             self._spans.end(exchange, self.door, self.request_id, ended.outcome, ended.failure, at)
         # What an operator should see is told while its cause is at hand.
-        loud = ended.failure is not None or bool(ended.left_out)
+        loud = ended.failure is not None or ended.unknown
         self._telemetry.endings.add(partial(self._tell, ended, at), now=loud)
 
     def _streamed(self, now: float, gaps: int) -> tuple[float, float | None] | None:
@@ -255,6 +257,7 @@ class Observation:
                 "left_out": ended.left_out,
                 **ended.known,
             },
+            warn=ended.unknown,
         )
 
     def _spend(self, model: str) -> int:

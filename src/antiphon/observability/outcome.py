@@ -24,11 +24,12 @@ def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
     return failure
 
 
-def write_outcome(log: Any, event: str, failure: Failure | None, seconds: float, known: dict[str, Any]) -> None:
-    """Write the line; what is None or empty is left out. `left_out` (what of the request nobody here knows) makes it a
-    warning."""
+def write_outcome(
+    log: Any, event: str, failure: Failure | None, seconds: float, known: dict[str, Any], *, warn: bool = False
+) -> None:
+    """Write the line; what is None or empty is left out. `warn`: something of the request is not known here."""
     failure = with_cause(failure, known.get("outcome"))
-    level = logging.WARNING if known.get("left_out") else logging.INFO
+    level = logging.WARNING if warn else logging.INFO
     if failure is not None and failure.counted:
         level = logging.DEBUG
     elif failure is not None and failure.loud:

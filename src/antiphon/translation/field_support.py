@@ -36,12 +36,14 @@ _Rule = Support | Callable[[UpstreamProfile], Support]
 
 _SENT: Final = Support("translated")
 _NAMED: Final = Support("ignorable")
-_HOSTED: Final = Support("ignorable", "a hosted tool that does not run here: left out")
+_HOSTED: Final = Support("ignorable", "a hosted tool that does not run here: left out, or `tools.unavailable: refuse`")
 _NOT_HERE: Final = Support("unsupported", "asks for a hosted tool that does not run here")
 _REFUSED_TOOL: Final = Support(
     "unsupported", "code `unsupported_tool`, unless the gateway is set up to run it: the answer would be wrong"
 )
-_SET_UP: Final = Support("ignorable", "left out, unless the gateway is set up to run it")
+_SET_UP: Final = Support(
+    "ignorable", "left out, or `tools.unavailable: refuse`, unless the gateway is set up to run it"
+)
 _CHOSEN: Final = Support("unsupported", "unless the gateway is set up to run the tool")
 _INCLUDED: Final = Support("ignorable", "unless the gateway is set up to run the tool")
 HOSTED_SUPPORT: Final = Support("emulated", "runs here, between two turns of the model")

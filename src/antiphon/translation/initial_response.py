@@ -22,6 +22,9 @@ _AUTO: Final = Raw(b'"auto"')
 _NO_METADATA: Final = Raw(b"{}")
 _FALLBACK: Final = "antiphon_upstream"
 """The key of a response's metadata that names the upstream which has answered for another."""
+_IGNORED: Final = "antiphon_ignored"
+"""The key that names the tools which the model was not shown."""
+_LONGEST_VALUE: Final = 512
 _MOST_METADATA: Final = 16
 _NO_REASONING: Final = Raw(b'{"effort":null,"summary":null}')
 
@@ -37,7 +40,7 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
         tool_choice=request.tool_choice.echo if request.tool_choice is not None else _AUTO,
         text=_text(request.text),
         reasoning=_reasoning(request),
-        metadata=request.metadata or _NO_METADATA,
+        metadata=_metadata(request),
         background=request.background,
         conversation=ConversationReference(request.conversation) if request.conversation is not None else UNSET,
         frequency_penalty=request.frequency_penalty or 0.0,
@@ -68,12 +71,27 @@ def echo_configuration(response: Response, request: CreateResponse) -> None:
 
 
 def with_fallback(metadata: Raw, upstream: str) -> Raw:
-    """The metadata with the upstream that has answered for another, unless the client's own pairs are as
-    many as there may be."""
-    pairs = msgspec.json.decode(metadata, type=dict[str, Raw])
-    if _FALLBACK not in pairs and len(pairs) >= _MOST_METADATA:
+    """The metadata with the upstream that has answered for another."""
+    return _with_pair(metadata, _FALLBACK, upstream)
+
+
+def _metadata(request: CreateResponse) -> Raw:
+    metadata = request.metadata or _NO_METADATA
+    tools = request.unknown.tools
+    if not tools:
         return metadata
-    return Raw(encode({**pairs, _FALLBACK: upstream}))
+    named = ", ".join(tools)
+    if len(named) > _LONGEST_VALUE:
+        named = named[: _LONGEST_VALUE - 5].rpartition(", ")[0] + ", ..."
+    return _with_pair(metadata, _IGNORED, named)
+
+
+def _with_pair(metadata: Raw, key: str, value: str) -> Raw:
+    """The metadata with a pair of ours, unless the client's own are as many as there may be."""
+    pairs = msgspec.json.decode(metadata, type=dict[str, Raw])
+    if key not in pairs and len(pairs) >= _MOST_METADATA:
+        return metadata
+    return Raw(encode({**pairs, key: value}))
 
 
 def _instructions(request: CreateResponse) -> Raw | None:

@@ -140,14 +140,16 @@ def read_request(
     prompt: PromptTemplate | None = None,
     max_prompt_bytes: int = 1 << 26,
     strict: bool = False,
+    refuse_tools: bool = False,
 ) -> CreateResponse:
     """Read a create-response body; `hosted` are the types of tools that run here, `prompt` what its `prompt` names,
-    which with its variables may take `max_prompt_bytes`. `strict`: what nobody here knows is refused.
+    which with its variables may take `max_prompt_bytes`. `strict`: what nobody here knows is refused;
+    `refuse_tools`: so is a tool that the model could not be shown.
 
     Raises `InvalidRequest`, and `PromptNotLoaded` for a body that names a prompt when none is given.
     """
     fields = _read_object(body)
-    tolerance = Tolerance(strict=strict)
+    tolerance = Tolerance(strict=strict, refuse_tools=refuse_tools)
     messages: list[InputItem] = []
     reference = read_reference(fields.get("prompt", ABSENT))
     if reference is not None:

@@ -41,10 +41,16 @@ _REFUSED: Final = {
 }
 """Without these tools an answer would be wrong; by the setting that has them run here."""
 
-_NOT_HERE: Final = frozenset(
-    {"web_search", "file_search", "image_generation", "computer", "computer_use_preview", "programmatic_tool_calling"}
-)
-"""Hosted tools that are known, and left out where they do not run."""
+_NONE: Final = "this server has no such tool"
+_NOT_HERE: Final = {
+    "web_search": "the operator has not set it up ('web_search.provider')",
+    "file_search": "the operator has switched it off ('vector_stores.enabled')",
+    "image_generation": _NONE,
+    "computer": _NONE,
+    "computer_use_preview": _NONE,
+    "programmatic_tool_calling": _NONE,
+}
+"""Hosted tools that are known, and left out where they do not run; by the reason."""
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
 _LONGEST_NAME: Final = 128
@@ -125,10 +131,10 @@ def read_tools(
             names.add(name)
             left_out += _unused(place, tool, (), tolerance)
             if not may_be_called(tool):
-                left_out.append(f"{place}.allowed_callers")
+                left_out.append(_left_out(f"{place}.allowed_callers", _uncallable(place), tolerance))
             elif hosted_name(tool.type) == "web_search" and bytes(tool.external_web_access) not in _LIVE:
                 # There is no cache of the web here, and the web itself is not to be asked.
-                left_out.append(f"tools.{tool.type}")
+                left_out.append(_left_out(f"tools.{tool.type}", _uncached(where, place), tolerance))
             else:
                 kept.append(tool)
             continue
@@ -137,10 +143,12 @@ def read_tools(
         if tool.type in _REFUSED:
             raise _refused(where, place, tool, brought=brought is not None)
         if not _is_callable(tool):
-            if tolerance is not None and hosted_name(tool.type) not in _NOT_HERE and tool.type not in UNNAMED:
-                tolerance.leave_out(f"tools.{tool.type}", _unknown(place, tool))
+            name, known = f"tools.{tool.type}", hosted_name(tool.type) in _NOT_HERE or tool.type in UNNAMED
+            if tolerance is not None and not known:
+                tolerance.leave_out(name, _unknown(place, tool))
+                _left_out(name, _unknown(place, tool), tolerance)
             else:
-                left_out.append(f"tools.{tool.type}")
+                left_out.append(_left_out(name, _unavailable(where, place, tool), tolerance))
             continue
         members = decode_tools(f"{place}.tools", tool.tools) if tool.type == "namespace" else []
         name = _check(place, tool, members)
@@ -149,10 +157,10 @@ def read_tools(
             count += len(members)
             if count > limit:
                 raise _too_many(where, count, limit)
-            inner = enumerate(members)
-            left_out += [f"{place}.tools[{at}].allowed_callers" for at, one in inner if not may_be_called(one)]
+            inner = [f"{place}.tools[{at}]" for at, one in enumerate(members) if not may_be_called(one)]
+            left_out += [_left_out(f"{one}.allowed_callers", _uncallable(one), tolerance) for one in inner]
         elif not may_be_called(tool):
-            left_out.append(f"{place}.allowed_callers")
+            left_out.append(_left_out(f"{place}.allowed_callers", _uncallable(place), tolerance))
             continue
         if name in names:
             raise InvalidRequest(
@@ -178,6 +186,40 @@ def _refused(where: str, place: str, tool: Tool, *, brought: bool) -> InvalidReq
         else f"cannot run here: {_REFUSED[tool.type]}. Remove it from '{where}'"
     )
     return InvalidRequest(f"The hosted tool '{tool.type}' {why}.", param=f"{place}.type", code="unsupported_tool")
+
+
+def _left_out(name: str, error: InvalidRequest, tolerance: Tolerance | None) -> str:
+    """The name of a tool that is left out. Raises `error` where the request is to be refused."""
+    if tolerance is not None:
+        tolerance.leave_out_tool(name, error)
+    return name
+
+
+def _unavailable(where: str, place: str, tool: Tool) -> InvalidRequest:
+    why = _NOT_HERE.get(hosted_name(tool.type), "this server has no place where it could run")
+    return InvalidRequest(
+        f"The hosted tool '{tool.type}' cannot run here: {why}. Remove it from '{where}'.",
+        param=f"{place}.type",
+        code="unsupported_tool",
+    )
+
+
+def _uncached(where: str, place: str) -> InvalidRequest:
+    return InvalidRequest(
+        "'external_web_access' is off, and this server has no cache of the web to search instead. Leave it out, or "
+        f"remove the tool from '{where}'.",
+        param=f"{place}.external_web_access",
+        code="unsupported_tool",
+    )
+
+
+def _uncallable(place: str) -> InvalidRequest:
+    return InvalidRequest(
+        "Only programs may call this tool, and this server runs none. Add 'direct' to 'allowed_callers', or remove the "
+        "tool.",
+        param=f"{place}.allowed_callers",
+        code="unsupported_tool",
+    )
 
 
 _COMMON: Final = frozenset({"type", "allowed_callers", "defer_loading"})

@@ -7,8 +7,11 @@ whose answer lacks it.
 Lives here: the decision, and the names of what was left out. Not here: what is known (the readers of each thing know
 that), what is known and has no effect (`CreateResponse.ignored`).
 
-Invariant: what is left out has its name in `names`; in strict mode nothing is left out. What a call waits for, and what
-restricts an answer or a search, never comes here: that is refused in any case.
+Tools are a case of their own: an answer without one that the client counts on may be wrong, also where it is known and
+not set up here. So they have a list, and a decision (`refuse_tools`), of their own.
+
+Invariant: what is left out has its name in `names`, a tool in `tools`; in strict mode nothing unknown is left out. What
+a call waits for, and what restricts an answer or a search, never comes here: that is refused in any case.
 """
 
 from __future__ import annotations
@@ -24,10 +27,13 @@ _MAX_NAMES: Final = 64
 
 @dataclass(slots=True)
 class Tolerance:
-    """Of one request. `names`: what was left out, each once, in the order in which it was met."""
+    """Of one request. `names`: what was left out since nobody here knows it, `tools`: which tools were left out, known
+    or not; each once, in the order in which it was met."""
 
     strict: bool = False
     names: list[str] = field(default_factory=list)
+    refuse_tools: bool = False
+    tools: list[str] = field(default_factory=list)
 
     def leave_out(self, name: str, error: InvalidRequest) -> None:
         """Note what is unknown, as the client is told of it: `input.future_call`, `include:future`. Raises `error` in
@@ -35,6 +41,14 @@ class Tolerance:
         if self.strict:
             raise error
         self.note(name)
+
+    def leave_out_tool(self, name: str, error: InvalidRequest) -> None:
+        """Note a tool that the model is not shown. Raises `error` where such a request is to be refused."""
+        if self.refuse_tools:
+            raise error
+        name = name[:_LONGEST]
+        if name not in self.tools and len(self.tools) < _MAX_NAMES:
+            self.tools.append(name)
 
     def note(self, name: str) -> None:
         """What is left out in any case, and said so."""

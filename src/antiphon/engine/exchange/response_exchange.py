@@ -167,6 +167,12 @@ class ResponseExchange:
         return self._served.unknown
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """The same, and the tools that are known and do not run here."""
+        served = self._served
+        return tuple(dict.fromkeys((*served.unknown, *served.unavailable_tools)))
+
+    @property
     def usage(self) -> Usage | None:
         """Token counts, once they are known."""
         return self._served.usage

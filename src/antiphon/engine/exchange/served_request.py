@@ -117,6 +117,11 @@ class ServedRequest:
         return ""
 
     @property
+    def unavailable_tools(self) -> tuple[str, ...]:
+        """Which tools of the request the model is not shown."""
+        return ()
+
+    @property
     def unknown(self) -> tuple[str, ...]:
         """What was left out of the request since nobody here knows it."""
         return ()

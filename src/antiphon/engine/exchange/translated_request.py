@@ -73,6 +73,7 @@ def read_asked(
         prompt=prompt,
         max_prompt_bytes=options.limits.request_body_bytes,
         strict=options.strict,
+        refuse_tools=options.tool_limits.unavailable == "refuse",
     )
     if path in (COMPACT_PATH, COUNT_PATH):
         request.stream = request.store = request.background = False
@@ -185,6 +186,10 @@ class TranslatedRequest(ServedRequest, ABC):
     @property
     def unknown(self) -> tuple[str, ...]:
         return tuple(self.request.unknown.names)
+
+    @property
+    def unavailable_tools(self) -> tuple[str, ...]:
+        return tuple(self.request.unknown.tools)
 
     @property
     def usage_object(self) -> UsageObject | None:
