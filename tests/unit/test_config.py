@@ -542,3 +542,17 @@ def test_keys_of_clients_go_to_no_upstream() -> None:
     other = {"upstream": {"auth": "none"}, "upstreams": {"other": {"url": "http://x/v1"}}}
     with pytest.raises(ConfigError, match=r"set upstreams\.other\.auth"):
         load_settings(other, keys)
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        ({}, "antiphon"),
+        ({"OTEL_SERVICE_NAME": "theirs"}, "theirs"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "k8s.pod.name=p,service.name=my%20own"}, "my own"),
+        ({"OTEL_SERVICE_NAME": "theirs", "OTEL_RESOURCE_ATTRIBUTES": "service.name=other"}, "theirs"),
+        ({"OTEL_SERVICE_NAME": "theirs", "ANTIPHON_TRACING__SERVICE_NAME": "ours"}, "ours"),
+    ],
+)
+def test_the_name_in_traces_may_be_opentelemetrys(environ: dict[str, str], name: str) -> None:
+    assert load_settings({}, environ).tracing.service_name == name

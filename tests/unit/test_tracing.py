@@ -103,6 +103,15 @@ def test_a_model_call_is_a_span_within_the_requests_and_goes_on_at_the_upstream(
     assert request.resource.attributes["service.name"] == "antiphon"
 
 
+def test_attributes_of_the_resource_from_the_environment_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "k8s.pod.name=pod-7,service.name=not-this")
+    traced = Traced()
+    traced.answer()
+    resource = next(iter(traced.spans.values())).resource
+    assert resource.attributes["k8s.pod.name"] == "pod-7" and resource.attributes["service.name"] == "antiphon"
+    assert resource.attributes["telemetry.sdk.language"] == "python"
+
+
 def test_content_is_in_no_span_unless_it_is_asked_for() -> None:
     silent = Traced()
     silent.answer()

@@ -52,7 +52,8 @@ class TracingSettings(Section):
     content: bool = False
     """Put what was asked and answered into the spans, tools' arguments and results too."""
     service_name: str = "antiphon"
-    """`service.name` of all spans."""
+    """`service.name` of all spans. Unset: `OTEL_SERVICE_NAME`, or the one in `OTEL_RESOURCE_ATTRIBUTES`, whose other
+    attributes the sidecars' spans have too."""
 
     @check("endpoint")
     @staticmethod

@@ -67,7 +67,7 @@ class OtelTracer:
     def __init__(self, settings: TracingSettings, version: str, processor: SpanProcessor | None = None) -> None:
         self._content = settings.content
         self._sample = settings.sample
-        resource = Resource({"service.name": settings.service_name, "service.version": version})
+        resource = Resource.create({"service.name": settings.service_name, "service.version": version})
         self._provider = TracerProvider(
             sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False, span_limits=_LIMITS
         )
