@@ -108,6 +108,10 @@ WAYS = {
     "  while os.sendfile(f, s, 0, 64 << 10): pass",
     "empty files": "for n in range(10_000): open(f'f{n}', 'w').close()",
     "empty folders": "for n in range(10_000): os.mkdir(f'd{n}')",
+    "whiteouts": SYSCALL + "open('f', 'w').close()\nlast = b'f'\nfor n in range(10_000):\n"
+    "  got = call(316 if os.uname().machine == 'x86_64' else 276, -100, last, -100, b'w%d' % n, 4)\n"
+    "  if not got.startswith('did'): raise OSError(got)\n"
+    "  last = b'w%d' % n",
     "folders in folders": "while True: os.mkdir('d'); os.chdir('d')",
     "hidden": "os.mkdir('hidden', 0o300)\nfor n in range(10_000):\n"
     "  with open(f'hidden/f{n}', 'wb') as f: f.write(bytes(1 << 20))",
@@ -194,6 +198,20 @@ def test_a_link_takes_no_more_room_than_itself(tmp_path: Path) -> None:
     assert use.count == 1 and use.bytes < 64 << 10
     # Nor is it a file, whatever it points to.
     assert disk.list_files(inside, 10) == []
+
+
+async def test_locks_take_nothing_of_the_kernel_and_libraries_that_lock_go_on(make: _Sandboxes, tmp_path: Path) -> None:
+    sandbox = make(LIMITS)
+    run = await _run(
+        sandbox,
+        "import fcntl, os, sqlite3\nf = os.open('f', os.O_CREAT | os.O_RDWR)\n"
+        "for n in range(100): fcntl.lockf(f, fcntl.LOCK_EX, 1, 2 * n)\n"
+        "with sqlite3.connect('a.db') as db: db.execute('create table a (b)'); db.execute('insert into a values (7)')\n"
+        "print(db.execute('select b from a').fetchone())",
+    )
+    assert run.output == "(7,)\n" and not run.failed, run
+    held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    assert [one for one in held if str(_machine(sandbox).pid) in one] == []
 
 
 async def test_holes_are_no_room_and_stay_holes(make: _Sandboxes) -> None:

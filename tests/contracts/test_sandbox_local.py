@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
 
 import pytest
+import uvloop
 
 from antiphon.tools.code_interpreter import machine, trial
 from antiphon.tools.code_interpreter.local import LocalSandbox
@@ -438,6 +441,33 @@ async def test_no_process_outlives_us(tmp_path: Path) -> None:
     async with asyncio.timeout(60):
         while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_code_cannot_break_how_code_is_sent(
+    run: Callable[[Coroutine[Any, Any, None]], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It writes wherever it can, closes what it can, ends while it is sent the next code: nobody is told an error."""
+
+    async def main() -> None:
+        sandbox = LocalSandbox(tmp_path / "machines", LIMITS, room="counted")
+        try:
+            write = "for n in range(256):\n  try: os.write(n, b'x')\n  except OSError: pass"
+            await _run(sandbox, f"import os\n{write}")
+            assert (await _run(sandbox, "6 * 7")).output.endswith("42\n")
+            for way in ("os._exit(0)", "os.closerange(0, 256)"):
+                wait = "while time.sleep(0.0005) is None and time.monotonic() - last < 0.03: last = time.monotonic()"
+                code = f"{wait}\n{way}"
+                start = f"import os, threading, time\nlast = time.monotonic()\ncode = {code!r}\n"
+                await _run(sandbox, f"{start}threading.Thread(target=exec, args=(code, globals())).start()")
+                await asyncio.sleep(0.05)
+                assert (await _run(sandbox, "#" * 500_000)).lost == "the interpreter ended"
+                assert (await _run(sandbox, "6 * 7")).output == "42\n"
+        finally:
+            await sandbox.aclose()
+
+    run(main())
+    assert [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING] == []
 
 
 async def test_what_is_not_a_python_is_an_answer(tmp_path: Path) -> None:

@@ -291,6 +291,28 @@ async def test_an_impossible_order_cuts_the_stream(tmp_path: Path) -> None:
         assert _statuses(opened) == ["failed"]
 
 
+@pytest.mark.parametrize("status", ["", "ok", "2e2", "-20", "20", "2000", "²00", "9" * 5_000])
+@pytest.mark.parametrize("early", [False, True])
+async def test_a_head_without_a_status_cuts_the_stream_and_is_one_line(
+    tmp_path: Path, status: str, early: bool
+) -> None:
+    """As the upstream's head, and as Envoy's own answer while the request is still read."""
+    async with open_door(tmp_path) as opened:
+        stream = opened.stream()
+        with capture_logs() as lines:
+            if early:
+                await stream.request_headers()
+            else:
+                await stream.request(request_body())
+                await stream.forwarded()
+            await stream.response_headers(status, JSON)  # type: ignore[arg-type]
+            assert await stream.closed() is grpc.StatusCode.FAILED_PRECONDITION
+            await _idle(opened)
+        assert _statuses(opened) == ([] if early else ["failed"])
+        (line,) = [line for line in lines if line["log_level"] == "error"]
+        assert line["event"] == "extproc_misconfigured" and "exc_info" not in line
+
+
 # The upstream is silent (in relay, where nobody but us would notice)
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import NoReturn
 
 import pytest
 from structlog.testing import capture_logs
 
 from antiphon.commands.children import Child, ParentPipe
-from antiphon.commands.supervisor import GivenUp, RestartPolicy, Supervised
+from antiphon.commands.supervisor import GivenUp, RestartPolicy, Supervised, tell_first
 from tests.support.waiting import until
 
 SECONDS = 90.0
@@ -186,3 +189,24 @@ async def test_a_child_that_hangs_every_time_is_told_apart_from_one_that_was_kil
     kept.alive = False
     with pytest.raises(GivenUp, match=r"^it did not answer \(timeouts\.hung\) and was killed; what it wrote last"):
         await asyncio.wait_for(kept.task, SECONDS)
+
+
+async def test_of_those_that_give_up_the_first_is_told_and_no_other_is_logged() -> None:
+    loop = asyncio.get_running_loop()
+    logged: list[dict[str, object]] = []
+    loop.set_exception_handler(lambda _, context: logged.append(context))
+    failed: asyncio.Future[BaseException] = loop.create_future()
+
+    async def gives_up(name: str) -> NoReturn:
+        raise OSError(name)
+
+    for name in ("one", "two"):
+        loop.create_task(gives_up(name)).add_done_callback(partial(tell_first, failed))
+    cancelled = loop.create_task(gives_up("three"))
+    cancelled.add_done_callback(partial(tell_first, failed))
+    cancelled.cancel()
+    assert str(await failed) == "one"
+    for _ in range(3):
+        await asyncio.sleep(0)
+    gc.collect()
+    assert logged == []

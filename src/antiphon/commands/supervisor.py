@@ -149,3 +149,13 @@ class Supervised:
                     child.kill()
         finally:
             ended.cancel()
+
+
+def tell_first(failed: asyncio.Future[BaseException], task: asyncio.Task[NoReturn]) -> None:
+    """Give `failed` what ended the task, if it is the first one."""
+    if task.cancelled():
+        return
+    # Asked for in any case: asyncio logs an exception that nobody asks for, with its traceback.
+    error = task.exception()
+    if not failed.done():
+        failed.set_result(error or AssertionError("a process is no longer kept"))

@@ -46,7 +46,7 @@ from antiphon.commands.start_warnings import (
     warn_of_few_descriptors,
     warn_of_open_listener,
 )
-from antiphon.commands.supervisor import GivenUp, NotStarted, RestartPolicy, Supervised
+from antiphon.commands.supervisor import GivenUp, NotStarted, RestartPolicy, Supervised, tell_first
 from antiphon.commands.up_reload import UpReload, read_settings
 from antiphon.commands.worker_reload import swap_workers
 from antiphon.commands.worker_starts import WorkerStarts
@@ -352,8 +352,7 @@ class _Up:
 
         def gave_up(task: asyncio.Task[NoReturn]) -> None:
             self._keeping.discard(task)
-            if not task.cancelled() and not self._failed.done():
-                self._failed.set_result(task.exception() or AssertionError(f"{name} is no longer kept"))
+            tell_first(self._failed, task)
 
         task = asyncio.ensure_future(process.keep())
         self._keeping.add(task)

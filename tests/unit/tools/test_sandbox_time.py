@@ -32,6 +32,9 @@ class _Stdin:
     def close(self) -> None:
         self.closed = True
 
+    def is_closing(self) -> bool:
+        return self.closed
+
 
 class Process:
     """As much of a process as a machine asks."""
@@ -62,6 +65,7 @@ class Playing:
         self.machine = Machine(home, LIMITS, 99, "memory")
         self.process = Process()
         self.machine._process = self.process  # type: ignore[assignment]
+        self.machine._requests = self.process.stdin  # type: ignore[assignment]
         self.machine._reading = asyncio.ensure_future(self.machine._read())
         self.stopped = [True]
         self.now: Iterator[float] = iter(())
@@ -200,6 +204,14 @@ async def test_a_run_that_went_well(playing: Playing, monkeypatch: pytest.Monkey
         playing.answers(**answer)
         assert (await _run(playing, monkeypatch)).failed  # it is not believed that all went well
     await playing.machine.end()
+
+
+async def test_one_that_ended_before_it_was_sent_code_is_not_written_to(
+    playing: Playing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    playing.process.stdin.close()
+    playing.process.stdout.feed_eof()
+    assert (await _run(playing, monkeypatch)).lost == "the interpreter ended" and playing.process.stdin.lines == []
 
 
 @pytest.mark.parametrize("why", ["it could not be stopped", ""])

@@ -38,7 +38,7 @@ from antiphon.doors.extproc.answers import (
     with_request_id,
 )
 from antiphon.doors.extproc.content_coding import Inflate, decoder_for
-from antiphon.doors.extproc.opening import ClientRequest
+from antiphon.doors.extproc.opening import ClientRequest, ProtocolError
 from antiphon.doors.extproc.outbox import Outbox
 from antiphon.doors.extproc.received import Kind, Received
 from antiphon.engine.exchange.response_exchange import ResponseExchange
@@ -272,7 +272,7 @@ class RelayState:
         headers = received.headers
         self._upstream_headers = headers
         self._decoder = decoder_for(header_value(headers, "content-encoding"))
-        self._exchange.receive_upstream_head(int(header_value(headers, ":status") or 0), headers)
+        self._exchange.receive_upstream_head(_status_of(headers), headers)
         self._told_at = self._exchange.receive_time(self._heard)
         if received.end:
             self._bodiless = True
@@ -470,9 +470,17 @@ def _response_parts(body: bytes, told: wire.Metadata, trailers: bool) -> Iterato
         yield wire.response_trailers()
 
 
+def _status_of(headers: Headers) -> int:
+    """The status that a head of Envoy's says. Raises `ProtocolError`."""
+    status = header_value(headers, ":status") or ""
+    if len(status) != 3 or not (status.isascii() and status.isdecimal()):
+        raise ProtocolError("a response head has no :status of three digits: the peer is not Envoy")
+    return int(status)
+
+
 def local_reply(received: Received, request_id: str) -> tuple[Headers, bytes]:
     """Envoy's own answer (its head is `received`) as an error object: what is set in its head, the body."""
-    status = int(header_value(received.headers, ":status") or 500)
+    status = _status_of(received.headers)
     said, code = _SAID.get(status, ("The request could not be served.", None))
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     body = ApiError(said, status=status, type=kind, code=code).body(request_id)

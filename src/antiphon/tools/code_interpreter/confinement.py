@@ -67,7 +67,7 @@ _CALLS: dict[str, tuple[int, int]] = {
     # files
     "open": (2, _NONE), "openat": (257, 56), "creat": (85, _NONE), "mkdir": (83, _NONE), "mkdirat": (258, 34),
     "rmdir": (84, _NONE), "unlink": (87, _NONE), "unlinkat": (263, 35), "rename": (82, _NONE), "renameat": (264, 38),
-    "renameat2": (316, 276), "getdents64": (217, 61), "getcwd": (79, 17), "chdir": (80, 49), "fchdir": (81, 50),
+    "getdents64": (217, 61), "getcwd": (79, 17), "chdir": (80, 49), "fchdir": (81, 50),
     "stat": (4, _NONE), "lstat": (6, _NONE), "fstat": (5, 80),
     "newfstatat": (262, 79), "statx": (332, 291), "access": (21, _NONE), "faccessat": (269, 48),
     "faccessat2": (439, 439), "statfs": (137, 43), "fstatfs": (138, 44), "umask": (95, 166), "ftruncate": (77, 46),
@@ -113,7 +113,7 @@ the limit of a file's size; libraries write instead."""
 _NO_LINKS: dict[str, tuple[int, int]] = {"readlink": (89, _NONE), "readlinkat": (267, 78)}
 """No path is a link: Landlock does not guard what one leads to."""
 
-_CLONE, _KILL, _TGKILL, _FCNTL = (56, 220), (62, 129), (234, 131), (72, 25)
+_CLONE, _KILL, _TGKILL, _FCNTL, _RENAMEAT2 = (56, 220), (62, 129), (234, 131), (72, 25), (316, 276)
 _CLOCK_CALLS = ((228, 113), (229, 114), (230, 115))
 """clock_gettime, clock_getres, clock_nanosleep."""
 
@@ -123,8 +123,15 @@ _IOCTL, _PRCTL, _PRLIMIT, _SOCKETPAIR, _SECCOMP = (16, 29), (157, 167), (302, 26
 _THREAD_FLAGS = (0x3D0F00, 0x7D0F00)
 """What glibc and musl start a thread with; anything else would be a process."""
 
-_FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)
+_FCNTLS = (0, 1, 2, 3, 4, 5, 36, 1030, 1032)
 """Not on it: whom a descriptor signals (F_SETOWN, F_SETSIG), leases, the size of pipes."""
+
+_LOCKING = (6, 7, 37, 38)
+"""F_SETLK, F_SETLKW and their like for open files pretend to have worked: each lock takes memory of the kernel that no
+limit counts, and nobody else has these files."""
+
+_RENAMINGS = (0, 1, 2)
+"""Plainly, onto nothing (RENAME_NOREPLACE), exchanging two. RENAME_WHITEOUT would make a file that nobody counts."""
 
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """Is it a terminal, its size, how much can be read, not to block, close on exec."""
@@ -353,7 +360,9 @@ def _filter_calls() -> None:
     for numbers in (_GETPGID, _GETSID, _GETAFFINITY):
         steps += _only(numbers[column], (0, (0, pid)), whole=False)
     steps += _only(_GETPRIORITY[column], (0, (0,)), (1, (0, pid)), whole=False)
+    steps += _pretended(_FCNTL[column], 1, _LOCKING)
     steps += _only(_FCNTL[column], (1, _FCNTLS))
+    steps += _only(_RENAMEAT2[column], (4, _RENAMINGS), whole=False)
     steps += _only(_IOCTL[column], (1, _IOCTLS))
     steps += _only(_PRCTL[column], (0, _PRCTLS))
     # Without new limits it only reads them; its own (0) and nobody else's.
@@ -405,6 +414,15 @@ def _only(number: int, *arguments: tuple[int, tuple[int, ...]], whole: bool = Tr
         body += [(_EQUAL, len(values) - place_of, 0, value) for place_of, value in enumerate(values)]
         body.append((_RETURN, 0, 0, _ERRNO | _EPERM))
     body.append((_RETURN, 0, 0, _ALLOW))
+    return [(_EQUAL, 0, len(body), number), *body]
+
+
+def _pretended(number: int, index: int, values: tuple[int, ...]) -> list[_Step]:
+    """Answer a call that this argument makes one of these as if it had worked; go on with every other one."""
+    body: list[_Step] = [(_LOAD, 0, 0, 16 + 8 * index)]
+    for value in values:
+        body += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ERRNO)]
+    body.append((_LOAD, 0, 0, 0))
     return [(_EQUAL, 0, len(body), number), *body]
 
 

@@ -52,6 +52,8 @@ _STOP_SECONDS, _STOP_LOOK = 5.0, 0.0005
 _DESCRIPTORS = 256
 _FIRST_USER = 1_000_000_000
 _MORE_FILES = 16
+_OWN_FOLDERS = 2
+"""A machine's `files` and `scratch`, which are counted with what is in them."""
 COUNTED_FILES = 64
 """In a counted room: so many files, each of them no larger than this part of the disk."""
 
@@ -76,6 +78,7 @@ class Machine:
         self._output = Output(limits.output_bytes)
         self._printed = 0
         self._process: asyncio.subprocess.Process | None = None
+        self._requests: asyncio.WriteTransport | None = None
         self._reading: asyncio.Task[None] | None = None
         self._control: socket.socket | None = None
         self._inside: int | None = None
@@ -100,10 +103,10 @@ class Machine:
         self._control, theirs = socket.socketpair()
         self._control.settimeout(START_SECONDS)
         try:
-            with theirs:
+            with theirs, os.fdopen(await self._open_requests(), "rb", 0) as requests:
                 self._process = await asyncio.create_subprocess_exec(
                     *command(python, self._home, self._limits, self.memory, self._room, theirs.fileno()),
-                    stdin=subprocess.PIPE,
+                    stdin=requests,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     cwd="/",
@@ -113,8 +116,10 @@ class Machine:
                     pass_fds=(theirs.fileno(),),
                 )
         except BaseException:
-            # Given up while the process was being made: there is none whose end would close it.
+            # Given up while the process was being made: there is none whose end would close these.
             self._control.close()
+            if self._requests is not None:
+                self._requests.close()
             raise
         self._reading = asyncio.create_task(self._read())
         try:
@@ -133,10 +138,25 @@ class Machine:
             _log.error("sandbox_refused", reason=str(refused)[:500])
             raise SandboxFailed("The sandbox cannot be started here.")
 
+    async def _open_requests(self) -> int:
+        """Open the pipe by which the process is sent code; what the process reads from is the caller's to close.
+
+        The event loop itself would give the process one end of a socket, into which code could write.
+        """
+        taking, giving = os.pipe()
+        try:
+            opened = os.fdopen(giving, "wb", 0)
+            loop = asyncio.get_running_loop()
+            self._requests, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, opened)
+        except BaseException:
+            os.close(taking)
+            raise
+        return taking
+
     async def run(self, code: str) -> Run:
         """Send the code, watch it, freeze the process again. `begun` says that it has been sent one."""
         process = self._process
-        assert process is not None and process.stdin is not None
+        assert process is not None and self._requests is not None
         fresh = not self.begun
         await self._prepare()
         mark = secrets.token_hex(16)
@@ -146,8 +166,9 @@ class Machine:
         self._signal(signal.SIGCONT)
         answering = asyncio.create_task(self._answer())
         try:
-            with suppress(ConnectionError, BrokenPipeError):
-                process.stdin.write(json.dumps({"code": code, "mark": mark}).encode() + b"\n")
+            # uvloop's transports raise where one is closed already: that the process ended shows in what it answers.
+            if not self._requests.is_closing():
+                self._requests.write(json.dumps({"code": code, "mark": mark}).encode() + b"\n")
             said, lost = await self._watch(answering)
         finally:
             if not answering.done():
@@ -242,10 +263,13 @@ class Machine:
     def _left(self) -> int:
         """How many files may be made in a counted room: each of them could grow as large as a file can be."""
         one = file_bytes(self._limits, "counted")
+        most = self._limits.files + _OWN_FOLDERS
         use = disk.use_of(self._home, 2 * self._limits.files + _MORE_FILES, one)
+        if use.count > most:
+            raise SandboxFailed("The container has more files than it may have. Delete some, or use another container.")
         if use.deep:
             return 0
-        return max(0, min((self._limits.disk_bytes - use.bytes) // one, self._limits.files + 2 - use.count))
+        return max(0, min((self._limits.disk_bytes - use.bytes) // one, most - use.count))
 
     def _ask(self, line: str) -> bytes:
         assert self._control is not None
@@ -341,8 +365,8 @@ class Machine:
         self.kill()
         process, self._process = self._process, None
         if process is not None:
-            assert process.stdin is not None and self._reading is not None
-            process.stdin.close()
+            assert self._requests is not None and self._reading is not None
+            self._requests.close()
             if self._control is not None:
                 with suppress(OSError):
                     self._control.shutdown(socket.SHUT_RDWR)
