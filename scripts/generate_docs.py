@@ -196,6 +196,9 @@ _DIFFERENCES = """
   `response.steer.failed`, `response.inject` with `response.inject.failed` (`response_already_completed`); a
   response that fails ends with `response.failed`, without the `error` event before it.
 - A response that is not over cannot be continued (400 `previous_response_not_finished`).
+- Deleting a response ends every chain that goes through it: what comes after it can be read, and not continued (400
+  `previous_response_not_found`; the message says which deleted response, or conversation, it continues).
+- An approval of a call whose MCP server is not in the request's `tools` is a 400 that names the server.
 - `GET /v1/responses` lists an owner's responses; OpenAI has no such list.
 - A custom tool's grammar is shown to the model and enforced by nobody.
 - A function's omitted `strict` is echoed as null, and its schema is not rewritten (but for `encrypted`, see below).
@@ -203,6 +206,8 @@ _DIFFERENCES = """
 - `reasoning.summary` gives the server's reasoning as it is; nothing here summarises it.
 - A tool with `allowed_callers` that lack `direct` is left out and named: there are no programs here that could call it.
 - A search of vector stores with a field that is not known is a 400: what would narrow it must not be lost in silence.
+  `top_k` is another name of `max_num_results` (both, and different, are a 400).
+- `include` and `context_management` have at most 32 entries, `allowed_tools` at most `limits.tools`.
 - A 401 of the upstream is a 502 where the gateway's own key was refused (`upstream.auth: inject` or `none`).
 - `encrypted_content` is sealed with this installation's keys: that of another installation is a 400
   `invalid_encrypted_content`, that of other servers (OpenAI's) is left out and named. Where such an output was all that
@@ -216,7 +221,7 @@ _DIFFERENCES = """
 - `truncation: auto` works where `context_tokens` is set for the model, with an estimate of four bytes a token.
 - `service_tier` is echoed as asked (or `auto`), then it is what the server says, or `default`.
 - An unknown model keeps the upstream's status (usually 404); OpenAI answers 400 with the same code.
-- Unknown fields of the request are left out and named; OpenAI answers 400, as `strict: true` does here.
+- Unknown fields of the request are left out and named (the first 64); OpenAI answers 400, as `strict: true` does here.
 - Inside items, content parts and tools what has no effect is named like any field; a file's `detail` alone is not.
 - Responses of a translated model are stored here, in the gateway's own database; a stored response cannot be streamed.
 """

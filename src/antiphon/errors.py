@@ -10,6 +10,7 @@ Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}`
     AntiphonError
     ├── ApiError                 anything a client sees
     │   ├── InvalidRequest       400
+    │   │   ├── ChainBroken      what a previous_response_id continues was deleted
     │   │   ├── ChainTooLong     the history behind a previous_response_id is over the limit
     │   │   └── ConversationTooLong
     │   ├── Unauthorized         401
@@ -121,6 +122,18 @@ class ChainTooLong(InvalidRequest):
             "continues. Start a new conversation.",
             param="previous_response_id",
             code="context_too_long",
+        )
+
+
+class ChainBroken(InvalidRequest):
+    """The response is there, but `gone` is not: the response or conversation that it continues."""
+
+    def __init__(self, response_id: str, gone: str) -> None:
+        super().__init__(
+            f"Previous response with id '{response_id}' cannot be continued: it continues '{gone}', which was deleted. "
+            "Send the whole conversation as 'input'.",
+            param="previous_response_id",
+            code="previous_response_not_found",
         )
 
 
@@ -276,6 +289,15 @@ def invalid_parameter(name: str, problem: str, code: str = "invalid_value") -> I
 def invalid_value(name: str, advice: str) -> InvalidRequest:
     """It is none of the values that it may be; `advice` is a sentence without its end."""
     return InvalidRequest(f"Invalid value for '{name}': {advice}.", param=name, code="invalid_value")
+
+
+def mutually_exclusive(one: str, other: str) -> InvalidRequest:
+    """Both are there, and only one may be."""
+    return InvalidRequest(
+        f"Mutually exclusive parameters: '{one}' and '{other}'. Ensure you are only providing one of them.",
+        param=other,
+        code="mutually_exclusive_parameters",
+    )
 
 
 def invalid_type(name: str, problem: str) -> InvalidRequest:

@@ -16,7 +16,14 @@ import pytest
 
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.state import ConversationStore, PageQuery, ResponseStore
-from antiphon.errors import ChainTooLong, ConversationLocked, ConversationTooLong, InvalidRequest, StoreError
+from antiphon.errors import (
+    ChainBroken,
+    ChainTooLong,
+    ConversationLocked,
+    ConversationTooLong,
+    InvalidRequest,
+    StoreError,
+)
 from tests.contracts.store_contract import ALICE, BOB, CHAIN_ITEMS, ids, item, record
 
 NO_METADATA = b"{}"
@@ -403,7 +410,9 @@ class ConversationStoreContract:
         ]
         assert await responses.load_chain(BOB, "resp_next") is None
         await peer.delete(ALICE, "conv_a")
-        assert await responses.load_chain(ALICE, "resp_next") is None
+        with pytest.raises(ChainBroken, match=r"'resp_next' cannot be .* continues 'conv_a', which was deleted"):
+            await responses.load_chain(ALICE, "resp_next")
+        assert await responses.load_chain(BOB, "resp_next") is None
 
     async def test_such_a_chain_never_finds_another_conversation_of_the_same_id(
         self, store: ConversationStore, responses: ResponseStore, peer: ConversationStore
@@ -419,7 +428,8 @@ class ConversationStoreContract:
             await store.load(ALICE, "mine", create=True)
         await store.add_items(ALICE, "mine", tuple(item(f"msg_{n}") for n in range(20)))
         for name in ("r", "s"):
-            assert await responses.load_chain(ALICE, f"resp_{name}") is None
+            with pytest.raises(ChainBroken):
+                await responses.load_chain(ALICE, f"resp_{name}")
 
     async def test_such_a_chain_may_not_be_longer_than_others(
         self, store: ConversationStore, responses: ResponseStore, peer: ConversationStore

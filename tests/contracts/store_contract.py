@@ -16,7 +16,7 @@ import pytest
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
 from antiphon.engine.ports.state import PageQuery, ResponseStore
-from antiphon.errors import ChainTooLong, InvalidRequest, PredecessorGone, StoreError
+from antiphon.errors import ChainBroken, ChainTooLong, InvalidRequest, PredecessorGone, StoreError
 
 CHAIN_ITEMS = 1000
 """The limit that the fixtures open their stores with."""
@@ -210,8 +210,10 @@ class ResponseStoreContract:
     ) -> None:
         await save_chain(store, "t", 5)
         assert await store.delete(ALICE, f"resp_t{deleted}") is True
-        assert await peer.load_chain(ALICE, "resp_t4") is None
+        with pytest.raises(ChainBroken, match=f"'resp_t4' cannot be .* continues 'resp_t{deleted}', which was deleted"):
+            await peer.load_chain(ALICE, "resp_t4")
         assert await peer.get(ALICE, "resp_t4") is not None
+        assert await peer.load_chain(BOB, "resp_t4") is None
         if deleted:
             assert await peer.load_chain(ALICE, f"resp_t{deleted - 1}") is not None
 

@@ -19,7 +19,7 @@ import pytest
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.jobs import JobEnd, TooManyJobs
 from antiphon.engine.ports.state import PageQuery
-from antiphon.errors import StoreError
+from antiphon.errors import ChainBroken, StoreError
 from tests.contracts.job_contract import EVENTS, MOST, ONE, TWO, claim, finished, page_of, piece, queued
 from tests.contracts.store_contract import ALICE, record
 from tests.support.postgres import PostgresServer
@@ -87,7 +87,8 @@ async def test_what_is_continued_while_it_is_deleted_keeps_its_continuation(two:
     assert await two.here.responses.get(ALICE, "resp_a") is None
     found = await two.here.responses.get(ALICE, "resp_b")
     assert found is not None and len(found.output_items) == 1
-    assert await two.here.responses.load_chain(ALICE, "resp_b") is None
+    with pytest.raises(ChainBroken):
+        await two.here.responses.load_chain(ALICE, "resp_b")
 
 
 @pytest.mark.parametrize("alone", [True, False])

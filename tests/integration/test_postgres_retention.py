@@ -16,7 +16,7 @@ import pytest
 from antiphon.config.reading import SecretStr
 from antiphon.config.state import RetentionSettings, StateSettings
 from antiphon.engine.ports.actions import StoredItem
-from antiphon.errors import ConversationLocked, StoreError
+from antiphon.errors import ChainBroken, ConversationLocked, StoreError
 from antiphon.stores import open_stores
 from antiphon.stores.postgres import retention as module
 from antiphon.stores.postgres import values
@@ -184,7 +184,8 @@ async def test_what_is_going_is_not_used_any_more(
         with monkeypatch.context() as patched, pytest.raises(StoreError):
             patched.setattr(stores.database, "transaction", one_piece)
             await _retention(stores, rows=10, **kept).sweep()
-    assert await stores.responses.load_chain(ALICE, "resp_long9") is None
+    with pytest.raises(ChainBroken):
+        await stores.responses.load_chain(ALICE, "resp_long9")
     with pytest.raises(StoreError):
         await stores.responses.save(record("next", prev="long9"))
     assert await conversations.load(ALICE, "conv_1") is None

@@ -14,7 +14,7 @@ import pytest
 
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
-from antiphon.errors import ConversationLocked, StoreError
+from antiphon.errors import ChainBroken, ConversationLocked, StoreError
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.retention import SqliteRetention
 from antiphon.stores.sqlite.statements import Statement, Step
@@ -177,7 +177,8 @@ async def test_what_is_going_is_not_used_any_more(watched: SqliteStores, monkeyp
         with monkeypatch.context() as patched, pytest.raises(StoreError):
             patched.setattr(watched.retention._writer, "run", one_piece)
             await _retention(watched, time.time() + 1e6, **kept).sweep()
-    assert await watched.responses.load_chain(ALICE, "resp_long9") is None
+    with pytest.raises(ChainBroken):
+        await watched.responses.load_chain(ALICE, "resp_long9")
     with pytest.raises(StoreError):
         await watched.responses.save(record("next", 100, "long9"))
     assert await watched.conversations.load(ALICE, "conv_1") is None

@@ -272,7 +272,10 @@ async def test_static_chunks(setup: VectorStoreSetup) -> None:
     parts = (await setup.ask("GET", f"/{store_id}/files/{file_id}/content"))["data"]
     assert len(parts) > 10
     assert all(f"Sentence number {number} is here." in "".join(p["text"] for p in parts) for number in range(200))
-    found = await setup.ask("POST", f"/{store_id}/search", {"query": "sentence 117", "max_num_results": 2})
+    few: dict[str, Any] = {"query": "sentence 117", "max_num_results": 2}
+    found = await setup.ask("POST", f"/{store_id}/search", few)
+    assert found == await setup.ask("POST", f"/{store_id}/search", {**few, "top_k": 2})
+    assert found == await setup.ask("POST", f"/{store_id}/search", {"query": "sentence 117", "top_k": 2})
     assert all("117" in hit["content"][0]["text"] for hit in found["data"])
 
 
@@ -383,6 +386,8 @@ async def test_one_unknown_file_spoils_the_batch(idle: VectorStoreSetup) -> None
         ({"query": "x" * 9_000}, "query"),
         ({"query": "x", "max_num_results": 0}, "max_num_results"),
         ({"query": "x", "max_num_results": 51}, "max_num_results"),
+        ({"query": "x", "top_k": 51}, "top_k"),
+        ({"query": "x", "top_k": 2, "max_num_results": 3}, "top_k"),
         ({"query": "x", "filters": []}, "filters"),
         ({"query": "x", "filters": {"type": "like", "key": "a", "value": "b"}}, "filters.type"),
         ({"query": "x", "filters": {"type": "eq", "key": "a"}}, "filters.value"),

@@ -230,6 +230,7 @@ async def test_lanes_are_echoed(socket: Socket) -> None:
     ("frame", "code", "param"),
     [
         ("{", "invalid_json", None),
+        ('{"type":"response.create","model":"m","input":"\\ud83d"}', "invalid_json", None),
         ("[]", "invalid_json", None),
         ("null", "invalid_json", None),
         ('{"a":' * 5000, "invalid_json", None),

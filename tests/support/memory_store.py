@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
-from antiphon.errors import ChainTooLong, InvalidRequest, PredecessorGone, StoreError
+from antiphon.errors import ChainBroken, ChainTooLong, InvalidRequest, PredecessorGone, StoreError
 from tests.support.memory_conversations import MemoryConversationStore, for_clients
 
 
@@ -52,15 +52,16 @@ class MemoryResponseStore:
             raise unfinished_response(response_id)
         turns = [turn]
         while turn.previous_response_id is not None:
-            turn = self.records.get(turn.previous_response_id)
+            gone = turn.previous_response_id
+            turn = self.records.get(gone)
             if turn is None:
-                return None
+                raise ChainBroken(response_id, gone)
             turns.append(turn)
         before: tuple[StoredItem, ...] | None = ()
         if turn.conversation_id is not None and self.conversations is not None:
             before = self.conversations.before(owner, turn.conversation_id, self._starts[turn.id])
         if before is None:
-            return None
+            raise ChainBroken(response_id, turn.conversation_id or "")
         items = (*before, *(item for turn in reversed(turns) for item in (*turn.input_items, *turn.output_items)))
         if len(items) > self._chain_items:
             raise ChainTooLong(self._chain_items)

@@ -34,6 +34,7 @@ from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFa
 from antiphon.errors import ApiError, InvalidRequest, NotFound
 from antiphon.known_secrets import KnownSecrets, bytes_without
 from antiphon.translation.read_request import read_model
+from antiphon.translation.request_checks import not_json
 from antiphon.translation.upstream_errors import map_upstream_answer
 from antiphon.types.json import encode, raw
 from antiphon.types.transport import TRIED_HEADER, UPSTREAM_HEADER, Headers, UpstreamError, header_value
@@ -219,7 +220,7 @@ def _renamed(body: bytes, model: str) -> bytes:
     try:
         return encode(_FIELDS.decode(body) | {"model": raw(model)})
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise InvalidRequest("The request body is not valid JSON.", code="invalid_json") from None
+        raise not_json(body) from None
 
 
 def _kept(headers: Iterable[tuple[str, str]]) -> Headers:

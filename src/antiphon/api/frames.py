@@ -28,6 +28,7 @@ from antiphon.errors import (
     invalid_type,
     unsupported_parameter,
 )
+from antiphon.translation.request_checks import has_half_characters, not_json
 from antiphon.translation.sse import EventTooLarge, SseDecoder
 from antiphon.translation.values import ServerSentEvent
 from antiphon.types.json import NULL, encode, given
@@ -77,6 +78,8 @@ def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | Rep
     try:
         fields = _FIELDS.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        if has_half_characters(data):
+            raise not_json(data, what="The frame") from None
         raise InvalidRequest(
             'The frame is not a JSON object. Send {"type": "response.create", …} as one text frame.',
             code="invalid_json",

@@ -23,7 +23,7 @@ from antiphon.engine.ports.actions import OnceOnly, StoredItem
 from antiphon.engine.ports.idempotency import HEADER, fingerprint, read_key
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter
-from antiphon.translation.request_checks import wrong_type
+from antiphon.translation.request_checks import not_json, wrong_type
 from antiphon.types.json import encode
 from antiphon.types.transport import Headers
 
@@ -130,7 +130,7 @@ def read_body(request: ApiRequest, kind: type[_Body]) -> _Body:
             f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_json"
         ) from None
     except msgspec.DecodeError:
-        raise InvalidRequest("The request body is not valid JSON.", code="invalid_json") from None
+        raise not_json(body) from None
     except RecursionError:
         raise nested_too_deeply() from None
 

@@ -96,11 +96,12 @@ class UpdateVectorStore(Struct):
 
 
 class SearchStore(Struct):
-    """What to look for: a text, or several. Other fields are a 400."""
+    """What to look for: a text, or several. Other fields are a 400. `top_k` is another name of `max_num_results`."""
 
     query: str | list[str] | None = None
     rewrite_query: bool | None = None
     max_num_results: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": _MAX_RESULTS})] | None = None
+    top_k: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": _MAX_RESULTS})] | None = None
     filters: Annotated[Any, Meta(extra_json_schema=FILTERS)] = None
     ranking_options: Annotated[Any, Meta(extra_json_schema=RANKING)] = None
 
@@ -277,9 +278,7 @@ class VectorStoreApi:
         self, request: ApiRequest, ids: Sequence[str], body: SearchStore, *, named: bool = False
     ) -> ApiResponse:
         queries = _queries(body.query)
-        limit = _RESULTS if body.max_num_results is None else body.max_num_results
-        if not 1 <= limit <= _MAX_RESULTS:
-            raise invalid_parameter("max_num_results", f"expected an integer from 1 to {_MAX_RESULTS}")
+        limit = _limit(body)
         filters = read_filters(body.filters, "filters")
         ranking = read_ranking(body.ranking_options, "ranking_options")
         unknown = []
@@ -306,6 +305,17 @@ class VectorStoreApi:
             SearchResultsPage(search_query=queries, data=data, has_more=False, next_page=None),
             headers=ignored_fields(unknown),
         )
+
+
+def _limit(body: SearchStore) -> int:
+    """How many results are asked for, by either name. Raises `InvalidRequest`."""
+    asked = {name: value for name in ("max_num_results", "top_k") if (value := getattr(body, name)) is not None}
+    for name, value in asked.items():
+        if not 1 <= value <= _MAX_RESULTS:
+            raise invalid_parameter(name, f"expected an integer from 1 to {_MAX_RESULTS}")
+    if len(set(asked.values())) > 1:
+        raise invalid_parameter("top_k", "it is another name of 'max_num_results', which says something else")
+    return next(iter(asked.values()), _RESULTS)
 
 
 def _queries(query: str | list[str] | None) -> list[str]:

@@ -23,6 +23,7 @@ from antiphon.errors import (
     invalid_type,
     invalid_value,
     missing_parameter,
+    mutually_exclusive,
     unsupported_parameter,
 )
 from antiphon.translation.file_urls import FileNotFetched
@@ -40,6 +41,7 @@ _PARTS: Final = msgspec.json.Decoder(list[InputPart])
 _KNOWN_PARTS: Final = msgspec.json.Decoder(list[KnownPart])
 _OBJECTS: Final = msgspec.json.Decoder(list[dict[str, Raw]])
 _NO_EFFECT: Final = frozenset({"prompt_cache_breakpoint"})
+_MEMBERS: Final = _NO_EFFECT | frozenset(KnownPart.__struct_fields__)
 _EMPTY: Final = Raw(b'""')
 _IMAGES: Final = ("input_image", "image_url", "computer_screenshot")
 _TEXT: Final = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
@@ -104,13 +106,14 @@ class ContentRules:
 
     def _note_members(self, where: str, parts: Sequence[InputPart], content: Raw) -> None:
         for number, (part, source) in enumerate(zip(parts, _OBJECTS.decode(content), strict=True)):
-            for name in source if part.type in KNOWN_PARTS else ():
+            if part.type not in KNOWN_PARTS:
+                continue
+            for name in _NO_EFFECT & source.keys():
+                self.tolerance.note(f"content.{part.type}.{name}")
+            for name in self.tolerance.unknown(source, _MEMBERS):
                 place = f"{where}[{number}].{name}"
-                if name in _NO_EFFECT:
-                    self.tolerance.note(f"content.{part.type}.{name}")
-                elif name not in KnownPart.__struct_fields__:
-                    error = unsupported_parameter(f"Unknown member: '{place}'.", place)
-                    self.tolerance.leave_out(f"content.{part.type}.{name}", error)
+                error = unsupported_parameter(f"Unknown member: '{place}'.", place)
+                self.tolerance.leave_out(f"content.{part.type}.{name}", error)
 
     def note(self, kind: str, where: str) -> None:
         if self.sent is not None:
@@ -245,6 +248,7 @@ def _inside(part: bytes) -> bytes:
 def _image(where: str, part: InputPart, rules: ContentRules) -> Raw:
     if not rules.profile.images:
         raise _unsupported(where, "This model's server takes no images; send text.")
+    _check_source(where, image_url=_says(part.image_url), file_id=part.file_id is not None)
     if first(part.image_url) == b"{":
         # As Chat Completions has it.
         url = _CHAT_IMAGE.decode(part.image_url)
@@ -264,6 +268,17 @@ def _image(where: str, part: InputPart, rules: ContentRules) -> Raw:
     raise missing_parameter(f"{where}.image_url")
 
 
+def _says(value: Raw) -> bool:
+    return given(value) and bytes(value) != b'""'
+
+
+def _check_source(where: str, **sources: bool) -> None:
+    """Raise where a part has more than one: which of them is meant, nobody here can know."""
+    sent = [name for name, there in sources.items() if there]
+    if len(sent) > 1:
+        raise mutually_exclusive(*(f"{where}.{name}" for name in sent[:2]))
+
+
 def _detail(where: str, detail: str | None, rules: ContentRules) -> str:
     """How closely a picture is looked at, in the words of Chat Completions."""
     known = known_choice(f"{where}.detail", detail, _DETAILS, rules.tolerance)
@@ -272,6 +287,8 @@ def _detail(where: str, detail: str | None, rules: ContentRules) -> str:
 
 def _file(where: str, part: InputPart, rules: ContentRules) -> Raw:
     """A file: as text where it is text, else as a file part for servers that have one."""
+    by_url, by_id = part.file_url is not None, part.file_id is not None
+    _check_source(where, file_data=_says(part.file_data), file_url=by_url, file_id=by_id)
     if part.file_url is not None:
         return _brought_file(where, _brought(f"{where}.file_url", part.file_url, rules), part, rules)
     if first(part.file_data) == b'"':

@@ -62,9 +62,8 @@ def _note_members(source: Raw, tolerance: Tolerance) -> None:
     """What nobody here knows of the settings in an update is named."""
     settings = _SETTINGS.decode(source)
     for name, known, sent in (("reasoning", ReasoningUpdate, settings.reasoning), ("text", TextUpdate, settings.text)):
-        for inner in sent or ():
-            if inner not in known.__struct_fields__:
-                tolerance.note(f"input.{CONFIGURATION}.{name}.{inner}")
+        for inner in tolerance.unknown(sent or (), known.__struct_fields__):
+            tolerance.note(f"input.{CONFIGURATION}.{name}.{inner}")
 
 
 def _read(where: str, item: InputItem, found: Configuration, tolerance: Tolerance) -> None:

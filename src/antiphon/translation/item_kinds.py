@@ -78,12 +78,9 @@ def note_members(where: str, items: Iterable[InputItem], tolerance: Tolerance) -
         if kind in _SHOWN_WHOLE or kind not in KNOWN_ITEMS:
             continue
         known = members_of(kind)
-        for name in _OBJECT.decode(item.source):
-            if name not in known:
-                place = f"{where}[{number}].{name}"
-                tolerance.leave_out(
-                    f"{where}.{kind}.{name}", unsupported_parameter(f"Unknown member: '{place}'.", place)
-                )
+        for name in tolerance.unknown(_OBJECT.decode(item.source), known):
+            place = f"{where}[{number}].{name}"
+            tolerance.leave_out(f"{where}.{kind}.{name}", unsupported_parameter(f"Unknown member: '{place}'.", place))
 
 
 def unknown_item(where: str, kind: str) -> InvalidRequest:

@@ -19,6 +19,7 @@ from antiphon.errors import InvalidRequest, invalid_type
 from antiphon.translation.request_checks import read_value
 from antiphon.types.json import encode, first, given
 from antiphon.types.request import CreateResponse
+from antiphon.types.tolerance import MAX_NAMES
 
 PARAMETER_KINDS: Final[dict[str, Any]] = {
     # Of Chat Completions itself.
@@ -126,12 +127,12 @@ def spread_extra_body(fields: dict[str, Raw], known: Iterable[str]) -> tuple[dic
     if first(extra) != b"{":
         raise invalid_type("extra_body", "expected an object")
     members = _OBJECT.decode(extra)
-    without = sorted(name for name in members if name in rest or (name in known and name not in _LIFTED))
+    without = {name for name in members if name in rest or (name in known and name not in _LIFTED)}
     rest.update((name, value) for name, value in members.items() if name not in without)
-    return rest, [f"extra_body.{name}" for name in without]
+    return rest, [f"extra_body.{name}" for name in sorted(without)[:MAX_NAMES]]
 
 
-_WITHOUT_EFFECT: Final = frozenset(
+WITHOUT_EFFECT: Final = frozenset(
     {"moderation", "access_programs", "image", "multi_agent", "background_options", "client_metadata"}
 )
 """Members of a request that are known, and named where they change nothing."""
@@ -140,12 +141,9 @@ _WITHOUT_EFFECT: Final = frozenset(
 def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
     """Further members of the request that the operator lets through: they go on whatever the server's profile says.
     What is neither known nor let through is left out. Raises `InvalidRequest` where that is not to be."""
-    for name in request.others:
-        if name not in names and name not in _WITHOUT_EFFECT:
-            unknown = f"Unknown parameter: '{name[:128]}'. This version does not know it; leave it out."
-            request.unknown.leave_out(name, InvalidRequest(unknown, param=name[:128], code="unknown_parameter"))
-    noted = frozenset(request.unknown.names)
-    request.ignored = tuple(name for name in request.ignored if name not in noted)
+    for name in request.unknown.unknown(request.others, names | WITHOUT_EFFECT):
+        unknown = f"Unknown parameter: '{name[:128]}'. This version does not know it; leave it out."
+        request.unknown.leave_out(name, InvalidRequest(unknown, param=name[:128], code="unknown_parameter"))
     request.allowed = names
     allowed = {name: value for name, value in request.others.items() if name in names}
     if allowed:

@@ -11,16 +11,24 @@ is dropped without being named in `ignored`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, missing_parameter, unsupported_parameter
+from antiphon.errors import (
+    InvalidRequest,
+    invalid_parameter,
+    invalid_type,
+    missing_parameter,
+    mutually_exclusive,
+    unsupported_parameter,
+)
 from antiphon.ids import is_name
 from antiphon.translation.compaction import take_trigger
 from antiphon.translation.item_kinds import note_members, only_known
-from antiphon.translation.parameters import is_parameter, read_parameter, spread_extra_body
+from antiphon.translation.parameters import WITHOUT_EFFECT, is_parameter, read_parameter, spread_extra_body
 from antiphon.translation.prompt_template import PromptNotLoaded, fill, read_reference, show_reference
 from antiphon.translation.read_items import read_items
 from antiphon.translation.read_tools import decode_tools, found_on_servers, read_tools
@@ -28,6 +36,7 @@ from antiphon.translation.request_checks import (
     ENCRYPTED,
     IGNORABLE_INCLUDES,
     LOGPROBS,
+    not_json,
     read_string,
     read_value,
 )
@@ -45,7 +54,7 @@ from antiphon.types.request import (
     TextFormat,
     TextOptions,
 )
-from antiphon.types.tolerance import Tolerance
+from antiphon.types.tolerance import MAX_NAMES, Tolerance
 from antiphon.types.tools import Tool
 from antiphon.types.views import ConversationName, Manner, OnlyModel
 
@@ -177,7 +186,7 @@ def read_request(
             raise unsupported_parameter(_CHAT_FIELDS[name], name)
         elif name not in _READ_APART:
             unknown[name] = value
-    ignored += unknown
+    ignored += WITHOUT_EFFECT & unknown.keys()
     ignored.sort()
     check_values(values, tolerance)
     ignored += _ignored_inside(fields)
@@ -195,7 +204,7 @@ def read_request(
     items = only_known("input", _read_input(fields.get("input", ABSENT), max_items, tolerance), tolerance)
     compact = take_trigger(items)
     brought, others = _brought_tools(items, tools, max_tools, tolerance)
-    ignored += sorted({*left_out, *others})
+    ignored += islice(sorted({*left_out, *others}), MAX_NAMES)
     request = CreateResponse(
         model=_read_model(fields.get("model", ABSENT)),
         input=items,
@@ -209,6 +218,7 @@ def read_request(
             fields.get("tool_choice", ABSENT),
             [*tools, *brought],
             left_out,
+            limit=max_tools,
             continued=bool(values.get("previous_response_id")) or given(fields.get("conversation", ABSENT)),
             hosted=hosted - {"tool_search"},
         ),
@@ -302,21 +312,21 @@ def _read_object(body: bytes) -> dict[str, Raw]:
     except msgspec.ValidationError:
         raise InvalidRequest("The request body must be a JSON object.", code="invalid_type") from None
     except (msgspec.DecodeError, RecursionError) as error:
-        what = "The request body is empty." if not body.strip() else f"The request body is not valid JSON: {error}"
-        raise InvalidRequest(what, code="invalid_json") from None
+        if not body.strip():
+            raise InvalidRequest("The request body is empty.", code="invalid_json") from None
+        raise not_json(body, str(error)) from None
 
 
 def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
-    """Unknown keys of the objects in fields, as dotted names, each once."""
+    """Unknown keys of the objects in fields, as dotted names, each once, the first of them."""
     unknown = {
         f"{place.replace('[]', '')}.{key}": None
         for place, known in _INSIDE.items()
         if place.partition(".")[0].removesuffix("[]") in fields
         for inside in _objects(fields, place.split("."))
-        for key in sorted(inside)
-        if key not in known
+        for key in islice((key for key in inside if key not in known), MAX_NAMES)
     }
-    return list(unknown)
+    return sorted(islice(unknown, MAX_NAMES))
 
 
 def _objects(fields: dict[str, Raw], path: list[str]) -> Iterator[dict[str, Raw]]:
@@ -352,12 +362,7 @@ def _read_conversation(value: Raw, previous: str | None) -> str | None:
     if not given(value):
         return None
     if previous:
-        raise InvalidRequest(
-            "Mutually exclusive parameters: 'previous_response_id' and 'conversation'. Ensure you are only providing "
-            "one of them.",
-            param="conversation",
-            code="mutually_exclusive_parameters",
-        )
+        raise mutually_exclusive("previous_response_id", "conversation")
     named = read_value("conversation", _CONVERSATION, value)
     conversation = named if isinstance(named, str) else named.id
     if not is_name(conversation):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -22,7 +23,7 @@ from msgspec import Raw
 from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, invalid_value, unsupported_parameter
 from antiphon.translation.request_checks import check_choice, known_choice, read_value, required
 from antiphon.types.json import ABSENT, first, given
-from antiphon.types.tolerance import Tolerance
+from antiphon.types.tolerance import MAX_NAMES, Tolerance
 from antiphon.types.tools import Tool
 from antiphon.types.views import AllowedTools, CustomFormat, Skills, ToolEnvironment
 
@@ -282,16 +283,17 @@ def _unused(where: str, tool: Tool, members: Sequence[Tool], tolerance: Toleranc
             no_effect |= _OF_A_CLIENTS_SEARCH
     unused = []
     declared = _OBJECT.decode(tool.source)
-    for name, value in declared.items():
-        called = f"tools.{tool.type}.{name}"
-        if name not in known:
-            tolerance.leave_out(called, unsupported_parameter(f"Unknown member: '{where}.{name}'.", f"{where}.{name}"))
-        elif name in no_effect and given(value):
-            unused.append(called)
+    for name in tolerance.unknown(declared, known):
+        error = unsupported_parameter(f"Unknown member: '{where}.{name}'.", f"{where}.{name}")
+        tolerance.leave_out(f"tools.{tool.type}.{name}", error)
+    unused += [f"tools.{tool.type}.{name}" for name in sorted(no_effect & known) if given(declared.get(name, ABSENT))]
     for place, known_inside in _INSIDE.get(tool.type, {}).items():
         inside = declared.get(place, ABSENT)
         names = _OBJECT.decode(inside) if first(inside) == b"{" else ()
-        unused += [f"tools.{tool.type}.{place}.{name}" for name in names if name not in known_inside]
+        unused += [
+            f"tools.{tool.type}.{place}.{name}"
+            for name in islice((name for name in names if name not in known_inside), MAX_NAMES)
+        ]
     if _for_programs_too(tool):
         unused.append(f"tools.{tool.type}.allowed_callers")
     for number, inner in enumerate(members):

@@ -6,13 +6,20 @@ Invariant: every error names the field it is about.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, invalid_value, missing_parameter
+from antiphon.errors import (
+    InvalidRequest,
+    array_too_long,
+    invalid_parameter,
+    invalid_type,
+    invalid_value,
+    missing_parameter,
+)
 from antiphon.types.tolerance import Tolerance
 
 _Value = TypeVar("_Value")
@@ -88,6 +95,29 @@ def read_string(name: str, value: Raw) -> str:
         raise invalid_type(name, "expected a string") from None
 
 
+# A half of a pair in an escape that no backslash escapes, without its other half beside it.
+_UNPAIRED: Final = re.compile(
+    rb"(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+)
+
+
+def has_half_characters(data: bytes) -> bool:
+    """Whether some JSON holds half a character, which is none."""
+    return _UNPAIRED.search(data) is not None
+
+
+def not_json(data: bytes, problem: str = "", what: str = "The request body") -> InvalidRequest:
+    """The error for bytes that are no JSON; `problem` is how the parser says it. Half a character, which clients in
+    JavaScript cut a text to, is told as that: a parser takes the text for truncated."""
+    if (found := _UNPAIRED.search(data)) is not None:
+        problem = (
+            f"an unpaired surrogate at byte {found.start(1)} ('{found[1].decode()}'), which is half a character. Send "
+            "the character whole, or leave it out"
+        )
+    return InvalidRequest(f"{what} is not valid JSON{f': {problem}' if problem else ''}.", code="invalid_json")
+
+
 def required(where: str, name: str, value: str | None) -> str:
     """The value. Raises `InvalidRequest` when it is absent or empty."""
     if not value:
@@ -109,8 +139,14 @@ IGNORABLE_INCLUDES: Final = frozenset(
 """Values of `include` that speak of hosted tools, of which there are none yet."""
 
 
-def check_include(values: Iterable[str], tolerance: Tolerance) -> None:
-    """Leave out what OpenAI does not have among the values of `include`. Raises `InvalidRequest` in strict mode."""
+_MOST_INCLUDES: Final = 32
+
+
+def check_include(values: Sequence[str], tolerance: Tolerance) -> None:
+    """Leave out what OpenAI does not have among the values of `include`. Raises `InvalidRequest` in strict mode, and
+    for more values than anybody means."""
+    if len(values) > _MOST_INCLUDES:
+        raise array_too_long("include", _MOST_INCLUDES, len(values))
     for number, include in enumerate(values):
         if include not in IGNORABLE_INCLUDES and include not in (LOGPROBS, ENCRYPTED):
             error = InvalidRequest(

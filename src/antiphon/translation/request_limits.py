@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from antiphon.errors import invalid_parameter, invalid_type, invalid_value, missing_parameter
+from antiphon.errors import array_too_long, invalid_parameter, invalid_type, invalid_value, missing_parameter
 from antiphon.translation.request_checks import NAME, check_choice, check_include, check_metadata, known_choice
 from antiphon.types.json import first, given
 from antiphon.types.request import ContextManagement, ReasoningOptions, TextFormat, TextOptions
@@ -38,6 +38,7 @@ SUMMARIES: Final = ("auto", "concise", "detailed")
 VERBOSITIES: Final = ("low", "medium", "high")
 FORMATS: Final = ("text", "json_object", "json_schema")
 LEAST_THRESHOLD: Final = 1000
+_MOST_ENTRIES: Final = 32
 LENGTHS: Final = {"safety_identifier": 128, "prompt_cache_key": 1024}
 
 
@@ -78,6 +79,8 @@ def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
 
 def read_threshold(entries: list[ContextManagement], tolerance: Tolerance) -> int | None:
     """The tokens from which a conversation is compacted: 0 for the server's own number, None for never."""
+    if len(entries) > _MOST_ENTRIES:
+        raise array_too_long("context_management", _MOST_ENTRIES, len(entries))
     threshold = None
     for number, entry in enumerate(entries):
         where = f"context_management[{number}]"

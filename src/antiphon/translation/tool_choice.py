@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest, unsupported_parameter
+from antiphon.errors import InvalidRequest, array_too_long, unsupported_parameter
 from antiphon.translation.read_tools import NAMED, UNNAMED, decode_tools, hosted_name
 from antiphon.translation.request_checks import check_choice, read_string, read_value
 from antiphon.types.json import encode, given
@@ -39,13 +39,14 @@ def read_tool_choice(
     tools: list[Tool],
     left_out: list[str],
     *,
+    limit: int,
     continued: bool = False,
     hosted: frozenset[str] = frozenset(),
 ) -> ToolChoice | None:
     """The choice, None when there is none. Raises `InvalidRequest`.
 
-    `continued`: earlier turns may have brought tools, so that a name that is not here may yet be known
-    (`chat_tools.py` looks again, with the history).
+    It names `limit` tools at most. `continued`: earlier turns may have brought tools, so that a name that is not here
+    may yet be known (`chat_tools.py` looks again, with the history).
     """
     if not given(value):
         return None
@@ -62,6 +63,8 @@ def read_tool_choice(
             )
         return ToolChoice(mode, value)
     choice = read_value("tool_choice", _CHOICE, value)
+    if len(choice.tools or ()) > limit:
+        raise array_too_long("tool_choice.tools", limit, len(choice.tools or ()))
     known = None if continued else _known(tools)
     if choice.type == "allowed_tools":
         return _allowed(choice, known, hosted)

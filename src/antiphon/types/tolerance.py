@@ -10,19 +10,23 @@ that), what is known and has no effect (`CreateResponse.ignored`).
 Tools are a case of their own: an answer without one that the client counts on may be wrong, also where it is known and
 not set up here. So they have a list, and a decision (`refuse_tools`), of their own.
 
-Invariant: what is left out has its name in `names`, a tool in `tools`; in strict mode nothing unknown is left out. What
-a call waits for, and what restricts an answer or a search, never comes here: that is refused in any case.
+Invariant: what is left out has its name in `names` (the 65th and all further ones are `...`), a tool in `tools`; in
+strict mode nothing unknown is left out. What a call waits for, and what restricts an answer or a search, never comes
+here: that is refused in any case.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
 from antiphon.errors import InvalidRequest
 
 _LONGEST: Final = 128
-_MAX_NAMES: Final = 64
+MAX_NAMES: Final = 64
+"""How much is named of what is left out, and of what has no effect."""
+_MORE: Final = "..."
 
 
 @dataclass(slots=True)
@@ -34,6 +38,15 @@ class Tolerance:
     names: list[str] = field(default_factory=list)
     refuse_tools: bool = False
     tools: list[str] = field(default_factory=list)
+
+    def unknown(self, names: Iterable[str], known: Container[str]) -> Iterator[str]:
+        """Those of the `names` that are not `known`, as long as more can be named: a request may have millions."""
+        for name in names:
+            if name in known:
+                continue
+            if len(self.names) > MAX_NAMES and not self.strict:
+                return
+            yield name
 
     def leave_out(self, name: str, error: InvalidRequest) -> None:
         """Note what is unknown, as the client is told of it: `input.future_call`, `include:future`. Raises `error` in
@@ -47,11 +60,11 @@ class Tolerance:
         if self.refuse_tools:
             raise error
         name = name[:_LONGEST]
-        if name not in self.tools and len(self.tools) < _MAX_NAMES:
+        if name not in self.tools and len(self.tools) < MAX_NAMES:
             self.tools.append(name)
 
     def note(self, name: str) -> None:
         """What is left out in any case, and said so."""
         name = name[:_LONGEST]
-        if name not in self.names and len(self.names) < _MAX_NAMES:
-            self.names.append(name)
+        if name not in self.names and len(self.names) <= MAX_NAMES:
+            self.names.append(name if len(self.names) < MAX_NAMES else _MORE)

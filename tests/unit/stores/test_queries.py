@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.errors import ChainTooLong
+from antiphon.errors import ChainBroken, ChainTooLong
 from antiphon.stores.sqlite import jobs, response_rows, responses, retention
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.opening import _prepare, open_sqlite
@@ -203,7 +203,8 @@ async def test_a_damaged_chain_that_runs_in_a_circle_ends(tmp_path: Path) -> Non
     database.execute("UPDATE responses SET prev_id = 'resp_t2' WHERE id = 'resp_t0'")
     database.commit()
     database.close()
-    assert await store.load_chain(ALICE, "resp_t2") is None
+    with pytest.raises(ChainBroken):
+        await store.load_chain(ALICE, "resp_t2")
     await stores.aclose()
 
 

@@ -13,6 +13,7 @@ from antiphon.translation.chat_request import translate_request
 from antiphon.translation.profiles import PROFILES, choose_profile
 from antiphon.translation.read_request import read_request
 from antiphon.translation.values import ItemSources
+from tests.support.exchanges import run
 
 _NONE = ItemSources(unseal=lambda text, param: b"")
 
@@ -378,3 +379,30 @@ def test_profiles_are_chosen_by_host() -> None:
     assert choose_profile("auto", "localhost").name == "generic"
     with pytest.raises(KeyError):
         choose_profile("nobody", "localhost")
+
+
+_PICTURE_URL = "data:image/png;base64,AAAA"
+_TWO_SOURCES: list[tuple[dict[str, Any], str]] = [
+    ({"type": "input_file", "file_id": "file-1", "file_url": "https://x.example/a"}, "file_id"),
+    ({"type": "input_file", "file_id": "file-1", "file_data": "data:text/plain;base64,YQ=="}, "file_id"),
+    ({"type": "input_file", "file_url": "https://x.example/a", "file_data": "YQ=="}, "file_url"),
+    ({"type": "input_image", "file_id": "file-1", "image_url": _PICTURE_URL}, "file_id"),
+    ({"type": "input_image", "file_id": "file-1", "image_url": {"url": _PICTURE_URL}}, "file_id"),
+]
+
+
+@pytest.mark.parametrize("place", ["message", "output"])
+@pytest.mark.parametrize(("part", "param"), _TWO_SOURCES)
+def test_a_part_with_two_sources_is_refused(part: dict[str, Any], param: str, place: str) -> None:
+    items = [{"role": "user", "content": [part]}] if place == "message" else [_USER, _call("a"), _output("a", [part])]
+    outcome = run({"model": "m", "input": items})
+    assert outcome.head is not None and outcome.head.status == 400 and not outcome.calls
+    error = outcome.json["error"]
+    where = "input[0].content[0]" if place == "message" else "input[2].output[0]"
+    assert (error["param"], error["code"]) == (f"{where}.{param}", "mutually_exclusive_parameters")
+
+
+def test_a_source_that_is_null_or_empty_is_none() -> None:
+    part = {"type": "input_image", "image_url": _PICTURE_URL, "file_id": None}
+    text = {"type": "input_file", "file_data": "data:text/plain;base64,YQ==", "file_url": None, "file_id": None}
+    assert len(_user_parts(part, text)) == 2

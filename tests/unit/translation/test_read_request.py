@@ -120,6 +120,33 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], param: str, code: str) -
 
 
 @pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        (b'{"input":"\\ud83d"}', 10),
+        (b'{"input":"cut here \\uD83d, and more of the same text"}', 19),
+        (b'{"input":"\\udc00"}', 10),
+        (b'{"input":"\\ud83d\\ud83d\\ude00"}', 10),
+        (b'{"input":"\\ud83d\\ude00\\ude00"}', 22),
+        (b'{"input":[{"content":"\\\\\\ud83d"}]}', 24),
+        (b'{"\\ud83d":1}', 2),
+    ],
+)
+def test_half_a_character_is_told_as_that(text: bytes, at: int) -> None:
+    """What a client in JavaScript makes of a text that it cuts inside of an emoji: nothing truncated it on its way."""
+    with pytest.raises(InvalidRequest) as caught:
+        read_request(text, max_items=10, max_tools=10)
+    assert (caught.value.code, caught.value.param) == ("invalid_json", None)
+    assert f"an unpaired surrogate at byte {at} " in caught.value.message
+
+
+@pytest.mark.parametrize("text", [b'{"input":"x', b'{"input":"\\ud83d\\ude00', b'{"input":"\\\\ud83d'])
+def test_other_broken_json_holds_no_half_character(text: bytes) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_request(text, max_items=10, max_tools=10)
+    assert "surrogate" not in caught.value.message
+
+
+@pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"3", b"\xff{}", b'{"a":\xff}', b"[" * 100_000, b'{"model":"\\ud800"}']
 )
 def test_what_is_no_object_is_refused(body: bytes) -> None:
@@ -132,7 +159,7 @@ def test_pitfall_4_the_chat_name_of_a_field_is_answered_with_the_one_to_use() ->
     error = _refused(response_format={"type": "json_object"})
     assert "'text.format'" in error.message
     # Null is the same as not sending it.
-    assert _read(response_format=None, max_tokens=None).ignored == ("max_tokens", "response_format")
+    assert set(_read(response_format=None, max_tokens=None).others) == {"max_tokens", "response_format"}
 
 
 def test_pitfall_114_a_probe_with_no_input_and_one_token_gets_the_answer_openai_gives() -> None:

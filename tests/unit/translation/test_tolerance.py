@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -389,8 +391,8 @@ def test_names_are_kept_once_so_many_and_so_long() -> None:
     tolerance = Tolerance()
     for number in (0, 0, *range(100)):
         tolerance.note(f"{number}{'x' * 500}")
-    assert len(tolerance.names) == len(set(tolerance.names)) == 64
-    assert {len(name) for name in tolerance.names} == {128}
+    assert len(tolerance.names) == len(set(tolerance.names)) == 65 and tolerance.names[-1] == "..."
+    assert {len(name) for name in tolerance.names[:-1]} == {128}
 
 
 def test_many_unknown_names_are_bounded() -> None:
@@ -413,3 +415,47 @@ def test_a_field_that_the_operator_lets_through_is_not_unknown() -> None:
     )
     allow_fields(request, frozenset({"wibble"}))
     assert request.unknown.names == [] and request.parameters["wibble"] == Raw(b"1")
+
+
+def test_of_a_million_unknown_names_those_are_looked_at_that_can_be_named() -> None:
+    tolerance, met = Tolerance(), 0
+
+    def members() -> Iterator[str]:
+        nonlocal met
+        for met in range(1, 1_000_001):
+            yield f"x{met}"
+
+    for name in tolerance.unknown(members(), frozenset()):
+        tolerance.note(name)
+    assert met == 66 and tolerance.names[-2:] == ["x64", "..."]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limit"),
+    [
+        ("include", ["reasoning.encrypted_content"], 32),
+        ("context_management", [{"type": "compaction"}], 32),
+        ("tool_choice.tools", [{"type": "function", "name": "f"}], 1024),
+    ],
+)
+def test_a_list_that_nobody_needs_long_has_an_end(name: str, value: list[Any], limit: int) -> None:
+    def refused(length: int) -> Any:
+        long: Any = value * length
+        if name == "tool_choice.tools":
+            long = {"type": "allowed_tools", "mode": "auto", "tools": long}
+        fields = {"tools": [TOOL], "context_management": [], name.partition(".")[0]: long}
+        return run({"model": "m", "input": "hi", **fields})
+
+    assert refused(limit).calls
+    outcome = refused(limit + 1)
+    assert outcome.head is not None and outcome.head.status == 400 and not outcome.calls
+    error = outcome.json["error"]
+    assert (error["param"], error["code"]) == (name, "array_above_max_length")
+    assert f"maximum length {limit}, but got an array with length {limit + 1}" in error["message"]
+
+
+def test_members_that_the_request_has_itself_cost_no_more_than_any_others() -> None:
+    members = {f"x{number}": 1 for number in range(20_000)}
+    began = time.process_time()
+    outcome = run({"model": "m", "input": "hi", "extra_body": members, **members})
+    assert outcome.calls and time.process_time() - began < 1

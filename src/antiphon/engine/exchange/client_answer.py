@@ -97,7 +97,7 @@ class Answering:
         """What was asked for and has no effect, named for the client (at most 1 KB)."""
         if not self.ignored:
             return ()
-        names = ", ".join(_token(name) for name in self.ignored)
+        names = ", ".join(_token(name) for name in self.ignored[:_LONGEST_IGNORED])
         if len(names) > _LONGEST_IGNORED:
             names = names[: _LONGEST_IGNORED - 3].rpartition(",")[0] + ",..."
         return (("antiphon-ignored", names),)

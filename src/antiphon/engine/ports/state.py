@@ -115,9 +115,10 @@ class History(Protocol):
         """
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
-        """Every item of the chain that ends in `response_id`, oldest first; None when it cannot be continued.
+        """Every item of the chain that ends in `response_id`, oldest first; None when there is no such response, or it
+        is another owner's.
 
-        None covers: no such response, another owner's, and a chain with a deleted ancestor.
+        Raises `ChainBroken` where what it continues, a response or a conversation, was deleted.
         """
 
     async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:

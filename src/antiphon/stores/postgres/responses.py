@@ -12,7 +12,7 @@ from __future__ import annotations
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
-from antiphon.errors import ChainTooLong, HistoryTooLarge, StoreError, unknown_cursor
+from antiphon.errors import ChainBroken, ChainTooLong, HistoryTooLarge, StoreError, unknown_cursor
 from antiphon.stores.pages import cut_off, history_item, item_page, named_items, stored_item
 from antiphon.stores.postgres import response_sql as sql
 from antiphon.stores.postgres.database import Connection, Database, Record
@@ -50,7 +50,8 @@ class PostgresResponseStore:
         await self._turns.run(Turn(record))
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
-        """The history that ends in `response_id`; raises `ChainTooLong`, `HistoryTooLarge` before any is read."""
+        """The history that ends in `response_id`; raises `ChainTooLong`, `HistoryTooLarge` before any is read, and
+        `ChainBroken`."""
         rows = await self._database.fetch(sql.LOAD_CHAIN, response_id, owner, self._chain_items, self._history_bytes)
         if not rows:
             return None
@@ -63,13 +64,13 @@ class PostgresResponseStore:
         if not is_over(newest["status"]):
             raise unfinished_response(response_id)
         if oldest["prev_id"] is not None:
-            return None  # an ancestor was deleted
+            raise ChainBroken(response_id, oldest["prev_id"])
         items = [history_item(row) for row in rows if row["item_id"] is not None]
         if oldest["conversation_id"] is not None:
             place = oldest["conversation_id"], oldest["conversation_pos"]
             before = await self._before(owner, *place, len(items), size)
             if before is None:
-                return None
+                raise ChainBroken(response_id, oldest["conversation_id"])
             items[:0] = before
         return Chain(tuple(items))
 

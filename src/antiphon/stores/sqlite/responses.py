@@ -20,7 +20,7 @@ from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.engine.running.waiting import look_at
-from antiphon.errors import ChainTooLong, HistoryTooLarge, PredecessorGone, StoreError, unknown_cursor
+from antiphon.errors import ChainBroken, ChainTooLong, HistoryTooLarge, PredecessorGone, StoreError, unknown_cursor
 from antiphon.stores.pages import cut_off, history_item, item_page, named_items, stored_item
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.page_sql import asked, within
@@ -192,7 +192,8 @@ class SqliteResponseStore:
             raise
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
-        """The history that ends in `response_id`; raises `ChainTooLong`, `HistoryTooLarge` before any is read."""
+        """The history that ends in `response_id`; raises `ChainTooLong`, `HistoryTooLarge` before any is read, and
+        `ChainBroken`."""
         named = {"id": response_id, "owner": owner, "limit": self._chain_items, "bytes": self._history_bytes}
         rows = await self._readers.fetch(LOAD_CHAIN, named)
         if not rows:
@@ -206,13 +207,13 @@ class SqliteResponseStore:
         if not is_over(newest["status"]):
             raise unfinished_response(response_id)
         if oldest["prev_id"] is not None:
-            return None  # an ancestor was deleted
+            raise ChainBroken(response_id, oldest["prev_id"])
         items = [history_item(row) for row in rows if row["item_id"] is not None]
         if oldest["conversation_id"] is not None:
             place = oldest["conversation_id"], oldest["conversation_pos"]
             before = await self._before(owner, *place, len(items), size)
             if before is None:
-                return None
+                raise ChainBroken(response_id, oldest["conversation_id"])
             items[:0] = before
         return Chain(tuple(items))
 
