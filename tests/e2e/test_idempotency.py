@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 from uuid import uuid4
@@ -10,9 +11,10 @@ import pytest
 from aiohttp import ClientSession
 
 from tests.e2e.conftest import Setup
-from tests.support.chat_server import answer, text_stream
+from tests.support.chat_server import Wait, answer, text_stream
 from tests.support.gateway import post
 from tests.support.judge import check_stream, parse_sse
+from tests.support.waiting import until
 
 ALICE = {"authorization": "Bearer alice"}
 
@@ -42,6 +44,28 @@ async def test_a_request_that_comes_again_is_answered_again(setup: Setup, stream
         assert json.loads(first.body) == json.loads(again.body)
     other = await post(url, {**body, "input": "other"}, headers)
     assert (other.status, json.loads(other.body)["error"]["code"]) == (422, "idempotency_key_reused")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_goes_on_without_its_client(setup: Setup, stream: bool) -> None:
+    gate, parts = asyncio.Event(), text_stream("on", "ce")
+    setup.server.script(answer(parts=[*parts[:2], Wait(gate), *parts[2:]]))
+    url = f"{setup.gateway.base_url}/responses"
+    body = {"model": "m", "input": "hi", "stream": stream}
+    headers = {"idempotency-key": str(uuid4()), "authorization": "Bearer alice"}
+    asked = len(setup.server.requests)
+    leaving = asyncio.create_task(post(url, body, headers))
+    await until(lambda: len(setup.server.requests) > asked)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    busy = await post(url, body, headers)
+    assert (busy.status, json.loads(busy.body)["error"]["code"]) == (409, "idempotency_key_in_use")
+    gate.set()
+    async with asyncio.timeout(20):
+        while (again := await post(url, body, headers)).status == 409:
+            await asyncio.sleep(0.05)
+    assert again.headers["idempotent-replayed"] == "true" and b"once" in again.body
+    assert len(setup.server.requests) == asked + 1
 
 
 @pytest.mark.parametrize("mode", [{}, {"stream": True}, {"background": True, "stream": True}])

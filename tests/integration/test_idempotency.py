@@ -123,16 +123,54 @@ async def test_what_failed_can_be_tried_again_with_its_key(made: Processes, stre
     assert asked(made) == 3
 
 
-async def test_a_client_that_left_finds_what_was_made_meanwhile_or_nothing(made: Processes) -> None:
-    app = await made.start()
-    gate = asyncio.Event()
-    made.chat.script(answer(parts=[event("a"), Wait(gate)]))
-    leaving = asyncio.create_task(post(app, "/responses", {**BODY, "stream": True}))
+async def _left(made: Processes, app: BackgroundApp, body: dict[str, Any], parts: list[Any]) -> None:
+    """A client that leaves while the model answers."""
+    made.chat.script(answer(parts=parts))
+    leaving = asyncio.create_task(post(app, "/responses", body))
     await until(lambda: asked(made) == 1)
     leaving.cancel()
     await asyncio.gather(leaving, return_exceptions=True)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_left_finds_what_was_made_without_it(made: Processes, stream: bool) -> None:
+    one, other = await made.start(), await made.start()
+    gate, body = asyncio.Event(), {**BODY, "stream": stream}
+    await _left(made, one, body, [*text_stream("hel", "lo")[:2], Wait(gate), *text_stream("hel", "lo")[2:]])
+    for app in (one, other):
+        status, error, headers = await post(app, "/responses", body)
+        assert (status, error["error"]["code"]) == (409, "idempotency_key_in_use") and headers["retry-after"]
+    gate.set()
+    await until(lambda: keys(made)[0][2] is None)
+    status, again, headers = await post(other, "/responses", body)
+    assert status == 200 and "hello" in json.dumps(again) and headers["idempotent-replayed"] == "true"
+    assert asked(made) == 1 and made.sql("SELECT status FROM responses") == [("completed",)]
+
+
+async def test_one_that_goes_on_without_its_client_fails_like_any_other(made: Processes) -> None:
+    app, gate = await made.start(), asyncio.Event()
+    await _left(made, app, {**BODY, "stream": True}, [event("a"), Wait(gate), Reset()])
+    assert len(keys(made)) == 1
+    gate.set()
     await until(lambda: keys(made) == [])
     assert (await post(app, "/responses", {**BODY, "stream": True}))[0] == 200
+
+
+async def test_a_process_that_stops_breaks_off_what_goes_on_without_its_client(made: Processes) -> None:
+    app, gate = await made.start(), asyncio.Event()
+    await _left(made, app, {**BODY, "stream": True}, [event("a"), Wait(gate)])
+    await app.stop()
+    assert keys(made) == [] and made.sql("SELECT status FROM responses") == [("failed",)]
+
+
+async def test_without_a_key_nothing_goes_on_without_its_client(made: Processes) -> None:
+    app, gate = await made.start(), asyncio.Event()
+    made.chat.script(answer(parts=[event("a"), Wait(gate)]))
+    leaving = asyncio.create_task(post(app, "/responses", {**BODY, "stream": True}, key=None))
+    await until(lambda: asked(made) == 1)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    await until(lambda: made.sql("SELECT status FROM responses") == [("failed",)])
 
 
 async def test_nothing_is_kept_of_a_response_that_is_not_stored(made: Processes) -> None:

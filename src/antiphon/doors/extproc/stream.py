@@ -38,7 +38,7 @@ from antiphon.doors.extproc.transport import MessageStream
 from antiphon.doors.request_body import WholeBody, too_slow
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.failure import Failure, refusal
-from antiphon.engine.ports.actions import CancelReason, RequestHead
+from antiphon.engine.ports.actions import CancelReason, Finish, RequestHead
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import ApiError, InternalError
 from antiphon.observability.observation import Observation
@@ -212,7 +212,10 @@ async def _serve_exchange(
             )
         await answer.run()
     finally:
+        finish: Finish | None = None
         try:
+            if not exchange.done and not context.admission.closed:
+                finish = await context.runner.go_on(exchange, lambda: context.admission.closed)
             if not exchange.done:
                 # The client left, Envoy cut the stream, or something broke: the row is written as failed.
                 reason = CancelReason.CLIENT_GONE if answer is None else answer.reason_of_the_end
@@ -221,7 +224,9 @@ async def _serve_exchange(
                 # A client that leaves shows as the end of the messages first and as a cancellation right after it.
                 await to_the_end(context.runner.abandon(exchange, reason))
         finally:
-            outcome = answer.finish.outcome if answer is not None and answer.finish is not None else "cancelled"
+            if answer is not None and answer.finish is not None:
+                finish = answer.finish
+            outcome = finish.outcome if finish is not None else "cancelled"
             if answer is not None:
                 observed.door = answer.door
             observed.end(exchange, outcome)

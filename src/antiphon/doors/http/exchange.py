@@ -29,6 +29,7 @@ from antiphon.types.transport import Headers, header_value
 SERVER = ("server", "antiphon")
 
 _log = structlog.get_logger(__name__)
+_STOPPING = CancelReason.SHUTTING_DOWN
 
 
 class ExchangeAnswer:
@@ -54,6 +55,9 @@ class ExchangeAnswer:
         try:
             await self._perform()
         except (asyncio.CancelledError, ConnectionError):
+            if leaving() is not _STOPPING:
+                finish = await self._runner.go_on(self._exchange, lambda: leaving() is _STOPPING)
+                self.outcome = finish.outcome if finish is not None else self.outcome
             await self._runner.abandon(self._exchange, leaving())
             raise
         except Exception as error:

@@ -122,13 +122,19 @@ class ResponseExchange:
 
     @property
     def needs_drive(self) -> bool:
-        """Whether Envoy cannot make this request's model call: there is more to it than one call and its answer."""
-        return self._served.needs_drive
+        """Whether Envoy cannot make this request's model call: there is more to it than one call and its answer, or it
+        goes on without its client."""
+        return self._served.needs_drive or self._core.keyed
 
     @property
     def awaits_prompt(self) -> bool:
         """Whether the request cannot be read before its prompt was loaded."""
         return self._machine.state is State.CONTEXT and isinstance(self._served, UnreadRequest)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is served to its end although its client leaves: who comes again with its key is given that."""
+        return self._core.keyed and isinstance(self._served, MadeResponse)
 
     @property
     def again(self) -> bool:
@@ -253,13 +259,13 @@ class ResponseExchange:
 
     def claim(self) -> None:
         """The response may hold an idempotency key from now on, and asks for it to be given back at its end."""
-        self._core.claimed = True
+        self._core.claimed = self._core.keyed = True
 
     def turn_away(self, error: ApiError) -> None:
         """Refuse a request that was just received, before anything was done for it."""
         self._machine.receive(Input.TURNED_AWAY)
         self._actions.clear()
-        self._core.locked = False
+        self._core.locked = self._core.keyed = False
         self._served.refuse(error)
 
     def answer_again(self, stored: StoredResponse) -> None:
@@ -269,7 +275,7 @@ class ResponseExchange:
         drives = self.awaits_prompt or self._served.needs_drive
         self._machine.receive(Input.AGAIN)
         self._actions.clear()
-        self._core.locked = self._core.claimed = False
+        self._core.locked = self._core.claimed = self._core.keyed = False
         self._served = replay = ReplayedResponse(self._served, stored, needs_drive=drives)
         replay.begin()
 

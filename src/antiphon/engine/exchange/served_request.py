@@ -64,6 +64,8 @@ class ExchangeCore:
         """Whether the response's conversation is locked for it."""
         self.claimed = False
         """Whether the response may hold an idempotency key, or approvals."""
+        self.keyed = False
+        """Whether it holds an idempotency key: it is served to its end, whether or not its client waits."""
         self.counts = False
         """Whether what it holds stays taken: its calls may have changed something, or it has made what it was to."""
         self.failure: Failure | None = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import assert_never
 
@@ -24,6 +24,7 @@ from antiphon.engine.ports.actions import (
     CancelReason,
     ClientAction,
     Enqueue,
+    Finish,
     FollowResponse,
     LoadContext,
     OwnAction,
@@ -46,6 +47,7 @@ from antiphon.engine.running.repeated_requests import KeyedRequest, RepeatedRequ
 from antiphon.engine.running.saving import Saver
 from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.engine.running.thread_pools import LARGE, apart
+from antiphon.engine.running.unattended import Unattended
 from antiphon.engine.running.upstream_pump import UpstreamPump
 from antiphon.engine.running.waiting import look_at
 from antiphon.errors import ApiError, StoreError, store_refusal
@@ -106,6 +108,7 @@ class Runner:
             keys=keys,
         )
         self._floods = asyncio.Lock()
+        self._unattended = Unattended()
 
     def over(self, history: History, upstream: Upstream | None = None, *, keeps_locks: bool = False) -> Runner:
         """The same runner with another history (a connection's memory over the real one), and perhaps another
@@ -195,8 +198,22 @@ class Runner:
     async def drive(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
         """Perform everything, model calls included; ends after `Finish`.
 
-        Cancel the task (or close the generator) to stop; then call `abandon`.
+        Cancel the task (or close the generator) to stop, and call `abandon` then. One that `goes_on` is not stopped by
+        that: call `go_on` before, where it was its client who left.
         """
+        actions = self._perform_all(exchange)
+        if exchange.goes_on:
+            actions = self._unattended.hand_out(exchange, actions)
+        async with aclosing(actions):
+            async for action in actions:
+                yield action
+
+    async def go_on(self, exchange: ResponseExchange, stopping: Callable[[], bool]) -> Finish | None:
+        """The client left: wait until the request was served all the same, if it is one that goes on, or the process is
+        `stopping`; how it ended."""
+        return await self._unattended.end(exchange, stopping)
+
+    async def _perform_all(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
         work: Work | None = None
         async for action in self.settle(exchange):
             if isinstance(action, CallUpstream | RunTools):
@@ -230,6 +247,7 @@ class Runner:
     async def abandon(self, exchange: ResponseExchange, reason: CancelReason) -> None:
         """The request ends here without its end: write the row as failed. Shielded, at most the save's timeout; while
         the process stops, only so long that the line behind it is written in any case (`aclose` waits on)."""
+        await self._unattended.stop(exchange)
         if exchange.done:
             return
         exchange.cancel(reason)

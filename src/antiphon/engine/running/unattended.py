@@ -1,0 +1,116 @@
+"""Requests that are served to their end although their client leaves.
+
+Lives here: the task of such a request, and what its client is handed of it. Not here: which requests these are
+(`ResponseExchange.goes_on`), performing their actions (`runner.py`).
+
+Invariants: at most `_AHEAD` actions wait for a client; nothing waits for one that left; whoever serves the request
+waits for its end, so that it counts as in flight, unless the process stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import partial
+
+import structlog
+
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.actions import ClientAction, Finish
+
+_log = structlog.get_logger(__name__)
+
+_AHEAD = 16
+
+Actions = AsyncGenerator[ClientAction, None]
+
+
+class Unattended:
+    """Those of one process."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[ResponseExchange, asyncio.Task[Finish | None]] = {}
+
+    async def hand_out(self, exchange: ResponseExchange, actions: Actions) -> Actions:
+        """The actions, as they come. They go on when this generator is closed."""
+        feed = _Feed()
+        task = asyncio.get_running_loop().create_task(_perform(actions, feed))
+        self._tasks[exchange] = task
+        task.add_done_callback(partial(self._ended, exchange))
+        try:
+            while (action := await feed.take()) is not None:
+                yield action
+            await asyncio.wait({task})
+            task.result()
+        finally:
+            feed.leave()
+
+    async def end(self, exchange: ResponseExchange, stopping: Callable[[], bool]) -> Finish | None:
+        """Wait for the end of a request whose client left; None when there is no such request, or it was broken off.
+        A cancellation says no more than that, unless the process is `stopping`."""
+        task = self._tasks.get(exchange)
+        if task is None:
+            return None
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError:
+                if stopping():
+                    break
+        await self.stop(exchange)
+        return task.result() if not task.cancelled() and task.exception() is None else None
+
+    async def stop(self, exchange: ResponseExchange) -> None:
+        """Break the request off, if it is still served."""
+        if (task := self._tasks.get(exchange)) is not None:
+            task.cancel()
+            await asyncio.wait({task})
+
+    def _ended(self, exchange: ResponseExchange, task: asyncio.Task[Finish | None]) -> None:
+        del self._tasks[exchange]
+        if not task.cancelled() and (bug := task.exception()) is not None:
+            _log.error("exchange_failed", response_id=exchange.response_id, exc_info=bug)
+
+
+async def _perform(actions: Actions, feed: _Feed) -> Finish | None:
+    finish = None
+    try:
+        async with aclosing(actions):
+            async for action in actions:
+                if isinstance(action, Finish):
+                    finish = action
+                await feed.put(action)
+    finally:
+        feed.end()
+    return finish
+
+
+class _Feed:
+    """From one task to another, which may leave."""
+
+    def __init__(self) -> None:
+        self._room = asyncio.Semaphore(_AHEAD)
+        self._actions: asyncio.Queue[ClientAction | None] = asyncio.Queue()
+        self._left = False
+
+    async def put(self, action: ClientAction) -> None:
+        """Hand over one more, once there is room for it."""
+        if not self._left:
+            await self._room.acquire()
+            self._actions.put_nowait(action)
+
+    def end(self) -> None:
+        """No more come."""
+        self._actions.put_nowait(None)
+
+    async def take(self) -> ClientAction | None:
+        """The next, or None behind the last."""
+        action = await self._actions.get()
+        self._room.release()
+        return action
+
+    def leave(self) -> None:
+        """Nobody takes any more."""
+        self._left = True
+        self._room.release()
