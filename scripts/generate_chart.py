@@ -89,7 +89,7 @@ def _schema(kind: Any, one: Setting, path: str) -> Schema:
 def _or_null(schema: Schema) -> Schema:
     if "type" in schema:
         return {**schema, "type": [schema["type"], "null"]}
-    return {"enum": [*schema["enum"], None]} if "enum" in schema else schema
+    return {"anyOf": [schema, {"type": "null"}]} if schema else schema
 
 
 def values_schema() -> str:

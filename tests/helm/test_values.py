@@ -86,11 +86,12 @@ def _valid(settings: Mapping[str, Any]) -> bool:
 
 
 def test_the_schema_takes_what_the_settings_take() -> None:
-    assert _valid(Settings.of({"upstream": {"url": "http://a/v1"}}).plain(without_defaults=True))
+    every = Settings.of(
+        {"upstream": {"url": "http://a/v1"}, "prices": [{"model": "*", "input": 1, "output": 2}]}
+    ).plain()
+    assert _valid(every)
     assert _valid({"models": [{"match": "*", "upstream": ["a", {"upstream": "b", "weight": 2}]}]})
     assert _valid({"sidecar": {"socket_mode": "0600"}, "limits": {"tools": 3}, "envoy": {"concurrency": None}})
-    for path in ("docs/operations.md", "docs/scaling.md", "docs/kubernetes.md"):
-        assert (ROOT / path).exists()
 
 
 @pytest.mark.parametrize(
