@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
@@ -342,7 +343,29 @@ async def test_the_doctor_looks_at_a_data_folder_too(tmp_path: Path, capsys: pyt
     assert said == [f"ok: {name} is new: the first start makes its schema" for name in ("sessions.db", "vectors.db")]
     await (await build(settings(tmp_path / "data", "sqlite:"), door="http")).aclose()
     said, _ = await doctor(tmp_path, capsys, "sqlite:")
-    assert all(one.startswith("ok: ") and "can serve" in one for one in said)
+    assert all(one.startswith("ok: ") for one in said)
+    assert [one.split()[1] for one in said if "can serve" in one] == ["sessions.db:", "vectors.db:"]
+    assert sum("tables and indexes of the schema are there" in one for one in said) == 2
+
+
+async def test_a_database_file_without_an_index_or_a_table_is_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await (await build(settings(tmp_path / "data", "sqlite:"), door="http")).aclose()
+    file = tmp_path / "data" / "sessions.db"
+    with closing(sqlite3.connect(file)) as connection:
+        ask = "SELECT name FROM sqlite_schema WHERE type = 'index' AND sql > '' ORDER BY 1 LIMIT 1"
+        (index,) = connection.execute(ask).fetchone()
+        connection.execute(f"DROP INDEX {index}")
+    said, findings = await doctor(tmp_path, capsys, "sqlite:")
+    assert f"note: sessions.db: the index {index} is missing: what it is for is slow" in said
+    (made,) = [one["advice"].partition("sqlite3: ")[2] for one in findings if index in one["what"]]
+    with closing(sqlite3.connect(file)) as connection:
+        # What is advised mends it.
+        connection.execute(made)
+        connection.execute("DROP TABLE prompt_versions")
+    said, _ = await doctor(tmp_path, capsys, "sqlite:")
+    assert "problem: sessions.db lacks the table prompt_versions" in said and not any(index in one for one in said)
 
 
 async def test_no_password_is_logged_or_shown(

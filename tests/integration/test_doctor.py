@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,6 +127,43 @@ async def test_a_server_that_can_everything(doctor: Doctor) -> None:
     assert "(reasoning_content)" in report.line("reasoning that is shown")
     assert report.line("profile generic fits").startswith("ok")
     assert len(asked) <= 16 and all(body["max_tokens"] <= 256 for body in asked)
+
+
+@pytest.fixture(autouse=True)
+def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Both disks have room, whatever this machine has; or what a test says."""
+
+    def have(free: int = 1 << 40, files: int = 1 << 20) -> None:
+        def ask(_: object) -> Any:
+            return SimpleNamespace(f_frsize=4096, f_bavail=free // 4096, f_favail=files, f_files=1 << 21)
+
+        monkeypatch.setattr(os, "statvfs", ask)
+
+    have()
+    return have
+
+
+@pytest.mark.parametrize(
+    ("free", "files", "verdict", "said"),
+    [
+        (2 << 30, 1 << 20, "ok", "2,048 MiB are free"),
+        (512 << 20, 1 << 20, "note", "little"),
+        (2 << 30, 7, "note", "for 7 files: little"),
+        (1 << 20, 1 << 20, "problem", "its disk is full"),
+        (2 << 30, 0, "problem", "its disk has room for no more files"),
+    ],
+)
+async def test_a_disk_that_is_full_or_nearly_is_seen(
+    free: int, files: int, verdict: str, said: str, doctor: Doctor, room: Callable[..., None]
+) -> None:
+    async with ChatServer() as server:
+        server.default = chat_server()
+        room(free, files)
+        report = await doctor(server.base_url)
+    found = [one for one in report.findings if "are free for" in one["what"]]
+    assert [one["verdict"] for one in found] == [verdict, verdict] and all(said in one["what"] for one in found)
+    assert "the data folder" in found[0]["what"] and "temporary files" in found[1]["what"]
+    assert (report.status == 1) == (verdict == "problem")
 
 
 async def test_the_report_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 from antiphon.app.data_folder import prepare_data
@@ -28,18 +29,22 @@ from antiphon.commands.flags import settings_of
 from antiphon.commands.named_files import check_sidecar_files
 from antiphon.commands.start_warnings import CONTENTS_ADVICE, contents_are_here_alone
 from antiphon.commands.upstream_report import Finding, examine
+from antiphon.config.section import MIB
 from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy, full_version
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.envoy.sidecars import endpoints
 from antiphon.envoy.versions import FEATURES, NEWEST, OLDEST, parse_version
 from antiphon.errors import AntiphonError
+from antiphon.extras import how_to_install
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.said import Wanted
 from antiphon.stores.state_report import examine_state
 from antiphon.tools.code_interpreter import HOLDS, try_out
 
 _ENVOY_SECONDS = 30
+_NO_ROOM, _LITTLE_ROOM, _FEW_FILES = 32 * MIB, 1024 * MIB, 1000
+"""Bytes, bytes and files. The monitoring's alert of a disk that fills up begins at the second, too."""
 _HERE, _ENVOY, _STATE, _FILES = "this machine", "Envoy", "state", "contents of files"
 
 
@@ -57,7 +62,8 @@ async def _run(arguments: argparse.Namespace) -> int:
             _show(finding, findings[-1].where if findings else "")
         findings.append(finding)
 
-    for one in (_data_folder(settings), *_keys(settings), *_extensions(), *_sandbox(settings), *_envoy(settings)):
+    here = (_data_folder(settings), *_space(settings), *_extras(settings), *_keys(settings), *_extensions())
+    for one in (*here, *_sandbox(settings), *_envoy(settings)):
         take(one)
     async for finding in _state(settings):
         take(finding)
@@ -105,6 +111,35 @@ def _data_folder(settings: Settings) -> Finding:
     except (OSError, AntiphonError) as error:
         return Finding(_HERE, "problem", f"data folder {settings.data}: {error}", "choose another with --data")
     return Finding(_HERE, "ok", f"data folder {settings.data.absolute()} can be written")
+
+
+def _space(settings: Settings) -> Iterator[Finding]:
+    """Room on the disks of the data folder and of temporary files: for bytes, and for files."""
+    for what, folder in (("the data folder", settings.data), ("temporary files", Path(tempfile.gettempdir()))):
+        try:
+            disk = os.statvfs(folder)
+        except OSError:
+            # That it cannot be had is told where it is needed.
+            continue
+        free = disk.f_frsize * disk.f_bavail
+        # Some file systems count no files.
+        files = disk.f_favail if disk.f_files else _FEW_FILES
+        said = f"{free / MIB:,.0f} MiB are free for {what} ({folder.absolute()})"
+        if free < _NO_ROOM or not files:
+            full = "its disk is full" if files else "its disk has room for no more files"
+            yield Finding(_HERE, "problem", f"{said}: {full}", "make room, or choose another disk")
+        elif free < _LITTLE_ROOM or files < _FEW_FILES:
+            more = "" if free < _LITTLE_ROOM else f", for {files} files"
+            yield Finding(_HERE, "note", f"{said}{more}: little", "make room before it is used up")
+        else:
+            yield Finding(_HERE, "ok", said)
+
+
+def _extras(settings: Settings) -> Iterator[Finding]:
+    """A part that the settings want and that is not installed, though the gateway starts without it."""
+    if settings.mcp.enabled and find_spec("mcp") is None:
+        what = "the extra 'mcp' is not installed: a request with the tool mcp is a 400"
+        yield Finding(_HERE, "note", what, how_to_install("mcp"))
 
 
 def _keys(settings: Settings) -> Iterator[Finding]:

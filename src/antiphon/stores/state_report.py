@@ -41,6 +41,9 @@ async def examine_state(state: StateSettings, data: Path, wanted: Wanted) -> Asy
             check_not_moved(state.databases(data))
         async for said in _schema(state, data):
             yield said
+        if state.place.kind != "postgresql":
+            async for said in _lost(state, data):
+                yield said
         async for said in _keys(state, wanted.keys):
             yield said
     except AntiphonError as error:
@@ -67,6 +70,22 @@ async def _schema(state: StateSettings, data: Path) -> AsyncIterator[Said]:
                 yield Said("note", f"{schema.name} lacks {len(missing)} schema steps", "the next start applies them")
             else:
                 yield Said("ok", f"{schema.name} is new: the first start makes its schema")
+
+
+async def _lost(state: StateSettings, data: Path) -> AsyncIterator[Said]:
+    """What a database file lacks of its schema: an index that is gone makes much slow, a table fails requests."""
+    from antiphon.stores.sqlite.schema import sqlite_schemas
+
+    for schema in sqlite_schemas(state.databases(data)):
+        number, gone = await schema.lacking()
+        for name, sql in gone.items():
+            if name.startswith("table"):
+                yield Said("problem", f"{schema.name} lacks the {name}", "restore a backup (antiphon admin restore)")
+            else:
+                made = f"make it again with sqlite3: {' '.join(sql.split())}" if sql else "restore a backup"
+                yield Said("note", f"{schema.name}: the {name} is missing: what it is for is slow", made)
+        if number and not gone:
+            yield Said("ok", f"{schema.name}: all {number} tables and indexes of the schema are there")
 
 
 async def _keys(state: StateSettings, keys: Keys) -> AsyncIterator[Said]:

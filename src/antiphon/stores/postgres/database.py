@@ -308,7 +308,7 @@ class Database:
         except Exception as error:
             if isinstance(error, TimeoutError) and deadline < ends:
                 raise _too_slow("Connecting") from error
-            failure = connecting_failed(error, self.setting)
+            failure = connecting_failed(error, self.setting, url=self._servers.url)
             self._refused = (loop.time() + _REFUSE_SECONDS, failure)
             raise failure from error
         self._refused = None

@@ -177,20 +177,21 @@ def no_connection_left(error: BaseException | None) -> bool:
     return code_of(error) == "53300" or (code_of(error)[:2] == "08" and _NO_MORE in str(error))
 
 
-def connecting_failed(error: BaseException, setting: str = URL) -> StoreError:
-    """Why there is no connection to the server that `setting` names, and what to do."""
+def connecting_failed(error: BaseException, setting: str = URL, *, url: str = "") -> StoreError:
+    """Why there is no connection to the server that `setting` names, and what to do. `url`: its value, which tells
+    whether it names certificates."""
     if isinstance(error, StoreError):
         # Another one: whoever raises it names this one as its cause.
         return StoreError(str(error).replace(URL, setting), reason=error.reason)
     if isinstance(error, asyncpg.PostgresError):
         return store_error("Connecting", error, connecting=True, setting=setting)
-    why = _why_not_reached(error).replace(URL, setting)
+    why = _why_not_reached(error, certificates="sslrootcert=" in url or "sslcert=" in url).replace(URL, setting)
     failure = StoreError(f"Connecting failed: PostgreSQL: {why}.", reason="unavailable")
     failure.__cause__ = error
     return failure
 
 
-def _why_not_reached(error: BaseException) -> str:
+def _why_not_reached(error: BaseException, *, certificates: bool) -> str:
     said = str(error)
     if isinstance(error, TimeoutError):
         return (
@@ -203,15 +204,13 @@ def _why_not_reached(error: BaseException) -> str:
         return (
             "it takes no TLS; enable it there, or set sslmode=disable in state.url (or no PostgreSQL is at that port)"
         )
+    no_file = isinstance(error, FileNotFoundError | PermissionError)
+    if "root certificate" in said or (no_file and certificates):
+        return "a file that state.url names cannot be read: a certificate (sslrootcert, sslcert, sslkey)"
     if isinstance(error, PermissionError):
-        return "this user may not open the Unix socket, or a certificate (sslrootcert, sslcert, sslkey), of state.url"
-    if "root certificate" in said:
-        return "a certificate that state.url names cannot be read: check sslrootcert"
+        return "this user may not open the Unix socket that state.url names"
     if isinstance(error, FileNotFoundError):
-        return (
-            "there is no Unix socket where state.url says; is the server running? (With TLS, it may also be a "
-            "certificate that is not there: sslrootcert, sslcert, sslkey)"
-        )
+        return "there is no Unix socket where state.url says; is the server running, and is the folder (host) right?"
     # Of a host with several addresses the numbers of all failures stand in the text alone.
     if isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in said:
         return (

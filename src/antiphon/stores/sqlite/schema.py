@@ -19,6 +19,7 @@ from antiphon.stores.schema_steps import Applied, Step
 from antiphon.stores.sqlite.database import connect_writer, create_file, reader_uri, store_error
 from antiphon.stores.sqlite.migrate import applied_steps, migrate, packaged_steps, undo
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
+from antiphon.stores.sqlite.schema_check import lacking
 from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
 
 T = TypeVar("T")
@@ -52,6 +53,12 @@ class SqliteSchema:
         """See `Schema`."""
         create_file(self.path)
         return await asyncio.to_thread(self._on, lambda connection: undo(connection, self.steps))
+
+    async def lacking(self) -> tuple[int, dict[str, str]]:
+        """See `schema_check.py`; nothing of a database that is not there. Raises `StoreError`."""
+        if not self.path.exists():
+            return 0, {}
+        return await asyncio.to_thread(self._on, lambda connection: lacking(connection, self.steps), writes=False)
 
     def _on(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
         try:

@@ -59,6 +59,21 @@ def check_schema(
             _compare(found, _entries(ours))
 
 
+def lacking(connection: sqlite3.Connection, steps: Sequence[Step]) -> tuple[int, dict[str, str]]:
+    """How many tables and indexes the applied ones of these steps made, and those that are not there any more (`index
+    jobs_due`), each with the statement that makes it. A newer build's steps may have taken some away: of those nothing
+    is said."""
+    there = applied_steps(connection)
+    if len(there) > len(steps):
+        return 0, {}
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as ours:
+        migrate(ours, steps[: len(there)])
+        made = {(kind, name): sql for kind, name, _, sql in _entries(ours) if kind in ("table", "index")}
+    found = {(kind, name) for kind, name, _, _ in _entries(connection)}
+    gone = {f"{kind} {name}": sql or "" for (kind, name), sql in sorted(made.items()) if (kind, name) not in found}
+    return len(made), gone
+
+
 def check_triggers(connection: sqlite3.Connection, steps: tuple[Step, ...]) -> None:
     """Raises `StoreError` for a trigger that none of the steps makes (a newer one that does serves no older build)."""
     names = {name for (name,) in connection.execute(_TRIGGERS)}
