@@ -132,6 +132,28 @@ async def test_each_request_that_a_killed_process_takes_along_has_a_line(
         await gateway.stop()
 
 
+async def test_the_next_process_of_the_http_door_names_what_a_killed_one_took_along(
+    server: ChatServer, folder: Path
+) -> None:
+    gateway = await start_gateway(server.base_url, folder, *ARGUMENTS["http"], environ=ENVIRON)
+    try:
+        server.script(answer(parts=[event("a"), WaitGone()]), answer(parts=[event("b"), WaitGone()]))
+        asked = [_asks(gateway, request_id, stream=True) for request_id in ("lost-1", "lost-2")]
+        async with asyncio.timeout(SECONDS):
+            while not await _counted_in_flight(gateway, 2):
+                await asyncio.sleep(0.05)
+        (worker,) = _pids(gateway, "worker")
+        os.kill(worker, signal.SIGKILL)
+        await asyncio.wait(asked)
+        line = json.loads(await gateway.log_line('"requests_lost"'))
+        assert sorted(line["request_ids"]) == ["lost-1", "lost-2"] and line["requests"] == 2
+        assert (line["level"], line["fault"]) == ("error", "ours")
+    finally:
+        await gateway.stop()
+    for one in asked:
+        one.exception()
+
+
 async def _counted_in_flight(gateway: Gateway, number: int) -> bool:
     return _number(await _metrics(gateway), "antiphon_responses_in_flight") == number
 

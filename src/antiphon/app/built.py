@@ -151,6 +151,7 @@ class App:
             await self.kept.vector_search.aclose()
         await self.generation.upstream.aclose()
         self.kept.endings.close()
+        self.kept.served.close()
         await self.kept.book.aclose()
         await self.stores.aclose()
         self.kept.refusals.close()

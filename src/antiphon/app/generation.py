@@ -90,7 +90,7 @@ class Generation:
 
 def make_generation(settings: Settings, kept: Kept) -> Generation:
     """Make it; nothing is connected to, and nothing runs yet. Raises `ConfigError`."""
-    telemetry = Telemetry(kept.metrics, kept.tracer, kept.book, price_of(settings.prices), kept.endings)
+    telemetry = Telemetry(kept.metrics, kept.tracer, kept.book, price_of(settings.prices), kept.endings, kept.served)
     upstream = _upstream(settings, kept)
     routes = make_routes(settings)
     identities = _identities(settings, kept, upstream, routes)

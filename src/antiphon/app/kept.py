@@ -24,6 +24,7 @@ from antiphon.engine.running.usage_book import UsageBook
 from antiphon.observability.endings import Endings
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.refusals import Refusals
+from antiphon.observability.served_ids import ServedIds
 from antiphon.observability.tracing import Tracer
 from antiphon.stores import Stores
 from antiphon.tools.box import Tool
@@ -59,6 +60,7 @@ class Kept:
     vector_search: VectorSearch | None = None
     rooms: ContainerRooms | None = None
     identified: dict[str, str] = field(default_factory=dict)
+    served: ServedIds = field(default_factory=ServedIds)
 
     def fit(self, settings: Settings) -> None:
         """Have the budgets that these settings say. What requests hold already they keep."""

@@ -6,6 +6,8 @@ import argparse
 import asyncio
 from contextlib import nullcontext
 
+import structlog
+
 from antiphon.app.build import build
 from antiphon.commands.collecting import collect_by_time, keep_what_there_is
 from antiphon.commands.flags import settings_file, settings_of
@@ -23,6 +25,11 @@ from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.observability.logs import configure
+from antiphon.observability.served_ids import take_lost
+
+_log = structlog.get_logger(__name__)
+
+_IDS_IN_A_LINE = 100
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,12 +43,23 @@ def run(arguments: argparse.Namespace) -> int:
     return run_loop(_serve(arguments, settings, file))
 
 
+def _tell_of_lost(settings: Settings) -> None:
+    """Processes that were killed could not say what they took along; who comes after them does."""
+    lost = take_lost(settings.data)
+    for begin in range(0, len(lost), _IDS_IN_A_LINE):
+        some = lost[begin : begin + _IDS_IN_A_LINE]
+        cause = "the process that served them was killed"
+        _log.error("requests_lost", requests=len(some), fault="ours", cause=cause, request_ids=some)
+
+
 async def _serve(arguments: argparse.Namespace, settings: Settings, file: SettingsFile | None) -> int:
     parent_pipe, private_port = arguments.parent_pipe, arguments.private_port
     signals = StopSignals(parent_pipe, settings.timeouts.drain)
     app = await signals.unless_stopped(build(settings, door="http"))
     if app is None:
         return 0
+    _tell_of_lost(settings)
+    app.kept.served.open(settings.data)
     door = HttpDoor(app.current, private=False)
     # With a shared port nobody can choose whom he asks: the parent has a port of its own to each worker.
     private = HttpDoor(app.current, private=True, drive_exchanges=False)

@@ -27,12 +27,14 @@ from antiphon.observability.endings import Endings
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outcome import with_cause, write_outcome
 from antiphon.observability.response_spans import ResponseSpans
+from antiphon.observability.served_ids import ServedIds
 from antiphon.observability.tallies import NAME_LENGTH
 from antiphon.observability.tracing import Tracer, read_parent
 from antiphon.types.transport import Headers, UpstreamFault
 
 _log = structlog.get_logger("antiphon.response")
 _OWNER_LENGTH: Final = 12
+_AGAIN: Final = "background"
 _ERRORS: Final = 400
 _UNKNOWN: Final = CancelReason.CONNECTION_ENDED.value
 
@@ -46,6 +48,7 @@ class Telemetry:
     ledger: UsageLedger | None = None
     price_of: Callable[[str], PriceSettings | None] = lambda _: None
     endings: Endings = field(default_factory=Endings)
+    served: ServedIds = field(default_factory=ServedIds)
 
     def cost(self, model: str, usage: Usage) -> int:
         """What a call costs, in millionths of the prices' currency; 0 without a price."""
@@ -94,6 +97,8 @@ class Observation:
         self._used: list[tuple[str, Usage, bool]] = []
         self._ended = False
         self._metrics.in_flight.inc()
+        # What runs in the background is run again, and not lost.
+        self._place = telemetry.served.begin(request_id) if door != _AGAIN else -1
         self._spans: ResponseSpans | None = None
         self._trace_id = ""
         if headers is not None:
@@ -168,6 +173,7 @@ class Observation:
         if not self._ended:
             self._ended = True
             self._metrics.in_flight.dec()
+            self._telemetry.served.end(self._place)
             if self._spans is not None:
                 self._spans.drop()
 
@@ -178,6 +184,7 @@ class Observation:
             return
         self._ended = True
         self._metrics.in_flight.dec()
+        self._telemetry.served.end(self._place)
         failure = with_cause(failure or exchange.failure, outcome)
         now = time.perf_counter()
         ended = _Ended(

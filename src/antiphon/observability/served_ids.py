@@ -1,0 +1,115 @@
+"""Ids of the requests that a process serves, where another process finds them once this one was killed.
+
+Lives here: a table in memory that outlives its process (a file in `/dev/shm`), and reading those of processes that are
+gone. Not here: which requests are in it (`observation.py`), who looks (`commands/serve.py`). Behind Envoy nobody needs
+it: Envoy has a line of each request that a dead sidecar takes along (`envoy/failure_lines.py`).
+
+Invariants: a table is taken for a dead process's only when nobody holds its lock, which ends with a process; all of it
+is written once at the start, so that no write comes too late for room; where there is no such memory (not Linux, or no
+room), nothing is kept and nothing fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import mmap
+import os
+from pathlib import Path
+from typing import Final
+
+_SHARED: Final = Path("/dev/shm")
+_LONGEST: Final = 128
+_SLOT: Final = _LONGEST + 1
+_SLOTS: Final = 2048
+_SIZE: Final = _SLOT * _SLOTS
+
+
+class ServedIds:
+    """One per process, for the event loop's thread alone. Beyond `_SLOTS` requests at a time none is kept."""
+
+    def __init__(self) -> None:
+        self._free: list[int] = []
+        self._map: mmap.mmap | None = None
+        self._path: Path | None = None
+        self._file = -1
+
+    def open(self, data: Path, folder: Path = _SHARED) -> None:
+        """From now on keep them, in a table of this data folder's; does nothing where that cannot be."""
+        path = folder / f"{_prefix(data)}{os.getpid()}-{os.urandom(4).hex()}"
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.write(file, bytes(_SIZE)) != _SIZE:
+                raise OSError("there is no room")
+            self._map = mmap.mmap(file, _SIZE)
+        except OSError:
+            path.unlink(missing_ok=True)
+            os.close(file)
+            return
+        self._file, self._path = file, path
+        self._free = list(range(_SLOTS - 1, -1, -1))
+
+    def begin(self, request_id: str) -> int:
+        """A request is served; its place, for `end`."""
+        table = self._map
+        if table is None or not self._free:
+            return -1
+        place = self._free.pop()
+        at, text = place * _SLOT, request_id.encode("utf-8", "replace")[:_LONGEST]
+        # The length last: a process may be killed in between.
+        table[at + 1 : at + 1 + len(text)] = text
+        table[at] = len(text)
+        return place
+
+    def end(self, place: int) -> None:
+        """It is over."""
+        if place >= 0 and self._map is not None:
+            self._map[place * _SLOT] = 0
+            self._free.append(place)
+
+    def close(self) -> None:
+        """Nothing is left to be found."""
+        if self._map is not None and self._path is not None:
+            self._path.unlink(missing_ok=True)
+            self._map.close()
+            self._map = None
+            os.close(self._file)
+
+
+def take_lost(data: Path, folder: Path = _SHARED) -> list[str]:
+    """The ids that processes of this data folder were serving when they were killed; they are found once."""
+    found: list[str] = []
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.glob(f"{_prefix(data)}*")):
+            found += _of_dead(path)
+    return found
+
+
+def _prefix(data: Path) -> str:
+    place = hashlib.sha256(os.fsencode(data.absolute())).hexdigest()[:16]
+    return f"antiphon-{os.getuid()}-{place}-"
+
+
+def _of_dead(path: Path) -> list[str]:
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return []
+    try:
+        if os.fstat(file).st_uid != os.getuid():
+            return []
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Another process may have been first.
+        path.unlink()
+        table = os.read(file, _SIZE)
+    except OSError:
+        return []
+    finally:
+        os.close(file)
+    ends = range(0, len(table) - _SLOT + 1, _SLOT)
+    return [table[at + 1 : at + 1 + min(table[at], _LONGEST)].decode("utf-8", "replace") for at in ends if table[at]]
