@@ -10,7 +10,8 @@ What it does, by the last message; the first that fits:
 - `break`: begins to answer, then cuts the connection;
 - tools are offered, and the user names one, or shares a word with its name, or asks the only one a question, or
   `tool_choice` demands a call: calls it, once for each place (`in Paris and Rome`) unless `parallel_tool_calls` is
-  false, with arguments guessed from the words;
+  false, with arguments guessed from the words: a text is the place, or all that was said; `code` is a program that
+  draws the numbers in it;
 - `count to 20` (up to 10000): counts;
 - `instructions`: repeats the system and developer messages;
 - `before` or `remember`: repeats what the user said earlier in this same request;
@@ -175,7 +176,7 @@ _VERBS = frozenset({"get", "set", "find", "fetch", "look", "up", "current", "the
 
 
 def _arguments(function: Object, place: str, said: str) -> Object:
-    """Something for each required parameter: texts are the place, numbers come from the words, in order."""
+    """Something for each required parameter: texts (in lists too) are the place, numbers those of the words in order."""
     parameters = function.get("parameters") or {}
     properties = parameters.get("properties") or {}
     numbers = [int(number) for number in re.findall(r"-?\d+", said)]
@@ -185,11 +186,34 @@ def _arguments(function: Object, place: str, said: str) -> Object:
         kind = schema.get("type", "string")
         if schema.get("enum"):
             arguments[name] = schema["enum"][0]
+        elif name == "code" and kind == "string":
+            arguments[name] = _program(numbers, said)
+        elif kind == "array" and (schema.get("items") or {}).get("type") == "string":
+            arguments[name] = [place]
         elif kind in ("integer", "number"):
             arguments[name] = numbers.pop(0) if numbers else 1
         else:
             arguments[name] = {"boolean": True, "array": [], "object": {}}.get(str(kind), place)
     return arguments
+
+
+def _program(numbers: list[int], said: str) -> str:
+    """Python that draws the numbers, as text and as an SVG file; without numbers it prints what was said."""
+    return _DRAWING.format(numbers=numbers) if numbers else f"print({said!r})"
+
+
+_DRAWING = """\
+numbers = {numbers}
+most = max(map(abs, numbers)) or 1
+bars = ""
+for place, number in enumerate(numbers):
+    print(f"{{number:>6}} " + "█" * round(30 * abs(number) / most))
+    height = 100 * abs(number) / most
+    bars += f'<rect x="{{20 + 40 * place}}" y="{{120 - height}}" width="30" height="{{height}}"/>'
+with open("plot.svg", "w") as file:
+    width = 40 + 40 * len(numbers)
+    file.write(f'<svg xmlns="http://www.w3.org/2000/svg" width="{{width}}" height="140">{{bars}}</svg>')
+"""
 
 
 def _last_user_text(messages: list[Object]) -> str:

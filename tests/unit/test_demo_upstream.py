@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -128,6 +131,36 @@ def test_how_often_it_calls(text: str, fields: dict[str, Any], number: int) -> N
     assert len(answer.calls) == number
     assert answer.finish_reason == ("tool_calls" if number else "stop")
     assert len({call["id"] for call in answer.calls}) == number
+
+
+def _function(name: str, **properties: Any) -> dict[str, Any]:
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def test_a_list_of_texts_gets_what_was_said() -> None:
+    tool = _function("file_search", queries={"type": "array", "items": {"type": "string"}}, ids={"type": "array"})
+    (call,) = reply(_said("Search my files: how do I mend a tyre?", tools=[tool])).calls
+    assert json.loads(call["function"]["arguments"]) == {
+        "queries": ["Search my files: how do I mend a tyre?"],
+        "ids": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("said", "printed", "drawn"),
+    [
+        ("Run code that plots 3, -1 and 6.", ["3 " + "█" * 15, "-1 " + "█" * 5, "6 " + "█" * 30], 3),
+        ("Run code that plots 0.", ["0"], 1),
+        ('Run code: it\'s "fine".', ['Run code: it\'s "fine".'], 0),
+    ],
+)
+def test_code_draws_the_numbers(said: str, printed: list[str], drawn: int, tmp_path: Path) -> None:
+    (call,) = reply(_said(said, tools=[_function("code_interpreter", code={"type": "string"})])).calls
+    code = json.loads(call["function"]["arguments"])["code"]
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [line.strip() for line in done.stdout.splitlines()] == printed
+    assert sum(path.read_text().count("<rect") for path in tmp_path.iterdir()) == drawn
 
 
 def test_tool_results_are_repeated_in_order() -> None:
