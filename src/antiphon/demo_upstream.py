@@ -176,7 +176,7 @@ _VERBS = frozenset({"get", "set", "find", "fetch", "look", "up", "current", "the
 
 
 def _arguments(function: Object, place: str, said: str) -> Object:
-    """Something for each required parameter: texts (in lists too) are the place, numbers those of the words in order."""
+    """Something for each required parameter: texts and lists of texts are the place, numbers those of the words."""
     parameters = function.get("parameters") or {}
     properties = parameters.get("properties") or {}
     numbers = [int(number) for number in re.findall(r"-?\d+", said)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -251,7 +252,7 @@ async def test_where_the_server_has_no_connection_left_those_of_the_process_come
 
 
 async def test_the_wait_for_one_that_does_not_come_back_ends(postgres: PostgresServer, url: str, limited: str) -> None:
-    database = Database(limited, DatabaseLimits(size=2, deadline=0.7))
+    database = Database(limited, DatabaseLimits(size=2, deadline=2.0))
     loop = asyncio.get_running_loop()
     held = await database._acquire(loop.time() + 600)
     with pytest.raises(StoreError, match=r"it has no connection left.*\(53300\)") as raised:
@@ -264,6 +265,36 @@ async def test_the_wait_for_one_that_does_not_come_back_ends(postgres: PostgresS
     assert database.open == 2
     database._give_back(held, True)
     await database.aclose()
+
+
+async def test_a_server_without_a_connection_that_then_says_nothing_is_told_by_what_it_said(
+    unused_tcp_port: int,
+) -> None:
+    """Where it is asked again just before time is up, or is too busy to answer."""
+    asked, over = 0, asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        await reader.readexactly(8)
+        if asked == 1:
+            fields = b"SFATAL\0C53300\0Mtoo many connections\0\0"
+            writer.write(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
+            writer.close()
+        else:
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+            over.set()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", unused_tcp_port)
+    database = Database(f"postgresql://x@127.0.0.1:{unused_tcp_port}/x?sslmode=disable", DatabaseLimits(deadline=2.0))
+    with pytest.raises(StoreError, match=r"it has no connection left.*\(53300\)"):
+        await database.fetch("SELECT 1")
+    assert asked == 2
+    await over.wait()
+    await database.aclose()
+    server.close()
 
 
 async def test_a_process_without_any_connection_waits_for_one_of_somebody_else(limited: str) -> None:

@@ -236,6 +236,7 @@ class Database:
         finally:
             self._waiting -= 1
         connection: Connection | None = None
+        full: StoreError | None = None
         try:
             while connection is None:
                 if self._closed:
@@ -244,7 +245,11 @@ class Database:
                     candidate = self._idle.pop()
                     connection = None if candidate.is_closed() else candidate
                 if connection is None:
-                    connection = await self._open(deadline)
+                    opened = await self._open(deadline, full)
+                    if isinstance(opened, StoreError):
+                        full = opened
+                    else:
+                        connection = opened
             self._busy.add(connection)
             return connection
         finally:
@@ -273,14 +278,17 @@ class Database:
             self._returned = None
         self._places.release()
 
-    async def _open(self, deadline: float) -> Connection | None:
-        """A new connection. None where the server has none left, but one of this process was given back, or there may
-        be one again: look once more."""
+    async def _open(self, deadline: float, full: StoreError | None) -> Connection | StoreError:
+        """A new connection. The failure where the server has none left, but one of this process was given back, or
+        there may be one again: look once more. `full`: that failure of the time before, which says more than that time
+        is up."""
         # Made before the try: what is given back during it counts.
         returned = self._returned = self._returned or asyncio.Event()
         try:
             return await self._connect(deadline)
         except StoreError as failure:
+            if full is not None and isinstance(failure.__cause__, TimeoutError):
+                raise full from full.__cause__
             if not no_connection_left(failure.__cause__):
                 raise
             loop = asyncio.get_running_loop()
@@ -294,7 +302,7 @@ class Database:
                     raise failure from failure.__cause__
             finally:
                 self._waiting -= 1
-            return None
+            return failure
 
     async def _connect(self, deadline: float) -> Connection:
         loop = asyncio.get_running_loop()
