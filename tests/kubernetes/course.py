@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.kubernetes.cluster import Place, Wrong, eventually, process_of
+from tests.kubernetes.cluster import Place, Wrong, eventually, process_of, run
 from tests.kubernetes.database import Reachable
 
 _WARM, _REST = 8.0, 3.0
@@ -99,12 +99,18 @@ class Course:
         async def upgrade() -> None:
             await self.place.helm("upgrade", self.following)
 
+        async def back() -> None:
+            await run(
+                "helm", "rollback", "antiphon", "-n", self.place.namespace, "--wait", "--timeout", "300s", seconds=330
+            )
+
         async def restart() -> None:
             await self.place.kubectl("rollout", "restart", *deployments)
             for deployment in deployments:
                 await self.place.kubectl("rollout", "status", deployment, "--timeout=300s")
 
         await self._unnoticed("`helm upgrade` to another tag", self._replaced(upgrade))
+        await self._unnoticed("`helm rollback`", self._replaced(back))
         await self._unnoticed("`kubectl rollout restart`", self._replaced(restart))
         await self._unnoticed("an eviction", self._evicted)
         await self._scale(1)
