@@ -222,11 +222,35 @@ _DIFFERENCES = """
 - `truncation: auto` works where `context_tokens` is set for the model, with an estimate of four bytes a token.
 - `service_tier` is echoed as asked (or `auto`), then it is what the server says, or `default`.
 - An unknown model keeps the upstream's status (usually 404); OpenAI answers 400 with the same code.
+- An item that the conversation has already (by its id) is left out and named; OpenAI answers 400, as `strict: true`
+  does here.
 - Unknown fields of the request are left out and named (the first 64); OpenAI answers 400, as `strict: true` does here.
 - Inside items, content parts and tools what has no effect is named like any field; a file's `detail` alone is not.
 - Responses of a translated model are stored here, in the gateway's own database; a stored response cannot be streamed.
 """
 _CLIENTS = """
+## What `strict: true` checks
+
+With the setting `strict: true` a request is refused (400) for these, as OpenAI refuses it. Without it each is served as
+far as the chat server can.
+
+| checked | param, code |
+| --- | --- |
+| what this version does not know: fields, items, parts, tools, values, members | the place; several codes |
+| an item that the conversation has already | `input`, `duplicate_item` |
+| `json_object`: the word "json" stands in the instructions or a message | `input`, `invalid_value` |
+| `json_schema` with `strict: true`, in a `configuration_update` too | `text.format.schema`, `invalid_json_schema` |
+| functions with `strict: true`, those in namespaces too | `tools[N].parameters`, `invalid_function_parameters` |
+| a grammar with `syntax: regex` is one | `tools[N].format.definition`, `invalid_grammar` |
+
+Of a strict schema: its root is an object; every object has `additionalProperties: false` and a `required` that lists
+all its properties; none has `allOf`, `oneOf`, `not`, `if`, `then`, `else`, `dependentRequired` or `dependentSchemas`;
+at most 5,000 properties, 10 levels of them, and 1,000 values in an `enum`.
+
+Not checked: grammars with `syntax: lark`; what OpenAI's regular expressions lack of Python's (lookarounds, lazy
+quantifiers); the total length of a schema's names and values; formats, `default` and other keywords; functions without
+`strict` (OpenAI makes these strict itself where it can); tools that items bring.
+
 ## Clients
 
 `scripts/clients` runs real clients through Envoy, in relay and in drive, in front of a chat server that refuses what

@@ -70,8 +70,9 @@ class Settings(Section):
     reasoning_as: Literal["auto", "content", "summary"] = "auto"
     """Where a backend's reasoning text goes: `auto` is summary when `reasoning.summary` was asked for, else content."""
     strict: bool = False
-    """Refuse what this version does not know (types of items and parts, values, members of tools) with a 400. Otherwise
-    it is left out, and named in `antiphon-ignored` and in the log."""
+    """Refuse with a 400 what this version does not know (types of items and parts, values, members of tools), and
+    schemas, grammars and repeated items as OpenAI does. Otherwise what is not known is left out, and named in
+    `antiphon-ignored` and in the log."""
     upstream: UpstreamSettings = UpstreamSettings()
     upstreams: dict[str, UpstreamSettings] = setting(default_factory=dict)
     """Further upstreams by name, each with the settings of `upstream` (but `path_allow`); `models` says what goes to

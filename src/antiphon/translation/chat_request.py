@@ -18,6 +18,7 @@ from antiphon.errors import InvalidRequest, unsupported_parameter
 from antiphon.translation.chat_messages import instruct, translate_items
 from antiphon.translation.chat_tools import make_chat_tools
 from antiphon.translation.foreign_items import FOREIGN_REASONING
+from antiphon.translation.openai_forms import check_json_word
 from antiphon.translation.parameters import laid_over
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request_limits import EFFORTS
@@ -87,6 +88,8 @@ def translate_request(
         raise InvalidRequest(
             "'input' has no message or call that a model could answer.", param="input", code="invalid_value"
         )
+    if sources.tolerance.strict and text is not None and text.format is not None and text.format.type == "json_object":
+        check_json_word(messages)
     response_format = _response_format(text, profile, messages)
     chat = ChatRequest(
         model=model or request.model,

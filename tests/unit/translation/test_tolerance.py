@@ -281,7 +281,15 @@ def test_every_effort_is_echoed_as_it_was_sent(effort: str | None, profile: str)
 
 
 def test_what_is_known_is_not_called_unknown() -> None:
-    fields = {"tools": [{**TOOL, "output_schema": {}, "allowed_callers": ["direct", "programmatic"], "strict": True}]}
+    whole = {"type": "object", "additionalProperties": False}
+    tool = {
+        **TOOL,
+        "output_schema": {},
+        "allowed_callers": ["direct", "programmatic"],
+        "strict": True,
+        "parameters": whole,
+    }
+    fields = {"tools": [tool]}
     outcome = _ask({**fields, "include": ["web_search_call.results"], "reasoning": {"effort": "max"}}, strict=True)
     assert _named(outcome) == [
         "include:web_search_call.results",

@@ -18,6 +18,7 @@ from antiphon.translation.read_request import missing_input
 from antiphon.translation.values import PromptReference, PromptTemplate
 from antiphon.types.items import InputItem
 from antiphon.types.request import CreateResponse
+from antiphon.types.tolerance import Tolerance
 
 
 def wanted_context(request: CreateResponse, head: RequestHead, lock_for: str) -> LoadContext | None:
@@ -51,8 +52,30 @@ def history_of(request: CreateResponse, context: Context) -> tuple[StoredItem, .
         )
     if conversation is not None and not context.conversation and not request.input:
         raise missing_input()
-    request.input = resolve_references(request.input, context.items)
-    return context.conversation or (context.chain.items if context.chain is not None else ())
+    history = context.conversation or (context.chain.items if context.chain is not None else ())
+    request.input = _without_known(resolve_references(request.input, context.items), history, request.unknown)
+    return history
+
+
+def _without_known(items: list[InputItem], history: tuple[StoredItem, ...], tolerance: Tolerance) -> list[InputItem]:
+    """The items without those that the history has already: a model that reads its own words twice repeats itself.
+    Raises `InvalidRequest` in strict mode."""
+    if not any(item.id for item in items):
+        return items
+    known = {(one.id, one.type) for one in history}
+    kept = []
+    for item in items:
+        kind = item.type or "message"
+        if (item.id, kind) not in known:
+            kept.append(item)
+            continue
+        error = InvalidRequest(
+            f"Duplicate item found with id {item.id}. Remove duplicate items from your input and try again.",
+            param="input",
+            code="duplicate_item",
+        )
+        tolerance.leave_out(f"input.{kind}:{item.id}", error)
+    return kept
 
 
 def prompt_of(reference: PromptReference, context: Context) -> PromptTemplate:

@@ -42,6 +42,7 @@ from antiphon.translation.configuration import read_updates
 from antiphon.translation.file_urls import FileNotFetched, forgive_history
 from antiphon.translation.foreign_items import ForeignContent
 from antiphon.translation.initial_response import echo_configuration, start_response
+from antiphon.translation.openai_forms import check_forms
 from antiphon.translation.parameters import allow_fields
 from antiphon.translation.read_request import read_request
 from antiphon.translation.tool_map import HostedFunction
@@ -96,6 +97,8 @@ def read_asked(
     if not route.serves(request.model):
         raise no_such_model(request.model)
     allow_fields(request, route.fields)
+    if options.strict and route.mode != "native":
+        check_forms(request)
     return Asked(request, route, route.profile.for_model(route.model or request.model), wishes, queued)
 
 
@@ -255,6 +258,8 @@ class TranslatedRequest(ServedRequest, ABC):
         self.items = expand_compactions(named_items(self.request, history), self.sealed_content.unseal)
         if read_updates(self.items, self.request.unknown).apply(self.request):
             echo_configuration(self.builder.response, self.request)
+            if self.core.options.strict:
+                check_forms(self.request)
         if self.answers_approvals:
             self.answers = answers = read_answers(self.items)
             servers = {tool.server_label for tool in self.request.tools if tool.type == "mcp"}
