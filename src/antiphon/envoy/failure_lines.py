@@ -85,7 +85,10 @@ def early_ends() -> Config:
         "model": "%DYNAMIC_METADATA(antiphon:model)%",
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
-    return _lines("early_ends", f"{_RELAYED} && ({_LEFT} || {_CUT})", parts)
+    lines = _lines("early_ends", f"{_RELAYED} && ({_LEFT} || {_CUT})", parts)
+    # What went well has no flag, and costs no look at the expression.
+    lines["filter"] = {"and_filter": {"filters": [{"response_flag_filter": {}}, lines["filter"]]}}
+    return lines
 
 
 def failed_tries(upstream: str, head_seconds: float) -> Config:
