@@ -226,7 +226,8 @@ _DIFFERENCES = """
   does here.
 - Unknown fields of the request are left out and named (the first 64); OpenAI answers 400, as `strict: true` does here.
 - Inside items, content parts and tools what has no effect is named like any field; a file's `detail` alone is not.
-- Responses of a translated model are stored here, in the gateway's own database; a stored response cannot be streamed.
+- Responses of a translated model are stored here, in the gateway's own database. Of a stored response only one that was
+  made with `background` and `stream` can be streamed again.
 """
 _CLIENTS = """
 ## What `strict: true` checks

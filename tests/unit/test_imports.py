@@ -32,6 +32,7 @@ LEAVES = (
     "ids.py",
     "known_secrets.py",
     "pure.py",
+    "observability/console_lines.py",
     "observability/log_lines.py",
     "observability/log_output.py",
     "redaction.py",
@@ -79,7 +80,7 @@ def test_the_core_is_pure(path: Path) -> None:
 @pytest.mark.parametrize("name", LEAVES)
 def test_leaves_import_nothing_of_ours(name: str) -> None:
     imported = {one for one in _imported(ROOT / name) if one.startswith("antiphon")}
-    lower = {"antiphon.observability.log_lines", "antiphon.observability.log_output"}
+    lower = {f"antiphon.observability.{one}" for one in ("console_lines", "log_lines", "log_output")}
     assert imported <= {"antiphon.errors", "antiphon.known_secrets", *lower}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,21 @@ def test_documents_name_files_that_are_there(path: Path) -> None:
 @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_modules_name_files_that_are_there(path: Path) -> None:
     assert not _missing(_texts(path), path.parent)
+
+
+def test_the_order_of_imports_is_the_linters() -> None:
+    (layers,) = [
+        contract["layers"]
+        for contract in tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+        if contract["name"] == "Layers"
+    ]
+    floors = []
+    for layer in reversed(layers):
+        names = [name.strip().removeprefix("antiphon.").replace(".", "/") for name in layer.split("|")]
+        floors.append(names[0] if len(names) == 1 else f"{{{', '.join(names)}}}")
+    said = " ".join((REPOSITORY / "docs" / "how-it-works.md").read_text().split())
+    # What is below the types is for everybody.
+    assert f"`{' ← '.join(floors[floors.index('types') :])}`" in said
 
 
 def test_a_name_of_nothing_is_noticed() -> None:

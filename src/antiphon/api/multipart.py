@@ -6,8 +6,9 @@ takes (`files.py`), sockets.
 A decoder is fed pieces of any size and hands on a part's content as soon as it cannot be the beginning of a boundary,
 so however large a part is, what is held is no more than one piece and a boundary.
 
-Not python-multipart (0.0.34): it takes a form that stops in the middle for a whole one, so whether it was whole would
-be found out here all the same.
+Not python-multipart (0.0.34), which takes a form that stops in the middle for a whole one. Not multipart (2.0.1), which
+lacks `filename*` (RFC 8187), names in Latin-1 and a preamble, and whose outcome for a malformed body depends on how it
+was cut.
 
 Invariant: whatever the bytes and however they are cut, the outcome is the same parts or an `InvalidRequest`.
 """

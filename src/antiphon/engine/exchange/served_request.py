@@ -96,8 +96,9 @@ class ServedRequest:
     needs_drive = False
     """Whether Envoy cannot make the model call: there is more to it than one call and its answer."""
     quoted = True
-    local_reply = ""
     """Whether the log may have an upstream's words."""
+    local_reply = ""
+    """The status of Envoy's own answer, where it gave one in place of the upstream."""
 
     def __init__(self, core: ExchangeCore, head: RequestHead, route: ModelRoute | None = None) -> None:
         self.core = core
