@@ -4,8 +4,8 @@ Lives here: the bytes of a request, and whose the connection is until the answer
 made and kept (`http.py`), what a failure means and how a body is read (`client.py`).
 
 A session does far more for a request than a model call needs: cookies, redirects, proxies, traces, a request and a
-response object with all they know. That took half to two thirds of a call's CPU time. The parts that matter are aiohttp's
-still: its pool, its connecting, its parser, its writer of heads.
+response object with all they know. That took half to two thirds of a call's CPU time. The parts that matter are still
+aiohttp's: its pool, its connecting, its parser, its writer of heads.
 
 Invariants: a header of the target is not replaced; a connection goes back to the pool only at the end of an answer
 whose request was sent whole, and is closed otherwise.
