@@ -182,8 +182,8 @@ class Place:
         return told
 
 
-def process_of(container_id: str) -> int | None:
-    """The process on this node that is a container's first; None where the node is another machine."""
+def processes_of(container_id: str) -> list[int]:
+    """The processes on this node that are a container's, the first one first; none where it is on another machine."""
     name = container_id.rpartition("/")[2]
     pids = []
     for entry in Path("/proc").iterdir():
@@ -193,4 +193,4 @@ def process_of(container_id: str) -> int | None:
                     pids.append(int(entry.name))
             except OSError:
                 continue
-    return min(pids, default=None)
+    return sorted(pids)

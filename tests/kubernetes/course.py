@@ -9,6 +9,7 @@ told how long it took until the same client was served again, from when it had a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.kubernetes.cluster import Place, Wrong, eventually, process_of, run
+from tests.kubernetes.cluster import Place, Wrong, eventually, processes_of, run
 from tests.kubernetes.database import Reachable
 
 _WARM, _REST = 8.0, 3.0
@@ -285,10 +286,13 @@ class Course:
         status: dict[str, Any] = pod["status"]
         every = [*status["containerStatuses"], *status.get("initContainerStatuses", [])]
         (found,) = (one for one in every if one["name"] == container)
-        pid = process_of(found["containerID"])
-        if pid is None:
-            raise Wrong("its process is not on this machine: run it on the node")
-        os.kill(pid, how)
+        # An init process goes before the one that is meant.
+        pids = processes_of(found["containerID"])
+        if not pids:
+            raise Wrong("its processes are not on this machine: run it on the node")
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, how)
 
         async def started_again() -> bool:
             told = json.loads(await self.place.kubectl("get", "pod", pod["metadata"]["name"], "-o", "json"))

@@ -57,8 +57,7 @@ def row(stage: Stage) -> str:
     counted = (stage.asked, stage.failed, stage.cut) if stage.asked else ("-", "-", "-")
     cells = (stage.name, f"{stage.seconds:.0f}", *counted, gaps, stage.note)
     lines = ["| " + " | ".join(str(cell) for cell in cells) + " |"]
-    if not stage.good:
-        lines += [f"WRONG {text[:300]}" for text in stage.said[:_SHOWN]]
+    lines += [f"{'seen' if stage.good else 'WRONG'} {text[:300]}" for text in stage.said[:_SHOWN]]
     return "\n".join(lines)
 
 
