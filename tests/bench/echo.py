@@ -17,7 +17,7 @@ import uvloop
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.received import Kind
 from antiphon.doors.extproc.server import TransportName, open_transport
-from antiphon.doors.extproc.transport import MessageStream, Presented
+from antiphon.doors.extproc.transport import CallFailed, MessageStream, Presented
 
 
 def _echo(message: bytes) -> bytes:
@@ -40,6 +40,9 @@ class Echo:
     async def process(self, stream: MessageStream, presented: Presented) -> None:
         while (message := await stream.receive()) is not None:
             await stream.send(_echo(message))
+
+    def refusal(self, presented: Presented) -> CallFailed | None:
+        return None
 
     def health(self, service: str) -> bool:
         return True

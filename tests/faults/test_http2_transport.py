@@ -94,6 +94,29 @@ async def test_what_is_not_grpc_is_refused(tmp_path: Path) -> None:
         assert peer.headers[call][b":status"] == b"415"
 
 
+CHECK = "/grpc.health.v1.Health/Check"
+
+
+async def test_a_health_check_is_small_and_soon_over(tmp_path: Path) -> None:
+    """Anybody may ask for one; what is more than one small message is refused before it is here."""
+    limits = Http2Limits(check_seconds=0.1, checks=2)
+    async with serving(tmp_path, limits) as (_, path), Http2Peer(path) as peer:
+        large, several = peer.call(CHECK), peer.call(CHECK)
+        peer.send_bytes(large, b"\0" + (4097).to_bytes(4, "big"))
+        assert await peer.status(large) == GrpcStatus.RESOURCE_EXHAUSTED
+        peer.send(several, b"")
+        peer.send(several, b"")
+        assert await peer.status(several) == GrpcStatus.INTERNAL
+        silent, slow, too_many = peer.call(CHECK), peer.call(CHECK), peer.call(CHECK)
+        peer.send_bytes(slow, b"\0\0\0\x10\0" + bytes(4095))
+        assert await peer.status(too_many) == GrpcStatus.RESOURCE_EXHAUSTED
+        for call in (silent, slow):
+            assert await peer.status(call) == GrpcStatus.DEADLINE_EXCEEDED
+        whole = peer.call(CHECK)
+        peer.send(whole, b"", end=True)
+        assert await peer.status(whole) == GrpcStatus.OK
+
+
 async def test_health_without_a_message_or_with_garbage(tmp_path: Path) -> None:
     async with serving(tmp_path) as (_, path), Http2Peer(path) as peer:
         empty, garbage = peer.call("/grpc.health.v1.Health/Check"), peer.call("/grpc.health.v1.Health/Check")

@@ -15,7 +15,8 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
 
-from antiphon.doors.extproc.server import SERVICE, ExtProcDoor
+from antiphon.doors.extproc.server import SERVICE, ExtProcDoor, TransportName
+from antiphon.doors.extproc.transport import GrpcStatus
 from antiphon.errors import ConfigError
 from tests.support.chat_server import completion
 from tests.support.extproc_door import JSON, OpenDoor, open_door, request_body
@@ -113,6 +114,25 @@ async def test_on_tcp_a_wrong_secret_is_refused(tmp_path: Path, presented: str |
         assert await stream.closed() is grpc.StatusCode.UNAUTHENTICATED
         assert stream.answers == []
         assert opened.store.records == {}
+
+
+@pytest.mark.parametrize("method", [f"/{SERVICE}/Process", "/grpc.health.v1.Health/Check"])
+async def test_a_strangers_call_is_over_before_its_message_is_here(
+    tmp_path: Path, method: str, extproc_transport: TransportName
+) -> None:
+    """What is not waited for is not kept, however large the message says that it is."""
+    async with (
+        open_door(tmp_path, address="127.0.0.1:0", secret="secret") as opened,
+        Http2Peer(opened.address) as peer,
+    ):
+        calls = [peer.call(method) for _ in range(20)]
+        for call in calls:
+            peer.send_bytes(call, b"\0" + (60 << 20).to_bytes(4, "big") + bytes(1 << 20))
+        statuses = {await peer.status(call) for call in calls}
+    if method.endswith("Process"):
+        assert statuses == {GrpcStatus.UNAUTHENTICATED}
+    else:
+        assert statuses == {GrpcStatus.OK if extproc_transport == "grpcio" else GrpcStatus.RESOURCE_EXHAUSTED}
 
 
 async def test_on_tcp_the_right_secret_is_served(tmp_path: Path) -> None:

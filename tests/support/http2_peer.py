@@ -16,7 +16,7 @@ import ngh2
 
 from antiphon.doors.extproc.grpc_framing import with_prefix
 from antiphon.doors.extproc.http2_call import Http2Limits
-from antiphon.doors.extproc.transport import SERVICE, MessageStream, Presented
+from antiphon.doors.extproc.transport import SERVICE, CallFailed, MessageStream, Presented
 from antiphon.doors.extproc.transport_http2 import Http2Transport
 
 PROCESS = f"/{SERVICE}/Process"
@@ -44,6 +44,9 @@ class Service:
         while (message := await stream.receive()) is not None:
             await stream.send(message)
 
+    def refusal(self, presented: Presented) -> CallFailed | None:
+        return None
+
     def health(self, service: str) -> bool:
         return True
 
@@ -62,7 +65,7 @@ async def serving(folder: Path, limits: Http2Limits | None = None) -> AsyncItera
 
 
 class Http2Peer:
-    """One connection. What comes is kept per stream: `data`, `trailers`, `reset`."""
+    """One connection, to a socket's path or HOST:PORT. What comes is kept per stream: `data`, `trailers`, `reset`."""
 
     def __init__(self, path: str, *, window: int = 1 << 20, auto_window: bool = True) -> None:
         self._path = path
@@ -81,7 +84,9 @@ class Http2Peer:
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._reader, self._writer = await asyncio.open_unix_connection(self._path)
+        host, _, port = self._path.rpartition(":")
+        opened = asyncio.open_connection(host, int(port)) if host else asyncio.open_unix_connection(self._path)
+        self._reader, self._writer = await opened
         self.http2.initiate_connection({ngh2.Setting.INITIAL_WINDOW_SIZE: self._window})
         self.flush()
         self._task = asyncio.get_running_loop().create_task(self._read())

@@ -28,9 +28,11 @@ class Http2Limits:
     """What one peer may cost.
 
     Bytes: one message; what may wait for a call in either direction; a call's receive window. `seconds` is how long it
-    may take nothing of what waits. `resets` is the burst
-    and the rate per second of calls that the peer resets before they were answered: Envoy ends every call with a
-    reset, but a call that was answered, so only the others count.
+    may take nothing of what waits. `resets` is the burst and the rate per second of calls that the peer resets before
+    they were answered: Envoy ends every call with a reset, but a call that was answered, so only the others count.
+
+    Anybody may ask for health: `checks` at once on a connection, each with a message of so many bytes, in so many
+    seconds. `refused_seconds` is how long a call without the secret may say nothing.
     """
 
     message: int = 64 << 20
@@ -41,6 +43,10 @@ class Http2Limits:
     header_bytes: int = 64 << 10
     header_count: int = 256
     seconds: float = 600.0
+    checks: int = 100
+    check_message: int = 4 << 10
+    check_seconds: float = 5.0
+    refused_seconds: float = 1.0
 
 
 class CallOwner(Protocol):
@@ -91,6 +97,7 @@ class Call:
         "room",
         "task",
         "unary",
+        "verdict",
         "waiter",
     )
 
@@ -115,7 +122,10 @@ class Call:
         self.headed = False
         """Something was answered."""
         self.lingers = 0.0
-        """All was answered: for how many seconds the peer may end the call itself."""
+        """All was answered, or nothing will be: for how many seconds the peer may still speak. What it says is
+        dropped."""
+        self.verdict = (GrpcStatus.OK, "")
+        """How a call that lingers ends."""
         self.ended = False
         self.gone = False
 
@@ -179,13 +189,29 @@ class Call:
         if seconds is not None:
             self._timer = loop.call_later(seconds, self._expire)
 
+    def start_unary(self, answer: Callable[[Call, bytes], None]) -> None:
+        """Take one small message, in little time, then answer."""
+        limits = self.limits
+        self.unary = answer
+        self._splitter = MessageSplitter(limits.check_message)
+        self._timer = self._loop.call_later(limits.check_seconds, self._expire)
+
+    def refuse(self, refusal: CallFailed) -> None:
+        """Keep nothing of the call, and fail it once the peer has said something: gRPC's own client takes a status that
+        comes before that for an internal error."""
+        self.verdict, self.lingers = (refusal.status, refusal.message), self.limits.refused_seconds
+        if self.ended:
+            self.finish(*self.verdict)
+        else:
+            self._timer = self._loop.call_later(self.lingers, self.finish, *self.verdict)
+
     def take(self, data: bytes, end: bool) -> None:
         """Bytes from the peer."""
         if self.lingers:
             self._connection.consumed(self, len(data))
-            if end:
-                self.ended = True
-                self.finish(GrpcStatus.OK)
+            self.ended = self.ended or end
+            if end or self.verdict[0] is not GrpcStatus.OK:
+                self.finish(*self.verdict)
             return
         if data:
             try:
@@ -205,7 +231,9 @@ class Call:
                 self._cancel(GrpcStatus.INTERNAL, "the call ended inside a message")
                 return
         if self.unary is not None:
-            if end:
+            if len(self._messages) > 1:
+                self._cancel(GrpcStatus.INTERNAL, "more than one message")
+            elif end:
                 self.unary(self, self._messages[0] if self._messages else b"")
         elif self.waiter is not None:
             self._hand_over()
@@ -279,7 +307,8 @@ class Call:
             task.exception()
 
     def _expire(self) -> None:
-        self._cancel(GrpcStatus.DEADLINE_EXCEEDED, "the call took longer than its grpc-timeout")
+        limit = "its grpc-timeout" if self.unary is None else f"{self.limits.check_seconds:g} seconds"
+        self._cancel(GrpcStatus.DEADLINE_EXCEEDED, f"the call took longer than {limit}")
 
     def _cancel(self, status: GrpcStatus, message: str) -> None:
         self.finish(status, message)

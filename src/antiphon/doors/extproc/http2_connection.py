@@ -95,6 +95,7 @@ class Http2Connection:
         self._http2 = Connection(Role.SERVER, owner.configuration)
         self._transport: asyncio.Transport | None = None
         self._calls: dict[int, Call] = {}
+        self._checks: set[int] = set()
         self._flush_due = False
         self._paused = False
         self._blocked: list[Call] = []
@@ -183,8 +184,7 @@ class Http2Connection:
         if event.headers == self._usual[0]:
             self._calls[event.stream_id] = call
             call.ended = event.end_stream
-            _, presented, seconds = self._usual
-            call.start(self._owner.serve(self, call, presented), seconds)
+            self._serve(call, *self._usual[1:])
             return
         headers = dict(event.headers)
         if headers.get(b":method") != b"POST" or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
@@ -201,12 +201,22 @@ class Http2Connection:
             trace = tuple((name, headers[key].decode("latin-1")) for key, name in _TRACE if key in headers)
             presented = Presented(headers.get(_SECRET), trace)
             self._usual = (event.headers, presented, seconds)
-            call.start(self._owner.serve(self, call, presented), seconds)
-        elif path == _CHECK:
+            self._serve(call, presented, seconds)
+        elif path == _CHECK and len(self._checks) < self.limits.checks:
             self._calls[event.stream_id] = call
-            call.unary = self._check
+            self._checks.add(event.stream_id)
+            call.start_unary(self._check)
+        elif path == _CHECK:
+            call.finish(GrpcStatus.RESOURCE_EXHAUSTED, "too many health checks at once")
         else:
             call.finish(GrpcStatus.UNIMPLEMENTED, "unknown method")
+
+    def _serve(self, call: Call, presented: Presented, seconds: float | None) -> None:
+        refusal = self._owner.calls.refusal(presented)
+        if refusal is None:
+            call.start(self._owner.serve(self, call, presented), seconds)
+        else:
+            call.refuse(refusal)
 
     def served(self, call: Call, status: GrpcStatus, message: str) -> None:
         """The processor is done with a call."""
@@ -300,6 +310,7 @@ class Http2Connection:
     def finish(self, call: Call, status: GrpcStatus, message: str) -> None:
         """The call's last word. What was queued before it still goes out."""
         self._calls.pop(call.id, None)
+        self._checks.discard(call.id)
         self.ending.discard(call)
         trailers = status_trailers(status, message)
         try:
@@ -359,6 +370,7 @@ class Http2Connection:
     def _forget(self, call: Call) -> None:
         """The peer ended the call, or the connection is gone."""
         self._calls.pop(call.id, None)
+        self._checks.discard(call.id)
         self.ending.discard(call)
         call.lose()
 

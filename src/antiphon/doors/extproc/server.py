@@ -9,8 +9,6 @@ exception in one stream never touches another; on TCP no call is served without 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hmac
 import os
 import socket
@@ -49,7 +47,6 @@ _log = structlog.get_logger(__name__)
 
 _LONGEST_SOCKET_PATH = 107
 _NOTING_SECONDS = 10.0
-_FIRST_MESSAGE_SECONDS = 1.0
 
 Mode = Literal["auto", "relay", "drive"]
 
@@ -136,16 +133,16 @@ class ExtProcDoor:
             raise CallFailed(GrpcStatus.NOT_FOUND, "unknown service")
         return not self._current.now.admission.leaving
 
+    def refusal(self, presented: Presented) -> CallFailed | None:
+        """On TCP only who has the secret is served; a Unix socket's mode says who may connect."""
+        wanted, secret = self._current.now.secret, presented.secret
+        if self._socket is not None or (wanted and secret and hmac.compare_digest(secret, wanted.encode())):
+            return None
+        return CallFailed(GrpcStatus.UNAUTHENTICATED, f"metadata {SECRET_HEADER} is missing or wrong")
+
     async def process(self, stream: MessageStream, presented: Presented) -> None:
-        """Serve one stream."""
+        """Serve one stream, whose peer has the secret (`refusal`)."""
         context = self._current.now
-        wanted, secret = context.secret, presented.secret
-        if self._socket is None and not (wanted and secret and hmac.compare_digest(secret, wanted.encode())):
-            # Not before the first message: gRPC's own client reports a status that overtakes it as an internal error.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_FIRST_MESSAGE_SECONDS):
-                    await stream.receive()
-            raise CallFailed(GrpcStatus.UNAUTHENTICATED, f"metadata {SECRET_HEADER} is missing or wrong")
         try:
             with context.users:
                 await serve_stream(context, stream, self._options, presented.trace)

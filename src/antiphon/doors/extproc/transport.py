@@ -104,15 +104,19 @@ TRACE_METADATA = ("traceparent", "tracestate")
 class Calls(Protocol):
     """What is served. A transport calls `process` in a task per stream, and cancels it when the peer leaves."""
 
+    def refusal(self, presented: Presented) -> CallFailed | None:
+        """How a call of this peer must end before any of its bytes is kept; None: it may be served."""
+
     async def process(self, stream: MessageStream, presented: Presented) -> None:
-        """Serve one stream of `SERVICE`. Raises `CallFailed`."""
+        """Serve one stream of `SERVICE` that is not refused. Raises `CallFailed`."""
 
     def health(self, service: str) -> bool:
         """Whether the service (empty: the whole process) is serving. Raises `CallFailed` for an unknown one."""
 
 
 class Transport(Protocol):
-    """A gRPC server."""
+    """A gRPC server. It asks `Calls.refusal` before it serves a stream; of a peer without the secret it keeps next to
+    nothing."""
 
     async def listen(self, address: str, tls: TlsFiles | None = None) -> str:
         """Serve at `unix:PATH` or `HOST:PORT` (there with TLS, where files are given); returns the bound address.

@@ -2,7 +2,9 @@
 
 Lives here: its options, handlers and the stream adapter. Not here: where it listens and who may call (`server.py`).
 
-Invariant: every call ends with a status; an exception in one call never touches another.
+Invariants: every call ends with a status; an exception in one call never touches another; nothing of a call is read
+whose peer does not have the secret. gRPC's server keeps a message of any size that it reads, so such a peer's health
+check is answered unread: for the whole process, whatever service it names.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Iterable
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from antiphon.doors.extproc._pb import health_pb2
 from antiphon.doors.extproc.transport import SERVICE, TRACE_METADATA, CallFailed, Calls, Presented, StreamClosed
@@ -22,7 +25,7 @@ from antiphon.types.transport import SECRET_HEADER
 _HEALTH = "grpc.health.v1.Health"
 _OPTIONS = (
     # Envoy hands bodies on in parts of up to its buffer limit; the door limits whole bodies itself.
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", 64 * 1024),
     # One connection carries all streams of an Envoy worker, and a GOAWAY for "too many pings" would kill them all.
@@ -37,8 +40,8 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 
+_CHECK_SECONDS = 5.0
 _Context = grpc.aio.ServicerContext[bytes, bytes]
-_HealthContext = grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
 _STATUS = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -76,29 +79,37 @@ class GrpcioTransport:
     def _handlers(self) -> Iterable[grpc.GenericRpcHandler[bytes, bytes]]:
         # Without (de)serialisers the handler gets and gives bytes.
         process = grpc.stream_stream_rpc_method_handler(self._process)
-        check = grpc.unary_unary_rpc_method_handler(
-            self._check,
-            request_deserializer=health_pb2.HealthCheckRequest.FromString,
-            response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
-        )
+        check = grpc.stream_unary_rpc_method_handler(self._check)
         return (
             grpc.method_handlers_generic_handler(SERVICE, {"Process": process}),
             grpc.method_handlers_generic_handler(_HEALTH, {"Check": check}),
         )
 
-    async def _check(
-        self, request: health_pb2.HealthCheckRequest, context: _HealthContext
-    ) -> health_pb2.HealthCheckResponse:
+    async def _check(self, _: object, context: _Context) -> bytes:
         try:
-            serving = self._calls.health(request.service)
+            service = ""
+            if self._calls.refusal(_presented(context)) is None:
+                async with asyncio.timeout(_CHECK_SECONDS):
+                    message = await _GrpcioStream(context).receive()
+                service = health_pb2.HealthCheckRequest.FromString(message or b"").service
+            serving = self._calls.health(service)
         except CallFailed as failed:
             await context.abort(_STATUS[failed.status], failed.message)
+        except TimeoutError:
+            await context.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED, f"the call took longer than {_CHECK_SECONDS:g} seconds"
+            )
+        except DecodeError:
+            await context.abort(grpc.StatusCode.INTERNAL, "not a HealthCheckRequest")
         answer = health_pb2.HealthCheckResponse
-        return answer(status=answer.SERVING if serving else answer.NOT_SERVING)
+        return answer(status=answer.SERVING if serving else answer.NOT_SERVING).SerializeToString()
 
     async def _process(self, _: object, context: _Context) -> None:
+        presented = _presented(context)
         try:
-            await self._calls.process(_GrpcioStream(context), _presented(context))
+            if (refusal := self._calls.refusal(presented)) is not None:
+                raise refusal
+            await self._calls.process(_GrpcioStream(context), presented)
         except CallFailed as failed:
             await context.abort(_STATUS[failed.status], failed.message)
 
