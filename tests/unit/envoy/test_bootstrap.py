@@ -373,3 +373,13 @@ def test_several_upstreams_are_chosen_before_a_request_becomes_one_upstreams_own
         assert ("authorization" in route["request_headers_to_remove"]) is (name == "open")
     listeners = [one for one in whole["listeners"] if one["name"].startswith("upstream_")]
     assert len(listeners) == 3 and all(one["internal_listener"] == {} and "address" not in one for one in listeners)
+
+
+@pytest.mark.parametrize("form", [(), ("--for", "snippet"), ("--for", "envoy-gateway"), ("--for", "istio")])
+def test_every_printed_form_has_the_lines_of_what_only_envoy_knows(
+    form: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["envoy-config", *form, "--upstream", "http://chat.example/v1"]) == 0
+    printed = capsys.readouterr().out
+    for name in ("failures", "early_ends"):
+        assert printed.count(f"name: {name}\n") == 1, name

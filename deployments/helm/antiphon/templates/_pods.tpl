@@ -239,7 +239,7 @@ httpGet: {path: {{ index . 2 }}, port: {{ index . 3 }}, scheme: {{ index . 4 }}}
 - name: envoy
   image: {{ include "antiphon.imageOf" (list . .Values.envoy.image "") }}
   imagePullPolicy: {{ .Values.envoy.image.pullPolicy }}
-  args: [-c, /run/antiphon/envoy.yaml, --disable-hot-restart, --log-level, {{ dig "envoy" "log_level" "warning" .Values.settings }}]
+  args: [-c, /run/antiphon/envoy.yaml, --disable-hot-restart, --file-flush-interval-msec, "200", --log-level, {{ dig "envoy" "log_level" "warning" .Values.settings }}]
   {{- with include "antiphon.envoyEnv" . | trim }}
   env: {{- . | nindent 4 }}
   {{- end }}
