@@ -231,8 +231,9 @@ class _Parser(argparse.ArgumentParser):
         word = next((one for one in words if not one.startswith("-")), None)
         kind = self._below.metavar.lower()
         if word is None and not words:
-            begin = f"; begin with: {_EXAMPLES['up']}" if kind == "command" else ""
-            self.error(f"the {kind} is missing{begin} (--help lists them)")
+            choices = f"choose of {', '.join(self._below.choices)}"
+            begin = f"begin with: {_EXAMPLES['up']} (--help lists all)" if kind == "command" else choices
+            self.error(f"the {kind} is missing; {begin}")
         if word is not None and word not in self._below.choices:
             near = advice(word, self._below.choices) or f"; choose of {', '.join(self._below.choices)}"
             self.error(f"there is no {kind} {word!r}{near}")

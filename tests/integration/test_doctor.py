@@ -166,6 +166,19 @@ async def test_a_disk_that_is_full_or_nearly_is_seen(
     assert (report.status == 1) == (verdict == "problem")
 
 
+async def test_a_part_that_the_settings_want_and_that_is_not_installed(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_command, "find_spec", lambda name: None)
+    async with ChatServer() as server:
+        server.default = chat_server()
+        wanted = await doctor(server.base_url)
+        unwanted = await doctor(server.base_url, settings="mcp: {enabled: false}\n")
+    (found,) = [one for one in wanted.findings if "'mcp' is not installed" in one["what"]]
+    assert found["verdict"] == "note" and "mcp" in found["advice"] and wanted.status == 0
+    assert not any("'mcp'" in one["what"] for one in unwanted.findings)
+
+
 async def test_the_report_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async with ChatServer() as server:
         server.default = chat_server()

@@ -16,4 +16,6 @@ def prepare_data(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"data: the folder {folder} cannot be created: {error.strerror}") from None
+        raise ConfigError(
+            f"data: the folder {folder} cannot be created: {error.strerror}; choose another with --data"
+        ) from None

@@ -255,3 +255,15 @@ def test_tools_of_a_namespace_count_as_tools() -> None:
 
     _read(tools=[namespace(2)])
     assert _refused(tools=[namespace(2), {**_TOOL, "name": "g"}, {**_TOOL, "name": "h"}]).param == "tools"
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("code_interpreter", "the operator has not set it up ('code_interpreter.sandbox')"),
+        ("mcp", "the server lacks the extra 'mcp', or its operator has switched it off ('mcp.enabled')"),
+    ],
+)
+def test_a_hosted_tool_that_cannot_run_says_why(kind: str, why: str) -> None:
+    error = _refused(tools=[{"type": kind}])
+    assert error.message == f"The hosted tool '{kind}' cannot run here: {why}. Remove it from 'tools'."
