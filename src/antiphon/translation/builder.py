@@ -20,6 +20,7 @@ from antiphon.translation.open_items import (
     OpenCustomCall,
     OpenHostedItem,
     OpenItem,
+    OpenLaterCall,
     OpenMessage,
     OpenOwnReasoning,
     OpenReasoning,
@@ -29,12 +30,12 @@ from antiphon.translation.open_items import (
     TextOf,
 )
 from antiphon.translation.response_draft import ResponseDraft
-from antiphon.translation.tool_map import CallTarget
+from antiphon.translation.tool_map import HOSTED_KINDS, CallTarget
 from antiphon.translation.upstream_errors import event_error_type
 from antiphon.translation.values import BuilderOptions
 from antiphon.types import events as ev
 from antiphon.types.items import Compaction, HostedItem, OutputItem
-from antiphon.types.json import encode
+from antiphon.types.json import encode, fragment_of
 from antiphon.types.response import Response, ResponseError, UsageObject
 
 
@@ -114,8 +115,8 @@ class ResponseBuilder:
         return self._options.seal is not None
 
     def take_hosted_calls(self) -> list[tuple[CallTarget, str, str]]:
-        """Calls of tools that run here since the last call of this: the tool, the call's id, the arguments as text.
-        Nothing of them was emitted yet."""
+        """Calls of tools that run here since the last call of this, and those of the client's own behind them: the
+        tool, the call's id, the arguments as text. Nothing of them was emitted yet."""
         calls, self._draft.hosted_calls = self._draft.hosted_calls, []
         self._draft.calling = False
         return calls
@@ -248,13 +249,40 @@ class ResponseBuilder:
     def open_call(self, call_id: str, target: CallTarget) -> None:
         """Begin a call of this tool; its arguments follow with `arguments`."""
         self._begin_call()
-        self._open = OPEN_CALLS[target.kind](self._draft, call_id or self._draft.new_id("call"), target)
+        make = OPEN_CALLS[target.kind]
+        if self._draft.hosted_calls and target.kind not in HOSTED_KINDS:
+            make = OpenLaterCall
+        self._open = make(self._draft, call_id or self._draft.new_id("call"), target)
 
     def open_bare_call(self, call_id: str, target: CallTarget) -> None:
         """Begin a call of a custom tool, whatever the kind of `target`: what follows with `arguments` is its input
         itself, not JSON around it."""
         self._begin_call()
-        self._open = OpenCustomCall(self._draft, call_id or self._draft.new_id("call"), target, bare=True)
+        make = OpenLaterCall if self._draft.hosted_calls else OpenCustomCall
+        self._open = make(self._draft, call_id or self._draft.new_id("call"), target, bare=True)
+
+    def emit_later(self, target: CallTarget, call_id: str, arguments: str) -> None:
+        """A call of the client's tool that waited for its place."""
+        self._close("completed")
+        draft = self._draft
+        told = draft.later.pop(call_id)
+        # It was counted when it came.
+        draft.size -= told.size
+        draft.written -= told.size
+        item = (
+            OpenCustomCall(draft, call_id, target, bare=True)
+            if told.bare
+            else OPEN_CALLS[target.kind](draft, call_id, target)
+        )
+        if arguments:
+            item.add(fragment_of(arguments))
+        item.close(told.status)
+
+    def emit_all_later(self) -> None:
+        """No tool runs any more: the client's calls that wait for one are emitted."""
+        for target, call_id, arguments in self.take_hosted_calls():
+            if call_id in self._draft.later:
+                self.emit_later(target, call_id, arguments)
 
     def _begin_call(self) -> None:
         if isinstance(self._open, OpenMessage):

@@ -108,6 +108,8 @@ class _Grouping:
         self._waiting: dict[str, tuple[Turn, int]] = {}
         self._answered: dict[str, tuple[Turn, int]] = {}
         self._put_off_calls: dict[str, tuple[Turn, int]] = {}
+        # The client's calls that the model made behind calls that ran here, and the turn of both.
+        self._beside: dict[str, Turn] = {}
         # Calls whose output says no more than how far their approval is.
         self._unsettled: set[str] = set()
         self._search: str | None = None
@@ -263,7 +265,9 @@ class _Grouping:
                 param=where,
                 code="invalid_value",
             )
-        turn = self._open_turn(fresh=False)
+        turn = self._beside.get(call_id)
+        if turn is None or turn is not self._turn:
+            turn = self._open_turn(fresh=False)
         self._waiting[call_id] = (turn, len(turn.calls))
         if self._signature is not ABSENT:
             turn.signatures[len(turn.calls)], self._signature = self._signature, ABSENT
@@ -286,6 +290,8 @@ class _Grouping:
         if shown is not None and shown.calls:
             for call in shown.calls:
                 self._shown(where, call, item, bytes(call.output)[1:-1] if given(call.output) else result)
+            if self._turn is not None:
+                self._beside.update(dict.fromkeys(shown.beside, self._turn))
             return
         if item.type == "mcp_call" and (asked := self._named_by(item.approval_request_id or "")) in self._answered:
             # It is the call that was asked for, beside the thoughts that led to it.

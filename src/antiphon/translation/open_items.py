@@ -24,7 +24,7 @@ from antiphon.translation.custom_input import CustomInput
 from antiphon.translation.hosted_events import begun, ended, opened
 from antiphon.translation.native_calls import NATIVE_PREFIXES, native_call
 from antiphon.translation.native_events import native_events
-from antiphon.translation.response_draft import EMPTY, ResponseDraft
+from antiphon.translation.response_draft import EMPTY, LaterCall, ResponseDraft
 from antiphon.translation.tool_map import HOSTED_KINDS, CallKind, CallTarget
 from antiphon.types import events as ev
 from antiphon.types.items import (
@@ -395,6 +395,30 @@ class OpenHostedCall(HeldCall):
         arguments = text_of(bytes(draft.text))
         draft.end_text()
         draft.hosted_calls.append((self._target, self._call_id, arguments))
+
+
+class OpenLaterCall(HeldCall):
+    """A call of the client's tool behind one of a tool that runs here: it is emitted when that has run, so that items
+    come in the order of the calls."""
+
+    __slots__ = ("_bare",)
+
+    def __init__(self, draft: ResponseDraft, call_id: str, target: CallTarget, *, bare: bool = False) -> None:
+        super().__init__(draft, call_id, target)
+        self._bare = bare
+
+    def close(self, status: str) -> None:
+        """The call is over: it waits for its place."""
+        draft = self._draft
+        fragment = draft.take_text()
+        draft.written += len(fragment)
+        if status == "completed" and self._target.kind is CallKind.CUSTOM and not self._bare:
+            whole = CustomInput()
+            whole.feed(fragment)
+            whole.end()
+            draft.cut_calls = draft.cut_calls or not whole.complete
+        draft.hosted_calls.append((self._target, self._call_id, text_of(fragment)))
+        draft.later[self._call_id] = LaterCall(status, self._bare, len(fragment))
 
 
 class OpenHostedItem(OpenItem):

@@ -8,7 +8,7 @@ Invariants: `sequence_number` has no gaps; what was counted never exceeds `max_b
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec import Raw
 
@@ -24,6 +24,15 @@ EMPTY: Final = Raw(b'""')
 """The text of a part that was added and has none yet."""
 
 _PADDED_TO: Final = 16
+
+
+class LaterCall(NamedTuple):
+    """`status` of a call when it is emitted; `bare`: its arguments are its input itself; `size` in bytes, which was
+    counted."""
+
+    status: str
+    bare: bool
+    size: int
 
 
 class OutputTooLarge(Exception):
@@ -42,6 +51,7 @@ class ResponseDraft:
         "cut_calls",
         "events",
         "hosted_calls",
+        "later",
         "max_bytes",
         "new_id",
         "number",
@@ -77,7 +87,10 @@ class ResponseDraft:
         self.reasoned = 0
         """How many of them are reasoning."""
         self.hosted_calls: list[tuple[CallTarget, str, str]] = []
-        """Calls of tools that run here, whole: the tool, the call's id, the arguments as text."""
+        """Calls of tools that run here, whole: the tool, the call's id, the arguments as text. Those of the client's
+        own tools that came behind one of them wait there too."""
+        self.later: dict[str, LaterCall] = {}
+        """Of the latter, by their ids, how they are to be emitted."""
         self.calling = False
         """Whether the model calls tools in this turn, so that what it says beside is no answer yet."""
         self.cut_calls = False

@@ -39,11 +39,13 @@ class ShownCall(Struct, omit_defaults=True):
 
 class Shown(Struct, omit_defaults=True):
     """`calls` is what stands for the item; `call_id` the id by which the model knows the item's call, where it is
-    another now; `marks` the highest number so far by which the model could cite a source."""
+    another now; `marks` the highest number so far by which the model could cite a source; `beside` the ids of the
+    client's calls that the model made behind these, in the same answer."""
 
     calls: tuple[ShownCall, ...] = ()
     call_id: str | None = None
     marks: int = 0
+    beside: tuple[str, ...] = ()
 
 
 class HistoryItem(InputItem):

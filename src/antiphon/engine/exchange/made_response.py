@@ -388,6 +388,7 @@ class MadeResponse(TranslatedRequest):
             core.note_failure(self.failure_of(core.answer.as_http_error(ending)))
         if self._tool_turns is not None:
             self._tool_turns.stop()
+        builder.emit_all_later()
         if self._spent is not None:
             builder.set_usage(add_usage(self._spent, builder.response.usage))
             self._spent = None

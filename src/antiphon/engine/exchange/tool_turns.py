@@ -5,7 +5,7 @@ client must be asked first. Not here: running them (`tools/`), the turns themsel
 (`translation/hosted_events.py`). Pure.
 
 Calls run at the same time, but their items are emitted one after the other, in the order of the calls: at most one item
-is open at a time.
+is open at a time. What the client is to do (a call of its own, an approval) stands among them at its place.
 
 Invariants: every call of a turn has exactly one output for the model, those that were not run included. Its next turn
 reads what the store keeps, so that later responses show it the same.
@@ -28,7 +28,7 @@ from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.call_items import sound_arguments
 from antiphon.translation.citations import Citations
 from antiphon.translation.compaction import Named
-from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, flat_name
+from antiphon.translation.tool_map import HOSTED_KINDS, CallKind, CallTarget, HostedFunction, flat_name
 from antiphon.types.items import (
     CodeInterpreterCall,
     FileSearchCall,
@@ -64,6 +64,10 @@ _OUTCOME_UNKNOWN: Final = (
     "The outcome of this call is unknown: the response ended before the tool answered. The call is not sent again."
 )
 _UNKNOWN: Final = "This tool does not exist."
+
+
+ClientCall = tuple[CallTarget, str, str]
+"""A call of the client's own tool that came behind one of a tool that runs here: it is emitted in its turn."""
 
 
 class ToolTurns:
@@ -106,7 +110,7 @@ class ToolTurns:
         self._rounds = 0
         self._calls: list[tuple[CallTarget, str, str]] = []
         self._approvals: Mapping[str, str] = {}
-        self._waiting: list[tuple[str, HostedItem]] = []
+        self._waiting: list[tuple[str, HostedItem | ClientCall]] = []
         self._open: tuple[str, HostedItem] | None = None
         self._results: dict[str, ToolResult] = {}
         self._outputs: dict[str, str] = {}
@@ -114,7 +118,8 @@ class ToolTurns:
         self.sends = False
         """Whether a call was begun that may change something, or that the client has approved."""
         self.asks_client = False
-        """Whether the client was asked to approve a call, so that the response ends here."""
+        """Whether the client was asked to approve a call, or is to answer one of its own, so that the response ends
+        here."""
 
     @property
     def exhausted(self) -> bool:
@@ -169,13 +174,17 @@ class ToolTurns:
         self._calls, self._results, self._outputs, self._item_ids = calls, {}, {}, {}
         running = []
         for target, call_id, arguments in calls:
+            if target.kind not in HOSTED_KINDS:
+                self.asks_client = True
+                self._waiting.append((call_id, (target, call_id, arguments)))
+                continue
             known = self._by_target.get(target)
             if known is None:
                 self._outputs[call_id] = _UNKNOWN
                 continue
             prepared, function = known
             if function.approval and call_id not in approvals:
-                self._ask(target, arguments)
+                self._waiting.append((call_id, self._request(target, arguments)))
                 continue
             if self._left <= 0:
                 self._outputs[call_id] = _LIMIT
@@ -238,7 +247,8 @@ class ToolTurns:
             left.append(self._shown_call(items.get(item_id), target, call_id, arguments, output))
             if item_id:
                 last = item_id
-                self.shown[item_id] = Shown(tuple(left), marks=self.citations.highest)
+                beside = tuple(one for kind, one, _ in self._calls if kind.kind not in HOSTED_KINDS)
+                self.shown[item_id] = Shown(tuple(left), marks=self.citations.highest, beside=beside)
                 left = []
         if last:
             self.shown[last].calls += tuple(left)
@@ -283,8 +293,15 @@ class ToolTurns:
             if self._open is None:
                 if not self._waiting:
                     return
-                self._open = self._waiting.pop(0)
-                self._builder.hosted(self._open[1])
+                call_id, next_item = self._waiting.pop(0)
+                if isinstance(next_item, tuple):
+                    self._builder.emit_later(*next_item)
+                    continue
+                self._builder.hosted(next_item)
+                if isinstance(next_item, McpApprovalRequest):
+                    self._builder.hosted_done(next_item)
+                    continue
+                self._open = call_id, next_item
             call_id, item = self._open
             result = self._results.get(call_id)
             if result is None:
@@ -319,13 +336,11 @@ class ToolTurns:
             shown["action"] = {name: value for name, value in action.items() if name != "sources"}
         return shown
 
-    def _ask(self, target: CallTarget, arguments: str) -> None:
+    def _request(self, target: CallTarget, arguments: str) -> McpApprovalRequest:
         self.asks_client = True
-        request = McpApprovalRequest(
+        return McpApprovalRequest(
             id=self._new_id("mcpr"), arguments=arguments, name=target.name, server_label=target.namespace or ""
         )
-        self._builder.hosted(request)
-        self._builder.hosted_done(request)
 
     def _item(self, target: CallTarget, arguments: str, prepared: PreparedTool, approval: str | None) -> HostedItem:
         item_id, status = self._new_id(_PREFIXES[target.kind]), "in_progress"
