@@ -115,6 +115,26 @@ def make_parser() -> argparse.ArgumentParser:
                 help="the Gateway, with --for envoy-gateway or istio; default: default/antiphon",
             )
             command.add_argument(
+                "--hostname",
+                action="append",
+                metavar="NAME",
+                help="a host whose requests are Antiphon's (may be repeated), with --for envoy-gateway or istio; "
+                "default: every host",
+            )
+            command.add_argument(
+                "--own-gateway",
+                action="store_true",
+                help="nobody else uses the Gateway: it is printed too, and answers every path",
+            )
+            command.add_argument(
+                "--envoy-proxy",
+                metavar="NAME",
+                help="the EnvoyProxy that the Gateway names already, with --for envoy-gateway",
+            )
+            command.add_argument(
+                "--remove", action="store_true", help="print the commands that take Antiphon out of the Gateway again"
+            )
+            command.add_argument(
                 "--listener",
                 metavar="NAME,...",
                 help="its listeners, with --for envoy-gateway; default: http",

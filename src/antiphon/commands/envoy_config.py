@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -23,7 +24,8 @@ from antiphon.envoy import gateway_api, gateway_pod, istio
 from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.existing import read
-from antiphon.envoy.gateway_pod import NAME, Place, Sidecar, parse_place
+from antiphon.envoy.gateway_pod import NAME, Place, Sidecar, parse_hostname, parse_place
+from antiphon.envoy.gateway_steps import script, told
 from antiphon.envoy.merging import Wanted, merged
 from antiphon.envoy.sidecars import SidecarEndpoint, endpoints
 from antiphon.envoy.snippet import parts, snippet
@@ -50,6 +52,12 @@ _ISTIO_HEADER = """\
 # What a Gateway of Istio needs for Antiphon, printed by `antiphon envoy-config --for istio`: for `kubectl apply`.
 # docs/istio.md says more.
 """
+_REMOVAL_HEADER = """\
+#!/bin/sh
+# Takes Antiphon out of a Gateway, printed by `antiphon envoy-config --remove` with the flags of its installation. The
+# order keeps the Gateway serving: run the commands in it, each when the one before has ended.
+set -e
+"""
 _GATEWAY_SECRETS = """\
 # It holds no secrets. A Secret `{name}` in the namespace {namespace} has the keys {keys}.
 """
@@ -58,13 +66,26 @@ _GATEWAY_SECRETS = """\
 def _envoy_gateway(settings: Settings, version: EnvoyVersion, place: Place) -> str:
     inside, sidecar = _in_pod(settings)
     objects = gateway_api.objects(inside, sidecar, place, version)
-    return _GATEWAY_HEADER + _told(inside, sidecar, gateway_api.SYSTEM) + gateway_pod.to_text(objects)
+    last = told(gateway_api.coming_in(inside, sidecar, place, version))
+    return _GATEWAY_HEADER + _told(inside, sidecar, gateway_api.SYSTEM) + gateway_pod.to_text(objects) + _apart(last)
 
 
 def _istio(settings: Settings, version: EnvoyVersion, place: Place) -> str:
     inside, sidecar = _in_pod(settings)
     objects = istio.objects(inside, sidecar, place, version)
-    return _ISTIO_HEADER + _told(inside, sidecar, place.namespace) + gateway_pod.to_text(objects)
+    last = told(istio.coming_in(inside, sidecar, place, version))
+    return _ISTIO_HEADER + _told(inside, sidecar, place.namespace) + gateway_pod.to_text(objects) + _apart(last)
+
+
+def _apart(last: str) -> str:
+    return f"---\n{last}" if last else ""
+
+
+def _removal(settings: Settings, form: str, place: Place) -> str:
+    """The commands that take out what was printed with the same flags."""
+    inside, sidecar = _in_pod(settings)
+    going_out = {"envoy-gateway": gateway_api.going_out, "istio": istio.going_out}[form]
+    return _REMOVAL_HEADER + script(going_out(inside, sidecar, place))
 
 
 def _in_pod(settings: Settings) -> tuple[Settings, Sidecar]:
@@ -92,6 +113,10 @@ def run(arguments: argparse.Namespace) -> int:
     version = _version(arguments.envoy_version, settings)
     if arguments.into is None and (arguments.into_listener, arguments.into_virtual_host) != (None, None):
         raise ConfigError("--into-listener and --into-virtual-host choose a place in a file: name it by --into")
+    if arguments.envoy_proxy is not None and (arguments.form != "envoy-gateway" or arguments.own_gateway):
+        raise ConfigError(
+            "--envoy-proxy is for a Gateway of others': give it with --for envoy-gateway, without --own-gateway"
+        )
     useless = [name for name, (given, _) in _gateway_flags(arguments).items() if given is not None]
     if arguments.form in FORMS and useless:
         raise ConfigError(
@@ -106,21 +131,32 @@ def run(arguments: argparse.Namespace) -> int:
         text = FORMS[arguments.form](settings, endpoints(settings), version)
     elif arguments.form in GATEWAY_FORMS:
         place = parse_place(
-            *(default if given is None else given for given, default in _gateway_flags(arguments).values())
+            *(default if given is None else given for given, default in _gateway_flags(arguments).values() if default)
         )
-        text = GATEWAY_FORMS[arguments.form](settings, version, place)
+        place = place._replace(
+            hostnames=tuple(dict.fromkeys(map(parse_hostname, arguments.hostname or ()))),
+            own=arguments.own_gateway,
+            envoy_proxy=arguments.envoy_proxy,
+        )
+        if arguments.remove:
+            text = _removal(settings, arguments.form, place)
+        else:
+            text = GATEWAY_FORMS[arguments.form](settings, version, place)
     else:
         raise ConfigError(f"--for: {arguments.form!r} is unknown; choose of {', '.join((*FORMS, *GATEWAY_FORMS))}")
     _print(text)
     return 0
 
 
-def _gateway_flags(arguments: argparse.Namespace) -> dict[str, tuple[str | None, str]]:
-    """What was given for each flag that says which Gateway, and what counts where nothing was."""
+def _gateway_flags(arguments: argparse.Namespace) -> dict[str, tuple[Any, str]]:
+    """What was given for each flag that is about a Gateway, and what counts where nothing was."""
     return {
         "--gateway": (arguments.gateway, "default/antiphon"),
         "--listener": (arguments.listener, "http"),
         "--gateway-port": (arguments.gateway_port, "80"),
+        "--hostname": (arguments.hostname, ""),
+        "--own-gateway": (arguments.own_gateway or None, ""),
+        "--remove": (arguments.remove or None, ""),
     }
 
 

@@ -72,7 +72,8 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
         grpc_at = await processor.start(settings.place(place.grpc), settings.sidecar.socket_mode)
         http_at = await http.start(settings.place(place.http), settings.sidecar.socket_mode, tls=tls)
         where = settings.metrics.listen
-        listening = metrics_listener(where and numbered(where, worker), app.context.telemetry.metrics)
+        where = where and numbered(where, worker)
+        listening = metrics_listener(where, app.context.telemetry.metrics, app.kept.ready)
         asking = asking_upstreams(settings) if arguments.ask_upstreams else nullcontext()
         async with listening, asking, reloading(app, signals, arguments, file, envoy=True):
             keep_what_there_is()

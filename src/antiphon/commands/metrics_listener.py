@@ -1,8 +1,8 @@
-"""The address that Prometheus asks (`metrics.listen`).
+"""The address that Prometheus and Kubernetes' probes ask (`metrics.listen`).
 
-Lives here: a listener with one path. Not here: what it shows (whoever opens it says), the numbers.
+Lives here: a listener with two paths. Not here: what they show (whoever opens it says), the numbers.
 
-Invariant: it answers `GET /metrics` and nothing else; it never says anything of a request or an owner.
+Invariant: it answers `GET /metrics` and `GET /ready` and nothing else; it never says anything of a request or an owner.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from antiphon.api.health import ReadyProbe
 from antiphon.config.section import parse_address
 from antiphon.errors import ConfigError
 from antiphon.observability.metrics import Metrics
@@ -19,9 +20,10 @@ from antiphon.observability.metrics import Metrics
 
 @asynccontextmanager
 async def metrics_listener(
-    address: str | None, metrics: Metrics | Callable[[], Awaitable[bytes]]
+    address: str | None, metrics: Metrics | Callable[[], Awaitable[bytes]], ready: ReadyProbe | None = None
 ) -> AsyncIterator[str]:
-    """Listen there while this lasts (or, without an address, not at all); the address with its real port.
+    """Listen there while this lasts (or, without an address, not at all); the address with its real port. `ready`: of
+    the process, where there is but one.
 
     Raises `ConfigError` when that is impossible.
     """
@@ -33,8 +35,15 @@ async def metrics_listener(
         body = await (metrics.scraped() if isinstance(metrics, Metrics) else metrics())
         return web.Response(body=body, headers={"content-type": Metrics.content_type()})
 
+    async def say_ready(_: web.Request) -> web.Response:
+        assert ready is not None
+        answer = await ready.answer()
+        return web.Response(status=answer.status, body=answer.body, headers=dict(answer.headers))
+
     app = web.Application()
     app.router.add_get("/metrics", show)
+    if ready is not None:
+        app.router.add_get("/ready", say_ready)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
     await runner.setup()
     try:

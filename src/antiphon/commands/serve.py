@@ -74,7 +74,7 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
             await private.start(private_port)
         bound = await door.start(settings.listen, shared_port=arguments.shared_port)
         asking = asking_upstreams(settings) if parent_pipe is None or arguments.ask_upstreams else nullcontext()
-        listening = metrics_listener(settings.metrics.listen, app.context.telemetry.metrics)
+        listening = metrics_listener(settings.metrics.listen, app.context.telemetry.metrics, app.kept.ready)
         async with listening, asking, reloading(app, signals, arguments, file, envoy=False):
             keep_what_there_is()
             collect_by_time(asyncio.get_running_loop().call_later)

@@ -1,13 +1,17 @@
 """What an Envoy Gateway needs, as Kubernetes objects.
 
-Lives here: the objects and their order, with a word on each. Not here: the sidecar in the pod (`gateway_pod.py`), what
-Envoy needs in itself (`snippet.py` cuts the bootstrap into parts), who prints it (`commands/`).
+Lives here: the objects and their order, with a word on each, and the way out again. Not here: the sidecar in the pod
+(`gateway_pod.py`), what Envoy needs in itself (`snippet.py` cuts the bootstrap into parts), how commands are written
+(`gateway_steps.py`), who prints it (`commands/`).
 
 Antiphon is a native sidecar of the Envoy that Envoy Gateway manages; they talk over Unix sockets in memory, so no
 secret is shared and nothing listens that others reach. What clients can reach is an HTTPRoute, so that policies hold
 for it; where it leads, filter, clusters and the model door are those of our bootstrap, put in by one EnvoyPatchPolicy
 (`gateway_patches.py`): Envoy Gateway's own objects refuse Unix sockets in routes, and know neither the limits nor the
 answers that a gateway needs.
+
+On a Gateway that others use nothing holds for their routes (`beside_others.py`), and what is theirs (the Gateway, an
+EnvoyProxy) is only told how to change. On one of its own (`Place.own`) Antiphon says everything.
 
 Invariant: no secret is printed, only names of keys.
 """
@@ -19,15 +23,18 @@ from typing import Any
 
 from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_pod
+from antiphon.envoy.beside_others import beside_others
 from antiphon.envoy.bootstrap import to_yaml
 from antiphon.envoy.gateway_patches import json_patches
 from antiphon.envoy.gateway_pod import NAME, Place, Sidecar
 from antiphon.envoy.gateway_routes import Rule, rules
+from antiphon.envoy.gateway_steps import GATEWAY, Step, deleted, merged_into, served_without
 from antiphon.envoy.messages import Config, error_body
 from antiphon.envoy.routes import NOT_FOUND
+from antiphon.envoy.several import bootstrap_extensions
 from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.snippet import parts
-from antiphon.envoy.versions import EnvoyVersion
+from antiphon.envoy.versions import EnvoyVersion, fitted
 
 SYSTEM = "envoy-gateway-system"
 """The namespace in which Envoy Gateway runs its Envoys."""
@@ -45,25 +52,38 @@ TLS_SECRET = f"{NAME}-tls"
 def objects(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVersion) -> list[tuple[str, Config]]:
     """The objects in the order in which they are applied, each with its comment. `settings`: `gateway_pod.inside`'s."""
     found: Any = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
+    if not place.own:
+        found = beside_others(found)
     made = rules(found["routes"])
     # As Envoy Gateway calls them.
     listeners = [f"{place.namespace}/{place.name}/{one}" for one in place.listeners]
     entries = json_patches(found, made, listeners, f"{place.namespace}/{NAME}")
     return [
         ("The sidecar's settings, where the managed Envoys run.", gateway_pod.settings_map(sidecar, SYSTEM)),
-        (
-            "The managed Envoy, with the sidecar beside it. Its data folder ends with the pod: for more than one\n"
-            "replica, or to keep what is stored, set state.url (PostgreSQL).",
-            _envoy_proxy(settings, sidecar, place, found.get("bootstrap_extensions")),
+        *(
+            [
+                (
+                    "The managed Envoy, with the sidecar beside it; all else is as the GatewayClass says. The data\n"
+                    "folder ends with the pod: for more than one replica, or to keep what is stored, set state.url.",
+                    _object(_ENVOY_GATEWAY, "EnvoyProxy", place, _envoy_proxy(settings, sidecar, place, version)),
+                )
+            ]
+            if place.envoy_proxy is None
+            else []
         ),
-        ("The Gateway. In one of your own put `infrastructure`.", _gateway(place)),
         *(
             ("Where a route leads that is not patched: to an address where nobody is.", _nowhere_object(place, *one))
             for one in _nowhere()
         ),
-        (
-            "What is answered where none of our routes fits. Routes of yours may take its place.",
-            _object(_ENVOY_GATEWAY, "HTTPRouteFilter", place, _nothing_here()),
+        *(
+            [
+                (
+                    "What is answered where none of our routes fits.",
+                    _object(_ENVOY_GATEWAY, "HTTPRouteFilter", place, _nothing_here()),
+                )
+            ]
+            if place.own
+            else []
         ),
         (
             "What clients can reach. Policies (SecurityPolicy...) of this route or of the Gateway hold for all of it.\n"
@@ -75,6 +95,54 @@ def objects(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVe
             "router, what Envoy answers by itself.",
             _patch_policy(place, entries),
         ),
+        *([("The Gateway, last: what it names is there.", _gateway(place))] if place.own else []),
+    ]
+
+
+def coming_in(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVersion) -> list[Step]:
+    """What is done to an object of others' when all `objects` are there."""
+    if place.own:
+        return []
+    if place.envoy_proxy is not None:
+        comment = (
+            "Last: the sidecar comes into the pods of the EnvoyProxy. It may have no envoyDeployment.patch of its own."
+        )
+        spec = _envoy_proxy(settings, sidecar, place, version)
+        return [merged_into(comment, place.namespace, "envoyproxy", place.envoy_proxy, spec)]
+    comment = "Last: the Gateway's pods get the sidecar. The Gateway may name no other EnvoyProxy (--envoy-proxy)."
+    return [merged_into(comment, place.namespace, GATEWAY, place.name, _infrastructure())]
+
+
+def going_out(settings: Settings, sidecar: Sidecar, place: Place) -> list[Step]:
+    """What takes all of it away again, in this order."""
+    space, label = place.namespace, "gateway.envoyproxy.io/owning-gateway-"
+    chosen = f"{label}namespace={space},{label}name={place.name}"
+    rest = [f"service/{NAME}-nowhere", f"endpointslice/{NAME}-nowhere"]
+    steps = [
+        deleted("1. The patches: Envoy is as it was.", space, f"envoypatchpolicy/{NAME}"),
+        deleted("2. The routes.", space, f"httproute/{NAME}"),
+    ]
+    if place.own:
+        steps.append(deleted("3. The Gateway, with its pods.", space, f"{GATEWAY}/{place.name}"))
+        rest += [f"httproutefilter/{NAME}", f"envoyproxy/{NAME}"]
+    else:
+        if place.envoy_proxy is None:
+            taken: Config = {"infrastructure": {"parametersRef": None}}
+            steps.append(merged_into("3. The Gateway names no EnvoyProxy of ours.", space, GATEWAY, place.name, taken))
+            rest.append(f"envoyproxy/{NAME}")
+        else:
+            kubernetes = {"envoyDeployment": {"patch": None}}
+            taken = {"provider": {"kubernetes": kubernetes}, "shutdown": {"drainTimeout": None}, "bootstrap": None}
+            comment = (
+                "3. No sidecar of ours in the EnvoyProxy. A `bootstrap` or `drainTimeout` of its own: set it again."
+            )
+            steps.append(merged_into(comment, space, "envoyproxy", place.envoy_proxy, taken))
+        steps += served_without("4. Wait: pods without the sidecar serve.", space, place.name, SYSTEM, chosen)
+    secret = [f"secret/{NAME}"] if gateway_pod.keys(settings, sidecar) else []
+    return [
+        *steps,
+        deleted("5. What nothing names any more.", space, *rest),
+        deleted("", SYSTEM, f"configmap/{NAME}", *secret),
     ]
 
 
@@ -87,30 +155,39 @@ def _object(group: str, kind: str, place: Place, spec: Config, *, name: str = NA
     }
 
 
-def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: Place, extensions: list[Config] | None) -> Config:
+def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVersion) -> Config:
+    """Its spec. All about the pod is in the patch, so that nothing else of an EnvoyProxy of others' is replaced."""
+    pod = gateway_pod.pod(settings, sidecar, user=_USER, own=place.own)
+    envoy = {"name": "envoy", **gateway_pod.envoys_share(settings)}
+    inside = {**pod, "securityContext": {"fsGroup": _USER}, "containers": [envoy]}
+    rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
     deployment: dict[str, Any] = {
-        "replicas": 1,
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-        "pod": {"securityContext": {"fsGroup": _USER}},
-        "container": gateway_pod.envoys_share(settings),
+        # How many there are is for whoever runs it to say.
+        **({"replicas": 1} if place.own else {}),
         "patch": {
             "type": "StrategicMerge",
-            "value": {"spec": {"template": {"spec": gateway_pod.pod(sidecar, user=_USER)}}},
+            "value": {"spec": {"strategy": rolling, "template": {"spec": inside}}},
         },
     }
     provider = {"type": "Kubernetes", "kubernetes": {"envoyDeployment": deployment}}
     shutdown = {"drainTimeout": f"{int(settings.timeouts.drain)}s"}
-    spec: Config = {"provider": provider, "shutdown": shutdown}
-    if extensions is not None:
+    merge = {} if place.envoy_proxy else {"mergeType": "StrategicMerge"}
+    spec: Config = {**merge, "provider": provider, "shutdown": shutdown}
+    extensions = fitted(bootstrap_extensions(settings), version)
+    if extensions:
         # For listeners inside Envoy.
         spec["bootstrap"] = {"type": "Merge", "value": to_yaml({"bootstrap_extensions": extensions})}
-    return _object(_ENVOY_GATEWAY, "EnvoyProxy", place, spec)
+    return spec
+
+
+def _infrastructure() -> Config:
+    return {"infrastructure": {"parametersRef": {"group": _ENVOY_GATEWAY, "kind": "EnvoyProxy", "name": NAME}}}
 
 
 def _gateway(place: Place) -> Config:
     spec = {
         "gatewayClassName": "eg",
-        "infrastructure": {"parametersRef": {"group": _ENVOY_GATEWAY, "kind": "EnvoyProxy", "name": NAME}},
+        **_infrastructure(),
         "listeners": [_listener(name) for name in place.listeners],
     }
     return _object(_GATEWAY_API, "Gateway", place, spec, name=place.name)
@@ -158,14 +235,17 @@ def _nowhere_object(place: Place, version: str, kind: str, rest: Config) -> Conf
 
 def _http_route(place: Place, made: Sequence[Rule]) -> Config:
     nothing = {"group": _ENVOY_GATEWAY, "kind": "HTTPRouteFilter", "name": NAME}
+    last = {
+        "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
+        "filters": [{"type": "ExtensionRef", "extensionRef": nothing}],
+    }
     spec = {
+        **({"hostnames": list(place.hostnames)} if place.hostnames else {}),
         "parentRefs": [{**_of_gateway(place), "sectionName": one} for one in place.listeners],
         "rules": [
             *({"matches": one.matches, "backendRefs": [{"name": f"{NAME}-nowhere", "port": 80}]} for one in made),
-            {
-                "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
-                "filters": [{"type": "ExtensionRef", "extensionRef": nothing}],
-            },
+            # On a Gateway of others' it would take every path and host that somebody else's route comes later for.
+            *([last] if place.own else []),
         ],
     }
     return _object(_GATEWAY_API, "HTTPRoute", place, spec)

@@ -38,7 +38,7 @@ def json_patches(
 
 
 def _of_listener(found: dict[str, Any]) -> list[Config]:
-    manager = {**found["connection_manager"]}
+    manager: dict[str, Any] = {**found["connection_manager"]}
     # Envoy Gateway writes access logs of its own (EnvoyProxy.spec.telemetry): ours are added to them.
     failures = manager.pop("access_log")
     first = [one for one in found["http_filter"] if one["name"] != EXTPROC]

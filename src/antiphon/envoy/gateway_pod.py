@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode
 from antiphon.envoy.bootstrap import to_yaml
@@ -30,6 +31,11 @@ SETTINGS = "/etc/antiphon"
 _SOCKETS = "/run/antiphon"
 _SETTINGS_FILE = "antiphon.yaml"
 _LAST_PORT = 65535
+_HOSTNAME = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
+_METRICS_PORT = 9464
+"""Where Prometheus and Kubernetes' probes ask, unless `metrics.listen` says otherwise: not one of a Gateway's own."""
+_START_SECONDS = 30
+"""How long a start takes on a busy machine, beside what it waits for."""
 _DRAIN_SECONDS = 600.0
 """`timeouts.drain` where none is set, as in the Helm chart: streams of agents' turns run for minutes, and a pod waits
 no longer than its clients stay connected."""
@@ -45,6 +51,12 @@ class Place(NamedTuple):
     """By name, for Envoy Gateway."""
     port: int = 80
     """Of the listener, for Istio."""
+    hostnames: tuple[str, ...] = ()
+    """Whose requests are Antiphon's; none: those of every host."""
+    own: bool = False
+    """Whether nobody else has routes on it."""
+    envoy_proxy: str | None = None
+    """The EnvoyProxy that the Gateway names already, for Envoy Gateway."""
 
 
 class Sidecar(NamedTuple):
@@ -67,6 +79,13 @@ def parse_place(text: str, listeners: str, port: str) -> Place:
     return Place(namespace, name, named, int(port))
 
 
+def parse_hostname(text: str) -> str:
+    """A name of a host, or one that begins with `*.`. Raises `ConfigError`."""
+    if not _HOSTNAME.fullmatch(text):
+        raise ConfigError(f"--hostname: {text[:253]!r} is no host's name: give it in small letters, as api.example.com")
+    return text
+
+
 def inside(settings: Settings) -> Settings:
     """The settings as they are inside the pod of a managed Envoy; a time to drain that was set stays."""
     sockets = {
@@ -77,9 +96,15 @@ def inside(settings: Settings) -> Settings:
     timeouts = settings.timeouts
     if "drain" not in timeouts.given:
         timeouts = timeouts.replace(drain=_DRAIN_SECONDS)
+    metrics, state = settings.metrics, settings.state
+    if metrics.listen is None:
+        metrics = metrics.replace(listen=f"0.0.0.0:{_METRICS_PORT}")
+    if "unready_after" not in state.given:
+        # A pod that leaves its Service takes away the routes of others, and all pods would leave at once.
+        state = state.replace(unready_after=0.0)
     sidecar = settings.sidecar.replace(**sockets)
     # One process for each Envoy: more replicas are more of both.
-    return settings.replace(workers=1, data=_DATA, timeouts=timeouts, sidecar=sidecar)
+    return settings.replace(workers=1, data=_DATA, timeouts=timeouts, sidecar=sidecar, metrics=metrics, state=state)
 
 
 def keys(settings: Settings, sidecar: Sidecar) -> list[str]:
@@ -87,10 +112,13 @@ def keys(settings: Settings, sidecar: Sidecar) -> list[str]:
     return sorted({*sidecar.secrets, *_injected_keys(settings)})
 
 
-def pod(sidecar: Sidecar, *, user: int) -> Config:
+def pod(settings: Settings, sidecar: Sidecar, *, user: int, own: bool) -> Config:
     """Fields of the pod's spec, for a strategic merge. `user`: as whom its Envoy runs; the sidecar does so too, since
-    the sockets are for that user alone."""
-    container = {
+    the sockets are for that user alone. `own`: nobody else is served by the pod, so it may leave when the sidecar is
+    not ready."""
+    assert settings.metrics.listen is not None
+    port = parse_address(settings.metrics.listen)[1]
+    container: Config = {
         "name": NAME,
         "image": "antiphon:latest",
         "args": ["extproc"],
@@ -109,15 +137,13 @@ def pod(sidecar: Sidecar, *, user: int) -> Config:
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "startupProbe": {
-            # Of its sockets no request of Kubernetes' own reaches one.
-            "exec": {"command": ["antiphon", "health"]},
-            "periodSeconds": 1,
-            # It ends by itself in a moment. A busy machine takes its time to start a process, and one that is killed
-            # too early never says that all is well.
-            "timeoutSeconds": 30,
-            "failureThreshold": 60,
-        },
+        "ports": [{"name": "antiphon", "containerPort": port}],
+        "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
+        # Longer than a start waits for its database (`state.start_within`).
+        "startupProbe": _probe("/metrics", port, period=2, failures=_probed_for(settings) // 2),
+        # One that hangs does not drain.
+        "livenessProbe": {**_probe("/metrics", port, period=10, failures=3), "terminationGracePeriodSeconds": 10},
+        **({"readinessProbe": _probe("/ready", port, period=2, failures=2)} if own else {}),
         "volumeMounts": [
             {"name": "antiphon-sockets", "mountPath": _SOCKETS},
             {"name": "antiphon-data", "mountPath": str(_DATA)},
@@ -136,6 +162,17 @@ def pod(sidecar: Sidecar, *, user: int) -> Config:
             {"name": "antiphon-tmp", "emptyDir": {}},
         ],
     }
+
+
+def _probe(path: str, port: int, *, period: int, failures: int) -> Config:
+    # Of its sockets no request of Kubernetes' own reaches one.
+    asked = {"path": path, "port": port}
+    return {"httpGet": asked, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
+
+
+def _probed_for(settings: Settings) -> int:
+    """Seconds until a sidecar that has not started counts as failed."""
+    return int(settings.state.start_within) + _START_SECONDS
 
 
 def envoys_share(settings: Settings) -> Config:

@@ -22,8 +22,10 @@ from typing import Any
 
 from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_pod
+from antiphon.envoy.beside_others import beside_others
 from antiphon.envoy.bootstrap import to_yaml
 from antiphon.envoy.gateway_pod import NAME, Place, Sidecar
+from antiphon.envoy.gateway_steps import GATEWAY, Step, deleted, merged_into, served_without
 from antiphon.envoy.messages import Config, router, typed
 from antiphon.envoy.routes import NOTHING
 from antiphon.envoy.sidecars import SidecarEndpoint
@@ -44,8 +46,12 @@ _MARGIN = 10
 def objects(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVersion) -> list[tuple[str, Config]]:
     """The objects in the order in which they are applied, each with its comment. `settings`: `gateway_pod.inside`'s."""
     found: Any = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
-    limits = {_BOOTSTRAP_FILE: to_yaml({"overload_manager": _overload_manager(found["overload_manager"])})}
-    overlay = {"deployment": to_yaml(_deployment(settings, sidecar, found["overload_manager"]))}
+    if not place.own:
+        found = beside_others(found)
+    limits = {}
+    if found["overload_manager"]:
+        limits = {_BOOTSTRAP_FILE: to_yaml({"overload_manager": _overload_manager(found["overload_manager"])})}
+    overlay = {"deployment": to_yaml(_deployment(settings, sidecar, place, found["overload_manager"]))}
     return [
         (
             "The sidecar's settings, and the limits of Envoy's process.",
@@ -58,12 +64,36 @@ def objects(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVe
         ),
         (
             "Antiphon in the managed Envoy: its clusters, the model door, the routes before all others, the filter,\n"
-            "what Envoy answers by itself. Leave out routes (model...) that clients shall not use, and `nothing` to\n"
-            "keep Istio's own 404.",
+            "what Envoy answers by itself. Leave out routes (model...) that clients shall not use.",
             _envoy_filter(found, place),
         ),
-        ("The Gateway. In one of your own put `infrastructure`.", _gateway(place)),
+        *([("The Gateway, last: what it names is there.", _gateway(place))] if place.own else []),
     ]
+
+
+def coming_in(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVersion) -> list[Step]:
+    """What is done to an object of others' when all `objects` are there."""
+    if place.own:
+        return []
+    comment = "Last: the Gateway's pods get the sidecar. The Gateway may name no other ConfigMap."
+    return [merged_into(comment, place.namespace, GATEWAY, place.name, _infrastructure())]
+
+
+def going_out(settings: Settings, sidecar: Sidecar, place: Place) -> list[Step]:
+    """What takes all of it away again, in this order."""
+    space = place.namespace
+    steps = [deleted("1. The patches: Envoy is as it was.", space, f"envoyfilter/{NAME}")]
+    if place.own:
+        steps.append(deleted("2. The Gateway, with its pods.", space, f"{GATEWAY}/{place.name}"))
+    else:
+        taken = {"infrastructure": {"parametersRef": None}}
+        comment = "2. The Gateway names no ConfigMap of ours."
+        steps.append(merged_into(comment, space, GATEWAY, place.name, taken))
+        label = f"{_GATEWAY_API}/gateway-name={place.name}"
+        steps += served_without("3. Wait: pods without the sidecar serve.", space, place.name, space, label)
+    secret = [f"secret/{NAME}"] if gateway_pod.keys(settings, sidecar) else []
+    maps = (f"configmap/{NAME}", f"configmap/{_OVERLAY}")
+    return [*steps, deleted("4. What nothing names any more.", space, *maps, *secret)]
 
 
 def _overload_manager(limits: Config) -> Config:
@@ -77,11 +107,16 @@ def _most_connections(limits: Config) -> int:
     return int(own["max_active_downstream_connections"])
 
 
-def _deployment(settings: Settings, sidecar: Sidecar, limits: Config) -> Config:
+def _deployment(settings: Settings, sidecar: Sidecar, place: Place, limits: Config) -> Config:
     share = gateway_pod.envoys_share(settings)
+    of_process = {}
+    if limits:
+        of_process = {
+            "ISTIO_BOOTSTRAP_OVERRIDE": f"{gateway_pod.SETTINGS}/{_BOOTSTRAP_FILE}",
+            "ISTIO_META_GLOBAL_DOWNSTREAM_MAX_CONNECTIONS": str(_most_connections(limits)),
+        }
     values = {
-        "ISTIO_BOOTSTRAP_OVERRIDE": f"{gateway_pod.SETTINGS}/{_BOOTSTRAP_FILE}",
-        "ISTIO_META_GLOBAL_DOWNSTREAM_MAX_CONNECTIONS": str(_most_connections(limits)),
+        **of_process,
         # Without it Istio's agent ends Envoy 5 s after it was told to leave, whatever streams there are.
         "EXIT_ON_ZERO_ACTIVE_CONNECTIONS": "true",
     }
@@ -93,7 +128,7 @@ def _deployment(settings: Settings, sidecar: Sidecar, limits: Config) -> Config:
     pod = {
         "securityContext": {"fsGroup": _USER},
         "terminationGracePeriodSeconds": int(settings.timeouts.drain) + _MARGIN,
-        **gateway_pod.pod(sidecar, user=_USER),
+        **gateway_pod.pod(settings, sidecar, user=_USER, own=place.own),
         "containers": [envoy],
     }
     return {
@@ -111,10 +146,14 @@ def _gateway(place: Place) -> Config:
         "metadata": {"name": place.name, "namespace": place.namespace},
         "spec": {
             "gatewayClassName": "istio",
-            "infrastructure": {"parametersRef": {"group": "", "kind": "ConfigMap", "name": _OVERLAY}},
+            **_infrastructure(),
             "listeners": [{"name": "http", "protocol": "HTTP", "port": place.port}],
         },
     }
+
+
+def _infrastructure() -> Config:
+    return {"infrastructure": {"parametersRef": {"group": "", "kind": "ConfigMap", "name": _OVERLAY}}}
 
 
 def _envoy_filter(found: Any, place: Place) -> Config:
@@ -124,14 +163,18 @@ def _envoy_filter(found: Any, place: Place) -> Config:
         "metadata": {"name": NAME, "namespace": place.namespace},
         "spec": {
             "targetRefs": [{"group": _GATEWAY_API, "kind": "Gateway", "name": place.name}],
-            "configPatches": list(_patches(found, place.port)),
+            "configPatches": list(_patches(found, place)),
         },
     }
 
 
-def _patches(found: Any, port: int) -> Iterator[Config]:
+def _patches(found: Any, place: Place) -> Iterator[Config]:
+    port = place.port
     listener = {"portNumber": port}
     routes = {"routeConfiguration": {"portNumber": port}}
+    hosts: list[Config] = [
+        {"routeConfiguration": {"portNumber": port, "vhost": {"name": f"{one}:{port}"}}} for one in place.hostnames
+    ]
 
     def manager(**more: Any) -> Config:
         return {"listener": {**listener, "filterChain": {"filter": {"name": _MANAGER, **more}}}}
@@ -140,18 +183,21 @@ def _patches(found: Any, port: int) -> Iterator[Config]:
         yield _patch("CLUSTER", "ADD", {}, cluster)
     for own in found["listener"]:
         yield _patch("LISTENER", "ADD", {}, own)
-    yield _patch("LISTENER", "MERGE", {"listener": listener}, found["public_listener"])
+    if found["public_listener"]:
+        yield _patch("LISTENER", "MERGE", {"listener": listener}, found["public_listener"])
     options = typed("filters.network.http_connection_manager.v3.HttpConnectionManager", **found["connection_manager"])
     yield _patch("NETWORK_FILTER", "MERGE", manager(), {"name": _MANAGER, "typed_config": options})
     for own in found["http_filter"]:
         yield _patch("HTTP_FILTER", "INSERT_BEFORE", manager(subFilter={"name": router()["name"]}), own)
-    yield _patch("VIRTUAL_HOST", "MERGE", routes, found["virtual_host"])
-    # The last one is put first.
-    for route in reversed([one for one in found["routes"] if one["name"] != NOTHING]):
-        yield _patch("HTTP_ROUTE", "INSERT_FIRST", routes, route)
-    for route in (one for one in found["routes"] if one["name"] == NOTHING):
-        # After which route is not said: after all that there are. (Istio's analysis takes ADD for a mistake.)
-        yield _patch("HTTP_ROUTE", "INSERT_AFTER", routes, route)
+    for where in hosts or [routes]:
+        if found["virtual_host"]:
+            yield _patch("VIRTUAL_HOST", "MERGE", where, found["virtual_host"])
+        # The last one is put first.
+        for route in reversed([one for one in found["routes"] if one["name"] != NOTHING]):
+            yield _patch("HTTP_ROUTE", "INSERT_FIRST", where, route)
+        for route in (one for one in found["routes"] if one["name"] == NOTHING):
+            # After which route is not said: after all that there are. (Istio's analysis takes ADD for a mistake.)
+            yield _patch("HTTP_ROUTE", "INSERT_AFTER", where, route)
 
 
 def _patch(kind: str, operation: str, where: Config, value: Config) -> Config:

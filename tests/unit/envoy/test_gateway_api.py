@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from typing import Any
 
 import pytest
@@ -21,8 +22,9 @@ KEYS = {"ANTIPHON_OWNER__KEY": "a1" * 32, "ANTIPHON_SEALING__KEYS": '["' + "b2" 
 STATE = {"ANTIPHON_STATE__URL": "postgresql://antiphon:canary-state@db/antiphon", **KEYS}
 
 
-def _printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, dict[str, Any]]:
-    assert main(["envoy-config", "--for", "envoy-gateway", "--upstream", UPSTREAM, *arguments]) == 0
+def _printed(capsys: pytest.CaptureFixture[str], *arguments: str, own: bool = True) -> tuple[str, dict[str, Any]]:
+    whose = ["--own-gateway"] if own else []
+    assert main(["envoy-config", "--for", "envoy-gateway", "--upstream", UPSTREAM, *whose, *arguments]) == 0
     text = capsys.readouterr().out
     return text, {one["kind"]: one for one in yaml.safe_load_all(text) if one}
 
@@ -36,9 +38,11 @@ def _patches(objects: dict[str, Any], kind: str) -> list[dict[str, Any]]:
 
 
 def _patched(objects: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each rule of the HTTPRoute but the last one, with the route that the patches make of its routes."""
+    """Each rule of the HTTPRoute that leads to a cluster, with the route that the patches make of its routes."""
     made = []
-    for number, rule in enumerate(objects["HTTPRoute"]["spec"]["rules"][:-1]):
+    for number, rule in enumerate(objects["HTTPRoute"]["spec"]["rules"]):
+        if "backendRefs" not in rule:
+            continue
         route: dict[str, Any] = {}
         for operation in _patches(objects, "RouteConfiguration"):
             if f"/rule/{number}/" in operation.get("jsonPath", ""):
@@ -49,6 +53,11 @@ def _patched(objects: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, An
                 place[last] = operation["value"]
         made.append((rule, route))
     return made
+
+
+def _pod(objects: dict[str, Any]) -> Any:
+    deployment = objects["EnvoyProxy"]["spec"]["provider"]["kubernetes"]["envoyDeployment"]
+    return deployment["patch"]["value"]["spec"]["template"]["spec"]
 
 
 def _reached(rules: list[tuple[dict[str, Any], dict[str, Any]]], method: str, path: str, **headers: str) -> Any:
@@ -160,10 +169,9 @@ def test_it_holds_no_secret_and_names_the_keys_of_one(
         monkeypatch.setenv(name, value)
     text, objects = _printed(capsys, "--auth", "inject")
     assert "canary" not in text and "a1a1" not in text and "b2b2" not in text
-    deployment = objects["EnvoyProxy"]["spec"]["provider"]["kubernetes"]["envoyDeployment"]
-    (sidecar,) = deployment["patch"]["value"]["spec"]["template"]["spec"]["initContainers"]
-    assert sidecar["startupProbe"]["timeoutSeconds"] >= 30, "a busy machine starts processes slowly"
-    named = {one["name"] for one in [*sidecar["env"], *deployment["container"]["env"]] if "valueFrom" in one}
+    pod = _pod(objects)
+    (sidecar,), (envoy,) = pod["initContainers"], pod["containers"]
+    named = {one["name"] for one in [*sidecar["env"], *envoy["env"]] if "valueFrom" in one}
     assert {*STATE, "ANTIPHON_UPSTREAM_KEY"} <= named
     assert all(name in text.split("---")[0] for name in named)
 
@@ -195,6 +203,8 @@ def test_its_settings_are_what_differs_from_the_defaults(
         "upstreams": {"other": {"url": "http://other/v1"}},
         "models": [{"match": "b*", "upstream": "other"}],
         "timeouts": {"drain": 600.0},
+        "metrics": {"listen": "0.0.0.0:9464"},
+        "state": {"unready_after": 0.0},
         "sidecar": {name: f"unix:/run/antiphon/{file}.sock" for name, file in sockets.items()},
     }
     assert Settings(**values).has_default
@@ -204,6 +214,8 @@ def test_its_settings_are_what_differs_from_the_defaults(
     ("arguments", "paths", "told"),
     [
         (("--gateway", "ai"), [], "--gateway"),
+        (("--hostname", "Api.Example"), [], "--hostname"),
+        (("--envoy-proxy", "x", "--own-gateway"), [], "--envoy-proxy"),
         (("--listener", "http,"), [], "--listener"),
         ((), ["/files"], "path_allow: /files"),
         ((), ["/responses"], "path_allow: /responses"),
@@ -220,3 +232,103 @@ def test_what_cannot_be_is_refused_with_a_sentence(
     monkeypatch.setenv("ANTIPHON_UPSTREAM__PATH_ALLOW", json.dumps(paths))
     assert main(["envoy-config", "--for", "envoy-gateway", "--upstream", UPSTREAM, *arguments]) != 0
     assert told in capsys.readouterr().err
+
+
+def test_on_a_gateway_of_others_it_takes_only_its_paths_and_hosts(capsys: pytest.CaptureFixture[str]) -> None:
+    _, objects = _printed(capsys, "--hostname", "api.example", "--hostname", "*.llm.example", own=False)
+    route = objects["HTTPRoute"]["spec"]
+    assert route["hostnames"] == ["api.example", "*.llm.example"]
+    paths = [match["path"]["value"] for rule in route["rules"] for match in rule["matches"]]
+    assert all(path.startswith("/v1/") or path in ("/openapi.json", "/health", "/ready") for path in paths)
+    assert all("backendRefs" in rule for rule in route["rules"])
+    _, objects = _printed(capsys)
+    (last,) = [rule for rule in objects["HTTPRoute"]["spec"]["rules"] if "backendRefs" not in rule]
+    assert last["matches"] == [{"path": {"type": "PathPrefix", "value": "/"}}]
+
+
+def test_on_a_gateway_of_others_nothing_holds_for_their_routes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTIPHON_CORS__ORIGINS", '["https://app.example"]')
+    monkeypatch.setenv("ANTIPHON_TRACING__ENDPOINT", "http://collector.example:4318")
+    _, objects = _printed(capsys, own=False)
+    of_listener = {one["path"]: one["value"] for one in _patches(objects, "Listener")}
+    # The cors filter and ours do nothing where no route turns them on.
+    filters = {"", "/http_filters/0"}
+    assert of_listener.keys() - filters == {"/early_header_mutation_extensions", "/local_reply_config", "/access_log/-"}
+    told = [*of_listener["/local_reply_config"]["mappers"], of_listener["/access_log/-"]]
+    for one in told:
+        expression = one["filter"]["extension_filter"]["typed_config"]["expression"]
+        assert expression.startswith(("xds.cluster_name in ['nowhere', 'model'", "xds.route_name == 'preflight'"))
+    of_hosts = [one for one in _patches(objects, "RouteConfiguration") if one["jsonPath"] == "$.virtual_hosts[*]"]
+    assert {one["path"] for one in of_hosts} == {"/routes/0"}
+    # What the listener and the hosts would say, each route says.
+    for _, route in _patched(objects):
+        assert route["route"]["idle_timeout"] == "3600s" and route["response_headers_to_add"]
+        assert "envoy.filters.http.cors" in route["typed_per_filter_config"]
+    preflight = _reached(_patched(objects), "OPTIONS", "/v1/chat/completions")
+    assert preflight["name"] == "preflight" and preflight["route"]["cluster"] == "nowhere"
+
+
+@pytest.mark.parametrize("flags", [(), ("--envoy-proxy", "shared"), ("--own-gateway",)])
+def test_what_is_others_comes_last_and_by_itself(capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]) -> None:
+    text, objects = _printed(capsys, "--gateway", "team/ai", *flags, own=False)
+    last = text.rpartition("---\n")[2]
+    if "--own-gateway" in flags:
+        assert "kind: Gateway\n" in last and objects["EnvoyProxy"]["spec"]["mergeType"] == "StrategicMerge"
+        return
+    assert "Gateway" not in objects and all(line.startswith("# ") for line in last.splitlines())
+    command = shlex.split(last.splitlines()[-1].removeprefix("# "))
+    assert command[:4] == ["kubectl", "-n", "team", "patch"]
+    spec = json.loads(command[-1])["spec"]
+    if flags:
+        assert command[4:6] == ["envoyproxy", "shared"] and "EnvoyProxy" not in objects
+        assert spec["provider"]["kubernetes"]["envoyDeployment"].keys() == {"patch"}
+    else:
+        assert command[5] == "ai" and spec["infrastructure"]["parametersRef"]["name"] == "antiphon"
+        assert "replicas" not in objects["EnvoyProxy"]["spec"]["provider"]["kubernetes"]["envoyDeployment"]
+
+
+@pytest.mark.parametrize("form", ["envoy-gateway", "istio"])
+@pytest.mark.parametrize("flags", [(), ("--envoy-proxy", "shared"), ("--own-gateway",)])
+def test_the_way_out_takes_all_of_it_and_no_gateway_names_what_is_gone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, form: str, flags: tuple[str, ...]
+) -> None:
+    if form == "istio" and "--envoy-proxy" in flags:
+        return
+    for name, value in STATE.items():
+        monkeypatch.setenv(name, value)
+    asked = ["envoy-config", "--for", form, "--gateway", "team/ai", "--upstream", UPSTREAM, *flags]
+    assert main(asked) == 0
+    put_in = [one for one in yaml.safe_load_all(capsys.readouterr().out) if one]
+    assert main([*asked, "--remove"]) == 0
+    commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("kubectl")]
+    deleted = {
+        word.partition("/")[0].partition(".")[0]: number
+        for number, command in enumerate(commands)
+        if "delete" in command
+        for word in command[command.index("--ignore-not-found") + 1 :]
+    }
+    assert {kind.removesuffix("s") for kind in deleted} == {one["kind"].lower() for one in put_in} | {"secret"}
+    if "--own-gateway" not in flags:
+        (taken,) = [number for number, command in enumerate(commands) if "patch" in command]
+        waited = [number for number, command in enumerate(commands) if "wait" in command or "rollout" in command]
+        last = [number for kind, number in deleted.items() if kind in ("envoyproxy", "configmap", "secret")]
+        assert taken < min(waited) and max(waited) < min(last), "first nobody names it, then it goes"
+
+
+def test_the_sidecar_is_probed_and_has_its_share(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTIPHON_STATE__START_WITHIN", "200")
+    _, objects = _printed(capsys, own=False)
+    (sidecar,) = _pod(objects)["initContainers"]
+    (port,) = [one["containerPort"] for one in sidecar["ports"]]
+    assert sidecar["resources"]["requests"].keys() == {"cpu", "memory"} and sidecar["resources"]["limits"]
+    assert sidecar["livenessProbe"]["httpGet"] == {"path": "/metrics", "port": port}
+    startup = sidecar["startupProbe"]
+    assert startup["periodSeconds"] > 1 and startup["periodSeconds"] * startup["failureThreshold"] > 200
+    # A pod that is not ready takes the routes of others away.
+    assert "readinessProbe" not in sidecar
+    (sidecar,) = _pod(_printed(capsys)[1])["initContainers"]
+    assert sidecar["readinessProbe"]["httpGet"] == {"path": "/ready", "port": port}

@@ -50,8 +50,9 @@ def _closed(schema: Any) -> Any:
     return found
 
 
-def _printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, dict[str, Any]]:
-    assert main(["envoy-config", "--for", "istio", "--upstream", UPSTREAM, *arguments]) == 0
+def _printed(capsys: pytest.CaptureFixture[str], *arguments: str, own: bool = True) -> tuple[str, dict[str, Any]]:
+    whose = ["--own-gateway"] if own else []
+    assert main(["envoy-config", "--for", "istio", "--upstream", UPSTREAM, *whose, *arguments]) == 0
     text = capsys.readouterr().out
     return text, {f"{one['kind']}/{one['metadata']['name']}": one for one in yaml.safe_load_all(text) if one}
 
@@ -158,3 +159,23 @@ def test_it_holds_no_secret_and_names_the_keys_of_one(
 def test_what_is_no_port_is_refused_with_a_sentence(capsys: pytest.CaptureFixture[str], port: str) -> None:
     assert main(["envoy-config", "--for", "istio", "--upstream", UPSTREAM, f"--gateway-port={port}"]) == 2
     assert "--gateway-port" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_gateway_of_others_nothing_holds_for_their_routes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    for name, value in CASES[case].items():
+        monkeypatch.setenv(name, value)
+    _, objects = _printed(capsys, "--hostname", "api.example", own=False)
+    schema = _closed(json.loads(_SCHEMA.read_text()))
+    jsonschema_rs.validate(schema["properties"]["spec"], objects["EnvoyFilter/antiphon"]["spec"])
+    (manager,) = _put(objects, "NETWORK_FILTER")
+    options = manager["typed_config"].keys() - {"@type"}
+    assert options == {"early_header_mutation_extensions", "local_reply_config", "access_log"}
+    assert not _put(objects, "VIRTUAL_HOST") and not _put(objects, "LISTENER", "MERGE")
+    assert "nothing" not in [route["name"] for route in _put(objects, "HTTP_ROUTE")]
+    patches = objects["EnvoyFilter/antiphon"]["spec"]["configPatches"]
+    hosts = [one["match"]["routeConfiguration"]["vhost"]["name"] for one in patches if one["applyTo"] == "HTTP_ROUTE"]
+    assert set(hosts) == {"api.example:80"}
+    assert "Gateway/antiphon" not in objects and list(objects["ConfigMap/antiphon"]["data"]) == ["antiphon.yaml"]
