@@ -36,26 +36,30 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _printed(capsys: pytest.CaptureFixture[str], folder: Path, port: int, upstream: str) -> dict[str, Any]:
-    """The objects, with folders of this machine."""
+def _printed(
+    capsys: pytest.CaptureFixture[str], folder: Path, port: int, upstream: str, *, own: bool
+) -> dict[str, Any]:
+    """The objects, with folders of this machine. `own`: of a Gateway that nobody else uses."""
     arguments = ["--for", "istio", "--gateway-port", str(port), "--upstream", upstream, "--auth", "none"]
+    arguments += ["--own-gateway"] if own else []
     assert main(["envoy-config", *arguments, "--envoy-version", str(envoy_version())]) == 0
     text = capsys.readouterr().out.replace("/run/antiphon", str(folder)).replace("/var/lib/antiphon", str(folder))
     return {f"{one['kind']}/{one['metadata']['name']}": one for one in yaml.safe_load_all(text) if one}
 
 
+@pytest.mark.parametrize("own", [True, False])
 async def test_all_that_a_gateway_does_goes_through_istios_envoy(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    own: bool, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = _free_port()
     text = (Path(__file__).parent / "istio_gateway.yaml").read_text().replace("FOLDER", str(folder))
     theirs = yaml.safe_load(text.replace("GATEWAY_NUMBER", str(port)).replace("JWKS", json.dumps(jwks())))
     async with ChatServer() as chat:
-        objects = _printed(capsys, folder, port, chat.base_url)
+        objects = _printed(capsys, folder, port, chat.base_url, own=own)
         files = objects["ConfigMap/antiphon"]["data"]
-        limits = json.dumps(yaml.safe_load(files["envoy-bootstrap.yaml"]))
+        limits = json.dumps(yaml.safe_load(files.get("envoy-bootstrap.yaml", "{}")))
         patched = applied(theirs, objects["EnvoyFilter/antiphon"])
-        settings = yaml.safe_load(files["antiphon.yaml"])
+        settings = {**yaml.safe_load(files["antiphon.yaml"]), "metrics": {"listen": "127.0.0.1:0"}}
         async with (
             # Istio's agent hands the file over like this.
             envoy_and_sidecar(folder, patched, settings, "--config-yaml", limits) as alive,
@@ -79,6 +83,10 @@ async def test_all_that_a_gateway_does_goes_through_istios_envoy(
                     await asyncio.sleep(0.05)
             await _answers(session, chat)
             await _turns_away(session, chat)
+            for path in ("/v1/nothing", "/metrics"):
+                got, said = await _asked(session, "GET", path)
+                # On a Gateway of others it is for them to say.
+                assert (got, bool(said)) == (404, own), said
 
 
 async def _asked(session: aiohttp.ClientSession, method: str, path: str, **more: Any) -> tuple[int, Any]:
@@ -134,9 +142,8 @@ async def _turns_away(session: aiohttp.ClientSession, chat: ChatServer) -> None:
     # The header that leads out of the dead end is the sidecar's alone.
     forged = {"x-antiphon-backend": "default"}
     assert (await _asked(session, "POST", "/v1/responses", json=TEXT, headers=forged))[1]["object"] == "response"
-    for path, param in (("/v1/nothing", None), ("/metrics", None), ("/v1/files/no", "id")):
-        got, said = await _asked(session, "GET", path)
-        assert (got, said["error"]["type"], said["error"]["param"]) == (404, "invalid_request_error", param)
+    got, said = await _asked(session, "GET", "/v1/files/no")
+    assert (got, said["error"]["type"], said["error"]["param"]) == (404, "invalid_request_error", "id")
     got, said = await _asked(session, "POST", "/v1/responses", json={"input": "x"})
     assert (got, said["error"]["param"]) == (400, "model")
     before = len(chat.requests)

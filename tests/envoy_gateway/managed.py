@@ -111,7 +111,14 @@ class Managed:
             # The values of the Secret are a user's environment: what is printed names them alone.
             yaml.safe_dump(self.settings, file)
             file.flush()
-            arguments = ["envoy-config", "--for", "envoy-gateway", "--gateway", f"{NAMESPACE}/{GATEWAY}"]
+            arguments = [
+                "envoy-config",
+                "--for",
+                "envoy-gateway",
+                "--gateway",
+                f"{NAMESPACE}/{GATEWAY}",
+                "--own-gateway",
+            ]
             arguments += ["--listener", "http,https", "--config", file.name]
             with redirect_stdout(told):
                 status = cli.main([*arguments, "--envoy-version", self.envoy_version])
@@ -124,7 +131,7 @@ class Managed:
         sidecar.update(image=self.image, imagePullPolicy="Never")
         deployment["replicas"] = self.replicas
         if self.envoy_image is not None:
-            deployment["container"]["image"] = self.envoy_image
+            deployment["container"] = {"image": self.envoy_image}
         return objects
 
 

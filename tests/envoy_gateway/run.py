@@ -25,6 +25,7 @@ import aiohttp
 
 from tests.envoy_gateway.asked import answer, besides, conformance, encrypted, hosts, many, replaced, stream
 from tests.envoy_gateway.managed import GATEWAY, NAMESPACE, Managed, address_of, of_gateway, restart
+from tests.envoy_gateway.others import beside
 from tests.envoy_gateway.picker import picked
 from tests.envoy_gateway.policies import policies
 from tests.kubernetes.cluster import Wrong, run
@@ -42,6 +43,7 @@ PARTS = (
     "several",
     "replicas",
     "picker",
+    "others",
 )
 
 # Many connect at once: with aiohttp's own backlog of 128 those beyond it wait for the kernel's second try.
@@ -100,10 +102,16 @@ class Run:
             "several": ("two upstreams for one model", self._several),
             "replicas": ("two replicas on PostgreSQL", self._replicas),
             "picker": ("an endpoint picker", lambda: picked(session, url, managed)),
+            "others": ("a Gateway of others', in and out", self._others),
         }
         for name in PARTS:
             if name in given.parts:
                 await self.step(*parts[name])
+
+    async def _others(self) -> str:
+        self._managed.settings = {"upstream": _upstream()}
+        told = [await beside(self._session, self._managed, named) for named in (None, "theirs")]
+        return f"{told[0]}; with an EnvoyProxy that the Gateway names: {told[1]}"
 
     async def _replaced(self, change: Callable[[], Awaitable[None]]) -> str:
         return await replaced(self._session, self._url, self._given.clients, self._managed, change)

@@ -24,6 +24,7 @@ from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, text_stream
 from tests.support.commands import SECONDS, Command, commands, run_command
 from tests.support.gateway import Gateway, post, start_gateway
+from tests.support.postgres import free_port
 from tests.support.state import look, on_postgres
 from tests.support.waiting import until
 
@@ -354,8 +355,11 @@ async def test_serve_alone(server: ChatServer, processes: list[Command], folder:
 
 
 async def test_the_sidecar_alone(processes: list[Command], folder: Path) -> None:
-    sidecar = await run_command(processes, "extproc", ANTIPHON_DATA=str(folder))
+    open_to = f"127.0.0.1:{free_port()}"
+    sidecar = await run_command(processes, "extproc", ANTIPHON_DATA=str(folder), ANTIPHON_METRICS__LISTEN=open_to)
     await sidecar.line("serving: ")
+    for asked, known in (("/metrics", 200), ("/ready", 200), ("/health", 404), ("/v1/models", 404)):
+        assert (await _get(f"http://{open_to}{asked}"))[0] == known
     sockets = [folder / "sidecar-0.grpc.sock", folder / "sidecar-0.http.sock"]
     for path in sockets:
         assert path.is_socket() and path.stat().st_mode & 0o777 == 0o600

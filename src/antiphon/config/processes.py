@@ -32,7 +32,8 @@ class MetricsSettings(Section):
     listen: str | None = None
     """Where Prometheus finds `/metrics`, `HOST:PORT` (port 0: any free port), for everybody who can reach it: with `up`
     the sums of all its workers, which never go backwards when one of them is replaced; with `extproc` and `serve` those
-    of the one process (`extproc --worker 1`: the next port). Unset: nowhere but on the sidecar's HTTP port."""
+    of the one process (`extproc --worker 1`: the next port), and `/ready` for probes. Unset: nowhere but on the
+    sidecar's HTTP port."""
 
     @check("listen")
     @staticmethod
