@@ -467,7 +467,9 @@ def test_code_cannot_break_how_code_is_sent(
             await sandbox.aclose()
 
     run(main())
-    assert [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING] == []
+    told = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    # Python's own: killing looks first whether the process has ended, before asyncio's thread that waits for it does.
+    assert [one for one in told if not one.startswith("Unknown child process pid ")] == []
 
 
 async def test_what_is_not_a_python_is_an_answer(tmp_path: Path) -> None:
