@@ -265,7 +265,7 @@ def test_errors_in_a_stream(body: bytes, code: str, message: str) -> None:
     ("status", "body", "shown", "code", "param"),
     [
         (404, b'{"error":{"message":"model x not found"}}', 404, "model_not_found", "model"),
-        (404, b"page not found", 404, None, None),
+        (404, b"page not found", 502, "upstream_misconfigured", None),
         (400, b'{"error":{"message":"maximum context length is 5"}}', 400, "context_length_exceeded", "input"),
         (422, b'{"detail":[{"msg":"bad"}]}', 422, None, None),
         (429, b"", 429, "rate_limit_exceeded", None),
