@@ -185,6 +185,7 @@ _DIFFERENCES = """
   something. A response that fails after such a call is kept with it, and is part of its conversation. Without an
   approval or an `Idempotency-Key` a request that a client sends again is another request, and its calls are made again.
   With a key a request goes on when its client leaves: sent again it is a 409 until it is over, then its response.
+  A call whose process died is `incomplete` in a failed response, with an `error` that its outcome is unknown.
 - `/v1/prompts` makes and changes prompts; OpenAI's API has no operations for them. Variables are replaced in
   instructions and messages, not in tools and schemas.
 - A background response runs without the client: its upstream has credentials of the gateway's own, or wants none (which

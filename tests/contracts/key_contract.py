@@ -13,7 +13,7 @@ from abc import abstractmethod
 
 import pytest
 
-from antiphon.engine.ports.idempotency import AlreadyMade, IdempotencyStore, OnceOnly
+from antiphon.engine.ports.idempotency import AlreadyMade, IdempotencyStore, LeftBehind, OnceOnly
 from antiphon.errors import ApiError
 from tests.contracts.store_contract import ALICE, BOB
 
@@ -130,3 +130,26 @@ class IdempotencyContract:
         await keys.stay(ONCE, "resp_1")
         assert await peer.made(ONCE) == "resp_1" == await peer.claim(ONCE, "resp_3", 1000)
         assert await keys.renew(["resp_1"], 1000) == frozenset()
+
+    async def test_who_has_claimed_calls_keeps_its_key_when_it_is_gone(
+        self, keys: IdempotencyStore, peer: IdempotencyStore
+    ) -> None:
+        await keys.claim(ONCE, "resp_1", 0)
+        await keys.claim_calls(ALICE, "resp_1", b"first", 1000)
+        assert await peer.left_calls() == [] and await peer.claimed_calls(ALICE, "resp_1") == b"first"
+        assert await peer.claimed_calls(BOB, "resp_1") is None is await peer.claimed_calls(ALICE, "resp_2")
+        await keys.claim_calls(ALICE, "resp_1", b"second", 0)
+        assert await peer.left_calls() == [(ALICE, "resp_1")]
+        assert await peer.claimed_calls(ALICE, "resp_1") == b"second"
+        for refused in (peer.claim(ONCE, "resp_2", 1000), self.bind(peer, ONCE, "conv_2")):
+            with pytest.raises(LeftBehind) as left:
+                await refused
+            assert left.value.object_id == "resp_1"
+        with pytest.raises(ApiError):
+            await peer.claim(OTHER_REQUEST, "resp_2", 1000)
+        assert await keys.renew(["resp_1"], 1000) == {"resp_1"} and await peer.left_calls() == []
+        await peer.end_calls(ALICE, "resp_1")
+        assert await keys.claimed_calls(ALICE, "resp_1") is None
+        # The key is another matter, and is held again.
+        assert await keys.renew(["resp_1"], 0) == {"resp_1"}
+        assert await peer.claim(ONCE, "resp_2", 1000) is None

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from tests.support.background_app import BackgroundApp, Processes, processes
-from tests.support.chat_server import Answer, Received, answer, chunk, completion, event, json_answer, text_stream
+from tests.support.chat_server import Answer, Received, Wait, answer, chunk, completion, event, json_answer, text_stream
 from tests.support.mcp_server import OpenMcpServer, open_mcp_server
+from tests.support.state import lapse
+from tests.support.waiting import until
 
 _CALL = [{"index": 0, "id": "call_1", "type": "function", "function": {"name": "dice__count", "arguments": "{}"}}]
 
@@ -204,3 +206,121 @@ async def test_what_ran_stands_where_its_client_can_read_it(setup: Setup, stream
     kinds = [item["type"] for item in page["data"]]
     assert kinds[-2:] == ["mcp_approval_response", "mcp_call"]
     assert (await setup.ask(input="on", conversation=conversation["id"]))[0] == 200 and setup.mcp.counted == 1
+
+
+# A process that dies while a call runs: as far as the others know it is dead when its leases are over.
+
+
+def _waits(setup: Setup) -> None:
+    """The model calls a tool that does not answer."""
+    call = {**_CALL[0], "function": {"name": "dice__wait", "arguments": "{}"}}
+    setup.made.chat.script(json_answer(completion("", tool_calls=[call])))
+
+
+def _die(setup: Setup) -> None:
+    lapse(setup.made.data, "idempotency", "lease_until", "lease_until IS NOT NULL")
+
+
+def _unknown(response: dict[str, Any]) -> None:
+    assert response["status"] == "failed" and "stopped while tools" in response["error"]["message"]
+    call = response["output"][-1]
+    assert (call["type"], call["name"], call["status"]) == ("mcp_call", "wait", "incomplete")
+    assert "outcome of this call is unknown" in json.dumps(call["error"])
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[Setup]:
+    async with _setup("sqlite:", tmp_path / "data") as made:
+        yield made
+        made.mcp.stops.set()
+
+
+@pytest.mark.parametrize("store", [True, False])
+async def test_a_key_whose_process_died_while_a_call_ran_makes_no_second_run(here: Setup, store: bool) -> None:
+    _waits(here)
+    given: dict[str, Any] = {"input": "wait", "approval": "never", "store": store, "key": "k"}
+    first = asyncio.create_task(here.ask(**given))
+    await asyncio.wait_for(here.mcp.started.wait(), 20)
+    assert (await here.ask(here.other, **given))[0] == 409
+    _die(here)
+    asked = len(here.made.chat.requests)
+    for _ in range(2):
+        status, again = await here.ask(here.other, **given)
+        if store:
+            assert status == 200
+            _unknown(again)
+            _unknown(await here.other.get(again["id"], token="t"))
+        else:
+            assert (status, again["error"]["code"]) == (422, "idempotency_result_not_kept")
+    assert len(here.made.chat.requests) == asked
+    assert here.made.sql("SELECT count(*) FROM idempotency WHERE lease_until IS NOT NULL") == [(0,)]
+    here.mcp.stops.set()
+    await first
+
+
+async def test_what_a_dead_process_has_called_is_kept_without_a_key_too(here: Setup) -> None:
+    _, conversation = await here.post("conversations")
+    _waits(here)
+    first = asyncio.create_task(here.ask(input="wait", approval="never", conversation=conversation["id"]))
+    await asyncio.wait_for(here.mcp.started.wait(), 20)
+    _die(here)
+    here.made.sql("DELETE FROM sweeps")
+    third = await here.made.start()
+    async with asyncio.timeout(20):
+        while not (found := here.made.sql("SELECT id FROM responses")):
+            await asyncio.sleep(0.01)
+    _unknown(await third.get(found[0][0], token="t"))
+    here.mcp.stops.set()
+    await first
+
+
+async def test_a_background_response_that_has_sent_a_call_is_not_run_again(here: Setup) -> None:
+    _waits(here)
+    _, queued = await here.ask(input="wait", approval="never", background=True)
+    await asyncio.wait_for(here.mcp.started.wait(), 20)
+    asked = len(here.made.chat.requests)
+    running = here.one if queued["id"] in here.one.app.workers.running else here.other
+    await running.kill()
+    here.made.expire_leases()
+    another = here.other if running is here.one else here.one
+    another.app.workers.wake()
+    ended = await another.ended(queued["id"], token="t")
+    _unknown(ended)
+    assert len(here.made.chat.requests) == asked
+
+
+async def test_a_background_response_that_is_cancelled_shows_what_it_has_called(here: Setup) -> None:
+    _waits(here)
+    _, queued = await here.ask(input="wait", approval="never", background=True)
+    await asyncio.wait_for(here.mcp.started.wait(), 20)
+    status, cancelled = await here.other.ask(f"/{queued['id']}/cancel", "POST", token="t")
+    assert (status, cancelled["status"]) == (200, "cancelled")
+    assert [item["type"] for item in cancelled["output"]][-1] == "mcp_call"
+
+
+async def test_what_ended_well_leaves_nothing_behind(setup: Setup) -> None:
+    _, done = await setup.ask(input="count", approval="never")
+    assert _kinds(done) == ["mcp_list_tools", "mcp_call", "message"]
+    assert await setup.one.app.stores.keys.left_calls() == []
+    owner_keys = setup.one.app.stores.keys
+    assert await owner_keys.sweep() == (0,) and setup.mcp.counted == 1
+
+
+async def test_with_a_key_a_client_that_gives_up_runs_a_tool_once(setup: Setup) -> None:
+    """As the official client does by itself: it gives up, and sends the same again."""
+    gate = asyncio.Event()
+    setup.made.chat.script(json_answer(completion("", tool_calls=_CALL)), answer(parts=[Wait(gate)]))
+    given: dict[str, Any] = {"input": "count", "approval": "never", "key": "k"}
+    for app in (setup.one, setup.other):
+        leaving = asyncio.create_task(setup.ask(app, **given))
+        await until(lambda: setup.mcp.counted == 1)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+    assert (await setup.ask(setup.other, **given))[0] == 409
+    gate.set()
+    async with asyncio.timeout(20):
+        while (got := await setup.ask(setup.other, **given))[0] == 409:
+            await asyncio.sleep(0.02)
+    # The model's answer was none: what ran is kept, and nothing runs again.
+    assert got[0] == 200 and got[1]["status"] == "failed" and _kinds(got[1]) == ["mcp_list_tools", "mcp_call"]
+    assert setup.mcp.counted == 1

@@ -65,7 +65,7 @@ async def fill(data: Path) -> None:
                 await upload.write(b"content of " + name.encode())
                 await upload.keep(owner, FileFields(f"file-{name}", f"{ODD}.txt", "user_data", "text/plain", 1.0, 9e9))
         with closing(sqlite3.connect(data / SESSIONS_FILE)) as other:
-            other.execute("INSERT INTO idempotency VALUES ('o', 'k', 'f', 'both', 5, 9223372036854775807)")
+            other.execute("INSERT INTO idempotency VALUES ('o', 'k', 'f', 'both', 5, 9223372036854775807, x'00')")
             other.execute("INSERT INTO usage_days VALUES ('2026-01-01', 'o', 'm', 'u', 1, 2, 3, 4, 5, 6, 7, 8, 9)")
             other.execute("INSERT INTO prompts VALUES ('p', 'o', NULL, 1, 2, 3, 4, x'7b7d')")
             other.execute("INSERT INTO prompt_versions VALUES ('p', 1, 3, x'7b7d')")
@@ -107,8 +107,8 @@ async def fill(data: Path) -> None:
         (store,) = other.execute("SELECT store_no FROM vector_files WHERE no = ?", (number,)).fetchone()
         other.execute("INSERT INTO vector_batches VALUES ('batch', ?, 5, 1)", (store,))
         other.execute("INSERT INTO vector_batch_files VALUES ('batch', ?)", (number,))
-        other.execute("INSERT INTO idempotency VALUES ('o', 'k', 'f', 'hidden', NULL, 1700000000123)")
-        other.execute("INSERT INTO idempotency VALUES ('o', 'l', 'f', 'vs', NULL, 1700000000123)")
+        other.execute("INSERT INTO idempotency VALUES ('o', 'k', 'f', 'hidden', NULL, 1700000000123, NULL)")
+        other.execute("INSERT INTO idempotency VALUES ('o', 'l', 'f', 'vs', NULL, 1700000000123, NULL)")
         other.commit()
 
 

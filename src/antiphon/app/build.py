@@ -31,6 +31,7 @@ from antiphon.engine.running.counted_jobs import CountedJobs
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.held_keys import HeldKeys
 from antiphon.engine.running.leases import Leases
+from antiphon.engine.running.left_calls import LeftCalls
 from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.usage_book import UsageBook
 from antiphon.engine.running.workers import Workers
@@ -94,7 +95,8 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     jobs = CountedJobs(stores.background, metrics)
     lookout = Lookout(stores.signals)
     followers = Followers(jobs, lookout, keepalive=times.keepalive)
-    background = Background(jobs, stores.responses, followers, settings.background)
+    left_calls = LeftCalls(stores.keys, stores.responses)
+    background = Background(jobs, stores.responses, followers, settings.background, left_calls)
     vector_search = None
     if settings.files.enabled and settings.vector_stores.enabled:
         vector_search = await open_search(settings, stores, metrics)
@@ -140,7 +142,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         book=book,
         background=background,
         conversation_leases=Leases(settings.conversations.lease),
-        keys=HeldKeys(stores.keys, Leases(settings.idempotency.lease)),
+        keys=HeldKeys(stores.keys, Leases(settings.idempotency.lease), left_calls),
         owner_key=key,
         requests=requests,
         bodies=bodies,
@@ -169,10 +171,14 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     )
     admission.on_leave.add(workers.retire)
     admission.on_close.add(followers.let_go)
+
+    async def sweep_keys() -> tuple[int, ...]:
+        return (await left_calls.sweep(), *await stores.keys.sweep())
+
     sweepers = (
         Sweeper("files", stores.files.sweep, settings.files.sweep, stores.retention.take_turn),
         Sweeper("state", stores.retention.sweep, settings.retention.sweep, stores.retention.take_turn),
-        Sweeper("idempotency", stores.keys.sweep, settings.retention.sweep, stores.retention.take_turn),
+        Sweeper("idempotency", sweep_keys, settings.retention.sweep, stores.retention.take_turn),
         *(
             (Sweeper("vector_store_keys", vector_search.stores.keys.sweep, settings.retention.sweep),)
             if vector_search is not None

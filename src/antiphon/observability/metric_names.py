@@ -67,8 +67,8 @@ _STATUS = (
     "`cut`, `too_large`, `cancelled`"
 )
 _OPERATIONS = (
-    "`save`, `enqueue`, `load_chain`, `load_conversation`, `load_prompt`, `use_approvals`, `get`, `list`, "
-    "`input_items`, `delete`, `cancel`, `claim`, `append`, `finish`, `end`, `release`, `renew`, `save_file`, "
+    "`save`, `enqueue`, `load_chain`, `load_conversation`, `load_prompt`, `use_approvals`, `claim_calls`, `get`, "
+    "`list`, `input_items`, `delete`, `cancel`, `claim`, `append`, `finish`, `end`, `release`, `renew`, `save_file`, "
     "`get_file`, `open_file`, `list_files`, `delete_file`"
 )
 _BOUNDS = (

@@ -34,7 +34,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "jobs": ("response_id", "owner", "request", "needs", "created_at", "attempts", "claim"),
     "files": (*("owner", "id", "blob", "name", "purpose", "media_type", "size", "sha256", "created_at", "expires_at"),),
     "pending_blobs": ("key",),
-    "idempotency": ("owner", "key", "fingerprint", "object_id", "leased", "expires_at"),
+    "idempotency": ("owner", "key", "fingerprint", "object_id", "leased", "expires_at", "record"),
     "usage_days": (
         *("day", "owner", "model", "upstream", "calls", "input_tokens", "cached_tokens", "output_tokens"),
         *("reasoning_tokens", "estimated_calls", "estimated_input_tokens", "estimated_output_tokens", "cost"),

@@ -176,6 +176,7 @@ class Keys(Store):
         super().__init__()
         self.claimed: ApiError | str | None = None
         self.given_back: list[tuple[str, str]] = []
+        self.claimed_calls_of: dict[str, bytes] = {}
         self.stayed: list[tuple[str, str]] = []
         self.unspent: list[tuple[str, str]] = []
 
@@ -198,6 +199,18 @@ class Keys(Store):
 
     async def unspend(self, owner: str, response_id: str) -> None:
         self.unspent.append((owner, response_id))
+
+    async def claim_calls(self, owner: str, response_id: str, record: bytes, seconds: float) -> None:
+        self.claimed_calls_of[response_id] = record
+
+    async def claimed_calls(self, owner: str, response_id: str) -> bytes | None:
+        return self.claimed_calls_of.get(response_id)
+
+    async def left_calls(self) -> list[tuple[str, str]]:
+        return [("owner", each) for each in self.claimed_calls_of]
+
+    async def end_calls(self, owner: str, response_id: str) -> None:
+        self.claimed_calls_of.pop(response_id, None)
 
     async def release(self, once: OnceOnly, object_id: str) -> None:
         self.given_back.append((once.key, object_id))

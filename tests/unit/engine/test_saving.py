@@ -39,6 +39,9 @@ class _Held:
     def forget(self, response_id: str) -> None:
         self.done.append(f"forgotten {response_id}")
 
+    def calls(self, response_id: str) -> bool:
+        return False
+
     def holds(self, response_id: str) -> bool:
         return response_id in self.held
 

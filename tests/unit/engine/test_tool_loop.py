@@ -9,9 +9,9 @@ import pytest
 
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.ports.actions import CancelReason, Chain, Context, RequestHead
+from antiphon.engine.ports.actions import CancelReason, Chain, Context, RequestHead, RunTools
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
-from antiphon.errors import InvalidRequest
+from antiphon.errors import InvalidRequest, StoreError
 from antiphon.translation.citations import Source, unmarked
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
 from tests.support.hosted_tools import ScriptedTools
@@ -466,3 +466,76 @@ def test_what_earlier_turns_cost_is_counted_when_a_later_one_fails(stream: bool)
     pump(talk.exchange, talk.outcome, tools=talk.tools)
     assert talk.outcome.finish is not None and talk.outcome.finish.usage is not None
     assert talk.outcome.finish.usage.total_tokens == 15
+
+
+# Calls that may change something are claimed before they are sent
+
+
+def _begun(request: dict[str, Any]) -> tuple[Talk, RunTools]:
+    """A response whose model has called a tool that is about to run."""
+    talk = Talk({"tools": [{**DICE, "require_approval": "never"}], **request}, [])
+    stream = talk.outcome.calls[-1].request.stream
+    talk.exchange.receive_upstream_head(200, SSE if stream else JSON)
+    talk._pump()
+    talk.exchange.receive_upstream_data(_turn("", ("dice__roll", {}), stream=stream))
+    if not stream:
+        talk.exchange.receive_upstream_end()
+    run = None
+    while run is None:
+        action = talk.exchange.next_action()
+        assert action is not None
+        if isinstance(action, RunTools):
+            run = action
+    return talk, run
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_would_be_known_of_a_call_goes_with_it(stream: bool) -> None:
+    _, run = _begun({"stream": stream})
+    assert run.claim is not None and (run.claim.status, run.claim.sent_calls) == ("failed", True)
+    listed, call = run.claim.output_items
+    assert (listed.type, call.type, call.id) == ("mcp_list_tools", "mcp_call", run.calls[0].item_id)
+    item = json.loads(call.body)
+    assert item["status"] == "incomplete" and "outcome of this call is unknown" in json.dumps(item["error"])
+    assert [item.type for item in run.claim.input_items] == ["message"]
+
+
+def test_what_nobody_could_read_or_send_again_is_not_claimed() -> None:
+    _, run = _begun({"store": False})
+    assert run.claim is None
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_call_that_cannot_be_claimed_is_not_sent(stream: bool) -> None:
+    talk, _ = _begun({"stream": stream})
+    talk.exchange.receive_unclaimed(StoreError("locked"))
+    talk._pump()
+    assert talk.exchange.done and not talk.tools.calls
+    assert talk.outcome.finish is not None and talk.outcome.finish.outcome == ("failed" if stream else "error")
+    assert all(not record.sent_calls for record in talk.outcome.records)
+
+
+def test_a_call_that_has_run_is_kept_with_the_response_that_fails() -> None:
+    talk, run = _begun({})
+    talk.exchange.receive_tool_result(ToolResult(run.calls[0].call_id, "6", {"output": "6"}))
+    talk._pump()
+    talk.exchange.receive_upstream_head(500, JSON)
+    talk.exchange.receive_upstream_data(b'{"error":{"message":"down"}}')
+    talk.exchange.receive_upstream_end()
+    talk._pump()
+    (record,) = talk.outcome.records
+    assert (record.status, record.counts) == ("failed", True)
+    assert [item.type for item in record.output_items] == ["mcp_list_tools", "mcp_call"]
+    assert talk.outcome.head is not None and talk.outcome.head.status == 500
+    assert record.id in talk.outcome.json["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_while_a_call_runs_finds_it(stream: bool) -> None:
+    talk, _ = _begun({"stream": stream})
+    talk.exchange.cancel(CancelReason.CLIENT_GONE)
+    talk._pump()
+    (record,) = talk.outcome.records
+    item = json.loads(record.output_items[-1].body)
+    assert record.counts and (item["type"], item["status"]) == ("mcp_call", "incomplete")
+    assert "outcome of this call is unknown" in json.dumps(item["error"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.idempotency import AlreadyMade
+from antiphon.engine.ports.idempotency import AlreadyMade, LeftBehind
 from antiphon.errors import ApiError, StoreError
 from antiphon.stores.schema_steps import Step
 from antiphon.stores.sqlite import lease_clock
@@ -147,7 +147,7 @@ class _Units:
     def __init__(self, *ends: bool) -> None:
         self.ends = list(ends)
         self.ran: list[tuple[list[Statement], list[Statement]]] = []
-        self.rows: list[list[tuple[str, str, int | None]]] = []
+        self.rows: list[list[tuple[str, str, int | None, int | None]]] = []
 
     async def run(self, unit: list[Statement], *, undo: list[Statement] = []) -> tuple[int, ...]:  # noqa: B006
         self.ran.append((unit, undo))
@@ -157,7 +157,7 @@ class _Units:
             raise RowsMissing("none")
         return (0, 1)
 
-    async def fetch(self, sql: str, named: Any) -> list[tuple[str, str, int | None]]:
+    async def fetch(self, sql: str, named: Any) -> list[tuple[str, str, int | None, int | None]]:
         return self.rows.pop(0) if self.rows else []
 
     def keys(self) -> SqliteIdempotency:
@@ -199,9 +199,14 @@ async def test_what_is_made_with_a_key_is_tried_once_more() -> None:
 
 @pytest.mark.parametrize(
     ("has", "raised"),
-    [(("f", "conv_0", None), AlreadyMade), (("g", "conv_0", None), ApiError), (("f", "conv_0", 7), ApiError)],
+    [
+        (("f", "conv_0", None, None), AlreadyMade),
+        (("g", "conv_0", None, None), ApiError),
+        (("f", "conv_0", 7, 0), ApiError),
+        (("f", "conv_0", 7, 1), LeftBehind),
+    ],
 )
-async def test_who_has_a_key_is_told(has: tuple[str, str, int | None], raised: type[Exception]) -> None:
+async def test_who_has_a_key_is_told(has: tuple[str, str, int | None, int | None], raised: type[Exception]) -> None:
     units = _Units(False)
     units.rows = [[has]]
     with pytest.raises(raised) as told:

@@ -20,7 +20,7 @@ from antiphon.engine.exchange.declared_tools import hosted_tools, with_servers
 from antiphon.engine.exchange.failure import refusal, transport_failure
 from antiphon.engine.exchange.served_request import ExchangeCore, refused_for, whose
 from antiphon.engine.exchange.states import State
-from antiphon.engine.exchange.stored_items import make_record, prepare_input, stored_input
+from antiphon.engine.exchange.stored_items import make_record, prepare_input, stored_input, stored_output
 from antiphon.engine.exchange.tool_turns import ToolTurns, citations_of, later_choice
 from antiphon.engine.exchange.translated_request import TranslatedRequest
 from antiphon.engine.ports.actions import (
@@ -46,6 +46,10 @@ from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, UpstreamError, header_value
 
 _LARGE_END: Final = 1 << 20
+LEFT_BEHIND: Final = (
+    "The server stopped while tools of this response ran. Which of its calls took effect is unknown; they are not made "
+    "again."
+)
 _NOT_OVER: Final = Ending("in_progress")
 
 
@@ -76,6 +80,7 @@ class MadeResponse(TranslatedRequest):
         self._ending = _NOT_OVER
         self._ended_at = 0.0
         self._unsaved: ApiError | None = None
+        self._had_sent = False
 
     @property
     def usage_object(self) -> UsageObject | None:
@@ -342,13 +347,31 @@ class MadeResponse(TranslatedRequest):
         if self.streaming:
             self.core.answer.open_stream(self.builder)
         self.core.answer.events(self.builder)
+        claim = None
         if turns.sends:
+            self._had_sent = self.core.counts
             # However the response ends: what its calls have changed stays changed.
             self.core.counts = True
+            if calls and (self.stored or self.core.keyed):
+                claim = self._left_behind(turns)
         if calls:
-            self.core.actions.append(RunTools(calls))
+            self.core.actions.append(RunTools(calls, claim))
         else:
             self._end_tools(turns)
+
+    def _left_behind(self, turns: ToolTurns) -> ResponseRecord:
+        """What is known of the response should its process die while these calls run."""
+        self._ended_at = self.core.clock()
+        record = self._record(Ending("failed", code="server_error", message=LEFT_BEHIND))
+        unanswered = stored_output(turns.unanswered, {})
+        return replace(record, output_items=(*record.output_items, *unanswered))
+
+    def receive_unclaimed(self, error: StoreError) -> None:
+        if self._tool_turns is None:
+            raise self._unexpected("a claim")
+        self.core.counts = self._had_sent
+        self._tool_turns.drop()
+        self.fail(store_refusal(error, "The calls of its tools could not be noted, and were not made"))
 
     def receive_tool_result(self, result: ToolResult) -> None:
         turns = self._tool_turns

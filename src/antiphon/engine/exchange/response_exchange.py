@@ -310,6 +310,11 @@ class ResponseExchange:
         self._machine.receive(Input.TOOL)
         self._served.receive_tool_result(result)
 
+    def receive_unclaimed(self, error: StoreError) -> None:
+        """The calls of `RunTools` could not be claimed: none was sent."""
+        self._machine.receive(Input.TOOL)
+        self._served.receive_unclaimed(error)
+
     def receive_silence(self) -> None:
         """Nothing came for a while: allowed in every state.
 

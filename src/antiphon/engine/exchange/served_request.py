@@ -183,6 +183,10 @@ class ServedRequest:
         """A call has ended."""
         raise self._unexpected("a tool's result")
 
+    def receive_unclaimed(self, error: StoreError) -> None:
+        """The calls could not be claimed, and are not sent."""
+        raise self._unexpected("a claim")
+
     def receive_head(self, status: int, headers: Headers) -> None:
         """The upstream's answer begins."""
         raise self._unexpected("an upstream's head")

@@ -116,7 +116,7 @@ class ToolTurns:
         self._outputs: dict[str, str] = {}
         self._images: dict[str, tuple[str, ...]] = {}
         self.sends = False
-        """Whether a call was begun that may change something, or that the client has approved."""
+        """Whether a call of this turn may change something, or was approved by the client."""
         self.asks_client = False
         """Whether the client was asked to approve a call, or is to answer one of its own, so that the response ends
         here."""
@@ -172,6 +172,7 @@ class ToolTurns:
         self._approvals = approvals = approvals or {}
         self._builder.start()
         self._calls, self._results, self._outputs, self._item_ids = calls, {}, {}, {}
+        self.sends = False
         running = []
         for target, call_id, arguments in calls:
             if target.kind not in HOSTED_KINDS:
@@ -276,6 +277,18 @@ class ToolTurns:
             asked=self._approvals.get(call_id),
             round=f"{self._builder.response.id}.{self._rounds}",
         )
+
+    @property
+    def unanswered(self) -> list[HostedItem]:
+        """The items of calls that were begun, as they are where no result ever comes."""
+        begun = [*([self._open] if self._open is not None else []), *self._waiting]
+        return [_unknown(item) for _, item in begun if not isinstance(item, tuple | McpApprovalRequest)]
+
+    def drop(self) -> None:
+        """The calls of this turn are not sent."""
+        self._waiting, opened, self._open = [], self._open, None
+        if opened is not None:
+            self._builder.hosted_done(_finished(opened[1], {}, "incomplete"))
 
     def stop(self) -> None:
         """The response ends while tools run. Each call that was begun has its item all the same: with its result, or as

@@ -283,9 +283,14 @@ class PrepareTools:
 
 @dataclass(frozen=True, slots=True)
 class RunTools:
-    """Run these calls, all at once; each is answered by `receive_tool_result`."""
+    """Run these calls, all at once; each is answered by `receive_tool_result`.
+
+    `claim`: some of them may change something. Before any is sent the store notes that; where it cannot, none is sent,
+    which `receive_unclaimed` tells.
+    """
 
     calls: tuple[HostedCall, ...]
+    claim: ResponseRecord | None = None
 
 
 class CallUpstream(Struct, frozen=True):

@@ -11,6 +11,8 @@ request made. A request that failed gives its key back, unless a call of it may 
 stays taken.
 
 The store keeps beside the keys which requests for approval were answered, and by which response: each is used once.
+And it keeps which responses have claimed calls of tools that may change something, before these are sent. What such a
+response holds is nobody else's, even when its process is gone: the response ends as failed, with its calls.
 
 Invariants: of several requests with one key at most one is being served, in all processes together; a request that was
 served is given what it made before anything that it refers to is looked for, since that may be gone by now.
@@ -30,8 +32,10 @@ __all__ = [
     "HEADER",
     "AlreadyMade",
     "IdempotencyStore",
+    "LeftBehind",
     "OnceOnly",
     "approval_key",
+    "calls_key",
     "fingerprint",
     "in_progress",
     "read_key",
@@ -40,6 +44,8 @@ __all__ = [
 
 HEADER = "idempotency-key"
 _MAX_LENGTH = 255
+CALLS = "calls\t"
+"""The same for responses that have claimed calls; the response's id follows."""
 KEEP_APPROVALS = 366 * 86_400.0
 """Seconds for which it is remembered that a request for approval was answered."""
 APPROVALS = "approval\t"
@@ -55,13 +61,21 @@ class AlreadyMade(Exception):
         self.object_id = object_id
 
 
+class LeftBehind(Exception):
+    """The request's process is gone, and calls of its response `object_id` may have been made."""
+
+    def __init__(self, object_id: str) -> None:
+        super().__init__(object_id)
+        self.object_id = object_id
+
+
 class IdempotencyStore(Leased, Protocol):
     """Keys of all owners. Every method raises `StoreError`."""
 
     async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
         """Hold the key for what is to be made; None, or what was made with it before.
 
-        Raises `ApiError`: the key stands for another request, or its request is being served.
+        Raises `ApiError`: the key stands for another request, or its request is being served. Raises `LeftBehind`.
         """
 
     async def made(self, once: OnceOnly) -> str | None:
@@ -80,6 +94,19 @@ class IdempotencyStore(Leased, Protocol):
 
     async def unspend(self, owner: str, response_id: str) -> None:
         """Forget what this response has answered."""
+
+    async def claim_calls(self, owner: str, response_id: str, record: bytes, seconds: float) -> None:
+        """Note that calls of this response are sent now, for so long; `record` is what is to be known of it should
+        nobody renew that. Twice it does what it does once; later calls replace the record."""
+
+    async def claimed_calls(self, owner: str, response_id: str) -> bytes | None:
+        """The record of a response that has claimed calls."""
+
+    async def left_calls(self) -> list[tuple[str, str]]:
+        """Responses that nobody renews any more, each with its owner in front: some, where there are many."""
+
+    async def end_calls(self, owner: str, response_id: str) -> None:
+        """The response is over: forget that it has claimed calls."""
 
     async def sweep(self) -> tuple[int]:
         """Forget what is too old, and the keys whose holder is gone for as long as a key is remembered; how many
@@ -110,6 +137,11 @@ def approval_key(request_id: str) -> str:
     """Under which key it is kept that this request for approval was answered. A client may write any id, of any
     length."""
     return APPROVALS + hashlib.sha256(request_id.encode(errors="surrogatepass")).hexdigest()
+
+
+def calls_key(response_id: str) -> str:
+    """Under which key it is kept that this response has claimed calls."""
+    return CALLS + response_id
 
 
 def reused() -> ApiError:

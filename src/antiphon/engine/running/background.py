@@ -20,6 +20,7 @@ from antiphon.engine.ports.jobs import EventPiece, JobEnd, JobStore
 from antiphon.engine.ports.state import ResponseStore, StoredResponse
 from antiphon.engine.ports.stored_bodies import ended_body, finished_items, is_background, is_over, last_events
 from antiphon.engine.running.followers import Followers
+from antiphon.engine.running.left_calls import LeftCalls
 from antiphon.errors import InternalError, InvalidRequest
 
 _TRIES = 20
@@ -35,7 +36,10 @@ class Background:
         responses: ResponseStore,
         followers: Followers,
         settings: BackgroundSettings,
+        left: LeftCalls | None = None,
     ) -> None:
+        """`left` knows which responses have claimed calls."""
+        self._left = left
         self._jobs = jobs
         self._responses = responses
         self._settings = settings
@@ -79,6 +83,9 @@ class Background:
             if found is None or read is None or is_over(found.status):
                 return False
             items, last = read
+            if claimed := await self.claimed_items(owner, response_id):
+                whole = {item.id for item in items}
+                items = (*items, *(item for item in claimed if item.id not in whole))
             body = ended_body(found.body, status, code=code, message=message)
             events = last_events(last, body, items, code=code, message=message) if last >= 0 else None
             if await self._jobs.end(JobEnd(response_id, status, body, items, last, events, worker)):
@@ -88,6 +95,10 @@ class Background:
             if worker is not None and response_id not in await self._jobs.held(worker):
                 return False
         raise InternalError("The response could not be ended: its stream goes on too fast. Try again.")
+
+    async def claimed_items(self, owner: str, response_id: str) -> tuple[StoredItem, ...] | None:
+        """The output of a response that has claimed calls; None when it has claimed none."""
+        return await self._left.items(owner, response_id) if self._left is not None else None
 
     async def _whole_items(self, owner: str, response_id: str) -> tuple[tuple[StoredItem, ...], int] | None:
         """The items that the stream has emitted whole, and its last event's number (-1: none); None without response.

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import structlog
 
-from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.idempotency import IdempotencyStore
+from antiphon.engine.ports.actions import OnceOnly, ResponseRecord
+from antiphon.engine.ports.idempotency import IdempotencyStore, LeftBehind, in_progress
 from antiphon.engine.running.leases import Leases
+from antiphon.engine.running.left_calls import LeftCalls, encode_claim
 from antiphon.errors import ApiError, StoreError
 
 _log = structlog.get_logger(__name__)
@@ -20,19 +21,23 @@ _log = structlog.get_logger(__name__)
 class HeldKeys:
     """The keys that responses of this process hold, each until its response is stored or will not be."""
 
-    def __init__(self, store: IdempotencyStore, leases: Leases) -> None:
+    def __init__(self, store: IdempotencyStore, leases: Leases, left: LeftCalls | None = None) -> None:
+        """`left` ends responses of processes that are gone."""
+        self._left = left
         self._store = store
         self._leases = leases
         self._held: dict[str, OnceOnly] = {}
         self._answering: dict[str, str] = {}
         """The owners of responses that use approvals, and are not over."""
+        self._calling: dict[str, str] = {}
+        """The same of responses that have claimed calls."""
 
     async def claim(self, once: OnceOnly, response_id: str) -> str | None:
         """Hold the key for this response; None, or the response that was made with it. Raises `ApiError`."""
         # From now on: whoever leaves in the middle may have it, and gives it back.
         self._held[response_id] = once
         try:
-            made = await self._store.claim(once, response_id, self._leases.seconds)
+            made = await self._claim(once, response_id)
         except ApiError:
             del self._held[response_id]
             raise
@@ -41,6 +46,14 @@ class HeldKeys:
         else:
             del self._held[response_id]
         return made
+
+    async def _claim(self, once: OnceOnly, response_id: str) -> str | None:
+        try:
+            return await self._store.claim(once, response_id, self._leases.seconds)
+        except LeftBehind as left:
+            if self._left is None or not await self._left.end(once.owner, left.object_id):
+                raise in_progress() from None
+            return left.object_id
 
     async def made(self, once: OnceOnly) -> str | None:
         """The response that was made by this very request before."""
@@ -56,26 +69,51 @@ class HeldKeys:
         self._answering[response_id] = owner
         return await self._store.spend(owner, requests, response_id)
 
+    async def claim_calls(self, record: ResponseRecord, *, stored: bool, queued: bool = False) -> None:
+        """Note that calls of this response are sent now. Raises `StoreError`."""
+        claim = encode_claim(record, self._held.get(record.id), stored=stored, queued=queued)
+        await self._store.claim_calls(record.owner, record.id, claim, self._leases.seconds)
+        self._calling[record.id] = record.owner
+        self._leases.hold(self._store, record.id)
+
     def holds(self, response_id: str) -> bool:
-        """Whether this response holds a key, or uses approvals."""
-        return response_id in self._held or response_id in self._answering
+        """Whether this response holds a key, uses approvals, or has claimed calls."""
+        return response_id in self._held or response_id in self._answering or response_id in self._calling
 
     def kept(self, response_id: str) -> None:
-        """What it holds is the store's: it was stored, and its key with it."""
+        """What it holds is the store's: it was stored, and its key with it; or another goes on with it."""
         self._answering.pop(response_id, None)
-        if self._held.pop(response_id, None) is not None:
+        called = self._calling.pop(response_id, None)
+        if self._held.pop(response_id, None) is not None or called is not None:
             self._leases.drop(self._store, response_id)
+
+    def calls(self, response_id: str) -> bool:
+        """Whether this response has claimed calls."""
+        return response_id in self._calling
+
+    async def end_calls(self, response_id: str) -> None:
+        """It is over and stored: its calls need no guard. If the store cannot be told, that is found out later."""
+        owner = self._calling.get(response_id)
+        if owner is not None:
+            try:
+                await self._store.end_calls(owner, response_id)
+            except StoreError as error:
+                _log.info("claimed_calls_not_ended", response_id=response_id, error=str(error))
 
     async def release(self, response_id: str, *, counts: bool = False) -> None:
         """It is over, and will not be stored with its key. `counts`: what it holds stays taken. If the store cannot
         be told, a key runs out, and an approval stays used."""
         once, owner = self._held.pop(response_id, None), self._answering.pop(response_id, None)
+        called = self._calling.pop(response_id, None)
         try:
-            if once is not None:
+            if once is not None or called is not None:
                 self._leases.drop(self._store, response_id)
+            if once is not None:
                 await (self._store.stay if counts else self._store.release)(once, response_id)
             if owner is not None and not counts:
                 await self._store.unspend(owner, response_id)
+            if called is not None:
+                await self._store.end_calls(called, response_id)
         except StoreError as error:
             _log.info("idempotency_key_not_released", response_id=response_id, error=str(error))
 

@@ -283,6 +283,13 @@ class Runner:
     ) -> AsyncGenerator[ClientAction | Work, None]:
         """The hosted calls of one turn, all at once; what follows, if anything, comes last."""
         assert self._tools is not None
+        if action.claim is not None:
+            unclaimed = await self._saver.claim_calls(action.claim, stored=exchange.stored)
+            if unclaimed is not None:
+                exchange.receive_unclaimed(unclaimed)
+                async for each in self.settle(exchange):
+                    yield each
+                return
         loop = asyncio.get_running_loop()
         running = {loop.create_task(self._tools.run(call)) for call in action.calls}
         told = exchange.receive_time(loop.time())

@@ -118,6 +118,11 @@ class Saver:
         if kept and record.conversation_id is not None and self._conversations is not None:
             self._conversations.forget(record.id)
         if kept and counts and self._keys is not None:
+            if self._keeps_locks:
+                # It is stored with the end of its job, and what it holds is forgotten then.
+                return
+            if self._keys.calls(record.id):
+                await asyncio.wait({self.keep_going(self._keys.end_calls(record.id))}, timeout=_RELEASE_SECONDS)
             self._keys.kept(record.id)
         holds = self._keys is not None and self._keys.holds(record.id)
         if holds or (not kept and record.conversation_id is not None):
@@ -126,6 +131,17 @@ class Saver:
             await asyncio.wait(
                 {self.keep_going(self._let_go(record.id, counts=record.sent_calls))}, timeout=_RELEASE_SECONDS
             )
+
+    async def claim_calls(self, record: ResponseRecord, *, stored: bool) -> StoreError | None:
+        """Note that calls of the response are sent now."""
+        if self._keys is None:
+            return None
+        try:
+            with self._metrics.storage("claim_calls"):
+                await self._keys.claim_calls(record, stored=stored, queued=self._keeps_locks)
+        except StoreError as error:
+            return error
+        return None
 
     async def enqueue(self, action: Enqueue) -> StoreError | ApiError | None:
         """Queue; that goes on when the request's task is cancelled meanwhile, since the lock of the response's

@@ -24,6 +24,7 @@ import structlog
 from antiphon.config.state import BackgroundSettings
 from antiphon.engine.exchange.budget import Budget, Hold
 from antiphon.engine.exchange.failure import Failure
+from antiphon.engine.exchange.made_response import LEFT_BEHIND
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Finish, ResponseRecord, SendBody, SendHead
 from antiphon.engine.ports.jobs import EventPiece, Job, JobRequest, JobStore
@@ -316,6 +317,11 @@ class Workers:
             run.ending = True
             run.failure = Failure("ours", _STOPPED, code="server_error", operation="restart")
             await self._end(job, "server_error", _STOPPED)
+            return "failed"
+        if job.attempts > 1 and await self._background.claimed_items(job.owner, job.response_id) is not None:
+            run.ending = True
+            run.failure = Failure("ours", LEFT_BEHIND, code="server_error", operation="restart")
+            await self._end(job, "server_error", LEFT_BEHIND)
             return "failed"
         stream = JobStream(
             self._jobs,

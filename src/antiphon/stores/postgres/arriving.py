@@ -43,7 +43,7 @@ WHERE application_name = 'antiphon' AND datname = current_database() AND pid <> 
 """
 
 _TYPES = {
-    **dict.fromkeys(("body", "shown", "data", "metadata", "request", "attributes"), "bytea"),
+    **dict.fromkeys(("body", "shown", "record", "data", "metadata", "request", "attributes"), "bytea"),
     **dict.fromkeys(
         (
             *("id", "owner", "chain_id", "prev_id", "status", "model", "conversation_id", "response_id", "item_id"),

@@ -16,10 +16,13 @@ from datetime import timedelta
 
 from antiphon.engine.ports.idempotency import (
     APPROVALS,
+    CALLS,
     KEEP_APPROVALS,
     AlreadyMade,
+    LeftBehind,
     OnceOnly,
     approval_key,
+    calls_key,
     in_progress,
     reused,
 )
@@ -29,25 +32,32 @@ KEEP_SECONDS = 86_400.0
 _PIECE = 500
 _TRIES = 3
 
-# A key that is over is as if it had never been: expired, or held by a process that is gone. The moment is that at which
-# the row is looked at, which may be long after the statement began.
+_FREE = f"""NOT EXISTS (
+    SELECT 1 FROM idempotency c WHERE c.owner = known.owner AND c.key = '{CALLS}' || known.object_id
+  )"""
+# A key that is over is as if it had never been: expired, or held by a process that is gone and has claimed no calls.
+# The moment is that at which the row is looked at, which may be long after the statement began.
 _TAKE = """
 INSERT INTO idempotency AS known (owner, key, fingerprint, object_id, lease_until, expires_at)
 VALUES ($1, $2, $3, $4, {lease}, {expires})
 ON CONFLICT (owner, key) DO UPDATE
   SET fingerprint = excluded.fingerprint, object_id = excluded.object_id, lease_until = excluded.lease_until,
       expires_at = excluded.expires_at
-  WHERE known.expires_at <= clock_timestamp() OR known.lease_until <= clock_timestamp() {or_own}
+  WHERE known.expires_at <= clock_timestamp() OR (known.lease_until <= clock_timestamp() AND {free}) {or_own}
 RETURNING 1
 """
 # As long as it is held nothing but the lease ends it. Its holder may ask again, having heard nothing.
 CLAIM = _TAKE.format(
+    free=_FREE,
     lease="clock_timestamp() + $5",
     expires="'infinity'",
     or_own="OR (known.object_id = $4 AND known.fingerprint = $3 AND known.lease_until IS NOT NULL)",
 )
-BIND_NEW = _TAKE.format(lease="NULL", expires="now() + $5", or_own="")
-LOOK = "SELECT fingerprint, object_id, lease_until FROM idempotency WHERE owner = $1 AND key = $2"
+BIND_NEW = _TAKE.format(free=_FREE, lease="NULL", expires="now() + $5", or_own="")
+LOOK = f"""
+SELECT fingerprint, object_id, lease_until, lease_until <= now() AND NOT {_FREE} FROM idempotency known
+WHERE owner = $1 AND key = $2
+"""
 MADE = """
 SELECT object_id FROM idempotency
 WHERE owner = $1 AND key = $2 AND fingerprint = $3 AND lease_until IS NULL AND expires_at > now()
@@ -75,10 +85,22 @@ ON CONFLICT (owner, key) DO UPDATE SET object_id = excluded.object_id, expires_a
 """
 SPENT = "SELECT key, object_id FROM idempotency WHERE owner = $1 AND key = ANY($2::text[]) AND object_id <> $3"
 UNSPEND = "DELETE FROM idempotency WHERE owner = $1 AND object_id = $2 AND starts_with(key, $3)"
-SWEEP = """
+CLAIM_CALLS = """
+INSERT INTO idempotency (owner, key, fingerprint, object_id, lease_until, expires_at, record)
+VALUES ($1, $2, '', $3, clock_timestamp() + $4, 'infinity', $5)
+ON CONFLICT (owner, key) DO UPDATE SET lease_until = excluded.lease_until, record = excluded.record
+"""
+CLAIMED_CALLS = "SELECT record FROM idempotency WHERE owner = $1 AND key = $2"
+LEFT_CALLS = """
+SELECT owner, object_id FROM idempotency
+WHERE expires_at = 'infinity' AND lease_until <= now() AND starts_with(key, $1) LIMIT $2
+"""
+END_CALLS = "DELETE FROM idempotency WHERE owner = $1 AND key = $2"
+SWEEP = f"""
 DELETE FROM idempotency WHERE (owner, key) IN (
-  SELECT owner, key FROM idempotency WHERE expires_at <= now()
-     OR (expires_at = 'infinity' AND lease_until <= now() - $2::interval)
+  SELECT owner, key FROM idempotency known WHERE expires_at <= now()
+     OR (expires_at = 'infinity' AND lease_until <= now() - $2::interval
+         AND NOT starts_with(key, '{CALLS}') AND {_FREE})
   LIMIT $1 FOR UPDATE SKIP LOCKED
 ) RETURNING 1
 """
@@ -139,6 +161,25 @@ class PostgresIdempotency:
         """Forget what this response has answered."""
         await self.database.write(UNSPEND, owner, response_id, APPROVALS, again=True)
 
+    async def claim_calls(self, owner: str, response_id: str, record: bytes, seconds: float) -> None:
+        """Note that calls are sent; see `IdempotencyStore.claim_calls`."""
+        given = (owner, calls_key(response_id), response_id, timedelta(seconds=seconds), record)
+        await self.database.write(CLAIM_CALLS, *given, again=True)
+
+    async def claimed_calls(self, owner: str, response_id: str) -> bytes | None:
+        """The record of a response that has claimed calls."""
+        rows = await self.database.fetch(CLAIMED_CALLS, owner, calls_key(response_id))
+        return bytes(rows[0][0]) if rows else None
+
+    async def left_calls(self) -> list[tuple[str, str]]:
+        """Responses that nobody renews any more; see `IdempotencyStore.left_calls`."""
+        rows = await self.database.fetch(LEFT_CALLS, CALLS, _PIECE)
+        return [(owner, response_id) for owner, response_id in rows]
+
+    async def end_calls(self, owner: str, response_id: str) -> None:
+        """The response is over."""
+        await self.database.write(END_CALLS, owner, calls_key(response_id), again=True)
+
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         """Hold the keys of these objects for so long; which still were held."""
         rows = await self.database.write(RENEW, list(holders), timedelta(seconds=seconds), again=True)
@@ -158,9 +199,11 @@ def _explain(once: OnceOnly, rows: Sequence[Record]) -> None:
     """Why the key is not free: raises `AlreadyMade` or `ApiError`; returns when it is by now."""
     if not rows:
         return
-    known, object_id, lease = rows[0]
+    known, object_id, lease, left = rows[0]
     if known != once.fingerprint:
         raise reused()
+    if left:
+        raise LeftBehind(object_id)
     if lease is not None:
         raise in_progress()
     raise AlreadyMade(object_id)

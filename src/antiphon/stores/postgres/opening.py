@@ -54,7 +54,8 @@ _OPERATOR = DatabaseLimits(size=1, deadline=600.0)
 class PostgresStores(Stores):
     """Everything that is kept, over the connections of one process."""
 
-    keys: PostgresIdempotency
+    own_keys: PostgresIdempotency
+    """Those of `keys`, as they are in the database."""
     database: Database
     direct_url: str
     signals: PostgresSignals
@@ -78,7 +79,7 @@ class PostgresStores(Stores):
 
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> PostgresVectorDatabase:
         """Open them. The server compares vectors: nothing of them is kept here."""
-        return open_vectors(self.database, self.keys, direct_url=self.direct_url)
+        return open_vectors(self.database, self.own_keys, direct_url=self.direct_url)
 
     async def aclose(self) -> None:
         """Finish what was accepted, then close the connections."""
@@ -145,6 +146,7 @@ async def open_postgres(
         files=KeptFiles(files, pending, blobs),
         retention=PostgresRetention(database, kept),
         keys=keys,
+        own_keys=keys,
         usage=PostgresUsageStore(database),
         owner_room=PostgresOwnerRoom(database, owner_bytes) if owner_bytes is not None else None,
         database=database,

@@ -15,6 +15,7 @@ from antiphon.stores.backend import Stores
 from antiphon.stores.sealed.bodies import Bodies
 from antiphon.stores.sealed.conversations import SealedConversations
 from antiphon.stores.sealed.jobs import SealedJobs
+from antiphon.stores.sealed.keys import SealedKeys
 from antiphon.stores.sealed.prompts import SealedPrompts
 from antiphon.stores.sealed.responses import SealedResponses
 
@@ -29,4 +30,5 @@ def seal_stores(stores: Stores, bodies: Bodies) -> Stores:
         conversations=SealedConversations(stores.conversations, bodies),
         background=SealedJobs(stores.background, bodies),
         prompts=SealedPrompts(stores.prompts, bodies),
+        keys=SealedKeys(stores.keys, bodies),
     )

@@ -15,27 +15,35 @@ from typing import Any
 
 from antiphon.engine.ports.idempotency import (
     APPROVALS,
+    CALLS,
     KEEP_APPROVALS,
     AlreadyMade,
+    LeftBehind,
     OnceOnly,
     approval_key,
+    calls_key,
     in_progress,
     reused,
 )
 from antiphon.ids import Clock, now
 from antiphon.stores.backend import KEEP_SECONDS
 from antiphon.stores.sqlite.database import milliseconds
+from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.statements import RowsMissing, Statement
 from antiphon.stores.sqlite.writer import SqliteWriter
 
 _PIECE = 500
 _TRIES = 3
+_CALLS = {"calls": CALLS, "long": len(CALLS), "limit": _PIECE}
 _HELD = (1 << 63) - 1
 """When a key expires that is held: nothing but the lease ends it."""
 
-# A key that is over is as if it had never been: expired, or held by a process that is gone.
-_OVER = "(expires_at <= :at OR lease_until <= lease_now())"
+# A key that is over is as if it had never been: expired, or held by a process that is gone and has claimed no calls.
+_FREE = f"""NOT EXISTS (
+    SELECT 1 FROM idempotency c WHERE c.owner = idempotency.owner AND c.key = '{CALLS}' || idempotency.object_id
+  )"""
+_OVER = f"(expires_at <= :at OR (lease_until <= lease_now() AND {_FREE}))"
 FORGET_OVER = f"DELETE FROM idempotency WHERE owner = :owner AND key = :key AND {_OVER}"
 _INTO = "INSERT INTO idempotency (owner, key, fingerprint, object_id, lease_until, expires_at)"
 CLAIM = f"{_INTO} VALUES (:owner, :key, :fingerprint, :id, lease_now() + :lease, :expires) ON CONFLICT DO NOTHING"
@@ -51,7 +59,10 @@ MADE = """
 SELECT object_id FROM idempotency
 WHERE owner = :owner AND key = :key AND fingerprint = :fingerprint AND lease_until IS NULL AND expires_at > :at
 """
-LOOK = "SELECT fingerprint, object_id, lease_until FROM idempotency WHERE owner = :owner AND key = :key"
+LOOK = f"""
+SELECT fingerprint, object_id, lease_until, lease_until <= :lease_now AND NOT {_FREE} FROM idempotency
+WHERE owner = :owner AND key = :key
+"""
 RENEW = """
 UPDATE idempotency SET lease_until = lease_now() + :lease
 WHERE object_id IN (SELECT value FROM json_each(:ids)) AND lease_until IS NOT NULL RETURNING object_id
@@ -72,11 +83,28 @@ UNSPEND = (
 SWEEP = """
 DELETE FROM idempotency WHERE rowid IN (SELECT rowid FROM idempotency WHERE expires_at <= :at LIMIT :limit)
 """
-SWEEP_GONE = """
+SWEEP_GONE = f"""
 DELETE FROM idempotency WHERE rowid IN (
-  SELECT rowid FROM idempotency WHERE expires_at = :held AND lease_until <= lease_now() - :keep LIMIT :limit
+  SELECT rowid FROM idempotency
+  WHERE expires_at = :held AND lease_until <= lease_now() - :keep AND substr(key, 1, :long) <> :calls AND {_FREE}
+  LIMIT :limit
 )
 """
+CLAIM_CALLS = """
+INSERT INTO idempotency (owner, key, fingerprint, object_id, lease_until, expires_at, record)
+VALUES (:owner, :key, '', :id, lease_now() + :lease, :expires, :record)
+ON CONFLICT (owner, key) DO UPDATE SET lease_until = excluded.lease_until, record = excluded.record
+"""
+CLAIMED_CALLS = "SELECT record FROM idempotency WHERE owner = :owner AND key = :key"
+LEFT_CALLS = """
+SELECT owner, object_id FROM idempotency
+WHERE expires_at = :held AND lease_until <= :lease_now AND substr(key, 1, :long) = :calls LIMIT :limit
+"""
+END_CALLS = "DELETE FROM idempotency WHERE owner = :owner AND key = :key"
+
+
+def _of_calls(owner: str, response_id: str) -> dict[str, Any]:
+    return {"owner": owner, "key": calls_key(response_id)}
 
 
 class Once:
@@ -165,12 +193,14 @@ class SqliteIdempotency:
 
     async def explain(self, once: OnceOnly) -> None:
         """Why the key is not free: raises `AlreadyMade` or `ApiError`; returns when it is by now."""
-        rows = await self._readers.fetch(LOOK, {"owner": once.owner, "key": once.key})
+        rows = await self._readers.fetch(LOOK, {"owner": once.owner, "key": once.key, "lease_now": lease_now()})
         if not rows:
             return
-        known, object_id, lease = rows[0]
+        known, object_id, lease, left = rows[0]
         if known != once.fingerprint:
             raise reused()
+        if left:
+            raise LeftBehind(object_id)
         if lease is not None:
             raise in_progress()
         raise AlreadyMade(object_id)
@@ -220,6 +250,25 @@ class SqliteIdempotency:
         """Forget what this response has answered."""
         await self._writer.run([Statement(UNSPEND, {"owner": owner, "id": response_id, "kind": APPROVALS})])
 
+    async def claim_calls(self, owner: str, response_id: str, record: bytes, seconds: float) -> None:
+        """Note that calls are sent; see `IdempotencyStore.claim_calls`."""
+        named = {"id": response_id, "lease": milliseconds(seconds), "expires": _HELD, "record": record}
+        await self._writer.run([Statement(CLAIM_CALLS, _of_calls(owner, response_id) | named)])
+
+    async def claimed_calls(self, owner: str, response_id: str) -> bytes | None:
+        """The record of a response that has claimed calls."""
+        rows = await self._readers.fetch(CLAIMED_CALLS, _of_calls(owner, response_id))
+        return bytes(rows[0][0]) if rows else None
+
+    async def left_calls(self) -> list[tuple[str, str]]:
+        """Responses that nobody renews any more; see `IdempotencyStore.left_calls`."""
+        rows = await self._readers.fetch(LEFT_CALLS, {"held": _HELD, "lease_now": lease_now(), **_CALLS})
+        return [(owner, response_id) for owner, response_id in rows]
+
+    async def end_calls(self, owner: str, response_id: str) -> None:
+        """The response is over."""
+        await self._writer.run([Statement(END_CALLS, _of_calls(owner, response_id))])
+
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         """Hold the keys of these objects for so long; which still were held."""
         rows: list[tuple[Any, ...]] = []
@@ -235,7 +284,7 @@ class SqliteIdempotency:
                 "at": milliseconds(self._clock()),
                 "held": _HELD,
                 "keep": milliseconds(self.keep),
-                "limit": _PIECE,
+                **_CALLS,
             }
             counts = await self._writer.run([Statement(SWEEP, named), Statement(SWEEP_GONE, named)])
             gone += sum(counts)

@@ -68,7 +68,7 @@ class SqliteStores(Stores):
     prompts: SqlitePromptStore
     files: SqliteFileStore
     retention: SqliteRetention
-    keys: SqliteIdempotency
+    keep_keys: float
     usage: SqliteUsageStore
     owner_room: SqliteOwnerRoom | None
     databases: Databases
@@ -89,7 +89,7 @@ class SqliteStores(Stores):
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> SqliteVectorDatabase:
         """Open it. Raises `StoreError`."""
         return await open_vector_database(
-            self.databases, timeouts=self.timeouts, keep_keys=self.keys.keep, matrix_bytes=matrix_bytes
+            self.databases, timeouts=self.timeouts, keep_keys=self.keep_keys, matrix_bytes=matrix_bytes
         )
 
     async def aclose(self) -> None:
@@ -154,6 +154,7 @@ async def open_sqlite(
         ),
         retention=SqliteRetention(writer, readers, kept),
         keys=keys,
+        keep_keys=keep_keys,
         usage=SqliteUsageStore(writer, readers),
         owner_room=SqliteOwnerRoom(readers, owner_bytes) if owner_bytes is not None else None,
         databases=databases,

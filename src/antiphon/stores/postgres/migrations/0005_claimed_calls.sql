@@ -1,0 +1,3 @@
+-- serves: 4
+-- Of a response that has claimed calls of tools: what is stored of it should its process die while they run.
+ALTER TABLE idempotency ADD COLUMN record bytea;

@@ -1,0 +1,38 @@
+"""`IdempotencyStore` whose records are sealed at rest.
+
+Lives here: which parts of what it keeps those are: keys and ids stay readable. Not here: how (`bodies.py`).
+
+Invariant: a record comes out as it was given.
+"""
+
+from __future__ import annotations
+
+from antiphon.engine.ports.idempotency import IdempotencyStore
+from antiphon.stores.sealed.bodies import Bodies
+
+
+class SealedKeys:
+    """`IdempotencyStore` over another one."""
+
+    def __init__(self, beneath: IdempotencyStore, bodies: Bodies) -> None:
+        self._beneath = beneath
+        self._bodies = bodies
+        self.claim = beneath.claim
+        self.made = beneath.made
+        self.release = beneath.release
+        self.stay = beneath.stay
+        self.spend = beneath.spend
+        self.unspend = beneath.unspend
+        self.left_calls = beneath.left_calls
+        self.end_calls = beneath.end_calls
+        self.renew = beneath.renew
+        self.sweep = beneath.sweep
+
+    async def claim_calls(self, owner: str, response_id: str, record: bytes, seconds: float) -> None:
+        """Note that calls are sent; see `IdempotencyStore.claim_calls`."""
+        await self._beneath.claim_calls(owner, response_id, self._bodies.seal(record), seconds)
+
+    async def claimed_calls(self, owner: str, response_id: str) -> bytes | None:
+        """The record of a response that has claimed calls."""
+        found = await self._beneath.claimed_calls(owner, response_id)
+        return None if found is None else self._bodies.open(found)
