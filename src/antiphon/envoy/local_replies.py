@@ -115,7 +115,7 @@ _NULL = "%DYNAMIC_METADATA(antiphon:nothing)%"
 
 def _kept(details: str, content_type: str) -> Config:
     return {
-        "filter": _where(f"response.code_details.startsWith('{details}')"),
+        "filter": where(f"response.code_details.startsWith('{details}')"),
         "body_format_override": {
             "text_format_source": {"inline_string": "%LOCAL_REPLY_BODY%"},
             "content_type": content_type,
@@ -123,7 +123,8 @@ def _kept(details: str, content_type: str) -> Config:
     }
 
 
-def _where(expression: str) -> Config:
+def where(expression: str) -> Config:
+    """A filter that is a CEL expression."""
     kind = typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=expression)
     return {"extension_filter": {"name": "cel", "typed_config": kind}}
 
@@ -134,7 +135,7 @@ def mapper(expression: str, message: str, code: str | None, kind: str = "server_
     error = {name: _NULL if value is None else value for name, value in error.items()}
     # Null, too, where Envoy answers before it has read a head.
     return {
-        "filter": _where(expression),
+        "filter": where(expression),
         **fields,
         "headers_to_add": [*fields.get("headers_to_add", ()), REQUEST_ID],
         "body_format_override": {"json_format": {"error": {**error, "request_id": "%REQ(X-REQUEST-ID)%"}}},
