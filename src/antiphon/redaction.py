@@ -37,25 +37,76 @@ _SCHEME: Final = re.compile(
     r"(\b(?:bearer|basic)\s{1,3})(?=[A-Za-z]{0,200}[0-9._~+/=*-])[A-Za-z0-9._~+/=*-]{8,}", re.IGNORECASE
 )
 _NAMED: Final = re.compile(
-    r"(\b(?:[a-z0-9]{1,20}[-_ ])?(?:api[-_ ]?key|access[-_ ]?key|secret|secret[-_ ]?key|auth[-_ ]?token"
+    r"(\b(?:[a-z0-9]{1,20}[-_ ]){0,3}(?:api[-_ ]?key|access[-_ ]?key|secret|secret[-_ ]?key|auth[-_ ]?token"
     r"|access[-_ ]?token|token|password|passwd|pwd|signature|sig)\b(?: provided| given| received| is)?"
     r"[\"']?\s{0,3}[:=]\s{0,3}[\"'<`]?)"
     r"(?=[^\s\"'<>`,;&)]{0,200}[0-9*_-])[^\s\"'<>`,;&)]{4,}",
     re.IGNORECASE,
 )
-_KEYS: Final = re.compile(
-    rf"\b(?:(?:sk|pk|rk|hf|gsk|xai|r8|fw|csk|pplx|nvapi|tgp|dop|ghp|gho|ghs|github_pat|glpat|xox[abprs]|lsv2|psk)[-_]{_END}{{6,}}"
-    rf"|AIza{_END}{{16,}}|ya29\.{_END}{{8,}}|(?:AKIA|ASIA)[0-9A-Z]{{12,}}"
+KEYS: Final = re.compile(
+    rf"\b(?:(?:sk|pk|rk|hf|gsk|xai|r8|fw|csk|pplx|nvapi|tgp|dop|gh[opsru]|github_pat|gl(?:pat|ptt|dt|rt|ft|soat|cbt|imt)"
+    rf"|xox[abeoprs]|xapp|lsv2|psk|esecret|whsec|npm|dckr_pat|shp(?:at|ss))[-_]{_END}{{6,}}"
+    rf"|AIza{_END}{{16,}}|ya29\.{_END}{{8,}}|(?:AKIA|ASIA)[0-9A-Z]{{12,}}|dapi[0-9a-f]{{32}}"
+    r"|(?:FwoG|FQoG|IQoJ)[A-Za-z0-9+/]{16,}={0,2}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?)"
+)
+"""Keys that begin with what tells whose they are."""
+KEY_MARKS: Final = (
+    *(
+        "sk-",
+        "sk_",
+        "pk_",
+        "rk_",
+        "hf_",
+        "gsk",
+        "xai",
+        "r8_",
+        "fw_",
+        "csk",
+        "pplx",
+        "nvapi",
+        "tgp",
+        "dop_",
+        "gho_",
+        "ghp_",
+    ),
+    *(
+        "ghs_",
+        "ghr_",
+        "ghu_",
+        "github_pat",
+        "gl",
+        "xox",
+        "xapp",
+        "lsv2",
+        "psk",
+        "esecret",
+        "whsec",
+        "npm_",
+        "dckr",
+        "shp",
+    ),
+    *("AIza", "ya29.", "AKIA", "ASIA", "dapi", "FwoG", "FQoG", "IQoJ", "eyJ"),
+)
+"""A text with none of these has no match of `KEYS`."""
+_PRIVATE_KEY: Final = re.compile(
+    r"-----BEGIN[A-Z0-9 ]{0,40} PRIVATE KEY-----(?:.*?-----END[A-Z0-9 ]{0,40} PRIVATE KEY-----|.*)"
+)
+_COOKIE: Final = re.compile(
+    r"(\b(?:set-)?cookie\b[\"']?\s{0,3}[:=]\s{0,3}[\"']?)[^\s\"';,]{4,}(?:;\s?[^\s\"';,=]{1,100}(?:=[^\s\"';,]{0,4000})?){0,30}",
+    re.IGNORECASE,
 )
 _ACCOUNTS: Final = re.compile(
     r"\b(?:org-[A-Za-z0-9]{6,}|proj_[A-Za-z0-9]{6,}"
     r"|(?:user|acct|team|tenant|account|workspace|org|organization)[-_](?=[A-Za-z]*[0-9])[A-Za-z0-9]{8,})\b"
 )
-# Azure's keys are 32 hexadecimal digits, others 40 and more mixed characters.
+# Azure's keys are 32 hexadecimal digits, others 32 and more mixed letters and digits or 40 and more mixed characters;
+# the secret keys of AWS are 40 of base64.
 _RANDOM: Final = re.compile(
     r"\b(?:[0-9a-f]{32,}|[0-9A-F]{32,}|(?=[A-Za-z_-]{0,60}[0-9])(?=[a-z0-9_-]{0,60}[A-Z])(?=[A-Z0-9_-]{0,60}[a-z])"
-    r"[A-Za-z0-9_-]{40,})"
+    r"[A-Za-z0-9_-]{40,}|(?=(?:[A-Za-z]{0,30}[0-9]){3})(?=[a-z0-9]{0,60}[A-Z])(?=[A-Z0-9]{0,60}[a-z])[A-Za-z0-9]{32,})"
+    r"|(?<![A-Za-z0-9/+_.-])(?=[A-Za-z/+]{0,39}[0-9])(?=[a-z0-9/+]{0,39}[A-Z])(?=[A-Z0-9/+]{0,39}[a-z])"
+    r"[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=_.-])"
 )
 _PRIVATE_HOST: Final = (
     r"(?:localhost|(?:10|127)(?:\.\d{1,3}){3}|192\.168(?:\.\d{1,3}){2}|169\.254(?:\.\d{1,3}){2}"
@@ -74,11 +125,13 @@ _PATHS: Final = re.compile(
     r"|[A-Za-z]:\\[^\s\"'<>`,;)]{1,500})"
 )
 _IN_ORDER: Final = (
+    (_PRIVATE_KEY, _GONE),
     (_URL_SECRETS, rf"\1{_GONE}@"),
     (_INTERNAL, "[internal address]"),
     (_URL_QUERY, rf"\1?{_GONE}"),
     (_PATHS, "[path]"),
-    (_KEYS, _GONE),
+    (KEYS, _GONE),
+    (_COOKIE, rf"\1{_GONE}"),
     (_HEADER, rf"\1{_GONE}"),
     (_SCHEME, rf"\1{_GONE}"),
     (_NAMED, rf"\1{_GONE}"),

@@ -81,7 +81,7 @@ def test_the_core_is_pure(path: Path) -> None:
 def test_leaves_import_nothing_of_ours(name: str) -> None:
     imported = {one for one in _imported(ROOT / name) if one.startswith("antiphon")}
     lower = {f"antiphon.observability.{one}" for one in ("console_lines", "log_lines", "log_output")}
-    assert imported <= {"antiphon.errors", "antiphon.known_secrets", *lower}
+    assert imported <= {"antiphon.errors", "antiphon.known_secrets", "antiphon.redaction", *lower}
 
 
 def test_envoy_is_known_to_commands_only() -> None:

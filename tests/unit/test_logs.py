@@ -80,6 +80,8 @@ def test_lower_levels_are_left_out(output: _Output) -> None:
         {"error": ValueError("Bearer hunter2hunter2")},
         {"names": {"sk-hunter2hunter2"}},
         {"left_out": ("foo", "sk-hunter2hunter2")},
+        {"model": "gsk_hunter2hunter2"},
+        {"path": "/v1/responses/ghp_hunter2hunter2"},
     ],
     ids=repr,
 )

@@ -28,6 +28,7 @@ from antiphon.commands.collector_probe import examine_collector
 from antiphon.commands.flags import settings_of
 from antiphon.commands.named_files import check_sidecar_files
 from antiphon.commands.start_warnings import CONTENTS_ADVICE, contents_are_here_alone
+from antiphon.commands.tables import printable
 from antiphon.commands.upstream_report import Finding, examine
 from antiphon.config.section import MIB
 from antiphon.config.settings import Settings
@@ -83,10 +84,11 @@ async def _run(arguments: argparse.Namespace) -> int:
 def _show(finding: Finding, where: str) -> None:
     """Show it at once: the next one may take a minute. `where` is that of the one before."""
     if finding.where != where:
-        print(finding.where)
-    print(f"  {finding.verdict:8} {finding.what}")
+        print(printable(finding.where))
+    # An upstream chose the names of its models and what its errors say.
+    print(f"  {finding.verdict:8} {printable(finding.what)}")
     if finding.advice:
-        print(f"           → {finding.advice}")
+        print(f"           → {printable(finding.advice)}")
     sys.stdout.flush()
 
 

@@ -18,7 +18,10 @@ from typing import Any, Final
 import orjson
 import structlog
 
+from antiphon.redaction import KEY_MARKS, KEYS
+
 _SECRET_KEYS: Final = re.compile(r"authorization|api[-_]?key|secret|token$|password|cookie", re.IGNORECASE)
+_KEY_MARKS: Final = tuple(mark.encode() for mark in KEY_MARKS)
 _SECRET_TEXT: Final = re.compile(r"(Bearer\s+|\bsk-)[A-Za-z0-9._~+/=\-]{6,}", re.IGNORECASE)
 
 
@@ -70,10 +73,12 @@ def _any_of_secret(keys: tuple[str, ...]) -> bool:
 
 
 def _may_hold_secrets(line: bytes) -> bool:
-    """Whether `_SECRET_TEXT` must look: not where no `sk-`, and no space after a `Bearer`, can be in the line."""
+    """Whether `_without` must look: not where no `sk-`, no space after a `Bearer` and no key can be in the line."""
     # One look at a whole line is cheaper than one at each of its texts. A backslash may stand for a space, and the
     # expression takes some letters beyond ASCII for those of ASCII.
-    return b"k-" in line or b"K-" in line or b" " in line or b"\\" in line or not line.isascii()
+    if b"k-" in line or b"K-" in line or b" " in line or b"\\" in line or not line.isascii():
+        return True
+    return any(mark in line for mark in _KEY_MARKS)
 
 
 def _redacted(key: str, value: Any) -> Any:
@@ -94,7 +99,8 @@ def _redacted(key: str, value: Any) -> Any:
 
 
 def _without(text: str) -> str:
-    return _SECRET_TEXT.sub(r"\1[redacted]", text)
+    text = _SECRET_TEXT.sub(r"\1[redacted]", text)
+    return KEYS.sub("[redacted]", text) if any(mark in text for mark in KEY_MARKS) else text
 
 
 def _as_text(value: Any) -> str:
