@@ -52,7 +52,7 @@ def _values(shape: str, envoy: str) -> dict[str, Any]:
 
 
 def row(stage: Stage) -> str:
-    """One line of the table, and below it what went wrong that should not have."""
+    """One line of the table, and below it what went wrong that should not have, or what clients saw."""
     gaps = f"{statistics.median(stage.gaps):.1f} / {max(stage.gaps):.1f} s" if stage.gaps else "-"
     counted = (stage.asked, stage.failed, stage.cut) if stage.asked else ("-", "-", "-")
     cells = (stage.name, f"{stage.seconds:.0f}", *counted, gaps, stage.note)
