@@ -51,6 +51,7 @@ DIFFERENCES: dict[str, tuple[str, ...]] = {
         "tool function.output_schema: not sent",
     ),
     "a tool that programs alone may call is left out and named: there are no programs here": (
+        "response.metadata.antiphon_ignored: sent here only",
         "tool function: not echoed",
     ),
     "a phase is known here when the message is over; older models of OpenAI's have none": (
