@@ -9,6 +9,7 @@ Invariant: calls sent in one batch run at the same time in the child, and each g
 from __future__ import annotations
 
 import asyncio
+import copyreg
 import os
 import pickle
 import subprocess
@@ -101,6 +102,15 @@ def _call(method: Callable[..., Coroutine[Any, Any, Any]], given: tuple[Any, ...
     return method(*given)
 
 
+class _Pickler(pickle.Pickler):
+    """Writes an exception by its class, `args` and members: not every constructor takes its own `args`."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, BaseException):
+            return copyreg.__newobj__, (type(value), *value.args), vars(value)  # type: ignore[attr-defined]
+        return NotImplemented
+
+
 async def _serve(calls: BinaryIO, answers: BinaryIO) -> None:
     stores: Stores | None = None
     while True:
@@ -116,7 +126,7 @@ async def _serve(calls: BinaryIO, answers: BinaryIO) -> None:
             # `responses.save` is a store's, `aclose` that of all.
             running = [_call(attrgetter(name)(stores), given) for name, given in batch]
             results = await asyncio.gather(*running, return_exceptions=True)
-        pickle.dump(results, answers)
+        _Pickler(answers).dump(results)
         answers.flush()
 
 

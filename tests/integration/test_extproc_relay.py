@@ -417,7 +417,8 @@ async def test_an_answer_without_a_body(tmp_path: Path, status: int, seen: int) 
     [
         (429, 429, "application/json", b'{"error":{"message":"slow down","type":"x","code":"rate"}}'),
         (500, 500, "text/html", b"<html>oops</html>"),
-        (404, 404, "application/json", b"{"),
+        (404, 404, "application/json", b'{"error":{"message":"There is no model m."}}'),
+        (404, 502, "application/json", b"{"),  # the path: upstream.url is wrong
         (503, 502, "text/plain", b"upstream connect error or disconnect/reset before headers"),  # Envoy's own
         (504, 504, "text/plain", b"upstream request timeout"),
         (400, 400, "application/json", b""),

@@ -161,7 +161,7 @@ async def test_vectors_need_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for module in ("antiphon.upstream.embeddings", "antiphon.single_threaded_numpy"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "numpy", None)
-    with pytest.raises(ConfigError, match=r"embeddings\.url: vectors need NumPy"):
+    with pytest.raises(ConfigError, match=r"embeddings\.url needs the extra 'vector-stores'"):
         await build(load_settings({"data": tmp_path, "embeddings": {"url": "http://127.0.0.1:9/v1"}}), door="http")
 
 
