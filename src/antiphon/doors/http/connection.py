@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import structlog
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 
 from antiphon.doors.http.exchange import make_response
 from antiphon.doors.http.gathering import GatheringTransport
@@ -133,16 +134,23 @@ class DoorServer(web.Server):
 
 
 class _Request(web.BaseRequest):
-    """A request whose answer says `connection: close` while the process leaves: aiohttp asks `keep_alive` when it
-    writes a head, whatever kind of answer that is of."""
+    """A request whose answer may say `connection: close`: aiohttp asks `keep_alive` when it writes a head, whatever
+    kind of answer that is of.
 
-    def __init__(self, *given: Any, leaving: Callable[[], bool]) -> None:
-        super().__init__(*given)
+    It says so while the process leaves, and after a request behind which the next one is not safe. aiohttp's parser
+    adds the last trailer of a chunked body to the head of the next request, reads the body of a CONNECT as requests,
+    and drops what comes in one piece behind a request for another protocol. A proxy may share the connection among
+    clients.
+    """
+
+    def __init__(self, message: RawRequestMessage, *given: Any, leaving: Callable[[], bool]) -> None:
+        super().__init__(message, *given)
         self._leaving = leaving
+        self._is_last = message.chunked or message.upgrade or message.method == "CONNECT"
 
     @property
     def keep_alive(self) -> bool:
-        return super().keep_alive and not self._leaving()
+        return super().keep_alive and not self._is_last and not self._leaving()
 
 
 class Connection(web.RequestHandler):

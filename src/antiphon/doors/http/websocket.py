@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp.http import HttpVersion11
 from aiohttp.web_exceptions import HTTPException
 from msgspec.structs import replace
 
@@ -55,8 +56,10 @@ _log = structlog.get_logger(__name__)
 
 
 def is_upgrade(request: web.BaseRequest) -> bool:
-    """Whether the client asks for a WebSocket."""
-    return request.method == "GET" and request.headers.get("upgrade", "").strip().lower() == "websocket"
+    """Whether the client asks for a WebSocket. In HTTP/1.0 nobody can."""
+    if request.method != "GET" or request.version < HttpVersion11:
+        return False
+    return request.headers.get("upgrade", "").strip().lower() == "websocket"
 
 
 def check_handshake(request: web.BaseRequest, limits: WebSocketSettings, active: int) -> None:
