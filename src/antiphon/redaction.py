@@ -43,52 +43,17 @@ _NAMED: Final = re.compile(
     r"(?=[^\s\"'<>`,;&)]{0,200}[0-9*_-])[^\s\"'<>`,;&)]{4,}",
     re.IGNORECASE,
 )
+# What stands first is faster than \b: the search passes over what is no letter, and looks back only from letters.
 KEYS: Final = re.compile(
-    rf"\b(?:(?:sk|pk|rk|hf|gsk|xai|r8|fw|csk|pplx|nvapi|tgp|dop|gh[opsru]|github_pat|gl(?:pat|ptt|dt|rt|ft|soat|cbt|imt)"
+    rf"(?=[A-Za-z])(?<![A-Za-z0-9_])(?:(?:sk|pk|rk|hf|gsk|xai|r8|fw|csk|pplx|nvapi|tgp|dop|gh[opsru]|github_pat|gl(?:pat|ptt|dt|rt|ft|soat|cbt|imt)"
     rf"|xox[abeoprs]|xapp|lsv2|psk|esecret|whsec|npm|dckr_pat|shp(?:at|ss))[-_]{_END}{{6,}}"
     rf"|AIza{_END}{{16,}}|ya29\.{_END}{{8,}}|(?:AKIA|ASIA)[0-9A-Z]{{12,}}|dapi[0-9a-f]{{32}}"
     r"|(?:FwoG|FQoG|IQoJ)[A-Za-z0-9+/]{16,}={0,2}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?)"
 )
 """Keys that begin with what tells whose they are."""
-KEY_MARKS: Final = (
-    *(
-        "sk-",
-        "sk_",
-        "pk_",
-        "rk_",
-        "hf_",
-        "gsk",
-        "xai",
-        "r8_",
-        "fw_",
-        "csk",
-        "pplx",
-        "nvapi",
-        "tgp",
-        "dop_",
-        "gho_",
-        "ghp_",
-    ),
-    *(
-        "ghs_",
-        "ghr_",
-        "ghu_",
-        "github_pat",
-        "gl",
-        "xox",
-        "xapp",
-        "lsv2",
-        "psk",
-        "esecret",
-        "whsec",
-        "npm_",
-        "dckr",
-        "shp",
-    ),
-    *("AIza", "ya29.", "AKIA", "ASIA", "dapi", "FwoG", "FQoG", "IQoJ", "eyJ"),
-)
-"""A text with none of these has no match of `KEYS`."""
+SHORTEST_KEY: Final = 9
+"""A text with fewer characters has no match of `KEYS`."""
 _PRIVATE_KEY: Final = re.compile(
     r"-----BEGIN[A-Z0-9 ]{0,40} PRIVATE KEY-----(?:.*?-----END[A-Z0-9 ]{0,40} PRIVATE KEY-----|.*)"
 )
