@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
+from dataclasses import replace
 
 import pytest
 
@@ -135,10 +136,10 @@ class IdempotencyContract:
         self, keys: IdempotencyStore, peer: IdempotencyStore
     ) -> None:
         await keys.claim(ONCE, "resp_1", 0)
-        await keys.claim_calls(ALICE, "resp_1", b"first", 1000)
+        assert await keys.claim_calls(ALICE, "resp_1", b"first", 1000, by="one")
         assert await peer.left_calls() == [] and await peer.claimed_calls(ALICE, "resp_1") == b"first"
         assert await peer.claimed_calls(BOB, "resp_1") is None is await peer.claimed_calls(ALICE, "resp_2")
-        await keys.claim_calls(ALICE, "resp_1", b"second", 0)
+        assert await keys.claim_calls(ALICE, "resp_1", b"second", 0, by="one")
         assert await peer.left_calls() == [(ALICE, "resp_1")]
         assert await peer.claimed_calls(ALICE, "resp_1") == b"second"
         for refused in (peer.claim(ONCE, "resp_2", 1000), self.bind(peer, ONCE, "conv_2")):
@@ -153,3 +154,29 @@ class IdempotencyContract:
         # The key is another matter, and is held again.
         assert await keys.renew(["resp_1"], 0) == {"resp_1"}
         assert await peer.claim(ONCE, "resp_2", 1000) is None
+
+    async def test_who_was_taken_for_dead_claims_no_calls(self, keys: IdempotencyStore, peer: IdempotencyStore) -> None:
+        await keys.claim(ONCE, "resp_1", 0)
+        await peer.claim(ONCE, "resp_2", 1000)
+        assert not await keys.claim_calls(ALICE, "resp_1", b"late", 1000, by="one", once=ONCE)
+        assert await keys.claimed_calls(ALICE, "resp_1") is None
+        assert await peer.claim_calls(ALICE, "resp_2", b"first", 1000, by="other", once=ONCE)
+        # Another run of the same response, by its job.
+        assert not await keys.claim_calls(ALICE, "resp_2", b"late", 1000, by="one")
+        assert await keys.claimed_calls(ALICE, "resp_2") == b"first"
+        # What made something holds its key no longer.
+        await peer.stay(ONCE, "resp_2")
+        assert not await peer.claim_calls(ALICE, "resp_2", b"second", 1000, by="other", once=ONCE)
+
+    async def test_of_who_claims_calls_and_who_takes_the_key_one_does(
+        self, keys: IdempotencyStore, peer: IdempotencyStore
+    ) -> None:
+        for number in range(20):
+            once = replace(ONCE, key=f"key-{number}")
+            await keys.claim(once, f"late_{number}", 0)
+            claimed, taken = await asyncio.gather(
+                keys.claim_calls(ALICE, f"late_{number}", b"", 1000, by="one", once=once),
+                peer.claim(once, f"next_{number}", 1000),
+                return_exceptions=True,
+            )
+            assert claimed is not (taken is None), (claimed, taken)

@@ -89,7 +89,7 @@ async def test_a_key_whose_holder_is_gone_for_long_is_swept(state_url: str, tmp_
     assert await stores.keys.claim(ONCE, "resp_gone", 0.0) is None
     assert await stores.keys.claim(OTHERS[1], "resp_a", LONG) is None
     assert await stores.keys.claim(OTHERS[0], "resp_called", 0.0) is None
-    await stores.keys.claim_calls(BOB, "resp_called", b"", 0.0)
+    await stores.keys.claim_calls(BOB, "resp_called", b"", 0.0, by="one")
     assert await stores.keys.sweep() == (1,)
     assert await stores.keys.renew(["resp_gone", "resp_a"], LONG) == {"resp_a"}
     assert await stores.keys.left_calls() == [(BOB, "resp_called")]

@@ -274,6 +274,27 @@ async def test_what_a_dead_process_has_called_is_kept_without_a_key_too(here: Se
     await first
 
 
+async def test_a_dead_response_is_kept_whose_conversation_is_gone(here: Setup) -> None:
+    _, conversation = await here.post("conversations")
+    _waits(here)
+    first = asyncio.create_task(here.ask(input="wait", approval="never", conversation=conversation["id"]))
+    await asyncio.wait_for(here.mcp.started.wait(), 20)
+    _die(here)
+    lapse(here.made.data, "conversations", "locked_until")
+    url = f"{here.other.url}/conversations/{conversation['id']}"
+    async with here.other.session.delete(url, headers={"authorization": "Bearer t"}) as got:
+        assert got.status == 200
+    here.made.sql("DELETE FROM sweeps")
+    third = await here.made.start()
+    async with asyncio.timeout(20):
+        while not (found := here.made.sql("SELECT id FROM responses")):
+            await asyncio.sleep(0.01)
+    _unknown(await third.get(found[0][0], token="t"))
+    assert here.made.sql("SELECT count(*) FROM idempotency WHERE lease_until IS NOT NULL") == [(0,)]
+    here.mcp.stops.set()
+    await first
+
+
 async def test_a_background_response_that_has_sent_a_call_is_not_run_again(here: Setup) -> None:
     _waits(here)
     _, queued = await here.ask(input="wait", approval="never", background=True)
@@ -287,6 +308,39 @@ async def test_a_background_response_that_has_sent_a_call_is_not_run_again(here:
     ended = await another.ended(queued["id"], token="t")
     _unknown(ended)
     assert len(here.made.chat.requests) == asked
+
+
+async def test_a_background_response_whose_process_is_stopped_sends_its_calls_once(here: Setup) -> None:
+    """A process that stops in order gives its jobs back, but not one that has claimed calls."""
+    _waits(here)
+    _, queued = await here.ask(input="wait", approval="never", background=True)
+    await asyncio.wait_for(here.mcp.started.wait(), 20)
+    asked = len(here.made.chat.requests)
+    running = here.one if queued["id"] in here.one.app.workers.running else here.other
+    await running.app.workers.aclose()
+    another = here.other if running is here.one else here.one
+    another.app.workers.wake()
+    _unknown(await another.ended(queued["id"], token="t"))
+    assert len(here.made.chat.requests) == asked
+
+
+async def test_who_was_taken_for_dead_sends_nothing_any_more(here: Setup) -> None:
+    """A process stands still while the model speaks; meanwhile another serves the request of its key."""
+    gate = asyncio.Event()
+    body = json.dumps(completion("", tool_calls=_CALL)).encode()
+    here.made.chat.script(answer(headers=[("content-type", "application/json")], parts=[Wait(gate), body]))
+    given: dict[str, Any] = {"input": "count", "approval": "never", "key": "k"}
+    first = asyncio.create_task(here.ask(**given))
+    await until(lambda: len(here.made.chat.requests) == 1)
+    _die(here)
+    status, done = await here.ask(here.other, **given)
+    assert status == 200 and here.mcp.counted == 1
+    gate.set()
+    status, late = await first
+    assert status >= 500, late
+    assert here.mcp.counted == 1
+    status, again = await here.ask(**given)
+    assert (status, again["id"]) == (200, done["id"])
 
 
 async def test_a_background_response_that_is_cancelled_shows_what_it_has_called(here: Setup) -> None:

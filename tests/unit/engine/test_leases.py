@@ -200,8 +200,11 @@ class Keys(Store):
     async def unspend(self, owner: str, response_id: str) -> None:
         self.unspent.append((owner, response_id))
 
-    async def claim_calls(self, owner: str, response_id: str, record: bytes, seconds: float) -> None:
+    async def claim_calls(
+        self, owner: str, response_id: str, record: bytes, seconds: float, *, by: str, once: OnceOnly | None = None
+    ) -> bool:
         self.claimed_calls_of[response_id] = record
+        return True
 
     async def claimed_calls(self, owner: str, response_id: str) -> bytes | None:
         return self.claimed_calls_of.get(response_id)

@@ -95,9 +95,14 @@ class IdempotencyStore(Leased, Protocol):
     async def unspend(self, owner: str, response_id: str) -> None:
         """Forget what this response has answered."""
 
-    async def claim_calls(self, owner: str, response_id: str, record: bytes, seconds: float) -> None:
+    async def claim_calls(
+        self, owner: str, response_id: str, record: bytes, seconds: float, *, by: str, once: OnceOnly | None = None
+    ) -> bool:
         """Note that calls of this response are sent now, for so long; `record` is what is to be known of it should
-        nobody renew that. Twice it does what it does once; later calls replace the record."""
+        nobody renew that. Twice it does what it does once; later calls replace the record.
+
+        False, and nothing is noted, where others took its process for dead: another than `by` has claimed calls of the
+        response, or it does not hold the key `once` any more."""
 
     async def claimed_calls(self, owner: str, response_id: str) -> bytes | None:
         """The record of a response that has claimed calls."""

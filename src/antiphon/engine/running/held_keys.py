@@ -7,6 +7,8 @@ Invariant: a key that is held is renewed with the process's other leases, and gi
 
 from __future__ import annotations
 
+import secrets
+
 import structlog
 
 from antiphon.engine.ports.actions import OnceOnly, ResponseRecord
@@ -26,6 +28,8 @@ class HeldKeys:
         self._left = left
         self._store = store
         self._leases = leases
+        self._process = secrets.token_hex(16)
+        """What tells this process from all others, in its claims."""
         self._held: dict[str, OnceOnly] = {}
         self._answering: dict[str, str] = {}
         """The owners of responses that use approvals, and are not over."""
@@ -71,9 +75,14 @@ class HeldKeys:
 
     async def claim_calls(self, record: ResponseRecord, *, stored: bool, queued: bool = False) -> None:
         """Note that calls of this response are sent now. Raises `StoreError`."""
-        claim = encode_claim(record, self._held.get(record.id), stored=stored, queued=queued)
-        await self._store.claim_calls(record.owner, record.id, claim, self._leases.seconds)
+        once = self._held.get(record.id)
+        claim = encode_claim(record, once, stored=stored, queued=queued)
+        # From now on: of a write that failed, or was left in the middle, nobody knows whether it takes effect.
         self._calling[record.id] = record.owner
+        seconds = self._leases.seconds
+        if not await self._store.claim_calls(record.owner, record.id, claim, seconds, by=self._process, once=once):
+            del self._calling[record.id]
+            raise StoreError("Others took this process for dead, and have gone on with the request.")
         self._leases.hold(self._store, record.id)
 
     def holds(self, response_id: str) -> bool:

@@ -75,7 +75,11 @@ class LeftCalls:
         """End all that nobody renews; how many. Raises `StoreError`."""
         ended = 0
         for owner, response_id in await self._keys.left_calls():
-            ended += await self.end(owner, response_id)
+            try:
+                ended += await self.end(owner, response_id)
+            except StoreError as error:
+                # The others are ended all the same.
+                _log.warning("left_response_not_ended", response_id=response_id, error=str(error))
         return ended
 
     async def _claim(self, owner: str, response_id: str) -> Claim | None:

@@ -415,13 +415,14 @@ class Workers:
 
     async def _give_up(self, job: Job) -> None:
         """The process stops while the job runs."""
-        if self._settings.on_restart == "retry":
-            self._metrics.given_back.add()
-            await self._give_back(job)
-            return
         try:
             async with asyncio.timeout(_GIVE_UP_SECONDS):
-                await self._end(job, "server_error", _STOPPED)
+                called = await self._background.claimed_items(job.owner, job.response_id) is not None
+                if not called and self._settings.on_restart == "retry":
+                    self._metrics.given_back.add()
+                    await self._give_back(job)
+                else:
+                    await self._end(job, "server_error", LEFT_BEHIND if called else _STOPPED)
         except (StoreError, ApiError, TimeoutError) as error:
             # Its lease runs out all the same.
             _log.warning("job_not_ended", response_id=job.response_id, error=str(error))

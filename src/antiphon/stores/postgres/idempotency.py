@@ -85,10 +85,17 @@ ON CONFLICT (owner, key) DO UPDATE SET object_id = excluded.object_id, expires_a
 """
 SPENT = "SELECT key, object_id FROM idempotency WHERE owner = $1 AND key = ANY($2::text[]) AND object_id <> $3"
 UNSPEND = "DELETE FROM idempotency WHERE owner = $1 AND object_id = $2 AND starts_with(key, $3)"
+# The key is renewed with it. So whoever would take the key at the same moment waits, and finds it held.
 CLAIM_CALLS = """
-INSERT INTO idempotency (owner, key, fingerprint, object_id, lease_until, expires_at, record)
-VALUES ($1, $2, '', $3, clock_timestamp() + $4, 'infinity', $5)
+WITH held AS (
+  UPDATE idempotency SET lease_until = clock_timestamp() + $4
+  WHERE owner = $1 AND key = $7 AND object_id = $3 AND lease_until IS NOT NULL RETURNING 1
+)
+INSERT INTO idempotency AS known (owner, key, fingerprint, object_id, lease_until, expires_at, record)
+SELECT $1, $2, $6, $3, clock_timestamp() + $4, 'infinity', $5 WHERE $7::text IS NULL OR EXISTS (SELECT 1 FROM held)
 ON CONFLICT (owner, key) DO UPDATE SET lease_until = excluded.lease_until, record = excluded.record
+  WHERE known.fingerprint = excluded.fingerprint
+RETURNING 1
 """
 CLAIMED_CALLS = "SELECT record FROM idempotency WHERE owner = $1 AND key = $2"
 LEFT_CALLS = """
@@ -161,10 +168,13 @@ class PostgresIdempotency:
         """Forget what this response has answered."""
         await self.database.write(UNSPEND, owner, response_id, APPROVALS, again=True)
 
-    async def claim_calls(self, owner: str, response_id: str, record: bytes, seconds: float) -> None:
+    async def claim_calls(
+        self, owner: str, response_id: str, record: bytes, seconds: float, *, by: str, once: OnceOnly | None = None
+    ) -> bool:
         """Note that calls are sent; see `IdempotencyStore.claim_calls`."""
-        given = (owner, calls_key(response_id), response_id, timedelta(seconds=seconds), record)
-        await self.database.write(CLAIM_CALLS, *given, again=True)
+        given = (owner, calls_key(response_id), response_id, timedelta(seconds=seconds), record, by)
+        key = once.key if once is not None else None
+        return bool(await self.database.write(CLAIM_CALLS, *given, key, again=True))
 
     async def claimed_calls(self, owner: str, response_id: str) -> bytes | None:
         """The record of a response that has claimed calls."""

@@ -7,7 +7,7 @@ Invariant: a record comes out as it was given.
 
 from __future__ import annotations
 
-from antiphon.engine.ports.idempotency import IdempotencyStore
+from antiphon.engine.ports.idempotency import IdempotencyStore, OnceOnly
 from antiphon.stores.sealed.bodies import Bodies
 
 
@@ -28,9 +28,12 @@ class SealedKeys:
         self.renew = beneath.renew
         self.sweep = beneath.sweep
 
-    async def claim_calls(self, owner: str, response_id: str, record: bytes, seconds: float) -> None:
+    async def claim_calls(
+        self, owner: str, response_id: str, record: bytes, seconds: float, *, by: str, once: OnceOnly | None = None
+    ) -> bool:
         """Note that calls are sent; see `IdempotencyStore.claim_calls`."""
-        await self._beneath.claim_calls(owner, response_id, self._bodies.seal(record), seconds)
+        sealed = self._bodies.seal(record)
+        return await self._beneath.claim_calls(owner, response_id, sealed, seconds, by=by, once=once)
 
     async def claimed_calls(self, owner: str, response_id: str) -> bytes | None:
         """The record of a response that has claimed calls."""

@@ -90,10 +90,15 @@ DELETE FROM idempotency WHERE rowid IN (
   LIMIT :limit
 )
 """
+HOLD_KEY = """
+UPDATE idempotency SET lease_until = lease_now() + :lease
+WHERE owner = :owner AND key = :held AND object_id = :id AND lease_until IS NOT NULL
+"""
 CLAIM_CALLS = """
 INSERT INTO idempotency (owner, key, fingerprint, object_id, lease_until, expires_at, record)
-VALUES (:owner, :key, '', :id, lease_now() + :lease, :expires, :record)
+VALUES (:owner, :key, :by, :id, lease_now() + :lease, :expires, :record)
 ON CONFLICT (owner, key) DO UPDATE SET lease_until = excluded.lease_until, record = excluded.record
+  WHERE fingerprint = excluded.fingerprint
 """
 CLAIMED_CALLS = "SELECT record FROM idempotency WHERE owner = :owner AND key = :key"
 LEFT_CALLS = """
@@ -250,10 +255,20 @@ class SqliteIdempotency:
         """Forget what this response has answered."""
         await self._writer.run([Statement(UNSPEND, {"owner": owner, "id": response_id, "kind": APPROVALS})])
 
-    async def claim_calls(self, owner: str, response_id: str, record: bytes, seconds: float) -> None:
+    async def claim_calls(
+        self, owner: str, response_id: str, record: bytes, seconds: float, *, by: str, once: OnceOnly | None = None
+    ) -> bool:
         """Note that calls are sent; see `IdempotencyStore.claim_calls`."""
-        named = {"id": response_id, "lease": milliseconds(seconds), "expires": _HELD, "record": record}
-        await self._writer.run([Statement(CLAIM_CALLS, _of_calls(owner, response_id) | named)])
+        named = {"id": response_id, "lease": milliseconds(seconds), "expires": _HELD, "record": record, "by": by}
+        unit = [Statement(CLAIM_CALLS, _of_calls(owner, response_id) | named, rows=1)]
+        if once is not None:
+            held = {"owner": owner, "held": once.key, "id": response_id, "lease": named["lease"]}
+            unit.insert(0, Statement(HOLD_KEY, held, rows=1))
+        try:
+            await self._writer.run(unit)
+        except RowsMissing:
+            return False
+        return True
 
     async def claimed_calls(self, owner: str, response_id: str) -> bytes | None:
         """The record of a response that has claimed calls."""
