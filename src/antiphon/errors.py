@@ -34,6 +34,8 @@ Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}`
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Literal
 
 import msgspec
@@ -341,6 +343,12 @@ class StoreError(AntiphonError):
     def words(self) -> str:
         """Why, without a name of a file or a table."""
         return _STORE_FAILURES[self.reason][2]
+
+
+def file_failure(doing: str, error: OSError) -> StoreError:
+    """The failure of a file system, with its cause."""
+    cause = os.strerror(error.errno) if error.errno else type(error).__name__
+    return StoreError(f"{doing}: {cause}.", reason="full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failed")
 
 
 class PredecessorGone(StoreError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import os
@@ -117,6 +118,35 @@ def test_a_disk_that_stands_still_holds_up_nobody(tmp_path: Path, monkeypatch: p
         assert not output.flush(0) and not goes_on.is_set()
         goes_on.set()
         assert output.flush(10)
+
+
+def test_what_a_full_disk_does_not_take_is_counted_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room, real = [7], os.write
+
+    def write(descriptor: int, data: memoryview) -> int:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = real(descriptor, data[: room[0]])
+        room[0] -= taken
+        return taken
+
+    path = tmp_path / "log"
+    with path.open("wb") as file, _output(file.fileno()) as output:
+        monkeypatch.setattr(os, "write", write)
+        # The disk is full in the middle of the second; a bit of room is not enough to tell of it.
+        for more, line in (
+            (0, b"first"),
+            (0, b"second"),
+            (0, b"third"),
+            (3, b"fourth"),
+            (1000, b"fifth"),
+            (0, b"sixth"),
+        ):
+            room[0] += more
+            output.write(line)
+            assert output.flush(10)
+        assert path.read_bytes() == b"first\ns\ndr\ndropped 3\nfifth\nsixth\n"
+        assert output.lost == 3
 
 
 def test_a_reader_that_is_gone_fails_nobody() -> None:

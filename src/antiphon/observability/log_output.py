@@ -5,8 +5,9 @@ Lives here: the way out of this process for lines that are made already. Not her
 A pipe is written at once as long as it takes what there is, so that usually a line is out when its call returns. What
 it does not take, and whatever goes to a file (whose disk may stand still), waits in a queue for a thread.
 
-Invariants: no caller waits; the queue holds at most `max_bytes`, and lines beyond that are dropped, counted, and told
-in a line of their own once there is room; lines come out whole and in their order.
+Invariants: no caller waits; the queue holds at most `max_bytes`; lines beyond that, and lines that a full disk does not
+take, are dropped, counted, and told in a line of their own once there is room; lines come out whole and in their order
+(but for the last one that a full disk takes).
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ class LogOutput:
         self._lines: deque[bytes] = deque()
         self._size = 0
         self._dropped = 0
+        # Lines that the file did not take, and whether it ends in the middle of one.
+        self._failed = 0
+        self._torn = False
         self.lost = 0
         """How many lines were dropped in all."""
         self._writing = False
@@ -100,6 +104,7 @@ class LogOutput:
                         self._close_files()
                         return
                     self._changed.wait()
+                head = (b"\n" if self._torn else b"") + (self._tell(self._failed) + b"\n" if self._failed else b"")
                 taken = bytearray()
                 while self._lines and len(taken) < _AT_ONCE:
                     taken += self._lines.popleft()
@@ -110,9 +115,14 @@ class LogOutput:
                     self._size += len(told)
                     self._dropped = 0
                 self._writing = True
-            self._write(taken)
+            written = self._write(head + taken)
             with self._changed:
                 self._size -= len(taken)
+                if written:
+                    self._torn = not (head + taken)[:written].endswith(b"\n")
+                failed = taken[max(0, written - len(head)) :].count(b"\n")
+                self.lost += failed
+                self._failed = failed + (self._failed if written < len(head) else 0)
                 self._writing = False
                 self._changed.notify_all()
 
@@ -121,11 +131,13 @@ class LogOutput:
         if self._direct is not None:
             os.close(self._direct)
 
-    def _write(self, data: bytearray) -> None:
+    def _write(self, data: bytes) -> int:
+        """How many bytes were taken: all of them, unless the disk is full or the reader is gone."""
+        done = 0
         with contextlib.suppress(OSError), memoryview(data) as view:
-            done = 0
             while done < len(view):
                 done += os.write(self._descriptor, view[done:])
+        return done
 
 
 def _open_without_waiting(descriptor: int) -> int | None:

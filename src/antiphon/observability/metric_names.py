@@ -227,7 +227,9 @@ OLDEST_XMIN = _shared(
 )
 BLOBS = _shared("antiphon_blobs_bytes", "Contents of files, as the database knows them.")
 DISK_FREE = _shared("antiphon_disk_free_bytes", "Free for this process on the data folder's disk.")
-LOG_DROPPED = _counter("antiphon_log_lines_dropped_total", "Log lines that nobody read in time.")
+LOG_DROPPED = _counter(
+    "antiphon_log_lines_dropped_total", "Log lines that nobody read in time, or that a full disk did not take."
+)
 LOADED = _shared("antiphon_settings_loaded_timestamp_seconds", "When the settings were read that are in use.")
 RELOADS = _counter(
     "antiphon_config_reloads_total",

@@ -20,7 +20,7 @@ import structlog
 
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
-from antiphon.errors import ApiError, InternalError, StoreError
+from antiphon.errors import ApiError, InternalError, StoreError, store_refusal
 from antiphon.ids import is_name
 from antiphon.observability import span_names as names
 from antiphon.observability.metrics import Metrics
@@ -104,9 +104,8 @@ class Toolbox:
             prepared = await asyncio.gather(*(self._prepare(owner, response_id, tool) for tool in tools))
         except ApiError as error:
             return error
-        except StoreError:
-            _log.error("tool_not_prepared", exc_info=True)
-            return InternalError("The stored data could not be read.", code="storage_failed")
+        except StoreError as error:
+            return store_refusal(error, "A tool could not be prepared")
         except Exception as bug:
             _log.error("tool_not_prepared", error=type(bug).__name__, exc_info=True)
             return InternalError("A tool could not be prepared.")
@@ -166,6 +165,9 @@ class Toolbox:
                 told["server"] = call.target.namespace
             _log.warning("tool_timed_out", **told, cause=done, response_id=call.response_id, owner=call.owner[:12])
             result = _failed(call, f"{done} within {self._limits.seconds:g} seconds.")
+        except StoreError as error:
+            _log.warning("tool_failed", tool=call.tool.type, cause=str(error), response_id=call.response_id)
+            result = _failed(call, store_refusal(error, "The tool failed").message)
         except Exception as bug:
             _log.error("tool_failed", tool=call.tool.type, error=type(bug).__name__, exc_info=True)
             result = _failed(call, "The tool failed.")

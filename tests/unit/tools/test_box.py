@@ -63,7 +63,11 @@ class _Tool:
     [
         (ToolFailed("no such page"), "The call failed: no such page"),
         (InvalidRequest("too odd"), "The call failed: too odd"),
-        (StoreError("/secret/path is full"), "The call failed: The tool failed."),
+        (StoreError("/secret/path is broken"), "The call failed: The tool failed."),
+        (
+            StoreError("/secret/path is full", reason="full"),
+            "The call failed: The tool failed: the server's disk is full.",
+        ),
         (ZeroDivisionError("secret"), "The call failed: The tool failed."),
     ],
 )
@@ -226,7 +230,12 @@ async def test_who_gives_up_waiting_keeps_no_place() -> None:
 
 @pytest.mark.parametrize(
     ("outcome", "status"),
-    [(InvalidRequest("no such store"), 400), (StoreError("broken"), 500), (ZeroDivisionError(), 500)],
+    [
+        (InvalidRequest("no such store"), 400),
+        (StoreError("broken"), 500),
+        (StoreError("full", reason="full"), 507),
+        (ZeroDivisionError(), 500),
+    ],
 )
 async def test_what_cannot_be_prepared_is_the_clients_answer(outcome: BaseException, status: int) -> None:
     answer = await Toolbox([_Tool(outcome)], ToolSettings()).prepare("owner", "resp_1", (TOOL,))

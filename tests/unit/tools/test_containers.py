@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import AsyncIterator
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.engine.ports.container_rows import RowFile
+from antiphon.engine.ports.container_rows import ContainerRow, RowFile
 from antiphon.engine.ports.containers import ContainerFailed, ContainerRequest
+from antiphon.errors import StoreError
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
 from antiphon.tools.code_interpreter.records import Records
@@ -119,6 +121,26 @@ async def test_of_somebody_elses_container_no_more_is_read_than_whose_it_is(tmp_
     path.write_bytes(path.read_bytes().partition(b"\n")[0] + b"\nthis is not JSON")
     assert records.get(made.id, "b:bob") is None and await rooms.get("b:bob", made.id) is None
     assert [head.id for head in records.every()] == [made.id]
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"), [(errno.ENOSPC, "full"), (errno.EDQUOT, "full"), (errno.EACCES, "failed")]
+)
+def test_a_record_that_has_no_room_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    records = Records(tmp_path)
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(StoreError, match=os.strerror(number)) as told:
+        records.put(ContainerRow("cntr_1", OWNER, "x", 1.0, 1.0, 1, 1))
+    assert told.value.reason == reason and not list(tmp_path.iterdir())
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(StoreError, match=os.strerror(number)) as told:
+        records.lock("cntr_1")
+    assert told.value.reason == reason
 
 
 async def test_a_file_of_the_same_name_takes_the_place_of_the_other(records: _SlowRecords) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -27,7 +26,7 @@ from typing import Protocol, TypeVar
 
 from antiphon.engine.ports.files import Blob
 from antiphon.engine.running.waiting import to_the_end
-from antiphon.errors import StoreError, StoreReason
+from antiphon.errors import StoreError, file_failure
 from antiphon.stores.flushing import flush_folder
 
 T = TypeVar("T")
@@ -118,9 +117,7 @@ class DiskBlobs:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, action)
         except OSError as error:
-            cause = os.strerror(error.errno) if error.errno else type(error).__name__
-            reason: StoreReason = "full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failed"
-            raise StoreError(f"{doing} failed in {self._folder}: {cause}.", reason=reason) from error
+            raise file_failure(f"{doing} failed in {self._folder}", error) from error
         except RuntimeError as error:
             raise StoreError("The store is closed.") from error
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from antiphon.engine.ports.container_rows import ContainerHead, ContainerRow, RowContents
-from antiphon.errors import StoreError
+from antiphon.errors import StoreError, file_failure
 from antiphon.ids import is_id
 
 PREFIX = "cntr"
@@ -64,7 +64,7 @@ class Records:
         except OSError as error:
             with suppress(OSError):
                 incoming.unlink()
-            raise StoreError("A container's record cannot be written.") from error
+            raise file_failure("A container's record cannot be written", error) from error
 
     def delete(self, container_id: str) -> None:
         """Delete it, if it is there."""
@@ -79,7 +79,7 @@ class Records:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StoreError("A container cannot be locked.") from error
+            raise file_failure("A container cannot be locked", error) from error
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(opened).st_ino == path.stat().st_ino:
@@ -113,5 +113,7 @@ class Records:
                 return head, file.read() if rest else b""
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError) as error:
+        except OSError as error:
+            raise file_failure("A container's record cannot be read", error) from error
+        except msgspec.DecodeError as error:
             raise StoreError("A container's record cannot be read.") from error
