@@ -154,10 +154,11 @@ serves in mode `native` gets its requests untouched, and this page says nothing 
 _DIFFERENCES = """
 ## Differences from OpenAI's service
 
-- Hosted tools run here when the settings set them up. Those that are not, image generation, computer use, and types
-  that are unknown or misspelt are left out. The header, the response's `metadata` (`antiphon_ignored`, where the
-  client's own 16 pairs leave room) and the log line (`left_out`) name each; `tools.unavailable: refuse` makes it a 400
-  `unsupported_tool`. `code_interpreter` and `mcp` are a 400 in any case, and so is a `tool_choice` that asks for any.
+- Hosted tools run here if the settings set them up. Antiphon leaves out hosted tools that are not set up, image
+  generation, computer use, and unknown or misspelt types. The header, the response's `metadata` (`antiphon_ignored`,
+  unless the client's own 16 pairs leave no room) and the log line (`left_out`) name each. `tools.unavailable: refuse`
+  makes it a 400 `unsupported_tool`. `code_interpreter` and `mcp` are always a 400 if not set up, and so is a
+  `tool_choice` that asks for a missing tool.
 - `web_search` with `external_web_access: false` (Codex's search of OpenAI's cache) is left out and named: there is no
   cache of the web here, and the web itself is not to be asked.
 - `tool_search` that the gateway runs looks for words in names, namespaces, descriptions and parameters of deferred
@@ -175,17 +176,18 @@ _DIFFERENCES = """
   does not say whether calls will follow. A message that was cut, or after which the model reasoned on, has none.
 - Code has no network, and cannot install packages; pictures are outputs as data URLs. A container that has expired is a
   404 in `/v1/containers`, and a 400 in a request that names it.
-- A conversation that is busy is a 409 `conversation_locked` (OpenAI: 400 with the same code; its SDKs try again after a
-  409), one that does not exist a 404 `conversation_not_found`. What failed, was cancelled or has `store: false` adds
-  nothing to it, but for calls that may have changed something. Deleting it deletes its items; responses that were made
-  in it stay. `GET /v1/conversations` lists them.
-- An MCP approval is used once: a second answer to the same request is a 400 `approval_already_answered`, in the same
-  request, a chain and its branches, a conversation, `input` alone, and from any process. Of several requests one may be
-  answered first; the others stay open. Tools that are not annotated `readOnlyHint` count as tools that change
-  something. A response that fails after such a call is kept with it, and is part of its conversation. Without an
-  approval or an `Idempotency-Key` a request that a client sends again is another request, and its calls are made again.
-  With a key a request goes on when its client leaves: sent again it is a 409 until it is over, then its response.
-  A call whose process died is `incomplete` in a failed response, with an `error` that its outcome is unknown.
+- A conversation that is busy is a 409 `conversation_locked` (OpenAI: 400 with the same code; its SDKs try again after
+  a 409), one that does not exist a 404 `conversation_not_found`. What failed, was cancelled or has `store: false`
+  adds nothing to it, except calls that may have changed something. Deleting it deletes its items; responses that were
+  made in it stay. `GET /v1/conversations` lists them.
+- A client can use an MCP approval once. A second answer to the same approval request is a 400
+  `approval_already_answered`: in the same request, a chain and its branches, a conversation, `input` alone, and from
+  any process. If several approval requests are open, a client may answer one first; the others stay open. Tools
+  without the annotation `readOnlyHint` count as tools that change something. A response that fails after such a call
+  is stored with it, and is part of its conversation. Without an approval or an `Idempotency-Key` a retry is a new
+  request and makes its calls again. With a key a request continues when its client disconnects: a retry is a 409
+  until it ends, then gets its response. If the process dies during a call, the call is `incomplete` in a failed
+  response, with an `error` that its outcome is unknown.
 - `/v1/prompts` makes and changes prompts; OpenAI's API has no operations for them. Variables are replaced in
   instructions and messages, not in tools and schemas.
 - A background response runs without the client: its upstream has credentials of the gateway's own, or wants none (which
@@ -198,8 +200,8 @@ _DIFFERENCES = """
   `response.steer.failed`, `response.inject` with `response.inject.failed` (`response_already_completed`); a
   response that fails ends with `response.failed`, without the `error` event before it.
 - A response that is not over cannot be continued (400 `previous_response_not_finished`).
-- Deleting a response ends every chain that goes through it: what comes after it can be read, and not continued (400
-  `previous_response_not_found`; the message says which deleted response, or conversation, it continues).
+- Deleting a response ends every chain through it: clients can read the later responses, but not continue them (400
+  `previous_response_not_found`; the message names the deleted response or conversation).
 - An approval of a call whose MCP server is not in the request's `tools` is a 400 that names the server.
 - `GET /v1/responses` lists an owner's responses; OpenAI has no such list.
 - A custom tool's grammar is shown to the model and enforced by nobody.
@@ -208,7 +210,7 @@ _DIFFERENCES = """
 - `reasoning.summary` gives the server's reasoning as it is; nothing here summarises it.
 - A tool with `allowed_callers` that lack `direct` is left out and named: there are no programs here that could call it.
 - A search of vector stores with a field that is not known is a 400: what would narrow it must not be lost in silence.
-  `top_k` is another name of `max_num_results` (both, and different, are a 400).
+  `top_k` is another name of `max_num_results` (different values of both are a 400).
 - `include` and `context_management` have at most 32 entries, `allowed_tools` at most `limits.tools`.
 - A 401 of the upstream is a 502 where the gateway's own key was refused (`upstream.auth: inject` or `none`).
 - `encrypted_content` is sealed with this installation's keys: that of another installation is a 400
@@ -223,35 +225,36 @@ _DIFFERENCES = """
 - `truncation: auto` works where `context_tokens` is set for the model, with an estimate of four bytes a token.
 - `service_tier` is echoed as asked (or `auto`), then it is what the server says, or `default`.
 - An unknown model keeps the upstream's status (usually 404); OpenAI answers 400 with the same code.
-- An item that the conversation has already (by its id) is left out and named; OpenAI answers 400, as `strict: true`
-  does here.
-- Unknown fields of the request are left out and named (the first 64); OpenAI answers 400, as `strict: true` does here.
+- Antiphon leaves out and names an item that the conversation already has (by its id); OpenAI answers 400, as `strict:
+  true` does here.
+- Antiphon leaves out unknown fields of the request and names the first 64; OpenAI answers 400, as `strict: true` does
+  here.
 - Inside items, content parts and tools what has no effect is named like any field; a file's `detail` alone is not.
-- Responses of a translated model are stored here, in the gateway's own database. Of a stored response only one that was
-  made with `background` and `stream` can be streamed again.
+- Responses of a translated model are stored here, in the gateway's own database. Only a stored response that was made
+  with `background` and `stream` can be streamed again.
 """
 _CLIENTS = """
 ## What `strict: true` checks
 
-With the setting `strict: true` a request is refused (400) for these, as OpenAI refuses it. Without it each is served as
-far as the chat server can.
+With the setting `strict: true` Antiphon refuses (400) requests that fail these checks, as OpenAI does. Without it
+Antiphon serves them as far as the chat server can.
 
 | checked | param, code |
 | --- | --- |
-| what this version does not know: fields, items, parts, tools, values, members | the place; several codes |
-| an item that the conversation has already | `input`, `duplicate_item` |
-| `json_object`: the word "json" stands in the instructions or a message | `input`, `invalid_value` |
+| no unknown fields, items, parts, tools, values or members | the place; several codes |
+| no item that the conversation already has | `input`, `duplicate_item` |
+| `json_object`: the instructions or a message contain the word "json" | `input`, `invalid_value` |
 | `json_schema` with `strict: true`, in a `configuration_update` too | `text.format.schema`, `invalid_json_schema` |
 | functions with `strict: true`, those in namespaces too | `tools[N].parameters`, `invalid_function_parameters` |
-| a grammar with `syntax: regex` is one | `tools[N].format.definition`, `invalid_grammar` |
+| a grammar with `syntax: regex` is a valid regular expression | `tools[N].format.definition`, `invalid_grammar` |
 
-Of a strict schema: its root is an object; every object has `additionalProperties: false` and a `required` that lists
-all its properties; none has `allOf`, `oneOf`, `not`, `if`, `then`, `else`, `dependentRequired` or `dependentSchemas`;
-at most 5,000 properties, 10 levels of them, and 1,000 values in an `enum`.
+The rules for a strict schema: its root is an object; every object has `additionalProperties: false` and a `required`
+that lists all its properties; none has `allOf`, `oneOf`, `not`, `if`, `then`, `else`, `dependentRequired` or
+`dependentSchemas`; at most 5,000 properties, 10 levels of them, and 1,000 values in an `enum`.
 
-Not checked: grammars with `syntax: lark`; what OpenAI's regular expressions lack of Python's (lookarounds, lazy
-quantifiers); the total length of a schema's names and values; formats, `default` and other keywords; functions without
-`strict` (OpenAI makes these strict itself where it can); tools that items bring.
+Not checked: grammars with `syntax: lark`; regular expression features that Python has and OpenAI lacks (lookarounds,
+lazy quantifiers); the total length of a schema's names and values; formats, `default` and other keywords; functions
+without `strict` (OpenAI makes these strict itself where it can); tools that items bring.
 
 ## Clients
 
@@ -401,10 +404,11 @@ Generated by `scripts/docs` from `src/antiphon/observability/metric_names.py`.
 
 In Prometheus' text format, at `metrics.listen` for everybody who can reach it (one address for all workers of
 `antiphon up`, which adds them up), and as `/metrics` on the sidecar's HTTP port and the HTTP door for those who come
-over the Unix socket or show `sidecar.secret`. Labels have bounded values: never owners, paths or ids.
-Four names have no prefix: `responses_total`, `response_duration_seconds`, `tool_execution_duration_seconds` and
-`storage_operations_total`. All others begin with `antiphon_`. `process_…` and `python_…` are the client library's.
-What one response did and why it failed is in its log line; [operations.md](operations.md) says which fields that has.
+over the Unix socket or show `sidecar.secret`. Labels have bounded values: never owners, paths or ids. Four names have
+no prefix: `responses_total`, `response_duration_seconds`, `tool_execution_duration_seconds` and
+`storage_operations_total`. All others begin with `antiphon_`. `process_…` and `python_…` come from the Prometheus
+client library. What one response did and why it failed is in its log line; [operations.md](operations.md) says which
+fields that has.
 
 ## Several workers, one address
 
@@ -420,8 +424,8 @@ No counter, and no bucket, count or sum of a histogram, goes backwards or away w
   with a worker, nor with settings that change ([configuration.md](configuration.md#change-without-restart)). Another
   `antiphon up` begins at nothing, with all series together and a later start. Of one worker's own `/metrics` the same
   holds for that worker.
-- **Gauges** are of those that live. Of what all share (the queue, sizes, `antiphon_disk_free_bytes`) the largest is
-  shown, not the sum. No counter is kept in a database.
+- **Gauges** cover only running workers. For values that all workers share (the queue, sizes,
+  `antiphon_disk_free_bytes`) `/metrics` shows the largest, not the sum. No counter is stored in a database.
 
 A test shows it with real processes: clients ask without a pause, two scrapers scrape without a pause, and look at each
 series in each scrape. Meanwhile each worker is killed once, one stands still (SIGSTOP) and goes on, one stands still

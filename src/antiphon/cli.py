@@ -118,21 +118,21 @@ def make_parser() -> argparse.ArgumentParser:
                 "--hostname",
                 action="append",
                 metavar="NAME",
-                help="a host whose requests are Antiphon's (may be repeated), with --for envoy-gateway or istio; "
+                help="a host name that Antiphon serves (may be repeated), with --for envoy-gateway or istio; "
                 "default: every host",
             )
             command.add_argument(
                 "--own-gateway",
                 action="store_true",
-                help="nobody else uses the Gateway: it is printed too, and answers every path",
+                help="the Gateway is for Antiphon alone: print it too, and answer every path",
             )
             command.add_argument(
                 "--envoy-proxy",
                 metavar="NAME",
-                help="the EnvoyProxy that the Gateway names already, with --for envoy-gateway",
+                help="the EnvoyProxy that the Gateway already uses, with --for envoy-gateway",
             )
             command.add_argument(
-                "--remove", action="store_true", help="print the commands that take Antiphon out of the Gateway again"
+                "--remove", action="store_true", help="print the commands that remove Antiphon from the Gateway"
             )
             command.add_argument(
                 "--listener",
@@ -220,7 +220,7 @@ def _add_migrate(commands: Any) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A word that a command does not know is told with that command's usage, and with the nearest that it knows."""
+    """The error for an unknown word shows the command's usage and the nearest word that the command knows."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._flags: list[str] = []
@@ -247,15 +247,15 @@ class _Parser(argparse.ArgumentParser):
         return found, unknown
 
     def _check_command(self, words: list[str]) -> None:
-        # What stands before a command takes no value.
+        # Flags before a command take no value.
         word = next((one for one in words if not one.startswith("-")), None)
         kind = self._below.metavar.lower()
         if word is None and not words:
-            choices = f"choose of {', '.join(self._below.choices)}"
+            choices = f"choose one of {', '.join(self._below.choices)}"
             begin = f"begin with: {_EXAMPLES['up']} (--help lists all)" if kind == "command" else choices
             self.error(f"the {kind} is missing; {begin}")
         if word is not None and word not in self._below.choices:
-            near = advice(word, self._below.choices) or f"; choose of {', '.join(self._below.choices)}"
+            near = advice(word, self._below.choices) or f"; choose one of {', '.join(self._below.choices)}"
             self.error(f"there is no {kind} {word!r}{near}")
 
     def _advice(self, unknown: list[str]) -> str:

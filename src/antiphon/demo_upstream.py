@@ -176,7 +176,7 @@ _VERBS = frozenset({"get", "set", "find", "fetch", "look", "up", "current", "the
 
 
 def _arguments(function: Object, place: str, said: str) -> Object:
-    """Something for each required parameter: texts and lists of texts are the place, numbers those of the words."""
+    """A value for each required parameter: a text or a list of texts is the place, numbers come from the words."""
     parameters = function.get("parameters") or {}
     properties = parameters.get("properties") or {}
     numbers = [int(number) for number in re.findall(r"-?\d+", said)]
@@ -198,7 +198,7 @@ def _arguments(function: Object, place: str, said: str) -> Object:
 
 
 def _program(numbers: list[int], said: str) -> str:
-    """Python that draws the numbers, as text and as an SVG file; without numbers it prints what was said."""
+    """A Python program that draws the numbers, as text and as an SVG file; without numbers it prints the message."""
     return _DRAWING.format(numbers=numbers) if numbers else f"print({said!r})"
 
 

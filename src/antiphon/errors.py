@@ -128,7 +128,7 @@ class ChainTooLong(InvalidRequest):
 
 
 class ChainBroken(InvalidRequest):
-    """The response is there, but `gone` is not: the response or conversation that it continues."""
+    """The response exists, but `gone`, the response or conversation that it continues, was deleted."""
 
     def __init__(self, response_id: str, gone: str) -> None:
         super().__init__(
@@ -294,7 +294,7 @@ def invalid_value(name: str, advice: str) -> InvalidRequest:
 
 
 def mutually_exclusive(one: str, other: str) -> InvalidRequest:
-    """Both are there, and only one may be."""
+    """The error for two parameters of which only one is allowed."""
     return InvalidRequest(
         f"Mutually exclusive parameters: '{one}' and '{other}'. Ensure you are only providing one of them.",
         param=other,

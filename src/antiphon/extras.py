@@ -1,10 +1,9 @@
-"""What an operator does about an optional part ("extra") that is not installed.
+"""Tells an operator how to install a missing optional part ("extra").
 
-Lives here: the command that installs its packages into this installation, for error messages. Not here: who needs an
-extra, and what works without it.
+Lives here: the install command for error messages. Not here: which code needs an extra, and what works without it.
 
-Invariant: the command names packages that an index has, and the Python that runs: it is right for an editable checkout,
-for a wheel and in an image, wherever Antiphon itself came from.
+Invariant: the command names packages that a package index has, and the running Python. So it works for an editable
+checkout, a wheel and an image, wherever Antiphon itself came from.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from antiphon.errors import ConfigError
 
 
 def how_to_install(extra: str) -> str:
-    """How the packages of this extra get into this installation, without a dot."""
-    # Needed for a mistake alone.
+    """How to install the packages of this extra into this installation, without a final dot."""
+    # Only error messages need these.
     from importlib.util import find_spec
 
     packages = " ".join(shlex.quote(one) for one in _packages(extra))
     if not packages:
         return f"install the packages of the extra '{extra}' in pyproject.toml"
     if find_spec("pip") is None:
-        # uv makes such folders, and the image is one.
+        # An environment that uv made has no pip, nor has the image.
         return f"install {packages} into {sys.prefix}; an image gets it by the build argument EXTRAS"
     return f"{shlex.quote(sys.executable)} -m pip install {packages}"
 
 
 def extra_missing(what: str, extra: str) -> ConfigError:
-    """The error that `what` (a setting, a command) asks for a part that is not installed."""
+    """The error when `what` (a setting, a command) needs an extra that is not installed."""
     return ConfigError(f"{what} needs the extra '{extra}', which is not installed: {how_to_install(extra)}")
 
 

@@ -222,7 +222,7 @@ def _die(setup: Setup) -> None:
 
 
 def _unknown(response: dict[str, Any]) -> None:
-    assert response["status"] == "failed" and "stopped while tools" in response["error"]["message"]
+    assert response["status"] == "failed" and "died while tools" in response["error"]["message"]
     call = response["output"][-1]
     assert (call["type"], call["name"], call["status"]) == ("mcp_call", "wait", "incomplete")
     assert "outcome of this call is unknown" in json.dumps(call["error"])

@@ -358,7 +358,7 @@ async def test_a_database_file_without_an_index_or_a_table_is_seen(
         (index,) = connection.execute(ask).fetchone()
         connection.execute(f"DROP INDEX {index}")
     said, findings = await doctor(tmp_path, capsys, "sqlite:")
-    assert f"note: sessions.db: the index {index} is missing: what it is for is slow" in said
+    assert f"note: sessions.db: the index {index} is missing: its queries are slow" in said
     (made,) = [one["advice"].partition("sqlite3: ")[2] for one in findings if index in one["what"]]
     with closing(sqlite3.connect(file)) as connection:
         # What is advised mends it.

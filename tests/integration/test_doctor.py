@@ -150,7 +150,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         (512 << 20, 1 << 20, "note", "little"),
         (2 << 30, 7, "note", "for 7 files: little"),
         (1 << 20, 1 << 20, "problem", "its disk is full"),
-        (2 << 30, 0, "problem", "its disk has room for no more files"),
+        (2 << 30, 0, "problem", "its disk has no free inodes for new files"),
     ],
 )
 async def test_a_disk_that_is_full_or_nearly_is_seen(

@@ -90,7 +90,7 @@ async def test_what_cannot_be_undone_says_so(state: StateSettings, capsys: pytes
     status, said = await run(capsys, "down")
     assert status == 1 and "cannot be undone" in said and "backup" in said
     status, said = await run(capsys, "down", "--database", "nope")
-    assert status == 2 and "choose of" in said
+    assert status == 2 and "choose one of" in said
 
 
 @pytest.mark.full

@@ -120,7 +120,7 @@ async def test_https_at_a_server_that_speaks_http_is_asked_about(log: _Log) -> N
         async with asking_upstreams(Settings.of({"upstreams": {"other": {"url": url}}})):
             await until(lambda: bool(log.lines))
     ((event, fields),) = log.lines
-    assert event == "upstream_not_reached" and "TLS could not be agreed on" in fields["problem"]
+    assert event == "upstream_not_reached" and "the TLS handshake failed" in fields["problem"]
     assert fields["advice"] == "does it speak http, and not https? Then set upstreams.other.url to http://…"
 
 

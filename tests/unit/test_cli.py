@@ -85,8 +85,8 @@ def test_what_a_command_does_not_know_is_told_with_its_own_usage(
     [
         ("", "the command is missing; begin with: antiphon up --upstream http://127.0.0.1:11434/v1"),
         ("upp", "there is no command 'upp'; did you mean up?"),
-        ("xyz", "there is no command 'xyz'; choose of up, extproc, serve,"),
-        ("admin", "the action is missing; choose of owners, export,"),
+        ("xyz", "there is no command 'xyz'; choose one of up, extproc, serve,"),
+        ("admin", "the action is missing; choose one of owners, export,"),
         ("admin onwers", "there is no action 'onwers'; did you mean owners?"),
         ("migrate stauts", "there is no action 'stauts'; did you mean status?"),
         ("up --upsteam http://x", "unrecognized arguments: --upsteam http://x; did you mean --upstream?"),
@@ -209,7 +209,7 @@ def test_config_prints_what_can_be_read_again(
         ("up --listen 127.0.0.1:0 --envoy /nowhere/envoy", "envoy.binary"),
         ("config --profile llama.cpp", "upstream.profile: 'llama.cpp' is unknown; did you mean llamacpp?"),
         ("up --profile llama.cpp", "did you mean llamacpp?"),
-        ("up --profile nothing-like-it", "choose of auto, "),
+        ("up --profile nothing-like-it", "choose one of auto, "),
         ("serve --api-key-env NOBODY_SET_THIS", "the variable NOBODY_SET_THIS is not set"),
     ],
 )

@@ -337,7 +337,7 @@ def test_merging_changes_neither_side() -> None:
     [
         (
             {"models": [{"match": "a", "upstream": "nope"}]},
-            r"models\[0\]\.upstream: 'nope' is unknown; choose of default",
+            r"models\[0\]\.upstream: 'nope' is unknown; choose one of default",
         ),
         ({"upstreams": {"default": {}}}, "'default' is no name"),
         ({"upstreams": {"a_b": {}}}, "'a_b' is no name"),
@@ -351,7 +351,7 @@ def test_merging_changes_neither_side() -> None:
         ({"models": [{"match": ""}]}, "match is empty"),
         ({"models": [{"match": "a"}, {"match": "a"}]}, r"models\[1\]\.match: 'a' is there twice"),
         ({"models": [{"match": "a", "mode": "native", "model": "b"}]}, "keeps its name"),
-        ({"upstreams": {"a": {}}, "models": [{"match": "b"}]}, "'default' is unknown; choose of a"),
+        ({"upstreams": {"a": {}}, "models": [{"match": "b"}]}, "'default' is unknown; choose one of a"),
     ],
 )
 def test_what_is_wrong_about_upstreams_and_models_is_named(values: dict[str, Any], message: str) -> None:
@@ -372,7 +372,7 @@ _WEIGHTED = [{"name": "a", "weight": 3}, {"name": "b", "weight": 1}]
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (_two(["a", "c", "d"]), "models[0].upstream: 'c', 'd' is unknown; choose of a, b"),
+        (_two(["a", "c", "d"]), "models[0].upstream: 'c', 'd' is unknown; choose one of a, b"),
         (_two([]), "models[0].upstream: must be a name, a list of names in their order ([a, b]), or of"),
         (_two({"name": "a"}), "models[0].upstream: must be a name, a list"),
         (_two(5), "models[0].upstream: must be a name, a list"),

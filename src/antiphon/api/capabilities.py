@@ -27,7 +27,7 @@ _NO_FILES = Support("unsupported", "there are no files here")
 _LIMITED = Support("emulated", "limits the calls of tools that run here")
 _ALLOWED = Support("translated", "the settings let it pass")
 _TOOL_REFUSED = Support(
-    "unsupported", "does not run here, and the settings refuse what asks for it (`tools.unavailable`)"
+    "unsupported", "does not run here, and the settings refuse requests with it (`tools.unavailable`)"
 )
 _KEYS = dict(zip(GROUPS, ("fields", "parameters", "include", "tools", "tool_choice", "items", "content"), strict=True))
 
@@ -38,7 +38,7 @@ _TOOLS = frozenset(
     for name in GROUPS[group]
     if name.count(".") == 1 or name == "any other tool"
 )
-"""The names of whole tools, not of their members."""
+"""The names of tools, without the names of their members."""
 
 
 class SupportShown(Struct):
@@ -74,7 +74,7 @@ class CapabilitiesObject(Struct, kw_only=True):
 class Capabilities:
     """What can be said without asking anyone: `limits` are the operator's, by the names of the settings; `fetches` says
     whether files are fetched by URL, `files` whether they can be uploaded, `tools` which types of tools run here;
-    `refuses_tools`, that a request with another one is refused."""
+    `refuses_tools` whether Antiphon refuses a request with another tool."""
 
     routes: ModelRoutes
     limits: Mapping[str, int]

@@ -329,7 +329,7 @@ def _key_ignored(response: ApiResponse) -> ApiResponse:
 
 
 def unknown_url(method: str, path: str, known: Iterable[str] = ()) -> NotFound:
-    """The error for a path that does not exist, at least for whoever asks; `known`: paths that may be meant."""
+    """The error for a path that does not exist or that this client may not see; `known`: paths to suggest."""
     near = advice(path[:256], known)
     hint = f"{near}" if near else ". Please check the URL for typos."
     return NotFound(f"Unknown request URL: {method} {path[:256]}{hint}", code="unknown_url")

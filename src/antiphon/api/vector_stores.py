@@ -96,7 +96,7 @@ class UpdateVectorStore(Struct):
 
 
 class SearchStore(Struct):
-    """What to look for: a text, or several. Other fields are a 400. `top_k` is another name of `max_num_results`."""
+    """The search query: one text or several. Other fields are a 400. `top_k` is another name of `max_num_results`."""
 
     query: str | list[str] | None = None
     rewrite_query: bool | None = None
@@ -308,13 +308,15 @@ class VectorStoreApi:
 
 
 def _limit(body: SearchStore) -> int:
-    """How many results are asked for, by either name. Raises `InvalidRequest`."""
+    """The requested number of results, by either name. Raises `InvalidRequest`."""
     asked = {name: value for name in ("max_num_results", "top_k") if (value := getattr(body, name)) is not None}
     for name, value in asked.items():
         if not 1 <= value <= _MAX_RESULTS:
             raise invalid_parameter(name, f"expected an integer from 1 to {_MAX_RESULTS}")
     if len(set(asked.values())) > 1:
-        raise invalid_parameter("top_k", "it is another name of 'max_num_results', which says something else")
+        raise invalid_parameter(
+            "top_k", "it is another name of 'max_num_results', which has a different value; send only one of them"
+        )
     return next(iter(asked.values()), _RESULTS)
 
 

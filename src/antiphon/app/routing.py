@@ -109,4 +109,4 @@ def _profile(name: str, host: str, where: str) -> UpstreamProfile:
         return choose_profile(name, host, known_profiles())
     except KeyError:
         known = ", ".join(("auto", *known_profiles()))
-        raise ConfigError(f"{where}: {name!r} is unknown; choose of {known}") from None
+        raise ConfigError(f"{where}: {name!r} is unknown; choose one of {known}") from None

@@ -152,7 +152,7 @@ async def _containers(settings: Settings) -> AsyncIterator[OwnersContainers]:
 
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncIterator[Stores]:
-    # Somebody waits for the answer: a database that is away is told at once.
+    # A person waits for the answer, so an unreachable database is an error at once.
     stores = await open_stores(
         settings.state.replace(start_within=0.0),
         settings.data,

@@ -30,7 +30,7 @@ _FATAL = "antiphon: "
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """Of what a child wrote last the reason for which it ended; empty if it gave none."""
+    """The reason for a child's end, from its last lines; empty if they have none."""
     begin = max((at for at, line in enumerate(lines) if line.startswith(_FATAL)), default=None)
     if begin is None:
         return ""
@@ -42,18 +42,19 @@ class ChildOutput:
     """Of all children together."""
 
     def __init__(self, settings: Settings, heard: Callable[[str], bool] = lambda line: False) -> None:
-        """`heard` is asked of each line of Envoy's whether it was a word to a sidecar, in whose line it will be."""
+        """`heard` takes each line of Envoy's; it returns whether it passed the line to the sidecars, whose own line
+        will report it."""
         self._heard = heard
         self._console = settings.log.format == "console"
         self._colors = self._console and sys.stderr.isatty()
         self._door = settings.door
         self._failing: set[str] = set()
         self.everything_is_ready = False
-        """From now on a child's reason for its end is forwarded."""
+        """Once true, this class forwards the reason for a child's end."""
         self.serving: set[str] = set()
         """The names of the workers that said they listen; who starts one again takes its name out."""
         self.cut = 0
-        """How many requests workers have said that they cut at their end."""
+        """The number of requests that workers reported as cut at their end."""
         self.port = 0
         """Where the HTTP door listens, once a worker of it has said so."""
 

@@ -70,7 +70,7 @@ def placed_in(settings: Settings, folder: Path) -> Settings:
         code = code.replace(sockets=folder)
     return settings.replace(
         code_interpreter=code,
-        # Ours gives their lines the form that the settings say.
+        # The parent formats their lines as the settings say.
         log=settings.log.replace(format="json"),
         data=settings.data.absolute(),
         timeouts=times,

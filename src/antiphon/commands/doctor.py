@@ -45,7 +45,7 @@ from antiphon.tools.code_interpreter import HOLDS, try_out
 
 _ENVOY_SECONDS = 30
 _NO_ROOM, _LITTLE_ROOM, _FEW_FILES = 32 * MIB, 1024 * MIB, 1000
-"""Bytes, bytes and files. The monitoring's alert of a disk that fills up begins at the second, too."""
+"""Bytes, bytes and files. The alert about a disk that fills up uses the second threshold too."""
 _HERE, _ENVOY, _STATE, _FILES = "this machine", "Envoy", "state", "contents of files"
 
 
@@ -85,7 +85,7 @@ def _show(finding: Finding, where: str) -> None:
     """Show it at once: the next one may take a minute. `where` is that of the one before."""
     if finding.where != where:
         print(printable(finding.where))
-    # An upstream chose the names of its models and what its errors say.
+    # Model names and error texts come from the upstream.
     print(f"  {finding.verdict:8} {printable(finding.what)}")
     if finding.advice:
         print(f"           → {printable(finding.advice)}")
@@ -116,19 +116,19 @@ def _data_folder(settings: Settings) -> Finding:
 
 
 def _space(settings: Settings) -> Iterator[Finding]:
-    """Room on the disks of the data folder and of temporary files: for bytes, and for files."""
+    """Free space and free inodes on the disks of the data folder and of temporary files."""
     for what, folder in (("the data folder", settings.data), ("temporary files", Path(tempfile.gettempdir()))):
         try:
             disk = os.statvfs(folder)
         except OSError:
-            # That it cannot be had is told where it is needed.
+            # The check that needs this folder reports that it is missing.
             continue
         free = disk.f_frsize * disk.f_bavail
-        # Some file systems count no files.
+        # Some file systems do not report inodes.
         files = disk.f_favail if disk.f_files else _FEW_FILES
         said = f"{free / MIB:,.0f} MiB are free for {what} ({folder.absolute()})"
         if free < _NO_ROOM or not files:
-            full = "its disk is full" if files else "its disk has room for no more files"
+            full = "its disk is full" if files else "its disk has no free inodes for new files"
             yield Finding(_HERE, "problem", f"{said}: {full}", "make room, or choose another disk")
         elif free < _LITTLE_ROOM or files < _FEW_FILES:
             more = "" if free < _LITTLE_ROOM else f", for {files} files"
@@ -138,7 +138,7 @@ def _space(settings: Settings) -> Iterator[Finding]:
 
 
 def _extras(settings: Settings) -> Iterator[Finding]:
-    """A part that the settings want and that is not installed, though the gateway starts without it."""
+    """An extra that the settings need and that is not installed, although the gateway starts without it."""
     if settings.mcp.enabled and find_spec("mcp") is None:
         what = "the extra 'mcp' is not installed: a request with the tool mcp is a 400"
         yield Finding(_HERE, "note", what, how_to_install("mcp"))

@@ -1,9 +1,9 @@
-"""Envoy's word on who ended a stream early, from its line to the sidecar that served the stream.
+"""Passes Envoy's log line about who ended a stream early to the sidecar that served the stream.
 
-Lives here: reading the line, in `antiphon up`, and taking it, in a worker. Not here: Envoy's side
-(`envoy/failure_lines.py`), and what a sidecar makes of it (`observability/early_ends.py`).
+Lives here: parsing the line, in `antiphon up`, and receiving it, in a worker. Not here: Envoy's configuration of that
+line (`envoy/failure_lines.py`), and how a sidecar uses it (`observability/early_ends.py`).
 
-Nobody but a sidecar knows which of them served a request, so all are told.
+The parent does not know which sidecar served a request, so it sends the line to all of them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _MARK = f'"{ENDED_EARLY}"'
 
 
 def pass_on(line: str, sidecars: Iterable[Orders]) -> bool:
-    """Tell the sidecars, if it is such a line of Envoy's that says who it was; whether it is. (What Envoy cannot tell
-    either stays a line of its own.)"""
+    """Send the line to the sidecars if it is Envoy's and says who ended the stream; return whether it is. (If Envoy
+    does not know either, the line stays in the log.)"""
     if _MARK not in line:
         return False
     try:
@@ -39,7 +39,7 @@ def pass_on(line: str, sidecars: Iterable[Orders]) -> bool:
 
 
 def take(order: dict[str, Any], ends: EarlyEnds) -> bool:
-    """Whether it was that."""
+    """Handle the order if it is about an early end; return whether it is."""
     if order["do"] != _ORDER:
         return False
     ends.hear(order["request_id"], EarlyEnd(*order["end"]))

@@ -54,8 +54,8 @@ _ISTIO_HEADER = """\
 """
 _REMOVAL_HEADER = """\
 #!/bin/sh
-# Takes Antiphon out of a Gateway, printed by `antiphon envoy-config --remove` with the flags of its installation. The
-# order keeps the Gateway serving: run the commands in it, each when the one before has ended.
+# Removes Antiphon from a Gateway, printed by `antiphon envoy-config --remove` with the flags of its installation. Run
+# the commands in this order, one after the other: the order keeps the Gateway serving.
 set -e
 """
 _GATEWAY_SECRETS = """\
@@ -82,7 +82,7 @@ def _apart(last: str) -> str:
 
 
 def _removal(settings: Settings, form: str, place: Place) -> str:
-    """The commands that take out what was printed with the same flags."""
+    """The commands that remove the objects that the same flags print without `--remove`."""
     inside, sidecar = _in_pod(settings)
     going_out = {"envoy-gateway": gateway_api.going_out, "istio": istio.going_out}[form]
     return _REMOVAL_HEADER + script(going_out(inside, sidecar, place))
@@ -115,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--into-listener and --into-virtual-host choose a place in a file: name it by --into")
     if arguments.envoy_proxy is not None and (arguments.form != "envoy-gateway" or arguments.own_gateway):
         raise ConfigError(
-            "--envoy-proxy is for a Gateway of others': give it with --for envoy-gateway, without --own-gateway"
+            "--envoy-proxy is for a shared Gateway: give it with --for envoy-gateway and without --own-gateway"
         )
     useless = [name for name, (given, _) in _gateway_flags(arguments).items() if given is not None]
     if arguments.form in FORMS and useless:
@@ -143,13 +143,13 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             text = GATEWAY_FORMS[arguments.form](settings, version, place)
     else:
-        raise ConfigError(f"--for: {arguments.form!r} is unknown; choose of {', '.join((*FORMS, *GATEWAY_FORMS))}")
+        raise ConfigError(f"--for: {arguments.form!r} is unknown; choose one of {', '.join((*FORMS, *GATEWAY_FORMS))}")
     _print(text)
     return 0
 
 
 def _gateway_flags(arguments: argparse.Namespace) -> dict[str, tuple[Any, str]]:
-    """What was given for each flag that is about a Gateway, and what counts where nothing was."""
+    """The given value of each flag about a Gateway, and its default."""
     return {
         "--gateway": (arguments.gateway, "default/antiphon"),
         "--listener": (arguments.listener, "http"),

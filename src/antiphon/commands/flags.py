@@ -139,5 +139,5 @@ def _check_profiles(settings: Settings) -> None:
     known = ("auto", *known_profiles())
     for where, name in named:
         if name not in known:
-            near = advice(name, known) or f"; choose of {', '.join(known)}"
+            near = advice(name, known) or f"; choose one of {', '.join(known)}"
             raise ConfigError(f"{where}: {name!r} is unknown{near}")

@@ -1,4 +1,4 @@
-"""The address that Prometheus and Kubernetes' probes ask (`metrics.listen`).
+"""The address for Prometheus and Kubernetes probes (`metrics.listen`).
 
 Lives here: a listener with two paths. Not here: what they show (whoever opens it says), the numbers.
 
@@ -22,8 +22,8 @@ from antiphon.observability.metrics import Metrics
 async def metrics_listener(
     address: str | None, metrics: Metrics | Callable[[], Awaitable[bytes]], ready: ReadyProbe | None = None
 ) -> AsyncIterator[str]:
-    """Listen there while this lasts (or, without an address, not at all); the address with its real port. `ready`: of
-    the process, where there is but one.
+    """Listen on the address in this context (without an address: do nothing); yield the address with its real port.
+    `ready`: the readiness of the process, if only one process answers here.
 
     Raises `ConfigError` when that is impossible.
     """

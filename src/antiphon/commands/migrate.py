@@ -103,4 +103,4 @@ def _chosen(schemas: Sequence[Schema], name: str | None) -> Schema:
     for schema in schemas:
         if schema.name == name:
             return schema
-    raise ConfigError(f"--database: there is no {name!r}; choose of {', '.join(one.name for one in schemas)}")
+    raise ConfigError(f"--database: there is no {name!r}; choose one of {', '.join(one.name for one in schemas)}")

@@ -50,14 +50,14 @@ class Orders:
         raise ConnectionResetError("it has ended")
 
     def tell(self, said: dict[str, Any]) -> None:
-        """Say something that nothing comes of; left out where the child takes nothing, or is gone."""
+        """Send a message that needs no answer; drop it if the child does not read, or has ended."""
         line = json.dumps(said).encode() + b"\n"
         if self._streams is not None:
             writer = self._streams[1]
             if writer.transport.get_write_buffer_size() < _MOST_UNREAD and not writer.is_closing():
                 writer.write(line)
             return
-        # So short a message goes whole, or not at all.
+        # A message this short is written whole or not at all.
         with contextlib.suppress(OSError):
             self._ours.send(line, socket.MSG_DONTWAIT)
 
@@ -81,8 +81,8 @@ def own_end() -> socket.socket | None:
 
 
 async def take_orders(ours: socket.socket, obey: Callable[[dict[str, Any]], Awaitable[str]]) -> None:
-    """Obey one after the other till the parent's end is closed; `obey` says what is wrong, or nothing. What has no
-    number is not answered."""
+    """Obey the orders one after the other until the parent closes its end. `obey` returns what is wrong, or an empty
+    text. An order without a number gets no answer."""
     reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_LONGEST)
     try:
         while line := await reader.readline():

@@ -118,8 +118,8 @@ class StopSignals:
         threading.Thread(target=self._watch, name="stop-signals", daemon=True).start()
 
     async def unless_stopped(self, start: Coroutine[Any, Any, T]) -> T | None:
-        """What `start` makes. None where a signal (or the parent's end) came before: it is broken off, since nobody was
-        served yet."""
+        """The result of `start`. If a signal (or the parent's end) comes first, cancel `start` and return None: no
+        client was served yet."""
         starting, stopped = asyncio.ensure_future(start), asyncio.ensure_future(self._first.wait())
         try:
             await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)

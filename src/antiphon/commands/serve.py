@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _tell_of_lost(settings: Settings) -> None:
-    """Processes that were killed could not say what they took along; who comes after them does."""
+    """Log the requests that were lost with killed processes: these could not log them."""
     lost = take_lost(settings.data)
     for begin in range(0, len(lost), _IDS_IN_A_LINE):
         some = lost[begin : begin + _IDS_IN_A_LINE]

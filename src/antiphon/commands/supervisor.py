@@ -96,7 +96,7 @@ class Supervised:
         self.lasting = self._ready = True
 
     async def keep(self) -> NoReturn:
-        """Have a child here for as long as this runs. Raises `GivenUp`, `NotStarted`, `ConfigError`."""
+        """Keep a child running. Raises `GivenUp`, `NotStarted`, `ConfigError`."""
         quick = 0
         while True:
             self._ready = False
@@ -152,10 +152,10 @@ class Supervised:
 
 
 def tell_first(failed: asyncio.Future[BaseException], task: asyncio.Task[NoReturn]) -> None:
-    """Give `failed` what ended the task, if it is the first one."""
+    """Set `failed` to the error that ended the task, if it is the first one."""
     if task.cancelled():
         return
-    # Asked for in any case: asyncio logs an exception that nobody asks for, with its traceback.
+    # Read the exception in any case: asyncio logs an exception that no code reads, with its traceback.
     error = task.exception()
     if not failed.done():
         failed.set_result(error or AssertionError("a process is no longer kept"))

@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _worker_start(settings: Settings) -> float:
-    """How long a process may take until it serves: one that waits for its database is not hung."""
+    """How long a worker may take to start: a worker that waits for its database is not hung."""
     of_database = settings.state.start_within if settings.state.place.kind == "postgresql" else 0.0
     return START_SECONDS + of_database
 
@@ -186,7 +186,7 @@ class _Up:
         if drained:
             _log.info("drained")
         else:
-            # What workers cut each of them has said; what passes through is only Envoy's.
+            # Each worker has reported the requests that it cut; Envoy alone serves those that pass through.
             passing = sum((await self._in_flight("cut")).values())
             _log.warning("stopped_with_requests_in_flight", cut=self._output.cut + passing)
         return 0 if drained else 1
@@ -269,7 +269,7 @@ class _Up:
         whole = bootstrap(settings, sidecars=endpoints(settings), version=self._envoy_version)
         write_private(config, fill_in_secret(to_yaml(whole), settings))
         command = [str(binary), "-c", str(config), "--disable-hot-restart", "--log-level", settings.envoy.log_level]
-        # Sidecars wait for some of its lines, and ten seconds is its default.
+        # Sidecars wait for some of Envoy's lines, and its default is ten seconds.
         command += ["--file-flush-interval-msec", _ENVOY_FLUSH_MILLISECONDS]
         if settings.log.format == "json":
             command += ["--log-format", _ENVOY_LOG]
@@ -360,7 +360,7 @@ class _Up:
         return process
 
     def _pass_on(self, line: str) -> bool:
-        """Whether a line of Envoy's was for the sidecars."""
+        """Pass a line of Envoy's to the sidecars if it is for them; return whether it is."""
         children = [worker.child for worker in self._workers]
         return pass_on(line, [child.orders for child in children if child is not None and child.orders is not None])
 

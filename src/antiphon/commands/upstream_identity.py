@@ -34,11 +34,11 @@ PREFIX_QUESTION = "is the prefix of upstream.url right (…/v1)?"
 """What is asked where a path of the API is not found: some servers just have no list of models."""
 
 PLAIN_HTTP_QUESTION = "does it speak http, and not https?"
-"""What is asked where TLS cannot be agreed on."""
+"""The question to the operator when the TLS handshake fails."""
 
 
 async def url_with_prefix(probes: ChatProbes, url: str) -> str:
-    """The URL with the usual prefix, if the server lists models there; else empty."""
+    """The URL with the prefix `/v1`, if the server lists models there; else empty."""
     if url.endswith("/v1"):
         return ""
     below = await probes.get("/v1/models")

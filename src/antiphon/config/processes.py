@@ -30,10 +30,10 @@ class ReloadSettings(Section):
 
 class MetricsSettings(Section):
     listen: str | None = None
-    """Where Prometheus finds `/metrics`, `HOST:PORT` (port 0: any free port), for everybody who can reach it: with `up`
-    the sums of all its workers, which never go backwards when one of them is replaced; with `extproc` and `serve` those
-    of the one process (`extproc --worker 1`: the next port), and `/ready` for probes. Unset: nowhere but on the
-    sidecar's HTTP port."""
+    """`HOST:PORT` of `/metrics` for Prometheus (port 0: any free port), without authentication. With `up`: the sums
+    over all workers, which never decrease when a worker is replaced. With `extproc` and `serve`: the metrics of that
+    process (`extproc --worker 1`: the next port), and `/ready` for probes. Unset: only the sidecar's HTTP port has
+    `/metrics`."""
 
     @check("listen")
     @staticmethod
@@ -53,8 +53,8 @@ class TracingSettings(Section):
     content: bool = False
     """Put what was asked and answered into the spans, tools' arguments and results too."""
     service_name: str = "antiphon"
-    """`service.name` of all spans. Unset: `OTEL_SERVICE_NAME`, or the one in `OTEL_RESOURCE_ATTRIBUTES`, whose other
-    attributes the sidecars' spans have too."""
+    """`service.name` of all spans. Unset: `OTEL_SERVICE_NAME`, or `service.name` in `OTEL_RESOURCE_ATTRIBUTES`. The
+    sidecars' spans also carry the other attributes of `OTEL_RESOURCE_ATTRIBUTES`."""
 
     @check("endpoint")
     @staticmethod
@@ -123,14 +123,14 @@ class EnvoySettings(Section):
     log_level: Literal["trace", "debug", "info", "warning", "error", "critical", "off"] = "warning"
     """Envoy's own log level."""
     access_log: bool = False
-    """Write Envoy's access log (with token counts), a line for each request. It is on Envoy's standard output, which
-    `antiphon up` puts into its own log on standard error: lines with `process: envoy`, in Envoy's own form. (Failures
-    that only Envoy knows of are written in any case.)"""
+    """Write Envoy's access log (with token counts), a line for each request. Envoy writes it to standard output;
+    `antiphon up` copies it to its own log on standard error, in Envoy's format with `process: envoy`. (Envoy always
+    logs failures that only Envoy sees.)"""
     admin: str = "unix:{data}/envoy-admin.sock"
     """Envoy's admin address: `unix:PATH` or `HOST:PORT`."""
     metrics: str | None = None
-    """Where Envoy shows its own metrics (`/stats/prometheus`) and says that it lives (`/live`), `HOST:PORT`, for
-    everybody who can reach it; nothing else of its admin interface is there. Unset: nowhere but on `envoy.admin`."""
+    """`HOST:PORT` where Envoy serves its own metrics (`/stats/prometheus`) and a liveness check (`/live`), without
+    authentication, and nothing else of its admin interface. Unset: only `envoy.admin` has the metrics."""
     retries: int = setting(default=2, ge=0)
     """How often Envoy retries a model call that failed before the upstream answered."""
     endpoint_picker: EndpointPickerSettings = EndpointPickerSettings()

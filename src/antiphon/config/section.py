@@ -282,7 +282,7 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def tcp_address(text: str | None) -> str | None:
-    """The address, which is no Unix socket. Raises ValueError with a hint."""
+    """The address, which must not be a Unix socket. Raises ValueError with a hint."""
     if text is not None and parse_address(text)[0] == "unix":
         raise ValueError(f"{text} is not HOST:PORT")
     return text

@@ -70,9 +70,9 @@ class Settings(Section):
     reasoning_as: Literal["auto", "content", "summary"] = "auto"
     """Where a backend's reasoning text goes: `auto` is summary when `reasoning.summary` was asked for, else content."""
     strict: bool = False
-    """Refuse with a 400 what this version does not know (types of items and parts, values, members of tools), and
-    schemas, grammars and repeated items as OpenAI does. Otherwise what is not known is left out, and named in
-    `antiphon-ignored` and in the log."""
+    """Answer 400 to item types, part types, values and tool members that this version does not know, and to the
+    schemas, grammars and repeated items that OpenAI refuses. Otherwise Antiphon leaves unknown parts out and names them
+    in `antiphon-ignored` and in the log."""
     upstream: UpstreamSettings = UpstreamSettings()
     upstreams: dict[str, UpstreamSettings] = setting(default_factory=dict)
     """Further upstreams by name, each with the settings of `upstream` (but `path_allow`); `models` says what goes to
@@ -196,7 +196,7 @@ class Settings(Section):
             unknown = [name for name in model.upstreams if name not in self.every_upstream]
             if model.mode != "disabled" and unknown:
                 known = ", ".join(self.every_upstream)
-                yield f"models[{number}].upstream: {', '.join(map(repr, unknown))} is unknown; choose of {known}"
+                yield f"models[{number}].upstream: {', '.join(map(repr, unknown))} is unknown; choose one of {known}"
             elif model.mode != "disabled" and model.group is not None:
                 yield from (f"models[{number}].upstream: {line}" for line in self._wrong_group(model.group))
             if model.match in seen:

@@ -140,8 +140,8 @@ def read_environment(environ: Mapping[str, str], model: type[Section], wrong: li
 
 
 def read_other_names(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """What variables with names of others say, where `values` (all the other sources) say nothing of it: those of the
-    upstream, and OpenTelemetry's for the name of the service."""
+    """Values from well-known variables without our prefix, where `values` (all other sources) lack them: the
+    upstream's, and OpenTelemetry's service name."""
     return _other_upstream(values, environ) | _other_service(values, environ)
 
 

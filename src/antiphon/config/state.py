@@ -33,14 +33,13 @@ class StateSettings(Section):
     deadline: float = setting(default=4.5, gt=0)
     """Seconds that one operation of PostgreSQL may take, waiting for a connection and connecting included."""
     unready_after: float = setting(default=20.0, ge=0)
-    """Seconds for which nothing could be written to PostgreSQL after which `/ready` says no; 0: it never says no for
-    that. All replicas share the database, so one that leaves sooner takes away nothing but service
+    """Seconds without a successful write to PostgreSQL after which `/ready` fails; 0: it never fails for that reason.
+    All replicas share the database, so a replica that leaves sooner only reduces service
     ([operations.md](operations.md#ready-on-postgresql))."""
 
     start_within: float = setting(default=90.0, ge=0)
-    """Seconds for which a start, and `antiphon migrate`, ask a PostgreSQL that does not answer again and again; a line
-    each five seconds says why it does not. What waiting does not mend (a wrong password, a missing right) ends a start
-    at once."""
+    """Seconds for which a start and `antiphon migrate` retry while PostgreSQL does not answer; every five seconds a log
+    line says why. An error that waiting cannot fix (a wrong password, a missing privilege) ends the start at once."""
 
     migrate: Literal["auto", "check"] = "auto"
     """What a start does when the database lacks steps of the schema: `auto` applies them, `check` refuses until

@@ -16,9 +16,9 @@ class ToolSettings(Section):
     """Tools that run here (file search and the like), between two turns of the model."""
 
     unavailable: Literal["ignore", "refuse"] = "ignore"
-    """What becomes of a request that offers a tool which does not run here (not set up, or unknown, or misspelt).
-    `ignore`: the tool is left out, and named in `antiphon-ignored`, the response's `metadata` (`antiphon_ignored`) and
-    the log (`left_out`); `refuse`: a 400 says what to set. (`code_interpreter` and `mcp` are a 400 in any case.)"""
+    """How to treat a request with a tool that does not run here (not set up, unknown or misspelt). `ignore`: leave the
+    tool out and name it in `antiphon-ignored`, the response's `metadata` (`antiphon_ignored`) and the log (`left_out`).
+    `refuse`: answer 400 and say what to set. (`code_interpreter` and `mcp` are always a 400.)"""
     seconds: float = setting(default=60.0, gt=0)
     """How long one call may take, waiting for its turn included; after that it has failed, and the model is told so."""
     concurrent: int = setting(default=32, ge=1)

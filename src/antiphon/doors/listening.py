@@ -1,7 +1,7 @@
-"""Why an address cannot be listened on, in words for an operator.
+"""Explains to an operator why a process cannot listen on an address.
 
-Lives here: the words. Not here: who listens (`http/listener.py`, `commands/listen_address.py`). Needs no library, so
-that the parent process can have it.
+Lives here: the messages. Not here: opening the listeners (`http/listener.py`, `commands/listen_address.py`). It imports
+no library, so the parent process can use it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 
 _WAYS_OUT = {
     errno.EADDRINUSE: "stop what listens there, or choose another address with --listen (port 0: any free port)",
-    errno.EACCES: "a port below 1024 needs a right of its own: choose a higher one with --listen",
+    errno.EACCES: "a port below 1024 needs a special privilege: choose a higher one with --listen",
     errno.EADDRNOTAVAIL: "this machine has no such address: choose one of its own, or 0.0.0.0 for all, with --listen",
 }
 

@@ -1,13 +1,13 @@
-"""The parts for a listener that others' routes stand on too.
+"""The parts of Antiphon's Envoy configuration for a listener that serves other routes too.
 
-Lives here: what of our parts holds for a whole listener or process, and the same said for our routes alone where Envoy
-can. Not here: the parts (`snippet.py`), who prints them (`gateway_api.py`, `istio.py`).
+Lives here: the change from listener-wide settings to settings of Antiphon's routes only, where Envoy supports that. Not
+here: the parts (`snippet.py`), printing them (`gateway_api.py`, `istio.py`).
 
-What only a whole listener can be told is left to whoever runs it: times for heads and idle connections, the spelling of
-paths, limits of its process, tracing. One thing is kept although it holds for every request of the listener: headers of
-trust are taken from what clients send, for by them routes are chosen.
+Settings that exist only for a whole listener stay as its owner set them: header and idle timeouts, path normalisation,
+process limits, tracing. One listener-wide change remains: Envoy removes the trusted headers from client requests,
+because routes match on them.
 
-Invariant: a request on somebody else's route gets the same answer as without Antiphon, but for those headers.
+Invariant: a request on another route gets the same answer as without Antiphon, except for those headers.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from antiphon.envoy.routes import NOT_FOUND, NOTHING, NOWHERE
 
 Parts = dict[str, Any]
 PREFLIGHT = "preflight"
-"""The name of routes that only the cors filter answers."""
+"""The name of the routes for CORS preflight requests, which only the cors filter answers."""
 
 
 def beside_others(found: Parts) -> Parts:
-    """`snippet.parts`, of which nothing changes what others' routes do."""
+    """`snippet.parts`, reduced so that no part changes other routes."""
     manager = found["connection_manager"]
     ours = f"xds.cluster_name in [{', '.join(repr(one['name']) for one in found['clusters'])}]"
     replies = manager["local_reply_config"]
@@ -49,14 +49,14 @@ def beside_others(found: Parts) -> Parts:
 
 
 def _only(ours: str, entry: Config) -> Config:
-    """An entry with a filter, for our clusters alone. Theirs comes first: it is made to be cheap."""
+    """The entry, limited to our clusters. Its own filter comes first, because it is cheap."""
     chosen = entry["filter"]
     filters = chosen["and_filter"]["filters"] if "and_filter" in chosen else [chosen]
     return {**entry, "filter": {"and_filter": {"filters": [*filters, where(ours)]}}}
 
 
 def _preflights(routes: list[Config]) -> list[Config]:
-    """What a page asks before it posts to a path that is passed on: for the cors filter, which needs a route."""
+    """Routes for CORS preflight requests to pass-through paths: the cors filter answers them, and needs a route."""
     paths = {one["match"]["path"]: None for one in routes if one["name"].startswith("model/")}
     asked = {"name": ":method", "string_match": {"exact": "OPTIONS"}}
     return [
@@ -70,7 +70,7 @@ def _preflights(routes: list[Config]) -> list[Config]:
 
 
 def _with_hosts_fields(route: Config, host: Config, idle: str) -> Config:
-    """The route with what its virtual host would say, and the time for silence that the listener would allow."""
+    """The route with the settings of its virtual host, and the idle timeout of the listener."""
     filters = {**host.get("typed_per_filter_config", {}), **route.get("typed_per_filter_config", {})}
     headers = [*route.get("response_headers_to_add", ()), *host.get("response_headers_to_add", ())]
     return {

@@ -1,10 +1,10 @@
-"""The port on which Envoy shows its own metrics and says that it lives (`envoy.metrics`).
+"""The port for Envoy's own metrics and liveness check (`envoy.metrics`).
 
 Lives here: its listener, and the cluster that leads from it to the admin interface. Not here: Antiphon's metrics, the
 public listener (`bootstrap.py`).
 
-Invariant: two paths are served and nothing else of the admin interface; neither asks a sidecar, and a listener that
-drains does not take this one along.
+Invariant: this port serves two paths and nothing else of the admin interface. Neither path needs a sidecar. The port
+stays open while the public listener drains.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ADMIN = "admin"
 
 
 def metrics_listener(settings: Settings) -> list[Config]:
-    """The listener, where there is an address for it."""
+    """The listener, if `envoy.metrics` is set."""
     if settings.envoy.metrics is None:
         return []
     routes = [
@@ -36,7 +36,7 @@ def metrics_listener(settings: Settings) -> list[Config]:
 
 
 def metrics_cluster(settings: Settings) -> list[Config]:
-    """Envoy's own admin interface as a cluster, where the listener needs it."""
+    """Envoy's admin interface as a cluster, if `envoy.metrics` is set."""
     if settings.envoy.metrics is None:
         return []
     return [cluster(_ADMIN, [address(settings.place(settings.envoy.admin))], type="STATIC")]

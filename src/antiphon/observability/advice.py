@@ -25,7 +25,7 @@ _BY_CODE = {
     "insufficient_quota": "the account at the upstream has run out",
     "server_is_overloaded": "the upstream is full: add another to models[].upstream, or capacity to it",
     "models_not_listed": "does the upstream's url end in /v1? If it lists no models, name them in upstream.models",
-    "upstream_misconfigured": "the upstream has no such path: does its url end in /v1? antiphon doctor tries it",
+    "upstream_misconfigured": "the upstream lacks this path: does its url end in /v1? antiphon doctor checks it",
     "insufficient_storage": "make room on the disk of the data folder, or of PostgreSQL; writing goes on by itself",
     "storage_locked": "somebody else holds a lock in the database: a backup, or a shell with a transaction?",
     "storage_timed_out": "slow, or locked: see cause (timeouts.save, timeouts.read, state.deadline, blobs.seconds)",

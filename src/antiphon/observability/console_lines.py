@@ -1,9 +1,9 @@
-"""A log line as a person reads it at a terminal.
+"""Formats a log line for a person at a terminal.
 
-Lives here: its form: time, level where it is not `info`, what happened, and of a response its model, outcome, tokens,
-seconds and id. Not here: what is logged, redaction (`log_lines.py`), where lines go (`log_output.py`).
+Lives here: the format: time, level unless it is `info`, event, and for a response its model, outcome, tokens, seconds
+and id. Not here: the content of log lines, redaction (`log_lines.py`), the output (`log_output.py`).
 
-Invariant: what a client or an upstream sent reaches the terminal without control characters.
+Invariant: text from a client or an upstream reaches the terminal without control characters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _GOOD: Final = frozenset({"completed", "ok", "incomplete"})
 
 
 def console_line(line: Mapping[str, Any], *, colors: bool) -> str:
-    """The line, with what to do about it and a traceback on lines of their own."""
+    """The line; the advice and a traceback follow on lines of their own."""
     paint = _painted if colors else _plain
     name = str(line.get("message", line.get("event", "")))
     parts = [paint(_time(line.get("timestamp")), _DIM)]
@@ -64,7 +64,7 @@ def _request(line: Mapping[str, Any], paint: Any) -> list[str]:
 
 
 def _why(line: Mapping[str, Any]) -> list[str]:
-    """Of what failed the cause; what was left out of a request."""
+    """The cause of a failure, and the parts of the request that Antiphon left out."""
     parts = [_shown(line["cause"], spaced=True)] if line.get("cause") else []
     if line.get("left_out"):
         parts.append(f"left_out={_shown(line['left_out'])}")
@@ -77,7 +77,7 @@ def _seconds(line: Mapping[str, Any]) -> str:
 
 
 def _time(stamp: object) -> str:
-    """The time of day here."""
+    """The local time of day."""
     try:
         return datetime.fromisoformat(str(stamp).replace("Z", "+00:00")).astimezone().strftime("%H:%M:%S")
     except ValueError:
@@ -85,7 +85,7 @@ def _time(stamp: object) -> str:
 
 
 def _shown(value: object, *, spaced: bool = False) -> str:
-    """The value; in quotes, with escapes, where it holds what a terminal would obey, or blanks between others."""
+    """The value as text; quoted and escaped if it has control characters, or spaces unless `spaced`."""
     text = str(value)
     return text if text.isprintable() and (spaced or " " not in text) else repr(text)
 

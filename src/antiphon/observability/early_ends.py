@@ -1,12 +1,13 @@
-"""Who ended a relayed stream early, where Envoy is heard.
+"""Waits for Envoy's report on who ended a relayed stream early.
 
-Lives here: what waits for Envoy's word, and words that come before anybody asks. Not here: Envoy's line
-(`envoy/failure_lines.py`), how it gets here (`commands/up.py`), what is told of a response (`observation.py`).
+Lives here: requests that wait for a report, and reports that arrive before the request ends. Not here: Envoy's line
+(`envoy/failure_lines.py`), its way to the worker (`commands/up.py`), the line of a response (`observation.py`).
 
-A sidecar sees the end of Envoy's stream and not its cause; Envoy's line has it, a moment before or after.
+A sidecar sees the end of Envoy's stream but not its cause. Envoy's line has the cause; it arrives a moment before or
+after.
 
-Invariants: who asks is answered once, at the latest `_SECONDS` later or at the process's end; of words that nobody
-asked for at most `_MOST` are kept. Where nobody is heard, nobody waits.
+Invariants: each `ask` gets one answer, at the latest after `_SECONDS` or at the process's end. At most `_MOST` early
+reports are kept. Without a source of reports no request waits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _MOST: Final = 1000
 
 
 class EarlyEnd(NamedTuple):
-    """Envoy's word on one stream. `status` is what the client got, 0 where it got none."""
+    """Envoy's report on one stream. `status` is the client's HTTP status, 0 if it got none."""
 
     client_left: bool
     details: str
@@ -39,11 +40,11 @@ class EarlyEnds:
         self._heard: dict[str, tuple[EarlyEnd, float]] = {}
 
     def listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on `hear` is told what Envoy says."""
+        """Reports will come: from now on requests wait for them."""
         self._loop = loop
 
     def ask(self, request_id: str, told: _Told) -> None:
-        """Have `told` called with what Envoy says of this request, or with None where it says nothing."""
+        """Call `told` with Envoy's report on this request, or with None if none comes."""
         loop = self._loop
         if loop is None:
             told(None)
@@ -56,24 +57,25 @@ class EarlyEnds:
         self._asked.setdefault(request_id, []).append((told, timer))
 
     def hear(self, request_id: str, end: EarlyEnd) -> None:
-        """Envoy says this."""
+        """Take a report of Envoy's."""
         if self._loop is None or self._answer(request_id, end):
             return
-        # Most are for other processes; this one's may not have ended here yet.
+        # Most reports are about other processes' requests. The others may arrive before the request has ended here.
         self._heard.pop(request_id, None)
         self._heard[request_id] = (end, self._loop.time())
         if len(self._heard) > _MOST:
             del self._heard[next(iter(self._heard))]
 
     def close(self) -> None:
-        """Nothing more is heard: answer all who ask."""
+        """No more reports come: answer all that wait."""
         self._loop = None
         for request_id in list(self._asked):
             while self._answer(request_id, None):
                 pass
 
     def _answer(self, request_id: str, end: EarlyEnd | None) -> bool:
-        """Answer who asked first, if anybody did. (A client may give several requests one id.)"""
+        """Answer the first request that waits under this id; return whether there was one. (Several requests may have
+        the same id.)"""
         asked = self._asked.get(request_id)
         if not asked:
             return False

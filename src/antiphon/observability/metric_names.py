@@ -2,9 +2,9 @@
 
 Lives here: the table. Not here: numbers (`tallies.py`), who touches them (`metrics.py`).
 
-Invariants: a name begins with `antiphon_`, but for four that are older than the prefix; labels come from closed sets,
-or are bounded by `tallies.Names`; no owner, path or id is ever one. All times are seconds, all sizes bytes. What
-several processes show of one thing that they share (`merged: max`) is not added up.
+Invariants: every name begins with `antiphon_`, except four that are older than the prefix. Label values come from
+closed sets, or `tallies.Names` bounds them; no owner, path or id is a label value. All times are seconds, all sizes
+bytes. A gauge of something that processes share (`merged: max`) is not summed.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _OUTCOMES = (
 )
 _DOOR = "`relay`, `drive`, `http`, `websocket`, `background`"
 _FAULT = (
-    "whose: `client`, `upstream`, `ours`, `cancelled` (the client left, nobody waited any more), `unknown` (with an "
-    "Envoy of your own: in relay a client that left and an upstream that broke off look alike), `none`: nothing failed"
+    "who caused it: `client`, `upstream`, `ours`, `cancelled` (the client disconnected), `unknown` (relay with an  "
+    "Envoy of your own: the sidecar cannot tell a client that disconnected from an upstream that broke off), `none`"
 )
 _CODE = "as in its log line; empty: it has none; `other`: more than a hundred kinds"
 _UPSTREAM = "a name of `upstreams`, or `default`; empty: none was asked"
@@ -104,7 +104,7 @@ TOKENS = _counter(
     model=_MODEL,
     upstream=_UPSTREAM,
 )
-COST = _counter("antiphon_cost_total", "What `prices` makes of the tokens, in their currency.", model=_MODEL)
+COST = _counter("antiphon_cost_total", "Cost of the tokens by `prices`, in the currency of `prices`.", model=_MODEL)
 REQUESTS = _counter(
     "antiphon_requests_total",
     "Requests that are not for a new response, or were refused before there was one.",
@@ -121,7 +121,9 @@ UPSTREAM_CALLS = _counter(
     "`embeddings` (those of vector stores and searches)",
     status=_STATUS,
 )
-UPSTREAM_HEAD = _seconds("antiphon_upstream_head_seconds", "From a call to the head of its answer.", upstream=_UPSTREAM)
+UPSTREAM_HEAD = _seconds(
+    "antiphon_upstream_head_seconds", "Time from an upstream call to the head of its response.", upstream=_UPSTREAM
+)
 TOOLS = _seconds("tool_execution_duration_seconds", "Duration of hosted tool runs.", tool="the tool's type")
 TOOL_RESULTS = _counter(
     "antiphon_tool_executions_total",
@@ -155,17 +157,22 @@ CUT = _counter(
     "`shutting_down`.)",
     kind="`response`, `websocket`, `background`, `request`: any other",
 )
-COMPACTIONS = _counter("antiphon_compactions_total", "Conversations that were summed up.")
+COMPACTIONS = _counter("antiphon_compactions_total", "Compactions of conversations.")
 CONFLICTS = _counter(
     "antiphon_conversation_conflicts_total", "Requests for a conversation that another response was using."
 )
-SEALS_REFUSED = _counter("antiphon_sealed_content_refused_total", "Encrypted content of ours that did not open.")
+SEALS_REFUSED = _counter(
+    "antiphon_sealed_content_refused_total", "Encrypted content of Antiphon's that could not be decrypted."
+)
 ATTEMPTS = _counter(
     "antiphon_background_attempts_total",
     "Runs of background responses that began.",
     kind="`first`, `again`: after a failure or a process's end",
 )
-GIVEN_BACK = _counter("antiphon_background_given_back_total", "Runs of background responses that others go on with.")
+GIVEN_BACK = _counter(
+    "antiphon_background_given_back_total",
+    "Runs of background responses that this process released for another worker.",
+)
 LOST = _counter(
     "antiphon_background_lost_total", "Runs of background responses whose lease another worker had taken over."
 )
@@ -180,10 +187,10 @@ SOCKETS = _gauge(
 RUNNING = _gauge("antiphon_background_running", "Background responses that run.")
 FOLLOWERS = _gauge("antiphon_background_followers", "Streams that follow a background response.")
 QUEUED = _shared("antiphon_background_queued", "Background responses that wait for a worker, in the whole store.")
-OLDEST = _shared("antiphon_background_oldest_queued_seconds", "How long the first of them has waited.")
+OLDEST = _shared("antiphon_background_oldest_queued_seconds", "Waiting time of the oldest queued background response.")
 LAG = _seconds(
     "antiphon_event_loop_lag_seconds",
-    "How much later than asked for the event loop came back, four times a second.",
+    "Delay of the event loop beyond the requested time, measured four times a second.",
     _SHORT,
 )
 WRITER_QUEUE = _gauge(
@@ -191,14 +198,14 @@ WRITER_QUEUE = _gauge(
     "Units that wait for the database's writer; with PostgreSQL, for a connection.",
     database=_DATABASE,
 )
-WRITER_GROUP = _seconds("antiphon_storage_writer_group", "Units of one transaction.", _SIZES, database=_DATABASE)
+WRITER_GROUP = _seconds("antiphon_storage_writer_group", "Units in one transaction.", _SIZES, database=_DATABASE)
 READERS = _gauge(
     "antiphon_storage_readers_busy",
     "Connections of the database's pool that read; with PostgreSQL, all that work.",
     database=_DATABASE,
 )
-THREADS = _gauge("antiphon_threads_busy", "Threads of the process's pools that work.", pool="a pool's name")
-THREAD_QUEUE = _gauge("antiphon_threads_waiting", "Pieces of work that wait for a thread.", pool="a pool's name")
+THREADS = _gauge("antiphon_threads_busy", "Busy threads of the process's pools.", pool="a pool's name")
+THREAD_QUEUE = _gauge("antiphon_threads_waiting", "Tasks that wait for a thread.", pool="a pool's name")
 INTERPRETERS = _gauge("antiphon_code_interpreters", "Interpreters of `code_interpreter` that run.")
 DATABASE = _shared("antiphon_database_bytes", "Size of a database's files.", database=_DATABASE)
 TABLES = _shared(
@@ -216,7 +223,7 @@ CONNECTIONS = _shared(
 )
 MOST_CONNECTIONS = _shared(
     "antiphon_database_connections_max",
-    "How many the PostgreSQL server takes: `max_connections`.",
+    "Connection limit of the PostgreSQL server (`max_connections`).",
     database="`postgresql`",
 )
 OLDEST_XMIN = _shared(
@@ -225,12 +232,12 @@ OLDEST_XMIN = _shared(
     "holds: what was deleted since then cannot be vacuumed. Of other roles as in `antiphon_database_connections`.",
     database="`postgresql`",
 )
-BLOBS = _shared("antiphon_blobs_bytes", "Contents of files, as the database knows them.")
-DISK_FREE = _shared("antiphon_disk_free_bytes", "Free for this process on the data folder's disk.")
+BLOBS = _shared("antiphon_blobs_bytes", "Total size of file contents, from the database.")
+DISK_FREE = _shared("antiphon_disk_free_bytes", "Space on the data folder's disk that this process may use.")
 LOG_DROPPED = _counter(
-    "antiphon_log_lines_dropped_total", "Log lines that nobody read in time, or that a full disk did not take."
+    "antiphon_log_lines_dropped_total", "Log lines dropped because the reader was too slow or the disk was full."
 )
-LOADED = _shared("antiphon_settings_loaded_timestamp_seconds", "When the settings were read that are in use.")
+LOADED = _shared("antiphon_settings_loaded_timestamp_seconds", "Time when the current settings were read.")
 RELOADS = _counter(
     "antiphon_config_reloads_total",
     "Times that the settings were read again while it ran.",

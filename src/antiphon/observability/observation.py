@@ -97,7 +97,7 @@ class Observation:
         self._used: list[tuple[str, Usage, bool]] = []
         self._ended = False
         self._metrics.in_flight.inc()
-        # What runs in the background is run again, and not lost.
+        # A worker reruns background responses, so they are not lost.
         self._place = telemetry.served.begin(request_id) if door != _AGAIN else -1
         self._spans: ResponseSpans | None = None
         self._trace_id = ""
@@ -206,7 +206,7 @@ class Observation:
         self._over(ended, exchange, time.time())
 
     def _over_early(self, ended: _Ended, exchange: ResponseExchange, at: float, end: EarlyEnd | None) -> None:
-        """Envoy has said who ended the stream, or says nothing."""
+        """Envoy has reported who ended the stream, or `end` is None."""
         failure, outcome = ended.failure, ended.outcome
         if end is not None and failure is not None:
             failure = ended_early(failure, end.details, end.status, client_left=end.client_left)

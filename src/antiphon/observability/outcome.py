@@ -27,7 +27,7 @@ def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
 def write_outcome(
     log: Any, event: str, failure: Failure | None, seconds: float, known: dict[str, Any], *, warn: bool = False
 ) -> None:
-    """Write the line; what is None or empty is left out. `warn`: something of the request is not known here."""
+    """Write the line without empty fields. `warn`: a part of the request is unknown here."""
     failure = with_cause(failure, known.get("outcome"))
     level = logging.WARNING if warn else logging.INFO
     if failure is not None and failure.counted:

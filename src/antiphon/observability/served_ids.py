@@ -1,12 +1,12 @@
-"""Ids of the requests that a process serves, where another process finds them once this one was killed.
+"""Keeps the ids of a process's running requests where another process finds them if this one is killed.
 
-Lives here: a table in memory that outlives its process (a file in `/dev/shm`), and reading those of processes that are
-gone. Not here: which requests are in it (`observation.py`), who looks (`commands/serve.py`). Behind Envoy nobody needs
-it: Envoy has a line of each request that a dead sidecar takes along (`envoy/failure_lines.py`).
+Lives here: a table in shared memory that outlives its process (a file in `/dev/shm`), and reading the tables of dead
+processes. Not here: which requests are in it (`observation.py`), the log line about them (`commands/serve.py`).
+Sidecars behind Envoy do not use it: Envoy logs each request of a dead sidecar (`envoy/failure_lines.py`).
 
-Invariants: a table is taken for a dead process's only when nobody holds its lock, which ends with a process; all of it
-is written once at the start, so that no write comes too late for room; where there is no such memory (not Linux, or no
-room), nothing is kept and nothing fails.
+Invariants: a process owns its table by a file lock, which the kernel releases when it dies; only an unlocked table is
+read. The process writes the whole table once at the start, so that later writes cannot run out of space. Without such
+memory (not Linux, or no space) no ids are kept and nothing fails.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _SIZE: Final = _SLOT * _SLOTS
 
 
 class ServedIds:
-    """One per process, for the event loop's thread alone. Beyond `_SLOTS` requests at a time none is kept."""
+    """One per process, used only on the event loop's thread. It holds at most `_SLOTS` requests at a time and skips
+    further ones."""
 
     def __init__(self) -> None:
         self._free: list[int] = []
@@ -36,7 +37,7 @@ class ServedIds:
         self._file = -1
 
     def open(self, data: Path, folder: Path = _SHARED) -> None:
-        """From now on keep them, in a table of this data folder's; does nothing where that cannot be."""
+        """Create the table for this data folder. Does nothing if that fails."""
         path = folder / f"{_prefix(data)}{os.getpid()}-{os.urandom(4).hex()}"
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -55,25 +56,25 @@ class ServedIds:
         self._free = list(range(_SLOTS - 1, -1, -1))
 
     def begin(self, request_id: str) -> int:
-        """A request is served; its place, for `end`."""
+        """Record a request; return its place, for `end`."""
         table = self._map
         if table is None or not self._free:
             return -1
         place = self._free.pop()
         at, text = place * _SLOT, request_id.encode("utf-8", "replace")[:_LONGEST]
-        # The length last: a process may be killed in between.
+        # The length comes last: the process may be killed in between.
         table[at + 1 : at + 1 + len(text)] = text
         table[at] = len(text)
         return place
 
     def end(self, place: int) -> None:
-        """It is over."""
+        """Remove the request at this place."""
         if place >= 0 and self._map is not None:
             self._map[place * _SLOT] = 0
             self._free.append(place)
 
     def close(self) -> None:
-        """Nothing is left to be found."""
+        """Delete the table."""
         if self._map is not None and self._path is not None:
             self._path.unlink(missing_ok=True)
             self._map.close()
@@ -82,7 +83,7 @@ class ServedIds:
 
 
 def take_lost(data: Path, folder: Path = _SHARED) -> list[str]:
-    """The ids that processes of this data folder were serving when they were killed; they are found once."""
+    """The ids of the requests that killed processes of this data folder were serving. Each id is returned once."""
     found: list[str] = []
     with contextlib.suppress(OSError):
         for path in sorted(folder.glob(f"{_prefix(data)}*")):

@@ -73,7 +73,8 @@ async def _schema(state: StateSettings, data: Path) -> AsyncIterator[Said]:
 
 
 async def _lost(state: StateSettings, data: Path) -> AsyncIterator[Said]:
-    """What a database file lacks of its schema: an index that is gone makes much slow, a table fails requests."""
+    """Tables and indexes that a database file lacks: without an index queries are slow, without a table requests
+    fail."""
     from antiphon.stores.sqlite.schema import sqlite_schemas
 
     for schema in sqlite_schemas(state.databases(data)):
@@ -82,8 +83,8 @@ async def _lost(state: StateSettings, data: Path) -> AsyncIterator[Said]:
             if name.startswith("table"):
                 yield Said("problem", f"{schema.name} lacks the {name}", "restore a backup (antiphon admin restore)")
             else:
-                made = f"make it again with sqlite3: {' '.join(sql.split())}" if sql else "restore a backup"
-                yield Said("note", f"{schema.name}: the {name} is missing: what it is for is slow", made)
+                made = f"create it again with sqlite3: {' '.join(sql.split())}" if sql else "restore a backup"
+                yield Said("note", f"{schema.name}: the {name} is missing: its queries are slow", made)
         if number and not gone:
             yield Said("ok", f"{schema.name}: all {number} tables and indexes of the schema are there")
 

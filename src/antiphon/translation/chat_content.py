@@ -273,7 +273,7 @@ def _says(value: Raw) -> bool:
 
 
 def _check_source(where: str, **sources: bool) -> None:
-    """Raise where a part has more than one: which of them is meant, nobody here can know."""
+    """Raise if a part has more than one source: it is unclear which one the client means."""
     sent = [name for name, there in sources.items() if there]
     if len(sent) > 1:
         raise mutually_exclusive(*(f"{where}.{name}" for name in sent[:2]))

@@ -36,14 +36,14 @@ _Rule = Support | Callable[[UpstreamProfile], Support]
 
 _SENT: Final = Support("translated")
 _NAMED: Final = Support("ignorable")
-_HOSTED: Final = Support("ignorable", "a hosted tool that does not run here: left out, or `tools.unavailable: refuse`")
+_HOSTED: Final = Support(
+    "ignorable", "a hosted tool that does not run here: left out; a 400 with `tools.unavailable: refuse`"
+)
 _NOT_HERE: Final = Support("unsupported", "asks for a hosted tool that does not run here")
 _REFUSED_TOOL: Final = Support(
     "unsupported", "code `unsupported_tool`, unless the gateway is set up to run it: the answer would be wrong"
 )
-_SET_UP: Final = Support(
-    "ignorable", "left out, or `tools.unavailable: refuse`, unless the gateway is set up to run it"
-)
+_SET_UP: Final = Support("ignorable", "left out (a 400 with `tools.unavailable: refuse`) unless the settings enable it")
 _CHOSEN: Final = Support("unsupported", "unless the gateway is set up to run the tool")
 _INCLUDED: Final = Support("ignorable", "unless the gateway is set up to run the tool")
 HOSTED_SUPPORT: Final = Support("emulated", "runs here, between two turns of the model")
@@ -51,7 +51,7 @@ HOSTED_SUPPORT: Final = Support("emulated", "runs here, between two turns of the
 _SHOWN: Final = Support("emulated", "shown to the model as a call and its result")
 _FUNCTION: Final = Support("emulated", "a function; calls come back as items of their own type")
 _LATER: Final = Support(
-    "emulated", "a call whose output comes later is answered for now; then the call is shown again with it"
+    "emulated", "a call without output gets a placeholder; when the output arrives, the call is repeated with it"
 )
 _OUTPUT: Final = Support("emulated", "a tool message")
 _CALL: Final = Support("emulated", "a function call")
@@ -345,10 +345,10 @@ _TABLE: Final[dict[str, dict[str, _Rule]]] = {
         ),
         "input.mcp_call": _SHOWN,
         "input.mcp_list_tools": _SHOWN,
-        "input.mcp_approval_request": Support("emulated", "shown as the call it asks for, which waits"),
+        "input.mcp_approval_request": Support("emulated", "shown to the model as the requested call, which waits"),
         "input.mcp_approval_response": Support(
             "emulated",
-            "the result of its request, with its `reason`; 400 where the server of an approved call is not declared",
+            "the result of its request, with its `reason`; 400 if `tools` lacks the server of an approved call",
         ),
         "input.program": _SHOWN,
         "input.program_output": Support("emulated", "added to the result of its program"),

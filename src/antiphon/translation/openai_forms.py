@@ -1,7 +1,7 @@
-"""What OpenAI refuses in schemas and grammars, and chat servers mostly take.
+"""Checks schemas and grammars for what OpenAI refuses, although most chat servers accept it.
 
-Lives here: the checks that `strict: true` adds, so that what passes here passes at OpenAI too. Not here: what nobody
-here knows (`types/tolerance.py`), what no server could take (`request_limits.py`, `read_tools.py`).
+Lives here: the checks that `strict: true` adds, so that what passes here passes at OpenAI too. Not here: unknown fields
+and values (`types/tolerance.py`), requests that no server could take (`request_limits.py`, `read_tools.py`).
 
 Source: OpenAI's guide to structured outputs ("Supported schemas") and to custom tools, and the texts of its errors.
 `docs/compatibility.md` lists what is checked and what is not.
@@ -36,7 +36,7 @@ Place = tuple[str, ...]
 
 
 class _Unfit(Exception):
-    """What is wrong with a schema, in OpenAI's words."""
+    """A problem in a schema, in the words of OpenAI's errors."""
 
     def __init__(self, place: Place, problem: str) -> None:
         super().__init__(f"In context={place!r}, {problem}")
@@ -57,8 +57,8 @@ def check_forms(request: CreateResponse) -> None:
 
 
 def check_json_word(messages: Iterable[ChatMessage]) -> None:
-    """Raise `InvalidRequest` unless a message says "json": a model that must answer with JSON, and was not told so, may
-    write blanks without an end."""
+    """Raise `InvalidRequest` unless a message says "json". A model that must answer with JSON, but has no instruction
+    to do so, may write endless whitespace."""
     if not any(isinstance(said := message.content, Raw) and b"json" in bytes(said).lower() for message in messages):
         raise InvalidRequest(
             "Response input messages must contain the word 'json' in some form to use 'text.format' of type "
@@ -69,7 +69,7 @@ def check_json_word(messages: Iterable[ChatMessage]) -> None:
 
 
 def _declared(where: str, tools: Iterable[Tool]) -> Iterator[tuple[str, Tool]]:
-    """The tools, and those in namespaces, each with its place."""
+    """All tools, including those in namespaces, each with its place in the request."""
     for number, tool in enumerate(tools):
         place = f"{where}[{number}]"
         yield place, tool
@@ -88,7 +88,7 @@ def _check_root(schema: Any) -> None:
     if not isinstance(schema, dict) or schema.get("type") != "object":
         raise _Unfit((), "the schema must have type 'object', not 'anyOf' or any other, at its root")
     properties = 0
-    # A list, not a recursion: how deep a schema nests is for this check to say.
+    # A list instead of recursion, so that this check, not Python's recursion limit, bounds the depth of a schema.
     left: list[tuple[Place, Any, int]] = [((), schema, 1)]
     while left:
         place, one, depth = left.pop()
@@ -101,7 +101,7 @@ def _check_root(schema: Any) -> None:
 
 
 def _check_one(place: Place, schema: dict[str, Any], depth: int) -> int:
-    """Check what a schema says itself; how many properties it has."""
+    """Check one schema without those inside it; return its number of properties."""
     if depth > _DEEPEST:
         raise _Unfit(place[:8], f"a schema may be nested at most {_DEEPEST} levels deep")
     for name in _FORBIDDEN:
@@ -140,7 +140,7 @@ def _inside(place: Place, schema: dict[str, Any], depth: int) -> Iterator[tuple[
     yield (*place, "items"), schema.get("items"), depth
 
 
-# What OpenAI's regular expressions (Rust's) spell in another way than Python's.
+# Syntax of OpenAI's regular expressions (Rust's) that Python spells differently.
 _OF_RUST: Final = (
     (re.compile(r"\\[pP](?:\{[^}]*\}|.)"), r"\\w"),
     (re.compile(r"\(\?<(?![=!])"), "(?P<"),
@@ -157,4 +157,4 @@ def _check_grammar(where: str, form: LooseCustomFormat) -> None:
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise invalid_parameter(where, f"it is no regular expression ({error})", "invalid_grammar") from None
+        raise invalid_parameter(where, f"it is not a valid regular expression ({error})", "invalid_grammar") from None

@@ -152,8 +152,8 @@ def read_request(
     refuse_tools: bool = False,
 ) -> CreateResponse:
     """Read a create-response body; `hosted` are the types of tools that run here, `prompt` what its `prompt` names,
-    which with its variables may take `max_prompt_bytes`. `strict`: what nobody here knows is refused;
-    `refuse_tools`: so is a tool that the model could not be shown.
+    which with its variables may take `max_prompt_bytes`. `strict`: refuse unknown parts; `refuse_tools`: refuse tools
+    that do not run here.
 
     Raises `InvalidRequest`, and `PromptNotLoaded` for a body that names a prompt when none is given.
     """

@@ -42,7 +42,7 @@ _REFUSED: Final = {
 }
 """Without these tools an answer would be wrong; by the setting that has them run here."""
 
-_NONE: Final = "this server has no such tool"
+_NONE: Final = "this server does not implement it"
 _NOT_HERE: Final = {
     "web_search": "the operator has not set it up ('web_search.provider')",
     "file_search": "the operator has switched it off ('vector_stores.enabled')",
@@ -51,7 +51,7 @@ _NOT_HERE: Final = {
     "computer_use_preview": _NONE,
     "programmatic_tool_calling": _NONE,
 }
-"""Hosted tools that are known, and left out where they do not run; by the reason."""
+"""Known hosted tools that are left out where they do not run, each with the reason."""
 
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
 _LONGEST_NAME: Final = 128
@@ -190,14 +190,14 @@ def _refused(where: str, place: str, tool: Tool, *, brought: bool) -> InvalidReq
 
 
 def _left_out(name: str, error: InvalidRequest, tolerance: Tolerance | None) -> str:
-    """The name of a tool that is left out. Raises `error` where the request is to be refused."""
+    """Leave a tool out; return its name. Raises `error` if the settings refuse such a request."""
     if tolerance is not None:
         tolerance.leave_out_tool(name, error)
     return name
 
 
 def _unavailable(where: str, place: str, tool: Tool) -> InvalidRequest:
-    why = _NOT_HERE.get(hosted_name(tool.type), "this server has no place where it could run")
+    why = _NOT_HERE.get(hosted_name(tool.type), "this server does not implement it")
     return InvalidRequest(
         f"The hosted tool '{tool.type}' cannot run here: {why}. Remove it from '{where}'.",
         param=f"{place}.type",
@@ -207,7 +207,7 @@ def _unavailable(where: str, place: str, tool: Tool) -> InvalidRequest:
 
 def _uncached(where: str, place: str) -> InvalidRequest:
     return InvalidRequest(
-        "'external_web_access' is off, and this server has no cache of the web to search instead. Leave it out, or "
+        "'external_web_access' is false, and this server has no offline copy of the web to search. Leave it out, or "
         f"remove the tool from '{where}'.",
         param=f"{place}.external_web_access",
         code="unsupported_tool",
@@ -216,8 +216,8 @@ def _uncached(where: str, place: str) -> InvalidRequest:
 
 def _uncallable(place: str) -> InvalidRequest:
     return InvalidRequest(
-        "Only programs may call this tool, and this server runs none. Add 'direct' to 'allowed_callers', or remove the "
-        "tool.",
+        "'allowed_callers' allows only programmatic calls, which this server does not support. Add "
+        "'direct' to 'allowed_callers', or remove the tool.",
         param=f"{place}.allowed_callers",
         code="unsupported_tool",
     )

@@ -103,13 +103,13 @@ _UNPAIRED: Final = re.compile(
 
 
 def has_half_characters(data: bytes) -> bool:
-    """Whether some JSON holds half a character, which is none."""
+    """Whether the JSON has an unpaired surrogate."""
     return _UNPAIRED.search(data) is not None
 
 
 def not_json(data: bytes, problem: str = "", what: str = "The request body") -> InvalidRequest:
-    """The error for bytes that are no JSON; `problem` is how the parser says it. Half a character, which clients in
-    JavaScript cut a text to, is told as that: a parser takes the text for truncated."""
+    """The error for bytes that are not JSON; `problem` is the parser's message. An unpaired surrogate, which JavaScript
+    clients make when they cut a text, has a message of its own: the parser reports truncated input."""
     if (found := _UNPAIRED.search(data)) is not None:
         problem = (
             f"an unpaired surrogate at byte {found.start(1)} ('{found[1].decode()}'), which is half a character. Send "
@@ -143,8 +143,8 @@ _MOST_INCLUDES: Final = 32
 
 
 def check_include(values: Sequence[str], tolerance: Tolerance) -> None:
-    """Leave out what OpenAI does not have among the values of `include`. Raises `InvalidRequest` in strict mode, and
-    for more values than anybody means."""
+    """Leave out the values of `include` that OpenAI does not have. Raises `InvalidRequest` in strict mode, and for too
+    many values."""
     if len(values) > _MOST_INCLUDES:
         raise array_too_long("include", _MOST_INCLUDES, len(values))
     for number, include in enumerate(values):

@@ -59,7 +59,7 @@ _NO_MODEL: Final = re.compile(
     r"|\bmodel_?not_?found\b|\bdeploymentnotfound\b|\binvalid_model\b",
     re.IGNORECASE,
 )
-# What servers and frameworks say of a path that they do not have. The client chose none of the upstream's paths.
+# Messages of servers and frameworks for an unknown path. The client does not choose the upstream's paths.
 _NO_PATH: Final = re.compile(
     r"^\W*(404\W*)?((the )?(file|page|path|route|url|endpoint|resource|requested (url|resource|path))\b.{0,200})?"
     r"(was |is )?not found( on this server)?\W*$|\bno such (path|route|url|endpoint)\b|\binvalid url\b"
@@ -67,8 +67,8 @@ _NO_PATH: Final = re.compile(
     re.IGNORECASE,
 )
 _MISCONFIGURED: Final = (
-    "The upstream has no such path. The path of this request is right; the upstream's URL in the server's settings may "
-    "lack its prefix (such as /v1)."
+    "The upstream does not have the requested path. The client's request is correct; the upstream's URL in this "
+    "server's settings may lack a prefix such as /v1."
 )
 _AGAIN: Final = re.compile(r"(?:try again|retry) in (\d{1,6}(?:\.\d{1,9})?) ?s", re.IGNORECASE)
 

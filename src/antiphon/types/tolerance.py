@@ -7,8 +7,8 @@ whose answer lacks it.
 Lives here: the decision, and the names of what was left out. Not here: what is known (the readers of each thing know
 that), what is known and has no effect (`CreateResponse.ignored`).
 
-Tools are a case of their own: an answer without one that the client counts on may be wrong, also where it is known and
-not set up here. So they have a list, and a decision (`refuse_tools`), of their own.
+Tools are separate: an answer without a tool that the client relies on may be wrong, even if the tool is known but not
+set up here. So they have their own list and their own decision (`refuse_tools`).
 
 Invariant: what is left out has its name in `names` (the 65th and all further ones are `...`), a tool in `tools`; in
 strict mode nothing unknown is left out. What a call waits for, and what restricts an answer or a search, never comes
@@ -25,7 +25,7 @@ from antiphon.errors import InvalidRequest
 
 _LONGEST: Final = 128
 MAX_NAMES: Final = 64
-"""How much is named of what is left out, and of what has no effect."""
+"""The maximal number of names of left-out parts, and of parts without effect."""
 _MORE: Final = "..."
 
 
@@ -40,7 +40,7 @@ class Tolerance:
     tools: list[str] = field(default_factory=list)
 
     def unknown(self, names: Iterable[str], known: Container[str]) -> Iterator[str]:
-        """Those of the `names` that are not `known`, as long as more can be named: a request may have millions."""
+        """Those of the `names` that are not `known`, up to the limit of names: a request may have millions."""
         for name in names:
             if name in known:
                 continue
@@ -56,7 +56,7 @@ class Tolerance:
         self.note(name)
 
     def leave_out_tool(self, name: str, error: InvalidRequest) -> None:
-        """Note a tool that the model is not shown. Raises `error` where such a request is to be refused."""
+        """Record a tool that the model does not see. Raises `error` if the settings refuse such a request."""
         if self.refuse_tools:
             raise error
         name = name[:_LONGEST]

@@ -27,8 +27,8 @@ from antiphon.upstream.silence import Silence
 
 __all__ = ["HttpUpstream", "UpstreamTarget"]
 
-TLS_FAILED = "TLS could not be agreed on"
-"""How a failure begins whose server may speak plain HTTP."""
+TLS_FAILED = "the TLS handshake failed"
+"""The start of a failure's text when the server may speak plain HTTP."""
 
 _STALE_CONNECTIONS = 3
 _CAUSES = 8

@@ -77,7 +77,7 @@ def test_what_is_printed_is_for_the_version_that_was_named(
         (("--envoy-version", "1.36.4"), "is too old"),
         (("--envoy-version", "latest"), "is no version of Envoy"),
         (("--envoy", "/nowhere/envoy"), "is not an executable file"),
-        (("--for", "everybody"), "--for: 'everybody' is unknown; choose of bootstrap, snippet"),
+        (("--for", "everybody"), "--for: 'everybody' is unknown; choose one of bootstrap, snippet"),
     ],
 )
 def test_what_cannot_be_printed_is_told(

@@ -350,7 +350,7 @@ def test_so_many_files_may_be_made_in_a_counted_room(home: Path, files: int, lef
     _deep(home / "files", 40)
     assert Machine(home, small, 99, "counted")._left() == 0
     # More than there may be were made by what nobody counts: nothing runs beside them.
-    with pytest.raises(SandboxFailed, match="more files than it may have"):
+    with pytest.raises(SandboxFailed, match="more files than its limit"):
         one._left()
 
 

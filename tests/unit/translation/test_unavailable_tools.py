@@ -20,14 +20,20 @@ REFUSE = ToolSettings.of({"unavailable": "refuse"})
 LEFT_OUT: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("not set up", {"tools": [{"type": "web_search"}]}, "tools.web_search", "tools[0].type", "web_search.provider"),
     ("off", {"tools": [TOOL, {"type": "file_search"}]}, "tools.file_search", "tools[1].type", "vector_stores.enabled"),
-    ("none", {"tools": [{"type": "image_generation"}]}, "tools.image_generation", "tools[0].type", "no such tool"),
+    (
+        "none",
+        {"tools": [{"type": "image_generation"}]},
+        "tools.image_generation",
+        "tools[0].type",
+        "does not implement it",
+    ),
     ("misspelt", {"tools": [{"type": "weather"}]}, "tools.weather", "tools[0].type", "knows no such tool"),
     (
         "in a container",
         {"tools": [{"type": "shell", "environment": {"type": "container_auto"}}]},
         "tools.shell",
         "tools[0].type",
-        "no place where it could run",
+        "does not implement it",
     ),
     (
         "for programs",

@@ -215,8 +215,8 @@ def test_no_recorded_error_was_forgotten() -> None:
         (400, {"error": {"message": "unknown model parameter x"}}, PLAIN, "unknown"),
         (404, {"error": {"message": "no such tool"}}, (404, INVALID, None, None), "no such tool"),
         # The path is the gateway's: as FastAPI, llama.cpp, Azure, OpenAI, Express and our demo say that they lack it.
-        (404, {"error": {"message": "no such path"}}, NO_PATH, "The upstream has no such path."),
-        (404, {"detail": "Not Found"}, NO_PATH, "The upstream has no such path."),
+        (404, {"error": {"message": "no such path"}}, NO_PATH, "The upstream does not have the requested path."),
+        (404, {"detail": "Not Found"}, NO_PATH, "The upstream does not have the requested path."),
         (404, {"error": {"code": 404, "message": "File Not Found", "type": "not_found_error"}}, NO_PATH, "The"),
         (404, {"error": {"code": "404", "message": "Resource not found"}}, NO_PATH, "The"),
         (404, {"error": {"message": "Invalid URL (POST /chat/completions)"}}, NO_PATH, "The"),

@@ -31,8 +31,9 @@ class Http2Limits:
     may take nothing of what waits. `resets` is the burst and the rate per second of calls that the peer resets before
     they were answered: Envoy ends every call with a reset, but a call that was answered, so only the others count.
 
-    Anybody may ask for health: `checks` at once on a connection, each with a message of so many bytes, in so many
-    seconds. `refused_seconds` is how long a call without the secret may say nothing.
+    Any peer may make health checks: at most `checks` at once on a connection, each with a message of at most
+    `check_message` bytes within `check_seconds`. `refused_seconds` is the time that a call without the secret may stay
+    open.
     """
 
     message: int = 64 << 20
@@ -122,10 +123,10 @@ class Call:
         self.headed = False
         """Something was answered."""
         self.lingers = 0.0
-        """All was answered, or nothing will be: for how many seconds the peer may still speak. What it says is
-        dropped."""
+        """The call has its answer or its refusal: for how many seconds the peer may still send. The server drops what
+        it sends."""
         self.verdict = (GrpcStatus.OK, "")
-        """How a call that lingers ends."""
+        """The status of a call that lingers."""
         self.ended = False
         self.gone = False
 
@@ -190,15 +191,15 @@ class Call:
             self._timer = loop.call_later(seconds, self._expire)
 
     def start_unary(self, answer: Callable[[Call, bytes], None]) -> None:
-        """Take one small message, in little time, then answer."""
+        """Read one message of at most `check_message` bytes within `check_seconds`, then answer."""
         limits = self.limits
         self.unary = answer
         self._splitter = MessageSplitter(limits.check_message)
         self._timer = self._loop.call_later(limits.check_seconds, self._expire)
 
     def refuse(self, refusal: CallFailed) -> None:
-        """Keep nothing of the call, and fail it once the peer has said something: gRPC's own client takes a status that
-        comes before that for an internal error."""
+        """Buffer nothing of the call, and fail it once the peer has sent something: gRPC's own client takes an earlier
+        status for an internal error."""
         self.verdict, self.lingers = (refusal.status, refusal.message), self.limits.refused_seconds
         if self.ended:
             self.finish(*self.verdict)

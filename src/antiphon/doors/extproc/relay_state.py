@@ -471,7 +471,7 @@ def _response_parts(body: bytes, told: wire.Metadata, trailers: bool) -> Iterato
 
 
 def _status_of(headers: Headers) -> int:
-    """The status that a head of Envoy's says. Raises `ProtocolError`."""
+    """The status in a response head. Raises `ProtocolError`."""
     status = header_value(headers, ":status") or ""
     if len(status) != 3 or not (status.isascii() and status.isdecimal()):
         raise ProtocolError("a response head has no :status of three digits: the peer is not Envoy")

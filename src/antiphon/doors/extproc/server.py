@@ -134,7 +134,7 @@ class ExtProcDoor:
         return not self._current.now.admission.leaving
 
     def refusal(self, presented: Presented) -> CallFailed | None:
-        """On TCP only who has the secret is served; a Unix socket's mode says who may connect."""
+        """On TCP a peer must have the secret; on a Unix socket the file mode decides who may connect."""
         wanted, secret = self._current.now.secret, presented.secret
         if self._socket is not None or (wanted and secret and hmac.compare_digest(secret, wanted.encode())):
             return None

@@ -105,7 +105,7 @@ class Calls(Protocol):
     """What is served. A transport calls `process` in a task per stream, and cancels it when the peer leaves."""
 
     def refusal(self, presented: Presented) -> CallFailed | None:
-        """How a call of this peer must end before any of its bytes is kept; None: it may be served."""
+        """The error for a call of this peer, before the server buffers any of its bytes; None: it may be served."""
 
     async def process(self, stream: MessageStream, presented: Presented) -> None:
         """Serve one stream of `SERVICE` that is not refused. Raises `CallFailed`."""
@@ -115,8 +115,8 @@ class Calls(Protocol):
 
 
 class Transport(Protocol):
-    """A gRPC server. It asks `Calls.refusal` before it serves a stream; of a peer without the secret it keeps next to
-    nothing."""
+    """A gRPC server. It asks `Calls.refusal` before it serves a stream, and buffers almost nothing of a peer without
+    the secret."""
 
     async def listen(self, address: str, tls: TlsFiles | None = None) -> str:
         """Serve at `unix:PATH` or `HOST:PORT` (there with TLS, where files are given); returns the bound address.

@@ -168,14 +168,14 @@ class Connection(web.RequestHandler):
         self._door = door
         self._head_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
-        # Requests that were taken up, and those of them whose answer is written.
+        # The number of requests begun, and of requests answered.
         self._begun_requests = self._answered = 0
-        # Whether anything came since the last answer, and the first bytes of that.
+        # Whether the client sent anything since the last answer, and its first bytes.
         self._has_spoken = False
         self._begun = b""
         self._heard_at = 0.0
         self.answered_at = 0.0
-        """By the loop's clock: when the last answer was over."""
+        """When the last answer ended, by the loop's clock."""
         self.promised = False
         """Whether its next request is served although no more are admitted."""
 
@@ -193,7 +193,7 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        # Empty it is aiohttp's own call, to read on in what it has.
+        # Without data, aiohttp itself calls this, to parse on in its buffer.
         if data:
             if not self._has_spoken and self._answered == self._begun_requests:
                 self._begun = data[:5]
@@ -202,13 +202,13 @@ class Connection(web.RequestHandler):
         super().data_received(data)
 
     def request_begins(self) -> None:
-        """A request of it is taken up, or what came in the place of one."""
+        """A request begins, or something that is not a valid request."""
         self._begun_requests += 1
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Write the rest of an answer. One that cannot be written whole ends the connection."""
+        """Write the rest of an answer. If that fails, the connection ends."""
         finished = await super().finish_response(request, resp, start_time)
         self._answered = self._begun_requests
         self._has_spoken = False

@@ -26,11 +26,9 @@ Approved = tuple[str, CallTarget, str]
 
 
 class Answers:
-    """The requests for approval that a conversation has answers to.
-
-    `new` are those that this request answers, each with how an error names the answer. `earlier` were approved before
-    something that the model said, and no call of them is there: a client that keeps the conversation itself sends such
-    an approval with every request.
+    """The approval requests that a conversation has answers to. `new` are those that this request answers, each with
+    the parameter name for errors. `earlier` were approved before a later item of the model, and have no call: a client
+    that keeps the conversation itself sends such an approval with every request.
     """
 
     def __init__(self) -> None:
@@ -39,7 +37,7 @@ class Answers:
 
 
 def read_answers(items: Sequence[Named]) -> Answers:
-    """The answers in a conversation. Raises `InvalidRequest` for a second answer to a request."""
+    """Collect the answers in a conversation. Raises `InvalidRequest` for a second answer to an approval request."""
     answers = Answers()
     asked: set[str] = set()
     seen: set[str] = set()
@@ -61,7 +59,7 @@ def read_answers(items: Sequence[Named]) -> Answers:
                 answers.earlier.add(request)
             continue
         if item.type in _MODELS or item.role == "assistant":
-            # What the model said after an answer shows that the answer was taken before.
+            # An item of the model after an answer shows that an earlier response has used the answer.
             answers.earlier.update(approved.intersection(answers.new))
             answers.new.clear()
         if item.type == "mcp_approval_request" and item.id:
@@ -74,18 +72,18 @@ def read_answers(items: Sequence[Named]) -> Answers:
 
 
 def answered_already(where: str, request_id: str, response_id: str = "") -> InvalidRequest:
-    """The refusal of a second answer; `response_id` has given the first one, where that is known."""
-    by = f" by the response '{response_id}', which shows what became of the call" if response_id else ""
+    """The error for a second answer; `response_id` is the response that used the first one, if known."""
+    by = f" in the response '{response_id}', which shows the result of the call" if response_id else ""
     return InvalidRequest(
-        f"The approval request '{request_id[:128]}' was answered already{by}. An answer is used once, and a call is "
-        "never sent a second time. To have it made again, let the model ask again.",
+        f"The approval request '{request_id[:128]}' was answered already{by}. An approval can be used only once, and "
+        "its call is never sent twice. To run the call again, let the model ask for approval again.",
         param=where,
         code="approval_already_answered",
     )
 
 
 def approved_calls(items: Sequence[Named], besides: Collection[str] = ()) -> list[Approved]:
-    """Calls that the client approved and that have not been run, in their order; none of the requests `besides`."""
+    """Calls that the client approved and that have not run, in their order, without the requests in `besides`."""
     asked: dict[str, Approval] = {}
     approved: dict[str, Approved] = {}
     for _, item in items:
@@ -110,8 +108,8 @@ def check_servers(items: Sequence[Named], new: Collection[str], declared: Collec
     for name, target, _ in approved_calls(items) if new else ():
         if name in new and target.namespace not in declared:
             problem = (
-                f"the approved call '{name}' is of the MCP server '{target.namespace or ''}', which is not among them. "
-                "Tools are not carried over from earlier responses: declare the server in this request too"
+                f"the approved call '{name}' needs the MCP server '{target.namespace or ''}', which is not in 'tools'. "
+                "Tools do not carry over from earlier responses: declare the server in this request too"
             )
             raise invalid_parameter("tools", problem)
 

@@ -129,7 +129,7 @@ def transport_failure(error: UpstreamError | None) -> ApiError:
 
 
 def ended_early(failure: Failure, details: str, status: int, *, client_left: bool) -> Failure:
-    """The failure of a relayed stream (see `CONNECTION_ENDED`), now that Envoy has said who ended it."""
+    """The failure of a relayed stream (see `CONNECTION_ENDED`), after Envoy has reported who ended it."""
     status = status or failure.status
     if client_left:
         gone = CancelReason.CLIENT_GONE

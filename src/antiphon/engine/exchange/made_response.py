@@ -47,8 +47,8 @@ from antiphon.types.transport import Headers, UpstreamError, header_value
 
 _LARGE_END: Final = 1 << 20
 LEFT_BEHIND: Final = (
-    "The server stopped while tools of this response ran. Which of its calls took effect is unknown; they are not made "
-    "again."
+    "The server process died while tools of this response ran. It is unknown which calls took effect; the server does "
+    "not repeat them."
 )
 _NOT_OVER: Final = Ending("in_progress")
 
@@ -350,7 +350,7 @@ class MadeResponse(TranslatedRequest):
         claim = None
         if turns.sends:
             self._had_sent = self.core.counts
-            # However the response ends: what its calls have changed stays changed.
+            # However the response ends, its calls may have changed something.
             self.core.counts = True
             if calls and (self.stored or self.core.keyed):
                 claim = self._left_behind(turns)
@@ -360,7 +360,7 @@ class MadeResponse(TranslatedRequest):
             self._end_tools(turns)
 
     def _left_behind(self, turns: ToolTurns) -> ResponseRecord:
-        """What is known of the response should its process die while these calls run."""
+        """The record to store if the process dies while these calls run."""
         self._ended_at = self.core.clock()
         record = self._record(Ending("failed", code="server_error", message=LEFT_BEHIND))
         unanswered = stored_output(turns.unanswered, {})
@@ -371,7 +371,7 @@ class MadeResponse(TranslatedRequest):
             raise self._unexpected("a claim")
         self.core.counts = self._had_sent
         self._tool_turns.drop()
-        self.fail(store_refusal(error, "The calls of its tools could not be noted, and were not made"))
+        self.fail(store_refusal(error, "The server could not record the tool calls, and did not send them"))
 
     def receive_tool_result(self, result: ToolResult) -> None:
         turns = self._tool_turns
@@ -487,7 +487,7 @@ class MadeResponse(TranslatedRequest):
         self.finish(ending.status)
 
     def _naming_calls(self, error: ApiError) -> ApiError:
-        """The error, which says where it stands what has run."""
+        """The error, with the id of the response that has the calls."""
         if self.core.counts and self.stored:
-            error.message = f"{error.message} Its tool calls stand in the response '{self.response_id}'."
+            error.message = f"{error.message} The response '{self.response_id}' has its tool calls."
         return error

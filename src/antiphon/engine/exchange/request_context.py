@@ -58,7 +58,7 @@ def history_of(request: CreateResponse, context: Context) -> tuple[StoredItem, .
 
 
 def _without_known(items: list[InputItem], history: tuple[StoredItem, ...], tolerance: Tolerance) -> list[InputItem]:
-    """The items without those that the history has already: a model that reads its own words twice repeats itself.
+    """The items without those that the history already has: a model that reads its own text twice repeats itself.
     Raises `InvalidRequest` in strict mode."""
     if not any(item.id for item in items):
         return items

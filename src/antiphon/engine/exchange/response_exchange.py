@@ -122,8 +122,8 @@ class ResponseExchange:
 
     @property
     def needs_drive(self) -> bool:
-        """Whether Envoy cannot make this request's model call: there is more to it than one call and its answer, or it
-        goes on without its client."""
+        """Whether Envoy cannot make this request's model call: the request may need more than one call, or continues
+        without its client."""
         return self._served.needs_drive or self._core.keyed
 
     @property
@@ -133,7 +133,7 @@ class ResponseExchange:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it is served to its end although its client leaves: who comes again with its key is given that."""
+        """Whether it continues when its client disconnects, so that a retry with its key gets the result."""
         return self._core.keyed and isinstance(self._served, MadeResponse)
 
     @property
@@ -174,7 +174,7 @@ class ResponseExchange:
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """The same, and the tools that are known and do not run here."""
+        """The unknown parts of the request, and the known tools that do not run here."""
         served = self._served
         return tuple(dict.fromkeys((*served.unknown, *served.unavailable_tools)))
 
@@ -311,7 +311,7 @@ class ResponseExchange:
         self._served.receive_tool_result(result)
 
     def receive_unclaimed(self, error: StoreError) -> None:
-        """The calls of `RunTools` could not be claimed: none was sent."""
+        """The store could not claim the calls of `RunTools`: none was sent."""
         self._machine.receive(Input.TOOL)
         self._served.receive_unclaimed(error)
 

@@ -65,9 +65,9 @@ class ExchangeCore:
         self.claimed = False
         """Whether the response may hold an idempotency key, or approvals."""
         self.keyed = False
-        """Whether it holds an idempotency key: it is served to its end, whether or not its client waits."""
+        """Whether it holds an idempotency key, and so continues when its client disconnects."""
         self.counts = False
-        """Whether what it holds stays taken: its calls may have changed something, or it has made what it was to."""
+        """Whether its key and approvals stay used at the end: its calls may have changed something, or it succeeded."""
         self.failure: Failure | None = None
         self.fallback = ""
         """Which upstream has answered for another."""
@@ -98,7 +98,7 @@ class ServedRequest:
     quoted = True
     """Whether the log may have an upstream's words."""
     local_reply = ""
-    """The status of Envoy's own answer, where it gave one in place of the upstream."""
+    """The status of Envoy's own answer, if Envoy answered instead of the upstream."""
 
     def __init__(self, core: ExchangeCore, head: RequestHead, route: ModelRoute | None = None) -> None:
         self.core = core
@@ -121,7 +121,7 @@ class ServedRequest:
 
     @property
     def unavailable_tools(self) -> tuple[str, ...]:
-        """Which tools of the request the model is not shown."""
+        """The tools of the request that the model does not see."""
         return ()
 
     @property
@@ -184,7 +184,7 @@ class ServedRequest:
         raise self._unexpected("a tool's result")
 
     def receive_unclaimed(self, error: StoreError) -> None:
-        """The calls could not be claimed, and are not sent."""
+        """The store could not claim the calls; they are not sent."""
         raise self._unexpected("a claim")
 
     def receive_head(self, status: int, headers: Headers) -> None:

@@ -67,7 +67,7 @@ _UNKNOWN: Final = "This tool does not exist."
 
 
 ClientCall = tuple[CallTarget, str, str]
-"""A call of the client's own tool that came behind one of a tool that runs here: it is emitted in its turn."""
+"""A call of the client's own tool after a hosted call: it is emitted after that one."""
 
 
 class ToolTurns:
@@ -118,8 +118,7 @@ class ToolTurns:
         self.sends = False
         """Whether a call of this turn may change something, or was approved by the client."""
         self.asks_client = False
-        """Whether the client was asked to approve a call, or is to answer one of its own, so that the response ends
-        here."""
+        """Whether the client must approve a call, or answer one of its own, so that the response ends here."""
 
     @property
     def exhausted(self) -> bool:
@@ -280,7 +279,7 @@ class ToolTurns:
 
     @property
     def unanswered(self) -> list[HostedItem]:
-        """The items of calls that were begun, as they are where no result ever comes."""
+        """The items of the calls that began, in the form for an unknown outcome."""
         begun = [*([self._open] if self._open is not None else []), *self._waiting]
         return [_unknown(item) for _, item in begun if not isinstance(item, tuple | McpApprovalRequest)]
 
@@ -291,8 +290,8 @@ class ToolTurns:
             self._builder.hosted_done(_finished(opened[1], {}, "incomplete"))
 
     def stop(self) -> None:
-        """The response ends while tools run. Each call that was begun has its item all the same: with its result, or as
-        one whose outcome nobody knows."""
+        """The response ends while tools run. Emit an item for each call that began: with its result, or with an unknown
+        outcome."""
         while self._open is not None:
             call_id, item = self._open
             if call_id not in self._results:
@@ -437,7 +436,7 @@ _RAW: Final = frozenset({"results", "action", "outputs", "error"})
 
 
 def _unknown(item: HostedItem) -> HostedItem:
-    """The item of a call that was begun, and of which no result is known."""
+    """The item of a call that began, with an unknown outcome."""
     error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": _OUTCOME_UNKNOWN}]}
     return _finished(item, {"error": error}, "incomplete")
 

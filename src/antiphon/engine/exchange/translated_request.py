@@ -154,7 +154,7 @@ class TranslatedRequest(ServedRequest, ABC):
     """One such request. `begin` it; `proceed` is called when its items are known."""
 
     answers_approvals = False
-    """Whether calls that the client approves run in it, or in what it becomes."""
+    """Whether approved calls run in this request, or in the request that it becomes."""
 
     def __init__(self, core: ExchangeCore, head: RequestHead, asked: Asked) -> None:
         super().__init__(core, head, asked.route)
@@ -178,9 +178,9 @@ class TranslatedRequest(ServedRequest, ABC):
         self._files: dict[str, FetchedFile | ApiError] | None = None
         self._using = False
         self.answers = Answers()
-        """The requests for approval that the conversation has answers to."""
+        """The approval requests that the conversation has answers to."""
         self.used: frozenset[str] = frozenset()
-        """Those of them whose approval another response has used."""
+        """Those of them that another response has used."""
 
     @property
     def response_id(self) -> str:
@@ -265,7 +265,7 @@ class TranslatedRequest(ServedRequest, ABC):
             servers = {tool.server_label for tool in self.request.tools if tool.type == "mcp"}
             check_servers(self.items, answers.new, servers)
             if requests := (*answers.new, *answers.earlier):
-                # Before anything is done for the request: in the store one response answers.
+                # First record in the store that this response uses the approvals.
                 self._using = self.core.claimed = True
                 self.load(LoadContext(self.head.owner, None, approvals=requests, lock_for=self.response_id))
                 return

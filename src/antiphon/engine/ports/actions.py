@@ -140,7 +140,7 @@ class Context:
     files: dict[str, FetchedFile | ApiError] = field(default_factory=dict)
     keyless: bool | None = None
     answered: dict[str, str] = field(default_factory=dict)
-    """Of the approvals to be used those that another response has used, each with that response."""
+    """The approvals that another response has already used, each with that response."""
 
 
 # Of the most usual vocabularies, in English.
@@ -209,11 +209,11 @@ class ResponseRecord:
     once: OnceOnly | None = None
     """The key that is bound to it in the unit that stores it; it is held for this response by then."""
     sent_calls: bool = False
-    """Whether calls were sent that may have changed something."""
+    """Whether the response sent calls that may have changed something."""
 
     @property
     def counts(self) -> bool:
-        """Whether it is what its request made, for good: one that failed is not, unless it has sent calls."""
+        """Whether it is the final result of its request: a failed response is not, unless it has sent calls."""
         return self.sent_calls or self.status in ("completed", "incomplete")
 
     @property
@@ -283,10 +283,9 @@ class PrepareTools:
 
 @dataclass(frozen=True, slots=True)
 class RunTools:
-    """Run these calls, all at once; each is answered by `receive_tool_result`.
-
-    `claim`: some of them may change something. Before any is sent the store notes that; where it cannot, none is sent,
-    which `receive_unclaimed` tells.
+    """Run these calls, all at once; `receive_tool_result` takes each result. `claim`: some calls may change something,
+    so the store records this claim before any call is sent. If the store fails, no call is sent, and
+    `receive_unclaimed` takes the error.
     """
 
     calls: tuple[HostedCall, ...]
@@ -304,8 +303,8 @@ class ReleaseConversation:
     """Give back what this response holds: the lock of its conversation, its idempotency key and the approvals that it
     uses; nothing is answered. Performed before the client hears the end, so that it can come back at once.
 
-    `counts`: the key stays taken and the approvals stay used. Something was made, or a call was sent that may have
-    changed something."""
+    `counts`: the key and the approvals stay used, because the response succeeded or sent a call that may have changed
+    something."""
 
     owner: str
     response_id: str

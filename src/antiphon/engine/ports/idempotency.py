@@ -47,10 +47,9 @@ _MAX_LENGTH = 255
 CALLS = "calls\t"
 """The same for responses that have claimed calls; the response's id follows."""
 KEEP_APPROVALS = 366 * 86_400.0
-"""Seconds for which it is remembered that a request for approval was answered."""
+"""Seconds for which the store remembers the answer to an approval request."""
 APPROVALS = "approval\t"
-"""What the keys begin with under which answered approvals are kept. No client can send such a key: a tab cannot be
-printed."""
+"""The prefix of the keys of answered approvals. No client can send such a key: a key must be printable."""
 
 
 class AlreadyMade(Exception):
@@ -62,7 +61,7 @@ class AlreadyMade(Exception):
 
 
 class LeftBehind(Exception):
-    """The request's process is gone, and calls of its response `object_id` may have been made."""
+    """The request's process died, and its response `object_id` may have sent calls."""
 
     def __init__(self, object_id: str) -> None:
         super().__init__(object_id)
@@ -85,33 +84,32 @@ class IdempotencyStore(Leased, Protocol):
         """Give the key back if it is held for this object and nothing was stored."""
 
     async def stay(self, once: OnceOnly, object_id: str) -> None:
-        """The key stays taken although nothing may be stored with it: whoever holds it for this object gives up the
-        lease."""
+        """Keep the key used, without a lease, although nothing may be stored with it; `object_id` must hold the key."""
 
     async def spend(self, owner: str, requests: Collection[str], response_id: str) -> dict[str, str]:
-        """Note that this response answers these requests for approval. Returns those that another response has
-        answered, each with that response; they stay as they are. Twice it does what it does once."""
+        """Record that this response uses the answers to these approval requests. Returns those that another response
+        has used, each with that response; these do not change. Idempotent."""
 
     async def unspend(self, owner: str, response_id: str) -> None:
-        """Forget what this response has answered."""
+        """Release the approvals that this response uses."""
 
     async def claim_calls(
         self, owner: str, response_id: str, record: bytes, seconds: float, *, by: str, once: OnceOnly | None = None
     ) -> bool:
-        """Note that calls of this response are sent now, for so long; `record` is what is to be known of it should
-        nobody renew that. Twice it does what it does once; later calls replace the record.
+        """Record, with a lease of so many seconds, that this response sends calls now. `record` is the content for the
+        process that finds the lease expired. Idempotent; a later claim replaces the record.
 
-        False, and nothing is noted, where others took its process for dead: another than `by` has claimed calls of the
-        response, or it does not hold the key `once` any more."""
+        False, without a record, where another process took this one for dead: a process other than `by` has claimed
+        calls of the response, or the response no longer holds the key `once`."""
 
     async def claimed_calls(self, owner: str, response_id: str) -> bytes | None:
         """The record of a response that has claimed calls."""
 
     async def left_calls(self) -> list[tuple[str, str]]:
-        """Responses that nobody renews any more, each with its owner in front: some, where there are many."""
+        """Responses with an expired claim, as pairs of owner and response id; a limited number at a time."""
 
     async def end_calls(self, owner: str, response_id: str) -> None:
-        """The response is over: forget that it has claimed calls."""
+        """Delete the response's claim, because the response is over."""
 
     async def sweep(self) -> tuple[int]:
         """Forget what is too old, and the keys whose holder is gone for as long as a key is remembered; how many
@@ -139,13 +137,12 @@ def fingerprint(method: str, path: str, *parts: bytes) -> str:
 
 
 def approval_key(request_id: str) -> str:
-    """Under which key it is kept that this request for approval was answered. A client may write any id, of any
-    length."""
+    """The key of an answered approval request. The id is hashed, because a client may send any text of any length."""
     return APPROVALS + hashlib.sha256(request_id.encode(errors="surrogatepass")).hexdigest()
 
 
 def calls_key(response_id: str) -> str:
-    """Under which key it is kept that this response has claimed calls."""
+    """The key of a response's claim."""
     return CALLS + response_id
 
 

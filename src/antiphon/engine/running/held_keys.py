@@ -24,7 +24,7 @@ class HeldKeys:
     """The keys that responses of this process hold, each until its response is stored or will not be."""
 
     def __init__(self, store: IdempotencyStore, leases: Leases, left: LeftCalls | None = None) -> None:
-        """`left` ends responses of processes that are gone."""
+        """`left` ends responses of dead processes."""
         self._left = left
         self._store = store
         self._leases = leases
@@ -32,9 +32,9 @@ class HeldKeys:
         """What tells this process from all others, in its claims."""
         self._held: dict[str, OnceOnly] = {}
         self._answering: dict[str, str] = {}
-        """The owners of responses that use approvals, and are not over."""
+        """The owners of running responses that use approvals."""
         self._calling: dict[str, str] = {}
-        """The same of responses that have claimed calls."""
+        """The owners of running responses that have claimed calls."""
 
     async def claim(self, once: OnceOnly, response_id: str) -> str | None:
         """Hold the key for this response; None, or the response that was made with it. Raises `ApiError`."""
@@ -68,21 +68,21 @@ class HeldKeys:
         return self._held.get(response_id)
 
     async def use_approvals(self, owner: str, requests: tuple[str, ...], response_id: str) -> dict[str, str]:
-        """Have this response use these approvals; those that another one has used, each with that. Raises
-        `StoreError`."""
+        """Use these approvals for this response; return those that another response has used, each with that response.
+        Raises `StoreError`."""
         self._answering[response_id] = owner
         return await self._store.spend(owner, requests, response_id)
 
     async def claim_calls(self, record: ResponseRecord, *, stored: bool, queued: bool = False) -> None:
-        """Note that calls of this response are sent now. Raises `StoreError`."""
+        """Record that this response sends calls now. Raises `StoreError`."""
         once = self._held.get(record.id)
         claim = encode_claim(record, once, stored=stored, queued=queued)
-        # From now on: of a write that failed, or was left in the middle, nobody knows whether it takes effect.
+        # Set before the write: a write that fails or is broken off may still take effect.
         self._calling[record.id] = record.owner
         seconds = self._leases.seconds
         if not await self._store.claim_calls(record.owner, record.id, claim, seconds, by=self._process, once=once):
             del self._calling[record.id]
-            raise StoreError("Others took this process for dead, and have gone on with the request.")
+            raise StoreError("Another process took this one for dead and has ended the request.")
         self._leases.hold(self._store, record.id)
 
     def holds(self, response_id: str) -> bool:
@@ -101,7 +101,7 @@ class HeldKeys:
         return response_id in self._calling
 
     async def end_calls(self, response_id: str) -> None:
-        """It is over and stored: its calls need no guard. If the store cannot be told, that is found out later."""
+        """The response is over and stored: delete its claim. If the store fails, a sweep deletes the claim later."""
         owner = self._calling.get(response_id)
         if owner is not None:
             try:
@@ -110,8 +110,8 @@ class HeldKeys:
                 _log.info("claimed_calls_not_ended", response_id=response_id, error=str(error))
 
     async def release(self, response_id: str, *, counts: bool = False) -> None:
-        """It is over, and will not be stored with its key. `counts`: what it holds stays taken. If the store cannot
-        be told, a key runs out, and an approval stays used."""
+        """The response is over, and will not be stored with its key. `counts`: its key and approvals stay used. If the
+        store fails, the key expires and the approval stays used."""
         once, owner = self._held.pop(response_id, None), self._answering.pop(response_id, None)
         called = self._calling.pop(response_id, None)
         try:

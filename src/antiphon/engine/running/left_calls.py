@@ -1,9 +1,9 @@
-"""Responses that have claimed calls of tools, and whose process is gone.
+"""Ends responses with claimed tool calls whose process died.
 
-Lives here: what is kept of a claim, and the end of such a response. Not here: when calls are claimed
-(`engine/exchange/made_response.py`), where claims are kept (`stores/`), the end of background responses (`workers.py`).
+Lives here: the content of a claim, and the end of such a response. Not here: the moment of the claim
+(`engine/exchange/made_response.py`), the storage of claims (`stores/`), the end of background responses (`workers.py`).
 
-Invariant: such a response ends as failed, once, with its calls; none of them is made again.
+Invariant: such a response ends as failed, exactly once, with its calls; no process makes these calls again.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What is kept of one. `record` is None for a response that is not stored; `once` is the key that it holds.
-    `queued`: its row is there already, and it ends with its job."""
+    """The stored content of a claim. `record` is None for a response that is not stored; `once` is its idempotency key.
+    `queued`: a background response, whose row exists already and which ends with its job."""
 
     record: ResponseRecord | None
     once: OnceOnly | None
@@ -36,26 +36,27 @@ _CLAIM = msgspec.msgpack.Decoder(Claim)
 
 
 def encode_claim(record: ResponseRecord, once: OnceOnly | None, *, stored: bool, queued: bool) -> bytes:
-    """A claim as it is kept."""
+    """The claim, encoded for the store."""
     return msgspec.msgpack.encode(Claim(record if stored else None, once, queued))
 
 
 class LeftCalls:
-    """Those of all processes on one state."""
+    """The claimed calls that processes on one state left behind when they died."""
 
     def __init__(self, keys: IdempotencyStore, responses: ResponseStore) -> None:
         self._keys = keys
         self._responses = responses
 
     async def items(self, owner: str, response_id: str) -> tuple[StoredItem, ...] | None:
-        """The output of a response that has claimed calls, these among it; None when it has claimed none."""
+        """The output items of a response that has claimed calls, including these calls; None when it has claimed
+        none."""
         found = await self._claim(owner, response_id)
         if found is None:
             return None
         return found.record.output_items if found.record is not None else ()
 
     async def end(self, owner: str, response_id: str) -> bool:
-        """End a response whose process is gone; False when it was ended, or is its worker's to end. Raises
+        """End a response whose process died. False when another process has ended it, or its worker must end it. Raises
         `StoreError`."""
         claim = await self._claim(owner, response_id)
         if claim is None:
@@ -72,7 +73,7 @@ class LeftCalls:
         return True
 
     async def sweep(self) -> int:
-        """End all that nobody renews; how many. Raises `StoreError`."""
+        """End all responses whose claim has expired; return their number. Raises `StoreError`."""
         ended = 0
         for owner, response_id in await self._keys.left_calls():
             try:

@@ -71,7 +71,7 @@ class KeyedRequest:
         found = await self._responses.get(self._once.owner, made)
         if found is None:
             if self._exchange.awaits_prompt:
-                # Whether it was to be stored may stand in the prompt.
+                # The prompt may say whether to store the response.
                 return
             raise (
                 _not_kept()
@@ -85,10 +85,10 @@ class KeyedRequest:
 
 
 def _not_kept() -> ApiError:
-    """The request was served, and nothing of its answer is here."""
+    """The error for a retry whose first response was not stored."""
     return ApiError(
-        "A request with this Idempotency-Key was served, and its response is not kept since it is not stored "
-        "('store': false). It is not served again. Use a new key, or leave 'store' out to be given a response again.",
+        "A request with this Idempotency-Key was already served, and its response was not stored ('store': false), so "
+        "it cannot be returned again. Use a new key. To make retries return the response, leave 'store' out.",
         status=422,
         type="invalid_request_error",
         code="idempotency_result_not_kept",

@@ -209,8 +209,8 @@ class Runner:
                 yield action
 
     async def go_on(self, exchange: ResponseExchange, stopping: Callable[[], bool]) -> Finish | None:
-        """The client left: wait until the request was served all the same, if it is one that goes on, or the process is
-        `stopping`; how it ended."""
+        """The client disconnected: if the request continues without it, wait for its end, or until the process is
+        `stopping`; return how it ended."""
         return await self._unattended.end(exchange, stopping)
 
     async def _perform_all(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:

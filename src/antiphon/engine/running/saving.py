@@ -133,7 +133,7 @@ class Saver:
             )
 
     async def claim_calls(self, record: ResponseRecord, *, stored: bool) -> StoreError | None:
-        """Note that calls of the response are sent now."""
+        """Record that the response sends calls now; return the store's error, if any."""
         if self._keys is None:
             return None
         try:

@@ -1,10 +1,10 @@
-"""Requests that are served to their end although their client leaves.
+"""Serves requests to their end although their client disconnects.
 
-Lives here: the task of such a request, and what its client is handed of it. Not here: which requests these are
+Lives here: the task of such a request, and the queue of actions for its client. Not here: which requests these are
 (`ResponseExchange.goes_on`), performing their actions (`runner.py`).
 
-Invariants: at most `_AHEAD` actions wait for a client; nothing waits for one that left; whoever serves the request
-waits for its end, so that it counts as in flight, unless the process stops.
+Invariants: at most `_AHEAD` actions wait for a client. No action waits for a client that disconnected. The door waits
+for the end of the request, so it counts as in flight, unless the process stops.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Actions = AsyncGenerator[ClientAction, None]
 
 
 class Unattended:
-    """Those of one process."""
+    """The unattended requests of one process."""
 
     def __init__(self) -> None:
         self._tasks: dict[ResponseExchange, asyncio.Task[Finish | None]] = {}
 
     async def hand_out(self, exchange: ResponseExchange, actions: Actions) -> Actions:
-        """The actions, as they come. They go on when this generator is closed."""
+        """Yield the actions as they come. Their task continues when this generator is closed."""
         feed = _Feed()
         task = asyncio.get_running_loop().create_task(_perform(actions, feed))
         self._tasks[exchange] = task
@@ -47,8 +47,8 @@ class Unattended:
             feed.leave()
 
     async def end(self, exchange: ResponseExchange, stopping: Callable[[], bool]) -> Finish | None:
-        """Wait for the end of a request whose client left; None when there is no such request, or it was broken off.
-        A cancellation says no more than that, unless the process is `stopping`."""
+        """Wait for the end of a request whose client disconnected. None when there is no such request, or it was broken
+        off. A cancellation does not end this wait, unless the process is `stopping`."""
         task = self._tasks.get(exchange)
         if task is None:
             return None
@@ -62,7 +62,7 @@ class Unattended:
         return task.result() if not task.cancelled() and task.exception() is None else None
 
     async def stop(self, exchange: ResponseExchange) -> None:
-        """Break the request off, if it is still served."""
+        """Break the request off if it still runs."""
         if (task := self._tasks.get(exchange)) is not None:
             task.cancel()
             await asyncio.wait({task})
@@ -87,7 +87,7 @@ async def _perform(actions: Actions, feed: _Feed) -> Finish | None:
 
 
 class _Feed:
-    """From one task to another, which may leave."""
+    """A queue of actions from one task to another, whose reader may leave."""
 
     def __init__(self) -> None:
         self._room = asyncio.Semaphore(_AHEAD)
@@ -95,22 +95,22 @@ class _Feed:
         self._left = False
 
     async def put(self, action: ClientAction) -> None:
-        """Hand over one more, once there is room for it."""
+        """Put one action, once there is room for it."""
         if not self._left:
             await self._room.acquire()
             self._actions.put_nowait(action)
 
     def end(self) -> None:
-        """No more come."""
+        """Mark the end of the actions."""
         self._actions.put_nowait(None)
 
     async def take(self) -> ClientAction | None:
-        """The next, or None behind the last."""
+        """The next action, or None after the last."""
         action = await self._actions.get()
         self._room.release()
         return action
 
     def leave(self) -> None:
-        """Nobody takes any more."""
+        """The reader has left: `put` no longer waits."""
         self._left = True
         self._room.release()

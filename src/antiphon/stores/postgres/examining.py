@@ -272,6 +272,6 @@ async def _indexes(database: Database) -> AsyncIterator[Said]:
     lost = await lost_indexes(database, list(wanted))
     for name, what in lost.items():
         before = "" if what == "missing" else f"unless it is just being made: DROP INDEX CONCURRENTLY {name}; "
-        yield Said("note", f"the index {name} is {what}: what it is for is slow", before + wanted[name])
+        yield Said("note", f"the index {name} is {what}: its queries are slow", before + wanted[name])
     if not lost:
         yield Said("ok", f"all {len(wanted)} indexes of the schema are there")

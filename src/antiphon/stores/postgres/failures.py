@@ -158,8 +158,8 @@ def store_error(doing: str, error: BaseException, *, connecting: bool = False, s
 
 
 def may_heal(failure: StoreError) -> bool:
-    """Whether the server may answer later, although nobody changes a setting: it is away, starting, or has no
-    connection left."""
+    """Whether the server may answer later without a change of settings: it is unreachable, starting, or has no free
+    connection."""
     cause = failure.__cause__
     if isinstance(cause, ssl.SSLError | PermissionError | ValueError):
         return False
@@ -230,7 +230,7 @@ def _why_not_reached(error: BaseException, *, certificates: bool) -> str:
 
 
 def _cause_of(error: BaseException) -> str:
-    """What ended a connection, as far as a kind of error and the system's words say it."""
+    """The cause of a connection's end, from the error types and the system's messages."""
     told: list[str] = []
     one = error
     while len(told) < _CAUSES:

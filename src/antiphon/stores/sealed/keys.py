@@ -1,8 +1,8 @@
-"""`IdempotencyStore` whose records are sealed at rest.
+"""An `IdempotencyStore` that encrypts its records at rest.
 
-Lives here: which parts of what it keeps those are: keys and ids stay readable. Not here: how (`bodies.py`).
+Lives here: which parts are encrypted (records; keys and ids stay readable). Not here: the encryption (`bodies.py`).
 
-Invariant: a record comes out as it was given.
+Invariant: `claimed_calls` returns the record that `claim_calls` got.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from antiphon.stores.sealed.bodies import Bodies
 
 
 class SealedKeys:
-    """`IdempotencyStore` over another one."""
+    """Encrypts the records of the store `beneath`."""
 
     def __init__(self, beneath: IdempotencyStore, bodies: Bodies) -> None:
         self._beneath = beneath

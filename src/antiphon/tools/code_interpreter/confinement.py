@@ -127,11 +127,12 @@ _FCNTLS = (0, 1, 2, 3, 4, 5, 36, 1030, 1032)
 """Not on it: whom a descriptor signals (F_SETOWN, F_SETSIG), leases, the size of pipes."""
 
 _LOCKING = (6, 7, 37, 38)
-"""F_SETLK, F_SETLKW and their like for open files pretend to have worked: each lock takes memory of the kernel that no
-limit counts, and nobody else has these files."""
+"""F_SETLK, F_SETLKW and their variants for open file descriptions return success without locking: each lock takes
+kernel memory that no limit counts, and no other process uses these files."""
 
 _RENAMINGS = (0, 1, 2)
-"""Plainly, onto nothing (RENAME_NOREPLACE), exchanging two. RENAME_WHITEOUT would make a file that nobody counts."""
+"""A plain rename, RENAME_NOREPLACE and RENAME_EXCHANGE. RENAME_WHITEOUT would create a file that the quota does not
+count."""
 
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 """Is it a terminal, its size, how much can be read, not to block, close on exec."""
@@ -418,7 +419,7 @@ def _only(number: int, *arguments: tuple[int, tuple[int, ...]], whole: bool = Tr
 
 
 def _pretended(number: int, index: int, values: tuple[int, ...]) -> list[_Step]:
-    """Answer a call that this argument makes one of these as if it had worked; go on with every other one."""
+    """Return success, without performing it, for a call whose argument has one of these values; continue for others."""
     body: list[_Step] = [(_LOAD, 0, 0, 16 + 8 * index)]
     for value in values:
         body += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ERRNO)]

@@ -139,9 +139,8 @@ class Machine:
             raise SandboxFailed("The sandbox cannot be started here.")
 
     async def _open_requests(self) -> int:
-        """Open the pipe by which the process is sent code; what the process reads from is the caller's to close.
-
-        The event loop itself would give the process one end of a socket, into which code could write.
+        """Open the pipe that sends code to the process; the caller must close the reading end. The event loop itself
+        would use a socket, into which the code could write.
         """
         taking, giving = os.pipe()
         try:
@@ -266,7 +265,9 @@ class Machine:
         most = self._limits.files + _OWN_FOLDERS
         use = disk.use_of(self._home, 2 * self._limits.files + _MORE_FILES, one)
         if use.count > most:
-            raise SandboxFailed("The container has more files than it may have. Delete some, or use another container.")
+            raise SandboxFailed(
+                "The container has more files than its limit. Delete some files, or use another container."
+            )
         if use.deep:
             return 0
         return max(0, min((self._limits.disk_bytes - use.bytes) // one, most - use.count))
