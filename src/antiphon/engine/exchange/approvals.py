@@ -73,7 +73,7 @@ def read_answers(items: Sequence[Named]) -> Answers:
 
 def answered_already(where: str, request_id: str, response_id: str = "") -> InvalidRequest:
     """The error for a second answer; `response_id` is the response that used the first one, if known."""
-    by = f" in the response '{response_id}', which shows the result of the call" if response_id else ""
+    by = f" in the response '{response_id}'; if it is stored, it shows the result of the call" if response_id else ""
     return InvalidRequest(
         f"The approval request '{request_id[:128]}' was answered already{by}. An approval can be used only once, and "
         "its call is never sent twice. To run the call again, let the model ask for approval again.",
