@@ -50,6 +50,26 @@ async def test_a_caller_that_leaves_takes_its_query_along(path: Path) -> None:
         await readers.aclose()
 
 
+async def test_nobody_is_overtaken_by_a_newcomer(path: Path) -> None:
+    readers = SqliteReaders(path, 1, seconds=60)
+    await readers.start()
+    served: list[int] = []
+
+    async def ask(number: int) -> None:
+        await readers.fetch("SELECT 1 AS n", {})
+        served.append(number)
+
+    asking: list[asyncio.Task[None]] = []
+    # Some come in every turn of the loop, that in which the connection is given back among them.
+    while len(served) < 100 and len(asking) < 20_000:
+        asking += [asyncio.create_task(ask(len(asking) + more)) for more in range(3)]
+        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        await asyncio.gather(*asking)
+    assert served == sorted(served)
+    await readers.aclose()
+
+
 async def test_a_disk_that_stands_still_holds_nobody_for_longer(path: Path) -> None:
     readers = SqliteReaders(path, 1, seconds=0.1)
     await readers.start()

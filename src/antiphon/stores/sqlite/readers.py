@@ -53,9 +53,8 @@ class SqliteReaders:
         self._seconds = seconds
         self._size = connections
         self._all: list[aiosqlite.Connection] = []
-        # Last in, first out: the connection used last has the warmest cache.
-        self._free: asyncio.LifoQueue[aiosqlite.Connection] = asyncio.LifoQueue()
-        self._own: asyncio.LifoQueue[aiosqlite.Connection] = asyncio.LifoQueue()
+        self._free = _Free()
+        self._own = _Free()
         self._closing = False
         self._accepted = 0
         self._idle = asyncio.Event()
@@ -64,7 +63,7 @@ class SqliteReaders:
     @property
     def busy(self) -> int:
         """Connections of the pool that are lent."""
-        return self._size - self._free.qsize()
+        return self._size - len(self._free)
 
     async def start(self) -> None:
         """Open the connections; the database exists already. Raises `StoreError`."""
@@ -99,9 +98,7 @@ class SqliteReaders:
         await self._idle.wait()
         await self._close_all()
 
-    async def _fetch(
-        self, free: asyncio.LifoQueue[aiosqlite.Connection], sql: str, parameters: Mapping[str, Any]
-    ) -> list[Row]:
+    async def _fetch(self, free: _Free, sql: str, parameters: Mapping[str, Any]) -> list[Row]:
         connection: aiosqlite.Connection | None = None
         query: asyncio.Future[Any] | None = None
         try:
@@ -122,7 +119,7 @@ class SqliteReaders:
 
     def _lend_again(
         self,
-        free: asyncio.LifoQueue[aiosqlite.Connection],
+        free: _Free,
         connection: aiosqlite.Connection,
         query: asyncio.Future[Any],
     ) -> None:
@@ -145,6 +142,27 @@ class SqliteReaders:
             except TimeoutError:
                 # Its query stands still in the disk. The thread does not keep the process.
                 _log.error("reader_not_closed", database=str(self._place), seconds=self._seconds)
+
+
+class _Free:
+    """Connections that nobody has. Whoever waits longest gets the next one: an asyncio queue would let a newcomer
+    overtake one that is woken, which then waits behind all others."""
+
+    def __init__(self) -> None:
+        # Last in, first out: the connection used last has the warmest cache.
+        self._connections: list[aiosqlite.Connection] = []
+        self._number = asyncio.Semaphore(0)
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def put_nowait(self, connection: aiosqlite.Connection) -> None:
+        self._connections.append(connection)
+        self._number.release()
+
+    async def get(self) -> aiosqlite.Connection:
+        await self._number.acquire()
+        return self._connections.pop()
 
 
 def _daemonic(uri: str) -> aiosqlite.Connection:
