@@ -14,11 +14,11 @@ from antiphon.commands.child_output import ChildOutput
 from antiphon.commands.early_ends import pass_on, take
 from antiphon.commands.orders import Orders, take_orders
 from antiphon.config.settings import Settings
-from antiphon.engine.ports.actions import CancelReason
+from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.observability.early_ends import EarlyEnd, EarlyEnds
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
-from tests.support.exchanges import make_exchange
+from tests.support.exchanges import SSE, make_exchange
 from tests.support.fake_time import in_fake_time
 from tests.support.metrics import value_of
 
@@ -129,6 +129,35 @@ def test_the_line_and_the_metrics_are_of_envoys_word(
         assert value_of(counted, "antiphon_response_failures_total", fault=fault, code=code) == 1
         assert value_of(counted, "antiphon_upstream_requests_total", status=status) == 1
         assert value_of(counted, "antiphon_responses_in_flight") == 0
+
+    in_fake_time(work())
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "code"),
+    [(LEFT, "cancelled", "client_gone"), (BROKEN, "cut", "upstream_cut"), (None, "cancelled", "connection_ended")],
+)
+def test_the_call_counts_for_the_reason_of_its_response(end: EarlyEnd | None, status: str, code: str) -> None:
+    async def work() -> None:
+        telemetry = Telemetry(Metrics())
+        telemetry.endings.early.listen(asyncio.get_running_loop())
+        observed, exchange = telemetry.observe("relay", "req_1", "owner"), make_exchange()
+        exchange.observe(observed)
+        body = b'{"model":"m","input":"hi","stream":true,"store":false}'
+        exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
+        exchange.actions()
+        exchange.receive_upstream_head(200, SSE)
+        exchange.cancel(CancelReason.CONNECTION_ENDED)
+        exchange.actions()
+        assert exchange.done
+        observed.end(exchange, "cancelled")
+        if end is not None:
+            telemetry.endings.early.hear("req_1", end)
+        await asyncio.sleep(10)
+        counted = telemetry.metrics.render().decode()
+        assert value_of(counted, "antiphon_upstream_requests_total") == 1
+        assert value_of(counted, "antiphon_upstream_requests_total", status=status) == 1
+        assert value_of(counted, "antiphon_response_failures_total", code=code) == 1
 
     in_fake_time(work())
 

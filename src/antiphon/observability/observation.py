@@ -149,12 +149,15 @@ class Observation:
 
     def call_ended(self, fault: str = "") -> None:
         """See `Observer`."""
+        self._end_call(fault)
+
+    def _end_call(self, fault: str, at: float | None = None) -> None:
         if self._open:
             self._open = False
             status = fault or (str(self._status) if self._status else "unreachable")
             self._metrics.upstream_called(self._upstream, self._operation, status, self._head)
             if self._spans is not None:
-                self._spans.call_over(self._upstream, self._status, fault)
+                self._spans.call_over(self._upstream, self._status, fault, at)
 
     def call_used(self, usage: Usage, *, estimated: bool = False) -> None:
         """See `Observer`."""
@@ -211,12 +214,12 @@ class Observation:
         if end is not None and failure is not None:
             failure = ended_early(failure, end.details, end.status, client_left=end.client_left)
             if not end.client_left:
-                self.call_ended(UpstreamFault.CUT.value)
+                self._end_call(UpstreamFault.CUT.value, at)
                 outcome = "error" if failure.status >= _ERRORS else "failed"
         self._over(ended._replace(failure=failure, outcome=outcome), exchange, at)
 
     def _over(self, ended: _Ended, exchange: ResponseExchange, at: float) -> None:
-        self.call_ended("cancelled")
+        self._end_call("cancelled", at)
         if self._spans is not None:
             self._spans.end(exchange, self.door, self.request_id, ended.outcome, ended.failure, at)
         # What an operator should see is told while its cause is at hand.

@@ -84,10 +84,10 @@ class ResponseSpans:
         if self._call is not None:
             self._call.set({names.FIRST_CHUNK: round(seconds, 6)})
 
-    def call_over(self, upstream: str, status: int, fault: str) -> None:
-        """The call ended now; what it used may still be said."""
+    def call_over(self, upstream: str, status: int, fault: str, at: float | None = None) -> None:
+        """The call ended, now or at that time (seconds of the epoch); what it used may still be said."""
         if self._call is not None:
-            self._call_ended_at = time.time_ns()
+            self._call_ended_at = time.time_ns() if at is None else int(at * 1e9)
             self._call_error = fault or (str(status) if status >= 400 else "")
             self._call.set({names.UPSTREAM: upstream} | ({names.STATUS: status} if status else {}))
 

@@ -111,6 +111,13 @@ _PARAMS: Final = {
 
 # Behind Envoy a call that fails in transport comes back as Envoy's own answer, in these words.
 _ENVOY_REPLIES: Final = (
+    # The upstream had taken the request when the connection ended.
+    (b"upstream connect error or disconnect/reset before headers. reset reason: connection term", UpstreamFault.CUT),
+    (
+        b"upstream connect error or disconnect/reset before headers. retried and the latest reset reason: "
+        b"connection term",
+        UpstreamFault.CUT,
+    ),
     (b"upstream connect error or disconnect/reset before headers", UpstreamFault.UNREACHABLE),
     (b"no healthy upstream", UpstreamFault.UNREACHABLE),
     (b"upstream request timeout", UpstreamFault.TIMED_OUT),

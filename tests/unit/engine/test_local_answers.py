@@ -16,6 +16,21 @@ _SAID = json.dumps({"error": {"message": "Said.", "type": "server_error", "param
     [
         ("unreachable:why", b"", 502, "upstream_unreachable", "unreachable: Envoy could not reach it: why"),
         ("unreachable:", b"", 502, "upstream_unreachable", "unreachable: Envoy could not reach it"),
+        (
+            "unreachable:upstream_reset_before_response_started{connection_termination}",
+            b"",
+            502,
+            "upstream_cut",
+            "cut: the connection ended before the answer: upstream_reset_before_response_started"
+            "{connection_termination}",
+        ),
+        (
+            "unreachable:upstream_reset_before_response_started{remote_connection_failure}",
+            b"",
+            502,
+            "upstream_unreachable",
+            "unreachable: Envoy could not reach it: upstream_reset_before_response_started{remote_connection_failure}",
+        ),
         ("picker:503:a:b", _SAID, 503, "some_code", "endpoint picker: a:b"),
         ("picker:504:late", _SAID, 504, "some_code", "endpoint picker: late"),
         ("picker:429:", _SAID, 429, "some_code", "endpoint picker: it refused the request: Said."),

@@ -13,7 +13,7 @@ from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHea
 from antiphon.engine.ports.usage import Spent
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Observation, Telemetry
-from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from antiphon.types.transport import LOCAL_REPLY, Headers, UpstreamError, UpstreamFault
 from tests.support.exchanges import SSE, Outcome, make_exchange, pump
 from tests.support.hosted_tools import ScriptedTools
 from tests.support.metrics import value_of
@@ -99,6 +99,14 @@ def test_what_failed_says_how() -> None:
     assert told.lines[1] == ("ended", "unreachable")
 
 
+def test_envoys_answer_about_a_connection_that_ended_is_a_cut() -> None:
+    told = Told()
+    exchange, _ = _asked(told)
+    why = "unreachable:upstream_reset_before_response_started{connection_termination}"
+    exchange.receive_upstream_head(502, ((LOCAL_REPLY, why),))
+    assert told.lines[-2:] == [("head", "default", 0), ("ended", "cut")]
+
+
 def test_an_observation_counts_a_stream() -> None:
     metrics = Metrics()
     observed = Telemetry(metrics).observe("relay", "r1", "owner")
@@ -163,7 +171,7 @@ def test_a_call_that_was_not_heard_to_its_end_is_estimated() -> None:
     exchange.receive_upstream_head(200, SSE)
     exchange.receive_upstream_data(_CHUNK * 6)
     exchange.cancel(CancelReason.CLIENT_GONE)
-    assert told.lines[-2:] == [("estimated", len(call.request.body) // 4, 12 // 4), ("ended", "cancelled")]
+    assert told.lines[-2:] == [("first data",), ("estimated", len(call.request.body) // 4, 12 // 4)]
 
 
 _SO_FAR = (

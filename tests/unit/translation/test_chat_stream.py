@@ -279,6 +279,28 @@ def test_errors_in_a_stream(body: bytes, code: str, message: str) -> None:
             "upstream_unreachable",
             None,
         ),
+        (
+            503,
+            b"upstream connect error or disconnect/reset before headers. reset reason: connection termination",
+            502,
+            "upstream_cut",
+            None,
+        ),
+        (
+            503,
+            b"upstream connect error or disconnect/reset before headers. retried and the latest reset reason: "
+            b"connection termination",
+            502,
+            "upstream_cut",
+            None,
+        ),
+        (
+            503,
+            b"upstream connect error or disconnect/reset before headers. reset reason: remote connection failure",
+            502,
+            "upstream_unreachable",
+            None,
+        ),
         (504, b"upstream request timeout", 504, "upstream_timeout", None),
     ],
 )

@@ -8,11 +8,22 @@ Invariant: the upstream is not said to have answered.
 
 from __future__ import annotations
 
+from typing import Final
+
 from antiphon.engine.exchange.failure import transport_failure
 from antiphon.errors import ApiError, UpstreamFailed
 from antiphon.known_secrets import KnownSecrets
 from antiphon.translation.upstream_errors import map_upstream_answer
 from antiphon.types.transport import PICKER_REPLY, Headers, UpstreamError, UpstreamFault
+
+_TAKEN: Final = "connection_termination"
+"""Envoy's word for a connection that ended after the upstream had taken the request."""
+
+
+def local_fault(told: str) -> UpstreamFault:
+    """How the call behind such an answer failed."""
+    cut = told.partition(":")[0] != PICKER_REPLY and _TAKEN in told
+    return UpstreamFault.CUT if cut else UpstreamFault.UNREACHABLE
 
 
 def not_answered(told: str, headers: Headers = (), said: bytes = b"", secrets: KnownSecrets = ()) -> ApiError:
@@ -28,5 +39,6 @@ def not_answered(told: str, headers: Headers = (), said: bytes = b"", secrets: K
             )
         error.cause = f"endpoint picker: {why or 'it refused the request: ' + error.message}"
         return error
-    detail = f"Envoy could not reach it: {why}" if why else "Envoy could not reach it"
-    return transport_failure(UpstreamError(UpstreamFault.UNREACHABLE, detail))
+    fault = local_fault(told)
+    what = "the connection ended before the answer" if fault is UpstreamFault.CUT else "Envoy could not reach it"
+    return transport_failure(UpstreamError(fault, f"{what}: {why}" if why else what))

@@ -21,6 +21,7 @@ from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.compacted_conversation import CompactedConversation
 from antiphon.engine.exchange.counted_request import CountedRequest
 from antiphon.engine.exchange.failure import Failure, cancelled
+from antiphon.engine.exchange.local_answers import local_fault
 from antiphon.engine.exchange.made_response import MadeResponse
 from antiphon.engine.exchange.native_request import NativeRequest
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH, ExchangeOptions
@@ -57,6 +58,7 @@ from antiphon.types.transport import (
     UPSTREAM_HEADER,
     Headers,
     UpstreamError,
+    UpstreamFault,
     header_value,
 )
 
@@ -384,6 +386,8 @@ class ResponseExchange:
             self._served.receive_source(name, int(tried) if tried.isdecimal() else 1)
         self._silent = True
         self._core.observer.head_came(self._served.asked, self._served.upstream_status)
+        if local is not None and (fault := local_fault(local)) is UpstreamFault.CUT:
+            self._core.observer.call_ended(fault.value)
         self._served.receive_head(status, headers)
 
     def receive_upstream_data(self, data: bytes) -> None:

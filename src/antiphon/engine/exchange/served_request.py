@@ -290,7 +290,9 @@ class ServedRequest:
         """The end."""
         self.release()
         self.core.machine.go(State.DONE)
-        self.core.observer.call_ended("cancelled" if self.core.cancelled else "")
+        # Why a cancelled call ended may be known only later: its observation says so at its end.
+        if not self.core.cancelled:
+            self.core.observer.call_ended()
         self.core.actions.append(Finish(outcome, self.usage, self.model))
 
     def _unexpected(self, what: str) -> ExchangeStateError:

@@ -34,7 +34,8 @@ class Observer(Protocol):
         ...
 
     def call_ended(self, fault: str = "") -> None:
-        """It is over; `fault` says why before its end. What was said first holds."""
+        """It is over; `fault` says why before its end. What was said first holds. The exchange does not say it of a
+        cancelled call: who ended that may be known only later."""
         ...
 
     def call_used(self, usage: Usage, *, estimated: bool = False) -> None:

@@ -12,10 +12,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from antiphon.engine.exchange.local_answers import local_fault
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.observability.metrics import Metrics
-from antiphon.types.transport import LOCAL_REPLY, UPSTREAM_HEADER, header_value
+from antiphon.types.transport import LOCAL_REPLY, UPSTREAM_HEADER, UpstreamFault, header_value
 
 
 class CountedUpstream:
@@ -39,6 +40,8 @@ class CountedUpstream:
                 # A proxy in between answers as well, when nobody else does.
                 local = header_value(answer.headers, LOCAL_REPLY)
                 status = str(answer.status) if local is None else local.partition(":")[0]
+                if local is not None and (fault := local_fault(local)) is UpstreamFault.CUT:
+                    status = fault.value
                 if status.isdigit():
                     head = time.perf_counter() - started
                 yield answer
