@@ -108,7 +108,7 @@ class ContentRules:
         for number, (part, source) in enumerate(zip(parts, _OBJECTS.decode(content), strict=True)):
             if part.type not in KNOWN_PARTS:
                 continue
-            for name in _NO_EFFECT & source.keys():
+            for name in _NO_EFFECT.intersection(source):
                 self.tolerance.note(f"content.{part.type}.{name}")
             for name in self.tolerance.unknown(source, _MEMBERS):
                 place = f"{where}[{number}].{name}"

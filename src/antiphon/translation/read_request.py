@@ -186,7 +186,7 @@ def read_request(
             raise unsupported_parameter(_CHAT_FIELDS[name], name)
         elif name not in _READ_APART:
             unknown[name] = value
-    ignored += WITHOUT_EFFECT & unknown.keys()
+    ignored += WITHOUT_EFFECT.intersection(unknown)
     ignored.sort()
     check_values(values, tolerance)
     ignored += _ignored_inside(fields)

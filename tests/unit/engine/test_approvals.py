@@ -61,6 +61,11 @@ def test_what_was_approved_and_not_called_since(items: list[tuple[str, InputItem
     assert all(call[1:] == (CallTarget(CallKind.MCP, "roll", "dice"), '{"n":1}') for call in calls)
 
 
+def test_a_request_that_another_response_has_answered_is_no_call_of_this_one() -> None:
+    items = [_asked("a"), _asked("b"), _answered("a"), _answered("b")]
+    assert [name for name, _, _ in approved_calls(items, besides={"a"})] == ["b"]
+
+
 def test_what_cannot_be_read_is_a_call_of_nothing() -> None:
     broken = InputItem(type="mcp_approval_request", id="a", source=Raw(b'{"name":5}'))
     assert approved_calls([("", broken), _answered("a")]) == [("a", CallTarget(CallKind.MCP, "", None), "")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.engine.exchange.failure import Failure, Fault, cancelled, refusal
+from antiphon.engine.exchange.failure import Failure, Fault, cancelled, ended_early, refusal
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason
 from antiphon.errors import ApiError, NoRoom, UpstreamFailed, UpstreamTimedOut
@@ -123,3 +123,15 @@ def test_what_was_being_done_is_told() -> None:
     error = ApiError("no")
     error.operation = "idempotency_key"
     assert refusal(error, State.SAVING).operation == "idempotency_key"
+
+
+@pytest.mark.parametrize(("status", "told"), [(200, 200), (0, 502)])
+@pytest.mark.parametrize(
+    ("left", "fault", "code"), [(True, "cancelled", "client_gone"), (False, "upstream", "upstream_cut")]
+)
+def test_a_relayed_stream_that_ended_early_is_its_clients_or_its_upstreams(
+    left: bool, fault: Fault, code: str, status: int, told: int
+) -> None:
+    failure = ended_early(Failure("unknown", "ended", 502), "connection_termination", status, client_left=left)
+    assert (failure.fault, failure.code, failure.status) == (fault, code, told)
+    assert left or "connection_termination" in failure.cause

@@ -203,3 +203,11 @@ def test_results_that_are_raw_json_count_by_their_bytes(beside: dict[str, bytes]
     assert sorted(call["status"] for call in calls) == ["completed", "failed"]
     (shown,) = [call["results"] for call in calls if call["status"] == "completed"]
     assert shown[0]["text"] == "x" * 600
+
+
+def test_an_approval_that_another_response_has_used_is_refused() -> None:
+    context = Context(answered={"mcpr_1": "resp_other"})
+    talk = Talk({"input": [{"role": "user", "content": "hi"}, *_APPROVED], "tools": [DICE]}, [], context=context)
+    error = talk.outcome.json["error"]
+    assert (error["code"], error["param"]) == ("approval_already_answered", "input[2].approval_request_id")
+    assert "resp_other" in error["message"] and not talk.tools.calls

@@ -56,6 +56,16 @@ def test_items_come_in_the_order_of_the_calls(calls: list[tuple[str, Any]], stre
     assert stored == [item["type"] for item in output]
 
 
+def test_a_call_without_arguments_keeps_its_place() -> None:
+    talk = Talk({"tools": TOOLS, "stream": True}, [("", FIND, ("look", ""))])
+    assert [
+        (item["type"], item.get("arguments")) for item in talk.final["output"] if item["type"] in KINDS.values()
+    ] == [
+        ("file_search_call", None),
+        ("function_call", "{}"),
+    ]
+
+
 def test_the_history_shows_both_calls_as_one_answer() -> None:
     def found(call: HostedCall) -> ToolResult:
         return ToolResult(call.call_id, "rain", {})

@@ -19,7 +19,7 @@ from antiphon.engine.exchange.states import Input, State, StateMachine
 from antiphon.engine.exchange.translated_request import read_asked
 from antiphon.engine.ports.actions import Context, Finish, RequestHead
 from antiphon.engine.ports.hosted_tools import ToolResult
-from antiphon.errors import ExchangeStateError, UpstreamTimedOut
+from antiphon.errors import ExchangeStateError, StoreError, UpstreamTimedOut
 from antiphon.translation.profiles import PROFILES
 from antiphon.translation.values import Ending
 from antiphon.types.views import Manner
@@ -38,6 +38,7 @@ _INPUTS: dict[str, Callable[[ServedRequest], None]] = {
     "context": lambda served: served.receive_context(Context()),
     "prepared tools": lambda served: served.receive_tools(()),
     "a tool's result": lambda served: served.receive_tool_result(ToolResult("call_1", "found", {})),
+    "a claim": lambda served: served.receive_unclaimed(StoreError("locked")),
     "an upstream's head": lambda served: served.receive_head(200, ()),
     "an upstream's body": lambda served: served.stop_reading(),
     "an upstream's end": lambda served: served.receive_end(None),
@@ -53,15 +54,16 @@ def test_a_request_that_waits_for_nothing_takes_nothing(what: str) -> None:
     assert core.actions == [] and core.machine.state is State.NEW
 
 
-def test_a_response_without_tools_takes_no_result_of_one() -> None:
+@pytest.mark.parametrize("what", ["a tool's result", "a claim"])
+def test_a_response_without_tools_takes_nothing_of_one(what: str) -> None:
     core = _core()
     served = ServedRequest(core, _HEAD)
     body = b'{"model":"m","input":"hi"}'
     asked = read_asked(
         _OPTIONS, _HEAD, RESPONSES_PATH, body, default=served.route, wishes=Wishes(), prompt=None, queued=None
     )
-    with pytest.raises(ExchangeStateError, match="a tool's result"):
-        MadeResponse(core, _HEAD, asked).receive_tool_result(ToolResult("call_1", "found", {}))
+    with pytest.raises(ExchangeStateError, match=what):
+        _INPUTS[what](MadeResponse(core, _HEAD, asked))
 
 
 def test_a_state_that_the_input_does_not_lead_to_is_refused() -> None:

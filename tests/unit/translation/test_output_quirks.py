@@ -278,13 +278,18 @@ def test_quirk_23_thought_signatures_come_back_with_their_calls(stream: bool) ->
     assert kinds == ["reasoning", "function_call", "function_call", "reasoning", "function_call"]
     assert "thought_signature" not in json.dumps(output)
     outputs = [{"type": "function_call_output", "call_id": f"c{number}", "output": "x"} for number in range(3)]
-    again = {**request, "input": [{"role": "user", "content": "hi"}, *output, *outputs]}
+    again: dict[str, Any] = {**request, "input": [{"role": "user", "content": "hi"}, *output, *outputs]}
     sent = run(again, sealer=_KEYS, profile="gemini").chat["messages"][1]["tool_calls"]
     assert [call.get("extra_content", {}).get("google") for call in sent] == [
         {"thought_signature": "s0"},
         None,
         {"thought_signature": "s2"},
     ]
+    # A call that is shown again, for what came after its answer, has its signature again.
+    more = {"type": "function_call_output", "call_id": "c0", "output": "y"}
+    late = {**again, "input": [*again["input"], {"role": "assistant", "content": "so"}, more]}
+    (shown,) = run(late, sealer=_KEYS, profile="gemini").chat["messages"][-2]["tool_calls"]
+    assert shown["extra_content"]["google"] == {"thought_signature": "s0"}
     # Other servers would not know the key.
     assert "extra_content" not in json.dumps(run(again, sealer=_KEYS).chat)
 

@@ -9,6 +9,7 @@ import pytest
 
 from antiphon.errors import InvalidRequest
 from antiphon.translation.read_request import read_request
+from antiphon.translation.request_checks import has_half_characters
 from antiphon.types.request import CreateResponse
 
 _MESSAGE = {"role": "user", "content": "x"}
@@ -137,6 +138,7 @@ def test_half_a_character_is_told_as_that(text: bytes, at: int) -> None:
         read_request(text, max_items=10, max_tools=10)
     assert (caught.value.code, caught.value.param) == ("invalid_json", None)
     assert f"an unpaired surrogate at byte {at} " in caught.value.message
+    assert has_half_characters(text) and not has_half_characters(b'{"input":"\\ud83d\\ude00"}')
 
 
 @pytest.mark.parametrize("text", [b'{"input":"x', b'{"input":"\\ud83d\\ude00', b'{"input":"\\\\ud83d'])

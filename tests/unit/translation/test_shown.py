@@ -95,6 +95,29 @@ def test_an_approved_call_that_comes_late_is_shown_at_its_place(
     assert len(set(ids)) == 2
 
 
+def _translated(*items: InputItem) -> list[dict[str, Any]]:
+    sources = ItemSources(lambda text, param: b"")
+    found = translate_items(None, [("input", one) for one in items], PROFILES["generic"], sources)
+    return list(json.loads(encode(found)))
+
+
+def test_a_second_decision_stands_behind_the_first() -> None:
+    """Stored conversations may have two."""
+    asked = InputItem(type="mcp_approval_request", id="mcpr_1", source=Raw(_request(1)))
+    refused = InputItem(type="mcp_approval_response", approval_request_id="mcpr_1", approve=False)
+    assert _translated(asked, refused, refused)[-1]["content"] == "The user refused it.\nThe user refused it."
+
+
+def test_a_call_that_ran_beside_its_approval_is_its_answer() -> None:
+    asked = InputItem(type="mcp_approval_request", id="mcpr_1", source=Raw(_request(1)))
+    approved = InputItem(type="mcp_approval_response", approval_request_id="mcpr_1", approve=True)
+    shown = Shown(calls=(ShownCall("call_1", "s__f", Raw(b'"{}"'), Raw(b'"42"'), (), "mcpr_1", "r.1"),))
+    made = with_shown(InputItem(type="mcp_call", id="mcp_1", approval_request_id="mcpr_1", source=Raw(b"{}")), shown)
+    assert _told(_translated(asked, approved, made)) == [("assistant", "s__f"), ("tool", "42")]
+    spoken = InputItem(role="user", content=Raw(b'"still there?"'))
+    assert _told(_translated(asked, spoken, approved, made))[:2] == [("assistant", "s__f"), ("tool", "42")]
+
+
 def test_what_the_user_refuses_late_is_the_users_word() -> None:
     messages = _messages(USER, ASKED, *MEANWHILE, REFUSED)
     assert _told(messages)[-1] == ("user", "About the call s__f (mcpr_1): The user refused it. Reason: Not now.")
@@ -111,9 +134,7 @@ def test_late_calls_of_one_round_are_one_turn() -> None:
     asked = [InputItem(type="mcp_approval_request", id=f"mcpr_{n}", source=Raw(_request(n))) for n in (1, 2)]
     spoken = [InputItem(role=one["role"], content=Raw(b'"%b"' % one["content"].encode())) for one in MEANWHILE]
     answers = [InputItem(type="mcp_approval_response", approval_request_id=f"mcpr_{n}", approve=True) for n in (1, 2)]
-    items = [("input", one) for one in (*asked, *spoken, *answers, *made)]
-    sources = ItemSources(lambda text, param: b"")
-    messages = json.loads(encode(translate_items(None, items, PROFILES["generic"], sources)))
+    messages = _translated(*asked, *spoken, *answers, *made)
     assert [one["role"] for one in messages[-3:]] == ["assistant", "tool", "tool"]
     assert [call["id"] for call in messages[-3]["tool_calls"]] == ["call_1", "call_2"]
 

@@ -280,23 +280,28 @@ class ToolTurns:
     @property
     def unanswered(self) -> list[HostedItem]:
         """The items of the calls that began, in the form for an unknown outcome."""
-        begun = [*([self._open] if self._open is not None else []), *self._waiting]
+        begun = (*self._running, *self._waiting)
         return [_unknown(item) for _, item in begun if not isinstance(item, tuple | McpApprovalRequest)]
+
+    @property
+    def _running(self) -> tuple[tuple[str, HostedItem], ...]:
+        """The call whose item is open."""
+        return () if self._open is None else (self._open,)
 
     def drop(self) -> None:
         """The calls of this turn are not sent."""
-        self._waiting, opened, self._open = [], self._open, None
-        if opened is not None:
-            self._builder.hosted_done(_finished(opened[1], {}, "incomplete"))
+        for _, item in self._running:
+            self._builder.hosted_done(_finished(item, {}, "incomplete"))
+        self._waiting, self._open = [], None
 
     def stop(self) -> None:
         """The response ends while tools run. Emit an item for each call that began: with its result, or with an unknown
         outcome."""
         while self._open is not None:
-            call_id, item = self._open
-            if call_id not in self._results:
-                self._open = None
-                self._builder.hosted_done(_unknown(item))
+            # What has its result is closed at once (`_go_on`): this has none.
+            _, item = self._open
+            self._open = None
+            self._builder.hosted_done(_unknown(item))
             self._go_on()
 
     def _go_on(self) -> None:
