@@ -157,8 +157,9 @@ _DIFFERENCES = """
 - Hosted tools run here if the settings set them up. Antiphon leaves out hosted tools that are not set up, image
   generation, computer use, and unknown or misspelt types. The header, the response's `metadata` (`antiphon_ignored`,
   unless the client's own 16 pairs leave no room) and the log line (`left_out`) name each. `tools.unavailable: refuse`
-  makes it a 400 `unsupported_tool`. `code_interpreter` and `mcp` are always a 400 if not set up, and so is a
-  `tool_choice` that asks for a missing tool.
+  makes it a 400: `unsupported_tool`, or `invalid_value` for an unknown type. `code_interpreter` and `mcp` are always a
+  400 `unsupported_tool` if not set up. A `tool_choice` that asks for a missing tool is always a 400:
+  `unsupported_parameter` for a hosted tool that does not run here, `invalid_value` for one that `tools` lacks.
 - `web_search` with `external_web_access: false` (Codex's search of OpenAI's cache) is left out and named: there is no
   cache of the web here, and the web itself is not to be asked.
 - `tool_search` that the gateway runs looks for words in names, namespaces, descriptions and parameters of deferred
@@ -188,6 +189,19 @@ _DIFFERENCES = """
   request and makes its calls again. With a key a request continues when its client disconnects: a retry is a 409
   until it ends, then gets its response. If the process dies during a call, the call is `incomplete` in a failed
   response, with an `error` that its outcome is unknown.
+- An application that retries sends an `Idempotency-Key` of its own with each new request, and the same key with its
+  retry. While the first request runs, the retry is a 409 `idempotency_key_in_use` with `retry-after`. Give the client a
+  longer timeout than a response takes, or repeat the retry until it is answered.
+- An MCP server on a private address needs two settings. `mcp.allow` lets requests name it, and `fetch.allow_private`
+  lets Antiphon connect to its address:
+
+  ```yaml
+  mcp:
+    allow: ["http://127.0.0.1:9000/mcp"]
+  fetch:
+    allow_private: ["127.0.0.1"]
+  ```
+
 - `/v1/prompts` makes and changes prompts; OpenAI's API has no operations for them. Variables are replaced in
   instructions and messages, not in tools and schemas.
 - A background response runs without the client: its upstream has credentials of the gateway's own, or wants none (which

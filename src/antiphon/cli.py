@@ -239,7 +239,10 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self._below is not None:
-            self._check_command(sys.argv[1:] if args is None else list(args))
+            args = sys.argv[1:] if args is None else list(args)
+            if args[:1] == ["help"]:
+                args = [*args[1:], "--help"]
+            self._check_command(args)
         found, unknown = super().parse_known_args(args, namespace)
         # Those of a command come to nobody else.
         if unknown:
@@ -254,6 +257,9 @@ class _Parser(argparse.ArgumentParser):
             choices = f"choose one of {', '.join(self._below.choices)}"
             begin = f"begin with: {_EXAMPLES['up']} (--help lists all)" if kind == "command" else choices
             self.error(f"the {kind} is missing; {begin}")
+        wrong = [one for one in words if not any(flag.startswith(one.partition("=")[0]) for flag in self._flags)]
+        if word is None and wrong:
+            self.error(f"unrecognized arguments: {' '.join(wrong)}{self._advice(wrong)}")
         if word is not None and word not in self._below.choices:
             near = advice(word, self._below.choices) or f"; choose one of {', '.join(self._below.choices)}"
             self.error(f"there is no {kind} {word!r}{near}")

@@ -240,7 +240,8 @@ async def test_an_address_that_is_not_permitted_is_never_connected_to() -> None:
     async with open_mcp_server() as server:
         with pytest.raises(ApiError) as refused:
             await _prepared(mcp, _tool(server.url))
-        assert refused.value.status == 424 and "cannot be reached" in refused.value.message
+        assert refused.value.status == 424 and "fetch.allow_private" in refused.value.message
+        assert "'. The server's address" in refused.value.message
         assert not server.headers
         await mcp.aclose()
 
@@ -436,7 +437,7 @@ async def test_who_waits_for_a_connection_that_is_given_up_is_told() -> None:
     session._task.cancel()
     async with asyncio.timeout(60):
         result = await waiting
-    assert result.failed and "the connection was closed" in result.output
+    assert result.failed and "The connection was closed" in result.output
     await mcp.aclose()
 
 
@@ -446,7 +447,7 @@ async def test_too_many_connections_in_use_are_a_failure() -> None:
         waiting = asyncio.create_task(mcp.run(_call(_tool(server.url), "wait")))
         await server.started.wait()
         refused = await mcp.run(_call(_tool(server.url), "roll", response_id="resp_2"))
-        assert refused.failed and "too many" in refused.output
+        assert refused.failed and "Too many" in refused.output
         server.stops.set()
         assert (await waiting).output == "at last"
         await mcp.aclose()

@@ -92,6 +92,10 @@ def test_what_a_command_does_not_know_is_told_with_its_own_usage(
         ("up --upsteam http://x", "unrecognized arguments: --upsteam http://x; did you mean --upstream?"),
         ("up --upsteam=http://x", "did you mean --upstream?"),
         ("serve --workers 2", "'antiphon up' takes --workers (without Envoy: --door http)"),
+        ("up --port 8080", "did you mean --listen HOST:PORT?"),
+        ("up --model x", "unrecognized arguments: --model x\n"),
+        ("--verison", "unrecognized arguments: --verison; did you mean --version?"),
+        ("help xyz", "there is no command 'xyz'; choose one of"),
         ("serve --parent-pip 3 --nope", "unrecognized arguments: --nope"),
     ],
 )
@@ -102,6 +106,24 @@ def test_a_word_that_is_none_is_told_with_what_may_be_meant(
         main(words.split())
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "usage"), [("help", "antiphon [-h]"), ("help up", "antiphon up [-h]")])
+def test_help_is_a_command_too(words: str, usage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(words.split())
+    assert end.value.code == 0 and capsys.readouterr().out.startswith(f"usage: {usage}")
+
+
+@pytest.mark.parametrize("command", ["up", "serve"])
+@pytest.mark.parametrize("listen", ["127.0.0.1:8089", "0.0.0.0:8089"])
+def test_an_upstream_that_is_the_gateway_itself_is_refused(
+    command: str, listen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = f"{command} --upstream http://localhost:8089/v1 --listen {listen} --data {tmp_path}"
+    assert main(words.split()) == 2
+    said = capsys.readouterr().err
+    assert f"is where Antiphon itself listens (listen: {listen})" in said and "set the chat server's URL" in said
 
 
 def test_the_credentials_of_a_first_use_are_flags(monkeypatch: pytest.MonkeyPatch) -> None:

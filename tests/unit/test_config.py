@@ -167,6 +167,10 @@ def test_what_only_looks_like_it_is_still_wrong(environ: dict[str, str]) -> None
     ("text", "says"),
     [
         ("listn: 127.0.0.1:1", "listn is not a setting; did you mean listen?"),
+        ("code_interpreter: {enabled: true}", "did you mean code_interpreter.sandbox?"),
+        ("mcp: {servers: []}", "did you mean mcp.connectors or mcp.allow?"),
+        ("upstream: {url: http://x/v1/chat/completions/}", "leave out /chat/completions at its end"),
+        ("upstream: {url: http://x/v1/responses}", "leave out /responses at its end"),
         ("upstream: {uri: http://x/v1}", "upstream.uri is not a setting; did you mean upstream.url?"),
         ("upstream: http://x/v1", "upstream must hold a mapping"),
         ("- a\n- b", "must hold a mapping"),

@@ -10,8 +10,12 @@ import socket
 
 from antiphon.commands.asking import ask
 from antiphon.config.section import parse_address
+from antiphon.config.settings import Settings
 from antiphon.doors.listening import why_not
 from antiphon.errors import ConfigError
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_WILDCARDS = ("0.0.0.0", "::")
 
 
 def free_address(listen: str) -> str:
@@ -30,6 +34,20 @@ def free_address(listen: str) -> str:
     except OSError as error:
         raise ConfigError(f"listen: cannot listen on {listen}: {why_not(error)}") from None
     return join_address(str(where[0]), port)
+
+
+def refuse_own_upstream(settings: Settings) -> None:
+    """Raise `ConfigError` when an upstream is the address at which clients connect: each request would ask itself."""
+    host, port = parse_address(settings.listen)
+    own = {host, *_LOOPBACK} if host in (*_LOOPBACK, *_WILDCARDS) else {host}
+    for name, upstream in settings.every_upstream.items():
+        there, at = upstream.address
+        if port != 0 and at == port and there in own:
+            section = "upstream" if name == "default" else f"upstreams.{name}"
+            raise ConfigError(
+                f"{section}.url: {upstream.url} is where Antiphon itself listens (listen: {settings.listen}), so that "
+                "each request would ask itself: set the chat server's URL, or another port in listen"
+            )
 
 
 def join_address(host: str, port: int) -> str:

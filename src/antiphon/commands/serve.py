@@ -11,6 +11,7 @@ import structlog
 from antiphon.app.build import build
 from antiphon.commands.collecting import collect_by_time, keep_what_there_is
 from antiphon.commands.flags import settings_file, settings_of
+from antiphon.commands.listen_address import refuse_own_upstream
 from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.own_reload import reloading
 from antiphon.commands.process import StopSignals, run_loop, time_to_cut
@@ -37,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     configure(settings.log.level, settings.log.format)
     if arguments.parent_pipe is None:
+        refuse_own_upstream(settings)
         warn_of_open_listener(settings)
         warn_of_few_descriptors(settings)
         warn_of_contents_here(settings)

@@ -34,7 +34,7 @@ from antiphon.commands.children import Child, ParentPipe, describe_status
 from antiphon.commands.early_ends import pass_on
 from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.commands.flags import settings_file
-from antiphon.commands.listen_address import answers, free_address, join_address
+from antiphon.commands.listen_address import answers, free_address, join_address, refuse_own_upstream
 from antiphon.commands.named_files import check_named_files
 from antiphon.commands.process import CLOSING_SECONDS, end_at_the_latest, hears_hangup, on_terminal
 from antiphon.commands.readiness import START_SECONDS, announce, poll
@@ -88,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = settings = read_settings(arguments)
     configure(settings.log.level, settings.log.format)
     check_named_files(settings)
+    refuse_own_upstream(settings)
     settings = settings.replace(listen=free_address(settings.listen))
     warn_of_open_listener(settings)
     warn_of_few_descriptors(settings)

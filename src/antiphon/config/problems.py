@@ -69,10 +69,39 @@ def shown_name(name: object) -> str:
     return begin if begin == text else f"{begin}…"
 
 
+_USUAL = {
+    "--port": "--listen HOST:PORT",
+    "code_interpreter.enabled": "code_interpreter.sandbox",
+    "mcp.servers": "mcp.connectors or mcp.allow",
+}
+"""What other programs call it, and what it is called here."""
+_NOT_MEANT = {("--model", "--mode")}
+_SEPARATORS = ("--", "ANTIPHON_", "__", ".", "/")
+_CLOSE = 0.65
+
+
 def advice(name: str, known: Iterable[str]) -> str:
     """The nearest of the known names, as the end of a sentence; empty when none is near."""
     # Needed for a mistake alone.
     import difflib
 
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    names = list(known)
+    usual = _USUAL.get(name, "")
+    if usual.partition(" ")[0] in names:
+        return f"; did you mean {usual}?"
+    for near in difflib.get_close_matches(name, names):
+        # The section that both are in makes two names no more alike.
+        cut = max(_section_end(name, near, one) for one in _SEPARATORS)
+        close = difflib.SequenceMatcher(None, name[cut:], near[cut:]).ratio() >= _CLOSE
+        if close and (name, near) not in _NOT_MEANT:
+            return f"; did you mean {near}?"
+    return ""
+
+
+def _section_end(name: str, other: str, separator: str) -> int:
+    """Where the last separator ends before which both names are the same, or 0."""
+    end = name.rfind(separator) + len(separator) if separator in name else 0
+    while end and not other.startswith(name[:end]):
+        at = name.rfind(separator, 0, end - len(separator))
+        end = at + len(separator) if at >= 0 else 0
+    return end

@@ -66,7 +66,11 @@ class UpstreamSettings(Section):
     @check("url")
     @staticmethod
     def _check_url(value: str) -> str:
-        return base_url(value)
+        url = base_url(value)
+        for path in ("/chat/completions", "/responses"):
+            if url.endswith(path):
+                raise ValueError(f"must be the base URL: leave out {path} at its end")
+        return url
 
     @check("header_allow")
     @staticmethod

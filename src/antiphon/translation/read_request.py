@@ -218,6 +218,7 @@ def read_request(
             fields.get("tool_choice", ABSENT),
             [*tools, *brought],
             left_out,
+            declared=declared,
             limit=max_tools,
             continued=bool(values.get("previous_response_id")) or given(fields.get("conversation", ABSENT)),
             hosted=hosted - {"tool_search"},

@@ -95,6 +95,11 @@ def hosted_name(kind: str) -> str:
     return "web_search" if kind.startswith("web_search") else kind
 
 
+def why_not_here(kind: str) -> str:
+    """Why a hosted tool of this type does not run here, with the setting that changes it."""
+    return _REFUSED.get(kind) or _NOT_HERE.get(hosted_name(kind), _NONE)
+
+
 def runs_here(tool: Tool, hosted: frozenset[str]) -> bool:
     """Whether a declared tool is one of these types that run here."""
     return tool.type in hosted and (tool.type != "tool_search" or tool.execution != "client")
@@ -197,9 +202,8 @@ def _left_out(name: str, error: InvalidRequest, tolerance: Tolerance | None) -> 
 
 
 def _unavailable(where: str, place: str, tool: Tool) -> InvalidRequest:
-    why = _NOT_HERE.get(hosted_name(tool.type), "this server does not implement it")
     return InvalidRequest(
-        f"The hosted tool '{tool.type}' cannot run here: {why}. Remove it from '{where}'.",
+        f"The hosted tool '{tool.type}' cannot run here: {why_not_here(tool.type)}. Remove it from '{where}'.",
         param=f"{place}.type",
         code="unsupported_tool",
     )
@@ -318,8 +322,13 @@ def may_be_called(tool: Tool) -> bool:
 
 
 def _unknown(place: str, tool: Tool) -> InvalidRequest:
+    # Needed for a mistake alone.
+    import difflib
+
+    near = difflib.get_close_matches(tool.type[:64], TOOL_MEMBERS, n=1, cutoff=0.8)
+    meant = f"Did you mean '{near[0]}'?" if near else "This version knows no such tool; leave it out."
     return InvalidRequest(
-        f"Unknown type of tool: {tool.type[:64]!r}. This version knows no such tool; leave it out.",
+        f"Unknown type of tool: {tool.type[:64]!r}. {meant}",
         param=f"{place}.type",
         code="invalid_value",
     )

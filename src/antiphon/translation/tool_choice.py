@@ -7,13 +7,14 @@ Invariant: a choice that is kept names only tools that can be called, or that th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest, array_too_long, unsupported_parameter
-from antiphon.translation.read_tools import NAMED, UNNAMED, decode_tools, hosted_name
+from antiphon.translation.read_tools import NAMED, UNNAMED, decode_tools, hosted_name, why_not_here
 from antiphon.translation.request_checks import check_choice, read_string, read_value
 from antiphon.types.json import encode, given
 from antiphon.types.tools import Tool, ToolChoice
@@ -39,14 +40,16 @@ def read_tool_choice(
     tools: list[Tool],
     left_out: list[str],
     *,
+    declared: Sequence[Tool] = (),
     limit: int,
     continued: bool = False,
     hosted: frozenset[str] = frozenset(),
 ) -> ToolChoice | None:
     """The choice, None when there is none. Raises `InvalidRequest`.
 
-    It names `limit` tools at most. `continued`: earlier turns may have brought tools, so that a name that is not here
-    may yet be known (`chat_tools.py` looks again, with the history).
+    `tools` are those of the `declared` that can be called, and what items brought. The choice names `limit` tools at
+    most. `continued`: earlier turns may have brought tools, so that a name that is not here may yet be
+    known (`chat_tools.py` looks again, with the history).
     """
     if not given(value):
         return None
@@ -55,8 +58,9 @@ def read_tool_choice(
         check_choice("tool_choice", mode, MODES)
         if mode == "required" and not tools and not continued:
             raise InvalidRequest(
-                "tool_choice 'required' needs a tool that can be called; none of 'tools' can run here."
-                if left_out
+                "tool_choice 'required' needs a tool that can be called; none of the given tools runs here: "
+                f"{', '.join(tool.type[:64] for tool in declared[:8])}."
+                if declared
                 else "tool_choice 'required' needs 'tools'.",
                 param="tool_choice",
                 code="invalid_value",
@@ -89,7 +93,10 @@ def read_tool_choice(
         return ToolChoice("required", Raw(encode(_echo(choice))), frozenset({pair}), single=True)
     name = (choice.name, choice.namespace) if choice.type in ("function", "custom") else (choice.type, None)
     if choice.type not in ("function", "custom") and choice.type not in UNNAMED:
-        raise unsupported_parameter(f"tool_choice asks for {choice.type[:64]!r}, which cannot run here.", "tool_choice")
+        raise unsupported_parameter(
+            f"tool_choice asks for {choice.type[:64]!r}, which cannot run here: {why_not_here(choice.type)}.",
+            "tool_choice",
+        )
     if known is not None and (choice.type, *name) not in known:
         raise InvalidRequest(
             f"tool_choice names the {choice.type} {choice.name or choice.type!r}, which is not in 'tools'.",

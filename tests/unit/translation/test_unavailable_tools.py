@@ -88,6 +88,28 @@ def test_a_tool_that_is_left_out_is_named_in_the_response_or_refused(
     assert error["param"] == param and says in error["message"], error
 
 
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {"tools": [{"type": "weather"}, {"type": "web_search"}], "tool_choice": "required"},
+            "none of the given tools runs here: weather, web_search.",
+        ),
+        ({"tools": [{"type": "weather"}], "tool_choice": "required"}, "none of the given tools runs here: weather."),
+        ({"tools": [{"type": "web_search"}], "tool_choice": {"type": "web_search"}}, "('web_search.provider')"),
+        ({"tools": [], "tool_choice": {"type": "code_interpreter"}}, "('code_interpreter.sandbox')"),
+    ],
+)
+def test_a_choice_of_what_does_not_run_here_says_why(fields: dict[str, Any], says: str) -> None:
+    error = _ask(fields).json["error"]
+    assert error["param"] == "tool_choice" and says in error["message"]
+
+
+def test_a_misspelt_type_is_told_with_what_may_be_meant() -> None:
+    error = _ask({"tools": [{"type": "web_serach"}]}, tool_limits=REFUSE).json["error"]
+    assert error["message"] == "Unknown type of tool: 'web_serach'. Did you mean 'web_search'?"
+
+
 def test_a_search_of_a_cache_that_is_not_here() -> None:
     tool = {"type": "web_search", "external_web_access": False}
     assert _ask({"tools": [tool]}, tools=ScriptedTools()).json["metadata"] == {"antiphon_ignored": "tools.web_search"}

@@ -86,7 +86,7 @@ class McpConnections:
         except Exception as error:
             # Whatever the SDK's streams raise when the other end is gone.
             self._drop(key, kept)
-            raise ServerFailed("the connection broke.") from error
+            raise ServerFailed("The connection broke.") from error
 
     def _make_room(self) -> None:
         """End the session that was idle longest; those in use go on. Raises `ServerFailed`."""
@@ -94,7 +94,7 @@ class McpConnections:
             return
         idle = next(((key, one) for key, one in self._sessions.items() if not one.in_use), None)
         if idle is None:
-            raise ServerFailed("too many connections are open; try again later.", 503)
+            raise ServerFailed("Too many connections are open; try again later.", 503)
         self._drop(*idle)
 
     def _drop(self, key: tuple[str, str], session: _Session) -> None:
@@ -175,12 +175,12 @@ class _Session:
                     async with asyncio.timeout(self._limits.connect):
                         session = await self._enter(stack)
                 except TimeoutError:
-                    raise ServerFailed("the server did not answer in time.") from None
+                    raise ServerFailed("The server did not answer in time.") from None
                 self._ready.set_result(session)
                 await self._closing.wait()
         except asyncio.CancelledError:
             if not self._ready.done():
-                self._ready.set_exception(ServerFailed("the connection was closed."))
+                self._ready.set_exception(ServerFailed("The connection was closed."))
             raise
         except BaseException as error:
             if not self._ready.done():
@@ -215,7 +215,7 @@ class _Session:
         except MCPError as error:
             if transport.last_status >= 300:
                 raise ServerFailed(f"Http status code: {transport.last_status}.", transport.last_status) from None
-            raise ServerFailed(f"it says: {str(error.message)[:200]}") from None
+            raise ServerFailed(f"It says: {str(error.message)[:200]}") from None
         return session
 
 
@@ -241,7 +241,10 @@ class _Guarded(httpx2.AsyncBaseTransport):
         try:
             address = await self._permit(url.host, port, url.scheme == "https", self._registered)
         except OSError:
-            raise Refused("the server cannot be reached.") from None
+            # The same words for a name that does not exist: the client learns nothing of the network.
+            raise Refused(
+                "The server's address does not exist or is not public; 'fetch.allow_private' allows private ones."
+            ) from None
         request.extensions = {**request.extensions, "sni_hostname": url.host}
         request.url = url.copy_with(host=address)
         # What is unpacked has no limit.
@@ -294,8 +297,8 @@ def _failure(error: BaseException) -> ServerFailed:
         if isinstance(one, httpx2.HTTPStatusError):
             return ServerFailed(f"Http status code: {one.response.status_code}.", one.response.status_code)
         if isinstance(one, httpx2.HTTPError | OSError):
-            return ServerFailed("the server cannot be reached.")
-    return ServerFailed(f"the server does not speak MCP as it should ({type(error).__name__}).")
+            return ServerFailed("The server cannot be reached.")
+    return ServerFailed(f"The server does not speak MCP as it should ({type(error).__name__}).")
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
