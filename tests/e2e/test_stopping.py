@@ -76,6 +76,22 @@ async def test_what_had_to_be_cut_shows_in_the_exit_status(door: str, server: Ch
 
 
 @pytest.mark.parametrize("door", ARGUMENTS)
+async def test_what_a_second_signal_cuts_is_counted(door: str, server: ChatServer, folder: Path) -> None:
+    environ = {**ENVIRON, "ANTIPHON_TIMEOUTS__DRAIN": str(SECONDS)}
+    gateway = await start_gateway(server.base_url, folder, *ARGUMENTS[door], environ=environ)
+    server.script(answer(parts=[event("a"), WaitGone()]))
+    async with aiohttp.ClientSession() as session, session.post(gateway.base_url + "/responses", json=STREAM) as cut:
+        await cut.content.readuntil(b"output_text.delta")
+        gateway.process.send_signal(signal.SIGTERM)
+        await gateway.log_line('"draining"')
+        assert await gateway.stop() == 1, "\n".join(gateway.log[-20:])
+    lines = [json.loads(line) for line in gateway.log if '"stopped_with_requests_in_flight"' in line]
+    assert [line["cut"] for line in lines if "process" not in line] == [1], lines
+    # The sum comes last.
+    assert door != "http" or "process" not in lines[-1]
+
+
+@pytest.mark.parametrize("door", ARGUMENTS)
 async def test_a_background_response_does_not_hold_up_the_end(door: str, server: ChatServer, folder: Path) -> None:
     """It is given back, and the next process runs it."""
     gateway = await start_gateway(server.base_url, folder, *ARGUMENTS[door], environ=ENVIRON)

@@ -80,7 +80,8 @@ async def test_tls_handshake_that_never_ends(server: ChatServer) -> None:
 
 async def test_never_answers(server: ChatServer) -> None:
     server.script(never())
-    assert (await fail(client(server, head_seconds=SHORT)))[1].fault is UpstreamFault.TIMED_OUT
+    error = (await fail(client(server, head_seconds=SHORT)))[1]
+    assert error.fault is UpstreamFault.TIMED_OUT and error.detail.endswith("(timeouts.head)")
     async with asyncio.timeout(DEADLINE):
         await server.requests[0].gone.wait()
 
@@ -153,6 +154,7 @@ async def test_falls_silent(server: ChatServer) -> None:
     server.script(answer(parts=[event("Hel"), WaitGone()]))
     parts, error = await fail(client(server, idle_seconds=SHORT))
     assert parts == event("Hel") and error.fault is UpstreamFault.TIMED_OUT
+    assert error.detail.endswith("(timeouts.idle)")
     async with asyncio.timeout(DEADLINE):
         await server.requests[0].gone.wait()
 

@@ -34,6 +34,7 @@ from tests.support.chat_server import (
     never,
     text_stream,
 )
+from tests.support.postgres import free_port
 
 CALL = {"id": "c1", "index": 0, "type": "function", "function": {"name": "get_weather", "arguments": '{"place": "P"}'}}
 Refuse = Callable[[dict[str, Any]], str | None]
@@ -461,6 +462,17 @@ async def test_the_upstream_of_a_model_and_its_name_there(doctor: Doctor) -> Non
         assert report.status == 1 and not one.requests
         report = await doctor(one.base_url, settings=settings)
         assert one.requests and report.status == 0
+
+
+async def test_advice_names_the_setting_of_the_upstream_that_it_is_about(doctor: Doctor) -> None:
+    async with ChatServer() as server:
+        server.default = chat_server()
+        settings = (
+            f"upstreams: {{other: {{url: 'http://127.0.0.1:{free_port()}/v1'}}}}\n"
+            "models: [{match: mine, upstream: other}]\n"
+        )
+        report = await doctor(server.base_url, "--model", "mine", settings=settings)
+    assert report.status == 1 and "is upstreams.other.url right" in report.line("cannot be reached")
 
 
 async def test_a_native_upstream_is_only_reached(doctor: Doctor) -> None:

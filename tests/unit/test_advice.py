@@ -25,7 +25,10 @@ SECTIONS = {
     [
         (Failure("upstream", "x", code="upstream_unreachable", operation="restart"), "is the upstream up"),
         (Failure("upstream", f"unreachable: {NO_MODEL_DOOR} (x)", code="upstream_unreachable"), "does Envoy run"),
-        (Failure("upstream", "x", code="odd", upstream_status=401), "the upstream refuses the key"),
+        (
+            Failure("upstream", "x", code="odd", upstream_status=401),
+            "the upstream refuses the key: with auth: passthrough",
+        ),
         (Failure("ours", "x", code="server_error", operation="restart"), "it ended with its process"),
         (Failure("ours", "x", code="insufficient_storage", operation="save"), "make room"),
         (Failure("ours", "x"), ""),

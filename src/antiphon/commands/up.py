@@ -187,8 +187,11 @@ class _Up:
         if drained:
             _log.info("drained")
         else:
-            # Each worker has reported the requests that it cut; Envoy alone serves those that pass through.
+            # After the drain's time each worker has reported what it cut, and Envoy alone serves what passes through. A
+            # second signal comes before these reports: every request is one of Envoy's then, or its worker reports it.
             passing = sum((await self._in_flight("cut")).values())
+            if self._admin is None:
+                await self._stop_workers()
             _log.warning("stopped_with_requests_in_flight", cut=self._output.cut + passing)
         return 0 if drained else 1
 
@@ -456,10 +459,14 @@ class _Up:
         self._end_at(self._clock() + _STOP_SECONDS)
         if self._envoy is not None and self._envoy.child is not None:
             await self._envoy.child.stop(min(_ENVOY_SECONDS, self._left()))
+        await asyncio.gather(self._stop_workers(), self._starts.close())
+        self._pipe.close()
+
+    async def _stop_workers(self) -> None:
+        self._end_at(self._clock() + _STOP_SECONDS)
         children = [process.child for process in self._workers if process.child is not None]
         for child in children:
             # Two different signals, so that they are two even if it was draining already or gets both at once.
             child.signal(signal.SIGINT)
         left = self._left()
-        await asyncio.gather(*(child.stop(left) for child in children), self._starts.close())
-        self._pipe.close()
+        await asyncio.gather(*(child.stop(left) for child in children))

@@ -127,7 +127,7 @@ class _Upstream:
         except AntiphonError as error:
             yield self._find("problem", str(error))
             return
-        client = HttpUpstream(target, connect_seconds=self._settings.timeouts.connect, head_seconds=60.0)
+        client = HttpUpstream(target, connect_seconds=self._settings.timeouts.connect)
         passed = key and self._upstream.auth_mode is AuthMode.PASSTHROUGH
         probes = ChatProbes(client, (("authorization", f"Bearer {key}"),) if passed else ())
         try:
@@ -236,24 +236,26 @@ class _Upstream:
     # What to do about it
 
     def _reach(self, failure: str) -> str:
+        url = f"{section(self._name)}.url"
         if "resolved" in failure:
-            return "check the host name in upstream.url"
+            return f"check the host name in {url}"
         if advice := certificate_advice(failure, section(self._name)):
             return advice
         if TLS_FAILED in failure:
-            return f"{PLAIN_HTTP_QUESTION} see the scheme of upstream.url"
+            return f"{PLAIN_HTTP_QUESTION} see the scheme of {url}"
         if "before the head" in failure:
-            return f"does it speak {'https' if self._upstream.tls else 'http'}? see the scheme of upstream.url"
+            return f"does it speak {'https' if self._upstream.tls else 'http'}? see the scheme of {url}"
         if "timed out" in failure or "no connection within" in failure:
-            return "a firewall, a wrong address, or a port that speaks another scheme than upstream.url says"
+            return f"a firewall, a wrong address, or a port that speaks another scheme than {url} says"
         usual = usual_server(self._upstream.url)
         running = f"is {usual} running there (its usual port)" if usual else "is the server running there"
-        return f"{running}, and is upstream.url right (with its /v1)?"
+        return f"{running}, and is {url} right (with its /v1)?"
 
     def _credentials(self) -> str:
+        key = f"{section(self._name)}.api_key"
         if self._upstream.auth_mode is AuthMode.INJECT:
-            return "upstream.api_key is wrong, or not allowed to list models"
-        return "set upstream.api_key, or name a variable with a client's key: --key-env NAME"
+            return f"{key} is wrong, or not allowed to list models"
+        return f"set {key}, or name a variable with a client's key: --key-env NAME"
 
     def _prefix_question(self) -> str:
         return PREFIX_QUESTION.replace("upstream.", f"{section(self._name)}.", 1)

@@ -51,7 +51,7 @@ async def asking_upstreams(settings: Settings) -> AsyncIterator[None]:
 
 async def _ask(name: str, upstream: UpstreamSettings, seconds: float) -> None:
     try:
-        client = HttpUpstream(direct_target(name, upstream), connect_seconds=seconds, head_seconds=seconds)
+        client = HttpUpstream(direct_target(name, upstream), connect_seconds=seconds)
     except AntiphonError as error:
         _log.warning("upstream_not_usable", upstream=name, url=upstream.url, problem=str(error))
         return

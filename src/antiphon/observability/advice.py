@@ -38,7 +38,7 @@ _BY_CODE = {
     "shutting_down": "the process stopped before the response was over: raise timeouts.drain if there was time",
 }
 _BY_UPSTREAM_STATUS = {
-    401: "the upstream refuses the key that is set for it: look at its api_key",
+    401: "the upstream refuses the key: with auth: passthrough the key is the client's, else look at its api_key",
     403: "the upstream's account may not do this: look at its rights",
     404: "the upstream has no such path: does its url end in /v1?",
 }

@@ -77,7 +77,7 @@ class HttpUpstream:
             _let_go(error)
             if isinstance(error, aiohttp.ConnectionTimeoutError):
                 raise _failed(UpstreamFault.UNREACHABLE, f"no connection within {self._connect_seconds:g} s") from None
-            raise _failed(UpstreamFault.TIMED_OUT, f"no answer within {head_seconds:g} s") from None
+            raise _failed(UpstreamFault.TIMED_OUT, f"no answer within {head_seconds:g} s (timeouts.head)") from None
         except aiohttp.ClientConnectorError as error:
             _let_go(error)
             raise _failed(UpstreamFault.UNREACHABLE, _describe(error)) from None
@@ -209,7 +209,7 @@ class _Answer:
 
     def _failure(self, error: Exception) -> UpstreamCallFailed:
         if isinstance(error, TimeoutError):
-            return _failed(UpstreamFault.TIMED_OUT, f"silent for {self._idle_seconds:g} s")
+            return _failed(UpstreamFault.TIMED_OUT, f"silent for {self._idle_seconds:g} s (timeouts.idle)")
         return _failed(UpstreamFault.CUT, f"{_describe(error)} in the body")
 
 
