@@ -191,7 +191,6 @@ SCENARIOS = (
 PERMITTED: dict[tuple[str, str], str] = {
     ("cut in the stream", "relay"): "Envoy cuts the client's stream by itself: nothing can be sent after the cut",
     ("JSON cut", "relay"): "Envoy answers by itself, in its own words",
-    ("closed before the head", "http"): "without Envoy the connection breaks, behind it a local reply comes",
     ("other spelling", "http"): "Envoy's catch-all route has its own words",
     ("escaped slash", "http"): "Envoy refuses the path before any route, in its own words",
 }
