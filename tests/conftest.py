@@ -110,9 +110,9 @@ def extproc_transport(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     yield request.param
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    """For tests in which a command sets up logging: that holds for the whole process."""
+    """A command that a test runs in this process may set up logging, for all tests that follow."""
     root = logging.getLogger()
     handlers, level, before = root.handlers, root.level, structlog.get_config()
     yield
