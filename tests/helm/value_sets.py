@@ -24,6 +24,23 @@ def postgresql(**others: Any) -> Values:
     return {"settings": settings, "state": {"kind": "postgresql"}, "secrets": KEYS, "replicas": 3, **others}
 
 
+def _small(name: str) -> Values:
+    """A container that a strict namespace takes."""
+    security = {
+        "readOnlyRootFilesystem": True,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    limits = {"limits": {"memory": "1Mi"}}
+    return {
+        "name": name,
+        "image": f"{name}:1",
+        "securityContext": security,
+        "resources": limits,
+        "volumeMounts": [],
+    }
+
+
 GATEWAY: Values = postgresql(shape="gateway", secrets={**KEYS, "sidecarSecret": {"name": "antiphon"}})
 _TWO_UPSTREAMS: Values = {
     "upstreams": {"a": {"url": "https://a.example/v1"}, "b-c": {"url": "https://b.example/v1", "auth": "inject"}},
@@ -151,32 +168,8 @@ TAKEN: dict[str, Values] = {
         "deploymentAnnotations": {"reloader.stakater.com/auto": "true"},
         "serviceAccount": {"create": False, "name": "mine"},
         "envFrom": [{"configMapRef": {"name": "proxies"}}],
-        "initContainers": [
-            {
-                "name": "first",
-                "image": "first:1",
-                "securityContext": {
-                    "readOnlyRootFilesystem": True,
-                    "allowPrivilegeEscalation": False,
-                    "capabilities": {"drop": ["ALL"]},
-                },
-                "resources": {"limits": {"memory": "1Mi"}},
-                "volumeMounts": [],
-            }
-        ],
-        "extraContainers": [
-            {
-                "name": "beside",
-                "image": "beside:1",
-                "securityContext": {
-                    "readOnlyRootFilesystem": True,
-                    "allowPrivilegeEscalation": False,
-                    "capabilities": {"drop": ["ALL"]},
-                },
-                "resources": {"limits": {"memory": "1Mi"}},
-                "volumeMounts": [],
-            }
-        ],
+        "initContainers": [_small("first")],
+        "extraContainers": [_small("beside")],
         "probes": {"startup": {"failureThreshold": 300}, "liveness": {"periodSeconds": 20}},
         "extraObjects": [
             {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-more"}},

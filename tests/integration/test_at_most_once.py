@@ -258,38 +258,40 @@ async def test_a_key_whose_process_died_while_a_call_ran_makes_no_second_run(her
     await first
 
 
-async def test_what_a_dead_process_has_called_is_kept_without_a_key_too(here: Setup) -> None:
+async def _died_in_a_conversation(here: Setup) -> tuple[asyncio.Task[Any], str]:
+    """A process dies while it serves a turn of a conversation whose tool runs: its client, and the conversation."""
     _, conversation = await here.post("conversations")
     _waits(here)
     first = asyncio.create_task(here.ask(input="wait", approval="never", conversation=conversation["id"]))
     await asyncio.wait_for(here.mcp.started.wait(), 20)
     _die(here)
+    return first, conversation["id"]
+
+
+async def _swept(here: Setup) -> None:
+    """A process that starts now ends the response of the dead one."""
     here.made.sql("DELETE FROM sweeps")
     third = await here.made.start()
     async with asyncio.timeout(20):
         while not (found := here.made.sql("SELECT id FROM responses")):
             await asyncio.sleep(0.01)
     _unknown(await third.get(found[0][0], token="t"))
+
+
+async def test_what_a_dead_process_has_called_is_kept_without_a_key_too(here: Setup) -> None:
+    first, _ = await _died_in_a_conversation(here)
+    await _swept(here)
     here.mcp.stops.set()
     await first
 
 
 async def test_a_dead_response_is_kept_whose_conversation_is_gone(here: Setup) -> None:
-    _, conversation = await here.post("conversations")
-    _waits(here)
-    first = asyncio.create_task(here.ask(input="wait", approval="never", conversation=conversation["id"]))
-    await asyncio.wait_for(here.mcp.started.wait(), 20)
-    _die(here)
+    first, conversation = await _died_in_a_conversation(here)
     lapse(here.made.data, "conversations", "locked_until")
-    url = f"{here.other.url}/conversations/{conversation['id']}"
+    url = f"{here.other.url}/conversations/{conversation}"
     async with here.other.session.delete(url, headers={"authorization": "Bearer t"}) as got:
         assert got.status == 200
-    here.made.sql("DELETE FROM sweeps")
-    third = await here.made.start()
-    async with asyncio.timeout(20):
-        while not (found := here.made.sql("SELECT id FROM responses")):
-            await asyncio.sleep(0.01)
-    _unknown(await third.get(found[0][0], token="t"))
+    await _swept(here)
     assert here.made.sql("SELECT count(*) FROM idempotency WHERE lease_until IS NOT NULL") == [(0,)]
     here.mcp.stops.set()
     await first

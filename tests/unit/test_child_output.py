@@ -9,9 +9,15 @@ import pytest
 
 from antiphon.commands.child_output import ChildOutput, last_words
 from antiphon.config.settings import Settings
+from antiphon.observability.logs import configure
 
 Captured = pytest.CaptureFixture[str]
-pytestmark = pytest.mark.usefixtures("logging_as_before")
+
+
+@pytest.fixture(autouse=True)
+def to_captured_stderr(capsys: Captured) -> None:
+    """Lines go where this test looks, whichever descriptor a test before this one has set up."""
+    configure("info", "json")
 
 
 def _output(form: str = "json", *, ready: bool = True) -> ChildOutput:

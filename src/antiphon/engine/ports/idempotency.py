@@ -21,8 +21,8 @@ served is given what it made before anything that it refers to is looked for, si
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
-from typing import Protocol
+from collections.abc import Collection, Iterable
+from typing import Any, Protocol
 
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.state import Leased
@@ -36,6 +36,7 @@ __all__ = [
     "OnceOnly",
     "approval_key",
     "calls_key",
+    "explain",
     "fingerprint",
     "in_progress",
     "read_key",
@@ -44,12 +45,12 @@ __all__ = [
 
 HEADER = "idempotency-key"
 _MAX_LENGTH = 255
-CALLS = "calls\t"
-"""The same for responses that have claimed calls; the response's id follows."""
-KEEP_APPROVALS = 366 * 86_400.0
-"""Seconds for which the store remembers the answer to an approval request."""
 APPROVALS = "approval\t"
 """The prefix of the keys of answered approvals. No client can send such a key: a key must be printable."""
+CALLS = "calls\t"
+"""The prefix of the keys of responses that have claimed calls; the response's id follows."""
+KEEP_APPROVALS = 366 * 86_400.0
+"""Seconds for which the store remembers the answer to an approval request."""
 
 
 class AlreadyMade(Exception):
@@ -144,6 +145,20 @@ def approval_key(request_id: str) -> str:
 def calls_key(response_id: str) -> str:
     """The key of a response's claim."""
     return CALLS + response_id
+
+
+def explain(once: OnceOnly, rows: Iterable[Iterable[Any]]) -> None:
+    """Why the key is not free. Raises `AlreadyMade`, `LeftBehind` or `ApiError`; returns if `rows` is empty: the key is
+    free by now. A row has the fingerprint, the object's id, the lease's end or None, and whether the holder died with
+    claimed calls."""
+    for known, object_id, lease_until, left in rows:
+        if known != once.fingerprint:
+            raise reused()
+        if left:
+            raise LeftBehind(object_id)
+        if lease_until is not None:
+            raise in_progress()
+        raise AlreadyMade(object_id)
 
 
 def reused() -> ApiError:

@@ -19,16 +19,15 @@ from antiphon.engine.ports.idempotency import (
     CALLS,
     KEEP_APPROVALS,
     AlreadyMade,
-    LeftBehind,
     OnceOnly,
     approval_key,
     calls_key,
+    explain,
     in_progress,
-    reused,
 )
-from antiphon.stores.postgres.database import Connection, Database, Record
+from antiphon.stores.backend import KEEP_SECONDS
+from antiphon.stores.postgres.database import Connection, Database
 
-KEEP_SECONDS = 86_400.0
 _PIECE = 500
 _TRIES = 3
 
@@ -127,7 +126,7 @@ class PostgresIdempotency:
             given = (once.owner, once.key, once.fingerprint, object_id, self.keep)
             if await connection.fetch(BIND_NEW, *given):
                 return
-            _explain(once, await connection.fetch(LOOK, once.owner, once.key))
+            explain(once, await connection.fetch(LOOK, once.owner, once.key))
         raise in_progress()
 
     async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
@@ -137,7 +136,7 @@ class PostgresIdempotency:
             if await self.database.write(CLAIM, *given, again=True):
                 return None
             try:
-                _explain(once, await self.database.fetch(LOOK, once.owner, once.key))
+                explain(once, await self.database.fetch(LOOK, once.owner, once.key))
             except AlreadyMade as made:
                 return made.object_id
         raise in_progress()
@@ -203,17 +202,3 @@ class PostgresIdempotency:
             gone += count
             if count < _PIECE:
                 return (gone,)
-
-
-def _explain(once: OnceOnly, rows: Sequence[Record]) -> None:
-    """Why the key is not free: raises `AlreadyMade` or `ApiError`; returns when it is by now."""
-    if not rows:
-        return
-    known, object_id, lease, left = rows[0]
-    if known != once.fingerprint:
-        raise reused()
-    if left:
-        raise LeftBehind(object_id)
-    if lease is not None:
-        raise in_progress()
-    raise AlreadyMade(object_id)

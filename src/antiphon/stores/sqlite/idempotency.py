@@ -18,12 +18,11 @@ from antiphon.engine.ports.idempotency import (
     CALLS,
     KEEP_APPROVALS,
     AlreadyMade,
-    LeftBehind,
     OnceOnly,
     approval_key,
     calls_key,
+    explain,
     in_progress,
-    reused,
 )
 from antiphon.ids import Clock, now
 from antiphon.stores.backend import KEEP_SECONDS
@@ -198,17 +197,8 @@ class SqliteIdempotency:
 
     async def explain(self, once: OnceOnly) -> None:
         """Why the key is not free: raises `AlreadyMade` or `ApiError`; returns when it is by now."""
-        rows = await self._readers.fetch(LOOK, {"owner": once.owner, "key": once.key, "lease_now": lease_now()})
-        if not rows:
-            return
-        known, object_id, lease, left = rows[0]
-        if known != once.fingerprint:
-            raise reused()
-        if left:
-            raise LeftBehind(object_id)
-        if lease is not None:
-            raise in_progress()
-        raise AlreadyMade(object_id)
+        named = {"owner": once.owner, "key": once.key, "lease_now": lease_now()}
+        explain(once, await self._readers.fetch(LOOK, named))
 
     async def make(self, once: OnceOnly | None, object_id: str, unit: list[Statement], undo: list[Statement]) -> None:
         """Run a unit that makes something; with a key only once. Raises `AlreadyMade` and `ApiError`.
