@@ -1,4 +1,4 @@
-"""Print what pip is to install, pinned and with hashes: the part of requirements.lock that is asked for.
+"""Print one part of requirements.lock for pip: pinned packages with their hashes.
 
 Names: `core` (what Antiphon imports), `build` (what builds it), extras of pyproject.toml. With `--installed` instead:
 where the packages of this Python differ. Used by scripts/setup, scripts/drift, scripts/bench and the Dockerfile. Not

@@ -77,7 +77,7 @@ def test_no_secret_gets_into_a_config_map(path: str) -> None:
     with pytest.raises(Refused) as refused:
         render({"settings": given})
     said = " ".join(str(refused.value).split())
-    assert f"settings.{path.replace('*', 'a')} is a secret and does not belong into a ConfigMap" in said
+    assert f"settings.{path.replace('*', 'a')} is a secret and does not belong in a ConfigMap" in said
     assert "name that in secrets." in said and "sk-secret" not in said
 
 

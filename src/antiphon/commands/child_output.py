@@ -4,7 +4,7 @@ Lives here: the form of a forwarded line, its level where it has none, and a chi
 reading a child's pipes (`children.py`), writing the log (`observability/`).
 
 Invariants: no line of a child reaches standard output; none is lost but the one that says that it listens, those that
-another child is told, and, until everything is ready, the reason for which it ends, which whoever gives it up tells
+are meant for another child, and, until everything is ready, the reason for which it ends, which the supervisor writes
 (`supervisor.py`).
 """
 

@@ -1,6 +1,6 @@
 """The address for Prometheus and Kubernetes probes (`metrics.listen`).
 
-Lives here: a listener with two paths. Not here: what they show (whoever opens it says), the numbers.
+Lives here: a listener with two paths. Not here: their content, which the caller passes in.
 
 Invariant: it answers `GET /metrics` and `GET /ready` and nothing else; it never says anything of a request or an owner.
 """

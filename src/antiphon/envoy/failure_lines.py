@@ -1,14 +1,14 @@
 """Envoy's own lines about what only Envoy knows: requests that it sends straight to an upstream, and sidecars that do
 not answer.
 
-About each of several upstreams that failed at a request: Envoy asks the next one; the sidecar sees but the last. And
-about relayed streams that ended early: the sidecar sees that they did, and Envoy who it was.
+Each of several upstreams that fail at one request has a line: Envoy tries the next one, and the sidecar sees only the
+last. A relayed stream that ended early has a line: the sidecar sees that it ended, and Envoy sees who ended it.
 
 Lives here: which of them, and the fields, which are those of the sidecar's lines (`observability/outcome.py`). Not
 here: the whole access log (`bootstrap.py`), which is switched on by a setting.
 
-What an upstream says is not in the line, so an unknown model (404) and a wrong path are not told apart: both are the
-client's until somebody looks. A sidecar that died leaves no line of what it served, so each such request has one here.
+The line does not have the upstream's message, so it cannot tell an unknown model (404) from a wrong path: it blames the
+client for both. A sidecar that dies writes no line for the requests that it served, so each of them has one here.
 
 Invariant: a request that the sidecar has a line of has no line `request` here.
 """
@@ -70,7 +70,7 @@ def failure_lines() -> Config:
 
 
 def early_ends() -> Config:
-    """The access log of relayed streams that somebody ended early."""
+    """The access log of relayed streams that the client or the upstream ended early."""
     parts = {
         "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
         "message": ENDED_EARLY,

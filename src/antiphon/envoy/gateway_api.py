@@ -119,7 +119,7 @@ def going_out(settings: Settings, sidecar: Sidecar, place: Place) -> list[Step]:
     chosen = f"{label}namespace={space},{label}name={place.name}"
     rest = [f"service/{NAME}-nowhere", f"endpointslice/{NAME}-nowhere"]
     steps = [
-        deleted("1. The patches: Envoy is as it was.", space, f"envoypatchpolicy/{NAME}"),
+        deleted("1. The patches of Envoy's configuration.", space, f"envoypatchpolicy/{NAME}"),
         deleted("2. The routes.", space, f"httproute/{NAME}"),
     ]
     if place.own:
@@ -141,7 +141,7 @@ def going_out(settings: Settings, sidecar: Sidecar, place: Place) -> list[Step]:
     secret = [f"secret/{NAME}"] if gateway_pod.keys(settings, sidecar) else []
     return [
         *steps,
-        deleted("5. What nothing names any more.", space, *rest),
+        deleted("5. Objects that nothing refers to any more.", space, *rest),
         deleted("", SYSTEM, f"configmap/{NAME}", *secret),
     ]
 
@@ -162,7 +162,7 @@ def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: Place, version: En
     inside = {**pod, "securityContext": {"fsGroup": _USER}, "containers": [envoy]}
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
     deployment: dict[str, Any] = {
-        # How many there are is for whoever runs it to say.
+        # The owner of a shared Gateway decides on the number of pods.
         **({"replicas": 1} if place.own else {}),
         "patch": {
             "type": "StrategicMerge",
@@ -244,7 +244,7 @@ def _http_route(place: Place, made: Sequence[Rule]) -> Config:
         "parentRefs": [{**_of_gateway(place), "sectionName": one} for one in place.listeners],
         "rules": [
             *({"matches": one.matches, "backendRefs": [{"name": f"{NAME}-nowhere", "port": 80}]} for one in made),
-            # On a Gateway of others' it would take every path and host that somebody else's route comes later for.
+            # On a shared Gateway this rule would win over every later route of another team.
             *([last] if place.own else []),
         ],
     }

@@ -54,7 +54,7 @@ class Place(NamedTuple):
     hostnames: tuple[str, ...] = ()
     """Whose requests are Antiphon's; none: those of every host."""
     own: bool = False
-    """Whether nobody else has routes on it."""
+    """Whether only Antiphon has routes on it."""
     envoy_proxy: str | None = None
     """The EnvoyProxy that the Gateway names already, for Envoy Gateway."""
 
@@ -113,9 +113,8 @@ def keys(settings: Settings, sidecar: Sidecar) -> list[str]:
 
 
 def pod(settings: Settings, sidecar: Sidecar, *, user: int, own: bool) -> Config:
-    """Fields of the pod's spec, for a strategic merge. `user`: as whom its Envoy runs; the sidecar does so too, since
-    the sockets are for that user alone. `own`: nobody else is served by the pod, so it may leave when the sidecar is
-    not ready."""
+    """Fields of the pod's spec, for a strategic merge. `user`: the user of its Envoy, and of the sidecar, since only
+    that user may open the sockets. `own`: the pod serves Antiphon alone, so it may become unready with the sidecar."""
     assert settings.metrics.listen is not None
     port = parse_address(settings.metrics.listen)[1]
     container: Config = {

@@ -82,7 +82,7 @@ def coming_in(settings: Settings, sidecar: Sidecar, place: Place, version: Envoy
 def going_out(settings: Settings, sidecar: Sidecar, place: Place) -> list[Step]:
     """What takes all of it away again, in this order."""
     space = place.namespace
-    steps = [deleted("1. The patches: Envoy is as it was.", space, f"envoyfilter/{NAME}")]
+    steps = [deleted("1. The patches of Envoy's configuration.", space, f"envoyfilter/{NAME}")]
     if place.own:
         steps.append(deleted("2. The Gateway, with its pods.", space, f"{GATEWAY}/{place.name}"))
     else:
@@ -93,7 +93,7 @@ def going_out(settings: Settings, sidecar: Sidecar, place: Place) -> list[Step]:
         steps += served_without("3. Wait: pods without the sidecar serve.", space, place.name, space, label)
     secret = [f"secret/{NAME}"] if gateway_pod.keys(settings, sidecar) else []
     maps = (f"configmap/{NAME}", f"configmap/{_OVERLAY}")
-    return [*steps, deleted("4. What nothing names any more.", space, *maps, *secret)]
+    return [*steps, deleted("4. Objects that nothing refers to any more.", space, *maps, *secret)]
 
 
 def _overload_manager(limits: Config) -> Config:

@@ -1,7 +1,7 @@
 """When ended responses are told of: some at a time, where a process serves.
 
-Lives here: who waits, and until when. Not here: what is told (`observation.py`), and the wait for Envoy's word on a
-stream that ended early (`early_ends.py`).
+Lives here: the queue of ended responses, and its times. Not here: their lines and metrics (`observation.py`), and the
+wait for Envoy's report on a stream that ended early (`early_ends.py`).
 
 Telling of one response takes half the time among others of its kind that it takes between two pieces of serving, where
 none of its code and data is at hand in the processor; and one write of many lines wakes their reader once. So a

@@ -31,8 +31,8 @@ _MORE: Final = "..."
 
 @dataclass(slots=True)
 class Tolerance:
-    """Of one request. `names`: what was left out since nobody here knows it, `tools`: which tools were left out, known
-    or not; each once, in the order in which it was met."""
+    """The leftovers of one request. `names`: the unknown names that the translation leaves out. `tools`: the tools that
+    it leaves out, known or unknown. Each stands once, in the order of the request."""
 
     strict: bool = False
     names: list[str] = field(default_factory=list)

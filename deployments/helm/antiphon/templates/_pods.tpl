@@ -69,7 +69,7 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{/* The same of a pod that runs to its end, and the beginning of its spec. */}}
+{{/* The same for a pod of a one-off step, and the beginning of its spec. */}}
 {{- define "antiphon.stepMetadata" -}}
 {{- $root := index . 0 -}}
 labels: {{- include "antiphon.podLabels" . | nindent 2 }}

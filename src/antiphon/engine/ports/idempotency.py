@@ -10,9 +10,9 @@ first request runs, a second one is a 409, after which clients try again by them
 request made. A request that failed gives its key back, unless a call of it may have changed something: then its key
 stays taken.
 
-The store keeps beside the keys which requests for approval were answered, and by which response: each is used once.
-And it keeps which responses have claimed calls of tools that may change something, before these are sent. What such a
-response holds is nobody else's, even when its process is gone: the response ends as failed, with its calls.
+The store also records which response used the answer to an approval request: each answer is used once. It records the
+responses that have claimed tool calls which may change something, before these calls are sent. No other response gets
+the key of such a response, even after its process has died: the response ends as failed, with its calls.
 
 Invariants: of several requests with one key at most one is being served, in all processes together; a request that was
 served is given what it made before anything that it refers to is looked for, since that may be gone by now.

@@ -34,8 +34,8 @@ class Observer(Protocol):
         ...
 
     def call_ended(self, fault: str = "") -> None:
-        """It is over; `fault` says why before its end. What was said first holds. The exchange does not say it of a
-        cancelled call: who ended that may be known only later."""
+        """It is over; `fault` says why before its end. What was said first holds. The exchange does not call
+        this for a cancelled call: its cause may be known only later."""
         ...
 
     def call_used(self, usage: Usage, *, estimated: bool = False) -> None:

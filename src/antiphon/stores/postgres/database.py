@@ -6,8 +6,8 @@ connection of its own).
 
 One deadline stands over waiting for a connection, opening one and all that is done on it; when it comes the socket is
 aborted, since a server that stands still answers no request to cancel either. Where the server could not be reached
-callers are refused at once for a moment. One that has no connection left for this process is another matter: callers
-wait, by their deadline, for one that the process has or that somebody else gives back.
+callers are refused at once for a moment. A server that has no connection left for this process is different: callers
+wait, until their deadline, for a connection that this process has or that another one gives back.
 
 It works behind a pooler that gives every transaction another connection (pgbouncer, `pool_mode=transaction`): nothing
 is prepared under a name, nothing is set for a session, nothing outlives a transaction. (A driver that prepares

@@ -75,7 +75,7 @@ WHERE i.owner = held.owner AND i.key = held.key RETURNING i.object_id
 STAY = """
 UPDATE idempotency SET lease_until = NULL, expires_at = now() + $4 WHERE owner = $1 AND key = $2 AND object_id = $3
 """
-# A response that has answered the request says so again, and nobody else does. In one order for everybody.
+# Only the response that has used an answer may use it again. All transactions lock the rows in one order.
 SPEND = """
 INSERT INTO idempotency AS known (owner, key, fingerprint, object_id, lease_until, expires_at)
 SELECT $1, key, '', $3, NULL, now() + $4 FROM unnest($2::text[]) AS key ORDER BY key
@@ -84,7 +84,7 @@ ON CONFLICT (owner, key) DO UPDATE SET object_id = excluded.object_id, expires_a
 """
 SPENT = "SELECT key, object_id FROM idempotency WHERE owner = $1 AND key = ANY($2::text[]) AND object_id <> $3"
 UNSPEND = "DELETE FROM idempotency WHERE owner = $1 AND object_id = $2 AND starts_with(key, $3)"
-# The key is renewed with it. So whoever would take the key at the same moment waits, and finds it held.
+# This renews the key too: a transaction that would take the key at the same moment waits, and finds it held.
 CLAIM_CALLS = """
 WITH held AS (
   UPDATE idempotency SET lease_until = clock_timestamp() + $4
@@ -181,7 +181,7 @@ class PostgresIdempotency:
         return bytes(rows[0][0]) if rows else None
 
     async def left_calls(self) -> list[tuple[str, str]]:
-        """Responses that nobody renews any more; see `IdempotencyStore.left_calls`."""
+        """Responses with an expired claim; see `IdempotencyStore.left_calls`."""
         rows = await self.database.fetch(LEFT_CALLS, CALLS, _PIECE)
         return [(owner, response_id) for owner, response_id in rows]
 

@@ -66,7 +66,7 @@ RENEW = """
 UPDATE idempotency SET lease_until = lease_now() + :lease
 WHERE object_id IN (SELECT value FROM json_each(:ids)) AND lease_until IS NOT NULL RETURNING object_id
 """
-# A response that has answered the request says so again, and nobody else does.
+# Only the response that has used an answer may use it again.
 SPEND = f"""
 {_INTO} VALUES (:owner, :key, '', :id, NULL, :expires)
 ON CONFLICT (owner, key) DO UPDATE SET object_id = excluded.object_id, expires_at = excluded.expires_at
@@ -266,7 +266,7 @@ class SqliteIdempotency:
         return bytes(rows[0][0]) if rows else None
 
     async def left_calls(self) -> list[tuple[str, str]]:
-        """Responses that nobody renews any more; see `IdempotencyStore.left_calls`."""
+        """Responses with an expired claim; see `IdempotencyStore.left_calls`."""
         rows = await self._readers.fetch(LEFT_CALLS, {"held": _HELD, "lease_now": lease_now(), **_CALLS})
         return [(owner, response_id) for owner, response_id in rows]
 

@@ -145,8 +145,8 @@ class SqliteReaders:
 
 
 class _Free:
-    """Connections that nobody has. Whoever waits longest gets the next one: an asyncio queue would let a newcomer
-    overtake one that is woken, which then waits behind all others."""
+    """The idle connections. The caller that has waited longest gets the next one: with an asyncio queue a new caller
+    could overtake a woken one, which would then wait behind all others."""
 
     def __init__(self) -> None:
         # Last in, first out: the connection used last has the warmest cache.
