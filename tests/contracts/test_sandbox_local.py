@@ -456,12 +456,19 @@ def test_code_cannot_break_how_code_is_sent(
             await _run(sandbox, f"import os\n{write}")
             assert (await _run(sandbox, "6 * 7")).output.endswith("42\n")
             for way in ("os._exit(0)", "os.closerange(0, 256)"):
-                wait = "while time.sleep(0.0005) is None and time.monotonic() - last < 0.03: last = time.monotonic()"
-                code = f"{wait}\n{way}"
-                start = f"import os, threading, time\nlast = time.monotonic()\ncode = {code!r}\n"
+                # The thread acts when bytes of the next code arrive, or at the latest when that code runs.
+                code = f"while not runs and not arriving.poll(20): pass\n{way}"
+                start = (
+                    "import os, select, stat, threading, time\n"
+                    "runs, arriving = False, select.poll()\n"
+                    "for n in range(256):\n"
+                    "  try: arriving.register(n, select.POLLIN) if stat.S_ISFIFO(os.fstat(n).st_mode) else None\n"
+                    "  except OSError: pass\n"
+                    f"code = {code!r}\n"
+                )
                 await _run(sandbox, f"{start}threading.Thread(target=exec, args=(code, globals())).start()")
-                await asyncio.sleep(0.05)
-                assert (await _run(sandbox, "#" * 500_000)).lost == "the interpreter ended"
+                next_code = "#" * 500_000 + "\nruns = True\ntime.sleep(60)"
+                assert (await _run(sandbox, next_code)).lost == "the interpreter ended"
                 assert (await _run(sandbox, "6 * 7")).output == "42\n"
         finally:
             await sandbox.aclose()
