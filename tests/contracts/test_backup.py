@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from antiphon.errors import StoreError
-from antiphon.stores.archives import KeyName
+from antiphon.stores.backend import KeyName
 from antiphon.stores.sqlite.backup import make_archive, open_archive
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite

@@ -12,7 +12,7 @@ from antiphon.engine.ports.owner_data import OwnerCounts, OwnerData
 from antiphon.engine.ports.usage import UsageSum
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.stores import Stores
-from antiphon.stores.operating import open_owner_data
+from antiphon.stores.choice import backend_of
 from tests.contracts.file_contract import fields, keep
 from tests.contracts.states import BODIES, settings_of
 from tests.contracts.store_contract import ALICE, BOB, item, record
@@ -58,7 +58,7 @@ async def data(state: Stores, state_url: str, tmp_path: Path) -> OwnerData:
         await state.usage.add([UsageSum("2026-01-01", owner, "m", "u", 1)])
         await keep(state.files, fields(name), b"hello", owner=owner)
     await vectors.aclose()
-    return await open_owner_data(settings_of(state_url), tmp_path, BODIES)
+    return await backend_of(settings_of(state_url), tmp_path).open_owner_data(BODIES)
 
 
 async def _export(data: OwnerData, owner: str) -> list[tuple[str, Any, Any, Any]]:

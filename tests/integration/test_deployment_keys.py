@@ -16,7 +16,8 @@ from antiphon.cli import main
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.state import StateSettings
 from antiphon.errors import ConfigError
-from antiphon.stores.deployment import Keys, check_deployment
+from antiphon.stores import check_deployment
+from antiphon.stores.deployment import Keys
 from tests.support.postgres import PostgresServer
 
 OWNER, SEAL, OTHER = "owner-key-canary-" + "o" * 20, "seal-key-canary-" + "s" * 20, "other-key-canary-" + "t" * 20
@@ -44,9 +45,9 @@ async def admin_keys(
     return status, captured.out + captured.err
 
 
-async def test_of_many_that_start_at_once_with_different_keys_one_kind_starts(url: str) -> None:
+async def test_of_many_that_start_at_once_with_different_keys_one_kind_starts(tmp_path: Path, url: str) -> None:
     state = StateSettings.of({"url": url})
-    starts = [check_deployment(state, Keys("o", (seal,))) for seal in "ababab"]
+    starts = [check_deployment(state, tmp_path, Keys("o", (seal,))) for seal in "ababab"]
     ends = await asyncio.gather(*starts, return_exceptions=True)
     assert sum(one is None for one in ends) == 3
     assert sum(isinstance(one, ConfigError) for one in ends) == 3

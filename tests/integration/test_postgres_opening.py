@@ -17,14 +17,14 @@ from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.owner_data import OwnerCounts
 from antiphon.engine.ports.usage import Spent, UsageSum
 from antiphon.errors import OwnerFull, StoreError
-from antiphon.stores import Stores, open_stores
+from antiphon.stores import Stores, backend_of, open_stores
 from antiphon.stores.deployment import Keys
-from antiphon.stores.operating import open_owner_data
 from antiphon.stores.postgres import owner_data, vector_table
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.figures import TABLES
 from antiphon.stores.postgres.owner_room import PostgresOwnerRoom
 from antiphon.stores.said import Wanted
+from antiphon.stores.sealed.bodies import Bodies
 from antiphon.stores.state_report import examine_state
 from tests.contracts.file_contract import fields, keep
 from tests.contracts.store_contract import ALICE, BOB, item, record
@@ -136,7 +136,8 @@ async def test_an_owners_data_are_counted_exported_and_deleted(
         await _fill(stores, owner)
     for n in range(5):
         await stores.responses.save(record(f"more{n}"))
-    async with aclosing(await open_owner_data(state, tmp_path)) as owners:
+    opened = await backend_of(state, tmp_path).open_owner_data(Bodies((), seals=False))
+    async with aclosing(opened) as owners:
         assert await owners.owners() == sorted(
             [OwnerCounts(ALICE, 6, 1, 1, 1, 1), OwnerCounts(BOB, 1, 1, 1, 1, 1)], key=lambda one: one.owner
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.stores.operating import open_owner_data
+from antiphon.stores.choice import backend_of
 from antiphon.stores.sealed import Bodies
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Wait, answer, text_stream
@@ -82,7 +82,9 @@ async def check_everything(app: BackgroundApp, ids: tuple[str, ...]) -> None:
 
 async def exported(many: Processes) -> str:
     state = (await state_settings(many.data))["state"]
-    async with aclosing(await open_owner_data(state, many.data, Bodies([FIRST.encode()], seals=False))) as data:
+    async with aclosing(
+        await backend_of(state, many.data).open_owner_data(Bodies([FIRST.encode()], seals=False))
+    ) as data:
         (owner,) = [one.owner for one in await data.owners()]
         return json.dumps([row.data async for row in data.export(owner)])
 

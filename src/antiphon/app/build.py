@@ -41,8 +41,7 @@ from antiphon.observability.endings import Endings
 from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, NOT_READY, RUNNING
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.refusals import Refusals
-from antiphon.stores import open_stores
-from antiphon.stores.deployment import check_deployment
+from antiphon.stores import check_deployment, open_stores
 from antiphon.stores.sealed import seal_stores
 from antiphon.tools.places import Places
 from antiphon.upstream.door_watch import watch_door
@@ -83,7 +82,7 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     opened.push_async_callback(stores.aclose)
     stores = seal_stores(stores, kept_bodies)
     # Before anything is stored.
-    await check_deployment(settings.state, deployment_keys(settings))
+    await check_deployment(settings.state, settings.data, deployment_keys(settings))
     metrics = Metrics()
     tracer = open_tracer(settings.tracing)
     opened.push_async_callback(close_tracer, tracer)

@@ -17,8 +17,8 @@ from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError
 from antiphon.local_keys import is_gone, local_key
 from antiphon.sealing import Sealer
+from antiphon.stores.choice import backend_of
 from antiphon.stores.deployment import Keys, fingerprint
-from antiphon.stores.operating import has_rows
 from antiphon.stores.sealed import Bodies
 
 OWNER_KEY, SEALING_KEY = "owner.key", "sealing.key"
@@ -110,7 +110,7 @@ def new_keys(settings: Settings) -> list[Path]:
 
 
 def _needs_owner_key(settings: Settings) -> str:
-    if not has_rows(settings.state, settings.data, hashed=True):
+    if not backend_of(settings.state, settings.data).has_rows(hashed=True):
         return ""
     return (
         "the database holds rows of owners who are known by it: with another key all of them would find nothing. "
@@ -119,7 +119,7 @@ def _needs_owner_key(settings: Settings) -> str:
 
 
 def _needs_sealing_key(settings: Settings) -> str:
-    if not has_rows(settings.state, settings.data, hashed=False):
+    if not backend_of(settings.state, settings.data).has_rows(hashed=False):
         return ""
     return (
         "the database is in use: with another key the reasoning and compactions that clients carry, and those that are "

@@ -33,8 +33,7 @@ from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.errors import ConfigError
-from antiphon.stores import Stores, open_stores
-from antiphon.stores.operating import check_there, open_owner_data
+from antiphon.stores import Stores, backend_of, open_stores
 from antiphon.tools.code_interpreter import OwnersContainers
 
 _KINDS = ("responses", "conversations", "prompts", "files", "vector_stores", "containers")
@@ -49,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.action == "move":
         return asyncio.run(move_state(settings, arguments.source, arguments.target))
-    check_there(settings.state, settings.data)
+    backend_of(settings.state, settings.data).check_there()
     action = arguments.action
     if action == "owners":
         _print_owners(asyncio.run(_owners(settings)), sys.stdout)
@@ -113,7 +112,7 @@ def _owner(arguments: argparse.Namespace, settings: Settings) -> str:
 
 @asynccontextmanager
 async def _owner_data(settings: Settings) -> AsyncIterator[OwnerData]:
-    opened = await open_owner_data(settings.state, settings.data, known_bodies(settings))
+    opened = await backend_of(settings.state, settings.data).open_owner_data(known_bodies(settings))
     try:
         yield opened
     finally:

@@ -1,6 +1,6 @@
 """`antiphon admin backup` and `restore`.
 
-Lives here: which keys are in force, and what is printed. Not here: the archive (`stores/archives.py`).
+Lives here: which keys are in force, and what is printed. Not here: the archive (`stores/sqlite/backup.py`).
 
 Invariant: neither makes a key: a backup of a server that has none says nothing of any, and a restored one is whole or
 not there.
@@ -13,7 +13,8 @@ from pathlib import Path
 from antiphon.app.keys import key_problems
 from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError
-from antiphon.stores.archives import Archived, KeyName, make_archive, open_archive
+from antiphon.stores.backend import Archived, KeyName
+from antiphon.stores.choice import backend_of
 
 
 def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:
@@ -23,7 +24,9 @@ def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:
         raise ConfigError(problems[0])
     in_force = {name: keys or _made(settings.data / name) for name, keys in _configured(settings).items()}
     here = settings.blobs.url is None
-    done = make_archive(settings.state, settings.data, target, in_force, with_keys=with_keys, with_contents=here)
+    done = backend_of(settings.state, settings.data).make_archive(
+        target, in_force, with_keys=with_keys, with_contents=here
+    )
     told = [f"{target}: {_counted(done)}"]
     if done.vanished:
         told.append(f"{done.vanished} files that were deleted meanwhile are not in it")
@@ -39,7 +42,7 @@ def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:
 
 def restore(settings: Settings, source: Path) -> str:
     """Make the data folder from the archive; what to tell the operator. Raises `StoreError`."""
-    done = open_archive(settings.state, source, settings.data, _configured(settings))
+    done = backend_of(settings.state, settings.data).open_archive(source, _configured(settings))
     return f"{settings.data}: {_counted(done)}"
 
 

@@ -100,11 +100,13 @@ def _import_parts(command: str, state: str, transport: str) -> None:
     """What a worker of this command imports further, and reads of the machine, until it serves; what cannot be
     imported, the worker tells."""
     from antiphon.app.extensions import installed
-    from antiphon.stores import import_backend
+    from antiphon.config.state_url import Kind
+    from antiphon.errors import ConfigError
+    from antiphon.stores import kind_of_backend
 
     installed()
 
-    wanted: list[Callable[[], object]] = [lambda: import_backend(state), lambda: import_module("uvloop")]
+    wanted: list[Callable[[], object]] = [lambda: kind_of_backend(cast(Kind, state)), lambda: import_module("uvloop")]
     # A process by itself may do without these. A worker reads its settings from variables and is asked for metrics.
     further = ("antiphon.config.yaml_text", "antiphon.observability.exposition")
     wanted += [partial(import_module, module) for module in further]
@@ -113,7 +115,7 @@ def _import_parts(command: str, state: str, transport: str) -> None:
 
         wanted.append(lambda: import_transport(cast(TransportName, transport)))
     for load in wanted:
-        with contextlib.suppress(ImportError):
+        with contextlib.suppress(ImportError, ConfigError):
             load()
 
 

@@ -18,8 +18,9 @@ from antiphon.commands.tables import write_table
 from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError, StoreError
 from antiphon.observability.logs import configure
-from antiphon.stores.schema_steps import Applied, missing_steps, oldest_schema, step_to_undo
-from antiphon.stores.schemas import Schema, create_step, open_schemas
+from antiphon.stores.choice import backend_of
+from antiphon.stores.schema_steps import Applied, Schema, missing_steps, oldest_schema, step_to_undo
+from antiphon.stores.schemas import create_step
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 async def _run(settings: Settings, arguments: argparse.Namespace) -> int:
     seconds = getattr(arguments, "seconds", None) or 10.0
     state = settings.state
-    async with open_schemas(state, settings.data, seconds=seconds, within=state.start_within) as schemas:
+    async with backend_of(state, settings.data).open_schemas(seconds=seconds, within=state.start_within) as schemas:
         if arguments.action == "up":
             return await _up(schemas)
         if arguments.action == "status":

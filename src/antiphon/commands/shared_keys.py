@@ -13,14 +13,15 @@ from antiphon.app.keys import deployment_keys
 from antiphon.commands.tables import write_table
 from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError
-from antiphon.stores.deployment import MOVING, OWNER, Deployment, open_deployment, to_note
+from antiphon.stores.choice import backend_of
+from antiphon.stores.deployment import MOVING, OWNER, Deployment, to_note
 
 _SHOWN = 8
 
 
 async def show_keys(settings: Settings, *, accept: bool) -> int:
     """Print which keys the database goes with; with `accept` it goes with these from now on. The exit status."""
-    deployment = await open_deployment(settings.state)
+    deployment = backend_of(settings.state, settings.data).deployment()
     if deployment is None:
         raise ConfigError(
             "state.url: machines share no database here; keys are those of the data folder or the settings"

@@ -1,35 +1,63 @@
-"""What a backend is: what it is opened with, and what it gives.
+"""What a backend is: a database in which state lies, what it is opened with, and what it gives.
 
-Lives here: the values that all backends share. Not here: the choice of one (`__init__.py`), any of them.
+Lives here: what all backends offer, and the values they share. Not here: the choice of one (`choice.py`), any of them.
 
-Invariant: nothing here names a backend; what others use of one is a port (`engine/ports/`).
+Invariant: nothing here imports a backend; what others use of an opened one is a port (`engine/ports/`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Required, TypedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Required, TypedDict
 
 from antiphon.config.limits import TimeoutSettings
-from antiphon.config.state import RetentionSettings
+from antiphon.config.state import BlobSettings, RetentionSettings, StateSettings
 from antiphon.engine.ports.container_rows import SharedContainers
 from antiphon.engine.ports.figures import StoreFigures
-from antiphon.engine.ports.files import FileStore
+from antiphon.engine.ports.files import BlobStore, FileStore
 from antiphon.engine.ports.idempotency import IdempotencyStore
 from antiphon.engine.ports.indexing import ChunkIndex, Ingestion
 from antiphon.engine.ports.jobs import JobStore
+from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.engine.ports.retention import Retention
 from antiphon.engine.ports.signals import Signals
 from antiphon.engine.ports.state import ConversationStore, OwnerRoom, PromptStore, ResponseStore
 from antiphon.engine.ports.usage import UsageStore
 from antiphon.engine.ports.vector_stores import VectorStores
+from antiphon.errors import ConfigError
+from antiphon.stores.blobs.disk import FILES_FOLDER
+from antiphon.stores.blobs.opening import open_blobs
+from antiphon.stores.deployment import Deployment
+from antiphon.stores.moved import Arriving, Leaving
+from antiphon.stores.said import Said, Wanted
+from antiphon.stores.schema_steps import Schema
+
+if TYPE_CHECKING:
+    from antiphon.stores.sealed.bodies import Bodies
 
 HISTORY_BYTES = 64 << 20
 PAGE_BYTES = 16 << 20
 MATRIX_BYTES = 1 << 30
 KEEP_SECONDS = 86_400.0
 FOR_EVER = RetentionSettings(events=None)
+
+KeyName = Literal["owner.key", "sealing.key"]
+KeyFiles = Mapping[KeyName, tuple[bytes, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """What an archive holds: how many contents of files, how many bytes in all, which keys. `vanished`: files that
+    were deleted while it was made, and are not in it."""
+
+    contents: int
+    size: int
+    keys: tuple[str, ...]
+    vanished: int = 0
 
 
 class StoreOptions(TypedDict, total=False):
@@ -116,3 +144,81 @@ class Stores(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Finish what was accepted, then close what was opened."""
+
+
+class Backend(ABC):
+    """All that is done with a state as a whole, for one kind of `state.url`.
+
+    What fails raises `StoreError`; what the settings do not allow, `ConfigError`. Nothing is made by being looked at.
+    """
+
+    def __init__(self, state: StateSettings, data: Path) -> None:
+        """`data`: the data folder."""
+        self.state = state
+        self.data = data
+
+    @abstractmethod
+    async def open(self, contents: BlobStore, options: StoreOptions) -> Stores:
+        """Open the stores, with everything of theirs that is not there yet. `contents`: of files, theirs from then
+        on."""
+
+    async def open_contents(self, blobs: BlobSettings) -> BlobStore:
+        """Where the contents of files lie, to be closed."""
+        return await open_blobs(blobs, self.data / FILES_FOLDER)
+
+    def check_not_moved(self) -> None:
+        """Raises where everything was moved to another state, or is being moved."""
+        return
+
+    @abstractmethod
+    def check_there(self) -> None:
+        """Raises `ConfigError` when there is nothing that an operator could work on."""
+
+    @abstractmethod
+    async def open_owner_data(self, bodies: Bodies) -> OwnerData:
+        """The data of all owners, to be closed; `bodies` opens what is sealed."""
+
+    def has_rows(self, *, hashed: bool) -> bool:
+        """Whether anything is kept on this machine that depends on the keys of the data folder; with `hashed`, anything
+        of an owner who is known by the hash of a token."""
+        # With a shared database keys are settings, and what is in memory begins with the process.
+        return False
+
+    @abstractmethod
+    def open_schemas(self, *, seconds: float, within: float = 0.0) -> AbstractAsyncContextManager[Sequence[Schema]]:
+        """All schemas of this state. `seconds`: how long one step may take; `within`: how long a server that does not
+        answer is waited for."""
+
+    def deployment(self) -> Deployment | None:
+        """The rows of the database that machines share, to be closed; None where they share none."""
+        return None
+
+    @abstractmethod
+    def examine(self, wanted: Wanted, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:
+        """What can be said of the place to an operator; `shared`: what is said of the schema and the keys."""
+
+    def make_archive(self, target: Path, keys: KeyFiles, *, with_keys: bool, with_contents: bool) -> Archived:
+        """Write an archive of the data folder. `keys`: all that are in force. `with_contents`: whether the contents of
+        files lie there."""
+        raise _no_archives(self.state)
+
+    def open_archive(self, source: Path, keys: KeyFiles) -> Archived:
+        """Make the data folder from an archive. `keys`: those the settings give."""
+        raise _no_archives(self.state)
+
+    @staticmethod
+    def leaving(folder: Path) -> Leaving | None:
+        """The state in this folder, to be moved away; None where nothing can be moved from."""
+        return None
+
+    @staticmethod
+    def arriving(url: str, name: str) -> Arriving | None:
+        """The database at this URL, to be moved into, which is shown as `name`; None where nothing can be moved to."""
+        return None
+
+
+def _no_archives(state: StateSettings) -> ConfigError:
+    return ConfigError(
+        f"state.url: archives are of SQLite, not of {state.place.shown}; PostgreSQL is backed up with its own tools "
+        "(pg_dump), together with the contents of files and the keys"
+    )

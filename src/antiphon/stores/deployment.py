@@ -1,7 +1,7 @@
 """What all processes on one database must have in common: the keys of owners and of seals.
 
-Lives here: which keys a database goes with, when a process may start with others, and the choice of a backend. Not
-here: the rows (each backend's), what a key is for (`doors/owners.py`, `sealing.py`).
+Lives here: which keys a database goes with, and when a process may start with others. Not here: the rows (each
+backend's), what a key is for (`doors/owners.py`, `sealing.py`).
 
 With another `owner.key` a client would find nothing of its own, and store what the other machines do not find; without
 a key that others seal with, what they sealed could not be opened. So a database keeps fingerprints, which tell one key
@@ -21,9 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from antiphon.config.state import StateSettings
 from antiphon.errors import ConfigError
-from antiphon.extras import extra_missing
 
 OWNER, _SEALING = "owner.key", "sealing.keys:"
 MOVING = "moving"
@@ -98,26 +96,3 @@ def to_note(recorded: Recorded, keys: Keys) -> dict[str, str]:
     wanted = keys.recorded()
     # A key that sealed once stays one, wherever it stands now.
     return {name: use for name, use in wanted.items() if recorded.get(name) not in (use, _SEALS)}
-
-
-async def open_deployment(state: StateSettings) -> Deployment | None:
-    """The rows of the database that machines share, to be closed; None where they share none. Raises `ConfigError`."""
-    if state.place.kind != "postgresql":
-        return None
-    try:
-        from antiphon.stores.postgres.deployment import PostgresDeployment
-    except ImportError:
-        raise extra_missing("state.url: PostgreSQL", "postgres") from None
-    assert state.url is not None
-    return PostgresDeployment(state.url.get_secret_value(), state.deadline)
-
-
-async def check_deployment(state: StateSettings, keys: Keys) -> None:
-    """Refuse a start with keys that do not go with the database. Raises `ConfigError` and `StoreError`."""
-    deployment = await open_deployment(state)
-    if deployment is None:
-        return
-    try:
-        await deployment.check(keys)
-    finally:
-        await deployment.aclose()

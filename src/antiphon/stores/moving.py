@@ -24,8 +24,8 @@ from pathlib import Path
 from antiphon.config.state import BlobSettings
 from antiphon.config.state_url import read_state_url
 from antiphon.errors import ConfigError, StoreError
-from antiphon.extras import extra_missing
 from antiphon.stores.blobs.opening import open_blobs
+from antiphon.stores.choice import kind_of_backend
 from antiphon.stores.moved import COLUMNS, Arriving, Counted, Leaving, Row, Sum
 from antiphon.stores.moved_contents import MovedContents
 from antiphon.stores.moved_mark import Mark, read_mark, write_mark
@@ -54,22 +54,19 @@ async def move(
     Raises `ConfigError` and `StoreError`.
     """
     place = read_state_url(url)
-    if place.kind != "postgresql":
+    target = kind_of_backend(place.kind, "--to").arriving(url, place.shown)
+    if target is None:
         raise ConfigError("--to: things are moved to a postgresql:// URL")
-    try:
-        from antiphon.stores.postgres.arriving import ArrivingDatabase
-    except ImportError:
-        raise extra_missing("--to: PostgreSQL", "postgres") from None
-    from antiphon.stores.sqlite.leaving import LeavingFolder
-
     async with AsyncExitStack() as opened:
+        arriving = await opened.enter_async_context(aclosing(target))
         contents = None
         if blobs.url is not None:
             # Before anything is touched: whether it can be written to.
             contents = MovedContents(data, await open_blobs(blobs, data))
             opened.push_async_callback(contents.aclose)
-        leaving = opened.enter_context(closing(LeavingFolder(folder)))
-        arriving = await opened.enter_async_context(aclosing(ArrivingDatabase(url, place.shown)))
+        source = kind_of_backend("sqlite").leaving(folder)
+        assert source is not None
+        leaving = opened.enter_context(closing(source))
         mark = await _begin(folder, leaving, arriving)
         moved = await _move(leaving, arriving, contents, said)
         write_mark(folder, replace(mark, whole=True))

@@ -1,7 +1,7 @@
 """What an operator wants to know of the place where state lies, before and while processes use it.
 
-Lives here: the choice of a backend by `state.url`, and what is said of the schema and of shared keys. Not here: what
-one asks a server (`postgres/examining.py`), how it is shown (`commands/doctor.py`).
+Lives here: what is said of the schema and of shared keys. Not here: what a backend says of itself (`Backend.examine`),
+how it is shown (`commands/doctor.py`).
 
 Invariants: nothing is made or changed by being looked at; no password is in what is said.
 """
@@ -13,45 +13,30 @@ from pathlib import Path
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import AntiphonError
-from antiphon.extras import extra_missing
-from antiphon.stores.deployment import Keys, open_deployment, to_note
-from antiphon.stores.moved_mark import check_not_moved
+from antiphon.stores.choice import backend_of
+from antiphon.stores.deployment import Keys, to_note
 from antiphon.stores.said import Said, Wanted
 from antiphon.stores.schema_steps import missing_steps, oldest_schema
-from antiphon.stores.schemas import open_schemas
 
 
 async def examine_state(state: StateSettings, data: Path, wanted: Wanted) -> AsyncIterator[Said]:
     """Everything that can be said, each as soon as it is known; never raises `AntiphonError`."""
-    if state.place.kind == "memory":
-        yield Said("note", "everything is in memory", "nothing outlives the process; name a database in state.url")
-        return
     try:
-        if state.place.kind == "postgresql":
-            try:
-                from antiphon.stores.postgres.examining import examine
-            except ImportError:
-                raise extra_missing("state.url: PostgreSQL", "postgres") from None
-            async for said in examine(state, wanted):
-                yield said
-                if said.verdict == "problem":
-                    # What does not answer, or will not do, has no schema worth a look.
-                    return
-        else:
-            check_not_moved(state.databases(data))
-        async for said in _schema(state, data):
-            yield said
-        if state.place.kind != "postgresql":
-            async for said in _lost(state, data):
-                yield said
-        async for said in _keys(state, wanted.keys):
+        async for said in backend_of(state, data).examine(wanted, _shared(state, data, wanted.keys)):
             yield said
     except AntiphonError as error:
         yield Said("problem", str(error))
 
 
+async def _shared(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator[Said]:
+    async for said in _schema(state, data):
+        yield said
+    async for said in _keys(state, data, keys):
+        yield said
+
+
 async def _schema(state: StateSettings, data: Path) -> AsyncIterator[Said]:
-    async with open_schemas(state, data, seconds=state.deadline) as schemas:
+    async with backend_of(state, data).open_schemas(seconds=state.deadline) as schemas:
         for schema in schemas:
             applied = await schema.applied()
             missing = missing_steps(applied, schema.steps)
@@ -72,25 +57,8 @@ async def _schema(state: StateSettings, data: Path) -> AsyncIterator[Said]:
                 yield Said("ok", f"{schema.name} is new: the first start makes its schema")
 
 
-async def _lost(state: StateSettings, data: Path) -> AsyncIterator[Said]:
-    """Tables and indexes that a database file lacks: without an index queries are slow, without a table requests
-    fail."""
-    from antiphon.stores.sqlite.schema import sqlite_schemas
-
-    for schema in sqlite_schemas(state.databases(data)):
-        number, gone = await schema.lacking()
-        for name, sql in gone.items():
-            if name.startswith("table"):
-                yield Said("problem", f"{schema.name} lacks the {name}", "restore a backup (antiphon admin restore)")
-            else:
-                made = f"create it again with sqlite3: {' '.join(sql.split())}" if sql else "restore a backup"
-                yield Said("note", f"{schema.name}: the {name} is missing: its queries are slow", made)
-        if number and not gone:
-            yield Said("ok", f"{schema.name}: all {number} tables and indexes of the schema are there")
-
-
-async def _keys(state: StateSettings, keys: Keys) -> AsyncIterator[Said]:
-    deployment = await open_deployment(state)
+async def _keys(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator[Said]:
+    deployment = backend_of(state, data).deployment()
     if deployment is None:
         return
     try:

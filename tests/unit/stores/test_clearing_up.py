@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from antiphon.engine.ports.files import new_blob_key
 from antiphon.errors import StoreError
-from antiphon.stores.archives import KeyName
+from antiphon.stores.backend import KeyName
 from antiphon.stores.blobs import disk as on_disk
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.sqlite import backup, place

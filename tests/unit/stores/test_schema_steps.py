@@ -8,8 +8,9 @@ import pytest
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import ConfigError, StoreError
+from antiphon.stores.choice import backend_of
 from antiphon.stores.schema_steps import Applied, Step, missing_steps, oldest_schema, read_steps
-from antiphon.stores.schemas import create_step, open_schemas
+from antiphon.stores.schemas import create_step
 
 STEPS = (Step(1, "0001_a.sql", "a"), Step(2, "0002_b.sql", "-- serves: 1\nb"), Step(3, "0003_c.sql", "c"))
 
@@ -90,5 +91,5 @@ async def test_an_installed_package_takes_no_new_step(tmp_path: Path) -> None:
 
 async def test_what_is_in_memory_has_no_schema(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="memory"):
-        async with open_schemas(StateSettings.of({"url": "memory:"}), tmp_path):
+        async with backend_of(StateSettings.of({"url": "memory:"}), tmp_path).open_schemas(seconds=1):
             pass

@@ -33,7 +33,7 @@ import msgspec
 from msgspec import Struct
 
 from antiphon.errors import StoreError
-from antiphon.stores.archives import Archived, KeyName
+from antiphon.stores.backend import Archived, KeyFiles, KeyName
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.flushing import flush_folder
 from antiphon.stores.sqlite.database import reader_uri, store_error
@@ -77,7 +77,7 @@ def fingerprint(key: bytes) -> str:
 def make_archive(
     data: Path,
     target: Path,
-    keys: Mapping[KeyName, tuple[bytes, ...]],
+    keys: KeyFiles,
     *,
     with_keys: bool,
     with_contents: bool = True,
@@ -119,7 +119,7 @@ def make_archive(
     return Archived(len(contents), target.stat().st_size, tuple(included), vanished)
 
 
-def open_archive(source: Path, data: Path, keys: Mapping[KeyName, tuple[bytes, ...]]) -> Archived:
+def open_archive(source: Path, data: Path, keys: KeyFiles) -> Archived:
     """Make the data folder from an archive. `keys`: those the settings give, by the file's name in the data folder.
 
     Raises `StoreError`, and then leaves nothing behind.
@@ -337,7 +337,7 @@ def _place(draft: Path, name: str) -> Path | None:
     return None
 
 
-def _check_keys(needed: Mapping[KeyName, list[str]], draft: Path, given: Mapping[KeyName, tuple[bytes, ...]]) -> None:
+def _check_keys(needed: Mapping[KeyName, list[str]], draft: Path, given: KeyFiles) -> None:
     for name, fingerprints in needed.items():
         path = draft / name
         there = [*given.get(name, ()), *([path.read_bytes().strip()] if path.exists() else [])]

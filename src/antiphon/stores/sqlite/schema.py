@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
+from antiphon.stores.said import Said
 from antiphon.stores.schema_steps import Applied, Step
 from antiphon.stores.sqlite.database import connect_writer, create_file, reader_uri, store_error
 from antiphon.stores.sqlite.migrate import applied_steps, migrate, packaged_steps, undo
@@ -77,3 +78,18 @@ def sqlite_schemas(folder: Path) -> tuple[SqliteSchema, ...]:
         SqliteSchema(folder / SESSIONS_FILE, packaged_steps(), package / "migrations"),
         SqliteSchema(folder / VECTORS_FILE, packaged_steps(VECTOR_STEPS), package / VECTOR_STEPS),
     )
+
+
+async def examine_schemas(folder: Path) -> AsyncIterator[Said]:
+    """Tables and indexes that a database file lacks: without an index queries are slow, without a table requests
+    fail."""
+    for schema in sqlite_schemas(folder):
+        number, gone = await schema.lacking()
+        for name, sql in gone.items():
+            if name.startswith("table"):
+                yield Said("problem", f"{schema.name} lacks the {name}", "restore a backup (antiphon admin restore)")
+            else:
+                made = f"create it again with sqlite3: {' '.join(sql.split())}" if sql else "restore a backup"
+                yield Said("note", f"{schema.name}: the {name} is missing: its queries are slow", made)
+        if number and not gone:
+            yield Said("ok", f"{schema.name}: all {number} tables and indexes of the schema are there")
