@@ -28,7 +28,7 @@ class Row(Protocol):
 R = TypeVar("R", bound=Row)
 
 
-def cut_off(rows: list[R], body: str = "body") -> tuple[list[R], bool]:
+def cut_off(rows: Sequence[R], body: str = "body") -> tuple[Sequence[R], bool]:
     """The rows up to the first that did not fit (its column `body` is null), and whether there is such a row."""
     for number, row in enumerate(rows):
         if row[body] is None:

@@ -20,6 +20,7 @@ from antiphon.errors import StoreError
 from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
 from antiphon.stores.kept_files import KeptFiles
+from antiphon.stores.kept_prompts import KeptPrompts
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.conversations import PostgresConversationStore
 from antiphon.stores.postgres.database import Database, DatabaseLimits
@@ -31,7 +32,7 @@ from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_st
 from antiphon.stores.postgres.owner_data import PostgresOwnerData
 from antiphon.stores.postgres.owner_room import PostgresOwnerRoom
 from antiphon.stores.postgres.pending_blobs import PostgresPendingRows
-from antiphon.stores.postgres.prompts import PostgresPromptStore
+from antiphon.stores.postgres.prompts import PostgresPromptRows
 from antiphon.stores.postgres.responses import PostgresResponseStore
 from antiphon.stores.postgres.retention import PostgresRetention
 from antiphon.stores.postgres.server_check import reach_server
@@ -142,7 +143,7 @@ async def open_postgres(
         ),
         background=PostgresJobStore(database, queued, added, signals.changed),
         signals=signals,
-        prompts=PostgresPromptStore(database, keys=keys, page_bytes=page_bytes),
+        prompts=KeptPrompts(PostgresPromptRows(database, keys), page_bytes=page_bytes),
         files=KeptFiles(files, pending, blobs),
         retention=PostgresRetention(database, kept),
         keys=keys,

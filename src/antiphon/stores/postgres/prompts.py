@@ -1,21 +1,18 @@
-"""What it means to keep a prompt: the `PromptStore` over PostgreSQL.
+"""The rows of prompts and their versions: `PromptRows` over PostgreSQL.
 
-Lives here: the SQL by name for prompts and their versions, and how rows become values. Not here: what a template may
-hold (`translation/prompt_template.py`), connections.
+Lives here: the SQL. Not here: what it means (`stores/kept_prompts.py`), connections.
 
-Invariant: a version never changes once it is there, its number is given out by the prompt's row, and every statement
-names the owner.
+Invariant: every statement names the owner.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly, StoredPrompt
-from antiphon.engine.ports.state import PageQuery, PromptChange, PromptPage
-from antiphon.errors import VersionConflict, unknown_cursor
-from antiphon.ids import Clock, now
-from antiphon.stores.pages import cut_off
+from antiphon.engine.ports.state import PageQuery, PromptChange
+from antiphon.stores.kept_prompts import kept_prompt
 from antiphon.stores.postgres.certain import certainly
 from antiphon.stores.postgres.database import Connection, Database, Record
 from antiphon.stores.postgres.making import KeysInTransactions, make
@@ -84,114 +81,63 @@ VERSIONS_FORWARD = _VERSIONS.format(order="ASC", cut=within("place ASC", "$6"))
 VERSIONS_BACKWARD = _VERSIONS.format(order="DESC", cut=within("place DESC", "$6"))
 
 
-class PostgresPromptStore:
-    """`PromptStore` on connections that are somebody else's to close."""
+class PostgresPromptRows:
+    """`PromptRows` on connections that are somebody else's to close."""
 
-    def __init__(self, database: Database, *, keys: KeysInTransactions, page_bytes: int, clock: Clock = now) -> None:
-        """`page_bytes`: where a page of versions ends before its rows do."""
+    def __init__(self, database: Database, keys: KeysInTransactions) -> None:
         self._database = database
         self._keys = keys
-        self._page_bytes = page_bytes
-        self._clock = clock
 
-    async def create(
-        self,
-        owner: str,
-        prompt_id: str,
-        name: str | None,
-        metadata: bytes,
-        body: bytes,
-        once: OnceOnly | None = None,
-    ) -> StoredPrompt:
-        """Make a prompt whose first version is `body`."""
-        at = milliseconds(self._clock())
+    async def find(self, owner: str, prompt_id: str, version: int | None) -> StoredPrompt | None:
+        """See `PromptRows.find`."""
+        rows = await self._database.fetch(GET, prompt_id, owner, version)
+        return kept_prompt(rows[0]) if rows else None
+
+    async def page(self, owner: str, page: PageQuery, behind: str | None) -> Sequence[StoredPrompt]:
+        """See `PromptRows.page`."""
+        sql = LIST_BACKWARD if page.backward else LIST_FORWARD
+        return [kept_prompt(row) for row in await self._database.fetch(sql, owner, page.limit + 1, behind)]
+
+    async def versions(
+        self, owner: str, prompt_id: str, page: PageQuery, low: int, high: int, size: int
+    ) -> Sequence[Record]:
+        """See `PromptRows.versions`."""
+        sql = VERSIONS_BACKWARD if page.backward else VERSIONS_FORWARD
+        return await self._database.fetch(sql, prompt_id, owner, low, high, page.limit + 1, size)
+
+    async def insert(self, owner: str, prompt: StoredPrompt, once: OnceOnly | None) -> None:
+        """See `PromptRows.insert`."""
+        given = (prompt.id, owner, prompt.name, milliseconds(prompt.created_at), prompt.metadata, prompt.body)
 
         async def work(connection: Connection) -> None:
-            await connection.execute(INSERT, prompt_id, owner, name, at, metadata, body)
+            await connection.execute(INSERT, *given)
 
-        await make(self._database, self._keys, once, prompt_id, work)
-        return StoredPrompt(prompt_id, name, 1, 1, 1, at / 1000, at / 1000, metadata, body)
+        await make(self._database, self._keys, once, prompt.id, work)
 
-    async def get(self, owner: str, prompt_id: str, version: int | None = None) -> StoredPrompt | None:
-        """This version, or the default one; None when there is no such prompt or version."""
-        rows = await self._database.fetch(GET, prompt_id, owner, version)
-        return _prompt(rows[0]) if rows else None
-
-    async def list(self, owner: str, page: PageQuery) -> PromptPage:
-        """A page of the owner's prompts, each in its default version; `after` and `before` are meant in that order."""
-        behind = None
-        for name, cursor in page.cursors[:1]:
-            if await self.get(owner, cursor) is None:
-                raise unknown_cursor(name, "There is no prompt with this id")
-            behind = cursor
-        sql = LIST_BACKWARD if page.backward else LIST_FORWARD
-        rows = await self._database.fetch(sql, owner, page.limit + 1, behind)
-        return PromptPage(page.shown([_prompt(row) for row in rows]), has_more=len(rows) > page.limit)
-
-    async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> PromptPage | None:
-        """A page of a prompt's versions; see `PromptStore.versions`."""
-        newest = await self.get(owner, prompt_id)
-        if newest is None:
-            return None
-        for name, cursor in page.cursors:
-            if not (cursor.isdecimal() and len(cursor) < 10 and int(cursor) > 0):
-                raise unknown_cursor(name, "Versions are numbered from 1 on")
-        low, high = page.bounds
-        sql = VERSIONS_BACKWARD if page.backward else VERSIONS_FORWARD
-        rows = await self._database.fetch(
-            sql,
-            prompt_id,
-            owner,
-            int(low or 0),
-            int(high or newest.last_version + 1),
-            page.limit + 1,
-            self._page_bytes,
-        )
-        found, cut = cut_off(rows)
-        shown = page.shown([_prompt(row) for row in found])
-        return PromptPage(shown, has_more=cut or len(rows) > page.limit)
-
-    async def change(self, owner: str, prompt_id: str, change: PromptChange) -> StoredPrompt | None:
-        """Make the change, all of it or none; returns the version that is its result. Raises `VersionConflict`."""
-        given: tuple[Any, ...] = (change.renamed, change.name, change.metadata, milliseconds(self._clock()))
+    async def change(
+        self, owner: str, prompt_id: str, change: PromptChange, at: float
+    ) -> tuple[bool, StoredPrompt | None]:
+        """See `PromptRows.change`."""
+        given: tuple[Any, ...] = (change.renamed, change.name, change.metadata, milliseconds(at))
         new_version = (change.body, change.make_default, change.expected_version)
 
-        async def work(connection: Connection) -> StoredPrompt | None:
+        async def work(connection: Connection) -> tuple[bool, StoredPrompt | None]:
             changed = await connection.fetch(CHANGE, prompt_id, owner, *given, *new_version)
             version = changed[0][0] if changed and change.body is not None else None
-            found = [_prompt(row) for row in await connection.fetch(GET, prompt_id, owner, version)]
-            if not found:
-                return None
-            if not changed:
-                raise VersionConflict(found[0].last_version)
-            return found[0]
+            found = await connection.fetch(GET, prompt_id, owner, version)
+            return bool(changed), kept_prompt(found[0]) if found else None
 
         return await certainly(self._database, work)
 
-    async def set_default(self, owner: str, prompt_id: str, version: int) -> StoredPrompt | None:
-        """Make this version the default; None when there is no such prompt or version."""
-        at = milliseconds(self._clock())
-        changed = await self._database.write(SET_DEFAULT, prompt_id, owner, version, at, again=True)
-        return await self.get(owner, prompt_id) if changed else None
+    async def set_default(self, owner: str, prompt_id: str, version: int, at: float) -> bool:
+        """See `PromptRows.set_default`."""
+        given = (prompt_id, owner, version, milliseconds(at))
+        return bool(await self._database.write(SET_DEFAULT, *given, again=True))
 
     async def delete(self, owner: str, prompt_id: str) -> bool:
-        """Delete the prompt with all its versions; False when there is none."""
+        """See `PromptRows.delete`."""
 
         async def work(connection: Connection) -> bool:
             return bool(await connection.fetch(DELETE, prompt_id, owner))
 
         return await certainly(self._database, work)
-
-
-def _prompt(row: Record) -> StoredPrompt:
-    return StoredPrompt(
-        id=row["id"],
-        name=row["name"],
-        version=row["version"],
-        default_version=row["default_version"],
-        last_version=row["last_version"],
-        created_at=row["created_at"] / 1000,
-        updated_at=row["updated_at"] / 1000,
-        metadata=row["metadata"],
-        body=row["body"],
-    )

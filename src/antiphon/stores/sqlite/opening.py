@@ -24,6 +24,7 @@ from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRI
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS
+from antiphon.stores.kept_prompts import KeptPrompts
 from antiphon.stores.sealed.bodies import with_status_unless_sealed
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.conversations import SqliteConversationStore
@@ -34,7 +35,7 @@ from antiphon.stores.sqlite.jobs import SqliteJobStore
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.owner_room import SqliteOwnerRoom
 from antiphon.stores.sqlite.place import Databases, Folder, Place
-from antiphon.stores.sqlite.prompts import SqlitePromptStore
+from antiphon.stores.sqlite.prompts import SqlitePromptRows
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.responses import SqliteResponseStore
 from antiphon.stores.sqlite.retention import SqliteRetention
@@ -65,7 +66,7 @@ class SqliteStores(Stores):
     conversations: SqliteConversationStore
     background: SqliteJobStore
     signals: SqliteSignals
-    prompts: SqlitePromptStore
+    prompts: KeptPrompts
     files: SqliteFileStore
     retention: SqliteRetention
     keep_keys: float
@@ -141,7 +142,7 @@ async def open_sqlite(
         ),
         background=SqliteJobStore(writer, readers, keys),
         signals=SqliteSignals(readers),
-        prompts=SqlitePromptStore(writer, readers, keys=keys, page_bytes=page_bytes),
+        prompts=KeptPrompts(SqlitePromptRows(writer, readers, keys), page_bytes=page_bytes),
         files=SqliteFileStore(
             writer,
             readers,

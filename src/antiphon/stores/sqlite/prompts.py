@@ -1,21 +1,18 @@
-"""What it means to keep a prompt: the `PromptStore` over SQLite.
+"""The rows of prompts and their versions: `PromptRows` over SQLite.
 
-Lives here: the SQL by name for prompts and their versions, and how rows become values. Not here: what a template may
-hold (`translation/prompt_template.py`), threads, connections and transactions.
+Lives here: the SQL by name. Not here: what it means (`stores/kept_prompts.py`), threads, connections and transactions.
 
-Invariant: a version never changes once it is there, its number is given out by the prompt's row, and every statement
-names the owner.
+Invariant: every statement names the owner.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly, StoredPrompt
-from antiphon.engine.ports.state import PageQuery, PromptChange, PromptPage
-from antiphon.errors import VersionConflict, unknown_cursor
-from antiphon.ids import Clock, now
-from antiphon.stores.pages import cut_off
+from antiphon.engine.ports.state import PageQuery, PromptChange
+from antiphon.stores.kept_prompts import kept_prompt
 from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.page_sql import within
@@ -83,82 +80,51 @@ WHERE id = :id AND owner = :owner
 DELETE_PROMPT = "DELETE FROM prompts WHERE id = :id AND owner = :owner"
 
 
-class SqlitePromptStore:
-    """`PromptStore` on a writer and readers that are somebody else's to close."""
+class SqlitePromptRows:
+    """`PromptRows` on a writer and readers that are somebody else's to close."""
 
-    def __init__(
-        self,
-        writer: SqliteWriter,
-        readers: SqliteReaders,
-        *,
-        keys: SqliteIdempotency,
-        page_bytes: int,
-        clock: Clock = now,
-    ) -> None:
-        """`page_bytes`: where a page of versions ends before its rows do."""
-        self._page_bytes = page_bytes
-        self._keys = keys
+    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: SqliteIdempotency) -> None:
         self._writer = writer
         self._readers = readers
-        self._clock = clock
+        self._keys = keys
 
-    async def create(
-        self,
-        owner: str,
-        prompt_id: str,
-        name: str | None,
-        metadata: bytes,
-        body: bytes,
-        once: OnceOnly | None = None,
-    ) -> StoredPrompt:
-        """Make a prompt whose first version is `body`."""
-        at = milliseconds(self._clock())
-        named = {"id": prompt_id, "owner": owner, "name": name, "metadata": metadata, "body": body, "at": at}
-        unit = [Statement(INSERT_PROMPT, named), Statement(INSERT_VERSION, named, rows=1)]
-        await self._keys.make(once, prompt_id, unit, [Statement(DELETE_PROMPT, named)])
-        return StoredPrompt(prompt_id, name, 1, 1, 1, at / 1000, at / 1000, metadata, body)
-
-    async def get(self, owner: str, prompt_id: str, version: int | None = None) -> StoredPrompt | None:
-        """This version, or the default one; None when there is no such prompt or version."""
+    async def find(self, owner: str, prompt_id: str, version: int | None) -> StoredPrompt | None:
+        """See `PromptRows.find`."""
         rows = await self._readers.fetch(GET_PROMPT, {"id": prompt_id, "owner": owner, "version": version})
-        return _prompt(rows[0]) if rows else None
+        return kept_prompt(rows[0]) if rows else None
 
-    async def list(self, owner: str, page: PageQuery) -> PromptPage:
-        """A page of the owner's prompts, each in its default version; `after` and `before` are meant in that order."""
-        named = {"owner": owner, "cursor": None, "limit": page.limit + 1}
-        sql = LIST_BACKWARD if page.backward else LIST_FORWARD
-        for name, cursor in page.cursors[:1]:
-            if await self.get(owner, cursor) is None:
-                raise unknown_cursor(name, "There is no prompt with this id")
-            named["cursor"] = cursor
-            sql = LIST_BACKWARD_BEHIND if page.backward else LIST_FORWARD_BEHIND
-        rows = await self._readers.fetch(sql, named)
-        return PromptPage(page.shown([_prompt(row) for row in rows]), has_more=len(rows) > page.limit)
+    async def page(self, owner: str, page: PageQuery, behind: str | None) -> Sequence[StoredPrompt]:
+        """See `PromptRows.page`."""
+        forward, backward = (
+            (LIST_FORWARD, LIST_BACKWARD) if behind is None else (LIST_FORWARD_BEHIND, LIST_BACKWARD_BEHIND)
+        )
+        named = {"owner": owner, "cursor": behind, "limit": page.limit + 1}
+        return [kept_prompt(row) for row in await self._readers.fetch(backward if page.backward else forward, named)]
 
-    async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> PromptPage | None:
-        """A page of a prompt's versions; see `PromptStore.versions`."""
-        newest = await self.get(owner, prompt_id)
-        if newest is None:
-            return None
-        for name, cursor in page.cursors:
-            if not (cursor.isdecimal() and len(cursor) < 10 and int(cursor) > 0):
-                raise unknown_cursor(name, "Versions are numbered from 1 on")
-        low, high = page.bounds
+    async def versions(
+        self, owner: str, prompt_id: str, page: PageQuery, low: int, high: int, size: int
+    ) -> Sequence[Row]:
+        """See `PromptRows.versions`."""
+        named = {"id": prompt_id, "owner": owner, "low": low, "high": high, "limit": page.limit + 1, "bytes": size}
+        return await self._readers.fetch(VERSIONS_BACKWARD if page.backward else VERSIONS_FORWARD, named)
+
+    async def insert(self, owner: str, prompt: StoredPrompt, once: OnceOnly | None) -> None:
+        """See `PromptRows.insert`."""
         named = {
-            "id": prompt_id,
+            "id": prompt.id,
             "owner": owner,
-            "low": int(low or 0),
-            "high": int(high or newest.last_version + 1),
-            "limit": page.limit + 1,
-            "bytes": self._page_bytes,
+            "name": prompt.name,
+            "metadata": prompt.metadata,
+            "body": prompt.body,
+            "at": milliseconds(prompt.created_at),
         }
-        rows = await self._readers.fetch(VERSIONS_BACKWARD if page.backward else VERSIONS_FORWARD, named)
-        found, cut = cut_off(rows)
-        shown = page.shown([_prompt(row) for row in found])
-        return PromptPage(shown, has_more=cut or len(rows) > page.limit)
+        unit = [Statement(INSERT_PROMPT, named), Statement(INSERT_VERSION, named, rows=1)]
+        await self._keys.make(once, prompt.id, unit, [Statement(DELETE_PROMPT, named)])
 
-    async def change(self, owner: str, prompt_id: str, change: PromptChange) -> StoredPrompt | None:
-        """Make the change, all of it or none; returns the version that is its result. Raises `VersionConflict`."""
+    async def change(
+        self, owner: str, prompt_id: str, change: PromptChange, at: float
+    ) -> tuple[bool, StoredPrompt | None]:
+        """See `PromptRows.change`."""
         named: dict[str, Any] = {
             "id": prompt_id,
             "owner": owner,
@@ -167,7 +133,7 @@ class SqlitePromptStore:
             "metadata": change.metadata,
             "body": change.body,
             "expected": change.expected_version,
-            "at": milliseconds(self._clock()),
+            "at": milliseconds(at),
         }
         unit = [Statement(UPDATE_PROMPT, named, rows=1)]
         if change.body is not None:
@@ -177,36 +143,17 @@ class SqlitePromptStore:
         try:
             await self._writer.run(unit)
         except RowsMissing:
-            found = await self.get(owner, prompt_id)
-            if found is None:
-                return None
-            raise VersionConflict(found.last_version) from None
-        found = await self.get(owner, prompt_id)
+            return False, await self.find(owner, prompt_id, None)
+        found = await self.find(owner, prompt_id, None)
         if change.body is not None and found is not None and not change.make_default:
-            return await self.get(owner, prompt_id, found.last_version)
-        return found
+            found = await self.find(owner, prompt_id, found.last_version)
+        return True, found
 
-    async def set_default(self, owner: str, prompt_id: str, version: int) -> StoredPrompt | None:
-        """Make this version the default; None when there is no such prompt or version."""
-        named = {"id": prompt_id, "owner": owner, "version": version, "at": milliseconds(self._clock())}
-        (count,) = await self._writer.run([Statement(SET_DEFAULT, named)])
-        return await self.get(owner, prompt_id) if count else None
+    async def set_default(self, owner: str, prompt_id: str, version: int, at: float) -> bool:
+        """See `PromptRows.set_default`."""
+        named = {"id": prompt_id, "owner": owner, "version": version, "at": milliseconds(at)}
+        return bool((await self._writer.run([Statement(SET_DEFAULT, named)]))[0])
 
     async def delete(self, owner: str, prompt_id: str) -> bool:
-        """Delete the prompt with all its versions; False when there is none."""
-        (count,) = await self._writer.run([Statement(DELETE_PROMPT, {"id": prompt_id, "owner": owner})])
-        return bool(count)
-
-
-def _prompt(row: Row) -> StoredPrompt:
-    return StoredPrompt(
-        id=row["id"],
-        name=row["name"],
-        version=row["version"],
-        default_version=row["default_version"],
-        last_version=row["last_version"],
-        created_at=row["created_at"] / 1000,
-        updated_at=row["updated_at"] / 1000,
-        metadata=row["metadata"],
-        body=row["body"],
-    )
+        """See `PromptRows.delete`."""
+        return bool((await self._writer.run([Statement(DELETE_PROMPT, {"id": prompt_id, "owner": owner})]))[0])
