@@ -19,9 +19,10 @@ from antiphon.engine.ports.jobs import JobEnd
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ApiError, ConversationLocked
 from antiphon.stores.blobs.disk import DiskBlobs
+from antiphon.stores.kept_conversations import KeptConversations
 from antiphon.stores.sqlite import ingestion, lease_clock, retention
 from antiphon.stores.sqlite import jobs as job_store
-from antiphon.stores.sqlite.conversations import SqliteConversationStore
+from antiphon.stores.sqlite.conversations import SqliteConversationRows
 from antiphon.stores.sqlite.files import SqliteFileStore
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
@@ -407,14 +408,18 @@ def _retention(stores: SqliteStores, clocks: Clocks, **kept: float) -> SqliteRet
     return SqliteRetention(stores.writer, stores.readers, given, clock=clocks.date)
 
 
+def _conversations(stores: SqliteStores, clocks: Clocks) -> KeptConversations:
+    keys = SqliteIdempotency(stores.writer, stores.readers)
+    rows = SqliteConversationRows(stores.writer, stores.readers, keys, clock=clocks.date)
+    return KeptConversations(rows, keys, max_items=9, history_bytes=99, page_bytes=99, clock=clocks.date)
+
+
 @pytest.mark.parametrize(("off", "gone"), [(-1, 0), (0, 0), (1, 1)])
 async def test_what_is_older_goes(stores: SqliteStores, clocks: Clocks, off: int, gone: int) -> None:
     """Not what is exactly as old as it may be."""
     at = clocks.date()
     await stores.responses.save(replace(make_record("a"), created_at=at, completed_at=at))
-    kept = SqliteConversationStore(
-        stores.writer, stores.readers, max_items=9, history_bytes=99, page_bytes=99, clock=clocks.date
-    )
+    kept = _conversations(stores, clocks)
     await kept.create(ALICE, "conv_a", b"{}", [item("msg_1")])
     waiting = replace(queued("b"), created_at=at)
     await stores.background.enqueue(waiting, b"{}", piece(0, 1), limit=MOST)
@@ -432,9 +437,7 @@ async def test_what_is_older_goes(stores: SqliteStores, clocks: Clocks, off: int
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
 async def test_a_locked_conversation_is_not_old(stores: SqliteStores, clocks: Clocks, off: int, come: bool) -> None:
-    kept = SqliteConversationStore(
-        stores.writer, stores.readers, max_items=9, history_bytes=99, page_bytes=99, clock=clocks.date
-    )
+    kept = _conversations(stores, clocks)
     await kept.create(ALICE, "conv_a", b"{}")
     assert await kept.load(ALICE, "conv_a", holder="resp_a", seconds=10.0) == ()
     clocks.lease += 10 * SECOND + off

@@ -19,10 +19,11 @@ from antiphon.engine.ports.files import BlobStore
 from antiphon.errors import StoreError
 from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
+from antiphon.stores.kept_conversations import KeptConversations
 from antiphon.stores.kept_files import KeptFiles
 from antiphon.stores.kept_prompts import KeptPrompts
 from antiphon.stores.postgres.containers import PostgresContainerRows
-from antiphon.stores.postgres.conversations import PostgresConversationStore
+from antiphon.stores.postgres.conversations import PostgresConversationRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.figures import PostgresFigures
 from antiphon.stores.postgres.files import PostgresFileRows
@@ -138,8 +139,12 @@ async def open_postgres(
             # 0 is never.
             patience=state.unready_after or math.inf,
         ),
-        conversations=PostgresConversationStore(
-            database, keys=keys, max_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes
+        conversations=KeptConversations(
+            PostgresConversationRows(database, keys),
+            keys,
+            max_items=chain_items,
+            history_bytes=history_bytes,
+            page_bytes=page_bytes,
         ),
         background=PostgresJobStore(database, queued, added, signals.changed),
         signals=signals,

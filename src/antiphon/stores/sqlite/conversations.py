@@ -1,12 +1,7 @@
-"""What it means to keep a conversation: the `ConversationStore` over SQLite.
+"""The rows of conversations and their items: `ConversationRows` over SQLite.
 
-Lives here: the SQL by name for conversations, their items and their lock, and how rows become values. Not here: how a
-response's own items join its conversation (`responses.py`: in the same unit as the response), and threads,
-connections and transactions.
-
-The lock is a lease: `locked_by` names the response that runs on the conversation, `locked_until` when that is over
-unless it was renewed. Whoever takes the lock later overwrites both, so a response that lost it finds no row to append
-to. A lock that ran out and was taken by nobody still is its response's.
+Lives here: the SQL by name. Not here: what it means (`stores/kept_conversations.py`), how a response's own items join
+its conversation (`responses.py`: in the same unit as the response), threads, connections and transactions.
 
 Invariant: every statement names the owner, but for those of the lock, which name the response that holds it; one that
 changes items finds the conversation unlocked or changes nothing.
@@ -16,15 +11,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly, StoredItem
 from antiphon.engine.ports.retention import SWEEPER
-from antiphon.engine.ports.state import ConversationPage, ItemPage, PageQuery, StoredConversation
-from antiphon.errors import ConversationLocked, ConversationTooLong, HistoryTooLarge
+from antiphon.engine.ports.state import PageQuery, StoredConversation
 from antiphon.ids import Clock, now
-from antiphon.stores.pages import check_cursors, history_item, item_page, named_items, stored_item
+from antiphon.stores.kept_conversations import kept_conversation
+from antiphon.stores.pages import stored_item
 from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.page_sql import asked, within
@@ -137,154 +131,109 @@ WHERE locked_by IN (SELECT value FROM json_each(:holders)) RETURNING locked_by
 """
 
 
-class SqliteConversationStore:
-    """`ConversationStore` on a writer and readers that are somebody else's to close."""
+class SqliteConversationRows:
+    """`ConversationRows` on a writer and readers that are somebody else's to close."""
 
     def __init__(
-        self,
-        writer: SqliteWriter,
-        readers: SqliteReaders,
-        *,
-        max_items: int,
-        history_bytes: int,
-        page_bytes: int,
-        clock: Clock = now,
-        keys: SqliteIdempotency | None = None,
+        self, writer: SqliteWriter, readers: SqliteReaders, keys: SqliteIdempotency, *, clock: Clock = now
     ) -> None:
-        """`max_items`, `history_bytes`: the most that a response's history may have; `page_bytes`: where a page of
-        items ends before its rows do."""
-        self._keys = keys or SqliteIdempotency(writer, readers)
-        self._history_bytes = history_bytes
-        self._page_bytes = page_bytes
         self._writer = writer
         self._readers = readers
-        self._limit = max_items
+        self._keys = keys
         self._clock = clock
 
-    async def create(
-        self,
-        owner: str,
-        conversation_id: str,
-        metadata: bytes,
-        items: Sequence[StoredItem] = (),
-        once: OnceOnly | None = None,
-    ) -> StoredConversation:
-        """Make a conversation with these items, all or nothing."""
-        at = self._now()
-        named = {"owner": owner, "id": conversation_id, "metadata": metadata, "at": at}
-        unit = [Statement(INSERT_CONVERSATION, named), *_adding(owner, conversation_id, items, at)]
-        await self._keys.make(once, conversation_id, unit, [Statement(DELETE_CONVERSATION, named)])
-        return StoredConversation(conversation_id, at / 1000, metadata)
-
-    async def made(self, once: OnceOnly) -> str | None:
-        """What this very request made before."""
-        return await self._keys.made(once)
-
-    async def get(self, owner: str, conversation_id: str) -> StoredConversation | None:
-        """The conversation, or None."""
+    async def find(self, owner: str, conversation_id: str) -> StoredConversation | None:
+        """See `ConversationRows.find`."""
         rows = await self._readers.fetch(GET_CONVERSATION, {"owner": owner, "id": conversation_id})
-        return _conversation(rows[0]) if rows else None
+        return kept_conversation(rows[0]) if rows else None
+
+    async def page(self, owner: str, page: PageQuery) -> Sequence[StoredConversation]:
+        """See `ConversationRows.page`."""
+        sql = LIST_BACKWARD if page.backward else LIST_FORWARD
+        return [kept_conversation(row) for row in await self._readers.fetch(sql, {"owner": owner, **asked(page)})]
+
+    async def insert(
+        self, owner: str, conversation: StoredConversation, items: Sequence[StoredItem], once: OnceOnly | None
+    ) -> None:
+        """See `ConversationRows.insert`."""
+        named = _inserted(owner, conversation)
+        unit = [Statement(INSERT_CONVERSATION, named), *_adding(owner, conversation.id, items, named["at"])]
+        await self._keys.make(once, conversation.id, unit, [Statement(DELETE_CONVERSATION, named)])
 
     async def update(self, owner: str, conversation_id: str, metadata: bytes) -> StoredConversation | None:
-        """Replace the metadata; None when there is no such conversation."""
+        """See `ConversationRows.update`."""
         named = {"owner": owner, "id": conversation_id, "metadata": metadata, "at": self._now()}
         await self._writer.run([Statement(UPDATE_METADATA, named)])
-        return await self.get(owner, conversation_id)
+        return await self.find(owner, conversation_id)
 
     async def delete(self, owner: str, conversation_id: str) -> bool:
-        """Delete the conversation with its items; False when there is none. Raises `ConversationLocked`."""
-        named = {"owner": owner, "id": conversation_id, "at": self._now()}
-        (count,) = await self._writer.run([Statement(DELETE_CONVERSATION, named)])
-        return bool(count) or await self._missing(owner, conversation_id)
+        """See `ConversationRows.delete`."""
+        named = {"owner": owner, "id": conversation_id}
+        return bool((await self._writer.run([Statement(DELETE_CONVERSATION, named)]))[0])
 
-    async def list(self, owner: str, page: PageQuery) -> ConversationPage:
-        """A page of the owner's conversations, by their time of creation."""
-        await check_cursors(page, partial(self.get, owner), "There is no conversation with this id")
-        sql = LIST_BACKWARD if page.backward else LIST_FORWARD
-        rows = await self._readers.fetch(sql, {"owner": owner, **asked(page)})
-        return ConversationPage(page.shown([_conversation(row) for row in rows]), has_more=len(rows) > page.limit)
-
-    async def add_items(self, owner: str, conversation_id: str, items: Sequence[StoredItem]) -> bool:
-        """Append the items, all or none; False when there is no such conversation. Raises `ConversationLocked`."""
-        try:
-            unit = _adding(owner, conversation_id, items, self._now())
-            await self._writer.run(
-                unit, undo=[Statement(DELETE_ADDED, _named(owner, conversation_id, items), many=True)]
-            )
-        except RowsMissing:
-            return await self._missing(owner, conversation_id)
-        return True
-
-    async def items(self, owner: str, conversation_id: str, page: PageQuery) -> ItemPage | None:
-        """A page of the items, or None; see `ConversationStore.items`."""
-        named = {"owner": owner, "id": conversation_id, **asked(page, self._page_bytes)}
-        sql = ITEMS_BACKWARD if page.backward else ITEMS_FORWARD
-        return item_page(await self._readers.fetch(sql, named), page)
-
-    async def get_item(self, owner: str, conversation_id: str, item_id: str) -> StoredItem | None:
-        """One item of the conversation, or None."""
+    async def find_item(self, owner: str, conversation_id: str, item_id: str) -> StoredItem | None:
+        """See `ConversationRows.find_item`."""
         rows = await self._readers.fetch(GET_ITEM, {"owner": owner, "id": conversation_id, "item_id": item_id})
         return stored_item(rows[0]) if rows else None
 
+    async def named(self, owner: str, item_ids: Sequence[str], size: int) -> Sequence[Row]:
+        """See `ConversationRows.named`."""
+        return await self._readers.fetch(FIND_ITEMS, {"owner": owner, "ids": json.dumps(item_ids), "bytes": size})
+
+    async def items(self, owner: str, conversation_id: str, page: PageQuery, size: int) -> Sequence[Row]:
+        """See `ConversationRows.items`."""
+        named = {"owner": owner, "id": conversation_id, **asked(page, size)}
+        return await self._readers.fetch(ITEMS_BACKWARD if page.backward else ITEMS_FORWARD, named)
+
+    async def load(self, owner: str, conversation_id: str, limit: int, size: int) -> Sequence[Row]:
+        """See `ConversationRows.load`."""
+        named = {"owner": owner, "id": conversation_id, "limit": limit, "bytes": size}
+        return await self._readers.fetch(LOAD_CONVERSATION, named)
+
+    async def add(self, owner: str, conversation_id: str, items: Sequence[StoredItem]) -> bool:
+        """See `ConversationRows.add`."""
+        unit = _adding(owner, conversation_id, items, self._now())
+        undo = [Statement(DELETE_ADDED, _named(owner, conversation_id, items), many=True)]
+        try:
+            await self._writer.run(unit, undo=undo)
+        except RowsMissing:
+            return False
+        return True
+
     async def delete_item(self, owner: str, conversation_id: str, item_id: str) -> bool:
-        """Take one item out; False when it is not there. Raises `ConversationLocked`."""
-        named = {"owner": owner, "id": conversation_id, "item_id": item_id, "at": self._now()}
-        (count,) = await self._writer.run([Statement(DELETE_ITEM, named)])
-        if count or await self.get_item(owner, conversation_id, item_id) is None:
-            return bool(count)
-        raise ConversationLocked()
+        """See `ConversationRows.delete_item`."""
+        named = {"owner": owner, "id": conversation_id, "item_id": item_id}
+        return bool((await self._writer.run([Statement(DELETE_ITEM, named)]))[0])
 
-    async def find_items(self, owner: str, item_ids: Sequence[str]) -> dict[str, StoredItem]:
-        """The owner's items with these ids, in whatever conversation; absent ones are left out."""
-        if not item_ids:
-            return {}
-        named = {"owner": owner, "ids": json.dumps(sorted(set(item_ids))), "bytes": self._history_bytes}
-        return named_items(item_ids, await self._readers.fetch(FIND_ITEMS, named), self._history_bytes)
-
-    async def load(
-        self, owner: str, conversation_id: str, *, holder: str = "", seconds: float = 0.0, create: bool = False
-    ) -> tuple[StoredItem, ...] | None:
-        """All items, oldest first, and the lock for `holder`; see `ConversationStore.load`."""
-        at = self._now()
-        named: dict[str, Any] = {"owner": owner, "id": conversation_id, "at": at, "metadata": b"{}"}
-        unit = [Statement(INSERT_UNKNOWN, named)] if create else []
+    async def take(
+        self, owner: str, conversation_id: str, create: StoredConversation | None, holder: str, seconds: float
+    ) -> bool:
+        """See `ConversationRows.take`."""
+        unit = [] if create is None else [Statement(INSERT_UNKNOWN, _inserted(owner, create))]
         if holder:
-            unit.append(Statement(LOCK, {**named, "holder": holder, "lease": milliseconds(seconds)}))
-        if unit:
-            counts = await self._writer.run(unit)
-            if holder and not counts[-1] and await self._missing(owner, conversation_id) is False:
-                return None
-        rows = await self._readers.fetch(
-            LOAD_CONVERSATION,
-            {"owner": owner, "id": conversation_id, "limit": self._limit + 1, "bytes": self._history_bytes},
-        )
-        if not rows:
-            return None
-        if rows[0]["size"] > self._history_bytes:
-            raise HistoryTooLarge(self._history_bytes, "conversation")
-        if len(rows) > self._limit:
-            raise ConversationTooLong(self._limit)
-        return tuple([history_item(row) for row in rows if row["item_id"] is not None])
+            named = {"owner": owner, "id": conversation_id, "holder": holder, "lease": milliseconds(seconds)}
+            unit.append(Statement(LOCK, named))
+        counts = await self._writer.run(unit)
+        return not holder or bool(counts[-1])
 
     async def release(self, holder: str) -> None:
-        """Give the lock back, if `holder` has one."""
+        """See `ConversationRows.release`."""
         await self._writer.run([Statement(RELEASE_CONVERSATION, {"id": holder})])
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Keep the locks of these holders for so many seconds more; returns who still had one."""
+        """See `Leased.renew`."""
         named = {"holders": json.dumps(list(holders)), "lease": milliseconds(seconds)}
         rows: list[tuple[Any, ...]] = []
         await self._writer.run([Statement(RENEW, named, into=rows)])
         return frozenset(row[0] for row in rows)
 
-    async def _missing(self, owner: str, conversation_id: str) -> bool:
-        """Nothing was changed: False when there is no such conversation, else it is locked."""
-        if await self.get(owner, conversation_id) is None:
-            return False
-        raise ConversationLocked()
-
     def _now(self) -> int:
         return milliseconds(self._clock())
+
+
+def _inserted(owner: str, conversation: StoredConversation) -> dict[str, Any]:
+    at = milliseconds(conversation.created_at)
+    return {"owner": owner, "id": conversation.id, "metadata": conversation.metadata, "at": at}
 
 
 def _adding(owner: str, conversation_id: str, items: Sequence[StoredItem], at: int) -> list[Statement]:
@@ -299,7 +248,3 @@ def _adding(owner: str, conversation_id: str, items: Sequence[StoredItem], at: i
 
 def _named(owner: str, conversation_id: str, items: Sequence[StoredItem]) -> list[dict[str, str]]:
     return [{"owner": owner, "id": conversation_id, "item_id": item.id} for item in items]
-
-
-def _conversation(row: Row) -> StoredConversation:
-    return StoredConversation(row["id"], row["created_at"] / 1000, row["metadata"])

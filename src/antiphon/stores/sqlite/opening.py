@@ -24,10 +24,11 @@ from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRI
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS
+from antiphon.stores.kept_conversations import KeptConversations
 from antiphon.stores.kept_prompts import KeptPrompts
 from antiphon.stores.sealed.bodies import with_status_unless_sealed
 from antiphon.stores.sqlite import lease_clock
-from antiphon.stores.sqlite.conversations import SqliteConversationStore
+from antiphon.stores.sqlite.conversations import SqliteConversationRows
 from antiphon.stores.sqlite.figures import SqliteFigures
 from antiphon.stores.sqlite.files import SqliteFileStore
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
@@ -63,7 +64,7 @@ class SqliteStores(Stores):
     """Everything that is kept in one database: one writer and its readers, shared by all stores."""
 
     responses: SqliteResponseStore
-    conversations: SqliteConversationStore
+    conversations: KeptConversations
     background: SqliteJobStore
     signals: SqliteSignals
     prompts: KeptPrompts
@@ -137,8 +138,12 @@ async def open_sqlite(
         responses=SqliteResponseStore(
             writer, readers, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes, keys=keys
         ),
-        conversations=SqliteConversationStore(
-            writer, readers, max_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes, keys=keys
+        conversations=KeptConversations(
+            SqliteConversationRows(writer, readers, keys),
+            keys,
+            max_items=chain_items,
+            history_bytes=history_bytes,
+            page_bytes=page_bytes,
         ),
         background=SqliteJobStore(writer, readers, keys),
         signals=SqliteSignals(readers),
