@@ -26,13 +26,13 @@ from antiphon.engine.ports.indexing import Chunk
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ConfigError, StoreError
 from antiphon.stores import open_stores
+from antiphon.stores.backend import Wanted
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.deployment import MOVING, Keys, to_note
 from antiphon.stores.moved import COLUMNS
 from antiphon.stores.moved_mark import MARK_FILE
 from antiphon.stores.moving import CONTENTS, move
 from antiphon.stores.postgres import arriving
-from antiphon.stores.said import Wanted
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
 from antiphon.stores.state_report import examine_state

@@ -12,11 +12,11 @@ import pytest
 from antiphon.config.reading import SecretStr
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
+from antiphon.stores.backend import Said, Wanted
 from antiphon.stores.deployment import Keys
 from antiphon.stores.postgres.connecting import connect
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 from antiphon.stores.postgres.examining import examine
-from antiphon.stores.said import Said, Wanted
 from tests.support.postgres import Pooler, PostgresServer, free_port, pooler_program
 
 PORT = "SELECT inet_server_port()"

@@ -18,12 +18,12 @@ from antiphon.engine.ports.owner_data import OwnerCounts
 from antiphon.engine.ports.usage import Spent, UsageSum
 from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores import Stores, backend_of, open_stores
+from antiphon.stores.backend import Wanted
 from antiphon.stores.deployment import Keys
 from antiphon.stores.postgres import owner_data, vector_table
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.figures import TABLES
 from antiphon.stores.postgres.owner_room import PostgresOwnerRoom
-from antiphon.stores.said import Wanted
 from antiphon.stores.sealed.bodies import Bodies
 from antiphon.stores.state_report import examine_state
 from tests.contracts.file_contract import fields, keep

@@ -38,8 +38,8 @@ from antiphon.envoy.sidecars import endpoints
 from antiphon.envoy.versions import FEATURES, NEWEST, OLDEST, parse_version
 from antiphon.errors import AntiphonError
 from antiphon.extras import how_to_install
+from antiphon.stores.backend import Wanted
 from antiphon.stores.blobs.opening import open_blobs
-from antiphon.stores.said import Wanted
 from antiphon.stores.state_report import examine_state
 from antiphon.tools.code_interpreter import HOLDS, try_out
 

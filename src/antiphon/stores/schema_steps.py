@@ -20,8 +20,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
-from pathlib import Path
-from typing import Protocol
 
 from antiphon.errors import StoreError
 
@@ -115,27 +113,3 @@ def step_to_undo(applied: Sequence[Applied], steps: Sequence[Step]) -> Step:
             "The way back is a backup."
         )
     return step
-
-
-class Schema(Protocol):
-    """The schema of one database, with the numbered steps that this build has for it."""
-
-    @property
-    def name(self) -> str:
-        """What an operator calls the database."""
-
-    @property
-    def steps(self) -> tuple[Step, ...]: ...
-
-    @property
-    def folder(self) -> Path:
-        """Where the steps' files are in this installation."""
-
-    async def applied(self) -> Sequence[Applied]:
-        """What the database has; nothing when there is none. Raises `StoreError`."""
-
-    async def up(self) -> Sequence[Step]:
-        """Apply what is missing; what this call applied. Raises `StoreError`."""
-
-    async def undo(self) -> Step:
-        """Undo the last step. Raises `StoreError` where it cannot be."""

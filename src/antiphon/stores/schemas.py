@@ -14,8 +14,9 @@ from pathlib import Path
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import ConfigError, StoreError
+from antiphon.stores.backend import Schema
 from antiphon.stores.choice import backend_of
-from antiphon.stores.schema_steps import Schema, missing_steps
+from antiphon.stores.schema_steps import missing_steps
 
 _STEP_NAME = re.compile(r"[a-z0-9_]{1,60}")
 _EMPTY = """\

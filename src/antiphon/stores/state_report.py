@@ -13,9 +13,9 @@ from pathlib import Path
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import AntiphonError
+from antiphon.stores.backend import Said, Wanted
 from antiphon.stores.choice import backend_of
 from antiphon.stores.deployment import Keys, to_note
-from antiphon.stores.said import Said, Wanted
 from antiphon.stores.schema_steps import missing_steps, oldest_schema
 
 

@@ -13,14 +13,12 @@ from contextlib import AbstractAsyncContextManager
 from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.owner_data import OwnerData
-from antiphon.stores.backend import Backend, StoreOptions, Stores
+from antiphon.stores.backend import Backend, Said, Schema, StoreOptions, Stores, Wanted
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.deployment import Deployment
 from antiphon.stores.moved import Arriving
 from antiphon.stores.postgres.opening import open_postgres, open_postgres_owners
-from antiphon.stores.said import Said, Wanted
-from antiphon.stores.schema_steps import Schema
 from antiphon.stores.sealed.bodies import Bodies
 
 

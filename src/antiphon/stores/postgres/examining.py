@@ -18,6 +18,7 @@ from importlib.resources import files
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
+from antiphon.stores.backend import Said, Wanted
 from antiphon.stores.postgres.connecting import Connection, connect, kinds_of_servers
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.failures import DIRECT_URL
@@ -26,7 +27,6 @@ from antiphon.stores.postgres.migrate import SCHEMA, applied_steps, packaged_ste
 from antiphon.stores.postgres.server_check import ask_server, check_server, wrong
 from antiphon.stores.postgres.vector_table import SCHEMA as VECTOR_SCHEMA
 from antiphon.stores.postgres.vector_table import VectorTable
-from antiphon.stores.said import Said, Wanted
 
 _TRIPS = 9
 _SLOW_TRIP = 0.005

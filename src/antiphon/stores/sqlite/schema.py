@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
-from antiphon.stores.said import Said
+from antiphon.stores.backend import Said
 from antiphon.stores.schema_steps import Applied, Step
 from antiphon.stores.sqlite.database import connect_writer, create_file, reader_uri, store_error
 from antiphon.stores.sqlite.migrate import applied_steps, migrate, packaged_steps, undo
