@@ -17,13 +17,14 @@ from antiphon.engine.ports.files import FileQuery, NoRoom, new_blob_key
 from antiphon.engine.running.leases import Leases
 from antiphon.errors import StoreError
 from antiphon.stores.blobs.disk import DiskBlobs
-from antiphon.stores.sqlite.files import SqliteFileStore
+from antiphon.stores.kept_files import KeptFiles
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.pending_blobs import FORGET, KEEP
 from antiphon.stores.sqlite.statements import Counts, Statement
 from tests.contracts.file_contract import NOW, OWNER_BYTES, content, fields, keep
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
 from tests.contracts.store_process import child_environment
+from tests.support.sqlite_files import files_of
 from tests.support.waiting import until
 
 
@@ -35,7 +36,7 @@ async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
 
 
 @pytest.fixture
-def store(stores: SqliteStores) -> SqliteFileStore:
+def store(stores: SqliteStores) -> KeptFiles:
     return stores.files
 
 
@@ -54,14 +55,14 @@ async def run_out(stores: SqliteStores) -> None:
     await stores.writer.run([Statement("UPDATE pending_blobs SET lease_until = 1 WHERE lease_until > 0")])
 
 
-async def test_only_this_user_can_read_what_is_on_disk(store: SqliteFileStore, tmp_path: Path) -> None:
+async def test_only_this_user_can_read_what_is_on_disk(store: KeptFiles, tmp_path: Path) -> None:
     await keep(store, fields("a"), b"x")
     assert {path.stat().st_mode & 0o777 for path in contents(tmp_path)} == {0o600}
     folders = [tmp_path / "files", *(path for path in (tmp_path / "files").rglob("*") if path.is_dir())]
     assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
 
 
-async def test_nothing_is_left_on_disk_of_what_is_gone(store: SqliteFileStore, tmp_path: Path) -> None:
+async def test_nothing_is_left_on_disk_of_what_is_gone(store: KeptFiles, tmp_path: Path) -> None:
     await keep(store, fields("a"), b"x")
     async with store.uploading() as upload:
         await upload.write(b"y")
@@ -73,7 +74,7 @@ async def test_nothing_is_left_on_disk_of_what_is_gone(store: SqliteFileStore, t
     assert contents(tmp_path) == []
 
 
-async def test_a_sweep_takes_what_expired(store: SqliteFileStore, tmp_path: Path) -> None:
+async def test_a_sweep_takes_what_expired(store: KeptFiles, tmp_path: Path) -> None:
     await keep(store, fields("old", at=NOW - 10, expires_at=NOW - 1), b"x")
     await keep(store, fields("new", expires_at=NOW + 86_400), b"y")
     assert await store.sweep() == (1, 0)
@@ -81,10 +82,10 @@ async def test_a_sweep_takes_what_expired(store: SqliteFileStore, tmp_path: Path
     assert await content(store, "file-new") == b"y"
 
 
-async def test_a_file_goes_at_the_moment_it_expires(store: SqliteFileStore, tmp_path: Path) -> None:
+async def test_a_file_goes_at_the_moment_it_expires(stores: SqliteStores, store: KeptFiles, tmp_path: Path) -> None:
     """Where it is gone for its owner, a sweep takes it from the disk as well."""
     at = 1_800_000_059.999
-    timed = SqliteFileStore(store._writer, store._readers, store._blobs, clock=lambda: at)
+    timed = files_of(stores, store._blobs, clock=lambda: at)
     await keep(timed, fields("a", at=1_800_000_000.0, expires_at=1_800_000_060.0), b"x")
     assert await timed.sweep() == (0, 0) and await timed.get(ALICE, "file-a") is not None
     at = 1_800_000_060.0
@@ -121,7 +122,7 @@ async def test_what_is_sealed_was_flushed_before_it_got_its_place(
     await blobs.aclose()
 
 
-async def test_a_file_that_expired_is_told_of_before_it_goes(store: SqliteFileStore) -> None:
+async def test_a_file_that_expired_is_told_of_before_it_goes(store: KeptFiles) -> None:
     """And again by the next sweep, when telling failed."""
     told: list[tuple[str, str]] = []
 
@@ -140,18 +141,18 @@ async def test_a_file_that_expired_is_told_of_before_it_goes(store: SqliteFileSt
 
 
 async def test_a_sweep_takes_no_upload_that_goes_on(
-    store: SqliteFileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stores: SqliteStores, store: KeptFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither one that is being written, nor one whose content is whole and whose row is not there yet."""
     other = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
-    run = store._writer.run
+    run = stores.writer.run
     swept = []
 
     async def sweep_first(statements: list[Statement], **more: Any) -> Counts:
         swept.append(await other.files.sweep())
         return await run(statements, **more)
 
-    monkeypatch.setattr(store._writer, "run", sweep_first)
+    monkeypatch.setattr(stores.writer, "run", sweep_first)
     async with store.uploading() as upload:
         await upload.write(b"x")
         assert await other.files.sweep() == (0, 0)
@@ -177,7 +178,7 @@ async def test_an_upload_that_a_sweep_took_is_no_file(stores: SqliteStores, tmp_
             await run_out(stores)
             assert await store.sweep() == (0, 1)
             # It says so at the next write already when a renewal found it out.
-            store._pending._leases.drop(store._rows, upload._blob.key)
+            store._pending._leases.drop(store._pending._rows, upload._blob.key)
             await upload.write(b"y")
     assert contents(tmp_path) == [] and await pending(stores) == []
     assert await store.get(ALICE, "file-a") is None
@@ -189,7 +190,7 @@ async def test_no_file_is_made_of_what_a_sweep_takes_at_the_last_moment(
     """Its content is sealed, and then taken before the row is written."""
     store = stores.files
     other = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
-    run = store._writer.run
+    run = stores.writer.run
 
     async def taken_first(statements: list[Statement], **more: Any) -> Counts:
         if statements[-1].sql == KEEP:
@@ -197,7 +198,7 @@ async def test_no_file_is_made_of_what_a_sweep_takes_at_the_last_moment(
             assert await other.files.sweep() == (0, 1)
         return await run(statements, **more)
 
-    monkeypatch.setattr(store._writer, "run", taken_first)
+    monkeypatch.setattr(stores.writer, "run", taken_first)
     with pytest.raises(StoreError, match="stood still"):
         await keep(store, fields("a"), b"x")
     assert contents(tmp_path) == [] and await pending(stores) == []
@@ -244,14 +245,14 @@ async def test_a_file_that_could_not_be_deleted_whole_goes_with_the_next_sweep(
         if at == "content":
             broken.setattr(store._blobs, "delete", fails)
         else:
-            run = store._writer.run
+            run = stores.writer.run
 
             async def no_forgetting(statements: list[Statement], **more: Any) -> Counts:
                 if statements[0].sql == FORGET:
                     raise StoreError("Not now.")
                 return await run(statements, **more)
 
-            broken.setattr(store._writer, "run", no_forgetting)
+            broken.setattr(stores.writer, "run", no_forgetting)
         assert await store.delete(ALICE, "file-a")
         assert await store.get(ALICE, "file-a") is None
         assert len(contents(tmp_path)) == (at == "content") and len(await pending(stores)) == 1
@@ -304,7 +305,7 @@ async def test_contents_of_before_are_looked_for_once(stores: SqliteStores, tmp_
     half.write_bytes(b"half")
     assert await store.sweep() == (0, 0) and len(contents(tmp_path)) == 4
     # An older process makes a file of one after all.
-    await store._writer.run([Statement("UPDATE files SET blob = ? WHERE id = 'file-a'", ("b" * 48,))])
+    await stores.writer.run([Statement("UPDATE files SET blob = ? WHERE id = 'file-a'", ("b" * 48,))])
     await run_out(stores)
     assert await store.sweep() == (0, 2)
     assert await content(store, "file-a") == b"left" and await pending(stores) == []
@@ -316,10 +317,10 @@ async def test_contents_of_before_are_looked_for_once(stores: SqliteStores, tmp_
 
 
 async def test_an_upload_that_is_cancelled_while_its_row_is_written(
-    store: SqliteFileStore, monkeypatch: pytest.MonkeyPatch
+    stores: SqliteStores, store: KeptFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lease is renewed until the row is there or not, so no sweep takes the content of a row that comes late."""
-    run = store._writer.run
+    run = stores.writer.run
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def late(statements: list[Statement], **more: Any) -> Counts:
@@ -328,7 +329,7 @@ async def test_an_upload_that_is_cancelled_while_its_row_is_written(
             await go_on.wait()
         return await run(statements, **more)
 
-    monkeypatch.setattr(store._writer, "run", late)
+    monkeypatch.setattr(stores.writer, "run", late)
     task = asyncio.create_task(keep(store, fields("a"), b"x"))
     await begun.wait()
     task.cancel()
@@ -342,7 +343,7 @@ async def test_an_upload_that_is_cancelled_while_its_row_is_written(
 
 
 async def test_a_failing_disk_is_a_store_error(
-    store: SqliteFileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: KeptFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int, data: object) -> int:
         raise OSError(28, "No space left on device")
@@ -355,7 +356,7 @@ async def test_a_failing_disk_is_a_store_error(
     assert page is not None and page.files == ()
 
 
-async def test_a_content_that_somebody_took_away_is_a_store_error(store: SqliteFileStore, tmp_path: Path) -> None:
+async def test_a_content_that_somebody_took_away_is_a_store_error(store: KeptFiles, tmp_path: Path) -> None:
     await keep(store, fields("a"), b"x")
     contents(tmp_path)[0].unlink()
     with pytest.raises(StoreError, match="Opening a file failed"):
@@ -364,7 +365,7 @@ async def test_a_content_that_somebody_took_away_is_a_store_error(store: SqliteF
 
 
 async def test_an_upload_that_is_cancelled_while_it_begins(
-    store: SqliteFileStore, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: KeptFiles, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file that a thread makes when its upload is gone goes as well."""
     with _held(monkeypatch, "open") as (stands, goes_on):
@@ -397,7 +398,7 @@ def _held(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[tuple[threadin
 
 
 async def test_who_leaves_during_a_flush_stops_nobody_and_leaves_nothing(
-    store: SqliteFileStore, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: KeptFiles, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with _held(monkeypatch, "fsync") as (stands, goes_on):
         task = asyncio.create_task(keep(store, fields("a"), b"x"))
@@ -442,7 +443,7 @@ from antiphon.stores.sqlite.opening import open_sqlite
 
 async def main():
     stores = await open_sqlite(Path(sys.argv[1]), chain_items=10)
-    run = stores.files._writer.run
+    run = stores.writer.run
 
     async def never(statements, **more):
         print("sealed", flush=True)
@@ -451,7 +452,7 @@ async def main():
     async with stores.files.uploading() as half, stores.files.uploading() as whole:
         await half.write(b"half")
         await whole.write(b"whole")
-        stores.files._writer.run = never
+        stores.writer.run = never
         await whole.keep("alice", FileFields("file-a", "a", "user_data", "text/plain", time.time()))
 
 asyncio.run(main())
@@ -459,7 +460,7 @@ asyncio.run(main())
 
 
 async def test_a_killed_process_leaves_nothing_after_a_sweep(
-    store: SqliteFileStore, stores: SqliteStores, tmp_path: Path
+    store: KeptFiles, stores: SqliteStores, tmp_path: Path
 ) -> None:
     await keep(store, fields("mine"), b"x")
     child = await asyncio.create_subprocess_exec(

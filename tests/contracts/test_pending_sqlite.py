@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.pending_blobs import KEEP, LET_GO, SqlitePendingRows
 from antiphon.stores.sqlite.statements import RowsMissing, Statement
@@ -25,12 +26,12 @@ async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
 class TestPendingRows(PendingRowsContract):
     @pytest.fixture
     def rows(self, stores: SqliteStores) -> SqlitePendingRows:
-        return SqlitePendingRows(stores.writer, stores.readers)
+        return SqlitePendingRows(stores.writer, stores.readers, UPLOAD_LEASE_SECONDS)
 
     @pytest.fixture
     async def peer(self, stores: SqliteStores, tmp_path: Path) -> AsyncIterator[SqlitePendingRows]:
         opened = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
-        yield SqlitePendingRows(opened.writer, opened.readers)
+        yield SqlitePendingRows(opened.writer, opened.readers, UPLOAD_LEASE_SECONDS)
         await opened.aclose()
 
     @pytest.fixture

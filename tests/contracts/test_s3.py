@@ -22,7 +22,7 @@ from antiphon.stores.blobs import s3
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.blobs.s3 import S3Blobs
 from antiphon.stores.blobs.s3_failures import store_error
-from antiphon.stores.sqlite.files import SqliteFileStore
+from antiphon.stores.kept_files import KeptFiles
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from tests.contracts.blob_contract import BlobStoreContract, Left, got, put
 from tests.contracts.file_contract import OWNER_BYTES, FileStoreContract, content, fields, keep
@@ -71,13 +71,11 @@ class TestS3Files(FileStoreContract):
     reads_on = False
 
     @pytest.fixture
-    def store(self, stores: SqliteStores) -> SqliteFileStore:
+    def store(self, stores: SqliteStores) -> KeptFiles:
         return stores.files
 
     @pytest.fixture
-    async def peer(
-        self, stores: SqliteStores, tmp_path: Path, settings: BlobSettings
-    ) -> AsyncIterator[SqliteFileStore]:
+    async def peer(self, stores: SqliteStores, tmp_path: Path, settings: BlobSettings) -> AsyncIterator[KeptFiles]:
         opened = await open_sqlite(
             tmp_path, chain_items=CHAIN_ITEMS, owner_file_bytes=OWNER_BYTES, blobs=S3Blobs(settings)
         )
@@ -108,7 +106,7 @@ from antiphon.stores.sqlite.opening import open_sqlite
 async def main():
     settings = BlobSettings.of(json.loads(sys.argv[2]))
     stores = await open_sqlite(Path(sys.argv[1]), chain_items=10, blobs=S3Blobs(settings))
-    run = stores.files._writer.run
+    run = stores.writer.run
 
     async def never(statements, **more):
         print("sealed", flush=True)
@@ -119,7 +117,7 @@ async def main():
         await half.write(b"h" * (20 << 20))
         await half._blob.content._until_sent(1)
         await whole.write(b"w" * (9 << 20))
-        stores.files._writer.run = never
+        stores.writer.run = never
         await whole.keep("alice", FileFields("file-a", "a", "user_data", "text/plain", time.time()))
 
 asyncio.run(main())

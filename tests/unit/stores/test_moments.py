@@ -20,10 +20,10 @@ from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ApiError, ConversationLocked
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.kept_conversations import KeptConversations
+from antiphon.stores.kept_files import KeptFiles
 from antiphon.stores.sqlite import ingestion, lease_clock, retention
 from antiphon.stores.sqlite import jobs as job_store
 from antiphon.stores.sqlite.conversations import SqliteConversationRows
-from antiphon.stores.sqlite.files import SqliteFileStore
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.retention import SqliteRetention
@@ -32,6 +32,7 @@ from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.contracts.job_contract import MOST, ONE, TWO, finished, piece, queued
 from tests.contracts.store_contract import ALICE, BOB, item
 from tests.contracts.store_contract import record as make_record
+from tests.support.sqlite_files import files_of
 
 SECOND = 1_000
 MOMENTS = [(-1, False), (0, True), (1, True)]
@@ -301,8 +302,8 @@ async def test_keys_are_swept_piece_by_piece(
 # Files
 
 
-def _files(stores: SqliteStores, folder: Path, clocks: Clocks) -> SqliteFileStore:
-    return SqliteFileStore(stores.writer, stores.readers, DiskBlobs(folder / "files"), clock=clocks.date)
+def _files(stores: SqliteStores, folder: Path, clocks: Clocks) -> KeptFiles:
+    return files_of(stores, DiskBlobs(folder / "files"), clock=clocks.date)
 
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)

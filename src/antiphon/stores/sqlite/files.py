@@ -1,4 +1,4 @@
-"""The rows of uploaded files: `FileRows` over SQLite, and the `FileStore` over them.
+"""The rows of uploaded files: `FileRows` over SQLite.
 
 Lives here: the SQL by name. Not here: the order of row and content (`stores/kept_files.py`), pending rows
 (`pending_blobs.py`), threads, connections and transactions.
@@ -10,13 +10,12 @@ import json
 from collections.abc import Sequence
 
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.files import BlobStore, FileQuery, NoRoom, StoredFile
+from antiphon.engine.ports.files import FileQuery, NoRoom, StoredFile
 from antiphon.ids import Clock, now
-from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
-from antiphon.stores.kept_files import LEAST_ROOM, ContentTaken, KeptFile, KeptFiles, kept_file
+from antiphon.stores.kept_files import LEAST_ROOM, ContentTaken, KeptFile, kept_file
 from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
-from antiphon.stores.sqlite.pending_blobs import KEEP, LET_GO, ListBlobs, SqlitePendingRows
+from antiphon.stores.sqlite.pending_blobs import KEEP, LET_GO, SqlitePendingRows
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.statements import RowsMissing, Statement
 from antiphon.stores.sqlite.writer import SqliteWriter
@@ -57,41 +56,6 @@ DELETE_EXPIRED = f"DELETE {_GOING} RETURNING blob"
 _EVER = (1 << 63) - 1
 
 
-class SqliteFileStore(KeptFiles):
-    """`FileStore` on a writer and readers that are somebody else's to close; the contents' storage is its own."""
-
-    def __init__(
-        self,
-        writer: SqliteWriter,
-        readers: SqliteReaders,
-        blobs: BlobStore,
-        *,
-        owner_bytes: int | None = None,
-        clock: Clock = now,
-        keys: SqliteIdempotency | None = None,
-        upload_lease: float = UPLOAD_LEASE_SECONDS,
-        list_before: ListBlobs | None = None,
-    ) -> None:
-        """`owner_bytes`: the most that all files of one owner may take. `upload_lease`: seconds after which an upload
-        that was not heard of counts as broken off. `list_before`: lists where contents from before
-        pending blobs may lie."""
-        self._writer = writer
-        self._readers = readers
-        self._rows = SqlitePendingRows(writer, readers)
-        self.rows = SqliteFileRows(
-            writer, readers, keys or SqliteIdempotency(writer, readers), self._rows, limit=owner_bytes, clock=clock
-        )
-        self._lease = upload_lease
-        self._list_before = list_before
-        super().__init__(self.rows, PendingBlobs(self._rows, blobs, upload_lease), blobs)
-
-    async def sweep(self) -> tuple[int, int]:
-        """See `KeptFiles.sweep`."""
-        if self._list_before is not None:
-            await self._rows.note_those_of_before(self._list_before, self._lease)
-        return await super().sweep()
-
-
 class SqliteFileRows:
     """`FileRows` on a writer and readers that are somebody else's to close."""
 
@@ -102,15 +66,15 @@ class SqliteFileRows:
         keys: SqliteIdempotency,
         pending: SqlitePendingRows,
         *,
-        limit: int | None,
-        clock: Clock,
+        owner_bytes: int | None = None,
+        clock: Clock = now,
     ) -> None:
-        """`limit`: the most that all files of one owner may take."""
+        """`owner_bytes`: the most that all files of one owner may take."""
         self._writer = writer
         self._readers = readers
         self._keys = keys
         self._pending = pending
-        self.limit = limit
+        self._limit = owner_bytes
         self._clock = clock
 
     async def find(self, owner: str, file_id: str) -> KeptFile | None:
@@ -149,7 +113,7 @@ class SqliteFileRows:
             "created_at": milliseconds(file.created_at),
             "expires_at": milliseconds(file.expires_at) if file.expires_at is not None else None,
             "blob": kept.blob,
-            "limit": self.limit,
+            "limit": self._limit,
         }
         unit = [Statement(INSERT_FILE, named, rows=1), Statement(KEEP, named, rows=1)]
         undo = [Statement(DELETE_UNTOLD, named), Statement(LET_GO, named)]

@@ -23,18 +23,20 @@ from antiphon.engine.ports.retention import SWEEPER
 from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.memory import MemoryBlobs
-from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS
+from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
 from antiphon.stores.kept_conversations import KeptConversations
+from antiphon.stores.kept_files import KeptFiles
 from antiphon.stores.kept_prompts import KeptPrompts
 from antiphon.stores.sealed.bodies import with_status_unless_sealed
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.conversations import SqliteConversationRows
 from antiphon.stores.sqlite.figures import SqliteFigures
-from antiphon.stores.sqlite.files import SqliteFileStore
+from antiphon.stores.sqlite.files import SqliteFileRows
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.jobs import SqliteJobStore
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.owner_room import SqliteOwnerRoom
+from antiphon.stores.sqlite.pending_blobs import SqlitePendingRows
 from antiphon.stores.sqlite.place import Databases, Folder, Place
 from antiphon.stores.sqlite.prompts import SqlitePromptRows
 from antiphon.stores.sqlite.readers import SqliteReaders
@@ -68,7 +70,7 @@ class SqliteStores(Stores):
     background: SqliteJobStore
     signals: SqliteSignals
     prompts: KeptPrompts
-    files: SqliteFileStore
+    files: KeptFiles
     retention: SqliteRetention
     keep_keys: float
     usage: SqliteUsageStore
@@ -134,6 +136,9 @@ async def open_sqlite(
     contents = blobs
     if contents is None:
         contents = DiskBlobs(where / FILES_FOLDER) if isinstance(where, Path) else MemoryBlobs()
+    # Only a folder may hold contents from before they had rows.
+    list_before = contents.keys if isinstance(contents, DiskBlobs) else None
+    pending = SqlitePendingRows(writer, readers, upload_lease, list_before)
     return SqliteStores(
         responses=SqliteResponseStore(
             writer, readers, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes, keys=keys
@@ -148,15 +153,10 @@ async def open_sqlite(
         background=SqliteJobStore(writer, readers, keys),
         signals=SqliteSignals(readers),
         prompts=KeptPrompts(SqlitePromptRows(writer, readers, keys), page_bytes=page_bytes),
-        files=SqliteFileStore(
-            writer,
-            readers,
+        files=KeptFiles(
+            SqliteFileRows(writer, readers, keys, pending, owner_bytes=owner_file_bytes),
+            PendingBlobs(pending, contents, upload_lease),
             contents,
-            owner_bytes=owner_file_bytes,
-            keys=keys,
-            upload_lease=upload_lease,
-            # Only a folder may hold contents from before they had rows.
-            list_before=contents.keys if isinstance(contents, DiskBlobs) else None,
         ),
         retention=SqliteRetention(writer, readers, kept),
         keys=keys,

@@ -52,9 +52,15 @@ WAS_LISTED = "DELETE FROM pending_blobs WHERE key = '*'"
 class SqlitePendingRows:
     """`PendingRows` on a writer and readers that are somebody else's to close."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders) -> None:
+    def __init__(
+        self, writer: SqliteWriter, readers: SqliteReaders, lease: float, list_before: ListBlobs | None = None
+    ) -> None:
+        """`list_before`: lists where contents from before there were rows may lie; each has a `lease` in seconds to
+        become a file, since a process of an older version may be at it."""
         self._writer = writer
         self._readers = readers
+        self._lease = milliseconds(lease)
+        self._list_before = list_before
 
     async def begin(self, key: str, seconds: float) -> None:
         """Make a row with a lease."""
@@ -73,6 +79,8 @@ class SqlitePendingRows:
 
     async def take_overdue(self) -> None:
         """Take all rows whose lease is over."""
+        if self._list_before is not None:
+            await self._note(self._list_before)
         await self._writer.run([Statement(TAKE_OVERDUE), Statement(SPARE_FILES)])
 
     async def taken(self, after: str, limit: int) -> list[str]:
@@ -83,13 +91,10 @@ class SqlitePendingRows:
         """Delete the row."""
         await self._writer.run([Statement(FORGET, {"key": key})])
 
-    async def note_those_of_before(self, listed: ListBlobs, seconds: float) -> None:
-        """Note, once for a database, every content that no row names. Each has a lease's time to become a file, since a
-        process of an older version may be at it."""
+    async def _note(self, listed: ListBlobs) -> None:
+        """Note, once for a database, every content that no row names."""
         if not await self._readers.fetch(IS_UNLISTED, {}):
             return
         async for keys in listed():
-            await self._writer.run(
-                [Statement(NOTE_UNKNOWN, {"keys": json.dumps(keys), "lease": milliseconds(seconds)})]
-            )
+            await self._writer.run([Statement(NOTE_UNKNOWN, {"keys": json.dumps(keys), "lease": self._lease})])
         await self._writer.run([Statement(WAS_LISTED)])
