@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from antiphon.engine.ports.actions import StoredItem
-from antiphon.engine.ports.state import ItemPage, PageQuery
+from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
 from antiphon.errors import HistoryTooLarge, unknown_cursor
 
 
@@ -57,6 +57,24 @@ def item_page(rows: Sequence[Row], page: PageQuery) -> ItemPage | None:
             raise unknown_cursor(name, "There is no item with this id in the list")
     found, cut = cut_off([row for row in rows if row["item_id"] is not None])
     return ItemPage(page.shown([stored_item(row) for row in found]), has_more=cut or len(found) > page.limit)
+
+
+def response_page(
+    rows: Sequence[Row], page: PageQuery, body: Callable[[str, bytes], bytes] = lambda _, body: body
+) -> ResponsePage:
+    """The page, of rows with a response (`id`, `status`, `response`) and an item of it, if it has any. `body`: what is
+    shown of a response with this status whose row has that object."""
+    found: dict[str, tuple[Row, list[StoredItem]]] = {}
+    kept, cut = cut_off(rows, "response")
+    for row in kept:
+        items = found.setdefault(row["id"], (row, []))[1]
+        if row["item_id"] is not None:
+            items.append(stored_item(row))
+    responses = [
+        StoredResponse(row["id"], row["status"], body(row["status"], row["response"]), tuple(items))
+        for row, items in found.values()
+    ]
+    return ResponsePage(page.shown(responses), has_more=cut or len(responses) > page.limit)
 
 
 def stored_item(row: Row) -> StoredItem:

@@ -9,11 +9,13 @@ seen, or finds its predecessor gone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
-from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
-from antiphon.errors import ChainBroken, ChainTooLong, HistoryTooLarge, StoreError, unknown_cursor
-from antiphon.stores.pages import cut_off, history_item, item_page, named_items, stored_item
+from antiphon.errors import StoreError, unknown_cursor
+from antiphon.stores.chains import load_chain
+from antiphon.stores.pages import item_page, named_items, response_page, stored_item
 from antiphon.stores.postgres import response_sql as sql
 from antiphon.stores.postgres.database import Connection, Database, Record
 from antiphon.stores.postgres.deleting import delete_response
@@ -50,43 +52,18 @@ class PostgresResponseStore:
         await self._turns.run(Turn(record))
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
-        """The history that ends in `response_id`; raises `ChainTooLong`, `HistoryTooLarge` before any is read, and
-        `ChainBroken`."""
-        rows = await self._database.fetch(sql.LOAD_CHAIN, response_id, owner, self._chain_items, self._history_bytes)
-        if not rows:
-            return None
-        oldest, newest = rows[0], rows[-1]
-        if oldest["history_items"] > self._chain_items:
-            raise ChainTooLong(self._chain_items)
-        size = newest["history_bytes"]
-        if size > self._history_bytes:
-            raise HistoryTooLarge(self._history_bytes, "previous_response_id")
-        if not is_over(newest["status"]):
-            raise unfinished_response(response_id)
-        if oldest["prev_id"] is not None:
-            raise ChainBroken(response_id, oldest["prev_id"])
-        items = [history_item(row) for row in rows if row["item_id"] is not None]
-        if oldest["conversation_id"] is not None:
-            place = oldest["conversation_id"], oldest["conversation_pos"]
-            before = await self._before(owner, *place, len(items), size)
-            if before is None:
-                raise ChainBroken(response_id, oldest["conversation_id"])
-            items[:0] = before
-        return Chain(tuple(items))
+        """The history that ends in `response_id`; see `chains.load_chain`."""
+        return await load_chain(self, owner, response_id, self._chain_items, self._history_bytes)
 
-    async def _before(
-        self, owner: str, conversation_id: str, position: int | None, others: int, size: int
-    ) -> list[StoredItem] | None:
-        """What a chain's first response found in its conversation; None when that conversation was deleted."""
-        limit = max(0, self._chain_items - others)
-        room = self._history_bytes - size
-        rows = await self._database.fetch(sql.LOAD_BEFORE, owner, conversation_id, position, room, limit + 1)
-        if rows and rows[0]["size"] > room:
-            raise HistoryTooLarge(self._history_bytes, "previous_response_id")
-        items = [history_item(row) for row in rows if row["item_id"] is not None]
-        if len(items) > limit:
-            raise ChainTooLong(self._chain_items)
-        return items if rows else None
+    async def chain(self, owner: str, response_id: str, limit: int, size: int) -> Sequence[Record]:
+        """See `ChainRows.chain`."""
+        return await self._database.fetch(sql.LOAD_CHAIN, response_id, owner, limit, size)
+
+    async def before(
+        self, owner: str, conversation_id: str, position: int | None, limit: int, size: int
+    ) -> Sequence[Record]:
+        """See `ChainRows.before`."""
+        return await self._database.fetch(sql.LOAD_BEFORE, owner, conversation_id, position, size, limit)
 
     async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
         """The owner's items with these ids; see `ResponseStore.load_items`."""
@@ -128,18 +105,8 @@ class PostgresResponseStore:
                 raise unknown_cursor(name, "There is no response with this id")
             text = sql.LIST_BACKWARD_BEHIND if page.backward else sql.LIST_FORWARD_BEHIND
             place = [cursor]
-        found: dict[str, tuple[Record, list[StoredItem]]] = {}
-        fetched = await self._database.fetch(text, owner, page.limit + 1, self._page_bytes, *place)
-        rows, cut = cut_off(fetched, "response")
-        for row in rows:
-            items = found.setdefault(row["id"], (row, []))[1]
-            if row["item_id"] is not None:
-                items.append(stored_item(row))
-        responses = [
-            StoredResponse(row["id"], row["status"], body_now(row["status"], row["response"]), tuple(items))
-            for row, items in found.values()
-        ]
-        return ResponsePage(page.shown(responses), has_more=cut or len(responses) > page.limit)
+        rows = await self._database.fetch(text, owner, page.limit + 1, self._page_bytes, *place)
+        return response_page(rows, page, body_now)
 
     async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
         """A page of the response's own input items, or None when there is no such response.

@@ -13,15 +13,16 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from collections.abc import Sequence
 from functools import partial
 
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
-from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.engine.running.waiting import look_at
-from antiphon.errors import ChainBroken, ChainTooLong, HistoryTooLarge, PredecessorGone, StoreError, unknown_cursor
-from antiphon.stores.pages import cut_off, history_item, item_page, named_items, stored_item
+from antiphon.errors import PredecessorGone, StoreError, unknown_cursor
+from antiphon.stores.chains import load_chain
+from antiphon.stores.pages import item_page, named_items, response_page, stored_item
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.page_sql import asked, within
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
@@ -192,45 +193,20 @@ class SqliteResponseStore:
             raise
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
-        """The history that ends in `response_id`; raises `ChainTooLong`, `HistoryTooLarge` before any is read, and
-        `ChainBroken`."""
-        named = {"id": response_id, "owner": owner, "limit": self._chain_items, "bytes": self._history_bytes}
-        rows = await self._readers.fetch(LOAD_CHAIN, named)
-        if not rows:
-            return None
-        oldest, newest = rows[0], rows[-1]
-        if oldest["history_items"] > self._chain_items:
-            raise ChainTooLong(self._chain_items)
-        size = newest["history_bytes"]
-        if size > self._history_bytes:
-            raise HistoryTooLarge(self._history_bytes, "previous_response_id")
-        if not is_over(newest["status"]):
-            raise unfinished_response(response_id)
-        if oldest["prev_id"] is not None:
-            raise ChainBroken(response_id, oldest["prev_id"])
-        items = [history_item(row) for row in rows if row["item_id"] is not None]
-        if oldest["conversation_id"] is not None:
-            place = oldest["conversation_id"], oldest["conversation_pos"]
-            before = await self._before(owner, *place, len(items), size)
-            if before is None:
-                raise ChainBroken(response_id, oldest["conversation_id"])
-            items[:0] = before
-        return Chain(tuple(items))
+        """The history that ends in `response_id`; see `chains.load_chain`."""
+        return await load_chain(self, owner, response_id, self._chain_items, self._history_bytes)
 
-    async def _before(
-        self, owner: str, conversation_id: str, position: int | None, others: int, size: int
-    ) -> list[StoredItem] | None:
-        """What a chain's first response found in its conversation; None when that conversation was deleted."""
-        limit = max(0, self._chain_items - others)
-        room = self._history_bytes - size
-        named = {"owner": owner, "conversation_id": conversation_id, "pos": position, "limit": limit + 1, "bytes": room}
-        rows = await self._readers.fetch(LOAD_BEFORE, named)
-        if rows and rows[0]["size"] > room:
-            raise HistoryTooLarge(self._history_bytes, "previous_response_id")
-        items = [history_item(row) for row in rows if row["item_id"] is not None]
-        if len(items) > limit:
-            raise ChainTooLong(self._chain_items)
-        return items if rows else None
+    async def chain(self, owner: str, response_id: str, limit: int, size: int) -> Sequence[Row]:
+        """See `ChainRows.chain`."""
+        named = {"id": response_id, "owner": owner, "limit": limit, "bytes": size}
+        return await self._readers.fetch(LOAD_CHAIN, named)
+
+    async def before(
+        self, owner: str, conversation_id: str, position: int | None, limit: int, size: int
+    ) -> Sequence[Row]:
+        """See `ChainRows.before`."""
+        named = {"owner": owner, "conversation_id": conversation_id, "pos": position, "limit": limit, "bytes": size}
+        return await self._readers.fetch(LOAD_BEFORE, named)
 
     async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
         """The owner's items with these ids; see `ResponseStore.load_items`."""
@@ -262,16 +238,7 @@ class SqliteResponseStore:
             if not await self._readers.fetch(IS_RESPONSE, named):
                 raise unknown_cursor(name, "There is no response with this id")
             sql = LIST_BACKWARD_BEHIND if page.backward else LIST_FORWARD_BEHIND
-        found: dict[str, tuple[Row, list[StoredItem]]] = {}
-        rows, cut = cut_off(await self._readers.fetch(sql, named), "response")
-        for row in rows:
-            items = found.setdefault(row["id"], (row, []))[1]
-            if row["item_id"] is not None:
-                items.append(stored_item(row))
-        responses = [
-            StoredResponse(row["id"], row["status"], row["response"], tuple(items)) for row, items in found.values()
-        ]
-        return ResponsePage(page.shown(responses), has_more=cut or len(responses) > page.limit)
+        return response_page(await self._readers.fetch(sql, named), page)
 
     async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
         """A page of the response's own input items, or None when there is no such response.
