@@ -1,7 +1,7 @@
 """What it means to read, list and delete responses: the `ResponseStore` over PostgreSQL.
 
-Lives here: how rows become records. Not here: the SQL (`response_sql.py`), storing a response (`turns.py`, in groups:
-`turn_groups.py`).
+Lives here: which rows are read. Not here: the SQL (`response_sql.py`), what a history comes to (`stores/chains.py`),
+storing a response (`turns.py`, in groups: `turn_groups.py`).
 
 Invariant: a response is deleted with its chain locked, so that whoever continues the chain at that moment either was
 seen, or finds its predecessor gone.

@@ -1,6 +1,6 @@
 """What it means to store a response: the `ResponseStore` over SQLite.
 
-Lives here: the SQL that reads, by name, and how rows become records. Not here: how records become rows
+Lives here: the SQL that reads, by name. Not here: what a history comes to (`stores/chains.py`), how records become rows
 (`response_rows.py`), threads, connections and transactions (`writer.py`, `readers.py`), the schema (`migrations/`).
 
 Invariant: a chain never crosses owners. It is enforced where a response is inserted, so that reading a chain has to
