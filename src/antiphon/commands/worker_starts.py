@@ -3,7 +3,8 @@
 Lives here: what a worker is given, and the choice between forking and executing it. Not here: the two
 (`forked_workers.py`, `children.py`), when one is started (`supervisor.py`), which there are (`up.py`).
 
-Invariant: a worker that cannot be forked is executed, with a line in the log; it is the same either way.
+Invariant: a single worker is executed; of several, one that cannot be forked is executed, with a line in the log. It is
+the same either way.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class WorkerStarts:
         self._pipe = pipe
         self._write_line = write_line
         self._forks: ForkServer | None = None
-        if can_fork():
+        # A single worker would share with nobody: the fork server would only be one process more.
+        if settings.workers > 1 and can_fork():
             command = "extproc" if settings.door == "envoy" else "serve"
             told = (command, settings.state.place.kind, settings.sidecar.transport)
             self._forks = ForkServer(*told, pipe=pipe, write_line=write_line)
