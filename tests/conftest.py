@@ -135,15 +135,6 @@ def hangups_are_heard() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
-@pytest.fixture
-def estimated_tokens(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that read documents do without the real tokenizer, as where it is not installed: it takes most of the
-    second that they need to start."""
-    folder = tmp_path_factory.mktemp("no-tokenizer")
-    (folder / "bpe_openai.py").write_text("raise ImportError")
-    monkeypatch.syspath_prepend(folder)
-
-
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A server for all tests of this process; each makes a database of its own."""

@@ -276,10 +276,7 @@ class _Parser(argparse.ArgumentParser):
 
 def import_command(name: str) -> Any:
     """The module of a command."""
-    # Before any command imports structlog.
-    import_module("antiphon.plain_structlog")
-    with import_module("antiphon.late_authorities").while_importing():
-        return import_module(f"antiphon.commands.{name.replace('-', '_')}")
+    return import_module(f"antiphon.commands.{name.replace('-', '_')}")
 
 
 def main(arguments: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:

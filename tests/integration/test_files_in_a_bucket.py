@@ -51,7 +51,6 @@ async def test_files_over_the_api(seaweed: SeaweedServer, tmp_path: Path) -> Non
     assert not (tmp_path / "files").exists()
 
 
-@pytest.mark.usefixtures("estimated_tokens")
 async def test_files_are_ingested_from_a_bucket(seaweed: SeaweedServer, tmp_path: Path) -> None:
     async with opened(tmp_path, blobs=_given(seaweed)) as app:
         file_id = await upload_into(app, "birds.txt", b"Swifts fly for months.")

@@ -27,11 +27,6 @@ from tests.support.vector_stores import ALICE, VectorStoreSetup, WordEmbedder, o
 from tests.support.waiting import until
 
 
-@pytest.fixture(autouse=True)
-def quick_readers(estimated_tokens: None) -> None:
-    """Many readers start here."""
-
-
 async def read(documents: DocumentReaders, path: Path, name: str) -> list[str]:
     return [chunk.text async for piece in documents.read(path, name, Chunking()) for chunk in piece.chunks]
 

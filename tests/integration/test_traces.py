@@ -152,7 +152,6 @@ def everything(spans: list[ReceivedSpan]) -> str:
 
 
 @pytest.mark.parametrize("door", ["http", "envoy"])
-@pytest.mark.usefixtures("estimated_tokens")
 async def test_a_run_of_three_turns_is_one_tree(folder: Path, door: Literal["http", "envoy"]) -> None:
     async with OtlpReceiver() as collector, open_mcp_server() as dice:
         async with traced(folder, collector.url, door) as process:

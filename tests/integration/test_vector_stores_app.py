@@ -75,7 +75,6 @@ async def test_a_file_from_the_disk_is_ingested_and_survives_a_restart(tmp_path:
         assert 'antiphon_search_duration_seconds_count{by="words"} 1.0' in shown
 
 
-@pytest.mark.usefixtures("estimated_tokens")
 async def test_a_process_may_leave_ingestion_to_others(tmp_path: Path) -> None:
     async with opened(tmp_path, vector_stores={"ingest": 0}) as app, opened(tmp_path) as other:
         file_id = await upload(app, "birds.txt", b"Swifts fly for months.")
@@ -95,7 +94,6 @@ async def test_what_is_switched_off_does_not_exist(tmp_path: Path, off: dict[str
         assert "file_search" not in app.tools.types
 
 
-@pytest.mark.usefixtures("estimated_tokens")
 async def test_a_file_that_expires_leaves_the_stores(tmp_path: Path) -> None:
     async with opened(tmp_path) as app:
         file_id = await upload(app, "birds.txt", b"Swifts fly for months.", expires_at=now() + 0.5)
@@ -110,7 +108,6 @@ async def test_a_file_that_expires_leaves_the_stores(tmp_path: Path) -> None:
         assert [hit["filename"] for hit in found["data"]] == ["planes.txt"]
 
 
-@pytest.mark.usefixtures("estimated_tokens")
 @pytest.mark.parametrize("broken", ["500", "dead"])
 async def test_an_embeddings_server_that_fails_is_counted_and_named(tmp_path: Path, broken: str) -> None:
     """Answers go on without it, by words: nobody would see it but by its number and its line."""
@@ -165,7 +162,6 @@ async def test_vectors_need_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         await build(load_settings({"data": tmp_path, "embeddings": {"url": "http://127.0.0.1:9/v1"}}), door="http")
 
 
-@pytest.mark.usefixtures("estimated_tokens")
 async def test_an_embeddings_server_that_is_down_does_not_keep_words_from_being_found(tmp_path: Path) -> None:
     async with opened(tmp_path) as app:
         file_id = await upload(app, "birds.txt", b"Swifts fly for months.")

@@ -32,7 +32,6 @@ from antiphon.search.extract import extract
 from antiphon.search.ingest import Ingester, IngestPace
 from antiphon.search.readers import DocumentReaders, Piece, ReadingFailed
 from antiphon.search.searcher import VectorStoreSearcher
-from antiphon.search.tokens import EstimatedTokens
 from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.asked_router import AskedRouter
@@ -85,7 +84,7 @@ class DirectReaders:
         except Unreadable as error:
             raise ReadingFailed(FileError(error.code, error.message)) from None
         await asyncio.sleep(0)
-        chunks = cut(document.text, chunking.size, chunking.overlap, EstimatedTokens())
+        chunks = cut(document.text, chunking.size, chunking.overlap)
         yield Piece(document.title, [Chunk(text, tokens) for text, tokens in chunks])
 
     async def rest(self, seconds: float) -> None:

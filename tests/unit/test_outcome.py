@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -10,7 +9,6 @@ import structlog
 from structlog.testing import LogCapture, capture_logs
 
 from antiphon.engine.exchange.failure import Failure, Fault
-from antiphon.observability import outcome
 from antiphon.observability.logs import configure
 from antiphon.observability.outcome import write_outcome
 
@@ -43,29 +41,6 @@ def test_a_failure_that_nobody_noted_is_seen_all_the_same(outcome: str, level: s
     (line,) = lines
     assert line["log_level"] == level
     assert line.get("cause", "") == ("no cause was noted" if level == "warning" else "")
-
-
-def _by_structlog(log: Any, level: int, event: str, told: dict[str, Any]) -> None:
-    log.log(level, event, **told)
-
-
-@pytest.mark.parametrize("left_out", [(), ("a",)])
-def test_the_short_way_to_a_line_is_the_line_that_structlog_makes(
-    left_out: tuple[str, ...],
-    capsys: pytest.CaptureFixture[str],
-    logging_as_before: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    known = {"timestamp": 1e9, "request_id": "Bearer hunter2hunter2", "token": "x", "calls": 0, "left_out": left_out}
-    configure("info", "json")
-    write_outcome(structlog.get_logger("a"), "response", None, 1.0, dict(known), warn=bool(left_out))
-    monkeypatch.setattr(outcome, "write_event", _by_structlog)
-    write_outcome(structlog.get_logger("a"), "response", None, 1.0, dict(known), warn=bool(left_out))
-    short, long = capsys.readouterr().err.splitlines()
-    assert short == long
-    line = json.loads(short)
-    assert line["message"] == "response" and line["level"] == ("warning" if left_out else "info")
-    assert "hunter2" not in short and line["token"] == "[redacted]"
 
 
 def test_whoever_takes_structlogs_place_gets_these_lines_too(logging_as_before: None) -> None:

@@ -10,8 +10,6 @@ import pytest
 # What none needs before something is asked of it: other backends, formats, documents, drawing.
 _LATER = {
     *(
-        "rich",
-        "pygments",
         "pydantic",
         "difflib",
         "grpc",
@@ -23,7 +21,7 @@ _LATER = {
         "pypdfium2",
         "docx",
     ),
-    *("openpyxl", "pptx", "bpe_openai", "antiphon.stores.postgres", "antiphon.commands.doctor", "antiphon.envoy.istio"),
+    *("openpyxl", "pptx", "zstandard", "antiphon.stores.postgres", "antiphon.commands.doctor", "antiphon.envoy.istio"),
     *("antiphon.envoy.gateway_api", "antiphon.envoy.merging", "antiphon.commands.up_metrics"),
 }
 # The parent of the workers serves nothing itself.

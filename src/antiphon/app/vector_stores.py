@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from antiphon import late_authorities
 from antiphon.api.endpoint import Endpoint
 from antiphon.api.vector_stores import VectorStoreApi
 from antiphon.config.settings import Settings
@@ -116,8 +115,6 @@ def make_embedder(settings: Settings, metrics: Metrics | None = None) -> tuple[E
         from antiphon.upstream.embeddings import HttpEmbedder
     except ImportError:
         raise extra_missing("embeddings.url", "vector-stores") from None
-    if given.url.startswith("https:"):
-        late_authorities.read()
     headers: Headers = ()
     if given.api_key is not None:
         headers = (("authorization", f"Bearer {given.api_key.get_secret_value()}"),)

@@ -19,8 +19,6 @@ import zlib
 from collections.abc import Callable
 from typing import Final
 
-import zstandard
-
 from antiphon.engine.exchange.budget import Hold
 from antiphon.errors import ApiError, InvalidRequest, RequestTooLarge
 from antiphon.types.transport import Headers, header_value
@@ -176,6 +174,9 @@ def _inflate(stream: zlib._Decompress, body: bytes, limit: int) -> tuple[bytes, 
 
 def _unzstd(body: bytes, limit: int) -> bytes:
     """One or several zstd frames."""
+    # Few clients send them, and a process that meets none needs no decoder for them.
+    import zstandard
+
     # The decoder takes a frame that stops in the middle for whole, so the frames are looked at first.
     _check_frames(body)
     window = min(_MAX_WINDOW, max(_MIN_WINDOW, limit))

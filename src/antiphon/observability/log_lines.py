@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
 
-import orjson
+import msgspec
 import structlog
 
 from antiphon.redaction import KEYS, SHORTEST_KEY
@@ -62,6 +62,8 @@ def _to_the_second(at: int) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat().removesuffix("+00:00")
 
 
+_encode: Final = msgspec.json.Encoder().encode
+
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 """What is in a line as it is, but for texts that have the shape of a credential."""
 
@@ -104,21 +106,19 @@ def _redacted(key: str, value: Any) -> Any:
         if len(value) == 2 and isinstance(value[0], str) and _SECRET_KEYS.search(value[0]):
             return [_without(value[0]), "[redacted]"]
         return [_redacted(key, part) for part in value]
-    return value
+    if isinstance(value, (int, float, type(None))):
+        return value
+    # What is no JSON, such as an error, a set or an object of one's own.
+    return _without(str(value))
 
 
 def _without(text: str) -> str:
     return KEYS.sub("[redacted]", _SECRET_TEXT.sub(r"\1[redacted]", text))
 
 
-def _as_text(value: Any) -> str:
-    """What is no JSON: an error, a set."""
-    return _without(str(value))
-
-
 def render(event: Mapping[str, Any]) -> bytes:
     try:
-        return orjson.dumps(event, default=_as_text)
-    except (TypeError, ValueError):
-        # What a client sent may hold bytes that are no text; a line about it must still come out.
-        return json.dumps(event, default=_as_text).encode()
+        return _encode(event)
+    except (TypeError, ValueError, OverflowError):
+        # What a client sent may hold half a character or a huge number; a line about it must still come out.
+        return json.dumps(event).encode()

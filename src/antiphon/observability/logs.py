@@ -23,9 +23,6 @@ from antiphon.observability.log_lines import as_json, redact, render, stamp
 from antiphon.observability.log_output import LogOutput
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-_NAMES = {number: name for name, number in _LEVELS.items()}
-_processors: list[structlog.typing.Processor] = []
-"""What `configure` gave to structlog, which keeps the list itself."""
 
 
 def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
@@ -43,8 +40,6 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
             redact,
             partial(_as_console, colors=sys.stderr.isatty()),
         ]
-    global _processors
-    _processors = processors
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -60,17 +55,6 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
 
 def _as_console(_: Any, __: str, event: MutableMapping[str, Any], *, colors: bool) -> str:
     return console_line(event, colors=colors)
-
-
-def write_event(log: Any, level: int, event: str, told: dict[str, Any]) -> None:
-    """`log.log(level, event, **told)`, of a logger that has no context and lets that level pass. Takes `told` over."""
-    # Where every line is made in one step and somebody has not put another in its place (a test), structlog's own steps
-    # to there are half of what a line costs.
-    if _processors == [as_json] and structlog.get_config()["processors"] is _processors:
-        told["event"] = event
-        write_line(as_json(log, _NAMES[level], told))
-    else:
-        log.log(level, event, **told)
 
 
 _out: LogOutput | None = None

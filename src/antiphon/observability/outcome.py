@@ -14,7 +14,6 @@ from typing import Any
 
 from antiphon.engine.exchange.failure import Failure
 from antiphon.observability.advice import advice_for
-from antiphon.observability.logs import write_event
 
 
 def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
@@ -41,4 +40,4 @@ def write_outcome(
         told["advice"] = advice
     told |= {name: value for name, value in known.items() if value}
     told["seconds"] = round(seconds, 6)
-    write_event(log, level, event, told)
+    log.log(level, event, **told)

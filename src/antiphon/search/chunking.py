@@ -14,22 +14,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from antiphon.search.tokens import Tokenizer
+from antiphon.search import tokens
 
 # A sentence ends before the white space behind its mark: the space belongs to the next word, as tokenizers see it.
 _PIECE = re.compile(r"[^\n]*?(?:\n\s*|[.!?][\"')\]]*(?=\s)|[\u3002\uff01\uff1f]|\Z)")
-# A line of megabytes is cut window by window, so many characters for each token of a chunk: it is not counted again for
-# each of its parts, and the tokenizer (which refuses more than 200,000 tokens) never gets more than it takes.
+# A line of megabytes is cut window by window, so many characters for each token of a chunk: the rest of the line is not
+# counted again for each of its parts.
 _WINDOW = 8
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*\Z")
 
 
-def cut(text: str, size: int, overlap: int, tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
+def cut(text: str, size: int, overlap: int) -> Iterator[tuple[str, int]]:
     """Chunks of at most `size` tokens with their number of tokens; neighbours share at most `overlap`."""
     held: list[tuple[str, int]] = []
     total = 0
     fresh = 0  # held[fresh:] is in no chunk yet
-    for piece, count in _pieces(text, size, tokenizer):
+    for piece, count in _pieces(text, size):
         while total + count > size and fresh < len(held):
             end = _best_end(held, fresh, size)
             yield from _chunk(held[:end])
@@ -44,23 +44,23 @@ def cut(text: str, size: int, overlap: int, tokenizer: Tokenizer) -> Iterator[tu
         yield from _chunk(held)
 
 
-def _pieces(text: str, size: int, tokenizer: Tokenizer) -> Iterator[tuple[str, int]]:
+def _pieces(text: str, size: int) -> Iterator[tuple[str, int]]:
     for match in _PIECE.finditer(text):
         piece = match[0]
         if not piece:
             continue
         if len(piece) <= _WINDOW * size:
-            count = tokenizer.count(piece)
+            count = tokens.count(piece)
             if count <= size:
                 yield piece, count
                 continue
         at = 0
         while at < len(piece):
-            end = at + tokenizer.fitting(piece[at : at + _WINDOW * size], size)
+            end = at + tokens.fitting(piece[at : at + _WINDOW * size], size)
             if end < len(piece):
                 space = piece.rfind(" ", at + (end - at) * 3 // 4, end)
                 end = space if space > at else end
-            yield piece[at:end], min(size, tokenizer.count(piece[at:end]))
+            yield piece[at:end], min(size, tokens.count(piece[at:end]))
             at = end
 
 

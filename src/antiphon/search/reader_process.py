@@ -23,7 +23,6 @@ from antiphon.search.chunking import cut
 from antiphon.search.document import Unreadable
 from antiphon.search.extract import extract
 from antiphon.search.read_messages import LENGTH, ReadAnswer, ReadRequest
-from antiphon.search.tokens import make_tokenizer
 
 _CHUNKS_PER_ANSWER = 64
 
@@ -57,7 +56,7 @@ def _serve(request: ReadRequest, answers: BinaryIO) -> bool:
         document = extract(Path(request.path), request.name, request.max_bytes)
         answer = ReadAnswer(title=document.title[:512])
         tokens = 0
-        for chunk, count in cut(document.text, request.size, request.overlap, make_tokenizer()):
+        for chunk, count in cut(document.text, request.size, request.overlap):
             answer.chunks.append((_clean(chunk), count))
             tokens += count
             # Overlap counts once for the limit: it is about the file.

@@ -33,7 +33,6 @@ from yarl import URL
 from antiphon.config.limits import FetchSettings
 from antiphon.engine.running.thread_pools import Pool
 from antiphon.errors import ApiError, InvalidRequest, Unavailable
-from antiphon.late_authorities import read_aside
 from antiphon.types.files import FetchedFile
 from antiphon.upstream.addresses import AddressRule
 
@@ -143,8 +142,6 @@ class GuardedFetcher:
         """One request; the file, or where it is instead."""
         host, port = self._check_url(url)
         addresses = await self._addresses(host, port)
-        if url.scheme == "https" and self._tls is None:
-            await read_aside()
         connector = aiohttp.TCPConnector(
             resolver=_Pinned(addresses),
             use_dns_cache=False,

@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 import aiohttp
 import structlog
 
-from antiphon.late_authorities import read_aside
 from antiphon.tools.box import ToolFailed
 from antiphon.types.json import decode_any
 
@@ -104,8 +103,6 @@ class _Service:
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        if self._url.startswith("https:"):
-            await read_aside()
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=self._seconds), cookie_jar=aiohttp.DummyCookieJar()
