@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ async def test_readers_are_kept_and_given_no_secrets(tmp_path: Path, monkeypatch
 
 
 async def test_readers_that_have_nothing_to_do_are_ended(tmp_path: Path) -> None:
-    pace = IngestPace(idle=0.05, rest=0.2)
+    pace = IngestPace(idle=0.5, rest=0.2)
     async with open_vector_store_setup(tmp_path, limits=VectorStoreSettings(), pace=pace) as setup:
         store_id = await setup.store(birds="Birds fly.")
         assert len(children()) == 1
@@ -202,11 +203,12 @@ async def test_readers_that_have_nothing_to_do_are_ended(tmp_path: Path) -> None
 def children() -> list[int]:
     """This process's reading processes."""
     found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [
-        int(child)
-        for child in found
-        if b"antiphon.search.reader_process" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
+    reading: list[int] = []
+    for child in found:
+        with suppress(FileNotFoundError):  # it has ended meanwhile
+            if b"antiphon.search.reader_process" in Path(f"/proc/{child}/cmdline").read_bytes():
+                reading.append(int(child))
+    return reading
 
 
 async def test_a_file_that_was_deleted_meanwhile(tmp_path: Path) -> None:

@@ -33,11 +33,13 @@ def write_outcome(
         level = logging.DEBUG
     elif failure is not None and failure.loud:
         level = logging.WARNING
-    if not log.is_enabled_for(level):
+    # The logger that the lazy one stands for: asked once for a line.
+    bound = log.bind()
+    if not bound.is_enabled_for(level):
         return
     told = failure.fields() if failure is not None else {}
     if failure is not None and (advice := advice_for(failure)):
         told["advice"] = advice
     told |= {name: value for name, value in known.items() if value}
     told["seconds"] = round(seconds, 6)
-    log.log(level, event, **told)
+    bound.log(level, event, **told)

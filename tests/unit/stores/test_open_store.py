@@ -289,4 +289,4 @@ async def test_who_looks_into_vector_stores_leaves_no_thread_behind(tmp_path: Pa
     await made.aclose()
     before = threading.active_count()
     assert await count_stores(tmp_path) == {}
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
