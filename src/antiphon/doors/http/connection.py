@@ -15,14 +15,13 @@ import contextlib
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
 import structlog
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
 
 from antiphon.doors.http.exchange import make_response
-from antiphon.doors.http.gathering import GatheringTransport
 from antiphon.doors.http.masking import MaskedFrames
 from antiphon.errors import ApiError, InternalError, InvalidRequest
 
@@ -180,7 +179,7 @@ class Connection(web.RequestHandler):
         """Whether its next request is served although no more are admitted."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(GatheringTransport(cast(asyncio.Transport, transport), self._clock))
+        super().connection_made(transport)
         self._door.opened(self)
         self._heard_at = self._clock.time()
         self._head_timer = self._clock.call_later(self._door.head_seconds, self._head_is_late)
