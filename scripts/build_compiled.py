@@ -3,6 +3,8 @@
 Lives here: which modules are compiled, why others are not, and the call of the compiler. Who calls it: the wheel's
 build hook (scripts/build_hook.py). Not here: `ANTIPHON_PURE` (src/antiphon/pure.py).
 
+Why it exists: compiled, and with the splice in C, the sidecar takes 0.54 to 0.70 of the CPU that it takes from sources.
+
     .venv/bin/python scripts/build_compiled.py INTO
 
 leaves the extension modules in folder INTO as they belong beside the sources. Needs a C compiler, and mypy with all
