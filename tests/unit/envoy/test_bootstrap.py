@@ -96,7 +96,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def _settings(case: dict[str, Any], data: Path) -> Settings:
+def settings_of(case: dict[str, Any], data: Path) -> Settings:
+    """The settings of a case of `CASES`, with their data in this folder."""
     return Settings.of({"data": str(data), **case})
 
 
@@ -121,7 +122,7 @@ def _validate(config: Any, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_envoy_accepts_it(name: str, tmp_path: Path) -> None:
-    settings = _settings(CASES[name], tmp_path)
+    settings = settings_of(CASES[name], tmp_path)
     _validate(bootstrap(settings, sidecars=endpoints(settings), version=envoy_version()), tmp_path)
 
 
@@ -160,7 +161,7 @@ def _assembled(
     "name", ["plain", "tcp", "upstreams", "upstreams only", "several upstreams", "picker", "traces"]
 )
 def test_the_snippets_parts_alone_make_a_working_envoy(name: str, tmp_path: Path) -> None:
-    settings = _settings(CASES[name], tmp_path)
+    settings = settings_of(CASES[name], tmp_path)
     sidecars = endpoints(settings)
     printed = yaml.safe_load(snippet(settings, sidecars))
     assert printed == parts(settings, sidecars)
@@ -169,16 +170,16 @@ def test_the_snippets_parts_alone_make_a_working_envoy(name: str, tmp_path: Path
 
 def test_no_secret_is_in_it(tmp_path: Path) -> None:
     case = {**CASES["https"], "owner": {"key": "owner-secret"}}
-    settings = _settings(case, tmp_path)
+    settings = settings_of(case, tmp_path)
     text = to_yaml(bootstrap(settings, sidecars=endpoints(settings))) + snippet(settings, endpoints(settings))
     assert "very-secret" not in text and "owner-secret" not in text
-    traces = _settings(CASES["traces"], tmp_path)
+    traces = settings_of(CASES["traces"], tmp_path)
     text += to_yaml(bootstrap(traces, sidecars=endpoints(traces))) + snippet(traces, endpoints(traces))
     assert "very-secret" not in text and "%ENVIRONMENT(ANTIPHON_TRACING_HEADER_X_KEY)%" in text
-    several = _settings(CASES["upstreams"], tmp_path)
+    several = settings_of(CASES["upstreams"], tmp_path)
     printed = to_yaml(bootstrap(several, sidecars=endpoints(several))) + snippet(several, endpoints(several))
     assert "very-secret" not in printed and "%ENVIRONMENT(ANTIPHON_UPSTREAM_KEY_OTHER)%" in printed
-    tcp = _settings(CASES["tcp"], tmp_path)
+    tcp = settings_of(CASES["tcp"], tmp_path)
     printed = to_yaml(bootstrap(tcp, sidecars=endpoints(tcp)))
     assert "s3cret-value" not in printed and "s3cret-value" in fill_in_secret(printed, tcp)
     assert "%ENVIRONMENT(ANTIPHON_UPSTREAM_KEY)%" in text
@@ -192,7 +193,7 @@ def _routes(settings: Settings) -> list[dict[str, Any]]:
 
 def test_both_listeners_tell_of_a_cut_stream_soon(tmp_path: Path) -> None:
     """Envoy's default keeps the connection open for a second after it."""
-    settings = _settings({}, tmp_path)
+    settings = settings_of({}, tmp_path)
     config = bootstrap(settings, sidecars=endpoints(settings))
     found = {}
     for listener in config["static_resources"]["listeners"]:
@@ -202,7 +203,7 @@ def test_both_listeners_tell_of_a_cut_stream_soon(tmp_path: Path) -> None:
 
 
 def test_a_busy_sidecar_has_time_to_answer_and_a_dead_one_is_passed_by(tmp_path: Path) -> None:
-    settings = _settings({"workers": 2}, tmp_path)
+    settings = settings_of({"workers": 2}, tmp_path)
     config = bootstrap(settings, sidecars=endpoints(settings))
     for cluster in config["static_resources"]["clusters"]:
         if cluster["name"].startswith("sidecar"):
@@ -221,7 +222,7 @@ def test_a_busy_sidecar_has_time_to_answer_and_a_dead_one_is_passed_by(tmp_path:
 
 
 def test_one_route_turns_the_processor_on_and_leads_nowhere(tmp_path: Path) -> None:
-    routes = _routes(_settings({}, tmp_path))
+    routes = _routes(settings_of({}, tmp_path))
     (on,) = [route for route in routes if "typed_per_filter_config" in route]
     assert on["match"]["path"] == "/v1/responses" and on["direct_response"]["status"] == 502
     assert routes[-1]["direct_response"]["status"] == 404
@@ -233,7 +234,7 @@ def test_one_route_turns_the_processor_on_and_leads_nowhere(tmp_path: Path) -> N
 
 def test_every_way_to_an_upstream_has_its_own_credentials_and_no_others(tmp_path: Path) -> None:
     """Whatever route leads to a cluster: injected is overwritten, `none` is removed, trust stays behind."""
-    settings = _settings(CASES["upstreams"], tmp_path)
+    settings = settings_of(CASES["upstreams"], tmp_path)
     config = bootstrap(settings, sidecars=endpoints(settings))
     found: dict[str, set[str]] = {}
     for listener in config["static_resources"]["listeners"]:
@@ -259,7 +260,7 @@ def test_every_way_to_an_upstream_has_its_own_credentials_and_no_others(tmp_path
 
 
 def test_without_a_default_upstream_nothing_leads_to_one(tmp_path: Path) -> None:
-    settings = _settings(CASES["upstreams only"], tmp_path)
+    settings = settings_of(CASES["upstreams only"], tmp_path)
     config = bootstrap(settings, sidecars=endpoints(settings))
     assert "model" not in {cluster["name"] for cluster in config["static_resources"]["clusters"]}
     ways = {route["route"]["cluster"] for route in _routes(settings) if "route" in route}
@@ -280,7 +281,7 @@ def test_the_compose_file_fits(tmp_path: Path) -> None:
 def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["envoy-config", "--data", str(tmp_path), "--workers", "2"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    settings = _settings({"workers": 2}, tmp_path)
+    settings = settings_of({"workers": 2}, tmp_path)
     assert printed == bootstrap(settings, sidecars=endpoints(settings))
     assert main(["envoy-config", "--data", str(tmp_path), "--snippet"]) == 0
     assert set(yaml.safe_load(capsys.readouterr().out)) == {
@@ -314,7 +315,7 @@ def test_embeddings_go_to_the_sidecar_where_they_have_a_server_of_their_own(own:
 
 
 def test_several_upstreams_are_chosen_before_a_request_becomes_one_upstreams_own(tmp_path: Path) -> None:
-    settings = _settings(CASES["several upstreams"], tmp_path)
+    settings = settings_of(CASES["several upstreams"], tmp_path)
     whole = bootstrap(settings, sidecars=endpoints(settings))["static_resources"]
     routes = {
         (listener["name"], route["name"]): route
