@@ -1,4 +1,4 @@
-"""No private name of a library is touched: what it is today nobody promises for tomorrow."""
+"""Antiphon touches no private name of a library, and changes no library while it runs: no release promises either."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ SOURCES = Path(__file__).parents[2] / "src" / "antiphon"
 ALLOWED = {"os._exit", "sys._current_frames", "zlib._Decompress"}
 # Documented, and spelled so that no field has the name.
 NAMED_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
+# Python documents that a program sets these.
+SETTINGS_OF_PYTHON = {"sys.argv", "os.environ"}
+# It is a process's whole program, which runs a client's code as a notebook does.
+ALONE = SOURCES / "tools" / "code_interpreter" / "interpreter.py"
 
 
 def foreign_names(source: str) -> list[str]:
@@ -157,3 +161,45 @@ def test_such_names_are_found() -> None:
     ours = "class B:\n    def f(self):\n        self._mine = 1\n"
     heir = "class C(web.Base, B):\n    def f(self):\n        self._own = self._mine + self._theirs + self._own\n"
     assert inherited_names([ours, heir]) == ["C: self._theirs"]
+
+
+def patches(source: str) -> list[str]:
+    """What this file sets or deletes in what it imports from others, and classes of objects that it changes."""
+    tree = ast.parse(source)
+    imported = {
+        one.asname or one.name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        or (
+            isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] not in ("antiphon", "__future__")
+        )
+        for one in node.names
+    }
+    return [
+        f"{node.lineno}: {ast.unparse(node)}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute | ast.Subscript)
+        and isinstance(node.ctx, ast.Store | ast.Del)
+        and (_root_of(node) in imported or (isinstance(node, ast.Attribute) and node.attr == "__class__"))
+        and not any(ast.unparse(node).startswith(one) for one in SETTINGS_OF_PYTHON)
+    ]
+
+
+def test_no_library_is_changed_while_it_runs() -> None:
+    found = {path.relative_to(SOURCES): patches(path.read_text()) for path in _sources() if path != ALONE}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_changes_of_libraries_are_found() -> None:
+    source = (
+        "import ssl, sys\n"
+        "from aiohttp import web\n"
+        "ssl.SSLContext.load = later\n"
+        "del ssl.SSLContext.load\n"
+        "sys.modules['rich'] = None\n"
+        "web.Server.handle = mine\n"
+        "context.__class__ = Late\n"
+        "sys.argv = []\n"
+        "own.attribute = 1\n"
+    )
+    assert [int(one.partition(":")[0]) for one in patches(source)] == [3, 4, 5, 6, 7]

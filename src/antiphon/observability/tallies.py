@@ -3,9 +3,10 @@
 Lives here: what a metric holds. Not here: how that becomes a family of Prometheus' text format (`exposition.py`), which
 metrics there are (`metric_names.py`), who touches them (`metrics.py` has the verbs).
 
-prometheus_client's own objects take a lock for each addition; these are touched for every response, so they are numbers
-in dictionaries, and its families are made of them at a scrape. Invariants: only the event loop's thread touches them; a
-label that is not of a closed set has at most `_MOST_VALUES` values, and what comes after those is `other`.
+Every response touches some twelve of these. With prometheus_client's own objects, their children looked up once, a
+small request takes 3.3 % more instructions (2026-11-25), so these are numbers in dictionaries, and prometheus_client's
+families are made of them at a scrape. Invariants: only the event loop's thread touches them; a label that is not of a
+closed set has at most `_MOST_VALUES` values, and what comes after those is `other`.
 """
 
 from __future__ import annotations
