@@ -305,7 +305,7 @@ async def test_a_conversation_is_kept_until_the_response_is_over(many: Processes
     await until(lambda: len(many.chat.requests) == 3)
     await one.ask(f"/{second['id']}/cancel", "POST")
     await until(lambda: not one.app.workers.running)
-    conversations_of_one = one.app.runner._conversations
+    conversations_of_one = one.app.runner.ports.conversations
     assert conversations_of_one is not None and not conversations_of_one._leases._held
     many.chat.script(json_answer({"error": {"message": "no"}}, 500))
     third = await one.ended((await one.create(conversation=conversation))["id"])
@@ -339,7 +339,7 @@ async def test_a_client_that_leaves_while_its_response_is_queued(
     gate.set()
     await until(lambda: many.sql("SELECT 1 FROM jobs"))
     ((response_id,),) = many.sql("SELECT response_id FROM jobs")
-    held = one.app.runner._conversations
+    held = one.app.runner.ports.conversations
     assert held is not None
     await until(lambda: not held._leases._held)
     await one.ask(f"/{response_id}/cancel", "POST")

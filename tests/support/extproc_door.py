@@ -23,6 +23,7 @@ from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.ports.hosted_tools import ToolRunner
 from antiphon.engine.ports.state import ResponseStore
+from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.ids import Clock
 from antiphon.observability.metrics import Metrics
@@ -102,11 +103,13 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
     async with ChatServer(unix_path=folder / "chat.sock") as chat:
         upstream = HttpUpstream(UpstreamTarget("http://model-door/v1", unix_path=str(folder / "chat.sock")))
         runner = Runner(
-            store,
-            upstream,
-            timeouts=TimeoutSettings(keepalive=setup.keepalive, head_wait=setup.head_wait),
-            metrics=metrics,
-            tools=setup.tools,
+            Ports(
+                store,
+                upstream,
+                timeouts=TimeoutSettings(keepalive=setup.keepalive, head_wait=setup.head_wait),
+                metrics=metrics,
+                tools=setup.tools,
+            )
         )
         refusals = Refusals(metrics.refused)
         admission = Admission(

@@ -33,6 +33,7 @@ from antiphon.engine.ports.hosted_tools import ToolRunner
 from antiphon.engine.running.counted_calls import CountedUpstream
 from antiphon.engine.running.leases import Leases
 from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.errors import Unavailable
@@ -125,14 +126,16 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
         upstream = HttpUpstream(UpstreamTarget(chat.base_url))
         counted = CountedUpstream(upstream, metrics, "pass_through")
         runner = Runner(
-            setup.store,
-            upstream,
-            timeouts=TimeoutSettings(keepalive=setup.keepalive, head_wait=setup.head_wait),
-            metrics=metrics,
-            stored_files=StoredFiles(setup.files, 1 << 20),
-            conversations=LockedConversations(setup.conversations, Leases()),
-            prompts=setup.prompts,
-            tools=setup.tools,
+            Ports(
+                setup.store,
+                upstream,
+                timeouts=TimeoutSettings(keepalive=setup.keepalive, head_wait=setup.head_wait),
+                metrics=metrics,
+                stored_files=StoredFiles(setup.files, 1 << 20),
+                conversations=LockedConversations(setup.conversations, Leases()),
+                prompts=setup.prompts,
+                tools=setup.tools,
+            )
         )
         setup.store.conversations = setup.conversations
         refusals = Refusals(metrics.refused)

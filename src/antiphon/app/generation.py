@@ -41,6 +41,7 @@ from antiphon.engine.running.counted_calls import CountedUpstream
 from antiphon.engine.running.job_run import Making
 from antiphon.engine.running.keyless_upstreams import Keyless
 from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.engine.running.users import Users
@@ -96,23 +97,25 @@ def make_generation(settings: Settings, kept: Kept) -> Generation:
     identities = _identities(settings, kept, upstream, routes)
     toolbox = make_tools(settings, kept.metrics, kept.tools, kept.places)
     runner = Runner(
-        kept.stores.responses,
-        upstream,
-        tools=toolbox,
-        timeouts=settings.timeouts,
-        metrics=kept.metrics,
-        files=make_fetcher(settings.fetch) if settings.fetch.enabled else None,
-        stored_files=StoredFiles(kept.stores.files, settings.files.input_bytes) if settings.files.enabled else None,
-        background=kept.background,
-        conversations=LockedConversations(
-            kept.stores.conversations,
-            kept.conversation_leases,
-            create_unknown=settings.conversations.create_unknown,
-        ),
-        prompts=kept.stores.prompts,
-        keys=kept.keys,
-        owner_room=kept.stores.owner_room,
-        keyless=Keyless(upstream),
+        Ports(
+            kept.stores.responses,
+            upstream,
+            tools=toolbox,
+            timeouts=settings.timeouts,
+            metrics=kept.metrics,
+            files=make_fetcher(settings.fetch) if settings.fetch.enabled else None,
+            stored_files=StoredFiles(kept.stores.files, settings.files.input_bytes) if settings.files.enabled else None,
+            background=kept.background,
+            conversations=LockedConversations(
+                kept.stores.conversations,
+                kept.conversation_leases,
+                create_unknown=settings.conversations.create_unknown,
+            ),
+            prompts=kept.stores.prompts,
+            keys=kept.keys,
+            owner_room=kept.stores.owner_room,
+            keyless=Keyless(upstream),
+        )
     )
     new_exchange = exchange_maker(settings, routes, toolbox.types, make_sealer(settings))
     users = Users()

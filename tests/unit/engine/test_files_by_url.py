@@ -7,6 +7,7 @@ from typing import Any
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import CallUpstream, Chain, Context, LoadContext, RequestHead, StoredItem
+from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.observability.metrics import Metrics
@@ -91,11 +92,13 @@ class _Fetcher:
 async def test_the_runner_fetches_all_files_of_a_request_together() -> None:
     fetcher = _Fetcher()
     runner = Runner(
-        MemoryResponseStore(),
-        None,  # type: ignore[arg-type]
-        timeouts=TimeoutSettings(),
-        metrics=Metrics(),
-        files=fetcher,
+        Ports(
+            MemoryResponseStore(),
+            None,  # type: ignore[arg-type]
+            timeouts=TimeoutSettings(),
+            metrics=Metrics(),
+            files=fetcher,
+        )
     )
     exchange = begin(input=[message("https://a/x", "https://b/y")])
     await anext(runner.settle(exchange))
@@ -103,7 +106,7 @@ async def test_the_runner_fetches_all_files_of_a_request_together() -> None:
 
 
 async def test_without_a_fetcher_every_file_is_a_clear_refusal() -> None:
-    runner = Runner(MemoryResponseStore(), None, timeouts=TimeoutSettings(), metrics=Metrics())  # type: ignore[arg-type]
+    runner = Runner(Ports(MemoryResponseStore(), None, timeouts=TimeoutSettings(), metrics=Metrics()))  # type: ignore[arg-type]
     exchange = begin(input=[message("https://a/x")])
     head = await anext(runner.settle(exchange))
     body = await anext(runner.settle(exchange))

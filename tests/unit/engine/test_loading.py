@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
+from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import Chain, Context, LoadContext, PromptUse, StoredItem, StoredPrompt
 from antiphon.engine.running.loading import Loader, size_of
+from antiphon.engine.running.ports import Ports
 from antiphon.errors import ApiError, NotFound, StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.types.files import FetchedFile
@@ -69,7 +72,9 @@ class Setup:
         self.stores, self.metrics = _Stores(failure), Metrics()
         names = ("conversations", "prompts", "files", "stored_files", "keyless")
         more: dict[str, Any] = {} if bare else dict.fromkeys(names, self.stores)
-        self.loader = Loader(self.stores, metrics=self.metrics, **more)  # type: ignore[arg-type]
+        stores: Any = self.stores
+        self.ports = Ports(stores, cast(Any, None), timeouts=TimeoutSettings(), metrics=self.metrics, **more)
+        self.loader = Loader(self.ports)
 
     def counted(self) -> list[str]:
         """Operations and their results."""
@@ -171,7 +176,7 @@ async def test_an_upstream_is_asked_about_keys_where_that_can_be_learned() -> No
 
 async def test_the_same_over_another_history() -> None:
     setup, other = Setup(), _Stores()
-    view = setup.loader.over(other)  # type: ignore[arg-type]
+    view = Loader(replace(setup.ports, over=cast(Any, other)))
     await view.load(_action(previous_response_id="r", conversation="v"))
     assert [one[0] for one in other.asked] == ["chain"] and [one[0] for one in setup.stores.asked] == ["conversation"]
 

@@ -14,6 +14,7 @@ from antiphon.engine.exchange.response_exchange import ExchangeOptions, Response
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, LoadContext, RequestHead
 from antiphon.engine.running.leases import Leases
 from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ConversationLocked, StoreError
 from antiphon.observability.metrics import Metrics
@@ -35,11 +36,13 @@ class Setup:
         self.responses = MemoryResponseStore(conversations=self.conversations)
         self.leases = Leases(30.0, self._never)
         self.runner = Runner(
-            self.responses,
-            None,  # type: ignore[arg-type]
-            timeouts=TimeoutSettings(),
-            metrics=Metrics(),
-            conversations=LockedConversations(self.conversations, self.leases),
+            Ports(
+                self.responses,
+                None,  # type: ignore[arg-type]
+                timeouts=TimeoutSettings(),
+                metrics=Metrics(),
+                conversations=LockedConversations(self.conversations, self.leases),
+            )
         )
 
     async def _never(self, _seconds: float) -> None:
@@ -190,10 +193,12 @@ async def test_who_is_refused_holds_nothing(setup: Setup) -> None:
 
 async def test_without_conversations_there_are_none() -> None:
     runner = Runner(
-        MemoryResponseStore(),
-        None,  # type: ignore[arg-type]
-        timeouts=TimeoutSettings(),
-        metrics=Metrics(),
+        Ports(
+            MemoryResponseStore(),
+            None,  # type: ignore[arg-type]
+            timeouts=TimeoutSettings(),
+            metrics=Metrics(),
+        )
     )
     context = await runner._loader.load(LoadContext("owner", None, conversation="conv_1"))
     assert getattr(context, "code", None) == "unsupported_parameter"

@@ -24,6 +24,7 @@ from antiphon.engine.ports.actions import (
     SendHead,
     StoredPrompt,
 )
+from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import InternalError
 from antiphon.observability.metrics import Metrics
@@ -173,11 +174,13 @@ async def test_it_is_loaded_before_a_door_decides_who_makes_the_call(template: d
     prompts = MemoryPromptStore(clock=lambda: 0.0)
     await prompts.create("owner", "pmpt_1", None, b"{}", json.dumps({"instructions": "x", **template}).encode())
     runner = Runner(
-        MemoryResponseStore(),
-        None,  # type: ignore[arg-type]
-        timeouts=TimeoutSettings(),
-        metrics=Metrics(),
-        prompts=prompts,
+        Ports(
+            MemoryResponseStore(),
+            None,  # type: ignore[arg-type]
+            timeouts=TimeoutSettings(),
+            metrics=Metrics(),
+            prompts=prompts,
+        )
     )
     exchange = make_exchange()
     await runner.receive(exchange, _HEAD, b'{"model":"m","input":"hi","prompt":{"id":"pmpt_1"}}')

@@ -26,6 +26,7 @@ from antiphon.engine.ports.actions import (
 )
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.engine.ports.state import UpstreamAnswer
+from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ApiError, OwnerFull, StoreError
 from antiphon.observability.metrics import Metrics
@@ -55,7 +56,7 @@ def store() -> MemoryResponseStore:
 
 @pytest.fixture
 async def runner(store: MemoryResponseStore) -> AsyncIterator[Runner]:
-    made = Runner(store, _NoUpstream(), timeouts=TimeoutSettings(), metrics=Metrics())  # type: ignore[arg-type]
+    made = Runner(Ports(store, _NoUpstream(), timeouts=TimeoutSettings(), metrics=Metrics()))  # type: ignore[arg-type]
     yield made
     await made.aclose()
 
@@ -169,10 +170,12 @@ async def _driven(
 ) -> bytes:
     """What a streaming client gets of an upstream like that; it leaves when it has got `until`."""
     runner = Runner(
-        MemoryResponseStore(),
-        _Scripted(parts),
-        timeouts=TimeoutSettings(keepalive=keepalive),
-        metrics=Metrics(),
+        Ports(
+            MemoryResponseStore(),
+            _Scripted(parts),
+            timeouts=TimeoutSettings(keepalive=keepalive),
+            metrics=Metrics(),
+        )
     )
     exchange = make_exchange(**options)
     body = json.dumps({"model": "m", "input": "hi", "stream": True}).encode()
@@ -246,11 +249,13 @@ async def test_tools_that_take_too_long_end_with_the_response() -> None:
     call = b'{"index":0,"id":"a","function":{"name":"file_search","arguments":"{}"}}'
     answer = b'data: {"choices":[{"delta":{"tool_calls":[%b]}}]}\n\n' % call
     runner = Runner(
-        MemoryResponseStore(),
-        _Scripted([answer, *text_stream("")[1:]]),
-        timeouts=TimeoutSettings(),
-        metrics=Metrics(),
-        tools=Slow(),
+        Ports(
+            MemoryResponseStore(),
+            _Scripted([answer, *text_stream("")[1:]]),
+            timeouts=TimeoutSettings(),
+            metrics=Metrics(),
+            tools=Slow(),
+        )
     )
     exchange = make_exchange(times=TimeoutSettings(response=0.1), tool_types=Slow.types)
     body = json.dumps({"model": "m", "input": "hi", "stream": True, "tools": [{"type": "file_search"}]}).encode()
@@ -306,7 +311,7 @@ async def test_room_is_asked_for_where_something_is_to_be_stored(
     store: MemoryResponseStore, exchange: _Received, asked: bool
 ) -> None:
     room: Any = _Room()
-    runner = Runner(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), owner_room=room)
+    runner = Runner(Ports(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), owner_room=room))
     await runner.receive(cast(Any, exchange), RequestHead("POST", "/v1/responses", (), "me"), b"{}")
     assert room.asked == (["me"] if asked else []) and exchange.turned_away == []
 
@@ -314,7 +319,7 @@ async def test_room_is_asked_for_where_something_is_to_be_stored(
 @pytest.mark.parametrize("failure", [OwnerFull(5), StoreError("locked", reason="locked")])
 async def test_without_room_a_request_is_turned_away(store: MemoryResponseStore, failure: Exception) -> None:
     room: Any = _Room(failure)
-    runner = Runner(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), owner_room=room)
+    runner = Runner(Ports(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), owner_room=room))
     exchange = _Received()
     await runner.receive(cast(Any, exchange), RequestHead("POST", "/v1/responses", (), "me"), b"{}")
     (error,) = exchange.turned_away
@@ -361,7 +366,7 @@ async def test_a_key_is_claimed_for_what_makes_a_response(
     store: MemoryResponseStore, path: str, done: list[str]
 ) -> None:
     keys: Any = _Keys()
-    runner = Runner(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), keys=keys)
+    runner = Runner(Ports(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), keys=keys))
     head = RequestHead("POST", f"/v1/responses{path}", (("idempotency-key", "k"),), "me")
     await runner.receive(make_exchange(), head, b'{"model":"m","input":"hi"}')
     assert keys.done == done
@@ -384,7 +389,7 @@ async def test_the_same_runner_over_another_history_reads_and_writes_there(
         heads = [action.status async for action in used.settle(exchange) if isinstance(action, SendHead)]
         assert heads == ([status] if status else [])
     another: Any = object()
-    assert view.upstream is runner.upstream and runner.over(other, another).upstream is another
+    assert view.ports.upstream is runner.ports.upstream and runner.over(other, another).ports.upstream is another
 
 
 class _Queue:
@@ -401,7 +406,7 @@ class _Queue:
 
 async def test_who_follows_a_queued_response_holds_nothing_of_its_request(store: MemoryResponseStore) -> None:
     queue: Any = _Queue()
-    runner = Runner(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), background=queue)
+    runner = Runner(Ports(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), background=queue))
     budget = Budget(100, "limits.bytes_in_flight")
     exchange = make_exchange(background=True)
     exchange.hold = budget.hold("me")

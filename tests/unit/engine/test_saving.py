@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
+from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import Enqueue, OnceOnly, ReleaseConversation, ResponseRecord, SaveResponse
 from antiphon.engine.ports.jobs import EventPiece
+from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.saving import Saver
 from antiphon.errors import ApiError, OwnerFull, StoreError
 from antiphon.observability.metrics import Metrics
@@ -93,7 +96,10 @@ class Setup:
         self.keys, self.conversations, self.background = _Held(), _Held(), _Background()
         self.metrics = Metrics()
         given: dict[str, Any] = {"keys": self.keys, "conversations": self.conversations, "background": self.background}
-        self.saver = Saver(self.history, metrics=self.metrics, seconds=seconds, **given)
+        history: Any = self.history
+        times = TimeoutSettings.unchecked(save=seconds)
+        self.ports = Ports(history, cast(Any, None), timeouts=times, metrics=self.metrics, **given)
+        self.saver = Saver(self.ports, set())
 
     def counted(self, operation: str, result: str) -> float:
         name = f'storage_operations_total{{operation="{operation}",result="{result}"}} '
@@ -188,7 +194,7 @@ async def test_what_hangs_is_given_back_behind_the_answer(setup: Setup, monkeypa
 async def test_what_is_the_jobs_is_not_given_back_with_a_request(setup: Setup) -> None:
     other = _History()
     for keeps_locks, expected in ((True, []), (False, ["given back resp_1"])):
-        view = setup.saver.over(other, keeps_locks=keeps_locks)
+        view = Saver(replace(setup.ports, over=other, keeps_locks=keeps_locks), set())
         await view.release(ReleaseConversation("owner", "resp_1"))
         assert setup.conversations.done == expected
     assert setup.keys.done == ["given back resp_1"] * 2, "approvals are the response's own"

@@ -21,6 +21,7 @@ from antiphon.engine.ports.actions import (
     StoredItem,
 )
 from antiphon.engine.ports.files import FileFields
+from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.errors import ApiError, StoreError
@@ -156,11 +157,13 @@ async def test_files_are_read_within_a_limit_for_all_of_them() -> None:
 
 def make_runner(files: MemoryFileStore | None) -> Runner:
     return Runner(
-        MemoryResponseStore(),
-        None,  # type: ignore[arg-type]  # no call is made
-        timeouts=TimeoutSettings(),
-        metrics=Metrics(),
-        stored_files=StoredFiles(files, 100) if files is not None else None,
+        Ports(
+            MemoryResponseStore(),
+            None,  # type: ignore[arg-type]  # no call is made
+            timeouts=TimeoutSettings(),
+            metrics=Metrics(),
+            stored_files=StoredFiles(files, 100) if files is not None else None,
+        )
     )
 
 

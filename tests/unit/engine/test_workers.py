@@ -26,6 +26,7 @@ from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.job_run import Making
 from antiphon.engine.running.job_stream import JobStream
 from antiphon.engine.running.lookout import Lookout
+from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.users import Users
 from antiphon.engine.running.workers import Workers
@@ -129,7 +130,7 @@ class Process:
         self.background = Background(self.jobs, self.responses, followers, self.settings)
         self.metrics = metrics = Metrics()
         self.runner = Runner(
-            self.responses, self.model, timeouts=TimeoutSettings(), metrics=metrics, background=self.background
+            Ports(self.responses, self.model, timeouts=TimeoutSettings(), metrics=metrics, background=self.background)
         )
         self.workers = Workers(
             "worker_1",

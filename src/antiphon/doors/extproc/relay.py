@@ -41,7 +41,7 @@ class Relay:
         self._runner = runner
         self._peer = peer
         self._exchange = exchange
-        self._state = RelayState(exchange, request, timeouts, runner.timeouts.keepalive, end_seconds, cost_of)
+        self._state = RelayState(exchange, request, timeouts, runner.ports.timeouts.keepalive, end_seconds, cost_of)
         self._loop = asyncio.get_running_loop()
 
     @property

@@ -121,7 +121,7 @@ class WebSocketConnection:
         # A key stands for one request, and all of the connection's would have this one.
         self._ignored = HEADER if head.header(HEADER) is not None else ""
         self._leaving = leaving
-        self._memory = ConnectionMemory(context.runner.store, max_bytes=self._limits.memory_bytes, shared=shared)
+        self._memory = ConnectionMemory(context.runner.ports.store, max_bytes=self._limits.memory_bytes, shared=shared)
         self._max_bytes = context.limits.request_body_bytes
         self._socket = web.WebSocketResponse(
             timeout=_CLOSE_SECONDS,

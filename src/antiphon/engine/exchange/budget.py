@@ -67,12 +67,14 @@ class Budget:
         """A request's part, which is empty at first. What is nobody's (`""`: health) is of no share."""
         return Hold(self, owner if self.share else "")
 
-    def _take(self, owner: str, size: int) -> None:
+    def take(self, owner: str, size: int) -> None:
+        """Note that so many more are held; `Hold` has checked that they fit."""
         self.used += size
         if owner and size:
             self._owners[owner] = self._owners.get(owner, 0) + size
 
-    def _give(self, owner: str, size: int) -> None:
+    def give(self, owner: str, size: int) -> None:
+        """Note that so many are held no longer."""
         self.used -= size
         if owner and size:
             left = self._owners[owner] - size
@@ -82,7 +84,8 @@ class Budget:
                 # Only what is not 0 is kept.
                 del self._owners[owner]
 
-    def _refuse(self, owner: str = "") -> NoRoom:
+    def refuse(self, owner: str = "") -> NoRoom:
+        """The refusal of what would fit at another moment, which `refused` is told of."""
         held = _MEASURES[self._unit]
         if owner:
             full = NoRoom(
@@ -101,7 +104,8 @@ class Budget:
         self._refused(full)
         return full
 
-    def _too_large(self, *, owner: bool) -> RequestTooLarge:
+    def too_large(self, *, owner: bool) -> RequestTooLarge:
+        """The refusal of what never fits."""
         limit, setting, whose = self.limit, self.setting, ""
         if owner:
             limit, setting, whose = self.share, self._share_setting, " for one owner"
@@ -131,25 +135,25 @@ class Hold:
         budget, owner = self._budget, self._owner
         if owner and budget.used_by(owner) + size > budget.share:
             if self.size + size > budget.share:
-                raise budget._too_large(owner=True)
-            self.refusal = budget._refuse(owner)
+                raise budget.too_large(owner=True)
+            self.refusal = budget.refuse(owner)
             raise self.refusal
         if budget.used + size > budget.limit:
             if self.size + size > budget.limit:
-                raise budget._too_large(owner=False)
-            self.refusal = budget._refuse()
+                raise budget.too_large(owner=False)
+            self.refusal = budget.refuse()
             raise self.refusal
 
     def add(self, size: int) -> None:
         """Hold so many more; raises like `check` where there is no room."""
         self.check(size)
-        self._budget._take(self._owner, size)
+        self._budget.take(self._owner, size)
         self.size += size
 
     def close(self) -> None:
         """Give everything back."""
         size, self.size = self.size, 0
-        self._budget._give(self._owner, size)
+        self._budget.give(self._owner, size)
 
     def __enter__(self) -> Hold:
         return self

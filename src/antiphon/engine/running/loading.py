@@ -8,55 +8,25 @@ Invariant: what goes wrong is a value, an `ApiError`.
 
 from __future__ import annotations
 
-import copy
-
 from antiphon.engine.ports.actions import Context, LoadContext, PromptUse, StoredItem, StoredPrompt
-from antiphon.engine.ports.state import FileFetcher, History, PromptStore
-from antiphon.engine.running.held_keys import HeldKeys
-from antiphon.engine.running.keyless_upstreams import Keyless
-from antiphon.engine.running.locked_conversations import LockedConversations
-from antiphon.engine.running.stored_files import StoredFiles
+from antiphon.engine.running.ports import Ports
 from antiphon.errors import ApiError, StoreError, store_refusal, unsupported_parameter
-from antiphon.observability.metrics import Metrics
 from antiphon.types.files import FetchedFile
 
 
 class Loader:
     """Loads from these; what is None is not available on this server."""
 
-    def __init__(
-        self,
-        history: History,
-        *,
-        metrics: Metrics,
-        conversations: LockedConversations | None = None,
-        prompts: PromptStore | None = None,
-        files: FileFetcher | None = None,
-        stored_files: StoredFiles | None = None,
-        keyless: Keyless | None = None,
-        keys: HeldKeys | None = None,
-    ) -> None:
-        self._history = history
-        self._metrics = metrics
-        self._conversations = conversations
-        self._prompts = prompts
-        self._files = files
-        self._stored_files = stored_files
-        self._keyless = keyless
-        self._keys = keys
-
-    def over(self, history: History) -> Loader:
-        """The same with another history."""
-        view = copy.copy(self)
-        view._history = history
-        return view
+    def __init__(self, ports: Ports) -> None:
+        self._ports = ports
 
     async def load(self, action: LoadContext) -> Context | ApiError:
         """What the action names, or why it cannot be had."""
         if action.file_urls or action.file_ids:
             return await self._load_files(action)
         if action.keyless is not None:
-            return Context(keyless=await self._keyless.ask(action.keyless) if self._keyless is not None else False)
+            keyless = self._ports.keyless
+            return Context(keyless=await keyless.ask(action.keyless) if keyless is not None else False)
         operation = "load_chain"
         if action.approvals:
             operation = "use_approvals"
@@ -65,7 +35,7 @@ class Loader:
         elif action.conversation is not None:
             operation = "load_conversation"
         try:
-            with self._metrics.storage(operation):
+            with self._ports.metrics.storage(operation):
                 return await self._load_stored(action)
         except ApiError as error:
             return error
@@ -77,61 +47,61 @@ class Loader:
     async def _load_stored(self, action: LoadContext) -> Context:
         """What the action names in the stores. Raises `ApiError` and `StoreError`."""
         if action.approvals:
-            if self._keys is None:
+            if self._ports.keys is None:
                 return Context()
-            used = await self._keys.use_approvals(action.owner, action.approvals, action.lock_for)
+            used = await self._ports.keys.use_approvals(action.owner, action.approvals, action.lock_for)
             return Context(answered=used)
         if action.prompt is not None:
             return Context(prompt=await self._load_prompt(action.owner, action.prompt))
         chain = None
         if action.previous_response_id is not None:
-            chain = await self._history.load_chain(action.owner, action.previous_response_id)
+            chain = await self._ports.history.load_chain(action.owner, action.previous_response_id)
         conversation = await self._load_conversation(action) if action.conversation is not None else None
         items = await self._load_items(action) if action.item_ids else {}
         return Context(chain=chain, conversation=conversation, items=items)
 
     async def _load_files(self, action: LoadContext) -> Context | ApiError:
         files = await self._fetch(action.file_urls) if action.file_urls else {}
-        if action.file_ids and self._stored_files is None:
+        if action.file_ids and self._ports.stored_files is None:
             refusal = unsupported_parameter(
                 "Files by id are not available on this server; send their content as 'file_data'."
             )
             files |= dict.fromkeys(action.file_ids, refusal)
-        elif action.file_ids and self._stored_files is not None:
+        elif action.file_ids and self._ports.stored_files is not None:
             try:
-                files |= await self._stored_files.load(action.owner, action.file_ids)
+                files |= await self._ports.stored_files.load(action.owner, action.file_ids)
             except StoreError as error:
                 return store_refusal(error, "The stored files could not be read")
         return Context(files=files)
 
     async def _load_conversation(self, action: LoadContext) -> tuple[StoredItem, ...] | None:
-        if self._conversations is None:
+        if self._ports.conversations is None:
             raise unsupported_parameter(
                 "Conversations are not available on this server; use previous_response_id.", "conversation"
             )
-        return await self._conversations.load(action)
+        return await self._ports.conversations.load(action)
 
     async def _load_prompt(self, owner: str, prompt: PromptUse) -> StoredPrompt | None:
-        if self._prompts is None:
+        if self._ports.prompts is None:
             raise unsupported_parameter(
                 "Stored prompts are not available on this server; send instructions and input.", "prompt"
             )
-        return await self._prompts.get(owner, prompt.id, prompt.version)
+        return await self._ports.prompts.get(owner, prompt.id, prompt.version)
 
     async def _load_items(self, action: LoadContext) -> dict[str, StoredItem]:
-        items = await self._history.load_items(action.owner, action.item_ids)
+        items = await self._ports.history.load_items(action.owner, action.item_ids)
         missing = tuple(item_id for item_id in action.item_ids if item_id not in items)
-        if missing and self._conversations is not None:
-            items |= await self._conversations.find_items(action.owner, missing)
+        if missing and self._ports.conversations is not None:
+            items |= await self._ports.conversations.find_items(action.owner, missing)
         return items
 
     async def _fetch(self, urls: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
-        if self._files is None:
+        if self._ports.files is None:
             refusal = unsupported_parameter(
                 "Files by URL are not available on this server; send their content as 'file_data'."
             )
             return dict.fromkeys(urls, refusal)
-        return await self._files.fetch(urls)
+        return await self._ports.files.fetch(urls)
 
 
 def size_of(context: Context | ApiError, action: LoadContext) -> int:

@@ -11,12 +11,11 @@ request's task is cancelled; an upstream call never outlives its exchange, excep
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import assert_never
+from dataclasses import dataclass, field, replace
+from typing import Any, assert_never
 
-from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.exchange.time_limits import FLOOD_PAUSE
 from antiphon.engine.ports.actions import (
@@ -36,88 +35,46 @@ from antiphon.engine.ports.actions import (
     SendBody,
     SendHead,
 )
-from antiphon.engine.ports.hosted_tools import ToolRunner
-from antiphon.engine.ports.state import FileFetcher, History, OwnerRoom, PromptStore, ResponseStore, Upstream
-from antiphon.engine.running.background import Background
-from antiphon.engine.running.held_keys import HeldKeys
-from antiphon.engine.running.keyless_upstreams import Keyless
+from antiphon.engine.ports.state import History, Upstream
 from antiphon.engine.running.loading import Loader, size_of
-from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.repeated_requests import KeyedRequest, RepeatedRequests
 from antiphon.engine.running.saving import Saver
-from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.engine.running.thread_pools import LARGE, apart
 from antiphon.engine.running.unattended import Unattended
 from antiphon.engine.running.upstream_pump import UpstreamPump
 from antiphon.engine.running.waiting import look_at
 from antiphon.errors import ApiError, StoreError, store_refusal
-from antiphon.observability.metrics import Metrics
 
 Work = CallUpstream | RunTools
 
 _LAST_SAVE_SECONDS = 0.5
 
 
+@dataclass(frozen=True)
+class _Common:
+    """What a runner and its views share: the work that outlives a request, and the turns of streams that flood."""
+
+    saves: set[asyncio.Task[Any]] = field(default_factory=set)
+    unattended: Unattended = field(default_factory=Unattended)
+    floods: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class Runner:
     """One for all requests that are served alike; holds no state of a request."""
 
-    def __init__(
-        self,
-        store: ResponseStore,
-        upstream: Upstream,
-        *,
-        timeouts: TimeoutSettings,
-        metrics: Metrics,
-        files: FileFetcher | None = None,
-        stored_files: StoredFiles | None = None,
-        background: Background | None = None,
-        conversations: LockedConversations | None = None,
-        prompts: PromptStore | None = None,
-        keys: HeldKeys | None = None,
-        tools: ToolRunner | None = None,
-        owner_room: OwnerRoom | None = None,
-        keyless: Keyless | None = None,
-    ) -> None:
-        self.store = store
-        """The responses that are stored, whatever history this runner has."""
-        self.upstream = upstream
-        """What makes the model calls."""
-        self.timeouts = timeouts
-        self._owner_room = owner_room
-        self._tools = tools
-        self._conversations = conversations
-        self._background = background
-        self._keys = keys
-        self._repeated = RepeatedRequests(keys, store) if keys is not None else None
-        self._loader = Loader(
-            store,
-            metrics=metrics,
-            conversations=conversations,
-            prompts=prompts,
-            files=files,
-            stored_files=stored_files,
-            keyless=keyless,
-            keys=keys,
-        )
-        self._saver = Saver(
-            store,
-            metrics=metrics,
-            seconds=timeouts.save,
-            background=background,
-            conversations=conversations,
-            keys=keys,
-        )
-        self._floods = asyncio.Lock()
-        self._unattended = Unattended()
+    def __init__(self, ports: Ports, common: _Common | None = None) -> None:
+        self.ports = ports
+        self._common = common or _Common()
+        self._repeated = RepeatedRequests(ports.keys, ports.store) if ports.keys is not None else None
+        self._loader = Loader(ports)
+        self._saver = Saver(ports, self._common.saves)
 
     def over(self, history: History, upstream: Upstream | None = None, *, keeps_locks: bool = False) -> Runner:
         """The same runner with another history (a connection's memory over the real one), and perhaps another
         upstream. `keeps_locks`: a response's conversation is its job's, and goes with that."""
-        view = copy.copy(self)
-        view._loader = self._loader.over(history)
-        view._saver = self._saver.over(history, keeps_locks=keeps_locks)
-        view.upstream = upstream or self.upstream
-        return view
+        upstream = upstream or self.ports.upstream
+        return Runner(replace(self.ports, over=history, upstream=upstream, keeps_locks=keeps_locks), self._common)
 
     async def receive(self, exchange: ResponseExchange, head: RequestHead, body: bytes) -> None:
         """Give the exchange its request; a large one without holding up other requests."""
@@ -141,9 +98,9 @@ class Runner:
             await self.perform(exchange, action)
         if keyed is not None and exchange.makes_response:
             await keyed.claim()
-        if self._owner_room is not None and exchange.stored and not (exchange.done or exchange.again):
+        if self.ports.owner_room is not None and exchange.stored and not (exchange.done or exchange.again):
             try:
-                await self._owner_room.check(head.owner)
+                await self.ports.owner_room.check(head.owner)
             except ApiError as error:
                 exchange.turn_away(error)
             except StoreError as error:
@@ -190,8 +147,8 @@ class Runner:
         elif isinstance(action, ReleaseConversation):
             await self._saver.release(action)
         elif isinstance(action, PrepareTools):
-            assert self._tools is not None
-            exchange.receive_tools(await self._tools.prepare(action.owner, action.response_id, action.tools))
+            assert self.ports.tools is not None
+            exchange.receive_tools(await self.ports.tools.prepare(action.owner, action.response_id, action.tools))
         else:
             assert_never(action)
 
@@ -203,7 +160,7 @@ class Runner:
         """
         actions = self._perform_all(exchange)
         if exchange.goes_on:
-            actions = self._unattended.hand_out(exchange, actions)
+            actions = self._common.unattended.hand_out(exchange, actions)
         async with aclosing(actions):
             async for action in actions:
                 yield action
@@ -211,7 +168,7 @@ class Runner:
     async def go_on(self, exchange: ResponseExchange, stopping: Callable[[], bool]) -> Finish | None:
         """The client disconnected: if the request continues without it, wait for its end, or until the process is
         `stopping`; return how it ended."""
-        return await self._unattended.end(exchange, stopping)
+        return await self._common.unattended.end(exchange, stopping)
 
     async def _perform_all(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
         work: Work | None = None
@@ -233,21 +190,21 @@ class Runner:
 
     async def let_others_go_first(self) -> None:
         """For a stream that floods: all such streams of the process together get a piece in every so many seconds."""
-        async with self._floods:
+        async with self._common.floods:
             await asyncio.sleep(FLOOD_PAUSE)
 
     def forget(self, response_id: str) -> None:
         """This process does nothing more for a response that another may go on with: the lock of its conversation is
         not renewed any longer, and the approvals that it uses stay used."""
-        if self._conversations is not None:
-            self._conversations.forget(response_id)
-        if self._keys is not None:
-            self._keys.kept(response_id)
+        if self.ports.conversations is not None:
+            self.ports.conversations.forget(response_id)
+        if self.ports.keys is not None:
+            self.ports.keys.kept(response_id)
 
     async def abandon(self, exchange: ResponseExchange, reason: CancelReason) -> None:
         """The request ends here without its end: write the row as failed. Shielded, at most the save's timeout; while
         the process stops, only so long that the line behind it is written in any case (`aclose` waits on)."""
-        await self._unattended.stop(exchange)
+        await self._common.unattended.stop(exchange)
         if exchange.done:
             return
         exchange.cancel(reason)
@@ -275,14 +232,14 @@ class Runner:
         await self._saver.aclose()
 
     def _follow(self, action: FollowResponse) -> AsyncGenerator[bytes, None]:
-        assert self._background is not None
-        return self._background.followers.follow(action.owner, action.response_id)
+        assert self.ports.background is not None
+        return self.ports.background.followers.follow(action.owner, action.response_id)
 
     async def _run_tools(
         self, exchange: ResponseExchange, action: RunTools
     ) -> AsyncGenerator[ClientAction | Work, None]:
         """The hosted calls of one turn, all at once; what follows, if anything, comes last."""
-        assert self._tools is not None
+        assert self.ports.tools is not None
         if action.claim is not None:
             unclaimed = await self._saver.claim_calls(action.claim, stored=exchange.stored)
             if unclaimed is not None:
@@ -291,9 +248,9 @@ class Runner:
                     yield each
                 return
         loop = asyncio.get_running_loop()
-        running = {loop.create_task(self._tools.run(call)) for call in action.calls}
+        running = {loop.create_task(self.ports.tools.run(call)) for call in action.calls}
         told = exchange.receive_time(loop.time())
-        quiet = loop.time() + self.timeouts.keepalive
+        quiet = loop.time() + self.ports.timeouts.keepalive
         try:
             while running and not exchange.done:
                 seconds = max(0.0, min(told, quiet) - loop.time())
@@ -304,7 +261,7 @@ class Runner:
                 if now >= told:
                     told = exchange.receive_time(now)
                 if now >= quiet or done:
-                    quiet = now + self.timeouts.keepalive
+                    quiet = now + self.ports.timeouts.keepalive
                     if not done:
                         exchange.receive_silence()
                 async for each in self.settle(exchange):
@@ -318,7 +275,7 @@ class Runner:
     async def _call(self, exchange: ResponseExchange, call: CallUpstream) -> AsyncGenerator[ClientAction | Work, None]:
         """One model call: head, body, end; with a driven stream's timers. What follows, if anything, comes last."""
         pump = UpstreamPump(
-            self.upstream, call, lambda: self.let_others_go_first() if exchange.floods else asyncio.sleep(0)
+            self.ports.upstream, call, lambda: self.let_others_go_first() if exchange.floods else asyncio.sleep(0)
         )
         clock = asyncio.get_running_loop().time
         try:
@@ -326,14 +283,14 @@ class Runner:
             # When the exchange is to be told the time, and when the client has heard nothing for too long: an upstream
             # that goes on with nothing in it is silence to the client.
             told = exchange.receive_time(clock())
-            quiet = clock() + self.timeouts.head_wait
+            quiet = clock() + self.ports.timeouts.head_wait
             while not exchange.done:
                 now = clock()
                 if now >= told:
                     told = exchange.receive_time(now)
                 elif now >= quiet:
                     exchange.receive_silence()
-                    quiet = now + self.timeouts.keepalive
+                    quiet = now + self.ports.timeouts.keepalive
                 else:
                     try:
                         event = await pump.next(min(told, quiet) - now)
@@ -345,11 +302,11 @@ class Runner:
                         exchange.receive_upstream_head(event.status, event.headers)
                         # Other limits hold from now on.
                         told = exchange.receive_time(now)
-                        quiet = min(quiet, now + self.timeouts.keepalive)
+                        quiet = min(quiet, now + self.ports.timeouts.keepalive)
                     else:
                         exchange.receive_upstream_end(event)
                 async for action in self.settle(exchange):
-                    quiet = now + self.timeouts.keepalive
+                    quiet = now + self.ports.timeouts.keepalive
                     yield action
         finally:
             await pump.stop(whole=exchange.done)

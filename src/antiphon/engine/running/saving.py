@@ -11,7 +11,6 @@ its row, or is given back.
 from __future__ import annotations
 
 import asyncio
-import copy
 import time
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -21,13 +20,9 @@ import structlog
 
 from antiphon.engine.ports.actions import Enqueue, ReleaseConversation, ResponseRecord, SaveResponse
 from antiphon.engine.ports.jobs import EventPiece, count_events
-from antiphon.engine.ports.state import History
-from antiphon.engine.running.background import Background
-from antiphon.engine.running.held_keys import HeldKeys
-from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.waiting import look_at
 from antiphon.errors import ApiError, StoreError
-from antiphon.observability.metrics import Metrics
 
 _log = structlog.get_logger(__name__)
 
@@ -37,44 +32,22 @@ _RELEASE_SECONDS = 1.0
 
 
 class Saver:
-    """Saves to `history`, queues in `background`; all that were made `over` one share the tasks that are under way."""
+    """Saves to the history of these, queues in their background; those of one runner and its views share the tasks that
+    are `under_way`."""
 
-    def __init__(
-        self,
-        history: History,
-        *,
-        metrics: Metrics,
-        seconds: float,
-        background: Background | None = None,
-        conversations: LockedConversations | None = None,
-        keys: HeldKeys | None = None,
-    ) -> None:
-        """`seconds`: for which saves are waited for at the end (twice)."""
-        self._history = history
-        self._metrics = metrics
-        self._seconds = seconds
-        self._background = background
-        self._conversations = conversations
-        self._keys = keys
-        self._keeps_locks = False
-        self._under_way: set[asyncio.Task[Any]] = set()
-
-    def over(self, history: History, *, keeps_locks: bool) -> Saver:
-        """The same with another history. `keeps_locks`: a response's conversation is its job's, and goes with that."""
-        view = copy.copy(self)
-        view._history = history
-        view._keeps_locks = keeps_locks
-        return view
+    def __init__(self, ports: Ports, under_way: set[asyncio.Task[Any]]) -> None:
+        self._ports = ports
+        self._under_way = under_way
 
     async def release(self, action: ReleaseConversation) -> None:
         """Give back what is held; that goes on when the request's task is cancelled meanwhile."""
         await asyncio.shield(self.keep_going(self._let_go(action.response_id, counts=action.counts)))
 
     async def _let_go(self, response_id: str, *, counts: bool) -> None:
-        if self._conversations is not None and not self._keeps_locks:
-            await self._conversations.release(response_id)
-        if self._keys is not None:
-            await self._keys.release(response_id, counts=counts)
+        if self._ports.conversations is not None and not self._ports.keeps_locks:
+            await self._ports.conversations.release(response_id)
+        if self._ports.keys is not None:
+            await self._ports.keys.release(response_id, counts=counts)
 
     def keep_going(self, work: Coroutine[Any, Any, _Done]) -> asyncio.Task[_Done]:
         """A task that is waited for at the end, whoever leaves meanwhile."""
@@ -87,14 +60,15 @@ class Saver:
         """Save, and see to what the response holds: that goes with the row, or without it. `saved` hears of the end,
         unless nobody waits for it any more."""
         try:
-            once = self._keys.of(record.id) if self._keys is not None else None
-            holds = record.conversation_id is not None or (self._keys is not None and self._keys.holds(record.id))
+            keys = self._ports.keys
+            once = keys.of(record.id) if keys is not None else None
+            holds = record.conversation_id is not None or (keys is not None and keys.holds(record.id))
             # What failed gives its key back: trying again is trying again.
             if once is not None and record.counts:
                 record = replace(record, once=once)
             kept = False
             try:
-                await self._history.save(record)
+                await self._ports.history.save(record)
                 kept = True
             finally:
                 if holds:
@@ -110,21 +84,21 @@ class Saver:
                 saved.set_result(None)
 
     def _with_key(self, record: ResponseRecord) -> ResponseRecord:
-        once = self._keys.of(record.id) if self._keys is not None else None
+        once = self._ports.keys.of(record.id) if self._ports.keys is not None else None
         return record if once is None else replace(record, once=once)
 
     async def _part(self, record: ResponseRecord, *, kept: bool, counts: bool) -> None:
         """This process has done what it could for a response: what it held is the store's now, or nobody's."""
-        if kept and record.conversation_id is not None and self._conversations is not None:
-            self._conversations.forget(record.id)
-        if kept and counts and self._keys is not None:
-            if self._keeps_locks:
+        if kept and record.conversation_id is not None and self._ports.conversations is not None:
+            self._ports.conversations.forget(record.id)
+        if kept and counts and self._ports.keys is not None:
+            if self._ports.keeps_locks:
                 # It is stored with the end of its job, and what it holds is forgotten then.
                 return
-            if self._keys.calls(record.id):
-                await asyncio.wait({self.keep_going(self._keys.end_calls(record.id))}, timeout=_RELEASE_SECONDS)
-            self._keys.kept(record.id)
-        holds = self._keys is not None and self._keys.holds(record.id)
+            if self._ports.keys.calls(record.id):
+                await asyncio.wait({self.keep_going(self._ports.keys.end_calls(record.id))}, timeout=_RELEASE_SECONDS)
+            self._ports.keys.kept(record.id)
+        holds = self._ports.keys is not None and self._ports.keys.holds(record.id)
         if holds or (not kept and record.conversation_id is not None):
             # What could not write just now may not be able to write this: the client hears of it all the same, and
             # what is held goes when the disk goes on, or runs out.
@@ -134,11 +108,11 @@ class Saver:
 
     async def claim_calls(self, record: ResponseRecord, *, stored: bool) -> StoreError | None:
         """Record that the response sends calls now; return the store's error, if any."""
-        if self._keys is None:
+        if self._ports.keys is None:
             return None
         try:
-            with self._metrics.storage("claim_calls"):
-                await self._keys.claim_calls(record, stored=stored, queued=self._keeps_locks)
+            with self._ports.metrics.storage("claim_calls"):
+                await self._ports.keys.claim_calls(record, stored=stored, queued=self._ports.keeps_locks)
         except StoreError as error:
             return error
         return None
@@ -149,14 +123,14 @@ class Saver:
         return await asyncio.shield(self.keep_going(self._store_job(action)))
 
     async def _store_job(self, action: Enqueue) -> StoreError | ApiError | None:
-        assert self._background is not None
+        assert self._ports.background is not None
         events = EventPiece(count_events(action.events) - 1, action.events) if action.events else None
         failure: StoreError | ApiError | None = None
         record = self._with_key(action.record)
         kept = False
         try:
-            with self._metrics.storage("enqueue"):
-                await self._background.enqueue(record, action.request, events, action.needs)
+            with self._ports.metrics.storage("enqueue"):
+                await self._ports.background.enqueue(record, action.request, events, action.needs)
             kept = True
         except (StoreError, ApiError) as error:
             failure = error
@@ -173,7 +147,7 @@ class Saver:
         saved: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.keep_going(self._store_record(action.record, saved))
         try:
-            with self._metrics.storage("save"):
+            with self._ports.metrics.storage("save"):
                 await saved
         except StoreError as error:
             return error
@@ -185,7 +159,7 @@ class Saver:
 
     async def finish(self) -> None:
         """Wait for saves that outlived their requests; at most the save's time, twice."""
-        deadline = time.monotonic() + 2 * self._seconds
+        deadline = time.monotonic() + 2 * self._ports.timeouts.save
         while self._under_way and (left := deadline - time.monotonic()) > 0:
             await asyncio.wait(set(self._under_way), timeout=left)
         if self._under_way:
@@ -194,7 +168,7 @@ class Saver:
     async def aclose(self) -> None:
         """Finish, and renew nothing any more that is held."""
         await self.finish()
-        if self._conversations is not None:
-            await self._conversations.aclose()
-        if self._keys is not None:
-            await self._keys.aclose()
+        if self._ports.conversations is not None:
+            await self._ports.conversations.aclose()
+        if self._ports.keys is not None:
+            await self._ports.keys.aclose()

@@ -331,9 +331,9 @@ class Workers:
             written=lambda: self._background.followers.changed(job.response_id),
             on_lost=run.lose,
         )
-        kept = KeptRecord(making.runner.store, stream.hold_back)
+        kept = KeptRecord(making.runner.ports.store, stream.hold_back)
         upstream = PatientUpstream(
-            making.runner.upstream,
+            making.runner.ports.upstream,
             self._settings.patience,
             self._metrics,
             response_id=job.response_id,
@@ -407,7 +407,7 @@ class Workers:
 
     async def _is_finished(self, record: ResponseRecord) -> bool:
         """Whether an earlier try, of which nobody knew what became, was the one that ended it."""
-        found = await self._making.runner.store.get(record.owner, record.id)
+        found = await self._making.runner.ports.store.get(record.owner, record.id)
         return found is not None and found.body == record.body
 
     async def _end(self, job: Job, code: str, message: str) -> None:
