@@ -138,11 +138,10 @@ async def _measure(chunks: int, width: int) -> None:
         begun = time.perf_counter()
         await searcher.search(ALICE, [store], ["anything at all"])
         first = (time.perf_counter() - begun) * 1000
-        held = database.index.matrices.held_bytes
         size = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6
         print(
             f"\n{chunks:,} chunks x {width}: written in {seconds:.1f} s ({chunks / seconds:,.0f}/s), {size:,.0f} MB on "
-            f"disk; opened in {opened:.0f} ms, first search {first:.0f} ms; vectors {held / 1e6:.0f} MB, "
+            f"disk; opened in {opened:.0f} ms, first search {first:.0f} ms; "
             f"process +{_memory() - before} MB"
         )
         print(f"{'':28} p50 ms   p99 ms    CPU ms")

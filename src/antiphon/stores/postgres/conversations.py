@@ -23,14 +23,15 @@ from antiphon.stores.pages import stored_item
 from antiphon.stores.postgres import conversation_sql as sql
 from antiphon.stores.postgres.certain import certainly
 from antiphon.stores.postgres.database import Connection, Database, Record
-from antiphon.stores.postgres.making import KeysInTransactions, make
+from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.postgres.making import make
 from antiphon.stores.postgres.values import milliseconds
 
 
 class PostgresConversationRows:
     """`ConversationRows` on connections that are somebody else's to close."""
 
-    def __init__(self, database: Database, keys: KeysInTransactions) -> None:
+    def __init__(self, database: Database, keys: PostgresIdempotency) -> None:
         self._database = database
         self._keys = keys
 

@@ -8,28 +8,19 @@ Invariant: there is neither the thing without its key, nor the key without the t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.stores.postgres.certain import certainly
 from antiphon.stores.postgres.database import Connection, Database
+from antiphon.stores.postgres.idempotency import PostgresIdempotency
 
 T = TypeVar("T")
 
 
-class KeysInTransactions(Protocol):
-    """What the other stores need of the keys of requests."""
-
-    async def bind(self, connection: Connection, once: OnceOnly, object_id: str) -> None:
-        """Bind a key that is free in this transaction. Raises `AlreadyMade` and `ApiError`."""
-
-    async def made(self, once: OnceOnly) -> str | None:
-        """What was made with the key; see `IdempotencyStore.made`."""
-
-
 async def make(
     database: Database,
-    keys: KeysInTransactions,
+    keys: PostgresIdempotency,
     once: OnceOnly | None,
     object_id: str,
     work: Callable[[Connection], Awaitable[T]],

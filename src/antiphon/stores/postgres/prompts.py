@@ -15,7 +15,8 @@ from antiphon.engine.ports.state import PageQuery, PromptChange
 from antiphon.stores.kept_prompts import kept_prompt
 from antiphon.stores.postgres.certain import certainly
 from antiphon.stores.postgres.database import Connection, Database, Record
-from antiphon.stores.postgres.making import KeysInTransactions, make
+from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.postgres.making import make
 from antiphon.stores.postgres.page_sql import within
 from antiphon.stores.postgres.values import milliseconds
 
@@ -84,7 +85,7 @@ VERSIONS_BACKWARD = _VERSIONS.format(order="DESC", cut=within("place DESC", "$6"
 class PostgresPromptRows:
     """`PromptRows` on connections that are somebody else's to close."""
 
-    def __init__(self, database: Database, keys: KeysInTransactions) -> None:
+    def __init__(self, database: Database, keys: PostgresIdempotency) -> None:
         self._database = database
         self._keys = keys
 

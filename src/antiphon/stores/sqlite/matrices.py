@@ -71,11 +71,6 @@ class Matrices:
         self._held = 0
 
     @property
-    def held_bytes(self) -> int:
-        """Memory of all matrices that are kept."""
-        return self._held
-
-    @property
     def count(self) -> int:
         """How many matrices are kept."""
         return len(self._matrices)
