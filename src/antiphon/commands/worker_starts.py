@@ -35,7 +35,7 @@ class WorkerStarts:
         self._pipe = pipe
         self._write_line = write_line
         self._forks: ForkServer | None = None
-        # A single worker would share with nobody: the fork server would only be one process more.
+        # A single worker shares nothing: the fork server would only be one process more.
         if settings.workers > 1 and can_fork():
             command = "extproc" if settings.door == "envoy" else "serve"
             told = (command, settings.state.place.kind, settings.sidecar.transport)

@@ -5,9 +5,9 @@ here: the rows (`sqlite/conversations.py`, `postgres/conversations.py`), how a r
 conversation (in the unit that stores the response).
 
 The lock is a lease: `locked_by` names the response that runs on the conversation, `locked_until` when that is over
-unless it was renewed. Whoever takes the lock later overwrites both, so a response that lost it finds no row to append
-to. A lock that ran out and was taken by nobody still is its response's. A background response keeps its conversation as
-long as there is a job for it.
+unless it was renewed. A response that takes the lock later overwrites both, so the one that lost it finds no row to
+append to. A lock that ran out and that no other response took is still its response's. A background response keeps its
+conversation as long as there is a job for it.
 
 Invariant: what changes items finds the conversation unlocked or changes nothing.
 """
@@ -78,7 +78,7 @@ class ConversationRows(Leased, Protocol):
 
 
 class KeptConversations:
-    """`ConversationStore` on rows that are somebody else's to close."""
+    """`ConversationStore` on rows that the caller closes."""
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ class PromptRows(Protocol):
 
 
 class KeptPrompts:
-    """`PromptStore` on rows that are somebody else's to close."""
+    """`PromptStore` on rows that the caller closes."""
 
     def __init__(self, prompts: PromptRows, *, page_bytes: int, clock: Clock = now) -> None:
         """`page_bytes`: where a page of versions ends before its rows do."""

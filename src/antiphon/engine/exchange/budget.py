@@ -85,7 +85,7 @@ class Budget:
                 del self._owners[owner]
 
     def refuse(self, owner: str = "") -> NoRoom:
-        """The refusal of what would fit at another moment, which `refused` is told of."""
+        """The refusal of what would fit at another moment, and a call of `refused`."""
         held = _MEASURES[self._unit]
         if owner:
             full = NoRoom(

@@ -1,7 +1,7 @@
 """The stores, upstreams and limits that one runner works with, as one value.
 
-Lives here: which of them there are, and which a server may lack. Not here: their faces (`engine/ports/`), and who uses
-them (`runner.py`, `loading.py`, `saving.py`).
+Lives here: which of them there are, and which a server may lack. Not here: their faces (`engine/ports/`), and their
+users (`runner.py`, `loading.py`, `saving.py`).
 
 Invariant: frozen; a view over another history or upstream is a copy made by `dataclasses.replace`.
 """

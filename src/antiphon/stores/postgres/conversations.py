@@ -29,7 +29,7 @@ from antiphon.stores.postgres.values import milliseconds
 
 
 class PostgresConversationRows:
-    """`ConversationRows` on connections that are somebody else's to close."""
+    """`ConversationRows` on connections that the caller closes."""
 
     def __init__(self, database: Database, keys: PostgresIdempotency) -> None:
         self._database = database

@@ -68,7 +68,7 @@ KEPT = "SELECT coalesce(sum(size), 0)::bigint FROM files"
 
 
 class PostgresFileRows:
-    """`FileRows` on connections that are somebody else's to close."""
+    """`FileRows` on connections that the caller closes."""
 
     def __init__(self, database: Database, *, keys: PostgresIdempotency, owner_bytes: int | None = None) -> None:
         """`owner_bytes`: the most that all files of one owner may take."""

@@ -83,7 +83,7 @@ VERSIONS_BACKWARD = _VERSIONS.format(order="DESC", cut=within("place DESC", "$6"
 
 
 class PostgresPromptRows:
-    """`PromptRows` on connections that are somebody else's to close."""
+    """`PromptRows` on connections that the caller closes."""
 
     def __init__(self, database: Database, keys: PostgresIdempotency) -> None:
         self._database = database

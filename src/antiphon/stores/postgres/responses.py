@@ -26,7 +26,7 @@ from antiphon.stores.postgres.values import body_now
 
 
 class PostgresResponseStore:
-    """`ResponseStore` on a database and groups of turns that are somebody else's to close."""
+    """`ResponseStore` on a database and groups of turns that the caller closes."""
 
     def __init__(
         self,

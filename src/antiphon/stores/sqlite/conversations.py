@@ -132,7 +132,7 @@ WHERE locked_by IN (SELECT value FROM json_each(:holders)) RETURNING locked_by
 
 
 class SqliteConversationRows:
-    """`ConversationRows` on a writer and readers that are somebody else's to close."""
+    """`ConversationRows` on a writer and readers that the caller closes."""
 
     def __init__(
         self, writer: SqliteWriter, readers: SqliteReaders, keys: SqliteIdempotency, *, clock: Clock = now

@@ -57,7 +57,7 @@ _EVER = (1 << 63) - 1
 
 
 class SqliteFileRows:
-    """`FileRows` on a writer and readers that are somebody else's to close."""
+    """`FileRows` on a writer and readers that the caller closes."""
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ WAS_LISTED = "DELETE FROM pending_blobs WHERE key = '*'"
 
 
 class SqlitePendingRows:
-    """`PendingRows` on a writer and readers that are somebody else's to close."""
+    """`PendingRows` on a writer and readers that the caller closes."""
 
     def __init__(
         self, writer: SqliteWriter, readers: SqliteReaders, lease: float, list_before: ListBlobs | None = None

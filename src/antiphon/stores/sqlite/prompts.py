@@ -81,7 +81,7 @@ DELETE_PROMPT = "DELETE FROM prompts WHERE id = :id AND owner = :owner"
 
 
 class SqlitePromptRows:
-    """`PromptRows` on a writer and readers that are somebody else's to close."""
+    """`PromptRows` on a writer and readers that the caller closes."""
 
     def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: SqliteIdempotency) -> None:
         self._writer = writer

@@ -150,7 +150,7 @@ PROBE_WRITE = "PRAGMA user_version = 1"
 
 
 class SqliteResponseStore:
-    """`ResponseStore` on a writer and readers that are somebody else's to close."""
+    """`ResponseStore` on a writer and readers that the caller closes."""
 
     def __init__(
         self,
