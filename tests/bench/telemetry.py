@@ -37,7 +37,7 @@ from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext
 from antiphon.observability.logs import configure
 from antiphon.observability.observation import Observation, Telemetry
-from antiphon.observability.otel import OtelTracer
+from antiphon.observability.otel import Tracer
 from antiphon.types.transport import Headers
 from tests.bench import telemetry_processes as processes
 from tests.bench.gate_path import CHUNKS, Paths
@@ -98,7 +98,7 @@ def _variants(app: App, collector: str) -> dict[str, _Variant]:
 
     def traced(share: float) -> _Variant:
         spans = BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{collector}/v1/traces"), max_queue_size=1 << 16)
-        tracer = OtelTracer(TracingSettings(endpoint=collector, sample=share), "bench", spans)
+        tracer = Tracer(TracingSettings(endpoint=collector, sample=share), "bench", spans)
         return _Variant(replace(context, telemetry=replace(context.telemetry, tracer=tracer)), spans)
 
     return {

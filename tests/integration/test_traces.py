@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -78,21 +79,22 @@ class Traced:
 
 @asynccontextmanager
 async def traced(
-    folder: Path, collector: str, door: Literal["http", "envoy"] = "http", **settings: Any
+    folder: Path, collector: str | None, door: Literal["http", "envoy"] = "http", **settings: Any
 ) -> AsyncIterator[Traced]:
-    """A process that sends its spans there."""
+    """A process that sends its spans there; None: where OpenTelemetry's variables say."""
     model_door = folder / "chat.sock" if door == "envoy" else None
     async with ChatServer(unix_path=model_door) as chat:
         given: dict[str, Any] = {
             "data": folder / "data",
             "upstream": {"url": chat.base_url, "profile": "generic"},
             "sidecar": {"model_door": f"unix:{folder}/chat.sock"},
-            "tracing": {"endpoint": collector, **settings.pop("tracing", {})},
+            "tracing": ({"endpoint": collector} if collector else {}) | settings.pop("tracing", {}),
             "fetch": {"allow_private": ["127.0.0.1"]},
             "mcp": {"allow": ["127.0.0.1"]},
             **settings,
         }
-        app = await build(load_settings(given), door=door)
+        variables = {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
+        app = await build(load_settings(given, variables), door=door)
         try:
             if door == "envoy":
                 behind = ExtProcDoor(app.context, mode="auto", transport=extproc_door.default_transport)
@@ -283,6 +285,47 @@ async def test_the_collectors_key_goes_along(folder: Path) -> None:
     assert collector.spans and {one["x-key"] for one in collector.headers} == {"k1"}
 
 
+async def test_opentelemetrys_variables_alone_send_spans(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with OtlpReceiver() as collector:
+        for name, value in {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"{collector.url}/",
+            "OTEL_EXPORTER_OTLP_HEADERS": "x-key=a%20b%2Cc",
+            "OTEL_TRACES_SAMPLER": "parentbased_always_off",
+            "OTEL_SERVICE_NAME": "theirs",
+        }.items():
+            monkeypatch.setenv(name, value)
+        async with traced(folder, None) as process:
+            # The first is not sampled; who sends `traceparent` has decided.
+            await process.post(ASKED)
+            await process.post(ASKED, SAMPLED)
+            await collector.has(REQUEST)
+    (root,) = collector.named(REQUEST)
+    assert root.trace_id == TRACE and root.service == "theirs"
+    assert {one["x-key"] for one in collector.headers} == {"a b,c"}
+
+
+async def test_the_address_of_traces_is_taken_as_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with OtlpReceiver(path="/its/own") as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", f"{collector.url}/its/own")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+        (finding,) = [one async for one in examine_collector(load_settings({}, dict(os.environ)).tracing)]
+        assert finding.what == f"tracing: the collector at {collector.url}/its/own takes spans"
+        async with traced(folder, None) as process:
+            await process.post(ASKED)
+            await collector.has(REQUEST)
+
+
+async def test_a_setting_of_our_own_wins_over_a_disabled_sdk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "TRUE")
+    async with OtlpReceiver() as collector:
+        async with traced(folder, collector.url) as process:
+            await process.post(ASKED)
+            assert process.app.context.telemetry.tracer is None
+        async with traced(folder / "on", collector.url, tracing={"enabled": True}) as process:
+            await process.post(ASKED)
+            await collector.has(REQUEST)
+
+
 def not_sent(logs: Any) -> list[Any]:
     return [line for line in logs if line["log_level"] != "info" and line["event"] != "file_ingested"]
 
@@ -355,6 +398,13 @@ def no_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_without_its_packages_a_process_does_not_start_and_says_why(tmp_path: Path) -> None:
     settings = load_settings({"data": tmp_path, "tracing": {"endpoint": "http://127.0.0.1:9"}})
     with pytest.raises(ConfigError, match=r"tracing\.endpoint needs the extra 'otel'.*pip install .*opentelemetry-sdk"):
+        await build(settings, door="http")
+
+
+@pytest.mark.usefixtures("no_opentelemetry")
+async def test_and_names_the_variable_where_that_asked_for_them(tmp_path: Path) -> None:
+    settings = load_settings({"data": tmp_path}, {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"})
+    with pytest.raises(ConfigError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT\) needs the extra 'otel'"):
         await build(settings, door="http")
 
 

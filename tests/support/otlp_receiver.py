@@ -50,6 +50,7 @@ class OtlpReceiver:
     headers: list[dict[str, str]] = field(default_factory=list)
     url: str = ""
     endless: bool = False
+    path: str = "/v1/traces"
     cut: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a sender wanted no more of an endless body."""
 
@@ -88,7 +89,7 @@ class OtlpReceiver:
         return (root.name, [self.tree(span) for span in inside]) if inside else root.name
 
     async def _take(self, request: web.BaseRequest) -> web.StreamResponse:
-        assert request.path == "/v1/traces" and request.content_type == "application/x-protobuf", request.path
+        assert request.path == self.path and request.content_type == "application/x-protobuf", request.path
         body = await request.read()
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         await self.gate.wait()

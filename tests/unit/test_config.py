@@ -44,6 +44,7 @@ _SAMPLES = {
     "state.url": "sqlite:/somewhere",
     "state.direct_url": "postgresql://x/antiphon",
     "endpoint": "http://x",
+    "traces_endpoint": "http://x/traces",
     "listen": ":0",
     "origins": "https://app.example",
     "owner_bytes_in_flight": "0",
@@ -560,3 +561,73 @@ def test_keys_of_clients_go_to_no_upstream() -> None:
 )
 def test_the_name_in_traces_may_be_opentelemetrys(environ: dict[str, str], name: str) -> None:
     assert load_settings({}, environ).tracing.service_name == name
+
+
+_BASE = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
+_RATIO = {"OTEL_TRACES_SAMPLER": "ParentBased_TraceIdRatio"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "found"),
+    [
+        ({}, {"traces_url": None, "sample": 1.0}),
+        (_BASE, {"traces_url": "http://collector:4318/v1/traces"}),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://c/a/b/"}, {"traces_url": "https://c/a/b/v1/traces"}),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c/v1/traces"}, {"traces_url": "http://c/v1/traces/v1/traces"}),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": " "}, {"traces_url": None}),
+        (_BASE | {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://t:1/x/"}, {"traces_url": "http://t:1/x/"}),
+        (_BASE | {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": ""}, {"traces_url": "http://collector:4318/v1/traces"}),
+        (_BASE | {"ANTIPHON_TRACING__ENDPOINT": "http://own"}, {"traces_url": "http://own/v1/traces"}),
+        (_BASE | {"ANTIPHON_TRACING__TRACES_ENDPOINT": "http://own/t"}, {"traces_url": "http://own/t"}),
+        (_BASE | {"OTEL_SDK_DISABLED": "True"}, {"traces_url": None, "enabled": False}),
+        (_BASE | {"OTEL_SDK_DISABLED": "1"}, {"traces_url": "http://collector:4318/v1/traces"}),
+        ({"ANTIPHON_TRACING__ENDPOINT": "http://own", "OTEL_SDK_DISABLED": "true"}, {"traces_url": None}),
+        (
+            {"ANTIPHON_TRACING__ENABLED": "true", "OTEL_SDK_DISABLED": "true", **_BASE},
+            {"traces_url": "http://collector:4318/v1/traces"},
+        ),
+        ({"OTEL_TRACES_SAMPLER": "always_on", "OTEL_TRACES_SAMPLER_ARG": "0.5"}, {"sample": 1.0}),
+        ({"OTEL_TRACES_SAMPLER": "parentbased_always_off"}, {"sample": 0.0}),
+        ({"OTEL_TRACES_SAMPLER": "traceidratio"}, {"sample": 1.0}),
+        (_RATIO | {"OTEL_TRACES_SAMPLER_ARG": "0.25"}, {"sample": 0.25}),
+        (_RATIO | {"OTEL_TRACES_SAMPLER_ARG": "0.25", "ANTIPHON_TRACING__SAMPLE": "0.5"}, {"sample": 0.5}),
+        ({"OTEL_TRACES_SAMPLER_ARG": "0.25"}, {"sample": 1.0}),
+        # What would not be used may be wrong.
+        ({"OTEL_TRACES_SAMPLER": "xray"}, {"sample": 1.0}),
+        (_BASE | {"OTEL_TRACES_SAMPLER": "xray", "ANTIPHON_TRACING__SAMPLE": "0.5"}, {"sample": 0.5}),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "c:4317", "OTEL_SDK_DISABLED": "true"}, {"traces_url": None}),
+    ],
+)
+def test_opentelemetrys_variables_are_defaults(environ: dict[str, str], found: dict[str, object]) -> None:
+    tracing = load_settings({}, environ).tracing
+    assert {name: getattr(tracing, name) for name in found} == found
+
+
+def test_headers_of_opentelemetry_are_secrets_and_ours_win() -> None:
+    given = {"OTEL_EXPORTER_OTLP_HEADERS": "Authorization=Basic%20a%3D%3D, x-team = blue,,x-key=theirs"}
+    settings = load_settings({"tracing": {"headers": {"x-key": "ours"}}}, given)
+    read = {name: value.get_secret_value() for name, value in settings.tracing.headers.items()}
+    assert read == {"authorization": "Basic a==", "x-team": "blue", "x-key": "ours"}
+    assert "a==" in settings.secrets() and "blue" not in str(settings.redacted())
+    of_traces = {**given, "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "x-only=this"}
+    assert set(load_settings({}, of_traces).tracing.headers) == {"x-only"}
+
+
+def test_each_unusable_variable_of_opentelemetry_is_named_without_its_value() -> None:
+    environ = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "hidden:4317",
+        "OTEL_EXPORTER_OTLP_HEADERS": "x=1,hidden",
+        "OTEL_TRACES_SAMPLER": "traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "hidden",
+    }
+    with pytest.raises(ConfigError) as caught:
+        load_settings({}, environ)
+    said = str(caught.value)
+    assert said.startswith("3 settings are wrong:") and "hidden" not in said
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT must be an http:// or https:// URL" in said
+    assert "OTEL_EXPORTER_OTLP_HEADERS: entry 2 is not name=value" in said
+    assert "OTEL_TRACES_SAMPLER_ARG must be a number from 0 to 1" in said
+    with pytest.raises(
+        ConfigError, match=r"OTEL_TRACES_SAMPLER is none of always_on, .*; choose one, or set tracing.sample"
+    ):
+        load_settings({}, {**_BASE, "OTEL_TRACES_SAMPLER": "hidden"})

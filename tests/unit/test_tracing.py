@@ -21,7 +21,7 @@ from antiphon.engine.ports.actions import CallUpstream, CancelReason, Enqueue, L
 from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Observation, Telemetry
-from antiphon.observability.otel import OtelTracer
+from antiphon.observability.otel import Tracer
 from antiphon.observability.tracing import read_parent, set_current, span, trace_headers
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 from tests.support.exchanges import SSE, make_exchange
@@ -50,7 +50,7 @@ class Traced:
     def __init__(self, **settings: Any) -> None:
         self._exporter = InMemorySpanExporter()
         tracing = TracingSettings.of({"endpoint": "http://collector:4318", **settings})
-        self.telemetry = Telemetry(Metrics(), OtelTracer(tracing, "1", SimpleSpanProcessor(self._exporter)))
+        self.telemetry = Telemetry(Metrics(), Tracer(tracing, "1", SimpleSpanProcessor(self._exporter)))
 
     @property
     def spans(self) -> dict[str, ReadableSpan]:

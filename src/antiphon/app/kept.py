@@ -25,13 +25,13 @@ from antiphon.observability.endings import Endings
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.refusals import Refusals
 from antiphon.observability.served_ids import ServedIds
-from antiphon.observability.tracing import Tracer
 from antiphon.stores import Stores
 from antiphon.tools.box import Tool
 from antiphon.tools.places import Places
 
 if TYPE_CHECKING:
     # Imported where there are any.
+    from antiphon.observability.otel import Tracer
     from antiphon.tools.code_interpreter import ContainerRooms
 
 

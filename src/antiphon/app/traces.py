@@ -9,24 +9,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from typing import TYPE_CHECKING
 
 from antiphon import __version__
 from antiphon.config.processes import TracingSettings
 from antiphon.extras import extra_missing
-from antiphon.observability.tracing import Tracer
 
+if TYPE_CHECKING:
+    from antiphon.observability.otel import Tracer
+
+_IN_FULL = "tracing.traces_endpoint (OTEL_EXPORTER_OTLP_ENDPOINT)"
 _CLOSE_SECONDS = 3.0
 
 
 def open_tracer(settings: TracingSettings) -> Tracer | None:
     """The tracer; None without an endpoint. Raises `ConfigError` where the packages are missing."""
-    if settings.endpoint is None:
+    if settings.traces_url is None:
         return None
     try:
-        from antiphon.observability.otel import OtelTracer
+        from antiphon.observability.otel import Tracer
     except ImportError:
-        raise extra_missing("tracing.endpoint", "otel") from None
-    return OtelTracer(settings, __version__)
+        raise extra_missing("tracing.endpoint" if settings.endpoint else _IN_FULL, "otel") from None
+    return Tracer(settings, __version__)
 
 
 async def close_tracer(tracer: Tracer | None) -> None:

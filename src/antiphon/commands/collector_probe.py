@@ -22,20 +22,21 @@ _SECONDS = 5.0
 
 async def examine_collector(settings: TracingSettings) -> AsyncIterator[Finding]:
     """What is found; nothing where nothing is traced."""
-    if settings.endpoint is None:
+    url = settings.traces_url
+    if url is None:
         return
     try:
         await close_tracer(open_tracer(settings))
     except ConfigError as error:
         yield Finding(_HERE, "problem", str(error))
         return
-    collector = f"tracing: the collector at {settings.traces_url}"
+    collector = f"tracing: the collector at {url}"
     headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
     headers["content-type"] = "application/x-protobuf"
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_SECONDS)) as session,
-            session.post(settings.traces_url, data=b"", headers=headers) as answered,
+            session.post(url, data=b"", headers=headers) as answered,
         ):
             status = answered.status
     except (aiohttp.ClientError, OSError, TimeoutError) as error:

@@ -44,12 +44,19 @@ class MetricsSettings(Section):
 class TracingSettings(Section):
     """Traces by OpenTelemetry (extra `otel`), sent as OTLP over HTTP."""
 
+    enabled: bool = True
+    """Whether there are traces, given an endpoint. Unset: not with `OTEL_SDK_DISABLED=true`."""
     endpoint: str | None = None
-    """Base URL of the collector (`http://collector:4318`); unset: no traces, and nothing of OpenTelemetry is loaded."""
+    """Base URL of the collector (`http://collector:4318`), to which `/v1/traces` is added. Without an endpoint there
+    are no traces, and nothing of OpenTelemetry is loaded."""
+    traces_endpoint: str | None = None
+    """The whole URL that spans are posted to, instead of `endpoint`. With neither:
+    `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, or `/v1/traces` below `OTEL_EXPORTER_OTLP_ENDPOINT`."""
     headers: dict[str, SecretStr] = setting(default_factory=dict)
-    """What opens it, by header."""
+    """What opens it, by header, beside those in `OTEL_EXPORTER_OTLP_HEADERS`."""
     sample: float = setting(default=1.0, ge=0, le=1)
-    """Share of requests that are traced, of those that bring no `traceparent`; of the others its flag decides."""
+    """Share of requests that are traced, of those that bring no `traceparent`; of the others its flag decides. Unset:
+    as `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` say."""
     content: bool = False
     """Put what was asked and answered into the spans, tools' arguments and results too."""
     service_name: str = "antiphon"
@@ -61,11 +68,19 @@ class TracingSettings(Section):
     def _check_endpoint(value: str | None) -> str | None:
         return None if value is None else base_url(value)
 
+    @check("traces_endpoint")
+    @staticmethod
+    def _check_traces_endpoint(value: str | None) -> str | None:
+        if value is not None:
+            base_url(value)
+        return value
+
     @property
-    def traces_url(self) -> str:
-        """Where spans are posted to."""
-        base = self.endpoint or ""
-        return base if base.endswith("/v1/traces") else f"{base}/v1/traces"
+    def traces_url(self) -> str | None:
+        """Where spans are posted to; None: there are none."""
+        if not self.enabled or self.traces_endpoint is not None or self.endpoint is None:
+            return self.traces_endpoint if self.enabled else None
+        return self.endpoint if self.endpoint.endswith("/v1/traces") else f"{self.endpoint}/v1/traces"
 
 
 class SidecarTlsSettings(Section):

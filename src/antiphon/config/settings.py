@@ -300,13 +300,13 @@ def load_settings(
 
     `flags` is a nested mapping of the given flags only. Environment names are `ANTIPHON_` and the path with two
     underscores between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`). Where nothing says where the upstream
-    is, `OPENAI_API_ENDPOINT` does.
+    is, `OPENAI_API_ENDPOINT` does; where nothing says where traces go, OpenTelemetry's variables do.
     """
     wrong: list[str] = []
     values = read_file(file, Settings, wrong) if file is not None else {}
     values = merge(values, read_environment(environ or {}, Settings, wrong))
     values = merge(values, flags or {})
-    values = merge(read_other_names(values, environ or {}), values)
+    values = merge(read_other_names(values, environ or {}, wrong), values)
     wrong += redacted_values(values)
     try:
         settings = Settings.of(values)

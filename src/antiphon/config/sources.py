@@ -15,8 +15,8 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
+from antiphon.config.otel import otel_defaults
 from antiphon.config.problems import NotYaml, advice, shown_name
 from antiphon.config.reading import SecretStr
 from antiphon.config.section import Section
@@ -35,7 +35,6 @@ _KEYS_PREFIX = "ANTIPHON_UPSTREAM_KEY_"
 _PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT(_[0-9]+_(TCP|UDP|SCTP))?")
 _PART_OF_PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT_[0-9]+_(TCP|UDP|SCTP)_(ADDR|PORT|PROTO)")
 _SERVICE = re.compile(r"(ANTIPHON(?:_[A-Z0-9_]+?)??)_SERVICE_(?:HOST|PORT(?:_[A-Z0-9_]+)?)")
-_SERVICE_NAME = re.compile(r"(?:^|,)\s*service\.name\s*=([^,]+)")
 _REDACTED = str(SecretStr("x"))
 _HIDDEN_IN_URL = re.compile(rf"://[^/?#]*:{re.escape(HIDDEN)}@|[?&]\w*password={re.escape(HIDDEN)}(&|$)", re.IGNORECASE)
 _NO_SECRET = "is what is shown in place of a secret; put the secret there, or leave it out and set its variable"
@@ -139,20 +138,12 @@ def read_environment(environ: Mapping[str, str], model: type[Section], wrong: li
     return values
 
 
-def read_other_names(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+def read_other_names(values: Mapping[str, Any], environ: Mapping[str, str], wrong: list[str]) -> dict[str, Any]:
     """Values from well-known variables without our prefix, where `values` (all other sources) lack them: the
-    upstream's, and OpenTelemetry's service name."""
-    return _other_upstream(values, environ) | _other_service(values, environ)
-
-
-def _other_service(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """`OTEL_SERVICE_NAME`, else the one in `OTEL_RESOURCE_ATTRIBUTES` (https://opentelemetry.io/docs/specs/otel)."""
-    tracing = values.get("tracing", {})
-    in_attributes = _SERVICE_NAME.search(environ.get("OTEL_RESOURCE_ATTRIBUTES", ""))
-    name = environ.get("OTEL_SERVICE_NAME") or (unquote(in_attributes[1].strip()) if in_attributes else "")
-    if not name or not isinstance(tracing, Mapping) or "service_name" in tracing:
-        return {}
-    return {"tracing": {"service_name": name}}
+    upstream's, and OpenTelemetry's. Unusable ones are added to `wrong`."""
+    own = values.get("tracing", {})
+    tracing = otel_defaults(environ, own, wrong) if isinstance(own, Mapping) else {}
+    return _other_upstream(values, environ) | ({"tracing": tracing} if tracing else {})
 
 
 def _other_upstream(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def header_variable(name: str) -> str:
 def tracing(settings: Settings, *, begins: bool) -> Config:
     """The manager's fields; `begins`: whether requests that bring no trace may begin one."""
     chosen = settings.tracing
-    if chosen.endpoint is None:
+    if chosen.traces_url is None:
         return {}
     service: Config = {
         "http_uri": {"uri": chosen.traces_url, "cluster": COLLECTOR, "timeout": _EXPORT_SECONDS},
@@ -80,12 +80,12 @@ def _sampler(share: float) -> Config:
 
 def untraced(settings: Settings) -> Config:
     """A route's fields: who only looks whether somebody is there begins no trace."""
-    return {"tracing": {"random_sampling": {"numerator": 0}}} if settings.tracing.endpoint is not None else {}
+    return {"tracing": {"random_sampling": {"numerator": 0}}} if settings.tracing.traces_url is not None else {}
 
 
 def collector_address(settings: Settings) -> tuple[str, int, bool] | None:
     """Where the collector listens, and whether by TLS; None where nothing is traced."""
-    if settings.tracing.endpoint is None:
+    if settings.tracing.traces_url is None:
         return None
     url = urlsplit(settings.tracing.traces_url)
     return url.hostname or "", url.port or _DEFAULT_PORTS[url.scheme], url.scheme == "https"

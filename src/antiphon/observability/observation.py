@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 
@@ -29,8 +29,11 @@ from antiphon.observability.outcome import with_cause, write_outcome
 from antiphon.observability.response_spans import ResponseSpans
 from antiphon.observability.served_ids import ServedIds
 from antiphon.observability.tallies import NAME_LENGTH
-from antiphon.observability.tracing import Tracer, read_parent
+from antiphon.observability.tracing import read_parent
 from antiphon.types.transport import Headers, UpstreamFault
+
+if TYPE_CHECKING:
+    from antiphon.observability.otel import Tracer
 
 _log = structlog.get_logger("antiphon.response")
 _OWNER_LENGTH: Final = 12

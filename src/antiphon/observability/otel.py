@@ -11,7 +11,7 @@ it begins, and by who sent `traceparent` where somebody did.
 from __future__ import annotations
 
 import logging
-import random
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,30 +19,30 @@ from typing import Any
 import requests
 import structlog
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import (
     Link,
-    NonRecordingSpan,
-    SpanContext,
     SpanKind,
     Status,
     StatusCode,
-    TraceFlags,
-    TraceState,
+    format_trace_id,
+    get_current_span,
     set_span_in_context,
 )
 from opentelemetry.trace import Span as SdkSpan
 from opentelemetry.trace import Tracer as SdkTracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from antiphon.config.processes import TracingSettings
 from antiphon.observability import span_names as names
-from antiphon.observability.span_names import Kind
-from antiphon.observability.tracing import Span, Value, read_parent
+from antiphon.observability.span_names import Kind, Value
 from antiphon.types.transport import Headers, header_value
 
+_CONTEXT = TraceContextTextMapPropagator()
 _KINDS: Mapping[Kind, SpanKind] = {
     "server": SpanKind.SERVER,
     "client": SpanKind.CLIENT,
@@ -61,72 +61,70 @@ _BATCH = 512
 _LIMITS = SpanLimits(max_span_attributes=64, max_events=16, max_links=16, max_span_attribute_length=64 << 10)
 
 
-class OtelTracer:
-    """One per process. `processor` is for tests: what gets the spans in place of the collector."""
+class Tracer:
+    """Who keeps the traces of one process. `processor` is for tests: what gets the spans in place of the collector."""
 
     def __init__(self, settings: TracingSettings, version: str, processor: SpanProcessor | None = None) -> None:
         self._content = settings.content
-        self._sample = settings.sample
         resource = Resource.create({"service.name": settings.service_name, "service.version": version})
-        self._provider = TracerProvider(
-            sampler=ALWAYS_ON, resource=resource, shutdown_on_exit=False, span_limits=_LIMITS
-        )
+        # `tracing.enabled` has decided; the SDK would look again, and do nothing.
+        os.environ.pop(OTEL_SDK_DISABLED, None)
+        sampler = ParentBased(TraceIdRatioBased(settings.sample))
+        self._provider = TracerProvider(sampler, resource, shutdown_on_exit=False, span_limits=_LIMITS)
         self._provider.add_span_processor(processor or _batched(_exporter(settings)))
         self._tracer = self._provider.get_tracer("antiphon", version)
         _listen()
 
     def begin(self, name: str, kind: Kind, headers: Headers, *, linked: bool = False) -> Span | None:
-        """See `Tracer`."""
-        found = read_parent(headers)
-        if found is None:
-            if self._sample < 1.0 and random.random() >= self._sample:
-                return None
-            return OtelSpan(self._tracer, self._tracer.start_span(name, kind=_KINDS[kind]), content=self._content)
-        trace_id, span_id, sampled = found
-        if not sampled:
-            return None
-        state = TraceState.from_header([header_value(headers, "tracestate") or ""])
-        parent = SpanContext(int(trace_id, 16), int(span_id, 16), True, TraceFlags(TraceFlags.SAMPLED), state)
-        context = set_span_in_context(NonRecordingSpan(parent))
-        links = [Link(parent)] if linked else []
+        """The first span of this process for a request with these headers; None when it is not sampled. `linked`: the
+        headers are those of who left the work, not of who waits for it."""
+        given = {field: value for field in _CONTEXT.fields if (value := header_value(headers, field)) is not None}
+        context = _CONTEXT.extract(given)
+        parent = get_current_span(context).get_span_context()
+        links = [Link(parent)] if linked and parent.is_valid else []
         span = self._tracer.start_span(name, context, _KINDS[kind], links=links)
-        return OtelSpan(self._tracer, span, content=self._content)
+        return Span(self._tracer, span, content=self._content) if span.is_recording() else None
 
     def close(self) -> None:
-        """See `Tracer`."""
+        """Send what there is; called in a thread, since it takes as long as the collector does."""
         self._provider.shutdown()
 
 
-class OtelSpan:
-    """One span of the SDK's."""
+class Span:
+    """One thing that takes its time."""
 
     __slots__ = ("_ended", "_span", "_tracer", "content")
 
     def __init__(self, tracer: SdkTracer, span: SdkSpan, *, content: bool) -> None:
         self.content = content
+        """Whether what is asked and answered may stand in it."""
         self._tracer = tracer
         self._span = span
         self._ended = False
 
     @property
     def trace_id(self) -> str:
-        return f"{self._span.get_span_context().trace_id:032x}"
+        return format_trace_id(self._span.get_span_context().trace_id)
 
     def child(self, name: str, kind: Kind, attributes: Mapping[str, Value]) -> Span:
+        """A span within this one, which begins now."""
         context = set_span_in_context(self._span)
         span = self._tracer.start_span(name, context, _KINDS[kind], dict(attributes) if attributes else None)
-        return OtelSpan(self._tracer, span, content=self.content)
+        return Span(self._tracer, span, content=self.content)
 
     def set(self, attributes: Mapping[str, Value]) -> None:
+        """Say more of it."""
         self._span.set_attributes(dict(attributes))
 
     def headers(self) -> Headers:
-        own = self._span.get_span_context()
-        parent = ("traceparent", f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}")
-        state = own.trace_state.to_header()
-        return (parent, ("tracestate", state)) if state else (parent,)
+        """The headers by which another process continues here."""
+        carrier: dict[str, str] = {}
+        _CONTEXT.inject(carrier, set_span_in_context(self._span))
+        return tuple(carrier.items())
 
     def end(self, error: str = "", at: int = 0) -> None:
+        """It is over, or was at this time (nanoseconds of the epoch); the second call does nothing. `error` names what
+        went wrong, by its kind."""
         if self._ended:
             return
         self._ended = True

@@ -11,15 +11,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Usage
 from antiphon.observability import span_names as names
+from antiphon.observability.span_names import Value
 from antiphon.observability.tallies import NAME_LENGTH
-from antiphon.observability.tracing import Span, Tracer, Value, set_current
+from antiphon.observability.tracing import set_current
 from antiphon.types.transport import Headers
+
+if TYPE_CHECKING:
+    from antiphon.observability.otel import Span, Tracer
 
 _Begun = tuple[str, names.Kind, Mapping[str, Value]]
 _REQUEST: Final[_Begun] = (names.REQUEST, "server", {names.METHOD: "POST", names.ROUTE: "/v1/responses"})

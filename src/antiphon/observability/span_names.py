@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["server", "client", "internal", "producer", "consumer"]
+Value = str | int | float | bool | tuple[str, ...]
+"""What an attribute holds."""
 
 # Spans
 REQUEST = "POST /v1/responses"

@@ -1,8 +1,8 @@
 """Traces: what is made of one response, as spans of a tree.
 
-Lives here: the faces of a tracer and of a span, the span that is current, and reading `traceparent`. Not here: which
-spans and attributes there are (`span_names.py`), OpenTelemetry (`otel.py`, which alone imports it, and is imported only
-where `tracing.endpoint` is set).
+Lives here: the span that is current, spans around blocks, and reading `traceparent`. Not here: which spans and
+attributes there are (`span_names.py`), OpenTelemetry (`otel.py`, which alone imports it, and is imported only where
+there is an endpoint; everybody else knows its classes as types).
 
 Invariants: without a trace there is no cost but one look; what is sampled out has no spans at all, and its client's
 context goes on as it came. Nothing here fails a request.
@@ -11,59 +11,19 @@ context goes on as it came. Nothing here fails a request.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from antiphon.observability.span_names import Kind
+from antiphon.observability.span_names import Kind, Value
 from antiphon.types.transport import Headers, header_value
 
-Value = str | int | float | bool | tuple[str, ...]
+if TYPE_CHECKING:
+    from antiphon.observability.otel import Span
 
 _PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _NO_TRACE = "0" * 32
-
-
-class Span(Protocol):
-    """One thing that takes its time. `error` names what went wrong, by its kind."""
-
-    @property
-    def content(self) -> bool:
-        """Whether what is asked and answered may stand in it."""
-        ...
-
-    @property
-    def trace_id(self) -> str: ...
-
-    def child(self, name: str, kind: Kind, attributes: Mapping[str, Value]) -> Span:
-        """A span within this one, which begins now."""
-        ...
-
-    def set(self, attributes: Mapping[str, Value]) -> None:
-        """Say more of it."""
-        ...
-
-    def headers(self) -> Headers:
-        """The headers by which another process continues here."""
-        ...
-
-    def end(self, error: str = "", at: int = 0) -> None:
-        """It is over, or was at this time (nanoseconds of the epoch); the second call does nothing."""
-        ...
-
-
-class Tracer(Protocol):
-    """Who keeps the traces of one process."""
-
-    def begin(self, name: str, kind: Kind, headers: Headers, *, linked: bool = False) -> Span | None:
-        """The first span of this process for a request with these headers; None when it is not sampled. `linked`: the
-        headers are those of who left the work, not of who waits for it."""
-        ...
-
-    def close(self) -> None:
-        """Send what there is; called in a thread, since it takes as long as the collector does."""
-        ...
 
 
 _current: ContextVar[Span | None] = ContextVar("antiphon_span", default=None)

@@ -24,7 +24,8 @@ from antiphon.errors import ApiError, InternalError, StoreError, store_refusal
 from antiphon.ids import is_name
 from antiphon.observability import span_names as names
 from antiphon.observability.metrics import Metrics
-from antiphon.observability.tracing import Value, span
+from antiphon.observability.span_names import Value
+from antiphon.observability.tracing import span
 from antiphon.tools.places import Places
 
 _log = structlog.get_logger(__name__)

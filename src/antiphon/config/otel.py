@@ -1,0 +1,101 @@
+"""OpenTelemetry's standard variables, as defaults of the section `tracing`.
+
+Lives here: what `OTEL_*` variables mean for settings (https://opentelemetry.io/docs/specs/otel/protocol/exporter and
+…/configuration/sdk-environment-variables). Not here: the section (`processes.py`), variables that the SDK reads itself
+(compression, certificates, further attributes of the resource).
+
+Invariants: a setting of our own wins; an unusable variable is an error only where traces would be sent; no message
+holds a value, since one may be a secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+_SERVICE_NAME = re.compile(r"(?:^|,)\s*service\.name\s*=([^,]+)")
+_BASE, _TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+_HEADERS = ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+_SAMPLER, _SHARE = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
+_SHARES = {"always_on": 1.0, "always_off": 0.0}
+_PARENT_BASED = "parentbased_"
+_BY_RATIO = "traceidratio"
+
+
+def otel_defaults(environ: Mapping[str, str], own: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
+    """What the variables say of `tracing`, where `own` (the section, of all other sources) does not say it.
+
+    Unusable variables are added to `wrong`.
+    """
+    mistakes: list[str] = []
+    found: dict[str, Any] = {
+        "service_name": _service_name(environ),
+        "enabled": False if _read(environ, "OTEL_SDK_DISABLED").lower() == "true" else None,
+        "traces_endpoint": _endpoint(environ, mistakes) if "endpoint" not in own else None,
+        "sample": _sample(environ, mistakes) if "sample" not in own else None,
+        "headers": _headers(environ, mistakes),
+    }
+    found = {
+        name: value for name, value in found.items() if value is not None and (name not in own or name == "headers")
+    }
+    collector = any(_read(environ, name) for name in (_BASE, _TRACES)) or own.keys() & {"endpoint", "traces_endpoint"}
+    if collector and found.get("enabled", True):
+        wrong += mistakes
+    return found
+
+
+def _read(environ: Mapping[str, str], name: str) -> str:
+    """An empty variable is one that is not set."""
+    return environ.get(name, "").strip()
+
+
+def _service_name(environ: Mapping[str, str]) -> str | None:
+    in_attributes = _SERVICE_NAME.search(_read(environ, "OTEL_RESOURCE_ATTRIBUTES"))
+    return _read(environ, "OTEL_SERVICE_NAME") or (unquote(in_attributes[1].strip()) if in_attributes else None)
+
+
+def _endpoint(environ: Mapping[str, str], mistakes: list[str]) -> str | None:
+    """Where spans are posted to: the address of traces as it is, else the path of traces below the base."""
+    name = _TRACES if _read(environ, _TRACES) else _BASE
+    url = _read(environ, name)
+    if not url:
+        return None
+    if urlsplit(url).scheme not in ("http", "https"):
+        mistakes.append(f"{name} must be an http:// or https:// URL: traces are sent by OTLP over HTTP")
+        return None
+    return url if name == _TRACES else f"{url.rstrip('/')}/v1/traces"
+
+
+def _headers(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, str] | None:
+    """`name=value`, separated by commas, percent-encoded; in lower case, as the SDK has them."""
+    name = next((name for name in _HEADERS if _read(environ, name)), "")
+    headers = {}
+    for number, entry in enumerate(_read(environ, name).split(","), 1):
+        key, equals, value = entry.partition("=")
+        if equals and key.strip():
+            headers[unquote(key).strip().lower()] = unquote(value).strip()
+        elif entry.strip():
+            mistakes.append(f"{name}: entry {number} is not name=value")
+    return headers or None
+
+
+def _sample(environ: Mapping[str, str], mistakes: list[str]) -> float | None:
+    """The share of requests that bring no `traceparent`; of the others its sender decides, by every sampler."""
+    sampler = _read(environ, _SAMPLER).lower()
+    kind = sampler.removeprefix(_PARENT_BASED)
+    if not sampler or kind in _SHARES:
+        return _SHARES.get(kind)
+    if kind != _BY_RATIO:
+        known = ", ".join(f"{prefix}{one}" for prefix in ("", _PARENT_BASED) for one in (*_SHARES, _BY_RATIO))
+        mistakes.append(f"{_SAMPLER} is none of {known}; choose one, or set tracing.sample")
+        return None
+    try:
+        share = float(_read(environ, _SHARE) or 1)
+    except ValueError:
+        share = -1.0
+    if 0 <= share <= 1:
+        return share
+    mistakes.append(f"{_SHARE} must be a number from 0 to 1")
+    return None
