@@ -1,14 +1,15 @@
 """Compile Antiphon's hot modules with mypyc: the same sources, as one C extension.
 
 Lives here: which modules are compiled, why others are not, and the call of the compiler. Who calls it: the wheel's
-build hook (scripts/build_hook.py). Not here: `ANTIPHON_PURE` (src/antiphon/pure.py).
+build hook (scripts/build_hook.py).
 
 Why it exists: compiled, and with the splice in C, the sidecar takes 0.54 to 0.70 of the CPU that it takes from sources.
 
     .venv/bin/python scripts/build_compiled.py INTO
 
-leaves the extension modules in folder INTO as they belong beside the sources. Needs a C compiler, and mypy with all
-libraries that the sources import, since what is compiled is what the types say.
+leaves the extension modules in folder INTO as they belong beside the sources; `--check` instead of it compiles nothing
+and says what the modules may not do (`build_rules.py`). Needs a C compiler, and mypy with all libraries that the
+sources import, since what is compiled is what the types say.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+
+from build_rules import problems
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "src"
@@ -46,21 +49,16 @@ COMPILED = (
 )
 """What costs per chunk and per request. The rest costs per process, or waits for something else."""
 
-INTERPRETED = {
-    "antiphon/engine/exchange/native_references.py": "a class of it is a list",
-}
-"""What stays as it is though it is among those and looks compilable (`_compilable`), and why."""
-
 OPTIMIZATION = "1"
+_BUILTINS = ("bytes", "float", "frozenset", "int", "list", "set", "str", "tuple")
 
 
 def modules() -> list[str]:
     """The sources to compile, relative to the folder of the package, in order."""
-    found = {str(path.relative_to(SOURCES)) for pattern in COMPILED for path in SOURCES.glob(pattern)}
-    unknown = INTERPRETED.keys() - found
-    if unknown:
-        raise SystemExit(f"build_compiled: no such module: {', '.join(sorted(unknown))}")
-    return sorted(name for name in found - INTERPRETED.keys() if _compilable(SOURCES / name))
+    found = {pattern: [str(path.relative_to(SOURCES)) for path in SOURCES.glob(pattern)] for pattern in COMPILED}
+    if nothing := [pattern for pattern, names in found.items() if not names]:
+        raise SystemExit(f"build_compiled: no such module: {', '.join(nothing)}")
+    return sorted(name for names in found.values() for name in names if _compilable(SOURCES / name))
 
 
 def _compilable(path: Path) -> bool:
@@ -68,6 +66,7 @@ def _compilable(path: Path) -> bool:
 
     - a folder's contents are found through it (`__init__.py`),
     - it defines Structs: msgspec makes those of annotations and keywords, of which nothing would be left,
+    - a class of it is a list or another builtin type that the compiler does not derive from,
     - it has coroutines: of compiled ones, one that awaits inside a `finally` raised what an earlier call had raised,
       and a task's result was freed memory. So what awaits is interpreted, and what it calls is compiled.
     """
@@ -77,9 +76,25 @@ def _compilable(path: Path) -> bool:
         match node:
             case ast.AsyncFunctionDef():
                 return False
-            case ast.ClassDef() if any(ast.unparse(base).endswith("Struct") for base in node.bases):
+            case ast.ClassDef(bases=bases) if any(_keeps_interpreted(ast.unparse(base)) for base in bases):
                 return False
     return True
+
+
+def _keeps_interpreted(base: str) -> bool:
+    return base.endswith("Struct") or base.partition("[")[0] in _BUILTINS
+
+
+def check() -> None:
+    """End with what the modules may not do, if they do something of it."""
+    compiled = set(modules())
+    sources = {str(path.relative_to(SOURCES)): path.read_text() for path in SOURCES.rglob("*.py")}
+    found = problems(
+        {name: source for name, source in sources.items() if name in compiled},
+        {name: source for name, source in sources.items() if name not in compiled},
+    )
+    if found:
+        raise SystemExit("\n".join(["build_compiled: what compiled modules may not do:", *found]))
 
 
 def build_compiled(into: Path) -> list[Path]:
@@ -88,6 +103,7 @@ def build_compiled(into: Path) -> list[Path]:
     from mypyc.build import mypycify
     from setuptools import Distribution
 
+    check()
     os.chdir(ROOT)
     with tempfile.TemporaryDirectory(prefix="antiphon-build-") as work:
         extensions = mypycify(
@@ -108,7 +124,10 @@ def build_compiled(into: Path) -> list[Path]:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        raise SystemExit("usage: scripts/build_compiled.py INTO")
+        raise SystemExit("usage: scripts/build_compiled.py INTO | --check")
+    if sys.argv[1] == "--check":
+        check()
+        raise SystemExit(0)
     target = Path(sys.argv[1]).resolve()
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)

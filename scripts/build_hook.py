@@ -1,7 +1,7 @@
 """Hatchling's build hook of the compiled wheel: what `scripts/wheels --compiled` adds to the pure one.
 
 Off unless `HATCH_BUILD_HOOK_ENABLE_CUSTOM=true` says so, so that `pip install .` needs no compiler. The sources are in
-the wheel too: tracebacks show them, and `ANTIPHON_PURE=1` runs them (src/antiphon/pure.py).
+the wheel too: tracebacks show them.
 """
 
 from __future__ import annotations

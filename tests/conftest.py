@@ -16,7 +16,7 @@ import hypothesis
 import pytest
 import structlog
 
-from antiphon import pure
+import antiphon
 from tests.support import envoy_binary, extproc_door, state
 from tests.support.postgres import Pooler, PostgresServer, pooler_program
 from tests.support.seaweed import SeaweedServer, weed
@@ -52,8 +52,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--compiled") != pure.compiled():
-        which = "the compiled build" if pure.compiled() else "not the compiled build"
+    if config.getoption("--compiled") != antiphon.compiled():
+        which = "the compiled build" if antiphon.compiled() else "not the compiled build"
         raise pytest.UsageError(
             f"antiphon as it would be tested is {which}: run scripts/test with or without --compiled"
         )
@@ -65,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A slow test that is made for several doors goes through one of them, which its name chooses: each door gets its
     share, always the same. Who asks for a test by its name gets it."""
-    if pure.compiled():
+    if antiphon.compiled():
         skipped = pytest.mark.skip(reason="of the sources: compiled modules do not change")
         for item in items:
             if item.get_closest_marker("sources") is not None:

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from antiphon import __version__, pure
+from antiphon import __version__, compiled
 from antiphon.commands import health
 from antiphon.commands.flags import COMMON_FLAGS, DATA, ENVOY_FLAGS, SIDECAR_FLAGS, UP_FLAGS, Flag, add_flags
 from antiphon.config.problems import advice
@@ -71,7 +71,7 @@ _OF_AN_OWNER = ("export", "delete-owner", "usage")
 
 
 def _version() -> str:
-    return f"antiphon {__version__}" + (" (compiled)" if pure.compiled() else "")
+    return f"antiphon {__version__}" + (" (compiled)" if compiled() else "")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import antiphon
 from antiphon.commands import guard
 from antiphon.commands.children import ParentPipe
 from antiphon.commands.envoy_admin import EnvoyAdmin
@@ -30,8 +31,6 @@ from antiphon.config.settings import load_settings
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.sidecars import SidecarEndpoint
-from antiphon.translation import chat_stream
-from antiphon.translation.splice import splice, splice_in_python
 from tests.bench import cpu
 
 Values = dict[str, float]
@@ -40,6 +39,7 @@ _START_SECONDS = 30.0
 _STOP_SECONDS = 8.0
 _CHAIN = 20
 _PURE = "-pure"
+_SOURCES = Path(__file__).parents[2] / "src"
 _PROCESSOR, _ROUTER = "envoy.filters.http.ext_proc", "envoy.filters.http.router"
 
 LABELS = {
@@ -58,9 +58,8 @@ LABELS = {
 
 
 def usual() -> list[str]:
-    """The variants that are measured when nobody says which: both builds where anything of Antiphon is compiled."""
-    compiled = not (chat_stream.__file__ or "").endswith(".py") or splice is not splice_in_python
-    return [name for name in LABELS if compiled or not name.endswith(_PURE)]
+    """The variants that are measured when nobody says which: both builds where Antiphon is compiled."""
+    return [name for name in LABELS if antiphon.compiled() or not name.endswith(_PURE)]
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ async def start_variant(name: str, upstream: int, folder: Path, pipe: ParentPipe
 
 async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPipe, workers: int) -> Variant:
     mode, transport = _mode_and_transport(name)
-    environment = {"ANTIPHON_PURE": "1"} if name.endswith(_PURE) else {}
+    environment = {"PYTHONPATH": str(_SOURCES)} if name.endswith(_PURE) else {}
     door = ("--door", "http") if mode == "http" else ("--mode", mode, "--transport", transport)
     process = await Process.start(
         folder / "log",

@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from antiphon import __version__, pure
+from antiphon import __version__, compiled
 from antiphon.engine.running.thread_pools import SEARCH
 from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics
@@ -135,7 +135,7 @@ async def test_what_a_process_says_of_its_databases_and_its_disk(tmp_path: Path)
         assert value_of(await scraped(app), "antiphon_storage_writer_group_count", database=databases[0]) == groups
         assert value_of(text, "antiphon_settings_loaded_timestamp_seconds") > 1.7e9
         said = {"version": __version__, "python": platform.python_version(), "transport": "", "sandbox": ""}
-        said["code"] = "compiled" if pure.compiled() else "sources"
+        said["code"] = "compiled" if compiled() else "sources"
         assert value_of(text, "antiphon_build_info", **said) == 1
         await until(
             lambda: app.app.context.telemetry.metrics.render().count(

@@ -63,10 +63,15 @@ running: list[Gateway] = []
 
 
 async def start_gateway(
-    upstream: str | None, data: Path, *arguments: str, environ: dict[str, str] | None = None, command: str = "up"
+    upstream: str | None,
+    data: Path,
+    *arguments: str,
+    environ: dict[str, str] | None = None,
+    command: str = "up",
+    python: Path | str = sys.executable,
 ) -> Gateway:
     """Start `antiphon up` (or `serve`) in front of this upstream (or of those in a settings file) and wait for its
-    ready line."""
+    ready line. `python` is of the environment whose Antiphon is started."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
     settings = Path(arguments[arguments.index("--config") + 1]).read_text() if "--config" in arguments else ""
     if upstream is not None and "profile" not in settings:
@@ -76,7 +81,7 @@ async def start_gateway(
     state = {} if "ANTIPHON_STATE__URL" in (environ or {}) else await state_environ(data)
     process = await asyncio.create_subprocess_exec(
         *(
-            sys.executable,
+            str(python),
             "-m",
             "antiphon",
             command,

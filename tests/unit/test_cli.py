@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from antiphon import __version__, cli
+from antiphon import __version__, cli, compiled
 from antiphon.cli import main, make_parser
 from antiphon.commands.flags import settings_of
 from antiphon.config.upstreams import AuthMode
-from antiphon.pure import compiled
 
 pytestmark = pytest.mark.usefixtures("logging_as_before")
 

@@ -116,6 +116,4 @@ def test_it_imports_next_to_nothing(tmp_path: Path) -> None:
     environ.pop("ANTIPHON_CONFIG", None)
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ, timeout=60)
-    assert done.stdout.strip() == str(
-        ["antiphon", "antiphon.commands", "antiphon.commands.health", "antiphon.entry", "antiphon.pure"]
-    )
+    assert done.stdout.strip() == str(["antiphon", "antiphon.commands", "antiphon.commands.health", "antiphon.entry"])

@@ -21,7 +21,7 @@ IMPURE = {
 # What the core may use of the rest of the package.
 CORE = (
     *("antiphon.types", "antiphon.translation", "antiphon.engine.exchange", "antiphon.engine.ports"),
-    *("antiphon.errors", "antiphon.ids", "antiphon.pure"),
+    *("antiphon.errors", "antiphon.ids"),
     # Sections of the settings are values.
     "antiphon.config",
     # What it is given: a sealer is made with its keys and its randomness; redaction is patterns.
@@ -31,7 +31,6 @@ LEAVES = (
     "errors.py",
     "ids.py",
     "known_secrets.py",
-    "pure.py",
     "observability/console_lines.py",
     "observability/log_lines.py",
     "observability/log_output.py",

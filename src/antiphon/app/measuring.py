@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from antiphon import __version__, pure
+from antiphon import __version__, compiled
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.figures import DatabaseFigures, StoreFigures
 from antiphon.engine.ports.jobs import Queue
@@ -61,7 +61,7 @@ class Measuring:
         self._lag = LoopLag(metrics.lag.add)
         self._loaded = now()
         self._successful: dict[Labels, float] = {}
-        code = "compiled" if pure.compiled() else "sources"
+        code = "compiled" if compiled() else "sources"
         build = (__version__, platform.python_version(), _transport(settings, door), sandbox, code)
         read = metrics.read
         read(names.BUILD, lambda: {build: 1})

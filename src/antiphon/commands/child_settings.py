@@ -23,7 +23,6 @@ from antiphon.config.settings import Settings
 from antiphon.config.sources import field_paths
 from antiphon.envoy.routes import KEY_VARIABLE, SECRET_VARIABLE, key_variable
 from antiphon.envoy.tracing import header_variable
-from antiphon.pure import VARIABLE as PURE_VARIABLE
 
 
 def file_values(settings: Settings, *, exclude_defaults: bool = False) -> dict[str, Any]:
@@ -83,12 +82,8 @@ def placed_in(settings: Settings, folder: Path) -> Settings:
 
 def plain_environment() -> dict[str, str]:
     """This process' own without settings, and so without secrets."""
-    # What a service manager is told, the parent tells. What is compiled is left aside by all or by none.
-    ours = (
-        name
-        for name in os.environ
-        if name == PURE_VARIABLE or not (name.startswith("ANTIPHON_") or name == "NOTIFY_SOCKET")
-    )
+    # What a service manager is told, the parent tells.
+    ours = (name for name in os.environ if not (name.startswith("ANTIPHON_") or name == "NOTIFY_SOCKET"))
     return {name: os.environ[name] for name in ours}
 
 

@@ -22,14 +22,13 @@ from antiphon.config.reading import SecretStr
 from antiphon.config.section import Section
 from antiphon.config.state_url import HIDDEN
 from antiphon.errors import ConfigError
-from antiphon.pure import VARIABLE as PURE_VARIABLE
 
 _PREFIX = "ANTIPHON_"
 CONFIG_VARIABLE = "ANTIPHON_CONFIG"
 """Names the settings file when no flag does."""
 ENDPOINT_VARIABLE, KEY_VARIABLE = "OPENAI_API_ENDPOINT", "OPENAI_API_KEY"
-# No settings: where settings are, what is decided before they are read, and what carries secrets to Envoy's process.
-_OTHERS = frozenset({CONFIG_VARIABLE, PURE_VARIABLE, "ANTIPHON_UPSTREAM_KEY", "ANTIPHON_SIDECAR_SECRET"})
+# No settings: where settings are, and what carries secrets to Envoy's process.
+_OTHERS = frozenset({CONFIG_VARIABLE, "ANTIPHON_UPSTREAM_KEY", "ANTIPHON_SIDECAR_SECRET"})
 _KEYS_PREFIX = "ANTIPHON_UPSTREAM_KEY_"
 # ANTIPHON_PORT, ANTIPHON_PORT_8080_TCP and that with _ADDR, _PORT, _PROTO; the same of a Service antiphon-x.
 _PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT(_[0-9]+_(TCP|UDP|SCTP))?")

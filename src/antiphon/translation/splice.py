@@ -17,7 +17,6 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from antiphon.pure import PURE
 from antiphon.translation.chat_chunk import is_utf8
 
 _JOINT: Final = b" "
@@ -87,18 +86,8 @@ def splice_in_python(
 
 Splice = Callable[[bytes, bytes, bytes, bytes, bytes, bytes, int, bytes], tuple[bytes, bytes, int, int]]
 
-
-def _fastest() -> Splice:
-    if not PURE:
-        try:
-            from antiphon.translation._splice import splice as splice_in_c
-        except ImportError:
-            # Nobody has compiled it here, or for another machine.
-            pass
-        else:
-            return splice_in_c
-    return splice_in_python
-
-
-splice: Splice = _fastest()
-"""`splice_in_python`, or what does the same in C."""
+try:
+    from antiphon.translation._splice import splice as splice
+except ImportError:
+    # Nobody has compiled it here, or for another machine.
+    splice = splice_in_python

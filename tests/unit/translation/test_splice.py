@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from antiphon.translation import splice as module
 from antiphon.translation.splice import Splice, cut, splice_in_python
 from tests.support import splices
 
@@ -227,24 +224,20 @@ antiphon.translation.__path__.insert(0, sys.argv[1])
 from antiphon.translation import encode, splice
 print("Python" if encode.splice is splice.splice_in_python else "C")
 """
+_ABSENT = "import sys; sys.modules['antiphon.translation._splice'] = None"
 
 
-@pytest.mark.parametrize(("pure", "which"), [("", "C"), ("0", "C"), ("1", "Python")])
-def test_which_of_the_two_is_used(pure: str, which: str, tmp_path: Path) -> None:
-    """What was compiled, unless the environment asks for plain Python."""
+def _used(*words: str | Path, before: str = "") -> str:
+    done = subprocess.run([sys.executable, "-c", before + _WHICH, *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_what_was_compiled_is_used(tmp_path: Path) -> None:
     if why := splices.missing():
         pytest.skip(why)
     splices.build(tmp_path)
-    environ = {**os.environ, "ANTIPHON_PURE": pure}
-    done = subprocess.run([sys.executable, "-c", _WHICH, tmp_path], env=environ, capture_output=True, check=True)
-    assert done.stdout.decode().strip() == which
+    assert _used(tmp_path) == "C"
 
 
-@pytest.mark.parametrize(("there", "pure", "which"), [(True, False, "C"), (True, True, ""), (False, False, "")])
-def test_python_is_used_where_nothing_was_compiled(
-    there: bool, pure: bool, which: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled = SimpleNamespace(splice="C")
-    monkeypatch.setitem(sys.modules, "antiphon.translation._splice", compiled if there else None)
-    monkeypatch.setattr(module, "PURE", pure)
-    assert module._fastest() == (which or splice_in_python)
+def test_python_is_used_where_nothing_was_compiled(tmp_path: Path) -> None:
+    assert _used(tmp_path, before=_ABSENT) == "Python"
