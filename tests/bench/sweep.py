@@ -71,7 +71,9 @@ class _Timed(Database):
     statements: list[float]
     commits: list[float]
 
-    async def transaction(self, work: Callable[[Any], Awaitable[Any]], *, snapshot: bool = False) -> Any:
+    async def transaction(
+        self, work: Callable[[Any], Awaitable[Any]], *, snapshot: bool = False, again: bool = False
+    ) -> Any:
         asked = ended = 0.0
 
         async def timed(connection: Any) -> Any:
@@ -83,7 +85,7 @@ class _Timed(Database):
 
         begun = time.perf_counter()
         try:
-            return await super().transaction(timed, snapshot=snapshot)
+            return await super().transaction(timed, snapshot=snapshot, again=again)
         finally:
             over = time.perf_counter()
             self.took.append(over - begun)

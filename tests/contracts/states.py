@@ -17,7 +17,7 @@ import pytest
 from antiphon.config.reading import SecretStr
 from antiphon.config.state import StateSettings
 from antiphon.stores import Stores, open_stores
-from antiphon.stores.sealed import Bodies, seal_stores
+from antiphon.stores.sealed import Bodies
 from tests.contracts.file_contract import OWNER_BYTES
 from tests.contracts.store_contract import CHAIN_ITEMS
 from tests.support.postgres import PATIENT
@@ -60,5 +60,6 @@ def settings_of(url: str) -> StateSettings:
 async def open_state(url: str, data: Path, **options: Any) -> Stores:
     """The stores of this state, with the limits that the contracts expect; contents of files lie in `data`."""
     given = {"chain_items": CHAIN_ITEMS, "owner_file_bytes": OWNER_BYTES, **options}
-    stores = await open_stores(settings_of(url), data, **given)
-    return seal_stores(stores, BODIES) if url.startswith(SEALED) else stores
+    if url.startswith(SEALED):
+        given["bodies"] = BODIES
+    return await open_stores(settings_of(url), data, **given)

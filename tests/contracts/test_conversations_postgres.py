@@ -11,16 +11,16 @@ from contextlib import aclosing
 import pytest
 
 from antiphon.engine.ports.state import ConversationStore, ResponseStore
-from antiphon.stores.kept_conversations import KeptConversations
-from antiphon.stores.postgres.conversations import PostgresConversationRows
+from antiphon.stores.conversations import Conversations
+from antiphon.stores.postgres.tables import PostgresTables
 from tests.contracts.conversation_contract import ConversationStoreContract
 from tests.contracts.store_contract import CHAIN_ITEMS
 from tests.support.postgres_stores import TurnStores, turn_stores
 
 
-def _store(stores: TurnStores) -> KeptConversations:
-    return KeptConversations(
-        PostgresConversationRows(stores.database, stores.keys),
+def _store(stores: TurnStores) -> Conversations:
+    return Conversations(
+        PostgresTables(stores.database, stores.keys),
         stores.keys,
         max_items=CHAIN_ITEMS,
         history_bytes=1 << 26,

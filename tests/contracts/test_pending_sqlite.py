@@ -10,7 +10,7 @@ import pytest
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.pending_blobs import KEEP, LET_GO, SqlitePendingRows
-from antiphon.stores.sqlite.statements import RowsMissing, Statement
+from antiphon.stores.tables import RowsMissing, Statement
 from tests.contracts.pending_contract import Keep, LetGo, PendingRowsContract, RunOut
 from tests.contracts.store_contract import CHAIN_ITEMS
 from tests.contracts.test_files_disk import run_out as let_run_out

@@ -8,16 +8,16 @@ from contextlib import aclosing
 import pytest
 
 from antiphon.engine.ports.state import PromptStore
-from antiphon.stores.kept_prompts import KeptPrompts
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.idempotency import PostgresIdempotency
-from antiphon.stores.postgres.prompts import PostgresPromptRows
+from antiphon.stores.postgres.tables import PostgresTables
+from antiphon.stores.prompts import Prompts
 from tests.contracts.test_prompt_store import PromptStoreContract
 from tests.support.postgres import PATIENT
 
 
-def _store(database: Database) -> KeptPrompts:
-    return KeptPrompts(PostgresPromptRows(database, PostgresIdempotency(database)), page_bytes=1 << 24)
+def _store(database: Database) -> Prompts:
+    return Prompts(PostgresTables(database, PostgresIdempotency(database)), page_bytes=1 << 24)
 
 
 class _OnPostgres(PromptStoreContract):

@@ -13,8 +13,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
-from antiphon.stores.sqlite.statements import Statement
 from antiphon.stores.sqlite.writer import WriterLimits
+from antiphon.stores.tables import Statement
 from tests.support.background_app import BackgroundApp, processes
 from tests.support.chat_server import Answer, Mark, Reset, Wait, answer, event, json_answer, text_stream
 from tests.support.http_door import open_http_door, post_bytes

@@ -18,11 +18,11 @@ from antiphon.config.state import RetentionSettings, StateSettings
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.errors import ChainBroken, ConversationLocked, StoreError
 from antiphon.stores import open_stores
-from antiphon.stores.kept_conversations import KeptConversations
+from antiphon.stores.conversations import Conversations
 from antiphon.stores.postgres import retention as module
 from antiphon.stores.postgres import values
-from antiphon.stores.postgres.conversations import PostgresConversationRows
 from antiphon.stores.postgres.retention import PostgresRetention
+from antiphon.stores.postgres.tables import PostgresTables
 from tests.contracts.file_contract import fields, keep
 from tests.contracts.job_contract import MOST, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE, record
@@ -73,9 +73,9 @@ async def stores(url: str) -> AsyncIterator[TurnStores]:
 
 
 @pytest.fixture
-def conversations(stores: TurnStores) -> KeptConversations:
-    return KeptConversations(
-        PostgresConversationRows(stores.database, stores.keys),
+def conversations(stores: TurnStores) -> Conversations:
+    return Conversations(
+        PostgresTables(stores.database, stores.keys),
         stores.keys,
         max_items=1000,
         history_bytes=1 << 26,
@@ -119,7 +119,7 @@ async def test_a_chain_goes_as_a_whole_when_its_latest_response_is_old(
 
 
 async def test_a_conversation_goes_with_its_items_unless_something_runs_on_it(
-    stores: TurnStores, conversations: KeptConversations, other: asyncpg.Connection[Any]
+    stores: TurnStores, conversations: Conversations, other: asyncpg.Connection[Any]
 ) -> None:
     for name in ("idle", "busy", "job", "over"):
         await conversations.create(ALICE, f"conv_{name}", b"{}", (StoredItem("msg_1", "message", b"{}"),))
@@ -135,7 +135,7 @@ async def test_a_conversation_goes_with_its_items_unless_something_runs_on_it(
 
 
 async def test_no_piece_is_larger_than_so_many_rows(
-    stores: TurnStores, conversations: KeptConversations, other: asyncpg.Connection[Any]
+    stores: TurnStores, conversations: Conversations, other: asyncpg.Connection[Any]
 ) -> None:
     """However large what goes is: a chain of many responses, many chains, a conversation of many items, streams."""
     prev = None
@@ -163,7 +163,7 @@ async def test_no_piece_is_larger_than_so_many_rows(
 
 async def test_what_is_going_is_not_used_any_more(
     stores: TurnStores,
-    conversations: KeptConversations,
+    conversations: Conversations,
     other: asyncpg.Connection[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -201,7 +201,7 @@ async def test_what_is_going_is_not_used_any_more(
 
 
 async def test_what_is_in_use_at_the_moment_is_passed_over(
-    stores: TurnStores, conversations: KeptConversations, other: asyncpg.Connection[Any]
+    stores: TurnStores, conversations: Conversations, other: asyncpg.Connection[Any]
 ) -> None:
     """A chain on which something is being saved, a conversation that is being locked: nobody waits, nothing is lost."""
     for name in ("a", "b"):
@@ -247,8 +247,8 @@ async def test_what_is_old_does_not_depend_on_the_clock_of_who_made_it(
     """One machine's clock is far off: its responses and conversations are as young, and as old, as anybody's."""
     wrong = time.time() + hours * 3600
     monkeypatch.setattr(values, "now", lambda: wrong)
-    conversations = KeptConversations(
-        PostgresConversationRows(stores.database, stores.keys),
+    conversations = Conversations(
+        PostgresTables(stores.database, stores.keys),
         stores.keys,
         max_items=1000,
         history_bytes=1 << 26,
@@ -263,7 +263,7 @@ async def test_what_is_old_does_not_depend_on_the_clock_of_who_made_it(
 
 
 async def test_large_contents_count_as_the_rows_that_they_are_kept_in(
-    stores: TurnStores, conversations: KeptConversations, other: asyncpg.Connection[Any]
+    stores: TurnStores, conversations: Conversations, other: asyncpg.Connection[Any]
 ) -> None:
     large = b'"' + b"x" * 20_000 + b'"'
     for number in range(9):

@@ -17,8 +17,9 @@ from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.errors import ChainBroken, ConversationLocked, StoreError
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.retention import SqliteRetention
-from antiphon.stores.sqlite.statements import Statement, Step
+from antiphon.stores.sqlite.statements import Step
 from antiphon.stores.sqlite.writer import SqliteWriter
+from antiphon.stores.tables import Statement
 from tests.contracts.job_contract import EVENTS, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE
 from tests.contracts.store_contract import record as make_record

@@ -42,7 +42,6 @@ from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, NOT_REA
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.refusals import Refusals
 from antiphon.stores import check_deployment, open_stores
-from antiphon.stores.sealed import seal_stores
 from antiphon.tools.places import Places
 from antiphon.upstream.door_watch import watch_door
 
@@ -78,9 +77,9 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         kept=settings.retention,
         timeouts=times,
         keep_keys=settings.idempotency.keep,
+        bodies=kept_bodies,
     )
     opened.push_async_callback(stores.aclose)
-    stores = seal_stores(stores, kept_bodies)
     # Before anything is stored.
     await check_deployment(settings.state, settings.data, deployment_keys(settings))
     metrics = Metrics()

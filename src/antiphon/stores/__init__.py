@@ -17,6 +17,7 @@ from antiphon.stores.backend import StoreOptions, Stores, VectorDatabase
 from antiphon.stores.choice import backend_of, kind_of_backend
 from antiphon.stores.deployment import Keys
 from antiphon.stores.schemas import check_migrated
+from antiphon.stores.sealed import seal_stores
 
 __all__ = [
     "StoreOptions",
@@ -41,10 +42,11 @@ async def open_stores(
     await check_migrated(state, data)
     contents = await backend.open_contents(blobs)
     try:
-        return await backend.open(contents, options)
+        stores = await backend.open(contents, options)
     except BaseException:
         await contents.aclose()
         raise
+    return seal_stores(stores, options["bodies"]) if "bodies" in options else stores
 
 
 async def check_deployment(state: StateSettings, data: Path, keys: Keys) -> None:

@@ -98,6 +98,8 @@ class StoreOptions(TypedDict, total=False):
     """How long the database is waited for."""
     keep_keys: float
     """Seconds for which an idempotency key is remembered."""
+    bodies: Bodies
+    """Seals what is stored, and opens it."""
 
 
 @dataclass(frozen=True)

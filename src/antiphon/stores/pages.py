@@ -20,9 +20,9 @@ from antiphon.errors import HistoryTooLarge, unknown_cursor
 
 
 class Row(Protocol):
-    """A row of any backend: its columns by name."""
+    """A row of any backend: its columns by name, or number."""
 
-    def __getitem__(self, column: str, /) -> Any: ...
+    def __getitem__(self, column: str | int, /) -> Any: ...
 
 
 R = TypeVar("R", bound=Row)

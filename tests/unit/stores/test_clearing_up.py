@@ -29,10 +29,10 @@ from antiphon.stores.sqlite.database import create_file
 from antiphon.stores.sqlite.database_files import free_bytes
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.statements import Statement
 from antiphon.stores.sqlite.units import Unit
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
+from antiphon.stores.tables import Statement
 from tests.contracts.file_contract import content, fields, keep
 from tests.contracts.store_contract import ALICE
 from tests.support.left_open import left_open

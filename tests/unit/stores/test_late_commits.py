@@ -18,8 +18,8 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.vector_stores import NewFile, VectorStore
 from antiphon.errors import StoreError
 from antiphon.stores.sqlite import vector_database
-from antiphon.stores.sqlite.statements import Statement
 from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
+from antiphon.stores.tables import Statement
 from tests.support.waiting import until
 
 SOON = 0.05

@@ -16,7 +16,7 @@ from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.database import connect_writer, create_file, store_error, wait_for_lock
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.migrate import migrate
-from antiphon.stores.sqlite.statements import RowsMissing, Statement
+from antiphon.stores.tables import RowsMissing, Statement
 from tests.contracts.store_contract import ALICE
 from tests.support.left_open import left_open
 

@@ -19,14 +19,14 @@ from antiphon.engine.ports.jobs import JobEnd
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ApiError, ConversationLocked
 from antiphon.stores.blobs.disk import DiskBlobs
-from antiphon.stores.kept_conversations import KeptConversations
+from antiphon.stores.conversations import Conversations
 from antiphon.stores.kept_files import KeptFiles
 from antiphon.stores.sqlite import ingestion, lease_clock, retention
 from antiphon.stores.sqlite import jobs as job_store
-from antiphon.stores.sqlite.conversations import SqliteConversationRows
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.retention import SqliteRetention
+from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.contracts.job_contract import MOST, ONE, TWO, finished, piece, queued
@@ -409,10 +409,10 @@ def _retention(stores: SqliteStores, clocks: Clocks, **kept: float) -> SqliteRet
     return SqliteRetention(stores.writer, stores.readers, given, clock=clocks.date)
 
 
-def _conversations(stores: SqliteStores, clocks: Clocks) -> KeptConversations:
+def _conversations(stores: SqliteStores, clocks: Clocks) -> Conversations:
     keys = SqliteIdempotency(stores.writer, stores.readers)
-    rows = SqliteConversationRows(stores.writer, stores.readers, keys, clock=clocks.date)
-    return KeptConversations(rows, keys, max_items=9, history_bytes=99, page_bytes=99, clock=clocks.date)
+    rows = SqliteTables(stores.writer, stores.readers, keys)
+    return Conversations(rows, keys, max_items=9, history_bytes=99, page_bytes=99, clock=clocks.date)
 
 
 @pytest.mark.parametrize(("off", "gone"), [(-1, 0), (0, 0), (1, 1)])

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.statements import Insertion, Rows, RowsMissing, Statement
+from antiphon.stores.sqlite.statements import Insertion, Rows
 from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
+from antiphon.stores.tables import RowsMissing, Statement
 
 
 class Probe:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from antiphon.stores.sqlite import conversations, lease_clock, prompts, response_rows, responses
+from antiphon.stores import conversations, prompts
+from antiphon.stores.sqlite import lease_clock, response_rows, responses
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.opening import open_sqlite
+from antiphon.stores.sqlite.tables import sqlite_sql
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.store_contract import ALICE
 
@@ -20,6 +22,10 @@ _NAMED: dict[str, Any] = {
     "owner": "o1",
     "id": "c1",
     "at": 5,
+    "now_ms": 5,
+    "seq": 0,
+    "type": "message",
+    "shown": None,
     "lease": 9,
     "metadata": b"{}",
     "holder": "r1",
@@ -42,10 +48,12 @@ _NAMED: dict[str, Any] = {
     "body": b"{}",
 }
 _QUERIES = {
-    f"{module.__name__.rpartition('.')[2]}.{name}": value
+    f"{module.__name__.rpartition('.')[2]}.{name}{'' if number == 0 else '_BACKWARD'}": sqlite_sql(sql)
     for module in (conversations, prompts)
     for name, value in vars(module).items()
-    if name.isupper() and not name.startswith("_") and isinstance(value, str) and " " in value and "?" not in value
+    if name.isupper() and not name.startswith("_")
+    for number, sql in enumerate(value if isinstance(value, tuple) else (value,))
+    if isinstance(sql, str) and " " in sql
 } | {
     "response_rows.JOIN_CONVERSATION": response_rows.JOIN_CONVERSATION,
     "response_rows.INSERT_CONVERSATION_ITEMS": response_rows.INSERT_CONVERSATION_ITEMS,
@@ -53,7 +61,7 @@ _QUERIES = {
 }
 # The ids that were asked for, one page, and what a window function was given: all bounded already.
 _SMALL = (
-    *("SCAN cut", "SCAN found", "SCAN page", "SCAN size"),
+    *("SCAN cut", "SCAN found", "SCAN page", "SCAN size", "SCAN summed", "SCAN made", "SCAN held", "SCAN total"),
     *("SCAN edge", "SCAN CONSTANT ROW", "SCAN wanted VIRTUAL", "SCAN json_each VIRTUAL", "SCAN (subquery"),
 )
 
@@ -68,11 +76,12 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
     for n in range(1000):
         owner = f"o{n % 7}"
         named = {"owner": owner, "id": f"c{n}", "at": n, "metadata": b"{}"}
-        connection.execute(conversations.INSERT_CONVERSATION, named)
+        connection.execute(sqlite_sql(conversations.INSERT), named | {"now_ms": n})
+        item = {"owner": owner, "id": f"c{n}", "count": 4, "type": "message", "body": b"{}", "shown": None}
         for at in range(4):
-            connection.execute(conversations.INSERT_ITEM, (4, at, f"i{n}_{at}", "message", b"{}", None, owner, f"c{n}"))
+            connection.execute(sqlite_sql(conversations.INSERT_ITEM), item | {"seq": at, "item_id": f"i{n}_{at}"})
         prompt = {"id": f"p{n}", "owner": owner, "name": None, "at": n, "metadata": b"{}", "body": b"{}"}
-        connection.execute(prompts.INSERT_PROMPT, prompt)
+        connection.execute(prompts.INSERT, prompt)
         connection.execute(prompts.INSERT_VERSION, prompt)
     connection.execute("COMMIT")
     connection.execute("ANALYZE")
@@ -93,7 +102,7 @@ def test_no_query_scans_a_table(database: sqlite3.Connection, name: str) -> None
 
 
 def test_all_of_them_are_looked_at() -> None:
-    assert len(_QUERIES) >= 30 and {"conversations.LOCK", "prompts.GET_PROMPT"} <= _QUERIES.keys()
+    assert len(_QUERIES) >= 30 and {"conversations.LOCK", "prompts.GET"} <= _QUERIES.keys()
 
 
 async def test_a_conversation_of_any_length_is_one_query_and_one_write(

@@ -163,3 +163,6 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]
 
     async def execute(self, query: str, *args: Any, **options: Any) -> Any:
         return await super().execute(query, *map(storable, args), **options)
+
+    async def executemany(self, command: str, args: Any, **options: Any) -> Any:
+        return await super().executemany(command, [[*map(storable, each)] for each in args], **options)

@@ -132,8 +132,16 @@ class Database:
         """
         return await self._work("Writing", lambda connection: connection.fetch(sql, *args), again=again)
 
-    async def transaction(self, work: Callable[[Connection], Awaitable[T]], *, snapshot: bool = False) -> T:
-        """Several statements, all or none; `snapshot`: all of them read of one moment, and write nothing.
+    async def alone(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+        """Work of one statement that writes, which is made again when the connection was lost: twice it does what it
+        does once. Raises `StoreError`, and what `work` raises."""
+        return await self._work("Writing", work, again=True)
+
+    async def transaction(
+        self, work: Callable[[Connection], Awaitable[T]], *, snapshot: bool = False, again: bool = False
+    ) -> T:
+        """Several statements, all or none; `snapshot`: all of them read of one moment, and write nothing; `again`:
+        twice they do what they do once, so they are made again when the connection was lost at the commit.
 
         The work is done anew where transactions stood in each other's way, so it must have no effects of its own.
         Raises `StoreError` (`unknown` when the connection was lost at the commit), and what `work` raises.
@@ -154,7 +162,7 @@ class Database:
             await connection.execute("COMMIT")
             return result
 
-        return await self._work("Reading" if snapshot else "Writing", unit, again=snapshot)
+        return await self._work("Reading" if snapshot else "Writing", unit, again=snapshot or again)
 
     async def aclose(self) -> None:
         """Close the connections. Whoever still works ends first, by its own deadline."""

@@ -22,7 +22,8 @@ from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.making import make
 from antiphon.stores.postgres.pending_blobs import KEEP, LET_GO
-from antiphon.stores.postgres.values import milliseconds, time_left
+from antiphon.stores.postgres.values import time_left
+from antiphon.stores.tables import milliseconds
 
 _COLUMNS = "id, name, purpose, media_type, size, sha256, created_at, expires_at, blob"
 _NOW = "(extract(epoch FROM clock_timestamp()) * 1000)"

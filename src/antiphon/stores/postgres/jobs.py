@@ -26,7 +26,8 @@ from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import code_of
 from antiphon.stores.postgres.turn_groups import Groups
 from antiphon.stores.postgres.turns import SavedTurns, Turn, turn_columns
-from antiphon.stores.postgres.values import age, body_now, milliseconds
+from antiphon.stores.postgres.values import age, body_now
+from antiphon.stores.tables import milliseconds
 
 # Whoever reads a stream reads it page by page anyway, and holds a page for as long as its client takes it.
 _PAGE_BYTES = 1 << 20

@@ -19,11 +19,9 @@ from antiphon.engine.ports.files import BlobStore
 from antiphon.errors import StoreError
 from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
-from antiphon.stores.kept_conversations import KeptConversations
+from antiphon.stores.conversations import Conversations
 from antiphon.stores.kept_files import KeptFiles
-from antiphon.stores.kept_prompts import KeptPrompts
 from antiphon.stores.postgres.containers import PostgresContainerRows
-from antiphon.stores.postgres.conversations import PostgresConversationRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.figures import PostgresFigures
 from antiphon.stores.postgres.files import PostgresFileRows
@@ -33,18 +31,19 @@ from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_st
 from antiphon.stores.postgres.owner_data import PostgresOwnerData
 from antiphon.stores.postgres.owner_room import PostgresOwnerRoom
 from antiphon.stores.postgres.pending_blobs import PostgresPendingRows
-from antiphon.stores.postgres.prompts import PostgresPromptRows
 from antiphon.stores.postgres.responses import PostgresResponseStore
 from antiphon.stores.postgres.retention import PostgresRetention
 from antiphon.stores.postgres.server_check import reach_server
 from antiphon.stores.postgres.signals import PostgresSignals
+from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.turn_groups import Groups, group_limits
 from antiphon.stores.postgres.turns import SavedTurns
 from antiphon.stores.postgres.usage import PostgresUsageStore
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.withdrawals import Withdrawals
+from antiphon.stores.prompts import Prompts
 from antiphon.stores.schema_steps import missing_steps
-from antiphon.stores.sealed.bodies import Bodies
+from antiphon.stores.sealed.bodies import PLAIN, Bodies
 
 _TIMEOUTS = TimeoutSettings()
 _CONNECT_SECONDS = 3.0
@@ -106,6 +105,7 @@ async def open_postgres(
     kept: RetentionSettings = FOR_EVER,
     timeouts: TimeoutSettings = _TIMEOUTS,
     keep_keys: float = KEEP_SECONDS,
+    bodies: Bodies = PLAIN,
 ) -> PostgresStores:
     """Open the stores of the database at `state.url`, creating the schema where needed.
 
@@ -121,6 +121,7 @@ async def open_postgres(
         await database.aclose()
         raise
     keys = PostgresIdempotency(database, keep=keep_keys)
+    tables = PostgresTables(database, keys)
     withdrawals = Withdrawals(database)
     saved = SavedTurns(database, withdrawals, keep=keys.keep)
     limits = group_limits(timeouts, connections=state.pool)
@@ -139,16 +140,17 @@ async def open_postgres(
             # 0 is never.
             patience=state.unready_after or math.inf,
         ),
-        conversations=KeptConversations(
-            PostgresConversationRows(database, keys),
+        conversations=Conversations(
+            tables,
             keys,
             max_items=chain_items,
             history_bytes=history_bytes,
             page_bytes=page_bytes,
+            bodies=bodies,
         ),
         background=PostgresJobStore(database, queued, added, signals.changed),
         signals=signals,
-        prompts=KeptPrompts(PostgresPromptRows(database, keys), page_bytes=page_bytes),
+        prompts=Prompts(tables, page_bytes=page_bytes, bodies=bodies),
         files=KeptFiles(files, pending, blobs),
         retention=PostgresRetention(database, kept),
         keys=keys,

@@ -11,7 +11,7 @@ Invariant: sizes are known before anything of that size is read.
 from __future__ import annotations
 
 from antiphon.engine.ports.retention import SWEEPER
-from antiphon.stores.postgres.page_sql import within
+from antiphon.stores.tables import within
 
 # Newest turn first in `turn`. A chain over a limit stops at the seed and brings no item; its size is in
 # `history_items` and `history_bytes`. `depth < $3` can only matter for a damaged database, in which a chain might run

@@ -27,7 +27,7 @@ from datetime import timedelta
 from antiphon.config.state import RetentionSettings
 from antiphon.stores.postgres import retention_sql as sql
 from antiphon.stores.postgres.database import Connection, Database, Record
-from antiphon.stores.postgres.values import milliseconds
+from antiphon.stores.tables import milliseconds
 
 _ROWS = 500
 _FEWEST_ROWS = 20

@@ -22,8 +22,9 @@ from typing import Any
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.errors import PredecessorGone, StoreError
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.values import NOW, age, milliseconds
+from antiphon.stores.postgres.values import NOW, age
 from antiphon.stores.postgres.withdrawals import Withdrawals
+from antiphon.stores.tables import milliseconds
 
 
 @dataclass(frozen=True, slots=True, eq=False)

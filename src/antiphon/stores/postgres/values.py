@@ -19,6 +19,7 @@ from typing import Any
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.ids import now
 from antiphon.stores.sealed.bodies import with_status_unless_sealed
+from antiphon.stores.tables import milliseconds
 
 _MARK = "\x1a"
 _ODD = re.compile(f"[\0{_MARK}\ud800-\udfff]")
@@ -46,11 +47,6 @@ def _write(found: re.Match[str]) -> str:
 
 NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 """The database's time, as columns have times."""
-
-
-def milliseconds(seconds: float) -> int:
-    """A time in seconds as columns have it."""
-    return round(seconds * 1000)
 
 
 def age(record: ResponseRecord) -> int:

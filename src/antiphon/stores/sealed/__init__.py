@@ -13,10 +13,8 @@ from dataclasses import replace
 
 from antiphon.stores.backend import Stores
 from antiphon.stores.sealed.bodies import Bodies
-from antiphon.stores.sealed.conversations import SealedConversations
 from antiphon.stores.sealed.jobs import SealedJobs
 from antiphon.stores.sealed.keys import SealedKeys
-from antiphon.stores.sealed.prompts import SealedPrompts
 from antiphon.stores.sealed.responses import SealedResponses
 
 __all__ = ["Bodies", "seal_stores"]
@@ -27,8 +25,6 @@ def seal_stores(stores: Stores, bodies: Bodies) -> Stores:
     return replace(
         stores,
         responses=SealedResponses(stores.responses, bodies),
-        conversations=SealedConversations(stores.conversations, bodies),
         background=SealedJobs(stores.background, bodies),
-        prompts=SealedPrompts(stores.prompts, bodies),
         keys=SealedKeys(stores.keys, bodies),
     )

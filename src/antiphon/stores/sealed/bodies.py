@@ -116,6 +116,10 @@ class Bodies:
         )
 
 
+PLAIN = Bodies((), seals=False)
+"""Bodies as they are."""
+
+
 def _cipher(key: bytes, head: bytes) -> AESGCM:
     # Imported when something is sealed for the first time: it weighs 8 MiB.
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM

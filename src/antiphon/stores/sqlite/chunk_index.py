@@ -17,10 +17,10 @@ from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.engine.ports.vector_stores import SearchHit
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
-from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.vector_filters import filter_condition
 from antiphon.stores.sqlite.vector_stores import SqliteVectorStores, index_table
+from antiphon.stores.tables import milliseconds
 from antiphon.types.search import Filter
 from antiphon.types.search_terms import query_terms
 

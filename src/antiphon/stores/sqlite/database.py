@@ -48,11 +48,6 @@ _ADVICE: dict[int, tuple[StoreReason, str]] = {
 }
 
 
-def milliseconds(seconds: float) -> int:
-    """A time, or a duration, as the databases keep it."""
-    return round(seconds * 1000)
-
-
 def create_file(path: Path) -> None:
     """Create the folder (0700) and an empty database file (0600) when they are not there."""
     try:

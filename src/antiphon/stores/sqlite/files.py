@@ -13,12 +13,11 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.files import FileQuery, NoRoom, StoredFile
 from antiphon.ids import Clock, now
 from antiphon.stores.kept_files import LEAST_ROOM, ContentTaken, KeptFile, kept_file
-from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.pending_blobs import KEEP, LET_GO, SqlitePendingRows
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.statements import RowsMissing, Statement
 from antiphon.stores.sqlite.writer import SqliteWriter
+from antiphon.stores.tables import RowsMissing, Statement, milliseconds
 
 COLUMNS = "id, name, purpose, media_type, size, sha256, created_at, expires_at, blob"
 _THERE = "(expires_at IS NULL OR expires_at > :at)"

@@ -26,11 +26,10 @@ from antiphon.engine.ports.idempotency import (
 )
 from antiphon.ids import Clock, now
 from antiphon.stores.backend import KEEP_SECONDS
-from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.statements import RowsMissing, Statement
 from antiphon.stores.sqlite.writer import SqliteWriter
+from antiphon.stores.tables import RowsMissing, Statement, milliseconds
 
 _PIECE = 500
 _TRIES = 3

@@ -15,13 +15,12 @@ from typing import Any
 from antiphon.engine.ports.indexing import CHUNK_BITS, Chunk, IngestJob
 from antiphon.engine.ports.vector_stores import Chunking, FileError
 from antiphon.ids import Clock, now
-from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.statements import RowsMissing, Statement
 from antiphon.stores.sqlite.vector_store_sql import BUMP, DELETE_ALL, TRASH_FILES
 from antiphon.stores.sqlite.vector_stores import index_table
 from antiphon.stores.sqlite.writer import SqliteWriter
+from antiphon.stores.tables import RowsMissing, Statement, milliseconds
 from antiphon.types.search_terms import index_text
 
 SWEPT_CHUNKS = 500

@@ -19,22 +19,21 @@ from antiphon.engine.ports.jobs import PATIENCE, EventPage, EventPiece, Job, Job
 from antiphon.errors import PredecessorGone
 from antiphon.ids import now
 from antiphon.stores.pages import cut_off
-from antiphon.stores.sqlite.conversations import RELEASE_CONVERSATION
-from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.lease_clock import lease_now
-from antiphon.stores.sqlite.page_sql import within
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.response_rows import (
     INSERT_CONVERSATION_ITEMS,
     JOIN_CONVERSATION,
+    RELEASE_CONVERSATION,
     item_rows,
     save_steps,
     touch_chain,
     unsave_steps,
 )
-from antiphon.stores.sqlite.statements import RowsMissing, Statement, Step
+from antiphon.stores.sqlite.statements import Step
 from antiphon.stores.sqlite.writer import SqliteWriter
+from antiphon.stores.tables import RowsMissing, Statement, milliseconds, within
 
 # Whoever reads a stream reads it page by page anyway, and holds a page for as long as its client takes it.
 _PAGE_BYTES = 1 << 20

@@ -24,12 +24,11 @@ from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRI
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
-from antiphon.stores.kept_conversations import KeptConversations
+from antiphon.stores.conversations import Conversations
 from antiphon.stores.kept_files import KeptFiles
-from antiphon.stores.kept_prompts import KeptPrompts
-from antiphon.stores.sealed.bodies import with_status_unless_sealed
+from antiphon.stores.prompts import Prompts
+from antiphon.stores.sealed.bodies import PLAIN, Bodies, with_status_unless_sealed
 from antiphon.stores.sqlite import lease_clock
-from antiphon.stores.sqlite.conversations import SqliteConversationRows
 from antiphon.stores.sqlite.figures import SqliteFigures
 from antiphon.stores.sqlite.files import SqliteFileRows
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
@@ -38,12 +37,12 @@ from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.owner_room import SqliteOwnerRoom
 from antiphon.stores.sqlite.pending_blobs import SqlitePendingRows
 from antiphon.stores.sqlite.place import Databases, Folder, Place
-from antiphon.stores.sqlite.prompts import SqlitePromptRows
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.responses import SqliteResponseStore
 from antiphon.stores.sqlite.retention import SqliteRetention
 from antiphon.stores.sqlite.schema_check import check_triggers
 from antiphon.stores.sqlite.signals import SqliteSignals
+from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.usage import SqliteUsageStore
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
@@ -66,10 +65,10 @@ class SqliteStores(Stores):
     """Everything that is kept in one database: one writer and its readers, shared by all stores."""
 
     responses: SqliteResponseStore
-    conversations: KeptConversations
+    conversations: Conversations
     background: SqliteJobStore
     signals: SqliteSignals
-    prompts: KeptPrompts
+    prompts: Prompts
     files: KeptFiles
     retention: SqliteRetention
     keep_keys: float
@@ -116,6 +115,7 @@ async def open_sqlite(
     kept: RetentionSettings = FOR_EVER,
     timeouts: TimeoutSettings = _TIMEOUTS,
     keep_keys: float = KEEP_SECONDS,
+    bodies: Bodies = PLAIN,
 ) -> SqliteStores:
     """Open the stores in this folder, creating folder (0700), file (0600) and schema where needed; or elsewhere.
 
@@ -133,6 +133,7 @@ async def open_sqlite(
         await writer.aclose()
         raise
     keys = SqliteIdempotency(writer, readers, keep=keep_keys)
+    tables = SqliteTables(writer, readers, keys)
     contents = blobs
     if contents is None:
         contents = DiskBlobs(where / FILES_FOLDER) if isinstance(where, Path) else MemoryBlobs()
@@ -143,16 +144,17 @@ async def open_sqlite(
         responses=SqliteResponseStore(
             writer, readers, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes, keys=keys
         ),
-        conversations=KeptConversations(
-            SqliteConversationRows(writer, readers, keys),
+        conversations=Conversations(
+            tables,
             keys,
             max_items=chain_items,
             history_bytes=history_bytes,
             page_bytes=page_bytes,
+            bodies=bodies,
         ),
         background=SqliteJobStore(writer, readers, keys),
         signals=SqliteSignals(readers),
-        prompts=KeptPrompts(SqlitePromptRows(writer, readers, keys), page_bytes=page_bytes),
+        prompts=Prompts(tables, page_bytes=page_bytes, bodies=bodies),
         files=KeptFiles(
             SqliteFileRows(writer, readers, keys, pending, owner_bytes=owner_file_bytes),
             PendingBlobs(pending, contents, upload_lease),

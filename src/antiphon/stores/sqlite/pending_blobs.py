@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.statements import Statement
 from antiphon.stores.sqlite.writer import SqliteWriter
+from antiphon.stores.tables import Statement, milliseconds
 
 ListBlobs = Callable[[], AsyncIterator[Sequence[str]]]
 """All contents of a storage by key, some at a time."""

@@ -17,9 +17,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
-from antiphon.stores.sqlite.conversations import RELEASE_CONVERSATION
-from antiphon.stores.sqlite.database import milliseconds
-from antiphon.stores.sqlite.statements import Insertion, Rows, Statement, Step
+from antiphon.stores.sqlite.statements import Insertion, Rows, Step
+from antiphon.stores.tables import Statement, milliseconds
 
 _LIGHT: Final = 16 << 10
 """Bytes of a response that may be stored by one statement together with others."""
@@ -92,6 +91,7 @@ LEAVE_NOTHING: Final = """
 DELETE FROM conversation_items
 WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :id
 """
+RELEASE_CONVERSATION = "UPDATE conversations SET locked_by = NULL, locked_until = 0 WHERE locked_by = :id"
 
 
 def save_steps(record: ResponseRecord) -> list[Step]:

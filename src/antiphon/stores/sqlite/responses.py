@@ -24,11 +24,10 @@ from antiphon.errors import PredecessorGone, StoreError, unknown_cursor
 from antiphon.stores.chains import load_chain
 from antiphon.stores.pages import item_page, named_items, response_page, stored_item
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
-from antiphon.stores.sqlite.page_sql import asked, within
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.response_rows import DELETE_LAST_OF_CHAIN, DELETE_RESPONSE, save_steps, unsave_steps
-from antiphon.stores.sqlite.statements import RowsMissing, Statement
 from antiphon.stores.sqlite.writer import SqliteWriter
+from antiphon.stores.tables import RowsMissing, Statement, asked, within
 
 # What was in the conversation before the response at the beginning of a chain; nothing when it is another conversation.
 _THERE = f"AND c.locked_by IS NOT '{SWEEPER}'"  # some of a conversation that is being cleared away may be gone already

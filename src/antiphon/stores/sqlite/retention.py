@@ -22,11 +22,10 @@ from typing import Any
 
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.retention import SWEEPER
-from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
-from antiphon.stores.sqlite.statements import Statement
 from antiphon.stores.sqlite.writer import SqliteWriter
+from antiphon.stores.tables import Statement, milliseconds
 
 _ROWS = 1000
 _LOOKED_AT = 200

@@ -1,6 +1,6 @@
-"""What the writer runs: the steps of a unit.
+"""What the writer runs: the steps of a unit, which are statements, and rows for a table.
 
-Lives here: what a statement, and rows for a table, may ask for. Not here: how they are run (`units.py`), transactions,
+Lives here: rows for a table. Not here: statements (`../tables.py`), how steps are run (`units.py`), transactions,
 threads (`writer.py`), SQL of any store.
 
 Invariant: a step can be run again after its transaction was rolled back, and then all that it tells is told anew.
@@ -9,15 +9,14 @@ Invariant: a step can be run again after its transaction was rolled back, and th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
 from msgspec import Struct
 
-from antiphon.errors import StoreError
+from antiphon.stores.tables import Statement
 
-Parameters = Mapping[str, Any] | Sequence[Any]
 Counts = tuple[int, ...]
 """For each step of a unit, how many rows it changed."""
 
@@ -29,21 +28,6 @@ def numbered(sql: str) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any, ..
     values by name."""
     names = list(dict.fromkeys(_NAME.findall(sql)))
     return _NAME.sub(lambda found: f"?{names.index(found[1]) + 1}", sql), itemgetter(*names)
-
-
-class Statement(Struct, frozen=True):
-    """One statement of a unit. `many` runs it once per element of `parameters`.
-
-    `rows`: how many rows it must change; any other number undoes the unit with `RowsMissing`. `into`: what it returns
-    (a SELECT, or RETURNING) is put there, and counts instead of what it changed; look at it once the unit succeeded,
-    since a transaction may be run more than once.
-    """
-
-    sql: str
-    parameters: Parameters = ()
-    many: bool = False
-    rows: int | None = None
-    into: list[Any] | None = None
 
 
 class Insertion:
@@ -83,7 +67,3 @@ class Rows(Struct, frozen=True):
 
 
 Step = Statement | Rows
-
-
-class RowsMissing(StoreError):
-    """A step did not find the rows it must change, or add to; the unit was undone."""

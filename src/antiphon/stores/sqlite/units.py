@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.statements import Counts, Insertion, Rows, RowsMissing, Step
+from antiphon.stores.sqlite.statements import Counts, Insertion, Rows, Step
+from antiphon.stores.tables import RowsMissing
 
 Undo = Sequence[Step] | Callable[[], Sequence[Step]]
 Answer = tuple[asyncio.Future[Any], Any, StoreError | None]

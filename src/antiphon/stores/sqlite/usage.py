@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from antiphon.engine.ports.usage import KEY, NUMBERS, By, UsageSum
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.statements import Statement
 from antiphon.stores.sqlite.writer import SqliteWriter
+from antiphon.stores.tables import Statement
 
 _MOST = 10**15
 ADD = f"""

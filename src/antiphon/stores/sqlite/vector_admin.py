@@ -17,8 +17,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from antiphon.stores.sqlite.statements import Statement
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
+from antiphon.stores.tables import Statement
 
 COUNT = "SELECT owner, count(*) FROM vector_stores GROUP BY owner"
 STORES = """

@@ -28,11 +28,8 @@ from antiphon.engine.ports.vector_stores import (
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, is_id, now
 from antiphon.stores.pages import check_cursors
-from antiphon.stores.sqlite.database import milliseconds
 from antiphon.stores.sqlite.idempotency import SqliteIdempotency
-from antiphon.stores.sqlite.page_sql import asked
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
-from antiphon.stores.sqlite.statements import RowsMissing, Statement
 from antiphon.stores.sqlite.vector_filters import attribute_rows
 from antiphon.stores.sqlite.vector_store_sql import (
     BUMP,
@@ -67,6 +64,7 @@ from antiphon.stores.sqlite.vector_store_sql import (
     UPDATE_STORE,
 )
 from antiphon.stores.sqlite.writer import SqliteWriter
+from antiphon.stores.tables import RowsMissing, Statement, asked, milliseconds
 from antiphon.stores.vector_rows import attributes_json, batch, vector_file, vector_store
 from antiphon.types.search import Attributes
 

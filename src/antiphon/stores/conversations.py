@@ -1,0 +1,334 @@
+"""Conversations and their items: the `ConversationStore` over the tables of any backend.
+
+Lives here: the SQL, limits of a history, cursors and pages, and what a change comes to that found the conversation
+locked. Not here: how a backend runs statements (`tables.py`), how a response's own items join its conversation (in the
+unit that stores the response).
+
+The lock is a lease: `locked_by` names the response that runs on the conversation, `locked_until` when that is over
+unless it was renewed. A response that takes the lock later overwrites both, so the one that lost it finds no row to
+append to. A lock that ran out and that no other response took is still its response's. A background response keeps its
+conversation as long as there is a job for it.
+
+Places of items begin where none of an earlier conversation of the same id can have been: where clients choose the ids,
+one may be deleted and come again, and a response that was made in the first must not find the second's items.
+
+Invariants: every statement names the owner, but for those of the lock, which name the response that holds it. What
+changes items finds the conversation unlocked or changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from antiphon.engine.ports.actions import OnceOnly, StoredItem
+from antiphon.engine.ports.idempotency import IdempotencyStore
+from antiphon.engine.ports.retention import SWEEPER
+from antiphon.engine.ports.state import ConversationPage, ItemPage, PageQuery, StoredConversation
+from antiphon.errors import ConversationLocked, ConversationTooLong, HistoryTooLarge
+from antiphon.ids import Clock, now
+from antiphon.stores.pages import Row, check_cursors, history_item, item_page, named_items, stored_item
+from antiphon.stores.sealed.bodies import PLAIN, Bodies
+from antiphon.stores.tables import (
+    RowsMissing,
+    Statement,
+    Tables,
+    asked,
+    both_ways,
+    changed,
+    milliseconds,
+    within,
+)
+
+INSERT = """
+INSERT INTO conversations (owner, id, created_at, updated_at, place_columns(), metadata)
+SELECT :owner, :id, :at, now_ms(), new_places(), :metadata FROM (SELECT new_place() AS place) AS made WHERE true
+"""
+INSERT_UNKNOWN = f"{INSERT} ON CONFLICT DO NOTHING"
+GET = "SELECT id, created_at, metadata FROM conversations WHERE owner = :owner AND id = :id"
+_NOT_SWEPT = f"coalesce(locked_by, '') <> '{SWEEPER}'"
+UPDATE_METADATA = f"""
+UPDATE conversations SET metadata = :metadata, updated_at = greatest(updated_at, now_ms())
+WHERE owner = :owner AND id = :id AND {_NOT_SWEPT}
+"""
+# For a statement behind it, which then sees all that the last holder of the lock did: whether there is a job for the
+# holder cannot be told by a statement that began before.
+HOLD = "SELECT 1 FROM conversations WHERE owner = :owner AND id = :id FOR UPDATE"
+# A background response keeps its conversation as long as there is a job for it, whoever runs that.
+_UNLOCKED = """(locked_by IS NULL OR (
+  locked_until <= lease_now() AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.response_id = locked_by)
+))"""
+DELETE = f"DELETE FROM conversations WHERE owner = :owner AND id = :id AND {_UNLOCKED}"
+
+# A page lies strictly between two conversations of the list, either of which may be absent.
+LIST = both_ways("""
+SELECT id, created_at, metadata FROM conversations
+WHERE owner = :owner
+  AND (created_at, id) > (
+    coalesce((SELECT created_at FROM conversations WHERE owner = :owner AND id = :low), -1), coalesce(:low, ''))
+  AND (created_at, id) < (
+    coalesce((SELECT created_at FROM conversations WHERE owner = :owner AND id = :high), 9223372036854775807),
+    coalesce(:high, ''))
+ORDER BY created_at {order}, id {order} LIMIT :limit
+""")
+
+# Places are given out by the row of the conversation, so that two writers never get the same ones.
+MAKE_ROOM = f"""
+UPDATE conversations SET next_pos = next_pos + :count, updated_at = greatest(updated_at, now_ms())
+WHERE owner = :owner AND id = :id AND {_UNLOCKED}
+"""
+INSERT_ITEM = """
+INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, body, shown)
+SELECT owner, id, next_pos - :count + :seq, :item_id, :type, :body, :shown
+FROM conversations WHERE owner = :owner AND id = :id
+"""
+TAKE_BACK_ITEM = """
+DELETE FROM conversation_items WHERE owner = :owner AND conversation_id = :id AND item_id = :item_id
+"""
+DELETE_ITEM = f"""{TAKE_BACK_ITEM}
+  AND EXISTS (SELECT 1 FROM conversations WHERE owner = :owner AND id = :id AND {_UNLOCKED})
+"""
+GET_ITEM = """
+SELECT item_id, type, body FROM conversation_items
+WHERE owner = :owner AND conversation_id = :id AND item_id = :item_id
+"""
+# The conversation is the left side: no row means that there is none, a row without an item that it is empty.
+LOAD = f"""
+SELECT c.bytes AS size, i.item_id, i.type, i.body, i.shown FROM conversations c
+LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id AND c.bytes <= :bytes
+WHERE c.owner = :owner AND c.id = :id AND {_NOT_SWEPT} ORDER BY i.pos LIMIT :limit
+"""
+ITEMS = both_ways(f"""
+WITH edge (low, high) AS (
+  SELECT (SELECT pos FROM conversation_items WHERE owner = :owner AND conversation_id = :id AND item_id = :low),
+         (SELECT pos FROM conversation_items WHERE owner = :owner AND conversation_id = :id AND item_id = :high)
+),
+page (place, size) AS (
+  SELECT pos, length(body) FROM conversation_items
+  WHERE owner = :owner AND conversation_id = :id
+    AND pos > coalesce((SELECT low FROM edge), -1) AND pos < coalesce((SELECT high FROM edge), 9223372036854775807)
+  ORDER BY pos {{order}} LIMIT :limit
+),
+{within("place {order}")}
+SELECT edge.low AS low, edge.high AS high, i.item_id, i.type, CASE WHEN cut.fits THEN i.body END AS body
+FROM conversations c CROSS JOIN edge LEFT JOIN cut ON true
+LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id AND i.pos = cut.place
+WHERE c.owner = :owner AND c.id = :id
+ORDER BY cut.place {{order}}
+""")
+# One item per wanted id, the newest; no bodies where they take too much.
+FIND_ITEMS = """
+WITH found (conversation_id, pos, size) AS (
+  SELECT c.conversation_id, c.pos, length(c.body) + coalesce(length(c.shown), 0) FROM conversation_items c
+  WHERE c.owner = :owner AND c.item_id IN (:ids...) AND c.rowid = (
+    SELECT max(n.rowid) FROM conversation_items n WHERE n.item_id = c.item_id AND n.owner = c.owner
+  )
+), total (fits) AS (SELECT sum(size) <= :bytes FROM found)
+SELECT i.item_id, i.type, CASE WHEN fits THEN i.body END AS body, CASE WHEN fits THEN i.shown END AS shown
+FROM total CROSS JOIN found
+JOIN conversation_items i ON i.owner = :owner AND i.conversation_id = found.conversation_id AND i.pos = found.pos
+"""
+
+# A holder may come again: a response that was queued takes its conversation once more when it runs.
+_TAKE = """
+UPDATE conversations SET locked_by = :holder, locked_until = lease_in(:lease) WHERE owner = :owner AND id = :id
+"""
+# The common case: nobody has it, and the holder is no stored response (one in the background, which may be over).
+LOCK_FREE = f"{_TAKE} AND locked_by IS NULL AND NOT EXISTS (SELECT 1 FROM responses WHERE id = :holder)"
+# A background response that is over (it was cancelled) takes nothing: its worker does not know that yet.
+LOCK = f"""{_TAKE} AND ({_UNLOCKED} OR locked_by = :holder)
+  AND NOT EXISTS (SELECT 1 FROM responses r WHERE r.id = :holder AND r.status NOT IN ('queued', 'in_progress'))
+"""
+RELEASE = "UPDATE conversations SET locked_by = NULL WHERE locked_by = :holder"
+# Rows in one order, as everywhere where several are locked.
+RENEW = """
+WITH held AS MATERIALIZED (
+  SELECT owner, id FROM conversations WHERE locked_by IN (:holders...) ORDER BY owner, id FOR UPDATE
+)
+UPDATE conversations AS c SET locked_until = lease_in(:lease) FROM held
+WHERE c.owner = held.owner AND c.id = held.id AND c.locked_by IN (:holders...) RETURNING locked_by
+"""
+
+
+class Conversations:
+    """`ConversationStore` on tables that the caller closes."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        keys: IdempotencyStore,
+        *,
+        max_items: int,
+        history_bytes: int,
+        page_bytes: int,
+        bodies: Bodies = PLAIN,
+        clock: Clock = now,
+    ) -> None:
+        """`max_items`, `history_bytes`: the most that a response's history may have; `page_bytes`: where a page of
+        items ends before its rows do; `bodies` seals metadata and items."""
+        self._tables = tables
+        self._limit = max_items
+        self._history_bytes = history_bytes
+        self._page_bytes = page_bytes
+        self._bodies = bodies
+        self._clock = clock
+        self.made = keys.made
+
+    async def create(
+        self,
+        owner: str,
+        conversation_id: str,
+        metadata: bytes,
+        items: Sequence[StoredItem] = (),
+        once: OnceOnly | None = None,
+    ) -> StoredConversation:
+        """Make a conversation with these items, all or nothing."""
+        named = self._named(owner, conversation_id, metadata)
+        unit = [Statement(INSERT, named), *self._adding(owner, conversation_id, items)]
+        await self._tables.make(once, conversation_id, unit, [Statement(DELETE, named)])
+        return StoredConversation(conversation_id, named["at"] / 1000, metadata)
+
+    async def get(self, owner: str, conversation_id: str) -> StoredConversation | None:
+        """The conversation, or None."""
+        rows = await self._tables.fetch(GET, {"owner": owner, "id": conversation_id})
+        return self._conversation(rows[0]) if rows else None
+
+    async def update(self, owner: str, conversation_id: str, metadata: bytes) -> StoredConversation | None:
+        """Replace the metadata; None when there is no such conversation."""
+        named = self._named(owner, conversation_id, metadata)
+        if not await changed(self._tables, Statement(UPDATE_METADATA, named, rows=1)):
+            return None
+        return await self.get(owner, conversation_id)
+
+    async def delete(self, owner: str, conversation_id: str) -> bool:
+        """Delete the conversation with its items; False when there is none. Raises `ConversationLocked`."""
+        deleted = await self._change(DELETE, {"owner": owner, "id": conversation_id})
+        return deleted or await self._missing(owner, conversation_id)
+
+    async def list(self, owner: str, page: PageQuery) -> ConversationPage:
+        """A page of the owner's conversations, by their time of creation."""
+        await check_cursors(page, partial(self.get, owner), "There is no conversation with this id")
+        rows = await self._tables.fetch(LIST[page.backward], {"owner": owner, **asked(page)})
+        found = [self._conversation(row) for row in rows]
+        return ConversationPage(page.shown(found), has_more=len(found) > page.limit)
+
+    async def add_items(self, owner: str, conversation_id: str, items: Sequence[StoredItem]) -> bool:
+        """Append the items, all or none; False when there is no such conversation. Raises `ConversationLocked`."""
+        named = {"owner": owner, "id": conversation_id}
+        undo = [Statement(TAKE_BACK_ITEM, [named | {"item_id": item.id} for item in items], many=True)]
+        try:
+            await self._tables.run(
+                [Statement(HOLD, named, into=[]), *self._adding(owner, conversation_id, items)], undo=undo
+            )
+        except RowsMissing:
+            return await self._missing(owner, conversation_id)
+        return True
+
+    async def items(self, owner: str, conversation_id: str, page: PageQuery) -> ItemPage | None:
+        """A page of the items, or None; see `ConversationStore.items`."""
+        named = {"owner": owner, "id": conversation_id, **asked(page, self._page_bytes)}
+        found = item_page(await self._tables.fetch(ITEMS[page.backward], named), page)
+        return None if found is None else ItemPage(self._bodies.open_items(found.items), found.has_more)
+
+    async def get_item(self, owner: str, conversation_id: str, item_id: str) -> StoredItem | None:
+        """One item of the conversation, or None."""
+        rows = await self._tables.fetch(GET_ITEM, {"owner": owner, "id": conversation_id, "item_id": item_id})
+        return self._bodies.open_item(stored_item(rows[0])) if rows else None
+
+    async def delete_item(self, owner: str, conversation_id: str, item_id: str) -> bool:
+        """Take one item out; False when it is not there. Raises `ConversationLocked`."""
+        gone = await self._change(DELETE_ITEM, {"owner": owner, "id": conversation_id, "item_id": item_id})
+        if gone or await self.get_item(owner, conversation_id, item_id) is None:
+            return gone
+        raise ConversationLocked()
+
+    async def find_items(self, owner: str, item_ids: Sequence[str]) -> dict[str, StoredItem]:
+        """The owner's items with these ids, in whatever conversation; absent ones are left out."""
+        if not item_ids:
+            return {}
+        named = {"owner": owner, "ids": sorted(set(item_ids)), "bytes": self._history_bytes}
+        found = named_items(item_ids, await self._tables.fetch(FIND_ITEMS, named), self._history_bytes)
+        return {item_id: self._bodies.open_item(item) for item_id, item in found.items()}
+
+    async def load(
+        self, owner: str, conversation_id: str, *, holder: str = "", seconds: float = 0.0, create: bool = False
+    ) -> tuple[StoredItem, ...] | None:
+        """All items, oldest first, and the lock for `holder`; see `ConversationStore.load`."""
+        named = {"owner": owner, "id": conversation_id}
+        if holder or create:
+            taken = await self._take(named, holder, seconds, create)
+            if not taken and not await self._missing(owner, conversation_id):
+                return None
+        # A statement of its own: one that began before the lock was taken might not see the last items.
+        most = {"limit": self._limit + 1, "bytes": self._history_bytes}
+        rows = await self._tables.fetch(LOAD, named | most)
+        if not rows:
+            return None
+        if rows[0]["size"] > self._history_bytes:
+            raise HistoryTooLarge(self._history_bytes, "conversation")
+        if len(rows) > self._limit:
+            raise ConversationTooLong(self._limit)
+        return self._bodies.open_items(tuple([history_item(row) for row in rows if row["item_id"] is not None]))
+
+    async def release(self, holder: str) -> None:
+        """Give the lock back, if `holder` has one."""
+        await self._tables.run([Statement(RELEASE, {"holder": holder})], again=True)
+
+    async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
+        """See `Leased.renew`."""
+        rows: list[Row] = []
+        named = {"holders": list(holders), "lease": milliseconds(seconds)}
+        await self._tables.run([Statement(RENEW, named, into=rows)], again=True)
+        return frozenset([row[0] for row in rows])
+
+    async def _take(self, named: dict[str, Any], holder: str, seconds: float, create: bool) -> bool:
+        """Make the conversation, if it is to be and is not there, and lock it for the holder, if there is one."""
+        locking = named | {"holder": holder, "lease": milliseconds(seconds)}
+        if holder:
+            with suppress(RowsMissing):
+                await self._tables.run([Statement(LOCK_FREE, locking, rows=1)], again=True)
+                return True
+        unit = []
+        if create:
+            unit.append(Statement(INSERT_UNKNOWN, self._named(named["owner"], named["id"], b"{}")))
+        if holder:
+            unit += [Statement(HOLD, named, into=[]), Statement(LOCK, locking, rows=1)]
+        try:
+            await self._tables.run(unit)
+        except RowsMissing:
+            return False
+        return True
+
+    async def _change(self, sql: str, named: dict[str, Any]) -> bool:
+        """Run a statement that changes an unlocked conversation, behind the lock of its row."""
+        try:
+            await self._tables.run([Statement(HOLD, named, into=[]), Statement(sql, named, rows=1)])
+        except RowsMissing:
+            return False
+        return True
+
+    def _adding(self, owner: str, conversation_id: str, items: Sequence[StoredItem]) -> Sequence[Statement]:
+        if not items:
+            return []
+        named = {"owner": owner, "id": conversation_id, "count": len(items), "now_ms": milliseconds(self._clock())}
+        rows = [
+            named | {"seq": seq, "item_id": item.id, "type": item.type, "body": item.body, "shown": item.shown}
+            for seq, item in enumerate(map(self._bodies.seal_item, items))
+        ]
+        return [Statement(MAKE_ROOM, named, rows=1), Statement(INSERT_ITEM, rows, many=True)]
+
+    async def _missing(self, owner: str, conversation_id: str) -> bool:
+        """Nothing was changed: False when there is no such conversation, else it is locked."""
+        if await self.get(owner, conversation_id) is None:
+            return False
+        raise ConversationLocked()
+
+    def _named(self, owner: str, conversation_id: str, metadata: bytes) -> dict[str, Any]:
+        at = milliseconds(self._clock())
+        body = self._bodies.seal(metadata)
+        return {"owner": owner, "id": conversation_id, "metadata": body, "at": at, "now_ms": at}
+
+    def _conversation(self, row: Row) -> StoredConversation:
+        return StoredConversation(row["id"], row["created_at"] / 1000, self._bodies.open(row["metadata"]))

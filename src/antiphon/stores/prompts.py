@@ -1,0 +1,189 @@
+"""Prompts and their versions: the `PromptStore` over the tables of any backend.
+
+Lives here: the SQL, cursors and pages, what a change comes to, and how rows become values. Not here: how a backend runs
+statements (`tables.py`), what a template may hold (`translation/prompt_template.py`).
+
+Invariants: every statement names the owner. A version never changes once it is there, and its number is given out by
+the prompt's row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from antiphon.engine.ports.actions import OnceOnly, StoredPrompt
+from antiphon.engine.ports.state import PageQuery, PromptChange, PromptPage
+from antiphon.errors import VersionConflict, unknown_cursor
+from antiphon.ids import Clock, now
+from antiphon.stores.pages import Row, cut_off
+from antiphon.stores.sealed.bodies import PLAIN, Bodies
+from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, changed, milliseconds, within
+
+INSERT = """
+INSERT INTO prompts (id, owner, name, default_version, last_version, created_at, updated_at, metadata)
+VALUES (:id, :owner, :name, 1, 1, :at, :at, :metadata)
+"""
+INSERT_VERSION = """
+INSERT INTO prompt_versions (prompt_id, version, created_at, body)
+SELECT id, last_version, :at, :body FROM prompts WHERE id = :id AND owner = :owner
+"""
+_COLUMNS = """
+SELECT p.id, p.name, v.version, p.default_version, p.last_version, p.created_at, p.updated_at, p.metadata
+"""
+GET = f"""{_COLUMNS}, v.body
+FROM prompts p JOIN prompt_versions v
+  ON v.prompt_id = p.id AND v.version = coalesce(CAST(:version AS integer), p.default_version)
+WHERE p.id = :id AND p.owner = :owner
+"""
+# Strictly behind the cursor's place, or all.
+LIST = both_ways(f"""{_COLUMNS}, v.body
+FROM prompts p JOIN prompt_versions v ON v.prompt_id = p.id AND v.version = p.default_version
+WHERE p.owner = :owner AND (CAST(:cursor AS text) IS NULL OR (p.created_at, p.id) {{after}} (
+  SELECT created_at, id FROM prompts WHERE id = :cursor AND owner = :owner
+))
+ORDER BY p.created_at {{order}}, p.id {{order}} LIMIT :limit
+""")
+VERSIONS = both_ways(f"""
+WITH page (place, size) AS (
+  SELECT v.version, length(v.body) FROM prompts p JOIN prompt_versions v ON v.prompt_id = p.id
+  WHERE p.id = :id AND p.owner = :owner AND v.version > :low AND v.version < :high
+  ORDER BY v.version {{order}} LIMIT :limit
+),
+{within("place {order}")}
+{_COLUMNS}, CASE WHEN cut.fits THEN v.body END AS body
+FROM cut JOIN prompts p ON p.id = :id AND p.owner = :owner
+JOIN prompt_versions v ON v.prompt_id = p.id AND v.version = cut.place
+ORDER BY cut.place {{order}}
+""")
+
+# What is null stays as it is.
+UPDATE = """
+UPDATE prompts SET name = CASE WHEN :renamed THEN :name ELSE name END, metadata = coalesce(:metadata, metadata),
+                   updated_at = greatest(updated_at, :at)
+WHERE id = :id AND owner = :owner
+"""
+NEXT_VERSION = """
+UPDATE prompts SET last_version = last_version + 1
+WHERE id = :id AND owner = :owner AND (CAST(:expected AS integer) IS NULL OR last_version = :expected)
+RETURNING last_version
+"""
+DEFAULT_IS_LAST = "UPDATE prompts SET default_version = last_version WHERE id = :id AND owner = :owner"
+SET_DEFAULT = """
+UPDATE prompts SET default_version = :version, updated_at = greatest(updated_at, :at)
+WHERE id = :id AND owner = :owner
+  AND EXISTS (SELECT 1 FROM prompt_versions v WHERE v.prompt_id = prompts.id AND v.version = :version)
+"""
+DELETE = "DELETE FROM prompts WHERE id = :id AND owner = :owner"
+
+
+class Prompts:
+    """`PromptStore` on tables that the caller closes."""
+
+    def __init__(self, tables: Tables, *, page_bytes: int, bodies: Bodies = PLAIN, clock: Clock = now) -> None:
+        """`page_bytes`: where a page of versions ends before its rows do; `bodies` seals templates and metadata."""
+        self._tables = tables
+        self._page_bytes = page_bytes
+        self._bodies = bodies
+        self._clock = clock
+
+    async def create(
+        self,
+        owner: str,
+        prompt_id: str,
+        name: str | None,
+        metadata: bytes,
+        body: bytes,
+        once: OnceOnly | None = None,
+    ) -> StoredPrompt:
+        """Make a prompt whose first version is `body`."""
+        at = milliseconds(self._clock())
+        seal = self._bodies.seal
+        named: dict[str, Any] = {"id": prompt_id, "owner": owner, "name": name, "at": at}
+        named |= {"metadata": seal(metadata), "body": seal(body)}
+        unit = [Statement(INSERT, named), Statement(INSERT_VERSION, named, rows=1)]
+        await self._tables.make(once, prompt_id, unit, [Statement(DELETE, named)])
+        return StoredPrompt(prompt_id, name, 1, 1, 1, at / 1000, at / 1000, metadata, body)
+
+    async def get(self, owner: str, prompt_id: str, version: int | None = None) -> StoredPrompt | None:
+        """This version, or the default one; None when there is no such prompt or version."""
+        rows = await self._tables.fetch(GET, {"id": prompt_id, "owner": owner, "version": version})
+        return self._prompt(rows[0]) if rows else None
+
+    async def list(self, owner: str, page: PageQuery) -> PromptPage:
+        """A page of the owner's prompts, each in its default version; `after` and `before` are meant in that order."""
+        cursor = None
+        for name, cursor in page.cursors[:1]:
+            if await self.get(owner, cursor) is None:
+                raise unknown_cursor(name, "There is no prompt with this id")
+        named = {"owner": owner, "cursor": cursor, "limit": page.limit + 1}
+        rows = await self._tables.fetch(LIST[page.backward], named)
+        return PromptPage(page.shown([self._prompt(row) for row in rows]), has_more=len(rows) > page.limit)
+
+    async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> PromptPage | None:
+        """A page of a prompt's versions; see `PromptStore.versions`."""
+        newest = await self.get(owner, prompt_id)
+        if newest is None:
+            return None
+        for name, cursor in page.cursors:
+            if not (cursor.isdecimal() and len(cursor) < 10 and int(cursor) > 0):
+                raise unknown_cursor(name, "Versions are numbered from 1 on")
+        low, high = page.bounds
+        named: dict[str, Any] = {"id": prompt_id, "owner": owner, "limit": page.limit + 1, "bytes": self._page_bytes}
+        named |= {"low": int(low or 0), "high": int(high or newest.last_version + 1)}
+        rows = await self._tables.fetch(VERSIONS[page.backward], named)
+        found, cut = cut_off(rows)
+        return PromptPage(page.shown([self._prompt(row) for row in found]), has_more=cut or len(rows) > page.limit)
+
+    async def change(self, owner: str, prompt_id: str, change: PromptChange) -> StoredPrompt | None:
+        """Make the change, all of it or none; returns the version that is its result. Raises `VersionConflict`."""
+        named = {
+            "id": prompt_id,
+            "owner": owner,
+            "renamed": change.renamed,
+            "name": change.name,
+            "metadata": self._sealed(change.metadata),
+            "body": self._sealed(change.body),
+            "expected": change.expected_version,
+            "at": milliseconds(self._clock()),
+        }
+        made: list[Row] = []
+        unit = [Statement(UPDATE, named, rows=1)]
+        if change.body is not None:
+            unit += [Statement(NEXT_VERSION, named, rows=1, into=made), Statement(INSERT_VERSION, named, rows=1)]
+            if change.make_default:
+                unit.append(Statement(DEFAULT_IS_LAST, named, rows=1))
+        try:
+            await self._tables.run(unit)
+        except RowsMissing:
+            found = await self.get(owner, prompt_id)
+            if found is not None:
+                raise VersionConflict(found.last_version) from None
+            return None
+        return await self.get(owner, prompt_id, made[0][0] if made else None)
+
+    async def set_default(self, owner: str, prompt_id: str, version: int) -> StoredPrompt | None:
+        """Make this version the default; None when there is no such prompt or version."""
+        named = {"id": prompt_id, "owner": owner, "version": version, "at": milliseconds(self._clock())}
+        if not await changed(self._tables, Statement(SET_DEFAULT, named, rows=1)):
+            return None
+        return await self.get(owner, prompt_id)
+
+    async def delete(self, owner: str, prompt_id: str) -> bool:
+        """Delete the prompt with all its versions; False when there is none."""
+        return await changed(self._tables, Statement(DELETE, {"id": prompt_id, "owner": owner}, rows=1))
+
+    def _sealed(self, body: bytes | None) -> bytes | None:
+        return None if body is None else self._bodies.seal(body)
+
+    def _prompt(self, row: Row) -> StoredPrompt:
+        return StoredPrompt(
+            id=row["id"],
+            name=row["name"],
+            version=row["version"],
+            default_version=row["default_version"],
+            last_version=row["last_version"],
+            created_at=row["created_at"] / 1000,
+            updated_at=row["updated_at"] / 1000,
+            metadata=self._bodies.open(row["metadata"]),
+            body=self._bodies.open(row["body"]),
+        )
