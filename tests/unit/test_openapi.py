@@ -16,7 +16,7 @@ from antiphon.api.json_schema import Schemas
 from antiphon.api.openapi import DOCUMENT_PATH, EXCHANGES, path_of
 from antiphon.translation.field_support import GROUPS
 from antiphon.translation.item_kinds import KNOWN_ITEMS
-from antiphon.translation.read_request import REQUEST_FIELDS
+from antiphon.translation.request_fields import REQUEST_FIELDS
 from antiphon.types.items import InputItem
 from tests.support.whole_api import whole_document, whole_router
 

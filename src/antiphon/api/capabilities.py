@@ -17,18 +17,17 @@ from msgspec import Struct
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.errors import InvalidRequest, NotFound
-from antiphon.translation.field_support import GROUPS, HOSTED_SUPPORT, Support, SupportKind, support_of
+from antiphon.translation.field_support import GROUPS, HOSTED_SUPPORT, support_of
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.support import SupportKind, here, refused, sent
 
 _FETCHED = "content.input_file.file_url"
-_NOT_FETCHED = Support("unsupported", "fetching files is switched off here")
+_NOT_FETCHED = refused("fetching files is switched off here")
 _BY_ID = frozenset({"content.input_file.file_id", "content.input_image.file_id"})
-_NO_FILES = Support("unsupported", "there are no files here")
-_LIMITED = Support("emulated", "limits the calls of tools that run here")
-_ALLOWED = Support("translated", "the settings let it pass")
-_TOOL_REFUSED = Support(
-    "unsupported", "does not run here, and the settings refuse requests with it (`tools.unavailable`)"
-)
+_NO_FILES = refused("there are no files here")
+_LIMITED = here("limits the calls of tools that run here")
+_ALLOWED = sent("the settings let it pass")
+_TOOL_REFUSED = refused("does not run here, and the settings refuse requests with it (`tools.unavailable`)")
 _KEYS = dict(zip(GROUPS, ("fields", "parameters", "include", "tools", "tool_choice", "items", "content"), strict=True))
 
 _TOOLS = frozenset(

@@ -38,9 +38,12 @@ _WHERE = "#/components/schemas/"
 
 
 class Schemas:
-    """The schemas of one document. Of an answer (`answers`) all fields are there but those that can be unset."""
+    """The schemas of one document. Of an answer (`answers`) all fields are there but those that can be unset.
 
-    def __init__(self) -> None:
+    `whole`: the types that are meant where a type with fewer members is named."""
+
+    def __init__(self, whole: Mapping[type[Struct], type[Struct]] | None = None) -> None:
+        self._whole = whole or {}
         self.named: dict[str, Schema] = {}
         self._names: dict[tuple[object, ...], str] = {}
 
@@ -71,7 +74,7 @@ class Schemas:
         struct = origin or kind
         if isinstance(struct, type) and issubclass(struct, Struct):
             given = [known.get(one, one) if isinstance(one, TypeVar) else one for one in arguments]
-            return self._struct(struct, given, answers)
+            return self._struct(self._whole.get(struct, struct), given, answers)
         raise TypeError(f"no schema for {kind!r}")
 
     def add(self, name: str, schema: Schema) -> Schema:

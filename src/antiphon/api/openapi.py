@@ -23,6 +23,7 @@ from antiphon.api.json_schema import Schemas
 from antiphon.api.request_body import add_request_body
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH
 from antiphon.engine.ports.idempotency import HEADER
+from antiphon.translation.initial_response import WHOLE_RESPONSE
 from antiphon.translation.prompt_template import TEMPLATE_FIELDS
 from antiphon.types import events
 from antiphon.types.response import Response, UsageObject
@@ -105,7 +106,7 @@ _REASONS = {
 
 def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
     """The document for these rows."""
-    schemas = Schemas()
+    schemas = Schemas({Response: WHOLE_RESPONSE})
     add_request_body(schemas)
     _add_events(schemas)
     schemas.of(Error, answers=True)

@@ -21,19 +21,10 @@ from antiphon.translation.field_support import GROUPS
 from antiphon.translation.item_kinds import KNOWN_ITEMS
 from antiphon.translation.parameters import PARAMETER_KINDS
 from antiphon.translation.read_items import ROLES
-from antiphon.translation.read_request import OPTIONAL
 from antiphon.translation.read_tools import NAMED, TOOL_MEMBERS
 from antiphon.translation.request_checks import ENCRYPTED, IGNORABLE_INCLUDES, LOGPROBS, NAME
-from antiphon.translation.request_limits import (
-    CHOICES,
-    EFFORTS,
-    FORMATS,
-    LEAST_THRESHOLD,
-    LENGTHS,
-    RANGES,
-    SUMMARIES,
-    VERBOSITIES,
-)
+from antiphon.translation.request_fields import FIELDS, Field
+from antiphon.translation.request_limits import EFFORTS, FORMATS, LEAST_THRESHOLD, SUMMARIES, VERBOSITIES
 from antiphon.translation.tool_choice import MODES
 from antiphon.types.tools import Tool
 
@@ -111,8 +102,7 @@ def add_request_body(schemas: Schemas) -> Schema:
     schemas.add("InputItem", _items())
     schemas.add("Tool", _tools(schemas))
     schemas.add("ToolChoice", _tool_choice())
-    fields = {name: _nullable(schemas.of(kind, answers=False)) for name, kind in OPTIONAL.items()}
-    _limit(fields)
+    fields = {name: _plain(schemas, row) for name, row in FIELDS.items() if row.kind is not None}
     fields["include"] = {
         "type": ["array", "null"],
         "items": open_choice(sorted({ENCRYPTED, LOGPROBS, *IGNORABLE_INCLUDES})),
@@ -155,13 +145,15 @@ def add_request_body(schemas: Schemas) -> Schema:
     )
 
 
-def _limit(fields: dict[str, Schema]) -> None:
-    for name, (low, high) in RANGES.items():
-        fields[name] |= {"minimum": low, "maximum": high}
-    for name, words in CHOICES.items():
-        fields[name] = _nullable(open_choice(words))
-    for name, longest in LENGTHS.items():
-        fields[name]["maxLength"] = longest
+def _plain(schemas: Schemas, row: Field) -> Schema:
+    if row.words:
+        return _nullable(open_choice(row.words))
+    schema = _nullable(schemas.of(row.kind | None, answers=False))
+    if row.least is not None:
+        schema |= {"minimum": row.least, "maximum": row.most}
+    if row.longest is not None:
+        schema["maxLength"] = row.longest
+    return schema
 
 
 def _limit_inside(named: dict[str, Schema]) -> None:

@@ -17,7 +17,7 @@ from antiphon.config.reading import SecretStr
 from antiphon.config.section import Section, base_url, check, setting
 from antiphon.translation.parameters import DECIDED_HERE
 from antiphon.translation.profiles import read_flags
-from antiphon.translation.read_request import REQUEST_FIELDS
+from antiphon.translation.request_fields import REQUEST_FIELDS
 from antiphon.types.json import encode
 
 _OF_THE_BODY = frozenset(

@@ -10,9 +10,9 @@ Invariant: what a strict chat server would refuse is never sent: an empty `tools
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET, Raw, UnsetType, defstruct
 
 from antiphon.errors import InvalidRequest, unsupported_parameter
 from antiphon.translation.chat_messages import instruct, translate_items
@@ -21,6 +21,7 @@ from antiphon.translation.foreign_items import FOREIGN_REASONING
 from antiphon.translation.openai_forms import check_json_word
 from antiphon.translation.parameters import laid_over
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.request_fields import FORWARDED, SAMPLING, Field
 from antiphon.translation.request_limits import EFFORTS
 from antiphon.translation.tool_map import HostedFunction
 from antiphon.translation.truncation import keep_latest
@@ -30,6 +31,16 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse, ReasoningOptions, TextOptions
 
+_CHAT_REQUEST: Final = cast(
+    type[ChatRequest],
+    defstruct(
+        "ChatRequest",
+        [(name, row.kind | UnsetType, UNSET) for name, row in FORWARDED.items()],
+        bases=(ChatRequest,),
+        omit_defaults=True,
+    ),
+)
+"""With the fields that go to the server as they are."""
 _USAGE: Final = Raw(b'{"include_usage":true}')
 _JSON_OBJECT: Final = Raw(b'{"type":"json_object"}')
 _SOME_OBJECT: Final = Raw(b'{"type":"json_object","schema":{"type":"object"}}')
@@ -91,7 +102,7 @@ def translate_request(
     if sources.tolerance.strict and text is not None and text.format is not None and text.format.type == "json_object":
         check_json_word(messages)
     response_format = _response_format(text, profile, messages)
-    chat = ChatRequest(
+    chat = _CHAT_REQUEST(
         model=model or request.model,
         messages=messages,
         stream=True if request.stream else UNSET,
@@ -102,25 +113,41 @@ def translate_request(
         if made.declarations and profile.parallel_tool_calls
         else UNSET,
         response_format=response_format,
-        temperature=_or_unset(request.temperature),
-        top_p=_or_unset(request.top_p),
         reasoning_effort=_effort(reasoning, profile, ignored),
         logprobs=True if request.logprobs else UNSET,
         top_logprobs=_or_unset(request.top_logprobs) if request.logprobs else UNSET,
     )
-    for name in ("presence_penalty", "frequency_penalty"):
-        if getattr(request, name) is not None:
-            _set(chat, name, getattr(request, name), profile.penalties, ignored)
+    _forward(_SAMPLING, request, chat, profile, ignored)
     if text is not None and text.verbosity is not None:
-        _set(chat, "verbosity", text.verbosity, profile.verbosity, ignored, called="text.verbosity")
-    for name in _PASSED:
-        value = getattr(request, name)
-        if value is not None and not (name == "service_tier" and value in _DEFAULT_TIERS):
-            _set(chat, name, value, name in profile.passed_fields, ignored)
+        if profile.verbosity:
+            chat.verbosity = text.verbosity
+        else:
+            ignored.append("text.verbosity")
+    _forward(_OTHERS, request, chat, profile, ignored)
     if request.max_output_tokens is not None:
         setattr(chat, profile.token_limit_field, request.max_output_tokens)
     more = _more_members(chat, request, profile, extra or {}, ignored)
     return ChatTranslation(_joined(encode(chat), more), made.map, tuple(ignored), sent)
+
+
+_SAMPLING: Final = [row for row in FORWARDED.values() if row.name in SAMPLING]
+_OTHERS: Final = [row for row in FORWARDED.values() if row.name not in SAMPLING]
+
+
+def _forward(
+    rows: list[Field], request: CreateResponse, chat: ChatRequest, profile: UpstreamProfile, ignored: list[str]
+) -> None:
+    """Send the fields of these rows where the upstream takes them; name them as ignored where not."""
+    if not request.forwarded:
+        return
+    for row in rows:
+        value = request.forwarded.get(row.name)
+        if value is None or value in row.unsent:
+            continue
+        if row.forwarded_to(profile):
+            setattr(chat, row.name, value)
+        else:
+            ignored.append(row.name)
 
 
 def _more_members(
@@ -149,18 +176,6 @@ def _joined(body: bytes, more: dict[str, Raw]) -> bytes:
 
 
 _REASONING: Final = frozenset({"reasoning", *FOREIGN_REASONING})
-_PASSED: Final = ("service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user")
-_DEFAULT_TIERS: Final = ("auto", "default")
-
-
-def _set(
-    chat: ChatRequest, name: str, value: object, sent: bool, ignored: list[str], *, called: str | None = None
-) -> None:
-    """Send a field where the upstream takes it; name it as ignored where not."""
-    if sent:
-        setattr(chat, name, value)
-    else:
-        ignored.append(called or name)
 
 
 # Some models know no more than to reason or not to.

@@ -1,6 +1,7 @@
 """The Response object as it starts: what the request said, echoed, with OpenAI's defaults for what it did not say.
 
-Lives here: which fields a response repeats, and how. Not here: what changes while the response runs (`builder.py`).
+Lives here: the members of a response in their order, and how fields are repeated that have more to them than a row
+(`request_fields.py`). Not here: what changes while the response runs (`builder.py`).
 
 Source: OpenAI's observed echo rules; two listed differences: a function's omitted `strict` is echoed as null (no
 schema is rewritten), and `service_tier` at the end is what the upstream says, or `default`.
@@ -8,11 +9,12 @@ schema is rewritten), and `service_tier` at the end is what the upstream says, o
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
-from msgspec import UNSET, Raw
+from msgspec import UNSET, Raw, defstruct
 
+from antiphon.translation.request_fields import ECHOED, FORWARDED
 from antiphon.types.json import encode, given
 from antiphon.types.request import CreateResponse, TextOptions
 from antiphon.types.response import ConversationReference, Response
@@ -29,9 +31,28 @@ _MOST_METADATA: Final = 16
 _NO_REASONING: Final = Raw(b'{"effort":null,"summary":null}')
 
 
+def _with_echoes() -> type[Response]:
+    """A response with a member for each field that it repeats, in OpenAI's order: the alphabet's, but for five."""
+    own = {
+        field.name: (field.name, field.type) if field.required else (field.name, field.type, field.default)
+        for field in msgspec.structs.fields(Response)
+    }
+    own |= {name: (name, row.echo_kind, row.echo) for name, row in ECHOED.items()}
+    first = [own.pop(name) for name in ("id", "object", "created_at", "status")]
+    last = own.pop("metadata")
+    members = [*first, *(own[name] for name in sorted(own)), last]
+    whole = defstruct("Response", members, kw_only=True, namespace={"__doc__": Response.__doc__})
+    return cast(type[Response], whole)
+
+
+WHOLE_RESPONSE: Final = _with_echoes()
+"""What is sent and stored as a `Response`."""
+_HELD: Final = tuple(ECHOED.keys() - FORWARDED.keys())
+
+
 def start_response(request: CreateResponse, response_id: str, created_at: float) -> Response:
     """The first snapshot: `in_progress`, no output, no usage."""
-    return Response(
+    return WHOLE_RESPONSE(
         id=response_id,
         created_at=int(created_at),
         model=request.model,
@@ -41,27 +62,29 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
         text=_text(request.text),
         reasoning=_reasoning(request),
         metadata=_metadata(request),
-        background=request.background,
         conversation=ConversationReference(request.conversation) if request.conversation is not None else UNSET,
-        frequency_penalty=request.frequency_penalty or 0.0,
         instructions=_instructions(request),
-        max_output_tokens=request.max_output_tokens,
-        max_tool_calls=request.max_tool_calls,
         output=[],
-        parallel_tool_calls=request.parallel_tool_calls is not False,
-        presence_penalty=request.presence_penalty or 0.0,
         previous_response_id=request.previous_response_id,
         prompt=request.prompt if request.prompt is not None else UNSET,
-        prompt_cache_key=request.prompt_cache_key,
-        prompt_cache_retention=request.prompt_cache_retention,
-        safety_identifier=request.safety_identifier,
-        service_tier=request.service_tier or "auto",
-        store=request.store,
-        top_logprobs=request.top_logprobs or 0,
-        temperature=1.0 if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        truncation=request.truncation,
-        user=request.user,
+        **{name: value for name in _HELD if (value := getattr(request, name)) is not None},
+        **request.forwarded,
+    )
+
+
+def bare(response: Response) -> Response:
+    """The response without what it repeats of its request."""
+    none = Raw(b"null")
+    return WHOLE_RESPONSE(
+        id=response.id,
+        created_at=response.created_at,
+        status=response.status,
+        model=response.model,
+        reasoning=none,
+        text=none,
+        tool_choice=none,
+        tools=[],
+        metadata=none,
     )
 
 

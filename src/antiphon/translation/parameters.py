@@ -1,7 +1,7 @@
 """Parameters that chat servers know and the Responses API does not: sampling, templates, guided decoding.
 
 Lives here: their names and types, what of a literal `extra_body` counts, and how what an operator adds meets what a
-client sends. Not here: which server takes which (`profiles/`), the fields of the Responses API (`read_request.py`).
+client sends. Not here: which server takes which (`profiles/`), the fields of the Responses API (`request_fields.py`).
 
 Invariant: nothing that comes this way can decide what Antiphon decides (`DECIDED_HERE`): the model, the messages, the
 tools, the stream, what is kept, how much is written.
@@ -9,16 +9,15 @@ tools, the stream, what is kept, how much is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest, invalid_type
+from antiphon.errors import invalid_type
 from antiphon.translation.request_checks import read_value
 from antiphon.types.json import encode, first, given
-from antiphon.types.request import CreateResponse
 from antiphon.types.tolerance import MAX_NAMES
 
 PARAMETER_KINDS: Final[dict[str, Any]] = {
@@ -75,9 +74,6 @@ SHAPING: Final = frozenset(
 )
 """What says how the answer must look, and so nothing about a summary of the conversation."""
 
-_LIFTED: Final = frozenset({"temperature", "top_p", "presence_penalty", "frequency_penalty"})
-"""Fields of the Responses API that mean the same inside `extra_body`."""
-
 DECIDED_HERE: Final = frozenset(
     {
         "model",
@@ -117,9 +113,9 @@ def read_parameter(name: str, value: Raw) -> Raw | None:
     return value if read_value(name, _DECODERS[name], value) is not None else None
 
 
-def spread_extra_body(fields: dict[str, Raw], known: Iterable[str]) -> tuple[dict[str, Raw], list[str]]:
+def spread_extra_body(fields: dict[str, Raw], apart: Container[str]) -> tuple[dict[str, Raw], list[str]]:
     """The request with the members of its literal `extra_body` beside its own, which win; and the names of members that
-    have no effect there (those in `known`, fields of the API with a place of their own). Raises `InvalidRequest`."""
+    have no effect there (those `apart`, fields of the API with a place of their own). Raises `InvalidRequest`."""
     extra = fields["extra_body"]
     rest = {name: value for name, value in fields.items() if name != "extra_body"}
     if not given(extra):
@@ -127,28 +123,9 @@ def spread_extra_body(fields: dict[str, Raw], known: Iterable[str]) -> tuple[dic
     if first(extra) != b"{":
         raise invalid_type("extra_body", "expected an object")
     members = _OBJECT.decode(extra)
-    without = {name for name in members if name in rest or (name in known and name not in _LIFTED)}
+    without = {name for name in members if name in rest or name in apart}
     rest.update((name, value) for name, value in members.items() if name not in without)
     return rest, [f"extra_body.{name}" for name in sorted(without)[:MAX_NAMES]]
-
-
-WITHOUT_EFFECT: Final = frozenset(
-    {"moderation", "access_programs", "image", "multi_agent", "background_options", "client_metadata"}
-)
-"""Members of a request that are known, and named where they change nothing."""
-
-
-def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
-    """Further members of the request that the operator lets through: they go on whatever the server's profile says.
-    What is neither known nor let through is left out. Raises `InvalidRequest` where that is not to be."""
-    for name in request.unknown.unknown(request.others, names | WITHOUT_EFFECT):
-        unknown = f"Unknown parameter: '{name[:128]}'. This version does not know it; leave it out."
-        request.unknown.leave_out(name, InvalidRequest(unknown, param=name[:128], code="unknown_parameter"))
-    request.allowed = names
-    allowed = {name: value for name, value in request.others.items() if name in names}
-    if allowed:
-        request.parameters = {**request.parameters, **allowed}
-        request.ignored = tuple(name for name in request.ignored if name not in allowed)
 
 
 def laid_over(below: Mapping[str, Raw], above: Mapping[str, Raw]) -> dict[str, Raw]:

@@ -23,18 +23,12 @@ from msgspec import Raw
 from antiphon.errors import InvalidRequest, RequestTooLarge, invalid_parameter, invalid_type, invalid_value
 from antiphon.translation.parameters import PARAMETERS
 from antiphon.translation.request_checks import read_string, read_value
+from antiphon.translation.request_fields import FIELDS
 from antiphon.translation.values import FilledTemplate, PromptReference, PromptTemplate
 from antiphon.types.json import encode, first, given, raw
 from antiphon.types.views import PromptMember, PromptMessage, PromptValue
 
-TEMPLATE_FIELDS: Final = frozenset(
-    {
-        *("model", "instructions", "input", "tools", "tool_choice", "parallel_tool_calls", "max_tool_calls"),
-        *("text", "reasoning", "temperature", "top_p", "presence_penalty", "frequency_penalty", "max_output_tokens"),
-        *("top_logprobs", "include", "truncation", "context_management", "service_tier"),
-        *PARAMETERS,
-    }
-)
+TEMPLATE_FIELDS: Final = frozenset({*PARAMETERS, *(name for name, row in FIELDS.items() if row.template)})
 """What a template can say of a request."""
 
 _VARIABLE: Final = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_.-]{0,63})\s*\}\}")

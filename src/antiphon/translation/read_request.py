@@ -1,8 +1,8 @@
 """A create-response body becomes a `CreateResponse`, or an error that says what to change.
 
 Lives here: types, combinations, and what becomes of every field that is not translated (ignored and named, or a 400).
-Not here: ranges and choices (`request_limits.py`), tools (`read_tools.py`), the response object
-(`initial_response.py`), the chat request (`chat_request.py`).
+Not here: the plain fields (`request_fields.py`, a row each), how their limits are checked (`request_limits.py`), tools
+(`read_tools.py`), the response object (`initial_response.py`), the chat request (`chat_request.py`).
 
 Invariant: whatever the bytes, the outcome is a valid `CreateResponse` or an `InvalidRequest` with `param`; no field
 is dropped without being named in `ignored`.
@@ -28,7 +28,7 @@ from antiphon.errors import (
 from antiphon.ids import is_name
 from antiphon.translation.compaction import take_trigger
 from antiphon.translation.item_kinds import note_members, only_known
-from antiphon.translation.parameters import WITHOUT_EFFECT, is_parameter, read_parameter, spread_extra_body
+from antiphon.translation.parameters import is_parameter, read_parameter, spread_extra_body
 from antiphon.translation.prompt_template import PromptNotLoaded, fill, read_reference, show_reference
 from antiphon.translation.read_items import read_items
 from antiphon.translation.read_tools import decode_tools, found_on_servers, read_tools
@@ -39,6 +39,15 @@ from antiphon.translation.request_checks import (
     not_json,
     read_string,
     read_value,
+)
+from antiphon.translation.request_fields import (
+    FIELDS,
+    FORWARDED,
+    IGNORED,
+    OF_CHAT,
+    READ_APART,
+    REQUEST_FIELDS,
+    SAMPLING,
 )
 from antiphon.translation.request_limits import check_values, read_threshold
 from antiphon.translation.tool_choice import CHOICE_MEMBERS, read_tool_choice
@@ -58,42 +67,8 @@ from antiphon.types.tolerance import MAX_NAMES, Tolerance
 from antiphon.types.tools import Tool
 from antiphon.types.views import ConversationName, Manner, OnlyModel
 
-OPTIONAL: Final[dict[str, Any]] = {
-    "previous_response_id": str | None,
-    "parallel_tool_calls": bool | None,
-    "temperature": float | None,
-    "top_p": float | None,
-    "presence_penalty": float | None,
-    "frequency_penalty": float | None,
-    "max_output_tokens": int | None,
-    "max_tool_calls": int | None,
-    "store": bool | None,
-    "stream": bool | None,
-    "text": TextOptions | None,
-    "reasoning": ReasoningOptions | None,
-    "truncation": str | None,
-    "prompt_cache_key": str | None,
-    "prompt_cache_retention": str | None,
-    "safety_identifier": str | None,
-    "user": str | None,
-    "background": bool | None,
-    "include": list[str] | None,
-    "stream_options": StreamOptions | None,
-    "prompt_cache_options": PromptCacheOptions | None,
-    "top_logprobs": int | None,
-    "service_tier": str | None,
-    "metadata": dict[str, str] | None,
-    "context_management": list[ContextManagement] | None,
-}
-# What a `CreateResponse` has as it was sent.
-_UNCHANGED: Final = frozenset(
-    {
-        *("parallel_tool_calls", "temperature", "top_p", "presence_penalty", "frequency_penalty"),
-        *("max_output_tokens", "max_tool_calls", "text", "reasoning", "prompt_cache_key", "prompt_cache_retention"),
-        *("safety_identifier", "user", "service_tier", "top_logprobs"),
-    }
-)
-_DECODERS: Final = {name: msgspec.json.Decoder(kind) for name, kind in OPTIONAL.items()}
+_DECODERS: Final = {name: msgspec.json.Decoder(row.kind | None) for name, row in FIELDS.items() if row.kind is not None}
+_HELD: Final = frozenset(CreateResponse.__struct_fields__)
 _INPUT: Final = msgspec.json.Decoder(list[InputItem])
 _KNOWN_INPUT: Final = msgspec.json.Decoder(list[KnownItem])
 _SOURCES: Final = msgspec.json.Decoder(list[Raw])
@@ -101,21 +76,6 @@ _PLAIN_ITEMS: Final = frozenset(
     {None, "message", "function_call", "function_call_output", "reasoning", "item_reference"}
 )
 _TOP: Final = msgspec.json.Decoder(dict[str, Raw])
-
-_CHAT_FIELDS: Final = {
-    "messages": "'messages' belongs to Chat Completions; the Responses API takes 'input'.",
-    "response_format": "'response_format' belongs to Chat Completions; the Responses API takes 'text.format'.",
-    "max_tokens": "'max_tokens' belongs to Chat Completions; the Responses API takes 'max_output_tokens'.",
-    "max_completion_tokens": "'max_completion_tokens' belongs to Chat Completions; "
-    "the Responses API takes 'max_output_tokens'.",
-    "functions": "'functions' belongs to Chat Completions; the Responses API takes 'tools'.",
-    "function_call": "'function_call' belongs to Chat Completions; the Responses API takes 'tool_choice'.",
-    "reasoning_effort": "'reasoning_effort' belongs to Chat Completions; the Responses API takes 'reasoning.effort'.",
-    "verbosity": "'verbosity' belongs to Chat Completions; the Responses API takes 'text.verbosity'.",
-    "logprobs": "'logprobs' belongs to Chat Completions; the Responses API takes 'include' with "
-    "'message.output_text.logprobs', and 'top_logprobs'.",
-}
-
 
 _CONVERSATION: Final = msgspec.json.Decoder(str | ConversationName)
 
@@ -172,21 +132,23 @@ def read_request(
     values: dict[str, Any] = {}
     ignored: list[str] = []
     if "extra_body" in fields:
-        fields, ignored = spread_extra_body(fields, REQUEST_FIELDS)
+        fields, ignored = spread_extra_body(fields, REQUEST_FIELDS - SAMPLING)
     parameters: dict[str, Raw] = {}
     unknown: dict[str, Raw] = {}
     # A request has few of the many fields there are: only those are looked at.
     for name, value in fields.items():
         if name in _DECODERS:
-            values[name] = read_value(name, _DECODERS[name], value)
+            if (decoded := read_value(name, _DECODERS[name], value)) is not None:
+                values[name] = decoded
         elif is_parameter(name):
             if (parameter := read_parameter(name, value)) is not None:
                 parameters[name] = parameter
-        elif name in _CHAT_FIELDS and given(value):
-            raise unsupported_parameter(_CHAT_FIELDS[name], name)
-        elif name not in _READ_APART:
+        elif name in OF_CHAT and given(value):
+            wanted = f"'{name}' belongs to Chat Completions; the Responses API takes {OF_CHAT[name]}."
+            raise unsupported_parameter(wanted, name)
+        elif name not in READ_APART:
             unknown[name] = value
-    ignored += WITHOUT_EFFECT.intersection(unknown)
+    ignored += IGNORED.intersection(unknown)
     ignored.sort()
     check_values(values, tolerance)
     ignored += _ignored_inside(fields)
@@ -197,8 +159,10 @@ def read_request(
             param="background",
             code="invalid_value",
         )
-    include: list[str] = values.get("include") or []
+    include: list[str] = values.pop("include", [])
     options: StreamOptions | None = values.get("stream_options")
+    cache: PromptCacheOptions | None = values.get("prompt_cache_options")
+    previous: str | None = values.pop("previous_response_id", None) or None
     declared = decode_tools("tools", fields.get("tools", ABSENT))
     tools, left_out = read_tools("tools", declared, max_tools, hosted, tolerance)
     items = only_known("input", _read_input(fields.get("input", ABSENT), max_items, tolerance), tolerance)
@@ -209,10 +173,10 @@ def read_request(
         model=_read_model(fields.get("model", ABSENT)),
         input=items,
         instructions=_read_instructions(fields.get("instructions", ABSENT)),
-        previous_response_id=values.get("previous_response_id") or None,
+        previous_response_id=previous,
         prompt=fields.get("prompt"),
         prompt_messages=messages,
-        conversation=_read_conversation(fields.get("conversation", ABSENT), values.get("previous_response_id")),
+        conversation=_read_conversation(fields.get("conversation", ABSENT), previous),
         tools=tuple(tools),
         tool_choice=read_tool_choice(
             fields.get("tool_choice", ABSENT),
@@ -220,30 +184,40 @@ def read_request(
             left_out,
             declared=declared,
             limit=max_tools,
-            continued=bool(values.get("previous_response_id")) or given(fields.get("conversation", ABSENT)),
+            continued=previous is not None or given(fields.get("conversation", ABSENT)),
             hosted=hosted - {"tool_search"},
         ),
-        metadata=fields.get("metadata") if values.get("metadata") is not None else None,
-        store=values.get("store") is not False,
-        stream=bool(values.get("stream")),
-        background=bool(values.get("background")),
-        truncation=values.get("truncation") or "disabled",
+        metadata=fields["metadata"] if values.pop("metadata", None) is not None else None,
         logprobs=LOGPROBS in include or bool(values.get("top_logprobs")),
         encrypted_reasoning=ENCRYPTED in include,
         obfuscation=bool(options is not None and options.include_obfuscation),
-        prewarm=bool((cache := values.get("prompt_cache_options")) is not None and cache.prewarm),
+        prewarm=bool(cache is not None and cache.prewarm),
         include=frozenset(include),
         compact=compact,
-        compact_threshold=read_threshold(values.get("context_management") or [], tolerance),
+        compact_threshold=read_threshold(values.get("context_management", []), tolerance),
         parameters=parameters,
         others=unknown,
         ignored=tuple(ignored),
         unknown=tolerance,
-        **{name: value for name, value in values.items() if name in _UNCHANGED},
+        forwarded={name: value for name, value in values.items() if name in FORWARDED},
+        **{name: value for name, value in values.items() if name in _HELD},
     )
     if not (request.input or request.previous_response_id or request.conversation or messages):
         raise missing_input(tolerance.names)
     return request
+
+
+def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
+    """Further members of the request that the operator lets through: they go on whatever the server's profile says.
+    What is neither known nor let through is left out. Raises `InvalidRequest` where that is not to be."""
+    for name in request.unknown.unknown(request.others, names | IGNORED):
+        unknown = f"Unknown parameter: '{name[:128]}'. This version does not know it; leave it out."
+        request.unknown.leave_out(name, InvalidRequest(unknown, param=name[:128], code="unknown_parameter"))
+    request.allowed = names
+    allowed = {name: value for name, value in request.others.items() if name in names}
+    if allowed:
+        request.parameters = {**request.parameters, **allowed}
+        request.ignored = tuple(name for name in request.ignored if name not in allowed)
 
 
 def _prompt_messages(sources: list[Raw], limit: int) -> list[InputItem]:
@@ -276,9 +250,6 @@ _INSIDE: Final = {
     "tool_choice": CHOICE_MEMBERS,
     "tool_choice.tools[]": CHOICE_MEMBERS,
 }
-_READ_APART: Final = frozenset({"model", "input", "instructions", "tools", "tool_choice", "conversation", "prompt"})
-REQUEST_FIELDS: Final = frozenset({*OPTIONAL, *_READ_APART, *_CHAT_FIELDS})
-"""Members of a request that have a meaning of their own here."""
 
 
 def _brought_tools(

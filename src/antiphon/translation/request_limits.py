@@ -1,7 +1,7 @@
 """Ranges, choices and lengths of a request's values, with OpenAI's errors.
 
-Lives here: the limits of plain fields and of what is inside `text`, `reasoning` and `context_management`. Not here:
-types (`read_request.py`), checks that other readers share (`request_checks.py`).
+Lives here: the checks, and the limits of what is inside `text`, `reasoning` and `context_management`. Not here: types
+and limits of plain fields (`request_fields.py`), checks that other readers share (`request_checks.py`).
 
 Not msgspec's constraints (`Meta`, `Literal`): their errors name neither the value nor whether it is too small or too
 large, and `code` and message say both, so that each would have to be looked for again.
@@ -15,31 +15,17 @@ from typing import Any, Final
 
 from antiphon.errors import array_too_long, invalid_parameter, invalid_type, invalid_value, missing_parameter
 from antiphon.translation.request_checks import NAME, check_choice, check_include, check_metadata, known_choice
+from antiphon.translation.request_fields import FIELDS
 from antiphon.types.json import first, given
 from antiphon.types.request import ContextManagement, ReasoningOptions, TextFormat, TextOptions
 from antiphon.types.tolerance import Tolerance
 
-RANGES: Final[dict[str, tuple[float, float]]] = {
-    "temperature": (0, 2),
-    "top_p": (0, 1),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
-    "top_logprobs": (0, 20),
-    "max_output_tokens": (16, 2**53),
-    "max_tool_calls": (1, 2**53),
-}
-# What is chosen among names that OpenAI adds to: a new one changes how, not what is asked.
-CHOICES: Final = {
-    "truncation": ("auto", "disabled"),
-    "service_tier": ("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
-}
 EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 SUMMARIES: Final = ("auto", "concise", "detailed")
 VERBOSITIES: Final = ("low", "medium", "high")
 FORMATS: Final = ("text", "json_object", "json_schema")
 LEAST_THRESHOLD: Final = 1000
 _MOST_ENTRIES: Final = 32
-LENGTHS: Final = {"safety_identifier": 128, "prompt_cache_key": 1024}
 
 
 def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
@@ -47,22 +33,18 @@ def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
 
     A choice that nobody knows is left out of them (an effort stays, for the echo).
     """
-    for name, value in values.items():
-        if value is None:
-            continue
-        limits = RANGES.get(name)
-        if limits is not None and not limits[0] <= value <= limits[1]:
-            low, high = limits
-            below = value < low
+    for name, value in tuple(values.items()):
+        row = FIELDS[name]
+        if row.least is not None and not row.least <= value <= row.most:
+            below = value < row.least
             kind = "integer" if isinstance(value, int) else "decimal"
-            problem = f"{'below the minimum' if below else 'above the maximum'} of {low if below else high:g}"
+            problem = f"below the minimum of {row.least:g}" if below else f"above the maximum of {row.most:g}"
             code = f"{kind}_{'below_min' if below else 'above_max'}_value"
             raise invalid_parameter(name, f"{value} is {problem}", code)
-        if name in CHOICES and not known_choice(name, value, CHOICES[name], tolerance):
-            values[name] = None
-        limit = LENGTHS.get(name)
-        if limit is not None and len(value) > limit:
-            raise invalid_parameter(name, f"it may have at most {limit} characters", "string_above_max_length")
+        if row.words and not known_choice(name, value, row.words, tolerance):
+            del values[name]
+        if row.longest is not None and len(value) > row.longest:
+            raise invalid_parameter(name, f"it may have at most {row.longest} characters", "string_above_max_length")
     text: TextOptions | None = values.get("text")
     if text is not None:
         _check_text(text, tolerance)
@@ -73,8 +55,8 @@ def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
         for name in ("summary", "generate_summary"):
             if not known_choice(f"reasoning.{name}", getattr(reasoning, name), SUMMARIES, tolerance):
                 setattr(reasoning, name, "auto")
-    check_metadata(values.get("metadata") or {})
-    check_include(values.get("include") or (), tolerance)
+    check_metadata(values.get("metadata", {}))
+    check_include(values.get("include", ()), tolerance)
 
 
 def read_threshold(entries: list[ContextManagement], tolerance: Tolerance) -> int | None:

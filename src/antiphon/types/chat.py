@@ -40,7 +40,8 @@ class ChatMessage(Struct, omit_defaults=True, gc=False):
 
 
 class ChatRequest(Struct, omit_defaults=True):
-    """A Chat Completions request, in the order it is written."""
+    """A Chat Completions request, in the order it is written. The fields that go to the server as they are follow it
+    (`translation/chat_request.py`)."""
 
     model: str
     messages: list[ChatMessage]
@@ -50,21 +51,12 @@ class ChatRequest(Struct, omit_defaults=True):
     tool_choice: Raw | UnsetType = UNSET
     parallel_tool_calls: bool | UnsetType = UNSET
     response_format: Raw | UnsetType = UNSET
-    temperature: float | UnsetType = UNSET
-    top_p: float | UnsetType = UNSET
-    presence_penalty: float | UnsetType = UNSET
-    frequency_penalty: float | UnsetType = UNSET
     max_tokens: int | UnsetType = UNSET
     max_completion_tokens: int | UnsetType = UNSET
     reasoning_effort: str | UnsetType = UNSET
     verbosity: str | UnsetType = UNSET
     logprobs: bool | UnsetType = UNSET
     top_logprobs: int | UnsetType = UNSET
-    service_tier: str | UnsetType = UNSET
-    safety_identifier: str | UnsetType = UNSET
-    prompt_cache_key: str | UnsetType = UNSET
-    prompt_cache_retention: str | UnsetType = UNSET
-    user: str | UnsetType = UNSET
 
 
 class FunctionDelta(Struct, gc=False):

@@ -1,7 +1,7 @@
 """The create-response body.
 
-Lives here: the fields that are understood, with their wire types. Not here: ranges, combinations and errors
-(`translation/read_request.py`), nor what a field leads to.
+Lives here: what is read of it, with the types of what is inside the fields. Not here: types, limits and fates of the
+fields (`translation/request_fields.py`), combinations and errors (`translation/read_request.py`).
 
 Source: OpenAI's CreateResponse and Open Responses' CreateResponseBody.
 
@@ -9,6 +9,8 @@ Invariant: large parts (`input`, tool parameters, schemas) stay raw slices of th
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from msgspec import Raw, Struct, field
 
@@ -58,6 +60,8 @@ class CreateResponse(Struct):
     to be compacted, not answered; `compact_threshold`: compacted first when it has that many tokens (0: when the
     model's context is nearly full). `prewarm`: everything but the model call.
 
+    `forwarded` are the fields that a chat server gets as they are, if it takes them (`Field.forward`).
+
     `parameters` are what chat servers know and the Responses API does not, `others` further members that nobody knows,
     `allowed` the names of both that the operator lets through. `unknown` decides about what nobody here knows, and has
     the names of what was left out for that.
@@ -73,10 +77,6 @@ class CreateResponse(Struct):
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
     max_output_tokens: int | None = None
     max_tool_calls: int | None = None
     metadata: Raw | None = None
@@ -86,11 +86,6 @@ class CreateResponse(Struct):
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     truncation: str = "disabled"
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    safety_identifier: str | None = None
-    user: str | None = None
-    service_tier: str | None = None
     top_logprobs: int | None = None
     logprobs: bool = False
     encrypted_reasoning: bool = False
@@ -99,6 +94,7 @@ class CreateResponse(Struct):
     include: frozenset[str] = frozenset()
     compact: bool = False
     compact_threshold: int | None = None
+    forwarded: dict[str, Any] = {}
     parameters: dict[str, Raw] = {}
     others: dict[str, Raw] = {}
     allowed: frozenset[str] = frozenset()

@@ -12,7 +12,6 @@ from antiphon.engine.exchange.asked import Asked
 from antiphon.engine.exchange.call_headers import continued, kept_for_later
 from antiphon.engine.exchange.job_needs import job_needs
 from antiphon.engine.exchange.queueing import (
-    bare,
     check_background,
     check_keyless,
     credentials_of,
@@ -25,6 +24,7 @@ from antiphon.engine.exchange.states import State
 from antiphon.engine.exchange.translated_request import TranslatedRequest
 from antiphon.engine.ports.actions import Context, LoadContext, RequestHead
 from antiphon.errors import ApiError, StoreError, store_refusal
+from antiphon.translation.initial_response import bare
 from antiphon.translation.prompt_template import pin_prompt
 from antiphon.types.json import encode
 

@@ -130,22 +130,6 @@ def without_input(request: CreateResponse) -> CreateResponse:
     return CreateResponse(request.model, [], stream=request.stream, background=request.background, store=request.store)
 
 
-def bare(response: Response) -> Response:
-    """The response without what it echoes of its request."""
-    none = Raw(b"null")
-    return Response(
-        id=response.id,
-        created_at=response.created_at,
-        status=response.status,
-        model=response.model,
-        reasoning=none,
-        text=none,
-        tool_choice=none,
-        tools=[],
-        metadata=none,
-    )
-
-
 def _is_secret(name: str) -> bool:
     return any(part in name for part in _SECRETS)
 

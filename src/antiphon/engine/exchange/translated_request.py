@@ -43,8 +43,7 @@ from antiphon.translation.file_urls import FileNotFetched, forgive_history
 from antiphon.translation.foreign_items import ForeignContent
 from antiphon.translation.initial_response import echo_configuration, start_response
 from antiphon.translation.openai_forms import check_forms
-from antiphon.translation.parameters import allow_fields
-from antiphon.translation.read_request import read_request
+from antiphon.translation.read_request import allow_fields, read_request
 from antiphon.translation.tool_map import HostedFunction
 from antiphon.translation.values import BuilderOptions, ChatTranslation, ItemSources, PromptTemplate
 from antiphon.types.json import encode

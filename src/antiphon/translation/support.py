@@ -1,0 +1,61 @@
+"""What becomes of a part of a request, in a word: the values of the table of what is supported.
+
+Lives here: the words, and how a rule depends on the upstream's profile. Not here: the rows (`request_fields.py` for
+fields, `field_support.py` for everything else).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from antiphon.translation.profiles import UpstreamProfile
+
+SupportKind = Literal["translated", "emulated", "ignorable", "unsupported"]
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """What happens: `translated` into the chat request; `emulated` by the gateway itself or with weaker means of chat;
+    `ignorable`: served without effect and named in `antiphon-ignored`; `unsupported`: a 400 naming it. `note` says how,
+    and is empty where the kind says it all."""
+
+    kind: SupportKind
+    note: str = ""
+
+
+Rule = Support | Callable[[UpstreamProfile], Support]
+
+SENT: Final = Support("translated")
+NAMED: Final = Support("ignorable")
+
+
+def sent(note: str) -> Support:
+    """It goes to the chat server, and how."""
+    return Support("translated", note)
+
+
+def here(note: str) -> Support:
+    """The gateway does it, and how."""
+    return Support("emulated", note)
+
+
+def named(note: str) -> Support:
+    """It has no effect, and when it has."""
+    return Support("ignorable", note)
+
+
+def refused(note: str) -> Support:
+    """It is a 400, and why."""
+    return Support("unsupported", note)
+
+
+def decide(rule: Rule, profile: UpstreamProfile) -> Support:
+    """What a rule says of an upstream of this profile."""
+    return rule if isinstance(rule, Support) else rule(profile)
+
+
+def logprobs(profile: UpstreamProfile) -> Support:
+    """Log probabilities, which are asked for in two ways."""
+    return SENT if profile.logprobs else refused("this server gives no log probabilities")
