@@ -95,11 +95,11 @@ async def _queue(app: App) -> str:
     """A queued response; its id."""
     exchange = app.context.new_exchange()
     exchange.receive_request(RequestHead("POST", "/v1/responses", (), _OWNER), _BODY)
-    while (action := exchange.next_action()) is not None and not exchange.response_id:
+    while (action := exchange.next_action()) is not None and not exchange.known.response_id:
         await app.context.runner.perform(exchange, action)  # type: ignore[arg-type]
     if action is not None:
         await app.context.runner.perform(exchange, action)  # type: ignore[arg-type]
-    return exchange.response_id
+    return exchange.known.response_id
 
 
 async def _queries(server: PostgresServer, direct: bool, seconds: float) -> list[float]:

@@ -159,7 +159,7 @@ def _play(
         if not exchange.done and outcome.calls[-1] is call:
             exchange.receive_upstream_end()
             go_on()
-    return outcome, exchange.streaming
+    return outcome, exchange.known.streaming
 
 
 def _do(exchange: Any, outcome: Outcome, action: Any, context: Context | None, tools: _Scripted) -> None:

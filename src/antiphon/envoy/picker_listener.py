@@ -1,7 +1,7 @@
 """The listener inside Envoy where the endpoint picker's filter stands.
 
 Lives here: the filter, and what goes wrong there as OpenAI error objects and log lines. Not here: why it is a listener
-of its own, its clusters (`picker.py`); what the sidecar makes of an error (`engine/exchange/served_request.py`).
+of its own, its clusters (`picker.py`); what the sidecar makes of an error (`engine/exchange/phase.py`).
 
 Invariant: each failure there leaves one line, and its answer says by a header that no server gave it.
 """

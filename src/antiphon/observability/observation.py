@@ -191,18 +191,19 @@ class Observation:
         self._ended = True
         self._metrics.in_flight.dec()
         self._telemetry.served.end(self._place)
-        failure = with_cause(failure or exchange.failure, outcome)
+        request = exchange.known
+        failure = with_cause(failure or request.failure, outcome)
         now = time.perf_counter()
         ended = _Ended(
             now - self.started,
             outcome,
             failure,
-            exchange.model[:NAME_LENGTH],
-            exchange.response_id,
-            exchange.fell_back,
-            bool(exchange.unknown),
-            exchange.left_out,
-            self._streamed(now, exchange.events - 1) if exchange.streaming else None,
+            request.model[:NAME_LENGTH],
+            request.response_id,
+            bool(request.fallback),
+            bool(request.unknown),
+            request.left_out,
+            self._streamed(now, request.events - 1) if request.streaming else None,
             known,
         )
         if failure is not None and failure.code == _UNKNOWN:

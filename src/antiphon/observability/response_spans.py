@@ -116,14 +116,14 @@ class ResponseSpans:
             names.DOOR: door,
             names.OUTCOME: outcome,
             names.REQUEST_ID: request_id,
-            names.RESPONSE_ID: exchange.response_id,
-            names.MODEL: exchange.model[:NAME_LENGTH],
-            names.STREAMED: exchange.streaming,
+            names.RESPONSE_ID: exchange.known.response_id,
+            names.MODEL: exchange.known.model[:NAME_LENGTH],
+            names.STREAMED: exchange.known.streaming,
         }
         if failure is not None:
             told |= {names.FAULT: failure.fault, names.CODE: failure.code, names.STATUS: failure.status or 200}
         if self._content:
-            told[names.OUTPUT_MESSAGES] = _answered(exchange.output_items)
+            told[names.OUTPUT_MESSAGES] = _answered(exchange.known.output_items)
         self._span.set({name: value for name, value in told.items() if value != ""})
         error = (failure.code or failure.fault) if failure is not None and failure.fault != "client" else ""
         self._span.end(error, int(at * 1e9))

@@ -21,13 +21,19 @@ _HEAD = SendHead(200, (("content-type", "text/event-stream"),), streamed=True)
 _TOLD: wire.Metadata = {"status": "completed", "response_id": "resp_1"}
 
 
+class _Known:
+    """What is known of its response."""
+
+    model, response_id, output_bytes = "m", "resp_1", 0
+
+
 class _Exchange:
     """What a drive asks of an exchange."""
 
-    model, response_id, output_bytes, done = "m", "resp_1", 0, False
-    state = State.STREAMING
+    done, state = False, State.STREAMING
 
     def __init__(self) -> None:
+        self.known = _Known()
         self.too_much: list[ApiError] = []
 
     def receive_too_much(self, error: ApiError) -> None:
@@ -120,7 +126,7 @@ async def test_a_stream_is_no_faster_than_a_client_reads(monkeypatch: pytest.Mon
 async def test_a_stream_has_a_size_its_end_included(monkeypatch: pytest.MonkeyPatch, size: int, fits: bool) -> None:
     # Four times what was made stands in the events of the end.
     setup = _setup(monkeypatch, drive_stream_bytes=(1 << 16) + 4 * 100)
-    setup.exchange.output_bytes = 100
+    setup.exchange.known.output_bytes = 100
     await setup.run(_HEAD, SendBody(b"x" * size), Finish("completed"))
     assert (setup.exchange.too_much == []) is fits
     if not fits:

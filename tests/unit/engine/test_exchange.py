@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.exchange.made_response import MadeResponse
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.exchange.states import TRANSITIONS, Input, State
@@ -138,8 +137,7 @@ def test_of_a_response_whose_client_left_no_events_are_made() -> None:
     (save,) = exchange.actions()
     assert isinstance(save, SaveResponse)
     assert b"Hi" in save.record.output_items[0].body
-    served = exchange._served
-    assert isinstance(served, MadeResponse) and served.builder.take() == b""
+    assert exchange.known.builder is not None and exchange.known.builder.take() == b""
 
 
 @pytest.mark.parametrize("state", State)
@@ -440,7 +438,7 @@ def test_of_a_large_response_the_row_alone_is_kept_when_the_process_stops() -> N
         exchange.actions()
         exchange.cancel(reason)
         (save,) = [action for action in exchange.actions() if isinstance(action, SaveResponse)]
-        assert save.record.status == "failed" and save.record.id == exchange.response_id
+        assert save.record.status == "failed" and save.record.id == exchange.known.response_id
         kept[reason] = sum(len(item.body) for item in save.record.output_items)
     assert kept[CancelReason.SHUTTING_DOWN] == 0 and kept[CancelReason.CLIENT_GONE] > 3_000_000
 
@@ -472,7 +470,7 @@ def test_a_stream_that_is_too_large_for_whoever_carries_it_fails(begun: bool) ->
     exchange = _in_state(State.STREAMING if begun else State.CONTEXT)
     if begun:
         exchange.receive_upstream_data(_CHUNK)
-        assert exchange.output_bytes == len(b"Hi")
+        assert exchange.known.output_bytes == len(b"Hi")
         exchange.actions()
     exchange.receive_too_much(ApiError("The stream is too large.", code="stream_too_large"))
     if not begun:
@@ -541,7 +539,7 @@ def test_a_response_that_is_not_stored_is_known_to_its_connection_and_has_its_us
     exchange, outcome = make_exchange(), Outcome()
     exchange.receive_request(_HEAD, json.dumps({"model": "m", "input": "hi", "store": False}).encode())
     pump(exchange, outcome)
-    assert exchange.usage is None and exchange.unstored_record() is None
+    assert exchange.known.usage is None and exchange.unstored_record() is None
     exchange.receive_upstream_head(200, JSON)
     usage = b'{"prompt_tokens":2,"completion_tokens":1,"total_tokens":3}'
     exchange.receive_upstream_data(
@@ -551,7 +549,7 @@ def test_a_response_that_is_not_stored_is_known_to_its_connection_and_has_its_us
     pump(exchange, outcome)
     record = exchange.unstored_record()
     assert record is not None and record.id == outcome.json["id"] and not outcome.records
-    assert exchange.usage is not None and exchange.usage.total_tokens == 3
+    assert exchange.known.usage is not None and exchange.known.usage.total_tokens == 3
 
 
 @pytest.mark.parametrize(

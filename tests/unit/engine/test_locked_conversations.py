@@ -86,7 +86,7 @@ async def setup() -> AsyncIterator[Setup]:
 
 async def test_it_is_renewed_while_the_response_runs_and_no_longer(setup: Setup) -> None:
     exchange = await setup.begin()
-    assert setup.held == {exchange.response_id} and not await setup.is_free()
+    assert setup.held == {exchange.known.response_id} and not await setup.is_free()
     exchange.receive_upstream_data(_END)
     await setup.settle(exchange)
     assert exchange.done and setup.held == set() and await setup.is_free()
@@ -120,7 +120,7 @@ async def test_a_client_that_leaves_during_the_save(setup: Setup, monkeypatch: p
     with pytest.raises(asyncio.CancelledError):
         await request
     await setup.runner.abandon(exchange, CancelReason.CLIENT_GONE)
-    assert setup.held == {exchange.response_id}, "the save is not over"
+    assert setup.held == {exchange.known.response_id}, "the save is not over"
     go.set()
     await setup.runner.aclose()
     assert setup.held == set() and await setup.is_free()
@@ -188,7 +188,7 @@ async def test_who_is_refused_holds_nothing(setup: Setup) -> None:
     body = json.dumps({"model": "m", "input": "hi", "conversation": "conv_1", "store": True}).encode()
     second.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
     await setup.settle(second)
-    assert second.done and setup.held == {first.response_id} and not await setup.is_free()
+    assert second.done and setup.held == {first.known.response_id} and not await setup.is_free()
 
 
 async def test_without_conversations_there_are_none() -> None:

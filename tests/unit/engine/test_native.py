@@ -65,7 +65,7 @@ def test_an_alias_is_called_by_its_name_there_and_answered_by_its_name_here() ->
     exchange = _asked(b'{"model":"fast","input":"hi"}', routes=ModelRoutes(ModelRoute(_GENERIC), (rule,)))
     (call,) = exchange.actions()
     assert isinstance(call, CallUpstream) and call.request.upstream == "other"
-    assert json.loads(call.request.body)["model"] == "very-fast-1" and exchange.model == "fast"
+    assert json.loads(call.request.body)["model"] == "very-fast-1" and exchange.known.model == "fast"
     exchange.receive_upstream_head(200, JSON)
     choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
     exchange.receive_upstream_data(json.dumps({"model": "very-fast-1-0725", "choices": [choice]}).encode())
@@ -194,7 +194,7 @@ def test_a_native_stream_that_is_too_large_for_its_door_is_cut() -> None:
     exchange.receive_upstream_data(b"data: 1")
     exchange.receive_too_much(ApiError("The stream is too large.", code="stream_too_large"))
     assert exchange.actions()[2:] == [Finish("cut", None, "n")]
-    assert exchange.failure is not None and "too_large: The stream is too large." in exchange.failure.cause
+    assert exchange.known.failure is not None and "too_large: The stream is too large." in exchange.known.failure.cause
 
 
 @pytest.mark.parametrize(("stream", "status"), [(True, 0), (False, 504)])
@@ -398,7 +398,7 @@ def test_what_a_native_stream_took_is_told_and_its_bytes_stay(cut: bool) -> None
     assert passed == b"".join(parts)
     exchange.receive_upstream_end(_CUT if cut else None)
     assert ledger.used == [(5, 2)]
-    assert exchange.usage == Usage(5, 2, 7)
+    assert exchange.known.usage == Usage(5, 2, 7)
 
 
 def test_what_a_native_answer_took_is_told() -> None:

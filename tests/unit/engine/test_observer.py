@@ -81,7 +81,7 @@ def test_a_call_is_told_once_from_its_beginning_to_its_end() -> None:
     assert told.lines.count(("first data",)) == 1
     assert ("used", 5, 2) in told.lines
     assert told.lines[3] == ("ended", "")
-    assert exchange.events > 5
+    assert exchange.known.events > 5
 
 
 def test_the_trace_goes_on_in_the_call_in_place_of_the_clients() -> None:
@@ -254,14 +254,14 @@ def test_what_was_spent_is_noted_for_its_owner_at_its_price() -> None:
 
 def test_of_a_request_that_was_not_read_there_is_nothing_yet() -> None:
     fresh = make_exchange()
-    assert (fresh.events, fresh.output_items) == (0, b"[]")
+    assert (fresh.known.events, fresh.known.output_items) == (0, b"[]")
 
 
 def test_the_items_that_are_done_can_be_told() -> None:
     exchange, _ = _asked(Told())
     exchange.receive_upstream_head(200, SSE)
     exchange.receive_upstream_data(_CHUNK)
-    assert exchange.output_items == b"[]"
+    assert exchange.known.output_items == b"[]"
     exchange.receive_upstream_data(_LAST)
-    (item,) = json.loads(exchange.output_items)
+    (item,) = json.loads(exchange.known.output_items)
     assert item["type"] == "message" and item["content"][0]["text"] == "hi"

@@ -65,7 +65,7 @@ def test_it_is_loaded_alone_and_first() -> None:
 def test_then_it_is_an_ordinary_request() -> None:
     exchange, _ = begin(model=None, stream=True)
     exchange.receive_context(Context(prompt=prompt(model="from the prompt", instructions="x")))
-    assert exchange.streaming and exchange.model == "from the prompt"
+    assert exchange.known.streaming and exchange.known.model == "from the prompt"
     assert not exchange.needs_drive
     (call,) = exchange.actions()
     assert isinstance(call, CallUpstream) and call.request.model == "from the prompt"
@@ -184,7 +184,7 @@ async def test_it_is_loaded_before_a_door_decides_who_makes_the_call(template: d
     )
     exchange = make_exchange()
     await runner.receive(exchange, _HEAD, b'{"model":"m","input":"hi","prompt":{"id":"pmpt_1"}}')
-    assert not exchange.awaits_prompt and exchange.needs_drive is drives and exchange.model == "m"
+    assert not exchange.awaits_prompt and exchange.needs_drive is drives and exchange.known.model == "m"
     refused = make_exchange()
     await runner.receive(refused, _HEAD, b'{"model":"m","input":"hi","prompt":{"id":"pmpt_2"}}')
     head, _, _ = refused.actions()

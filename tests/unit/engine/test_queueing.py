@@ -361,4 +361,4 @@ def test_whose_responses_are_never_stored_gets_one_that_says_so() -> None:
     outcome = Outcome()
     exchange = ask({**ASK, "background": False, "store": True}, never_stored=frozenset({"owner"}))
     pump(exchange, outcome)
-    assert outcome.calls and not exchange.stored
+    assert outcome.calls and not exchange.known.stored

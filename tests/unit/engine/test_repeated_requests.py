@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from antiphon.engine.exchange.known import Known
 from antiphon.engine.ports.actions import OnceOnly, RequestHead
 from antiphon.engine.ports.idempotency import fingerprint, in_progress
 from antiphon.engine.running.repeated_requests import KeyedRequest, RepeatedRequests
@@ -16,11 +17,11 @@ from antiphon.errors import ApiError, StoreError
 class _Exchange:
     """What is told to an exchange."""
 
-    response_id = "resp_new"
     awaits_prompt = False
 
     def __init__(self, *, stored: bool = True) -> None:
-        self.stored = stored
+        self.known = Known()
+        self.known.response_id, self.known.stored = "resp_new", stored
         self.told: list[object] = []
 
     def claim(self) -> None:

@@ -34,7 +34,7 @@ def _again(stored: StoredResponse, request: dict[str, Any]) -> ResponseExchange:
     exchange = make_exchange(background=True)
     exchange.receive_request(_HEAD, json.dumps(request).encode())
     exchange.answer_again(stored)
-    assert exchange.again and exchange.response_id == stored.id
+    assert exchange.known.replayed and exchange.known.response_id == stored.id
     return exchange
 
 
@@ -52,7 +52,7 @@ def test_it_is_told_as_an_object_or_as_events(request_: dict[str, Any], stream: 
     else:
         check_response(outcome.json)
         assert outcome.json == shown
-    assert outcome.finish == Finish("completed", None, exchange.model)
+    assert outcome.finish == Finish("completed", None, exchange.known.model)
 
 
 @pytest.mark.parametrize("request_", [_ASK, _PROMPT], ids=["read", "unread"])
@@ -87,7 +87,7 @@ def test_a_key_that_is_held_for_a_response_is_given_back_when_that_is_refused() 
     (load,) = exchange.actions()
     assert isinstance(load, LoadContext) and exchange.makes_response
     exchange.claim()
-    response_id = exchange.response_id
+    response_id = exchange.known.response_id
     exchange.receive_context(NotFound("It is gone."))
     pump(exchange, outcome)
     assert [release.response_id for release in outcome.releases] == [response_id]

@@ -13,6 +13,7 @@ import pytest
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.exchange.budget import Budget
+from antiphon.engine.exchange.known import Known
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import (
     CallUpstream,
@@ -86,7 +87,7 @@ async def test_a_client_that_leaves_before_the_save_does_not_prevent_it(
         await left.aclose()
     await runner.abandon(exchange, CancelReason.CLIENT_GONE)
     (record,) = store.records.values()
-    assert (record.id, record.status) == (exchange.response_id, "failed")
+    assert (record.id, record.status) == (exchange.known.response_id, "failed")
     await left.aclose()
 
 
@@ -133,7 +134,7 @@ async def test_a_process_that_stops_waits_a_moment_for_a_save_and_goes_on_with_i
     _, go = _held_up(store)
     async with asyncio.timeout(DEADLINE):
         await runner.abandon(exchange, CancelReason.SHUTTING_DOWN)
-    assert exchange.failure is not None and exchange.failure.code == "shutting_down" and not store.records
+    assert exchange.known.failure is not None and exchange.known.failure.code == "shutting_down" and not store.records
     go.set()
     await runner.aclose()
     assert [record.status for record in store.records.values()] == ["failed"]
@@ -280,13 +281,18 @@ class _Room:
             raise self.failure
 
 
+def _known(*, stored: bool = True, replayed: bool = False) -> Known:
+    known = Known()
+    known.stored, known.replayed = stored, replayed
+    return known
+
+
 @dataclass
 class _Received:
     """An exchange as it stands when its request was read."""
 
-    stored: bool = True
+    known: Known = field(default_factory=_known)
     done: bool = False
-    again: bool = False
     awaits_prompt: bool = False
     makes_response: bool = True
     turned_away: list[ApiError] = field(default_factory=list)
@@ -301,10 +307,10 @@ class _Received:
     ("exchange", "asked"),
     [
         (_Received(), True),
-        (_Received(stored=False), False),
+        (_Received(_known(stored=False)), False),
         (_Received(done=True), False),
-        (_Received(again=True), False),
-        (_Received(done=True, again=True), False),
+        (_Received(_known(replayed=True)), False),
+        (_Received(_known(replayed=True), done=True), False),
     ],
 )
 async def test_room_is_asked_for_where_something_is_to_be_stored(

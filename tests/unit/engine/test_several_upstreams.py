@@ -60,7 +60,7 @@ def test_who_answered_and_for_whom(route: ModelRoute, name: str, tried: str, fel
     header, response = _told(exchange)
     assert header == name
     assert response["metadata"] == {"k": "v", **({"antiphon_upstream": name} if fell_back else {})}
-    assert (exchange.answered_by, exchange.fell_back) == (name, fell_back)
+    assert bool(exchange.known.fallback) is fell_back
 
 
 def test_one_alone_is_not_named_whatever_it_says() -> None:
@@ -69,7 +69,7 @@ def test_one_alone_is_not_named_whatever_it_says() -> None:
     exchange.receive_upstream_data(_ANSWER)
     exchange.receive_upstream_end()
     header, response = _told(exchange)
-    assert (header, response["metadata"], exchange.answered_by, exchange.fell_back) == (None, {}, "", False)
+    assert (header, response["metadata"], exchange.known.fallback) == (None, {}, "")
 
 
 def test_the_clients_metadata_comes_first() -> None:
@@ -92,11 +92,11 @@ def test_a_failure_names_the_one_that_said_it() -> None:
     exchange.receive_upstream_head(503, (*JSON, ("antiphon-upstream", "b"), ("x-antiphon-tried", "2")))
     exchange.receive_upstream_data(b"{}")
     exchange.receive_upstream_end()
-    assert exchange.failure is not None and exchange.failure.upstream == "b"
+    assert exchange.known.failure is not None and exchange.known.failure.upstream == "b"
     assert _told(exchange)[0] == "b"
     unreached = _asked(_ORDERED)
     unreached.receive_upstream_end(UpstreamError(UpstreamFault.UNREACHABLE, "nobody"))
-    assert unreached.failure is not None and unreached.failure.upstream == "a,b"
+    assert unreached.known.failure is not None and unreached.known.failure.upstream == "a,b"
     assert _told(unreached)[0] is None
 
 

@@ -106,7 +106,7 @@ class Talk:
 
     @property
     def final(self) -> Any:
-        final = self.events[-1]["response"] if self.exchange.streaming else self.outcome.json
+        final = self.events[-1]["response"] if self.exchange.known.streaming else self.outcome.json
         check_response(final)
         return final
 

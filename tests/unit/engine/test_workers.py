@@ -155,7 +155,7 @@ class Process:
         action = exchange.next_action()
         assert action is not None
         await self.runner.perform(exchange, action)  # type: ignore[arg-type]
-        return exchange.response_id
+        return exchange.known.response_id
 
     def counted(self) -> dict[str, float]:
         """How many ended how."""

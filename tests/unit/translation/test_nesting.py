@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from msgspec import Raw
 
-from antiphon.engine.exchange.served_request import refused_for
+from antiphon.engine.exchange.phase import refused_for
 from antiphon.errors import InvalidRequest
 from antiphon.translation.annotations import Annotations
 from antiphon.translation.answer_ending import finish_of

@@ -376,11 +376,11 @@ def test_a_known_part_in_the_wrong_place_is_refused() -> None:
 
 
 def test_the_log_gets_the_names_too() -> None:
-    assert make_exchange().unknown == ()
+    assert make_exchange().known.unknown == ()
     exchange = make_exchange()
     body = json.dumps({"model": "m", "input": [USER, {"type": "omen"}], "service_tier": "platinum"}).encode()
     exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
-    assert exchange.unknown == ("service_tier:platinum", "input.omen")
+    assert exchange.known.unknown == ("service_tier:platinum", "input.omen")
 
 
 def test_an_input_of_unknown_items_alone_says_so() -> None:

@@ -151,4 +151,4 @@ def test_what_an_operator_is_told(types: list[str], unknown: tuple[str, ...], le
     tools = ",".join(f'{{"type":"{one}"}}' for one in types)
     body = f'{{"model":"m","input":"hi","tools":[{tools}]}}'.encode()
     exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
-    assert (exchange.unknown, exchange.left_out) == (unknown, left_out)
+    assert (exchange.known.unknown, exchange.known.left_out) == (unknown, left_out)

@@ -107,7 +107,7 @@ class Drive:
                     self._head = action
                     if action.streamed:
                         headers = with_request_id(action.headers, self._request_id)
-                        await send(wire.local_head(action.status, headers, head_metadata(exchange.model)))
+                        await send(wire.local_head(action.status, headers, head_metadata(exchange.known.model)))
                 else:
                     self.finish = action
                     await self._end(action)
@@ -116,7 +116,7 @@ class Drive:
         """Write no faster than a client reads, and not without an end."""
         exchange, limit = self._exchange, self._ahead.limits.drive_stream_bytes
         self._look_at = self._written + _LOOK
-        if self._written + _TIMES_AT_THE_END * exchange.output_bytes <= limit:
+        if self._written + _TIMES_AT_THE_END * exchange.known.output_bytes <= limit:
             if seconds := ahead.seconds(self._written):
                 await asyncio.sleep(seconds)
             return
@@ -133,7 +133,7 @@ class Drive:
     async def _end(self, finish: Finish) -> None:
         assert self._head is not None
         head, body = self._head, b"".join(self._held)
-        told = final_metadata(self._exchange.response_id, finish, self._cost_of)
+        told = final_metadata(self._exchange.known.response_id, finish, self._cost_of)
         if finish.outcome == "cut":
             if body:
                 await self._peer.send(wire.local_body(body, end=False))
@@ -142,4 +142,4 @@ class Drive:
             await self._peer.send(wire.local_body(body, end=True, metadata=told))
         else:
             headers = with_request_id(head.headers, self._request_id)
-            await answer_whole(self._peer, head.status, headers, body, head_metadata(self._exchange.model), told)
+            await answer_whole(self._peer, head.status, headers, body, head_metadata(self._exchange.known.model), told)

@@ -206,9 +206,9 @@ class RelayState:
         assert head is not None and finish is not None
         self.finished = True
         body = self._take_waiting()
-        told = final_metadata(self._exchange.response_id, finish, self._cost_of)
+        told = final_metadata(self._exchange.known.response_id, finish, self._cost_of)
         headers = with_request_id(head.headers, self._request.request_id)
-        self.rest = whole_answer(head.status, headers, body, head_metadata(self._exchange.model), told)
+        self.rest = whole_answer(head.status, headers, body, head_metadata(self._exchange.known.model), told)
 
     # Towards the upstream
 
@@ -355,7 +355,7 @@ class RelayState:
             self.outgoing.append(refusal_message(silence, self._request.request_id))
             return
         body = self._take_waiting()
-        told = final_metadata(self._exchange.response_id, finish, self._cost_of)
+        told = final_metadata(self._exchange.known.response_id, finish, self._cost_of)
         if self._bodiless:
             headers, removed = self._response_headers(head)
             self.outgoing.append(wire.response_replaced(headers, removed, body, told))
@@ -373,7 +373,7 @@ class RelayState:
             if body:
                 self.outgoing.append(wire.response_body(body, False))
             return
-        told = final_metadata(self._exchange.response_id, finish, self._cost_of)
+        told = final_metadata(self._exchange.known.response_id, finish, self._cost_of)
         if self._end is None and head.streamed and finish.outcome in ("completed", "incomplete"):
             self._closing = True
             self._close_at = now + self._end_seconds

@@ -61,7 +61,7 @@ class ExchangeAnswer:
             await self._runner.abandon(self._exchange, leaving())
             raise
         except Exception as error:
-            _log.error("exchange_failed", response_id=self._exchange.response_id, exc_info=True)
+            _log.error("exchange_failed", response_id=self._exchange.known.response_id, exc_info=True)
             await self._give_up()
             if self._stream is not None:
                 raise ConnectionResetError("the stream was cut") from error
@@ -116,7 +116,7 @@ class ExchangeAnswer:
         try:
             await self._runner.abandon(self._exchange, CancelReason.SHUTTING_DOWN)
         except Exception:
-            _log.error("abandon_failed", response_id=self._exchange.response_id, exc_info=True)
+            _log.error("abandon_failed", response_id=self._exchange.known.response_id, exc_info=True)
         self.outcome = "error"
         if self._stream is not None and self._request.transport is not None:
             self._request.transport.abort()

@@ -302,7 +302,7 @@ class WebSocketConnection:
                 await self._perform(turn, runner)
         except ApiError as error:
             turn.outcome = "error"
-            failure = turn.exchange.failure or refusal(error)
+            failure = turn.exchange.known.failure or refusal(error)
             await runner.abandon(turn.exchange, CancelReason.CLIENT_GONE)
             await self._send(turn.frames.error(error, turn.head.request_id))
         except (asyncio.CancelledError, ConnectionError):
@@ -310,7 +310,7 @@ class WebSocketConnection:
             await runner.abandon(turn.exchange, self._leaving())
             raise
         except Exception:
-            _log.error("turn_failed", response_id=turn.exchange.response_id, exc_info=True)
+            _log.error("turn_failed", response_id=turn.exchange.known.response_id, exc_info=True)
             turn.outcome = "error"
             await runner.abandon(turn.exchange, CancelReason.SHUTTING_DOWN)
             await self._send(turn.frames.error(InternalError("The server had an error."), turn.head.request_id))
@@ -324,7 +324,7 @@ class WebSocketConnection:
         exchange.generate = turn.frame.generate
         exchange.error_events = False
         await runner.receive(exchange, turn.head, turn.frame.body)
-        if exchange.stored and previous in self._memory:
+        if exchange.known.stored and previous in self._memory:
             # Its history is not to be at rest anywhere, so nothing that is stored can rest on it.
             exchange.actions()
             raise InvalidRequest(

@@ -1,6 +1,6 @@
 """What an exchange was asked, once its body was read.
 
-Lives here: the values. Not here: reading them (`translated_request.py`).
+Lives here: the values. Not here: reading them (`loaded_request.py`).
 
 msgspec makes these classes of their annotations at run time, so they stand in a module of their own, which a compiler
 of Python would leave as it is (docs/performance.md).
@@ -24,10 +24,12 @@ class Wishes(Struct, frozen=True):
 
 
 class Asked(Struct, frozen=True):
-    """A body that was read, and where its model is. `queued`: it is run now, as the response that was queued."""
+    """A body that was read, and where its model is. `path` is the one it came by; `queued`: it is run now, as the
+    response that was queued."""
 
     request: CreateResponse
     route: ModelRoute
     profile: UpstreamProfile
     wishes: Wishes
+    path: str
     queued: QueuedResponse | None = None

@@ -9,35 +9,53 @@ Invariant: whatever becomes of the call, there is an answer.
 from __future__ import annotations
 
 from antiphon.engine.exchange.answer_readers import BodyReader
+from antiphon.engine.exchange.asked import Asked
+from antiphon.engine.exchange.loaded_request import LoadedRequest
+from antiphon.engine.exchange.phase import ExchangeCore, Phase
 from antiphon.engine.exchange.states import State
-from antiphon.engine.exchange.translated_request import TranslatedRequest
+from antiphon.engine.ports.actions import Context
 from antiphon.errors import ApiError
 from antiphon.translation.token_count import COUNTERS, counted
 from antiphon.translation.truncation import estimate_body
 from antiphon.types.transport import Headers, UpstreamError
 
 
-class CountedRequest(TranslatedRequest):
+class CountedRequest(Phase):
     """One such request."""
 
-    needs_drive = True
-    _estimate = 0
+    def __init__(self, core: ExchangeCore, asked: Asked) -> None:
+        super().__init__(core)
+        self._loaded = LoadedRequest(core, asked)
+        self._estimate = 0
+        self._body = BodyReader(0)
+        core.known.needs_drive = True
 
-    def proceed(self) -> None:
-        translated = self.translate(self.request, self.items)
-        if translated is None:
+    def begin(self) -> None:
+        """Ask for what the request refers to, or go on without. Raises `ApiError`."""
+        if self._loaded.begin():
+            self._proceed()
+
+    def receive_context(self, context: Context) -> None:
+        if self._loaded.receive_context(context):
+            self._proceed()
+
+    def _proceed(self) -> None:
+        loaded = self._loaded
+        chat = loaded.translate(loaded.request, loaded.items)
+        if chat is None:
             return
-        self.name_ignored(translated)
-        self._estimate = estimate_body(translated.body)
-        counter = COUNTERS.get(self.profile.tokenizer)
+        loaded.name_ignored(chat)
+        self._estimate = estimate_body(chat.body)
+        counter = COUNTERS.get(loaded.profile.tokenizer)
         if counter is None:
             self._answer(None)
         else:
-            self.call(counter.path, counter.question(translated.body), stream=False, above=counter.above)
+            self.core.ask_upstream(counter.path, counter.question(chat.body), stream=False, above=counter.above)
 
     def receive_head(self, status: int, headers: Headers) -> None:
         limits, good = self.core.options.limits, 200 <= status < 300
-        self._body = self.reader = BodyReader(limits.upstream_body_bytes if good else limits.upstream_error_bytes)
+        self._body = BodyReader(limits.upstream_body_bytes if good else limits.upstream_error_bytes)
+        self.core.call.reader = self._body
         self.core.machine.go(State.COLLECTING if good else State.REFUSED)
 
     def stop_reading(self) -> None:
@@ -45,7 +63,7 @@ class CountedRequest(TranslatedRequest):
 
     def receive_end(self, error: UpstreamError | None) -> None:
         if self.core.machine.state is State.COLLECTING and error is None:
-            self._answer(COUNTERS[self.profile.tokenizer].read(self._body.body))
+            self._answer(COUNTERS[self._loaded.profile.tokenizer].read(self._body.body))
         else:
             self._answer(None)
 
@@ -56,4 +74,4 @@ class CountedRequest(TranslatedRequest):
         """`told` by the server; None when it could not be asked."""
         tokens = self._estimate if told is None else told
         self.core.answer.whole(*counted(tokens, estimated=told is None))
-        self.finish("completed")
+        self.core.finish("completed")

@@ -14,57 +14,45 @@ from antiphon.engine.exchange.model_routes import ModelRoute
 from antiphon.engine.exchange.native_answer import NativeAnswer
 from antiphon.engine.exchange.native_references import refuse_references
 from antiphon.engine.exchange.options import RESPONSES_PATH
+from antiphon.engine.exchange.phase import ExchangeCore, Phase, whose
 from antiphon.engine.exchange.request_context import no_such_model
-from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest, whose
 from antiphon.engine.exchange.states import State
-from antiphon.engine.ports.actions import RequestHead, Usage
+from antiphon.engine.ports.actions import CancelReason, Usage
 from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 
 
-class NativeRequest(ServedRequest):
+class NativeRequest(Phase):
     """One such request; `path` is the one it came by, without its query."""
 
-    def __init__(self, core: ExchangeCore, head: RequestHead, route: ModelRoute, model: str, path: str) -> None:
-        super().__init__(core, head, route)
-        self.model = model
-        self.needs_drive = path != RESPONSES_PATH
+    def __init__(self, core: ExchangeCore, route: ModelRoute, model: str, path: str) -> None:
+        super().__init__(core)
+        core.route, core.known.model = route, model
+        core.known.needs_drive = path != RESPONSES_PATH
         self._path = path
         self._answer: NativeAnswer | None = None
-        self._used: Usage | None = None
-
-    @property
-    def usage(self) -> Usage | None:
-        return self._used
 
     def begin(self, body: bytes) -> None:
         """Pass it on. Raises `ApiError`."""
-        if not self.route.serves(self.model):
-            raise no_such_model(self.model)
-        if self.core.options.several_owners and not self.route.passthrough:
+        core, model = self.core, self.core.known.model
+        if not core.route.serves(model):
+            raise no_such_model(model)
+        if core.options.several_owners and not core.route.passthrough:
             refuse_references(body)
-        self.call(self._path.removeprefix("/v1"), body, stream=True, native=True)
+        core.ask_upstream(self._path.removeprefix("/v1"), body, stream=True, native=True)
 
     def receive_head(self, status: int, headers: Headers) -> None:
         core = self.core
-        self.reader = self._answer = NativeAnswer(
+        core.call.reader = self._answer = NativeAnswer(
             core.actions,
             status,
             headers,
             core.options.limits.upstream_body_bytes,
-            own=self.route.passthrough or not core.options.several_owners,
-            secrets=self.secrets,
+            own=core.route.passthrough or not core.options.several_owners,
+            secrets=core.secrets,
         )
         core.answer.head_sent = self._answer.streamed
         core.machine.go(State.PASSING)
-
-    def finish(self, outcome: str) -> None:
-        used = self._answer.usage() if self._answer is not None else None
-        if used is not None:
-            # An upstream that speaks Responses counts by itself, or nobody does: sizes say nothing of what it keeps.
-            self._used = Usage.of(used)
-            self.core.observer.call_used(self._used)
-        super().finish(outcome)
 
     def stop_reading(self) -> None:
         too_large = UpstreamFailed("The upstream's answer is too large.", code="upstream_too_large")
@@ -75,15 +63,14 @@ class NativeRequest(ServedRequest):
         if answer is None or error is not None:
             self._break_off(error, transport_failure(error))
             return
+        core = self.core
         outcome = answer.pass_end()
         if outcome == "error":
-            status = self.upstream_status
-            self.core.note_failure(
-                self.failure_of(
-                    ApiError("The upstream refused.", status=status) if status else not_answered(self.local_reply)
-                )
-            )
-        self.finish(outcome)
+            status = core.call.status
+            refused = ApiError("The upstream refused.", status=status) if status else None
+            core.note_failure(core.failure_of(refused or not_answered(core.call.local_reply)))
+        self._tell_usage()
+        core.finish(outcome)
 
     def fail(self, error: ApiError) -> None:
         if isinstance(error, UpstreamTimedOut):
@@ -92,11 +79,24 @@ class NativeRequest(ServedRequest):
             fault = UpstreamError(UpstreamFault.TOO_LARGE, error.message)
         self._break_off(fault, error)
 
+    def cancel(self, reason: CancelReason, message: str) -> None:
+        self._tell_usage()
+        super().cancel(reason, message)
+
     def _break_off(self, fault: UpstreamError | None, error: ApiError) -> None:
         """An HTTP error while that is possible. The bytes of a stream so far are the client's: that they are not all
         can only be told by breaking off."""
+        core = self.core
+        self._tell_usage()
         if fault is None or self._answer is None or not self._answer.streamed:
-            self.refuse(error)
+            core.refuse(error)
             return
-        self.core.note_failure(whose(self.failure_of(transport_failure(fault)), fault))
-        self.finish("cut")
+        core.note_failure(whose(core.failure_of(transport_failure(fault)), fault))
+        core.finish("cut")
+
+    def _tell_usage(self) -> None:
+        """An upstream that speaks Responses counts by itself, or nobody does: sizes say nothing of what it keeps."""
+        used = self._answer.usage() if self._answer is not None else None
+        if used is not None:
+            self.core.known.spent = used
+            self.core.observer.call_used(Usage.of(used))

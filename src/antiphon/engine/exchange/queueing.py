@@ -22,7 +22,6 @@ from antiphon.engine.ports.jobs import JobRequest
 from antiphon.errors import InvalidRequest, Unavailable
 from antiphon.sealing import Sealer
 from antiphon.types.json import encode, given
-from antiphon.types.request import CreateResponse
 from antiphon.types.response import Response
 from antiphon.types.tools import Tool
 from antiphon.types.transport import Headers
@@ -123,11 +122,6 @@ def open_headers(sealer: Sealer | None, owner: str, sealed: str) -> Headers:
             "changed. Send the request again.",
             code="credentials_lost",
         ) from None
-
-
-def without_input(request: CreateResponse) -> CreateResponse:
-    """What is still asked of a request while its client follows the response."""
-    return CreateResponse(request.model, [], stream=request.stream, background=request.background, store=request.store)
 
 
 def _is_secret(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 Lives here: which things are asked for, which answers are refusals, the items of a model call in their order. Not here:
 loading (`engine/running/runner.py`), reading a body (`translation/read_request.py`), when each of it happens
-(`translated_request.py`).
+(`loaded_request.py`).
 
 Invariant: what is missing and what belongs to somebody else get the same answer.
 """

@@ -1,7 +1,7 @@
 """One `POST /v1/responses`, from its bytes to its last event: a state machine without I/O.
 
 Lives here: the face for doors and the runner, what kind of request it is, limits. Not here: the states (`states.py`;
-`docs/exchange.md` has the picture), what each kind of request does (`served_request.py` and the kinds it names),
+`docs/exchange.md` has the picture), what is done in each phase (`phase.py` and the phases it names),
 translation (`translation/`), performing actions (`engine/running/runner.py`), and any transport. No await, no clock but
 the one given, no randomness but the ids given.
 
@@ -18,20 +18,20 @@ from typing import Final
 
 from antiphon.engine.exchange.asked import Wishes
 from antiphon.engine.exchange.budget import Hold
-from antiphon.engine.exchange.compacted_conversation import CompactedConversation
 from antiphon.engine.exchange.counted_request import CountedRequest
-from antiphon.engine.exchange.failure import Failure, cancelled
+from antiphon.engine.exchange.failure import cancelled
+from antiphon.engine.exchange.known import Known
+from antiphon.engine.exchange.loaded_request import read_asked
 from antiphon.engine.exchange.local_answers import local_fault
 from antiphon.engine.exchange.made_response import MadeResponse
 from antiphon.engine.exchange.native_request import NativeRequest
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH, ExchangeOptions
+from antiphon.engine.exchange.phase import ExchangeCore, Phase, refused_for
 from antiphon.engine.exchange.queued_request import QueuedRequest
 from antiphon.engine.exchange.queueing import QueuedResponse, open_headers
-from antiphon.engine.exchange.replayed_response import ReplayedResponse
-from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest, refused_for
+from antiphon.engine.exchange.replayed_response import answer_with
 from antiphon.engine.exchange.states import Input, State
 from antiphon.engine.exchange.time_limits import FOREVER, Late, Watch, too_late
-from antiphon.engine.exchange.translated_request import TranslatedRequest, read_asked
 from antiphon.engine.exchange.unread_request import UnreadRequest
 from antiphon.engine.ports.actions import (
     Action,
@@ -41,7 +41,7 @@ from antiphon.engine.ports.actions import (
     ReleaseConversation,
     RequestHead,
     ResponseRecord,
-    Usage,
+    SendBody,
 )
 from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
 from antiphon.engine.ports.jobs import JobRequest
@@ -49,8 +49,10 @@ from antiphon.engine.ports.observer import Observer
 from antiphon.engine.ports.state import StoredResponse
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, IdFactory
+from antiphon.translation.encode import KEEPALIVE
+from antiphon.translation.initial_response import with_fallback
 from antiphon.translation.prompt_template import PromptNotLoaded
-from antiphon.translation.read_request import read_model
+from antiphon.translation.read_request import read_manner, read_model
 from antiphon.translation.values import PromptTemplate
 from antiphon.types.transport import (
     LOCAL_REPLY,
@@ -82,7 +84,6 @@ _OVER: Final = frozenset({State.SAVING, State.DONE})
 _DATA: Final = Input.DATA
 _DONE: Final = State.DONE
 _STREAMING: Final = State.STREAMING
-_NOBODY: Final = RequestHead("POST", RESPONSES_PATH, (), "")
 
 
 class ResponseExchange:
@@ -93,7 +94,6 @@ class ResponseExchange:
         self._core = ExchangeCore(options, new_id, clock)
         self._machine = self._core.machine
         self._actions = self._core.actions
-        self._served = ServedRequest(self._core, _NOBODY)
         self._queued: QueuedResponse | None = None
         self._watch = Watch(options.times)
         self._silent = False
@@ -113,35 +113,30 @@ class ResponseExchange:
     # What doors and the runner read
 
     @property
+    def known(self) -> Known:
+        """What is known of the request and its response."""
+        return self._core.known
+
+    @property
     def state(self) -> State:
         """Where it is."""
         return self._machine.state
 
     @property
-    def streaming(self) -> bool:
-        """Whether the client asked for an event stream."""
-        return self._served.streaming
-
-    @property
     def needs_drive(self) -> bool:
         """Whether Envoy cannot make this request's model call: the request may need more than one call, or continues
         without its client."""
-        return self._served.needs_drive or self._core.keyed
+        return self._core.known.needs_drive or self._core.keyed
 
     @property
     def awaits_prompt(self) -> bool:
         """Whether the request cannot be read before its prompt was loaded."""
-        return self._machine.state is State.CONTEXT and isinstance(self._served, UnreadRequest)
+        return self._machine.state is State.CONTEXT and isinstance(self._core.phase, UnreadRequest)
 
     @property
     def goes_on(self) -> bool:
         """Whether it continues when its client disconnects, so that a retry with its key gets the result."""
-        return self._core.keyed and isinstance(self._served, MadeResponse)
-
-    @property
-    def again(self) -> bool:
-        """Whether its client is given what the same request made before."""
-        return isinstance(self._served, ReplayedResponse)
+        return self._core.keyed and self._core.known.makes_response and not self._core.known.manner.background
 
     @property
     def done(self) -> bool:
@@ -150,79 +145,18 @@ class ResponseExchange:
         return self._machine.state is _DONE and not any(isinstance(each, ReleaseConversation) for each in self._actions)
 
     @property
-    def stored(self) -> bool:
-        """Whether the response is to be stored."""
-        return self._served.stored
-
-    @property
     def makes_response(self) -> bool:
         """Whether the request, which was read, is for a response that this server makes."""
-        return self._served.makes_response and self.state is not State.DONE
-
-    @property
-    def model(self) -> str:
-        """The model asked for, once the request was read."""
-        return self._served.model
-
-    @property
-    def response_id(self) -> str:
-        """The response's id, once the request was read."""
-        return self._served.response_id
-
-    @property
-    def unknown(self) -> tuple[str, ...]:
-        """What was left out of the request since nobody here knows it."""
-        return self._served.unknown
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """The unknown parts of the request, and the known tools that do not run here."""
-        served = self._served
-        return tuple(dict.fromkeys((*served.unknown, *served.unavailable_tools)))
-
-    @property
-    def usage(self) -> Usage | None:
-        """Token counts, once they are known."""
-        return self._served.usage
-
-    @property
-    def failure(self) -> Failure | None:
-        """Why it failed, for the log; the first cause counts."""
-        return self._core.failure
-
-    @property
-    def answered_by(self) -> str:
-        """Which of several upstreams has answered; empty where there is one alone, or none has."""
-        return self._core.answer.answered_by
-
-    @property
-    def fell_back(self) -> bool:
-        """Whether an upstream has answered for another."""
-        return bool(self._core.fallback)
-
-    @property
-    def output_items(self) -> bytes:
-        """The items that are done, as a JSON array."""
-        return self._served.output_items
-
-    @property
-    def events(self) -> int:
-        """How many events its stream has so far."""
-        return self._served.events
+        return self._core.known.makes_response and self.state is not State.DONE
 
     @property
     def floods(self) -> bool:
         """Whether the upstream sends a lot without any output: others come first, until that is ended."""
-        return self._served.reader.idle > _FLOOD
-
-    @property
-    def output_bytes(self) -> int:
-        """What the response has grown to."""
-        return self._served.output_bytes
+        return self._core.call.reader.idle > _FLOOD
 
     def unstored_record(self) -> ResponseRecord | None:
         """What a store would keep of a finished response that is not to be stored; None when there is no such."""
-        return self._served.unstored_record()
+        return self._core.phase.unstored_record()
 
     def actions(self) -> list[Action]:
         """What is to be done now, in order."""
@@ -240,7 +174,7 @@ class ResponseExchange:
         """The whole request."""
         self._machine.receive(Input.REQUEST)
         self.request_bytes = len(body)
-        self._served = ServedRequest(self._core, head)
+        self._core.head = head
         path = head.path.partition("?")[0]
         self._begin(path if path in (COMPACT_PATH, COUNT_PATH) else RESPONSES_PATH, body, None)
 
@@ -254,7 +188,7 @@ class ResponseExchange:
             carried = open_headers(self._options.sealer, owner, job.sealed)
         except ApiError as error:
             self._machine.receive(Input.REQUEST)
-            self._served.refuse(error)
+            self._core.refuse(error)
             return
         headers = (*job.headers, *carried)
         self.receive_request(RequestHead("POST", RESPONSES_PATH, headers, owner, job.request_id), bytes(job.body))
@@ -268,34 +202,38 @@ class ResponseExchange:
         self._machine.receive(Input.TURNED_AWAY)
         self._actions.clear()
         self._core.locked = self._core.keyed = False
-        self._served.refuse(error)
+        self._core.refuse(error)
 
     def answer_again(self, stored: StoredResponse) -> None:
         """The same request was served before: its client gets what was stored then. Nothing was done for it yet; one
         whose prompt was not loaded has not even been read, and need not be."""
+        core, known, phase = self._core, Known(), self._core.phase
         # What is given again may be a background response's stream, whatever was read of the request.
-        drives = self.awaits_prompt or self._served.needs_drive
+        known.needs_drive = self.awaits_prompt or core.known.needs_drive
+        known.model, known.stored = core.known.model, core.known.stored
+        known.response_id, known.replayed = stored.id, True
+        manner = read_manner(phase.body) if isinstance(phase, UnreadRequest) else core.known.manner
         self._machine.receive(Input.AGAIN)
         self._actions.clear()
-        self._core.locked = self._core.claimed = self._core.keyed = False
-        self._served = replay = ReplayedResponse(self._served, stored, needs_drive=drives)
-        replay.begin()
+        core.locked = core.claimed = core.keyed = False
+        core.known, core.phase = known, Phase(core)
+        answer_with(core, manner, stored)
 
     def receive_context(self, context: Context | ApiError) -> None:
         """What `LoadContext` asked for, or why it could not be loaded."""
         self._machine.receive(Input.CONTEXT)
-        served = self._served
+        core, phase = self._core, self._core.phase
         try:
             if isinstance(context, ApiError):
                 raise context
-            if isinstance(served, UnreadRequest):
-                template = served.template(context)
-                self._served = ServedRequest(self._core, served.head)
-                self._begin(served.path, served.body, template)
+            if isinstance(phase, UnreadRequest):
+                template = phase.template(context)
+                core.known, core.phase = Known(), Phase(core)
+                self._begin(phase.path, phase.body, template)
             else:
-                served.receive_context(context)
+                phase.receive_context(context)
         except (ApiError, RecursionError) as error:
-            self._served.reject(refused_for(error))
+            core.phase.reject(refused_for(error))
 
     def receive_tools(self, prepared: tuple[PreparedTool, ...] | ApiError) -> None:
         """What the model is to be shown of the tools that run here, or why one cannot be used."""
@@ -303,19 +241,19 @@ class ResponseExchange:
         try:
             if isinstance(prepared, ApiError):
                 raise prepared
-            self._served.receive_tools(prepared)
+            self._core.phase.receive_tools(prepared)
         except (ApiError, RecursionError) as error:
-            self._served.reject(refused_for(error))
+            self._core.phase.reject(refused_for(error))
 
     def receive_tool_result(self, result: ToolResult) -> None:
         """One of the calls of `RunTools` has ended."""
         self._machine.receive(Input.TOOL)
-        self._served.receive_tool_result(result)
+        self._core.phase.receive_tool_result(result)
 
     def receive_unclaimed(self, error: StoreError) -> None:
         """The store could not claim the calls of `RunTools`: none was sent."""
         self._machine.receive(Input.TOOL)
-        self._served.receive_unclaimed(error)
+        self._core.phase.receive_unclaimed(error)
 
     def receive_silence(self) -> None:
         """Nothing came for a while: allowed in every state.
@@ -323,7 +261,11 @@ class ResponseExchange:
         A streaming client whose upstream's head is late gets its head and first events now; one whose stream is open
         gets a comment. Else nothing goes out: what the upstream is saying may become an error, with a length.
         """
-        self._served.receive_silence()
+        answer, known, state = self._core.answer, self._core.known, self.state
+        if state is State.CALLING and known.streaming and known.builder is not None and not answer.head_sent:
+            answer.open_stream(known.builder)
+        elif answer.streamed and state is not State.DONE:
+            self._actions.append(SendBody(KEEPALIVE))
 
     def receive_time(self, at: float) -> float:
         """What time it is, by any steady clock; allowed in every state. What has taken too long is ended.
@@ -331,14 +273,14 @@ class ResponseExchange:
         Returns when the time is to be told again, at the latest."""
         watch, machine = self._watch, self._machine
         while (state := machine.state) in _TIMED:
-            late = watch.look(at, state, _TIMED[state], self._served.reader.output)
+            late = watch.look(at, state, _TIMED[state], self._core.call.reader.output)
             if late is None:
                 return watch.next
             machine.receive(Input.LIMIT)
             if late is Late.ERROR_BODY:
-                self._served.stop_reading()
+                self._core.phase.stop_reading()
             else:
-                self._served.fail(too_late(late, self._options.times))
+                self._core.phase.fail(too_late(late, self._options.times))
         return FOREVER
 
     def receive_too_much(self, error: ApiError) -> None:
@@ -346,7 +288,7 @@ class ResponseExchange:
         ends what the time ends."""
         self._machine.receive(Input.LIMIT)
         if self.state in _TIMED:
-            self._served.fail(error)
+            self._core.phase.fail(error)
 
     def cancel(self, reason: CancelReason) -> None:
         """The client or the upstream is gone, or the process must end; allowed in every state."""
@@ -358,91 +300,102 @@ class ResponseExchange:
         if state is State.SAVING:
             # Everything was received: the row that is being written is the truth.
             return
-        ended = cancelled(reason, state, self._served.asked)
+        ended = cancelled(reason, state, core.asked)
         core.note_failure(ended)
         if state in _UNBEGUN:
             # Whoever left follows nothing any more, not even what a door had no time to begin with.
             self._actions[:] = [each for each in self._actions if not isinstance(each, FollowResponse)]
-            self._served.finish("cancelled")
+            core.finish("cancelled")
         else:
-            self._served.cancel(reason, ended.cause)
+            self._core.phase.cancel(reason, ended.cause)
 
     def break_off(self) -> None:
         """It is not gone on with here, and ends elsewhere: what its call has taken so far is told."""
         if self.state is not State.DONE:
-            self._served.break_off()
+            self._core.phase.break_off()
 
     # The upstream's side
 
     def receive_upstream_head(self, status: int, headers: Headers) -> None:
         """The upstream's status and headers."""
         self._machine.receive(Input.HEAD)
-        self._served.upstream_status = status
+        core = self._core
+        core.call.status = status
         if (local := header_value(headers, LOCAL_REPLY)) is not None:
-            self._served.upstream_status, self._served.local_reply = 0, local
+            core.call.status, core.call.local_reply = 0, local
             headers = tuple(pair for pair in headers if pair[0] != LOCAL_REPLY)
-        if self._served.route.several and (name := header_value(headers, UPSTREAM_HEADER)):
+        if core.route.several and (name := header_value(headers, UPSTREAM_HEADER)):
             tried = header_value(headers, TRIED_HEADER) or ""
-            self._served.receive_source(name, int(tried) if tried.isdecimal() else 1)
+            self._receive_source(name, int(tried) if tried.isdecimal() else 1)
         self._silent = True
-        self._core.observer.head_came(self._served.asked, self._served.upstream_status)
+        core.observer.head_came(core.asked, core.call.status)
         if local is not None and (fault := local_fault(local)) is UpstreamFault.CUT:
-            self._core.observer.call_ended(fault.value)
-        self._served.receive_head(status, headers)
+            core.observer.call_ended(fault.value)
+        core.phase.receive_head(status, headers)
+
+    def _receive_source(self, name: str, tried: int) -> None:
+        """Which of several upstreams has answered, and how many were asked."""
+        core, known = self._core, self._core.known
+        core.call.answered_by = core.answer.answered_by = name
+        if core.route.fell_back(name, tried):
+            known.fallback = name
+        if known.fallback and known.builder is not None:
+            response = known.builder.response
+            response.metadata = with_fallback(response.metadata, known.fallback)
 
     def receive_upstream_data(self, data: bytes) -> None:
         """Body bytes, in any split."""
-        machine, served = self._machine, self._served
+        machine, core = self._machine, self._core
         if self._silent:
             self._silent = False
-            self._core.observer.first_data_came()
+            core.observer.first_data_came()
         # For a stream the table is asked when it has ended, not for each of its chunks.
         if machine.state is not _STREAMING:
             machine.receive(_DATA)
             if machine.state in _OVER:
                 return
-        if served.reader.receive(data):
+        if core.call.reader.receive(data):
             machine.receive(_DATA)
-            self._core.observer.call_ended()
-            served.stop_reading()
+            core.observer.call_ended()
+            core.phase.stop_reading()
 
     def receive_upstream_end(self, error: UpstreamError | None = None) -> None:
         """The body is over; `error` when it was broken off, or when there was no head at all."""
         self._machine.receive(Input.END)
         if self.state not in _OVER:
             self._core.observer.call_ended(error.fault.value if error is not None else "")
-            self._served.receive_end(error)
+            self._core.phase.receive_end(error)
 
     def receive_saved(self, error: StoreError | ApiError | None = None) -> None:
         """The row was written, or could not be."""
         self._machine.receive(Input.SAVED)
         # With the row, or by whoever could not write it.
         self._core.locked = self._core.claimed = False
-        self._served.receive_saved(error)
+        self._core.phase.receive_saved(error)
 
     def receive_followed(self) -> None:
         """The client was sent the stream of the response that was queued, as far as this process follows it."""
         self._machine.receive(Input.FOLLOWED)
-        self._served.receive_followed()
+        self._core.finish("queued")
 
     # What kind of request it is
 
     def _begin(self, path: str, body: bytes, prompt: PromptTemplate | None) -> None:
         """Find out what the request is, and begin to serve it; `prompt` is the one it names, once it was loaded."""
-        head = self._served.head
+        core = self._core
         try:
             native = self._native(path, body) if prompt is None else None
             if native is not None:
-                self._served = native
+                core.phase = native
                 native.begin(body)
             else:
-                self._served = request = self._translated(path, body, prompt)
+                core.phase = request = self._translated(path, body, prompt)
                 request.begin()
         except PromptNotLoaded as needed:
-            self._served = unread = UnreadRequest(self._core, head, path, body, needed.reference)
+            core.phase = unread = UnreadRequest(core, path, body, needed.reference)
             unread.begin()
         except (ApiError, RecursionError) as error:
-            self._served.reject(refused_for(error))
+            core.phase.reject(refused_for(error))
 
     def _native(self, path: str, body: bytes) -> NativeRequest | None:
         """The request, when its model's upstream speaks Responses itself."""
@@ -453,25 +406,16 @@ class ResponseExchange:
         model = read_model(body)
         if model is None or (route := routes.choose(model)).mode != "native":
             return None
-        return NativeRequest(self._core, self._served.head, route, model, path)
+        return NativeRequest(self._core, route, model, path)
 
-    def _translated(self, path: str, body: bytes, prompt: PromptTemplate | None) -> TranslatedRequest:
+    def _translated(
+        self, path: str, body: bytes, prompt: PromptTemplate | None
+    ) -> CountedRequest | QueuedRequest | MadeResponse:
         """The request, which is for a chat server. Raises `ApiError` and `PromptNotLoaded`."""
-        core, head = self._core, self._served.head
-        asked = read_asked(
-            self._options,
-            head,
-            path,
-            body,
-            default=self._served.route,
-            wishes=Wishes(self.generate, self.error_events),
-            prompt=prompt,
-            queued=self._queued,
-        )
+        core, wishes = self._core, Wishes(self.generate, self.error_events)
+        asked = read_asked(core, path, body, wishes=wishes, prompt=prompt, queued=self._queued)
         if path == COUNT_PATH:
-            return CountedRequest(core, head, asked)
-        if path == COMPACT_PATH:
-            return CompactedConversation(core, head, asked)
-        if asked.request.background and self._queued is None:
-            return QueuedRequest(core, head, asked, body)
-        return MadeResponse(core, head, asked)
+            return CountedRequest(core, asked)
+        if path != COMPACT_PATH and asked.request.background and self._queued is None:
+            return QueuedRequest(core, asked, body)
+        return MadeResponse(core, asked)

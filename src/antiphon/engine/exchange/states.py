@@ -1,7 +1,7 @@
 """The state machine of an exchange: its states, what may happen in each, and where that may lead.
 
 Lives here: the table, and the only place where the state changes. Not here: what is done on the way
-(`served_request.py` and the kinds of requests). The table as a picture: `docs/exchange.md`.
+(`phase.py` and the phases it names). The table as a picture: `docs/exchange.md`.
 
 Invariant: an input that the table does not have for a state raises, and so does a transition that it does not have for
 the input under way: the first is a bug of a door, the second one of the exchange.

@@ -1,7 +1,7 @@
 """Calls of tools that run here, between one turn of the model and the next.
 
 Lives here: which calls run, in what order their items are emitted, what the model reads of their results, and when the
-client must be asked first. Not here: running them (`tools/`), the turns themselves (`made_response.py`), events
+client must be asked first. Not here: running them (`tools/`), the turns themselves (`running_tools.py`), events
 (`translation/hosted_events.py`). Pure.
 
 Calls run at the same time, but their items are emitted one after the other, in the order of the calls: at most one item
@@ -19,12 +19,10 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from antiphon.config.tools import ToolSettings
 from antiphon.engine.exchange.approvals import Approved, label_of
+from antiphon.engine.exchange.loaded_request import LoadedRequest
 from antiphon.engine.exchange.stored_items import read_history, stored_output
 from antiphon.engine.ports.hosted_tools import HostedCall, PreparedTool, ToolResult
-from antiphon.ids import IdFactory
-from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.call_items import sound_arguments
 from antiphon.translation.citations import Citations
 from antiphon.translation.compaction import Named
@@ -45,7 +43,6 @@ from antiphon.types.items import (
     WebSearchCall,
 )
 from antiphon.types.json import ABSENT, encode, fragment_of, quoted
-from antiphon.types.request import CreateResponse
 from antiphon.types.response import UsageObject
 from antiphon.types.shown import Shown, ShownCall, highest_mark
 from antiphon.types.tools import ToolChoice
@@ -71,25 +68,18 @@ ClientCall = tuple[CallTarget, str, str]
 
 
 class ToolTurns:
-    """The hosted calls of one response, and the conversation as it grows with them.
+    """The hosted calls of one response; its conversation grows with them.
 
-    `items` is the conversation so far; `limits` and the request say how many calls may run in all turns, how many turns
-    there may be, and how much all results may take.
+    Settings and the request say how many calls may run in all turns, how many turns there may be, and how much all
+    results may take.
     """
 
-    def __init__(
-        self,
-        builder: ResponseBuilder,
-        prepared: Sequence[PreparedTool],
-        items: list[Named],
-        new_id: IdFactory,
-        owner: str,
-        request: CreateResponse,
-        limits: ToolSettings,
-    ) -> None:
+    def __init__(self, loaded: LoadedRequest, prepared: Sequence[PreparedTool]) -> None:
+        core, request, builder = loaded.core, loaded.request, loaded.builder
+        limits = core.options.tool_limits
+        self._loaded = loaded
         self._builder = builder
         self._prepared = prepared
-        self.items = items
         self._seen = 0
         """How many items the response had when the model's turn began."""
         self._said: list[OutputItem] = []
@@ -98,12 +88,12 @@ class ToolTurns:
         self._by_target: dict[CallTarget, tuple[PreparedTool, HostedFunction]] = {
             function.target: (one, function) for one in prepared for function in one.functions
         }
-        self._new_id = new_id
-        self._owner = owner
+        self._new_id = core.new_id
+        self._owner = core.head.owner
         self._left = min(request.max_tool_calls or limits.calls, limits.calls)
         self._room = limits.result_bytes
         self._include = request.include
-        self.citations = Citations(highest_mark(items))
+        self.citations = Citations(highest_mark(loaded.items))
         self.shown: dict[str, Shown] = {}
         """What the model was shown of the items of calls that ran, by the items' ids: more than the client sees."""
         self._item_ids: dict[str, str] = {}
@@ -125,9 +115,9 @@ class ToolTurns:
         """Whether no further call may run, so that the model must answer."""
         return self._left <= 0 or self._turns_left <= 0
 
-    def list_tools(self, items: Sequence[Named]) -> bool:
+    def list_tools(self) -> bool:
         """Put out what the tools themselves begin with, where the conversation does not have it yet."""
-        known = {label_of(item) for _, item in items if item.type == "mcp_list_tools"}
+        known = {label_of(item) for _, item in self._loaded.items if item.type == "mcp_list_tools"}
         listed = False
         for one in self._prepared:
             for item in one.items:
@@ -140,10 +130,11 @@ class ToolTurns:
         self._seen = len(self._builder.items)
         return listed
 
-    def pay(self, request: CreateResponse, usage: UsageObject | None) -> None:
+    def pay(self, usage: UsageObject | None) -> None:
         """What the turn that has ended cost of `max_output_tokens`, which is for all turns of the response: the next
         one gets what is left. What the server does not count is estimated, at four bytes a token."""
         written, self._written = self._builder.written - self._written, self._builder.written
+        request = self._loaded.request
         if request.max_output_tokens is not None:
             cost = usage.output_tokens if usage is not None else written // 4
             request.max_output_tokens = max(0, request.max_output_tokens - cost)
@@ -220,7 +211,7 @@ class ToolTurns:
         emitted = self._builder.items[self._seen :]
         untold = self._keep(emitted)
         made = [*read_history(stored_output(emitted, self.shown)), *untold]
-        self.items = [*self.items, *(("output", item) for item in made)]
+        self._loaded.items = [*self._loaded.items, *(("output", item) for item in made)]
         self._said = []
         self._seen = len(self._builder.items)
         self._turns_left -= 1
@@ -391,17 +382,6 @@ def citations_of(turns: ToolTurns | None, items: Sequence[Named]) -> Citations |
     if turns is not None:
         return turns.citations
     return Citations(known) if (known := highest_mark(items)) else None
-
-
-def without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list[Named]:
-    """The conversation without lists of tools that the model is shown anyway.
-
-    A list would stand as a call without thoughts, which some servers refuse beside calls of the same turn.
-    """
-    declared = {function.namespace for one in prepared for function in one.functions}
-    if not declared:
-        return items
-    return [(name, item) for name, item in items if item.type != "mcp_list_tools" or label_of(item) not in declared]
 
 
 def later_choice(choice: ToolChoice | None, *, last: bool) -> ToolChoice | None:

@@ -8,34 +8,26 @@ Invariant: nothing of the request is known but its bytes and the prompt's name.
 from __future__ import annotations
 
 from antiphon.engine.exchange.options import RESPONSES_PATH
+from antiphon.engine.exchange.phase import ExchangeCore, Phase
 from antiphon.engine.exchange.request_context import prompt_of
-from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest
-from antiphon.engine.ports.actions import Context, LoadContext, PromptUse, RequestHead
-from antiphon.translation.read_request import read_manner
+from antiphon.engine.ports.actions import Context, LoadContext, PromptUse
 from antiphon.translation.values import PromptReference, PromptTemplate
-from antiphon.types.views import Manner
 
 
-class UnreadRequest(ServedRequest):
+class UnreadRequest(Phase):
     """One such request; `path` is the one it came by, without its query."""
 
-    def __init__(
-        self, core: ExchangeCore, head: RequestHead, path: str, body: bytes, reference: PromptReference
-    ) -> None:
-        super().__init__(core, head)
-        self.needs_drive = path != RESPONSES_PATH
+    def __init__(self, core: ExchangeCore, path: str, body: bytes, reference: PromptReference) -> None:
+        super().__init__(core)
+        core.known.needs_drive = path != RESPONSES_PATH
         self.path = path
         self.body = body
         self._reference = reference
 
-    @property
-    def manner(self) -> Manner:
-        return read_manner(self.body)
-
     def begin(self) -> None:
         """Ask for the prompt."""
         prompt = PromptUse(self._reference.id, self._reference.version)
-        self.load(LoadContext(self.head.owner, None, prompt=prompt))
+        self.core.load(LoadContext(self.core.head.owner, None, prompt=prompt))
 
     def template(self, context: Context) -> PromptTemplate:
         """The prompt. Raises `ApiError` when there is none."""

@@ -1,7 +1,7 @@
 """Conversations for responses that run on them: loaded, locked while the response runs, and given back.
 
 Lives here: what the runner does for `conversation`. Not here: the lock itself (the store), its renewal (`leases.py`),
-when it is taken and given back (`engine/exchange/served_request.py`).
+when it is taken and given back (`engine/exchange/phase.py`).
 
 Invariant: a lock that was taken here is renewed until the response was saved, was queued (its job keeps the
 conversation then), or gave it back; if all of that fails it runs out.

@@ -62,7 +62,7 @@ class KeyedRequest:
         """Hold the key, or answer what the request made before; before anything is done for it."""
         with _told_of_the_key(self._exchange):
             self._exchange.claim()
-            await self._answer(await self._keys.claim(self._once, self._exchange.response_id))
+            await self._answer(await self._keys.claim(self._once, self._exchange.known.response_id))
 
     async def _answer(self, made: str | None) -> None:
         """Again what was made before, if anything was."""
@@ -75,7 +75,7 @@ class KeyedRequest:
                 return
             raise (
                 _not_kept()
-                if not self._exchange.stored
+                if not self._exchange.known.stored
                 else NotFound(
                     f"The response '{made}', which was made with this Idempotency-Key, was deleted. Use a new key.",
                     code="response_not_found",

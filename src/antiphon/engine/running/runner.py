@@ -90,7 +90,7 @@ class Runner:
         if exchange.awaits_prompt:
             if keyed is not None:
                 await keyed.look_up()
-                if exchange.done or exchange.again:
+                if exchange.done or exchange.known.replayed:
                     return
             # What a prompt asks for decides who can make the model call, so it is loaded before a door looks at that.
             action = exchange.next_action()
@@ -98,9 +98,10 @@ class Runner:
             await self.perform(exchange, action)
         if keyed is not None and exchange.makes_response:
             await keyed.claim()
-        if self.ports.owner_room is not None and exchange.stored and not (exchange.done or exchange.again):
+        room = self.ports.owner_room
+        if room is not None and exchange.known.stored and not (exchange.done or exchange.known.replayed):
             try:
-                await self.ports.owner_room.check(head.owner)
+                await room.check(head.owner)
             except ApiError as error:
                 exchange.turn_away(error)
             except StoreError as error:
@@ -241,7 +242,7 @@ class Runner:
         """The hosted calls of one turn, all at once; what follows, if anything, comes last."""
         assert self.ports.tools is not None
         if action.claim is not None:
-            unclaimed = await self._saver.claim_calls(action.claim, stored=exchange.stored)
+            unclaimed = await self._saver.claim_calls(action.claim, stored=exchange.known.stored)
             if unclaimed is not None:
                 exchange.receive_unclaimed(unclaimed)
                 async for each in self.settle(exchange):

@@ -70,7 +70,7 @@ class Unattended:
     def _ended(self, exchange: ResponseExchange, task: asyncio.Task[Finish | None]) -> None:
         del self._tasks[exchange]
         if not task.cancelled() and (bug := task.exception()) is not None:
-            _log.error("exchange_failed", response_id=exchange.response_id, exc_info=bug)
+            _log.error("exchange_failed", response_id=exchange.known.response_id, exc_info=bug)
 
 
 async def _perform(actions: Actions, feed: _Feed) -> Finish | None:

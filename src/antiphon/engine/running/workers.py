@@ -24,8 +24,8 @@ import structlog
 from antiphon.config.state import BackgroundSettings
 from antiphon.engine.exchange.budget import Budget, Hold
 from antiphon.engine.exchange.failure import Failure
-from antiphon.engine.exchange.made_response import LEFT_BEHIND
 from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.exchange.running_tools import LEFT_BEHIND
 from antiphon.engine.ports.actions import Finish, ResponseRecord, SendBody, SendHead
 from antiphon.engine.ports.jobs import EventPiece, Job, JobRequest, JobStore
 from antiphon.engine.ports.state import DoorWatch
@@ -358,7 +358,7 @@ class Workers:
         except BaseException:
             stream.abort()
             raise
-        run.failure = exchange.failure
+        run.failure = exchange.known.failure
         if kept.record is None:
             # Refused before the model was asked: what it continues is gone, or the settings have changed.
             error = refusal(outcome)

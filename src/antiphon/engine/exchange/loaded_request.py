@@ -1,23 +1,23 @@
-"""A request that becomes a chat request: read, with what it refers to, translated.
+"""A request that becomes a chat request: read, with all that it refers to, translated.
 
 Lives here: reading the body for its route, the order in which things are loaded, the translation. Not here: how a body
 is read and translated (`translation/`), what is asked for (`request_context.py`), what is done with the chat request:
-the kinds say that (`counted_request.py`, `queued_request.py`, `made_response.py`).
+the phases say that (`counted_request.py`, `queued_request.py`, `made_response.py`).
 
 Invariant: what is wrong with a request is found before its model call.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Final
 
-from antiphon.engine.exchange.approvals import Answers, answered_already, check_servers, read_answers
+from antiphon.engine.exchange.approvals import Answers, answered_already, check_servers, label_of, read_answers
 from antiphon.engine.exchange.asked import Asked, Wishes
 from antiphon.engine.exchange.call_headers import DIALECT
-from antiphon.engine.exchange.compaction_turn import is_too_long
 from antiphon.engine.exchange.declared_tools import hosted_tools
-from antiphon.engine.exchange.model_routes import ModelRoute
-from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, ExchangeOptions
+from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH
+from antiphon.engine.exchange.phase import ExchangeCore
 from antiphon.engine.exchange.queueing import QueuedResponse
 from antiphon.engine.exchange.request_context import (
     files_of,
@@ -27,10 +27,8 @@ from antiphon.engine.exchange.request_context import (
     no_such_model,
     wanted_context,
 )
-from antiphon.engine.exchange.served_request import ExchangeCore, ServedRequest
 from antiphon.engine.exchange.stored_items import prepare_input, stored_input
-from antiphon.engine.exchange.tool_turns import without_lists
-from antiphon.engine.ports.actions import Context, FetchedFile, LoadContext, RequestHead, StoredItem, Usage
+from antiphon.engine.ports.actions import Context, FetchedFile, LoadContext, StoredItem
 from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.errors import ApiError, InvalidRequest
@@ -45,26 +43,27 @@ from antiphon.translation.initial_response import echo_configuration, start_resp
 from antiphon.translation.openai_forms import check_forms
 from antiphon.translation.read_request import allow_fields, read_request
 from antiphon.translation.tool_map import HostedFunction
+from antiphon.translation.truncation import estimate_tokens
 from antiphon.translation.values import BuilderOptions, ChatTranslation, ItemSources, PromptTemplate
-from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse
-from antiphon.types.response import UsageObject
 from antiphon.types.views import Manner
+
+_FULL: Final = 0.8
+"""How full a context may be when the request names no number."""
 
 
 def read_asked(
-    options: ExchangeOptions,
-    head: RequestHead,
+    core: ExchangeCore,
     path: str,
     body: bytes,
     *,
-    default: ModelRoute,
     wishes: Wishes,
-    prompt: PromptTemplate | None,
-    queued: QueuedResponse | None,
+    prompt: PromptTemplate | None = None,
+    queued: QueuedResponse | None = None,
 ) -> Asked:
     """Read a body; `prompt` is the one it names. Raises `ApiError`, and `PromptNotLoaded` when it names one and none is
     given."""
+    options, head = core.options, core.head
     request = read_request(
         body,
         max_items=options.limits.input_items,
@@ -85,7 +84,7 @@ def read_asked(
             _store_nothing(request)
         if request.prewarm:
             wishes = Wishes(generate=False, error_events=wishes.error_events)
-    route = options.routes.choose(request.model) if options.routes is not None else default
+    route = options.routes.choose(request.model) if options.routes is not None else options.route
     if prompt is not None and route.mode == "native":
         raise InvalidRequest(
             f"The model '{request.model}' is served by an upstream that takes requests as they are and knows no "
@@ -98,7 +97,7 @@ def read_asked(
     allow_fields(request, route.fields)
     if options.strict and route.mode != "native":
         check_forms(request)
-    return Asked(request, route, route.profile.for_model(route.model or request.model), wishes, queued)
+    return Asked(request, route, route.profile.for_model(route.model or request.model), wishes, path, queued)
 
 
 def _store_nothing(request: CreateResponse) -> None:
@@ -149,135 +148,112 @@ class SealedContent:
         return self._sealer.open(self._owner, "reasoning", text, param=param)
 
 
-class TranslatedRequest(ServedRequest, ABC):
-    """One such request. `begin` it; `proceed` is called when its items are known."""
+class LoadedRequest:
+    """One such request. `begin` it, then give it what it has asked for, until all is there.
 
-    answers_approvals = False
-    """Whether approved calls run in this request, or in the request that it becomes."""
+    `answers_approvals`: approved calls run in this request, or in the request that it becomes.
+    """
 
-    def __init__(self, core: ExchangeCore, head: RequestHead, asked: Asked) -> None:
-        super().__init__(core, head, asked.route)
+    def __init__(self, core: ExchangeCore, asked: Asked, *, answers_approvals: bool = False) -> None:
         request = asked.request
+        self.core = core
         self.request = request
         self.profile = asked.profile
         self.wishes = asked.wishes
-        self.model = request.model
-        self.streaming = request.stream
-        self.stored = self.quoted = request.store
-        self.sealed_content = SealedContent(core.options.sealer, head.owner)
+        self.compacts = asked.path == COMPACT_PATH
+        """Whether its answer is the compaction alone."""
+        self.in_background = asked.queued is not None
+        """Whether its client has its answer, and a worker makes the response now."""
+        self.sealed_content = SealedContent(core.options.sealer, core.head.owner)
         self.builder = self._make_builder(asked)
         unknown = request.compact_threshold == 0 and asked.route.context_tokens is None
         self.ignored = (*request.ignored, "context_management") if unknown else request.ignored
         """What of the request has no effect."""
         self.items: list[Named] = []
         """The conversation, as the model gets it."""
+        self.compacted = False
+        """Whether it was compacted for this response."""
         self.prepared: tuple[PreparedTool, ...] | None = None
-        self.stored_input: tuple[StoredItem, ...] | None = None
+        self._stored: tuple[StoredItem, ...] | None = None
         self._history: tuple[StoredItem, ...] | None = None
         self._files: dict[str, FetchedFile | ApiError] | None = None
-        self._using = False
-        self.answers = Answers()
-        """The approval requests that the conversation has answers to."""
+        self._answers_approvals = answers_approvals
+        self._answers: Answers | None = None
         self.used: frozenset[str] = frozenset()
-        """Those of them that another response has used."""
-
-    @property
-    def response_id(self) -> str:
-        return self.builder.response.id
-
-    @property
-    def unknown(self) -> tuple[str, ...]:
-        return tuple(self.request.unknown.names)
-
-    @property
-    def unavailable_tools(self) -> tuple[str, ...]:
-        return tuple(self.request.unknown.tools)
-
-    @property
-    def usage_object(self) -> UsageObject | None:
-        """What was used, as the response shows it."""
-        return self.builder.response.usage
-
-    @property
-    def usage(self) -> Usage | None:
-        usage = self.usage_object
-        return Usage.of(usage) if usage is not None else None
-
-    @property
-    def output_bytes(self) -> int:
-        return self.builder.size
-
-    @property
-    def output_items(self) -> bytes:
-        return encode(self.builder.items)
-
-    @property
-    def events(self) -> int:
-        return self.builder.number
+        """The approval requests of the conversation whose answers another response has used."""
+        core.route = asked.route
+        known = core.known
+        known.model, known.response_id, known.streaming = request.model, self.builder.response.id, request.stream
+        known.stored = known.quoted = request.store
+        known.manner = Manner(request.stream, request.background)
+        known.tolerance, known.builder = request.unknown, self.builder
 
     @property
     def needs_compaction(self) -> bool:
         """Whether the conversation is to be compacted before the model answers."""
-        request = self.request
-        asked = request.compact or is_too_long(request, self.items, self.route.context_tokens)
-        return self.wishes.generate and asked
+        if self.compacted or not self.wishes.generate:
+            return False
+        return self.request.compact or self._is_too_long()
 
-    @property
-    def manner(self) -> Manner:
-        return Manner(self.request.stream, self.request.background)
+    def _is_too_long(self) -> bool:
+        """Whether `context_management` wants the conversation compacted first."""
+        request, context_tokens = self.request, self.core.route.context_tokens
+        threshold = request.compact_threshold
+        if threshold == 0 and context_tokens is not None:
+            threshold = int(context_tokens * _FULL)
+        if not threshold:
+            return False
+        fixed = len(bytes(request.instructions or b"")) // 4
+        return fixed + sum(estimate_tokens(item) for _, item in self.items) >= threshold
 
-    def begin(self) -> None:
-        """Ask for what the request refers to, or go on without. Raises `ApiError`."""
-        request = self.request
+    def begin(self) -> bool:
+        """Ask for what the request refers to; whether nothing has to be loaded. Raises `ApiError`."""
+        request, core = self.request, self.core
         # What is not stored adds nothing to its conversation: it only reads, whoever else is at it.
         locked = request.conversation is not None and request.store
-        wanted = wanted_context(request, self.head, self.response_id if locked else "")
+        wanted = wanted_context(request, core.head, core.known.response_id if locked else "")
         if wanted is None:
-            self._begin_with(())
-            return
-        self.core.locked = locked
-        self.load(wanted)
+            return self._begin_with(())
+        core.locked = locked
+        core.load(wanted)
+        return False
 
-    def receive_context(self, context: Context) -> None:
+    def receive_context(self, context: Context) -> bool:
+        """What was loaded; whether everything is there. Raises `ApiError`."""
         if self._history is None:
-            self._begin_with(history_of(self.request, context))
-        elif self._using:
-            self._using = False
-            for request_id, where in self.answers.new.items():
-                if request_id in context.answered:
-                    raise answered_already(where, request_id, context.answered[request_id])
-            self.used = frozenset(context.answered)
-            self.proceed()
-        else:
+            return self._begin_with(history_of(self.request, context))
+        answers, self._answers = self._answers, None
+        if answers is None:
             self._files = forgive_history(context.files, files_of(self.request))
-            self.proceed()
+            return True
+        for request_id, where in answers.new.items():
+            if request_id in context.answered:
+                raise answered_already(where, request_id, context.answered[request_id])
+        self.used = frozenset(context.answered)
+        return True
 
-    def _begin_with(self, history: tuple[StoredItem, ...]) -> None:
+    def _begin_with(self, history: tuple[StoredItem, ...]) -> bool:
+        core, request = self.core, self.request
         self._history = history
-        self.items = expand_compactions(named_items(self.request, history), self.sealed_content.unseal)
-        if read_updates(self.items, self.request.unknown).apply(self.request):
-            echo_configuration(self.builder.response, self.request)
-            if self.core.options.strict:
-                check_forms(self.request)
-        if self.answers_approvals:
-            self.answers = answers = read_answers(self.items)
-            servers = {tool.server_label for tool in self.request.tools if tool.type == "mcp"}
-            check_servers(self.items, answers.new, servers)
-            if requests := (*answers.new, *answers.earlier):
-                # First record in the store that this response uses the approvals.
-                self._using = self.core.claimed = True
-                self.load(LoadContext(self.head.owner, None, approvals=requests, lock_for=self.response_id))
-                return
-        self.proceed()
-
-    @abstractmethod
-    def proceed(self) -> None:
-        """Go on with the items: once they are known, and again when files that they name were fetched. Raises
-        `ApiError`."""
+        self.items = expand_compactions(named_items(request, history), self.sealed_content.unseal)
+        if read_updates(self.items, request.unknown).apply(request):
+            echo_configuration(self.builder.response, request)
+            if core.options.strict:
+                check_forms(request)
+        if not self._answers_approvals:
+            return True
+        answers = read_answers(self.items)
+        servers = {tool.server_label for tool in request.tools if tool.type == "mcp"}
+        check_servers(self.items, answers.new, servers)
+        if requests := (*answers.new, *answers.earlier):
+            # First record in the store that this response uses the approvals.
+            self._answers, core.claimed = answers, True
+            core.load(LoadContext(core.head.owner, None, approvals=requests, lock_for=core.known.response_id))
+        return not requests
 
     def translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation | None:
         """The chat request; None when files are to be fetched first. Raises `ApiError`."""
-        options, route, prepared = self.core.options, self.route, self.prepared or ()
+        options, route, prepared = self.core.options, self.core.route, self.prepared or ()
         hosted: dict[int, tuple[HostedFunction, ...]] = {
             tool.index: () for tool in hosted_tools(request, options.tool_types)
         }
@@ -285,7 +261,7 @@ class TranslatedRequest(ServedRequest, ABC):
         try:
             return translate_request(
                 request,
-                without_lists(items, prepared),
+                _without_lists(items, prepared),
                 self.profile,
                 model=route.model,
                 context_tokens=route.context_tokens,
@@ -297,26 +273,27 @@ class TranslatedRequest(ServedRequest, ABC):
         except FileNotFetched:
             if self._files is not None:
                 raise
-            self.load(files_wanted(self.request, self._history or (), self.head))
+            self.core.load(files_wanted(self.request, self._history or (), self.core.head))
             return None
 
-    def name_ignored(self, translated: ChatTranslation) -> None:
+    def name_ignored(self, chat: ChatTranslation) -> None:
         """The client is told what of its request has no effect."""
-        self.core.answer.ignored = (*self.ignored, *self.unknown, *translated.ignored)
+        self.core.answer.ignored = (*self.ignored, *self.request.unknown.names, *chat.ignored)
 
     def prepare_stored(self) -> None:
         """Now, not when the response ends: a large request is read where it holds nobody up."""
-        if self.request.store and self.stored_input is None:
-            self.stored_input = stored_input(prepare_input(self.request.input, self.core.new_id))
+        if self.request.store:
+            self.stored_input()
 
-    def forget_input(self) -> None:
-        """Nothing is kept of what the request brought."""
-        self._history = self._files = self.stored_input = None
-        self.items = []
+    def stored_input(self) -> tuple[StoredItem, ...]:
+        """The request's own items as they are stored."""
+        if self._stored is None:
+            self._stored = stored_input(prepare_input(self.request.input, self.core.new_id))
+        return self._stored
 
     def _make_builder(self, asked: Asked) -> ResponseBuilder:
-        options, request, queued = self.core.options, asked.request, asked.queued
-        dialect = self.head.header(DIALECT)
+        core, request, queued = self.core, asked.request, asked.queued
+        options, dialect = core.options, core.head.header(DIALECT)
         reasoning = request.reasoning
         as_summary = options.reasoning_as == "summary" or (
             options.reasoning_as == "auto"
@@ -327,8 +304,8 @@ class TranslatedRequest(ServedRequest, ABC):
         return ResponseBuilder(
             start_response(
                 request,
-                queued.id if queued is not None else self.core.new_id("resp"),
-                queued.created_at if queued is not None else self.core.clock(),
+                queued.id if queued is not None else core.new_id("resp"),
+                queued.created_at if queued is not None else core.clock(),
             ),
             BuilderOptions(
                 events=request.stream,
@@ -340,5 +317,16 @@ class TranslatedRequest(ServedRequest, ABC):
                 seal=self.sealed_content.seal if seals else None,
                 max_bytes=options.limits.upstream_body_bytes,
             ),
-            self.core.new_id,
+            core.new_id,
         )
+
+
+def _without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list[Named]:
+    """The conversation without lists of tools that the model is shown anyway.
+
+    A list would stand as a call without thoughts, which some servers refuse beside calls of the same turn.
+    """
+    declared = {function.namespace for one in prepared for function in one.functions}
+    if not declared:
+        return items
+    return [(name, item) for name, item in items if item.type != "mcp_list_tools" or label_of(item) not in declared]

@@ -1,0 +1,169 @@
+"""One turn of the model: its call, and what is heard of its answer.
+
+Lives here: asking, choosing the reader of the answer, telling what the call has taken. Not here: what the model is
+asked and what follows from its words (`answer_turn.py`, `compaction_turn.py`), how bytes of an answer are read
+(`answer_readers.py`).
+
+Invariant: what a call has taken is told once, whatever its words are for.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Final
+
+from antiphon.engine.exchange.answer_readers import AnswerReader, BodyReader, ChatBodyReader, StreamReader
+from antiphon.engine.exchange.failure import refusal, transport_failure
+from antiphon.engine.exchange.phase import Phase, whose
+from antiphon.engine.exchange.response_end import ResponseEnd
+from antiphon.engine.exchange.states import State
+from antiphon.engine.ports.actions import CancelReason, Usage
+from antiphon.translation.builder import ResponseBuilder
+from antiphon.translation.chat_stream import ChatStream
+from antiphon.translation.citations import Citations
+from antiphon.translation.tool_map import ToolMap
+from antiphon.translation.values import ChatTranslation, Ending
+from antiphon.types.transport import Headers, UpstreamError, header_value
+
+_NOT_OVER: Final = Ending("in_progress")
+
+
+class ModelTurn(Phase, ABC):
+    """One such turn after the other. `builder` takes the model's words."""
+
+    def __init__(self, end: ResponseEnd, builder: ResponseBuilder) -> None:
+        super().__init__(end.core)
+        self.loaded = end.loaded
+        self.response_end = end
+        self.builder = builder
+        # What was asked of the model, and what of it is needed to read its answer.
+        self._tools = ToolMap()
+        self._logprobs = False
+        self._citations: Citations | None = None
+        self._sent: dict[str, str] = {}
+        self._refused = BodyReader(0)
+        self._size_before = 0
+        self._untold = False
+        """Whether nobody was told yet what the last call has taken."""
+
+    @abstractmethod
+    def ended(self, ending: Ending) -> None:
+        """The model's output is over: the turn's, or the response's."""
+
+    def ask(
+        self,
+        chat: ChatTranslation,
+        tools: ToolMap,
+        *,
+        logprobs: bool = False,
+        citations: Citations | None = None,
+    ) -> None:
+        """Call the model. `tools` are those whose calls are read."""
+        core = self.core
+        core.phase = self
+        self._tools, self._logprobs, self._citations, self._sent = tools, logprobs, citations, chat.sent
+        self._size_before, self._untold = self.builder.size, True
+        core.ask_upstream("/chat/completions", chat.body, stream=core.known.streaming)
+        if self.loaded.in_background:
+            # Its client has its answer: from here on a failure is one of the response.
+            if core.known.streaming:
+                core.answer.open_stream(self.loaded.builder)
+            core.answer.head_sent = True
+
+    def receive_head(self, status: int, headers: Headers) -> None:
+        core = self.core
+        limits = core.options.limits
+        core.answer.upstream = headers
+        if not 200 <= status < 300:
+            self._refused = core.call.reader = BodyReader(limits.upstream_error_bytes)
+            core.machine.go(State.REFUSED)
+            return
+        chat = ChatStream(
+            self.builder,
+            self.loaded.profile,
+            tools=self._tools,
+            logprobs=self._logprobs,
+            citations=self._citations,
+            event_limit=limits.sse_event_bytes,
+            idle_limit=limits.no_output_bytes,
+            secrets=core.secrets,
+            max_calls=limits.tool_calls,
+        )
+        if "text/event-stream" in (header_value(headers, "content-type") or "").lower():
+            core.call.reader = StreamReader(chat, self.loaded.builder, core.actions)
+            core.machine.go(State.STREAMING)
+            if core.known.streaming:
+                core.answer.open_stream(self.loaded.builder)
+        else:
+            # JSON although a stream was asked for, or something that is no answer at all: judged when it is whole.
+            core.call.reader = ChatBodyReader(chat, self.loaded.builder, limits.upstream_body_bytes)
+            core.machine.go(State.COLLECTING)
+
+    def stop_reading(self) -> None:
+        state = self.core.machine.state
+        if state is State.STREAMING:
+            self._over(None)
+        elif state is State.REFUSED:
+            self._end_refused()
+        else:
+            self._over(Ending("failed", code="upstream_too_large", message="The upstream's answer is too large."))
+
+    def receive_end(self, error: UpstreamError | None) -> None:
+        core = self.core
+        state = core.machine.state
+        if state is State.CALLING:
+            self.fail(transport_failure(error))
+        elif state is State.REFUSED:
+            self._end_refused()
+        elif error is None:
+            core.call.reader.read_whole()
+            self._over(None)
+        else:
+            mapped = transport_failure(error)
+            core.note_failure(whose(refusal(mapped, state, core.asked), error))
+            self._over(Ending("failed", code=mapped.code or "server_error", message=mapped.message))
+
+    def _end_refused(self) -> None:
+        """Of an upstream's error enough is known."""
+        core = self.core
+        error = core.refused_upstream(self._refused.body, self._sent)
+        if not core.call.status:
+            # Whoever answered instead is named in the line alone.
+            core.note_failure(core.failure_of(error))
+        self.fail(error)
+
+    def cancel(self, reason: CancelReason, message: str) -> None:
+        self.response_end.fall_silent(reason)
+        self.end(Ending("failed", code="server_error", message=message))
+
+    def end(self, cut: Ending) -> None:
+        self._over(cut)
+
+    def break_off(self) -> None:
+        self.builder.mute()
+        self.core.call.reader.end(_NOT_OVER)
+        self._tell_usage()
+
+    def _over(self, cut: Ending | None) -> None:
+        """The model's output is over; `cut` says why it was broken off."""
+        call = self.core.call
+        ending = call.reader.end(cut)
+        if self.core.cancelled and cut is not None:
+            ending = cut
+        call.reader = AnswerReader()
+        self._tell_usage()
+        self.ended(ending)
+
+    def _tell_usage(self) -> None:
+        """What the call has taken. Upstreams count at the end, and some never do; whoever was not heard to the end, or
+        does not count, has worked all the same."""
+        call, used = self.core.call, self.builder.response.usage
+        if not self._untold:
+            # A response may also end between two calls.
+            return
+        self._untold = False
+        if used is not None:
+            self.core.observer.call_used(Usage.of(used))
+        elif 200 <= call.status < 300:
+            estimated = Usage.estimated(call.size, self.builder.size - self._size_before)
+            self.core.observer.call_used(estimated, estimated=True)

@@ -1,0 +1,143 @@
+"""The end of a response that is made here: saved, and told to its client.
+
+Lives here: what is done however it ends. Not here: why it ends (the phases before this one), the form of a record
+(`stored_items.py`).
+
+Invariant: the response is saved before its terminal event is sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from msgspec import Raw
+
+from antiphon.engine.exchange.answer_readers import AnswerReader
+from antiphon.engine.exchange.failure import refusal
+from antiphon.engine.exchange.loaded_request import LoadedRequest
+from antiphon.engine.exchange.phase import Phase
+from antiphon.engine.exchange.states import State
+from antiphon.engine.exchange.stored_items import make_record, prepare_input, stored_input
+from antiphon.engine.exchange.tool_turns import ToolTurns
+from antiphon.engine.ports.actions import CancelReason, ResponseRecord, SaveResponse
+from antiphon.errors import ApiError, StoreError, store_refusal
+from antiphon.translation.compaction import latest_users
+from antiphon.translation.encode import DONE
+from antiphon.translation.usage import add_usage, usage_object
+from antiphon.translation.values import Ending
+from antiphon.types.json import encode
+
+_LARGE: Final = 1 << 20
+
+
+class ResponseEnd(Phase):
+    """The end of one response. `turns` are its calls of tools that run here, if there are any."""
+
+    def __init__(self, loaded: LoadedRequest) -> None:
+        super().__init__(loaded.core)
+        self.loaded = loaded
+        self.builder = loaded.builder
+        self.turns: ToolTurns | None = None
+        self._ending: Ending | None = None
+        self._at = 0.0
+        self._unsaved: ApiError | None = None
+
+    def conclude(self, ending: Ending) -> None:
+        """The response is over: the client gets what there is, then it is saved."""
+        core, builder = self.core, self.builder
+        core.phase = self
+        self._ending, self._at = ending, core.clock()
+        failed = ending.status == "failed"
+        if failed:
+            core.note_failure(core.failure_of(core.answer.as_http_error(ending)))
+        if self.turns is not None:
+            self.turns.stop()
+        builder.emit_all_later()
+        spent, core.known.spent = core.known.spent, None
+        if spent is not None:
+            builder.set_usage(add_usage(spent, builder.response.usage))
+        if core.known.streaming and not core.cancelled and (core.answer.head_sent or not failed):
+            core.answer.open_stream(builder)
+            core.answer.events(builder)
+        # Who gets an HTTP error never sees an id.
+        unseen = failed and not core.counts and not core.answer.head_sent and not core.cancelled
+        if unseen or not core.known.stored:
+            self._tell(ending)
+        else:
+            core.machine.go(State.SAVING)
+            core.actions.append(SaveResponse(self.record(ending)))
+
+    def fall_silent(self, reason: CancelReason) -> None:
+        """Nobody is there any more to read the events of the end, which hold all text several times over."""
+        builder = self.builder
+        builder.mute()
+        if reason is CancelReason.SHUTTING_DOWN and builder.size > _LARGE and not self.core.counts:
+            # The process has a moment left for all its responses: of a large one the row alone is kept.
+            self.core.call.reader = AnswerReader()
+            builder.drop_output()
+
+    def record(self, ending: Ending) -> ResponseRecord:
+        """What the store keeps of the response when it ends like this."""
+        core, builder, known = self.core, self.builder, self.core.known
+        items, shown = self.loaded.stored_input(), self.turns.shown if self.turns is not None else {}
+        owner, usage = core.head.owner, known.usage
+        record = make_record(builder.response, ending, owner, items, builder.items, self._at, usage, shown)
+        return replace(record, sent_calls=core.counts)
+
+    def unstored_record(self) -> ResponseRecord | None:
+        return self.record(self._ending) if self._ending is not None and not self.core.known.stored else None
+
+    def receive_saved(self, error: StoreError | ApiError | None) -> None:
+        assert self._ending is not None
+        if error is not None:
+            unsaved = error if isinstance(error, ApiError) else store_refusal(error, "The response could not be stored")
+            self.core.note_failure(refusal(unsaved, self.core.machine.state))
+            self._unsaved = unsaved
+            self._ending = Ending("failed", code="server_error", message=unsaved.message)
+        self._tell(self._ending)
+
+    def _tell(self, ending: Ending) -> None:
+        """The terminal event, the JSON answer, or the error; then the end."""
+        core, builder, answer = self.core, self.builder, self.core.answer
+        core.counts = core.counts or (ending.status != "failed" and not core.cancelled)
+        core.release()
+        if core.cancelled:
+            core.finish("cancelled")
+            return
+        if ending.status == "failed" and not answer.head_sent:
+            core.refuse(self._unsaved or self._naming_calls(answer.as_http_error(ending)))
+            return
+        if ending.status == "completed":
+            builder.complete(self._at)
+        elif ending.status == "incomplete":
+            builder.incomplete(ending.reason)
+        else:
+            builder.fail(ending.code, ending.message)
+        if core.known.streaming:
+            answer.events(builder, DONE)
+        else:
+            answer.whole(self._compaction() if self.loaded.compacts else encode(builder.response))
+        core.finish(ending.status)
+
+    def _naming_calls(self, error: ApiError) -> ApiError:
+        """The error, with the id of the response that has the calls."""
+        known = self.core.known
+        if self.core.counts and known.stored:
+            error.message = f"{error.message} The response '{known.response_id}' has its tool calls."
+        return error
+
+    def _compaction(self) -> bytes:
+        """What `/v1/responses/compact` answers: the latest user messages and the compaction, to begin a new chain
+        with."""
+        response = self.builder.response
+        users = stored_input(prepare_input(latest_users(self.loaded.items), self.core.new_id))
+        return encode(
+            {
+                "id": response.id,
+                "object": "response.compaction",
+                "created_at": response.created_at,
+                "output": [*(Raw(item.body) for item in users), *self.builder.items],
+                "usage": response.usage or usage_object(0, 0, 0, 0, 0, 0),
+            }
+        )

@@ -1,0 +1,145 @@
+"""Tools that run here, before the model's first turn or between two.
+
+Lives here: having them prepared, having calls run and claimed, what follows when all have ended. Not here: the calls of
+a turn and their items (`tool_turns.py`), running them (`tools/`).
+
+Invariant: however a response ends whose calls were sent, they stay used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from antiphon.engine.exchange.approvals import approved_calls
+from antiphon.engine.exchange.declared_tools import hosted_tools, with_servers
+from antiphon.engine.exchange.phase import Phase, refused_for
+from antiphon.engine.exchange.response_end import ResponseEnd
+from antiphon.engine.exchange.states import State
+from antiphon.engine.exchange.stored_items import stored_output
+from antiphon.engine.exchange.tool_turns import ToolTurns, later_choice
+from antiphon.engine.ports.actions import CancelReason, PrepareTools, ResponseRecord, RunTools
+from antiphon.engine.ports.hosted_tools import HostedCall, PreparedTool, ToolResult
+from antiphon.errors import ApiError, StoreError, store_refusal
+from antiphon.translation.usage import add_usage
+from antiphon.translation.values import Ending
+
+LEFT_BEHIND: Final = (
+    "The server process died while tools of this response ran. It is unknown which calls took effect; the server does "
+    "not repeat them."
+)
+
+
+class RunningTools(Phase):
+    """The tools of one response. `prepared` is called when the model can be shown them, `ran` when it is to read the
+    results of its calls."""
+
+    def __init__(self, end: ResponseEnd, *, prepared: Callable[[], None], ran: Callable[[], None]) -> None:
+        super().__init__(end.core)
+        self._response_end = end
+        self._loaded = end.loaded
+        self._prepared = prepared
+        self._ran = ran
+        self._had_sent = False
+
+    def begin(self) -> bool:
+        """Have the tools prepared; False when there are none, or that was done."""
+        core, loaded = self.core, self._loaded
+        if loaded.prepared is not None:
+            return False
+        tools = hosted_tools(loaded.request, core.options.tool_types, loaded.items)
+        if not tools:
+            return False
+        core.phase = self
+        core.machine.go(State.PREPARING)
+        core.actions.append(PrepareTools(core.head.owner, core.known.response_id, tools))
+        return True
+
+    def receive_tools(self, prepared: tuple[PreparedTool, ...]) -> None:
+        loaded, answer = self._loaded, self.core.answer
+        loaded.prepared = with_servers(prepared, loaded.request.tool_choice)
+        self._response_end.turns = turns = ToolTurns(loaded, loaded.prepared)
+        listed = turns.list_tools()
+        if approved := approved_calls(loaded.items, loaded.used):
+            loaded.prepare_stored()
+            self._run(turns, turns.begin_approved(approved))
+            return
+        if listed and self.core.known.streaming:
+            answer.open_stream(loaded.builder)
+            answer.events(loaded.builder)
+        self._prepared()
+
+    def go_on(self) -> bool:
+        """Have the calls run that the model made in its turn; False when there are none."""
+        turns, response, known = self._response_end.turns, self._loaded.builder.response, self.core.known
+        calls = turns.take_calls() if turns is not None else []
+        if turns is None or not calls:
+            return False
+        turns.pay(response.usage)
+        if response.usage is not None:
+            known.spent = add_usage(response.usage, known.spent)
+            response.usage = None
+        self._run(turns, turns.begin(calls))
+        return True
+
+    def _run(self, turns: ToolTurns, calls: tuple[HostedCall, ...]) -> None:
+        core, builder = self.core, self._loaded.builder
+        core.phase = self
+        core.machine.go(State.RUNNING)
+        if core.known.streaming:
+            core.answer.open_stream(builder)
+        core.answer.events(builder)
+        claim = None
+        if turns.sends:
+            self._had_sent = core.counts
+            # However the response ends, its calls may have changed something.
+            core.counts = True
+            if calls and (core.known.stored or core.keyed):
+                claim = self._left_behind(turns)
+        if calls:
+            core.actions.append(RunTools(calls, claim))
+        else:
+            self._end_turn(turns)
+
+    def _left_behind(self, turns: ToolTurns) -> ResponseRecord:
+        """The record to store if the process dies while these calls run."""
+        record = self._response_end.record(Ending("failed", code="server_error", message=LEFT_BEHIND))
+        return replace(record, output_items=(*record.output_items, *stored_output(turns.unanswered, {})))
+
+    def receive_unclaimed(self, error: StoreError) -> None:
+        turns = self._response_end.turns
+        assert turns is not None
+        self.core.counts = self._had_sent
+        turns.drop()
+        self.fail(store_refusal(error, "The server could not record the tool calls, and did not send them"))
+
+    def receive_tool_result(self, result: ToolResult) -> None:
+        turns = self._response_end.turns
+        assert turns is not None
+        ended = turns.receive(result)
+        self.core.answer.events(self._loaded.builder)
+        if ended:
+            self._end_turn(turns)
+
+    def _end_turn(self, turns: ToolTurns) -> None:
+        """All calls of the turn have their results: the model goes on, unless the client must do something first."""
+        request = self._loaded.request
+        if turns.end_turn():
+            self.end(Ending("completed"))
+            return
+        if request.max_output_tokens == 0:
+            self.end(Ending("incomplete", reason="max_output_tokens"))
+            return
+        request.tool_choice = later_choice(request.tool_choice, last=turns.exhausted)
+        try:
+            self._ran()
+        except (ApiError, RecursionError) as error:
+            self.core.phase.reject(refused_for(error))
+
+    def cancel(self, reason: CancelReason, message: str) -> None:
+        self._response_end.fall_silent(reason)
+        self.end(Ending("failed", code="server_error", message=message))
+
+    def end(self, cut: Ending) -> None:
+        self._response_end.conclude(cut)
