@@ -25,19 +25,17 @@ class CountedRequest(Phase):
 
     def __init__(self, core: ExchangeCore, asked: Asked) -> None:
         super().__init__(core)
-        self._loaded = LoadedRequest(core, asked)
+        self._loaded = LoadedRequest(core, asked, self._proceed)
         self._estimate = 0
         self._body = BodyReader(0)
         core.known.needs_drive = True
 
     def begin(self) -> None:
         """Ask for what the request refers to, or go on without. Raises `ApiError`."""
-        if self._loaded.begin():
-            self._proceed()
+        self._loaded.begin()
 
     def receive_context(self, context: Context) -> None:
-        if self._loaded.receive_context(context):
-            self._proceed()
+        self._loaded.receive_context(context)
 
     def _proceed(self) -> None:
         loaded = self._loaded

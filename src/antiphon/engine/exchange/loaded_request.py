@@ -9,7 +9,7 @@ Invariant: what is wrong with a request is found before its model call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from antiphon.engine.exchange.approvals import Answers, answered_already, check_servers, label_of, read_answers
@@ -149,12 +149,14 @@ class SealedContent:
 
 
 class LoadedRequest:
-    """One such request. `begin` it, then give it what it has asked for, until all is there.
+    """One such request. `begin` it, then give it what it has asked for; `proceed` is called when all is there.
 
     `answers_approvals`: approved calls run in this request, or in the request that it becomes.
     """
 
-    def __init__(self, core: ExchangeCore, asked: Asked, *, answers_approvals: bool = False) -> None:
+    def __init__(
+        self, core: ExchangeCore, asked: Asked, proceed: Callable[[], None], *, answers_approvals: bool = False
+    ) -> None:
         request = asked.request
         self.core = core
         self.request = request
@@ -177,6 +179,7 @@ class LoadedRequest:
         self._stored: tuple[StoredItem, ...] | None = None
         self._history: tuple[StoredItem, ...] | None = None
         self._files: dict[str, FetchedFile | ApiError] | None = None
+        self._proceed = proceed
         self._answers_approvals = answers_approvals
         self._answers: Answers | None = None
         self.used: frozenset[str] = frozenset()
@@ -206,33 +209,34 @@ class LoadedRequest:
         fixed = len(bytes(request.instructions or b"")) // 4
         return fixed + sum(estimate_tokens(item) for _, item in self.items) >= threshold
 
-    def begin(self) -> bool:
-        """Ask for what the request refers to; whether nothing has to be loaded. Raises `ApiError`."""
+    def begin(self) -> None:
+        """Ask for what the request refers to, or go on without. Raises `ApiError`."""
         request, core = self.request, self.core
         # What is not stored adds nothing to its conversation: it only reads, whoever else is at it.
         locked = request.conversation is not None and request.store
         wanted = wanted_context(request, core.head, core.known.response_id if locked else "")
         if wanted is None:
-            return self._begin_with(())
+            self._begin_with(())
+            return
         core.locked = locked
         core.load(wanted)
-        return False
 
-    def receive_context(self, context: Context) -> bool:
-        """What was loaded; whether everything is there. Raises `ApiError`."""
+    def receive_context(self, context: Context) -> None:
+        """What was loaded. Raises `ApiError`."""
         if self._history is None:
-            return self._begin_with(history_of(self.request, context))
+            self._begin_with(history_of(self.request, context))
+            return
         answers, self._answers = self._answers, None
         if answers is None:
             self._files = forgive_history(context.files, files_of(self.request))
-            return True
-        for request_id, where in answers.new.items():
-            if request_id in context.answered:
-                raise answered_already(where, request_id, context.answered[request_id])
-        self.used = frozenset(context.answered)
-        return True
+        else:
+            for request_id, where in answers.new.items():
+                if request_id in context.answered:
+                    raise answered_already(where, request_id, context.answered[request_id])
+            self.used = frozenset(context.answered)
+        self._proceed()
 
-    def _begin_with(self, history: tuple[StoredItem, ...]) -> bool:
+    def _begin_with(self, history: tuple[StoredItem, ...]) -> None:
         core, request = self.core, self.request
         self._history = history
         self.items = expand_compactions(named_items(request, history), self.sealed_content.unseal)
@@ -240,16 +244,16 @@ class LoadedRequest:
             echo_configuration(self.builder.response, request)
             if core.options.strict:
                 check_forms(request)
-        if not self._answers_approvals:
-            return True
-        answers = read_answers(self.items)
-        servers = {tool.server_label for tool in request.tools if tool.type == "mcp"}
-        check_servers(self.items, answers.new, servers)
-        if requests := (*answers.new, *answers.earlier):
-            # First record in the store that this response uses the approvals.
-            self._answers, core.claimed = answers, True
-            core.load(LoadContext(core.head.owner, None, approvals=requests, lock_for=core.known.response_id))
-        return not requests
+        if self._answers_approvals:
+            answers = read_answers(self.items)
+            servers = {tool.server_label for tool in request.tools if tool.type == "mcp"}
+            check_servers(self.items, answers.new, servers)
+            if requests := (*answers.new, *answers.earlier):
+                # First record in the store that this response uses the approvals.
+                self._answers, core.claimed = answers, True
+                core.load(LoadContext(core.head.owner, None, approvals=requests, lock_for=core.known.response_id))
+                return
+        self._proceed()
 
     def translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation | None:
         """The chat request; None when files are to be fetched first. Raises `ApiError`."""

@@ -30,7 +30,7 @@ class MadeResponse(Phase):
         super().__init__(core)
         request, known = asked.request, core.known
         compacts = asked.path == COMPACT_PATH
-        self._loaded = loaded = LoadedRequest(core, asked, answers_approvals=not compacts)
+        self._loaded = loaded = LoadedRequest(core, asked, self._proceed, answers_approvals=not compacts)
         self._end = ResponseEnd(loaded)
         self._tools = RunningTools(self._end, prepared=self._proceed, ran=self._go_on)
         self._answer = AnswerTurn(self._end, self._tools)
@@ -40,12 +40,10 @@ class MadeResponse(Phase):
 
     def begin(self) -> None:
         """Ask for what the request refers to, or go on without. Raises `ApiError`."""
-        if self._loaded.begin():
-            self._proceed()
+        self._loaded.begin()
 
     def receive_context(self, context: Context) -> None:
-        if self._loaded.receive_context(context):
-            self._proceed()
+        self._loaded.receive_context(context)
 
     def end(self, cut: Ending) -> None:
         self._end.conclude(cut)

@@ -37,7 +37,7 @@ class QueuedRequest(Phase):
         self._seals = options.seal_credentials and options.sealer is not None
         self._kept = kept_for_later(asked.route)
         check_background(core.head, self._kept, request.tools, available=options.background, seals=self._seals)
-        self._loaded = LoadedRequest(core, asked, answers_approvals=True)
+        self._loaded = LoadedRequest(core, asked, self._proceed, answers_approvals=True)
         self._body = body if request.prompt is None else pin_prompt(body, request.prompt)
         self._asks_keyless = False
         self._keyless = False
@@ -50,19 +50,17 @@ class QueuedRequest(Phase):
             # Its key is not to be kept, so whether it is needed comes first.
             self._asks_keyless = True
             core.load(LoadContext(core.head.owner, None, keyless=core.route.upstream))
-        elif self._loaded.begin():
-            self._proceed()
+        else:
+            self._loaded.begin()
 
     def receive_context(self, context: Context) -> None:
         if self._asks_keyless:
             self._asks_keyless = False
             check_keyless(context.keyless, seals=self._seals)
             self._keyless = bool(context.keyless)
-            there = self._loaded.begin()
+            self._loaded.begin()
         else:
-            there = self._loaded.receive_context(context)
-        if there:
-            self._proceed()
+            self._loaded.receive_context(context)
 
     def _proceed(self) -> None:
         """Queue it. What a worker will compact is translated by that one alone."""
