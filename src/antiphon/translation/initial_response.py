@@ -72,22 +72,6 @@ def start_response(request: CreateResponse, response_id: str, created_at: float)
     )
 
 
-def bare(response: Response) -> Response:
-    """The response without what it repeats of its request."""
-    none = Raw(b"null")
-    return WHOLE_RESPONSE(
-        id=response.id,
-        created_at=response.created_at,
-        status=response.status,
-        model=response.model,
-        reasoning=none,
-        text=none,
-        tool_choice=none,
-        tools=[],
-        metadata=none,
-    )
-
-
 def echo_configuration(response: Response, request: CreateResponse) -> None:
     """Have the response repeat what items of the conversation have changed of its request."""
     response.reasoning, response.text = _reasoning(request), _text(request.text)

@@ -23,7 +23,6 @@ from antiphon.engine.exchange.queueing import (
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import Context, LoadContext
 from antiphon.errors import ApiError, StoreError, store_refusal
-from antiphon.translation.initial_response import bare
 from antiphon.translation.prompt_template import pin_prompt
 from antiphon.types.json import encode
 
