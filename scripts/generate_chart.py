@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
-import types
-import typing
 from collections.abc import Iterator, Mapping
-from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import yaml
 
 from antiphon import __version__
-from antiphon.config.reading import SecretStr
-from antiphon.config.section import Section, Setting
+from antiphon.config.section import Section, section_in
 from antiphon.config.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -27,79 +23,50 @@ CHART = ROOT / "deployments" / "helm" / "antiphon"
 
 Schema = dict[str, Any]
 
-# What is read before its type is looked at takes more than the type says.
-_ANYTHING = frozenset({"models[].upstream", "sidecar.socket_mode"})
+
+def settings_schema() -> Schema:
+    """What the settings file may hold. Secrets are let through: the chart refuses them with a sentence of its own."""
+    schema = Settings.model_json_schema(ref_template="#/definitions/{model}")
+    definitions = schema.pop("$defs")
+    for section in (schema, *definitions.values()):
+        members = section.get("properties", {})
+        members.update({name: {} for name, one in members.items() if _is_secret(one)})
+    return {**schema, "definitions": definitions}
+
+
+def _is_secret(schema: Any) -> bool:
+    """Whether this is a secret, or a list or a mapping of secrets."""
+    if not isinstance(schema, dict):
+        return False
+    inside = (schema.get("items"), schema.get("additionalProperties"), *schema.get("anyOf", ()))
+    return schema.get("format") == "password" or any(map(_is_secret, inside))
 
 
 def secret_paths(model: type[Section] = Settings, above: tuple[str, ...] = ()) -> Iterator[str]:
     """The settings that are secret; `*` stands for a name or a number."""
-    for name, kind in model.kinds().items():
-        yield from _secret_paths(kind, (*above, name))
-
-
-def _secret_paths(kind: Any, path: tuple[str, ...]) -> Iterator[str]:
-    if isinstance(kind, type) and issubclass(kind, Section):
-        yield from secret_paths(kind, path)
-        return
-    parts = [part for part in get_args(kind) if isinstance(part, type) and part is not str]
-    if kind is SecretStr or SecretStr in parts:
-        yield ".".join(path)
-        return
-    named = get_origin(kind) in (dict, tuple)
-    for part in parts:
-        yield from _secret_paths(part, (*path, "*") if named else path)
-
-
-def settings_schema(model: type[Section] = Settings, above: str = "") -> Schema:
-    """What the settings file may hold. Secrets are let through: the chart refuses them with a sentence of its own."""
-    members, required = {}, []
-    for name, kind in model.kinds().items():
-        one = model.settings()[name]
-        anything = above + name in _ANYTHING or next(_secret_paths(kind, ()), None) == ""
-        members[name] = {} if anything else _schema(kind, one, above + name)
-        if one.required:
-            required.append(name)
-    schema: Schema = {"type": "object", "additionalProperties": False, "properties": members}
-    return {**schema, "required": required} if required else schema
-
-
-def _schema(kind: Any, one: Setting, path: str) -> Schema:
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        each = [_schema(part, one, path) for part in parts if part is not types.NoneType]
-        found = each[0] if len(each) == 1 else {"anyOf": each}
-        return _or_null(found) if types.NoneType in parts else found
-    if origin is Literal:
-        return {"enum": list(parts)}
-    if origin is tuple:
-        return {"type": "array", "items": _schema(parts[0], one, f"{path}[]")}
-    if origin is dict:
-        return {"type": "object", "additionalProperties": _schema(parts[1], one, f"{path}.*")}
-    if isinstance(kind, type) and issubclass(kind, Section):
-        return settings_schema(kind, f"{path}.")
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return {"enum": [member.value for member in kind]}
-    if kind in (int, float):
-        names = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
-        limits = {names[name]: value for name, value in one.limits._asdict().items() if value is not None}
-        return {"type": "integer" if kind is int else "number", **limits}
-    return {bool: {"type": "boolean"}, str: {"type": "string"}, Path: {"type": "string"}}.get(kind, {})
-
-
-def _or_null(schema: Schema) -> Schema:
-    if "type" in schema:
-        return {**schema, "type": [schema["type"], "null"]}
-    return {"anyOf": [schema, {"type": "null"}]} if schema else schema
+    members = model.model_json_schema()["properties"]
+    for name, field in model.model_fields.items():
+        section = section_in(field.annotation)
+        if section is not None:
+            yield from secret_paths(section, (*above, name) if section is field.annotation else (*above, name, "*"))
+        elif _is_secret(members[name]):
+            yield ".".join((*above, name))
 
 
 def values_schema() -> str:
     """values.schema.json: a member a line."""
     schema = yaml.safe_load((CHART.parent / "values.schema.yaml").read_text())
-    schema["properties"]["settings"] = settings_schema()
-    schema["properties"] = dict(sorted(schema["properties"].items()))
-    members = ",\n".join(f"    {json.dumps(name)}: {json.dumps(one)}" for name, one in schema.pop("properties").items())
-    head = ",\n".join(f"  {json.dumps(name)}: {json.dumps(one)}" for name, one in schema.items())
-    return f'{{\n{head},\n  "properties": {{\n{members}\n  }}\n}}\n'
+    settings = settings_schema()
+    schema["definitions"] |= settings.pop("definitions")
+    schema["properties"] = dict(sorted({**schema["properties"], "settings": settings}.items()))
+    parts = [f"  {json.dumps(name)}: {_lines(one)}" for name, one in schema.items()]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _lines(value: Any) -> str:
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    return "{\n" + ",\n".join(f"    {json.dumps(name)}: {json.dumps(one)}" for name, one in value.items()) + "\n  }"
 
 
 _README = """\

@@ -100,6 +100,8 @@ def make_parser() -> argparse.ArgumentParser:
             command.add_argument("--key-env", metavar="NAME", help="variable with a client's key, for passthrough")
             command.add_argument("--images", action="store_true", help="also ask whether images are taken")
             command.add_argument("--json", action="store_true", help="the findings as JSON")
+        if name == "config":
+            command.add_argument("--schema", action="store_true", help="the JSON Schema of settings files instead")
         if name == "envoy-config":
             command.add_argument(
                 "--for",

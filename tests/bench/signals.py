@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from pydantic import SecretStr
 
 from antiphon.app.build import build
 from antiphon.app.built import App
 from antiphon.config.owners import OwnerSettings, SealingSettings
-from antiphon.config.reading import SecretStr
 from antiphon.config.settings import Settings
 from antiphon.config.state import BackgroundSettings, StateSettings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings

@@ -15,7 +15,8 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from antiphon.config.reading import SecretStr
+from pydantic import SecretStr
+
 from antiphon.config.state import StateSettings
 from antiphon.engine.ports.state import ResponseStore
 from antiphon.stores import open_stores

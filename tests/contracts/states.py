@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
-from antiphon.config.reading import SecretStr
 from antiphon.config.state import StateSettings
 from antiphon.stores import Stores, open_stores
 from antiphon.stores.sealed import Bodies

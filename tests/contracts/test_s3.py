@@ -104,7 +104,7 @@ from antiphon.stores.blobs.s3 import S3Blobs
 from antiphon.stores.sqlite.opening import open_sqlite
 
 async def main():
-    settings = BlobSettings.of(json.loads(sys.argv[2]))
+    settings = BlobSettings.model_validate(json.loads(sys.argv[2]))
     stores = await open_sqlite(Path(sys.argv[1]), chain_items=10, blobs=S3Blobs(settings))
     run = stores.writer.run
 
@@ -128,7 +128,7 @@ async def test_a_killed_process_leaves_nothing_after_a_sweep(
     stores: SqliteStores, tmp_path: Path, settings: BlobSettings, left: Left
 ) -> None:
     await keep(stores.files, fields("mine"), b"x")
-    given = {**settings.plain(), "key_id": KEY_ID, "secret": SECRET}
+    given = {**settings.model_dump(mode="json"), "key_id": KEY_ID, "secret": SECRET}
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", CHILD, str(tmp_path), json.dumps(given)),
         stdout=asyncio.subprocess.PIPE,
@@ -305,9 +305,8 @@ async def test_a_storage_that_fails_fails_the_upload_and_nothing_else(
     assert isinstance(blobs, S3Blobs)
     await keep(stores.files, fields("a"), b"x")
     working = blobs._store
-    broken = S3Blobs(
-        BlobSettings.of({"url": "s3://contents/x", "endpoint": _nobody(), "key_id": KEY_ID, "secret": SECRET})
-    )
+    bucket = {"url": "s3://contents/x", "endpoint": _nobody(), "key_id": KEY_ID, "secret": SECRET}
+    broken = S3Blobs(BlobSettings.model_validate(bucket))
     monkeypatch.setattr(blobs, "_store", broken._store)
     with pytest.raises(StoreError, match="cannot be reached"):
         await keep(stores.files, fields("b"), b"x" * (30 << 20))

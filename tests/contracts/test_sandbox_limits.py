@@ -26,8 +26,8 @@ from tests.contracts.sandbox_contract import LIMITS, MEMORY, pieces
 
 _reason = cache(lambda room: try_out(rooms=(room,)).reason)
 
-HASTY = LIMITS.replace(seconds=1.0)
-MANY = LIMITS.replace(files=2_000, disk_bytes=32 << 20)
+HASTY = LIMITS.model_copy(update={"seconds": 1.0})
+MANY = LIMITS.model_copy(update={"files": 2_000, "disk_bytes": 32 << 20})
 
 SYSCALL = """
 import ctypes, errno, os, signal, struct, threading, time
@@ -165,7 +165,7 @@ async def test_what_fits_is_written_and_what_is_deleted_makes_room(make: _Sandbo
 
 
 async def test_there_are_no_more_files_than_may_be_however_small_they_are(make: _Sandboxes) -> None:
-    sandbox = make(LIMITS.replace(files=5))
+    sandbox = make(LIMITS.model_copy(update={"files": 5}))
     run = await _run(sandbox, "for n in range(40): open(f'f{n}', 'w').close()")
     assert run.failed and 5 <= len(await sandbox.list("a")) <= 5 + 16
 
@@ -441,7 +441,7 @@ async def test_a_flood_is_read_with_pauses(make: _Sandboxes) -> None:
 @pytest.mark.slow
 async def test_eight_that_do_all_of_it_at_once_take_no_more_than_their_own(tmp_path: Path, room: Room) -> None:
     """Beside floods of files, folders and threads of eight containers the ninth goes on, and the disk holds."""
-    sandbox = LocalSandbox(tmp_path / "machines", HASTY.replace(machines=9), room=room)
+    sandbox = LocalSandbox(tmp_path / "machines", HASTY.model_copy(update={"machines": 9}), room=room)
     attack = (
         "import os, threading\ndef fill(k):\n  n = 0\n  while True:\n    n += 1\n    try:\n"
         "      with open(f'{k}-{n}', 'wb') as f: f.write(bytes(1 << 20)); os.mkdir(f'd{k}-{n}')\n"

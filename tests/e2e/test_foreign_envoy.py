@@ -78,7 +78,7 @@ async def _started(folder: Path, chat: ChatServer, *, without: str = "", status:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     given = {"data": folder, "upstream": {"url": chat.base_url, "auth": "none"}}
-    settings = Settings.of(given)
+    settings = Settings.model_validate(given)
     keys = jwks()
     text = (Path(__file__).parent / "foreign_envoy.yaml").read_text()
     names = {"FOLDER": folder, "CERT": files.cert, "KEY": files.key, "PORT": port, "APP": urlsplit(chat.base_url).port}

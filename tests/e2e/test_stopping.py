@@ -186,7 +186,7 @@ class _Envoy:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         self._folder = folder
-        self._settings = Settings.of(
+        self._settings = Settings.model_validate(
             {"listen": f"127.0.0.1:{self.port}", "data": folder, "workers": 2, "upstream": {"url": upstream}}
         )
         self._processes: list[asyncio.subprocess.Process] = []

@@ -63,7 +63,7 @@ def test_the_secret_settings_are_those_of_the_settings() -> None:
     assert {"mcp.connectors.*.headers", "tracing.headers", "owner.api_keys", "upstreams.*.api_key"} <= set(listed)
     # Seen from the other side: as many as the settings' classes name the type.
     source = "".join(file.read_text() for file in (ROOT / "src/antiphon/config").glob("*.py"))
-    named = re.findall(r"^    \w+: .*\bSecretStr\b", source, re.MULTILINE)
+    named = re.findall(r"^    \w+: .*\bSecret(?:Url)?\b", source, re.MULTILINE)
     assert len(listed) == len(named) + 1, "api_key is that of upstream and of each of upstreams"
 
 
@@ -86,11 +86,11 @@ def _valid(settings: Mapping[str, Any]) -> bool:
 
 
 def test_the_schema_takes_what_the_settings_take() -> None:
-    every = Settings.of(
+    every = Settings.model_validate(
         {"upstream": {"url": "http://a/v1"}, "prices": [{"model": "*", "input": 1, "output": 2}]}
-    ).plain()
+    ).redacted()
     assert _valid(every)
-    assert _valid({"models": [{"match": "*", "upstream": ["a", {"upstream": "b", "weight": 2}]}]})
+    assert _valid({"models": [{"match": "*", "upstream": ["a", {"name": "b", "weight": 2}]}]})
     assert _valid({"sidecar": {"socket_mode": "0600"}, "limits": {"tools": 3}, "envoy": {"concurrency": None}})
 
 
@@ -102,6 +102,7 @@ def test_the_schema_takes_what_the_settings_take() -> None:
         {"mode": "sideways"},
         {"upstreams": {"a": {"url": "http://a", "modell": 1}}},
         {"models": [{"match": "*", "mod": "drive"}]},
+        {"models": [{"match": "*", "upstream": [{"upstream": "b"}]}]},
         {"tracing": {"sample": 2}},
         {"prices": {"a": 1}},
     ],

@@ -36,7 +36,7 @@ def form(*parts: tuple[str, str | None, bytes], end: bytes = b"--b--\r\n") -> by
 class Api:
     def __init__(self, folder: Path) -> None:
         self.now = 1_000.0
-        self.sandbox = MemorySandbox(CodeInterpreterSettings.unchecked(disk_bytes=1_000))
+        self.sandbox = MemorySandbox(CodeInterpreterSettings.model_construct(disk_bytes=1_000))
         self.uploaded = MemoryFileStore(clock=lambda: self.now)
         rows = RecordedRows(Records(folder), lambda: self.now)
         self.rooms = ContainerRooms(self.sandbox, rows, self.uploaded, per_owner=5, clock=lambda: self.now)

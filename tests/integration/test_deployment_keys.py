@@ -46,7 +46,7 @@ async def admin_keys(
 
 
 async def test_of_many_that_start_at_once_with_different_keys_one_kind_starts(tmp_path: Path, url: str) -> None:
-    state = StateSettings.of({"url": url})
+    state = StateSettings.model_validate({"url": url})
     starts = [check_deployment(state, tmp_path, Keys("o", (seal,))) for seal in "ababab"]
     ends = await asyncio.gather(*starts, return_exceptions=True)
     assert sum(one is None for one in ends) == 3

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 def _given(seaweed: SeaweedServer, **other: Any) -> dict[str, Any]:
     """The section of the settings, as a file would have it."""
-    return {**seaweed.settings().plain(), "key_id": KEY_ID, "secret": SECRET, **other}
+    return {**seaweed.settings().model_dump(mode="json"), "key_id": KEY_ID, "secret": SECRET, **other}
 
 
 async def test_files_over_the_api(seaweed: SeaweedServer, tmp_path: Path) -> None:

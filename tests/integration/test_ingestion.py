@@ -65,7 +65,7 @@ async def test_a_bomb_fails_alone(tmp_path: Path) -> None:
 async def test_memory_is_limited(tmp_path: Path) -> None:
     """A page of millions of elements, and less memory than a setting can say."""
     (tmp_path / "x").write_bytes(b"<p>word" * 3_000_000)
-    documents = DocumentReaders(VectorStoreSettings.unchecked(file_seconds=20.0, file_memory_bytes=100 << 20))
+    documents = DocumentReaders(VectorStoreSettings.model_construct(file_seconds=20.0, file_memory_bytes=100 << 20))
     try:
         with pytest.raises(ReadingFailed) as raised:
             await read(documents, tmp_path / "x", "a.html")

@@ -50,7 +50,7 @@ def state(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("ANTIPHON_DATA", str(tmp_path))
     monkeypatch.setenv("ANTIPHON_OWNER__KEY", "o" * 32)
     monkeypatch.setenv("ANTIPHON_SEALING__KEYS", '["' + "s" * 32 + '"]')
-    return StateSettings.of({"url": given})
+    return StateSettings.model_validate({"url": given})
 
 
 async def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -77,7 +77,7 @@ async def test_a_start_that_only_checks_refuses_until_somebody_applied(
     state: StateSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     await check_migrated(state, tmp_path)
-    checking = state.replace(migrate="check")
+    checking = state.model_copy(update={"migrate": "check"})
     with pytest.raises(StoreError, match=r"from 0001_.*antiphon migrate up"):
         await open_stores(checking, tmp_path, chain_items=10)
     assert not list(tmp_path.iterdir())

@@ -183,8 +183,9 @@ async def test_a_difference_is_seen_and_no_process_starts_before_the_end(
 async def test_a_bucket_is_looked_at_before_anything_is_touched(url: str, tmp_path: Path) -> None:
     await fill(tmp_path)
     nowhere = {"endpoint": f"http://127.0.0.1:{free_port()}", "key_id": "k", "secret": "s"}
+    blobs = BlobSettings.model_validate({"url": "s3://bucket", "seconds": 1, **nowhere})
     with pytest.raises(StoreError, match="s3://bucket"):
-        await move(tmp_path, url, data=tmp_path, blobs=BlobSettings.of({"url": "s3://bucket", "seconds": 1, **nowhere}))
+        await move(tmp_path, url, data=tmp_path, blobs=blobs)
     connection = await asyncpg.connect(url)
     assert await connection.fetchval("SELECT to_regclass('deployment')") is None
     await connection.close()

@@ -78,7 +78,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
                 "background": {"workers": 0},
             }
         )
-        app = await build(settings.replace(**await state_settings(data)), door="http")
+        app = await build(settings.model_copy(update=await state_settings(data)), door="http")
         door = HttpDoor(app.context)
         address = await door.start("127.0.0.1:0")
         patterns = {

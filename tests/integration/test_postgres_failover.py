@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import pytest
+from pydantic import SecretStr
 
-from antiphon.config.reading import SecretStr
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
 from antiphon.stores.backend import Said, Wanted

@@ -8,9 +8,9 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from antiphon.app.build import build
-from antiphon.config.reading import SecretStr
 from antiphon.config.settings import load_settings
 from antiphon.config.state import StateSettings
 from antiphon.engine.ports.actions import Usage

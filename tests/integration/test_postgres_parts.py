@@ -7,8 +7,8 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from antiphon.config.reading import SecretStr
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
 from antiphon.stores import open_stores

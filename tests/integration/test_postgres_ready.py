@@ -8,8 +8,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
-from antiphon.config.reading import SecretStr
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
 from antiphon.stores import Stores, open_stores

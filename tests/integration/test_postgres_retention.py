@@ -12,8 +12,8 @@ from typing import Any
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
-from antiphon.config.reading import SecretStr
 from antiphon.config.state import RetentionSettings, StateSettings
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.errors import ChainBroken, ConversationLocked, StoreError
@@ -92,7 +92,7 @@ async def other(url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
 
 
 def _retention(stores: TurnStores, *, rows: int = 1000, **kept: float) -> PostgresRetention:
-    return PostgresRetention(stores.database, RetentionSettings.of({"events": None, **kept}), rows=rows)
+    return PostgresRetention(stores.database, RetentionSettings.model_validate({"events": None, **kept}), rows=rows)
 
 
 async def _count(connection: asyncpg.Connection[Any], *tables: str) -> Mapping[str, int]:

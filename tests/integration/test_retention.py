@@ -39,7 +39,7 @@ def record(name: str, at: float, prev: str | None = None) -> ResponseRecord:
 def _retention(stores: SqliteStores, now: float, **kept: float) -> SqliteRetention:
     used = stores.retention
     return SqliteRetention(
-        used._writer, used._readers, RetentionSettings.of({"events": None, **kept}), clock=lambda: now
+        used._writer, used._readers, RetentionSettings.model_validate({"events": None, **kept}), clock=lambda: now
     )
 
 

@@ -55,7 +55,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> _Log:
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:8080", "[::]:8080", ":8080", "192.168.1.2:80", "gateway.example:80"])
 def test_an_open_listener_in_front_of_a_key_is_told(listen: str, log: _Log) -> None:
-    warn_of_open_listener(Settings.of({"listen": listen, "upstream": KEYED}))
+    warn_of_open_listener(Settings.model_validate({"listen": listen, "upstream": KEYED}))
     ((event, fields),) = log.lines
     assert event == "open_listener" and fields["upstreams"] == ["default"] and "owner.api_keys" in fields["advice"]
     assert KEY not in repr(fields)
@@ -73,7 +73,7 @@ def test_an_open_listener_in_front_of_a_key_is_told(listen: str, log: _Log) -> N
     ],
 )
 def test_nothing_is_told_where_nobody_can_spend_it(settings: dict[str, Any], log: _Log) -> None:
-    warn_of_open_listener(Settings.of(settings))
+    warn_of_open_listener(Settings.model_validate(settings))
     assert log.lines == []
 
 
@@ -87,7 +87,7 @@ async def test_upstreams_that_are_not_there_or_refuse_the_key(log: _Log) -> None
             "theirs": {"url": strict.base_url, "auth": "passthrough"},
             "gone": {"url": GONE},
         }
-        async with asking_upstreams(Settings.of({"upstreams": upstreams})):
+        async with asking_upstreams(Settings.model_validate({"upstreams": upstreams})):
             await until(lambda: len(log.lines) == 2 and len(fine.requests) == 1 and len(strict.requests) == 2)
             # What would come late has the time to come.
             for _ in range(20):
@@ -102,7 +102,7 @@ async def test_an_api_below_another_path_is_found(log: _Log) -> None:
     async with ChatServer() as server:
         server.default = lambda asked: json_answer({"data": []}, 200 if asked.path == "/v1/models" else 404)
         upstreams = {"other": {"url": server.url("")}}
-        async with asking_upstreams(Settings.of({"upstreams": upstreams})):
+        async with asking_upstreams(Settings.model_validate({"upstreams": upstreams})):
             await until(lambda: bool(log.lines))
     ((event, fields),) = log.lines
     assert event == "upstream_misconfigured"
@@ -117,7 +117,7 @@ async def test_https_at_a_server_that_speaks_http_is_asked_about(log: _Log) -> N
 
     async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        async with asking_upstreams(Settings.of({"upstreams": {"other": {"url": url}}})):
+        async with asking_upstreams(Settings.model_validate({"upstreams": {"other": {"url": url}}})):
             await until(lambda: bool(log.lines))
     ((event, fields),) = log.lines
     assert event == "upstream_not_reached" and "the TLS handshake failed" in fields["problem"]
@@ -128,7 +128,7 @@ async def test_a_prefix_that_may_be_wrong_is_asked_about(log: _Log) -> None:
     async with ChatServer() as server:
         server.default = lambda _: json_answer({"error": "not found"}, 404)
         upstreams = {"other": {"url": server.url("/v2")}}
-        async with asking_upstreams(Settings.of({"upstreams": upstreams})):
+        async with asking_upstreams(Settings.model_validate({"upstreams": upstreams})):
             await until(lambda: bool(log.lines))
     ((event, fields),) = log.lines
     assert event == "upstream_lists_no_models" and fields["problem"].startswith("HTTP 404")
@@ -158,7 +158,7 @@ async def test_a_certificate_that_lacks_what_newer_pythons_ask_for(log: _Log, tm
     async with server:
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         upstream = {"url": url, "ca_file": str(authority.ca)}
-        async with asking_upstreams(Settings.of({"upstream": upstream})):
+        async with asking_upstreams(Settings.model_validate({"upstream": upstream})):
             await until(lambda: bool(log.lines))
     assert [fields["advice"] for _, fields in log.lines] == [certificate_advice("certificate: key usage", "upstream")]
 
@@ -174,7 +174,7 @@ async def test_an_expired_certificate_is_to_be_renewed(
     async with server:
         url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
         upstream = {"url": url, "ca_file": str(authority.ca)}
-        async with asking_upstreams(Settings.of({"upstream": upstream})):
+        async with asking_upstreams(Settings.model_validate({"upstream": upstream})):
             await until(lambda: bool(log.lines))
         config = tmp_path / "settings.yaml"
         config.write_text(json.dumps({"door": "http", "upstream": upstream, "data": str(tmp_path / "data")}))
@@ -188,7 +188,7 @@ async def test_an_upstream_that_never_answers_holds_nothing_up(log: _Log) -> Non
     silent = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     async with silent:
         port = silent.sockets[0].getsockname()[1]
-        settings = Settings.of({"upstream": {"url": f"http://127.0.0.1:{port}/v1"}})
+        settings = Settings.model_validate({"upstream": {"url": f"http://127.0.0.1:{port}/v1"}})
         async with asyncio.timeout(60), asking_upstreams(settings):
             pass
     assert log.lines == []
@@ -211,8 +211,8 @@ async def test_it_is_told_once_and_the_gateway_is_ready_all_the_same(command: st
 
 def test_fewer_open_files_than_requests_is_said(monkeypatch: pytest.MonkeyPatch, log: _Log) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 1024))
-    warn_of_few_descriptors(Settings.of({"limits": {"concurrent_requests": 481}}))
-    warn_of_few_descriptors(Settings.of({"limits": {"concurrent_requests": 480}}))
+    warn_of_few_descriptors(Settings.model_validate({"limits": {"concurrent_requests": 481}}))
+    warn_of_few_descriptors(Settings.model_validate({"limits": {"concurrent_requests": 480}}))
     warn_of_few_descriptors(Settings())
     ((event, fields),) = log.lines
     assert event == "few_descriptors" and (fields["requests"], fields["wanted"]) == (480, 481)
@@ -228,7 +228,7 @@ def test_fewer_open_files_than_requests_is_said(monkeypatch: pytest.MonkeyPatch,
     ],
 )
 def test_contents_that_other_machines_do_not_have_are_told(settings: dict[str, Any], told: bool, log: _Log) -> None:
-    warn_of_contents_here(Settings.of(settings))
+    warn_of_contents_here(Settings.model_validate(settings))
     assert [event for event, _ in log.lines] == ["contents_on_this_machine"] * told
     assert "secret" not in repr(log.lines)
     assert all("set blobs.url" in fields["advice"] for _, fields in log.lines)

@@ -96,7 +96,7 @@ class Service:
             "sidecar": {name: f"unix:{folder}/{socket}.sock" for name, socket in _SOCKETS.items()},
             **plan.shared.settings,
         }
-        self._settings = Settings.of(values)
+        self._settings = Settings.model_validate(values)
         self._file = folder / "settings.json"
         self._file.write_text(json.dumps(values))
         self._replicas: list[asyncio.subprocess.Process | None] = [None] * (plan.replicas + 1)

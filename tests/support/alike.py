@@ -38,7 +38,7 @@ def _nothing_is_learned() -> Iterator[None]:
 def compared(pieces: Iterable[bytes], *, most: int = 1 << 20, hidden: bool = False, **request: Any) -> Outcome:
     """The outcome of the answer in these pieces. `most`: bytes of output; `hidden`: whether lengths are hidden."""
     pieces = list(pieces)
-    limits = LimitSettings().replace(upstream_body_bytes=most)
+    limits = LimitSettings().model_copy(update={"upstream_body_bytes": most})
     hiding = {"stream_options": {"include_obfuscation": hidden}}
     asked = {"model": "m", "input": "hi", "stream": True, **hiding, **request}
     with _nothing_is_learned():

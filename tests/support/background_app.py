@@ -18,12 +18,12 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import aiohttp
+from pydantic import SecretStr
 
 from antiphon.app.build import build
 from antiphon.app.built import App
 from antiphon.config.limits import LimitSettings
 from antiphon.config.owners import OwnerSettings, SealingSettings
-from antiphon.config.reading import SecretStr
 from antiphon.config.settings import Settings
 from antiphon.config.state import BackgroundSettings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
@@ -193,20 +193,25 @@ class Processes:
         where = await state_settings(self.data, self.state)
         settings = Settings(
             data=self.data,
-            state=where["state"].replace(seal=seal),
+            state=where["state"].model_copy(update={"seal": seal}),
             sealing=SealingSettings(keys=tuple(map(SecretStr, sealing_keys)))
             if sealing_keys
             else where.get("sealing", SealingSettings()),
             upstream=UpstreamSettings(url=upstream or self.chat.base_url, auth=auth, profile=upstream_profile),
             background=BackgroundSettings(**background),
             limits=LimitSettings(**(limits or {})),
-            owner=where.get("owner", OwnerSettings()).replace(source=owner, store_never=store_never),
+            owner=where.get("owner", OwnerSettings()).model_copy(update={"source": owner, "store_never": store_never}),
         )
         if mcp:
-            settings = settings.replace(
-                fetch=settings.fetch.replace(allow_private=("127.0.0.1",)), mcp=settings.mcp.replace(allow=(mcp,))
+            settings = settings.model_copy(
+                update={
+                    "fetch": settings.fetch.model_copy(update={"allow_private": ("127.0.0.1",)}),
+                    "mcp": settings.mcp.model_copy(update={"allow": (mcp,)}),
+                }
             )
-        settings = settings.replace(timeouts=settings.timeouts.replace(keepalive=keepalive))
+        settings = settings.model_copy(
+            update={"timeouts": settings.timeouts.model_copy(update={"keepalive": keepalive})}
+        )
         app = await build(settings, door="http")
         door = HttpDoor(app.context)
         address = await door.start("127.0.0.1:0")

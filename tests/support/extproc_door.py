@@ -129,10 +129,10 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
             owners=setup.owners,
             admission=admission,
             # Without the rules that settings have: tests are about less.
-            limits=LimitSettings.unchecked(
+            limits=LimitSettings.model_construct(
                 request_body_bytes=setup.request_body_bytes, drive_stream_bytes=setup.drive_stream_bytes
             ),
-            timeouts=setup.timeouts.replace(request=setup.request_seconds),
+            timeouts=setup.timeouts.model_copy(update={"request": setup.request_seconds}),
             telemetry=Telemetry(metrics),
             secret=setup.secret,
             bodies=Budget(

@@ -121,7 +121,7 @@ async def real_envoy(
         port = _free_port()
         given = {"listen": f"127.0.0.1:{port}", "data": folder, "upstream": {"url": chat.base_url}}
         config = bootstrap(
-            Settings.of({**given, **(settings or {})}),
+            Settings.model_validate({**given, **(settings or {})}),
             sidecars=[SidecarEndpoint(opened.address, f"unix:{folder}/http.sock")],
             version=envoy_version(),
         )

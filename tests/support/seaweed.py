@@ -80,7 +80,7 @@ class SeaweedServer:
     def settings(self, **other: Any) -> BlobSettings:
         """Settings with a prefix of its own."""
         given = {"url": f"s3://{BUCKET}/t{next(self._names)}", "endpoint": self.endpoint, "key_id": KEY_ID}
-        return BlobSettings.of({**given, "secret": SECRET, **other})
+        return BlobSettings.model_validate({**given, "secret": SECRET, **other})
 
     def stop(self) -> None:
         self._process.kill()

@@ -23,9 +23,9 @@ from typing import Any, Literal, TypeVar, Unpack
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
 from antiphon.config.owners import OwnerSettings, SealingSettings
-from antiphon.config.reading import SecretStr
 from antiphon.config.state import StateSettings
 from antiphon.stores import StoreOptions, Stores, open_stores
 from antiphon.stores.sqlite.opening import SESSIONS_FILE

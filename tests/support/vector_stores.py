@@ -176,7 +176,7 @@ async def open_vector_store_setup(
         files,
         DirectReaders() if limits is None else DocumentReaders(limits),
         # Without the rules that settings have: leases here are short.
-        VectorStoreSettings.unchecked(lease=lease),
+        VectorStoreSettings.model_construct(lease=lease),
         embedder=embedder,
         pace=pace,
     )

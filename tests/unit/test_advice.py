@@ -16,7 +16,9 @@ from antiphon.types.transport import NO_MODEL_DOOR
 TABLES = [table for name, table in vars(advice).items() if name.startswith("_BY_")]
 EVERY = [text for table in TABLES for text in table.values()]
 SECTIONS = {
-    name: kind for name, kind in Settings.kinds().items() if isinstance(kind, type) and issubclass(kind, Section)
+    name: kind
+    for name, field in Settings.model_fields.items()
+    if isinstance(kind := field.annotation, type) and issubclass(kind, Section)
 }
 
 
@@ -49,5 +51,5 @@ def test_settings_that_are_named_are_there() -> None:
     assert {("timeouts", "save"), ("background", "attempts")} <= named
     for section, name in named:
         kind = SECTIONS[section]
-        assert isinstance(kind, type) and issubclass(kind, Section) and name in kind.settings(), (section, name)
+        assert isinstance(kind, type) and issubclass(kind, Section) and name in kind.model_fields, (section, name)
     assert all(len(text) < 120 for text in EVERY)

@@ -21,7 +21,7 @@ def to_captured_stderr(capsys: Captured) -> None:
 
 
 def _output(form: str = "json", *, ready: bool = True) -> ChildOutput:
-    made = ChildOutput(Settings.of({"log": {"format": form}}))
+    made = ChildOutput(Settings.model_validate({"log": {"format": form}}))
     made.everything_is_ready = ready
     return made
 

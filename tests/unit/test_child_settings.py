@@ -65,7 +65,7 @@ def test_who_gives_notice(
     tmp_path: Path, door: str, given: dict[str, float], theirs: tuple[float | None, float]
 ) -> None:
     """Where our Envoy does, its sidecars have the rest of the time: all of it is one drain."""
-    settings = Settings.of({"upstream": {"url": "http://a.example/v1"}, "door": door, "timeouts": given})
+    settings = Settings.model_validate({"upstream": {"url": "http://a.example/v1"}, "door": door, "timeouts": given})
     times = placed_in(settings, tmp_path).timeouts
     assert (times.notice, times.drain) == theirs
 
@@ -75,7 +75,7 @@ def test_who_gives_notice(
 )
 def test_where_workers_meet(tmp_path: Path, workers: int, given: str | None, theirs: str | None) -> None:
     values = {"upstream": {"url": "http://a.example/v1"}, "workers": workers, "code_interpreter": {"sockets": given}}
-    placed = placed_in(Settings.of(values), tmp_path / "run")
+    placed = placed_in(Settings.model_validate(values), tmp_path / "run")
     assert placed.code_interpreter.sockets == (tmp_path / theirs if theirs else None)
 
 

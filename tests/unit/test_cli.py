@@ -171,7 +171,7 @@ def test_what_config_shows_in_place_of_a_secret_is_none(
     assert main(["up", "--config", str(file)]) == 2
     said = capsys.readouterr().err
     assert "upstream.api_key: ********** is what is shown in place of a secret" in said
-    assert "sealing.keys.0: **********" in said
+    assert "sealing.keys[0]: **********" in said
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:

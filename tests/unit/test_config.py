@@ -10,9 +10,9 @@ import pytest
 from msgspec import Raw
 
 from antiphon.app.routing import make_routes
-from antiphon.config.section import parse_address
+from antiphon.config.section import field_paths, parse_address
 from antiphon.config.settings import Settings, load_settings
-from antiphon.config.sources import field_paths, merge
+from antiphon.config.sources import merge
 from antiphon.config.upstreams import AuthMode
 from antiphon.errors import ConfigError
 
@@ -55,7 +55,7 @@ _SAMPLES = {
 
 @pytest.mark.parametrize(("path", "kind"), field_paths(Settings), ids=lambda value: str(value))
 def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind: Any) -> None:
-    value: Any = Settings().plain()
+    value: Any = Settings().redacted()
     for part in path:
         value = value[part]
     if path == ("models",):
@@ -299,7 +299,7 @@ def test_no_secret_is_rendered() -> None:
         "ANTIPHON_SIDECAR__SECRET": "very-secret",
     }
     settings = load_settings({}, environ)
-    assert "very-secret" not in f"{settings!r} {settings.redacted()} {settings.plain()}"
+    assert "very-secret" not in f"{settings!r} {settings.redacted()} {settings.model_dump()}"
     assert settings.redacted()["upstream"]["api_key"] == "**********"
     assert settings.sidecar_secret() == "very-secret"
 
@@ -421,7 +421,7 @@ def test_several_upstreams_for_one_model(upstream: Any, name: str, several: tupl
     allowed = {"header_allow": ["x-a", "x-b"], "api_key": "k"}, {"header_allow": ["x-b", "x-a"]}
     settings = load_settings(_two(upstream, *allowed))
     # As a child process gets them.
-    values = settings.plain()
+    values = settings.redacted()
     values["upstreams"]["a"]["api_key"] = "k"
     settings = load_settings({name: values[name] for name in ("upstreams", "models")})
     assert list(settings.groups) == ([name] if several else [])
@@ -490,7 +490,7 @@ def test_what_settings_add_to_a_request() -> None:
         }
     )
     # As a child process gets them.
-    routes = make_routes(load_settings(settings.plain()))
+    routes = make_routes(load_settings(settings.redacted()))
     route, other = routes.choose("a"), routes.choose("b")
     assert (route.profile.named_tool_choice, route.profile.images) == ("required", False)
     assert (other.profile.named_tool_choice, other.profile.parameters) == ("native", frozenset({"seed"}))

@@ -43,7 +43,8 @@ LIBRARYS = (
 
 def places(model: type[Section], above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     """Every setting, also in the elements of lists and the values of mappings."""
-    for name, kind in model.kinds().items():
+    for name, field in model.model_fields.items():
+        kind = field.annotation
         here = (*above, name)
         yield here
         for part in (kind, *typing.get_args(kind)):

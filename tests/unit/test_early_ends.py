@@ -214,7 +214,7 @@ def test_only_envoy_is_heard(capfd: pytest.CaptureFixture[str]) -> None:
         heard.append(line)
         return True
 
-    output = ChildOutput(Settings.of({"upstream": {"url": "http://x/v1"}}), hear)
+    output = ChildOutput(Settings.model_validate({"upstream": {"url": "http://x/v1"}}), hear)
     for name in ("sidecar 0", "envoy"):
         output.take(name, json.dumps(LINE))
     assert heard == [json.dumps(LINE)]

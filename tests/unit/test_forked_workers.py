@@ -166,7 +166,7 @@ async def test_a_worker_that_cannot_be_forked_is_executed(
     pipe = ParentPipe()
     lines: list[str] = []
     values = {"door": "http", "listen": "127.0.0.1:0", "data": str(tmp_path / "data"), "workers": 2}
-    settings = Settings.of(values)
+    settings = Settings.model_validate(values)
     starts = WorkerStarts(settings, tmp_path, pipe, lambda _, line: lines.append(line))
     child = await starts.start("http door 0", ["serve"], settings)
     try:

@@ -109,7 +109,7 @@ def test_sections_of_the_settings_are_alone() -> None:
     section within it."""
     inner = {"processes": {"antiphon.config.picker"}}
     for path in (ROOT / "config").glob("*.py"):
-        if path.stem not in ("settings", "sources", "live", "section", "reading", "yaml_text"):
+        if path.stem not in ("settings", "sources", "live", "section", "yaml_text"):
             ours = {name for name in _imported(path) if name.startswith("antiphon.config")}
-            common = {"antiphon.config.section", "antiphon.config.reading", "antiphon.config.state_url"}
+            common = {"antiphon.config.section", "antiphon.config.state_url"}
             assert ours <= common | inner.get(path.stem, set()), path.stem

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from antiphon.config.live import LIVE, SHAPES_ENVOY, changed_settings, is_live, need_restart, with_change
+from antiphon.config.section import field_paths
 from antiphon.config.settings import Settings, load_settings
-from antiphon.config.sources import field_paths
 from antiphon.envoy.bootstrap import bootstrap
 from antiphon.envoy.sidecars import endpoints
 
@@ -75,10 +75,10 @@ def test_what_does_not_shape_envoy_is_not_looked_at(name: str) -> None:
     for one in _ENVOYS:
         before = settings(**one)
         if len(path) == 1:
-            after = before.replace(**{name: unknown})
+            after = before.model_copy(update={name: unknown})
         else:
-            section = getattr(before, path[0]).replace(**{path[1]: unknown})
-            after = before.replace(**{path[0]: section})
+            section = getattr(before, path[0]).model_copy(update={path[1]: unknown})
+            after = before.model_copy(update={path[0]: section})
         assert bootstrap(after, sidecars=endpoints(after)) == bootstrap(before, sidecars=endpoints(before))
 
 

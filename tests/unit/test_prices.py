@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from antiphon.commands.usage import read_by, read_day, show
 from antiphon.config.prices import PriceSettings, price_of
-from antiphon.config.problems import WrongSettings
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.usage import UsageSum
 from antiphon.errors import ConfigError
@@ -31,7 +31,7 @@ def test_the_first_pattern_that_fits_counts() -> None:
 
 
 def test_prices_are_settings() -> None:
-    settings = Settings.of({"prices": [{"model": "m", "input": 1, "output": 2}]})
+    settings = Settings.model_validate({"prices": [{"model": "m", "input": 1, "output": 2}]})
     assert settings.prices[0].cached_input is None
 
 
@@ -39,7 +39,7 @@ def test_no_cost_is_below_nothing_or_beyond_all_numbers() -> None:
     # Some upstreams count what they had cached beside the input.
     assert _PRICE.cost(100, 10**9, 0) == 30
     assert PriceSettings(model="m", input=1e9, output=1e9).cost(2**53, 0, 2**53) > 0
-    with pytest.raises(WrongSettings):
+    with pytest.raises(ValidationError):
         PriceSettings(model="m", input=1e308, output=0)
 
 

@@ -10,7 +10,6 @@ import pytest
 # What none needs before something is asked of it: other backends, formats, documents, drawing.
 _LATER = {
     *(
-        "pydantic",
         "difflib",
         "grpc",
         "numpy",

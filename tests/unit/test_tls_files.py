@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from antiphon.config.problems import WrongSettings
 from antiphon.config.settings import Settings
 from antiphon.doors.tls import TlsFiles
 from antiphon.envoy.clusters import clusters
@@ -32,8 +32,8 @@ _FILE = "/some/file.pem"
     ids=lambda tls: "+".join(tls),
 )
 def test_halves_are_refused(tls: dict[str, Any]) -> None:
-    with pytest.raises(WrongSettings, match=r"sidecar\.tls\."):
-        Settings.of({"sidecar": {"tls": tls}})
+    with pytest.raises(ValidationError, match=r"sidecar\.tls\."):
+        Settings.model_validate({"sidecar": {"tls": tls}})
 
 
 def test_files_that_cannot_be_used_are_a_config_error(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_files_that_cannot_be_used_are_a_config_error(tmp_path: Path) -> None:
 
 def _of_sidecar(place: str, **tls: str) -> list[dict[str, Any]]:
     sidecar = {"grpc": place, "http": place, "secret": "s", "tls": {"cert": _FILE, "key": _FILE, **tls}}
-    settings = Settings.of({"sidecar": sidecar})
+    settings = Settings.model_validate({"sidecar": sidecar})
     return clusters(settings, [SidecarEndpoint(place, place)], nowhere=False)[1:]
 
 

@@ -49,7 +49,7 @@ class Traced:
 
     def __init__(self, **settings: Any) -> None:
         self._exporter = InMemorySpanExporter()
-        tracing = TracingSettings.of({"endpoint": "http://collector:4318", **settings})
+        tracing = TracingSettings.model_validate({"endpoint": "http://collector:4318", **settings})
         self.telemetry = Telemetry(Metrics(), Tracer(tracing, "1", SimpleSpanProcessor(self._exporter)))
 
     @property

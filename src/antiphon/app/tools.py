@@ -84,7 +84,7 @@ def _web_search(settings: Settings) -> WebSearch | None:
 
 def _page_fetcher(settings: Settings) -> GuardedFetcher:
     limits = {"total_bytes": settings.web_search.page_bytes, "types": _PAGE_TYPES}
-    return make_fetcher(settings.fetch.replace(**limits))
+    return make_fetcher(settings.fetch.model_copy(update=limits))
 
 
 def _mcp(settings: Settings) -> Tool:

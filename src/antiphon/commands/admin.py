@@ -153,7 +153,7 @@ async def _containers(settings: Settings) -> AsyncIterator[OwnersContainers]:
 async def _opened(settings: Settings) -> AsyncIterator[Stores]:
     # A person waits for the answer, so an unreachable database is an error at once.
     stores = await open_stores(
-        settings.state.replace(start_within=0.0),
+        settings.state.model_copy(update={"start_within": 0.0}),
         settings.data,
         blobs=settings.blobs,
         chain_items=settings.limits.chain_items,

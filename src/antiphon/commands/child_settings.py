@@ -12,28 +12,25 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from enum import Enum
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from antiphon.config.processes import MetricsSettings
-from antiphon.config.reading import SecretStr
-from antiphon.config.section import Section
+from antiphon.config.section import field_paths
 from antiphon.config.settings import Settings
-from antiphon.config.sources import field_paths
 from antiphon.envoy.routes import KEY_VARIABLE, SECRET_VARIABLE, key_variable
 from antiphon.envoy.tracing import header_variable
 
 
 def file_values(settings: Settings, *, exclude_defaults: bool = False) -> dict[str, Any]:
     """What is no secret, as plain values: everything, or what is not the default."""
-    values = settings.plain(without_defaults=exclude_defaults)
-    for path, _ in field_paths(Settings):
-        if _holds_secret(_at(settings, path)):
-            section = values
-            for part in path[:-1]:
-                section = section[part]
-            del section[path[-1]]
+    values = settings.model_dump(mode="json", exclude_defaults=exclude_defaults)
+    for path in _secrets(settings):
+        del _at(values, path[:-1])[path[-1]]
     if settings.has_default:
         # Said even where it is the default: beside `upstreams` there is none unless the file has it.
         values["upstream"] = {"url": settings.upstream.url, **values.get("upstream", {})}
@@ -44,12 +41,7 @@ def file_values(settings: Settings, *, exclude_defaults: bool = False) -> dict[s
 
 def secret_environment(settings: Settings) -> dict[str, str]:
     """The secrets, as the variables that settings are read from."""
-    environ = {}
-    for path, _ in field_paths(Settings):
-        value = _at(settings, path)
-        if _holds_secret(value):
-            environ["ANTIPHON_" + "__".join(path).upper()] = _as_text(_revealed(value))
-    return environ
+    return {"ANTIPHON_" + "__".join(path).upper(): _as_text(value) for path, value in _secrets(settings).items()}
 
 
 def placed_in(settings: Settings, folder: Path) -> Settings:
@@ -63,20 +55,22 @@ def placed_in(settings: Settings, folder: Path) -> Settings:
     times = settings.timeouts
     if settings.door == "envoy":
         # It is our Envoy that gives notice and closes its listener; the sidecars have the rest of the time.
-        times = times.replace(drain=times.drain - (times.notice or 0.0), notice=0.0)
+        times = times.model_copy(update={"drain": times.drain - (times.notice or 0.0), "notice": 0.0})
     code = settings.code_interpreter
     if code.sockets is None and settings.workers > 1:
-        code = code.replace(sockets=folder)
-    return settings.replace(
-        code_interpreter=code,
-        # The parent formats their lines as the settings say.
-        log=settings.log.replace(format="json"),
-        data=settings.data.absolute(),
-        timeouts=times,
-        # Ours, which shows theirs.
-        metrics=MetricsSettings(),
-        sidecar=sidecar.replace(**{name: place(getattr(sidecar, name)) for name in names}),
-        envoy=settings.envoy.replace(admin=place(settings.envoy.admin)),
+        code = code.model_copy(update={"sockets": folder})
+    return settings.model_copy(
+        update={
+            "code_interpreter": code,
+            # The parent formats their lines as the settings say.
+            "log": settings.log.model_copy(update={"format": "json"}),
+            "data": settings.data.absolute(),
+            "timeouts": times,
+            # Ours, which shows theirs.
+            "metrics": MetricsSettings(),
+            "sidecar": sidecar.model_copy(update={name: place(getattr(sidecar, name)) for name in names}),
+            "envoy": settings.envoy.model_copy(update={"admin": place(settings.envoy.admin)}),
+        }
     )
 
 
@@ -101,40 +95,35 @@ def envoy_environment(settings: Settings) -> dict[str, str]:
     return {**plain_environment(), **given}
 
 
-def _at(settings: Settings, path: tuple[str, ...]) -> Any:
-    value: Any = settings
-    for part in path:
-        value = getattr(value, part)
-    return value
+def _secrets(settings: Settings) -> dict[tuple[str, ...], Any]:
+    """The settings that are or hold a secret, by their paths."""
+    values = settings.model_dump()
+    found = {path: _at(values, path) for path, _ in field_paths(Settings)}
+    return {path: value for path, value in found.items() if _holds_secret(value)}
+
+
+def _at(values: dict[str, Any], path: tuple[str, ...]) -> Any:
+    return reduce(getitem, path, values)
 
 
 def _holds_secret(value: Any) -> bool:
-    if isinstance(value, SecretStr):
-        return True
-    if isinstance(value, Section):
-        return any(_holds_secret(one) for _, one in value.values())
     if isinstance(value, Mapping):
-        return any(_holds_secret(each) for each in value.values())
-    return isinstance(value, tuple | list) and any(_holds_secret(each) for each in value)
-
-
-def _revealed(value: Any) -> Any:
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    if isinstance(value, Section):
-        return {name: _revealed(one) for name, one in value.values()}
-    if isinstance(value, Mapping):
-        return {name: _revealed(each) for name, each in value.items()}
+        return any(map(_holds_secret, value.values()))
     if isinstance(value, tuple | list):
-        return [_revealed(each) for each in value]
-    if isinstance(value, Enum):
-        return value.value
-    return str(value) if isinstance(value, Path) else value
+        return any(map(_holds_secret, value))
+    return isinstance(value, SecretStr)
 
 
 def _as_text(value: Any) -> str:
     """A text is itself. Everything else is JSON that is YAML too: there a character beyond the first plane has an
     escape of its own, and what is not escaped may be a line's end."""
-    if isinstance(value, str):
-        return value
-    return re.sub(r"[^\x20-\x7e]", lambda found: f"\\U{ord(found[0]):08x}", json.dumps(value, ensure_ascii=False))
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    text = json.dumps(value, ensure_ascii=False, default=_as_json)
+    return re.sub(r"[^\x20-\x7e]", lambda found: f"\\U{ord(found[0]):08x}", text)
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return list(value) if isinstance(value, frozenset) else str(value)

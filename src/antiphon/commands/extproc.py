@@ -52,7 +52,7 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
     app = await signals.unless_stopped(build(settings, door="envoy"))
     if app is None:
         return 0
-    wide = settings.replace(workers=worker + 1)
+    wide = settings.model_copy(update={"workers": worker + 1})
     place = endpoints(wide)[worker]
     tls = _tls(settings)
     processor = ExtProcDoor(

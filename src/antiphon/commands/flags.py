@@ -88,7 +88,7 @@ def _setting(path: tuple[str, ...]) -> tuple[Any, Any]:
     for name in path[:-1]:
         section = getattr(section, name)
     default = getattr(section, path[-1])
-    return type(section).kinds()[path[-1]], default
+    return type(section).model_fields[path[-1]].annotation, default
 
 
 @lru_cache(maxsize=1)

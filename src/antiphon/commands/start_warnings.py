@@ -45,7 +45,7 @@ def warn_of_few_descriptors(settings: Settings) -> None:
     """Say so when the limit of open files leaves room for fewer requests than the settings."""
     wanted = settings.limits.concurrent_requests
     limit = max_requests(wanted, raised=True)
-    if limit < wanted and "concurrent_requests" in settings.limits.given:
+    if limit < wanted and "concurrent_requests" in settings.limits.model_fields_set:
         _log.warning(
             "few_descriptors",
             requests=limit,

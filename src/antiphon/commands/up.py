@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     configure(settings.log.level, settings.log.format)
     check_named_files(settings)
     refuse_own_upstream(settings)
-    settings = settings.replace(listen=free_address(settings.listen))
+    settings = settings.model_copy(update={"listen": free_address(settings.listen)})
     warn_of_open_listener(settings)
     warn_of_few_descriptors(settings)
     warn_of_contents_here(settings)
@@ -217,7 +217,7 @@ class _Up:
 
     async def _take(self, folder: Path, settings: Settings) -> None:
         """Have all workers serve with other settings. Raises `ConfigError` when one cannot; then none does."""
-        taken = placed_in(settings.replace(listen=self._settings.listen), folder)
+        taken = placed_in(settings.model_copy(update={"listen": self._settings.listen}), folder)
 
         def commit() -> None:
             self._settings = taken
@@ -263,7 +263,7 @@ class _Up:
         host, port = parse_address(settings.listen)
         where = join_address(host, port or await admin.bound_port("public") or 0)
         # Another Envoy must listen where this one does.
-        self._settings = settings.replace(listen=where)
+        self._settings = settings.model_copy(update={"listen": where})
         await poll(lambda: answers(where, _STOP_SECONDS), f"http://{where}/ready")
         return where
 
@@ -292,7 +292,7 @@ class _Up:
                 holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 holder.bind((host, port))
                 port = int(holder.getsockname()[1])
-            self._settings = self._settings.replace(listen=join_address(host, port))
+            self._settings = self._settings.model_copy(update={"listen": join_address(host, port)})
             shared = ("--shared-port",) if self._settings.workers > 1 else ()
             for number in range(self._settings.workers):
                 private = f"unix:{folder}/http-{number}.sock"
@@ -301,7 +301,7 @@ class _Up:
             await poll(self._all_serving, "the HTTP door", _worker_start(self._settings))
         where = join_address(host, port or self._output.port)
         # Another worker must listen where this one does.
-        self._settings = self._settings.replace(listen=where)
+        self._settings = self._settings.model_copy(update={"listen": where})
         await poll(lambda: answers(where, _STOP_SECONDS), f"http://{where}/ready")
         return where
 

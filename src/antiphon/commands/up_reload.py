@@ -24,7 +24,7 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
     if settings.log.format == "auto":
         # Decided here: for the children standard error is always a pipe.
         form: Literal["console", "json"] = "console" if sys.stderr.isatty() else "json"
-        settings = settings.replace(log=settings.log.replace(format=form))
+        settings = settings.model_copy(update={"log": settings.log.model_copy(update={"format": form})})
     return settings
 
 

@@ -98,7 +98,7 @@ def with_change(settings: Settings, other: Settings, setting: str) -> Settings:
 def _changed(before: Any, after: Any, above: str) -> Iterator[str]:
     """Sections by their settings, sections by name (`upstreams`) by these names; everything else is one value."""
     if isinstance(before, Section) and type(before) is type(after):
-        for name, value in before.values():
+        for name, value in before:
             yield from _changed(value, getattr(after, name), f"{above}.{name}" if above else name)
     elif _of_sections(before) and _of_sections(after) and (before or after):
         for name in dict.fromkeys((*before, *after)):
@@ -119,7 +119,7 @@ def _taken(value: Any, other: Any, path: list[str]) -> Any:
         return other
     name, rest = path[0], path[1:]
     if isinstance(value, Section):
-        return value.replace(**{name: _taken(getattr(value, name), getattr(other, name), rest)})
+        return value.model_copy(update={name: _taken(getattr(value, name), getattr(other, name), rest)})
     if name not in other:
         return {key: one for key, one in value.items() if key != name}
     return {**value, name: _taken(value.get(name), other[name], rest) if name in value else other[name]}

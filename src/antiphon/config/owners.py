@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from antiphon.config.reading import SecretStr
-from antiphon.config.section import Section, check
+from pydantic import SecretStr, field_validator
+
+from antiphon.config.section import Secret, Section
 
 
 class OwnerSettings(Section):
@@ -17,9 +18,9 @@ class OwnerSettings(Section):
     """What tells owners apart: a keyed hash of the bearer token, a trusted header, or nothing (one owner)."""
     header: str = "x-antiphon-owner"
     """The trusted header for `source: header`; Envoy strips a client's copy, an authenticating filter sets it."""
-    key: SecretStr | None = None
+    key: Secret | None = None
     """Key of the hash for `source: bearer`; unset: created in the data folder (mode 0600), shared by all workers."""
-    api_keys: tuple[SecretStr, ...] = ()
+    api_keys: tuple[Secret, ...] = ()
     """The keys that clients may present as bearer token, at least 16 characters each, or `sha256:` and the hexadecimal
     digest of one, so that the settings hold no key. Any other token, or none, is a 401. Unset: every token is taken."""
 
@@ -33,9 +34,9 @@ class OwnerSettings(Section):
         """Whether there may be more than one."""
         return self.source != "single"
 
-    @check("api_keys")
-    @staticmethod
-    def _check_keys(value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    @field_validator("api_keys")
+    @classmethod
+    def _check_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         for number, key in enumerate(value):
             text = key.get_secret_value()
             if text[:7].lower() == "sha256:":
@@ -45,22 +46,22 @@ class OwnerSettings(Section):
                 raise ValueError(f"api_keys[{number}]: a key is at least 16 ASCII characters, no blank and no comma")
         return value
 
-    @check("header")
-    @staticmethod
-    def _lower(value: str) -> str:
+    @field_validator("header")
+    @classmethod
+    def _lower(cls, value: str) -> str:
         return value.lower()
 
 
 class SealingSettings(Section):
-    keys: tuple[SecretStr, ...] = ()
+    keys: tuple[Secret, ...] = ()
     """Keys of what clients carry for us encrypted (reasoning with `store: false`), at least 16 characters each. The
     first seals, all open: to rotate, put the new one second on every process, then first on every process, and drop the
     old one when no client holds its texts any more. With `state.seal` they also encrypt what is stored; an old one is
     needed as long as that is. Unset: one key made in the data folder (mode 0600), shared by all workers."""
 
-    @check("keys")
-    @staticmethod
-    def _long_enough(value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    @field_validator("keys")
+    @classmethod
+    def _long_enough(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if any(len(key.get_secret_value()) < 16 for key in value):
             raise ValueError("every key needs at least 16 characters")
         return value

@@ -6,9 +6,11 @@ Lives here: this section of the settings. Not here: what Envoy is told of it (`e
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from antiphon.config.section import Section, check, parse_address, setting
+from pydantic import Field, field_validator, model_validator
+
+from antiphon.config.section import Section, parse_address
 
 
 class EndpointPickerSettings(Section):
@@ -22,18 +24,20 @@ class EndpointPickerSettings(Section):
     (`--secure-serving=false`)."""
     ca_file: Path | None = None
     """PEM file with the authorities for `verified`; unset: the system's."""
-    timeout: float = setting(default=10.0, gt=0, le=3600)
+    timeout: float = Field(default=10.0, gt=0, le=3600)
     """Seconds it may take to choose, counted from the whole request; its queueing is within them."""
 
-    @check("address")
-    @staticmethod
-    def _check_address(value: str | None) -> str | None:
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, value: str | None) -> str | None:
         if value is not None:
             host, port = parse_address(value)
             if host == "unix" or not value.rpartition(":")[0] or not port:
                 raise ValueError(f"{value} is not HOST:PORT")
         return value
 
-    def check_section(self) -> None:
+    @model_validator(mode="after")
+    def _check_section(self) -> Self:
         if self.ca_file is not None and self.tls != "verified":
             raise ValueError("envoy.endpoint_picker.ca_file is for tls: verified alone")
+        return self

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-from antiphon.config.section import Section, setting
+from pydantic import Field
+
+from antiphon.config.section import Section
 
 _HIGHEST = 1e9
 
@@ -19,11 +21,11 @@ class PriceSettings(Section):
 
     model: str
     """A model's name as clients ask for it, or a pattern (`gpt-5*`); the first entry that fits counts."""
-    input: float = setting(ge=0, le=_HIGHEST)
+    input: float = Field(ge=0, le=_HIGHEST)
     """A million tokens of input."""
-    output: float = setting(ge=0, le=_HIGHEST)
+    output: float = Field(ge=0, le=_HIGHEST)
     """A million tokens of output, reasoning among them."""
-    cached_input: float | None = setting(default=None, ge=0, le=_HIGHEST)
+    cached_input: float | None = Field(default=None, ge=0, le=_HIGHEST)
     """A million tokens of input that the upstream had cached; unset: like all input."""
 
     def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:

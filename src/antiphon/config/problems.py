@@ -1,44 +1,64 @@
 """How what is wrong with a setting is written: its place, and what to write instead.
 
-Lives here: places, choices, the advice for a name that nobody knows, the error that has all problems. Not here: what is
-wrong (`reading.py` of types, the sections of their own rules), names in sources (`sources.py`).
+Lives here: the words for what pydantic finds, choices of a near name, what of an unknown name may be shown. Not here:
+rules between settings, whose words pass as they are (beside this), names in sources (`sources.py`).
 
-Invariant: no value is repeated here: a key may stand in the wrong place.
+Invariant: no value is repeated here, since a key may stand in the wrong place, and no words of pydantic's, which
+speak of Python's types.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+
+from pydantic import ValidationError
 
 Place = tuple[str | int, ...]
+
+MAPPING = "must hold a mapping of settings"
+_WORDS = {
+    "missing": "is missing, and has no default",
+    "extra_forbidden": "is not a setting",
+    "finite_number": "must be a finite number",
+    "greater_than_equal": "must be at least {ge:g}",
+    "greater_than": "must be more than {gt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "less_than": "must be less than {lt:g}",
+    "literal_error": "must be {expected}",
+    "value_error": "{error}",
+    "bool": "must be true or false",
+    "dict": MAPPING,
+    "enum": "must be {expected}",
+    "float": "must be a number",
+    "int": "must be a whole number",
+    "model": MAPPING,
+    "path": "must be a path",
+    "string": "must be a text; what YAML takes for a number needs quotes",
+    "tuple": "must be a list; in YAML [a, b], in a variable a,b",
+}
+"""By pydantic's name of the problem, or what that begins with (`int_parsing`, `int_from_float`)."""
+_OTHERWISE = "cannot be used as it is; docs/configuration.md says what it takes"
 
 
 class NotYaml(Exception):
     """Why a text is no YAML, in words that hold none of it."""
 
 
-class Problem(NamedTuple):
-    """`words`: one line for each problem of this place, or, where the place is said in them, one with it."""
-
-    place: Place
-    words: str
-    names_place: bool = False
-
-    def lines(self) -> list[str]:
-        """Each with the place of the setting in front."""
-        if self.names_place:
-            return [self.words]
-        return [f"{written_place(self.place)}: {line}" for line in self.words.split("\n")]
-
-
-class WrongSettings(ValueError):
-    """What is wrong with a section and with what is in it."""
-
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.lines = [line for problem in problems for line in problem.lines()]
-        super().__init__("\n".join(self.lines))
+def lines_of(error: ValidationError) -> list[str]:
+    """One line for each problem, with the place of the setting in front."""
+    lines: list[str] = []
+    for problem in error.errors(include_input=False, include_url=False):
+        kind = problem["type"]
+        words = _WORDS.get(kind) or _WORDS.get(kind.partition("_")[0], _OTHERWISE)
+        place = problem["loc"]
+        if place[-1:] == ("[key]",):
+            # Of a mapping's member, whose name is not a text.
+            place, words = (*place[:-2], str(place[-2])), f"the name {words}"
+        # A rule of our own may have found several.
+        said = words.format(**problem.get("ctx", {})).split("\n")
+        lines += (f"{written_place(place)}: {line}" for line in said)
+    return lines
 
 
 def written_place(parts: Sequence[str | int]) -> str:
@@ -47,19 +67,6 @@ def written_place(parts: Sequence[str | int]) -> str:
     for part in parts:
         place += f"[{part}]" if isinstance(part, int) else f".{shown_name(part)}" if place else shown_name(part)
     return place or "settings"
-
-
-def no_setting(above: Place, name: str, known: Iterable[str]) -> Problem:
-    """The problem of a name that is none, in a section that knows these."""
-    place = written_place((*above, name))
-    advised = advice(place, [written_place((*above, one)) for one in known])
-    return Problem((*above, name), f"{place} is not a setting{advised}", names_place=True)
-
-
-def choice(values: Iterable[object]) -> str:
-    """`'a', 'b' or 'c'`."""
-    *others, last = [repr(value) for value in values]
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 def shown_name(name: object) -> str:

@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from antiphon.config.picker import EndpointPickerSettings
-from antiphon.config.reading import SecretStr
-from antiphon.config.section import MIB, Section, base_url, check, setting, tcp_address
+from antiphon.config.section import MIB, BaseUrl, Secret, Section, TcpAddress, base_url
+
+
+def _octal(value: Any) -> Any:
+    # In the environment everything is text; YAML has read its octal numbers already.
+    return int(value, 8) if isinstance(value, str) and re.fullmatch(r"0o?[0-7]+", value) else value
+
+
+FileMode = Annotated[int, BeforeValidator(_octal, json_schema_input_type=int | str)]
 
 
 class LogSettings(Section):
@@ -29,16 +38,11 @@ class ReloadSettings(Section):
 
 
 class MetricsSettings(Section):
-    listen: str | None = None
+    listen: TcpAddress | None = None
     """`HOST:PORT` of `/metrics` for Prometheus (port 0: any free port), without authentication. With `up`: the sums
     over all workers, which never decrease when a worker is replaced. With `extproc` and `serve`: the metrics of that
     process (`extproc --worker 1`: the next port), and `/ready` for probes. Unset: only the sidecar's HTTP port has
     `/metrics`."""
-
-    @check("listen")
-    @staticmethod
-    def _check_listen(value: str | None) -> str | None:
-        return tcp_address(value)
 
 
 class TracingSettings(Section):
@@ -46,15 +50,15 @@ class TracingSettings(Section):
 
     enabled: bool = True
     """Whether there are traces, given an endpoint. Unset: not with `OTEL_SDK_DISABLED=true`."""
-    endpoint: str | None = None
+    endpoint: BaseUrl | None = None
     """Base URL of the collector (`http://collector:4318`), to which `/v1/traces` is added. Without an endpoint there
     are no traces, and nothing of OpenTelemetry is loaded."""
     traces_endpoint: str | None = None
     """The whole URL that spans are posted to, instead of `endpoint`. With neither:
     `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, or `/v1/traces` below `OTEL_EXPORTER_OTLP_ENDPOINT`."""
-    headers: dict[str, SecretStr] = setting(default_factory=dict)
+    headers: dict[str, Secret] = Field(default_factory=dict)
     """What opens it, by header, beside those in `OTEL_EXPORTER_OTLP_HEADERS`."""
-    sample: float = setting(default=1.0, ge=0, le=1)
+    sample: float = Field(default=1.0, ge=0, le=1)
     """Share of requests that are traced, of those that bring no `traceparent`; of the others its flag decides. Unset:
     as `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` say."""
     content: bool = False
@@ -63,14 +67,9 @@ class TracingSettings(Section):
     """`service.name` of all spans. Unset: `OTEL_SERVICE_NAME`, or `service.name` in `OTEL_RESOURCE_ATTRIBUTES`. The
     sidecars' spans also carry the other attributes of `OTEL_RESOURCE_ATTRIBUTES`."""
 
-    @check("endpoint")
-    @staticmethod
-    def _check_endpoint(value: str | None) -> str | None:
-        return None if value is None else base_url(value)
-
-    @check("traces_endpoint")
-    @staticmethod
-    def _check_traces_endpoint(value: str | None) -> str | None:
+    @field_validator("traces_endpoint")
+    @classmethod
+    def _check_traces_endpoint(cls, value: str | None) -> str | None:
         if value is not None:
             base_url(value)
         return value
@@ -98,12 +97,14 @@ class SidecarTlsSettings(Section):
     envoy_key: Path | None = None
     """Envoy's side: PEM file with that certificate's key."""
 
-    def check_section(self) -> None:
+    @model_validator(mode="after")
+    def _check_section(self) -> Self:
         for one, other in (("cert", "key"), ("envoy_cert", "envoy_key")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 raise ValueError(f"sidecar.tls.{one} and sidecar.tls.{other} belong together")
         if self.cert is None and (self.client_ca or self.ca or self.envoy_cert):
             raise ValueError("sidecar.tls.cert is missing: without it there is no TLS")
+        return self
 
 
 class SidecarSettings(Section):
@@ -114,26 +115,20 @@ class SidecarSettings(Section):
     transport: Literal["auto", "grpcio", "http2"] = "auto"
     """The gRPC server of the ext_proc service: `grpcio` (gRPC's own), `http2` (several times faster; needs the extra
     `fast`), or `auto`: `http2` when it is installed."""
-    secret: SecretStr | None = None
+    secret: Secret | None = None
     """Needed when a door listens on TCP: the shared secret that the Envoy configuration adds and strips."""
-    socket_mode: int = setting(default=0o600, ge=0, le=0o777)
+    socket_mode: FileMode = Field(default=0o600, ge=0, le=0o777)
     """File mode of Unix sockets, octal when it begins with 0 (`0600`)."""
     tls: SidecarTlsSettings = SidecarTlsSettings()
     """TLS of the sidecar's TCP ports. Unix sockets need none."""
     model_door: str = "unix:{data}/model-door.sock"
     """Envoy's listener for the sidecar's own model calls: `unix:PATH` or `HOST:PORT`."""
 
-    @check("socket_mode", before=True)
-    @staticmethod
-    def _octal(value: Any) -> Any:
-        # In the environment everything is text; YAML has read its octal numbers already.
-        return int(value, 8) if isinstance(value, str) and re.fullmatch(r"0o?[0-7]+", value) else value
-
 
 class EnvoySettings(Section):
     binary: Path | None = None
     """Path of the Envoy binary; unset: the `envoy` extra, then PATH."""
-    concurrency: int | None = setting(default=None, ge=1)
+    concurrency: int | None = Field(default=None, ge=1)
     """Envoy worker threads; unset: Envoy's default (one per core)."""
     log_level: Literal["trace", "debug", "info", "warning", "error", "critical", "off"] = "warning"
     """Envoy's own log level."""
@@ -143,16 +138,11 @@ class EnvoySettings(Section):
     logs failures that only Envoy sees.)"""
     admin: str = "unix:{data}/envoy-admin.sock"
     """Envoy's admin address: `unix:PATH` or `HOST:PORT`."""
-    metrics: str | None = None
+    metrics: TcpAddress | None = None
     """`HOST:PORT` where Envoy serves its own metrics (`/stats/prometheus`) and a liveness check (`/live`), without
     authentication, and nothing else of its admin interface. Unset: only `envoy.admin` has the metrics."""
-    retries: int = setting(default=2, ge=0)
+    retries: int = Field(default=2, ge=0)
     """How often Envoy retries a model call that failed before the upstream answered."""
     endpoint_picker: EndpointPickerSettings = EndpointPickerSettings()
-    heap_bytes: int = setting(default=1024 * MIB, ge=64 * MIB)
+    heap_bytes: int = Field(default=1024 * MIB, ge=64 * MIB)
     """Envoy's heap at its fullest: near it streams of HTTP/2 that hold most are reset and new requests are a 503."""
-
-    @check("metrics")
-    @staticmethod
-    def _check_metrics(value: str | None) -> str | None:
-        return tcp_address(value)

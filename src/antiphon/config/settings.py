@@ -12,12 +12,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 
 from antiphon.config.limits import CorsSettings, FetchSettings, LimitSettings, TimeoutSettings, WebSocketSettings
 from antiphon.config.owners import OwnerSettings, SealingSettings
 from antiphon.config.prices import PriceSettings
-from antiphon.config.problems import WrongSettings
+from antiphon.config.problems import lines_of
 from antiphon.config.processes import (
     EnvoySettings,
     LogSettings,
@@ -26,9 +28,8 @@ from antiphon.config.processes import (
     SidecarSettings,
     TracingSettings,
 )
-from antiphon.config.reading import SecretStr
-from antiphon.config.section import Section, check, parse_address, setting
-from antiphon.config.sources import merge, read_environment, read_file, read_other_names, redacted_values
+from antiphon.config.section import Section, parse_address
+from antiphon.config.sources import merge, read_environment, read_file, read_other_names, without_unknown
 from antiphon.config.state import (
     BackgroundSettings,
     BlobSettings,
@@ -58,7 +59,7 @@ class Settings(Section):
     """Where clients connect, `HOST:PORT` (port 0: any free port)."""
     door: Literal["envoy", "http"] = "envoy"
     """Which door `antiphon up` opens."""
-    workers: int = setting(default=1, ge=1, le=256)
+    workers: int = Field(default=1, ge=1, le=256)
     """Sidecar (or HTTP door) processes."""
     data: Path = Path(".antiphon")
     """Data folder: databases (unless `state.url` says otherwise), contents of files, keys, sockets."""
@@ -74,7 +75,7 @@ class Settings(Section):
     schemas, grammars and repeated items that OpenAI refuses. Otherwise Antiphon leaves unknown parts out and names them
     in `antiphon-ignored` and in the log."""
     upstream: UpstreamSettings = UpstreamSettings()
-    upstreams: dict[str, UpstreamSettings] = setting(default_factory=dict)
+    upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
     """Further upstreams by name, each with the settings of `upstream` (but `path_allow`); `models` says what goes to
     them. Envoy reads the key of the upstream `a-b` from `ANTIPHON_UPSTREAM_KEY_A_B`."""
     models: tuple[ModelSettings, ...] = ()
@@ -110,13 +111,14 @@ class Settings(Section):
     sidecar: SidecarSettings = SidecarSettings()
     envoy: EnvoySettings = EnvoySettings()
 
-    @check("listen")
-    @staticmethod
-    def _check_listen(value: str) -> str:
+    @field_validator("listen")
+    @classmethod
+    def _check_listen(cls, value: str) -> str:
         parse_address(value)
         return value
 
-    def check_section(self) -> None:
+    @model_validator(mode="after")
+    def _check_section(self) -> Self:
         wrong = [
             *self._wrong_rules(),
             *self._wrong_picker(),
@@ -127,6 +129,7 @@ class Settings(Section):
         ]
         if wrong:
             raise ValueError("\n".join(wrong))
+        return self
 
     def _wrong_rules(self) -> Iterator[str]:
         if self.upstream.auth is AuthMode.INJECT and self.upstream.api_key is None:
@@ -224,7 +227,7 @@ class Settings(Section):
     @property
     def has_default(self) -> bool:
         """Whether the section `upstream` is one of the upstreams: it was given, or there are no others."""
-        return "upstream" in self.given or not self.upstreams
+        return "upstream" in self.model_fields_set or not self.upstreams
 
     @property
     def every_upstream(self) -> dict[str, UpstreamSettings]:
@@ -267,7 +270,7 @@ class Settings(Section):
 
     def redacted(self) -> dict[str, Any]:
         """The effective settings as plain values, secrets replaced."""
-        return self.plain()
+        return self.model_dump(mode="json")
 
 
 def _in_any_order(value: object) -> object:
@@ -281,7 +284,7 @@ def _secrets(value: object) -> Iterator[str]:
         # Of a URL only the password: its other words stand in many a text.
         yield from value.passwords()
     elif isinstance(value, Section):
-        for _, one in value.values():
+        for _, one in value:
             yield from _secrets(one)
     elif isinstance(value, Mapping):
         for part in value.values():
@@ -289,6 +292,11 @@ def _secrets(value: object) -> Iterator[str]:
     elif isinstance(value, tuple | list):
         for part in value:
             yield from _secrets(part)
+
+
+def settings_schema() -> dict[str, Any]:
+    """The JSON Schema of a settings file."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()}
 
 
 def load_settings(
@@ -303,15 +311,14 @@ def load_settings(
     is, `OPENAI_API_ENDPOINT` does; where nothing says where traces go, OpenTelemetry's variables do.
     """
     wrong: list[str] = []
-    values = read_file(file, Settings, wrong) if file is not None else {}
+    values = without_unknown(read_file(file), Settings, wrong, f"{file}: ") if file is not None else {}
     values = merge(values, read_environment(environ or {}, Settings, wrong))
     values = merge(values, flags or {})
     values = merge(read_other_names(values, environ or {}, wrong), values)
-    wrong += redacted_values(values)
     try:
-        settings = Settings.of(values)
-    except WrongSettings as error:
-        wrong += error.lines
+        settings = Settings.model_validate(without_unknown(values, Settings, wrong))
+    except ValidationError as error:
+        wrong += lines_of(error)
     if len(wrong) > 1:
         raise ConfigError("\n  ".join((f"{len(wrong)} settings are wrong:", *wrong)))
     if wrong:

@@ -10,17 +10,14 @@ source that cannot be read holds no line of it, since a key may stand there.
 from __future__ import annotations
 
 import re
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from antiphon.config.otel import otel_defaults
-from antiphon.config.problems import NotYaml, advice, shown_name
-from antiphon.config.reading import SecretStr
-from antiphon.config.section import Section
-from antiphon.config.state_url import HIDDEN
+from antiphon.config.problems import MAPPING, NotYaml, Place, advice, written_place
+from antiphon.config.section import Section, field_paths, section_in
 from antiphon.errors import ConfigError
 
 _PREFIX = "ANTIPHON_"
@@ -34,9 +31,6 @@ _KEYS_PREFIX = "ANTIPHON_UPSTREAM_KEY_"
 _PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT(_[0-9]+_(TCP|UDP|SCTP))?")
 _PART_OF_PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT_[0-9]+_(TCP|UDP|SCTP)_(ADDR|PORT|PROTO)")
 _SERVICE = re.compile(r"(ANTIPHON(?:_[A-Z0-9_]+?)??)_SERVICE_(?:HOST|PORT(?:_[A-Z0-9_]+)?)")
-_REDACTED = str(SecretStr("x"))
-_HIDDEN_IN_URL = re.compile(rf"://[^/?#]*:{re.escape(HIDDEN)}@|[?&]\w*password={re.escape(HIDDEN)}(&|$)", re.IGNORECASE)
-_NO_SECRET = "is what is shown in place of a secret; put the secret there, or leave it out and set its variable"
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,11 +42,8 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def read_file(path: Path, model: type[Section], wrong: list[str]) -> dict[str, Any]:
-    """The mapping in a YAML file, without what is no setting, which is added to `wrong`.
-
-    Raises `ConfigError` for a file that cannot be read at all.
-    """
+def read_file(path: Path) -> dict[Any, Any]:
+    """The mapping in a YAML file. Raises `ConfigError`."""
     try:
         values = _yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -61,11 +52,9 @@ def read_file(path: Path, model: type[Section], wrong: list[str]) -> dict[str, A
         raise ConfigError(f"the settings file {path} is not UTF-8, from byte {error.start} on") from None
     except NotYaml as error:
         raise ConfigError(f"the settings file {path} is not valid YAML: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
+    if values is not None and not isinstance(values, dict):
         raise ConfigError(f"the settings file {path} must hold a mapping of settings")
-    return _known(values, model, str(path), (), wrong)
+    return values or {}
 
 
 def _yaml(text: str) -> Any:
@@ -76,39 +65,29 @@ def _yaml(text: str) -> Any:
     return read_yaml(text)
 
 
-def _known(
-    values: Mapping[Any, Any], model: type[Section], source: str, above: tuple[str, ...], wrong: list[str]
-) -> dict[str, Any]:
-    """The values that belong to a setting; what is wrong about the others is added to `wrong`."""
+def without_unknown(values: Any, kind: Any, wrong: list[str], source: str = "", place: Place = ()) -> Any:
+    """The values of a setting of this type but for what is no setting, which is added to `wrong`."""
+    section = section_in(kind)
+    if section is None:
+        return values
+    if isinstance(values, list | tuple):
+        return [without_unknown(one, section, wrong, source, (*place, number)) for number, one in enumerate(values)]
+    if not isinstance(values, Mapping):
+        return values
+    if typing.get_origin(kind) is dict:
+        return {name: without_unknown(one, section, wrong, source, (*place, name)) for name, one in values.items()}
     found = {}
     for name, value in values.items():
-        path = ".".join((*above, shown_name(name)))
-        kind = model.kinds().get(str(name))
-        if kind is None:
-            known = [".".join(known) for known, _ in field_paths(model, above)]
-            wrong.append(f"{source}: {path} is not a setting{advice(path, known)}")
-            continue
-        if isinstance(kind, type) and issubclass(kind, Section):
-            if not isinstance(value, Mapping):
-                wrong.append(f"{source}: {path} must hold a mapping of settings")
-                continue
-            value = _known(value, kind, source, (*above, str(name)), wrong)
-        found[str(name)] = value
+        here = (*place, str(name))
+        field = section.model_fields.get(str(name))
+        if field is None:
+            known = [written_place((*place, *path)) for path, _ in field_paths(section)]
+            wrong.append(f"{source}{written_place(here)} is not a setting{advice(written_place(here), known)}")
+        elif section_in(field.annotation) is field.annotation and not isinstance(value, Mapping):
+            wrong.append(f"{source}{written_place(here)} {MAPPING}")
+        else:
+            found[str(name)] = without_unknown(value, field.annotation, wrong, source, here)
     return found
-
-
-def redacted_values(values: Any, above: tuple[str, ...] = ()) -> list[str]:
-    """What is wrong about values that are what is shown in place of a secret."""
-    if isinstance(values, Mapping):
-        parts = [(str(name), value) for name, value in values.items()]
-    elif isinstance(values, list | tuple):
-        parts = [(str(number), value) for number, value in enumerate(values)]
-    else:
-        shown = _REDACTED if values == _REDACTED else ""
-        if isinstance(values, str) and _HIDDEN_IN_URL.search(values):
-            shown = HIDDEN
-        return [f"{'.'.join(above)}: {shown} {_NO_SECRET}"] if shown else []
-    return [line for name, value in parts for line in redacted_values(value, (*above, name))]
 
 
 def read_environment(environ: Mapping[str, str], model: type[Section], wrong: list[str]) -> dict[str, Any]:
@@ -177,11 +156,8 @@ def _is_of_a_service(name: str, text: str, environ: Mapping[str, str]) -> bool:
 
 def _value(name: str, text: str, kind: Any) -> Any:
     """The text of a variable as a value of this type; lists are `a,b` or, as in YAML and JSON, `["a", "b"]`."""
-    nested = typing.get_origin(kind) is dict or any(
-        isinstance(part, type) and issubclass(part, Section) for part in typing.get_args(kind)
-    )
     listed = typing.get_origin(kind) is tuple
-    if nested or (listed and text.lstrip().startswith("[")):
+    if section_in(kind) is not None or typing.get_origin(kind) is dict or (listed and text.lstrip().startswith("[")):
         try:
             return _yaml(text)
         except NotYaml as error:
@@ -189,16 +165,3 @@ def _value(name: str, text: str, kind: Any) -> Any:
     if listed:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
-
-
-def field_paths(model: type[Section], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    """Every setting as its path and type, sections first to last."""
-    found: list[tuple[tuple[str, ...], Any]] = []
-    for name, kind in model.kinds().items():
-        if isinstance(kind, types.UnionType):
-            kind = next((part for part in typing.get_args(kind) if part is not type(None)), kind)
-        if isinstance(kind, type) and issubclass(kind, Section):
-            found += field_paths(kind, (*above, name))
-        else:
-            found.append(((*above, name), kind))
-    return found

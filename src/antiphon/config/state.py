@@ -7,50 +7,53 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from antiphon.config.reading import SecretStr
-from antiphon.config.section import MIB, Section, base_url, check, setting
-from antiphon.config.state_url import StateUrl, read_state_url, shown_url
+from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, field_validator, model_validator
+
+from antiphon.config.section import MIB, NO_SECRET, BaseUrl, Secret, Section
+from antiphon.config.state_url import HIDDEN, StateUrl, read_state_url, shown_url
 
 
-def _shown(url: SecretStr) -> str:
-    return shown_url(url.get_secret_value())
+def _checked_url(value: SecretStr) -> SecretStr:
+    if HIDDEN in read_state_url(value.get_secret_value()).passwords:
+        raise ValueError(f"{HIDDEN} {NO_SECRET}")
+    return value
+
+
+def _shown_url(value: SecretStr) -> str:
+    return shown_url(value.get_secret_value())
+
+
+SecretUrl = Annotated[Secret, AfterValidator(_checked_url), PlainSerializer(_shown_url, when_used="json")]
 
 
 class StateSettings(Section):
     """Where state lies: responses, conversations, jobs, prompts, vector stores, and what is known of files."""
 
-    url: SecretStr | None = setting(default=None, shown=_shown)
+    url: SecretUrl | None = None
     """`sqlite:` (unset: the same), databases in the data folder; `sqlite:/FOLDER`, in another one;
     `postgresql://USER:PASSWORD@HOST/DATABASE`, for any number of machines (needs the extra `postgres`); with standbys
     `…@HOST:PORT,HOST:PORT/DATABASE`, of which the one that takes writes is used; `memory:`, nothing outlives the
     process, for tries and tests."""
-    direct_url: SecretStr | None = setting(default=None, shown=_shown)
+    direct_url: SecretUrl | None = None
     """Of PostgreSQL behind a pooler: the server itself, for what a pooler does not pass on (`LISTEN`)."""
-    pool: int = setting(default=4, ge=1, le=64)
+    pool: int = Field(default=4, ge=1, le=64)
     """Most connections to PostgreSQL of one process."""
-    deadline: float = setting(default=4.5, gt=0)
+    deadline: float = Field(default=4.5, gt=0)
     """Seconds that one operation of PostgreSQL may take, waiting for a connection and connecting included."""
-    unready_after: float = setting(default=20.0, ge=0)
+    unready_after: float = Field(default=20.0, ge=0)
     """Seconds without a successful write to PostgreSQL after which `/ready` fails; 0: it never fails for that reason.
     All replicas share the database, so a replica that leaves sooner only reduces service
     ([operations.md](operations.md#ready-on-postgresql))."""
 
-    start_within: float = setting(default=90.0, ge=0)
+    start_within: float = Field(default=90.0, ge=0)
     """Seconds for which a start and `antiphon migrate` retry while PostgreSQL does not answer; every five seconds a log
     line says why. An error that waiting cannot fix (a wrong password, a missing privilege) ends the start at once."""
 
     migrate: Literal["auto", "check"] = "auto"
     """What a start does when the database lacks steps of the schema: `auto` applies them, `check` refuses until
     `antiphon migrate up` has."""
-
-    @check("url", "direct_url")
-    @staticmethod
-    def _check_url(value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            read_state_url(value.get_secret_value())
-        return value
 
     @property
     def place(self) -> StateUrl:
@@ -77,16 +80,16 @@ class FileSettings(Section):
 
     enabled: bool = True
     """Take files; off: their paths do not exist, and a `file_id` in a request is a 400."""
-    max_bytes: int = setting(default=512 * MIB, ge=1)
+    max_bytes: int = Field(default=512 * MIB, ge=1)
     """Largest file."""
-    owner_bytes: int | None = setting(default=None, ge=1)
+    owner_bytes: int | None = Field(default=None, ge=1)
     """The most that all files of one owner may take together, each counted as 4096 bytes at least; unset: no limit."""
-    input_bytes: int = setting(default=50 * MIB, ge=1)
+    input_bytes: int = Field(default=50 * MIB, ge=1)
     """Most bytes of all files that one request brings to the model by `file_id`, each as often as it is named."""
-    sweep: float = setting(default=3_600.0, gt=0)
+    sweep: float = Field(default=3_600.0, gt=0)
     """Seconds between two searches for files that expired, and for what was left of uploads that were broken off; the
     first is made at the start. Of several processes one makes them."""
-    lease: float = setting(default=900.0, ge=1)
+    lease: float = Field(default=900.0, ge=1)
     """Seconds after which an upload whose process was not heard of counts as broken off. An upload may take longer: its
     process says three times in that time that it lives."""
 
@@ -97,25 +100,25 @@ class BlobSettings(Section):
 
     url: str | None = None
     """`s3://bucket/prefix`. Nothing else may lie under the prefix, and no other installation's contents."""
-    endpoint: str | None = None
+    endpoint: BaseUrl | None = None
     """Base URL of a server that speaks S3 (`https://minio.example:9000`); unset: AWS."""
     region: str = "us-east-1"
     """The bucket's region."""
-    key_id: SecretStr | None = None
+    key_id: Secret | None = None
     """Access key id. Unset, with `secret`: what the process finds as AWS's own tools do (`AWS_*` variables, a role)."""
-    secret: SecretStr | None = None
+    secret: Secret | None = None
     """Secret access key."""
     path_style: bool | None = None
     """Whether the bucket's name stands in the path, and not in the host's name. Unset: with an `endpoint`."""
-    seconds: float = setting(default=30.0, ge=1)
+    seconds: float = Field(default=30.0, ge=1)
     """Seconds for one request to the bucket, all its tries (three at most) included: writing a piece of a content (8
     MiB at most), reading a stretch of one (2 MiB at most), listing, deleting. An upload or a download is as many of
     these one after the other as it needs, and no setting bounds the whole. When the bucket stops answering an upload
     fails after this time, and taking away what was written may last as long again before its client is told."""
 
-    @check("url")
-    @staticmethod
-    def _check_url(value: str | None) -> str | None:
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
         if value is None:
             return None
         if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/(?!\.{1,2}(/|$))[A-Za-z0-9!_.*'()-]+)*/?", value):
@@ -128,16 +131,13 @@ class BlobSettings(Section):
             )
         return value.rstrip("/")
 
-    @check("endpoint")
-    @staticmethod
-    def _check_endpoint(value: str | None) -> str | None:
-        return None if value is None else base_url(value)
-
-    def check_section(self) -> None:
+    @model_validator(mode="after")
+    def _check_section(self) -> Self:
         if (self.key_id is None) != (self.secret is None):
             raise ValueError("key_id and secret belong together; set both, or none")
         if self.url is None and (self.endpoint is not None or self.key_id is not None):
             raise ValueError("url is not set, and without it the others say nothing; set it to s3://bucket/prefix")
+        return self
 
     @property
     def place(self) -> tuple[str, str]:
@@ -152,50 +152,45 @@ class VectorStoreSettings(Section):
 
     enabled: bool = True
     """Have vector stores; off: their paths do not exist."""
-    ingest: int = setting(default=2, ge=0)
+    ingest: int = Field(default=2, ge=0)
     """Files that one process reads at once; 0: it leaves that to others."""
-    file_seconds: float = setting(default=60.0, gt=0)
+    file_seconds: float = Field(default=60.0, gt=0)
     """Seconds of processor time for reading one file; whatever takes longer has failed."""
-    file_memory_bytes: int = setting(default=1024 * MIB, ge=256 * MIB)
+    file_memory_bytes: int = Field(default=1024 * MIB, ge=256 * MIB)
     """Memory of the process that reads files."""
-    text_bytes: int = setting(default=64 * MIB, ge=1024)
+    text_bytes: int = Field(default=64 * MIB, ge=1024)
     """Longest text of one file."""
-    tokens: int = setting(default=5_000_000, ge=1_000)
+    tokens: int = Field(default=5_000_000, ge=1_000)
     """Most tokens of one file."""
-    matrix_bytes: int = setting(default=1024 * MIB, ge=MIB)
+    matrix_bytes: int = Field(default=1024 * MIB, ge=MIB)
     """Memory for vectors; 100,000 chunks of 384 numbers take 150 MiB. The stores that were not searched for longest are
     read from the disk again."""
-    lease: float = setting(default=60.0, gt=1)
+    lease: float = Field(default=60.0, gt=1)
     """Seconds after which a file is taken up by another process when its own is gone."""
     rewrite_model: str | None = None
     """The model that rewrites queries when a search asks for it; unset: such a search is served without."""
-    rewrite_seconds: float = setting(default=10.0, gt=0)
+    rewrite_seconds: float = Field(default=10.0, gt=0)
     """How long a search waits for that."""
 
 
 class EmbeddingSettings(Section):
     """The server that makes vectors of texts, by OpenAI's `POST /embeddings`. Without one, search goes by words."""
 
-    url: str | None = None
+    url: BaseUrl | None = None
     """Base URL with its path prefix (`http://host:port/v1`)."""
-    api_key: SecretStr | None = None
+    api_key: Secret | None = None
     """The key, sent as a bearer token."""
     model: str = "text-embedding-3-small"
     """The model. Chunks that another model made vectors of are found by their words until they are ingested again.
     Clients reach it by `POST /v1/embeddings` with this name, unless an entry of `models` has it."""
-    dimensions: int | None = setting(default=None, ge=1)
+    dimensions: int | None = Field(default=None, ge=1)
     """Numbers per vector, for models that can shorten them."""
-    batch: int = setting(default=64, ge=1, le=2048)
+    batch: int = Field(default=64, ge=1, le=2048)
     """Most texts in one call."""
-    concurrent: int = setting(default=4, ge=1)
+    concurrent: int = Field(default=4, ge=1)
     """Most calls at once per process."""
-    seconds: float = setting(default=60.0, gt=0)
+    seconds: float = Field(default=60.0, gt=0)
     """How long one call may take."""
-
-    @check("url")
-    @staticmethod
-    def _check_url(value: str | None) -> str | None:
-        return None if value is None else base_url(value)
 
 
 class ConversationSettings(Section):
@@ -204,26 +199,26 @@ class ConversationSettings(Section):
     create_unknown: bool = False
     """Make a conversation when a response names one that does not exist, so that clients may choose the ids; off: such
     a request is a 404."""
-    lease: float = setting(default=30.0, ge=1)
+    lease: float = Field(default=30.0, ge=1)
     """Seconds after which the conversation of a response whose process died can be used again."""
 
 
 class BackgroundSettings(Section):
     """Responses with `background: true`."""
 
-    workers: int = setting(default=8, ge=0)
+    workers: int = Field(default=8, ge=0)
     """How many run at once in each process; 0: this process runs none, it only queues them for others."""
-    per_owner: int = setting(default=100, ge=1)
+    per_owner: int = Field(default=100, ge=1)
     """Most unfinished ones of one owner; above it the answer is a 429."""
     on_restart: Literal["retry", "fail"] = "retry"
     """What becomes of one whose process died or was stopped, or whose model call was lost with our own Envoy: `retry`
     runs it again from its beginning, `fail` ends it as failed, saying so."""
-    attempts: int = setting(default=3, ge=1)
+    attempts: int = Field(default=3, ge=1)
     """With `on_restart: retry`: after how many processes (or Envoys) died of it, or with it, it is failed all the
     same."""
-    lease: float = setting(default=15.0, ge=1)
+    lease: float = Field(default=15.0, ge=1)
     """Seconds after which a process that was not heard of counts as dead, and others take its work."""
-    patience: float = setting(default=30.0, ge=0)
+    patience: float = Field(default=30.0, ge=0)
     """Seconds for which an upstream that cannot be reached is tried again."""
     client_credentials: Literal["refuse", "seal"] = "refuse"
     """What becomes of one whose upstream wants the client's own key (`upstream.auth: passthrough`; an upstream that
@@ -234,20 +229,20 @@ class BackgroundSettings(Section):
 class IdempotencySettings(Section):
     """Requests with an `Idempotency-Key`."""
 
-    keep: float = setting(default=86_400.0, gt=0)
+    keep: float = Field(default=86_400.0, gt=0)
     """Seconds for which a key is remembered after something was made with it: the same request gets that again."""
-    lease: float = setting(default=30.0, ge=1)
+    lease: float = Field(default=30.0, ge=1)
     """Seconds after which the key of a response whose process died can be used again."""
 
 
 class RetentionSettings(Section):
     """How long things are kept that nobody deletes."""
 
-    responses: float | None = setting(default=None, gt=0)
+    responses: float | None = Field(default=None, gt=0)
     """Seconds after a chain's latest response, when the whole chain goes; unset: for ever."""
-    conversations: float | None = setting(default=None, gt=0)
+    conversations: float | None = Field(default=None, gt=0)
     """Seconds after a conversation's last change; unset: for ever. Responses made in it stay."""
-    events: float | None = setting(default=86_400.0, gt=0)
+    events: float | None = Field(default=86_400.0, gt=0)
     """Seconds after which the stream of a background response cannot be resumed any more; the response stays."""
-    sweep: float = setting(default=600.0, gt=0)
+    sweep: float = Field(default=600.0, gt=0)
     """Seconds between two searches for what is too old."""

@@ -6,10 +6,11 @@ Lives here: these sections of the settings. Not here: their use, how sources are
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from antiphon.config.reading import SecretStr
-from antiphon.config.section import MIB, Section, setting
+from pydantic import Field, model_validator
+
+from antiphon.config.section import MIB, Secret, Section
 
 
 class ToolSettings(Section):
@@ -19,18 +20,18 @@ class ToolSettings(Section):
     """How to treat a request with a tool that does not run here (not set up, unknown or misspelt). `ignore`: leave the
     tool out and name it in `antiphon-ignored`, the response's `metadata` (`antiphon_ignored`) and the log (`left_out`).
     `refuse`: answer 400 and say what to set. (`code_interpreter` and `mcp` are always a 400.)"""
-    seconds: float = setting(default=60.0, gt=0)
+    seconds: float = Field(default=60.0, gt=0)
     """How long one call may take, waiting for its turn included; after that it has failed, and the model is told so."""
-    concurrent: int = setting(default=32, ge=1)
+    concurrent: int = Field(default=32, ge=1)
     """Most calls at once per process, of one owner three quarters of them, of one response a quarter; others wait."""
-    output_chars: int = setting(default=100_000, ge=100)
+    output_chars: int = Field(default=100_000, ge=100)
     """How much of one call's output the model gets to read; the rest is cut off, saying so."""
-    calls: int = setting(default=128, ge=1)
+    calls: int = Field(default=128, ge=1)
     """Most calls in one response; a request's `max_tool_calls` can only be less."""
-    result_bytes: int = setting(default=32 * MIB, ge=1024)
+    result_bytes: int = Field(default=32 * MIB, ge=1024)
     """Most bytes of the results of all calls in one response, pictures included; a call whose result passes it has
     failed, and the model is told so (a refusal would throw away what was made until then)."""
-    turns: int = setting(default=32, ge=1)
+    turns: int = Field(default=32, ge=1)
     """Most model calls in one response; in the last one the model must answer."""
 
 
@@ -42,21 +43,23 @@ class WebSearchSettings(Section):
     needs `json` among its `search.formats`."""
     url: str | None = None
     """Base URL of the service; needed for searxng, else the service's own."""
-    api_key: SecretStr | None = None
+    api_key: Secret | None = None
     """Its key (brave, tavily)."""
-    seconds: float = setting(default=15.0, gt=0)
+    seconds: float = Field(default=15.0, gt=0)
     """How long one search may take."""
     pages: bool = True
     """Let the model open pages too. They are fetched like `file_url`s: from public addresses, and what
     `fetch.allow_private` names."""
-    page_bytes: int = setting(default=8 * MIB, ge=1024)
+    page_bytes: int = Field(default=8 * MIB, ge=1024)
     """Largest page."""
 
-    def check_section(self) -> None:
+    @model_validator(mode="after")
+    def _check_section(self) -> Self:
         if self.provider == "searxng" and not self.url:
             raise ValueError("searxng needs 'url', the address of your instance")
         if self.provider in ("brave", "tavily") and self.api_key is None:
             raise ValueError(f"{self.provider} needs 'api_key'")
+        return self
 
 
 class ConnectorSettings(Section):
@@ -64,7 +67,7 @@ class ConnectorSettings(Section):
 
     url: str
     """Where it is; unlike a client's `server_url` it may be private, and plain http."""
-    headers: dict[str, SecretStr] = setting(default_factory=dict)
+    headers: dict[str, Secret] = Field(default_factory=dict)
     """What opens it; a request's own headers and `authorization` go before them."""
 
 
@@ -76,17 +79,17 @@ class McpSettings(Section):
     allow: tuple[str, ...] = ()
     """Servers that requests may name: hosts (`mcp.example.com`, `*.example.com`) and beginnings of URLs. Unset: every
     public server with `owner.source: single`, none otherwise. Private ones must be in `fetch.allow_private` too."""
-    connectors: dict[str, ConnectorSettings] = setting(default_factory=dict)
+    connectors: dict[str, ConnectorSettings] = Field(default_factory=dict)
     """Servers of the operator's, by the name that requests use as `connector_id`."""
-    connect: float = setting(default=15.0, gt=0)
+    connect: float = Field(default=15.0, gt=0)
     """Seconds to connect to a server and be greeted."""
-    idle: float = setting(default=60.0, gt=0)
+    idle: float = Field(default=60.0, gt=0)
     """Seconds after its last use that a connection is kept for the same response."""
-    list_seconds: float = setting(default=300.0, ge=0)
+    list_seconds: float = Field(default=300.0, ge=0)
     """How long a server's list of tools is remembered."""
-    tools: int = setting(default=256, ge=1)
+    tools: int = Field(default=256, ge=1)
     """Most tools of one server."""
-    answer_bytes: int = setting(default=8 * MIB, ge=1024)
+    answer_bytes: int = Field(default=8 * MIB, ge=1024)
     """Largest answer of a server."""
 
 
@@ -100,34 +103,34 @@ class CodeInterpreterSettings(Section):
     python: str = ""
     """The Python that runs the code, for example of a virtual environment with the libraries that models like (numpy,
     pandas, matplotlib); empty: the one that Antiphon runs with."""
-    seconds: float = setting(default=30.0, gt=0)
+    seconds: float = Field(default=30.0, gt=0)
     """How long one piece of code may take; less than `tools.seconds`."""
-    memory: int = setting(default=1 << 30, ge=128 * MIB)
+    memory: int = Field(default=1 << 30, ge=128 * MIB)
     """Bytes of memory that a container gets, and the most that `memory_limit` may ask for (1g is always understood)."""
-    disk_bytes: int = setting(default=256 * MIB, ge=MIB)
+    disk_bytes: int = Field(default=256 * MIB, ge=MIB)
     """All files of a container together; an interpreter that lives holds them in memory where that can be
     (docs/code-interpreter.md)."""
-    output_bytes: int = setting(default=64 * 1024, ge=1024)
+    output_bytes: int = Field(default=64 * 1024, ge=1024)
     """What one piece of code may print; the middle of more is left out."""
-    files: int = setting(default=2_000, ge=1)
+    files: int = Field(default=2_000, ge=1)
     """Most files of a container."""
-    picture_bytes: int = setting(default=4 * MIB, ge=1024)
+    picture_bytes: int = Field(default=4 * MIB, ge=1024)
     """Most bytes of all pictures that one piece of code may draw; those beyond are left out."""
-    threads: int = setting(default=32, ge=1)
+    threads: int = Field(default=32, ge=1)
     """Most threads of a container; code that has more is ended."""
     show_pictures: bool = False
     """Show the pictures that code draws to the model too, not only to the client: for models that take images."""
     sockets: Path | None = None
     """A folder of this user alone in which worker processes of this machine meet, to hand code to the one that has the
     container's interpreter; unset: the run folder of `antiphon up`, where it has several workers, otherwise none."""
-    machines: int = setting(default=8, ge=1)
+    machines: int = Field(default=8, ge=1)
     """Interpreters that live at once; when there are more containers, those that were not used for longest lose their
     variables, never their files."""
-    idle: float = setting(default=1_200.0, ge=60)
+    idle: float = Field(default=1_200.0, ge=60)
     """Seconds after its last use that a container is deleted, unless its request says otherwise."""
-    containers: int = setting(default=200, ge=1)
+    containers: int = Field(default=200, ge=1)
     """Most containers at once; all their files can take this many times `code_interpreter.disk_bytes`."""
-    per_owner: int = setting(default=50, ge=1)
+    per_owner: int = Field(default=50, ge=1)
     """Most containers of one owner."""
-    sweep: float = setting(default=60.0, gt=0)
+    sweep: float = Field(default=60.0, gt=0)
     """Seconds between two looks for containers that have expired."""

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from antiphon.config.reading import SecretStr
-from antiphon.config.section import Section, base_url, check, setting
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from antiphon.config.section import BaseUrl, Secret, Section
 from antiphon.translation.parameters import DECIDED_HERE
 from antiphon.translation.profiles import read_flags
 from antiphon.translation.request_fields import REQUEST_FIELDS
@@ -26,6 +27,8 @@ _OF_THE_BODY = frozenset(
 
 _MOST_WEIGHT = 100
 
+ProfileFlags = Annotated[dict[str, Any], AfterValidator(read_flags)]
+
 
 class AuthMode(StrEnum):
     """Which credentials an upstream call carries."""
@@ -36,12 +39,12 @@ class AuthMode(StrEnum):
 
 
 class UpstreamSettings(Section):
-    url: str = "http://127.0.0.1:11434/v1"
+    url: BaseUrl = "http://127.0.0.1:11434/v1"
     """Base URL of the chat server, with its path prefix (`http://host:port/v1`, `https://host/api/v1`)."""
     auth: AuthMode | None = None
     """`inject` sends `api_key`, `passthrough` the client's Authorization, `none` neither. Unset: `inject` when there is
     a key, else `passthrough`."""
-    api_key: SecretStr | None = None
+    api_key: Secret | None = None
     """The key sent with `auth: inject`, as a bearer token."""
     profile: str = "auto"
     """Which upstream profile describes the server's quirks; `auto` chooses by host name, or else by what the
@@ -59,22 +62,21 @@ class UpstreamSettings(Section):
     field_allow: tuple[str, ...] = ()
     """Further top-level members of a request (or of its `extra_body`) that reach the chat server as they came, whatever
     the profile says of them. What neither this nor the profile knows is named in `antiphon-ignored`."""
-    profile_flags: dict[str, Any] = setting(default_factory=dict)
+    profile_flags: ProfileFlags = Field(default_factory=dict)
     """Single flags of the profile that are different here, as docs/chat-servers.md names them (for example
     `{named_tool_choice: required}`)."""
 
-    @check("url")
-    @staticmethod
-    def _check_url(value: str) -> str:
-        url = base_url(value)
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
         for path in ("/chat/completions", "/responses"):
-            if url.endswith(path):
+            if value.endswith(path):
                 raise ValueError(f"must be the base URL: leave out {path} at its end")
-        return url
+        return value
 
-    @check("header_allow")
-    @staticmethod
-    def _check_headers(value: tuple[str, ...]) -> tuple[str, ...]:
+    @field_validator("header_allow")
+    @classmethod
+    def _check_headers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         names = tuple(name.lower() for name in value)
         # The body is another one there: translated, and no longer compressed.
         if wrong := sorted(_OF_THE_BODY.intersection(names)):
@@ -83,18 +85,18 @@ class UpstreamSettings(Section):
             raise ValueError(f"{', '.join(private)} is between Envoy and the sidecar and goes no further")
         return names
 
-    @check("field_allow")
-    @staticmethod
-    def _check_fields(value: tuple[str, ...]) -> tuple[str, ...]:
+    @field_validator("field_allow")
+    @classmethod
+    def _check_fields(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if taken := sorted((DECIDED_HERE | REQUEST_FIELDS).intersection(value)):
             raise ValueError(f"{', '.join(taken)} cannot be let through: what becomes of it is decided here")
         return value
 
-    _check_flags = check("profile_flags")(read_flags)
-
-    def check_section(self) -> None:
+    @model_validator(mode="after")
+    def _check_section(self) -> Self:
         if "authorization" in self.header_allow and self.auth_mode is not AuthMode.PASSTHROUGH:
             raise ValueError("header_allow names authorization: whether it goes along is what 'auth' says")
+        return self
 
     @property
     def auth_mode(self) -> AuthMode:
@@ -145,7 +147,7 @@ class UpstreamGroup:
 
 class UpstreamShare(Section):
     name: str
-    weight: int | None = setting(default=None, ge=1, le=_MOST_WEIGHT)
+    weight: int | None = Field(default=None, ge=1, le=_MOST_WEIGHT)
 
 
 class ModelSettings(Section):
@@ -163,25 +165,23 @@ class ModelSettings(Section):
     """The model's name at the upstream; unset: the same. An alias, when `match` is a name of your own."""
     profile: str | None = None
     """The upstream profile for these models; unset: the upstream's."""
-    context_tokens: int | None = setting(default=None, ge=256)
+    context_tokens: int | None = Field(default=None, ge=256)
     """How many tokens of input the model takes; with it `truncation: auto` can drop the oldest turns."""
-    profile_flags: dict[str, Any] = setting(default_factory=dict)
+    profile_flags: ProfileFlags = Field(default_factory=dict)
     """Single flags of the profile that are different for these models, over `upstream.profile_flags`."""
-    extra: dict[str, Any] = setting(default_factory=dict)
+    extra: dict[str, Any] = Field(default_factory=dict)
     """Members added to every chat request that responses of these models lead to, unless the client says them itself
     (for example `{top_k: 40, chat_template_kwargs: {enable_thinking: false}}`; of two objects, member by member). What
     clients send to `/v1/chat/completions` passes as it is."""
 
-    _check_flags = check("profile_flags")(read_flags)
-
-    @check("upstream", before=True)
-    @staticmethod
-    def _read_upstream(value: object) -> object:
+    @field_validator("upstream", mode="before", json_schema_input_type=str | tuple[str | UpstreamShare, ...])
+    @classmethod
+    def _read_upstream(cls, value: object) -> object:
         return value if isinstance(value, str) else _read_shares(value)
 
-    @check("extra")
-    @staticmethod
-    def _check_extra(value: dict[str, Any]) -> dict[str, Any]:
+    @field_validator("extra")
+    @classmethod
+    def _check_extra(cls, value: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(DECIDED_HERE.intersection(value)):
             raise ValueError(f"{', '.join(taken)} cannot be added: what becomes of it is decided here")
         try:
@@ -190,7 +190,8 @@ class ModelSettings(Section):
             raise ValueError(f"cannot be written as JSON: {error}") from None
         return value
 
-    def check_section(self) -> None:
+    @model_validator(mode="after")
+    def _check_section(self) -> Self:
         if not self.match:
             raise ValueError("match is empty")
         if re.sub(r"\[!?\]?[^]]*\]", "", self.match).count("["):
@@ -201,6 +202,7 @@ class ModelSettings(Section):
             raise ValueError("requests of a native model pass untouched: leave 'extra' and 'profile_flags' out")
         if self.mode == "native" and self.group is not None:
             raise ValueError("a native upstream keeps its responses itself, so that another cannot go on: name one")
+        return self
 
     @property
     def upstreams(self) -> tuple[str, ...]:
@@ -239,7 +241,7 @@ def _read_shares(value: object) -> object:
 
 def _read_share(value: object) -> dict[str, Any]:
     if isinstance(value, UpstreamShare):
-        return dict(value.values())
+        return value.model_dump()
     if isinstance(value, str):
         return {"name": value, "weight": None}
     if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):

@@ -94,17 +94,18 @@ def inside(settings: Settings) -> Settings:
         "model_door": f"unix:{_SOCKETS}/model-door.sock",
     }
     timeouts = settings.timeouts
-    if "drain" not in timeouts.given:
-        timeouts = timeouts.replace(drain=_DRAIN_SECONDS)
+    if "drain" not in timeouts.model_fields_set:
+        timeouts = timeouts.model_copy(update={"drain": _DRAIN_SECONDS})
     metrics, state = settings.metrics, settings.state
     if metrics.listen is None:
-        metrics = metrics.replace(listen=f"0.0.0.0:{_METRICS_PORT}")
-    if "unready_after" not in state.given:
+        metrics = metrics.model_copy(update={"listen": f"0.0.0.0:{_METRICS_PORT}"})
+    if "unready_after" not in state.model_fields_set:
         # A pod that leaves its Service takes away the routes of others, and all pods would leave at once.
-        state = state.replace(unready_after=0.0)
-    sidecar = settings.sidecar.replace(**sockets)
+        state = state.model_copy(update={"unready_after": 0.0})
+    sidecar = settings.sidecar.model_copy(update=sockets)
     # One process for each Envoy: more replicas are more of both.
-    return settings.replace(workers=1, data=_DATA, timeouts=timeouts, sidecar=sidecar, metrics=metrics, state=state)
+    sections = {"timeouts": timeouts, "sidecar": sidecar, "metrics": metrics, "state": state}
+    return settings.model_copy(update={"workers": 1, "data": _DATA, **sections})
 
 
 def keys(settings: Settings, sidecar: Sidecar) -> list[str]:

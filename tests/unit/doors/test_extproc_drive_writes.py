@@ -82,7 +82,8 @@ class Setup:
 
 
 def _setup(monkeypatch: pytest.MonkeyPatch, **limits: int) -> Setup:
-    return Setup(monkeypatch, LimitSettings.unchecked(**{"drive_stream_bytes": 1 << 30, **limits}))
+    given: dict[str, Any] = {"drive_stream_bytes": 1 << 30, **limits}
+    return Setup(monkeypatch, LimitSettings.model_construct(**given))
 
 
 async def test_a_stream_is_its_head_its_parts_and_one_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,7 +196,7 @@ def test_results_that_are_raw_json_count_by_their_bytes(beside: dict[str, bytes]
         return ToolResult(call.call_id, "x", {"queries": ["a"], "results": [Raw(json.dumps(hit).encode())], **beside})
 
     searches = [("file_search", {"query": each}) for each in "ab"]
-    room = ToolSettings.unchecked(result_bytes=1000)
+    room = ToolSettings.model_construct(result_bytes=1000)
     request = {"tools": [SEARCH], "include": ["file_search_call.results"]}
     talk = Talk(request, [("", *searches), ("Done.",)], ScriptedTools(found), tool_limits=room)
     calls = talk.final["output"][:-1]

@@ -97,7 +97,7 @@ class Setup:
         self.metrics = Metrics()
         given: dict[str, Any] = {"keys": self.keys, "conversations": self.conversations, "background": self.background}
         history: Any = self.history
-        times = TimeoutSettings.unchecked(save=seconds)
+        times = TimeoutSettings.model_construct(save=seconds)
         self.ports = Ports(history, cast(Any, None), timeouts=times, metrics=self.metrics, **given)
         self.saver = Saver(self.ports, set())
 

@@ -233,7 +233,7 @@ def test_the_results_of_all_calls_together_have_a_limit() -> None:
         {"tools": [SEARCH]},
         [("", *searches), ("", searches[0]), ("Done.",)],
         ScriptedTools(large),
-        tool_limits=ToolSettings.unchecked(result_bytes=1000),
+        tool_limits=ToolSettings.model_construct(result_bytes=1000),
     )
     statuses = [call["status"] for call in talk.final["output"][:-1]]
     # The first result that came was within the limit.

@@ -125,7 +125,7 @@ class Process:
         self.signals = MemorySignals(self.jobs, pace)
         self.lookout = Lookout(self.signals)
         # Without the rules that settings have: leases here are short.
-        self.settings = BackgroundSettings.unchecked(**{"workers": 4, "lease": 30.0, **options})
+        self.settings = BackgroundSettings.model_construct(**{"workers": 4, "lease": 30.0, **options})
         followers = Followers(self.jobs, self.lookout)
         self.background = Background(self.jobs, self.responses, followers, self.settings)
         self.metrics = metrics = Metrics()

@@ -98,7 +98,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def settings_of(case: dict[str, Any], data: Path) -> Settings:
     """The settings of a case of `CASES`, with their data in this folder."""
-    return Settings.of({"data": str(data), **case})
+    return Settings.model_validate({"data": str(data), **case})
 
 
 def _validate(config: Any, folder: Path) -> None:
@@ -269,7 +269,7 @@ def test_without_a_default_upstream_nothing_leads_to_one(tmp_path: Path) -> None
 
 def test_the_compose_file_fits(tmp_path: Path) -> None:
     compose = yaml.safe_load((_ROOT / "docker-compose.yml").read_text())
-    settings = Settings.of(yaml.safe_load((_ROOT / "envoy" / "settings.yaml").read_text()))
+    settings = Settings.model_validate(yaml.safe_load((_ROOT / "envoy" / "settings.yaml").read_text()))
     host, port = settings.upstream.address
     assert host in compose["services"] and compose["services"][host]["command"][-1].endswith(f":{port}")
     committed = yaml.safe_load((_ROOT / "envoy" / "envoy.yaml").read_text())
@@ -307,7 +307,7 @@ def test_a_missing_binary_is_explained(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(("own", "sidecars"), [({}, []), ({"embeddings": {"url": "http://e/v1"}}, ["/v1/embeddings"])])
 def test_embeddings_go_to_the_sidecar_where_they_have_a_server_of_their_own(own: Any, sidecars: list[str]) -> None:
-    settings = Settings.of({"upstream": {"url": "http://m/v1"}, **own})
+    settings = Settings.model_validate({"upstream": {"url": "http://m/v1"}, **own})
     text = to_yaml(bootstrap(settings, sidecars=endpoints(settings)))
     found = re.findall(r"name: sidecar(/\S+)", text)
     assert ["/v1" + path for path in dict.fromkeys(found)] == sidecars

@@ -114,7 +114,7 @@ def test_whatever_clients_reach_is_a_rule_that_policies_hold_for(
 
 def test_a_route_is_what_it_is_in_every_other_envoy(capsys: pytest.CaptureFixture[str]) -> None:
     _, objects = _printed(capsys, "--gateway", "team/ai", "--listener", "http,https", "--envoy-version", "1.39")
-    settings = inside(Settings.of({"upstream": {"url": UPSTREAM}}))
+    settings = inside(Settings.model_validate({"upstream": {"url": UPSTREAM}}))
     endpoint = SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)
     found: Any = parts(settings, [endpoint], parse_version("1.39"))
     (ours,) = [one for one in found["routes"] if one["name"] == "responses"]

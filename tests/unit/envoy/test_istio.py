@@ -84,7 +84,7 @@ def test_the_patches_are_all_our_parts_as_the_schema_allows(
         assert ports == ([] if patch["patch"]["operation"] == "ADD" else [8443])
     assert objects["Gateway/ai"]["spec"]["listeners"][0]["port"] == 8443
 
-    settings = gateway_pod.inside(Settings.of(_settings(objects)))
+    settings = gateway_pod.inside(Settings.model_validate(_settings(objects)))
     endpoint = SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)
     found: Any = parts(settings, [endpoint], parse_version("1.38"))
     routes = [*reversed(_put(objects, "HTTP_ROUTE", "INSERT_FIRST")), *_put(objects, "HTTP_ROUTE", "INSERT_AFTER")]

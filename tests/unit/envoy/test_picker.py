@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from antiphon.config.problems import WrongSettings
 from antiphon.config.settings import Settings
 from antiphon.envoy.bootstrap import bootstrap
 from antiphon.envoy.sidecars import endpoints
@@ -15,7 +15,7 @@ _URL = {"url": "http://pool/v1"}
 
 
 def _config(picker: dict[str, Any], **more: Any) -> dict[str, Any]:
-    settings = Settings.of({"upstream": _URL, "envoy": {"endpoint_picker": picker}, **more})
+    settings = Settings.model_validate({"upstream": _URL, "envoy": {"endpoint_picker": picker}, **more})
     resources: dict[str, Any] = bootstrap(settings, sidecars=endpoints(settings))["static_resources"]
     return resources
 
@@ -35,7 +35,7 @@ def _tls(picker: dict[str, Any]) -> Any:
 
 
 def test_without_a_picker_there_is_nothing_of_it() -> None:
-    settings = Settings.of({"upstream": _URL})
+    settings = Settings.model_validate({"upstream": _URL})
     made = str(bootstrap(settings, sidecars=endpoints(settings)))
     assert "endpoint_picker" not in made and "model_picked" not in made
 
@@ -84,5 +84,5 @@ def test_how_the_picker_is_spoken_to() -> None:
     ],
 )
 def test_what_cannot_work_is_refused(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(WrongSettings, match=said):
-        Settings.of(wrong)
+    with pytest.raises(ValidationError, match=said):
+        Settings.model_validate(wrong)

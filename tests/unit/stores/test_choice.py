@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from antiphon.config.reading import SecretStr
 from antiphon.config.state import StateSettings
 from antiphon.errors import ConfigError
 from antiphon.stores import backend_of, open_stores

@@ -9,8 +9,8 @@ from contextlib import aclosing, closing
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from antiphon.config.reading import SecretStr
 from antiphon.config.state import StateSettings
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import StoreError

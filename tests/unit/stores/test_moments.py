@@ -405,7 +405,7 @@ async def test_an_expired_store_is_not_used_any_more(
 
 
 def _retention(stores: SqliteStores, clocks: Clocks, **kept: float) -> SqliteRetention:
-    given = RetentionSettings.of({"events": None, **kept})
+    given = RetentionSettings.model_validate({"events": None, **kept})
     return SqliteRetention(stores.writer, stores.readers, given, clock=clocks.date)
 
 

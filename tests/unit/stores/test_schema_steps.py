@@ -91,5 +91,5 @@ async def test_an_installed_package_takes_no_new_step(tmp_path: Path) -> None:
 
 async def test_what_is_in_memory_has_no_schema(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="memory"):
-        async with backend_of(StateSettings.of({"url": "memory:"}), tmp_path).open_schemas(seconds=1):
+        async with backend_of(StateSettings.model_validate({"url": "memory:"}), tmp_path).open_schemas(seconds=1):
             pass

@@ -324,7 +324,7 @@ def test_how_a_process_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             "max_files": 21,
             "limits": {"memory": 99, "file_bytes": largest, "threads": 3, "descriptors": 256, "uid": 0},
         }
-    assert file_bytes(LIMITS.replace(disk_bytes=63), "counted") == 1
+    assert file_bytes(LIMITS.model_copy(update={"disk_bytes": 63}), "counted") == 1
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     users = {user_of(f"cntr_{number}") for number in range(50)}
     assert len(users) == 50 and all(1_000_000_000 <= user < 1_000_000_000 + (1 << 24) for user in users)
@@ -345,7 +345,7 @@ def test_so_many_files_may_be_made_in_a_counted_room(home: Path, files: int, lef
     assert one._left() == left
     # As large as each could grow they must fit.
     (home / "files" / "d").mkdir()
-    small = LIMITS.replace(files=500)
+    small = LIMITS.model_copy(update={"files": 500})
     assert Machine(home, small, 99, "counted")._left() in (63 - files, 64 - files)
     _deep(home / "files", 40)
     assert Machine(home, small, 99, "counted")._left() == 0
@@ -500,7 +500,7 @@ def test_files_that_cannot_be_carried_are_told(
 
 
 def _sandbox(tmp_path: Path, **limits: Any) -> LocalSandbox:
-    return LocalSandbox(tmp_path, LIMITS.replace(**limits), room="counted")
+    return LocalSandbox(tmp_path, LIMITS.model_copy(update=limits), room="counted")
 
 
 async def _parts(*parts: bytes) -> Any:

@@ -15,7 +15,7 @@ OK = [b'{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"fi
 JSON = (("content-type", "application/json"),)
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
 USER = {"role": "user", "content": "hi"}
-REFUSE = ToolSettings.of({"unavailable": "refuse"})
+REFUSE = ToolSettings.model_validate({"unavailable": "refuse"})
 
 LEFT_OUT: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("not set up", {"tools": [{"type": "web_search"}]}, "tools.web_search", "tools[0].type", "web_search.provider"),
