@@ -18,7 +18,6 @@ from antiphon.engine.ports.container_rows import (
     ContainerLost,
     ContainerRow,
     ContainerRows,
-    NewContainer,
     RowFile,
     TooManyContainers,
 )
@@ -31,8 +30,8 @@ Age = Callable[[str, float], Awaitable[None]]
 """Lets a container be unused for so many seconds more."""
 
 
-def new(owner: str = ALICE, container_id: str = "") -> NewContainer:
-    return NewContainer(container_id or new_id("cntr"), owner, "caf\xe9 \U0001f600", IDLE, 5 << 30)
+def new(owner: str = ALICE, container_id: str = "") -> ContainerRow:
+    return ContainerRow(container_id or new_id("cntr"), owner, "caf\xe9 \U0001f600", 0.0, 0.0, IDLE, 5 << 30)
 
 
 async def made(rows: ContainerRows, owner: str = ALICE) -> ContainerRow:
@@ -58,40 +57,41 @@ class ContainerRowsContract:
         assert (row.runs, row.process, row.machine, row.contents.files) == (0, "", "", [])
         row.runs, row.process, row.machine = 3, "p", "m"
         row.contents.files = [
-            RowFile("cfile_1", "a\0ff/\xe9", 1 << 40, "v", 1.5, "user", "blob", 7, {"n": "w"}),
+            RowFile("cfile_1", "a\0ff/\xe9", 1 << 40, "v", 1.5, "user", "blob", 7),
             RowFile("cfile_2", "b", 0, "", 2.0, "assistant"),
         ]
         row.contents.copied = ["file-1"]
         await rows.put_back(row, "one")
-        read = await peer.get(ALICE, row.id)
+        read = await peer.get(row.id, ALICE)
         assert read is not None and read.last_active_at >= read.created_at == row.created_at
         read.last_active_at = row.last_active_at
         assert read == row and read.file("cfile_2") == row.contents.files[1] and read.file("cfile_3") is None
-        assert [head.id for head in await peer.list(ALICE)] == [row.id]
-        assert [one.contents for one in await peer.all_of(ALICE)] == [row.contents]
+        assert [head.id for head in await peer.every(ALICE, expired=False)] == [row.id]
+        anybodys = await peer.get(row.id)
+        assert anybodys is not None and anybodys.contents == row.contents
 
     async def test_nobody_elses_is_there(self, rows: ContainerRows, peer: ContainerRows) -> None:
         row = await made(rows)
         for owner, container_id in ((BOB, row.id), (ALICE, "cntr_none"), (ALICE, "../x"), (ALICE, "")):
-            assert await peer.get(owner, container_id) is None
-            assert await peer.take(owner, container_id, "h", LEASE) is None
-        assert list(await peer.list(BOB)) == [] == list(await peer.all_of(BOB))
-        assert await peer.take(ALICE, row.id, "h", LEASE) is not None
+            assert await peer.get(container_id, owner) is None
+            assert await peer.take(container_id, "h", LEASE, owner) is None
+        assert list(await peer.every(BOB, expired=False)) == [] == list(await peer.every(BOB))
+        assert await peer.take(row.id, "h", LEASE, ALICE) is not None
         await peer.let_go(row.id, "h")
 
     async def test_one_holds_it_at_a_time(self, rows: ContainerRows, peer: ContainerRows) -> None:
         row = await rows.make(new(), "one", LEASE, limit=9, per_owner=9)
         with pytest.raises(ContainerInUse):
-            await peer.take(ALICE, row.id, "two", LEASE)
+            await peer.take(row.id, "two", LEASE, ALICE)
         with pytest.raises(ContainerInUse):
-            await peer.take_to_delete(row.id, "two", LEASE, expired=False)
+            await peer.take(row.id, "two", LEASE)
         with pytest.raises(ContainerInUse):
             await peer.make(new(container_id=row.id), "two", LEASE, limit=9, per_owner=9)
         # Being looked at is no use.
-        assert await peer.get(ALICE, row.id) is not None and await peer.take(BOB, row.id, "two", LEASE) is None
+        assert await peer.get(row.id, ALICE) is not None and await peer.take(row.id, "two", LEASE, BOB) is None
         assert await rows.renew(["one", "two"], LEASE) == {"one"}
         await rows.let_go(row.id, "one")
-        taken = await peer.take(ALICE, row.id, "two", LEASE)
+        taken = await peer.take(row.id, "two", LEASE, ALICE)
         assert taken is not None and await rows.renew(["one"], LEASE) == frozenset()
         with pytest.raises(ContainerLost):
             await rows.put_back(row, "one")
@@ -99,7 +99,7 @@ class ContainerRowsContract:
             await rows.delete(row, "one")
         await rows.let_go(row.id, "one")
         with pytest.raises(ContainerInUse):
-            await rows.take(ALICE, row.id, "three", LEASE)
+            await rows.take(row.id, "three", LEASE, ALICE)
         await peer.put_back(taken, "two")
 
     async def test_of_many_that_take_it_at_once_one_gets_it(self, rows: ContainerRows, peer: ContainerRows) -> None:
@@ -107,7 +107,7 @@ class ContainerRowsContract:
 
         async def take(number: int) -> bool:
             try:
-                return await (rows, peer)[number % 2].take(ALICE, row.id, f"h{number}", LEASE) is not None
+                return await (rows, peer)[number % 2].take(row.id, f"h{number}", LEASE, ALICE) is not None
             except ContainerInUse:
                 return False
 
@@ -119,13 +119,12 @@ class ContainerRowsContract:
     async def test_what_is_deleted_is_gone(self, rows: ContainerRows, peer: ContainerRows) -> None:
         row = await made(rows)
         kept = await made(rows)
-        taken = await rows.take(ALICE, row.id, "h", LEASE)
+        taken = await rows.take(row.id, "h", LEASE, ALICE)
         assert taken is not None
         await rows.delete(taken, "h")
-        assert await peer.get(ALICE, row.id) is None and await peer.take(ALICE, row.id, "i", LEASE) is None
-        assert await peer.take_to_delete(row.id, "i", LEASE, expired=False) is None
-        assert await peer.missing([row.id, kept.id, "cntr_none"]) == {row.id, "cntr_none"}
-        assert await peer.missing([]) == frozenset()
+        assert await peer.get(row.id, ALICE) is None and await peer.take(row.id, "i", LEASE, ALICE) is None
+        assert await peer.take(row.id, "i", LEASE) is None
+        assert [await peer.get(one) is None for one in (row.id, kept.id, "cntr_none")] == [True, False, True]
         assert [head.id for head in await peer.every()] == [kept.id]
 
     async def test_an_expired_one_is_there_for_who_deletes_it(
@@ -133,27 +132,27 @@ class ContainerRowsContract:
     ) -> None:
         row, young = await made(rows), await made(rows, BOB)
         await age(row.id, IDLE - 60)
-        assert await peer.get(ALICE, row.id) is not None and list(await peer.expired()) == []
-        assert await peer.take_to_delete(row.id, "h", LEASE, expired=True) is None
+        assert await peer.get(row.id, ALICE) is not None and list(await peer.every(expired=True)) == []
+        assert await peer.take(row.id, "h", LEASE, expired=True) is None
         await age(row.id, 120)
-        assert await peer.get(ALICE, row.id) is None and list(await peer.list(ALICE)) == []
-        assert await peer.take(ALICE, row.id, "h", LEASE) is None
-        assert list(await peer.expired()) == [row.id] and await peer.missing([row.id]) == frozenset()
+        assert await peer.get(row.id, ALICE) is None and list(await peer.every(ALICE, expired=False)) == []
+        assert await peer.take(row.id, "h", LEASE, ALICE) is None
+        assert [head.id for head in await peer.every(expired=True)] == [row.id] and await peer.get(row.id) is not None
         assert {head.id for head in await peer.every()} == {row.id, young.id}
-        assert [one.id for one in await peer.all_of(ALICE)] == [row.id]
-        assert await peer.take_to_delete(young.id, "h", LEASE, expired=True) is None
-        taken = await peer.take_to_delete(row.id, "h", LEASE, expired=True)
+        assert [one.id for one in await peer.every(ALICE)] == [row.id]
+        assert await peer.take(young.id, "h", LEASE, expired=True) is None
+        taken = await peer.take(row.id, "h", LEASE, expired=True)
         assert taken is not None
         await peer.delete(taken, "h")
-        assert list(await rows.expired()) == []
+        assert list(await rows.every(expired=True)) == []
 
     async def test_use_keeps_it_from_expiring(self, rows: ContainerRows, peer: ContainerRows, age: Age) -> None:
         row = await made(rows)
         for _ in range(2):
             await age(row.id, IDLE - 60)
-            assert await rows.take(ALICE, row.id, "h", LEASE) is not None
+            assert await rows.take(row.id, "h", LEASE, ALICE) is not None
             await rows.let_go(row.id, "h")
-        assert await peer.get(ALICE, row.id) is not None
+        assert await peer.get(row.id, ALICE) is not None
 
     async def test_so_many_there_may_be(self, rows: ContainerRows, peer: ContainerRows, age: Age) -> None:
         first = await made(rows)
@@ -171,4 +170,6 @@ class ContainerRowsContract:
     async def test_lists_are_oldest_first(self, rows: ContainerRows, peer: ContainerRows) -> None:
         ids = [(await made(rows)).id for _ in range(3)]
         at = {head.id: head.created_at for head in await peer.every()}
-        assert [head.id for head in await peer.list(ALICE)] == sorted(ids, key=lambda one: (at[one], one))
+        assert [head.id for head in await peer.every(ALICE, expired=False)] == sorted(
+            ids, key=lambda one: (at[one], one)
+        )

@@ -15,8 +15,7 @@ from antiphon.engine.ports.files import new_blob_key
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.pending_blobs import PostgresPendingRows
-from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
-from antiphon.tools.code_interpreter.records import Records
+from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from tests.contracts.container_contract import ALICE, LEASE, Age, ContainerRowsContract, made, new
 from tests.support.postgres import PATIENT
 
@@ -72,15 +71,15 @@ class TestPostgres(ContainerRowsContract):
         self, rows: ContainerRows, peer: ContainerRows, database: Database
     ) -> None:
         row = await made(rows)
-        held = await rows.take(ALICE, row.id, "one", LEASE)
+        held = await rows.take(row.id, "one", LEASE, ALICE)
         assert held is not None
         await database.write("UPDATE containers SET held_until = now() - interval '1 second'")
         # Nobody has taken it: it is renewed though it is over.
         assert await rows.renew(["one"], LEASE) == {"one"}
         with pytest.raises(ContainerInUse):
-            await peer.take(ALICE, row.id, "two", LEASE)
+            await peer.take(row.id, "two", LEASE, ALICE)
         await database.write("UPDATE containers SET held_until = now() - interval '1 second'")
-        assert await peer.take(ALICE, row.id, "two", LEASE) is not None
+        assert await peer.take(row.id, "two", LEASE, ALICE) is not None
         assert await rows.renew(["one"], LEASE) == frozenset()
         with pytest.raises(ContainerLost):
             await rows.put_back(held, "one")
@@ -93,7 +92,7 @@ class TestPostgres(ContainerRowsContract):
         row = await made(rows)
 
         async def put_back(came: str, went: list[str], blobs: list[str]) -> None:
-            held = await rows.take(ALICE, row.id, "h", LEASE)
+            held = await rows.take(row.id, "h", LEASE, ALICE)
             assert held is not None
             held.contents.blobs = dict.fromkeys(blobs, 1)
             await pending.begin(came, 60)
@@ -104,7 +103,7 @@ class TestPostgres(ContainerRowsContract):
         await put_back(second, [first], [second])
         assert list(await pending.taken("", 9)) == [first]
         await pending.forget(first)
-        held = await rows.take(ALICE, row.id, "h", LEASE)
+        held = await rows.take(row.id, "h", LEASE, ALICE)
         assert held is not None and list(held.contents.blobs) == [second]
         await rows.delete(held, "h")
         assert list(await pending.taken("", 9)) == [second]
@@ -117,12 +116,12 @@ class TestPostgres(ContainerRowsContract):
         await pending.begin(key, 60)
         await database.write("UPDATE pending_blobs SET lease_until = now() - interval '1 second'")
         await pending.take_overdue()
-        held = await rows.take(ALICE, row.id, "h", LEASE)
+        held = await rows.take(row.id, "h", LEASE, ALICE)
         assert held is not None
         held.runs = 9
         with pytest.raises(ContainerLost):
             await rows.put_back(held, "h", came=[key])
-        read = await rows.get(ALICE, row.id)
+        read = await rows.get(row.id, ALICE)
         assert read is not None and read.runs == 0 and list(await pending.taken("", 9)) == [key]
 
     async def test_two_that_count_at_once_do_not_both_fit(

@@ -24,8 +24,7 @@ from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.local import LocalSandbox
-from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
-from antiphon.tools.code_interpreter.records import Records
+from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from tests.contracts.store_contract import ALICE, item, record
 
 BOB, CAROL = "b:bob", "b:carol"

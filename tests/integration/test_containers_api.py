@@ -16,8 +16,7 @@ from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.ports.files import FileFields
 from antiphon.errors import ApiError
 from antiphon.tools.code_interpreter.containers import ContainerRooms
-from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
-from antiphon.tools.code_interpreter.records import Records
+from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_sandbox import MemorySandbox
 

@@ -22,8 +22,8 @@ from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.pending_blobs import PostgresPendingRows
 from antiphon.tools.code_interpreter import uses
 from antiphon.tools.code_interpreter.containers import ContainerRooms
-from antiphon.tools.code_interpreter.mirror import Mirror
 from antiphon.tools.code_interpreter.owner_data import OwnersContainers
+from antiphon.tools.code_interpreter.snapshots import Snapshots
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_sandbox import MemorySandbox
 from tests.support.postgres import PATIENT
@@ -63,7 +63,7 @@ class Setup:
         self.sandboxes = [MemorySandbox(), MemorySandbox()]
         self.rooms = [
             ContainerRooms(
-                sandbox, self.shared.rows, None, mirror=Mirror(sandbox, self.pending, f"machine-{number}", ROOM)
+                sandbox, self.shared.rows, None, snapshots=Snapshots(sandbox, self.pending, f"machine-{number}", ROOM)
             )
             for number, sandbox in enumerate(self.sandboxes)
         ]
@@ -75,7 +75,8 @@ class Setup:
 
     async def named(self) -> set[str]:
         """What rows name."""
-        return {key for row in await self.shared.rows.all_of(OWNER) for key in row.contents.blobs}
+        rows = [await self.shared.rows.get(head.id) for head in await self.shared.rows.every(OWNER)]
+        return {key for row in rows if row is not None for key in row.contents.blobs}
 
     async def run(self, machine: int, container_id: str, code: str) -> tuple[str, bool]:
         """What it printed, and whether the model is told of a new interpreter."""
@@ -121,18 +122,22 @@ async def test_files_go_with_the_container_and_variables_stay_behind(setup: Setu
     assert listed is not None and [(one.path, one.size) for one in listed] == [("a", 2), ("b", 1)]
 
 
-async def test_only_what_changed_is_copied_and_brought(setup: Setup) -> None:
+async def test_a_run_that_changes_a_file_ends_with_a_snapshot_of_all(setup: Setup) -> None:
     made = await setup.rooms[0].create(OWNER, REQUEST)
     await setup.run(0, made.id, "for n in range(9): _ = open(f'f{n}', 'w').write(str(n))")
+    (first,) = await setup.keys()
+    # Nothing changed: it stays.
+    await setup.run(0, made.id, "1")
+    assert await setup.keys() == {first}
     await setup.run(1, made.id, "_ = open('f1', 'w').write('changed')")
-    assert setup.blobs.opened == 9
-    sizes = sorted([(await setup.blobs.open(key)).size for key in await setup.keys()])
-    assert sizes == [len("changed"), 9]
+    (second,) = await setup.keys()
+    assert second != first and (await setup.blobs.open(second)).size == 8 + len("changed")
+    # A machine that has not the newest one fetches it whole, by one reader.
     setup.blobs.opened = 0
     await setup.run(0, made.id, "1")
     assert setup.blobs.opened == 1
-    await setup.run(1, made.id, "1")
-    assert setup.blobs.opened == 1
+    await setup.run(0, made.id, "1")
+    assert setup.blobs.opened == 1 and await setup.keys() == {second}
 
 
 async def test_what_is_deleted_there_is_deleted_here(setup: Setup) -> None:
@@ -167,7 +172,7 @@ async def test_copies_stay_within_their_room(setup: Setup) -> None:
     # Each content keeps one file that no later one has.
     for turn in range(9):
         await setup.run(0, made.id, f"for n in range({turn}, 9): _ = open(f'f{{n}}', 'w').write('{turn}' * 100)")
-        assert sum([(await setup.blobs.open(key)).size for key in await setup.keys()]) <= 2 * ROOM
+        assert sum([(await setup.blobs.open(key)).size for key in await setup.keys()]) <= ROOM
     output, _ = await setup.run(1, made.id, "print(*(open(f'f{n}').read()[-1] for n in range(9)))")
     assert output == "0 1 2 3 4 5 6 7 8\n"
 
@@ -190,7 +195,7 @@ async def test_a_machine_waits_for_another_one_and_not_for_ever(setup: Setup, mo
     await asyncio.wait_for(setup.sandboxes[0].begun.wait(), 30)
     async with setup.rooms[1]._uses.alone(made.id, patience=0.1) as use:
         with pytest.raises(ContainerFailed, match="in use"):
-            await use.take(lambda *held: setup.shared.rows.take(OWNER, made.id, *held))
+            await use.take(lambda holder, seconds: setup.shared.rows.take(made.id, holder, seconds, OWNER))
     waiting = asyncio.create_task(setup.run(1, made.id, "2"))
     await asyncio.sleep(0)
     running.cancel()
@@ -225,6 +230,10 @@ async def test_a_late_end_is_an_error_and_leaves_no_copy(setup: Setup, monkeypat
     monkeypatch.setattr(setup.rooms[0], "_look", lose)
     with pytest.raises(ContainerFailed, match="stood still"):
         await setup.rooms[0].run(OWNER, made.id, "_ = open('a', 'w').write('late')")
+    assert await setup.named() == set()
+    # No row names it: it goes when its lease is over.
+    await setup.database.write("UPDATE pending_blobs SET lease_until = now() - interval '1 second'")
+    await setup.pending.sweep()
     assert await setup.keys() == set()
     await setup.database.write("UPDATE containers SET held_by = NULL")
 

@@ -48,8 +48,8 @@ from antiphon.api.http import (
 from antiphon.api.known_fields import ignored_fields, read_known
 from antiphon.api.multipart import FormDecoder, Part, PartData, PartEnd, boundary
 from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.engine.ports.container_rows import ContainerHead
 from antiphon.engine.ports.containers import (
-    Container,
     ContainerFailed,
     ContainerFile,
     ContainerRequest,
@@ -74,7 +74,7 @@ _LISTED = 100
 _SHOWN_ID = 128
 _MAX_MINUTES = 20
 _MAX_FIELD = 4 * 1024
-_T = TypeVar("_T", Container, ContainerFile)
+_T = TypeVar("_T", ContainerHead, ContainerFile)
 _Result = TypeVar("_Result")
 
 
@@ -376,7 +376,7 @@ def _page(request: ApiRequest, oldest_first: Sequence[_T], show: Callable[[_T], 
     return list_response([show(one) for one in page], [one.id for one in page], has_more=len(found) > limit)
 
 
-def _show(container: Container) -> bytes:
+def _show(container: ContainerHead) -> bytes:
     return encode(
         ContainerObject(
             id=container.id,

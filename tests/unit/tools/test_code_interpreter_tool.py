@@ -19,8 +19,7 @@ from antiphon.errors import InvalidRequest
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.code_interpreter.containers import ContainerRooms, Ran
 from antiphon.tools.code_interpreter.port import Run, SandboxFailed
-from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
-from antiphon.tools.code_interpreter.records import Records
+from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
 from antiphon.translation.read_request import read_request
 from antiphon.translation.tool_map import CallKind, CallTarget

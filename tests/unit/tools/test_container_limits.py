@@ -25,8 +25,7 @@ from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.output import Output
 from antiphon.tools.code_interpreter.owner_data import OwnersContainers
 from antiphon.tools.code_interpreter.port import Run, SandboxFailed
-from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
-from antiphon.tools.code_interpreter.records import Records
+from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
 from antiphon.tools.places import Places
 from antiphon.translation.tool_map import CallKind, CallTarget

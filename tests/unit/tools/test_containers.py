@@ -15,8 +15,7 @@ from antiphon.engine.ports.container_rows import ContainerRow, RowFile
 from antiphon.engine.ports.containers import ContainerFailed, ContainerRequest
 from antiphon.errors import StoreError
 from antiphon.tools.code_interpreter.containers import ContainerRooms
-from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
-from antiphon.tools.code_interpreter.records import Records
+from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from tests.support.memory_sandbox import MemorySandbox
 from tests.support.waiting import until
 
@@ -55,8 +54,8 @@ async def test_a_lock_that_came_too_late_is_given_back(records: _SlowRecords) ->
     left = asyncio.create_task(rooms.files(OWNER, made.id))
     await asyncio.to_thread(records.asked.wait, 30)
     left.cancel()
-    await asyncio.gather(left, return_exceptions=True)
     records.go.set()
+    await asyncio.gather(left, return_exceptions=True)
     async with asyncio.timeout(30):
         assert await rooms.files(OWNER, made.id) == []
         at = 1e6
@@ -98,7 +97,7 @@ async def test_waiting_for_a_container_ends(
     assert elsewhere is not None
     with pytest.raises(ContainerFailed, match="in use"):
         async with rooms._uses.alone(made.id, patience=0.1) as use:
-            await use.take(lambda *held: rooms._rows.take(OWNER, made.id, *held))
+            await use.take(lambda holder, seconds: rooms._rows.take(made.id, holder, seconds, OWNER))
     os.close(elsewhere)
     async with rooms._uses.alone(made.id):
         with pytest.raises(ContainerFailed, match="in use"):

@@ -1,11 +1,11 @@
 """What is known of each container, and who may use it now: as the sandbox and the stores see it.
 
-Lives here: a container's row, the port `ContainerRows`, and the port `ContainerContents` for files that must be found
-on other machines. Not here: running code (`tools/code_interpreter/`), what clients see (`containers.py`), SQL.
+Lives here: a container's row, the port `ContainerRows`, and the port `ContainerContents` for snapshots of files that
+other machines must find. Not here: running code (`tools/code_interpreter/`), what clients see (`containers.py`), SQL.
 
 Whoever uses a container holds it by a lease, under a name that is used for this once; `Leases` renews it. Where one
 machine has all of the state the files lie beside the rows and that is all. Where several share it, the row says which
-machine has the files as they are, and where their copies lie.
+machine has the files as they are, and where their snapshot lies.
 
 Invariants: one holder at a time, by the store's clock; who has lost the lease changes nothing any more. A container
 that has expired does not exist, but for those who delete it. In the unit in which a row begins to name a content its
@@ -22,7 +22,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from antiphon.engine.ports.files import Blob, BlobReader
+from antiphon.engine.ports.files import BlobReader, BlobWriter
 from antiphon.engine.ports.state import Leased
 
 
@@ -43,8 +43,8 @@ class TooManyContainers(Exception):
 
 
 class RowFile(Struct):
-    """A file that was given an id. `version` is the sandbox's on the row's machine; `elsewhere`, by machine, what it
-    was where the same content lies too. `blob` is the content that has a copy, from `at` on; empty: there is none."""
+    """A file that was given an id. `version` is the sandbox's on the row's machine. `blob` is the snapshot that has its
+    content, from `at` on; empty: there is none."""
 
     id: str
     path: str
@@ -54,7 +54,6 @@ class RowFile(Struct):
     source: str
     blob: str = ""
     at: int = 0
-    elsewhere: dict[str, str] = {}
 
 
 class ContainerHead(Struct):
@@ -85,7 +84,7 @@ class RowContents(Struct):
     copied: list[str] = []
     """Ids of the uploaded files that were copied into it: each only once, whatever code has done to the copy."""
     blobs: dict[str, int] = {}
-    """The contents that have copies of its files, with their bytes."""
+    """The snapshot, with its bytes; in rows of an older version there may be several, each with some of the files."""
 
 
 class ContainerRow(ContainerHead):
@@ -98,37 +97,24 @@ class ContainerRow(ContainerHead):
         return next((file for file in self.contents.files if file.id == file_id), None)
 
 
-@dataclass(frozen=True, slots=True)
-class NewContainer:
-    """A container that is to be."""
-
-    id: str
-    owner: str
-    name: str
-    idle_seconds: float
-    memory: int
-
-
 class ContainerRows(Leased, Protocol):
     """The rows of all containers. Every method raises `StoreError`; leases are in seconds from now."""
 
-    async def make(self, new: NewContainer, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
-        """Make it, held. Raises `TooManyContainers` where that would be more than `limit` of all or `per_owner` of its
-        owner's, `ContainerInUse` when there is one of this id."""
+    async def make(self, row: ContainerRow, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
+        """Make it, held, created and used now. Raises `TooManyContainers` where that would be more than `limit` of all
+        or `per_owner` of its owner's, `ContainerInUse` when there is one of this id."""
 
-    async def get(self, owner: str, container_id: str) -> ContainerRow | None:
-        """The owner's container, or None."""
+    async def get(self, container_id: str, owner: str | None = None) -> ContainerRow | None:
+        """The owner's container; without `owner` whoever's it is, though it has expired."""
 
-    async def list(self, owner: str) -> Sequence[ContainerHead]:
-        """All of the owner's, oldest first."""
+    async def every(self, owner: str | None = None, *, expired: bool | None = None) -> Sequence[ContainerHead]:
+        """All, or all of one owner; of these only those that have expired, or that have not. Oldest first."""
 
-    async def take(self, owner: str, container_id: str, holder: str, seconds: float) -> ContainerRow | None:
-        """Hold the owner's container, which is a use of it; None when there is none. Raises `ContainerInUse`."""
-
-    async def take_to_delete(
-        self, container_id: str, holder: str, seconds: float, *, expired: bool
+    async def take(
+        self, container_id: str, holder: str, seconds: float, owner: str | None = None, *, expired: bool = False
     ) -> ContainerRow | None:
-        """Hold a container, whoever's it is, with `expired` only one that is. Raises `ContainerInUse`."""
+        """Hold the owner's container, which is a use of it; None when there is none. Without `owner` to delete it:
+        whoever's it is, with `expired` only one that is. Raises `ContainerInUse`."""
 
     async def put_back(
         self, row: ContainerRow, holder: str, *, came: Sequence[str] = (), went: Sequence[str] = ()
@@ -137,41 +123,23 @@ class ContainerRows(Leased, Protocol):
         it names since, or no longer. Raises `ContainerLost`, also when a sweep took a content that came."""
 
     async def let_go(self, container_id: str, holder: str) -> None:
-        """Hold it no longer; nothing of it changes."""
+        """Hold it no longer, if it was held; nothing of it changes."""
 
     async def delete(self, row: ContainerRow, holder: str) -> None:
         """Delete it; its contents become pending ones that are taken. Raises `ContainerLost`."""
 
-    async def expired(self) -> Sequence[str]:
-        """The ids of containers whose time is over."""
 
-    async def missing(self, container_ids: Sequence[str]) -> frozenset[str]:
-        """Those of these for which there is no row at all."""
-
-    async def all_of(self, owner: str) -> Sequence[ContainerRow]:
-        """All of one owner, those too that have expired, oldest first."""
-
-    async def every(self) -> Sequence[ContainerHead]:
-        """All of all owners, those too that have expired, oldest first."""
-
-
-class CopyWriter(Protocol):
-    """A content on its way in, as `BlobWriter`. What is not `settled` when its `async with` ends is deleted."""
+class SnapshotWriter(BlobWriter, Protocol):
+    """A content on its way in. What is not `settled` when its `async with` ends is deleted."""
 
     key: str
     settled: bool
 
-    async def write(self, data: bytes) -> None:
-        """Append. Raises `StoreError`."""
-
-    async def seal(self) -> Blob:
-        """Make it durable."""
-
 
 class ContainerContents(Protocol):
-    """Where copies of files lie for all machines. Every method raises `StoreError`."""
+    """Where snapshots lie for all machines. Every method raises `StoreError`."""
 
-    def uploading(self) -> AbstractAsyncContextManager[CopyWriter]:
+    def uploading(self) -> AbstractAsyncContextManager[SnapshotWriter]:
         """Begin a content, with a pending row of its own."""
 
     async def open(self, key: str) -> BlobReader:

@@ -1,7 +1,7 @@
 """Containers in which code runs, as the tool and the API see them.
 
-Lives here: what a container and a file in it are, and the port `Containers`. Not here: running code
-(`tools/code_interpreter/`), the HTTP side (`api/containers.py`).
+Lives here: what a file in a container is, and the port `Containers`. Not here: what is known of a container
+(`container_rows.py`), running code (`tools/code_interpreter/`), the HTTP side (`api/containers.py`).
 
 Invariant: a container belongs to one owner; one that is missing, expired or somebody else's is the same answer: None.
 """
@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from antiphon.engine.ports.container_rows import ContainerHead
 from antiphon.errors import InvalidRequest
 
 MEMORY_LIMITS = {"1g": 1 << 30, "4g": 4 << 30, "16g": 16 << 30, "64g": 64 << 30}
@@ -20,19 +21,6 @@ MEMORY_LIMITS = {"1g": 1 << 30, "4g": 4 << 30, "16g": 16 << 30, "64g": 64 << 30}
 
 class ContainerFailed(Exception):
     """It cannot be done in this container (a file too large, a name that cannot be); the message is for the client."""
-
-
-@dataclass(frozen=True, slots=True)
-class Container:
-    """A container. Times in seconds since the epoch; it expires `idle_seconds` after `last_active_at`; `memory` in
-    bytes."""
-
-    id: str
-    name: str
-    created_at: float
-    last_active_at: float
-    idle_seconds: float
-    memory: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +48,13 @@ class ContainerRequest:
 class Containers(Protocol):
     """Containers of all owners. Every method raises `StoreError` when the storage cannot do it."""
 
-    async def create(self, owner: str, request: ContainerRequest) -> Container:
+    async def create(self, owner: str, request: ContainerRequest) -> ContainerHead:
         """Make one with these files in it. Raises `ContainerFailed`, `NotFound` for a file."""
 
-    async def get(self, owner: str, container_id: str) -> Container | None:
+    async def get(self, owner: str, container_id: str) -> ContainerHead | None:
         """The container, or None."""
 
-    async def list(self, owner: str) -> Sequence[Container]:
+    async def list(self, owner: str) -> Sequence[ContainerHead]:
         """All of the owner's, oldest first."""
 
     async def delete(self, owner: str, container_id: str) -> bool:

@@ -1,6 +1,6 @@
 """Containers of several machines: `ContainerRows` over PostgreSQL.
 
-Lives here: the SQL. Not here: what is done with containers (`tools/code_interpreter/`), contents of copies
+Lives here: the SQL. Not here: what is done with containers (`tools/code_interpreter/`), contents of snapshots
 (`stores/blobs/`).
 
 Invariants: a lease is judged by the database's clock in the statement that takes or needs it; a row and the pending
@@ -18,7 +18,6 @@ from antiphon.engine.ports.container_rows import (
     ContainerInUse,
     ContainerLost,
     ContainerRow,
-    NewContainer,
     RowContents,
     TooManyContainers,
 )
@@ -32,7 +31,6 @@ extract(epoch FROM last_active_at)::float8 AS last_active_at, idle_seconds, memo
 """
 _ROW = f"{_HEAD}, contents"
 _EXPIRED = "clock_timestamp() > last_active_at + make_interval(secs => idle_seconds)"
-_FREE = "(held_by IS NULL OR held_until <= clock_timestamp())"
 _LOCK = 0x636F6E74_61696E65  # "containe"
 
 LOCK = "SELECT pg_advisory_xact_lock($1)"
@@ -48,19 +46,25 @@ INSERT INTO containers (
   clock_timestamp() + make_interval(secs => $8)
 ) ON CONFLICT (id) DO NOTHING RETURNING {_ROW}
 """
-GET = f"SELECT {_ROW} FROM containers WHERE id = $1 AND owner = $2 AND NOT ({_EXPIRED})"
-LIST = f"SELECT {_HEAD} FROM containers WHERE owner = $1 AND NOT ({_EXPIRED}) ORDER BY containers.created_at, id"
+# Whose the container must be; an owner's that has expired is none.
+_OF = f"({{owner}}::text IS NULL OR owner = {{owner}} AND NOT ({_EXPIRED}))"
+GET = f"SELECT {_ROW} FROM containers WHERE id = $1 AND {_OF.format(owner='$2')}"
+EVERY = f"""
+SELECT {_HEAD} FROM containers
+WHERE ($1::text IS NULL OR owner = $1) AND ($2::boolean IS NULL OR $2 = ({_EXPIRED}))
+ORDER BY containers.created_at, id
+"""
 # What is there and was not taken is somebody else's at the moment. $1: the holder, who may ask again; $2: seconds.
-_TAKE = f"""
+_WHICH = f"id = $3 AND {_OF.format(owner='$4')} AND (NOT $5 OR {_EXPIRED})"
+TAKE = f"""
 WITH taken AS (
-  UPDATE containers SET held_by = $1, held_until = clock_timestamp() + make_interval(secs => $2){{touch}}
-  WHERE {{which}} AND ({_FREE} OR held_by = $1) RETURNING *
+  UPDATE containers SET held_by = $1, held_until = clock_timestamp() + make_interval(secs => $2),
+    last_active_at = CASE WHEN $4::text IS NULL THEN last_active_at ELSE clock_timestamp() END
+  WHERE {_WHICH} AND (held_by IS NULL OR held_until <= clock_timestamp() OR held_by = $1) RETURNING *
 )
 SELECT true AS mine, {_ROW} FROM taken
-UNION ALL SELECT false, {_ROW} FROM containers WHERE {{which}} AND NOT EXISTS (SELECT FROM taken)
+UNION ALL SELECT false, {_ROW} FROM containers WHERE {_WHICH} AND NOT EXISTS (SELECT FROM taken)
 """
-TAKE = _TAKE.format(touch=", last_active_at = clock_timestamp()", which=f"id = $3 AND owner = $4 AND NOT ({_EXPIRED})")
-TAKE_TO_DELETE = _TAKE.format(touch="", which=f"id = $3 AND (NOT $4 OR {_EXPIRED})")
 RENEW = """
 WITH held AS MATERIALIZED (SELECT id FROM containers WHERE held_by = ANY($1::text[]) ORDER BY id FOR UPDATE)
 UPDATE containers c SET held_until = clock_timestamp() + make_interval(secs => $2) FROM held
@@ -73,13 +77,9 @@ WHERE id = $1 AND held_by = $2 RETURNING 1
 """
 LET_GO_OF = "UPDATE containers SET held_by = NULL, held_until = NULL WHERE id = $1 AND held_by = $2"
 DELETE = "DELETE FROM containers WHERE id = $1 AND held_by = $2 RETURNING 1"
-# A content that a sweep has taken is no copy any more.
+# A content that a sweep has taken is no snapshot any more.
 CAME = "DELETE FROM pending_blobs WHERE key = ANY($1::text[]) AND lease_until > '-infinity' RETURNING 1"
 WENT = f"WITH gone AS (SELECT unnest($1::text[]) AS blob) {LET_GO}"
-EXPIRED = f"SELECT id FROM containers WHERE {_EXPIRED}"
-THERE = "SELECT id FROM containers WHERE id = ANY($1::text[])"
-ALL_OF = f"SELECT {_ROW} FROM containers WHERE owner = $1 ORDER BY containers.created_at, id"
-EVERY = f"SELECT {_HEAD} FROM containers ORDER BY containers.created_at, id"
 
 _READ_CONTENTS = msgspec.json.Decoder(RowContents)
 
@@ -90,15 +90,15 @@ class PostgresContainerRows:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def make(self, new: NewContainer, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
+    async def make(self, row: ContainerRow, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
         """See `ContainerRows.make`."""
-        contents = msgspec.json.encode(RowContents())
-        given = (new.id, new.owner, new.name, new.idle_seconds, new.memory, contents, holder, seconds)
+        contents = msgspec.json.encode(row.contents)
+        given = (row.id, row.owner, row.name, row.idle_seconds, row.memory, contents, holder, seconds)
 
         async def work(connection: Connection) -> ContainerRow:
             # One at a time: two that count at once would both fit.
             await connection.fetch(LOCK, _LOCK)
-            (counted,) = await connection.fetch(COUNT, new.owner)
+            (counted,) = await connection.fetch(COUNT, row.owner)
             if counted["mine"] >= per_owner:
                 raise TooManyContainers(of_owner=True)
             if counted["every"] >= limit:
@@ -110,24 +110,24 @@ class PostgresContainerRows:
 
         return await certainly(self._database, work)
 
-    async def get(self, owner: str, container_id: str) -> ContainerRow | None:
+    async def get(self, container_id: str, owner: str | None = None) -> ContainerRow | None:
         """See `ContainerRows.get`."""
         rows = await self._database.fetch(GET, container_id, owner)
         return _row(rows[0]) if rows else None
 
-    async def list(self, owner: str) -> Sequence[ContainerHead]:
-        """See `ContainerRows.list`."""
-        return [_head(row) for row in await self._database.fetch(LIST, owner)]
+    async def every(self, owner: str | None = None, *, expired: bool | None = None) -> Sequence[ContainerHead]:
+        """See `ContainerRows.every`."""
+        rows = await self._database.fetch(EVERY, owner, expired)
+        return [ContainerHead(**{name: row[name] for name in ContainerHead.__struct_fields__}) for row in rows]
 
-    async def take(self, owner: str, container_id: str, holder: str, seconds: float) -> ContainerRow | None:
-        """See `ContainerRows.take`."""
-        return _taken(await self._database.write(TAKE, holder, seconds, container_id, owner, again=True))
-
-    async def take_to_delete(
-        self, container_id: str, holder: str, seconds: float, *, expired: bool
+    async def take(
+        self, container_id: str, holder: str, seconds: float, owner: str | None = None, *, expired: bool = False
     ) -> ContainerRow | None:
-        """See `ContainerRows.take_to_delete`."""
-        return _taken(await self._database.write(TAKE_TO_DELETE, holder, seconds, container_id, expired, again=True))
+        """See `ContainerRows.take`."""
+        rows = await self._database.write(TAKE, holder, seconds, container_id, owner, expired, again=True)
+        if rows and not rows[0]["mine"]:
+            raise ContainerInUse
+        return _row(rows[0]) if rows else None
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         """See `Leased.renew`."""
@@ -165,52 +165,7 @@ class PostgresContainerRows:
 
         await certainly(self._database, work)
 
-    async def expired(self) -> Sequence[str]:
-        """See `ContainerRows.expired`."""
-        return [row["id"] for row in await self._database.fetch(EXPIRED)]
-
-    async def missing(self, container_ids: Sequence[str]) -> frozenset[str]:
-        """See `ContainerRows.missing`."""
-        if not container_ids:
-            return frozenset()
-        there = await self._database.fetch(THERE, list(container_ids))
-        return frozenset(container_ids) - {row["id"] for row in there}
-
-    async def all_of(self, owner: str) -> Sequence[ContainerRow]:
-        """See `ContainerRows.all_of`."""
-        return [_row(row) for row in await self._database.fetch(ALL_OF, owner)]
-
-    async def every(self) -> Sequence[ContainerHead]:
-        """See `ContainerRows.every`."""
-        return [_head(row) for row in await self._database.fetch(EVERY)]
-
-
-def _taken(rows: Sequence[Record]) -> ContainerRow | None:
-    if not rows:
-        return None
-    if not rows[0]["mine"]:
-        raise ContainerInUse
-    return _row(rows[0])
-
-
-def _values(row: Record) -> tuple[str, str, str, float, float, float, int, int, str, str]:
-    return (
-        row["id"],
-        row["owner"],
-        row["name"],
-        row["created_at"],
-        row["last_active_at"],
-        row["idle_seconds"],
-        row["memory"],
-        row["runs"],
-        row["process"],
-        row["machine"],
-    )
-
-
-def _head(row: Record) -> ContainerHead:
-    return ContainerHead(*_values(row))
-
 
 def _row(row: Record) -> ContainerRow:
-    return ContainerRow(*_values(row), contents=_READ_CONTENTS.decode(row["contents"]))
+    head = {name: row[name] for name in ContainerHead.__struct_fields__}
+    return ContainerRow(**head, contents=_READ_CONTENTS.decode(row["contents"]))

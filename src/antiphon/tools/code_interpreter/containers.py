@@ -2,7 +2,7 @@
 
 Lives here: files in from `/v1/files`, the ids of files, runs, expiry. Not here: the sandbox (`port.py`), who may use a
 container now (`uses.py`), what is known of it (`ContainerRows`), in which process code runs (`neighbours.py`), files of
-containers that several machines share (`mirror.py`), what the model sees (`tool.py`).
+containers that several machines share (`snapshots.py`), what the model sees (`tool.py`).
 
 A container's variables live as long as its interpreter: until it fails, is ended to make room for others, or its
 process ends; whichever process of a machine is asked, the code runs there. Its files live as long as the container. The
@@ -25,19 +25,18 @@ from antiphon.engine.ports.container_rows import (
     ContainerHead,
     ContainerRow,
     ContainerRows,
-    NewContainer,
     RowFile,
     TooManyContainers,
 )
-from antiphon.engine.ports.containers import Container, ContainerFailed, ContainerFile, ContainerRequest
+from antiphon.engine.ports.containers import ContainerFailed, ContainerFile, ContainerRequest
 from antiphon.engine.ports.files import FileStore, OpenFile
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import NotFound, StoreError
 from antiphon.ids import Clock, IdFactory, is_name, new_id, now
-from antiphon.tools.code_interpreter.mirror import Mirror
 from antiphon.tools.code_interpreter.neighbours import Neighbours
 from antiphon.tools.code_interpreter.port import Run, Sandbox, SandboxFailed, SandboxFile, shown_path
 from antiphon.tools.code_interpreter.records import PREFIX
+from antiphon.tools.code_interpreter.snapshots import Snapshots
 from antiphon.tools.code_interpreter.uses import PATIENCE, InUse, Use, Uses
 
 _log = structlog.get_logger(__name__)
@@ -72,17 +71,17 @@ class ContainerRooms:
         make_id: IdFactory = new_id,
         clock: Clock = now,
         neighbours: Neighbours | None = None,
-        mirror: Mirror | None = None,
+        snapshots: Snapshots | None = None,
     ) -> None:
         """Without `files` there are no uploaded files to copy; without `neighbours`, which close with this, code runs
-        in this process alone; without `mirror` all who see the rows see the same files."""
+        in this process alone; without `snapshots` all who see the rows see the same files."""
         self._sandbox = sandbox
         self._rows = rows
         self._uploaded = files
         self._limit = limit
         self._per_owner = per_owner
         self._neighbours = neighbours or Neighbours(sandbox, CodeInterpreterSettings())
-        self._mirror = mirror
+        self._snapshots = snapshots or Snapshots(sandbox)
         self._uses = Uses(rows, self._neighbours.process)
         self._new_id = make_id
         self._clock = clock
@@ -96,32 +95,26 @@ class ContainerRooms:
         """An id for a container that is made when it is first used."""
         return self._new_id(PREFIX)
 
-    async def create(self, owner: str, request: ContainerRequest) -> Container:
+    async def create(self, owner: str, request: ContainerRequest) -> ContainerHead:
         """See `Containers.create`."""
         async with self._uses.alone(self.new_container_id()) as use:
             row = await self._make(use, owner, request)
-            await self._keep(row, use)
-            return _shown(row)
+            await self._snapshots.keep(row, use)
+            return row
 
-    async def get(self, owner: str, container_id: str) -> Container | None:
+    async def get(self, owner: str, container_id: str) -> ContainerHead | None:
         """See `Containers.get`."""
-        row = await self._rows.get(owner, container_id)
-        return _shown(row) if row is not None else None
+        return await self._rows.get(container_id, owner)
 
-    async def list(self, owner: str) -> Sequence[Container]:
+    async def list(self, owner: str) -> Sequence[ContainerHead]:
         """See `Containers.list`."""
-        return [_shown(head) for head in await self._rows.list(owner)]
+        return await self._rows.every(owner, expired=False)
 
     async def delete(self, owner: str, container_id: str) -> bool:
         """See `Containers.delete`."""
-        if await self._rows.get(owner, container_id) is None:
+        if await self._rows.get(container_id, owner) is None:
             return False
-        async with self._uses.alone(container_id) as use:
-            row = await use.take(lambda *held: self._rows.take(owner, container_id, *held))
-            if row is None:
-                return False
-            await self._drop(row, use)
-        return True
+        return await self._dropped(container_id, owner)
 
     async def run(
         self,
@@ -135,87 +128,66 @@ class ContainerRooms:
 
         With `make` a container that is not there is made: its id must be one of `new_container_id`.
         """
-        if make is None and await self._rows.get(owner, container_id) is None:
-            return None
-        async with self._using(owner, container_id, make) as record:
-            if record is None:
+        async with self._using(owner, container_id, make) as row:
+            if row is None:
                 return None
-            left_behind = await self._bring(record)
+            left_behind = await self._bring(row)
             for file_id in file_ids:
-                if file_id not in record.contents.copied:
-                    await self._copy(record, file_id)
-            await self._look(record)
-            try:
-                run, process = await self._neighbours.run(record.process, container_id, code, record.memory)
-            except SandboxFailed as failure:
-                raise ContainerFailed(str(failure)) from None
-            forgot = run.fresh and record.runs > 0
-            record.runs, record.process = record.runs + 1, process
-            changed = await self._look(record)
-        return Ran(run, tuple(_shown_file(record, file) for file in changed), forgot, left_behind)
+                if file_id not in row.contents.copied:
+                    await self._copy(row, file_id)
+            await self._look(row)
+            run, process = await self._neighbours.run(row.process, container_id, code, row.memory)
+            forgot = run.fresh and row.runs > 0
+            row.runs, row.process = row.runs + 1, process
+            changed = await self._look(row)
+        return Ran(run, tuple(_shown_file(row, file) for file in changed), forgot, left_behind)
 
     async def files(self, owner: str, container_id: str) -> Sequence[ContainerFile] | None:
         """See `Containers.files`."""
-        if await self._rows.get(owner, container_id) is None:
-            return None
-        async with self._using(owner, container_id) as record:
-            if record is None:
+        async with self._using(owner, container_id) as row:
+            if row is None:
                 return None
-            if self._is_here(record):
-                await self._look(record)
-        return [_shown_file(record, file) for file in record.contents.files]
+            if self._snapshots.is_here(row):
+                await self._look(row)
+        return [_shown_file(row, file) for file in row.contents.files]
 
     async def put(self, owner: str, container_id: str, name: str, pieces: AsyncIterator[bytes]) -> ContainerFile | None:
         """See `Containers.put`."""
-        if await self._rows.get(owner, container_id) is None:
-            return None
-        async with self._using(owner, container_id) as record:
-            if record is None:
+        async with self._using(owner, container_id) as row:
+            if row is None:
                 return None
-            await self._bring(record)
-            file = await self._write(record, name, pieces, "user")
-        return _shown_file(record, file)
+            await self._bring(row)
+            file = await self._write(row, name, pieces)
+        return _shown_file(row, file)
 
     async def put_uploaded(self, owner: str, container_id: str, file_id: str) -> ContainerFile | None:
         """See `Containers.put_uploaded`."""
-        if await self._rows.get(owner, container_id) is None:
-            return None
-        async with self._using(owner, container_id) as record:
-            if record is None:
+        async with self._using(owner, container_id) as row:
+            if row is None:
                 return None
-            await self._bring(record)
-            file = await self._copy(record, file_id)
-        return _shown_file(record, file)
+            await self._bring(row)
+            file = await self._copy(row, file_id)
+        return _shown_file(row, file)
 
     async def read(self, owner: str, container_id: str, file_id: str, start: int, limit: int) -> bytes | None:
         """See `Containers.read`."""
-        record = await self._rows.get(owner, container_id)
-        file = record.file(file_id) if record is not None else None
-        if record is None or file is None:
+        row = await self._rows.get(container_id, owner)
+        file = row.file(file_id) if row is not None else None
+        if row is None or file is None:
             return None
-        if self._mirror is not None and not self._mirror.is_here(record):
-            return await self._mirror.read(file, start, limit)
-        try:
-            return await self._sandbox.read(container_id, file.path, start, limit)
-        except SandboxFailed:
-            return None
+        return await self._snapshots.read(row, file, start, limit)
 
     async def remove(self, owner: str, container_id: str, file_id: str) -> bool:
         """See `Containers.remove`."""
-        if await self._rows.get(owner, container_id) is None:
-            return False
-        async with self._using(owner, container_id) as record:
-            file = record.file(file_id) if record is not None else None
-            if record is None or file is None:
+        async with self._using(owner, container_id) as row:
+            file = row.file(file_id) if row is not None else None
+            if row is None or file is None:
                 return False
-            await self._bring(record)
-            if file not in record.contents.files:
+            await self._bring(row)
+            if file not in row.contents.files:
                 return False
-            record.contents.files.remove(file)
-            try:
-                await self._sandbox.remove(container_id, file.path)
-            except SandboxFailed as failure:
-                raise ContainerFailed(str(failure)) from None
+            row.contents.files.remove(file)
+            await self._sandbox.remove(container_id, file.path)
         return True
 
     async def check_uploaded(self, owner: str, file_id: str) -> str:
@@ -230,14 +202,15 @@ class ContainerRooms:
     async def sweep(self) -> tuple[int, ...]:
         """Delete what has expired; how many went. What somebody is using is left for the next time."""
         gone = 0
-        for container_id in await self._rows.expired():
+        for head in await self._rows.every(expired=True):
             with suppress(InUse):
-                gone += await self._dropped(container_id, patience=0.0, expired=True)
+                gone += await self._dropped(head.id, patience=0.0, expired=True)
         # Left behind by a process that died while it deleted them, or deleted by another machine.
-        for key in await self._rows.missing(await self._sandbox.keys()):
-            with suppress(InUse):
+        left = set(await self._sandbox.keys())
+        for key in left.difference(head.id for head in await self._rows.every()) if left else ():
+            with suppress(InUse, StoreError):
                 async with self._uses.alone(key, patience=0.0):
-                    if await self._rows.missing([key]):
+                    if await self._rows.get(key) is None:
                         await self._sandbox.delete(key)
         return (gone,)
 
@@ -253,14 +226,15 @@ class ContainerRooms:
         """End all interpreters."""
         await self._neighbours.aclose()
         await self._sandbox.aclose()
-        await self._uses.aclose()
+        await self._uses.leases.aclose()
 
-    def _is_here(self, row: ContainerRow) -> bool:
-        return self._mirror is None or self._mirror.is_here(row)
-
-    async def _dropped(self, container_id: str, *, expired: bool = False, patience: float = PATIENCE) -> bool:
+    async def _dropped(
+        self, container_id: str, owner: str | None = None, *, expired: bool = False, patience: float = PATIENCE
+    ) -> bool:
         async with self._uses.alone(container_id, patience=patience) as use:
-            row = await use.take(lambda *held: self._rows.take_to_delete(container_id, *held, expired=expired))
+            row = await use.take(
+                lambda holder, seconds: self._rows.take(container_id, holder, seconds, owner, expired=expired)
+            )
             if row is not None:
                 await self._drop(row, use)
             return row is not None
@@ -268,16 +242,18 @@ class ContainerRooms:
     async def _drop(self, row: ContainerRow, use: Use) -> None:
         await use.delete(row)
         await self._neighbours.delete(row.process, row.id)
-        if self._mirror is not None:
-            await self._mirror.forget(row.contents.blobs)
+        await self._snapshots.forget(row.contents.blobs)
 
     @asynccontextmanager
     async def _using(
         self, owner: str, container_id: str, make: ContainerRequest | None = None
     ) -> AsyncIterator[ContainerRow | None]:
-        """The row, as it is once nobody else uses it; using it keeps it from expiring."""
+        """The row, as it is once nobody else uses it; using it keeps it from expiring. None where there is none."""
+        if make is None and await self._rows.get(container_id, owner) is None:
+            yield None
+            return
         async with self._uses.alone(container_id) as use:
-            row = await use.take(lambda *held: self._rows.take(owner, container_id, *held))
+            row = await use.take(lambda holder, seconds: self._rows.take(container_id, holder, seconds, owner))
             if row is None and make is not None:
                 row = await self._make(use, owner, make)
             if row is None:
@@ -288,7 +264,7 @@ class ContainerRooms:
             except BaseException:
                 await self._put_back_after_failure(row, use)
                 raise
-            await self._keep(row, use)
+            await self._snapshots.keep(row, use)
 
     async def _put_back_after_failure(self, row: ContainerRow, use: Use) -> None:
         # What failed is what the caller is told.
@@ -299,33 +275,22 @@ class ContainerRooms:
 
     async def _bring(self, row: ContainerRow) -> tuple[str, ...]:
         """Have the files on this machine; the paths of those that cannot be had."""
-        if self._mirror is None:
-            return ()
         try:
-            return tuple(shown_path(path) for path in await self._mirror.bring(row))
+            return tuple(shown_path(path) for path in await self._snapshots.bring(row))
         except (SandboxFailed, StoreError) as failure:
             _log.error("container_files_not_brought", container=row.id, machine=row.machine, error=str(failure))
             raise ContainerFailed(
                 "The container's files are on another machine and cannot be brought here at the moment. Try again."
             ) from None
 
-    async def _keep(self, row: ContainerRow, use: Use) -> None:
-        if self._mirror is not None and self._mirror.is_here(row):
-            await self._mirror.keep(row, use)
-        else:
-            await use.put_back(row)
-
     async def _make(self, use: Use, owner: str, request: ContainerRequest) -> ContainerRow:
         """A container that is in use from now on."""
         for file_id in request.file_ids:
             await self.check_uploaded(owner, file_id)
-        new = NewContainer(use.container_id, owner, request.name, request.idle_seconds, request.memory)
-
-        async def make(holder: str, seconds: float) -> ContainerRow:
-            return await self._rows.make(new, holder, seconds, limit=self._limit, per_owner=self._per_owner)
-
+        new = ContainerRow(use.container_id, owner, request.name, 0.0, 0.0, request.idle_seconds, request.memory)
+        limits = {"limit": self._limit, "per_owner": self._per_owner}
         try:
-            row = await use.take(make)
+            row = await use.take(lambda holder, seconds: self._rows.make(new, holder, seconds, **limits))
         except TooManyContainers as error:
             if error.of_owner:
                 raise ContainerFailed("You have too many containers. Delete those that you no longer need.") from None
@@ -340,45 +305,35 @@ class ContainerRooms:
             raise
         return row
 
-    async def _look(self, record: ContainerRow) -> _Files:
-        """Bring the record's files up to date; those that are new or have changed since it was looked at last."""
-        known = {file.path: file for file in record.contents.files}
+    async def _look(self, row: ContainerRow) -> _Files:
+        """Bring the row's files up to date; those that are new or have changed since it was looked at last."""
+        known = {file.path: file for file in row.contents.files}
         changed: _Files = []
-        record.contents.files = []
-        for found in await self._listed(record.id):
+        row.contents.files = []
+        for found in await self._sandbox.list(row.id):
             file = known.get(found.path)
             if file is None or file.version != found.version:
                 file = self._recorded(found, "assistant")
                 changed.append(file)
-            record.contents.files.append(file)
+            row.contents.files.append(file)
         return changed
 
-    async def _listed(self, container_id: str) -> Sequence[SandboxFile]:
-        try:
-            return await self._sandbox.list(container_id)
-        except SandboxFailed as failure:
-            raise ContainerFailed(str(failure)) from None
-
-    async def _copy(self, record: ContainerRow, file_id: str) -> RowFile:
-        name = await self.check_uploaded(record.owner, file_id)
-        opened = await self._uploaded.open(record.owner, file_id) if self._uploaded is not None else None
+    async def _copy(self, row: ContainerRow, file_id: str) -> RowFile:
+        name = await self.check_uploaded(row.owner, file_id)
+        opened = await self._uploaded.open(row.owner, file_id) if self._uploaded is not None else None
         if opened is None:
             raise NotFound(f"No such File object: {file_id[:128]}", param="file_ids")
         async with opened:
-            file = await self._write(record, name, _pieces(opened), "user")
-        record.contents.copied.append(file_id)
+            file = await self._write(row, name, _pieces(opened))
+        row.contents.copied.append(file_id)
         return file
 
-    async def _write(self, record: ContainerRow, name: str, pieces: AsyncIterator[bytes], source: str) -> RowFile:
+    async def _write(self, row: ContainerRow, name: str, pieces: AsyncIterator[bytes]) -> RowFile:
         name = PurePosixPath(name).name
         if not name or name == ".." or len(name.encode("utf-8", "replace")) > _MAX_NAME or not name.isprintable():
             raise ContainerFailed("This cannot be the name of a file in a container.")
-        try:
-            found = await self._sandbox.put(record.id, name, pieces)
-        except SandboxFailed as failure:
-            raise ContainerFailed(str(failure)) from None
-        file = self._recorded(found, source)
-        record.contents.files = [one for one in record.contents.files if one.path != found.path] + [file]
+        file = self._recorded(await self._sandbox.put(row.id, name, pieces), "user")
+        row.contents.files = [one for one in row.contents.files if one.path != file.path] + [file]
         return file
 
     def _recorded(self, found: SandboxFile, source: str) -> RowFile:
@@ -392,11 +347,5 @@ async def _pieces(opened: OpenFile) -> AsyncIterator[bytes]:
         yield piece
 
 
-def _shown(record: ContainerHead) -> Container:
-    return Container(
-        record.id, record.name, record.created_at, record.last_active_at, record.idle_seconds, record.memory
-    )
-
-
-def _shown_file(record: ContainerRow, file: RowFile) -> ContainerFile:
-    return ContainerFile(file.id, record.id, shown_path(file.path), file.size, file.created_at, file.source)
+def _shown_file(row: ContainerRow, file: RowFile) -> ContainerFile:
+    return ContainerFile(file.id, row.id, shown_path(file.path), file.size, file.created_at, file.source)

@@ -1,55 +1,76 @@
 """The interpreters of all worker processes of one machine, each where it was started.
 
 Lives here: handing code to the process that has a container's interpreter, and running what others hand over. Not here:
-the messages (`handing.py`), whose a container is and that nobody else uses it meanwhile (`containers.py`), files: all
-these processes see the same ones.
+whose a container is and that nobody else uses it meanwhile (`containers.py`), files: all these processes see the same
+ones.
 
 Each process listens on a socket in a folder that they share; a container's record names the process. One that is gone,
 or does not even say hello, has lost its variables: the code runs in a new interpreter here. Once it has been told to
 run code, the code is not run a second time, whatever becomes of it: files it wrote are there.
 
+A message is four bytes of length, the highest first, and MessagePack. Both ends are of one version: they are workers of
+one gateway.
+
 Invariants: a call passes from one process to one other, never on; each wait has an end; who gives a call up has ended
-its code.
+its code; nothing larger than its limit is read or sent; nothing is told to, or taken from, another user's process.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import secrets
 import socket
+import struct
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal, TypeVar
 
+import msgspec
 import structlog
+from msgspec import Struct
 
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import ConfigError
-from antiphon.tools.code_interpreter.handing import (
-    HELLO,
-    Answer,
-    Ask,
-    NoMessage,
-    TooLarge,
-    framed,
-    is_ours,
-    read_message,
-)
 from antiphon.tools.code_interpreter.port import Run, Sandbox, SandboxFailed
 
 _log = structlog.get_logger(__name__)
 
 ASK_BYTES = 16 << 20
 """The most that a call may be: its code, above all."""
+HELLO = b"\x01"
+"""What the one that is connected to says first: a process that stands still says nothing."""
 _MOST_GUESTS = 1_024
 _HELLO_SECONDS, _ASK_SECONDS, _LEAVE_SECONDS = 5.0, 10.0, 5.0
 _PLACE_SECONDS = 120.0
 """How long code may wait for a place, and its interpreter for its start, beside the time that code itself has."""
-_RETRY_SECONDS = 0.1
 _PROCESS = re.compile(r"[0-9a-f]{16}")
+_LENGTH = struct.Struct("!I")
+_PEER = struct.Struct("3i")
 
-_Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+T = TypeVar("T")
+
+
+class Ask(Struct, array_like=True):
+    """`run` code in the machine of this key, or `drop` the machine, files and all. `memory` in bytes."""
+
+    do: Literal["run", "drop"]
+    key: str
+    code: str = ""
+    memory: int = 0
+
+
+class Answer(Struct, array_like=True):
+    """What became of a call; or `refused`, the message of a `SandboxFailed`."""
+
+    run: Run
+    refused: str = ""
+
+
+class NoMessage(Exception):
+    """What came is none of our messages."""
 
 
 class Neighbours:
@@ -64,38 +85,34 @@ class Neighbours:
         self._run_seconds = limits.seconds + _PLACE_SECONDS
         # A byte that is no UTF-8 is shown by three.
         self._answer_bytes = 4 * limits.output_bytes + limits.picture_bytes + (64 << 10)
-        self._listening: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._listening: asyncio.Server | None = None
         self._guests: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Take calls of others. Raises `ConfigError` where there can be no socket."""
         if self._folder is None:
             return
-        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         path = self._path(self.process)
         try:
             listening.bind(str(path))
             # Nobody can connect before it listens.
             path.chmod(0o600)
-            listening.listen(socket.SOMAXCONN)
+            self._listening = await asyncio.start_unix_server(self._accept, sock=listening, backlog=socket.SOMAXCONN)
         except OSError as error:
             listening.close()
             why = error.strerror or str(error)
             raise ConfigError(f"code_interpreter.sockets: no socket can be made in {self._folder}: {why}") from None
-        self._listening = listening
-        self._accepting = asyncio.get_running_loop().create_task(self._accept(listening))
 
     async def run(self, holder: str, key: str, code: str, memory: int) -> tuple[Run, str]:
         """Run code where the interpreter is (`holder`, the process that ran code there last; empty: none), else here;
         and which process ran it. Raises `SandboxFailed`."""
-        if holder == self.process:
-            return await self._sandbox.run(key, code, memory), self.process
-        handed = await self._hand(holder, Ask("run", key, code, memory))
-        if handed is not None:
-            return handed, holder
-        # What an interpreter of ours knows is from before another process ran something.
-        await self._sandbox.stop(key)
+        if holder != self.process:
+            handed = await self._hand(holder, Ask("run", key, code, memory))
+            if handed is not None:
+                return handed, holder
+            # What an interpreter of ours knows is from before another process ran something.
+            await self._sandbox.stop(key)
         return await self._sandbox.run(key, code, memory), self.process
 
     async def delete(self, holder: str, key: str) -> None:
@@ -117,12 +134,9 @@ class Neighbours:
 
     async def aclose(self) -> None:
         """Take no more calls, and end those that run: whoever handed them over is told."""
-        accepting, self._accepting = self._accepting, None
         listening, self._listening = self._listening, None
-        if accepting is None or listening is None:
+        if listening is None:
             return
-        accepting.cancel()
-        await asyncio.wait({accepting})
         listening.close()
         self._path(self.process).unlink(missing_ok=True)
         for guest in self._guests:
@@ -140,11 +154,10 @@ class Neighbours:
         """What another process made of it; None when that is gone, and nothing was done."""
         if self._folder is None or not _PROCESS.fullmatch(holder):
             return None
-        try:
-            message = framed(ask, ASK_BYTES)
-        except TooLarge:
-            raise SandboxFailed(f"The code is too long: {ASK_BYTES} bytes are the limit.") from None
-        streams = await self._connect(holder)
+        message = framed(ask)
+        if len(message) > ASK_BYTES:
+            raise SandboxFailed(f"The code is too long: {ASK_BYTES} bytes are the limit.")
+        streams = await self._connect(self._path(holder))
         if streams is None:
             return None
         reader, writer = streams
@@ -165,23 +178,19 @@ class Neighbours:
             await to_the_end(_leave(reader, writer))
         if answer.refused:
             raise SandboxFailed(answer.refused)
-        return Run(answer.output, answer.pictures, answer.failed, answer.lost, answer.fresh)
+        return answer.run
 
-    async def _connect(self, holder: str) -> _Streams | None:
+    async def _connect(self, path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         """A connection to a process that has said hello."""
-        path = self._path(holder)
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         writer = None
         try:
             async with asyncio.timeout(_HELLO_SECONDS):
-                await asyncio.get_running_loop().sock_connect(connection, str(path))
-                if not is_ours(connection):
+                reader, writer = await asyncio.open_unix_connection(str(path))
+                if not is_ours(writer):
                     _log.error("interpreter_process_is_not_ours", socket=str(path))
-                    connection.close()
-                    return None
-                reader, writer = await asyncio.open_unix_connection(sock=connection)
-                if await reader.readexactly(len(HELLO)) == HELLO:
-                    return reader, writer
+                elif await reader.readexactly(len(HELLO)) == HELLO:
+                    streams, writer = (reader, writer), None
+                    return streams
         except ConnectionRefusedError:
             # Killed: it would have taken its socket away.
             with suppress(OSError):
@@ -189,36 +198,25 @@ class Neighbours:
         except FileNotFoundError:
             pass
         except (TimeoutError, asyncio.IncompleteReadError, OSError) as error:
-            _log.warning("interpreter_process_not_reached", process=holder, error=type(error).__name__)
-        except BaseException:
-            _close(connection, writer)
-            raise
-        _close(connection, writer)
+            _log.warning("interpreter_process_not_reached", socket=str(path), error=type(error).__name__)
+        finally:
+            if writer is not None:
+                writer.close()
         return None
 
     # For others
 
-    async def _accept(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listening)
-            except OSError as error:
-                # No descriptors are left, for example: others get some back.
-                _log.warning("interpreter_call_not_taken", error=error.strerror)
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
-            if not is_ours(connection) or len(self._guests) >= _MOST_GUESTS:
-                _log.warning("interpreter_call_refused", ours=is_ours(connection), calls=len(self._guests))
-                connection.close()
-                continue
-            guest = loop.create_task(self._serve(connection))
-            self._guests.add(guest)
-            guest.add_done_callback(self._guests.discard)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not is_ours(writer) or len(self._guests) >= _MOST_GUESTS:
+            _log.warning("interpreter_call_refused", ours=is_ours(writer), calls=len(self._guests))
+            writer.close()
+            return
+        guest = asyncio.create_task(self._serve(reader, writer))
+        self._guests.add(guest)
+        guest.add_done_callback(self._guests.discard)
 
-    async def _serve(self, connection: socket.socket) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One call of another process; when that hangs up, its code is ended."""
-        reader, writer = await asyncio.open_unix_connection(sock=connection)
         try:
             writer.write(HELLO)
             async with asyncio.timeout(_ASK_SECONDS):
@@ -226,16 +224,15 @@ class Neighbours:
             answer = await self._while_connected(reader, ask)
             if answer is not None:
                 async with asyncio.timeout(_ASK_SECONDS):
-                    writer.write(answer)
+                    writer.write(framed(answer))
                     await writer.drain()
         except (TimeoutError, asyncio.IncompleteReadError, OSError, NoMessage) as error:
             _log.warning("interpreter_call_broken_off", error=type(error).__name__)
         finally:
             writer.close()
 
-    async def _while_connected(self, reader: asyncio.StreamReader, ask: Ask) -> bytes | None:
-        loop = asyncio.get_running_loop()
-        working, hanging_up = loop.create_task(self._done(ask)), loop.create_task(reader.read(1))
+    async def _while_connected(self, reader: asyncio.StreamReader, ask: Ask) -> Answer | None:
+        working, hanging_up = asyncio.create_task(self._done(ask)), asyncio.create_task(reader.read(1))
         try:
             await asyncio.wait({working, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
             return working.result() if working.done() else None
@@ -244,16 +241,39 @@ class Neighbours:
             hanging_up.cancel()
             await to_the_end(asyncio.wait({working, hanging_up}))
 
-    async def _done(self, ask: Ask) -> bytes:
+    async def _done(self, ask: Ask) -> Answer:
         try:
             if ask.do == "drop":
                 await self._sandbox.delete(ask.key)
-                return framed(Answer(), self._answer_bytes)
-            run = await self._sandbox.run(ask.key, ask.code, ask.memory)
-            answer = Answer(run.output, run.pictures, run.failed, run.lost, run.fresh)
-            return framed(answer, self._answer_bytes)
+                return Answer(Run(""))
+            return Answer(await self._sandbox.run(ask.key, ask.code, ask.memory))
         except SandboxFailed as failure:
-            return framed(Answer(refused=str(failure)), self._answer_bytes)
+            return Answer(Run(""), refused=str(failure))
+
+
+def framed(message: Ask | Answer) -> bytes:
+    """The bytes of a message."""
+    body = msgspec.msgpack.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+async def read_message(reader: asyncio.StreamReader, kind: type[T], limit: int) -> T:
+    """The next message. Raises `NoMessage`, and `asyncio.IncompleteReadError` or `OSError` where the connection ends
+    before it does."""
+    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    if length > limit:
+        raise NoMessage(f"a message of {length} bytes, {limit} are the limit")
+    try:
+        return msgspec.msgpack.decode(await reader.readexactly(length), type=kind)
+    except msgspec.DecodeError as error:
+        raise NoMessage(str(error)) from None
+
+
+def is_ours(writer: asyncio.StreamWriter) -> bool:
+    """Whether the process at the other end is of this process's user."""
+    given = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    _, uid, _ = _PEER.unpack(given)
+    return bool(uid == os.geteuid())
 
 
 async def _leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -264,10 +284,3 @@ async def _leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             while await reader.read(1 << 16):
                 continue
     writer.close()
-
-
-def _close(connection: socket.socket, writer: asyncio.StreamWriter | None) -> None:
-    if writer is not None:
-        writer.close()
-    else:
-        connection.close()

@@ -16,10 +16,9 @@ from antiphon.engine.ports.files import FileStore
 from antiphon.local_keys import local_key
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.local import LocalSandbox
-from antiphon.tools.code_interpreter.mirror import Mirror
 from antiphon.tools.code_interpreter.neighbours import Neighbours
-from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
-from antiphon.tools.code_interpreter.records import Records
+from antiphon.tools.code_interpreter.records import RecordedRows, Records
+from antiphon.tools.code_interpreter.snapshots import Snapshots
 from antiphon.tools.code_interpreter.trial import HOLDS, try_out
 
 _log = structlog.get_logger(__name__)
@@ -31,7 +30,7 @@ async def open_rooms(
     chosen: CodeInterpreterSettings, folder: Path, files: FileStore | None, shared: SharedContainers | None = None
 ) -> ContainerRooms | None:
     """The rooms in this folder; None where the settings want none, or code cannot be held in here, which is logged.
-    `shared`: the rows and copies that several machines share; without, all of it is in the folder.
+    `shared`: the rows and snapshots that several machines share; without, all of it is in the folder.
 
     Raises `ConfigError`.
     """
@@ -53,17 +52,13 @@ async def open_rooms(
         limit=chosen.containers,
         per_owner=chosen.per_owner,
         neighbours=neighbours,
-        mirror=open_mirror(sandbox, chosen, folder, shared),
+        snapshots=_open_snapshots(sandbox, chosen, folder, shared) if shared is not None else None,
     )
 
 
-def open_mirror(
-    sandbox: LocalSandbox, chosen: CodeInterpreterSettings, folder: Path, shared: SharedContainers | None
-) -> Mirror | None:
-    """The copies of files, where several machines share containers. This machine is named by its folder: one with
-    another disk has no files. Raises `ConfigError`."""
-    if shared is None:
-        return None
-    folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+def _open_snapshots(
+    sandbox: LocalSandbox, chosen: CodeInterpreterSettings, folder: Path, shared: SharedContainers
+) -> Snapshots:
+    """This machine is named by its folder: one with another disk has no files."""
     machine = local_key(folder, "machine").decode()[:_MACHINE_DIGITS]
-    return Mirror(sandbox, shared.contents, machine, chosen.disk_bytes)
+    return Snapshots(sandbox, shared.contents, machine, chosen.disk_bytes)

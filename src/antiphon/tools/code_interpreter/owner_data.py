@@ -13,14 +13,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.ports.container_rows import ContainerRow, RowFile, SharedContainers
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.local import LocalSandbox
-from antiphon.tools.code_interpreter.mirror import Mirror
 from antiphon.tools.code_interpreter.port import shown_path
-from antiphon.tools.code_interpreter.recorded_rows import RecordedRows
-from antiphon.tools.code_interpreter.records import Records
+from antiphon.tools.code_interpreter.records import RecordedRows, Records
+from antiphon.tools.code_interpreter.snapshots import Snapshots
 
 _PART = 1 << 20
 
@@ -34,7 +35,7 @@ class OwnersContainers:
         folder, limits = data / "containers", CodeInterpreterSettings()
         self._rows = shared.rows if shared is not None else RecordedRows(Records(folder / "records"))
         self._sandbox = LocalSandbox(folder / "machines", limits)
-        self._mirror = Mirror(self._sandbox, shared.contents, "", limits.disk_bytes) if shared is not None else None
+        self._snapshots = Snapshots(self._sandbox, shared.contents if shared is not None else None)
 
     async def count(self) -> dict[str, int]:
         """How many each owner has; those that have expired and were not swept yet count."""
@@ -43,27 +44,27 @@ class OwnersContainers:
     async def export(self, owner: str) -> list[Row]:
         """Kind, id, what it belongs to, and the fields of everything. Raises `StoreError`."""
         rows: list[Row] = []
-        for row in await self._rows.all_of(owner):
+        for row in await self._rows_of(owner):
             fields = {"name": row.name, "last_active_at": row.last_active_at, "runs": row.runs}
             rows.append(("containers", row.id, row.created_at, fields))
-            for path, size, named in await self._files(row):
-                described = {"path": shown_path(path), "bytes": size, "source": named.source if named else ""}
-                rows.append(("container_files", named.id if named else "", row.id, described))
+            for file in await self._files(row):
+                described = {"path": shown_path(file.path), "bytes": file.size, "source": file.source}
+                rows.append(("container_files", file.id, row.id, described))
         return rows
 
     async def contents(self, owner: str) -> AsyncIterator[tuple[str, str, AsyncIterator[bytes]]]:
         """Every file of the owner's containers: its container, its path, its bytes in parts. Of containers that several
-        machines share these are the copies, as they were after the last use."""
-        for row in await self._rows.all_of(owner):
-            for path, _, named in await self._files(row):
-                if self._mirror is None or (named is not None and named.blob):
-                    yield row.id, shown_path(path), self._read(row.id, path, named)
+        machines share these are as they were after the last use."""
+        for row in await self._rows_of(owner):
+            for file in await self._files(row):
+                if file.blob or self._snapshots.is_here(row):
+                    yield row.id, shown_path(file.path), self._read(row, file)
 
     async def delete(self, owner: str) -> int:
         """Delete the owner's containers with their files; how many. Raises `StoreError`, and `ContainerFailed` for one
         whose code runs on and on."""
-        rooms = ContainerRooms(self._sandbox, self._rows, None, mirror=self._mirror)
-        heads = [head for head in await self._rows.every() if head.owner == owner]
+        rooms = ContainerRooms(self._sandbox, self._rows, None, snapshots=self._snapshots)
+        heads = await self._rows.every(owner)
         try:
             for head in heads:
                 await rooms.drop(head.id)
@@ -71,20 +72,23 @@ class OwnersContainers:
             await rooms.aclose()
         return len(heads)
 
-    async def _files(self, row: ContainerRow) -> list[tuple[str, int, RowFile | None]]:
-        """Path, size and what the row says of each file."""
-        known = {file.path: file for file in row.contents.files}
-        if self._mirror is not None:
-            return [(file.path, file.size, file) for file in known.values()]
-        return [(file.path, file.size, known.get(file.path)) for file in await self._sandbox.list(row.id)]
+    async def _rows_of(self, owner: str) -> list[ContainerRow]:
+        """Those too that have expired."""
+        rows = [await self._rows.get(head.id) for head in await self._rows.every(owner)]
+        return [row for row in rows if row is not None]
 
-    async def _read(self, container_id: str, path: str, named: RowFile | None) -> AsyncIterator[bytes]:
+    async def _files(self, row: ContainerRow) -> list[RowFile]:
+        """Files as they are, where that is here; one that the row does not know has no id."""
+        if not self._snapshots.is_here(row):
+            return row.contents.files
+        known = {file.path: file for file in row.contents.files}
+        return [
+            replace(known.get(one.path, RowFile("", one.path, 0, "", 0.0, "")), size=one.size)
+            for one in await self._sandbox.list(row.id)
+        ]
+
+    async def _read(self, row: ContainerRow, file: RowFile) -> AsyncIterator[bytes]:
         at = 0
-        while part := await self._part(container_id, path, named, at):
+        while part := await self._snapshots.read(row, file, at, _PART):
             yield part
             at += len(part)
-
-    async def _part(self, container_id: str, path: str, named: RowFile | None, at: int) -> bytes | None:
-        if self._mirror is not None and named is not None:
-            return await self._mirror.read(named, at, _PART)
-        return await self._sandbox.read(container_id, path, at, _PART)

@@ -16,10 +16,12 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from antiphon.engine.ports.containers import ContainerFailed
+
 _NO_TEXT = re.compile("\0([0-9a-f]{2})")
 
 
-class SandboxFailed(Exception):
+class SandboxFailed(ContainerFailed):
     """The sandbox itself could not do it; the message can be shown to the model and to clients."""
 
 

@@ -1,35 +1,44 @@
-"""What is known of each container: one small file each, below the data folder.
+"""Containers of one machine: one small file for each, below the data folder, and `ContainerRows` over these.
 
-Lives here: reading, writing, listing, deleting them. Not here: the containers' own files (`port.Sandbox`), what the
-records mean (`recorded_rows.py`). All of it blocks: call it in a thread.
+Lives here: reading, writing, listing, deleting the files, and what a lease is here: a lock on a file, which ends with
+its process. Not here: the containers' own files (`port.Sandbox`), rows that several machines share (the store's).
 
 A file is two lines of JSON: whose it is and how long it lives, then what is in it. Whoever asks for somebody else's
 reads no more than the first line, however much is in the container.
 
-Invariant: a record is there whole or not at all; names of files are ids of ours.
+Invariants: a record is there whole or not at all; names of files are ids of ours; a descriptor of a lock is closed when
+its holder lets go, however that came by it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
-from antiphon.engine.ports.container_rows import ContainerHead, ContainerRow, RowContents
+from antiphon.engine.ports.container_rows import (
+    ContainerHead,
+    ContainerInUse,
+    ContainerLost,
+    ContainerRow,
+    RowContents,
+    TooManyContainers,
+)
+from antiphon.engine.running.thread_pools import RECORDS
 from antiphon.errors import StoreError, file_failure
-from antiphon.ids import is_id
+from antiphon.ids import Clock, is_id, now
 
 PREFIX = "cntr"
-
 
 _READ_HEAD, _READ_CONTENTS = msgspec.json.Decoder(ContainerHead), msgspec.json.Decoder(RowContents)
 
 
 class Records:
-    """All records, in a folder of their own."""
+    """All records, in a folder of their own. All of it blocks: call it in a thread."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -117,3 +126,115 @@ class Records:
             raise file_failure("A container's record cannot be read", error) from error
         except msgspec.DecodeError as error:
             raise StoreError("A container's record cannot be read.") from error
+
+
+class RecordedRows:
+    """`ContainerRows` over records. Leases do not run out here: the kernel ends them with their process."""
+
+    def __init__(self, records: Records, clock: Clock = now) -> None:
+        self._records = records
+        self._clock = clock
+        self._held: dict[str, int] = {}
+
+    async def make(self, row: ContainerRow, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
+        """See `ContainerRows.make`."""
+        return await RECORDS.run(self._make, row, holder, limit, per_owner)
+
+    async def get(self, container_id: str, owner: str | None = None) -> ContainerRow | None:
+        """See `ContainerRows.get`."""
+        return await RECORDS.run(self._find, container_id, owner)
+
+    async def every(self, owner: str | None = None, *, expired: bool | None = None) -> Sequence[ContainerHead]:
+        """See `ContainerRows.every`."""
+        heads, at = await RECORDS.run(self._records.every), self._clock()
+        return [head for head in heads if owner in (None, head.owner) and expired in (None, head.expired(at))]
+
+    async def take(
+        self, container_id: str, holder: str, seconds: float, owner: str | None = None, *, expired: bool = False
+    ) -> ContainerRow | None:
+        """See `ContainerRows.take`."""
+        return await RECORDS.run(self._take, container_id, holder, owner, expired)
+
+    async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
+        """See `Leased.renew`."""
+        return frozenset(holder for holder in holders if holder in self._held)
+
+    async def put_back(
+        self, row: ContainerRow, holder: str, *, came: Sequence[str] = (), went: Sequence[str] = ()
+    ) -> None:
+        """See `ContainerRows.put_back`."""
+        await RECORDS.run(self._put_back, row, holder)
+
+    async def let_go(self, container_id: str, holder: str) -> None:
+        """See `ContainerRows.let_go`."""
+        self._close(holder)
+
+    async def delete(self, row: ContainerRow, holder: str) -> None:
+        """See `ContainerRows.delete`."""
+        await RECORDS.run(self._delete, row, holder)
+
+    # In a thread
+
+    def _make(self, row: ContainerRow, holder: str, limit: int, per_owner: int) -> ContainerRow:
+        with self._locking(row.id, holder):
+            at = self._clock()
+            if self._records.head(row.id) is not None:
+                raise ContainerInUse
+            owners = [head.owner for head in self._records.every() if not head.expired(at)]
+            if owners.count(row.owner) >= per_owner:
+                raise TooManyContainers(of_owner=True)
+            if len(owners) >= limit:
+                raise TooManyContainers(of_owner=False)
+            row.created_at = row.last_active_at = at
+            self._records.put(row)
+        return row
+
+    def _find(self, container_id: str, owner: str | None, expired: bool = False) -> ContainerRow | None:
+        row = self._records.get(container_id, owner)
+        if row is not None and (owner is not None or expired) and row.expired(self._clock()) is not expired:
+            return None
+        return row
+
+    def _take(self, container_id: str, holder: str, owner: str | None, expired: bool) -> ContainerRow | None:
+        # Nothing is locked, and no lock is made, for what is not there.
+        if self._find(container_id, owner, expired) is None:
+            return None
+        with self._locking(container_id, holder):
+            row = self._find(container_id, owner, expired)
+            if row is not None and owner is not None:
+                row.last_active_at = self._clock()
+                self._records.put(row)
+        if row is None:
+            self._close(holder)
+        return row
+
+    def _put_back(self, row: ContainerRow, holder: str) -> None:
+        if holder not in self._held:
+            raise ContainerLost
+        row.last_active_at = self._clock()
+        self._records.put(row)
+        self._close(holder)
+
+    def _delete(self, row: ContainerRow, holder: str) -> None:
+        if holder not in self._held:
+            raise ContainerLost
+        self._records.delete(row.id)
+        self._close(holder)
+
+    @contextmanager
+    def _locking(self, container_id: str, holder: str) -> Iterator[None]:
+        """Take the lock, which is kept unless what is done first fails."""
+        lock = self._records.lock(container_id)
+        if lock is None:
+            raise ContainerInUse
+        self._held[holder] = lock
+        try:
+            yield
+        except BaseException:
+            self._close(holder)
+            raise
+
+    def _close(self, holder: str) -> None:
+        lock = self._held.pop(holder, None)
+        if lock is not None:
+            os.close(lock)

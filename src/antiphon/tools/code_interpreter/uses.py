@@ -9,11 +9,10 @@ Invariants: whoever waits ends within a time; what was taken is given back, thou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Protocol
 
 import structlog
 
@@ -37,12 +36,6 @@ class InUse(ContainerFailed):
         super().__init__("The container is in use. Try again when the code that runs in it has ended.")
 
 
-class Taking(Protocol):
-    """Takes a row, for a holder and for so many seconds."""
-
-    def __call__(self, holder: str, seconds: float, /) -> Awaitable[ContainerRow | None]: ...
-
-
 @dataclass(slots=True)
 class _Lock:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -58,7 +51,6 @@ class Uses:
         self.locks: dict[str, _Lock] = {}
         self._process = process
         self._numbers = count(1)
-        self._late: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def alone(self, container_id: str, *, patience: float = PATIENCE) -> AsyncIterator[Use]:
@@ -75,7 +67,7 @@ class Uses:
                     await held.lock.acquire()
             except TimeoutError:
                 raise InUse from None
-            use = Use(self, container_id, f"{self._process}-{next(self._numbers)}", deadline)
+            use = Use(self, f"{self._process}-{next(self._numbers)}", container_id, deadline)
             try:
                 yield use
             finally:
@@ -88,76 +80,56 @@ class Uses:
             if not held.users:
                 self.locks.pop(container_id, None)
 
-    async def aclose(self) -> None:
-        """Hold nothing any more."""
-        if self._late:
-            await asyncio.wait(self._late)
-        await self.leases.aclose()
-
-    def give_back(self, taking: asyncio.Future[ContainerRow | None], use: Use) -> None:
-        """What is taken for one who is gone."""
-
-        async def wait_and_give_back() -> None:
-            try:
-                if await taking is not None:
-                    await self.rows.let_go(use.container_id, use.holder)
-            except (ContainerInUse, StoreError):
-                pass  # It was not taken, or its lease runs out.
-
-        late = asyncio.ensure_future(wait_and_give_back())
-        self._late.add(late)
-        late.add_done_callback(self._late.discard)
-
 
 class Use:
     """One use of a container, held from when it is taken until it is put back or deleted."""
 
-    def __init__(self, uses: Uses, container_id: str, holder: str, deadline: float) -> None:
-        self._uses = uses
+    def __init__(self, uses: Uses, holder: str, container_id: str, deadline: float) -> None:
+        self._rows = uses.rows
+        self._leases = uses.leases
+        self._holder = holder
         self._deadline = deadline
         self._holds = False
         self.container_id = container_id
-        self.holder = holder
 
-    async def take(self, taking: Taking) -> ContainerRow | None:
-        """Take the container as soon as nobody else has it. Raises `InUse`, `StoreError`."""
+    async def take(self, taking: Callable[[str, float], Awaitable[ContainerRow | None]]) -> ContainerRow | None:
+        """Take the container as soon as nobody else has it; `taking` does, for a holder and so many seconds. Raises
+        `InUse`, `StoreError`."""
         clock, pause = asyncio.get_running_loop().time, _FIRST_LOOK
         while True:
             # Whoever holds it elsewhere tells nobody when that is over.
-            asked = asyncio.ensure_future(taking(self.holder, LEASE_SECONDS))
             try:
-                row = await asyncio.shield(asked)
+                row = await to_the_end(taking(self._holder, LEASE_SECONDS))
                 break
+            except asyncio.CancelledError:
+                # What was taken meanwhile is let go.
+                self._holds = True
+                raise
             except ContainerInUse:
                 if clock() >= self._deadline:
                     raise InUse from None
-            except asyncio.CancelledError:
-                self._uses.give_back(asked, self)
-                raise
             await asyncio.sleep(min(pause, max(0.0, self._deadline - clock())))
             pause = min(2 * pause, _LAST_LOOK)
         if row is not None:
             self._holds = True
-            self._uses.leases.hold(self._uses.rows, self.holder)
+            self._leases.hold(self._rows, self._holder)
         return row
 
     async def put_back(self, row: ContainerRow, came: Sequence[str] = (), went: Sequence[str] = ()) -> None:
         """See `ContainerRows.put_back`. Raises `ContainerFailed` when the container was lost."""
-        rows = self._uses.rows
-        await self._ended(rows.put_back(row, self.holder, came=came, went=went))
+        await self._ended(self._rows.put_back(row, self._holder, came=came, went=went))
 
     async def delete(self, row: ContainerRow) -> None:
         """See `ContainerRows.delete`. Raises `ContainerFailed` when the container was lost."""
-        await self._ended(self._uses.rows.delete(row, self.holder))
+        await self._ended(self._rows.delete(row, self._holder))
 
     async def let_go(self) -> None:
-        """Hold it no longer, if it is held still; where that fails its lease runs out."""
+        """Hold it no longer, if it is held still, or may be; where that fails its lease runs out."""
         if not self._holds:
             return
-        self._holds = False
-        self._uses.leases.drop(self._uses.rows, self.holder)
+        self._over()
         try:
-            await to_the_end(self._uses.rows.let_go(self.container_id, self.holder))
+            await to_the_end(self._rows.let_go(self.container_id, self._holder))
         except StoreError as error:
             _log.warning("container_not_let_go", container=self.container_id, error=str(error))
 
@@ -174,4 +146,4 @@ class Use:
 
     def _over(self) -> None:
         self._holds = False
-        self._uses.leases.drop(self._uses.rows, self.holder)
+        self._leases.drop(self._rows, self._holder)

@@ -1,0 +1,167 @@
+"""Files of containers that several machines share: a snapshot at the end of a use, fetched where a container goes on.
+
+Lives here: what a snapshot holds, when there is a new one, and whether a machine's files are those of the row. Not
+here: where snapshots lie (`ContainerContents`), files (`port.py`), who holds the container meanwhile (`uses.py`).
+
+A snapshot is one content with all files of a container, one behind the other; the row says where each begins. A use
+that made or changed a file ends with a new one, and the one before goes. Where one machine has all of the state there
+are none: its files are all there is.
+
+Between machines nothing else is carried: folders without files, variables and what was open are lost.
+
+Invariants: the files of a machine are used only once they are those of the row; a row names only a snapshot that is
+durable; a snapshot takes no more than a container's disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, aclosing
+
+import structlog
+
+from antiphon.engine.ports.container_rows import ContainerContents, ContainerRow, RowFile, SnapshotWriter
+from antiphon.engine.ports.files import BlobReader
+from antiphon.errors import StoreError
+from antiphon.tools.code_interpreter.port import Sandbox, SandboxFailed
+from antiphon.tools.code_interpreter.uses import Use
+
+_log = structlog.get_logger(__name__)
+
+_PIECE = 1 << 20
+
+
+class Snapshots:
+    """See the module. Without `contents` there are none; otherwise `machine` is this one's name, and `room` the bytes
+    of a container's disk."""
+
+    def __init__(
+        self, sandbox: Sandbox, contents: ContainerContents | None = None, machine: str = "", room: int = 0
+    ) -> None:
+        self._sandbox = sandbox
+        self._contents = contents
+        self._machine = machine
+        self._room = room
+
+    def is_here(self, row: ContainerRow) -> bool:
+        """Whether the files of this machine are the row's."""
+        return row.machine in ("", self._machine)
+
+    async def bring(self, row: ContainerRow) -> list[str]:
+        """Make the files of this machine those of the row. Files that no snapshot has are gone from then on; their
+        paths.
+
+        Raises `SandboxFailed`, `StoreError`: then the row is as it was, and the next one tries again.
+        """
+        if self.is_here(row):
+            row.machine = self._machine
+            return []
+        files = [file for file in row.contents.files if file.blob]
+        left_behind = [file.path for file in row.contents.files if not file.blob]
+        if left_behind:
+            _log.warning("container_files_left_behind", container=row.id, machine=row.machine, files=len(left_behind))
+        # What is here is from an earlier use.
+        await self._sandbox.delete(row.id)
+        async with AsyncExitStack() as opened:
+            readers = {
+                blob: await opened.enter_async_context(aclosing(await self._opened(blob)))
+                for blob in dict.fromkeys(file.blob for file in files)
+            }
+            made = await self._sandbox.fill(
+                row.id, [(file.path, _read_whole(readers[file.blob], file)) for file in files]
+            )
+        for file, found in zip(files, made, strict=True):
+            file.version = found.version
+        row.contents.files = files
+        row.machine = self._machine
+        return left_behind
+
+    async def read(self, row: ContainerRow, file: RowFile, start: int, limit: int) -> bytes | None:
+        """Bytes of a file, from where it is; None where it is nowhere. Raises `StoreError`."""
+        if self.is_here(row):
+            try:
+                return await self._sandbox.read(row.id, file.path, start, limit)
+            except SandboxFailed:
+                return None
+        if not file.blob:
+            return None
+        limit = min(limit, max(0, file.size - start))
+        async with aclosing(await self._opened(file.blob)) as opened:
+            return await opened.read(file.at + start, limit) if limit else b""
+
+    async def keep(self, row: ContainerRow, use: Use) -> None:
+        """Put the row back, with a new snapshot if files have changed. What cannot be written stays on this machine
+        alone, which the log says; the next use tries again. Raises `ContainerFailed`, `StoreError`."""
+        async with AsyncExitStack() as opened:
+            snapshot = None
+            fitting = self._fitting(row)
+            if self._contents is not None and not all(file.blob for file in fitting):
+                try:
+                    writing = await opened.enter_async_context(self._contents.uploading())
+                    await self._write(row, writing, fitting)
+                    snapshot = writing
+                except (StoreError, SandboxFailed) as error:
+                    _log.error("container_files_not_copied", container=row.id, files=len(fitting), error=str(error))
+            went = _unnamed(row)
+            if snapshot is not None:
+                # The rows decide what becomes of it: one that none names is a sweep's when its lease is over.
+                snapshot.settled = True
+            await use.put_back(row, [snapshot.key] if snapshot is not None else [], went)
+        await self.forget(went)
+
+    async def forget(self, keys: Iterable[str]) -> None:
+        """Delete snapshots that no row names any more."""
+        for key in keys:
+            assert self._contents is not None
+            await self._contents.forget(key)
+
+    async def _opened(self, key: str) -> BlobReader:
+        if self._contents is None:
+            raise StoreError("The container's files are on another machine.")
+        return await self._contents.open(key)
+
+    def _fitting(self, row: ContainerRow) -> list[RowFile]:
+        """The files that a snapshot has room for, those first that are in the last one."""
+        if self._contents is None or not self.is_here(row):
+            return []
+        left, fitting = self._room, []
+        for file in sorted(row.contents.files, key=lambda file: not file.blob):
+            if file.size <= left:
+                left -= file.size
+                fitting.append(file)
+        if over := len(row.contents.files) - len(fitting):
+            _log.warning("container_files_too_large_to_copy", container=row.id, files=over, limit=self._room)
+        return fitting
+
+    async def _write(self, row: ContainerRow, snapshot: SnapshotWriter, files: list[RowFile]) -> None:
+        places, size = [], 0
+        for file in files:
+            places.append(size)
+            while (at := size - places[-1]) < file.size:
+                piece = await self._sandbox.read(row.id, file.path, at, min(_PIECE, file.size - at))
+                if not piece:
+                    raise SandboxFailed(f"The file {file.path!r} is shorter than it was.")
+                await snapshot.write(piece)
+                size += len(piece)
+        row.contents.blobs[snapshot.key] = (await snapshot.seal()).size
+        for file, at in zip(files, places, strict=True):
+            file.blob, file.at = snapshot.key, at
+
+
+async def _read_whole(reader: BlobReader, file: RowFile) -> AsyncIterator[bytes]:
+    at, end = file.at, file.at + file.size
+    while at < end:
+        piece = await reader.read(at, min(_PIECE, end - at))
+        if not piece:
+            raise StoreError("A snapshot of a container's files is shorter than it was.")
+        at += len(piece)
+        yield piece
+
+
+def _unnamed(row: ContainerRow) -> list[str]:
+    """Snapshots of which no file of the row is left, which it names no longer."""
+    named = {file.blob for file in row.contents.files}
+    gone = [key for key in row.contents.blobs if key not in named]
+    for key in gone:
+        del row.contents.blobs[key]
+    return gone
