@@ -157,7 +157,7 @@ class Neighbours:
         message = framed(ask)
         if len(message) > ASK_BYTES:
             raise SandboxFailed(f"The code is too long: {ASK_BYTES} bytes are the limit.")
-        streams = await self._connect(self._path(holder))
+        streams = await self._connect(holder)
         if streams is None:
             return None
         reader, writer = streams
@@ -180,25 +180,25 @@ class Neighbours:
             raise SandboxFailed(answer.refused)
         return answer.run
 
-    async def _connect(self, path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    async def _connect(self, holder: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         """A connection to a process that has said hello."""
         writer = None
         try:
             async with asyncio.timeout(_HELLO_SECONDS):
-                reader, writer = await asyncio.open_unix_connection(str(path))
+                reader, writer = await asyncio.open_unix_connection(str(self._path(holder)))
                 if not is_ours(writer):
-                    _log.error("interpreter_process_is_not_ours", socket=str(path))
+                    _log.error("interpreter_process_is_not_ours", process=holder)
                 elif await reader.readexactly(len(HELLO)) == HELLO:
                     streams, writer = (reader, writer), None
                     return streams
         except ConnectionRefusedError:
             # Killed: it would have taken its socket away.
             with suppress(OSError):
-                path.unlink()
+                self._path(holder).unlink()
         except FileNotFoundError:
             pass
         except (TimeoutError, asyncio.IncompleteReadError, OSError) as error:
-            _log.warning("interpreter_process_not_reached", socket=str(path), error=type(error).__name__)
+            _log.warning("interpreter_process_not_reached", process=holder, error=type(error).__name__)
         finally:
             if writer is not None:
                 writer.close()
