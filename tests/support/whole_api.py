@@ -34,7 +34,6 @@ def whole_router() -> Router:
         models=_NOTHING,
         ready=_NOTHING,
         metrics=_NOTHING,
-        capabilities=Capabilities(routes, {}),
         areas=(
             *Conversations(_NOTHING, _NOTHING).endpoints(),
             *Prompts(_NOTHING).endpoints(),
@@ -43,6 +42,7 @@ def whole_router() -> Router:
             *StandaloneSearch(_NOTHING).endpoints(),
             *ContainerApi(_NOTHING, _NOTHING).endpoints(),
             *PassedOn(_NOTHING, routes).endpoints(),
+            *Capabilities(routes, {}).endpoints(),
         ),
     )
 

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from antiphon.api.described import Parameter
+from antiphon.api.endpoint import Area, Route
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.errors import InvalidRequest, NotFound
@@ -70,7 +72,7 @@ class CapabilitiesObject(Struct, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Capabilities:
+class Capabilities(Area):
     """What can be said without asking anyone: `limits` are the operator's, by the names of the settings; `fetches` says
     whether files are fetched by URL, `files` whether they can be uploaded, `tools` which types of tools run here;
     `refuses_tools` whether Antiphon refuses a request with another tool."""
@@ -82,6 +84,14 @@ class Capabilities:
     tools: frozenset[str] = frozenset()
     refuses_tools: bool = False
 
+    @Route(
+        "GET",
+        "/v1/antiphon/capabilities",
+        "Get what becomes of each part of a request",
+        CapabilitiesObject,
+        parameters=(Parameter("model", str, "For this model; without it, for models that no rule names."),),
+        errors=(400, 404),
+    )
     async def show(self, request: ApiRequest) -> ApiResponse:
         """For `?model=…`; without it for models that no rule names. Each group maps names, as `antiphon-ignored` has
         them, to `{support, note}`; with a native upstream the groups are empty, since requests pass untouched."""

@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.api.described import UPSTREAM_ERRORS, AnyObject
-from antiphon.api.endpoint import Described, Endpoint, Handler, Operation
+from antiphon.api.endpoint import Endpoint, Handler, Route, rows
 from antiphon.api.http import AnswerCut, ApiRequest, ApiResponse
 from antiphon.engine.exchange.call_headers import of_nobody
 from antiphon.engine.exchange.failure import Failure, operation_in, refusal, transport_failure
@@ -81,10 +81,7 @@ class PassedOn:
         """The rows of the path table."""
         handlers = {path: self._by_model(path) for path in MODEL_PATHS}
         handlers |= {path: self._to_default(path) for path in self._extra}
-        return tuple(
-            Endpoint(f"/v1{path}", {"POST": Operation(handler, _passed(path))}, keyed=True)
-            for path, handler in handlers.items()
-        )
+        return rows((_passed(path), handler) for path, handler in handlers.items())
 
     def _by_model(self, path: str) -> Handler:
         async def post(request: ApiRequest) -> ApiResponse:
@@ -174,9 +171,11 @@ class PassedOn:
         return replace(failure, status=answer.status, cause=f"the upstream answered {answer.status}")
 
 
-def _passed(path: str) -> Described:
+def _passed(path: str) -> Route:
     """Its body and its answers are the upstream's affair, also the errors."""
-    return Described(f"Pass on {path.strip('/')}", AnyObject, body=AnyObject, events=AnyObject, errors=UPSTREAM_ERRORS)
+    summary = f"Pass on {path.strip('/')}"
+    errors = UPSTREAM_ERRORS
+    return Route("POST", f"/v1{path}", summary, AnyObject, body=AnyObject, events=AnyObject, errors=errors, keyed=True)
 
 
 class _Stream:

@@ -29,8 +29,8 @@ from antiphon.api.container_shapes import (
     NoNetwork,
 )
 from antiphon.api.described import Deleted, ListOf, Parameter
-from antiphon.api.endpoint import Described, Endpoint, Operation
-from antiphon.api.file_content import CONTENT, show_content
+from antiphon.api.endpoint import Area, Route
+from antiphon.api.file_content import content_of, show_content
 from antiphon.api.http import (
     AFTER,
     ORDER,
@@ -81,77 +81,14 @@ _Result = TypeVar("_Result")
 _PAGE = (limit_parameter(_LISTED, 20), ORDER, AFTER)
 
 
-class ContainerApi:
+class ContainerApi(Area):
     """The endpoints. Of the settings: how much memory a container may have, and how long an unused one lives."""
 
     def __init__(self, containers: Containers, settings: CodeInterpreterSettings) -> None:
         self._containers = containers
         self._settings = settings
 
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        """The rows of the path table."""
-        one = "/v1/containers/{}"
-        return (
-            Endpoint(
-                "/v1/containers",
-                {
-                    "GET": Operation(
-                        self.list,
-                        Described(
-                            "List containers",
-                            ListOf[ContainerObject],
-                            parameters=(*_PAGE, Parameter("name", str, "Only containers of this name.")),
-                            errors=(400,),
-                        ),
-                    ),
-                    "POST": Operation(
-                        self.create, Described("Create a container", ContainerObject, body=CreateContainer)
-                    ),
-                },
-            ),
-            Endpoint(
-                one,
-                {
-                    "GET": Operation(self.get, Described("Get a container", ContainerObject)),
-                    "DELETE": Operation(
-                        self.delete, Described("Delete a container", Deleted[Literal["container.deleted"]])
-                    ),
-                },
-            ),
-            Endpoint(
-                one + "/files",
-                {
-                    "GET": Operation(
-                        self.list_files,
-                        Described(
-                            "List the files of a container",
-                            ListOf[ContainerFileObject],
-                            parameters=_PAGE,
-                            errors=(400,),
-                        ),
-                    ),
-                    "POST": Operation(
-                        self.create_file,
-                        Described(
-                            "Put a file into a container", ContainerFileObject, body=CopyFile, form=ContainerFileForm
-                        ),
-                    ),
-                },
-                streamed=True,
-            ),
-            Endpoint(
-                one + "/files/{}",
-                {
-                    "GET": Operation(self.get_file, Described("Get a file of a container", ContainerFileObject)),
-                    "DELETE": Operation(
-                        self.delete_file,
-                        Described("Delete a file of a container", Deleted[Literal["container.file.deleted"]]),
-                    ),
-                },
-            ),
-            Endpoint(one + "/files/{}/content", {"GET": Operation(self.content, CONTENT)}),
-        )
-
+    @Route("POST", "/v1/containers", "Create a container", ContainerObject, body=CreateContainer)
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/containers`."""
         body, ignored = read_known(request, CreateContainer)
@@ -179,12 +116,21 @@ class ContainerApi:
         )
         return raw_response(_show(made), headers=ignored_fields(ignored))
 
+    @Route(
+        "GET",
+        "/v1/containers",
+        "List containers",
+        ListOf[ContainerObject],
+        parameters=(*_PAGE, Parameter("name", str, "Only containers of this name.")),
+        errors=(400,),
+    )
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/containers`: newest first unless asked otherwise."""
         every = await self._containers.list(request.owner)
         name = query_value(request, "name")
         return _page(request, [one for one in every if name is None or one.name == name], _show)
 
+    @Route("GET", "/v1/containers/{}", "Get a container", ContainerObject)
     async def get(self, request: ApiRequest, container_id: str) -> ApiResponse:
         """`GET /v1/containers/{id}`."""
         found = await self._containers.get(request.owner, container_id)
@@ -192,12 +138,22 @@ class ContainerApi:
             raise _no_container(container_id)
         return raw_response(_show(found))
 
+    @Route("DELETE", "/v1/containers/{}", "Delete a container", Deleted[Literal["container.deleted"]])
     async def delete(self, request: ApiRequest, container_id: str) -> ApiResponse:
         """`DELETE /v1/containers/{id}`; code that runs in it is waited for."""
         if not await self._containers.delete(request.owner, container_id):
             raise _no_container(container_id)
         return json_response({"id": container_id, "object": "container.deleted", "deleted": True})
 
+    @Route(
+        "POST",
+        "/v1/containers/{}/files",
+        "Put a file into a container",
+        ContainerFileObject,
+        body=CopyFile,
+        form=ContainerFileForm,
+        streamed=True,
+    )
     async def create_file(self, request: ApiRequest, container_id: str) -> ApiResponse:
         """`POST /v1/containers/{id}/files`: a form with `file`, or the `file_id` of an uploaded file."""
         kind = (request.header("content-type") or "").partition(";")[0].strip().lower()
@@ -217,14 +173,29 @@ class ContainerApi:
             raise _no_container(container_id)
         return raw_response(_show_file(made))
 
+    @Route(
+        "GET",
+        "/v1/containers/{}/files",
+        "List the files of a container",
+        ListOf[ContainerFileObject],
+        parameters=_PAGE,
+        errors=(400,),
+    )
     async def list_files(self, request: ApiRequest, container_id: str) -> ApiResponse:
         """`GET /v1/containers/{id}/files`: newest first unless asked otherwise."""
         return _page(request, await self._files(request.owner, container_id), _show_file)
 
+    @Route("GET", "/v1/containers/{}/files/{}", "Get a file of a container", ContainerFileObject)
     async def get_file(self, request: ApiRequest, container_id: str, file_id: str) -> ApiResponse:
         """`GET /v1/containers/{id}/files/{id}`."""
         return raw_response(_show_file(await self._file(request.owner, container_id, file_id)))
 
+    @Route(
+        "DELETE",
+        "/v1/containers/{}/files/{}",
+        "Delete a file of a container",
+        Deleted[Literal["container.file.deleted"]],
+    )
     async def delete_file(self, request: ApiRequest, container_id: str, file_id: str) -> ApiResponse:
         """`DELETE /v1/containers/{id}/files/{id}`."""
         await self._file(request.owner, container_id, file_id)
@@ -232,6 +203,7 @@ class ContainerApi:
             raise _no_file(file_id)
         return json_response({"id": file_id, "object": "container.file.deleted", "deleted": True})
 
+    @content_of("/v1/containers/{}/files/{}/content")
     async def content(self, request: ApiRequest, container_id: str, file_id: str) -> ApiResponse:
         """`GET /v1/containers/{id}/files/{id}/content`: the bytes, or a range of them."""
         found = await self._file(request.owner, container_id, file_id)

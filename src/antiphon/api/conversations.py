@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from antiphon.api.described import AnyItem, Deleted, ListOf, Metadata, Parameter
-from antiphon.api.endpoint import Described, Endpoint, Operation
+from antiphon.api.endpoint import Area, Route
 from antiphon.api.http import (
     PAGE,
     ApiRequest,
@@ -86,7 +86,7 @@ class Conversation(Struct, kw_only=True):
 INCLUDE = Parameter("include", list[str], "Checked, and without effect: what there is, is in the stored items.")
 
 
-class Conversations:
+class Conversations(Area):
     """The endpoints. `responses` is asked for items that a client refers to by their id."""
 
     def __init__(
@@ -105,72 +105,7 @@ class Conversations:
         self._responses = responses
         self._new_id = make_id
 
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        """The rows of the path table."""
-        return (
-            Endpoint(
-                "/v1/conversations",
-                {
-                    "GET": Operation(
-                        self.list, Described("List conversations", ListOf[Conversation], parameters=PAGE, errors=(400,))
-                    ),
-                    "POST": Operation(
-                        self.create, Described("Create a conversation", Conversation, body=CreateConversation)
-                    ),
-                },
-                keyed=True,
-            ),
-            Endpoint(
-                "/v1/conversations/{}",
-                {
-                    "GET": Operation(self.get, Described("Get a conversation", Conversation)),
-                    "POST": Operation(
-                        self.update, Described("Update a conversation", Conversation, body=UpdateConversation)
-                    ),
-                    "DELETE": Operation(
-                        self.delete,
-                        Described("Delete a conversation", Deleted[Literal["conversation.deleted"]], errors=(409,)),
-                    ),
-                },
-            ),
-            Endpoint(
-                "/v1/conversations/{}/items",
-                {
-                    "GET": Operation(
-                        self.list_items,
-                        Described(
-                            "List the items of a conversation",
-                            ListOf[AnyItem],
-                            parameters=(*PAGE, INCLUDE),
-                            errors=(400,),
-                        ),
-                    ),
-                    "POST": Operation(
-                        self.add_items,
-                        Described(
-                            "Add items to a conversation",
-                            ListOf[AnyItem],
-                            body=AddItems,
-                            parameters=(INCLUDE,),
-                            errors=(409,),
-                        ),
-                    ),
-                },
-            ),
-            Endpoint(
-                "/v1/conversations/{}/items/{}",
-                {
-                    "GET": Operation(
-                        self.get_item,
-                        Described("Get an item of a conversation", AnyItem, parameters=(INCLUDE,), errors=(400,)),
-                    ),
-                    "DELETE": Operation(
-                        self.delete_item, Described("Delete an item of a conversation", Conversation, errors=(409,))
-                    ),
-                },
-            ),
-        )
-
+    @Route("POST", "/v1/conversations", "Create a conversation", Conversation, body=CreateConversation, keyed=True)
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/conversations`: `metadata` and up to 20 `items`, both optional."""
         body = read_body(request, CreateConversation)
@@ -195,16 +130,19 @@ class Conversations:
             raise made_is_gone("conversation")
         return made_again(_shown(found))
 
+    @Route("GET", "/v1/conversations", "List conversations", ListOf[Conversation], parameters=PAGE, errors=(400,))
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/conversations`: the owner's conversations, newest first unless asked otherwise."""
         page = await self._store.list(request.owner, read_page(request))
         found = page.conversations
         return list_response([_resource(each) for each in found], [each.id for each in found], has_more=page.has_more)
 
+    @Route("GET", "/v1/conversations/{}", "Get a conversation", Conversation)
     async def get(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`GET /v1/conversations/{id}`."""
         return _shown(await self._known(request, conversation_id))
 
+    @Route("POST", "/v1/conversations/{}", "Update a conversation", Conversation, body=UpdateConversation)
     async def update(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`POST /v1/conversations/{id}`: replaces the metadata."""
         metadata = read_body(request, UpdateConversation).metadata
@@ -218,12 +156,27 @@ class Conversations:
             raise no_such_conversation(conversation_id)
         return _shown(updated)
 
+    @Route(
+        "DELETE",
+        "/v1/conversations/{}",
+        "Delete a conversation",
+        Deleted[Literal["conversation.deleted"]],
+        errors=(409,),
+    )
     async def delete(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`DELETE /v1/conversations/{id}`. Raises `ConversationLocked`, as does whatever changes its items."""
         if not (is_name(conversation_id) and await self._store.delete(request.owner, conversation_id)):
             raise no_such_conversation(conversation_id)
         return json_response({"id": conversation_id, "object": "conversation.deleted", "deleted": True})
 
+    @Route(
+        "GET",
+        "/v1/conversations/{}/items",
+        "List the items of a conversation",
+        ListOf[AnyItem],
+        parameters=(*PAGE, INCLUDE),
+        errors=(400,),
+    )
     async def list_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`GET /v1/conversations/{id}/items`, newest first unless asked otherwise."""
         tolerance = self._read_include(request)
@@ -233,6 +186,15 @@ class Conversations:
             raise no_such_conversation(conversation_id)
         return _with_ignored(items_response(page.items, has_more=page.has_more), tolerance)
 
+    @Route(
+        "POST",
+        "/v1/conversations/{}/items",
+        "Add items to a conversation",
+        ListOf[AnyItem],
+        body=AddItems,
+        parameters=(INCLUDE,),
+        errors=(409,),
+    )
     async def add_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`POST /v1/conversations/{id}/items`: appends up to 20 items, all or none."""
         tolerance = self._read_include(request)
@@ -244,6 +206,14 @@ class Conversations:
             raise no_such_conversation(conversation_id)
         return _with_ignored(items_response(items, has_more=False), tolerance)
 
+    @Route(
+        "GET",
+        "/v1/conversations/{}/items/{}",
+        "Get an item of a conversation",
+        AnyItem,
+        parameters=(INCLUDE,),
+        errors=(400,),
+    )
     async def get_item(self, request: ApiRequest, conversation_id: str, item_id: str) -> ApiResponse:
         """`GET /v1/conversations/{id}/items/{item_id}`."""
         tolerance = self._read_include(request)
@@ -253,6 +223,7 @@ class Conversations:
             raise _no_such_item(item_id)
         return raw_response(item.body, headers=ignored_fields(tolerance.names))
 
+    @Route("DELETE", "/v1/conversations/{}/items/{}", "Delete an item of a conversation", Conversation, errors=(409,))
     async def delete_item(self, request: ApiRequest, conversation_id: str, item_id: str) -> ApiResponse:
         """`DELETE /v1/conversations/{id}/items/{item_id}`: answers with the conversation."""
         conversation = await self._known(request, conversation_id)

@@ -1,7 +1,7 @@
-"""One row of the path table.
+"""Routes: which handler answers which method of which path, and what the API's document says of it.
 
-Lives here: what a row is, what it says of itself, and how a path matches it. Not here: the rows (`router.py` and each
-area's `endpoints`), and the document made of them (`openapi.py`).
+Lives here: marking a handler with its route, the rows that come of an area's handlers, and how a path matches one. Not
+here: the handlers, and the document made of the rows (`openapi.py`).
 
 Invariants: no row leaves out what the document needs; a variable is one segment, decoded, never empty
 and without a slash, unless its pattern says it is the rest.
@@ -9,8 +9,9 @@ and without a slash, unless its pattern says it is the rest.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import unquote
 
 from antiphon.api.described import Parameter
@@ -19,17 +20,23 @@ from antiphon.api.http import ApiRequest, ApiResponse
 Handler = Callable[..., Awaitable[ApiResponse]]
 """Called with the request and the pattern's variables, in their order."""
 
+_Marked = TypeVar("_Marked", bound=Handler)
+_ROUTES = "routes"
+_METHODS = ("GET", "POST", "PUT", "DELETE")
+
 
 @dataclass(frozen=True, slots=True)
-class Described:
-    """What the API's document says of one method of a path.
+class Route:
+    """One method of a path; the decorator of the handler that answers it.
 
     `answer`, `body` and `form` (fields of `multipart/form-data`) are types, msgspec Structs as a rule. `events` is the
     type of the events where a stream can be asked for, `media` the media type of an answer that is not JSON, `statuses`
     are further statuses that are no errors and have no JSON; `errors` those beside the ones that any route may have,
-    `unwell` is the type of a 503 that is no error object.
+    `unwell` is the type of a 503 that is no error object. `open`, `streamed` and `keyed` are the row's (`Endpoint`).
     """
 
+    method: str
+    pattern: str
     summary: str
     answer: object
     body: object = None
@@ -41,6 +48,14 @@ class Described:
     statuses: tuple[int, ...] = ()
     errors: tuple[int, ...] = ()
     unwell: object = None
+    open: bool = False
+    streamed: bool = False
+    keyed: bool = False
+
+    def __call__(self, handler: _Marked) -> _Marked:
+        """Mark a handler."""
+        setattr(handler, _ROUTES, (self, *getattr(handler, _ROUTES, ())))
+        return handler
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +63,43 @@ class Operation:
     """Who answers one method of a path, and what is said of it."""
 
     handler: Handler
-    said: Described
+    said: Route
 
     async def __call__(self, request: ApiRequest, *variables: str) -> ApiResponse:
         """The answer; `variables` are those of the pattern, in their order."""
         return await self.handler(request, *variables)
+
+
+class Area:
+    """Handlers about one thing, each with its `Route`."""
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """The rows of the path table."""
+        return rows_of(self)
+
+
+def rows_of(area: object) -> tuple[Endpoint, ...]:
+    """The rows of an object's handlers, in the order of these."""
+    return rows(
+        (route, getattr(area, name)) for name, one in vars(type(area)).items() for route in getattr(one, _ROUTES, ())
+    )
+
+
+def rows(routes: Iterable[tuple[Route, Handler]]) -> tuple[Endpoint, ...]:
+    """A row for each pattern, with all of its methods."""
+    found: dict[str, dict[str, Operation]] = {}
+    for route, handler in routes:
+        found.setdefault(route.pattern, {})[route.method] = Operation(handler, route)
+    return tuple(
+        Endpoint(
+            pattern,
+            {method: operations[method] for method in _METHODS if method in operations},
+            open=any(one.said.open for one in operations.values()),
+            streamed=any(one.said.streamed for one in operations.values()),
+            keyed=any(one.said.keyed for one in operations.values()),
+        )
+        for pattern, operations in found.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)

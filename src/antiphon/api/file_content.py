@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from urllib.parse import quote
 
 from antiphon.api.described import Bytes, Parameter
-from antiphon.api.endpoint import Described
+from antiphon.api.endpoint import Route
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.engine.ports.files import OpenFile, StoredFile
 from antiphon.errors import ApiError, StoreError
@@ -34,15 +34,19 @@ _HARMLESS = frozenset(
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.IGNORECASE)
 _UNQUOTED = re.compile(r"[^A-Za-z0-9 !#$&+.^_`{}~()\[\],;=@-]")
 
-CONTENT = Described(
-    "Get the content of a file",
-    Bytes,
-    parameters=(Parameter("range", str, "One range of bytes.", "header"),),
-    media="*/*",
-    statuses=(206, 304),
-    errors=(416,),
-)
-"""What is said of a route that answers with a content."""
+
+def content_of(pattern: str) -> Route:
+    """A route that answers with a content."""
+    return Route(
+        "GET",
+        pattern,
+        "Get the content of a file",
+        Bytes,
+        parameters=(Parameter("range", str, "One range of bytes.", "header"),),
+        media="*/*",
+        statuses=(206, 304),
+        errors=(416,),
+    )
 
 
 class FileParts(AsyncIterator[bytes]):

@@ -23,8 +23,8 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec import field as named
 
 from antiphon.api.described import Bytes, Deleted, ListOf, Parameter
-from antiphon.api.endpoint import Described, Endpoint, Operation
-from antiphon.api.file_content import CONTENT, show_content
+from antiphon.api.endpoint import Area, Route
+from antiphon.api.file_content import content_of, show_content
 from antiphon.api.http import (
     AFTER,
     ORDER,
@@ -99,7 +99,7 @@ class File(Struct, kw_only=True):
     expires_at: int | UnsetType = UNSET
 
 
-class Files:
+class Files(Area):
     """The endpoints. `max_bytes` is the largest file."""
 
     def __init__(
@@ -120,41 +120,7 @@ class Files:
         self._new_id = make_id
         self._clock = clock
 
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        """The rows of the path table."""
-        return (
-            Endpoint(
-                "/v1/files",
-                {
-                    "GET": Operation(
-                        self.list,
-                        Described(
-                            "List files",
-                            ListOf[File],
-                            parameters=(
-                                limit_parameter(_LISTED, _LISTED),
-                                ORDER,
-                                AFTER,
-                                Parameter("purpose", str, "Only files for this."),
-                            ),
-                            errors=(400,),
-                        ),
-                    ),
-                    "POST": Operation(self.create, Described("Upload a file", File, form=UploadFile)),
-                },
-                streamed=True,
-                keyed=True,
-            ),
-            Endpoint(
-                "/v1/files/{}",
-                {
-                    "GET": Operation(self.get, Described("Get a file", File)),
-                    "DELETE": Operation(self.delete, Described("Delete a file", Deleted[Literal["file"]])),
-                },
-            ),
-            Endpoint("/v1/files/{}/content", {"GET": Operation(self.content, CONTENT)}),
-        )
-
+    @Route("POST", "/v1/files", "Upload a file", File, form=UploadFile, streamed=True, keyed=True)
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/files`: a form with `file`, `purpose` and, if wished, `expires_after`."""
         cut = FormDecoder(boundary(request.header("content-type")))
@@ -190,6 +156,19 @@ class Files:
         ignored = (("antiphon-ignored", ", ".join(form.ignored)),) if form.ignored else ()
         return raw_response(show_file(made), headers=ignored)
 
+    @Route(
+        "GET",
+        "/v1/files",
+        "List files",
+        ListOf[File],
+        parameters=(
+            limit_parameter(_LISTED, _LISTED),
+            ORDER,
+            AFTER,
+            Parameter("purpose", str, "Only files for this."),
+        ),
+        errors=(400,),
+    )
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/files`: newest first unless asked otherwise; a page is up to 10,000 files."""
         query = FileQuery(
@@ -205,6 +184,7 @@ class Files:
         found = page.files
         return list_response([show_file(each) for each in found], [each.id for each in found], has_more=page.has_more)
 
+    @Route("GET", "/v1/files/{}", "Get a file", File)
     async def get(self, request: ApiRequest, file_id: str) -> ApiResponse:
         """`GET /v1/files/{id}`."""
         found = None
@@ -214,6 +194,7 @@ class Files:
             raise no_such_file(file_id)
         return raw_response(show_file(found))
 
+    @content_of("/v1/files/{}/content")
     async def content(self, request: ApiRequest, file_id: str) -> ApiResponse:
         """`GET /v1/files/{id}/content`: the bytes, or a range of them."""
         opened = None
@@ -223,6 +204,7 @@ class Files:
             raise no_such_file(file_id)
         return await show_content(request, opened)
 
+    @Route("DELETE", "/v1/files/{}", "Delete a file", Deleted[Literal["file"]])
     async def delete(self, request: ApiRequest, file_id: str) -> ApiResponse:
         """`DELETE /v1/files/{id}`. Who reads the file at the moment can finish."""
         if not is_name(file_id) or await self._files.get(request.owner, file_id) is None:

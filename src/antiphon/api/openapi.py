@@ -12,13 +12,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from msgspec import Struct
 
 from antiphon import __version__
 from antiphon.api.described import UPSTREAM_ERRORS, AnyItem, Error, Parameter
-from antiphon.api.endpoint import Described, Endpoint
+from antiphon.api.endpoint import Endpoint, Route
 from antiphon.api.json_schema import Schemas
 from antiphon.api.request_body import add_request_body
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH
@@ -55,24 +56,30 @@ class InputTokens(Struct, kw_only=True):
     input_tokens: int
 
 
-EXCHANGES: Mapping[str, Described] = {
-    RESPONSES_PATH: Described(
-        "Create a response",
-        Response,
+_CREATE = Route(
+    "POST",
+    RESPONSES_PATH,
+    "Create a response",
+    Response,
+    body=_REQUEST,
+    body_needed=True,
+    events=EVENTS,
+    errors=(*UPSTREAM_ERRORS, 409, 422),
+    keyed=True,
+)
+EXCHANGES: Mapping[str, Route] = {
+    RESPONSES_PATH: _CREATE,
+    COMPACT_PATH: replace(
+        _CREATE, pattern=COMPACT_PATH, summary="Compact a conversation", answer=CompactedConversation, events=None
+    ),
+    COUNT_PATH: Route(
+        "POST",
+        COUNT_PATH,
+        "Count the input tokens of a request",
+        InputTokens,
         body=_REQUEST,
         body_needed=True,
-        events=EVENTS,
-        errors=(*UPSTREAM_ERRORS, 409, 422),
-    ),
-    COMPACT_PATH: Described(
-        "Compact a conversation",
-        CompactedConversation,
-        body=_REQUEST,
-        body_needed=True,
-        errors=(*UPSTREAM_ERRORS, 409, 422),
-    ),
-    COUNT_PATH: Described(
-        "Count the input tokens of a request", InputTokens, body=_REQUEST, body_needed=True, errors=UPSTREAM_ERRORS
+        errors=UPSTREAM_ERRORS,
     ),
 }
 """What is said of the requests that a door runs as exchanges, by path; the method is POST."""
@@ -113,14 +120,12 @@ def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     taken: set[str] = set()
     for path, said in EXCHANGES.items():
-        paths[path] = {"post": _operation(schemas, "post", path, (), said, taken, keyed=path != COUNT_PATH)}
+        paths[path] = {"post": _operation(schemas, path, (), said, taken)}
     for endpoint in endpoints:
         for method, operation in endpoint.methods.items():
             names = _variables(operation.handler)
             path = path_of(endpoint.pattern, names)
-            made = _operation(
-                schemas, method.lower(), path, names, operation.said, taken, keyed=endpoint.keyed, open_=endpoint.open
-            )
+            made = _operation(schemas, path, names, operation.said, taken)
             paths.setdefault(path, {})[method.lower()] = made
     _complete(schemas)
     _add_links(paths)
@@ -155,30 +160,20 @@ def _variables(handler: Callable[..., object]) -> tuple[str, ...]:
     return tuple(inspect.signature(handler).parameters)[1:]
 
 
-def _operation(
-    schemas: Schemas,
-    method: str,
-    path: str,
-    names: tuple[str, ...],
-    said: Described,
-    taken: set[str],
-    *,
-    keyed: bool,
-    open_: bool = False,
-) -> dict[str, Any]:
-    posted = method in ("post", "put")
+def _operation(schemas: Schemas, path: str, names: tuple[str, ...], said: Route, taken: set[str]) -> dict[str, Any]:
+    posted = said.method in ("POST", "PUT")
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
     ]
     parameters += [_parameter(schemas, one) for one in said.parameters]
-    if keyed and posted:
+    if said.keyed:
         key = Parameter(HEADER, str, "The same request with the same key is served once.", "header")
         parameters.append(_parameter(schemas, key))
-    statuses = {*said.errors, *(_ANYWHERE if not open_ else ()), *(_OF_ONE if names else ())}
+    statuses = {*said.errors, *(_ANYWHERE if not said.open else ()), *(_OF_ONE if names else ())}
     statuses |= {
         *(_WITH_BODY if posted else ()),
         *(_WITH_FORM if said.form else ()),
-        *(_KEYED if keyed and posted else ()),
+        *(_KEYED if said.keyed else ()),
     }
     made: dict[str, Any] = {
         "operationId": _name(said.summary, path, taken),
@@ -194,7 +189,7 @@ def _operation(
             "default": _refused(None),
         },
     }
-    if open_:
+    if said.open:
         made["security"] = []
     return made
 
@@ -208,7 +203,7 @@ def _parameter(schemas: Schemas, said: Parameter) -> dict[str, Any]:
     }
 
 
-def _body(schemas: Schemas, said: Described) -> dict[str, Any]:
+def _body(schemas: Schemas, said: Route) -> dict[str, Any]:
     content = {}
     if said.body is not None:
         content[_JSON] = {"schema": schemas.of(said.body, answers=False)}
@@ -218,7 +213,7 @@ def _body(schemas: Schemas, said: Described) -> dict[str, Any]:
     return {"requestBody": {**({"required": True} if needed else {}), "content": content}} if content else {}
 
 
-def _answer(schemas: Schemas, said: Described) -> dict[str, Any]:
+def _answer(schemas: Schemas, said: Route) -> dict[str, Any]:
     content = {said.media or _JSON: {"schema": schemas.of(said.answer, answers=True)}}
     if said.events is not None:
         content[_STREAM] = {"schema": schemas.of(said.events, answers=True)}
@@ -230,7 +225,7 @@ def _refused(status: int | None) -> dict[str, Any]:
     return {"$ref": f"#/components/responses/{'Error' if status is None else f'Error{status}'}"}
 
 
-def _unwell(schemas: Schemas, said: Described) -> dict[str, Any]:
+def _unwell(schemas: Schemas, said: Route) -> dict[str, Any]:
     if said.unwell is None:
         return {}
     content = {_JSON: {"schema": schemas.of(said.unwell, answers=True)}}

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from antiphon.api.described import Deleted, ListOf, Metadata, Parameter
-from antiphon.api.endpoint import Described, Endpoint, Operation
+from antiphon.api.endpoint import Area, Route
 from antiphon.api.http import (
     PAGE,
     ApiRequest,
@@ -63,6 +63,7 @@ _METADATA = msgspec.json.Decoder(dict[str, str] | None)
 _FLAG = msgspec.json.Decoder(bool | None)
 _NUMBER = msgspec.json.Decoder(int | str | None)
 _TEMPLATE = msgspec.json.Decoder(dict[str, Raw])
+_VERSION_PARAMETER = Parameter("version", str, "This version instead of the default one.")
 _MAX_ITEMS, _MAX_TOOLS = 1_000, 1_024
 _HOSTED = frozenset(
     {
@@ -116,61 +117,14 @@ class Prompt(Struct):
     metadata: Metadata
 
 
-class Prompts:
+class Prompts(Area):
     """The endpoints."""
 
     def __init__(self, store: PromptStore, make_id: IdFactory = new_id) -> None:
         self._store = store
         self._new_id = make_id
 
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        """The rows of the path table."""
-        set_default = Operation(
-            self.set_default, Described("Choose the default version of a prompt", Prompt, body=DefaultVersion)
-        )
-        default = {"POST": set_default, "PUT": set_default}
-        version = Parameter("version", str, "This version instead of the default one.")
-        return (
-            Endpoint(
-                "/v1/prompts",
-                {
-                    "GET": Operation(
-                        self.list, Described("List prompts", ListOf[Prompt], parameters=PAGE, errors=(400,))
-                    ),
-                    "POST": Operation(self.create, Described("Create a prompt", Prompt, body=WritePrompt)),
-                },
-                keyed=True,
-            ),
-            Endpoint(
-                "/v1/prompts/{}",
-                {
-                    "GET": Operation(self.get, Described("Get a prompt", Prompt, parameters=(version,))),
-                    "POST": Operation(
-                        self.change, Described("Change a prompt", Prompt, body=ChangePrompt, errors=(409,))
-                    ),
-                    "PUT": Operation(
-                        self.replace, Described("Replace a prompt", Prompt, body=ChangePrompt, errors=(409,))
-                    ),
-                    "DELETE": Operation(self.delete, Described("Delete a prompt", Deleted[Literal["prompt.deleted"]])),
-                },
-            ),
-            Endpoint(
-                "/v1/prompts/{}/versions",
-                {
-                    "GET": Operation(
-                        self.list_versions,
-                        Described("List the versions of a prompt", ListOf[Prompt], parameters=PAGE, errors=(400,)),
-                    )
-                },
-            ),
-            Endpoint(
-                "/v1/prompts/{}/versions/{}",
-                {"GET": Operation(self.get_version, Described("Get a version of a prompt", Prompt))},
-            ),
-            Endpoint("/v1/prompts/{}/default_version", default),
-            Endpoint("/v1/prompts/{}/set-default-version", default),
-        )
-
+    @Route("POST", "/v1/prompts", "Create a prompt", Prompt, body=WritePrompt, keyed=True)
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/prompts`: the fields of a template, with `name`, `description` and `metadata`."""
         fields = _read_fields(request)
@@ -191,6 +145,7 @@ class Prompts:
             return made_again(_shown(request, found))
         return _shown(request, made)
 
+    @Route("GET", "/v1/prompts", "List prompts", ListOf[Prompt], parameters=PAGE, errors=(400,))
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/prompts`: each in its default version, newest first unless asked otherwise."""
         page = await self._store.list(request.owner, _page(request))
@@ -199,14 +154,19 @@ class Prompts:
             [_resource(request, each) for each in found], [each.id for each in found], has_more=page.has_more
         )
 
+    @Route("GET", "/v1/prompts/{}", "Get a prompt", Prompt, parameters=(_VERSION_PARAMETER,))
     async def get(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`GET /v1/prompts/{id}`, in its default version or in `version`."""
         return _shown(request, await self._known(request, prompt_id, query_value(request, "version")))
 
-    async def get_version(self, request: ApiRequest, prompt_id: str, version: str) -> ApiResponse:
-        """`GET /v1/prompts/{id}/versions/{n}`."""
-        return _shown(request, await self._known(request, prompt_id, version))
-
+    @Route(
+        "GET",
+        "/v1/prompts/{}/versions",
+        "List the versions of a prompt",
+        ListOf[Prompt],
+        parameters=PAGE,
+        errors=(400,),
+    )
     async def list_versions(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`GET /v1/prompts/{id}/versions`: newest first unless asked otherwise; their numbers are the cursors."""
         page = None
@@ -217,6 +177,12 @@ class Prompts:
         numbers = [str(each.version) for each in page.prompts]
         return list_response([_resource(request, each) for each in page.prompts], numbers, has_more=page.has_more)
 
+    @Route("GET", "/v1/prompts/{}/versions/{}", "Get a version of a prompt", Prompt)
+    async def get_version(self, request: ApiRequest, prompt_id: str, version: str) -> ApiResponse:
+        """`GET /v1/prompts/{id}/versions/{n}`."""
+        return _shown(request, await self._known(request, prompt_id, version))
+
+    @Route("POST", "/v1/prompts/{}", "Change a prompt", Prompt, body=ChangePrompt, errors=(409,))
     async def change(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`POST /v1/prompts/{id}`: fields of the template that are given replace those of the last version.
 
@@ -228,12 +194,33 @@ class Prompts:
         before = _TEMPLATE.decode(newest.body)
         return await self._change(request, newest, fields, before if _has_template(fields) else None)
 
+    @Route("PUT", "/v1/prompts/{}", "Replace a prompt", Prompt, body=ChangePrompt, errors=(409,))
     async def replace(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`PUT /v1/prompts/{id}`: like `POST`, but the new version has nothing of the last one."""
         fields = _read_fields(request)
         newest = await self._last(request, prompt_id)
         return await self._change(request, newest, fields, {} if _has_template(fields) else None)
 
+    @Route(
+        "POST", "/v1/prompts/{}/default_version", "Choose the default version of a prompt", Prompt, body=DefaultVersion
+    )
+    @Route(
+        "PUT", "/v1/prompts/{}/default_version", "Choose the default version of a prompt", Prompt, body=DefaultVersion
+    )
+    @Route(
+        "POST",
+        "/v1/prompts/{}/set-default-version",
+        "Choose the default version of a prompt",
+        Prompt,
+        body=DefaultVersion,
+    )
+    @Route(
+        "PUT",
+        "/v1/prompts/{}/set-default-version",
+        "Choose the default version of a prompt",
+        Prompt,
+        body=DefaultVersion,
+    )
     async def set_default(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`POST /v1/prompts/{id}/default_version` (also `set-default-version`): `version` becomes the default one."""
         fields = read_body(request, dict[str, Raw])
@@ -247,6 +234,7 @@ class Prompts:
             raise _no_such_prompt(prompt_id)
         return _shown(request, made)
 
+    @Route("DELETE", "/v1/prompts/{}", "Delete a prompt", Deleted[Literal["prompt.deleted"]])
     async def delete(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`DELETE /v1/prompts/{id}`, with all its versions."""
         if not (is_id(prompt_id, "pmpt") and await self._store.delete(request.owner, prompt_id)):

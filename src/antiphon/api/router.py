@@ -16,9 +16,8 @@ from typing import Literal
 import structlog
 
 from antiphon.api.background import cancel_response, stream_response
-from antiphon.api.capabilities import Capabilities, CapabilitiesObject
 from antiphon.api.described import UPSTREAM_ERRORS, AnyItem, AnyObject, Deleted, ListOf, Parameter, Unwell, Well
-from antiphon.api.endpoint import Described, Endpoint, Operation
+from antiphon.api.endpoint import Endpoint, Route, rows_of
 from antiphon.api.health import ReadyProbe, health
 from antiphon.api.http import (
     PAGE,
@@ -49,6 +48,12 @@ METRICS_PATH = "/metrics"
 
 _log = structlog.get_logger(__name__)
 
+_STREAMED = (
+    Parameter("stream", bool, "The events of a background response instead."),
+    Parameter("starting_after", int, "Only events behind the one of this number."),
+    Parameter("include_obfuscation", bool, "Without effect."),
+    Parameter("include", list[str], "Without effect: what there is, is in the stored items."),
+)
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -63,13 +68,12 @@ class Router:
         ready: ReadyProbe,
         metrics: Metrics,
         native: NativeResponses | None = None,
-        capabilities: Capabilities | None = None,
         areas: Iterable[Endpoint] = (),
         background: Background | None = None,
     ) -> None:
-        """`native`: asked for responses that are not stored here; without `capabilities` that path does not exist.
+        """`native`: asked for responses that are not stored here.
 
-        `areas`: the rows of everything else there is (conversations, prompts, …).
+        `areas`: the rows of everything else there is (conversations, prompts, capabilities, …).
         """
         self._native = native
         self._background = background
@@ -79,101 +83,10 @@ class Router:
         self._metrics = metrics
         self.endpoints: tuple[Endpoint, ...] = (
             *areas,
-            *self._responses(),
-            *self._about_models(capabilities),
-            *self._about_the_process(),
+            *rows_of(self),
         )
         self._document: bytes | None = None
         self._paths = frozenset(one.pattern.split("/{", 1)[0] for one in self.endpoints if one.pattern != METRICS_PATH)
-
-    def _responses(self) -> tuple[Endpoint, ...]:
-        streamed = (
-            Parameter("stream", bool, "The events of a background response instead."),
-            Parameter("starting_after", int, "Only events behind the one of this number."),
-            Parameter("include_obfuscation", bool, "Without effect."),
-            Parameter("include", list[str], "Without effect: what there is, is in the stored items."),
-        )
-        return (
-            Endpoint(
-                EXCHANGE_PATH,
-                {
-                    "GET": Operation(
-                        self._list_responses,
-                        Described("List responses", ListOf[Response], parameters=PAGE, errors=(400,)),
-                    )
-                },
-            ),
-            Endpoint(
-                "/v1/responses/{}",
-                {
-                    "GET": Operation(
-                        self._get_response,
-                        Described("Get a response", Response, parameters=streamed, events=EVENTS, errors=(400,)),
-                    ),
-                    "DELETE": Operation(
-                        self._delete_response, Described("Delete a response", Deleted[Literal["response"]])
-                    ),
-                },
-            ),
-            Endpoint(
-                "/v1/responses/{}/input_items",
-                {
-                    "GET": Operation(
-                        self._list_input_items,
-                        Described(
-                            "List the input items of a response", ListOf[AnyItem], parameters=PAGE, errors=(400,)
-                        ),
-                    )
-                },
-            ),
-            Endpoint(
-                "/v1/responses/{}/cancel",
-                {"POST": Operation(self._cancel_response, Described("Cancel a background response", Response))},
-            ),
-        )
-
-    def _about_models(self, capabilities: Capabilities | None) -> tuple[Endpoint, ...]:
-        model = Parameter("model", str, "For this model; without it, for models that no rule names.")
-        rows = (
-            Endpoint(
-                "/v1/models",
-                {"GET": Operation(self._list_models, Described("List models", ModelList, errors=UPSTREAM_ERRORS))},
-            ),
-            Endpoint(
-                "/v1/models/{*}",
-                {"GET": Operation(self._get_model, Described("Get a model", ModelObject, errors=UPSTREAM_ERRORS))},
-            ),
-        )
-        if capabilities is None:
-            return rows
-        said = Described(
-            "Get what becomes of each part of a request", CapabilitiesObject, parameters=(model,), errors=(400, 404)
-        )
-        return (*rows, Endpoint("/v1/antiphon/capabilities", {"GET": Operation(capabilities.show, said)}))
-
-    def _about_the_process(self) -> tuple[Endpoint, ...]:
-        rows = {
-            "/health": (self._show_health, Described("Whether the process lives", Well)),
-            "/ready": (
-                self._show_ready,
-                Described(
-                    "Whether this process takes requests and can store (no upstream is asked)", Well, unwell=Unwell
-                ),
-            ),
-            METRICS_PATH: (
-                self._show_metrics,
-                Described(
-                    "Metrics for Prometheus and the gateway alone",
-                    str,
-                    media="text/plain",
-                    errors=(404,),
-                ),
-            ),
-            DOCUMENT_PATH: (self._show_document, Described("This document", AnyObject)),
-        }
-        return tuple(
-            Endpoint(path, {"GET": Operation(handler, said)}, open=True) for path, (handler, said) in rows.items()
-        )
 
     @staticmethod
     def is_exchange(method: str, path: str) -> bool:
@@ -255,9 +168,11 @@ class Router:
         made_by_doors = ("POST",) if self.is_exchange("POST", request.path) else ()
         return _other_method(request, (*endpoint.methods, *made_by_doors))
 
+    @Route("GET", EXCHANGE_PATH, "List responses", ListOf[Response], parameters=PAGE, errors=(400,))
     async def _list_responses(self, request: ApiRequest) -> ApiResponse:
         return await self._measured("list", list_responses(self._store, request))
 
+    @Route("GET", "/v1/responses/{}", "Get a response", Response, parameters=_STREAMED, events=EVENTS, errors=(400,))
     async def _get_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
         if query_flag(request, "stream"):
             asked = stream_response(self._background, self._store, request, response_id)
@@ -266,14 +181,24 @@ class Router:
         answer = self._measured("get", asked)
         return await self._here_or_there(answer, request, response_id)
 
+    @Route("DELETE", "/v1/responses/{}", "Delete a response", Deleted[Literal["response"]])
     async def _delete_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
         answer = self._measured("delete", delete_response(self._store, request, response_id))
         return await self._here_or_there(answer, request, response_id)
 
+    @Route(
+        "GET",
+        "/v1/responses/{}/input_items",
+        "List the input items of a response",
+        ListOf[AnyItem],
+        parameters=PAGE,
+        errors=(400,),
+    )
     async def _list_input_items(self, request: ApiRequest, response_id: str) -> ApiResponse:
         answer = self._measured("input_items", list_input_items(self._store, request, response_id))
         return await self._here_or_there(answer, request, response_id, "/input_items")
 
+    @Route("POST", "/v1/responses/{}/cancel", "Cancel a background response", Response)
     async def _cancel_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
         answer = self._measured("cancel", cancel_response(self._background, request, response_id))
         return await self._here_or_there(answer, request, response_id, "/cancel")
@@ -294,21 +219,42 @@ class Router:
         with self._metrics.storage(operation):
             return await answer
 
+    @Route("GET", "/v1/models", "List models", ModelList, errors=UPSTREAM_ERRORS)
     async def _list_models(self, request: ApiRequest) -> ApiResponse:
         return await self._models.list(request)
 
+    @Route("GET", "/v1/models/{*}", "Get a model", ModelObject, errors=UPSTREAM_ERRORS)
     async def _get_model(self, request: ApiRequest, name: str) -> ApiResponse:
         return await self._models.get(request, name)
 
+    @Route("GET", "/health", "Whether the process lives", Well, open=True)
     async def _show_health(self, _request: ApiRequest) -> ApiResponse:
         return health()
 
+    @Route(
+        "GET",
+        "/ready",
+        "Whether this process takes requests and can store (no upstream is asked)",
+        Well,
+        unwell=Unwell,
+        open=True,
+    )
     async def _show_ready(self, _request: ApiRequest) -> ApiResponse:
         return await self._ready.answer()
 
+    @Route(
+        "GET",
+        METRICS_PATH,
+        "Metrics for Prometheus and the gateway alone",
+        str,
+        media="text/plain",
+        errors=(404,),
+        open=True,
+    )
     async def _show_metrics(self, _request: ApiRequest) -> ApiResponse:
         return await show_metrics(self._metrics)
 
+    @Route("GET", DOCUMENT_PATH, "This document", AnyObject, open=True)
     async def _show_document(self, _request: ApiRequest) -> ApiResponse:
         if self._document is None:
             self._document = encode(document(self.endpoints))

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from antiphon.api.endpoint import Described, Endpoint, Operation
+from antiphon.api.endpoint import Area, Route
 from antiphon.api.http import ApiRequest, ApiResponse, json_response
 from antiphon.api.known_fields import ignored_fields, read_known
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, ToolResult, ToolRunner
@@ -139,18 +139,14 @@ class _Command:
     said: str = ""
 
 
-class StandaloneSearch:
+class StandaloneSearch(Area):
     """The endpoint over the tools that run here."""
 
     def __init__(self, tools: ToolRunner, clock: Callable[[], float] = time.time) -> None:
         self._tools = tools
         self._clock = clock
 
-    def endpoints(self) -> tuple[Endpoint, ...]:
-        """The row of the path table."""
-        said = Described("Search the web for a client", StandaloneSearchAnswer, body=StandaloneSearchBody)
-        return (Endpoint(PATH, {"POST": Operation(self.search, said)}),)
-
+    @Route("POST", PATH, "Search the web for a client", StandaloneSearchAnswer, body=StandaloneSearchBody)
     async def search(self, request: ApiRequest) -> ApiResponse:
         """Run the commands, all at once, and tell what each found, in their order."""
         if _TOOL not in self._tools.types:

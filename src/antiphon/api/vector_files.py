@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from antiphon.api.described import Deleted, ListOf, Parameter
-from antiphon.api.endpoint import Described, Endpoint, Operation
+from antiphon.api.endpoint import Area, Route
 from antiphon.api.http import (
     PAGE,
     ApiRequest,
@@ -86,97 +86,13 @@ _FILES = (
 )
 
 
-class VectorFiles:
+class VectorFiles(Area):
     """The endpoints below a store. `files` knows what was uploaded."""
 
     def __init__(self, stores: VectorStores, files: FileStore, make_id: IdFactory) -> None:
         self._stores = stores
         self._files = files
         self._new_id = make_id
-
-    def endpoints(self, prefix: str) -> tuple[Endpoint, ...]:
-        """The rows of the path table below a prefix."""
-        files, batches = prefix + "/{}/files", prefix + "/{}/file_batches"
-        return (
-            Endpoint(
-                files,
-                {
-                    "GET": Operation(
-                        self.list,
-                        Described(
-                            "List the files of a vector store",
-                            ListOf[VectorStoreFileObject],
-                            parameters=_FILES,
-                            errors=(400,),
-                        ),
-                    ),
-                    "POST": Operation(
-                        self.add, Described("Add a file to a vector store", VectorStoreFileObject, body=AddFile)
-                    ),
-                },
-                keyed=True,
-            ),
-            Endpoint(
-                files + "/{}",
-                {
-                    "GET": Operation(self.get, Described("Get a file of a vector store", VectorStoreFileObject)),
-                    "POST": Operation(
-                        self.change,
-                        Described(
-                            "Change the attributes of a vector store's file", VectorStoreFileObject, body=ChangeFile
-                        ),
-                    ),
-                    "DELETE": Operation(
-                        self.remove,
-                        Described("Remove a file from a vector store", Deleted[Literal["vector_store.file.deleted"]]),
-                    ),
-                },
-            ),
-            Endpoint(
-                files + "/{}/content",
-                {
-                    "GET": Operation(
-                        self.content,
-                        Described(
-                            "Get the text of a vector store's file",
-                            FileContentPage,
-                            parameters=(Parameter("page", int, "What `next_page` said."),),
-                            errors=(400,),
-                        ),
-                    )
-                },
-            ),
-            Endpoint(
-                batches,
-                {
-                    "POST": Operation(
-                        self.add_batch, Described("Add files to a vector store", FileBatchObject, body=AddFileBatch)
-                    )
-                },
-                keyed=True,
-            ),
-            Endpoint(
-                batches + "/{}", {"GET": Operation(self.get_batch, Described("Get a file batch", FileBatchObject))}
-            ),
-            Endpoint(
-                batches + "/{}/cancel",
-                {"POST": Operation(self.cancel_batch, Described("Cancel a file batch", FileBatchObject))},
-            ),
-            Endpoint(
-                batches + "/{}/files",
-                {
-                    "GET": Operation(
-                        self.list_batch,
-                        Described(
-                            "List the files of a batch",
-                            ListOf[VectorStoreFileObject],
-                            parameters=_FILES,
-                            errors=(400,),
-                        ),
-                    )
-                },
-            ),
-        )
 
     async def filenames(self, owner: str, file_ids: Sequence[str], param: str) -> dict[str, str]:
         """The names of uploaded files. Raises `NotFound` for one that is not there."""
@@ -188,6 +104,14 @@ class VectorFiles:
             names[file_id] = found.name
         return names
 
+    @Route(
+        "POST",
+        "/v1/vector_stores/{}/files",
+        "Add a file to a vector store",
+        VectorStoreFileObject,
+        body=AddFile,
+        keyed=True,
+    )
     async def add(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST …/files`."""
         body, ignored = read_known(request, AddFile)
@@ -216,6 +140,14 @@ class VectorFiles:
             raise made_is_gone("vector store's file")
         return made_again(raw_response(show_file(found), headers=ignored_fields(ignored)))
 
+    @Route(
+        "GET",
+        "/v1/vector_stores/{}/files",
+        "List the files of a vector store",
+        ListOf[VectorStoreFileObject],
+        parameters=_FILES,
+        errors=(400,),
+    )
     async def list(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`GET …/files`: newest first unless asked otherwise, of one status when `filter` says so."""
         page = None
@@ -225,11 +157,19 @@ class VectorFiles:
             raise no_such_store(store_id)
         return _shown(page)
 
+    @Route("GET", "/v1/vector_stores/{}/files/{}", "Get a file of a vector store", VectorStoreFileObject)
     async def get(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
         """`GET …/files/{id}`."""
         file = await self._known(request, store_id, file_id)
         return raw_response(show_file(file), headers=_POLL_AGAIN if file.state == "in_progress" else ())
 
+    @Route(
+        "POST",
+        "/v1/vector_stores/{}/files/{}",
+        "Change the attributes of a vector store's file",
+        VectorStoreFileObject,
+        body=ChangeFile,
+    )
     async def change(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
         """`POST …/files/{id}`: replaces the attributes."""
         body, ignored = read_known(request, ChangeFile)
@@ -241,6 +181,12 @@ class VectorFiles:
         changed = await self._known(request, store_id, file_id)
         return raw_response(show_file(changed), headers=ignored_fields(ignored))
 
+    @Route(
+        "DELETE",
+        "/v1/vector_stores/{}/files/{}",
+        "Remove a file from a vector store",
+        Deleted[Literal["vector_store.file.deleted"]],
+    )
     async def remove(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
         """`DELETE …/files/{id}`: the file itself stays."""
         await self._known(request, store_id, file_id)
@@ -248,6 +194,14 @@ class VectorFiles:
             raise no_such_file(file_id)
         return json_response({"id": file_id, "object": "vector_store.file.deleted", "deleted": True})
 
+    @Route(
+        "GET",
+        "/v1/vector_stores/{}/files/{}/content",
+        "Get the text of a vector store's file",
+        FileContentPage,
+        parameters=(Parameter("page", int, "What `next_page` said."),),
+        errors=(400,),
+    )
     async def content(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
         """`GET …/files/{id}/content`: the text as it was cut, a thousand chunks a page."""
         first = query_number(request, "page", least=0, limit=1 << 20, default=0)
@@ -264,6 +218,14 @@ class VectorFiles:
             )
         )
 
+    @Route(
+        "POST",
+        "/v1/vector_stores/{}/file_batches",
+        "Add files to a vector store",
+        FileBatchObject,
+        body=AddFileBatch,
+        keyed=True,
+    )
     async def add_batch(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST …/file_batches`: `file_ids`, or `files` with attributes and chunking of their own."""
         body, ignored = read_known(request, AddFileBatch)
@@ -283,10 +245,12 @@ class VectorFiles:
             return made_again(await self._shown_batch(request, store_id, earlier.object_id, ignored))
         return await self._shown_batch(request, store_id, batch_id, ignored)
 
+    @Route("GET", "/v1/vector_stores/{}/file_batches/{}", "Get a file batch", FileBatchObject)
     async def get_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
         """`GET …/file_batches/{id}`."""
         return await self._shown_batch(request, store_id, batch_id)
 
+    @Route("POST", "/v1/vector_stores/{}/file_batches/{}/cancel", "Cancel a file batch", FileBatchObject)
     async def cancel_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
         """`POST …/file_batches/{id}/cancel`: what is not completed yet will not be."""
         if not (
@@ -297,6 +261,14 @@ class VectorFiles:
             raise await self._missing_batch(request, store_id, batch_id)
         return await self._shown_batch(request, store_id, batch_id)
 
+    @Route(
+        "GET",
+        "/v1/vector_stores/{}/file_batches/{}/files",
+        "List the files of a batch",
+        ListOf[VectorStoreFileObject],
+        parameters=_FILES,
+        errors=(400,),
+    )
     async def list_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
         """`GET …/file_batches/{id}/files`."""
         page = None

@@ -12,12 +12,13 @@ Invariant: fields that mean nothing here are named in `antiphon-ignored`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Protocol
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from antiphon.api.described import Deleted, ListOf, Metadata
-from antiphon.api.endpoint import Described, Endpoint, Operation
+from antiphon.api.endpoint import Area, Endpoint, Route
 from antiphon.api.http import (
     PAGE,
     ApiRequest,
@@ -61,7 +62,8 @@ from antiphon.translation.search_options import FILTERS, RANKING, read_filters, 
 from antiphon.types.json import encode
 from antiphon.types.transport import Headers
 
-PREFIXES = ("/v1/vector_stores", "/v1/vector-stores")
+_NAMES = ("vector_stores", "vector-stores")
+"""OpenAI's, and another one that clients use."""
 
 _MAX_FILES = 500
 _MAX_QUERIES, _MAX_QUERY = 16, 8_192
@@ -113,7 +115,7 @@ class SearchStores(SearchStore):
     vector_store_id: str | None = None
 
 
-class VectorStoreApi:
+class VectorStoreApi(Area):
     """The endpoints. Without a `rewriter`, `rewrite_query` is ignored, saying so."""
 
     def __init__(
@@ -133,49 +135,11 @@ class VectorStoreApi:
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The rows of the path table."""
-        said = Described("Search several vector stores", SearchResultsPage, body=SearchStores)
-        rows = [Endpoint("/v1/search", {"POST": Operation(self.search_several, said)})]
-        for prefix in PREFIXES:
-            rows += [*self._own(prefix), *self._files.endpoints(prefix)]
-        return tuple(rows)
+        *own, several = super().endpoints()
+        found = (*own, *self._files.endpoints())
+        return (several, *found, *(replace(row, pattern=row.pattern.replace(*_NAMES)) for row in found))
 
-    def _own(self, prefix: str) -> tuple[Endpoint, ...]:
-        return (
-            Endpoint(
-                prefix,
-                {
-                    "GET": Operation(
-                        self.list,
-                        Described("List vector stores", ListOf[VectorStoreObject], parameters=PAGE, errors=(400,)),
-                    ),
-                    "POST": Operation(
-                        self.create, Described("Create a vector store", VectorStoreObject, body=CreateVectorStore)
-                    ),
-                },
-                keyed=True,
-            ),
-            Endpoint(
-                prefix + "/{}",
-                {
-                    "GET": Operation(self.get, Described("Get a vector store", VectorStoreObject)),
-                    "POST": Operation(
-                        self.update, Described("Update a vector store", VectorStoreObject, body=UpdateVectorStore)
-                    ),
-                    "DELETE": Operation(
-                        self.delete, Described("Delete a vector store", Deleted[Literal["vector_store.deleted"]])
-                    ),
-                },
-            ),
-            Endpoint(
-                prefix + "/{}/search",
-                {
-                    "POST": Operation(
-                        self.search, Described("Search a vector store", SearchResultsPage, body=SearchStore)
-                    )
-                },
-            ),
-        )
-
+    @Route("POST", "/v1/vector_stores", "Create a vector store", VectorStoreObject, body=CreateVectorStore, keyed=True)
     async def create(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/vector_stores`."""
         body, ignored = read_known(request, CreateVectorStore)
@@ -218,12 +182,14 @@ class VectorStoreApi:
             raise made_is_gone("vector store")
         return made_again(raw_response(show_store(found), headers=ignored_fields(ignored)))
 
+    @Route("GET", "/v1/vector_stores", "List vector stores", ListOf[VectorStoreObject], parameters=PAGE, errors=(400,))
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/vector_stores`: newest first unless asked otherwise."""
         page = await self._stores.list(request.owner, read_page(request))
         found = page.stores
         return list_response([show_store(each) for each in found], [each.id for each in found], has_more=page.has_more)
 
+    @Route("GET", "/v1/vector_stores/{}", "Get a vector store", VectorStoreObject)
     async def get(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`GET /v1/vector_stores/{id}`."""
         found = await self._stores.get(request.owner, store_id) if is_id(store_id, "vs") else None
@@ -231,6 +197,7 @@ class VectorStoreApi:
             raise no_such_store(store_id)
         return raw_response(show_store(found))
 
+    @Route("POST", "/v1/vector_stores/{}", "Update a vector store", VectorStoreObject, body=UpdateVectorStore)
     async def update(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST /v1/vector_stores/{id}`: what is not given stays; `expires_after: null` takes the expiry away."""
         body, ignored = read_known(request, UpdateVectorStore)
@@ -249,16 +216,19 @@ class VectorStoreApi:
             raise no_such_store(store_id)
         return raw_response(show_store(changed), headers=ignored_fields(ignored))
 
+    @Route("DELETE", "/v1/vector_stores/{}", "Delete a vector store", Deleted[Literal["vector_store.deleted"]])
     async def delete(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`DELETE /v1/vector_stores/{id}`: the files themselves stay."""
         if not (is_id(store_id, "vs") and await self._stores.delete(request.owner, store_id)):
             raise no_such_store(store_id)
         return json_response({"id": store_id, "object": "vector_store.deleted", "deleted": True})
 
+    @Route("POST", "/v1/vector_stores/{}/search", "Search a vector store", SearchResultsPage, body=SearchStore)
     async def search(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`POST /v1/vector_stores/{id}/search`."""
         return await self._search(request, (store_id,), read_strictly(request, SearchStore))
 
+    @Route("POST", "/v1/search", "Search several vector stores", SearchResultsPage, body=SearchStores)
     async def search_several(self, request: ApiRequest) -> ApiResponse:
         """`POST /v1/search`: the same over up to 16 stores; each result names its store."""
         body = read_strictly(request, SearchStores)

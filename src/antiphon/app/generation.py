@@ -219,7 +219,6 @@ def _router(
         ready=kept.ready,
         metrics=metrics,
         native=native,
-        capabilities=capabilities(settings, routes, toolbox.types),
         background=kept.background,
         areas=(
             *conversations.endpoints(),
@@ -229,6 +228,7 @@ def _router(
             *(container_endpoints(settings, kept.rooms) if kept.rooms is not None else ()),
             *StandaloneSearch(toolbox).endpoints(),
             *_passed_on(settings, kept, upstream, routes).endpoints(),
+            *capabilities(settings, routes, toolbox.types).endpoints(),
         ),
     )
 
