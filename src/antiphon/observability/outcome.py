@@ -12,6 +12,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import structlog
+
 from antiphon.engine.exchange.failure import Failure
 from antiphon.observability.advice import advice_for
 
@@ -37,9 +39,15 @@ def write_outcome(
     bound = log.bind()
     if not bound.is_enabled_for(level):
         return
-    told = failure.fields() if failure is not None else {}
-    if failure is not None and (advice := advice_for(failure)):
-        told["advice"] = advice
-    told |= {name: value for name, value in known.items() if value}
+    # Keywords would be copied four times on their way.
+    bound = bound.bind()
+    told = structlog.get_context(bound)
+    if failure is not None:
+        told.update(failure.fields())
+        if advice := advice_for(failure):
+            told["advice"] = advice
+    for name, value in known.items():
+        if value:
+            told[name] = value
     told["seconds"] = round(seconds, 6)
-    bound.log(level, event, **told)
+    bound.log(level, event)

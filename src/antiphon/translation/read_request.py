@@ -250,6 +250,7 @@ _INSIDE: Final = {
     "tool_choice": CHOICE_MEMBERS,
     "tool_choice.tools[]": CHOICE_MEMBERS,
 }
+_WITH_MEMBERS: Final = frozenset(place.partition(".")[0].removesuffix("[]") for place in _INSIDE)
 
 
 def _brought_tools(
@@ -291,6 +292,8 @@ def _read_object(body: bytes) -> dict[str, Raw]:
 
 def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
     """Unknown keys of the objects in fields, as dotted names, each once, the first of them."""
+    if _WITH_MEMBERS.isdisjoint(fields):
+        return []
     unknown = {
         f"{place.replace('[]', '')}.{key}": None
         for place, known in _INSIDE.items()

@@ -22,7 +22,8 @@ from antiphon.observability.outages import Outage
 
 _MOST = 20_000
 _log = structlog.get_logger(__name__)
-_Sums = dict[tuple[str, str, str, str], UsageSum]
+_Key = tuple[str, str, str, str]
+_Sums = dict[_Key, UsageSum]
 
 _DAY = 86_400
 
@@ -55,8 +56,7 @@ class UsageBook:
         now = self._clock()
         if now // _DAY != self._day[0]:
             self._day = now // _DAY, time.strftime("%Y-%m-%d", time.gmtime(now))
-        day = self._day[1]
-        self._add(UsageSum(day, spent.owner, spent.model, spent.upstream), spent)
+        self._add((self._day[1], spent.owner, spent.model, spent.upstream), spent)
         self._noted.set()
 
     async def aclose(self) -> None:
@@ -106,15 +106,14 @@ class UsageBook:
             if not await self.write():
                 self._noted.set()
 
-    def _add(self, empty: UsageSum, spent: Spent) -> None:
-        key = (empty.day, empty.owner, empty.model, empty.upstream)
+    def _add(self, key: _Key, spent: Spent) -> None:
         found = self._waiting.get(key)
         if found is None:
             if len(self._waiting) >= _MOST:
                 told = {"input_tokens": spent.usage.input_tokens, "output_tokens": spent.usage.output_tokens}
                 _log.error("usage_lost", model=spent.model, upstream=spent.upstream, **told)
                 return
-            found = self._waiting[key] = empty
+            found = self._waiting[key] = UsageSum(*key)
         found.add(spent)
 
     def _put_back(self, taken: _Sums) -> None:
