@@ -281,9 +281,9 @@ def import_command(name: str) -> Any:
     return import_module(f"antiphon.commands.{name.replace('-', '_')}")
 
 
-def main(arguments: Sequence[str] | None = None, parser: argparse.ArgumentParser | None = None) -> int:
-    """Run a command; returns the exit status. `parser`: one of `make_parser` that is there already."""
-    parsed = (parser or make_parser()).parse_args(arguments)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    parsed = make_parser().parse_args(arguments)
     module = import_command(parsed.command)
     # What is imported stays: the collector need never look at it, not even once at the end of the start.
     gc.freeze()
@@ -304,10 +304,3 @@ def main(arguments: Sequence[str] | None = None, parser: argparse.ArgumentParser
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return int(status)
-
-
-def serve_forks() -> int:
-    """The process of `antiphon up` that forks its workers; the exit status, in a worker that worker's."""
-    from antiphon.commands import fork_server
-
-    return fork_server.serve(sys.argv[1:], import_command, make_parser, main)

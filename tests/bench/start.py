@@ -31,7 +31,6 @@ from tests.bench.core import source_of
 
 _ROOT = Path(__file__).parents[2]
 _SECONDS = 120.0
-_WORKERS = 2
 _TICKS = os.sysconf("SC_CLK_TCK")
 _SETTINGS = {"ANTIPHON_TIMEOUTS__CHECK": "0"}
 
@@ -41,9 +40,9 @@ Figures = dict[str, float]
 class _Up:
     """One `antiphon up` of a source tree, ready."""
 
-    def __init__(self, source: Path, folder: str) -> None:
+    def __init__(self, source: Path, folder: str, workers: int) -> None:
         plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
-        words = ["up", "--workers", str(_WORKERS), "--listen", "127.0.0.1:0", "--data", folder, "--log-format", "json"]
+        words = ["up", "--workers", str(workers), "--listen", "127.0.0.1:0", "--data", folder, "--log-format", "json"]
         began = time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "antiphon", *words, "--upstream", "http://127.0.0.1:9/v1"],
@@ -100,29 +99,31 @@ class _Up:
                     self._told.notify_all()
 
 
-def measure(source: Path) -> Figures:
+def measure(source: Path, count: int) -> Figures:
     """One start of everything, and one worker that is replaced."""
     found: Figures = {}
     with tempfile.TemporaryDirectory(prefix="antiphon-start-") as folder:
-        up = _Up(source, folder)
+        up = _Up(source, folder, count)
         try:
             found["`up` to ready, s"] = up.seconds
             workers = up.workers()
-            first, second = (workers[f"sidecar {number}"] for number in range(_WORKERS))
-            found["a worker to ready, s"] = up.serving("sidecar 0", 0) - _started(first)
+            found["a worker to ready, s"] = up.serving("sidecar 0", 0) - _started(workers["sidecar 0"])
             everybody = [up.pid, *_descendants(up.pid)]
             found["CPU of all until then but Envoy's, s"] = sum(_cpu(pid) for pid in everybody if not _is_envoy(pid))
-            for what, pid in (("parent", up.pid), ("first worker", first), ("second worker", second)):
-                memory = _memory(pid)
-                found[f"{what}, MiB resident"] = memory["Rss"]
-                found[f"{what}, MiB of its own"] = memory["Private_Clean"] + memory["Private_Dirty"]
+            for what, pids in (("parent", [up.pid]), ("a worker", list(workers.values()))):
+                memories = [_memory(pid) for pid in pids]
+                found[f"{what}, MiB resident"] = statistics.mean(each["Rss"] for each in memories)
+                found[f"{what}, MiB of its own"] = statistics.mean(
+                    each["Private_Clean"] + each["Private_Dirty"] for each in memories
+                )
             shares = {pid: _memory(pid)["Pss"] for pid in everybody}
             found["everything but Envoy, MiB (shares of what is shared)"] = sum(
                 share for pid, share in shares.items() if not _is_envoy(pid)
             )
-            os.kill(second, signal.SIGKILL)
-            serves = up.serving("sidecar 1", 1)
-            replaced = up.workers()["sidecar 1"]
+            last = f"sidecar {count - 1}"
+            os.kill(workers[last], signal.SIGKILL)
+            serves = up.serving(last, 1)
+            replaced = up.workers()[last]
             found["a worker that replaces another to ready, s"] = serves - _started(replaced)
             found["its CPU, s"] = _cpu(replaced)
         finally:
@@ -180,9 +181,8 @@ def _table(now: dict[str, list[float]], before: dict[str, list[float]], revision
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table: medians of the rounds."""
-    parser = argparse.ArgumentParser(
-        prog="scripts/bench start", description="How antiphon up starts, with two workers."
-    )
+    parser = argparse.ArgumentParser(prog="scripts/bench start", description="How antiphon up starts.")
+    parser.add_argument("--workers", type=int, default=2, help="how many (default 2)")
     parser.add_argument("--rounds", type=int, default=5, help="starts of each (default 5), and one before them")
     parser.add_argument("--against", metavar="REVISION", help="compare with this commit")
     given = parser.parse_args(arguments)
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sources = [_ROOT / "src", *([source_of(given.against, Path(folder))] if given.against else [])]
         for number in range(given.rounds + 1):
             for figures, source in zip(found, sources, strict=False):
-                for name, value in measure(source).items():
+                for name, value in measure(source, given.workers).items():
                     # The first start compiles.
                     if number:
                         figures[name].append(value)

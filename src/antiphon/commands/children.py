@@ -17,7 +17,6 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from antiphon.commands import guard
 from antiphon.commands.orders import Orders
@@ -26,7 +25,7 @@ from antiphon.commands.process import CLOSING_SECONDS, ORPHAN_SECONDS
 _KEPT_LINES = 20
 _LONGEST_LINE = 64 * 1024
 _OUTPUT_SECONDS = 1.0
-ORPHANS_END_SECONDS = ORPHAN_SECONDS + CLOSING_SECONDS + 0.5
+_ORPHANS_END_SECONDS = ORPHAN_SECONDS + CLOSING_SECONDS + 0.5
 
 
 class ParentPipe:
@@ -42,30 +41,13 @@ class ParentPipe:
         os.close(self.reading)
 
 
-class Process(Protocol):
-    """What is needed of `asyncio.subprocess.Process`, which a process that somebody else forked is not."""
-
-    @property
-    def pid(self) -> int: ...
-
-    @property
-    def returncode(self) -> int | None: ...
-
-    @property
-    def stdout(self) -> asyncio.StreamReader | None: ...
-
-    async def wait(self) -> int: ...
-
-    def send_signal(self, signal: int) -> None: ...
-
-
 class Child:
     """One running child process. `write_line` gets each line it prints, without the line end."""
 
     def __init__(
         self,
         name: str,
-        process: Process,
+        process: asyncio.subprocess.Process,
         write_line: Callable[[str, str], None],
         orders: Orders | None = None,
     ) -> None:
@@ -88,19 +70,18 @@ class Child:
         pipe: ParentPipe,
         write_line: Callable[[str, str], None],
         foreign: bool = False,
-        stdin: int = asyncio.subprocess.DEVNULL,
     ) -> Child:
         """Start it. `foreign` programs know nothing of the pipe: they are killed when this process is gone; all others
         get `--parent-pipe`, and are killed only when they do not end by themselves. Those read their orders on standard
-        input; `stdin` is a foreign one's."""
-        seconds = 0.0 if foreign else ORPHANS_END_SECONDS
+        input."""
+        seconds = 0.0 if foreign else _ORPHANS_END_SECONDS
         guarded = [sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), f"{seconds:g}", *command]
         orders = None if foreign else Orders()
         try:
             process = await asyncio.create_subprocess_exec(
                 *guarded,
                 *(() if foreign else ("--parent-pipe", str(pipe.reading))),
-                stdin=stdin if orders is None else orders.theirs.fileno(),
+                stdin=asyncio.subprocess.DEVNULL if orders is None else orders.theirs.fileno(),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env=dict(environ),

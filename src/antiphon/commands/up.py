@@ -161,7 +161,7 @@ class _Up:
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
         prepare_data(self._settings.data)
         with run_folder(self._settings.data) as folder:
-            self._starts = WorkerStarts(self._settings, folder, self._pipe, self._output.take)
+            self._starts = WorkerStarts(folder, self._pipe, self._output.take)
             try:
                 async with self._showing_metrics():
                     return await self._serve(folder, stop, cut)
@@ -229,7 +229,6 @@ class _Up:
     async def _start(self, folder: Path) -> str:
         """Start everything; the address at which it answers."""
         self._settings = placed_in(self._settings, folder)
-        await self._starts.prepare()
         if self._settings.door == "envoy":
             return await self._start_envoy(folder)
         return await self._start_http(folder)
@@ -459,7 +458,7 @@ class _Up:
         self._end_at(self._clock() + _STOP_SECONDS)
         if self._envoy is not None and self._envoy.child is not None:
             await self._envoy.child.stop(min(_ENVOY_SECONDS, self._left()))
-        await asyncio.gather(self._stop_workers(), self._starts.close())
+        await self._stop_workers()
         self._pipe.close()
 
     async def _stop_workers(self) -> None:

@@ -41,7 +41,7 @@ from antiphon.errors import ConfigError
 from antiphon.extras import extra_missing
 from antiphon.types.transport import SECRET_HEADER
 
-__all__ = ["SERVICE", "ExtProcDoor", "Mode", "TransportName", "import_transport", "open_transport"]
+__all__ = ["SERVICE", "ExtProcDoor", "Mode", "TransportName", "open_transport"]
 
 _log = structlog.get_logger(__name__)
 
@@ -169,13 +169,6 @@ def open_transport(name: TransportName, calls: Calls) -> Transport:
     except ImportError:
         raise extra_missing("sidecar.transport: http2", "fast") from None
     return Http2Transport(calls)
-
-
-def import_transport(name: TransportName) -> None:
-    """Import what `open_transport` will need, in a process that will be forked. Raises ImportError."""
-    # grpcio has threads of its own that no fork survives.
-    if chosen_transport(name) == "http2":
-        from antiphon.doors.extproc import transport_http2  # noqa: F401
 
 
 def _make_room(path: Path) -> None:
