@@ -26,12 +26,12 @@ from typing import Any
 
 import orjson
 
-from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.exchange.response_exchange import ResponseExchange
 
 # Only what every revision has: another one runs these lines too.
 from antiphon.engine.ports.actions import RequestHead, SaveResponse
 from antiphon.errors import ExchangeStateError
-from antiphon.translation.profiles import PROFILES
+from tests.support.exchanges import exchange_options
 from tests.support.fixed import SequentialIds, fixed_clock
 
 _ROOT = Path(__file__).parents[2]
@@ -134,7 +134,7 @@ def large_requests() -> dict[str, bytes]:
 
 
 def _exchange() -> ResponseExchange:
-    return ResponseExchange(ExchangeOptions(PROFILES["generic"]), SequentialIds(), fixed_clock)
+    return ResponseExchange(exchange_options(), SequentialIds(), fixed_clock)
 
 
 def _settle(exchange: ResponseExchange) -> None:

@@ -233,11 +233,11 @@ def _replay(original: Original) -> Outcome:
 
 def _replay_queued(request: dict[str, Any], body: bytes) -> Outcome:
     """A stream that was queued, and what its worker made of it."""
-    exchange = make_exchange("openai", background=True)
+    exchange = make_exchange("openai")
     exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), json.dumps(request).encode())
     (queued,) = exchange.actions()
     assert isinstance(queued, Enqueue)
-    worker = make_exchange("openai", background=True)
+    worker = make_exchange("openai")
     worker.receive_job(msgspec.json.decode(queued.request, type=JobRequest), "owner", queued.record.id, 1)
     outcome = Outcome()
     pump(worker, outcome)

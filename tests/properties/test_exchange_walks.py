@@ -111,7 +111,6 @@ class _Walk:
             routes=_ROUTES,
             tool_types=ScriptedTools.types,
             sealer=_SEALER,
-            background=True,
             limits=limits(upstream_body_bytes=2_500, upstream_error_bytes=1_000),
         )
         self.tools = ScriptedTools()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from antiphon.config.limits import LimitSettings
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.ports.actions import (
     Action,
@@ -26,6 +27,7 @@ from antiphon.engine.ports.actions import (
     SendHead,
 )
 from antiphon.engine.ports.hosted_tools import ToolRunner
+from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import UpstreamError
 from tests.support.fixed import SequentialIds, fixed_clock
@@ -33,6 +35,7 @@ from tests.support.hosted_tools import ScriptedTools
 
 SSE = (("content-type", "text/event-stream"),)
 JSON = (("content-type", "application/json"),)
+SEALER = Sealer([b"a key of the tests"], random_bytes=bytes)
 
 
 @dataclass
@@ -63,8 +66,22 @@ def limits(**changed: Any) -> LimitSettings:
     return LimitSettings.model_construct(**changed)
 
 
+def exchange_options(
+    profile: str = "generic",
+    *,
+    passthrough: bool = True,
+    upstream_headers: frozenset[str] = frozenset(),
+    routes: ModelRoutes | None = None,
+    sealer: Sealer = SEALER,
+    **options: Any,
+) -> ExchangeOptions:
+    """Options of an exchange whose models are all at one upstream with this profile, unless `routes` says more."""
+    route = ModelRoute(PROFILES[profile], passthrough=passthrough, headers=upstream_headers)
+    return ExchangeOptions(routes or ModelRoutes(route), sealer, **options)
+
+
 def make_exchange(profile: str = "generic", **options: Any) -> ResponseExchange:
-    return ResponseExchange(ExchangeOptions(PROFILES[profile], **options), SequentialIds(), fixed_clock)
+    return ResponseExchange(exchange_options(profile, **options), SequentialIds(), fixed_clock)
 
 
 def pump(

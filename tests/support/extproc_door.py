@@ -20,7 +20,7 @@ from antiphon.doors.context import Admission, DoorContext
 from antiphon.doors.extproc.server import ExtProcDoor, Mode, TransportName
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget
-from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.hosted_tools import ToolRunner
 from antiphon.engine.ports.state import ResponseStore
 from antiphon.engine.running.ports import Ports
@@ -29,10 +29,10 @@ from antiphon.ids import Clock
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
-from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.http import UpstreamTarget
 from tests.support.chat_server import ChatServer
+from tests.support.exchanges import exchange_options
 from tests.support.fake_envoy import DEADLINE, EnvoyStream, FakeEnvoy
 from tests.support.fixed import SequentialIds, fixed_clock
 from tests.support.memory_store import MemoryResponseStore
@@ -158,7 +158,7 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
 
 def _exchanges(setup: DoorSetup) -> Callable[[], ResponseExchange]:
     types = setup.tools.types if setup.tools is not None else frozenset[str]()
-    options = ExchangeOptions(PROFILES["generic"], tool_types=types, **setup.exchange)
+    options = exchange_options(tool_types=types, **setup.exchange)
     ids = SequentialIds()
     return lambda: setup.exchange_type(options, ids, setup.clock)
 

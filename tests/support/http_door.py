@@ -27,7 +27,7 @@ from antiphon.doors.http.server import HttpDoor
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
-from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.files import FileStore
 from antiphon.engine.ports.hosted_tools import ToolRunner
 from antiphon.engine.running.counted_calls import CountedUpstream
@@ -45,6 +45,7 @@ from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.chat_server import DEADLINE, ChatServer
+from tests.support.exchanges import SEALER, exchange_options
 from tests.support.memory_conversations import MemoryConversationStore
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_prompts import MemoryPromptStore
@@ -77,7 +78,7 @@ class HttpSetup:
     files: FileStore = field(default_factory=lambda: MemoryFileStore(clock=now))
     file_bytes: int = 1 << 20
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
-    sealer: Sealer | None = None
+    sealer: Sealer = SEALER
     tools: ToolRunner | None = None
 
 
@@ -150,7 +151,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             )
         )
         types = setup.tools.types if setup.tools is not None else frozenset[str]()
-        options = ExchangeOptions(PROFILES["generic"], sealer=setup.sealer, tool_types=types)
+        options = exchange_options(sealer=setup.sealer, tool_types=types)
 
         async def ready() -> None:
             if admission.leaving:

@@ -12,12 +12,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Chain, Context, RequestHead, StoredItem
 from antiphon.ids import IdFactory
 from antiphon.sealing import Sealer
-from antiphon.translation.profiles import PROFILES
-from tests.support.exchanges import JSON, SSE, Outcome, pump
+from tests.support.exchanges import JSON, SSE, Outcome, exchange_options, pump
 from tests.support.fixed import SequentialIds, fixed_clock
 from tests.support.hosted_tools import ScriptedTools
 
@@ -48,8 +47,8 @@ class Talk:
         self.calls: list[list[bytes]] = []
         self.safe: list[bytes] = []
         self.output: list[dict[str, Any]] = []
-        self._options = ExchangeOptions(
-            PROFILES[profile], tool_types=self.tools.types if tools is not None else frozenset(), sealer=KEYS
+        self._options = exchange_options(
+            profile, tool_types=self.tools.types if tools is not None else frozenset(), sealer=KEYS
         )
         # No id that a model or a client makes is one of ours.
         given = SequentialIds()

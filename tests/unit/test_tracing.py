@@ -173,7 +173,7 @@ def test_what_was_dropped_ends_its_span() -> None:
 def test_runs_of_a_job_hang_on_the_request_that_left_it() -> None:
     traced = Traced()
     observed = traced.telemetry.observe("http", "r1", "owner")
-    exchange = make_exchange(background=True)
+    exchange = make_exchange()
     exchange.observe(observed)
     body = b'{"model":"m","input":"hi","background":true}'
     exchange.receive_request(RequestHead("POST", "/v1/responses", _SAMPLED, "owner"), body)

@@ -29,7 +29,6 @@ def exchange_maker(
 ) -> Callable[[], ResponseExchange]:
     """What makes an exchange for each request."""
     options = ExchangeOptions(
-        profile=routes.default.profile,
         routes=routes,
         open_responses_names=settings.dialect == "openresponses",
         reasoning_as=settings.reasoning_as,
@@ -39,7 +38,6 @@ def exchange_maker(
         secrets=settings.secrets(),
         several_owners=settings.owner.several,
         sealer=sealer,
-        background=True,
         seal_credentials=settings.background.client_credentials == "seal",
         never_stored=frozenset(settings.owner.store_never),
         strict=settings.strict,

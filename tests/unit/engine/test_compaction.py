@@ -292,11 +292,6 @@ def test_an_upstream_that_refuses_the_summary_refuses_the_request() -> None:
     assert outcome.head is not None and outcome.head.status == 429
 
 
-def test_without_a_key_there_is_no_compaction() -> None:
-    outcome, _ = _run({"input": [*TALK, {"type": "compaction_trigger"}]}, sealer=None)
-    assert outcome.head is not None and outcome.head.status == 400
-
-
 def test_tokens_of_the_input_are_estimated_and_said_to_be() -> None:
     outcome, _ = _run({"input": "word " * 400, "instructions": "Be kind."}, path=COUNT_PATH)
     assert outcome.json["object"] == "response.input_tokens" and 400 <= outcome.json["input_tokens"] <= 700

@@ -55,7 +55,7 @@ def _in_state(state: State) -> ResponseExchange:
     if state is State.NEW:
         return exchange
     if state is State.FOLLOWING:
-        exchange = make_exchange(background=True)
+        exchange = make_exchange()
         exchange.receive_request(_HEAD, _BACKGROUND)
         exchange.receive_saved()
     elif state in (State.PREPARING, State.RUNNING):
@@ -565,7 +565,7 @@ def test_a_response_that_is_not_stored_is_known_to_its_connection_and_has_its_us
 )
 def test_what_cannot_be_relayed(request_: dict[str, Any], drives: bool) -> None:
     """Of several model calls, or one that nobody waits for, Envoy makes none."""
-    exchange = make_exchange(tool_types=frozenset({"web_search"}), background=True)
+    exchange = make_exchange(tool_types=frozenset({"web_search"}))
     body = json.dumps({"model": "m", "input": "hi", **request_}).encode()
     exchange.receive_request(_HEAD, body)
     assert exchange.needs_drive is drives and exchange.makes_response

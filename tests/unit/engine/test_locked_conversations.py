@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from antiphon.config.limits import TimeoutSettings
-from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, LoadContext, RequestHead
 from antiphon.engine.running.leases import Leases
 from antiphon.engine.running.locked_conversations import LockedConversations
@@ -18,9 +18,8 @@ from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ConversationLocked, StoreError
 from antiphon.observability.metrics import Metrics
-from antiphon.translation.profiles import PROFILES
 from tests.support.chat_server import event
-from tests.support.exchanges import JSON, SSE, make_exchange
+from tests.support.exchanges import JSON, SSE, exchange_options, make_exchange
 from tests.support.fixed import fixed_clock
 from tests.support.memory_conversations import MemoryConversationStore
 from tests.support.memory_store import MemoryResponseStore
@@ -183,7 +182,7 @@ async def test_a_lock_that_cannot_be_given_back_runs_out(setup: Setup, monkeypat
 
 async def test_who_is_refused_holds_nothing(setup: Setup) -> None:
     first = await setup.begin()
-    options = ExchangeOptions(PROFILES["generic"])
+    options = exchange_options()
     second = ResponseExchange(options, lambda prefix: f"{prefix}_second", fixed_clock)
     body = json.dumps({"model": "m", "input": "hi", "conversation": "conv_1", "store": True}).encode()
     second.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)

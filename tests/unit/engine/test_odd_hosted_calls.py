@@ -127,7 +127,7 @@ def test_an_approval_without_its_server_is_never_lost(
         named, context = {"input": [answer], "previous_response_id": "resp_1"}, Context(chain=Chain(stored))
     elif way == "conversation":
         named, context = {"input": [answer], "conversation": "conv_1"}, Context(conversation=stored)
-    talk = Talk({"tools": tools, **named, **more}, [], context=context, background=True)
+    talk = Talk({"tools": tools, **named, **more}, [], context=context)
     error = talk.outcome.json["error"]
     assert talk.outcome.head is not None and talk.outcome.head.status == 400 and not talk.outcome.calls
     assert error["param"] == "tools" and "the MCP server 'dice'" in error["message"]

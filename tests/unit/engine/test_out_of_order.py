@@ -14,19 +14,18 @@ from antiphon.engine.exchange.answer_readers import AnswerReader
 from antiphon.engine.exchange.asked import Wishes
 from antiphon.engine.exchange.loaded_request import read_asked
 from antiphon.engine.exchange.made_response import MadeResponse
-from antiphon.engine.exchange.options import RESPONSES_PATH, ExchangeOptions
+from antiphon.engine.exchange.options import RESPONSES_PATH
 from antiphon.engine.exchange.phase import ExchangeCore, Phase
 from antiphon.engine.exchange.states import Input, State, StateMachine
 from antiphon.engine.ports.actions import Context, Finish
 from antiphon.engine.ports.hosted_tools import ToolResult
 from antiphon.errors import ExchangeStateError, StoreError, UpstreamTimedOut
-from antiphon.translation.profiles import PROFILES
 from antiphon.translation.values import Ending
 from antiphon.types.views import Manner
-from tests.support.exchanges import make_exchange
+from tests.support.exchanges import exchange_options, make_exchange
 from tests.support.fixed import SequentialIds, fixed_clock
 
-_OPTIONS = ExchangeOptions(PROFILES["generic"])
+_OPTIONS = exchange_options()
 
 
 def _core() -> ExchangeCore:

@@ -40,7 +40,7 @@ _REST = b'"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 
 
 def ask(request: dict[str, Any], headers: Headers = (), **options: Any) -> ResponseExchange:
-    exchange = make_exchange(**{"background": True, **options})
+    exchange = make_exchange(**options)
     exchange.receive_request(
         RequestHead("POST", "/v1/responses", headers, "owner", "req_1"), json.dumps(request).encode()
     )
@@ -67,7 +67,7 @@ def events_of(data: bytes) -> list[dict[str, Any]]:
 
 
 def run_again(action: Enqueue, last_event: int, body: dict[str, Any] | None = None) -> ResponseExchange:
-    exchange = make_exchange(background=True)
+    exchange = make_exchange()
     job = msgspec.json.decode(action.request, type=JobRequest)
     exchange.receive_job(job, "owner", action.record.id, last_event)
     return exchange
@@ -210,23 +210,18 @@ def test_credentials_that_are_sealed_go_with_the_job_and_nowhere_else() -> None:
     assert b"sk-" not in action.request and b"sk-" not in action.record.body
     job = msgspec.json.decode(action.request, type=JobRequest)
     assert job.headers == [("x-team", "blue")] and job.sealed
-    again = make_exchange(background=True, **options)
+    again = make_exchange(**options)
     again.receive_job(job, "owner", action.record.id, -1)
     (call,) = again.actions()
     assert isinstance(call, CallUpstream) and set(sent) <= set(call.request.headers)
-    # Another owner's, another key's, or without a key: the response fails, saying why.
+    # Another owner's, or another key's: the response fails, saying why.
     for owner, changed in (
         ("other", options),
         ("owner", {**options, "sealer": Sealer([b"x" * 32])}),
-        ("owner", {**options, "sealer": None}),
     ):
-        lost = make_exchange(background=True, **changed)
+        lost = make_exchange(**changed)
         lost.receive_job(job, owner, action.record.id, -1)
         assert refused(lost)["code"] == "credentials_lost"
-
-
-def test_without_a_queue_background_is_a_400() -> None:
-    assert refused(ask(ASK, background=False))["code"] == "unsupported_parameter"
 
 
 def test_a_file_is_fetched_before_anything_is_queued() -> None:
@@ -251,7 +246,7 @@ def test_a_conversation_that_is_to_be_compacted_first_is_translated_by_the_worke
     sealer = Sealer([b"k" * 32])
     action = queued(ask({**ASK, "input": long, "context_management": soon}, sealer=sealer))
     assert [json.loads(item.body)["role"] for item in action.record.input_items] == ["user", "user"]
-    worker = make_exchange(background=True, sealer=sealer)
+    worker = make_exchange(sealer=sealer)
     worker.receive_job(msgspec.json.decode(action.request, type=JobRequest), "owner", action.record.id, -1)
     (call,) = worker.actions()
     assert isinstance(call, CallUpstream) and b"summary" in call.request.body

@@ -31,7 +31,7 @@ def _stored() -> tuple[StoredResponse, Any]:
 
 
 def _again(stored: StoredResponse, request: dict[str, Any]) -> ResponseExchange:
-    exchange = make_exchange(background=True)
+    exchange = make_exchange()
     exchange.receive_request(_HEAD, json.dumps(request).encode())
     exchange.answer_again(stored)
     assert exchange.known.replayed and exchange.known.response_id == stored.id

@@ -414,7 +414,7 @@ async def test_who_follows_a_queued_response_holds_nothing_of_its_request(store:
     queue: Any = _Queue()
     runner = Runner(Ports(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), background=queue))
     budget = Budget(100, "limits.bytes_in_flight")
-    exchange = make_exchange(background=True)
+    exchange = make_exchange()
     exchange.hold = budget.hold("me")
     exchange.hold.add(50)
     body = b'{"model":"m","input":"hi","background":true,"stream":true}'

@@ -402,7 +402,7 @@ def test_a_call_that_is_not_approved_never_runs() -> None:
 @pytest.mark.parametrize("opening", [{"authorization": "s3cret"}, {"headers": {"x-key": "s3cret"}}])
 def test_what_opens_a_server_is_not_kept_for_the_background(opening: dict[str, Any]) -> None:
     declared = {**{key: value for key, value in DICE.items() if key != "authorization"}, **opening}
-    talk = Talk({"tools": [declared], "background": True}, [], background=True)
+    talk = Talk({"tools": [declared], "background": True}, [])
     assert talk.outcome.head is not None and talk.outcome.head.status == 400
     assert talk.outcome.json["error"]["param"] == "background" and b"s3cret" not in talk.outcome.body
 

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from antiphon.config.limits import TimeoutSettings
 from antiphon.config.state import BackgroundSettings
 from antiphon.engine.exchange.budget import Budget
-from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
+from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import RequestHead, ResponseRecord, UpstreamRequest
 from antiphon.engine.ports.jobs import EventPiece, Job
 from antiphon.engine.ports.signals import Pace
@@ -35,8 +35,8 @@ from antiphon.ids import new_id
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.translation.encode import DONE
-from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import Headers
+from tests.support.exchanges import exchange_options
 from tests.support.judge import check_stream, parse_sse
 from tests.support.memory_jobs import MemoryJobStore
 from tests.support.memory_signals import MemorySignals
@@ -146,7 +146,7 @@ class Process:
 
     @staticmethod
     def exchange() -> ResponseExchange:
-        return ResponseExchange(ExchangeOptions(PROFILES["generic"], background=True), new_id, lambda: 5.0)
+        return ResponseExchange(exchange_options(), new_id, lambda: 5.0)
 
     async def queue(self) -> str:
         """A queued response, as a door leaves it behind; its id."""

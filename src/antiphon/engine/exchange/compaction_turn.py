@@ -46,7 +46,6 @@ class CompactionTurn(ModelTurn):
         loaded, request = self.loaded, self.loaded.request
         if self._covers and all(item.role in ("system", "developer") for _, item in self._summed):
             return False
-        loaded.sealed_content.check()
         plain = msgspec.structs.replace(
             request,
             tools=(),
@@ -77,7 +76,7 @@ class CompactionTurn(ModelTurn):
         if not text:
             end.conclude(Ending("failed", code="model_error", message="The model gave no summary of the conversation."))
             return
-        sealed = loaded.sealed_content.seal(compaction_payload(text, self._kept, covers=self._covers))
+        sealed = loaded.seal(compaction_payload(text, self._kept, covers=self._covers))
         end.builder.compaction(sealed)
         core.observer.compacted()
         if not self._covers:
@@ -88,7 +87,7 @@ class CompactionTurn(ModelTurn):
             core.answer.events(end.builder)
         compaction = InputItem(type="compaction", encrypted_content=sealed)
         try:
-            loaded.items = expand_compactions([*loaded.items, ("input", compaction)], loaded.sealed_content.unseal)
+            loaded.items = expand_compactions([*loaded.items, ("input", compaction)], loaded.unseal)
             loaded.compacted = True
             self._proceed()
         except (ApiError, RecursionError) as error:

@@ -32,7 +32,7 @@ from antiphon.engine.ports.actions import Context, FetchedFile, LoadContext, Sto
 from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.errors import ApiError, InvalidRequest
-from antiphon.sealing import Sealer, is_sealed
+from antiphon.sealing import is_sealed
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_request import translate_request
 from antiphon.translation.compaction import Named, expand_compactions
@@ -48,6 +48,7 @@ from antiphon.translation.values import BuilderOptions, ChatTranslation, ItemSou
 from antiphon.types.request import CreateResponse
 from antiphon.types.views import Manner
 
+_SEALED: Final = "reasoning"
 _FULL: Final = 0.8
 """How full a context may be when the request names no number."""
 
@@ -84,7 +85,7 @@ def read_asked(
             _store_nothing(request)
         if request.prewarm:
             wishes = Wishes(generate=False, error_events=wishes.error_events)
-    route = options.routes.choose(request.model) if options.routes is not None else options.route
+    route = options.routes.choose(request.model)
     if prompt is not None and route.mode == "native":
         raise InvalidRequest(
             f"The model '{request.model}' is served by an upstream that takes requests as they are and knows no "
@@ -112,42 +113,6 @@ def _store_nothing(request: CreateResponse) -> None:
     request.store = False
 
 
-class SealedContent:
-    """Reasoning, or a compaction, as a text that its owner's client carries (`encrypted_content`)."""
-
-    __slots__ = ("_owner", "_sealer")
-
-    def __init__(self, sealer: Sealer | None, owner: str) -> None:
-        self._sealer = sealer
-        self._owner = owner
-
-    def check(self) -> Sealer:
-        """Raises `InvalidRequest` when nothing can be sealed."""
-        if self._sealer is None:
-            raise InvalidRequest(
-                "Compaction needs a key ('sealing.keys'), and this server has none.", code="unsupported_parameter"
-            )
-        return self._sealer
-
-    def seal(self, payload: bytes) -> str:
-        """Raises `InvalidRequest` when nothing can be sealed."""
-        return self.check().seal(self._owner, "reasoning", payload)
-
-    def unseal(self, text: str, param: str) -> bytes:
-        """What `seal` was given. Raises `InvalidRequest` naming `param`: `ForeignContent` for another server's."""
-        if not is_sealed(text):
-            raise ForeignContent(
-                "The encrypted content was not made by this server. Leave this item out.",
-                param=param,
-                code="invalid_encrypted_content",
-            )
-        if self._sealer is None:
-            raise InvalidRequest(
-                "Encrypted content is not available on this server.", param=param, code="invalid_encrypted_content"
-            )
-        return self._sealer.open(self._owner, "reasoning", text, param=param)
-
-
 class LoadedRequest:
     """One such request. `begin` it, then give it what it has asked for; `proceed` is called when all is there.
 
@@ -166,7 +131,6 @@ class LoadedRequest:
         """Whether its answer is the compaction alone."""
         self.in_background = asked.queued is not None
         """Whether its client has its answer, and a worker makes the response now."""
-        self.sealed_content = SealedContent(core.options.sealer, core.head.owner)
         self.builder = self._make_builder(asked)
         unknown = request.compact_threshold == 0 and asked.route.context_tokens is None
         self.ignored = (*request.ignored, "context_management") if unknown else request.ignored
@@ -239,7 +203,7 @@ class LoadedRequest:
     def _begin_with(self, history: tuple[StoredItem, ...]) -> None:
         core, request = self.core, self.request
         self._history = history
-        self.items = expand_compactions(named_items(request, history), self.sealed_content.unseal)
+        self.items = expand_compactions(named_items(request, history), self.unseal)
         if read_updates(self.items, request.unknown).apply(request):
             echo_configuration(self.builder.response, request)
             if core.options.strict:
@@ -255,6 +219,20 @@ class LoadedRequest:
                 return
         self._proceed()
 
+    def seal(self, payload: bytes) -> str:
+        """Reasoning, or a compaction, as a text that its owner's client carries (`encrypted_content`)."""
+        return self.core.options.sealer.seal(self.core.head.owner, _SEALED, payload)
+
+    def unseal(self, text: str, param: str) -> bytes:
+        """What `seal` was given. Raises `InvalidRequest` naming `param`: `ForeignContent` for another server's."""
+        if not is_sealed(text):
+            raise ForeignContent(
+                "The encrypted content was not made by this server. Leave this item out.",
+                param=param,
+                code="invalid_encrypted_content",
+            )
+        return self.core.options.sealer.open(self.core.head.owner, _SEALED, text, param=param)
+
     def translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation | None:
         """The chat request; None when files are to be fetched first. Raises `ApiError`."""
         options, route, prepared = self.core.options, self.core.route, self.prepared or ()
@@ -269,7 +247,7 @@ class LoadedRequest:
                 self.profile,
                 model=route.model,
                 context_tokens=route.context_tokens,
-                sources=ItemSources(self.sealed_content.unseal, self._files or {}, request.unknown),
+                sources=ItemSources(self.unseal, self._files or {}, request.unknown),
                 max_tools=options.limits.tools,
                 hosted=hosted,
                 extra=route.extra,
@@ -304,7 +282,6 @@ class LoadedRequest:
             and reasoning is not None
             and (reasoning.summary is not None or reasoning.generate_summary is not None)
         )
-        seals = request.encrypted_reasoning and options.sealer is not None
         return ResponseBuilder(
             start_response(
                 request,
@@ -318,7 +295,7 @@ class LoadedRequest:
                 reasoning_as_summary=as_summary,
                 open_responses_names=dialect == "openresponses" if dialect else options.open_responses_names,
                 obfuscate=request.obfuscation,
-                seal=self.sealed_content.seal if seals else None,
+                seal=self.seal if request.encrypted_reasoning else None,
                 max_bytes=options.limits.upstream_body_bytes,
             ),
             core.new_id,

@@ -10,10 +10,9 @@ from typing import Final
 
 from antiphon.config.limits import LimitSettings, TimeoutSettings
 from antiphon.config.tools import ToolSettings
-from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
+from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.known_secrets import KnownSecrets
 from antiphon.sealing import Sealer
-from antiphon.translation.profiles import UpstreamProfile
 
 RESPONSES_PATH: Final = "/v1/responses"
 COMPACT_PATH: Final = "/v1/responses/compact"
@@ -24,15 +23,11 @@ COUNT_PATH: Final = "/v1/responses/input_tokens"
 class ExchangeOptions:
     """What settings say about every exchange; made once per process.
 
-    `routes` says where each model goes; without it, everything to one upstream with `profile`, `upstream_headers`,
-    `passthrough` and `models` (when not empty, all there are).
+    `routes` says where each model goes, and `sealer` seals what a client or a job carries of ours.
     """
 
-    profile: UpstreamProfile
-    routes: ModelRoutes | None = None
-    models: frozenset[str] = frozenset()
-    upstream_headers: frozenset[str] = frozenset()
-    passthrough: bool = True
+    routes: ModelRoutes
+    sealer: Sealer
     open_responses_names: bool = False
     reasoning_as: str = "auto"
     limits: LimitSettings = field(default_factory=LimitSettings)
@@ -42,9 +37,6 @@ class ExchangeOptions:
     """What must not stand in any text of an upstream's."""
     several_owners: bool = True
     """Whether clients are told apart: then what one of them keeps with a native upstream is nobody else's."""
-    sealer: Sealer | None = None
-    background: bool = False
-    """Whether responses can be queued."""
     seal_credentials: bool = False
     """Whether clients' credentials are kept, sealed, with what is queued and needs them."""
     never_stored: frozenset[str] = frozenset()
@@ -53,14 +45,6 @@ class ExchangeOptions:
     """Whether what nobody here knows is refused, not left out."""
     tool_types: frozenset[str] = frozenset()
     """Types of tools that run here."""
-    route: ModelRoute = field(init=False)
-    """Where a request goes of whose model nothing is known yet; without `routes`, every request."""
-
-    def __post_init__(self) -> None:
-        route = ModelRoute(
-            self.profile, passthrough=self.passthrough, headers=self.upstream_headers, models=self.models
-        )
-        object.__setattr__(self, "route", route)
 
     def stores(self, owner: str) -> bool:
         """Whether this owner's responses may be stored."""

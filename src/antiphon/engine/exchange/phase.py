@@ -70,7 +70,7 @@ class ExchangeCore:
         self.new_id = new_id
         self.clock = clock
         self.head = RequestHead("POST", RESPONSES_PATH, (), "")
-        self.route = options.route
+        self.route = options.routes.default
         self.machine = StateMachine()
         self.actions: list[Action] = []
         self.answer = Answering(self.actions)

@@ -33,9 +33,8 @@ class QueuedRequest(Phase):
     def __init__(self, core: ExchangeCore, asked: Asked, body: bytes) -> None:
         super().__init__(core)
         options, request = core.options, asked.request
-        self._seals = options.seal_credentials and options.sealer is not None
         self._kept = kept_for_later(asked.route)
-        check_background(core.head, self._kept, request.tools, available=options.background, seals=self._seals)
+        check_background(core.head, self._kept, request.tools, seals=options.seal_credentials)
         self._loaded = LoadedRequest(core, asked, self._proceed, answers_approvals=True)
         self._body = body if request.prompt is None else pin_prompt(body, request.prompt)
         self._asks_keyless = False
@@ -55,7 +54,7 @@ class QueuedRequest(Phase):
     def receive_context(self, context: Context) -> None:
         if self._asks_keyless:
             self._asks_keyless = False
-            check_keyless(context.keyless, seals=self._seals)
+            check_keyless(context.keyless, seals=self.core.options.seal_credentials)
             self._keyless = bool(context.keyless)
             self._loaded.begin()
         else:
@@ -70,10 +69,10 @@ class QueuedRequest(Phase):
                 return
             loaded.name_ignored(chat)
         core, kept = self.core, self._kept
-        head, sealer = core.head, core.options.sealer
+        head = core.head
         loaded.builder.queue()
         secret = credentials_of(head, kept, passthrough=core.route.passthrough, keyless=self._keyless)
-        sealed = seal_headers(sealer, head.owner, secret) if secret and sealer is not None else ""
+        sealed = seal_headers(core.options.sealer, head.owner, secret) if secret else ""
         core.machine.go(State.SAVING)
         core.actions.append(
             make_enqueue(

@@ -42,33 +42,28 @@ class QueuedResponse:
     first_number: int
 
 
-def check_background(
-    head: RequestHead, kept: frozenset[str], tools: Sequence[Tool], *, available: bool, seals: bool
-) -> None:
+def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[Tool], *, seals: bool) -> None:
     """Whether the request can run without its client. `kept` are the headers that its model call takes along; `seals`:
     credentials among them can be kept.
 
     Raises `InvalidRequest`.
     """
-    message = None
-    if not available:
-        message = "Background responses are not available on this server; leave 'background' out."
-    else:
-        for name, _ in head.headers:
-            if name in kept and _is_secret(name) and not seals:
-                message = (
-                    f"A background response runs without its client, and this server keeps no client's credentials: "
-                    f"the header '{name}' cannot go along ('background.client_credentials')."
-                )
-        for tool in tools:
-            if tool.type == "mcp" and _opens(tool):
-                message = (
-                    f"A background response runs without its client, and this server keeps no client's credentials: "
-                    f"leave 'authorization' and 'headers' of the MCP server '{(tool.server_label or '')[:64]}' out, "
-                    f"and use a connector of the gateway's ('connector_id')."
-                )
-    if message is not None:
-        raise InvalidRequest(message, param="background", code="unsupported_parameter")
+    problem = ""
+    for name, _ in head.headers:
+        if name in kept and _is_secret(name) and not seals:
+            problem = f"the header '{name}' cannot go along ('background.client_credentials')."
+    for tool in tools:
+        if tool.type == "mcp" and _opens(tool):
+            problem = (
+                f"leave 'authorization' and 'headers' of the MCP server '{(tool.server_label or '')[:64]}' out, "
+                f"and use a connector of the gateway's ('connector_id')."
+            )
+    if problem:
+        raise InvalidRequest(
+            f"A background response runs without its client, and this server keeps no client's credentials: {problem}",
+            param="background",
+            code="unsupported_parameter",
+        )
 
 
 def credentials_of(head: RequestHead, kept: frozenset[str], *, passthrough: bool, keyless: bool) -> Headers:
@@ -108,13 +103,11 @@ def seal_headers(sealer: Sealer, owner: str, headers: Headers) -> str:
     return sealer.seal(owner, _JOB, encode(list(headers)))
 
 
-def open_headers(sealer: Sealer | None, owner: str, sealed: str) -> Headers:
+def open_headers(sealer: Sealer, owner: str, sealed: str) -> Headers:
     """What was sealed with a job. Raises `InvalidRequest`."""
     if not sealed:
         return ()
     try:
-        if sealer is None:
-            raise InvalidRequest("There is no sealing key.")
         return tuple(msgspec.json.decode(sealer.open(owner, _JOB, sealed), type=list[tuple[str, str]]))
     except (InvalidRequest, msgspec.DecodeError):
         raise InvalidRequest(

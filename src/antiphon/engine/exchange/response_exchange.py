@@ -401,7 +401,7 @@ class ResponseExchange:
         """The request, when its model's upstream speaks Responses itself."""
         routes = self._options.routes
         # A prewarm is answered here, wherever its model is: nobody else knows what it is.
-        if not self.generate or routes is None or not routes.has_native:
+        if not self.generate or not routes.has_native:
             return None
         model = read_model(body)
         if model is None or (route := routes.choose(model)).mode != "native":
