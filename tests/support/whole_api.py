@@ -14,6 +14,7 @@ from antiphon.api.chat import PassedOn
 from antiphon.api.containers import ContainerApi
 from antiphon.api.conversations import Conversations
 from antiphon.api.files import Files
+from antiphon.api.models import ModelCatalog
 from antiphon.api.openapi import document
 from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
@@ -31,7 +32,7 @@ def whole_router() -> Router:
     routes = ModelRoutes(ModelRoute(PROFILES["generic"]))
     return Router(
         store=_NOTHING,
-        models=_NOTHING,
+        models=ModelCatalog(_NOTHING),
         ready=_NOTHING,
         metrics=_NOTHING,
         areas=(

@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
+from antiphon.api.described import UPSTREAM_ERRORS
+from antiphon.api.endpoint import Area, Route
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
 from antiphon.engine.exchange.failure import transport_failure
 from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoutes
@@ -83,7 +85,7 @@ class ModelSource:
         return name in _PASSED or name in self.headers or (name == "authorization" and self.passthrough)
 
 
-class ModelCatalog:
+class ModelCatalog(Area):
     """Which models there are.
 
     `sources` are the upstreams by name; without them there is one, with `allowed`, `passthrough` and `headers` as in
@@ -116,6 +118,7 @@ class ModelCatalog:
         self._key = token_bytes(32)
         self._known: OrderedDict[bytes, tuple[float, tuple[Model, ...]]] = OrderedDict()
 
+    @Route("GET", "/v1/models", "List models", ModelList, errors=UPSTREAM_ERRORS)
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/models`.
 
@@ -127,6 +130,7 @@ class ModelCatalog:
         shown = [model.shown() for model in await self._models(request)]
         return json_response(ModelList(data=shown, models=[] if told else UNSET))
 
+    @Route("GET", "/v1/models/{*}", "Get a model", ModelObject, errors=UPSTREAM_ERRORS)
     async def get(self, request: ApiRequest, name: str) -> ApiResponse:
         """`GET /v1/models/{model}`; the name may hold slashes."""
         for model in await self._models(request):

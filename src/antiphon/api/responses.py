@@ -1,68 +1,172 @@
-"""Stored responses: get, list, delete, and the list of input items.
+"""Stored responses by their id: get, list, delete, the list of input items; of background ones also cancel, and the
+stream once more or on.
 
-Lives here: what these answer. Not here: creating a response (the exchange), and what the store means.
+Lives here: what these answer, and that a native upstream is asked for what is not stored here. Not here: creating a
+response (the exchange), running one in the background (`engine/running/workers.py`), what the store means.
 
-Invariant: a missing response, somebody else's, and an id that cannot be one of ours give the same answer, byte for
-byte apart from the id.
+Invariants: a missing response, somebody else's, and an id that cannot be one of ours give the same answer, byte for
+byte apart from the id; the head of a stream is sent only once it is sure that there is one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+from typing import Literal
+
+from antiphon.api.described import AnyItem, Deleted, ListOf, Parameter
+from antiphon.api.endpoint import Area, Route
 from antiphon.api.http import (
+    PAGE,
     ApiRequest,
     ApiResponse,
     items_response,
     json_response,
     list_response,
+    query_flag,
+    query_number,
     query_value,
     raw_response,
     read_page,
 )
-from antiphon.engine.ports.state import ResponseStore
-from antiphon.engine.ports.stored_bodies import whole_body
+from antiphon.api.native import NativeResponses
+from antiphon.api.openapi import EVENTS
+from antiphon.engine.ports.state import ResponseStore, StoredResponse
+from antiphon.engine.ports.stored_bodies import is_background, whole_body
+from antiphon.engine.running.background import Background
 from antiphon.errors import InvalidRequest, NotFound
 from antiphon.ids import is_id
+from antiphon.observability.metrics import Metrics
+from antiphon.types.response import Response
+from antiphon.types.transport import Headers
 
 _SHOWN_ID = 128
+_SSE_HEADERS: Headers = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
+_STREAMED = (
+    Parameter("stream", bool, "The events of a background response instead."),
+    Parameter("starting_after", int, "Only events behind the one of this number."),
+    Parameter("include_obfuscation", bool, "Without effect."),
+    Parameter("include", list[str], "Without effect: what there is, is in the stored items."),
+)
 
 
-async def get_response(store: ResponseStore, request: ApiRequest, response_id: str) -> ApiResponse:
-    """`GET /v1/responses/{id}`. `include` is accepted: what a backend can give is in the stored items already."""
-    if query_value(request, "starting_after") is not None:
-        raise InvalidRequest(
-            "'starting_after' needs 'stream=true'.",
-            param="starting_after",
-            code="invalid_value",
-        )
-    found = await store.get(request.owner, response_id) if is_id(response_id, "resp") else None
-    if found is None:
-        raise no_such_response(response_id)
-    return raw_response(whole_body(found.body, found.output_items))
+class Responses(Area):
+    """The endpoints. `native`: asked for responses that are not stored here."""
+
+    def __init__(
+        self, store: ResponseStore, background: Background | None, native: NativeResponses | None, metrics: Metrics
+    ) -> None:
+        self._store = store
+        self._background = background
+        self._native = native
+        self._metrics = metrics
+
+    @Route("GET", "/v1/responses", "List responses", ListOf[Response], parameters=PAGE, errors=(400,))
+    async def list(self, request: ApiRequest) -> ApiResponse:
+        """Newest first unless asked otherwise: whole responses. OpenAI has no such list."""
+        with self._metrics.storage("list"):
+            page = await self._store.list(request.owner, read_page(request))
+            bodies = [whole_body(one.body, one.output_items) for one in page.responses]
+            return list_response(bodies, [one.id for one in page.responses], has_more=page.has_more)
+
+    @Route("GET", "/v1/responses/{}", "Get a response", Response, parameters=_STREAMED, events=EVENTS, errors=(400,))
+    async def get(self, request: ApiRequest, response_id: str) -> ApiResponse:
+        """`include` is accepted: what a backend can give is in the stored items already."""
+        asked = self._stream if query_flag(request, "stream") else self._get
+        return await self._here_or_there("get", asked(request, response_id), request, response_id)
+
+    @Route("DELETE", "/v1/responses/{}", "Delete a response", Deleted[Literal["response"]])
+    async def delete(self, request: ApiRequest, response_id: str) -> ApiResponse:
+        return await self._here_or_there("delete", self._delete(request, response_id), request, response_id)
+
+    @Route(
+        "GET",
+        "/v1/responses/{}/input_items",
+        "List the input items of a response",
+        ListOf[AnyItem],
+        parameters=PAGE,
+        errors=(400,),
+    )
+    async def list_input_items(self, request: ApiRequest, response_id: str) -> ApiResponse:
+        """Newest first unless asked otherwise."""
+        items = self._input_items(request, response_id)
+        return await self._here_or_there("input_items", items, request, response_id, "/input_items")
+
+    @Route("POST", "/v1/responses/{}/cancel", "Cancel a background response", Response)
+    async def cancel(self, request: ApiRequest, response_id: str) -> ApiResponse:
+        """A response that is over already is answered as it is."""
+        return await self._here_or_there("cancel", self._cancel(request, response_id), request, response_id, "/cancel")
+
+    async def _here_or_there(
+        self, operation: str, answer: Awaitable[ApiResponse], request: ApiRequest, response_id: str, rest: str = ""
+    ) -> ApiResponse:
+        """What is not stored here may be a native upstream's."""
+        try:
+            with self._metrics.storage(operation):
+                return await answer
+        except NotFound:
+            found = await self._native.ask(request, response_id, rest) if self._native is not None else None
+            if found is None:
+                raise
+            return found
+
+    async def _known(self, request: ApiRequest, response_id: str) -> StoredResponse:
+        found = await self._store.get(request.owner, response_id) if is_id(response_id, "resp") else None
+        if found is None:
+            raise _no_such_response(response_id)
+        return found
+
+    async def _get(self, request: ApiRequest, response_id: str) -> ApiResponse:
+        if query_value(request, "starting_after") is not None:
+            raise InvalidRequest(
+                "'starting_after' needs 'stream=true'.",
+                param="starting_after",
+                code="invalid_value",
+            )
+        found = await self._known(request, response_id)
+        return raw_response(whole_body(found.body, found.output_items))
+
+    async def _stream(self, request: ApiRequest, response_id: str) -> ApiResponse:
+        """The stream from its beginning, or behind the event `starting_after`."""
+        after = -1
+        if query_value(request, "starting_after") is not None:
+            after = query_number(request, "starting_after", least=0, limit=2**53, default=0)
+        found = await self._known(request, response_id)
+        if (
+            self._background is None
+            or not is_background(found.body)
+            or not await self._background.has_stream(request.owner, response_id)
+        ):
+            raise InvalidRequest(
+                "This response cannot be streamed because it was not created with 'background' and 'stream'.",
+                param="stream",
+                code="invalid_value",
+            )
+        headers = _SSE_HEADERS
+        if query_flag(request, "include_obfuscation"):
+            # The events are sent as they were made.
+            headers = (*headers, ("antiphon-ignored", "include_obfuscation"))
+        return ApiResponse(200, headers, b"", self._background.followers.follow(request.owner, response_id, after))
+
+    async def _delete(self, request: ApiRequest, response_id: str) -> ApiResponse:
+        if not (is_id(response_id, "resp") and await self._store.delete(request.owner, response_id)):
+            raise _no_such_response(response_id)
+        return json_response({"id": response_id, "object": "response", "deleted": True})
+
+    async def _input_items(self, request: ApiRequest, response_id: str) -> ApiResponse:
+        query = read_page(request)
+        page = await self._store.input_items(request.owner, response_id, query) if is_id(response_id, "resp") else None
+        if page is None:
+            raise _no_such_response(response_id)
+        return items_response(page.items, has_more=page.has_more)
+
+    async def _cancel(self, request: ApiRequest, response_id: str) -> ApiResponse:
+        found = None
+        if self._background is not None and is_id(response_id, "resp"):
+            found = await self._background.cancel(request.owner, response_id)
+        if found is None:
+            raise _no_such_response(response_id)
+        return raw_response(whole_body(found.body, found.output_items))
 
 
-async def list_responses(store: ResponseStore, request: ApiRequest) -> ApiResponse:
-    """`GET /v1/responses`, newest first unless asked otherwise: whole responses. OpenAI has no such list."""
-    page = await store.list(request.owner, read_page(request))
-    bodies = [whole_body(one.body, one.output_items) for one in page.responses]
-    return list_response(bodies, [one.id for one in page.responses], has_more=page.has_more)
-
-
-async def delete_response(store: ResponseStore, request: ApiRequest, response_id: str) -> ApiResponse:
-    """`DELETE /v1/responses/{id}`."""
-    if not (is_id(response_id, "resp") and await store.delete(request.owner, response_id)):
-        raise no_such_response(response_id)
-    return json_response({"id": response_id, "object": "response", "deleted": True})
-
-
-async def list_input_items(store: ResponseStore, request: ApiRequest, response_id: str) -> ApiResponse:
-    """`GET /v1/responses/{id}/input_items`, newest first unless asked otherwise."""
-    query = read_page(request)
-    page = await store.input_items(request.owner, response_id, query) if is_id(response_id, "resp") else None
-    if page is None:
-        raise no_such_response(response_id)
-    return items_response(page.items, has_more=page.has_more)
-
-
-def no_such_response(response_id: str) -> NotFound:
-    """The 404 for an id."""
+def _no_such_response(response_id: str) -> NotFound:
     return NotFound(f"Response with id '{response_id[:_SHOWN_ID]}' not found.")

@@ -9,30 +9,25 @@ Invariant: `handle` never raises (but for cancellation), every error it answers 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal
 
 import structlog
 
-from antiphon.api.background import cancel_response, stream_response
-from antiphon.api.described import UPSTREAM_ERRORS, AnyItem, AnyObject, Deleted, ListOf, Parameter, Unwell, Well
+from antiphon.api.described import AnyObject, Unwell, Well
 from antiphon.api.endpoint import Endpoint, Route, rows_of
 from antiphon.api.health import ReadyProbe, health
 from antiphon.api.http import (
-    PAGE,
     ApiRequest,
     ApiResponse,
     error_response,
     nested_too_deeply,
-    query_flag,
     raw_response,
 )
-from antiphon.api.metrics import show_metrics
-from antiphon.api.models import ModelCatalog, ModelList, ModelObject
+from antiphon.api.models import ModelCatalog
 from antiphon.api.native import NativeResponses
-from antiphon.api.openapi import DOCUMENT_PATH, EVENTS, EXCHANGES, document
-from antiphon.api.responses import delete_response, get_response, list_input_items, list_responses
+from antiphon.api.openapi import DOCUMENT_PATH, EXCHANGES, document
+from antiphon.api.responses import Responses
 from antiphon.config.problems import advice
 from antiphon.engine.exchange.failure import refusal
 from antiphon.engine.ports.idempotency import HEADER
@@ -41,19 +36,12 @@ from antiphon.engine.running.background import Background
 from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError, store_refusal
 from antiphon.observability.metrics import Metrics
 from antiphon.types.json import encode
-from antiphon.types.response import Response
 
 EXCHANGE_PATH = "/v1/responses"
 METRICS_PATH = "/metrics"
 
 _log = structlog.get_logger(__name__)
 
-_STREAMED = (
-    Parameter("stream", bool, "The events of a background response instead."),
-    Parameter("starting_after", int, "Only events behind the one of this number."),
-    Parameter("include_obfuscation", bool, "Without effect."),
-    Parameter("include", list[str], "Without effect: what there is, is in the stored items."),
-)
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -75,14 +63,12 @@ class Router:
 
         `areas`: the rows of everything else there is (conversations, prompts, capabilities, …).
         """
-        self._native = native
-        self._background = background
-        self._store = store
-        self._models = models
         self._ready = ready
         self._metrics = metrics
         self.endpoints: tuple[Endpoint, ...] = (
             *areas,
+            *Responses(store, background, native, metrics).endpoints(),
+            *models.endpoints(),
             *rows_of(self),
         )
         self._document: bytes | None = None
@@ -168,65 +154,6 @@ class Router:
         made_by_doors = ("POST",) if self.is_exchange("POST", request.path) else ()
         return _other_method(request, (*endpoint.methods, *made_by_doors))
 
-    @Route("GET", EXCHANGE_PATH, "List responses", ListOf[Response], parameters=PAGE, errors=(400,))
-    async def _list_responses(self, request: ApiRequest) -> ApiResponse:
-        return await self._measured("list", list_responses(self._store, request))
-
-    @Route("GET", "/v1/responses/{}", "Get a response", Response, parameters=_STREAMED, events=EVENTS, errors=(400,))
-    async def _get_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        if query_flag(request, "stream"):
-            asked = stream_response(self._background, self._store, request, response_id)
-        else:
-            asked = get_response(self._store, request, response_id)
-        answer = self._measured("get", asked)
-        return await self._here_or_there(answer, request, response_id)
-
-    @Route("DELETE", "/v1/responses/{}", "Delete a response", Deleted[Literal["response"]])
-    async def _delete_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        answer = self._measured("delete", delete_response(self._store, request, response_id))
-        return await self._here_or_there(answer, request, response_id)
-
-    @Route(
-        "GET",
-        "/v1/responses/{}/input_items",
-        "List the input items of a response",
-        ListOf[AnyItem],
-        parameters=PAGE,
-        errors=(400,),
-    )
-    async def _list_input_items(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        answer = self._measured("input_items", list_input_items(self._store, request, response_id))
-        return await self._here_or_there(answer, request, response_id, "/input_items")
-
-    @Route("POST", "/v1/responses/{}/cancel", "Cancel a background response", Response)
-    async def _cancel_response(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        answer = self._measured("cancel", cancel_response(self._background, request, response_id))
-        return await self._here_or_there(answer, request, response_id, "/cancel")
-
-    async def _here_or_there(
-        self, answer: Awaitable[ApiResponse], request: ApiRequest, response_id: str, rest: str = ""
-    ) -> ApiResponse:
-        """What is not stored here may be a native upstream's."""
-        try:
-            return await answer
-        except NotFound:
-            found = await self._native.ask(request, response_id, rest) if self._native is not None else None
-            if found is None:
-                raise
-            return found
-
-    async def _measured(self, operation: str, answer: Awaitable[ApiResponse]) -> ApiResponse:
-        with self._metrics.storage(operation):
-            return await answer
-
-    @Route("GET", "/v1/models", "List models", ModelList, errors=UPSTREAM_ERRORS)
-    async def _list_models(self, request: ApiRequest) -> ApiResponse:
-        return await self._models.list(request)
-
-    @Route("GET", "/v1/models/{*}", "Get a model", ModelObject, errors=UPSTREAM_ERRORS)
-    async def _get_model(self, request: ApiRequest, name: str) -> ApiResponse:
-        return await self._models.get(request, name)
-
     @Route("GET", "/health", "Whether the process lives", Well, open=True)
     async def _show_health(self, _request: ApiRequest) -> ApiResponse:
         return health()
@@ -252,7 +179,9 @@ class Router:
         open=True,
     )
     async def _show_metrics(self, _request: ApiRequest) -> ApiResponse:
-        return await show_metrics(self._metrics)
+        body, kind = await self._metrics.scraped(), self._metrics.content_type()
+        headers = (("content-type", kind), ("content-length", str(len(body))), ("cache-control", "no-store"))
+        return ApiResponse(200, headers, body)
 
     @Route("GET", DOCUMENT_PATH, "This document", AnyObject, open=True)
     async def _show_document(self, _request: ApiRequest) -> ApiResponse:

@@ -1,7 +1,7 @@
 """What the process measures, and when: one verb for each thing that happens.
 
 Lives here: the verbs, and what comes before the text. Not here: names, labels and buckets (`metric_names.py`), the
-numbers (`tallies.py`), the text (`exposition.py`), where it is served (`api/metrics.py`,
+numbers (`tallies.py`), the text (`exposition.py`), where it is served (`api/router.py`,
 `commands/metrics_listener.py`), and adding up those of several processes (`commands/merged_metrics.py`).
 
 Invariant: a metric is touched once per response or operation, never per chunk. What others know already (sizes, queues)
