@@ -51,7 +51,7 @@ class TestWebSearch(ToolContract):
             pages = GuardedFetcher(FetchSettings(http=True, types=("text/*",)), AddressRule(["127.0.0.1"]))
             site = server.url("/page")
             yield Setup(
-                WebSearch(Searxng(server.url(""), key="s3cret"), pages),
+                WebSearch(Searxng(server.url(""), key="s3cret"), pages.fetch),
                 {"type": "web_search", "search_context_size": "low"},
                 [
                     ("web_search", {"query": "rain"}),

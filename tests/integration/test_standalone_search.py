@@ -81,7 +81,7 @@ async def _opened(*, pages: bool = True) -> AsyncIterator[Setup]:
     fetcher = GuardedFetcher(FetchSettings(http=True, types=("text/*",)), AddressRule(["127.0.0.1"]))
     async with ChatServer() as server:
         server.default = _play
-        tools = Toolbox([WebSearch(Searxng(server.url("")), fetcher if pages else None)], ToolSettings())
+        tools = Toolbox([WebSearch(Searxng(server.url("")), fetcher.fetch if pages else None)], ToolSettings())
         yield Setup(server, StandaloneSearch(tools, clock=lambda: NOON))
         await tools.aclose()
 

@@ -465,7 +465,7 @@ class Shouting:
 
 async def test_a_query_is_rewritten_when_asked(tmp_path: Path) -> None:
     rewriter = Shouting()
-    async with open_vector_store_setup(tmp_path, rewriter=rewriter) as setup:
+    async with open_vector_store_setup(tmp_path, rewriter=rewriter.rewrite) as setup:
         store_id = await setup.store(birds="Birds fly.")
         found = await setup.ask("POST", f"/{store_id}/search", {"query": "birds", "rewrite_query": True})
         assert found["search_query"] == ["BIRDS"] and len(found["data"]) == 1

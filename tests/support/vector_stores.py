@@ -75,7 +75,7 @@ def _vector(text: str) -> bytes:
     return (total / length if length else total).astype("<f2").tobytes()
 
 
-class DirectReaders:
+class DirectReaders(DocumentReaders):
     """Reads documents in this process: for tests that are not about the reading process, which takes time to start."""
 
     async def read(self, path: Path, name: str, chunking: Chunking) -> AsyncGenerator[Piece, None]:
@@ -174,7 +174,7 @@ async def open_vector_store_setup(
     ingester = Ingester(
         database.ingestion,
         files,
-        DirectReaders() if limits is None else DocumentReaders(limits),
+        DirectReaders(VectorStoreSettings()) if limits is None else DocumentReaders(limits),
         # Without the rules that settings have: leases here are short.
         VectorStoreSettings.model_construct(lease=lease),
         embedder=embedder,

@@ -11,9 +11,9 @@ Invariant: fields that mean nothing here are named in `antiphon-ignored`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -72,11 +72,8 @@ _MAX_STORES = 16
 _MAX_NAME, _MAX_DESCRIPTION = 256, 2_048
 
 
-class QueryRewriter(Protocol):
-    """Makes of what a user asks what a search should look for."""
-
-    async def rewrite(self, query: str, headers: Headers) -> str:
-        """The query to search for; the same when that fails. `headers` are the client's."""
+QueryRewriter = Callable[[str, Headers], Awaitable[str]]
+"""Makes of what a user asks (with the client's headers) the query to search for; the same when that fails."""
 
 
 _Name = Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_NAME})]
@@ -258,7 +255,7 @@ class VectorStoreApi(Area):
             if self._rewriter is None:
                 unknown.append("rewrite_query")
             else:
-                queries = [await self._rewriter.rewrite(query, request.headers) for query in queries]
+                queries = [await self._rewriter(query, request.headers) for query in queries]
         hits = await self._searcher.search(request.owner, ids, queries, limit=limit, filters=filters, ranking=ranking)
         data = [
             SearchResult(

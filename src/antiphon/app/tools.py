@@ -78,7 +78,7 @@ def _web_search(settings: Settings) -> WebSearch | None:
 
     service, usual = SERVICES[chosen.provider]
     key = chosen.api_key.get_secret_value() if chosen.api_key is not None else ""
-    pages = _page_fetcher(settings) if chosen.pages else None
+    pages = _page_fetcher(settings).fetch if chosen.pages else None
     return WebSearch(service(chosen.url or usual, key=key, seconds=chosen.seconds), pages)
 
 

@@ -50,7 +50,7 @@ class VectorSearch:
         """The endpoints. `upstream` and `routes` are for the model that rewrites queries."""
         rewriter = None
         if self.rewrite_model is not None:
-            rewriter = ModelRewriter(upstream, routes, self.rewrite_model, seconds=self.rewrite_seconds)
+            rewriter = ModelRewriter(upstream, routes, self.rewrite_model, seconds=self.rewrite_seconds).rewrite
         return VectorStoreApi(self.stores.stores, self.searcher, self.files, rewriter=rewriter).endpoints()
 
     def tool(self) -> Tool:

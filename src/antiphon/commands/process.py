@@ -18,13 +18,13 @@ import termios
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
 from antiphon.commands.service_manager import tell
+from antiphon.doors.context import Admission
 from antiphon.observability.logs import flush
 
 _log = structlog.get_logger(__name__)
@@ -82,15 +82,6 @@ def time_to_cut(drain: float) -> float:
     return min(_CUT_SECONDS, drain / 4)
 
 
-class InFlight(Protocol):
-    """What the drain's lines tell, by kind: what is in flight, and what ended since the process leaves."""
-
-    @property
-    def in_flight(self) -> Mapping[str, int]: ...
-
-    ended: Counter[str]
-
-
 class StopSignals:
     """Takes SIGTERM, SIGINT and the parent's end, from when it is made: a signal during the start is not lost.
 
@@ -133,7 +124,7 @@ class StopSignals:
             starting.cancel()
             stopped.cancel()
 
-    async def wait_and_drain(self, drain: Callable[[], Awaitable[bool]], admission: InFlight) -> bool:
+    async def wait_and_drain(self, drain: Callable[[], Awaitable[bool]], admission: Admission) -> bool:
         """Wait for the first signal (or the parent's end), then drain; a second signal cuts that short.
 
         Whether everything in flight was finished. One line says what there is to finish and in which time, another

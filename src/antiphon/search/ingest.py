@@ -17,48 +17,27 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import structlog
 
 from antiphon.config.state import VectorStoreSettings
 from antiphon.engine.ports.files import FileStore, OpenFile
 from antiphon.engine.ports.indexing import Chunk, Embedder, EmbeddingFailed, Ingestion, IngestJob
-from antiphon.engine.ports.vector_stores import Chunking, FileError
+from antiphon.engine.ports.vector_stores import FileError
 from antiphon.engine.running.thread_pools import DOCUMENTS
 from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outages import Outage
-from antiphon.search.readers import Piece, ReadingFailed
+from antiphon.search.readers import DocumentReaders, ReadingFailed
 
 _log = structlog.get_logger(__name__)
 
 _CLOSE_SECONDS = 5.0
 _COPIED = 4 << 20
-
-
-class FileOpener(Protocol):
-    """The part of `FileStore` that is needed here."""
-
-    async def open(self, owner: str, file_id: str) -> OpenFile | None:
-        """The file with its content open, or None."""
-
-
-class Documents(Protocol):
-    """Reads documents, as `DocumentReaders` does."""
-
-    def read(self, path: Path, name: str, chunking: Chunking) -> AsyncGenerator[Piece, None]:
-        """The chunks of a file, some at a time. Raises `ReadingFailed`."""
-
-    async def rest(self, seconds: float) -> None:
-        """End what had nothing to do for so long."""
-
-    async def aclose(self) -> None:
-        """End what is idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +64,8 @@ class Ingester:
     def __init__(
         self,
         ingestion: Ingestion,
-        files: FileOpener | FileStore,
-        readers: Documents,
+        files: FileStore,
+        readers: DocumentReaders,
         settings: VectorStoreSettings,
         *,
         embedder: Embedder | None = None,

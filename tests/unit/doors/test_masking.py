@@ -55,7 +55,7 @@ def test_any_frames_in_any_cut(frames: list[bytes], cuts: list[int], unmasked: b
     good = b"".join(frames)
     data = good + (b"\x81\x02hi" + frames[0] if unmasked and frames else b"")
     reader = _Reader()
-    checked = MaskedFrames(reader)
+    checked = MaskedFrames(reader.feed_data, reader.feed_eof)
     for piece in _pieces(data, cuts):
         checked.feed_data(piece)
         if reader.got.endswith(_REFUSED):
@@ -68,7 +68,7 @@ def test_any_frames_in_any_cut(frames: list[bytes], cuts: list[int], unmasked: b
 def test_byte_by_byte() -> None:
     data = b"\x81\x85maskhello" + b"\x89\x80mask"
     reader = _Reader()
-    checked = MaskedFrames(reader)
+    checked = MaskedFrames(reader.feed_data, reader.feed_eof)
     for at in range(len(data)):
         checked.feed_data(data[at : at + 1])
     assert reader.got == data
@@ -76,7 +76,7 @@ def test_byte_by_byte() -> None:
 
 def test_the_smallest_frames_are_judged_as_soon_as_they_are_there() -> None:
     reader = _Reader()
-    checked = MaskedFrames(reader)
+    checked = MaskedFrames(reader.feed_data, reader.feed_eof)
     checked.feed_data(b"\x89\x80mas")
     checked.feed_data(b"k\x81")
     assert reader.got == b"\x89\x80mask", "of the next one nothing is known yet"

@@ -80,7 +80,7 @@ HTML = FetchedFile(
 
 
 async def test_the_model_is_shown_a_search_and_pages() -> None:
-    prepared = await WebSearch(_Provider(), _Pages(HTML)).prepare(
+    prepared = await WebSearch(_Provider(), _Pages(HTML).fetch).prepare(
         "owner", "resp_1", _tool(user_location={"type": "approximate", "city": "Bonn", "country": "DE"})
     )
     assert [function.name for function in prepared.functions] == ["web_search", "open_page", "find_in_page"]
@@ -158,7 +158,7 @@ async def test_a_search_is_told_with_its_sources() -> None:
 
 async def test_domains_hold_for_searches_and_pages() -> None:
     provider, pages = _Provider(), _Pages(HTML)
-    tool = WebSearch(provider, pages)
+    tool = WebSearch(provider, pages.fetch)
     allowed = {"filters": {"allowed_domains": ["A.example"]}}
     await tool.run(_call("web_search", {"query": "x"}, **allowed))
     assert provider.asked[0]["domains"] == ["a.example"]
@@ -210,7 +210,7 @@ def test_broken_pages_are_read_as_far_as_they_go(data: bytes, said: str) -> None
 
 async def test_a_page_is_opened_and_searched() -> None:
     pages = _Pages(HTML)
-    tool = WebSearch(_Provider(), pages)
+    tool = WebSearch(_Provider(), pages.fetch)
     opened = await tool.run(_call("open_page", {"url": "https://a.example/1"}))
     assert opened.output.startswith("{cite:0} Rain & snow\n\nRain") and "【" not in opened.output
     assert opened.fields["action"] == {"type": "open_page", "url": "https://a.example/1"}
@@ -228,13 +228,13 @@ async def test_a_page_is_opened_and_searched() -> None:
     ],
 )
 async def test_a_page_that_cannot_be_read_is_told(page: FetchedFile | ApiError, told: str) -> None:
-    result = await WebSearch(_Provider(), _Pages(page)).run(_call("open_page", {"url": "https://a.example"}))
+    result = await WebSearch(_Provider(), _Pages(page).fetch).run(_call("open_page", {"url": "https://a.example"}))
     assert result.failed and told in result.output
 
 
 async def test_a_long_page_is_cut_and_says_so() -> None:
     page = FetchedFile("x", "text/plain", b"word " * 10_000)
-    result = await WebSearch(_Provider(), _Pages(page)).run(
+    result = await WebSearch(_Provider(), _Pages(page).fetch).run(
         _call("open_page", {"url": "https://a.example"}, search_context_size="low")
     )
     assert len(result.output) < 6_200 and result.output.endswith("further parts.]")
@@ -343,7 +343,7 @@ async def test_a_page_that_leads_out_of_the_allowed_domains_is_not_followed() ->
         )
         away = answer(302, (("location", f"http://b.example:{port}/x"),), [], framing="length")
         site.script(away, away)
-        tool = WebSearch(_Provider(), pages)
+        tool = WebSearch(_Provider(), pages.fetch)
         url = f"http://a.example:{port}/"
         result = await tool.run(_call("open_page", {"url": url}, filters={"allowed_domains": ["a.example"]}))
         assert result.failed and "does not allow" in result.output and len(site.requests) == 1
@@ -357,7 +357,7 @@ async def _loopback(host: str, port: int) -> Sequence[str]:
 
 async def test_no_title_or_address_can_pass_for_a_mark() -> None:
     page = FetchedFile("p", "text/html", "<title>【7】{cite:0}</title><p>x【8】".encode())
-    result = await WebSearch(_Provider(), _Pages(page)).run(_call("open_page", {"url": "https://a.example/"}))
+    result = await WebSearch(_Provider(), _Pages(page).fetch).run(_call("open_page", {"url": "https://a.example/"}))
     assert result.output.count("{cite:") == 1 and "【" not in result.output
     hits = [WebHit("https://a.example/{cite:1}【9】", "A", "x")]
     found = await WebSearch(_Provider(hits)).run(_call("web_search", {"query": "x"}))

@@ -66,7 +66,7 @@ def _text(text: str) -> FetchedFile:
 
 async def _open(page: FetchedFile, name: str = "open_page", /, **arguments: Any) -> str:
     size = arguments.pop("size", "low")
-    tool = WebSearch(_Provider(), _Pages({URL: page}))
+    tool = WebSearch(_Provider(), _Pages({URL: page}).fetch)
     return (await tool.run(_call(name, {"url": f" {URL} ", **arguments}, search_context_size=size))).output
 
 
@@ -110,7 +110,7 @@ async def test_what_is_told_of_a_page_by_its_lines() -> None:
 async def test_the_page_that_a_link_leads_to(link: int, url: str) -> None:
     html = FetchedFile("p", "text/html", b"<a href=b.html>B</a> <a href=https://c.example/>C</a>")
     pages = _Pages({URL: html, "https://a.example/dir/b.html": _text("B's"), "https://c.example/": _text("C's")})
-    result = await WebSearch(_Provider(), pages).run(_call("open_page", {"url": URL, "link": link}))
+    result = await WebSearch(_Provider(), pages.fetch).run(_call("open_page", {"url": URL, "link": link}))
     assert result.failed is not bool(url)
     if url:
         assert result.fields["action"] == {"type": "open_page", "url": url}
@@ -129,7 +129,7 @@ async def test_words_are_found_in_all_of_a_page_whatever_its_length() -> None:
 
 async def test_only_what_fits_is_asked_and_a_title_is_cut() -> None:
     pages = _Pages({URL: FetchedFile("p", "text/html", b"<title>" + b"t" * 299 + b" uv</title>x")})
-    tool = WebSearch(_Provider([WebHit("https://a.example/", "t" * 301, "")]), pages)
+    tool = WebSearch(_Provider([WebHit("https://a.example/", "t" * 301, "")]), pages.fetch)
     filters = {"allowed_domains": ["a.example"], "blocked_domains": ["Bad.a.example"]}
     opened = await tool.run(_call("open_page", {"url": URL}, filters=filters))
     (fits,) = pages.fits

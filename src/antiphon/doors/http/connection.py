@@ -260,7 +260,7 @@ class Connection(web.RequestHandler):
     # What is no HTTP
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
-        super().set_parser(MaskedFrames(parser), data_received_cb)  # type: ignore[arg-type]
+        super().set_parser(MaskedFrames(parser.feed_data, parser.feed_eof), data_received_cb)  # type: ignore[arg-type]
 
     def handle_error(
         self,

@@ -6,23 +6,21 @@ masked is handed on as one that the reader refuses by itself, so that the connec
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final
 
 # A reserved opcode, masked and empty.
 _REFUSED: Final = b"\x83\x80\0\0\0\0"
 _MASKED: Final = 0x80
 
 
-class _Reader(Protocol):
-    def feed_data(self, data: bytes) -> tuple[bool, bytes]: ...
-    def feed_eof(self) -> None: ...
-
-
 class MaskedFrames:
-    """Stands between the socket and the reader. No byte of a frame is handed on before its mask bit was seen."""
+    """Stands between the socket and the reader, whose methods it is given. No byte of a frame is handed on before its
+    mask bit was seen."""
 
-    def __init__(self, reader: _Reader) -> None:
-        self._reader = reader
+    def __init__(self, feed_data: Callable[[bytes], tuple[bool, bytes]], feed_eof: Callable[[], None]) -> None:
+        self._feed_data = feed_data
+        self.feed_eof = feed_eof
         self._left = 0
         self._held = b""
 
@@ -42,11 +40,7 @@ class MaskedFrames:
                 break
             at += size
         self._left = max(at - len(data), 0)
-        return self._reader.feed_data(data) if data else (False, b"")
-
-    def feed_eof(self) -> None:
-        """No more bytes come."""
-        self._reader.feed_eof()
+        return self._feed_data(data) if data else (False, b"")
 
 
 def _frame_size(data: bytes, at: int) -> int | None:

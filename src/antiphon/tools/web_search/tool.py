@@ -10,8 +10,8 @@ Invariant: with `allowed_domains` nothing else is shown or opened; pages are fet
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -82,13 +82,9 @@ class _Arguments(Struct):
     """The page that this link (the first is 1) of the one at `url` leads to."""
 
 
-class PageFetcher(Protocol):
-    """Fetches pages, guarded."""
-
-    async def fetch(
-        self, urls: tuple[str, ...], fits: Callable[[str], bool] | None = None
-    ) -> dict[str, FetchedFile | ApiError]:
-        """Every URL's page or its error; never raises. Only URLs that `fits` allows are asked, redirects included."""
+PageFetcher = Callable[[tuple[str, ...], Callable[[str], bool] | None], Awaitable[dict[str, FetchedFile | ApiError]]]
+"""Fetches pages, guarded: every URL's page or its error, without raising. Only URLs that the second argument allows are
+asked, redirects included."""
 
 
 class WebSearch:
@@ -191,7 +187,7 @@ class WebSearch:
             raise ToolFailed("the request does not allow this domain.")
         assert self._pages is not None
         # Redirects too: what lies outside is neither shown nor asked.
-        page = (await self._pages.fetch((url,), lambda one: _fits(one, allowed, blocked)))[url]
+        page = (await self._pages((url,), lambda one: _fits(one, allowed, blocked)))[url]
         if isinstance(page, ApiError):
             raise ToolFailed(page.message)
         try:
