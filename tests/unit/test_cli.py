@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
+import jsonschema_rs
 import pytest
 import yaml
 
@@ -17,6 +19,8 @@ from antiphon.commands.flags import settings_of
 from antiphon.config.upstreams import AuthMode
 
 pytestmark = pytest.mark.usefixtures("logging_as_before")
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +160,20 @@ def test_rules_between_settings_are_all_told(tmp_path: Path, capsys: pytest.Capt
     assert "3 settings are wrong" in said
     for wrong in ("api_key is not set", "sidecar.grpc listens on TCP", "'a' is there twice"):
         assert wrong in said, wrong
+
+
+def test_config_prints_the_schema_of_a_settings_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Whatever is wrong with the settings.
+    monkeypatch.setenv("ANTIPHON_WORKERS", "many")
+    assert main(["config", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema == json.loads((ROOT / "docs" / "settings.schema.json").read_text())
+    takes = jsonschema_rs.validator_for(schema)
+    assert takes.is_valid(yaml.safe_load((ROOT / "envoy" / "settings.yaml").read_text()))
+    assert takes.is_valid({"models": [{"match": "*", "upstream": ["a", {"name": "b", "weight": None}]}]})
+    assert not takes.is_valid({"listn": "127.0.0.1:8080"}) and not takes.is_valid({"workers": 0})
 
 
 def test_what_config_shows_in_place_of_a_secret_is_none(
