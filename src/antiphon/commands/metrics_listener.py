@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from antiphon.api.health import ReadyProbe
 from antiphon.config.section import parse_address
 from antiphon.errors import ConfigError
 from antiphon.observability.metrics import Metrics
+
+if TYPE_CHECKING:
+    from antiphon.api.health import ReadyProbe
 
 
 @asynccontextmanager

@@ -19,13 +19,15 @@ import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
 from antiphon.commands.service_manager import tell
-from antiphon.doors.context import Admission
 from antiphon.observability.logs import flush
+
+if TYPE_CHECKING:
+    from antiphon.doors.context import Admission
 
 _log = structlog.get_logger(__name__)
 
