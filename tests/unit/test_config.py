@@ -53,7 +53,9 @@ _SAMPLES = {
 }
 
 
-@pytest.mark.parametrize(("path", "kind"), field_paths(Settings), ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("path", "kind"), field_paths(Settings), ids=lambda value: ".".join(value) if type(value) is tuple else ""
+)
 def test_every_setting_can_come_from_the_environment(path: tuple[str, ...], kind: Any) -> None:
     value: Any = Settings().redacted()
     for part in path:
