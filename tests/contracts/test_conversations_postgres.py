@@ -20,7 +20,7 @@ from tests.support.postgres_stores import TurnStores, turn_stores
 
 def _store(stores: TurnStores) -> Conversations:
     return Conversations(
-        PostgresTables(stores.database, stores.keys),
+        PostgresTables(stores.database),
         stores.keys,
         max_items=CHAIN_ITEMS,
         history_bytes=1 << 26,

@@ -20,8 +20,7 @@ from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.kept_files import KeptFiles
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.pending_blobs import FORGET, KEEP
-from antiphon.stores.sqlite.statements import Counts
-from antiphon.stores.tables import Statement
+from antiphon.stores.tables import Counts, Statement
 from tests.contracts.file_contract import NOW, OWNER_BYTES, content, fields, keep
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
 from tests.contracts.store_process import child_environment

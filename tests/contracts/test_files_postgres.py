@@ -15,11 +15,12 @@ from antiphon.engine.ports.files import FileStore, NoRoom
 from antiphon.errors import StoreError
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.blobs.pending import PendingBlobs
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.kept_files import KeptFiles
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.files import PostgresFileRows
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.pending_blobs import PostgresPendingRows
+from antiphon.stores.postgres.tables import PostgresTables
 from tests.contracts.file_contract import OWNER_BYTES, FileStoreContract, content, fields, keep
 from tests.contracts.store_contract import ALICE, BOB
 from tests.support.postgres import PATIENT, PostgresServer, blocked
@@ -30,7 +31,7 @@ OVERDUE = "UPDATE pending_blobs SET lease_until = now() - interval '1 second' WH
 @asynccontextmanager
 async def opened(url: str, folder: Path) -> AsyncIterator[KeptFiles]:
     database, blobs = Database(url, PATIENT), DiskBlobs(folder)
-    rows = PostgresFileRows(database, keys=PostgresIdempotency(database), owner_bytes=OWNER_BYTES)
+    rows = PostgresFileRows(database, keys=IdempotencyKeys(PostgresTables(database)), owner_bytes=OWNER_BYTES)
     files = KeptFiles(rows, PendingBlobs(PostgresPendingRows(database), blobs, lease=900.0), blobs)
     yield files
     await files.aclose()

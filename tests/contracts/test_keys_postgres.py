@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import cast
 
 import pytest
 
 from antiphon.engine.ports.idempotency import IdempotencyStore, OnceOnly
-from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.postgres.database import Database
+from antiphon.stores.postgres.tables import PostgresTables
 from tests.contracts.key_contract import ONCE, IdempotencyContract
 from tests.contracts.store_contract import ALICE
 from tests.support.postgres import PATIENT
@@ -24,15 +24,11 @@ class _OnPostgres(IdempotencyContract):
 
     @pytest.fixture
     def keys(self, database: Database) -> IdempotencyStore:
-        return PostgresIdempotency(database)
+        return IdempotencyKeys(PostgresTables(database))
 
     async def bind(self, keys: IdempotencyStore, once: OnceOnly, object_id: str) -> None:
-        bound = cast(PostgresIdempotency, keys)
-
-        async def work(connection: Connection) -> None:
-            await bound.bind(connection, once, object_id)
-
-        await bound.database.transaction(work)
+        assert isinstance(keys, IdempotencyKeys)
+        await keys.make(once, object_id, [], [])
 
 
 class TestPostgresKeys(_OnPostgres):
@@ -41,7 +37,7 @@ class TestPostgresKeys(_OnPostgres):
         return keys
 
     async def test_a_key_is_forgotten_when_its_time_is_over(self, database: Database) -> None:
-        keys = PostgresIdempotency(database, keep=0)
+        keys = IdempotencyKeys(PostgresTables(database), keep=0)
         await self.bind(keys, ONCE, "conv_1")
         assert await keys.made(ONCE) is None
         await self.bind(keys, ONCE, "conv_2")
@@ -49,7 +45,7 @@ class TestPostgresKeys(_OnPostgres):
         assert await database.fetch("SELECT 1 FROM idempotency") == []
 
     async def test_nothing_that_counts_is_swept(self, database: Database) -> None:
-        keys = PostgresIdempotency(database)
+        keys = IdempotencyKeys(PostgresTables(database))
         await self.bind(keys, ONCE, "conv_1")
         await keys.claim(OnceOnly(ALICE, "held", "f"), "resp_1", 1000)
         assert await keys.sweep() == (0,)
@@ -60,4 +56,4 @@ class TestTwoPostgresStoresOfKeys(_OnPostgres):
     @pytest.fixture
     async def peer(self, postgres_url: str) -> AsyncIterator[IdempotencyStore]:
         async with aclosing(Database(postgres_url, PATIENT)) as database:
-            yield PostgresIdempotency(database)
+            yield IdempotencyKeys(PostgresTables(database))

@@ -6,7 +6,7 @@ import pytest
 
 from antiphon.engine.ports.idempotency import IdempotencyStore, OnceOnly
 from antiphon.stores import Stores
-from antiphon.stores.sqlite.idempotency import SqliteIdempotency
+from antiphon.stores.idempotency import IdempotencyKeys
 from tests.contracts.key_contract import IdempotencyContract
 
 
@@ -16,7 +16,7 @@ class _OnSqlite(IdempotencyContract):
         return stores.keys
 
     async def bind(self, keys: IdempotencyStore, once: OnceOnly, object_id: str) -> None:
-        assert isinstance(keys, SqliteIdempotency)
+        assert isinstance(keys, IdempotencyKeys)
         await keys.make(once, object_id, [], [])
 
 

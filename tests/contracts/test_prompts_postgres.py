@@ -8,8 +8,8 @@ from contextlib import aclosing
 import pytest
 
 from antiphon.engine.ports.state import PromptStore
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.prompts import Prompts
 from tests.contracts.test_prompt_store import PromptStoreContract
@@ -17,7 +17,8 @@ from tests.support.postgres import PATIENT
 
 
 def _store(database: Database) -> Prompts:
-    return Prompts(PostgresTables(database, PostgresIdempotency(database)), page_bytes=1 << 24)
+    tables = PostgresTables(database)
+    return Prompts(tables, IdempotencyKeys(tables), page_bytes=1 << 24)
 
 
 class _OnPostgres(PromptStoreContract):

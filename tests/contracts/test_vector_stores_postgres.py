@@ -7,8 +7,9 @@ from contextlib import aclosing
 
 import pytest
 
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from tests.contracts.vector_store_contract import VectorStoreContract
 from tests.support.postgres import PATIENT
@@ -39,7 +40,7 @@ class PostgresWorld:
 
 
 def opened(database: Database, url: str) -> PostgresVectorDatabase:
-    return open_vectors(database, PostgresIdempotency(database), direct_url=url)
+    return open_vectors(database, IdempotencyKeys(PostgresTables(database)), direct_url=url)
 
 
 @pytest.fixture

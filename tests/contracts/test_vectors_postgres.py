@@ -14,10 +14,11 @@ from antiphon.engine.ports.indexing import ChunkHit
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import StoreError
 from antiphon.stores.backend import VectorDatabase
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres import vector_table
 from antiphon.stores.postgres.chunk_index import APPROXIMATE, SEARCH_SETTINGS
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.vector_table import VectorTable, vector_text
 from antiphon.stores.sqlite.vector_database import open_vector_database
@@ -47,7 +48,7 @@ async def open_here(postgres_url: str) -> AsyncIterator[Opener]:
 
         async def opened(exact: int = 20_000, url: str = postgres_url) -> PostgresVectorDatabase:
             database = await stack.enter_async_context(aclosing(Database(url, PATIENT)))
-            stores = open_vectors(database, PostgresIdempotency(database), direct_url=url, exact=exact)
+            stores = open_vectors(database, IdempotencyKeys(PostgresTables(database)), direct_url=url, exact=exact)
             return await stack.enter_async_context(aclosing(stores))
 
         yield opened

@@ -14,8 +14,8 @@ from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import ConversationLocked, StoreError
 from antiphon.stores.conversations import Conversations
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres.database import Database, DatabaseLimits
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.tables import PostgresTables
 from tests.contracts.store_contract import ALICE, ids, item
 from tests.support.postgres import PATIENT, PostgresServer, blocked
@@ -61,10 +61,8 @@ async def database(url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def store(database: Database) -> Conversations:
-    keys = PostgresIdempotency(database)
-    store = Conversations(
-        PostgresTables(database, keys), keys, max_items=100, history_bytes=1 << 20, page_bytes=1 << 20
-    )
+    keys = IdempotencyKeys(PostgresTables(database))
+    store = Conversations(PostgresTables(database), keys, max_items=100, history_bytes=1 << 20, page_bytes=1 << 20)
     await store.create(ALICE, "conv_a", NO_METADATA)
     return store
 
@@ -176,8 +174,8 @@ async def test_places_go_on_behind_those_of_a_deleted_conversation(store: Conver
 async def test_many_that_make_one_conversation_make_it_once(store: Conversations, url: str) -> None:
     async with aclosing(Database(url, PATIENT)) as second:
         peer = Conversations(
-            PostgresTables(second, PostgresIdempotency(second)),
-            PostgresIdempotency(second),
+            PostgresTables(second),
+            IdempotencyKeys(PostgresTables(second)),
             max_items=100,
             history_bytes=1 << 20,
             page_bytes=1 << 20,
@@ -218,10 +216,8 @@ async def test_a_commit_that_cannot_be_asked_for_is_unknown(url: str, other: asy
     await other.execute("BEGIN")
     await other.execute("SELECT pg_advisory_xact_lock(7)")
     async with aclosing(Database(url, DatabaseLimits(deadline=0.3))) as database:
-        keys = PostgresIdempotency(database)
-        store = Conversations(
-            PostgresTables(database, keys), keys, max_items=9, history_bytes=1 << 20, page_bytes=1 << 20
-        )
+        keys = IdempotencyKeys(PostgresTables(database))
+        store = Conversations(PostgresTables(database), keys, max_items=9, history_bytes=1 << 20, page_bytes=1 << 20)
         with pytest.raises(StoreError) as raised:
             await store.create(ALICE, "conv_b", NO_METADATA)
         assert raised.value.reason == "unknown"

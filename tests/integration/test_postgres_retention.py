@@ -75,7 +75,7 @@ async def stores(url: str) -> AsyncIterator[TurnStores]:
 @pytest.fixture
 def conversations(stores: TurnStores) -> Conversations:
     return Conversations(
-        PostgresTables(stores.database, stores.keys),
+        PostgresTables(stores.database),
         stores.keys,
         max_items=1000,
         history_bytes=1 << 26,
@@ -248,7 +248,7 @@ async def test_what_is_old_does_not_depend_on_the_clock_of_who_made_it(
     wrong = time.time() + hours * 3600
     monkeypatch.setattr(values, "now", lambda: wrong)
     conversations = Conversations(
-        PostgresTables(stores.database, stores.keys),
+        PostgresTables(stores.database),
         stores.keys,
         max_items=1000,
         history_bytes=1 << 26,

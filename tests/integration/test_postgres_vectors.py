@@ -14,10 +14,11 @@ import pytest
 
 from antiphon.engine.ports.indexing import Chunk, IngestJob
 from antiphon.engine.ports.vector_stores import Counts, FileError, NewFile
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres import ingestion as work
 from antiphon.stores.postgres import vector_store_sql as sql
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from tests.contracts.vector_store_contract import ALICE, claim, ingest, make, sweep
 from tests.integration.test_vector_stores_app import ask, ingested, opened, upload
@@ -40,7 +41,7 @@ async def url(postgres: PostgresServer) -> AsyncIterator[str]:
 async def here(url: str) -> AsyncIterator[PostgresVectorDatabase]:
     async with (
         aclosing(Database(url, PATIENT)) as database,
-        aclosing(open_vectors(database, PostgresIdempotency(database), direct_url=url)) as stores,
+        aclosing(open_vectors(database, IdempotencyKeys(PostgresTables(database)), direct_url=url)) as stores,
     ):
         yield stores
 
@@ -280,7 +281,9 @@ async def test_many_processes_that_use_a_store_write_that_down_once_a_minute(
     versions = set()
     for _ in range(3):
         async with aclosing(Database(url, PATIENT)) as database:
-            await open_vectors(database, PostgresIdempotency(database), direct_url=url).index.touch(ALICE, [STORE])
+            await open_vectors(database, IdempotencyKeys(PostgresTables(database)), direct_url=url).index.touch(
+                ALICE, [STORE]
+            )
         versions.add(await row())
     ((_, used),) = versions
     assert used > made[1]

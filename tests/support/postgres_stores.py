@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres.database import Database, DatabaseLimits
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.jobs import AddedEvents, Addition, NewJob, PostgresJobStore, QueuedTurns
 from antiphon.stores.postgres.listening import ListenTimes
 from antiphon.stores.postgres.responses import PostgresResponseStore
 from antiphon.stores.postgres.signals import PostgresSignals
+from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.turn_groups import GroupLimits, Groups
 from antiphon.stores.postgres.turns import SavedTurns, Turn
 from antiphon.stores.postgres.withdrawals import Withdrawals
@@ -22,7 +24,7 @@ class TurnStores:
     """What stores turns, over connections of its own."""
 
     database: Database
-    keys: PostgresIdempotency
+    keys: IdempotencyKeys
     withdrawals: Withdrawals
     turns: Groups[Turn]
     responses: PostgresResponseStore
@@ -52,10 +54,10 @@ def turn_stores(
     times: ListenTimes | None = None,
 ) -> TurnStores:
     database = Database(url, connections)
-    keys = PostgresIdempotency(database)
+    keys = IdempotencyKeys(PostgresTables(database))
     withdrawals = Withdrawals(database)
     limits = limits or GroupLimits()
-    saved = SavedTurns(database, withdrawals, keep=keys.keep)
+    saved = SavedTurns(database, withdrawals, keep=timedelta(seconds=keys.keep))
     turns = Groups(saved, limits)
     queued = Groups(QueuedTurns(database, saved), replace(limits, group=1))
     signals = PostgresSignals(database, direct_url, times)

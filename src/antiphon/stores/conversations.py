@@ -24,11 +24,11 @@ from functools import partial
 from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly, StoredItem
-from antiphon.engine.ports.idempotency import IdempotencyStore
 from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.state import ConversationPage, ItemPage, PageQuery, StoredConversation
 from antiphon.errors import ConversationLocked, ConversationTooLong, HistoryTooLarge
 from antiphon.ids import Clock, now
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.pages import Row, check_cursors, history_item, item_page, named_items, stored_item
 from antiphon.stores.sealed.bodies import PLAIN, Bodies
 from antiphon.stores.tables import (
@@ -39,6 +39,7 @@ from antiphon.stores.tables import (
     both_ways,
     changed,
     milliseconds,
+    renewed,
     within,
 )
 
@@ -158,7 +159,7 @@ class Conversations:
     def __init__(
         self,
         tables: Tables,
-        keys: IdempotencyStore,
+        keys: IdempotencyKeys,
         *,
         max_items: int,
         history_bytes: int,
@@ -169,6 +170,7 @@ class Conversations:
         """`max_items`, `history_bytes`: the most that a response's history may have; `page_bytes`: where a page of
         items ends before its rows do; `bodies` seals metadata and items."""
         self._tables = tables
+        self._keys = keys
         self._limit = max_items
         self._history_bytes = history_bytes
         self._page_bytes = page_bytes
@@ -187,7 +189,7 @@ class Conversations:
         """Make a conversation with these items, all or nothing."""
         named = self._named(owner, conversation_id, metadata)
         unit = [Statement(INSERT, named), *self._adding(owner, conversation_id, items)]
-        await self._tables.make(once, conversation_id, unit, [Statement(DELETE, named)])
+        await self._keys.make(once, conversation_id, unit, [Statement(DELETE, named)])
         return StoredConversation(conversation_id, named["at"] / 1000, metadata)
 
     async def get(self, owner: str, conversation_id: str) -> StoredConversation | None:
@@ -278,10 +280,7 @@ class Conversations:
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         """See `Leased.renew`."""
-        rows: list[Row] = []
-        named = {"holders": list(holders), "lease": milliseconds(seconds)}
-        await self._tables.run([Statement(RENEW, named, into=rows)], again=True)
-        return frozenset([row[0] for row in rows])
+        return await renewed(self._tables, RENEW, holders, seconds)
 
     async def _take(self, named: dict[str, Any], holder: str, seconds: float, create: bool) -> bool:
         """Make the conversation, if it is to be and is not there, and lock it for the holder, if there is one."""

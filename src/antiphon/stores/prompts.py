@@ -15,6 +15,7 @@ from antiphon.engine.ports.actions import OnceOnly, StoredPrompt
 from antiphon.engine.ports.state import PageQuery, PromptChange, PromptPage
 from antiphon.errors import VersionConflict, unknown_cursor
 from antiphon.ids import Clock, now
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.pages import Row, cut_off
 from antiphon.stores.sealed.bodies import PLAIN, Bodies
 from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, changed, milliseconds, within
@@ -79,9 +80,12 @@ DELETE = "DELETE FROM prompts WHERE id = :id AND owner = :owner"
 class Prompts:
     """`PromptStore` on tables that the caller closes."""
 
-    def __init__(self, tables: Tables, *, page_bytes: int, bodies: Bodies = PLAIN, clock: Clock = now) -> None:
+    def __init__(
+        self, tables: Tables, keys: IdempotencyKeys, *, page_bytes: int, bodies: Bodies = PLAIN, clock: Clock = now
+    ) -> None:
         """`page_bytes`: where a page of versions ends before its rows do; `bodies` seals templates and metadata."""
         self._tables = tables
+        self._keys = keys
         self._page_bytes = page_bytes
         self._bodies = bodies
         self._clock = clock
@@ -101,7 +105,7 @@ class Prompts:
         named: dict[str, Any] = {"id": prompt_id, "owner": owner, "name": name, "at": at}
         named |= {"metadata": seal(metadata), "body": seal(body)}
         unit = [Statement(INSERT, named), Statement(INSERT_VERSION, named, rows=1)]
-        await self._tables.make(once, prompt_id, unit, [Statement(DELETE, named)])
+        await self._keys.make(once, prompt_id, unit, [Statement(DELETE, named)])
         return StoredPrompt(prompt_id, name, 1, 1, 1, at / 1000, at / 1000, metadata, body)
 
     async def get(self, owner: str, prompt_id: str, version: int | None = None) -> StoredPrompt | None:

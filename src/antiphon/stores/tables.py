@@ -9,12 +9,14 @@ have in common, with parameters by name (`:owner`). Where they differ it uses th
 - `IN (:ids...)`: one of a list of texts,
 - `now_ms()`: the date in milliseconds since the epoch, by the clock of the database; where that has none, the
   parameter `:now_ms`,
+- `date_now()`, and `date_in(:keep)` so many milliseconds later, and `for_ever()`: the same clock, as columns have it
+  that no client sees,
 - `lease_now()`, and `lease_in(:lease)` so many milliseconds later: the clock of leases, which cannot be set,
 - `greatest(a, b)` and `least(a, b)`,
 - `rowid`: which number a row got when it came,
 - `place_columns()`, `new_places()` and `new_place()`: where the items of a new conversation begin,
-- `FOR UPDATE`, with `ORDER BY` before it: PostgreSQL holds the rows until the transaction ends, taken in this order;
-  SQLite has one writer at a time anyway.
+- `FOR UPDATE`, with `ORDER BY` before it or `SKIP LOCKED` behind: PostgreSQL holds the rows until the transaction
+  ends, taken in this order; SQLite has one writer at a time anyway.
 
 A parameter that only stands where its type does not show (`:after IS NULL`) is cast: `CAST(:after AS text)`.
 
@@ -28,12 +30,13 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
-from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import StoreError
 from antiphon.stores.pages import Row
 
 Parameters = Mapping[str, Any] | Sequence[Any]
+Counts = tuple[int, ...]
+"""For each step of a unit, how many rows it changed; of one that runs many times perhaps none."""
 
 
 class Statement(Struct, frozen=True):
@@ -61,18 +64,12 @@ class Tables(Protocol):
     async def fetch(self, sql: str, named: Mapping[str, Any]) -> Sequence[Row]:
         """All rows of one query, which reads only."""
 
-    async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> None:
+    async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
         """Run a unit that changes something; returns once it is durable. Raises `RowsMissing`.
 
         `undo`: what takes the unit back where it took effect after its caller was told that nobody knows whether it
         would. `again`: run twice it does what it does once.
         """
-
-    async def make(
-        self, once: OnceOnly | None, object_id: str, unit: Sequence[Statement], undo: Sequence[Statement]
-    ) -> None:
-        """Run a unit that makes an object; where its request came with a key, bind the key in the same unit. Raises
-        `RowsMissing`, `AlreadyMade` and `ApiError`."""
 
 
 async def changed(tables: Tables, statement: Statement, *beside: Statement) -> bool:
@@ -82,6 +79,15 @@ async def changed(tables: Tables, statement: Statement, *beside: Statement) -> b
     except RowsMissing:
         return False
     return True
+
+
+async def renewed(tables: Tables, sql: str, holders: Sequence[str], seconds: float) -> frozenset[str]:
+    """Prolong the leases of these holders by a statement that returns whose were held still."""
+    rows: list[Row] = []
+    await tables.run(
+        [Statement(sql, {"holders": list(holders), "lease": milliseconds(seconds)}, into=rows)], again=True
+    )
+    return frozenset([row[0] for row in rows])
 
 
 def within(order: str, most: str = ":bytes") -> str:

@@ -11,11 +11,12 @@ import pytest
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.idempotency import AlreadyMade, LeftBehind
 from antiphon.errors import ApiError, StoreError
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.schema_steps import Step
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.database import connect_writer, create_file, store_error, wait_for_lock
-from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.migrate import migrate
+from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.tables import RowsMissing, Statement
 from tests.contracts.store_contract import ALICE
 from tests.support.left_open import left_open
@@ -160,8 +161,8 @@ class _Units:
     async def fetch(self, sql: str, named: Any) -> list[tuple[str, str, int | None, int | None]]:
         return self.rows.pop(0) if self.rows else []
 
-    def keys(self) -> SqliteIdempotency:
-        return SqliteIdempotency(self, self, clock=lambda: 5.0)  # type: ignore[arg-type]
+    def keys(self) -> IdempotencyKeys:
+        return IdempotencyKeys(SqliteTables(self, self), clock=lambda: 5.0)  # type: ignore[arg-type]
 
 
 ONCE = OnceOnly(ALICE, "k", "f")
@@ -228,4 +229,4 @@ def test_what_binds_a_key_and_what_takes_that_back() -> None:
     bind, unbind = keys.bound(ONCE, "resp_a")
     assert bind[0].rows == 1 and "UPDATE" in bind[0].sql and "DELETE" in unbind[0].sql
     named = bind[0].parameters
-    assert isinstance(named, dict) and (named["at"], named["expires"]) == (5_000, 86_405_000)
+    assert isinstance(named, dict) and (named["now_ms"], named["keep"]) == (5_000, 86_400_000)

@@ -20,10 +20,10 @@ from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ApiError, ConversationLocked
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.conversations import Conversations
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.kept_files import KeptFiles
 from antiphon.stores.sqlite import ingestion, lease_clock, retention
 from antiphon.stores.sqlite import jobs as job_store
-from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.retention import SqliteRetention
 from antiphon.stores.sqlite.tables import SqliteTables
@@ -227,7 +227,7 @@ def _once(key: str = "k", fingerprint: str = "f", owner: str = ALICE) -> OnceOnl
 async def test_a_claimed_key_is_free_when_its_lease_is_over(
     stores: SqliteStores, clocks: Clocks, off: int, come: bool
 ) -> None:
-    keys = SqliteIdempotency(stores.writer, stores.readers, clock=clocks.date)
+    keys = IdempotencyKeys(SqliteTables(stores.writer, stores.readers), clock=clocks.date)
     for key in ("k", "other"):
         assert await keys.claim(_once(key), f"resp_{key}", 10.0) is None
     clocks.lease += 5 * SECOND
@@ -246,7 +246,7 @@ async def test_a_claimed_key_is_free_when_its_lease_is_over(
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
 async def test_a_key_is_remembered_for_so_long(stores: SqliteStores, clocks: Clocks, off: int, come: bool) -> None:
-    keys = SqliteIdempotency(stores.writer, stores.readers, keep=60.0, clock=clocks.date)
+    keys = IdempotencyKeys(SqliteTables(stores.writer, stores.readers), keep=60.0, clock=clocks.date)
     await keys.make(_once(), "conv_a", [], [])
     assert await keys.made(_once()) == "conv_a" and await keys.made(_once(fingerprint="else")) is None
     assert await keys.made(_once(owner=BOB)) is None and await keys.made(_once("other")) is None
@@ -263,7 +263,7 @@ async def test_a_key_is_remembered_for_so_long(stores: SqliteStores, clocks: Clo
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
 async def test_keys_are_swept_when_they_are_over(stores: SqliteStores, clocks: Clocks, off: int, come: bool) -> None:
-    keys = SqliteIdempotency(stores.writer, stores.readers, keep=60.0, clock=clocks.date)
+    keys = IdempotencyKeys(SqliteTables(stores.writer, stores.readers), keep=60.0, clock=clocks.date)
     await keys.make(_once(), "conv_a", [], [])
     clocks.wall += 1
     await keys.make(_once("later"), "conv_b", [], [])
@@ -275,7 +275,7 @@ async def test_keys_are_swept_when_they_are_over(stores: SqliteStores, clocks: C
 
 
 async def test_only_who_holds_a_key_gives_it_back(stores: SqliteStores, clocks: Clocks) -> None:
-    keys = SqliteIdempotency(stores.writer, stores.readers, clock=clocks.date)
+    keys = IdempotencyKeys(SqliteTables(stores.writer, stores.readers), clock=clocks.date)
     assert await keys.claim(_once(), "resp_a", 10.0) is None
     for once, holder in ((_once(), "resp_b"), (_once("other"), "resp_a"), (_once(owner=BOB), "resp_a")):
         await keys.release(once, holder)
@@ -291,8 +291,7 @@ async def test_only_who_holds_a_key_gives_it_back(stores: SqliteStores, clocks: 
 async def test_keys_are_swept_piece_by_piece(
     stores: SqliteStores, clocks: Clocks, monkeypatch: pytest.MonkeyPatch, there: int
 ) -> None:
-    monkeypatch.setattr("antiphon.stores.sqlite.idempotency._PIECE", 2)
-    keys = SqliteIdempotency(stores.writer, stores.readers, keep=1.0, clock=clocks.date)
+    keys = IdempotencyKeys(SqliteTables(stores.writer, stores.readers), keep=1.0, clock=clocks.date, piece=2)
     for number in range(there):
         await keys.make(_once(f"k{number}"), f"conv_{number}", [], [])
     clocks.wall += 2 * SECOND
@@ -410,8 +409,8 @@ def _retention(stores: SqliteStores, clocks: Clocks, **kept: float) -> SqliteRet
 
 
 def _conversations(stores: SqliteStores, clocks: Clocks) -> Conversations:
-    keys = SqliteIdempotency(stores.writer, stores.readers)
-    rows = SqliteTables(stores.writer, stores.readers, keys)
+    keys = IdempotencyKeys(SqliteTables(stores.writer, stores.readers))
+    rows = SqliteTables(stores.writer, stores.readers)
     return Conversations(rows, keys, max_items=9, history_bytes=99, page_bytes=99, clock=clocks.date)
 
 

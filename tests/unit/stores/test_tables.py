@@ -6,13 +6,13 @@ import re
 
 import pytest
 
-from antiphon.stores import conversations, prompts
+from antiphon.stores import conversations, idempotency, prompts
 from antiphon.stores.postgres.tables import postgres_sql
 from antiphon.stores.sqlite.tables import sqlite_sql
 
 _SHARED = [
     sql
-    for module in (conversations, prompts)
+    for module in (conversations, idempotency, prompts)
     for name, value in vars(module).items()
     if name.isupper() and not name.startswith("_")
     for sql in (value if isinstance(value, tuple) else (value,))
@@ -45,7 +45,7 @@ def test_a_time_is_the_databases_or_the_callers() -> None:
 
 @pytest.mark.parametrize("sql", _SHARED)
 def test_no_word_is_left_as_it_is(sql: str) -> None:
-    words = re.compile(r"now_ms\(|place_columns\(|new_places?\(|lease_in\(|\.\.\.\)")
+    words = re.compile(r"(?:now_ms|date_now|for_ever)\(|date_in\(|place_columns\(|new_places?\(|lease_in\(|\.\.\.\)")
     assert not words.search(sqlite_sql(sql)) and "FOR UPDATE" not in sqlite_sql(sql)
     text, _ = postgres_sql(sql)
     assert not words.search(text) and not re.search(r"lease_now\(|(?<!:):[a-z_]|\browid\b", text)

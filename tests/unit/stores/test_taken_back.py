@@ -16,7 +16,7 @@ import pytest
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.vector_stores import NewFile
-from antiphon.stores.sqlite.idempotency import SqliteIdempotency
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
 from antiphon.stores.sqlite.statements import Step
 from antiphon.stores.sqlite.units import Undo
@@ -75,7 +75,7 @@ async def _before(stores: SqliteStores) -> None:
     await stores.conversations.load(ALICE, "conv_there", holder="resp_c", seconds=60)
     await stores.conversations.create(ALICE, "conv_free", b"{}", [item("msg_free")])
     await stores.prompts.create(ALICE, "pmpt_there", None, b"{}", b"{}")
-    assert isinstance(stores.keys, SqliteIdempotency)
+    assert isinstance(stores.keys, IdempotencyKeys)
     await stores.keys.make(OTHER, "conv_there", [], [])
     await stores.files.sweep()
 

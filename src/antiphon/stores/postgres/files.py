@@ -16,10 +16,10 @@ from collections.abc import Sequence
 
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.files import FileQuery, NoRoom, StoredFile
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.kept_files import LEAST_ROOM, ContentTaken, KeptFile, kept_file
 from antiphon.stores.postgres.certain import certainly
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.making import make
 from antiphon.stores.postgres.pending_blobs import KEEP, LET_GO
 from antiphon.stores.postgres.values import time_left
@@ -71,7 +71,7 @@ KEPT = "SELECT coalesce(sum(size), 0)::bigint FROM files"
 class PostgresFileRows:
     """`FileRows` on connections that the caller closes."""
 
-    def __init__(self, database: Database, *, keys: PostgresIdempotency, owner_bytes: int | None = None) -> None:
+    def __init__(self, database: Database, *, keys: IdempotencyKeys, owner_bytes: int | None = None) -> None:
         """`owner_bytes`: the most that all files of one owner may take."""
         self._database = database
         self._keys = keys

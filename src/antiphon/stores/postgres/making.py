@@ -11,16 +11,18 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from antiphon.engine.ports.actions import OnceOnly
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres.certain import certainly
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.postgres.tables import run_steps
+from antiphon.stores.tables import RowsMissing
 
 T = TypeVar("T")
 
 
 async def make(
     database: Database,
-    keys: PostgresIdempotency,
+    keys: IdempotencyKeys,
     once: OnceOnly | None,
     object_id: str,
     work: Callable[[Connection], Awaitable[T]],
@@ -30,7 +32,15 @@ async def make(
 
     async def unit(connection: Connection) -> T:
         if once is not None:
-            await keys.bind(connection, once, object_id)
+            await run_steps(connection, [keys.binding(once, object_id)])
         return await work(connection)
 
-    return await certainly(database, unit)
+    for last in (False, True):
+        try:
+            return await certainly(database, unit)
+        except RowsMissing:
+            assert once is not None
+            await keys.explain(once)
+            if last:
+                raise
+    raise AssertionError("unreachable")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from antiphon.config.limits import TimeoutSettings
@@ -20,12 +21,12 @@ from antiphon.errors import StoreError
 from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
 from antiphon.stores.conversations import Conversations
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.kept_files import KeptFiles
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.figures import PostgresFigures
 from antiphon.stores.postgres.files import PostgresFileRows
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.jobs import AddedEvents, PostgresJobStore, QueuedTurns
 from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps
 from antiphon.stores.postgres.owner_data import PostgresOwnerData
@@ -55,7 +56,7 @@ _OPERATOR = DatabaseLimits(size=1, deadline=600.0)
 class PostgresStores(Stores):
     """Everything that is kept, over the connections of one process."""
 
-    own_keys: PostgresIdempotency
+    own_keys: IdempotencyKeys
     """Those of `keys`, as they are in the database."""
     database: Database
     direct_url: str
@@ -120,10 +121,10 @@ async def open_postgres(
     except BaseException:
         await database.aclose()
         raise
-    keys = PostgresIdempotency(database, keep=keep_keys)
-    tables = PostgresTables(database, keys)
+    tables = PostgresTables(database)
+    keys = IdempotencyKeys(tables, keep=keep_keys, bodies=bodies)
     withdrawals = Withdrawals(database)
-    saved = SavedTurns(database, withdrawals, keep=keys.keep)
+    saved = SavedTurns(database, withdrawals, keep=timedelta(seconds=keys.keep))
     limits = group_limits(timeouts, connections=state.pool)
     signals = PostgresSignals(database, None if state.direct_url is None else direct_url)
     turns, added = Groups(saved, limits), Groups(AddedEvents(database, signals.changed), limits)
@@ -150,7 +151,7 @@ async def open_postgres(
         ),
         background=PostgresJobStore(database, queued, added, signals.changed),
         signals=signals,
-        prompts=Prompts(tables, page_bytes=page_bytes, bodies=bodies),
+        prompts=Prompts(tables, keys, page_bytes=page_bytes, bodies=bodies),
         files=KeptFiles(files, pending, blobs),
         retention=PostgresRetention(database, kept),
         keys=keys,

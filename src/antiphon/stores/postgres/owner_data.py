@@ -16,10 +16,11 @@ from typing import Any
 
 from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts, Shrunk
 from antiphon.errors import StoreError
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres.connecting import Connection, connect
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import connecting_failed, store_error
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
+from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.vector_database import open_vectors
 from antiphon.stores.sealed.bodies import Bodies
 
@@ -169,7 +170,7 @@ class PostgresOwnerData:
         await self._database.aclose()
 
     async def _delete_vector_stores(self, owner: str) -> int:
-        vectors = open_vectors(self._database, PostgresIdempotency(self._database), direct_url=self._url)
+        vectors = open_vectors(self._database, IdempotencyKeys(PostgresTables(self._database)), direct_url=self._url)
         try:
             gone = 0
             for (store_id,) in await self._database.fetch(_VECTOR_STORES, owner):

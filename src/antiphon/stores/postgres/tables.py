@@ -1,7 +1,7 @@
 """The `Tables` of a PostgreSQL database: its connections behind the words that all backends share.
 
 Lives here: what those words are in PostgreSQL, and running a unit as one transaction. Not here: the words
-(`../tables.py`), connections (`database.py`), what became of a commit (`certain.py`), keys (`idempotency.py`).
+(`../tables.py`), connections (`database.py`), what became of a commit (`certain.py`).
 
 Invariant: a unit that may not run twice takes effect once, or not at all with an error.
 """
@@ -14,23 +14,22 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
-from antiphon.engine.ports.actions import OnceOnly
 from antiphon.stores.pages import Row
 from antiphon.stores.postgres.certain import certainly
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.values import NOW
-from antiphon.stores.tables import RowsMissing, Statement
+from antiphon.stores.tables import Counts, RowsMissing, Statement
 
 # Each conversation has so many places for items, as a power of two.
 _PLACES = 24
 _WORDS = (
     (re.compile(r"\bIN \(:([a-z_]+)\.\.\.\)"), r"= ANY(CAST(:\1 AS text[]))"),
     (
-        re.compile(r"\blease_in\(:([a-z_]+)\)"),
+        re.compile(r"\b(?:lease|date)_in\(:([a-z_]+)\)"),
         r"(clock_timestamp() + CAST(:\1 AS double precision) * interval '1 millisecond')",
     ),
-    (re.compile(r"\blease_now\(\)"), "clock_timestamp()"),
+    (re.compile(r"\b(lease|date)_now\(\)"), "clock_timestamp()"),
+    (re.compile(r"\bfor_ever\(\)"), "'infinity'::timestamptz"),
     (re.compile(r"\bnow_ms\(\)"), NOW),
     (re.compile(r"\browid\b"), "number"),
     (re.compile(r"\bplace_columns\(\)"), "first_pos, next_pos"),
@@ -56,47 +55,35 @@ def postgres_sql(sql: str) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any
 class PostgresTables:
     """`Tables` on connections that the caller closes."""
 
-    def __init__(self, database: Database, keys: PostgresIdempotency) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._keys = keys
 
     async def fetch(self, sql: str, named: Mapping[str, Any]) -> Sequence[Row]:
         """See `Tables.fetch`."""
         text, order = postgres_sql(sql)
         return await self._database.fetch(text, *order(named))
 
-    async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> None:
+    async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
         """See `Tables.run`. What became of a commit is found out, so nothing has to be taken back."""
 
-        async def work(connection: Connection) -> None:
-            await _run(connection, unit)
+        async def work(connection: Connection) -> Counts:
+            return await run_steps(connection, unit)
 
         if not again:
-            await certainly(self._database, work)
-        elif len(unit) == 1:
-            await self._database.alone(work)
-        else:
-            await self._database.transaction(work, again=True)
-
-    async def make(
-        self, once: OnceOnly | None, object_id: str, unit: Sequence[Statement], undo: Sequence[Statement]
-    ) -> None:
-        """See `Tables.make`."""
-
-        async def work(connection: Connection) -> None:
-            if once is not None:
-                await self._keys.bind(connection, once, object_id)
-            await _run(connection, unit)
-
-        await certainly(self._database, work)
+            return await certainly(self._database, work)
+        if len(unit) == 1:
+            return await self._database.alone(work)
+        return await self._database.transaction(work, again=True)
 
 
-async def _run(connection: Connection, unit: Sequence[Statement]) -> None:
+async def run_steps(connection: Connection, unit: Sequence[Statement]) -> Counts:
     """Run the steps in their order. Raises `RowsMissing`: the transaction is then to be rolled back."""
+    counts: list[int] = []
     for step in unit:
         text, order = postgres_sql(step.sql)
         if not isinstance(step.parameters, Mapping):
             await connection.executemany(text, [order(each) for each in step.parameters])
+            counts.append(0)
             continue
         given = order(step.parameters)
         if step.into is not None:
@@ -106,3 +93,5 @@ async def _run(connection: Connection, unit: Sequence[Statement]) -> None:
             changed = int((await connection.execute(text, *given)).rpartition(" ")[2])
         if step.rows is not None and changed != step.rows:
             raise RowsMissing("A row that must be there is missing.")
+        counts.append(changed)
+    return tuple(counts)

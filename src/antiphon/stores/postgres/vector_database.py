@@ -12,9 +12,9 @@ from functools import partial
 
 from antiphon.engine.ports.figures import StoreFigures
 from antiphon.stores.backend import VectorDatabase
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres.chunk_index import PostgresChunkIndex
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.ingestion import PostgresIngestion
 from antiphon.stores.postgres.vector_indexes import EXACT_VECTORS, VectorIndexes, own_connection
 from antiphon.stores.postgres.vector_stores import PostgresVectorStores
@@ -28,7 +28,7 @@ class PostgresVectorDatabase(VectorDatabase):
     stores: PostgresVectorStores
     ingestion: PostgresIngestion
     index: PostgresChunkIndex
-    keys: PostgresIdempotency
+    keys: IdempotencyKeys
     table: VectorTable
     indexes: VectorIndexes
 
@@ -47,7 +47,7 @@ class PostgresVectorDatabase(VectorDatabase):
 
 
 def open_vectors(
-    database: Database, keys: PostgresIdempotency, *, direct_url: str, exact: int = EXACT_VECTORS
+    database: Database, keys: IdempotencyKeys, *, direct_url: str, exact: int = EXACT_VECTORS
 ) -> PostgresVectorDatabase:
     """Vector stores on this database. `direct_url`: of the server itself, for work that takes minutes; `exact`: the
     most vectors that a search compares one by one."""

@@ -28,11 +28,11 @@ from antiphon.engine.ports.vector_stores import (
     VectorStore,
 )
 from antiphon.errors import StoreError
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.pages import check_cursors
 from antiphon.stores.postgres import vector_store_sql as sql
 from antiphon.stores.postgres.certain import certainly
 from antiphon.stores.postgres.database import Connection, Database, Record
-from antiphon.stores.postgres.idempotency import PostgresIdempotency
 from antiphon.stores.postgres.making import make
 from antiphon.stores.postgres.vector_filters import attribute_columns, columns
 from antiphon.stores.vector_rows import attributes_json, batch, vector_file, vector_store
@@ -50,7 +50,7 @@ class PostgresVectorStores:
     """`VectorStores` on a database that is somebody else's to close. `on_work` is called when there are files to
     ingest, or something to clear up."""
 
-    def __init__(self, database: Database, *, keys: PostgresIdempotency) -> None:
+    def __init__(self, database: Database, *, keys: IdempotencyKeys) -> None:
         self._database = database
         self._keys = keys
         self._touched: dict[tuple[str, str], float] = {}

@@ -14,7 +14,6 @@ from dataclasses import replace
 from antiphon.stores.backend import Stores
 from antiphon.stores.sealed.bodies import Bodies
 from antiphon.stores.sealed.jobs import SealedJobs
-from antiphon.stores.sealed.keys import SealedKeys
 from antiphon.stores.sealed.responses import SealedResponses
 
 __all__ = ["Bodies", "seal_stores"]
@@ -26,5 +25,4 @@ def seal_stores(stores: Stores, bodies: Bodies) -> Stores:
         stores,
         responses=SealedResponses(stores.responses, bodies),
         background=SealedJobs(stores.background, bodies),
-        keys=SealedKeys(stores.keys, bodies),
     )

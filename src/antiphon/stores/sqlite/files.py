@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.files import FileQuery, NoRoom, StoredFile
 from antiphon.ids import Clock, now
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.kept_files import LEAST_ROOM, ContentTaken, KeptFile, kept_file
-from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.pending_blobs import KEEP, LET_GO, SqlitePendingRows
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.writer import SqliteWriter
@@ -62,7 +62,7 @@ class SqliteFileRows:
         self,
         writer: SqliteWriter,
         readers: SqliteReaders,
-        keys: SqliteIdempotency,
+        keys: IdempotencyKeys,
         pending: SqlitePendingRows,
         *,
         owner_bytes: int | None = None,

@@ -18,8 +18,8 @@ from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.jobs import PATIENCE, EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
 from antiphon.errors import PredecessorGone
 from antiphon.ids import now
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.pages import cut_off
-from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.response_rows import (
@@ -32,6 +32,7 @@ from antiphon.stores.sqlite.response_rows import (
     unsave_steps,
 )
 from antiphon.stores.sqlite.statements import Step
+from antiphon.stores.sqlite.tables import SqliteTables, sqlite_steps
 from antiphon.stores.sqlite.writer import SqliteWriter
 from antiphon.stores.tables import RowsMissing, Statement, milliseconds, within
 
@@ -160,8 +161,8 @@ ORDER BY cut.place
 class SqliteJobStore:
     """`JobStore` on a writer and readers that somebody else owns and closes."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: SqliteIdempotency | None = None) -> None:
-        self._keys = keys or SqliteIdempotency(writer, readers)
+    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyKeys | None = None) -> None:
+        self._keys = keys or IdempotencyKeys(SqliteTables(writer, readers))
         self._writer = writer
         self._readers = readers
 
@@ -193,7 +194,7 @@ class SqliteJobStore:
         if events is not None:
             unit.append(Statement(INSERT_EVENTS, {"id": record.id, "last": events.last, "data": events.data}))
         try:
-            bind, unbind = self._keys.bound(record.once, record.id)
+            bind, unbind = map(sqlite_steps, self._keys.bound(record.once, record.id))
             undo = [*unbind, *unsave_steps(replace(record, conversation_id=None))]
             await self._writer.run([*bind, *unit], undo=undo)
         except RowsMissing:

@@ -25,13 +25,13 @@ from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
 from antiphon.stores.conversations import Conversations
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.kept_files import KeptFiles
 from antiphon.stores.prompts import Prompts
 from antiphon.stores.sealed.bodies import PLAIN, Bodies, with_status_unless_sealed
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.figures import SqliteFigures
 from antiphon.stores.sqlite.files import SqliteFileRows
-from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.jobs import SqliteJobStore
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.owner_room import SqliteOwnerRoom
@@ -132,8 +132,8 @@ async def open_sqlite(
     except BaseException:
         await writer.aclose()
         raise
-    keys = SqliteIdempotency(writer, readers, keep=keep_keys)
-    tables = SqliteTables(writer, readers, keys)
+    tables = SqliteTables(writer, readers)
+    keys = IdempotencyKeys(tables, keep=keep_keys, bodies=bodies)
     contents = blobs
     if contents is None:
         contents = DiskBlobs(where / FILES_FOLDER) if isinstance(where, Path) else MemoryBlobs()
@@ -154,7 +154,7 @@ async def open_sqlite(
         ),
         background=SqliteJobStore(writer, readers, keys),
         signals=SqliteSignals(readers),
-        prompts=Prompts(tables, page_bytes=page_bytes, bodies=bodies),
+        prompts=Prompts(tables, keys, page_bytes=page_bytes, bodies=bodies),
         files=KeptFiles(
             SqliteFileRows(writer, readers, keys, pending, owner_bytes=owner_file_bytes),
             PendingBlobs(pending, contents, upload_lease),

@@ -22,10 +22,11 @@ from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, Store
 from antiphon.engine.running.waiting import look_at
 from antiphon.errors import PredecessorGone, StoreError, unknown_cursor
 from antiphon.stores.chains import load_chain
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.pages import item_page, named_items, response_page, stored_item
-from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.response_rows import DELETE_LAST_OF_CHAIN, DELETE_RESPONSE, save_steps, unsave_steps
+from antiphon.stores.sqlite.tables import SqliteTables, sqlite_steps
 from antiphon.stores.sqlite.writer import SqliteWriter
 from antiphon.stores.tables import RowsMissing, Statement, asked, within
 
@@ -159,7 +160,7 @@ class SqliteResponseStore:
         chain_items: int,
         history_bytes: int,
         page_bytes: int,
-        keys: SqliteIdempotency | None = None,
+        keys: IdempotencyKeys | None = None,
     ) -> None:
         """`chain_items` and `history_bytes`: the most of a history that is read at all; `page_bytes`: where a page of a
         list ends before its rows do."""
@@ -168,7 +169,7 @@ class SqliteResponseStore:
         self._chain_items = chain_items
         self._history_bytes = history_bytes
         self._page_bytes = page_bytes
-        self._keys = keys or SqliteIdempotency(writer, readers)
+        self._keys = keys or IdempotencyKeys(SqliteTables(writer, readers))
         self._probe: asyncio.Task[None] | None = None
 
     async def save(self, record: ResponseRecord) -> None:
@@ -178,7 +179,7 @@ class SqliteResponseStore:
             if record.once is None:
                 await self._writer.run(steps, undo=undo)
             else:
-                bind, unbind = self._keys.bound(record.once, record.id)
+                bind, unbind = map(sqlite_steps, self._keys.bound(record.once, record.id))
                 await self._writer.run([*bind, *steps], undo=lambda: [*unbind, *undo()])
         except RowsMissing:
             if record.once is not None:

@@ -17,9 +17,6 @@ from msgspec import Struct
 
 from antiphon.stores.tables import Statement
 
-Counts = tuple[int, ...]
-"""For each step of a unit, how many rows it changed."""
-
 _NAME = re.compile(r":([a-z_]+)")
 
 

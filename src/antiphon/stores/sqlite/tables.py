@@ -1,7 +1,7 @@
 """The `Tables` of a SQLite database: its writer and its readers behind the words that all backends share.
 
 Lives here: what those words are in SQLite. Not here: the words (`../tables.py`), threads and transactions (`writer.py`,
-`readers.py`), keys (`idempotency.py`).
+`readers.py`).
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from antiphon.engine.ports.actions import OnceOnly
-from antiphon.stores.sqlite.idempotency import SqliteIdempotency
+from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.writer import SqliteWriter
-from antiphon.stores.tables import Parameters, Statement
+from antiphon.stores.tables import Counts, Parameters, Statement
 
 _WORDS = (
     (re.compile(r"\bIN \(:([a-z_]+)\.\.\.\)"), r"IN (SELECT value FROM json_each(:\1))"),
@@ -24,10 +23,12 @@ _WORDS = (
     (re.compile(r"\bplace_columns\(\)"), "next_pos"),
     (re.compile(r"\bnew_places\(\)"), "place"),
     (re.compile(r"\bnew_place\(\)"), "now_ms() * 1000"),
-    (re.compile(r"\bnow_ms\(\)"), ":now_ms"),
+    (re.compile(r"\b(now_ms|date_now)\(\)"), ":now_ms"),
+    (re.compile(r"\bdate_in\(:([a-z_]+)\)"), r"(:now_ms + :\1)"),
+    (re.compile(r"\bfor_ever\(\)"), str((1 << 63) - 1)),
     (re.compile(r"\bgreatest\("), "max("),
     (re.compile(r"\bleast\("), "min("),
-    (re.compile(r"(\bORDER BY [a-z_, ]+ )?\bFOR UPDATE\b"), ""),
+    (re.compile(r"(\bORDER BY [a-z_, ]+ )?\bFOR UPDATE\b( SKIP LOCKED)?"), ""),
 )
 
 
@@ -42,27 +43,23 @@ def sqlite_sql(sql: str) -> str:
 class SqliteTables:
     """`Tables` on a writer and readers that the caller closes."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: SqliteIdempotency) -> None:
+    def __init__(self, writer: SqliteWriter, readers: SqliteReaders) -> None:
         self._writer = writer
         self._readers = readers
-        self._keys = keys
 
     async def fetch(self, sql: str, named: Mapping[str, Any]) -> list[Row]:
         """See `Tables.fetch`."""
-        return await self._readers.fetch(sqlite_sql(sql), _bound(named))
+        # The clock of leases is a function of the writer's connection only.
+        text = sqlite_sql(sql).replace("lease_now()", ":lease_now")
+        return await self._readers.fetch(text, _bound(named) | {"lease_now": lease_now()})
 
-    async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> None:
+    async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
         """See `Tables.run`."""
-        await self._writer.run(_steps(unit), undo=_steps(undo))
-
-    async def make(
-        self, once: OnceOnly | None, object_id: str, unit: Sequence[Statement], undo: Sequence[Statement]
-    ) -> None:
-        """See `Tables.make`."""
-        await self._keys.make(once, object_id, _steps(unit), _steps(undo))
+        return await self._writer.run(sqlite_steps(unit), undo=sqlite_steps(undo))
 
 
-def _steps(unit: Sequence[Statement]) -> list[Statement]:
+def sqlite_steps(unit: Sequence[Statement]) -> list[Statement]:
+    """The statements of shared stores as the writer runs them."""
     return [
         Statement(sqlite_sql(step.sql), _given(step.parameters), many=step.many, rows=step.rows, into=step.into)
         for step in unit
@@ -70,7 +67,10 @@ def _steps(unit: Sequence[Statement]) -> list[Statement]:
 
 
 def _given(parameters: Parameters) -> Parameters:
-    return _bound(parameters) if isinstance(parameters, Mapping) else [_bound(each) for each in parameters]
+    if isinstance(parameters, Mapping):
+        return _bound(parameters)
+    # Of SQLite's own statements the parameters may have numbers.
+    return [_bound(each) if isinstance(each, Mapping) else each for each in parameters] if parameters else parameters
 
 
 def _bound(named: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.statements import Counts, Insertion, Rows, Step
-from antiphon.stores.tables import RowsMissing
+from antiphon.stores.sqlite.statements import Insertion, Rows, Step
+from antiphon.stores.tables import Counts, RowsMissing
 
 Undo = Sequence[Step] | Callable[[], Sequence[Step]]
 Answer = tuple[asyncio.Future[Any], Any, StoreError | None]

@@ -14,15 +14,16 @@ from pathlib import Path
 from antiphon.config.limits import TimeoutSettings
 from antiphon.ids import Clock, now
 from antiphon.stores.backend import KEEP_SECONDS, MATRIX_BYTES, VectorDatabase
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.figures import SqliteFigures
-from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.ingestion import SqliteIngestion
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.place import Databases, Folder, Place
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.schema_check import check_triggers
+from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_stores import SqliteVectorStores
 from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
 
@@ -40,7 +41,7 @@ class SqliteVectorDatabase(VectorDatabase):
     stores: SqliteVectorStores
     ingestion: SqliteIngestion
     index: SqliteChunkIndex
-    keys: SqliteIdempotency
+    keys: IdempotencyKeys
     place: Place
     writer: SqliteWriter
     readers: SqliteReaders
@@ -81,7 +82,7 @@ async def open_vector_database(
     except BaseException:
         await writer.aclose()
         raise
-    keys = SqliteIdempotency(writer, pool, keep=keep_keys, clock=clock)
+    keys = IdempotencyKeys(SqliteTables(writer, pool), keep=keep_keys, clock=clock)
     stores = SqliteVectorStores(writer, pool, clock, keys=keys)
     index = SqliteChunkIndex(pool, stores, matrix_bytes=matrix_bytes, clock=clock)
     stores.on_deleted = index.forget

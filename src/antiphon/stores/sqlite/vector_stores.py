@@ -27,9 +27,10 @@ from antiphon.engine.ports.vector_stores import (
 )
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, is_id, now
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.pages import check_cursors
-from antiphon.stores.sqlite.idempotency import SqliteIdempotency
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
+from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_filters import attribute_rows
 from antiphon.stores.sqlite.vector_store_sql import (
     BUMP,
@@ -100,9 +101,9 @@ class SqliteVectorStores:
     """
 
     def __init__(
-        self, writer: SqliteWriter, readers: SqliteReaders, clock: Clock = now, *, keys: SqliteIdempotency | None = None
+        self, writer: SqliteWriter, readers: SqliteReaders, clock: Clock = now, *, keys: IdempotencyKeys | None = None
     ) -> None:
-        self._keys = keys or SqliteIdempotency(writer, readers, clock=clock)
+        self._keys = keys or IdempotencyKeys(SqliteTables(writer, readers), clock=clock)
         self._writer = writer
         self._readers = readers
         self._clock = clock

@@ -45,7 +45,7 @@ from antiphon.stores.sqlite.database import (
 )
 from antiphon.stores.sqlite.deadlines import Deadlines
 from antiphon.stores.sqlite.place import Place, place_of
-from antiphon.stores.sqlite.statements import Counts, Step
+from antiphon.stores.sqlite.statements import Step
 from antiphon.stores.sqlite.units import (
     Answer,
     Undo,
@@ -61,6 +61,7 @@ from antiphon.stores.sqlite.units import (
     settle,
     still_wanted,
 )
+from antiphon.stores.tables import Counts
 
 _log = structlog.get_logger(__name__)
 
