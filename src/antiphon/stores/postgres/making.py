@@ -1,6 +1,6 @@
 """Making something, once where its request came with a key.
 
-Lives here: the transaction around it. Not here: keys (`idempotency.py`), what is made.
+Lives here: the transaction around it. Not here: keys (`../idempotency.py`), what is made.
 
 Invariant: there is neither the thing without its key, nor the key without the thing.
 """
