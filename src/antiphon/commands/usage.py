@@ -1,6 +1,6 @@
 """`antiphon admin usage`: what model calls took and cost, by owner, model, upstream and day.
 
-Lives here: what stands in the table and in the JSON that are printed. Not here: the sums (`stores/sqlite/usage.py`).
+Lives here: what stands in the table and in the JSON that are printed. Not here: the sums (`stores/usage.py`).
 """
 
 from __future__ import annotations

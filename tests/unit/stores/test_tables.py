@@ -6,13 +6,13 @@ import re
 
 import pytest
 
-from antiphon.stores import conversations, idempotency, prompts
+from antiphon.stores import conversations, idempotency, prompts, usage
 from antiphon.stores.postgres.tables import postgres_sql
 from antiphon.stores.sqlite.tables import sqlite_sql
 
 _SHARED = [
     sql
-    for module in (conversations, idempotency, prompts)
+    for module in (conversations, idempotency, prompts, usage)
     for name, value in vars(module).items()
     if name.isupper() and not name.startswith("_")
     for sql in (value if isinstance(value, tuple) else (value,))

@@ -39,12 +39,12 @@ from antiphon.stores.postgres.signals import PostgresSignals
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.turn_groups import Groups, group_limits
 from antiphon.stores.postgres.turns import SavedTurns
-from antiphon.stores.postgres.usage import PostgresUsageStore
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.withdrawals import Withdrawals
 from antiphon.stores.prompts import Prompts
 from antiphon.stores.schema_steps import missing_steps
 from antiphon.stores.sealed.bodies import PLAIN, Bodies
+from antiphon.stores.usage import UsageSums
 
 _TIMEOUTS = TimeoutSettings()
 _CONNECT_SECONDS = 3.0
@@ -156,7 +156,7 @@ async def open_postgres(
         retention=PostgresRetention(database, kept),
         keys=keys,
         own_keys=keys,
-        usage=PostgresUsageStore(database),
+        usage=UsageSums(tables),
         owner_room=PostgresOwnerRoom(database, owner_bytes) if owner_bytes is not None else None,
         database=database,
         direct_url=direct_url,

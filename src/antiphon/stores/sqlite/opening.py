@@ -43,9 +43,9 @@ from antiphon.stores.sqlite.retention import SqliteRetention
 from antiphon.stores.sqlite.schema_check import check_triggers
 from antiphon.stores.sqlite.signals import SqliteSignals
 from antiphon.stores.sqlite.tables import SqliteTables
-from antiphon.stores.sqlite.usage import SqliteUsageStore
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
+from antiphon.stores.usage import UsageSums
 
 _TIMEOUTS = TimeoutSettings()
 
@@ -72,7 +72,7 @@ class SqliteStores(Stores):
     files: KeptFiles
     retention: SqliteRetention
     keep_keys: float
-    usage: SqliteUsageStore
+    usage: UsageSums
     owner_room: SqliteOwnerRoom | None
     databases: Databases
     place: Place
@@ -163,7 +163,7 @@ async def open_sqlite(
         retention=SqliteRetention(writer, readers, kept),
         keys=keys,
         keep_keys=keep_keys,
-        usage=SqliteUsageStore(writer, readers),
+        usage=UsageSums(tables),
         owner_room=SqliteOwnerRoom(readers, owner_bytes) if owner_bytes is not None else None,
         databases=databases,
         place=place,
