@@ -12,9 +12,10 @@ import pytest
 
 from antiphon.engine.ports.container_rows import ContainerInUse, ContainerLost, ContainerRows
 from antiphon.engine.ports.files import new_blob_key
+from antiphon.stores.pending_rows import PendingRows
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.pending_blobs import PostgresPendingRows
+from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from tests.contracts.container_contract import ALICE, LEASE, Age, ContainerRowsContract, made, new
 from tests.support.postgres import PATIENT
@@ -87,7 +88,7 @@ class TestPostgres(ContainerRowsContract):
     async def test_a_content_is_a_rows_or_pending_never_both_or_neither(
         self, rows: ContainerRows, database: Database
     ) -> None:
-        pending = PostgresPendingRows(database)
+        pending = PendingRows(PostgresTables(database))
         first, second = new_blob_key(), new_blob_key()
         row = await made(rows)
 
@@ -112,7 +113,7 @@ class TestPostgres(ContainerRowsContract):
         self, rows: ContainerRows, database: Database, postgres_url: str
     ) -> None:
         row = await made(rows)
-        pending, key = PostgresPendingRows(database), new_blob_key()
+        pending, key = PendingRows(PostgresTables(database)), new_blob_key()
         await pending.begin(key, 60)
         await database.write("UPDATE pending_blobs SET lease_until = now() - interval '1 second'")
         await pending.take_overdue()

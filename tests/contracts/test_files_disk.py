@@ -17,9 +17,10 @@ from antiphon.engine.ports.files import FileQuery, NoRoom, new_blob_key
 from antiphon.engine.running.leases import Leases
 from antiphon.errors import StoreError
 from antiphon.stores.blobs.disk import DiskBlobs
-from antiphon.stores.kept_files import KeptFiles
+from antiphon.stores.files import SqlFiles
+from antiphon.stores.pending_rows import FORGET, KEEP
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
-from antiphon.stores.sqlite.pending_blobs import FORGET, KEEP
+from antiphon.stores.sqlite.tables import sqlite_sql
 from antiphon.stores.tables import Counts, Statement
 from tests.contracts.file_contract import NOW, OWNER_BYTES, content, fields, keep
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
@@ -36,7 +37,7 @@ async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
 
 
 @pytest.fixture
-def store(stores: SqliteStores) -> KeptFiles:
+def store(stores: SqliteStores) -> SqlFiles:
     return stores.files
 
 
@@ -55,14 +56,14 @@ async def run_out(stores: SqliteStores) -> None:
     await stores.writer.run([Statement("UPDATE pending_blobs SET lease_until = 1 WHERE lease_until > 0")])
 
 
-async def test_only_this_user_can_read_what_is_on_disk(store: KeptFiles, tmp_path: Path) -> None:
+async def test_only_this_user_can_read_what_is_on_disk(store: SqlFiles, tmp_path: Path) -> None:
     await keep(store, fields("a"), b"x")
     assert {path.stat().st_mode & 0o777 for path in contents(tmp_path)} == {0o600}
     folders = [tmp_path / "files", *(path for path in (tmp_path / "files").rglob("*") if path.is_dir())]
     assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
 
 
-async def test_nothing_is_left_on_disk_of_what_is_gone(store: KeptFiles, tmp_path: Path) -> None:
+async def test_nothing_is_left_on_disk_of_what_is_gone(store: SqlFiles, tmp_path: Path) -> None:
     await keep(store, fields("a"), b"x")
     async with store.uploading() as upload:
         await upload.write(b"y")
@@ -74,7 +75,7 @@ async def test_nothing_is_left_on_disk_of_what_is_gone(store: KeptFiles, tmp_pat
     assert contents(tmp_path) == []
 
 
-async def test_a_sweep_takes_what_expired(store: KeptFiles, tmp_path: Path) -> None:
+async def test_a_sweep_takes_what_expired(store: SqlFiles, tmp_path: Path) -> None:
     await keep(store, fields("old", at=NOW - 10, expires_at=NOW - 1), b"x")
     await keep(store, fields("new", expires_at=NOW + 86_400), b"y")
     assert await store.sweep() == (1, 0)
@@ -82,7 +83,7 @@ async def test_a_sweep_takes_what_expired(store: KeptFiles, tmp_path: Path) -> N
     assert await content(store, "file-new") == b"y"
 
 
-async def test_a_file_goes_at_the_moment_it_expires(stores: SqliteStores, store: KeptFiles, tmp_path: Path) -> None:
+async def test_a_file_goes_at_the_moment_it_expires(stores: SqliteStores, store: SqlFiles, tmp_path: Path) -> None:
     """Where it is gone for its owner, a sweep takes it from the disk as well."""
     at = 1_800_000_059.999
     timed = files_of(stores, store._blobs, clock=lambda: at)
@@ -122,7 +123,7 @@ async def test_what_is_sealed_was_flushed_before_it_got_its_place(
     await blobs.aclose()
 
 
-async def test_a_file_that_expired_is_told_of_before_it_goes(store: KeptFiles) -> None:
+async def test_a_file_that_expired_is_told_of_before_it_goes(store: SqlFiles) -> None:
     """And again by the next sweep, when telling failed."""
     told: list[tuple[str, str]] = []
 
@@ -141,7 +142,7 @@ async def test_a_file_that_expired_is_told_of_before_it_goes(store: KeptFiles) -
 
 
 async def test_a_sweep_takes_no_upload_that_goes_on(
-    stores: SqliteStores, store: KeptFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stores: SqliteStores, store: SqlFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither one that is being written, nor one whose content is whole and whose row is not there yet."""
     other = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
@@ -178,7 +179,7 @@ async def test_an_upload_that_a_sweep_took_is_no_file(stores: SqliteStores, tmp_
             await run_out(stores)
             assert await store.sweep() == (0, 1)
             # It says so at the next write already when a renewal found it out.
-            store._pending._leases.drop(store._pending._rows, upload._blob.key)
+            store._pending._leases.drop(store._pending.rows, upload._blob.key)
             await upload.write(b"y")
     assert contents(tmp_path) == [] and await pending(stores) == []
     assert await store.get(ALICE, "file-a") is None
@@ -193,7 +194,7 @@ async def test_no_file_is_made_of_what_a_sweep_takes_at_the_last_moment(
     run = stores.writer.run
 
     async def taken_first(statements: list[Statement], **more: Any) -> Counts:
-        if statements[-1].sql == KEEP:
+        if statements[-1].sql == sqlite_sql(KEEP):
             await run_out(other)
             assert await other.files.sweep() == (0, 1)
         return await run(statements, **more)
@@ -248,7 +249,7 @@ async def test_a_file_that_could_not_be_deleted_whole_goes_with_the_next_sweep(
             run = stores.writer.run
 
             async def no_forgetting(statements: list[Statement], **more: Any) -> Counts:
-                if statements[0].sql == FORGET:
+                if statements[0].sql == sqlite_sql(FORGET):
                     raise StoreError("Not now.")
                 return await run(statements, **more)
 
@@ -317,14 +318,14 @@ async def test_contents_of_before_are_looked_for_once(stores: SqliteStores, tmp_
 
 
 async def test_an_upload_that_is_cancelled_while_its_row_is_written(
-    stores: SqliteStores, store: KeptFiles, monkeypatch: pytest.MonkeyPatch
+    stores: SqliteStores, store: SqlFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lease is renewed until the row is there or not, so no sweep takes the content of a row that comes late."""
     run = stores.writer.run
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def late(statements: list[Statement], **more: Any) -> Counts:
-        if statements[-1].sql == KEEP:
+        if statements[-1].sql == sqlite_sql(KEEP):
             begun.set()
             await go_on.wait()
         return await run(statements, **more)
@@ -343,7 +344,7 @@ async def test_an_upload_that_is_cancelled_while_its_row_is_written(
 
 
 async def test_a_failing_disk_is_a_store_error(
-    store: KeptFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqlFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int, data: object) -> int:
         raise OSError(28, "No space left on device")
@@ -356,7 +357,7 @@ async def test_a_failing_disk_is_a_store_error(
     assert page is not None and page.files == ()
 
 
-async def test_a_content_that_somebody_took_away_is_a_store_error(store: KeptFiles, tmp_path: Path) -> None:
+async def test_a_content_that_somebody_took_away_is_a_store_error(store: SqlFiles, tmp_path: Path) -> None:
     await keep(store, fields("a"), b"x")
     contents(tmp_path)[0].unlink()
     with pytest.raises(StoreError, match="Opening a file failed"):
@@ -365,7 +366,7 @@ async def test_a_content_that_somebody_took_away_is_a_store_error(store: KeptFil
 
 
 async def test_an_upload_that_is_cancelled_while_it_begins(
-    store: KeptFiles, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqlFiles, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file that a thread makes when its upload is gone goes as well."""
     with _held(monkeypatch, "open") as (stands, goes_on):
@@ -398,7 +399,7 @@ def _held(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[tuple[threadin
 
 
 async def test_who_leaves_during_a_flush_stops_nobody_and_leaves_nothing(
-    store: KeptFiles, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqlFiles, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with _held(monkeypatch, "fsync") as (stands, goes_on):
         task = asyncio.create_task(keep(store, fields("a"), b"x"))
@@ -460,7 +461,7 @@ asyncio.run(main())
 
 
 async def test_a_killed_process_leaves_nothing_after_a_sweep(
-    store: KeptFiles, stores: SqliteStores, tmp_path: Path
+    store: SqlFiles, stores: SqliteStores, tmp_path: Path
 ) -> None:
     await keep(store, fields("mine"), b"x")
     child = await asyncio.create_subprocess_exec(

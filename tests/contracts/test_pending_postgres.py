@@ -7,8 +7,10 @@ from contextlib import aclosing
 
 import pytest
 
+from antiphon.stores.pending_rows import KEEP, LET_GO, PendingRows
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.pending_blobs import KEEP, LET_GO, PostgresPendingRows
+from antiphon.stores.postgres.tables import PostgresTables
+from antiphon.stores.tables import RowsMissing, Statement
 from tests.contracts.pending_contract import Keep, LetGo, PendingRowsContract, RunOut
 from tests.support.postgres import PATIENT
 
@@ -22,25 +24,29 @@ class TestPendingRows(PendingRowsContract):
             yield database
 
     @pytest.fixture
-    def rows(self, database: Database) -> PostgresPendingRows:
-        return PostgresPendingRows(database)
+    def rows(self, database: Database) -> PendingRows:
+        return PendingRows(PostgresTables(database))
 
     @pytest.fixture
-    async def peer(self, postgres_url: str) -> AsyncIterator[PostgresPendingRows]:
+    async def peer(self, postgres_url: str) -> AsyncIterator[PendingRows]:
         async with aclosing(Database(postgres_url, PATIENT)) as database:
-            yield PostgresPendingRows(database)
+            yield PendingRows(PostgresTables(database))
 
     @pytest.fixture
     def keep(self, database: Database) -> Keep:
         async def run(key: str) -> bool:
-            return bool(await database.write(KEEP, key))
+            try:
+                await PostgresTables(database).run([Statement(KEEP, {"blob": key}, rows=1)])
+            except RowsMissing:
+                return False
+            return True
 
         return run
 
     @pytest.fixture
     def let_go(self, database: Database) -> LetGo:
         async def run(key: str) -> None:
-            await database.write(f"WITH gone (blob) AS (SELECT $1::text) {LET_GO}", key)
+            await PostgresTables(database).run([Statement(LET_GO, {"blob": key})])
 
         return run
 

@@ -11,14 +11,14 @@ from antiphon.engine.ports.state import PromptStore
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import PostgresTables
-from antiphon.stores.prompts import Prompts
+from antiphon.stores.prompts import SqlPrompts
 from tests.contracts.test_prompt_store import PromptStoreContract
 from tests.support.postgres import PATIENT
 
 
-def _store(database: Database) -> Prompts:
+def _store(database: Database) -> SqlPrompts:
     tables = PostgresTables(database)
-    return Prompts(tables, IdempotencyKeys(tables), page_bytes=1 << 24)
+    return SqlPrompts(tables, IdempotencyKeys(tables), page_bytes=1 << 24)
 
 
 class _OnPostgres(PromptStoreContract):

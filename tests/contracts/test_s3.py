@@ -22,7 +22,7 @@ from antiphon.stores.blobs import s3
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.blobs.s3 import S3Blobs
 from antiphon.stores.blobs.s3_failures import store_error
-from antiphon.stores.kept_files import KeptFiles
+from antiphon.stores.files import SqlFiles
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from tests.contracts.blob_contract import BlobStoreContract, Left, got, put
 from tests.contracts.file_contract import OWNER_BYTES, FileStoreContract, content, fields, keep
@@ -71,11 +71,11 @@ class TestS3Files(FileStoreContract):
     reads_on = False
 
     @pytest.fixture
-    def store(self, stores: SqliteStores) -> KeptFiles:
+    def store(self, stores: SqliteStores) -> SqlFiles:
         return stores.files
 
     @pytest.fixture
-    async def peer(self, stores: SqliteStores, tmp_path: Path, settings: BlobSettings) -> AsyncIterator[KeptFiles]:
+    async def peer(self, stores: SqliteStores, tmp_path: Path, settings: BlobSettings) -> AsyncIterator[SqlFiles]:
         opened = await open_sqlite(
             tmp_path, chain_items=CHAIN_ITEMS, owner_file_bytes=OWNER_BYTES, blobs=S3Blobs(settings)
         )

@@ -17,9 +17,10 @@ from antiphon.engine.ports.files import FileFields
 from antiphon.errors import StoreError
 from antiphon.stores.blobs.disk import DiskBlobReader, DiskBlobs
 from antiphon.stores.blobs.pending import PendingBlobs
+from antiphon.stores.pending_rows import PendingRows
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.pending_blobs import PostgresPendingRows
+from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.tools.code_interpreter import uses
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.owner_data import OwnersContainers
@@ -58,7 +59,7 @@ class Setup:
         self.database = database
         self.folder = folder
         self.blobs = Blobs(folder / "blobs")
-        self.pending = PendingBlobs(PostgresPendingRows(database), self.blobs, lease=900.0)
+        self.pending = PendingBlobs(PendingRows(PostgresTables(database)), self.blobs, lease=900.0)
         self.shared = SharedContainers(PostgresContainerRows(database), self.pending)
         self.sandboxes = [MemorySandbox(), MemorySandbox()]
         self.rooms = [
@@ -294,7 +295,7 @@ async def test_what_goes_leaves_nothing_anywhere(setup: Setup, way: str) -> None
 async def test_a_crash_while_a_copy_is_written_leaves_it_to_the_sweep(setup: Setup) -> None:
     made = await setup.rooms[0].create(OWNER, REQUEST)
     key = "0" * 48
-    await PostgresPendingRows(setup.database).begin(key, 60)
+    await PendingRows(PostgresTables(setup.database)).begin(key, 60)
     async with setup.blobs.writing(key) as half:
         await half.write(b"half a copy")
         await half.seal()

@@ -18,7 +18,7 @@ from antiphon.config.state import RetentionSettings, StateSettings
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.errors import ChainBroken, ConversationLocked, StoreError
 from antiphon.stores import open_stores
-from antiphon.stores.conversations import Conversations
+from antiphon.stores.conversations import SqlConversations
 from antiphon.stores.postgres import retention as module
 from antiphon.stores.postgres import values
 from antiphon.stores.postgres.retention import PostgresRetention
@@ -73,8 +73,8 @@ async def stores(url: str) -> AsyncIterator[TurnStores]:
 
 
 @pytest.fixture
-def conversations(stores: TurnStores) -> Conversations:
-    return Conversations(
+def conversations(stores: TurnStores) -> SqlConversations:
+    return SqlConversations(
         PostgresTables(stores.database),
         stores.keys,
         max_items=1000,
@@ -119,7 +119,7 @@ async def test_a_chain_goes_as_a_whole_when_its_latest_response_is_old(
 
 
 async def test_a_conversation_goes_with_its_items_unless_something_runs_on_it(
-    stores: TurnStores, conversations: Conversations, other: asyncpg.Connection[Any]
+    stores: TurnStores, conversations: SqlConversations, other: asyncpg.Connection[Any]
 ) -> None:
     for name in ("idle", "busy", "job", "over"):
         await conversations.create(ALICE, f"conv_{name}", b"{}", (StoredItem("msg_1", "message", b"{}"),))
@@ -135,7 +135,7 @@ async def test_a_conversation_goes_with_its_items_unless_something_runs_on_it(
 
 
 async def test_no_piece_is_larger_than_so_many_rows(
-    stores: TurnStores, conversations: Conversations, other: asyncpg.Connection[Any]
+    stores: TurnStores, conversations: SqlConversations, other: asyncpg.Connection[Any]
 ) -> None:
     """However large what goes is: a chain of many responses, many chains, a conversation of many items, streams."""
     prev = None
@@ -163,7 +163,7 @@ async def test_no_piece_is_larger_than_so_many_rows(
 
 async def test_what_is_going_is_not_used_any_more(
     stores: TurnStores,
-    conversations: Conversations,
+    conversations: SqlConversations,
     other: asyncpg.Connection[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -201,7 +201,7 @@ async def test_what_is_going_is_not_used_any_more(
 
 
 async def test_what_is_in_use_at_the_moment_is_passed_over(
-    stores: TurnStores, conversations: Conversations, other: asyncpg.Connection[Any]
+    stores: TurnStores, conversations: SqlConversations, other: asyncpg.Connection[Any]
 ) -> None:
     """A chain on which something is being saved, a conversation that is being locked: nobody waits, nothing is lost."""
     for name in ("a", "b"):
@@ -247,7 +247,7 @@ async def test_what_is_old_does_not_depend_on_the_clock_of_who_made_it(
     """One machine's clock is far off: its responses and conversations are as young, and as old, as anybody's."""
     wrong = time.time() + hours * 3600
     monkeypatch.setattr(values, "now", lambda: wrong)
-    conversations = Conversations(
+    conversations = SqlConversations(
         PostgresTables(stores.database),
         stores.keys,
         max_items=1000,
@@ -263,7 +263,7 @@ async def test_what_is_old_does_not_depend_on_the_clock_of_who_made_it(
 
 
 async def test_large_contents_count_as_the_rows_that_they_are_kept_in(
-    stores: TurnStores, conversations: Conversations, other: asyncpg.Connection[Any]
+    stores: TurnStores, conversations: SqlConversations, other: asyncpg.Connection[Any]
 ) -> None:
     large = b'"' + b"x" * 20_000 + b'"'
     for number in range(9):

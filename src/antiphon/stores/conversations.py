@@ -153,7 +153,7 @@ WHERE c.owner = held.owner AND c.id = held.id AND c.locked_by IN (:holders...) R
 """
 
 
-class Conversations:
+class SqlConversations:
     """`ConversationStore` on tables that the caller closes."""
 
     def __init__(

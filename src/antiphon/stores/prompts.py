@@ -77,7 +77,7 @@ WHERE id = :id AND owner = :owner
 DELETE = "DELETE FROM prompts WHERE id = :id AND owner = :owner"
 
 
-class Prompts:
+class SqlPrompts:
     """`PromptStore` on tables that the caller closes."""
 
     def __init__(

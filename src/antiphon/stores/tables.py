@@ -11,6 +11,7 @@ have in common, with parameters by name (`:owner`). Where they differ it uses th
   parameter `:now_ms`,
 - `date_now()`, and `date_in(:keep)` so many milliseconds later, and `for_ever()`: the same clock, as columns have it
   that no client sees,
+- `taken()`: a lease that cannot be renewed,
 - `lease_now()`, and `lease_in(:lease)` so many milliseconds later: the clock of leases, which cannot be set,
 - `greatest(a, b)` and `least(a, b)`,
 - `rowid`: which number a row got when it came,

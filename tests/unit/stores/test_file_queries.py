@@ -7,9 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from antiphon.stores.sqlite import files, lease_clock, pending_blobs
+from antiphon.stores import files, pending_rows
+from antiphon.stores.sqlite import lease_clock, pending_blobs
 from antiphon.stores.sqlite.database import connect_writer
+from antiphon.stores.sqlite.files import SQL
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
+from antiphon.stores.sqlite.tables import sqlite_sql
 
 _NAMED = {
     "owner": "o1",
@@ -23,30 +26,35 @@ _NAMED = {
     "expires_at": None,
     "blob": "",
     "limit": 100,
-    "at": 1,
+    "now_ms": 1,
+    "room": 4096,
     "after_at": 5,
     "after": "file-5",
     "blobs": '["b7"]',
     "key": "b7",
     "keys": '["b7"]',
     "lease": 1,
+    "holders": '["b7"]',
 }
 _QUERIES = {
-    "insert": files.INSERT_FILE,
-    "get": files.GET_FILE,
-    "delete": files.DELETE_FILE,
-    "used": files.USED,
-    "list forward": files.LIST_FORWARD,
-    "list backward": files.LIST_BACKWARD,
-    "expired": files.EXPIRED,
-    "delete expired": files.DELETE_EXPIRED,
-    "let go expired": files.LET_GO_EXPIRED,
-    "keep": pending_blobs.KEEP,
-    "renew": pending_blobs.RENEW,
-    "is held": pending_blobs.IS_HELD,
-    "taken": pending_blobs.TAKEN,
-    "forget": pending_blobs.FORGET,
-    "note unknown": pending_blobs.NOTE_UNKNOWN,
+    name: sqlite_sql(sql)
+    for name, sql in {
+        "insert": SQL.insert[0],
+        "find": SQL.find,
+        "delete": files.DELETE,
+        "used": SQL.used,
+        "list forward": SQL.page[0],
+        "list backward": SQL.page[1],
+        "expired": SQL.expired,
+        "delete expired": files.DELETE_LET_GO,
+        "let go expired": SQL.let_go_expired,
+        "keep": pending_rows.KEEP,
+        "renew": pending_rows.RENEW,
+        "is held": pending_rows.IS_HELD,
+        "taken": pending_rows.TAKEN,
+        "forget": pending_rows.FORGET,
+        "note unknown": pending_blobs.NOTE_UNKNOWN,
+    }.items()
 }
 
 
@@ -74,12 +82,12 @@ def test_no_query_scans_the_table_or_sorts(database: sqlite3.Connection, name: s
     named = {key: value for key, value in _NAMED.items() if f":{key}" in sql}
     steps = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {sql}", named)]
     scanned = {line for line in steps if line.startswith("SCAN")}
-    assert scanned <= {"SCAN CONSTANT ROW", "SCAN json_each VIRTUAL TABLE INDEX 1:"}, steps
+    assert scanned <= {"SCAN CONSTANT ROW", "SCAN held", "SCAN json_each VIRTUAL TABLE INDEX 1:"}, steps
     # (A Bloom filter of a list behind IN is the list's own, since SQLite 3.53 at the latest.)
     costly = ("AUTOMATIC", "TEMP B-TREE", "BLOOM FILTER ON")
     assert not [line for line in steps if any(word in line for word in costly)], steps
 
 
 def test_an_owners_total_is_read_from_the_index_alone(database: sqlite3.Connection) -> None:
-    (step,) = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {files.USED}", {"owner": "o1"})]
+    (step,) = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {sqlite_sql(SQL.used)}", {"owner": "o1"})]
     assert "COVERING INDEX files_list" in step

@@ -19,9 +19,9 @@ from antiphon.engine.ports.jobs import JobEnd
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ApiError, ConversationLocked
 from antiphon.stores.blobs.disk import DiskBlobs
-from antiphon.stores.conversations import Conversations
+from antiphon.stores.conversations import SqlConversations
+from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.kept_files import KeptFiles
 from antiphon.stores.sqlite import ingestion, lease_clock, retention
 from antiphon.stores.sqlite import jobs as job_store
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
@@ -185,7 +185,7 @@ async def test_who_may_end_a_response(
     assert await jobs.end(without) and not await jobs.end(without)
 
 
-# Conversations
+# SqlConversations
 
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
@@ -298,10 +298,10 @@ async def test_keys_are_swept_piece_by_piece(
     assert await keys.sweep() == (there,) and await keys.sweep() == (0,)
 
 
-# Files
+# SqlFiles
 
 
-def _files(stores: SqliteStores, folder: Path, clocks: Clocks) -> KeptFiles:
+def _files(stores: SqliteStores, folder: Path, clocks: Clocks) -> SqlFiles:
     return files_of(stores, DiskBlobs(folder / "files"), clock=clocks.date)
 
 
@@ -408,10 +408,10 @@ def _retention(stores: SqliteStores, clocks: Clocks, **kept: float) -> SqliteRet
     return SqliteRetention(stores.writer, stores.readers, given, clock=clocks.date)
 
 
-def _conversations(stores: SqliteStores, clocks: Clocks) -> Conversations:
+def _conversations(stores: SqliteStores, clocks: Clocks) -> SqlConversations:
     keys = IdempotencyKeys(SqliteTables(stores.writer, stores.readers))
     rows = SqliteTables(stores.writer, stores.readers)
-    return Conversations(rows, keys, max_items=9, history_bytes=99, page_bytes=99, clock=clocks.date)
+    return SqlConversations(rows, keys, max_items=9, history_bytes=99, page_bytes=99, clock=clocks.date)
 
 
 @pytest.mark.parametrize(("off", "gone"), [(-1, 0), (0, 0), (1, 1)])

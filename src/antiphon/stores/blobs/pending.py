@@ -1,7 +1,7 @@
 """Contents that are no file's, or not yet: the pending blobs of `engine/ports/files.py`, in every backend.
 
-Lives here: the order of row and content, leases, and the sweep that takes contents away. Not here: the rows' SQL (each
-backend's `PendingRows`), files, where contents lie (beside this).
+Lives here: the order of row and content, leases, and the sweep that takes contents away. Not here: the rows
+(`../pending_rows.py`), files, where contents lie (beside this).
 
 Invariant: a content is deleted by a sweep only once its row is taken, from when on no file can be made of it; the row
 goes after the content.
@@ -9,9 +9,8 @@ goes after the content.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 import structlog
 
@@ -19,6 +18,7 @@ from antiphon.engine.ports.files import Blob, BlobReader, BlobStore, BlobWriter,
 from antiphon.engine.running.leases import Leases
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import StoreError
+from antiphon.stores.pending_rows import PendingRows
 
 _log = structlog.get_logger(__name__)
 
@@ -29,39 +29,12 @@ _BATCH = 200
 _FAILURES = 3
 
 
-class PendingRows(Protocol):
-    """The rows in one backend. A row has a lease by the database's clock, or is *taken*, which it stays.
-
-    Beside these methods a backend has two statements for units of its file store: one that deletes a row that is not
-    taken, without which the unit fails (a file is made of the content), and one that makes a taken row (a file goes, or
-    its making is taken back). Every method raises `StoreError`.
-    """
-
-    async def begin(self, key: str, seconds: float) -> None:
-        """Make a row with a lease."""
-
-    async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Prolong the leases of the rows that are not taken, though they be over; which these are."""
-
-    async def is_held(self, key: str) -> bool:
-        """Whether there is such a row that is not taken."""
-
-    async def take_overdue(self) -> None:
-        """Take all rows whose lease is over."""
-
-    async def taken(self, after: str, limit: int) -> Sequence[str]:
-        """The keys of rows that are taken, in order, from behind this one."""
-
-    async def forget(self, key: str) -> None:
-        """Delete the row, taken or not."""
-
-
 class PendingBlobs:
     """Everything that is done with pending blobs but making files of them."""
 
     def __init__(self, rows: PendingRows, blobs: BlobStore, lease: float) -> None:
         """`lease`: seconds after which an upload that was not heard of counts as gone."""
-        self._rows = rows
+        self.rows = rows
         self._blobs = blobs
         self._leases = Leases(lease)
 
@@ -70,8 +43,8 @@ class PendingBlobs:
         """Begin a content. What is not settled when this ends is deleted."""
         key = new_blob_key()
         # Whoever leaves while the row is written leaves a row without a content, which a sweep takes.
-        await self._rows.begin(key, self._leases.seconds)
-        self._leases.hold(self._rows, key)
+        await self.rows.begin(key, self._leases.seconds)
+        self._leases.hold(self.rows, key)
         blob = PendingBlob(self, key)
         try:
             async with self._blobs.writing(key) as content:
@@ -79,17 +52,17 @@ class PendingBlobs:
                 yield blob
         finally:
             if blob.settled:
-                self._leases.drop(self._rows, key)
+                self._leases.drop(self.rows, key)
             else:
                 await to_the_end(self.forget(key))
 
     def is_renewed(self, key: str) -> bool:
         """Whether this process holds it, as far as it knows."""
-        return self._leases.holds(self._rows, key)
+        return self._leases.holds(self.rows, key)
 
     async def is_held(self, key: str) -> bool:
         """Whether a file can still be made of it."""
-        return await self._rows.is_held(key)
+        return await self.rows.is_held(key)
 
     async def open(self, key: str) -> BlobReader:
         """Open a content. Raises `StoreError`."""
@@ -97,7 +70,7 @@ class PendingBlobs:
 
     async def forget(self, key: str) -> None:
         """Delete a content that will be no file's, then its row. Where that fails it is for the next sweep."""
-        self._leases.drop(self._rows, key)
+        self._leases.drop(self.rows, key)
         try:
             await self._delete(key)
         except StoreError as error:
@@ -105,10 +78,10 @@ class PendingBlobs:
 
     async def sweep(self) -> int:
         """Delete the contents that are taken or overdue; how many."""
-        await self._rows.take_overdue()
+        await self.rows.take_overdue()
         gone, failed, after = 0, 0, ""
         failure: StoreError | None = None
-        while keys := await self._rows.taken(after, _BATCH):
+        while keys := await self.rows.taken(after, _BATCH):
             for after in keys:
                 try:
                     await self._delete(after)
@@ -131,7 +104,7 @@ class PendingBlobs:
 
     async def _delete(self, key: str) -> None:
         await self._blobs.delete(key)
-        await self._rows.forget(key)
+        await self.rows.forget(key)
 
 
 class PendingBlob:

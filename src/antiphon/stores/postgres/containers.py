@@ -23,7 +23,6 @@ from antiphon.engine.ports.container_rows import (
 )
 from antiphon.stores.postgres.certain import certainly
 from antiphon.stores.postgres.database import Connection, Database, Record
-from antiphon.stores.postgres.pending_blobs import LET_GO
 
 _HEAD = """
 id, owner, name, extract(epoch FROM created_at)::float8 AS created_at,
@@ -79,7 +78,10 @@ LET_GO_OF = "UPDATE containers SET held_by = NULL, held_until = NULL WHERE id = 
 DELETE = "DELETE FROM containers WHERE id = $1 AND held_by = $2 RETURNING 1"
 # A content that a sweep has taken is no snapshot any more.
 CAME = "DELETE FROM pending_blobs WHERE key = ANY($1::text[]) AND lease_until > '-infinity' RETURNING 1"
-WENT = f"WITH gone AS (SELECT unnest($1::text[]) AS blob) {LET_GO}"
+WENT = """
+INSERT INTO pending_blobs (key, lease_until) SELECT unnest($1::text[]), '-infinity'
+ON CONFLICT (key) DO UPDATE SET lease_until = '-infinity'
+"""
 
 _READ_CONTENTS = msgspec.json.Decoder(RowContents)
 

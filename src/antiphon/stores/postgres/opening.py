@@ -20,18 +20,18 @@ from antiphon.engine.ports.files import BlobStore
 from antiphon.errors import StoreError
 from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
-from antiphon.stores.conversations import Conversations
+from antiphon.stores.conversations import SqlConversations
+from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.kept_files import KeptFiles
+from antiphon.stores.pending_rows import PendingRows
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.figures import PostgresFigures
-from antiphon.stores.postgres.files import PostgresFileRows
+from antiphon.stores.postgres.files import SQL as FILE_SQL
 from antiphon.stores.postgres.jobs import AddedEvents, PostgresJobStore, QueuedTurns
 from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps
 from antiphon.stores.postgres.owner_data import PostgresOwnerData
 from antiphon.stores.postgres.owner_room import PostgresOwnerRoom
-from antiphon.stores.postgres.pending_blobs import PostgresPendingRows
 from antiphon.stores.postgres.responses import PostgresResponseStore
 from antiphon.stores.postgres.retention import PostgresRetention
 from antiphon.stores.postgres.server_check import reach_server
@@ -41,7 +41,7 @@ from antiphon.stores.postgres.turn_groups import Groups, group_limits
 from antiphon.stores.postgres.turns import SavedTurns
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.withdrawals import Withdrawals
-from antiphon.stores.prompts import Prompts
+from antiphon.stores.prompts import SqlPrompts
 from antiphon.stores.schema_steps import missing_steps
 from antiphon.stores.sealed.bodies import PLAIN, Bodies
 from antiphon.stores.usage import UsageSums
@@ -129,8 +129,7 @@ async def open_postgres(
     signals = PostgresSignals(database, None if state.direct_url is None else direct_url)
     turns, added = Groups(saved, limits), Groups(AddedEvents(database, signals.changed), limits)
     queued = Groups(QueuedTurns(database, saved), group_limits(timeouts, connections=state.pool, group=1))
-    files = PostgresFileRows(database, keys=keys, owner_bytes=owner_file_bytes)
-    pending = PendingBlobs(PostgresPendingRows(database), blobs, upload_lease)
+    pending = PendingBlobs(PendingRows(tables), blobs, upload_lease)
     return PostgresStores(
         responses=PostgresResponseStore(
             database,
@@ -141,7 +140,7 @@ async def open_postgres(
             # 0 is never.
             patience=state.unready_after or math.inf,
         ),
-        conversations=Conversations(
+        conversations=SqlConversations(
             tables,
             keys,
             max_items=chain_items,
@@ -151,8 +150,8 @@ async def open_postgres(
         ),
         background=PostgresJobStore(database, queued, added, signals.changed),
         signals=signals,
-        prompts=Prompts(tables, keys, page_bytes=page_bytes, bodies=bodies),
-        files=KeptFiles(files, pending, blobs),
+        prompts=SqlPrompts(tables, keys, page_bytes=page_bytes, bodies=bodies),
+        files=SqlFiles(tables, keys, FILE_SQL, pending, blobs, owner_bytes=owner_file_bytes),
         retention=PostgresRetention(database, kept),
         keys=keys,
         own_keys=keys,

@@ -29,6 +29,7 @@ _WORDS = (
         r"(clock_timestamp() + CAST(:\1 AS double precision) * interval '1 millisecond')",
     ),
     (re.compile(r"\b(lease|date)_now\(\)"), "clock_timestamp()"),
+    (re.compile(r"\btaken\(\)"), "'-infinity'::timestamptz"),
     (re.compile(r"\bfor_ever\(\)"), "'infinity'::timestamptz"),
     (re.compile(r"\bnow_ms\(\)"), NOW),
     (re.compile(r"\browid\b"), "number"),
@@ -36,7 +37,7 @@ _WORDS = (
     (re.compile(r"\bnew_places\(\)"), "place, place"),
     (re.compile(r"\bnew_place\(\)"), f"nextval('conversation_places') << {_PLACES}"),
 )
-_NAME = re.compile(r"(?<!:):([a-z_]+)")
+_NAME = re.compile(r"(?<!:):([a-z][a-z0-9_]*)")
 
 
 @lru_cache(maxsize=1024)

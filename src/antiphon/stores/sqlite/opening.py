@@ -24,14 +24,14 @@ from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRI
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
-from antiphon.stores.conversations import Conversations
+from antiphon.stores.conversations import SqlConversations
+from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.kept_files import KeptFiles
-from antiphon.stores.prompts import Prompts
+from antiphon.stores.prompts import SqlPrompts
 from antiphon.stores.sealed.bodies import PLAIN, Bodies, with_status_unless_sealed
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.figures import SqliteFigures
-from antiphon.stores.sqlite.files import SqliteFileRows
+from antiphon.stores.sqlite.files import SQL as FILE_SQL
 from antiphon.stores.sqlite.jobs import SqliteJobStore
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.owner_room import SqliteOwnerRoom
@@ -65,11 +65,11 @@ class SqliteStores(Stores):
     """Everything that is kept in one database: one writer and its readers, shared by all stores."""
 
     responses: SqliteResponseStore
-    conversations: Conversations
+    conversations: SqlConversations
     background: SqliteJobStore
     signals: SqliteSignals
-    prompts: Prompts
-    files: KeptFiles
+    prompts: SqlPrompts
+    files: SqlFiles
     retention: SqliteRetention
     keep_keys: float
     usage: UsageSums
@@ -139,12 +139,12 @@ async def open_sqlite(
         contents = DiskBlobs(where / FILES_FOLDER) if isinstance(where, Path) else MemoryBlobs()
     # Only a folder may hold contents from before they had rows.
     list_before = contents.keys if isinstance(contents, DiskBlobs) else None
-    pending = SqlitePendingRows(writer, readers, upload_lease, list_before)
+    pending = SqlitePendingRows(tables, upload_lease, list_before)
     return SqliteStores(
         responses=SqliteResponseStore(
             writer, readers, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes, keys=keys
         ),
-        conversations=Conversations(
+        conversations=SqlConversations(
             tables,
             keys,
             max_items=chain_items,
@@ -154,11 +154,14 @@ async def open_sqlite(
         ),
         background=SqliteJobStore(writer, readers, keys),
         signals=SqliteSignals(readers),
-        prompts=Prompts(tables, keys, page_bytes=page_bytes, bodies=bodies),
-        files=KeptFiles(
-            SqliteFileRows(writer, readers, keys, pending, owner_bytes=owner_file_bytes),
+        prompts=SqlPrompts(tables, keys, page_bytes=page_bytes, bodies=bodies),
+        files=SqlFiles(
+            tables,
+            keys,
+            FILE_SQL,
             PendingBlobs(pending, contents, upload_lease),
             contents,
+            owner_bytes=owner_file_bytes,
         ),
         retention=SqliteRetention(writer, readers, kept),
         keys=keys,

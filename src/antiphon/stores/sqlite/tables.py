@@ -25,6 +25,7 @@ _WORDS = (
     (re.compile(r"\bnew_place\(\)"), "now_ms() * 1000"),
     (re.compile(r"\b(now_ms|date_now)\(\)"), ":now_ms"),
     (re.compile(r"\bdate_in\(:([a-z_]+)\)"), r"(:now_ms + :\1)"),
+    (re.compile(r"\btaken\(\)"), "0"),
     (re.compile(r"\bfor_ever\(\)"), str((1 << 63) - 1)),
     (re.compile(r"\bgreatest\("), "max("),
     (re.compile(r"\bleast\("), "min("),

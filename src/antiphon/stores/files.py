@@ -1,7 +1,8 @@
-"""What it means to keep an uploaded file: the `FileStore` over any backend's rows and any `BlobStore`.
+"""Uploaded files: the `FileStore` over the tables of any backend and any `BlobStore`.
 
-Lives here: the order of row and content, and the sweep of what expired. Not here: the rows (`sqlite/files.py`,
-`postgres/files.py`), contents that are no file's (`blobs/pending.py`), where contents lie (`blobs/`).
+Lives here: the SQL, the order of row and content, and the sweep of what expired. Not here: what the backends say
+differently (`sqlite/files.py`, `postgres/files.py`), contents that are no file's (`blobs/pending.py`), where contents
+lie (`blobs/`).
 
 Invariant: a row is written after its content is durable and deleted before it; in the unit in which it comes its
 pending row goes, and the other way round. So whatever moment a process dies at, no row is without its content, and no
@@ -10,11 +11,11 @@ content without a row.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.files import (
@@ -29,12 +30,18 @@ from antiphon.engine.ports.files import (
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import ApiError, StoreError
+from antiphon.ids import Clock, now
 from antiphon.stores.blobs.pending import PendingBlob, PendingBlobs
+from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.pages import Row
+from antiphon.stores.pending_rows import KEEP, LET_GO
+from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, changed, milliseconds
 
 LEAST_ROOM = 4096
 """What a file takes at least: an empty one fills a disk as well."""
+COLUMNS = "id, name, purpose, media_type, size, sha256, created_at, expires_at, blob"
 _BATCH = 200
+_EVER = (1 << 63) - 1
 
 
 class ContentTaken(Exception):
@@ -49,41 +56,63 @@ class KeptFile:
     blob: str
 
 
-class FileRows(Protocol):
-    """The rows of files; expired ones do not exist. Every method raises `StoreError`."""
-
-    async def find(self, owner: str, file_id: str) -> KeptFile | None:
-        """The file, or None."""
-
-    async def page(self, owner: str, query: FileQuery, after: StoredFile | None) -> Sequence[StoredFile]:
-        """One more than `query.limit`, where there are so many, behind `after`."""
-
-    async def insert(self, owner: str, kept: KeptFile, once: OnceOnly | None) -> None:
-        """The file's row comes and its pending row goes. Raises `NoRoom`, `ContentTaken`, `AlreadyMade`, `ApiError`."""
-
-    async def delete(self, owner: str, kept: KeptFile) -> bool:
-        """The file's row goes and a pending row comes that is taken; False when there is none any more."""
-
-    async def used(self, owner: str) -> int:
-        """What the owner's files take, each at least `LEAST_ROOM`."""
-
-    async def kept_bytes(self) -> int:
-        """The sizes of all files."""
-
-    async def expired(self, limit: int) -> Sequence[tuple[str, KeptFile]]:
-        """Files whose time is over, with their owners."""
-
-    async def delete_expired(self, blobs: Sequence[str]) -> Sequence[str]:
-        """As `delete`, of those of these contents whose files' time is over; which went."""
+KEPT = "SELECT CAST(coalesce(sum(size), 0) AS bigint) FROM files"
+DELETE = "DELETE FROM files WHERE owner = :owner AND id = :id AND blob = :blob"
+# Only what was let go in the same unit: a file may expire between two statements.
+DELETE_LET_GO = """
+DELETE FROM files WHERE blob IN (:blobs...)
+  AND EXISTS (SELECT 1 FROM pending_blobs WHERE key = files.blob AND lease_until = taken())
+RETURNING blob
+"""
 
 
-class KeptFiles:
-    """`FileStore`; the rows are somebody else's to close, the contents' storage is its own."""
+class FileSql:
+    """The statements of files in one backend."""
 
-    def __init__(self, files: FileRows, pending: PendingBlobs, blobs: BlobStore) -> None:
-        self._files = files
+    def __init__(self, *, ends: str, used: str, insert: tuple[str, ...]) -> None:
+        """What the backends say differently: when a file ends, what an owner's files take, and the statements that add
+        a file, of which each changes one row if there is room (`:room`, at most `:limit` in all)."""
+        self.used = used
+        self.insert = insert
+        there = f"(expires_at IS NULL OR {ends} > now_ms())"
+        over = f"expires_at IS NOT NULL AND {ends} <= (SELECT now_ms())"
+        self.find = f"SELECT {COLUMNS} FROM files WHERE owner = :owner AND id = :id AND {there}"
+        self.page = both_ways(f"""
+SELECT {COLUMNS} FROM files
+WHERE owner = :owner AND {there} AND (CAST(:purpose AS text) IS NULL OR purpose = :purpose)
+  AND (created_at, id) {{after}} (:after_at, :after)
+ORDER BY created_at {{order}}, id {{order}} LIMIT :limit
+""")
+        self.expired = f"SELECT owner, {COLUMNS} FROM files WHERE {over} LIMIT :limit"
+        self.let_go_expired = f"""
+INSERT INTO pending_blobs (key, lease_until) SELECT blob, taken() FROM files WHERE blob IN (:blobs...) AND {over}
+ON CONFLICT (key) DO UPDATE SET lease_until = taken()
+"""
+
+
+class SqlFiles:
+    """`FileStore`; the tables are the caller's to close, the contents' storage is its own."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        keys: IdempotencyKeys,
+        sql: FileSql,
+        pending: PendingBlobs,
+        blobs: BlobStore,
+        *,
+        owner_bytes: int | None = None,
+        clock: Clock = now,
+    ) -> None:
+        """`owner_bytes`: the most that all files of one owner may take; `clock`: the date where the database has
+        none."""
+        self._tables = tables
+        self._keys = keys
+        self._sql = sql
         self._pending = pending
         self._blobs = blobs
+        self._limit = owner_bytes
+        self._clock = clock
         self.on_expired: Callable[[str, str], Awaitable[None]] | None = None
         """Called with owner and id before an expired file goes."""
 
@@ -95,51 +124,87 @@ class KeptFiles:
     async def uploading(self) -> AsyncIterator[FileUploading]:
         """Begin a new file."""
         async with self._pending.uploading() as blob:
-            yield FileUploading(self._files, blob)
+            yield FileUploading(self, blob)
 
     async def get(self, owner: str, file_id: str) -> StoredFile | None:
         """The file, or None."""
-        kept = await self._files.find(owner, file_id)
+        kept = await self._found(owner, file_id)
         return kept.file if kept is not None else None
 
     async def open(self, owner: str, file_id: str) -> OpenedFile | None:
         """The file with its content open, or None."""
-        kept = await self._files.find(owner, file_id)
+        kept = await self._found(owner, file_id)
         if kept is None:
             return None
         try:
             return OpenedFile(kept.file, await self._blobs.open(kept.blob))
         except StoreError:
             # Deleted between the two: then the row is gone by now.
-            if await self._files.find(owner, file_id) is None:
+            if await self._found(owner, file_id) is None:
                 return None
             raise
 
     async def list(self, owner: str, query: FileQuery) -> FilePage | None:
         """A page by time of creation, or None when `after` is no file of the owner."""
-        after = None
+        end = (_EVER, "") if query.descending else (-1, "")
         if query.after is not None:
             after = await self.get(owner, query.after)
             if after is None:
                 return None
-        found = await self._files.page(owner, query, after)
+            end = (milliseconds(after.created_at), after.id)
+        named = {"owner": owner, "purpose": query.purpose, "after_at": end[0], "after": end[1]}
+        rows = await self._tables.fetch(
+            self._sql.page[query.descending], named | {"limit": query.limit + 1} | self._date()
+        )
+        found = [_kept(row).file for row in rows]
         return FilePage(tuple(found[: query.limit]), has_more=len(found) > query.limit)
+
+    async def insert(self, owner: str, kept: KeptFile, once: OnceOnly | None) -> None:
+        """The file's row comes and its pending row goes. Raises `NoRoom`, `ContentTaken`, `AlreadyMade`, `ApiError`."""
+        file = kept.file
+        ends = file.expires_at
+        named: dict[str, Any] = {
+            "owner": owner,
+            "id": file.id,
+            "name": file.name,
+            "purpose": file.purpose,
+            "media_type": file.media_type,
+            "size": file.size,
+            "room": max(file.size, LEAST_ROOM),
+            "limit": self._limit,
+            "sha256": file.sha256,
+            "created_at": milliseconds(file.created_at),
+            "expires_at": None if ends is None else milliseconds(ends),
+            "left": None if ends is None else milliseconds(ends - self._clock()),
+            "blob": kept.blob,
+        }
+        unit = [Statement(sql, named, rows=1) for sql in (*self._sql.insert, KEEP)]
+        try:
+            await self._keys.make(once, file.id, unit, [Statement(DELETE, named), Statement(LET_GO, named)])
+        except RowsMissing:
+            if await self._pending.rows.is_held(kept.blob):
+                raise NoRoom from None
+            raise ContentTaken from None
 
     async def delete(self, owner: str, file_id: str) -> bool:
         """Delete the file; False when there is none."""
-        kept = await self._files.find(owner, file_id)
-        if kept is None or not await self._files.delete(owner, kept):
+        kept = await self._found(owner, file_id)
+        if kept is None:
+            return False
+        named = {"owner": owner, "id": file_id, "blob": kept.blob}
+        if not await changed(self._tables, Statement(DELETE, named, rows=1), Statement(LET_GO, named)):
             return False
         await self._pending.forget(kept.blob)
         return True
 
     async def used(self, owner: str) -> int:
-        """What all the owner's files take together, in bytes."""
-        return await self._files.used(owner)
+        """What all the owner's files take together, in bytes, each at least `LEAST_ROOM`."""
+        rows = await self._tables.fetch(self._sql.used, {"owner": owner})
+        return int(rows[0][0]) if rows else 0
 
     async def kept_bytes(self) -> int:
         """The contents of all files of all owners."""
-        return await self._files.kept_bytes()
+        return int((await self._tables.fetch(KEPT, {}))[0][0])
 
     async def sweep(self) -> tuple[int, int]:
         """Delete expired files, and contents that are no file's any more; how many of each."""
@@ -148,21 +213,32 @@ class KeptFiles:
 
     async def _sweep_expired(self) -> int:
         gone = 0
-        while rows := await self._files.expired(_BATCH):
+        while rows := await self._tables.fetch(self._sql.expired, {"limit": _BATCH, **self._date()}):
             if self.on_expired is not None:
-                for owner, kept in rows:
-                    await self.on_expired(owner, kept.file.id)
-            went = await self._files.delete_expired([kept.blob for _, kept in rows])
-            for blob in went:
-                await self._pending.forget(blob)
+                for row in rows:
+                    await self.on_expired(row["owner"], row["id"])
+            named = {"blobs": [row["blob"] for row in rows], **self._date()}
+            went: list[Row] = []
+            await self._tables.run(
+                [Statement(self._sql.let_go_expired, named), Statement(DELETE_LET_GO, named, into=went)]
+            )
+            for row in went:
+                await self._pending.forget(row[0])
             gone += len(went)
         return gone
+
+    async def _found(self, owner: str, file_id: str) -> KeptFile | None:
+        rows = await self._tables.fetch(self._sql.find, {"owner": owner, "id": file_id, **self._date()})
+        return _kept(rows[0]) if rows else None
+
+    def _date(self) -> dict[str, int]:
+        return {"now_ms": milliseconds(self._clock())}
 
 
 class FileUploading:
     """A file on its way in."""
 
-    def __init__(self, files: FileRows, blob: PendingBlob) -> None:
+    def __init__(self, files: SqlFiles, blob: PendingBlob) -> None:
         self._files = files
         self._blob = blob
 
@@ -236,7 +312,7 @@ class OpenedFile:
         await self.aclose()
 
 
-def kept_file(row: Row) -> KeptFile:
+def _kept(row: Row) -> KeptFile:
     """The file of a row that has a column of each name."""
     file = StoredFile(
         id=row["id"],
