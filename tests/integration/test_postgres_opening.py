@@ -20,10 +20,11 @@ from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores import Stores, backend_of, open_stores
 from antiphon.stores.backend import Wanted
 from antiphon.stores.deployment import Keys
+from antiphon.stores.owner_room import SqlOwnerRoom
 from antiphon.stores.postgres import owner_data, vector_table
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.figures import TABLES
-from antiphon.stores.postgres.owner_room import PostgresOwnerRoom
+from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.sealed.bodies import Bodies
 from antiphon.stores.state_report import examine_state
 from tests.contracts.file_contract import fields, keep
@@ -122,10 +123,10 @@ async def test_an_owner_is_full_at_the_limit(stores: Stores, url: str) -> None:
         await stores.responses.save(record(f"r{n}"))
     async with aclosing(Database(url, PATIENT)) as database:
         ((total,),) = await database.fetch("SELECT sum(own_bytes)::bigint FROM responses")
-        await PostgresOwnerRoom(database, total + 1).check(ALICE)
+        await SqlOwnerRoom(PostgresTables(database), total + 1).check(ALICE)
         with pytest.raises(OwnerFull):
-            await PostgresOwnerRoom(database, total).check(ALICE)
-        await PostgresOwnerRoom(database, 1).check("b:nobody")
+            await SqlOwnerRoom(PostgresTables(database), total).check(ALICE)
+        await SqlOwnerRoom(PostgresTables(database), 1).check("b:nobody")
 
 
 async def test_an_owners_data_are_counted_exported_and_deleted(

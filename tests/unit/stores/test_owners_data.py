@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import OwnerFull, StoreError
+from antiphon.stores.owner_room import SqlOwnerRoom
 from antiphon.stores.sqlite import admin
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
-from antiphon.stores.sqlite.owner_room import SqliteOwnerRoom
+from antiphon.stores.sqlite.tables import SqliteTables
 from tests.contracts.store_contract import ALICE, record
 
 # Room of an owner
@@ -19,7 +20,7 @@ from tests.contracts.store_contract import ALICE, record
 async def test_an_owner_is_full_at_the_limit(stores: SqliteStores, more: int, full: bool) -> None:
     await stores.responses.save(record("a"))
     rows = await stores.readers.fetch("SELECT bytes FROM owner_bytes WHERE owner = :owner", {"owner": ALICE})
-    room = SqliteOwnerRoom(stores.readers, rows[0][0] + more)
+    room = SqlOwnerRoom(SqliteTables(stores.writer, stores.readers), rows[0][0] + more)
     if full:
         with pytest.raises(OwnerFull):
             await room.check(ALICE)

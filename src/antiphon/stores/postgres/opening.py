@@ -23,6 +23,7 @@ from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
 from antiphon.stores.conversations import SqlConversations
 from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.owner_room import SqlOwnerRoom
 from antiphon.stores.pending_rows import PendingRows
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
@@ -31,7 +32,6 @@ from antiphon.stores.postgres.files import SQL as FILE_SQL
 from antiphon.stores.postgres.jobs import AddedEvents, PostgresJobStore, QueuedTurns
 from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps
 from antiphon.stores.postgres.owner_data import PostgresOwnerData
-from antiphon.stores.postgres.owner_room import PostgresOwnerRoom
 from antiphon.stores.postgres.responses import PostgresResponseStore
 from antiphon.stores.postgres.retention import PostgresRetention
 from antiphon.stores.postgres.server_check import reach_server
@@ -156,7 +156,7 @@ async def open_postgres(
         keys=keys,
         own_keys=keys,
         usage=UsageSums(tables),
-        owner_room=PostgresOwnerRoom(database, owner_bytes) if owner_bytes is not None else None,
+        owner_room=SqlOwnerRoom(tables, owner_bytes) if owner_bytes is not None else None,
         database=database,
         direct_url=direct_url,
         groups=(turns, queued, added),

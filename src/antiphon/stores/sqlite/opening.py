@@ -27,6 +27,7 @@ from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
 from antiphon.stores.conversations import SqlConversations
 from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.owner_room import SqlOwnerRoom
 from antiphon.stores.prompts import SqlPrompts
 from antiphon.stores.sealed.bodies import PLAIN, Bodies, with_status_unless_sealed
 from antiphon.stores.sqlite import lease_clock
@@ -34,7 +35,6 @@ from antiphon.stores.sqlite.figures import SqliteFigures
 from antiphon.stores.sqlite.files import SQL as FILE_SQL
 from antiphon.stores.sqlite.jobs import SqliteJobStore
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
-from antiphon.stores.sqlite.owner_room import SqliteOwnerRoom
 from antiphon.stores.sqlite.pending_blobs import SqlitePendingRows
 from antiphon.stores.sqlite.place import Databases, Folder, Place
 from antiphon.stores.sqlite.readers import SqliteReaders
@@ -73,7 +73,7 @@ class SqliteStores(Stores):
     retention: SqliteRetention
     keep_keys: float
     usage: UsageSums
-    owner_room: SqliteOwnerRoom | None
+    owner_room: SqlOwnerRoom | None
     databases: Databases
     place: Place
     writer: SqliteWriter
@@ -167,7 +167,7 @@ async def open_sqlite(
         keys=keys,
         keep_keys=keep_keys,
         usage=UsageSums(tables),
-        owner_room=SqliteOwnerRoom(readers, owner_bytes) if owner_bytes is not None else None,
+        owner_room=SqlOwnerRoom(tables, owner_bytes) if owner_bytes is not None else None,
         databases=databases,
         place=place,
         writer=writer,
