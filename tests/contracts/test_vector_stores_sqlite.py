@@ -13,7 +13,7 @@ from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import StoreError
 from antiphon.stores.sqlite import ingestion, lease_clock
 from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
-from antiphon.stores.sqlite.vector_stores import index_table
+from antiphon.stores.sqlite.vector_sql import index_table
 from tests.contracts.vector_store_contract import ALICE, VectorStoreContract, claim, found, ingest, make, sweep
 
 

@@ -16,10 +16,11 @@ from antiphon.engine.ports.indexing import Chunk, IngestJob
 from antiphon.engine.ports.vector_stores import Counts, FileError, NewFile
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres import ingestion as work
-from antiphon.stores.postgres import vector_store_sql as sql
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.tables import PostgresTables
+from antiphon.stores.postgres.tables import PostgresTables, run_steps
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
+from antiphon.stores.postgres.vector_sql import PostgresVectorSql
+from antiphon.stores.tables import Statement
 from tests.contracts.vector_store_contract import ALICE, claim, ingest, make, sweep
 from tests.integration.test_vector_stores_app import ask, ingested, opened, upload
 from tests.support.embeddings_server import open_embeddings_server
@@ -67,20 +68,23 @@ async def claimed(here: PostgresVectorDatabase, *, days: int | None = None) -> I
     return job
 
 
+NAMED = {"owner": ALICE, "id": STORE, "file_id": FILE, "batch_id": BATCH}
+SQL = PostgresVectorSql()
+
+
 async def remove(connection: Connection) -> None:
-    ((number,),) = await connection.fetch(sql.BUMP, ALICE, STORE)
-    await connection.fetch(sql.DELETE_FILE, number, FILE)
+    await run_steps(connection, [Statement(SQL.hold, NAMED), Statement(SQL.delete_file, NAMED)])
 
 
 async def cancel(connection: Connection) -> None:
-    ((number,),) = await connection.fetch(sql.LOCK_STORE, ALICE, STORE)
-    await connection.fetch(sql.CANCEL_BATCH, number, BATCH)
-    await connection.execute(sql.CANCEL_FILES, number, BATCH)
+    locked = [Statement(SQL.lock, NAMED, into=[]), Statement(SQL.cancel_batch, NAMED)]
+    await run_steps(connection, [*locked, *SQL.cancel_files(NAMED)])
 
 
 async def add_again(connection: Connection) -> None:
-    ((number,),) = await connection.fetch(sql.HOLD_STORE, ALICE, STORE)
-    await connection.execute(sql.INSERT_FILES, number, [FILE], ["a.txt"], [b"{}"], ["auto"], [800], [400])
+    file = {"filename": "a.txt", "attributes": b"{}", "chunking": "auto", "size": 800, "overlap": 400}
+    given = {**NAMED, "batch_id": None, **file}
+    await run_steps(connection, [Statement(SQL.hold_used, NAMED), *SQL.add_files(given, [given])])
 
 
 async def take_over(connection: Connection) -> None:
@@ -134,7 +138,7 @@ async def test_what_was_written_before_goes_with_its_file(
 
 async def test_a_store_that_is_being_deleted_gets_no_files(here: PostgresVectorDatabase, other: Connection) -> None:
     await make(here, "one")
-    await other.fetch(sql.DELETE_STORE, ALICE, STORE)
+    await run_steps(other, SQL.delete(NAMED))
     adding = asyncio.create_task(here.stores.add_files(ALICE, STORE, [NewFile(FILE, "a.txt")], batch_id=BATCH))
     await blocked(other)
     await other.execute("COMMIT")
@@ -194,7 +198,7 @@ async def test_a_store_that_is_being_used_does_not_expire(
 ) -> None:
     """A sweep to which its time is over leaves it alone: it is being used at that moment."""
     await claimed(here, days=1)
-    await other.fetch(sql.HOLD_STORE, ALICE, STORE)
+    await run_steps(other, [Statement(SQL.hold_used, NAMED)])
     later = work.OVER.replace("unix_ms()", f"unix_ms() + {86_400_000}")
     assert await here.table.database.write(later) == []
     await other.execute("COMMIT")

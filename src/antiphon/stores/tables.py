@@ -16,8 +16,8 @@ have in common, with parameters by name (`:owner`). Where they differ it uses th
 - `greatest(a, b)` and `least(a, b)`,
 - `rowid`: which number a row got when it came,
 - `place_columns()`, `new_places()` and `new_place()`: where the items of a new conversation begin,
-- `FOR UPDATE`, with `ORDER BY` before it or `SKIP LOCKED` behind: PostgreSQL holds the rows until the transaction
-  ends, taken in this order; SQLite has one writer at a time anyway.
+- `FOR UPDATE` and `FOR NO KEY UPDATE`, with `ORDER BY` before it or `SKIP LOCKED` behind: PostgreSQL holds the rows
+  until the transaction ends, taken in this order; SQLite has one writer at a time anyway.
 
 A parameter that only stands where its type does not show (`:after IS NULL`) is cast: `CAST(:after AS text)`.
 

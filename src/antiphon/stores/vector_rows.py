@@ -13,7 +13,7 @@ from antiphon.stores.pages import Row
 from antiphon.types.search import Attributes
 
 
-def vector_store(row: Row, *, expired: bool) -> VectorStore:
+def vector_store(row: Row) -> VectorStore:
     """A store with its counts."""
     expires_at = row["expires_at"]
     return VectorStore(
@@ -25,7 +25,7 @@ def vector_store(row: Row, *, expired: bool) -> VectorStore:
         metadata=row["metadata"],
         expires_days=row["expires_days"],
         expires_at=None if expires_at is None else expires_at / 1000,
-        expired=expired,
+        expired=bool(row["expired"]),
         usage_bytes=row["usage_bytes"],
         counts=_counts(row),
     )

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from antiphon.stores.sqlite import chunk_index, ingestion, lease_clock, vector_store_sql
+from antiphon.stores.sqlite import chunk_index, ingestion, lease_clock, vector_sql
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
+from antiphon.stores.sqlite.tables import sqlite_sql
 from antiphon.stores.sqlite.vector_filters import filter_condition
 from antiphon.types.search import Filter
 
@@ -18,24 +19,34 @@ _FILTERS = Filter(
     "and", parts=(Filter("eq", "n", 5), Filter("or", parts=(Filter("gt", "n", 1), Filter("nin", "kind", ("a", "b")))))
 )
 _CONDITION, _PARAMETERS = filter_condition(_FILTERS)
+SQL = vector_sql.SqliteVectorSql()
 _QUERIES = {
-    "get_store": vector_store_sql.GET_STORE,
-    "stores_forward": vector_store_sql.STORES_FORWARD,
-    "stores_backward": vector_store_sql.STORES_BACKWARD,
-    "update_store": vector_store_sql.UPDATE_STORE,
-    "touch_stores": vector_store_sql.TOUCH_STORES,
-    "insert_file": vector_store_sql.INSERT_FILE,
-    "insert_attribute": vector_store_sql.INSERT_ATTRIBUTE,
-    "drop_attributes": vector_store_sql.DROP_ATTRIBUTES,
-    "set_attributes": vector_store_sql.SET_ATTRIBUTES,
-    "delete_file": vector_store_sql.DELETE_FILE,
-    "delete_everywhere": vector_store_sql.DELETE_EVERYWHERE,
-    "get_file": vector_store_sql.GET_FILE,
-    "files_forward": vector_store_sql.FILES_FORWARD,
-    "files_backward": vector_store_sql.FILES_BACKWARD,
-    "get_batch": vector_store_sql.GET_BATCH,
-    "cancel_files": vector_store_sql.CANCEL_FILES,
-    "file_text": vector_store_sql.FILE_TEXT,
+    **{
+        name: sqlite_sql(sql)
+        for name, sql in {
+            "get_store": SQL.get_store,
+            "stores_forward": SQL.stores[0],
+            "stores_backward": SQL.stores[1],
+            "update_store": SQL.update_store,
+            "touch_stores": SQL.touch,
+            "hold_used": SQL.hold_used,
+            "bump_stores_of_file": SQL.bump_stores_of_file,
+            "insert_file": vector_sql.INSERT_FILE,
+            "insert_attribute": vector_sql.INSERT_ATTRIBUTE,
+            "drop_attributes": vector_sql.DROP_ATTRIBUTES,
+            "set_attributes": SQL.set_attributes,
+            "delete_file": SQL.delete_file,
+            "delete_everywhere": SQL.delete_everywhere,
+            "get_file": SQL.get_file,
+            "files_forward": SQL.files[0],
+            "files_backward": SQL.files[1],
+            "get_batch": SQL.get_batch,
+            "cancel_batch": SQL.cancel_batch,
+            "cancel_files": vector_sql.CANCEL_FILES,
+            "file_text": vector_sql.FILE_TEXT,
+            **{f"trash_{which}": sql for which, sql in vector_sql.TRASH.items()},
+        }.items()
+    },
     "claimable": ingestion.CLAIMABLE,
     "claim": ingestion.CLAIM,
     "new_number": ingestion.NEW_NUMBER,
@@ -58,7 +69,7 @@ _QUERIES = {
 _NAMED: dict[str, Any] = {
     **_PARAMETERS,
     **dict.fromkeys(("id", "owner", "file_id", "batch_id", "claim", "model", "key", "kind", "query"), "x"),
-    **dict.fromkeys(("no", "at", "lease", "first", "last", "end", "store", "value", "limit"), 5),
+    **dict.fromkeys(("no", "at", "now_ms", "active", "lease", "first", "last", "end", "store", "value", "limit"), 5),
     **dict.fromkeys(("name", "metadata", "days", "state", "filename", "attributes", "chunking", "title"), None),
     **dict.fromkeys(("new_name", "clear", "size", "overlap", "chunks", "usage_bytes"), 1),
     **dict.fromkeys(("ids", "claims", "numbers", "stores"), "[1, 2]"),
@@ -82,7 +93,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
             (no, f"vs_{no}"),
         )
     for no in (1, 2):
-        connection.execute(vector_store_sql.INDEX_TABLE.format(table=f"fts_vs_{no}"))
+        connection.execute(vector_sql.INDEX_TABLE.format(table=f"fts_vs_{no}"))
     for number in range(1, 1_001):
         connection.execute(
             "INSERT INTO vector_files (no, store_no, file_id, filename, status, attributes, chunking, chunk_size, "

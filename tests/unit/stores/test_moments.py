@@ -375,13 +375,14 @@ async def test_a_use_is_noted_once_in_a_minute(
     for name in ("vs_1", "vs_2"):
         await vectors.stores.create(ALICE, name, name=None, description=None, metadata=b"{}", expires_days=1)
     began = clocks.date()
-    clocks.wall += SECOND
+    # Making it was a use.
+    clocks.wall += 60 * SECOND
     await vectors.stores.touch(ALICE, ["vs_1"])
     clocks.wall += 60 * SECOND + off
     await vectors.stores.touch(ALICE, ["vs_1", "vs_2"])
     one, two = await vectors.stores.get(ALICE, "vs_1"), await vectors.stores.get(ALICE, "vs_2")
     assert one is not None and two is not None
-    assert one.last_active_at == (clocks.date() if written else began + 1) and two.last_active_at == clocks.date()
+    assert one.last_active_at == (clocks.date() if written else began + 60) and two.last_active_at == clocks.date()
     assert one.expires_at == one.last_active_at + 86_400
 
 

@@ -15,7 +15,7 @@ from antiphon.engine.ports.indexing import Chunk, IngestJob
 from antiphon.engine.ports.state import PageQuery, PromptChange
 from antiphon.engine.ports.vector_stores import FileError, NewFile, StoreChanges
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
-from antiphon.stores.sqlite import ingestion, retention, vector_stores
+from antiphon.stores.sqlite import ingestion, retention, vector_sql
 from antiphon.stores.sqlite.opening import SqliteStores
 from antiphon.stores.sqlite.retention import SqliteRetention
 from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
@@ -87,9 +87,9 @@ async def test_who_ingests_is_told_of_work_and_nobody_of_what_did_nothing(
 async def test_only_so_many_uses_are_remembered(vectors: SqliteVectorDatabase) -> None:
     await _make(vectors, "a")
     await vectors.stores.touch(ALICE, ["vs_a"])
-    assert vectors.stores._touched == {"vs_a": 1_000_000}
+    assert vectors.stores._touched == {(ALICE, "vs_a"): 1_000_000}
     for known, kept in ((9_999, 10_000), (10_000, 10_001), (10_001, 1)):
-        vectors.stores._touched = {f"vs_{number}": 0 for number in range(known)}
+        vectors.stores._touched = {(ALICE, f"vs_{number}"): 0 for number in range(known)}
         await vectors.stores.touch(ALICE, ["vs_a"])
         assert len(vectors.stores._touched) == kept
     await vectors.stores.delete(ALICE, "vs_a")
@@ -108,7 +108,7 @@ async def test_a_store_that_is_deleted_while_it_is_made_is_said(
     with pytest.raises(StoreError, match="deleted while it was made"):
         await _make(vectors, "a")
     with pytest.raises(StoreError, match="no id of a vector store"):
-        vector_stores.index_table("vs_a'; --")
+        vector_sql.index_table("vs_a'; --")
 
 
 async def test_changes_of_a_store_are_those_that_were_said(vectors: SqliteVectorDatabase) -> None:

@@ -24,9 +24,9 @@ from antiphon.engine.ports.vector_stores import SearchHit
 from antiphon.stores.postgres.database import Connection, Database, Record
 from antiphon.stores.postgres.vector_filters import filter_condition
 from antiphon.stores.postgres.vector_indexes import VectorIndexes, index_name
-from antiphon.stores.postgres.vector_stores import PostgresVectorStores
 from antiphon.stores.postgres.vector_table import VectorTable, vector_text, width_of
 from antiphon.stores.postgres.vector_words import query_words
+from antiphon.stores.vector_stores import SqlVectorStores
 from antiphon.types.search import Filter
 
 # BM25 takes a word that most documents have for one that says nothing. In a store of three chunks that is every word,
@@ -119,9 +119,7 @@ JOIN vector_stores s ON s.number = f.store_number AND s.owner IS NOT NULL
 class PostgresChunkIndex:
     """`ChunkIndex` on a database that is somebody else's to close."""
 
-    def __init__(
-        self, database: Database, stores: PostgresVectorStores, table: VectorTable, indexes: VectorIndexes
-    ) -> None:
+    def __init__(self, database: Database, stores: SqlVectorStores, table: VectorTable, indexes: VectorIndexes) -> None:
         self._database = database
         self._stores = stores
         self._table = table

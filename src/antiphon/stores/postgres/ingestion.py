@@ -1,7 +1,7 @@
 """The durable side of ingestion: the `Ingestion` port over PostgreSQL.
 
 Lives here: the SQL of claiming files, of writing chunks with their words and vectors, and of clearing up. Not here: who
-runs the work (`search/ingest.py`), what clients see (`vector_stores.py`), searching (`chunk_index.py`), the table of
+runs the work (`search/ingest.py`), what clients see (`../vector_stores.py`), searching (`chunk_index.py`), the table of
 vectors (`vector_table.py`) and their indexes (`vector_indexes.py`).
 
 Whoever writes chunks locks their file's row first, and finds it under its claim and number or writes nothing. Whatever

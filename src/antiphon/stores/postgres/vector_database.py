@@ -16,16 +16,18 @@ from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres.chunk_index import PostgresChunkIndex
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.ingestion import PostgresIngestion
+from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.vector_indexes import EXACT_VECTORS, VectorIndexes, own_connection
-from antiphon.stores.postgres.vector_stores import PostgresVectorStores
+from antiphon.stores.postgres.vector_sql import PostgresVectorSql
 from antiphon.stores.postgres.vector_table import VectorTable
+from antiphon.stores.vector_stores import SqlVectorStores
 
 
 @dataclass(frozen=True)
 class PostgresVectorDatabase(VectorDatabase):
     """`VectorDatabase` in PostgreSQL."""
 
-    stores: PostgresVectorStores
+    stores: SqlVectorStores
     ingestion: PostgresIngestion
     index: PostgresChunkIndex
     keys: IdempotencyKeys
@@ -53,7 +55,7 @@ def open_vectors(
     most vectors that a search compares one by one."""
     table = VectorTable(database)
     indexes = VectorIndexes(database, partial(own_connection, direct_url, database.setting_of(direct_url)), exact=exact)
-    stores = PostgresVectorStores(database, keys=keys)
+    stores = SqlVectorStores(PostgresTables(database), keys, PostgresVectorSql())
     return PostgresVectorDatabase(
         stores,
         PostgresIngestion(database, table, indexes),

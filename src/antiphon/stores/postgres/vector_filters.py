@@ -9,7 +9,6 @@ and `true` never meet.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -73,8 +72,3 @@ def _typed(value: str | float | bool) -> tuple[str, str | Decimal]:
     if isinstance(value, str):
         return "s", value
     return "n", Decimal(value)
-
-
-def columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    """The rows as `width` lists."""
-    return [[row[place] for row in rows] for place in range(width)]

@@ -41,8 +41,7 @@ from antiphon.stores.sqlite.migrate import packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from antiphon.stores.sqlite.schema_check import check_schema
 from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
-from antiphon.stores.sqlite.vector_store_sql import INDEX_TABLE
-from antiphon.stores.sqlite.vector_stores import INDEX_PREFIX, index_table
+from antiphon.stores.sqlite.vector_sql import INDEX_PREFIX, INDEX_TABLE, index_table
 
 _MANIFEST = "manifest.json"
 _WORK = ".backup"

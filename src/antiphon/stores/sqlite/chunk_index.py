@@ -19,8 +19,9 @@ from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.vector_filters import filter_condition
-from antiphon.stores.sqlite.vector_stores import SqliteVectorStores, index_table
+from antiphon.stores.sqlite.vector_sql import index_table
 from antiphon.stores.tables import milliseconds
+from antiphon.stores.vector_stores import SqlVectorStores
 from antiphon.types.search import Filter
 from antiphon.types.search_terms import query_terms
 
@@ -59,7 +60,7 @@ class SqliteChunkIndex:
     """`ChunkIndex` on readers that somebody else owns and closes. `matrix_bytes`: memory for vectors."""
 
     def __init__(
-        self, readers: SqliteReaders, stores: SqliteVectorStores, *, matrix_bytes: int = 1 << 30, clock: Clock = now
+        self, readers: SqliteReaders, stores: SqlVectorStores, *, matrix_bytes: int = 1 << 30, clock: Clock = now
     ) -> None:
         self._readers = readers
         self._stores = stores

@@ -1,7 +1,7 @@
 """The durable side of ingestion: the `Ingestion` port over SQLite.
 
 Lives here: the SQL of claiming files, of writing chunks with their words, and of clearing up. Not here: who runs the
-work (`search/ingest.py`), what clients see (`vector_stores.py`), searching (`chunk_index.py`).
+work (`search/ingest.py`), what clients see (`../vector_stores.py`), searching (`chunk_index.py`).
 
 Invariant: chunks and their words are written and deleted in one unit, and only once: a statement that would take words
 out of an index a second time is undone with its unit. A file is found only when it is completed.
@@ -17,8 +17,7 @@ from antiphon.engine.ports.vector_stores import Chunking, FileError
 from antiphon.ids import Clock, now
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.vector_store_sql import BUMP, DELETE_ALL, TRASH_FILES
-from antiphon.stores.sqlite.vector_stores import index_table
+from antiphon.stores.sqlite.vector_sql import BUMP, DELETE_ALL, TRASH_FILES, index_table
 from antiphon.stores.sqlite.writer import SqliteWriter
 from antiphon.stores.tables import RowsMissing, Statement, milliseconds
 from antiphon.types.search_terms import index_text

@@ -29,7 +29,7 @@ _WORDS = (
     (re.compile(r"\bfor_ever\(\)"), str((1 << 63) - 1)),
     (re.compile(r"\bgreatest\("), "max("),
     (re.compile(r"\bleast\("), "min("),
-    (re.compile(r"(\bORDER BY [a-z_, ]+ )?\bFOR UPDATE\b( SKIP LOCKED)?"), ""),
+    (re.compile(r"(\bORDER BY [a-z_, ]+ )?\bFOR (NO KEY )?UPDATE\b( SKIP LOCKED)?"), ""),
 )
 
 

@@ -24,8 +24,9 @@ from antiphon.stores.sqlite.place import Databases, Folder, Place
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.schema_check import check_triggers
 from antiphon.stores.sqlite.tables import SqliteTables
-from antiphon.stores.sqlite.vector_stores import SqliteVectorStores
+from antiphon.stores.sqlite.vector_sql import SqliteVectorSql
 from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
+from antiphon.stores.vector_stores import SqlVectorStores
 
 _TIMEOUTS = TimeoutSettings()
 VECTORS_FILE = "vectors.db"
@@ -38,7 +39,7 @@ _END_LEASES = ("UPDATE vector_files SET lease_until = 0 WHERE status = 'in_progr
 class SqliteVectorDatabase(VectorDatabase):
     """`VectorDatabase` in a file: one writer and its readers."""
 
-    stores: SqliteVectorStores
+    stores: SqlVectorStores
     ingestion: SqliteIngestion
     index: SqliteChunkIndex
     keys: IdempotencyKeys
@@ -82,8 +83,9 @@ async def open_vector_database(
     except BaseException:
         await writer.aclose()
         raise
-    keys = IdempotencyKeys(SqliteTables(writer, pool), keep=keep_keys, clock=clock)
-    stores = SqliteVectorStores(writer, pool, clock, keys=keys)
+    tables = SqliteTables(writer, pool)
+    keys = IdempotencyKeys(tables, keep=keep_keys, clock=clock)
+    stores = SqlVectorStores(tables, keys, SqliteVectorSql(), clock=clock)
     index = SqliteChunkIndex(pool, stores, matrix_bytes=matrix_bytes, clock=clock)
     stores.on_deleted = index.forget
     return SqliteVectorDatabase(stores, SqliteIngestion(writer, pool, clock), index, keys, place, writer, pool)

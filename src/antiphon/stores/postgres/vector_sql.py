@@ -1,0 +1,104 @@
+"""What PostgreSQL says of vector stores in its own way.
+
+Lives here: that SQL. Not here: what is alike in all backends (`../vector_stores.py`), ingestion (`ingestion.py`),
+searching (`chunk_index.py`).
+
+A deleted store has no owner from then on, so nothing finds it; `Ingestion.sweep` clears its files and the row away in
+pieces, as it does with what expired. Chunks of files that go are noted by triggers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from antiphon.stores.postgres.vector_filters import attribute_columns
+from antiphon.stores.tables import Statement
+from antiphon.stores.vector_stores import Named, VectorSql
+from antiphon.types.search import Attributes
+
+INSERT_STORE = """
+INSERT INTO vector_stores (owner, id, name, description, metadata, expires_days, created_at, last_active_at, expires_at)
+SELECT :owner, :id, :name, :description, :metadata, CAST(:days AS bigint), at, at,
+       at + CAST(:days AS bigint) * 86400000
+FROM (SELECT now_ms() AS at) AS made
+"""
+# It is nobody's from now on.
+DELETE_STORE = """
+UPDATE vector_stores SET owner = NULL, name = NULL, description = NULL, metadata = '{}'
+WHERE owner = :owner AND id = :id
+"""
+# A file that is there already becomes another ingestion of itself: its number changes, and its batches keep it.
+INSERT_FILE = """
+INSERT INTO vector_files (store_number, file_id, filename, attributes, chunking, chunk_size, chunk_overlap)
+SELECT number, :file_id, :filename, :attributes, :chunking, :size, :overlap
+FROM vector_stores WHERE owner = :owner AND id = :id
+ON CONFLICT (store_number, file_id) DO UPDATE SET
+  number = excluded.number, filename = excluded.filename, status = 'in_progress', error_code = NULL,
+  error_message = NULL, attributes = excluded.attributes, chunking = excluded.chunking,
+  chunk_size = excluded.chunk_size, chunk_overlap = excluded.chunk_overlap, chunks = 0, words = 0, usage_bytes = 0,
+  embedding_model = NULL, vector_width = NULL, claim = NULL, lease_until = NULL, attempts = 0
+"""
+_FILES = "FROM vector_stores s JOIN vector_files f ON f.store_number = s.number"
+_FILE = "s.owner = :owner AND s.id = :id AND f.file_id = :file_id"
+DROP_ATTRIBUTES = f"DELETE FROM file_attributes WHERE file IN (SELECT f.id {_FILES} WHERE {_FILE})"
+INSERT_ATTRIBUTE = f"""
+INSERT INTO file_attributes (file, store_number, key, kind, text, number)
+SELECT f.id, s.number, :key, :kind, :text, :number {_FILES} WHERE {_FILE}
+"""
+INSERT_BATCH_FILE = f"""
+INSERT INTO vector_batch_files (batch_id, file) SELECT :batch_id, f.id {_FILES} WHERE {_FILE}
+"""
+FILE_TEXT = f"""
+SELECT c.text {_FILES} LEFT JOIN LATERAL (
+  SELECT place, text FROM chunks
+  WHERE file_number = f.number AND f.status = 'completed' AND place >= :first ORDER BY place LIMIT :limit
+) AS c ON true
+WHERE {_FILE} ORDER BY c.place
+"""
+# A claim that is taken away: whoever makes the chunks finds out with the next thing it wants to write.
+CANCEL_FILES = """
+WITH cancelled AS (
+  UPDATE vector_files SET status = 'cancelled', claim = NULL, lease_until = NULL, usage_bytes = 0
+  WHERE status = 'in_progress' AND id IN (SELECT file FROM vector_batch_files WHERE batch_id = :batch_id)
+    AND store_number = (SELECT number FROM vector_stores WHERE owner = :owner AND id = :id) RETURNING number
+)
+INSERT INTO vector_trash SELECT number FROM cancelled ON CONFLICT DO NOTHING
+"""
+
+
+class PostgresVectorSql(VectorSql):
+    """`VectorSql`."""
+
+    file_text = FILE_TEXT
+
+    def __init__(self) -> None:
+        super().__init__(number="number", store="store_number", batch_file="f.id = m.file")
+
+    def create(self, named: Named) -> list[Statement]:
+        """See `VectorSql`."""
+        return [Statement(INSERT_STORE, named, rows=1)]
+
+    def delete(self, named: Named) -> list[Statement]:
+        """See `VectorSql`."""
+        return [Statement(DELETE_STORE, named, rows=1)]
+
+    def add_files(self, named: Named, files: Sequence[Named]) -> list[Statement]:
+        """See `VectorSql`."""
+        unit = [Statement(INSERT_FILE, files, many=True)]
+        if named["batch_id"] is not None:
+            unit.append(Statement(INSERT_BATCH_FILE, files, many=True))
+        return unit
+
+    def attributes(self, named: Named, attributes: Attributes) -> list[Statement]:
+        """See `VectorSql`."""
+        columns = ("key", "kind", "text", "number")
+        rows = [{**named, **dict(zip(columns, row, strict=True))} for row in attribute_columns(attributes)]
+        return [Statement(DROP_ATTRIBUTES, named), Statement(INSERT_ATTRIBUTE, rows, many=True)]
+
+    def clear(self, which: str, named: Named) -> list[Statement]:
+        """See `VectorSql`."""
+        return []
+
+    def cancel_files(self, named: Named) -> list[Statement]:
+        """See `VectorSql`."""
+        return [Statement(CANCEL_FILES, named)]

@@ -1,0 +1,152 @@
+"""What SQLite says of vector stores in its own way.
+
+Lives here: numbers of files, the full-text index of each store, and noting chunks that are to be cleared away. Not
+here: what is alike in all backends (`../vector_stores.py`), ingestion (`ingestion.py`), searching (`chunk_index.py`).
+
+Invariant: whatever takes a file away notes its number in `vector_trash` in the same unit, and `Ingestion.sweep` clears
+its chunks away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from antiphon.errors import StoreError
+from antiphon.ids import is_id
+from antiphon.stores.sqlite.vector_filters import attribute_rows
+from antiphon.stores.tables import Statement
+from antiphon.stores.vector_stores import Named, VectorSql
+from antiphon.types.search import Attributes
+
+INDEX_PREFIX = "fts_"
+INDEX_TABLE = """
+CREATE VIRTUAL TABLE {table} USING fts5(
+  title, text, content='', columnsize=1, tokenize="porter unicode61 remove_diacritics 2"
+)
+"""
+# BM25 takes a word that most documents have for one that says nothing. In a store of three chunks that is every word,
+# and all scores would be nothing. So each index begins with some documents that no search finds: their numbers belong
+# to no file. In a store of hundreds of chunks they make no difference.
+INSERT_PADDING = "INSERT INTO {table} (rowid, title, text) VALUES (?, '', ?)"
+PADDING = [(-number, "zzpadding " * 100) for number in range(1, 17)]
+DELETE_ALL = "INSERT INTO {table} ({table}) VALUES ('delete-all')"
+DROP_INDEX = "DROP TABLE IF EXISTS {table}"
+
+# Stores take their numbers from the same counter as files: none is given out again when what had it is deleted.
+NEW_NUMBER = "UPDATE file_numbers SET last = last + 1"
+INSERT_STORE = """
+INSERT INTO vector_stores (no, id, owner, name, description, metadata, created_at, last_active_at, expires_days,
+                           expires_at)
+SELECT last, :id, :owner, :name, :description, :metadata, now_ms(), now_ms(), :days, now_ms() + :days * 86400000
+FROM file_numbers
+"""
+# In every unit that changes which files are completed.
+BUMP = "UPDATE vector_stores SET version = version + 1 WHERE {which}"
+TRASH_FILES = """
+INSERT OR IGNORE INTO vector_trash (file_no, store_id, title)
+SELECT f.no, {whose}, f.title FROM vector_files f JOIN vector_stores s ON s.no = f.store_no WHERE {which}
+"""
+_FILE = "s.id = :id AND s.owner = :owner AND f.file_id = :file_id"
+TRASH = {
+    "one": TRASH_FILES.format(whose="s.id", which=_FILE),
+    "all": TRASH_FILES.format(whose="s.id", which="f.file_id = :file_id AND s.owner = :owner"),
+    "store": TRASH_FILES.format(whose="NULL", which="s.id = :id AND s.owner = :owner"),
+    "batch": TRASH_FILES.format(
+        whose="s.id",
+        which="s.id = :id AND s.owner = :owner AND f.status = 'in_progress' "
+        "AND f.no IN (SELECT file_no FROM vector_batch_files WHERE batch_id = :batch_id)",
+    ),
+}
+ORPHAN_TRASH = "UPDATE vector_trash SET store_id = NULL WHERE store_id = :id"
+DELETE_STORE = "DELETE FROM vector_stores WHERE id = :id AND owner = :owner"
+
+# A file that is there already becomes another ingestion of itself: its number changes, and its batches keep it.
+INSERT_FILE = """
+INSERT INTO vector_files (no, store_no, file_id, filename, status, attributes, chunking, chunk_size, chunk_overlap,
+                          created_at)
+SELECT (SELECT last FROM file_numbers), no, :file_id, :filename, 'in_progress', :attributes, :chunking, :size, :overlap,
+       now_ms()
+FROM vector_stores WHERE id = :id AND owner = :owner
+ON CONFLICT (store_no, file_id) DO UPDATE SET
+  no = excluded.no, filename = excluded.filename, title = '', status = 'in_progress', error_code = NULL,
+  error_message = NULL, attributes = excluded.attributes, chunking = excluded.chunking,
+  chunk_size = excluded.chunk_size, chunk_overlap = excluded.chunk_overlap, chunks = 0, usage_bytes = 0,
+  embedding_model = NULL, claim = NULL, lease_until = 0, attempts = 0
+"""
+_FILES = "FROM vector_files f JOIN vector_stores s ON s.no = f.store_no"
+INSERT_ATTRIBUTE = f"""
+INSERT INTO file_attributes (store_no, key, kind, value, file_no)
+SELECT f.store_no, :key, :kind, :value, f.no {_FILES} WHERE {_FILE}
+"""
+DROP_ATTRIBUTES = f"DELETE FROM file_attributes WHERE file_no IN (SELECT f.no {_FILES} WHERE {_FILE})"
+INSERT_BATCH_FILE = (
+    "INSERT OR IGNORE INTO vector_batch_files (batch_id, file_no) SELECT :batch_id, last FROM file_numbers"
+)
+# A claim that is taken away: whoever makes the chunks finds out with the next thing it wants to write.
+CANCEL_FILES = """
+UPDATE vector_files SET status = 'cancelled', claim = NULL, usage_bytes = 0
+WHERE status = 'in_progress' AND no IN (SELECT file_no FROM vector_batch_files WHERE batch_id = :batch_id)
+"""
+# A chunk's id is its file's number, then its place in the file.
+FILE_TEXT = f"""
+SELECT c.text {_FILES} LEFT JOIN chunks c
+  ON f.status = 'completed' AND c.id >= (f.no << 20) + :first AND c.id < (f.no + 1) << 20
+WHERE {_FILE} ORDER BY c.id LIMIT :limit
+"""
+
+
+def index_table(store_id: str) -> str:
+    """The name of a store's full-text index. Ids of ours are letters, digits and underscores."""
+    if not is_id(store_id, "vs"):
+        raise StoreError("That is no id of a vector store.")
+    return INDEX_PREFIX + store_id
+
+
+class SqliteVectorSql(VectorSql):
+    """`VectorSql`."""
+
+    file_text = FILE_TEXT
+
+    def __init__(self) -> None:
+        super().__init__(number="no", store="store_no", batch_file="f.no = m.file_no")
+
+    def create(self, named: Named) -> list[Statement]:
+        """See `VectorSql`."""
+        table = index_table(named["id"])
+        return [
+            Statement(NEW_NUMBER, {}),
+            Statement(INSERT_STORE, named, rows=1),
+            Statement(INDEX_TABLE.format(table=table), {}),
+            Statement(INSERT_PADDING.format(table=table), PADDING, many=True),
+        ]
+
+    def delete(self, named: Named) -> list[Statement]:
+        """See `VectorSql`."""
+        return [
+            Statement(TRASH["store"], named),
+            Statement(DELETE_STORE, named, rows=1),
+            Statement(ORPHAN_TRASH, named),
+            Statement(DROP_INDEX.format(table=index_table(named["id"])), {}),
+        ]
+
+    def add_files(self, named: Named, files: Sequence[Named]) -> list[Statement]:
+        """See `VectorSql`."""
+        unit: list[Statement] = []
+        for file in files:
+            unit += [Statement(TRASH["one"], file), Statement(NEW_NUMBER, {}), Statement(INSERT_FILE, file, rows=1)]
+            if named["batch_id"] is not None:
+                unit.append(Statement(INSERT_BATCH_FILE, named))
+        return unit
+
+    def attributes(self, named: Named, attributes: Attributes) -> list[Statement]:
+        """See `VectorSql`."""
+        rows = [{**named, "key": key, "kind": kind, "value": value} for key, kind, value in attribute_rows(attributes)]
+        return [Statement(DROP_ATTRIBUTES, named), Statement(INSERT_ATTRIBUTE, rows, many=True)]
+
+    def clear(self, which: str, named: Named) -> list[Statement]:
+        """See `VectorSql`."""
+        return [Statement(TRASH[which], named)]
+
+    def cancel_files(self, named: Named) -> list[Statement]:
+        """See `VectorSql`."""
+        return [Statement(TRASH["batch"], named), Statement(CANCEL_FILES, named)]

@@ -1,0 +1,367 @@
+"""Vector stores, their files and batches: the `VectorStores` port over the tables of any backend.
+
+Lives here: the SQL that the backends share, in which order statements run, cursors and pages. Not here: what the
+backends say differently (`sqlite/vector_sql.py`, `postgres/vector_sql.py`), chunks, ingestion and searching, of which
+each backend has its own.
+
+Whatever adds or takes files changes the store's row first, so two of them never wait for each other in a circle, and a
+store that is deleted gets no more files.
+
+Invariants: a statement on behalf of a client names the owner, or follows one in its unit that does and must find a row.
+Counts and states are never kept beside what they count; they are read from the files' rows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.ports.state import PageQuery
+from antiphon.engine.ports.vector_stores import (
+    Batch,
+    FilePage,
+    NewFile,
+    StoreChanges,
+    StorePage,
+    VectorFile,
+    VectorStore,
+)
+from antiphon.errors import StoreError
+from antiphon.ids import Clock, now
+from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.pages import check_cursors
+from antiphon.stores.tables import RowsMissing, Statement, Tables, asked, both_ways, changed, milliseconds
+from antiphon.stores.vector_rows import attributes_json, batch, vector_file, vector_store
+from antiphon.types.search import Attributes
+
+_ACTIVE_MS = 60_000
+_TOUCHED = 10_000
+_DAY = 86_400_000
+
+Named = Mapping[str, Any]
+
+
+class VectorSql(ABC):
+    """The statements of vector stores in one backend."""
+
+    def __init__(self, *, number: str, store: str, batch_file: str) -> None:
+        """`number`: the column with the number of a store, or of an ingested file; `store`: the one that refers to a
+        store; `batch_file`: how a row of a batch (`m`) leads to its file (`f`)."""
+        mine = f"(SELECT {number} FROM vector_stores WHERE owner = :owner AND id = :id)"
+        count = f"(SELECT count(*) FROM vector_files f WHERE f.{store} = s.{number} AND f.status = '{{0}}') AS {{0}}"
+        counts = ", ".join(count.format(state) for state in ("in_progress", "completed", "failed", "cancelled"))
+        stores = f"""
+SELECT s.id, s.created_at, s.last_active_at, s.name, s.description, s.metadata, s.expires_days, s.expires_at,
+       coalesce(s.expires_at <= now_ms(), false) AS expired, (
+         SELECT CAST(coalesce(sum(usage_bytes), 0) AS bigint) FROM vector_files f WHERE f.{store} = s.{number}
+       ) AS usage_bytes, {counts}
+FROM vector_stores s WHERE s.owner = :owner
+"""
+        self.get_store = f"{stores} AND s.id = :id"
+        at = f"(SELECT {number} FROM vector_stores WHERE owner = :owner AND id = "
+        self.stores = both_ways(f"""{stores}
+  AND (CAST(:low AS text) IS NULL OR s.{number} > {at} :low))
+  AND (CAST(:high AS text) IS NULL OR s.{number} < {at} :high))
+ORDER BY s.{number} {{order}} LIMIT :limit
+""")
+        self.update_store = f"""
+UPDATE vector_stores SET
+  name = CASE WHEN :new_name THEN :name ELSE name END, metadata = coalesce(:metadata, metadata),
+  expires_days = CASE WHEN :clear THEN NULL ELSE coalesce(CAST(:days AS bigint), expires_days) END,
+  last_active_at = now_ms(),
+  expires_at = now_ms() + CASE WHEN :clear THEN NULL ELSE coalesce(:days, expires_days) END * {_DAY}
+WHERE owner = :owner AND id = :id
+"""
+        used = f"last_active_at = now_ms(), expires_at = now_ms() + expires_days * {_DAY}"
+        there = "(expires_at IS NULL OR expires_at > now_ms())"
+        # What somebody else writes to at this moment is in use anyway; what was used a moment ago is so still.
+        self.touch = f"""
+UPDATE vector_stores SET {used} WHERE {number} IN (
+  SELECT {number} FROM vector_stores
+  WHERE owner = :owner AND id IN (:ids...) AND {there} AND last_active_at <= now_ms() - CAST(:active AS bigint)
+  FOR NO KEY UPDATE SKIP LOCKED
+)
+"""
+        # Nobody else adds or takes a file until the unit ends. It is used, and other files are completed afterwards.
+        self.hold_used = f"""
+UPDATE vector_stores SET version = version + 1, {used} WHERE owner = :owner AND id = :id AND {there}
+"""
+        self.hold = "UPDATE vector_stores SET version = version + 1 WHERE owner = :owner AND id = :id"
+        self.lock = "SELECT 1 FROM vector_stores WHERE owner = :owner AND id = :id FOR NO KEY UPDATE"
+        which = f"""
+owner = :owner AND {number} IN (SELECT {store} FROM vector_files WHERE file_id = :file_id)
+"""
+        self.lock_stores_of_file = f"SELECT 1 FROM vector_stores WHERE {which} ORDER BY {number} FOR NO KEY UPDATE"
+        self.bump_stores_of_file = f"UPDATE vector_stores SET version = version + 1 WHERE {which}"
+        self.set_attributes = f"""
+UPDATE vector_files SET attributes = :attributes WHERE {store} = {mine} AND file_id = :file_id
+"""
+        self.delete_file = f"DELETE FROM vector_files WHERE {store} = {mine} AND file_id = :file_id"
+        self.delete_everywhere = f"""
+DELETE FROM vector_files
+WHERE file_id = :file_id AND {store} IN (SELECT {number} FROM vector_stores WHERE owner = :owner)
+"""
+        self.insert_batch = f"""
+INSERT INTO vector_batches (id, {store}, created_at)
+SELECT :batch_id, {number}, now_ms() FROM vector_stores WHERE owner = :owner AND id = :id
+"""
+        self.cancel_batch = f"UPDATE vector_batches SET cancelled = true WHERE {store} = {mine} AND id = :batch_id"
+        files = f"""
+SELECT f.file_id, s.id AS store_id, f.filename, f.status, f.created_at, f.usage_bytes, f.chunking, f.chunk_size,
+       f.chunk_overlap, f.attributes, f.error_code, f.error_message
+FROM vector_stores s JOIN vector_files f ON f.{store} = s.{number}
+WHERE s.owner = :owner AND s.id = :id
+"""
+        self.get_file = f"{files} AND f.file_id = :file_id"
+        cursor = f"(SELECT c.created_at, c.file_id FROM vector_files c WHERE c.{store} = s.{number} AND c.file_id = "
+        self.files = both_ways(f"""{files}
+  AND (CAST(:state AS text) IS NULL OR f.status = :state)
+  AND (CAST(:batch_id AS text) IS NULL OR EXISTS (
+    SELECT 1 FROM vector_batch_files m WHERE m.batch_id = :batch_id AND {batch_file}
+  ))
+  AND (CAST(:low AS text) IS NULL OR (f.created_at, f.file_id) > {cursor} :low))
+  AND (CAST(:high AS text) IS NULL OR (f.created_at, f.file_id) < {cursor} :high))
+ORDER BY f.created_at {{order}}, f.file_id {{order}} LIMIT :limit
+""")
+        states = ", ".join(
+            f"count(f.file_id) FILTER (WHERE f.status = '{state}') AS {state}"
+            for state in ("in_progress", "completed", "failed", "cancelled")
+        )
+        self.get_batch = f"""
+SELECT b.id, s.id AS store_id, b.created_at, b.cancelled AS stopped, {states}
+FROM vector_stores s JOIN vector_batches b ON b.{store} = s.{number}
+LEFT JOIN vector_batch_files m ON m.batch_id = b.id LEFT JOIN vector_files f ON {batch_file}
+WHERE s.owner = :owner AND s.id = :id AND b.id = :batch_id
+GROUP BY b.id, s.id
+"""
+
+    file_text: str
+    """The texts of a file's chunks from `:first` on, at most `:limit`: no row where there is no such file, one without
+    a text where it has no chunks that can be read."""
+
+    @abstractmethod
+    def create(self, named: Named) -> list[Statement]:
+        """What makes a store; without a name for it in `named` it has none."""
+
+    @abstractmethod
+    def delete(self, named: Named) -> list[Statement]:
+        """What deletes a store with everything in it, or changes no row in a statement that must change one."""
+
+    @abstractmethod
+    def add_files(self, named: Named, files: Sequence[Named]) -> list[Statement]:
+        """What adds files to a store that an earlier statement of the unit holds, and to the batch `:batch_id`, if that
+        is one. Those that are there already become another ingestion of themselves, in the batches that they are in."""
+
+    @abstractmethod
+    def attributes(self, named: Named, attributes: Attributes) -> list[Statement]:
+        """What gives a file these attributes instead of those that it has."""
+
+    @abstractmethod
+    def clear(self, which: str, named: Named) -> list[Statement]:
+        """What notes the chunks of a file that goes: of `one` in a store, or `all` of its ingestions."""
+
+    @abstractmethod
+    def cancel_files(self, named: Named) -> list[Statement]:
+        """What cancels the files of a batch that are in progress."""
+
+
+class SqlVectorStores:
+    """`VectorStores` on tables that the caller closes. `on_work` is called when there are files to ingest, or something
+    to clear up; `on_deleted` with the id of a store that is gone."""
+
+    def __init__(self, tables: Tables, keys: IdempotencyKeys, sql: VectorSql, *, clock: Clock = now) -> None:
+        """`clock`: the date where the database has none."""
+        self._tables = tables
+        self._keys = keys
+        self._sql = sql
+        self._clock = clock
+        self._touched: dict[tuple[str, str], int] = {}
+        self.on_work: Callable[[], None] = lambda: None
+        self.on_deleted: Callable[[str], None] = lambda store_id: None
+
+    async def create(
+        self,
+        owner: str,
+        store_id: str,
+        *,
+        name: str | None,
+        description: str | None,
+        metadata: bytes,
+        expires_days: int | None,
+        files: Sequence[NewFile] = (),
+        once: OnceOnly | None = None,
+    ) -> VectorStore:
+        """Make a store; see `VectorStores.create`."""
+        named = self._named(owner, store_id, name=name, description=description, metadata=metadata, days=expires_days)
+        unit = [*self._sql.create(named), *self._additions(named | {"batch_id": None}, files)]
+        await self._keys.make(once, store_id, unit, self._sql.delete(named))
+        if files:
+            self.on_work()
+        made = await self.get(owner, store_id)
+        if made is None:
+            raise StoreError("The vector store was deleted while it was made.")
+        return made
+
+    async def made(self, once: OnceOnly) -> str | None:
+        """What this very request made before."""
+        return await self._keys.made(once)
+
+    async def get(self, owner: str, store_id: str) -> VectorStore | None:
+        """The store, or None."""
+        rows = await self._tables.fetch(self._sql.get_store, self._named(owner, store_id))
+        return vector_store(rows[0]) if rows else None
+
+    async def list(self, owner: str, page: PageQuery) -> StorePage:
+        """A page of the owner's stores, by their time of creation."""
+        await check_cursors(page, partial(self.get, owner), "There is no vector store with this id")
+        rows = await self._tables.fetch(self._sql.stores[page.backward], self._named(owner, "", **asked(page)))
+        return StorePage(page.shown([vector_store(row) for row in rows]), has_more=len(rows) > page.limit)
+
+    async def update(self, owner: str, store_id: str, changes: StoreChanges) -> VectorStore | None:
+        """Change the store; see `VectorStores.update`."""
+        given = {"name": changes.name, "metadata": changes.metadata, "days": changes.expires_days}
+        named = self._named(owner, store_id, new_name=changes.name is not None, clear=changes.clear_expiry, **given)
+        if not await changed(self._tables, Statement(self._sql.update_store, named, rows=1)):
+            return None
+        return await self.get(owner, store_id)
+
+    async def delete(self, owner: str, store_id: str) -> bool:
+        """Delete the store with everything in it; False when there is none."""
+        deleted = await self._changed(self._sql.delete(self._named(owner, store_id)), work=True)
+        if deleted:
+            self._touched.pop((owner, store_id), None)
+            self.on_deleted(store_id)
+        return deleted
+
+    async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
+        """Note that the stores were used now (to a minute)."""
+        at = milliseconds(self._clock())
+        due = [one for one in store_ids if at - self._touched.get((owner, one), 0) >= _ACTIVE_MS]
+        if due:
+            if len(self._touched) > _TOUCHED:
+                self._touched.clear()
+            self._touched.update({(owner, one): at for one in due})
+            named = self._named(owner, "", ids=due, active=_ACTIVE_MS)
+            await self._tables.run([Statement(self._sql.touch, named)], again=True)
+
+    async def add_files(
+        self,
+        owner: str,
+        store_id: str,
+        files: Sequence[NewFile],
+        *,
+        batch_id: str | None = None,
+        once: OnceOnly | None = None,
+    ) -> bool:
+        """Add files for ingestion; see `VectorStores.add_files`."""
+        named = self._named(owner, store_id, batch_id=batch_id)
+        unit = [Statement(self._sql.hold_used, named, rows=1)]
+        if batch_id is not None:
+            unit.append(Statement(self._sql.insert_batch, named, rows=1))
+        unit += self._additions(named, files)
+        try:
+            # A late commit stays: what a file was in the store before is lost by then, and who tries again adds the
+            # same files once more, which changes nothing.
+            await self._keys.make(once, batch_id or files[0].file_id, unit, [])
+        except RowsMissing:
+            return False
+        self.on_work()
+        return True
+
+    async def get_file(self, owner: str, store_id: str, file_id: str) -> VectorFile | None:
+        """The file in the store, or None."""
+        rows = await self._tables.fetch(self._sql.get_file, self._named(owner, store_id, file_id=file_id))
+        return vector_file(rows[0]) if rows else None
+
+    async def list_files(
+        self, owner: str, store_id: str, page: PageQuery, *, state: str | None = None, batch_id: str | None = None
+    ) -> FilePage | None:
+        """A page of files; see `VectorStores.list_files`."""
+        if batch_id is not None:
+            if await self.get_batch(owner, store_id, batch_id) is None:
+                return None
+        elif await self.get(owner, store_id) is None:
+            return None
+        find = partial(self.get_file, owner, store_id)
+        await check_cursors(page, find, "There is no file with this id in the vector store")
+        named = self._named(owner, store_id, state=state, batch_id=batch_id, **asked(page))
+        rows = await self._tables.fetch(self._sql.files[page.backward], named)
+        return FilePage(page.shown([vector_file(row) for row in rows]), has_more=len(rows) > page.limit)
+
+    async def set_attributes(self, owner: str, store_id: str, file_id: str, attributes: Attributes) -> bool:
+        """Replace a file's attributes; False when there is none."""
+        named = self._named(owner, store_id, file_id=file_id, attributes=attributes_json(attributes))
+        unit = [Statement(self._sql.lock, named, into=[]), Statement(self._sql.set_attributes, named, rows=1)]
+        return await self._changed([*unit, *self._sql.attributes(named, attributes)])
+
+    async def remove_file(self, owner: str, store_id: str, file_id: str) -> bool:
+        """Take a file out of the store; False when there is none."""
+        named = self._named(owner, store_id, file_id=file_id)
+        unit = [Statement(self._sql.hold, named), *self._sql.clear("one", named)]
+        return await self._changed([*unit, Statement(self._sql.delete_file, named, rows=1)], work=True)
+
+    async def forget_file(self, owner: str, file_id: str) -> None:
+        """Take a file out of all the owner's stores: it was deleted."""
+        named = self._named(owner, "", file_id=file_id)
+        unit = [
+            Statement(self._sql.lock_stores_of_file, named, into=[]),
+            Statement(self._sql.bump_stores_of_file, named),
+            *self._sql.clear("all", named),
+            Statement(self._sql.delete_everywhere, named),
+        ]
+        if (await self._tables.run(unit))[-1]:
+            self.on_work()
+
+    async def get_batch(self, owner: str, store_id: str, batch_id: str) -> Batch | None:
+        """The batch, or None."""
+        rows = await self._tables.fetch(self._sql.get_batch, self._named(owner, store_id, batch_id=batch_id))
+        return batch(rows[0]) if rows else None
+
+    async def cancel_batch(self, owner: str, store_id: str, batch_id: str) -> bool:
+        """Cancel what of the batch is still in progress; False when there is none."""
+        named = self._named(owner, store_id, batch_id=batch_id)
+        unit = [Statement(self._sql.lock, named, into=[]), Statement(self._sql.cancel_batch, named, rows=1)]
+        return await self._changed([*unit, *self._sql.cancel_files(named)], work=True)
+
+    async def file_text(
+        self, owner: str, store_id: str, file_id: str, first: int, limit: int
+    ) -> tuple[str, ...] | None:
+        """The text of some of the file's chunks; see `VectorStores.file_text`."""
+        named = self._named(owner, store_id, file_id=file_id, first=first, limit=limit)
+        rows = await self._tables.fetch(self._sql.file_text, named)
+        return tuple([row[0] for row in rows if row[0] is not None]) if rows else None
+
+    def _additions(self, named: Named, files: Sequence[NewFile]) -> Sequence[Statement]:
+        # Of a file that is named twice the last is meant.
+        files = tuple({file.file_id: file for file in files}.values())
+        rows = [
+            {
+                **named,
+                "file_id": file.file_id,
+                "filename": file.filename,
+                "attributes": attributes_json(file.attributes),
+                "chunking": file.chunking.kind,
+                "size": file.chunking.size,
+                "overlap": file.chunking.overlap,
+            }
+            for file in files
+        ]
+        unit = self._sql.add_files(named, rows) if rows else []
+        for file, row in zip(files, rows, strict=True):
+            unit += self._sql.attributes(row, file.attributes)
+        return unit
+
+    async def _changed(self, unit: Sequence[Statement], *, work: bool = False) -> bool:
+        try:
+            await self._tables.run(unit)
+        except RowsMissing:
+            return False
+        if work:
+            self.on_work()
+        return True
+
+    def _named(self, owner: str, store_id: str, **more: Any) -> dict[str, Any]:
+        return {"owner": owner, "id": store_id, "now_ms": milliseconds(self._clock()), **more}
