@@ -12,15 +12,15 @@ from typing import Any
 
 import asyncpg
 import pytest
-from pydantic import SecretStr
 
-from antiphon.config.state import RetentionSettings, StateSettings
+from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.errors import ChainBroken, ConversationLocked, StoreError
-from antiphon.stores import open_stores
+from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.conversations import SqlConversations
 from antiphon.stores.postgres import retention as module
 from antiphon.stores.postgres import values
+from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.retention import PostgresRetention
 from antiphon.stores.postgres.tables import PostgresTables
 from tests.contracts.file_contract import fields, keep
@@ -28,7 +28,7 @@ from tests.contracts.job_contract import MOST, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE, record
 from tests.integration.test_postgres_conversations import ADD_JOB
 from tests.support.postgres import PATIENT, PostgresServer
-from tests.support.postgres_stores import TurnStores, turn_stores
+from tests.support.postgres_stores import TurnStores, postgres_files, turn_stores
 
 _TABLES = ("responses", "response_items", "response_events", "conversations", "conversation_items")
 # Everything that was there is an hour old.
@@ -325,9 +325,9 @@ async def test_events_jobs_and_files_are_timed_by_the_database(
     for name in ("young", "old"):
         assert await stores.background.finish(ONE, replace(finished(name), completed_at=wrong), piece(2, 2))
     assert await _retention(stores, events=3600).sweep() == (0, 0, 1)
-    patient = StateSettings(url=SecretStr(url), deadline=PATIENT.deadline)
-    async with aclosing(await open_stores(patient, tmp_path, chain_items=9)) as opened:
-        await keep(opened.files, fields("young", at=wrong, expires_at=wrong + 60), b"x")
-        await keep(opened.files, fields("old", at=wrong - 60, expires_at=wrong - 1), b"x")
-        assert await opened.files.get(ALICE, "file-young") is not None
-        assert (await opened.files.sweep())[0] == 1
+    async with aclosing(Database(url, PATIENT)) as database:
+        files = postgres_files(database, DiskBlobs(tmp_path / "files"), clock=lambda: wrong)
+        await keep(files, fields("young", at=wrong, expires_at=wrong + 60), b"x")
+        await keep(files, fields("old", at=wrong - 60, expires_at=wrong - 1), b"x")
+        assert await files.get(ALICE, "file-young") is not None
+        assert (await files.sweep())[0] == 1

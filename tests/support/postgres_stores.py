@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from antiphon.engine.ports.files import BlobStore
+from antiphon.ids import Clock, now
+from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
+from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.pending_rows import PendingRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
+from antiphon.stores.postgres.files import SQL
 from antiphon.stores.postgres.jobs import AddedEvents, Addition, NewJob, PostgresJobStore, QueuedTurns
 from antiphon.stores.postgres.listening import ListenTimes
 from antiphon.stores.postgres.responses import PostgresResponseStore
@@ -67,3 +73,12 @@ def turn_stores(
     )
     jobs = PostgresJobStore(database, queued, added, signals.changed)
     return TurnStores(database, keys, withdrawals, turns, responses, queued, added, jobs, signals)
+
+
+def postgres_files(
+    database: Database, blobs: BlobStore, *, owner_bytes: int | None = None, clock: Clock = now
+) -> SqlFiles:
+    """Files in this database, with contents and a clock that a test chooses."""
+    tables = PostgresTables(database)
+    pending = PendingBlobs(PendingRows(tables), blobs, UPLOAD_LEASE_SECONDS)
+    return SqlFiles(tables, IdempotencyKeys(tables), SQL, pending, blobs, owner_bytes=owner_bytes, clock=clock)

@@ -55,11 +55,6 @@ def age(record: ResponseRecord) -> int:
     return milliseconds(max(0.0, now() - (record.completed_at or record.created_at)))
 
 
-def time_left(until: float) -> int:
-    """For how many milliseconds more something is kept until then: by this process's clock, like `age`."""
-    return milliseconds(until - now())
-
-
 def body_now(status: str, body: bytes) -> bytes:
     """The object of a response: while it runs its row has the body that it was queued with."""
     return with_status_unless_sealed(body, status) if status == "in_progress" else body
