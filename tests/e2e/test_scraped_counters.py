@@ -172,7 +172,8 @@ async def test_scraped_counters_never_go_backwards(door: str, server: ChatServer
     await run.kill(run.workers()[2])
     await asyncio.gather(*(run.scrape(one) for one in run.scrapers))
     assert [one.total("responses_total") for one in run.scrapers] == [before, before]
-    assert first.total("response_duration_seconds_count") == before <= run.sent
+    # Envoy gives a request to another worker when the one that has it stands still. Once that goes on, it counts too.
+    assert first.total("response_duration_seconds_count") == before <= run.sent + CLIENTS
     assert first.total("antiphon_cost_total") > 0
     assert first.total("antiphon_process_restarts_total", cause="died") == run.kills
     # To Prometheus it is one process that never ended.
