@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import sqlite3
@@ -216,6 +217,36 @@ async def test_a_damaged_or_foreign_archive_is_refused(change: Callable[[bytes],
     with pytest.raises(StoreError):
         open_archive(archive, again, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backup.tar", "data"]
+
+
+def _with_a_damaged_page(database: bytes, path: Path) -> bytes:
+    """A row of `responses` is said to begin beyond the end of its page: what only reads the schema sees nothing."""
+    path.write_bytes(database)
+    with closing(sqlite3.connect(path)) as connection:
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'responses'").fetchone()
+    at = (page - 1) * size + 8
+    return database[:at] + b"\xff\xff" + database[at + 2 :]
+
+
+async def test_a_database_whose_pages_are_damaged_is_not_restored(tmp_path: Path) -> None:
+    """The archive is what its manifest says; the database in it was damaged before it was backed up."""
+    data, archive, again = tmp_path / "data", tmp_path / "backup.tar", tmp_path / "again"
+    await (await _filled(data)).aclose()
+    make_archive(data, archive, KEYS, with_keys=True)
+    with tarfile.open(archive) as source:
+        members = {member.name: archive_bytes(source, member) for member in source}
+    damaged = _with_a_damaged_page(members[SESSIONS_FILE], tmp_path / "damaged.db")
+    manifest = json.loads(members["manifest.json"])
+    manifest["members"][SESSIONS_FILE] = {"size": len(damaged), "sha256": hashlib.sha256(damaged).hexdigest()}
+    with tarfile.open(archive, mode="w") as out:
+        for name, body in {**members, SESSIONS_FILE: damaged, "manifest.json": json.dumps(manifest).encode()}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            out.addfile(info, io.BytesIO(body))
+    with pytest.raises(StoreError, match=f"{SESSIONS_FILE} of the backup is damaged"):
+        open_archive(archive, again, {})
+    assert not again.exists()
 
 
 async def _with_vectors(data: Path) -> None:

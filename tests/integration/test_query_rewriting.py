@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
+from antiphon.engine.ports.actions import UpstreamError, UpstreamRequest
+from antiphon.engine.ports.state import UpstreamAnswer, UpstreamCallFailed
 from antiphon.search.rewrite import ModelRewriter
 from antiphon.translation.profiles import PROFILES
+from antiphon.types.transport import UpstreamFault
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.chat_server import Answer, ChatServer, answer, completion, json_answer, never
 
@@ -48,6 +52,27 @@ async def test_credentials_of_the_server_are_not_the_clients(chat: ChatServer) -
     await rewrite(chat, "y", ModelRoute(GENERIC, passthrough=False, model="other"))
     assert chat.requests[0].json["model"] == "other"
     assert "authorization" not in {name.lower() for name, _ in chat.requests[0].headers}
+
+
+async def test_each_of_several_upstreams_gets_its_time_for_an_answer() -> None:
+    """Envoy asks one after the other in one call: how many there are decides how long the answer may take."""
+    asked: list[UpstreamRequest] = []
+
+    class Recording:
+        @asynccontextmanager
+        async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
+            asked.append(request)
+            raise UpstreamCallFailed(UpstreamError(UpstreamFault.UNREACHABLE, "not here"))
+            yield
+
+        async def aclose(self) -> None: ...
+
+    route = ModelRoute(GENERIC, upstream="pair", several=("a", "b"), ordered=True)
+    rewriter = ModelRewriter(
+        Recording(), ModelRoutes(ModelRoute(GENERIC), (ModelRule("small", route),)), "small", seconds=5.0
+    )
+    assert await rewriter.rewrite("How?", ()) == "How?"
+    assert [(one.upstream, one.tries) for one in asked] == [("pair", 2)]
 
 
 async def test_thoughts_are_no_query(chat: ChatServer) -> None:

@@ -70,6 +70,10 @@ def test_lower_levels_are_left_out(output: _Output) -> None:
         {"access_token": "hunter2hunter2"},
         {"detail": "sent Authorization: Bearer hunter2hunter2"},
         {"detail": "sent authorization: bearer hunter2hunter2"},
+        {"detail": "sent Bearer\u00a0hunter2hunter2"},
+        # A Kelvin sign and a long s, which the expression takes for a K and an S.
+        {"detail": "s\u212a-hunter2hunter2"},
+        {"detail": "\u017fk-hunter2hunter2"},
         {"detail": "Incorrect API key provided: sk-hunter2hunter2."},
         {"headers": {"x-api-key": "hunter2hunter2", "accept": "*/*"}},
         {"headers": [("accept", "*/*"), ("authorization", "Basic hunter2hunter2")]},

@@ -61,6 +61,11 @@ def test_reasoning_of_its_own_goes_before_thoughts_in_the_content() -> None:
     assert text_of(fragment(delta.reasoning_content)) == "so"
 
 
+def test_empty_reasoning_does_not_hide_thoughts_in_the_content() -> None:
+    delta = _delta(content=[{"type": "thinking", "thinking": "hm"}], reasoning_content="")
+    assert text_of(fragment(delta.reasoning_content)) == "hm"
+
+
 @pytest.mark.parametrize(
     ("call", "name", "text"),
     [

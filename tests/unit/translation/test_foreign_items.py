@@ -42,7 +42,7 @@ def test_a_message_of_another_agent_is_one_that_says_from_whom_it_is() -> None:
     assert "from /root to /root/child" in text and "Count the files." in text
 
 
-@pytest.mark.parametrize("closed", ["gAAAAABp-r_nDEFD_pLd6w==", "as1_QUJD", "Zm9v" * 20, "", None, 5])
+@pytest.mark.parametrize("closed", ["gAAAAABp-r_nDEFD_pLd6w==", "as1_QUJD", "Zm9v" * 20, "a" * 64, "", None, 5])
 def test_what_only_its_maker_can_open_is_named(closed: Any) -> None:
     outcome = _ask(USER, _agent({"type": "encrypted_content", "encrypted_content": closed}))
     assert str(closed or "gAAAA") not in str(outcome.chat) and "(encrypted)" in str(outcome.chat)
@@ -51,7 +51,16 @@ def test_what_only_its_maker_can_open_is_named(closed: Any) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["Count the files.", "Go", "数一数文件" * 30, "gAAAA is how it begins", 'Say "🎈"\nand stop.', "/a/path/" * 20],
+    [
+        "Count the files.",
+        "Go",
+        "continue",
+        "a" * 63,
+        "数一数文件" * 30,
+        "gAAAA is how it begins",
+        'Say "🎈"\nand stop.',
+        "/a/path/" * 20,
+    ],
 )
 def test_what_nobody_has_encrypted_is_read_where_it_stands(text: str) -> None:
     """Codex takes for encrypted whatever its model tells another agent: here the model's words are as it wrote them."""

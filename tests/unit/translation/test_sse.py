@@ -52,3 +52,11 @@ def test_an_event_that_is_too_large_is_so_at_the_end_too() -> None:
     with pytest.raises(EventTooLarge):
         decoder.close()
     assert _read(b"data: 0123456789\ndata: 0123456789", limit=20) == [(b"", b"0123456789\n0123456789")]
+
+
+def test_an_event_over_the_limit_is_too_large_in_any_feed() -> None:
+    """The second feed is one whole event of one line, which the decoder reads without looking at its parts."""
+    decoder = SseDecoder(20)
+    assert [event.data for event in decoder.feed(b"data: a\n\n")] == [b"a"]
+    with pytest.raises(EventTooLarge):
+        decoder.feed(b"data: " + b"x" * 30 + b"\n\n")
