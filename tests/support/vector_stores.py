@@ -27,8 +27,7 @@ from antiphon.engine.ports.vector_stores import Chunking, FileError
 from antiphon.ids import new_id, now
 from antiphon.observability.metrics import Metrics
 from antiphon.search.chunking import cut
-from antiphon.search.document import Unreadable
-from antiphon.search.extract import extract
+from antiphon.search.extract import Unreadable, extract
 from antiphon.search.ingest import Ingester, IngestPace
 from antiphon.search.readers import DocumentReaders, Piece, ReadingFailed
 from antiphon.search.searcher import VectorStoreSearcher

@@ -51,7 +51,7 @@ from antiphon.types.transport import SECRET_HEADER, Headers
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.http import UpstreamTarget
 from antiphon.upstream.identity import ServerIdentities
-from antiphon.upstream.pool import ModelDoor, UpstreamPool
+from antiphon.upstream.several import ModelDoor, UpstreamPool
 
 _log = structlog.get_logger(__name__)
 

@@ -1,12 +1,13 @@
 """What a file says: its text and, where it has one, its title.
 
-Lives here: which reader a file gets, and the readers of plain formats (text, Markdown, source code, JSON, CSV, HTML).
-Not here: office formats and PDF (`extract_office.py`), what a reader returns (`document.py`), the process this runs in
+Lives here: which reader a file gets, and the readers: of plain formats (text, Markdown, source code, JSON, CSV, HTML),
+and of PDF and office files, each on a library of the extra `vector-stores`. Not here: the process this runs in
 (`reader_process.py`).
 
 Everything here is called with files that strangers made: `reader_process.py` has the limits.
 
-Invariant: whatever cannot be read is an `Unreadable` with one of OpenAI's two codes, and no message holds content.
+Invariants: whatever cannot be read is an `Unreadable` with one of OpenAI's two codes, and no message holds content; an
+archive is refused before it is unpacked when its own list says that it unpacks to too much.
 """
 
 from __future__ import annotations
@@ -15,17 +16,55 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable
-from contextlib import suppress
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
+from typing import Any, Literal
 
 from antiphon.html_text import html_text
-from antiphon.search.document import Document, Unreadable, table_text
-from antiphon.search.extract_office import read_docx, read_pdf, read_pptx, read_xlsx
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A file's text; `title` is empty when it has none."""
+
+    text: str
+    title: str = ""
+
+
+class Unreadable(Exception):
+    """The file cannot be read, now or later."""
+
+    def __init__(self, message: str, code: Literal["unsupported_file", "invalid_file"] = "invalid_file") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+
+
+def table_text(rows: list[list[str]]) -> str:
+    """A table as lines `column: value, …`, so that each row says by itself what its values are."""
+    rows = [row for row in rows if any(cell.strip() for cell in row)]
+    if len(rows) < 2:
+        return "\n".join(", ".join(row) for row in rows)
+    header = [cell.strip() for cell in rows[0]]
+    lines = []
+    for row in rows[1:]:
+        cells = []
+        for number, cell in enumerate(row):
+            if cell := cell.strip():
+                column = header[number] if number < len(header) else ""
+                cells.append(f"{column}: {cell}" if column else cell)
+        lines.append(", ".join(cells))
+    return "\n".join(lines)
+
 
 _BINARY = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _LONG_LINE = 2_000
-_ARCHIVES = {".docx": read_docx, ".pptx": read_pptx, ".xlsx": read_xlsx, ".xlsm": read_xlsx}
+_MAX_ENTRIES = 20_000
+_NO_LIBRARY = "Files of this kind cannot be read here: the server lacks the extra 'vector-stores'. Ask its operator."
 
 
 def extract(path: Path, name: str, max_bytes: int) -> Document:
@@ -39,7 +78,7 @@ def extract(path: Path, name: str, max_bytes: int) -> Document:
     if not document.text.strip():
         raise Unreadable("The file holds no text that can be extracted.", "unsupported_file")
     if len(document.text) > max_bytes:
-        raise Unreadable(f"The text of the file is longer than {max_bytes} bytes.")
+        raise _too_long(max_bytes)
     return document
 
 
@@ -66,7 +105,7 @@ def _reader(suffix: str, start: bytes) -> Callable[[Path, int], Document]:
     if start.startswith(b"PK\x03\x04"):
         if suffix not in _ARCHIVES:
             raise Unreadable("Archives cannot be read.", "unsupported_file")
-        return _ARCHIVES[suffix]
+        return partial(_read_archive, _ARCHIVES[suffix])
     if suffix in (".docx", ".pptx", ".xlsx"):
         raise Unreadable("The file is not what its name says.")
     if suffix in (".html", ".htm", ".xhtml"):
@@ -80,7 +119,7 @@ def _reader(suffix: str, start: bytes) -> Callable[[Path, int], Document]:
 
 def _load(path: Path, max_bytes: int) -> str:
     if path.stat().st_size > 2 * max_bytes:  # UTF-16 has two bytes for each of ours
-        raise Unreadable(f"The text of the file is longer than {max_bytes} bytes.")
+        raise _too_long(max_bytes)
     return decode(path.read_bytes())
 
 
@@ -120,3 +159,135 @@ def _read_table(path: Path, max_bytes: int) -> Document:
 def _read_html(path: Path, max_bytes: int) -> Document:
     title, text = html_text(_load(path, max_bytes))
     return Document("\n".join(line for line in text.split("\n") if line), title)
+
+
+# Libraries
+
+
+@contextmanager
+def _libraries() -> Iterator[None]:
+    try:
+        yield
+    except ImportError:
+        raise Unreadable(_NO_LIBRARY, "unsupported_file") from None
+
+
+def _too_long(max_bytes: int) -> Unreadable:
+    return Unreadable(f"The text of the file is longer than {max_bytes} bytes.")
+
+
+def read_pdf(path: Path, max_bytes: int) -> Document:
+    """The text of all pages. Scans have none."""
+    with _libraries():
+        import pypdfium2 as pdfium
+    try:
+        document = pdfium.PdfDocument(path)
+    except pdfium.PdfiumError as error:
+        if "password" in str(error).lower():
+            raise Unreadable("The PDF file is protected by a password.") from None
+        raise Unreadable("The PDF file is damaged.") from None
+    pages, size = [], 0
+    try:
+        for number in range(len(document)):
+            page = document[number]
+            text_page = page.get_textpage()
+            # U+FFFE is how a hyphen at a line's end comes out.
+            text = text_page.get_text_bounded().replace("\ufffe\r\n", "").replace("\ufffe", "").replace("\r\n", "\n")
+            text_page.close()
+            page.close()
+            pages.append(text.replace("\x00", ""))
+            size += len(text)
+            if size > max_bytes:
+                raise _too_long(max_bytes)
+        title = str(document.get_metadata_dict().get("Title") or "")
+    except pdfium.PdfiumError:
+        raise Unreadable("The PDF file is damaged.") from None
+    finally:
+        document.close()
+    return Document("\n\n".join(pages), title.strip())
+
+
+def read_docx(path: Path, max_bytes: int) -> Document:
+    """Paragraphs and tables in their order."""
+    with _libraries():
+        import docx
+        from docx.text.paragraph import Paragraph
+    document = docx.Document(str(path))
+    blocks = []
+    for block in document.iter_inner_content():
+        if isinstance(block, Paragraph):
+            blocks.append(block.text)
+        else:
+            blocks.append(table_text([[cell.text for cell in row.cells] for row in block.rows]))
+    return Document("\n\n".join(block for block in blocks if block.strip()), document.core_properties.title or "")
+
+
+def read_pptx(path: Path, max_bytes: int) -> Document:
+    """What is written on the slides, and the notes."""
+    with _libraries():
+        import pptx
+    deck = pptx.Presentation(str(path))
+    slides = []
+    for slide in deck.slides:
+        parts = [text for shape in slide.shapes for text in _shape_texts(shape)]
+        if slide.has_notes_slide and slide.notes_slide.notes_text_frame is not None:
+            parts.append(slide.notes_slide.notes_text_frame.text)
+        slides.append("\n".join(part for part in parts if part.strip()))
+    return Document("\n\n".join(slides), deck.core_properties.title or "")
+
+
+def _shape_texts(shape: Any) -> Iterator[str]:
+    if hasattr(shape, "shapes"):  # a group
+        for part in shape.shapes:
+            yield from _shape_texts(part)
+    elif getattr(shape, "has_table", False):
+        yield table_text([[cell.text for cell in row.cells] for row in shape.table.rows])
+    elif getattr(shape, "has_text_frame", False):
+        yield shape.text_frame.text
+
+
+def read_xlsx(path: Path, max_bytes: int) -> Document:
+    """Every sheet, a row a line."""
+    with _libraries():
+        import openpyxl
+    # By its path it would have to be called something.xlsx.
+    with path.open("rb") as file:
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+        sheets, size = [], 0
+        for sheet in book.worksheets:
+            rows = []
+            for row in sheet.iter_rows(values_only=True):
+                cells = ["" if value is None else str(value) for value in row]
+                size += sum(map(len, cells))
+                if size > max_bytes:
+                    raise _too_long(max_bytes)
+                rows.append(cells)
+            if text := table_text(rows):
+                sheets.append(f"{sheet.title}\n{text}")
+        return Document("\n\n".join(sheets), book.properties.title or "")
+
+
+def _read_archive(read: Callable[[Path, int], Document], path: Path, max_bytes: int) -> Document:
+    """Read an office file after a look at what it unpacks to."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        raise Unreadable("The file is damaged.") from None
+    # Pictures and fonts are larger than the text; XML is some times the text in it.
+    if len(entries) > _MAX_ENTRIES or sum(entry.file_size for entry in entries if _is_xml(entry)) > 8 * max_bytes:
+        raise Unreadable("The file unpacks to too much.")
+    try:
+        return read(path, max_bytes)
+    except (Unreadable, MemoryError):
+        raise
+    except Exception:
+        # These libraries raise whatever their XML and zip parsers raise: KeyError, lxml's errors, their own.
+        raise Unreadable("The file is damaged.") from None
+
+
+def _is_xml(entry: zipfile.ZipInfo) -> bool:
+    return entry.filename.endswith((".xml", ".rels"))
+
+
+_ARCHIVES = {".docx": read_docx, ".pptx": read_pptx, ".xlsx": read_xlsx, ".xlsm": read_xlsx}

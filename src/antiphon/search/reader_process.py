@@ -20,8 +20,7 @@ from typing import BinaryIO
 import msgspec
 
 from antiphon.search.chunking import cut
-from antiphon.search.document import Unreadable
-from antiphon.search.extract import extract
+from antiphon.search.extract import Unreadable, extract
 from antiphon.search.read_messages import LENGTH, ReadAnswer, ReadRequest
 
 _CHUNKS_PER_ANSWER = 64

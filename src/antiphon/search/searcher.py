@@ -1,18 +1,24 @@
 """Searching vector stores: the `Searcher` port.
 
-Lives here: which sides are asked, and how their hits become results. Not here: SQL, vectors, scores.
+Lives here: which sides are asked, how their hits become results, and what a score means. Not here: SQL, vectors.
 
 Both sides are asked for more than the limit (at least a hundred), since what is tenth on each can be first on the two
 together; filters are part of what is asked.
 
-Invariant: an embeddings server that fails makes a search worse, never impossible; with equal data, equal results.
+A hybrid score is reciprocal rank fusion (k = 60) over what it would be at best: 1 is first on both sides. With vectors
+alone the score is the cosine (below 0: 0). With keywords alone it is `s / (s + 10)` of the BM25 score `s`, which grows
+with the number and rarity of the words that fit and never reaches 1.
+
+Invariant: an embeddings server that fails makes a search worse, never impossible; with equal data, equal results:
+ties go by chunk number.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import structlog
@@ -24,7 +30,6 @@ from antiphon.ids import is_id
 from antiphon.observability import span_names as names
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.tracing import span
-from antiphon.search.ranking import fuse, keyword_scores, merge, vector_scores
 from antiphon.types.search import DEFAULT_RANKING, Filter, Ranking
 
 _log = structlog.get_logger(__name__)
@@ -59,48 +64,35 @@ class VectorStoreSearcher:
         ranking: Ranking = DEFAULT_RANKING,
     ) -> list[SearchHit]:
         """The best hits of all queries over all stores together; see `Searcher.search`."""
-        if not queries:
-            # Whether the stores are there is no retrieval.
-            return await self._search(owner, vector_store_ids, queries, limit, filters, ranking)
-        with span(names.RETRIEVAL, "client") as traced:
+        # Whether the stores are there is no retrieval.
+        with span(names.RETRIEVAL, "client") if queries else nullcontext() as traced:
             if traced is not None:
                 traced.set({names.OPERATION: names.RETRIEVAL, names.DATA_SOURCE: ",".join(vector_store_ids)})
-            return await self._search(owner, vector_store_ids, queries, limit, filters, ranking)
-
-    async def _search(
-        self,
-        owner: str,
-        vector_store_ids: Sequence[str],
-        queries: Sequence[str],
-        limit: int,
-        filters: Filter | None,
-        ranking: Ranking,
-    ) -> list[SearchHit]:
-        stores = await self._stores(owner, list(dict.fromkeys(vector_store_ids)))
-        queries = [query for query in dict.fromkeys(queries) if query.strip()]
-        candidates = max(_CANDIDATES, _PER_RESULT * limit)
-        started = time.perf_counter()
-        vectors = await self._embed(queries, ranking)
-        found = await asyncio.gather(
-            *(
-                self._one(stores, query, vector, filters, ranking, candidates)
-                for query, vector in zip(queries, vectors, strict=True)
+            stores = await self._stores(owner, list(dict.fromkeys(vector_store_ids)))
+            queries = [query for query in dict.fromkeys(queries) if query.strip()]
+            candidates = max(_CANDIDATES, _PER_RESULT * limit)
+            started = time.perf_counter()
+            vectors = await self._embed(queries, ranking)
+            found = await asyncio.gather(
+                *(
+                    self._one(stores, query, vector, filters, ranking, candidates)
+                    for query, vector in zip(queries, vectors, strict=True)
+                )
             )
-        )
-        scores: dict[int, float] = {}
-        for one in found:
-            for chunk, score in one.items():
-                scores[chunk] = max(score, scores.get(chunk, 0.0))
-        best = sorted((-score, chunk) for chunk, score in scores.items() if score >= ranking.threshold)[:limit]
-        texts = await self._index.hits(stores, [chunk for _, chunk in best])
-        if queries and self._metrics is not None:
-            by = "words" if None in vectors else "vectors"
-            self._metrics.searched(by, time.perf_counter() - started)
-        try:
-            await self._index.touch(owner, [store.id for store in stores])
-        except StoreError as error:
-            _log.warning("use_not_noted", error=str(error))
-        return [replace(texts[chunk], score=-minus) for minus, chunk in best if chunk in texts]
+            scores: dict[int, float] = {}
+            for one in found:
+                for chunk, score in one.items():
+                    scores[chunk] = max(score, scores.get(chunk, 0.0))
+            best = sorted((-score, chunk) for chunk, score in scores.items() if score >= ranking.threshold)[:limit]
+            texts = await self._index.hits(stores, [chunk for _, chunk in best])
+            if queries and self._metrics is not None:
+                by = "words" if None in vectors else "vectors"
+                self._metrics.searched(by, time.perf_counter() - started)
+            try:
+                await self._index.touch(owner, [store.id for store in stores])
+            except StoreError as error:
+                _log.warning("use_not_noted", error=str(error))
+            return [replace(texts[chunk], score=-minus) for minus, chunk in best if chunk in texts]
 
     async def _stores(self, owner: str, ids: Sequence[str]) -> list[KnownStore]:
         possible = [one for one in ids if is_id(one, "vs")]
@@ -152,3 +144,34 @@ class VectorStoreSearcher:
         if not nearest:
             return keyword_scores(keywords)
         return fuse(keywords, nearest, ranking) if by_words else vector_scores(nearest)
+
+
+_K = 60
+_HALF = 10.0
+
+
+def merge(lists: Iterable[list[ChunkHit]], limit: int) -> list[ChunkHit]:
+    """The best of several lists of one side (from several stores), best first."""
+    every = [hit for one in lists for hit in one]
+    every.sort(key=lambda hit: (-hit.score, hit.chunk))
+    return every[:limit]
+
+
+def keyword_scores(hits: list[ChunkHit]) -> dict[int, float]:
+    """Chunks and scores of a search by keywords."""
+    return {hit.chunk: max(0.0, hit.score) / (max(0.0, hit.score) + _HALF) for hit in hits}
+
+
+def vector_scores(hits: list[ChunkHit]) -> dict[int, float]:
+    """Chunks and scores of a search by vectors."""
+    return {hit.chunk: min(1.0, max(0.0, hit.score)) for hit in hits}
+
+
+def fuse(keywords: list[ChunkHit], vectors: list[ChunkHit], ranking: Ranking) -> dict[int, float]:
+    """Chunks and scores of a hybrid search; both lists are best first."""
+    scores: dict[int, float] = {}
+    for weight, hits in ((ranking.text_weight, keywords), (ranking.embedding_weight, vectors)):
+        for place, hit in enumerate(hits, 1):
+            scores[hit.chunk] = scores.get(hit.chunk, 0.0) + weight / (_K + place)
+    best = (ranking.text_weight + ranking.embedding_weight) / (_K + 1)
+    return {chunk: score / best for chunk, score in scores.items()}

@@ -21,8 +21,7 @@ from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamAnswer, UpstreamCallFailed
 from antiphon.engine.running.waiting import look_at
 from antiphon.types.transport import NO_MODEL_DOOR, Headers, UpstreamError, UpstreamFault
-from antiphon.upstream.http import Connections, ConnectionUse, UpstreamTarget
-from antiphon.upstream.http_call import HttpAnswer, send
+from antiphon.upstream.http import Connections, HttpAnswer, UpstreamTarget
 from antiphon.upstream.silence import Silence
 
 __all__ = ["HttpUpstream", "UpstreamTarget"]
@@ -30,9 +29,7 @@ __all__ = ["HttpUpstream", "UpstreamTarget"]
 TLS_FAILED = "the TLS handshake failed"
 """The start of a failure's text when the server may speak plain HTTP."""
 
-_STALE_CONNECTIONS = 3
 _CAUSES = 8
-_CUT_CONNECTION = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError)
 # What described the bytes on the wire and is no longer true of the bytes handed on.
 _WIRE_HEADERS = frozenset({"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding"})
 
@@ -72,7 +69,7 @@ class HttpUpstream:
             # Behind Envoy several may be asked in turn.
             head_seconds = self._head_seconds * request.tries
             async with asyncio.timeout(head_seconds):
-                response = await self._send(request)
+                response = await self._open().send(request)
         except TimeoutError as error:
             _let_go(error)
             if isinstance(error, aiohttp.ConnectionTimeoutError):
@@ -99,26 +96,14 @@ class HttpUpstream:
         if connections is not None:
             await connections.aclose()
 
-    async def _send(self, request: UpstreamRequest) -> HttpAnswer:
-        connections = self._open()
-        for _ in range(_STALE_CONNECTIONS):
-            use = ConnectionUse()
-            try:
-                return await send(connections, request, use)
-            except _CUT_CONNECTION as error:
-                # A kept connection that the server closed while we wrote: it never saw the request, or never began
-                # to answer. Again, as long as the connection was an old one; a fresh one that breaks is the answer, and
-                # so is one that was held for a while: the server may have worked on the request, and died of it.
-                if isinstance(error, aiohttp.ClientConnectorError) or not use.is_stale(self._stale_seconds):
-                    raise
-        return await send(connections, request, ConnectionUse())
-
     def _open(self) -> Connections:
         # Made on first use: connections belong to the running event loop.
         if self._connections is None:
             if self._closed:
                 raise _failed(UpstreamFault.UNREACHABLE, "the client is closed")
-            self._connections = Connections(self._target, connect_seconds=self._connect_seconds)
+            self._connections = Connections(
+                self._target, connect_seconds=self._connect_seconds, stale_seconds=self._stale_seconds
+            )
         return self._connections
 
 

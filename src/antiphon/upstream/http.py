@@ -1,11 +1,16 @@
-"""The connections of a process to one upstream, and their guards.
+"""The connections of a process to one upstream, and one request on them: aiohttp's connections without its session.
 
-Lives here: how connections to the upstream are made and kept: pool, connect timeout, TLS and its server name, Unix
-socket, header limits; and what every request on them says. Not here: a request (`http_call.py`), what a chat call is
-(`client.py`).
+Lives here: how connections to the upstream are made and kept (pool, connect timeout, TLS and its server name, Unix
+socket, header limits), the bytes of a request, and whose the connection is until the answer's end. Not here: what a
+failure means and how a body is read (`client.py`).
 
-Invariant: no request says what its caller did not ask for, apart from a constant user agent, a request for
-identity encoding, and the framing headers.
+A session does far more for a request than a model call needs: cookies, redirects, proxies, traces, a request and a
+response object with all they know. That took half to two thirds of a call's CPU time. The parts that matter are still
+aiohttp's: its pool, its connecting, its parser, its writer of heads.
+
+Invariants: no request says what its caller did not ask for, apart from a constant user agent, a request for identity
+encoding, and the framing headers; a header of the target is not replaced; a connection goes back to the pool only at
+the end of an answer whose request was sent whole, and is closed otherwise.
 """
 
 from __future__ import annotations
@@ -20,15 +25,24 @@ from weakref import WeakSet
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
-from multidict import CIMultiDict, istr
+from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
+from multidict import CIMultiDict, CIMultiDictProxy, istr
 from yarl import URL
 
+from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.types.transport import Headers
 
-HEADER_BYTES = 64 * 1024
+_HEADER_BYTES = 64 * 1024
 _DEFAULTS: Headers = (("user-agent", "antiphon"), ("accept-encoding", "identity"))
 # Servers close idle connections without notice (uvicorn and Node after 5 s): let go of them a little earlier.
 _IDLE_SECONDS = 4.0
+_READ_BYTES = 256 * 1024
+# A larger body goes out in parts, so that it does not hold up the loop.
+_LARGE_BODY = 1 << 20
+_PART = 64 * 1024
+_WITHOUT_BODY = frozenset({"GET", "HEAD"})
+_STALE_CONNECTIONS = 3
+_CUT_CONNECTION = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError)
 
 
 @dataclass(frozen=True)
@@ -46,31 +60,23 @@ class UpstreamTarget:
     ssl: ssl.SSLContext | None = None
 
 
-@dataclass
-class ConnectionUse:
-    """What became known about the connection of one request."""
-
-    reused_at: float | None = None
-
-    def is_stale(self, seconds: float) -> bool:
-        """Whether it was a kept one, taken for use at most so many seconds ago."""
-        return self.reused_at is not None and time.monotonic() - self.reused_at <= seconds
-
-
 class Connections:
-    """The connections to one target, made when they are needed and kept for a while; needs a running event loop."""
+    """The connections to one target, made when they are needed and kept for a while; needs a running event loop.
 
-    def __init__(self, target: UpstreamTarget, *, connect_seconds: float) -> None:
-        self.base_url = target.base_url.rstrip("/")
-        self.fixed_names = frozenset(name for name, _ in target.headers)
-        """The headers that are the target's, whatever a request says."""
+    A kept one that breaks within `stale_seconds` was closed before the server saw the request, which is sent again.
+    """
+
+    def __init__(self, target: UpstreamTarget, *, connect_seconds: float, stale_seconds: float) -> None:
+        self._base_url = target.base_url.rstrip("/")
+        # The headers that are the target's, whatever a request says.
+        self._fixed_names = frozenset(name for name, _ in target.headers)
         self._connector = _connector(target)
-        # The pool has no limit, so `connect` is names, TCP and TLS together. Head and silence are timed by the caller.
+        # The pool has no limit, so `connect_seconds` is names, TCP and TLS. Head and silence are timed by the caller.
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_seconds, sock_connect=None, sock_read=None)
         # All that the pool asks of a request is where it goes, which is the same for all.
         self._place = aiohttp.ClientRequest(
             "GET",
-            URL(self.base_url, encoded=True),
+            URL(self._base_url, encoded=True),
             headers=CIMultiDict([*_DEFAULTS, *target.headers]),
             skip_auto_headers=[istr("accept")],
             loop=asyncio.get_running_loop(),
@@ -78,19 +84,25 @@ class Connections:
             server_hostname=server_name(target),
         )
         self._used: WeakSet[ResponseHandler] = WeakSet()
+        self._stale_seconds = stale_seconds
 
-    @property
-    def headers(self) -> CIMultiDict[str]:
-        """What every request says; not to be changed."""
-        return self._place.headers
+    async def send(self, request: UpstreamRequest) -> HttpAnswer:
+        """Send the request and wait for the head of its answer; raises what aiohttp's session would."""
+        more = _STALE_CONNECTIONS
+        while True:
+            connection, kept_at = await self._connect()
+            try:
+                return await self._ask(connection, request)
+            except _CUT_CONNECTION:
+                # A kept connection that the server closed while we wrote: it never saw the request, or never began
+                # to answer. Again, as long as the connection was an old one; a fresh one that breaks is the answer, and
+                # so is one that was held for a while: the server may have worked on the request, and died of it.
+                if not more or kept_at is None or time.monotonic() - kept_at > self._stale_seconds:
+                    raise
+                more -= 1
 
-    @property
-    def info(self) -> aiohttp.RequestInfo:
-        """What aiohttp's errors want to know of a request."""
-        return self._place.request_info
-
-    async def connect(self, use: ConnectionUse) -> Connection:
-        """A kept connection, of which `use` is told, or a new one. Raises `aiohttp.ClientError`."""
+    async def _connect(self) -> tuple[Connection, float | None]:
+        """A new connection, or a kept one and when it was taken. Raises `aiohttp.ClientError`."""
         try:
             connection = await self._connector.connect(self._place, [], self._timeout)
         except TimeoutError as error:
@@ -98,10 +110,68 @@ class Connections:
         protocol = connection.protocol
         assert protocol is not None
         if protocol in self._used:
-            use.reused_at = time.monotonic()
-        else:
-            self._used.add(protocol)
-        return connection
+            return connection, time.monotonic()
+        self._used.add(protocol)
+        return connection, None
+
+    async def _ask(self, connection: Connection, request: UpstreamRequest) -> HttpAnswer:
+        protocol = connection.protocol
+        assert protocol is not None
+        sending: asyncio.Task[None] | None = None
+        try:
+            protocol.set_response_params(
+                skip_payload=request.method == "HEAD",
+                read_until_eof=True,
+                read_bufsize=_READ_BYTES,
+                max_line_size=_HEADER_BYTES,
+                max_field_size=_HEADER_BYTES,
+            )
+            loop = asyncio.get_running_loop()
+            writer = StreamWriter(protocol, loop)
+            await writer.write_headers(f"{request.method} {self._path(request)} HTTP/1.1", self._headers(request))
+            body = request.body
+            if len(body) <= _LARGE_BODY:
+                await writer.write(body, drain=False)
+            else:
+                sending = loop.create_task(_send_parts(writer, body))
+            head, content = await self._read_head(protocol)
+            return HttpAnswer(head, content, connection, sending)
+        except BaseException:
+            if sending is not None:
+                sending.cancel()
+            connection.close()
+            raise
+
+    def _path(self, request: UpstreamRequest) -> str:
+        """Path and query, as they stand in the request's first line."""
+        base = self._base_url.removesuffix("/v1") if request.above else self._base_url
+        return URL(base + request.path, encoded=True).raw_path_qs
+
+    def _headers(self, request: UpstreamRequest) -> CIMultiDict[str]:
+        headers = self._place.headers.copy()
+        fixed, given = self._fixed_names, set[str]()
+        for name, value in request.headers:
+            if name in fixed:
+                continue
+            if name in given:
+                headers.add(name, value)
+            else:
+                # What every call says otherwise, like the user agent, a request may say in its own way.
+                headers[name] = value
+                given.add(name)
+        if request.body or request.method not in _WITHOUT_BODY:
+            headers["Content-Length"] = str(len(request.body))
+        return headers
+
+    async def _read_head(self, protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
+        """The head of the answer; those that only say that it will come are passed over."""
+        while True:
+            try:
+                head, content = await protocol.read()
+            except HttpProcessingError as error:
+                raise aiohttp.ClientResponseError(self._place.request_info, (), message=error.message) from None
+            if not 100 <= head.code <= 199 or head.code == 101:
+                return head, content
 
     async def aclose(self) -> None:
         """Close them all; `connect` fails after this."""
@@ -124,3 +194,48 @@ def server_name(target: UpstreamTarget) -> str | None:
         return None
     name = urlsplit(f"//{host}").hostname
     return name if name != url.hostname else None
+
+
+class HttpAnswer:
+    """An answer whose head has come. Whoever has it closes it."""
+
+    def __init__(
+        self,
+        head: RawResponseMessage,
+        content: aiohttp.StreamReader,
+        connection: Connection,
+        sending: asyncio.Task[None] | None,
+    ) -> None:
+        self.status = head.code
+        self.headers: CIMultiDictProxy[str] = head.headers
+        self.content = content
+        self._connection = connection
+        self._sending = sending
+        content.on_eof(self._ended)
+
+    @property
+    def protocol(self) -> ResponseHandler | None:
+        """The connection's; None once the answer is whole or was closed."""
+        return self._connection.protocol
+
+    def close(self) -> None:
+        """Close the connection, unless the answer's end has given it back."""
+        if self._sending is not None:
+            self._sending.cancel()
+        self._connection.close()
+
+    def _ended(self) -> None:
+        if self._sending is None or self._sending.done():
+            self._connection.release()
+        else:
+            # Answered before the request was there: the rest of it must not be taken for another one.
+            self.close()
+
+
+async def _send_parts(writer: StreamWriter, body: bytes) -> None:
+    try:
+        for part in range(0, len(body), _PART):
+            await writer.write(memoryview(body)[part : part + _PART])
+    except (aiohttp.ClientError, OSError):
+        # Whoever waits for the answer learns that the connection is gone.
+        return

@@ -1,18 +1,21 @@
-"""Several upstreams for one call: the next one is asked while nothing of an answer has come.
+"""All upstreams behind one port, and several for one call: the next one is asked while nothing of an answer has come.
 
-Lives here: who is asked first, who next, and who is left out for a while. Not here: the call itself (`client.py`), and
-the same behind Envoy, which does it itself (`envoy/several.py`).
+Lives here: finding the upstream that a call names, directly or through the model door; of several, who is asked first,
+who next, and who is left out for a while. Not here: the call itself (`client.py`), the choice by the model
+(`engine/exchange/model_routes.py`), and several behind Envoy, which asks them itself (`envoy/several.py`).
 
-Invariants: no upstream is asked twice for one call, and none once an answer was handed on; the last one's answer or
-failure counts as it is; a credential goes to the upstreams that it is for.
+Invariants: a call goes to the upstreams that it names or nowhere; no upstream is asked twice for one call, and none
+once an answer was handed on; the last one's answer or failure counts as it is; a credential goes to the upstreams that
+it is for.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import structlog
@@ -20,7 +23,8 @@ from msgspec.structs import replace
 
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
-from antiphon.types.transport import TRIED_HEADER, UPSTREAM_HEADER, Headers
+from antiphon.types.transport import BACKEND_HEADER, TRIED_HEADER, UPSTREAM_HEADER, Headers
+from antiphon.upstream.client import HttpUpstream
 
 _log = structlog.get_logger(__name__)
 
@@ -127,3 +131,34 @@ def _for(request: UpstreamRequest, member: _Member) -> UpstreamRequest:
     if not member.passthrough:
         headers = tuple(pair for pair in headers if pair[0] != "authorization")
     return replace(request, headers=headers, upstream=member.name, tries=1)
+
+
+class UpstreamPool:
+    """`Upstream` for a process that calls each upstream itself; `several` are those that go by a name together."""
+
+    def __init__(
+        self, upstreams: Mapping[str, HttpUpstream], several: Mapping[str, SeveralUpstreams] | None = None
+    ) -> None:
+        self._upstreams = dict(upstreams)
+        self._callable: dict[str, HttpUpstream | SeveralUpstreams] = {**self._upstreams, **(several or {})}
+
+    def call(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
+        return self._callable[request.upstream].call(request)
+
+    async def aclose(self) -> None:
+        await asyncio.gather(*(upstream.aclose() for upstream in self._upstreams.values()))
+
+
+class ModelDoor:
+    """`Upstream` for a process whose calls go through Envoy, which knows the upstreams by name."""
+
+    def __init__(self, door: HttpUpstream) -> None:
+        self._door = door
+
+    def call(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
+        if request.upstream != "default":
+            request = replace(request, headers=(*request.headers, (BACKEND_HEADER, request.upstream)))
+        return self._door.call(request)
+
+    async def aclose(self) -> None:
+        await self._door.aclose()

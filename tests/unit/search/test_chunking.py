@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antiphon.search.chunking import cut
-from antiphon.search.tokens import count as count_tokens
-from antiphon.search.tokens import fitting
+from antiphon.search.chunking import count_tokens, cut, fitting
 from tests.support.effort import examples
 
 WORDS = st.sampled_from(

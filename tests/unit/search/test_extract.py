@@ -13,9 +13,7 @@ import pptx
 import pytest
 from pptx.util import Inches
 
-from antiphon.search import extract_office
-from antiphon.search.document import Document, Unreadable
-from antiphon.search.extract import extract
+from antiphon.search.extract import Document, Unreadable, extract, read_docx, read_pdf, read_pptx, read_xlsx
 
 MOST = 1 << 20
 
@@ -184,12 +182,7 @@ def test_a_missing_library_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     for module in ("pypdfium2", "docx", "pptx", "openpyxl"):
         monkeypatch.setitem(sys.modules, module, None)
-    for reader in (
-        extract_office.read_pdf,
-        extract_office.read_docx,
-        extract_office.read_pptx,
-        extract_office.read_xlsx,
-    ):
+    for reader in (read_pdf, read_docx, read_pptx, read_xlsx):
         with pytest.raises(Unreadable, match="extra 'vector-stores'") as raised:
             reader(tmp_path / "x", MOST)
         assert raised.value.code == "unsupported_file"

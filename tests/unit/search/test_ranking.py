@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from antiphon.engine.ports.indexing import ChunkHit
-from antiphon.search.ranking import fuse, keyword_scores, merge, vector_scores
+from antiphon.search.searcher import fuse, keyword_scores, merge, vector_scores
 from antiphon.types.search import Ranking
 
 
