@@ -23,7 +23,7 @@ from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.tools.code_interpreter import uses
 from antiphon.tools.code_interpreter.containers import ContainerRooms
-from antiphon.tools.code_interpreter.owner_data import OwnersContainers
+from antiphon.tools.code_interpreter.opening import OwnersContainers
 from antiphon.tools.code_interpreter.snapshots import Snapshots
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_sandbox import MemorySandbox

@@ -14,8 +14,7 @@ from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedT
 from antiphon.errors import ApiError
 from antiphon.tools.box import Toolbox
 from antiphon.tools.mcp.connections import McpConnections
-from antiphon.tools.mcp.declaration import read_declaration
-from antiphon.tools.mcp.servers import Connector, McpServers
+from antiphon.tools.mcp.servers import Connector, McpServers, read_declaration
 from antiphon.tools.mcp.tool import Mcp
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.json import encode

@@ -42,7 +42,7 @@ from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, NOT_REA
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.refusals import Refusals
 from antiphon.stores import check_deployment, open_stores
-from antiphon.tools.places import Places
+from antiphon.tools.box import Places
 from antiphon.upstream.door_watch import watch_door
 
 

@@ -26,8 +26,7 @@ from antiphon.observability.metrics import Metrics
 from antiphon.observability.refusals import Refusals
 from antiphon.observability.served_ids import ServedIds
 from antiphon.stores import Stores
-from antiphon.tools.box import Tool
-from antiphon.tools.places import Places
+from antiphon.tools.box import Places, Tool
 
 if TYPE_CHECKING:
     # Imported where there are any.

@@ -19,8 +19,7 @@ from antiphon.config.settings import Settings
 from antiphon.engine.ports.container_rows import SharedContainers
 from antiphon.engine.ports.files import FileStore
 from antiphon.observability.metrics import Metrics
-from antiphon.tools.box import LazyTool, Tool, Toolbox
-from antiphon.tools.places import Places
+from antiphon.tools.box import LazyTool, Places, Tool, Toolbox
 from antiphon.tools.tool_search import ToolSearch
 from antiphon.upstream.fetch import GuardedFetcher
 

@@ -1,17 +1,23 @@
 """The toolbox: all tools of a process, with the limits that hold for every call.
 
 Lives here: which tool a call goes to, how long one may take, how much its output may be, and that a failure is a
-result. Not here: any tool, and whose turn it is when many run at once (`places.py`).
+result; how many calls of a process, of one owner and of one response run at once, and who is next. Not here: any tool.
 
-Invariant: `run` answers every call with a result; nothing a tool does or raises reaches the exchange in another form.
+A response has at most a quarter of the places, an owner three quarters: whatever one of them asks for, there is room
+for others. A place that becomes free goes to the owner that has the fewest, and among these to the one that waits
+longest.
+
+Invariants: `run` answers every call with a result; nothing a tool does or raises reaches the exchange in another form;
+nobody waits while there is a place that it may have.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -26,7 +32,6 @@ from antiphon.observability import span_names as names
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.span_names import Value
 from antiphon.observability.tracing import span
-from antiphon.tools.places import Places
 
 _log = structlog.get_logger(__name__)
 _CUT = "\n[The rest was cut off: it is too long.]"
@@ -211,3 +216,79 @@ def _failed(call: HostedCall, message: str) -> ToolResult:
     # Of all items only that of an MCP call has room for what went wrong; the others leave it out.
     error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": message}]}
     return ToolResult(call.call_id, f"The call failed: {message}", {"error": error}, failed=True)
+
+
+_Waiting = deque[tuple[str, asyncio.Future[None]]]
+
+
+class Places:
+    """So many places for everybody together."""
+
+    def __init__(self, total: int) -> None:
+        self._free = total
+        # With very few places shares would mean that one call of a response runs after the other.
+        self._max_of_response = max(2, total // 4)
+        self._max_of_owner = max(2, total * 3 // 4)
+        self._owners: Counter[str] = Counter()
+        self._responses: Counter[tuple[str, str]] = Counter()
+        self._waiting: dict[str, _Waiting] = {}
+
+    @asynccontextmanager
+    async def one(self, owner: str, response_id: str) -> AsyncIterator[None]:
+        """Wait for a place, and have it."""
+        await self._take(owner, response_id)
+        try:
+            yield
+        finally:
+            self._give_back(owner, response_id)
+
+    async def _take(self, owner: str, response_id: str) -> None:
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append((response_id, place))
+        self._serve()
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                # It came at the moment in which nobody wanted it any more.
+                self._give_back(owner, response_id)
+            else:
+                self._forget(owner, place)
+            raise
+
+    def _give_back(self, owner: str, response_id: str) -> None:
+        self._free += 1
+        self._owners[owner] -= 1
+        self._responses[owner, response_id] -= 1
+        # Only what is not 0 is kept.
+        self._owners += Counter()
+        self._responses += Counter()
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._free and (chosen := self._next()) is not None:
+            owner, response_id, place = chosen
+            self._free -= 1
+            self._owners[owner] += 1
+            self._responses[owner, response_id] += 1
+            self._forget(owner, place)
+            place.set_result(None)
+
+    def _next(self) -> tuple[str, str, asyncio.Future[None]] | None:
+        """Who has the fewest is first; `sorted` keeps the order in which they came."""
+        for owner in sorted(self._waiting, key=self._owners.__getitem__):
+            if self._owners[owner] >= self._max_of_owner:
+                return None
+            for response_id, place in self._waiting[owner]:
+                if self._responses[owner, response_id] < self._max_of_response and not place.done():
+                    return owner, response_id, place
+        return None
+
+    def _forget(self, owner: str, place: asyncio.Future[None]) -> None:
+        left = deque(one for one in self._waiting[owner] if one[1] is not place)
+        if left:
+            # At the end: who was served stands behind the others.
+            del self._waiting[owner]
+            self._waiting[owner] = left
+        else:
+            del self._waiting[owner]

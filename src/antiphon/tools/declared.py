@@ -1,8 +1,8 @@
-"""Reading an entry of `tools` into a tool's own struct.
+"""Reading an entry of `tools`, and the arguments of a call, into a tool's own structs.
 
-Lives here: the decoding, and the error that names the field. Not here: what the values may be (each tool).
+Lives here: the decoding, and the errors that name the field. Not here: what the values may be (each tool).
 
-Invariant: the error says where and what kind of value is wrong, never the value: it may be a secret.
+Invariant: an error says where and what kind of value is wrong, never the value: it may be a secret.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from antiphon.engine.ports.hosted_tools import HostedTool
+from antiphon.errors import InvalidRequest
 from antiphon.translation.request_checks import wrong_type
 
 T = TypeVar("T")
@@ -23,3 +24,21 @@ def read_declared(tool: HostedTool, kind: type[T]) -> T:
         return msgspec.json.decode(tool.declaration, type=kind)
     except msgspec.ValidationError as error:
         raise wrong_type(f"tools[{tool.index}]", error) from None
+
+
+def read_arguments(arguments: str, kind: type[T]) -> T | None:
+    """The arguments that a model wrote as a `kind`; None where they are none."""
+    try:
+        return msgspec.json.decode(arguments, type=kind)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
+def check_length(where: str, entries: list[str], limit: int) -> None:
+    """Raises `InvalidRequest` where a list has more than `limit` entries."""
+    if len(entries) > limit:
+        raise InvalidRequest(
+            f"'{where}' has {len(entries)} entries; at most {limit} are allowed.",
+            param=where,
+            code="array_above_max_length",
+        )

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from msgspec import Raw, Struct
 
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, Source, ToolResult
 from antiphon.engine.ports.vector_stores import Searcher, SearchHit
-from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter, missing_parameter
+from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter, missing_parameter, unknown_parameter
 from antiphon.tools.box import ToolFailed
-from antiphon.tools.declared import read_declared
+from antiphon.tools.declared import check_length, read_arguments, read_declared
 from antiphon.translation.citations import unmarked
 from antiphon.translation.search_options import read_filters, read_ranking
 from antiphon.translation.tool_map import CallKind, HostedFunction
@@ -65,20 +64,11 @@ class FileSearch:
         declared = read_declared(tool, _Declaration)
         if declared.filter is not None:
             # Passed over, it would let documents in that the client means to keep out.
-            raise InvalidRequest(
-                f"Unknown parameter: '{where}.filter'. Did you mean 'filters'?",
-                param=f"{where}.filter",
-                code="unknown_parameter",
-            )
+            raise unknown_parameter(f"{where}.filter", "Did you mean 'filters'?")
         stores = _stores(declared)
         if not stores:
             raise missing_parameter(f"{where}.vector_store_ids")
-        if len(stores) > _MAX_STORES:
-            raise InvalidRequest(
-                f"'{where}.vector_store_ids' has {len(stores)} entries; at most {_MAX_STORES} are allowed.",
-                param=f"{where}.vector_store_ids",
-                code="array_above_max_length",
-            )
+        check_length(f"{where}.vector_store_ids", stores, _MAX_STORES)
         limit = declared.max_num_results
         if limit is not None and not 1 <= limit <= _MAX_RESULTS:
             raise invalid_parameter(f"{where}.max_num_results", f"use 1 to {_MAX_RESULTS}")
@@ -128,10 +118,7 @@ def _stores(declared: _Declaration) -> list[str]:
 
 
 def _queries(arguments: str) -> list[str]:
-    try:
-        given = msgspec.json.decode(arguments, type=_Arguments)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return []
+    given = read_arguments(arguments, _Arguments) or _Arguments()
     found = [query.strip() for query in (*given.queries, given.query or "") if query.strip()]
     return found[:_MAX_QUERIES]
 

@@ -26,6 +26,7 @@ from msgspec import Raw, Struct
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.engine.running.thread_pools import apart
 from antiphon.tools.box import ToolFailed
+from antiphon.tools.declared import read_arguments
 from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.json import encode, given
 from antiphon.types.search_terms import query_terms
@@ -111,10 +112,7 @@ class ToolSearch:
 
     async def run(self, call: HostedCall) -> ToolResult:
         """One search."""
-        try:
-            query = msgspec.json.decode(call.arguments, type=_Arguments).query
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
-            query = ""
+        query = (read_arguments(call.arguments, _Arguments) or _Arguments()).query
         if not query.strip():
             raise ToolFailed("the arguments must be an object with 'query', a string.")
         found = await apart(lambda: find(query, call.tool.searchable))

@@ -14,8 +14,7 @@ from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError, InvalidRequest, StoreError
 from antiphon.observability.metrics import Metrics
-from antiphon.tools.box import Toolbox, ToolFailed
-from antiphon.tools.places import Places
+from antiphon.tools.box import Places, Toolbox, ToolFailed
 from antiphon.translation.tool_map import CallKind, CallTarget
 from tests.support.metrics import value_of
 

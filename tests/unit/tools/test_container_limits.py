@@ -19,15 +19,14 @@ from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError, InvalidRequest, NotFound, StoreError
 from antiphon.observability.metrics import Metrics
-from antiphon.tools.box import LazyTool, Toolbox, ToolFailed
+from antiphon.tools.box import LazyTool, Places, Toolbox, ToolFailed
 from antiphon.tools.code_interpreter import tool as interpreter_tool
 from antiphon.tools.code_interpreter.containers import ContainerRooms
+from antiphon.tools.code_interpreter.opening import OwnersContainers
 from antiphon.tools.code_interpreter.output import Output
-from antiphon.tools.code_interpreter.owner_data import OwnersContainers
 from antiphon.tools.code_interpreter.port import Run, SandboxFailed
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
-from antiphon.tools.places import Places
 from antiphon.translation.tool_map import CallKind, CallTarget
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_sandbox import MemorySandbox

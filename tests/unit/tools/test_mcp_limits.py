@@ -20,8 +20,15 @@ from antiphon.config.tools import McpSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.tools.mcp.connections import McpConnections, ServerFailed
-from antiphon.tools.mcp.declaration import McpDeclaration, RemoteTool, ToolFilter, read_declaration
-from antiphon.tools.mcp.servers import Connector, McpServer, McpServers
+from antiphon.tools.mcp.servers import (
+    Connector,
+    McpDeclaration,
+    McpServer,
+    McpServers,
+    RemoteTool,
+    ToolFilter,
+    read_declaration,
+)
 from antiphon.tools.mcp.tool import Mcp
 from antiphon.translation.tool_map import CallKind, CallTarget
 

@@ -12,9 +12,8 @@ from antiphon.config.limits import FetchSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.tools.box import ToolFailed
-from antiphon.tools.web_search.pages import Link, around, by_lines, page_links, page_text
-from antiphon.tools.web_search.providers import Brave, Place, Searxng, Tavily, WebHit, fits_domains
-from antiphon.tools.web_search.tool import WebSearch
+from antiphon.tools.web_search.providers import Brave, Place, SearchProvider, Searxng, Tavily, WebHit, fits_domains
+from antiphon.tools.web_search.tool import Link, WebSearch, around, by_lines, page_links, page_text
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.files import FetchedFile
 from antiphon.upstream.addresses import AddressRule
@@ -28,8 +27,9 @@ HITS = [
 ]
 
 
-class _Provider:
+class _Provider(SearchProvider):
     def __init__(self, hits: Sequence[WebHit] = HITS) -> None:
+        super().__init__("")
         self.hits = list(hits)
         self.asked: list[dict[str, Any]] = []
         self.fails = ""

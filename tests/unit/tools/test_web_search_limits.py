@@ -11,9 +11,8 @@ import pytest
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.tools.box import ToolFailed
-from antiphon.tools.web_search.pages import Link, around, by_lines, page_links, page_text
-from antiphon.tools.web_search.providers import Brave, Place, Searxng, Tavily, WebHit, fits_domains
-from antiphon.tools.web_search.tool import WebSearch
+from antiphon.tools.web_search.providers import Brave, Place, SearchProvider, Searxng, Tavily, WebHit, fits_domains
+from antiphon.tools.web_search.tool import Link, WebSearch, around, by_lines, page_links, page_text
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.files import FetchedFile
 from tests.support.chat_server import ChatServer, answer, json_answer
@@ -23,8 +22,9 @@ SIZES = [("low", 5, 300, 6_000), ("medium", 8, 800, 20_000), ("high", 15, 2_000,
 URL = "https://a.example/dir/a.html"
 
 
-class _Provider:
+class _Provider(SearchProvider):
     def __init__(self, hits: Sequence[WebHit] = ()) -> None:
+        super().__init__("")
         self.hits = list(hits)
         self.asked: list[dict[str, Any]] = []
         self.closed = 0

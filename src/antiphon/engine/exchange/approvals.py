@@ -1,7 +1,7 @@
 """Calls of MCP tools for which the client is asked first.
 
 Lives here: reading requests for approval and their answers from a conversation. Not here: asking (`tool_turns.py`),
-which calls need it (`tools/mcp/declaration.py`), the record of what was answered (`engine/ports/idempotency.py`). Pure.
+which calls need it (`tools/mcp/servers.py`), the record of what was answered (`engine/ports/idempotency.py`). Pure.
 
 Invariant: an approval is used once. What the conversation shows is refused here; branches of it, and requests at the
 same time, only the store can tell.

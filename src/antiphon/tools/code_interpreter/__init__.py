@@ -7,8 +7,7 @@ is what the model sees. `interpreter.py` and `confinement.py` run inside the san
 """
 
 from antiphon.tools.code_interpreter.containers import ContainerRooms
-from antiphon.tools.code_interpreter.opening import open_rooms
-from antiphon.tools.code_interpreter.owner_data import OwnersContainers
+from antiphon.tools.code_interpreter.opening import OwnersContainers, open_rooms
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
 from antiphon.tools.code_interpreter.trial import HOLDS, try_out
 

@@ -16,7 +16,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from msgspec import Raw, Struct
 
 from antiphon.config.tools import CodeInterpreterSettings
@@ -25,7 +24,7 @@ from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedT
 from antiphon.errors import InvalidRequest, NotFound, invalid_value, missing_parameter, unsupported_parameter
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.code_interpreter.containers import ContainerRooms, Ran
-from antiphon.tools.declared import read_declared
+from antiphon.tools.declared import read_arguments, read_declared
 from antiphon.translation.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 
@@ -155,10 +154,8 @@ class CodeInterpreter:
 
 def _code(arguments: str) -> str:
     """The code, as the item shows it: models that do not keep to the form write the code itself."""
-    try:
-        code = msgspec.json.decode(arguments, type=_Arguments).code
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        code = arguments
+    given = read_arguments(arguments, _Arguments)
+    code = arguments if given is None else given.code
     if not code.strip():
         raise ToolFailed("there is no code in it; the arguments must be a JSON object with the string 'code'.")
     return code

@@ -1,5 +1,5 @@
 """`mcp`: tools of MCP servers, called from here.
 
-Lives here: what a request may declare (`declaration.py`), which servers may be reached (`servers.py`), connections to
-them (`connections.py`), and the tool (`tool.py`). Not here: the protocol itself (the official SDK).
+Lives here: what a request may declare and which servers may be reached (`servers.py`), connections to them
+(`connections.py`), and the tool (`tool.py`). Not here: the protocol itself (the official SDK).
 """

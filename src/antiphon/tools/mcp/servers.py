@@ -1,10 +1,14 @@
-"""Which MCP servers may be reached, at which address, and with what.
+"""An `mcp` entry of `tools`, read and checked, and the server that it means.
 
-Lives here: the operator's connectors and allow-list, applied to a declaration. Not here: resolving names and judging
-addresses (given by the composition root), connecting.
+Lives here: its fields, which of a server's tools it lets the model see, which calls the client must approve; the
+operator's connectors and allow-list, applied to it. Not here: resolving names and judging addresses (given by the
+composition root), connecting (`connections.py`).
 
-Invariant: a server that a client names is reached over https, at a public address, and only if the list allows it;
-what the operator registered may be anywhere.
+Source: OpenAI's MCPTool.
+
+Invariants: the values of `headers` and `authorization` appear in no message and no representation; a server that a
+client names is reached over https, at a public address, and only if the list allows it; what the operator registered
+may be anywhere.
 """
 
 from __future__ import annotations
@@ -14,10 +18,138 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 from urllib.parse import urlsplit
 
-from antiphon.errors import InvalidRequest, invalid_value, unsupported_parameter
-from antiphon.tools.mcp.declaration import McpDeclaration
+from msgspec import Struct
+
+from antiphon.engine.ports.hosted_tools import HostedTool
+from antiphon.errors import InvalidRequest, invalid_value, missing_parameter, unsupported_parameter
+from antiphon.tools.declared import read_declared
+
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}")
+_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]{0,8192}")
+_MAX_HEADERS = 32
+# What belongs to the connection, or would let a client speak as somebody else to a server of the operator's.
+_OWN_HEADERS = frozenset(
+    {
+        *("host", "content-length", "content-type", "transfer-encoding", "connection", "te", "upgrade", "accept"),
+        *("mcp-session-id", "mcp-protocol-version", "forwarded", "x-forwarded-for", "x-real-ip", "proxy-authorization"),
+    }
+)
+
+
+class RemoteTool(Struct, frozen=True):
+    """A tool as its server describes it: `schema` and `annotations` are JSON values."""
+
+    name: str
+    description: str | None
+    schema: dict[str, Any]
+    annotations: dict[str, Any] | None = None
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the server says that it changes nothing. One of which it says nothing may, as MCP has it."""
+        return bool(self.annotations and self.annotations.get("readOnlyHint"))
+
+
+class ToolFilter(Struct, frozen=True, forbid_unknown_fields=True):
+    """Tools by name, or by whether they change anything. Passed over, another member would let more tools in."""
+
+    tool_names: list[str] | None = None
+    read_only: bool | None = None
+
+    def fits(self, tool: RemoteTool) -> bool:
+        """Whether the tool is meant. A filter that says nothing means none."""
+        if self.tool_names is None and self.read_only is None:
+            return False
+        if self.tool_names is not None and tool.name not in self.tool_names:
+            return False
+        return self.read_only is None or tool.read_only is self.read_only
+
+
+class _Approval(Struct, frozen=True, forbid_unknown_fields=True):
+    always: ToolFilter | None = None
+    never: ToolFilter | None = None
+
+
+class McpDeclaration(Struct, frozen=True):
+    """A checked declaration."""
+
+    server_label: str | None = None
+    server_url: str | None = None
+    connector_id: str | None = None
+    server_description: str | None = None
+    authorization: str | None = None
+    headers: dict[str, str] | None = None
+    allowed_tools: list[str] | ToolFilter | None = None
+    require_approval: str | _Approval | None = None
+    tunnel_id: str | None = None
+    defer_loading: bool | None = None
+
+    @property
+    def label(self) -> str:
+        """The server's label, which is there in a checked declaration."""
+        return self.server_label or ""
+
+    def __repr__(self) -> str:
+        return f"McpDeclaration({self.server_label!r})"
+
+    def shows(self, tool: RemoteTool) -> bool:
+        """Whether the model may see the tool."""
+        allowed = self.allowed_tools
+        if allowed is None:
+            return True
+        return tool.name in allowed if isinstance(allowed, list) else allowed.fits(tool)
+
+    def asks(self, tool: RemoteTool) -> bool:
+        """Whether the client must approve a call. Where nothing is said it must."""
+        wanted = self.require_approval
+        if not isinstance(wanted, _Approval):
+            return wanted != "never"
+        if wanted.never is not None and wanted.never.fits(tool):
+            return False
+        if wanted.always is not None:
+            return wanted.always.fits(tool)
+        return True
+
+
+def read_declaration(tool: HostedTool) -> McpDeclaration:
+    """The declaration. Raises `InvalidRequest` that names the field."""
+    where = f"tools[{tool.index}]"
+    declared = read_declared(tool, McpDeclaration)
+    if declared.server_label is None:
+        raise missing_parameter(f"{where}.server_label")
+    if not _LABEL.fullmatch(declared.server_label):
+        raise invalid_value(f"{where}.server_label", "use 1 to 64 letters, digits, underscores or dashes")
+    if declared.tunnel_id is not None:
+        raise unsupported_parameter(
+            "Tunnels are not available here; use 'server_url' or 'connector_id'.", f"{where}.tunnel_id"
+        )
+    if (declared.server_url is None) == (declared.connector_id is None):
+        raise InvalidRequest(
+            f"'{where}' needs either 'server_url' or 'connector_id'.",
+            param=f"{where}.server_url",
+            code="missing_required_parameter" if declared.server_url is None else "invalid_value",
+        )
+    if isinstance(declared.require_approval, str) and declared.require_approval not in ("always", "never"):
+        raise invalid_value(f"{where}.require_approval", "use 'always', 'never' or an object of filters")
+    _check_headers(f"{where}.headers", declared.headers or {})
+    if declared.authorization is not None and not _VALUE.fullmatch(declared.authorization):
+        raise invalid_value(f"{where}.authorization", "use a token as it stands in a header")
+    return declared
+
+
+def _check_headers(where: str, headers: dict[str, str]) -> None:
+    if len(headers) > _MAX_HEADERS:
+        raise invalid_value(where, f"use at most {_MAX_HEADERS} headers")
+    for name, value in headers.items():
+        if not _HEADER.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise invalid_value(where, f"{name[:64]!r} and its value cannot be a header")
+        if name.lower() in _OWN_HEADERS:
+            raise invalid_value(where, f"the header {name!r} is the connection's own")
+
 
 _MAX_URL = 2_048
 _OPENS = re.compile(r"auth|key|token|secret|cookie|password", re.IGNORECASE)

@@ -1,7 +1,7 @@
 """Search services: one question, a list of results.
 
-Lives here: what is sent to each service and how its answer is read. Not here: what the model is told of it (`tool.py`),
-opening pages (`pages.py`).
+Lives here: what is sent to each service and how its answer is read. Not here: what the model is told of it and of
+pages (`tool.py`).
 
 A service's address is the operator's, not the client's: it may be private, and gets nothing of the client's but the
 query and where the user is.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -53,22 +53,6 @@ class Place:
         return ", ".join(part for part in (self.city, self.region, self.country, self.timezone) if part)
 
 
-class SearchProvider(Protocol):
-    """A search service."""
-
-    async def search(
-        self, query: str, *, limit: int, domains: Sequence[str], place: Place, days: int | None = None
-    ) -> list[WebHit]:
-        """The best results, at most so many. With `domains` only from those (and their subdomains); with `days` of
-        about that age at most, as far as the service can tell.
-
-        Raises `ToolFailed`.
-        """
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-
-
 def fits_domains(url: str, domains: Sequence[str]) -> bool:
     """Whether the URL is of one of these domains, or of a subdomain; every valid URL fits an empty list."""
     try:
@@ -78,8 +62,8 @@ def fits_domains(url: str, domains: Sequence[str]) -> bool:
     return not domains or any(host == domain or host.endswith("." + domain) for domain in domains)
 
 
-class _Service:
-    """What all services have in common: one session, limits, errors."""
+class SearchProvider:
+    """A search service: one session, limits, errors."""
 
     name = ""
 
@@ -88,6 +72,16 @@ class _Service:
         self._key = key
         self._seconds = seconds
         self._session: aiohttp.ClientSession | None = None
+
+    async def search(
+        self, query: str, *, limit: int, domains: Sequence[str], place: Place, days: int | None = None
+    ) -> list[WebHit]:
+        """The best results, at most so many. With `domains` only from those (and their subdomains); with `days` of
+        about that age at most, as far as the service can tell.
+
+        Raises `ToolFailed`.
+        """
+        raise NotImplementedError
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -139,7 +133,7 @@ class _Service:
         return value
 
 
-class Searxng(_Service):
+class Searxng(SearchProvider):
     """A SearXNG instance; its settings must allow `format: json` (`search.formats`)."""
 
     name = "searxng"
@@ -152,14 +146,14 @@ class Searxng(_Service):
         if span := _span(days):
             sent["time_range"] = span
         found = await self._ask("/search", query=sent)
-        hits = _hits(found.get("results"), url="url", title="title", text="content", domains=domains)
+        hits = _hits(found.get("results"), title="title", text="content", domains=domains)
         for box in found.get("infoboxes") or ():
             if isinstance(box, dict) and isinstance(box.get("id"), str):
-                hits += _hits([{**box, "url": box["id"]}], url="url", title="infobox", text="content", domains=domains)
+                hits += _hits([{**box, "url": box["id"]}], title="infobox", text="content", domains=domains)
         return hits[:limit]
 
 
-class Brave(_Service):
+class Brave(SearchProvider):
     """Brave's search API."""
 
     name = "brave"
@@ -180,10 +174,10 @@ class Brave(_Service):
             if isinstance(one, dict) and isinstance(one.get("extra_snippets"), list):
                 more = [text for text in one["extra_snippets"] if isinstance(text, str)]
                 one["description"] = "\n".join([str(one.get("description") or ""), *more])
-        return _hits(results, url="url", title="title", text="description", domains=domains)[:limit]
+        return _hits(results, title="title", text="description", domains=domains)[:limit]
 
 
-class Tavily(_Service):
+class Tavily(SearchProvider):
     """Tavily's search API."""
 
     name = "tavily"
@@ -198,10 +192,10 @@ class Tavily(_Service):
         if span := _span(days):
             body["time_range"] = span
         found = await self._ask("/search", body=body, headers={"authorization": f"Bearer {self._key}"})
-        return _hits(found.get("results"), url="url", title="title", text="content", domains=domains)[:limit]
+        return _hits(found.get("results"), title="title", text="content", domains=domains)[:limit]
 
 
-SERVICES: dict[str, tuple[type[Searxng | Brave | Tavily], str]] = {
+SERVICES: dict[str, tuple[type[SearchProvider], str]] = {
     "searxng": (Searxng, ""),
     "brave": (Brave, "https://api.search.brave.com"),
     "tavily": (Tavily, "https://api.tavily.com"),
@@ -223,10 +217,10 @@ def _with_sites(query: str, domains: Sequence[str]) -> str:
     return f"{query} ({sites})" if len(domains) > 1 else f"{query} {sites}"
 
 
-def _hits(found: object, *, url: str, title: str, text: str, domains: Sequence[str]) -> list[WebHit]:
+def _hits(found: object, *, title: str, text: str, domains: Sequence[str]) -> list[WebHit]:
     hits: dict[str, WebHit] = {}
     for one in found if isinstance(found, list) else ():
-        where = one.get(url) if isinstance(one, dict) else None
+        where = one.get("url") if isinstance(one, dict) else None
         if not isinstance(where, str) or not where.startswith(("http://", "https://")) or where in hits:
             continue
         if fits_domains(where, domains):

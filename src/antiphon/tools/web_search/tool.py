@@ -1,7 +1,8 @@
 """The tool: its declaration, the three functions the model is shown, and what it reads of their results.
 
-Lives here: searching, opening a page, looking for something in it. Not here: services (`providers.py`), guards of
-fetching (`upstream/fetch.py`, behind `PageFetcher`), the commands of a client that searches by itself
+Lives here: searching, opening a page, looking for something in it: which kinds of pages have a text, where their links
+lead. Not here: services (`providers.py`), text out of HTML (`antiphon.html_text`), guards of fetching
+(`upstream/fetch.py`, behind `PageFetcher`), the commands of a client that searches by itself
 (`api/standalone_search.py`), which can ask for more than the model is shown: a page by its lines, and a link of it.
 
 Invariant: with `allowed_domains` nothing else is shown or opened; pages are fetched by the guarded fetcher alone.
@@ -11,17 +12,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urldefrag, urljoin
 
-import msgspec
 from msgspec import Raw, Struct
 
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, Source, ToolResult
 from antiphon.engine.running.thread_pools import PAGES
 from antiphon.errors import ApiError, InvalidRequest
+from antiphon.html_text import decode_page, html_links, html_text
 from antiphon.tools.box import ToolFailed
-from antiphon.tools.declared import read_declared
-from antiphon.tools.web_search.pages import Link, around, by_lines, page_links, page_text
+from antiphon.tools.declared import check_length, read_arguments, read_declared
 from antiphon.tools.web_search.providers import Place, SearchProvider, WebHit, fits_domains
 from antiphon.translation.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
@@ -120,10 +122,9 @@ class WebSearch:
 
     async def run(self, call: HostedCall) -> ToolResult:
         """One search, or one look at a page."""
-        try:
-            arguments = msgspec.json.decode(call.arguments, type=_Arguments)
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
-            raise ToolFailed("the arguments must be a JSON object of strings.") from None
+        arguments = read_arguments(call.arguments, _Arguments)
+        if arguments is None:
+            raise ToolFailed("the arguments must be a JSON object of strings.")
         declared = read_declared(call.tool, _Declaration)
         if call.target.name == "web_search":
             return await self._search(call, arguments, declared)
@@ -198,12 +199,7 @@ class WebSearch:
 
 
 def _check_domains(where: str, domains: list[str]) -> None:
-    if len(domains) > _MAX_DOMAINS:
-        raise InvalidRequest(
-            f"'{where}' has {len(domains)} entries; at most {_MAX_DOMAINS} are allowed.",
-            param=where,
-            code="array_above_max_length",
-        )
+    check_length(where, domains, _MAX_DOMAINS)
     for domain in domains:
         if not _DOMAIN.fullmatch(domain.lower()):
             raise InvalidRequest(
@@ -245,3 +241,72 @@ def _listed(links: Sequence[Link]) -> str:
 
 def _source(url: str, title: str) -> Source:
     return Source({"type": "url_citation", "url": url, "title": title[:300]})
+
+
+_HTML = ("text/html", "application/xhtml+xml")
+_MAX_LINKS = 200
+_LONGEST_LINE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link of a page: `url` is http or https."""
+
+    text: str
+    url: str
+
+
+def page_text(page: FetchedFile) -> tuple[str, str]:
+    """Title and text of a page; raises ValueError for what is no text."""
+    kind = page.media_type
+    if kind in _HTML:
+        return html_text(decode_page(page.data))
+    if kind.startswith("text/") or kind.endswith(("json", "xml", "yaml", "javascript")):
+        return page.name, decode_page(page.data)
+    raise ValueError(kind)
+
+
+def around(text: str, pattern: str, *, limit: int = 10, reach: int = 300) -> list[str]:
+    """The pieces of the text around a pattern, whatever its case; touching ones are one."""
+    found: list[tuple[int, int]] = []
+    for match in re.finditer(re.escape(pattern), text, re.IGNORECASE):
+        start, end = max(0, match.start() - reach), min(len(text), match.end() + reach)
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], end)
+        else:
+            found.append((start, end))
+    return [text[start:end].strip() for start, end in found[:limit]]
+
+
+def page_links(page: FetchedFile, url: str) -> list[Link]:
+    """Where a page at this address leads, in the page's order; links within the page are none."""
+    if page.media_type not in _HTML:
+        return []
+    links = []
+    here = urldefrag(url).url
+    for text, target in html_links(decode_page(page.data), _MAX_LINKS):
+        try:
+            leads = urljoin(url, target)
+        except ValueError:
+            continue
+        if leads.startswith(("http://", "https://")) and urldefrag(leads).url != here:
+            links.append(Link(text, leads))
+    return links
+
+
+def by_lines(text: str, first: int, limit: int) -> str:
+    """The text from this line on (the first is 1), each line with its number, as far as the limit goes."""
+    lines = [
+        line[at : at + _LONGEST_LINE] for line in text.split("\n") for at in range(0, max(len(line), 1), _LONGEST_LINE)
+    ]
+    if first > len(lines):
+        return f"The page has {len(lines)} lines."
+    shown: list[str] = []
+    room = limit
+    for number, line in enumerate(lines[first - 1 :], first):
+        room -= len(line) + 1
+        if room < 0:
+            shown.append(f"[The page goes on: it has {len(lines)} lines.]")
+            break
+        shown.append(f"L{number}: {line}")
+    return "\n".join(shown)
