@@ -433,7 +433,7 @@ async def test_who_waits_for_a_connection_that_is_given_up_is_told() -> None:
     waiting = asyncio.create_task(mcp.run(_call(_tool("http://127.0.0.1:9/mcp"), "roll")))
     await asked.wait()
     (session,) = mcp._connections._sessions.values()
-    session._task.cancel()
+    session.task.cancel()
     async with asyncio.timeout(60):
         result = await waiting
     assert result.failed and "The connection was closed" in result.output

@@ -144,8 +144,8 @@ async def test_a_session_ends_when_nobody_has_used_it_for_a_while(
             pass
         assert later == []  # somebody uses it still
         (session,) = made._sessions.values()
-        assert session.in_use
-    assert len(later) == 1 and not session.in_use and not session.ended
+        assert session.users
+    assert len(later) == 1 and not session.users and not session.ended
     await _use(made, "a")
     assert (len(later), cancelled) == (2, [0])
     later[1][1]()

@@ -226,7 +226,7 @@ def test_changes_are_carried(tmp_path: Path, gone: list[str], made: list[str]) -
 
 def test_what_is_carried_belongs_to_its_user_and_holes_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owned: list[Any] = []
-    monkeypatch.setattr(os, "chown", lambda name, *given, dir_fd: owned.append((name, *given)))
+    monkeypatch.setattr(os, "chown", lambda name, *given, dir_fd, follow_symlinks: owned.append((name, *given)))
     monkeypatch.setattr(os, "fchown", lambda opened, *given: owned.append(given))
     source, target = tmp_path / "source", tmp_path / "target"
     _tree(source, "d/")

@@ -28,24 +28,24 @@ import struct
 import sys
 import sysconfig
 from collections.abc import Callable
+from typing import NamedTuple
 
 
 class CannotConfine(Exception):
     """This machine cannot hold foreign code in."""
 
 
-class Limits:
+class Limits(NamedTuple):
     """Bytes of address space and of one file, how many threads, descriptors; `uid` 0 keeps the user.
 
     `counted`: calls that make files are shown to a counter (`space.py`).
     """
 
-    def __init__(self, memory: int, file_bytes: int, threads: int, descriptors: int, uid: int = 0) -> None:
-        self.memory = memory
-        self.file_bytes = file_bytes
-        self.threads = threads
-        self.descriptors = descriptors
-        self.uid = uid
+    memory: int
+    file_bytes: int
+    threads: int
+    descriptors: int
+    uid: int = 0
 
 
 _LIBC = ctypes.CDLL(None, use_errno=True)

@@ -42,22 +42,21 @@ class Use:
     deep: bool = False
 
 
-def open_folder(folder: Folder) -> int:
-    """A descriptor of one's own. Raises `OSError`."""
-    return os.open(folder, _FOLDER) if isinstance(folder, Path) else os.open(".", _FOLDER, dir_fd=folder)
+def open_folder(folder: Folder, name: str = ".") -> int:
+    """A descriptor of the folder, or of one in it. Raises `OSError`."""
+    return os.open(folder / name, _FOLDER) if isinstance(folder, Path) else os.open(name, _FOLDER, dir_fd=folder)
 
 
 def use_of(folder: Folder, limit: int, least: int = 0) -> Use:
     """Add up a folder, each file with at least so many bytes; it stops counting beyond `limit` entries."""
     use = Use()
-    for depth, _, entry, _ in _walk(folder):
+    for depth, _, state in _walk(folder):
         use.count += 1
         if depth >= _MAX_DEPTH:
             use.deep = True
         if use.deep or use.count > limit:
             break
-        with suppress(OSError):
-            state = entry.stat(follow_symlinks=False)
+        if state is not None:
             use.bytes += max(state.st_blocks * 512, least if stat.S_ISREG(state.st_mode) else 0)
     return use
 
@@ -65,12 +64,8 @@ def use_of(folder: Folder, limit: int, least: int = 0) -> Use:
 def list_files(folder: Folder, limit: int) -> list[SandboxFile]:
     """Regular files by path, at most so many."""
     found = []
-    for _, path, entry, _ in _walk(folder):
-        try:
-            state = entry.stat(follow_symlinks=False)
-        except OSError:
-            continue
-        if stat.S_ISREG(state.st_mode):
+    for _, path, state in _walk(folder):
+        if state is not None and stat.S_ISREG(state.st_mode):
             found.append(SandboxFile(_written_out(path), state.st_size, _version(state)))
             if len(found) >= limit:
                 break
@@ -97,8 +92,7 @@ def write_file(folder: Folder, path: str, source: Path, owner: int) -> SandboxFi
     """Move a finished file in from `source`, in place of what is there; folders that lack are made."""
     *names, last = _names(path)
     try:
-        _make_folders(folder, names, owner)
-        with _inside(folder, names) as parent:
+        with _inside(folder, names, owner) as parent:
             os.chmod(source, 0o644)
             if owner:
                 os.chown(source, owner, owner)
@@ -107,23 +101,6 @@ def write_file(folder: Folder, path: str, source: Path, owner: int) -> SandboxFi
     except OSError as error:
         raise SandboxFailed(f"The file {path!r} cannot be written: {error.strerror}.") from None
     return SandboxFile(path, state.st_size, _version(state))
-
-
-def _make_folders(folder: Folder, names: list[str], owner: int) -> None:
-    opened = open_folder(folder)
-    try:
-        for name in names:
-            with suppress(FileExistsError):
-                os.mkdir(name, 0o700, dir_fd=opened)
-                if owner:
-                    os.chown(name, owner, owner, dir_fd=opened, follow_symlinks=False)
-            inner = _open_folder(name, opened)
-            if inner is None:
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            os.close(opened)
-            opened = inner
-    finally:
-        os.close(opened)
 
 
 def remove_file(folder: Folder, path: str) -> None:
@@ -136,14 +113,10 @@ def remove_file(folder: Folder, path: str) -> None:
 def scan(folder: Folder, limit: int) -> dict[str, str]:
     """All files and folders by path, with what differs once one is written again."""
     found: dict[str, str] = {}
-    for _, path, entry, _ in _walk(folder):
-        try:
-            state = entry.stat(follow_symlinks=False)
-        except OSError:
-            continue
-        if stat.S_ISDIR(state.st_mode):
+    for _, path, state in _walk(folder):
+        if state is not None and stat.S_ISDIR(state.st_mode):
             found[path] = ""
-        elif stat.S_ISREG(state.st_mode):
+        elif state is not None and stat.S_ISREG(state.st_mode):
             found[path] = _version(state)
         if len(found) >= limit:
             break
@@ -172,10 +145,7 @@ def carry(source: Folder, target: Folder, before: dict[str, str], after: dict[st
                 with _inside(source, names) as origin:
                     _copy(last, origin, parent, owner)
             else:
-                with suppress(FileExistsError):
-                    os.mkdir(last, 0o700, dir_fd=parent)
-                if owner:
-                    os.chown(last, owner, owner, dir_fd=parent)
+                _make_folder(last, parent, owner)
 
 
 def _copy(name: str, source: int, target: int, owner: int) -> None:
@@ -264,19 +234,29 @@ def _names(path: str) -> list[str]:
 
 
 @contextmanager
-def _inside(folder: Folder, names: list[str]) -> Iterator[int]:
-    """A descriptor of the folder that these names lead to."""
+def _inside(folder: Folder, names: list[str], owner: int | None = None) -> Iterator[int]:
+    """A descriptor of the folder that these names lead to. With `owner` (0: who we are) folders that lack are made."""
     opened = open_folder(folder)
     try:
         for name in names:
+            if owner is not None:
+                _make_folder(name, opened, owner)
             inner = _open_folder(name, opened)
             if inner is None:
-                raise FileNotFoundError(name)
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             os.close(opened)
             opened = inner
         yield opened
     finally:
         os.close(opened)
+
+
+def _make_folder(name: str, parent: int, owner: int) -> None:
+    """Make a folder, unless it is there."""
+    with suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=parent)
+        if owner:
+            os.chown(name, owner, owner, dir_fd=parent, follow_symlinks=False)
 
 
 def _open_file(name: str, parent: int) -> int:
@@ -301,21 +281,18 @@ def _open_folder(name: str, parent: int) -> int | None:
         return None
 
 
-def _walk(folder: Folder) -> Iterator[tuple[int, str, os.DirEntry[str], int]]:
-    """Everything below: depth, path, entry, its folder's descriptor. Nothing below the deepest level."""
-    try:
-        top = open_folder(folder)
-    except OSError:
-        return
-    yield from _below(top, "", 0)
+def _walk(folder: Folder) -> Iterator[tuple[int, str, os.stat_result | None]]:
+    """Everything below: depth, path, and state (None: it is gone by now). Nothing below the deepest level."""
+    with suppress(OSError):
+        yield from _below(open_folder(folder), "", 0)
 
 
-def _below(opened: int, prefix: str, depth: int) -> Iterator[tuple[int, str, os.DirEntry[str], int]]:
+def _below(opened: int, prefix: str, depth: int) -> Iterator[tuple[int, str, os.stat_result | None]]:
     try:
         with os.scandir(opened) as entries:
             for entry in entries:
                 path = prefix + entry.name
-                yield depth, path, entry, opened
+                yield depth, path, _state(entry)
                 if depth < _MAX_DEPTH and entry.is_dir(follow_symlinks=False):
                     inner = _open_folder(entry.name, opened)
                     if inner is not None:
@@ -324,3 +301,10 @@ def _below(opened: int, prefix: str, depth: int) -> Iterator[tuple[int, str, os.
         return
     finally:
         os.close(opened)
+
+
+def _state(entry: os.DirEntry[str]) -> os.stat_result | None:
+    try:
+        return entry.stat(follow_symlinks=False)
+    except OSError:
+        return None

@@ -27,7 +27,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -246,8 +246,7 @@ class Machine:
         with self._inside_lock:
             if self._inside is None:
                 raise SandboxFailed("The container was stopped.")
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            opened = os.open(name, flags, dir_fd=self._inside)
+            opened = disk.open_folder(self._inside, name)
             try:
                 yield opened
             finally:
@@ -286,10 +285,9 @@ class Machine:
         wanted = [name for name in wanted[:_MAX_PICTURES] if _PICTURE.fullmatch(name)]
         if not wanted:
             return ()
-        if self._room == "memory":
-            with self._inner("scratch") as scratch:
-                return _read_pictures(scratch, wanted, self._limits.picture_bytes)
-        return _read_pictures(self._home / "scratch", wanted, self._limits.picture_bytes)
+        in_memory = self._room == "memory"
+        with self._inner("scratch") if in_memory else nullcontext(self._home / "scratch") as scratch:
+            return _read_pictures(scratch, wanted, self._limits.picture_bytes)
 
     # Time
 

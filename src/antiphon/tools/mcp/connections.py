@@ -19,7 +19,7 @@ import ssl
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from functools import cache, partial
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -70,29 +70,29 @@ class McpConnections:
         kept = self._sessions.get(key)
         if kept is None or kept.ended:
             self._make_room()
-            kept = self._sessions[key] = _Session(server, self._permit, self._limits)
-            kept.on_end(partial(self._drop, key))
+            made = kept = self._sessions[key] = _Session(server, self._permit, self._limits)
+            # Forgotten when it is over, whatever ended it.
+            made.task.add_done_callback(lambda _: self._drop(key, made))
         self._sessions.move_to_end(key)
         try:
             with kept.used():
-                yield await kept.open()
-        except ServerFailed:
-            self._drop(key, kept)
-            raise
+                yield await asyncio.shield(kept.ready)
         except MCPError as error:
             if error.code == CONNECTION_CLOSED:
                 self._drop(key, kept)
             raise
         except Exception as error:
-            # Whatever the SDK's streams raise when the other end is gone.
             self._drop(key, kept)
+            if isinstance(error, ServerFailed):
+                raise
+            # Whatever the SDK's streams raise when the other end is gone.
             raise ServerFailed("The connection broke.") from error
 
     def _make_room(self) -> None:
         """End the session that was idle longest; those in use go on. Raises `ServerFailed`."""
         if len(self._sessions) < self._max_sessions:
             return
-        idle = next(((key, one) for key, one in self._sessions.items() if not one.in_use), None)
+        idle = next(((key, one) for key, one in self._sessions.items() if not one.users), None)
         if idle is None:
             raise ServerFailed("Too many connections are open; try again later.", 503)
         self._drop(*idle)
@@ -119,41 +119,29 @@ class _Session:
         self._server = server
         self._permit = permit
         self._limits = limits
-        self._users = 0
+        # Who waits for it or calls with it.
+        self.users = 0
         self._closing = asyncio.Event()
-        self._ready: asyncio.Future[ClientSession] = asyncio.get_running_loop().create_future()
+        self.ready: asyncio.Future[ClientSession] = asyncio.get_running_loop().create_future()
         self._idle: asyncio.TimerHandle | None = None
-        self._task = asyncio.get_running_loop().create_task(self._hold())
+        self.task = asyncio.get_running_loop().create_task(self._hold())
 
     @property
     def ended(self) -> bool:
         """Whether it cannot be used any more."""
-        return self._task.done() or self._closing.is_set()
-
-    @property
-    def in_use(self) -> bool:
-        """Whether somebody waits for it or calls with it."""
-        return self._users > 0
-
-    def on_end(self, forget: Callable[[_Session], None]) -> None:
-        """Have it forgotten when it is over, whatever ended it."""
-        self._task.add_done_callback(lambda _: forget(self))
-
-    async def open(self) -> ClientSession:
-        """The session once it is initialized. Raises `ServerFailed`."""
-        return await asyncio.shield(self._ready)
+        return self.task.done() or self._closing.is_set()
 
     @contextlib.contextmanager
     def used(self) -> Any:
         """While it is used it is not idle."""
-        self._users += 1
+        self.users += 1
         if self._idle is not None:
             self._idle.cancel()
         try:
             yield
         finally:
-            self._users -= 1
-            if not self._users:
+            self.users -= 1
+            if not self.users:
                 loop = asyncio.get_running_loop()
                 self._idle = loop.call_later(self._limits.idle, self._closing.set)
 
@@ -165,8 +153,8 @@ class _Session:
 
     async def closed(self) -> None:
         """Wait for its end."""
-        await asyncio.wait({self._task}, timeout=self._limits.connect)
-        self._task.cancel()
+        await asyncio.wait({self.task}, timeout=self._limits.connect)
+        self.task.cancel()
 
     async def _hold(self) -> None:
         try:
@@ -176,15 +164,15 @@ class _Session:
                         session = await self._enter(stack)
                 except TimeoutError:
                     raise ServerFailed("The server did not answer in time.") from None
-                self._ready.set_result(session)
+                self.ready.set_result(session)
                 await self._closing.wait()
         except asyncio.CancelledError:
-            if not self._ready.done():
-                self._ready.set_exception(ServerFailed("The connection was closed."))
+            if not self.ready.done():
+                self.ready.set_exception(ServerFailed("The connection was closed."))
             raise
         except BaseException as error:
-            if not self._ready.done():
-                self._ready.set_exception(_failure(error))
+            if not self.ready.done():
+                self.ready.set_exception(_failure(error))
 
     async def _enter(self, stack: AsyncExitStack) -> ClientSession:
         server = self._server
@@ -258,15 +246,13 @@ class _Guarded(httpx2.AsyncBaseTransport):
             await answer.aclose()
             raise httpx2.ReadError("it is compressed although that was not asked for")
         assert isinstance(stream, httpx2.AsyncByteStream)
-        answer.stream = _Bounded(stream, self._limit, endless=_is_stream(answer))
+        answer.stream = _Bounded(
+            stream, self._limit, endless="text/event-stream" in answer.headers.get("content-type", "")
+        )
         return answer
 
     async def aclose(self) -> None:
         await self._inner.aclose()
-
-
-def _is_stream(answer: httpx2.Response) -> bool:
-    return "text/event-stream" in answer.headers.get("content-type", "")
 
 
 class _Bounded(httpx2.AsyncByteStream):
