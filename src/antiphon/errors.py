@@ -9,6 +9,7 @@ Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}`
 
     AntiphonError
     ├── ApiError                 anything a client sees
+    │   ├── RequestRefused       what is wrong is the request: the parent of those from 400 to 413
     │   ├── InvalidRequest       400
     │   │   ├── ChainBroken      what a previous_response_id continues was deleted
     │   │   ├── ChainTooLong     the history behind a previous_response_id is over the limit
@@ -110,9 +111,15 @@ class ApiError(AntiphonError):
         return msgspec.json.encode({"error": self.fields(request_id)})
 
 
-class InvalidRequest(ApiError):
+class RequestRefused(ApiError):
+    """The client's request is what is wrong."""
+
     status = 400
     type = "invalid_request_error"
+
+
+class InvalidRequest(RequestRefused):
+    """The request itself cannot be understood or served as it is."""
 
 
 class ChainTooLong(InvalidRequest):
@@ -151,11 +158,10 @@ class ConversationTooLong(InvalidRequest):
         )
 
 
-class ConversationLocked(ApiError):
+class ConversationLocked(RequestRefused):
     """A response runs on the conversation; OpenAI's SDKs try again by themselves after a 409."""
 
     status = 409
-    type = "invalid_request_error"
 
     def __init__(
         self,
@@ -164,26 +170,22 @@ class ConversationLocked(ApiError):
         super().__init__(message, param="conversation", code="conversation_locked")
 
 
-class Unauthorized(ApiError):
+class Unauthorized(RequestRefused):
     status = 401
-    type = "invalid_request_error"
 
 
-class NotFound(ApiError):
+class NotFound(RequestRefused):
     status = 404
-    type = "invalid_request_error"
 
 
-class MethodNotAllowed(ApiError):
+class MethodNotAllowed(RequestRefused):
     status = 405
-    type = "invalid_request_error"
 
 
-class VersionConflict(ApiError):
+class VersionConflict(RequestRefused):
     """A prompt was to be changed from a version that is not its last one any more."""
 
     status = 409
-    type = "invalid_request_error"
 
     def __init__(self, last: int | str) -> None:
         super().__init__(
@@ -193,9 +195,8 @@ class VersionConflict(ApiError):
         )
 
 
-class RequestTooLarge(ApiError):
+class RequestTooLarge(RequestRefused):
     status = 413
-    type = "invalid_request_error"
 
 
 class HistoryTooLarge(RequestTooLarge):
@@ -243,23 +244,19 @@ class NoRoom(ApiError):
 
 
 class InternalError(ApiError):
-    status = 500
-    type = "server_error"
+    """What went wrong here."""
 
 
 class UpstreamFailed(ApiError):
     status = 502
-    type = "server_error"
 
 
 class Unavailable(ApiError):
     status = 503
-    type = "server_error"
 
 
 class UpstreamTimedOut(ApiError):
     status = 504
-    type = "server_error"
 
 
 # What is wrong with a parameter, in OpenAI's words: each names the parameter, as a path (`tools[0].name`), and has the

@@ -25,12 +25,11 @@ CORE = (
     # Sections of the settings are values.
     "antiphon.config",
     # What it is given: a sealer is made with its keys and its randomness; redaction is patterns.
-    *("antiphon.sealing", "antiphon.redaction", "antiphon.known_secrets"),
+    *("antiphon.sealing", "antiphon.redaction"),
 )
 LEAVES = (
     "errors.py",
     "ids.py",
-    "known_secrets.py",
     "observability/console_lines.py",
     "observability/log_lines.py",
     "observability/log_output.py",
@@ -80,7 +79,7 @@ def test_the_core_is_pure(path: Path) -> None:
 def test_leaves_import_nothing_of_ours(name: str) -> None:
     imported = {one for one in _imported(ROOT / name) if one.startswith("antiphon")}
     lower = {f"antiphon.observability.{one}" for one in ("console_lines", "log_lines", "log_output")}
-    assert imported <= {"antiphon.errors", "antiphon.known_secrets", "antiphon.redaction", *lower}
+    assert imported <= {"antiphon.errors", "antiphon.redaction", *lower}
 
 
 def test_envoy_is_known_to_commands_only() -> None:

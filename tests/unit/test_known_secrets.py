@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from antiphon.config.settings import load_settings
-from antiphon.known_secrets import bearer_token, bytes_without, without
+from antiphon.redaction import bearer_token, bytes_without, without
 
 _PLAIN = "hunter2plainkey"
 _LONG = "Zq3/mV9+kT2xW8bN5cR7yH4jL6pD1sFgA0eU"

@@ -17,7 +17,7 @@ from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.engine.exchange.failure import transport_failure
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
-from antiphon.known_secrets import KnownSecrets, bytes_without
+from antiphon.redaction import KnownSecrets, bytes_without
 from antiphon.types.transport import Headers
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,256}")

@@ -16,7 +16,7 @@ from typing import Final
 
 from msgspec import Raw
 
-from antiphon.known_secrets import KnownSecrets
+from antiphon.redaction import KnownSecrets
 from antiphon.translation.alike import Alike
 from antiphon.translation.annotations import Annotations
 from antiphon.translation.answer_ending import ending_by, failed, finish_of, plain_finish, reported

@@ -12,7 +12,7 @@ from typing import Final
 
 from antiphon.engine.exchange.failure import transport_failure
 from antiphon.errors import ApiError, UpstreamFailed
-from antiphon.known_secrets import KnownSecrets
+from antiphon.redaction import KnownSecrets
 from antiphon.translation.upstream_errors import map_upstream_answer
 from antiphon.types.transport import PICKER_REPLY, Headers, UpstreamError, UpstreamFault
 

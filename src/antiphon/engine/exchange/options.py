@@ -11,7 +11,7 @@ from typing import Final
 from antiphon.config.limits import LimitSettings, TimeoutSettings
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.exchange.model_routes import ModelRoutes
-from antiphon.known_secrets import KnownSecrets
+from antiphon.redaction import KnownSecrets
 from antiphon.sealing import Sealer
 
 RESPONSES_PATH: Final = "/v1/responses"

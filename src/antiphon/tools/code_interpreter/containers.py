@@ -114,7 +114,7 @@ class ContainerRooms:
         """See `Containers.delete`."""
         if await self._rows.get(container_id, owner) is None:
             return False
-        return await self._dropped(container_id, owner)
+        return await self.drop(container_id, owner)
 
     async def run(
         self,
@@ -204,7 +204,7 @@ class ContainerRooms:
         gone = 0
         for head in await self._rows.every(expired=True):
             with suppress(InUse):
-                gone += await self._dropped(head.id, patience=0.0, expired=True)
+                gone += await self.drop(head.id, patience=0.0, expired=True)
         # Left behind by a process that died while it deleted them, or deleted by another machine.
         left = set(await self._sandbox.keys())
         for key in left.difference(head.id for head in await self._rows.every()) if left else ():
@@ -213,10 +213,6 @@ class ContainerRooms:
                     if await self._rows.get(key) is None:
                         await self._sandbox.delete(key)
         return (gone,)
-
-    async def drop(self, container_id: str) -> None:
-        """Delete a container, whoever's it is, when nobody uses it any more. Raises `ContainerFailed`."""
-        await self._dropped(container_id)
 
     async def finished(self, seconds: float) -> bool:
         """Wait for code that other processes have running here; False when so many seconds were not enough."""
@@ -228,9 +224,11 @@ class ContainerRooms:
         await self._sandbox.aclose()
         await self._uses.leases.aclose()
 
-    async def _dropped(
+    async def drop(
         self, container_id: str, owner: str | None = None, *, expired: bool = False, patience: float = PATIENCE
     ) -> bool:
+        """Delete a container, whoever's it is, when nobody uses it any more; whether it was there. With `owner` only
+        one of his, with `expired` only one that is. Raises `ContainerFailed`."""
         async with self._uses.alone(container_id, patience=patience) as use:
             row = await use.take(
                 lambda holder, seconds: self._rows.take(container_id, holder, seconds, owner, expired=expired)
