@@ -67,7 +67,95 @@ _MIGRATE = {
     "create": "make a new empty step in the source tree (for developers)",
     "down": "undo the last step, where it can be undone; without --yes only say which",
 }
-_OF_AN_OWNER = ("export", "delete-owner", "usage")
+# What a command has beside the flags that are settings.
+_Arguments = dict[str, dict[str, Any]]
+_HIDDEN = {"help": argparse.SUPPRESS}
+_SET = "store_true"
+_CHILD: _Arguments = {"--parent-pipe": {"type": int, **_HIDDEN}, "--ask-upstreams": {"action": _SET, **_HIDDEN}}
+_OF_COMMANDS: dict[str, _Arguments] = {
+    "extproc": {"--worker": {"type": int, "default": 0, **_HIDDEN}, **_CHILD},
+    "serve": {**_CHILD, "--shared-port": {"action": _SET, **_HIDDEN}, "--private-port": _HIDDEN},
+    "doctor": {
+        "--model": {"help": "the model to ask; default: the first that is listed"},
+        "--key-env": {"metavar": "NAME", "help": "variable with a client's key, for passthrough"},
+        "--images": {"action": _SET, "help": "also ask whether images are taken"},
+        "--json": {"action": _SET, "help": "the findings as JSON"},
+    },
+    "config": {"--schema": {"action": _SET, "help": "the JSON Schema of settings files instead"}},
+    "envoy-config": {
+        "--for": {
+            "dest": "form",
+            "metavar": "FORM",
+            "default": "bootstrap",
+            "help": "bootstrap: a whole Envoy; snippet: only the parts an existing Envoy needs; "
+            "envoy-gateway, istio: objects for Kubernetes; default: %(default)s",
+        },
+        "--gateway": {
+            "metavar": "NAMESPACE/NAME",
+            "help": "the Gateway, with --for envoy-gateway or istio; default: default/antiphon",
+        },
+        "--hostname": {
+            "action": "append",
+            "metavar": "NAME",
+            "help": "a host name that Antiphon serves (may be repeated), with --for envoy-gateway or istio; "
+            "default: every host",
+        },
+        "--own-gateway": {
+            "action": _SET,
+            "help": "the Gateway is for Antiphon alone: print it too, and answer every path",
+        },
+        "--envoy-proxy": {
+            "metavar": "NAME",
+            "help": "the EnvoyProxy that the Gateway already uses, with --for envoy-gateway",
+        },
+        "--remove": {"action": _SET, "help": "print the commands that remove Antiphon from the Gateway"},
+        "--listener": {"metavar": "NAME,...", "help": "its listeners, with --for envoy-gateway; default: http"},
+        "--gateway-port": {"metavar": "PORT", "help": "its listener's port, with --for istio; default: 80"},
+        "--into": {"type": Path, "metavar": "FILE", "help": "with --for snippet: print this file with the parts in it"},
+        "--into-listener": {"metavar": "NAME", "help": "which listener of that file"},
+        "--into-virtual-host": {"metavar": "NAME", "help": "which virtual host"},
+        "--snippet": {"dest": "form", "action": "store_const", "const": "snippet", "help": "--for snippet"},
+        "--envoy-version": {"metavar": "1.38", "help": "for which Envoy; default: the one that 'up' would start"},
+    },
+}
+_YES: _Arguments = {"--yes": {"action": _SET, "help": "do it"}}
+_OWNER: _Arguments = {
+    "--owner": {"help": "the owner, as 'owners' lists it"},
+    "--token-env": {"metavar": "NAME", "help": "variable with the owner's bearer token"},
+}
+_OF_ADMIN: dict[str, _Arguments] = {
+    "export": {
+        **_OWNER,
+        "--files": {"type": Path, "metavar": "FOLDER", "help": "also write the files' contents there"},
+    },
+    "move": {
+        "--from": {"metavar": "URL", "dest": "source", "help": "sqlite:/FOLDER; default: the data folder"},
+        "--to": {"metavar": "URL", "dest": "target", "help": "postgresql://…; default: state.url"},
+    },
+    "keys": {"--accept": {"action": _SET, "help": "the database goes with these keys from now on"}},
+    "backup": {
+        "--to": {"type": Path, "metavar": "FILE", "dest": "target", "help": "the archive to write"},
+        "--without-keys": {"action": _SET, "help": "leave out the keys of the data folder"},
+    },
+    "restore": {"--from": {"type": Path, "metavar": "FILE", "dest": "source", "help": "the archive to read"}},
+    "usage": {
+        **_OWNER,
+        "--by": {"default": "model", "help": "day, owner, model, upstream, or several with commas"},
+        "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day (UTC)"},
+        "--until": {"default": "", "metavar": "YYYY-MM-DD", "help": "the last day (UTC)"},
+        "--json": {"action": _SET, "help": "one JSON object a line"},
+        "--forget-before": {"metavar": "YYYY-MM-DD", "help": "delete the sums of the days before"},
+        **_YES,
+    },
+    "delete-owner": {**_OWNER, **_YES},
+    "new-keys": _YES,
+}
+_DATABASE: _Arguments = {"--database": {"metavar": "NAME", "help": "which, as 'status' lists them; default: the first"}}
+_OF_MIGRATE: dict[str, _Arguments] = {
+    "up": {"--seconds": {"type": float, "default": 600.0, "help": "how long a step may take; %(default)g"}},
+    "create": {"name": {"metavar": "NAME", "help": "small letters, digits and _"}, **_DATABASE},
+    "down": {**_DATABASE, **_YES},
+}
 
 
 def _version() -> str:
@@ -87,77 +175,7 @@ def make_parser() -> argparse.ArgumentParser:
             epilog=f"Example: {_EXAMPLES[name]}. {_MORE}",
         )
         add_flags(command, *groups)
-        if name == "extproc":
-            command.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
-        if name in ("extproc", "serve"):
-            command.add_argument("--parent-pipe", type=int, help=argparse.SUPPRESS)
-            command.add_argument("--ask-upstreams", action="store_true", help=argparse.SUPPRESS)
-        if name == "serve":
-            command.add_argument("--shared-port", action="store_true", help=argparse.SUPPRESS)
-            command.add_argument("--private-port", help=argparse.SUPPRESS)
-        if name == "doctor":
-            command.add_argument("--model", help="the model to ask; default: the first that is listed")
-            command.add_argument("--key-env", metavar="NAME", help="variable with a client's key, for passthrough")
-            command.add_argument("--images", action="store_true", help="also ask whether images are taken")
-            command.add_argument("--json", action="store_true", help="the findings as JSON")
-        if name == "config":
-            command.add_argument("--schema", action="store_true", help="the JSON Schema of settings files instead")
-        if name == "envoy-config":
-            command.add_argument(
-                "--for",
-                dest="form",
-                metavar="FORM",
-                default="bootstrap",
-                help="bootstrap: a whole Envoy; snippet: only the parts an existing Envoy needs; "
-                "envoy-gateway, istio: objects for Kubernetes; default: %(default)s",
-            )
-            command.add_argument(
-                "--gateway",
-                metavar="NAMESPACE/NAME",
-                help="the Gateway, with --for envoy-gateway or istio; default: default/antiphon",
-            )
-            command.add_argument(
-                "--hostname",
-                action="append",
-                metavar="NAME",
-                help="a host name that Antiphon serves (may be repeated), with --for envoy-gateway or istio; "
-                "default: every host",
-            )
-            command.add_argument(
-                "--own-gateway",
-                action="store_true",
-                help="the Gateway is for Antiphon alone: print it too, and answer every path",
-            )
-            command.add_argument(
-                "--envoy-proxy",
-                metavar="NAME",
-                help="the EnvoyProxy that the Gateway already uses, with --for envoy-gateway",
-            )
-            command.add_argument(
-                "--remove", action="store_true", help="print the commands that remove Antiphon from the Gateway"
-            )
-            command.add_argument(
-                "--listener",
-                metavar="NAME,...",
-                help="its listeners, with --for envoy-gateway; default: http",
-            )
-            command.add_argument(
-                "--gateway-port",
-                metavar="PORT",
-                help="its listener's port, with --for istio; default: 80",
-            )
-            command.add_argument(
-                "--into",
-                type=Path,
-                metavar="FILE",
-                help="with --for snippet: print this file with the parts in it",
-            )
-            command.add_argument("--into-listener", metavar="NAME", help="which listener of that file")
-            command.add_argument("--into-virtual-host", metavar="NAME", help="which virtual host")
-            command.add_argument("--snippet", dest="form", action="store_const", const="snippet", help="--for snippet")
-            command.add_argument(
-                "--envoy-version", metavar="1.38", help="for which Envoy; default: the one that 'up' would start"
-            )
+        _add_arguments(command, _OF_COMMANDS.get(name, {}))
     demo = commands.add_parser("demo-upstream", help="a small scripted chat server, for trying things out")
     demo.add_argument(
         "--listen",
@@ -179,29 +197,7 @@ def _add_admin(commands: Any) -> None:
     for name, said in _ADMIN.items():
         action = actions.add_parser(name, help=said, description=said)
         add_flags(action, {"--data": DATA})
-        if name in _OF_AN_OWNER:
-            action.add_argument("--owner", help="the owner, as 'owners' lists it")
-            action.add_argument("--token-env", metavar="NAME", help="variable with the owner's bearer token")
-        if name == "export":
-            action.add_argument("--files", type=Path, metavar="FOLDER", help="also write the files' contents there")
-        if name == "move":
-            action.add_argument("--from", metavar="URL", dest="source", help="sqlite:/FOLDER; default: the data folder")
-            action.add_argument("--to", metavar="URL", dest="target", help="postgresql://…; default: state.url")
-        if name == "keys":
-            action.add_argument("--accept", action="store_true", help="the database goes with these keys from now on")
-        if name == "backup":
-            action.add_argument("--to", type=Path, metavar="FILE", dest="target", help="the archive to write")
-            action.add_argument("--without-keys", action="store_true", help="leave out the keys of the data folder")
-        if name == "restore":
-            action.add_argument("--from", type=Path, metavar="FILE", dest="source", help="the archive to read")
-        if name == "usage":
-            action.add_argument("--by", default="model", help="day, owner, model, upstream, or several with commas")
-            action.add_argument("--since", default="", metavar="YYYY-MM-DD", help="the first day (UTC)")
-            action.add_argument("--until", default="", metavar="YYYY-MM-DD", help="the last day (UTC)")
-            action.add_argument("--json", action="store_true", help="one JSON object a line")
-            action.add_argument("--forget-before", metavar="YYYY-MM-DD", help="delete the sums of the days before")
-        if name in ("delete-owner", "new-keys", "usage"):
-            action.add_argument("--yes", action="store_true", help="do it")
+        _add_arguments(action, _OF_ADMIN.get(name, {}))
 
 
 def _add_migrate(commands: Any) -> None:
@@ -211,14 +207,12 @@ def _add_migrate(commands: Any) -> None:
     for name, said in _MIGRATE.items():
         action = actions.add_parser(name, help=said, description=said)
         add_flags(action, {"--data": DATA})
-        if name == "up":
-            action.add_argument("--seconds", type=float, default=600.0, help="how long a step may take; %(default)g")
-        if name == "create":
-            action.add_argument("name", metavar="NAME", help="small letters, digits and _")
-        if name in ("create", "down"):
-            action.add_argument("--database", metavar="NAME", help="which, as 'status' lists them; default: the first")
-        if name == "down":
-            action.add_argument("--yes", action="store_true", help="do it")
+        _add_arguments(action, _OF_MIGRATE.get(name, {}))
+
+
+def _add_arguments(command: argparse.ArgumentParser, arguments: _Arguments) -> None:
+    for flag, options in arguments.items():
+        command.add_argument(flag, **options)
 
 
 class _Parser(argparse.ArgumentParser):
