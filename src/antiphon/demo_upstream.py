@@ -258,14 +258,8 @@ def completion(answer: Reply) -> Object:
         message["reasoning_content"] = answer.reasoning
     if answer.calls:
         message["tool_calls"] = list(answer.calls)
-    return {
-        "id": answer.id,
-        "object": "chat.completion",
-        "created": _CREATED,
-        "model": answer.model,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}],
-        "usage": answer.usage,
-    }
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
+    return {**_begun(answer, "chat.completion"), "choices": [choice], "usage": answer.usage}
 
 
 def chunks(answer: Reply, *, usage: bool) -> Iterator[Object]:
@@ -285,17 +279,16 @@ def chunks(answer: Reply, *, usage: bool) -> Iterator[Object]:
             yield _chunk(answer, {"tool_calls": [{"index": index, "function": {"arguments": piece}}]})
     yield _chunk(answer, {}, answer.finish_reason)
     if usage:
-        yield {**_chunk(answer, {}), "choices": [], "usage": answer.usage}
+        yield {**_begun(answer, "chat.completion.chunk"), "choices": [], "usage": answer.usage}
 
 
 def _chunk(answer: Reply, delta: Object, finish_reason: str | None = None) -> Object:
-    return {
-        "id": answer.id,
-        "object": "chat.completion.chunk",
-        "created": _CREATED,
-        "model": answer.model,
-        "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}],
-    }
+    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    return {**_begun(answer, "chat.completion.chunk"), "choices": [choice]}
+
+
+def _begun(answer: Reply, kind: str) -> Object:
+    return {"id": answer.id, "object": kind, "created": _CREATED, "model": answer.model}
 
 
 # The server
