@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 import yaml
 
-from antiphon.tools.code_interpreter.trial import try_out
+from antiphon.tools.code_interpreter.local import try_out
 from tests.support.chat_server import Answer, ChatServer, Received, answer, chunk, event, json_answer, text_stream
 from tests.support.gateway import Gateway, start_gateway
 

@@ -25,11 +25,10 @@ from typing import Any
 import pytest
 import uvloop
 
-from antiphon.tools.code_interpreter import machine, trial
-from antiphon.tools.code_interpreter.local import LocalSandbox
+from antiphon.tools.code_interpreter import local, machine
+from antiphon.tools.code_interpreter.local import LocalSandbox, try_out
 from antiphon.tools.code_interpreter.machine import Room, command, environment
 from antiphon.tools.code_interpreter.port import Run, SandboxFailed, shown_path
-from antiphon.tools.code_interpreter.trial import try_out
 from tests.contracts.sandbox_contract import LIMITS, MEMORY, SandboxContract
 
 _here = cache(try_out)
@@ -75,7 +74,7 @@ for name, text in ((b'a\xff.txt', 'one'), (b'\xc3\xa9', 'two'), (b'f\xff/\xe9', 
 
 @pytest.mark.parametrize("room", ["memory", "counted"])
 async def test_files_whose_names_are_no_text_are_kept_and_can_be_read(tmp_path: Path, room: Room) -> None:
-    if trial.try_out(rooms=(room,)).reason:
+    if local.try_out(rooms=(room,)).reason:
         pytest.skip("not on this machine")
     sandbox = LocalSandbox(tmp_path / "machines", LIMITS, room=room)
     try:
@@ -104,7 +103,7 @@ async def test_files_whose_names_are_no_text_are_kept_and_can_be_read(tmp_path: 
 
 
 async def test_what_is_too_deep_to_be_kept_is_said(tmp_path: Path) -> None:
-    if trial.try_out(rooms=("memory",)).reason:
+    if local.try_out(rooms=("memory",)).reason:
         pytest.skip("not on this machine")
     sandbox = LocalSandbox(tmp_path / "machines", LIMITS, room="memory")
     try:
@@ -560,7 +559,7 @@ def test_as_an_ordinary_user_without_rights(room: Room) -> None:
             inner.mkdir()
             os.chown(inner, 10001, 10001)
         home.chmod(0o755)
-        limits = trial._LIMITS
+        limits = local._LIMITS
         *start, _, last = command(str(python), home, limits, MEMORY, room, theirs.fileno())
         given = json.loads(last)
         given["limits"]["uid"] = 0
@@ -568,7 +567,7 @@ def test_as_an_ordinary_user_without_rights(room: Room) -> None:
         # The programs are where it looks, whatever is mounted over their folder afterwards.
         done = subprocess.run(
             [*start, str(home / "interpreter.py"), json.dumps(given)],
-            input=json.dumps({"code": trial._ESCAPE, "mark": ""}).encode() + b"\n",
+            input=json.dumps({"code": local._ESCAPE, "mark": ""}).encode() + b"\n",
             capture_output=True,
             user=10001,
             group=10001,

@@ -13,10 +13,9 @@ import pytest
 
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter.containers import ContainerRooms
-from antiphon.tools.code_interpreter.local import LocalSandbox
+from antiphon.tools.code_interpreter.local import LocalSandbox, try_out
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
-from antiphon.tools.code_interpreter.trial import try_out
 from tests.contracts.tool_contract import Setup, ToolContract
 from tests.support.memory_sandbox import MemorySandbox
 

@@ -16,7 +16,7 @@ import openai
 import pytest
 import pytest_asyncio
 
-from antiphon.tools.code_interpreter.trial import try_out
+from antiphon.tools.code_interpreter.local import try_out
 from tests.support.chat_server import Answer, ChatServer, Received, answer, chunk, completion, event, json_answer
 from tests.support.gateway import Gateway, start_gateway
 from tests.support.judge import check_response

@@ -20,7 +20,7 @@ from antiphon.commands.upstream_probes import Support
 from antiphon.commands.upstream_report import fitting_profile
 from antiphon.config.settings import Settings
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.tools.code_interpreter.trial import Trial
+from antiphon.tools.code_interpreter.local import Trial
 from antiphon.translation.profiles import PROFILES
 from tests.support.chat_server import (
     Answer,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.tools.code_interpreter import disk, machine, trial
+from antiphon.tools.code_interpreter import disk, local, machine
 from antiphon.tools.code_interpreter.disk import Use
 from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.machine import Machine, Room, command, environment, file_bytes, user_of
@@ -291,15 +291,15 @@ def test_the_folders_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     owned: list[Any] = []
     monkeypatch.setattr(os, "chown", lambda *given: owned.append(given))
     for user, home in ((0, tmp_path / "deep" / "one"), (7, tmp_path / "two")):
-        monkeypatch.setattr(trial, "user_of", lambda key, user=user: user)
-        trial.make_home(home)
-        trial.make_home(home)
+        monkeypatch.setattr(local, "user_of", lambda key, user=user: user)
+        local.make_home(home)
+        local.make_home(home)
         assert {one.name: one.stat().st_mode & 0o777 for one in home.iterdir()} == {"files": 0o700, "scratch": 0o700}
         assert home.stat().st_mode & 0o777 == 0o711
         _tree(home, "files/a/b", "scratch/c", "left")
-        trial.delete_home(home)
+        local.delete_home(home)
         assert not home.exists()
-        trial.delete_home(home)
+        local.delete_home(home)
     assert owned == [(tmp_path / "two" / name, 7, 7) for name in ("files", "scratch")]
 
 
@@ -334,7 +334,7 @@ def test_how_a_process_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    trial.make_home(tmp_path / "cntr_a")
+    local.make_home(tmp_path / "cntr_a")
     return tmp_path / "cntr_a"
 
 

@@ -7,8 +7,8 @@ is what the model sees. `interpreter.py` and `confinement.py` run inside the san
 """
 
 from antiphon.tools.code_interpreter.containers import ContainerRooms
+from antiphon.tools.code_interpreter.local import HOLDS, try_out
 from antiphon.tools.code_interpreter.opening import OwnersContainers, open_rooms
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
-from antiphon.tools.code_interpreter.trial import HOLDS, try_out
 
 __all__ = ["HOLDS", "CodeInterpreter", "ContainerRooms", "OwnersContainers", "open_rooms", "try_out"]
