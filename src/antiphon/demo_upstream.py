@@ -187,7 +187,8 @@ def _arguments(function: Object, place: str, said: str) -> Object:
         if schema.get("enum"):
             arguments[name] = schema["enum"][0]
         elif name == "code" and kind == "string":
-            arguments[name] = _program(numbers, said)
+            # A program that draws the numbers, as text and as an SVG file.
+            arguments[name] = _DRAWING.format(numbers=numbers) if numbers else f"print({said!r})"
         elif kind == "array" and (schema.get("items") or {}).get("type") == "string":
             arguments[name] = [place]
         elif kind in ("integer", "number"):
@@ -195,11 +196,6 @@ def _arguments(function: Object, place: str, said: str) -> Object:
         else:
             arguments[name] = {"boolean": True, "array": [], "object": {}}.get(str(kind), place)
     return arguments
-
-
-def _program(numbers: list[int], said: str) -> str:
-    """A Python program that draws the numbers, as text and as an SVG file; without numbers it prints the message."""
-    return _DRAWING.format(numbers=numbers) if numbers else f"print({said!r})"
 
 
 _DRAWING = """\

@@ -108,13 +108,7 @@ def _reader(suffix: str, start: bytes) -> Callable[[Path, int], Document]:
         return partial(_read_archive, _ARCHIVES[suffix])
     if suffix in (".docx", ".pptx", ".xlsx"):
         raise Unreadable("The file is not what its name says.")
-    if suffix in (".html", ".htm", ".xhtml"):
-        return _read_html
-    if suffix in (".csv", ".tsv"):
-        return _read_table
-    if suffix == ".json":
-        return _read_json
-    return _read_text
+    return _TEXTS.get(suffix, _read_text)
 
 
 def _load(path: Path, max_bytes: int) -> str:
@@ -275,7 +269,8 @@ def _read_archive(read: Callable[[Path, int], Document], path: Path, max_bytes: 
     except (zipfile.BadZipFile, OSError, ValueError):
         raise Unreadable("The file is damaged.") from None
     # Pictures and fonts are larger than the text; XML is some times the text in it.
-    if len(entries) > _MAX_ENTRIES or sum(entry.file_size for entry in entries if _is_xml(entry)) > 8 * max_bytes:
+    xml = sum(entry.file_size for entry in entries if entry.filename.endswith((".xml", ".rels")))
+    if len(entries) > _MAX_ENTRIES or xml > 8 * max_bytes:
         raise Unreadable("The file unpacks to too much.")
     try:
         return read(path, max_bytes)
@@ -286,8 +281,9 @@ def _read_archive(read: Callable[[Path, int], Document], path: Path, max_bytes: 
         raise Unreadable("The file is damaged.") from None
 
 
-def _is_xml(entry: zipfile.ZipInfo) -> bool:
-    return entry.filename.endswith((".xml", ".rels"))
-
-
+_TEXTS = {
+    **dict.fromkeys((".html", ".htm", ".xhtml"), _read_html),
+    **dict.fromkeys((".csv", ".tsv"), _read_table),
+    ".json": _read_json,
+}
 _ARCHIVES = {".docx": read_docx, ".pptx": read_pptx, ".xlsx": read_xlsx, ".xlsm": read_xlsx}

@@ -69,11 +69,6 @@ class _Declared(Struct):
     server_description: str | None = None
 
     @property
-    def is_space(self) -> bool:
-        """Whether it has tools itself."""
-        return self.type in ("namespace", "mcp")
-
-    @property
     def title(self) -> str:
         """The name by which the model knows it."""
         return self.server_label if self.type == "mcp" else self.name
@@ -124,7 +119,7 @@ class ToolSearch:
 
 def find(query: str, searchable: Sequence[bytes]) -> list[Raw]:
     """The declarations that a query means, best first; members of one namespace stand together."""
-    candidates = _candidates(searchable)
+    candidates = [one for place, source in enumerate(searchable) for one in _read(place, source)]
     scored = [(score, one) for one, score in zip(candidates, _scores(query, candidates), strict=True) if score > 0]
     scored.sort(key=lambda pair: -pair[0])
     if not scored:
@@ -160,13 +155,9 @@ def _whole(source: Raw) -> Raw:
     return Raw(encode({"parameters": None, "strict": None, **_OBJECT.decode(source)}))
 
 
-def _candidates(searchable: Sequence[bytes]) -> tuple[_Candidate, ...]:
-    return tuple(one for place, source in enumerate(searchable) for one in _read(place, source))
-
-
 def _read(place: int, source: bytes) -> Iterator[_Candidate]:
     whole = _DECLARED.decode(source)
-    if not whole.is_space:
+    if whole.type not in ("namespace", "mcp"):
         yield _Candidate(place, Raw(source), whole.name, None, _weighed(_parts(whole)))
         return
     around = [(_SPACE, whole.title), (_SPACE_DESCRIPTION, whole.about)]
@@ -225,7 +216,7 @@ def _scores(query: str, candidates: Sequence[_Candidate]) -> list[float]:
     words = {name.strip(".").casefold() for name in _NAMES.findall(query[:_LONGEST_TEXT])}
     names = {name for one in candidates for name in _names(one)}
     # A name of one plain word is one only among names: "search for mail" does not mean a tool called `search`.
-    named = words if words <= names else {word for word in words & names if _is_compound(word)}
+    named = words if words <= names else {word for word in words & names if not word.isalpha()}
     for number, one in enumerate(candidates):
         if named & _names(one):
             scores[number] += _NAMED
@@ -237,10 +228,6 @@ def _scores(query: str, candidates: Sequence[_Candidate]) -> list[float]:
 def _names(one: _Candidate) -> set[str]:
     name, space = one.name.casefold(), (one.space or "").casefold()
     return {name, f"{space}.{name}", f"{space}__{name}"} if space else {name}
-
-
-def _is_compound(name: str) -> bool:
-    return not name.isalpha()
 
 
 def _weight(term: str, terms: dict[str, float]) -> float:

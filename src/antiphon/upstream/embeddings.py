@@ -59,11 +59,10 @@ class HttpEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> list[bytes]:
         """One vector per text; see `Embedder.embed`."""
-        parts = [texts[start : start + self._settings.batch] for start in range(0, len(texts), self._settings.batch)]
         vectors: list[bytes] = []
-        for part in parts:
+        for start in range(0, len(texts), self._settings.batch):
             async with self._calls:
-                vectors += await self._call(part)
+                vectors += await self._call(texts[start : start + self._settings.batch])
         return vectors
 
     async def aclose(self) -> None:

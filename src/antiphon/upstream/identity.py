@@ -72,7 +72,14 @@ class ServerIdentities:
                 return
             if not warned and (profile is not None or time.monotonic() - began >= self._warn_seconds):
                 warned = True
-                _warn(name, "no answer yet" if profile is None else "its list of models does not say it")
+                _log.warning(
+                    "upstream_unidentified",
+                    upstream=name,
+                    profile="generic",
+                    problem="no answer yet" if profile is None else "its list of models does not say it",
+                    advice="what kind of server it is decides what it is sent: set its 'profile', antiphon doctor "
+                    "tells which",
+                )
             if profile is not None:
                 return
             await asyncio.sleep(wait)
@@ -95,13 +102,3 @@ class ServerIdentities:
         except ValueError:
             listed = None
         return named_by_list(listed, dict(answer.headers).get("server", ""))
-
-
-def _warn(name: str, problem: str) -> None:
-    _log.warning(
-        "upstream_unidentified",
-        upstream=name,
-        profile="generic",
-        problem=problem,
-        advice="what kind of server it is decides what it is sent: set its 'profile', antiphon doctor tells which",
-    )

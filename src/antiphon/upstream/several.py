@@ -106,13 +106,12 @@ class SeveralUpstreams:
     def _order(self) -> list[_Member]:
         """All of them, those that were found to be dead last."""
         now = self._clock()
-        members = self._drawn() if self._weighted else self._members
+        members = self._members
+        if self._weighted:
+            # By chance, as if drawn one by one by weight.
+            members = sorted(members, key=lambda member: self._chance.expovariate(member.weight))
         # (Sorting keeps the order among equals.)
         return sorted(members, key=lambda member: member.left_out_until > now)
-
-    def _drawn(self) -> list[_Member]:
-        """In an order by chance, as if drawn one by one by weight."""
-        return sorted(self._members, key=lambda member: self._chance.expovariate(member.weight))
 
     def _note(self, member: _Member, *, answered: bool) -> None:
         member.failures = 0 if answered else member.failures + 1

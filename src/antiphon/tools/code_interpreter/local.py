@@ -83,7 +83,7 @@ class LocalSandbox:
 
     async def fill(self, key: str, files: Sequence[tuple[str, AsyncIterator[bytes]]]) -> list[SandboxFile]:
         """See `Sandbox.fill`."""
-        home = await SANDBOX.run(self._home, key)
+        home = await SANDBOX.run(make_home, self._folder / key)
         use = await SANDBOX.run(disk.use_of, home, 2 * self._limits.files)
         left, count = self._limits.disk_bytes - use.bytes, use.count
         made = []
@@ -141,10 +141,6 @@ class LocalSandbox:
     def _files(self, key: str) -> Path:
         return self._folder / key / "files"
 
-    def _home(self, key: str) -> Path:
-        make_home(self._folder / key)
-        return self._folder / key
-
     async def _stop(self, key: str, *, keep: bool) -> None:
         machine = self._machines.pop(key, None)
         if machine is not None:
@@ -167,7 +163,7 @@ class LocalSandbox:
         # At once, so that it counts while it starts.
         machine = self._machines[key] = Machine(self._folder / key, self._limits, memory, self._room)
         try:
-            await SANDBOX.run(self._home, key)
+            await SANDBOX.run(make_home, self._folder / key)
             await machine.start(self._python)
         except BaseException as error:
             self._machines.pop(key, None)
@@ -280,8 +276,8 @@ def _try(python: str, folder: Path, room: Room) -> str:
     return f"it broke: {done.stderr[-300:].decode('utf-8', 'replace').strip() or 'no answer'}"
 
 
-def make_home(home: Path) -> None:
-    """The folders of a machine. Raises `OSError`."""
+def make_home(home: Path) -> Path:
+    """The folders of a machine, made if need be. Raises `OSError`."""
     home.mkdir(mode=0o711, parents=True, exist_ok=True)
     user = user_of(home.name)
     for name in ("files", "scratch"):
@@ -290,6 +286,7 @@ def make_home(home: Path) -> None:
             inner.mkdir(mode=0o700)
             if user:
                 os.chown(inner, user, user)
+    return home
 
 
 def delete_home(home: Path) -> None:

@@ -53,6 +53,11 @@ async def open_rooms(
     sandbox = LocalSandbox(folder / "machines", chosen, trial.room)
     neighbours = Neighbours(sandbox, chosen, chosen.sockets)
     await neighbours.start()
+    snapshots = None
+    if shared is not None:
+        # A machine is named by its folder: one with another disk has no files.
+        machine = local_key(folder, "machine").decode()[:_MACHINE_DIGITS]
+        snapshots = Snapshots(sandbox, shared.contents, machine, chosen.disk_bytes)
     return ContainerRooms(
         sandbox,
         shared.rows if shared is not None else RecordedRows(Records(folder / "records")),
@@ -60,16 +65,8 @@ async def open_rooms(
         limit=chosen.containers,
         per_owner=chosen.per_owner,
         neighbours=neighbours,
-        snapshots=_open_snapshots(sandbox, chosen, folder, shared) if shared is not None else None,
+        snapshots=snapshots,
     )
-
-
-def _open_snapshots(
-    sandbox: LocalSandbox, chosen: CodeInterpreterSettings, folder: Path, shared: SharedContainers
-) -> Snapshots:
-    """This machine is named by its folder: one with another disk has no files."""
-    machine = local_key(folder, "machine").decode()[:_MACHINE_DIGITS]
-    return Snapshots(sandbox, shared.contents, machine, chosen.disk_bytes)
 
 
 _PART = 1 << 20
