@@ -173,7 +173,6 @@ async def test_where_the_user_is_is_said_and_asked_as_far_as_it_is_known() -> No
     provider = _Provider()
     where = {"type": "approximate", "country": "DE", "region": None, "city": "B" * 101, "timezone": "Europe/Berlin"}
     await WebSearch(provider).run(_call("web_search", {"query": "x"}, user_location=where))
-    assert provider.asked[0]["place"] == Place("DE", "", "B" * 100, "Europe/Berlin")
     assert provider.asked[0]["place"].words == f"{'B' * 100}, DE, Europe/Berlin" and Place().words == ""
     prepared = await WebSearch(provider).prepare("owner", "resp_1", _tool(external_web_access=True))
     assert "about here" not in prepared.functions[0].description

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import structlog
+from msgspec import Struct
 
 from antiphon.tools.box import ToolFailed
 from antiphon.types.json import decode_any
@@ -38,19 +39,18 @@ class WebHit:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """About where the user is; what is not known is empty. `country` has two letters."""
+class Place(Struct, frozen=True):
+    """About where the user is, as a request says it; what is not known is empty or None. `country` has two letters."""
 
-    country: str = ""
-    region: str = ""
-    city: str = ""
-    timezone: str = ""
+    country: str | None = None
+    region: str | None = None
+    city: str | None = None
+    timezone: str | None = None
 
     @property
     def words(self) -> str:
         """For people and models."""
-        return ", ".join(part for part in (self.city, self.region, self.country, self.timezone) if part)
+        return ", ".join(part[:100] for part in (self.city, self.region, self.country, self.timezone) if part)
 
 
 def fits_domains(url: str, domains: Sequence[str]) -> bool:
@@ -163,7 +163,7 @@ class Brave(SearchProvider):
     ) -> list[WebHit]:
         """Results of the web section, with their further snippets."""
         sent = {"q": _with_sites(query, domains), "count": str(min(limit, 20)), "extra_snippets": "true"}
-        if len(place.country) == 2:
+        if place.country is not None and len(place.country) == 2:
             sent["country"] = place.country.upper()
         if span := _span(days):
             sent["freshness"] = f"p{span[0]}"

@@ -60,17 +60,20 @@ class _Filters(Struct, forbid_unknown_fields=True):
     blocked_domains: list[str] | None = None
 
 
-class _Location(Struct):
-    country: str | None = None
-    region: str | None = None
-    city: str | None = None
-    timezone: str | None = None
-
-
 class _Declaration(Struct):
     filters: _Filters | None = None
-    user_location: _Location | None = None
+    user_location: Place | None = None
     search_context_size: str | None = None
+
+    @property
+    def allowed(self) -> list[str]:
+        """The domains that alone may be shown and opened; none: all."""
+        return [domain.lower() for domain in (self.filters and self.filters.allowed_domains) or ()]
+
+    def allows(self, url: str) -> bool:
+        """Whether it may be shown and opened."""
+        blocked = [domain.lower() for domain in (self.filters and self.filters.blocked_domains) or ()]
+        return fits_domains(url, self.allowed) and not (blocked and fits_domains(url, blocked))
 
 
 class _Arguments(Struct):
@@ -110,8 +113,8 @@ class WebSearch:
             )
         for name in ("allowed_domains", "blocked_domains"):
             _check_domains(f"{where}.filters.{name}", getattr(declared.filters, name, None) or [])
-        place = _place(declared)
-        near = f" The user is about here: {place.words}." if place.words else ""
+        words = declared.user_location.words if declared.user_location is not None else ""
+        near = f" The user is about here: {words}." if words else ""
         functions = [_function("web_search", f"Search the web.{near} {_CITE}", _SEARCH)]
         if self._pages is not None:
             functions += [
@@ -140,14 +143,14 @@ class WebSearch:
             raise ToolFailed("'query' is empty.")
         action: dict[str, Any] = {"type": "search", "query": query, "queries": [query]}
         limit, characters, _ = _SIZES[declared.search_context_size or "medium"]
-        allowed, blocked = _domains(declared)
+        place = declared.user_location or Place()
         try:
             hits = await self._provider.search(
-                query, limit=limit, domains=allowed, place=_place(declared), days=arguments.days
+                query, limit=limit, domains=declared.allowed, place=place, days=arguments.days
             )
         except ToolFailed as failure:
             return ToolResult(call.call_id, f"The search failed: {failure}", {"action": action}, failed=True)
-        hits = [hit for hit in hits if _fits(hit.url, allowed, blocked)]
+        hits = [hit for hit in hits if declared.allows(hit.url)]
         action["sources"] = [{"type": "url", "url": hit.url} for hit in hits]
         told = "\n\n".join(_shown(number, hit, characters) for number, hit in enumerate(hits))
         return ToolResult(
@@ -183,12 +186,11 @@ class WebSearch:
         return ToolResult(call.call_id, told, {"action": action}, sources=(_source(url, title),))
 
     async def _read(self, url: str, declared: _Declaration, read: Callable[[FetchedFile], _Read]) -> _Read:
-        allowed, blocked = _domains(declared)
-        if not _fits(url, allowed, blocked):
+        if not declared.allows(url):
             raise ToolFailed("the request does not allow this domain.")
         assert self._pages is not None
         # Redirects too: what lies outside is neither shown nor asked.
-        page = (await self._pages((url,), lambda one: _fits(one, allowed, blocked)))[url]
+        page = (await self._pages((url,), declared.allows))[url]
         if isinstance(page, ApiError):
             raise ToolFailed(page.message)
         try:
@@ -207,21 +209,6 @@ def _check_domains(where: str, domains: list[str]) -> None:
                 param=where,
                 code="invalid_value",
             )
-
-
-def _domains(declared: _Declaration) -> tuple[list[str], list[str]]:
-    filters = declared.filters or _Filters()
-    allowed, blocked = filters.allowed_domains or [], filters.blocked_domains or []
-    return [domain.lower() for domain in allowed], [domain.lower() for domain in blocked]
-
-
-def _fits(url: str, allowed: list[str], blocked: list[str]) -> bool:
-    return fits_domains(url, allowed) and not (blocked and fits_domains(url, blocked))
-
-
-def _place(declared: _Declaration) -> Place:
-    where = declared.user_location or _Location()
-    return Place(*((value or "")[:100] for value in (where.country, where.region, where.city, where.timezone)))
 
 
 def _function(name: str, description: str, parameters: Raw) -> HostedFunction:
