@@ -18,9 +18,9 @@ import pytest
 
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter import disk
+from antiphon.tools.code_interpreter.disk import SandboxFailed
 from antiphon.tools.code_interpreter.local import LocalSandbox, try_out
-from antiphon.tools.code_interpreter.machine import COUNTED_FILES, Machine, Room
-from antiphon.tools.code_interpreter.port import Run, SandboxFailed
+from antiphon.tools.code_interpreter.machine import COUNTED_FILES, Machine, Room, Run
 from tests.contracts.sandbox_contract import LIMITS, MEMORY, pieces
 
 _reason = cache(lambda room: try_out(rooms=(room,)).reason)

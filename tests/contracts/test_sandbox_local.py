@@ -26,9 +26,9 @@ import pytest
 import uvloop
 
 from antiphon.tools.code_interpreter import local, machine
+from antiphon.tools.code_interpreter.disk import SandboxFailed, shown_path
 from antiphon.tools.code_interpreter.local import LocalSandbox, try_out
-from antiphon.tools.code_interpreter.machine import Room, command, environment
-from antiphon.tools.code_interpreter.port import Run, SandboxFailed, shown_path
+from antiphon.tools.code_interpreter.machine import Room, Run, command, environment
 from tests.contracts.sandbox_contract import LIMITS, MEMORY, SandboxContract
 
 _here = cache(try_out)

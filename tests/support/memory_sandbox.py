@@ -14,17 +14,20 @@ import traceback
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.tools.code_interpreter.port import Run, SandboxFailed, SandboxFile
+from antiphon.tools.code_interpreter.disk import SandboxFailed, SandboxFile
+from antiphon.tools.code_interpreter.local import LocalSandbox
+from antiphon.tools.code_interpreter.machine import Run
 
 
-class MemorySandbox:
-    """`Sandbox` in memory. `answer`, when it is set, is what every run gives."""
+class MemorySandbox(LocalSandbox):
+    """A sandbox in memory. `answer`, when it is set, is what every run gives."""
 
     def __init__(self, limits: CodeInterpreterSettings | None = None) -> None:
-        self._limits = limits or CodeInterpreterSettings()
+        super().__init__(Path("/nowhere"), limits or CodeInterpreterSettings())
         self.files: dict[str, dict[str, tuple[bytes, int]]] = {}
         self.variables: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.answer: Run | SandboxFailed | None = None

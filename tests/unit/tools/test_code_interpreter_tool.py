@@ -18,7 +18,8 @@ from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, ToolResul
 from antiphon.errors import InvalidRequest
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.code_interpreter.containers import ContainerRooms, Ran
-from antiphon.tools.code_interpreter.port import Run, SandboxFailed
+from antiphon.tools.code_interpreter.disk import SandboxFailed
+from antiphon.tools.code_interpreter.machine import Run
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
 from antiphon.translation.read_request import read_request

@@ -22,9 +22,10 @@ from antiphon.observability.metrics import Metrics
 from antiphon.tools.box import LazyTool, Places, Toolbox, ToolFailed
 from antiphon.tools.code_interpreter import tool as interpreter_tool
 from antiphon.tools.code_interpreter.containers import ContainerRooms
+from antiphon.tools.code_interpreter.disk import SandboxFailed
+from antiphon.tools.code_interpreter.machine import Run
 from antiphon.tools.code_interpreter.opening import OwnersContainers
 from antiphon.tools.code_interpreter.output import Output
-from antiphon.tools.code_interpreter.port import Run, SandboxFailed
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
 from antiphon.translation.tool_map import CallKind, CallTarget

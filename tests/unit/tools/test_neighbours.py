@@ -16,8 +16,9 @@ from antiphon.engine.ports.containers import ContainerRequest
 from antiphon.errors import ConfigError
 from antiphon.tools.code_interpreter import neighbours as module
 from antiphon.tools.code_interpreter.containers import ContainerRooms
+from antiphon.tools.code_interpreter.disk import SandboxFailed
+from antiphon.tools.code_interpreter.machine import Run
 from antiphon.tools.code_interpreter.neighbours import HELLO, Ask, Neighbours, NoMessage, framed, read_message
-from antiphon.tools.code_interpreter.port import Run, SandboxFailed
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from tests.support.memory_sandbox import MemorySandbox
 

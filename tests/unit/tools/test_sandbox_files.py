@@ -15,10 +15,9 @@ import pytest
 
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter import disk, local, machine
-from antiphon.tools.code_interpreter.disk import Use
+from antiphon.tools.code_interpreter.disk import SandboxFailed, Use
 from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.machine import Machine, Room, command, environment, file_bytes, user_of
-from antiphon.tools.code_interpreter.port import SandboxFailed
 
 LIMITS = CodeInterpreterSettings(disk_bytes=64 << 20, files=5, output_bytes=1024, picture_bytes=1024, threads=3)
 

@@ -14,8 +14,7 @@ import pytest
 
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter import machine
-from antiphon.tools.code_interpreter.machine import Machine
-from antiphon.tools.code_interpreter.port import Run
+from antiphon.tools.code_interpreter.machine import Machine, Run
 
 LIMITS = CodeInterpreterSettings(seconds=10.0, output_bytes=1024)
 SAID = "\n[Stopped: it took longer than 10 seconds.]"

@@ -1,6 +1,6 @@
 """Containers: machines of a sandbox that belong to somebody, and expire.
 
-Lives here: files in from `/v1/files`, the ids of files, runs, expiry. Not here: the sandbox (`port.py`), who may use a
+Lives here: files in from `/v1/files`, the ids of files, runs, expiry. Not here: the sandbox (`local.py`), who may use a
 container now (`uses.py`), what is known of it (`ContainerRows`), in which process code runs (`neighbours.py`), files of
 containers that several machines share (`snapshots.py`), what the model sees (`tool.py`).
 
@@ -33,8 +33,10 @@ from antiphon.engine.ports.files import FileStore, OpenFile
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import NotFound, StoreError
 from antiphon.ids import Clock, IdFactory, is_name, new_id, now
+from antiphon.tools.code_interpreter.disk import SandboxFailed, SandboxFile, shown_path
+from antiphon.tools.code_interpreter.local import LocalSandbox
+from antiphon.tools.code_interpreter.machine import Run
 from antiphon.tools.code_interpreter.neighbours import Neighbours
-from antiphon.tools.code_interpreter.port import Run, Sandbox, SandboxFailed, SandboxFile, shown_path
 from antiphon.tools.code_interpreter.records import PREFIX
 from antiphon.tools.code_interpreter.snapshots import Snapshots
 from antiphon.tools.code_interpreter.uses import PATIENCE, InUse, Use, Uses
@@ -62,7 +64,7 @@ class ContainerRooms:
 
     def __init__(
         self,
-        sandbox: Sandbox,
+        sandbox: LocalSandbox,
         rows: ContainerRows,
         files: FileStore | None,
         *,

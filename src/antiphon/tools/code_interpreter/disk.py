@@ -7,7 +7,7 @@ does not rely on it. All of it blocks: call it in a thread. A folder is a path, 
 to it.
 
 Names are what `os` makes of them here: bytes that are no UTF-8 are surrogates. Nobody outside is given such a text: see
-`port.SandboxFile`.
+`SandboxFile`.
 
 Invariants: no path leaves the folder, whatever it holds; a file's name is no reason to leave it out.
 """
@@ -23,14 +23,37 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from antiphon.tools.code_interpreter.port import SandboxFailed, SandboxFile
+from antiphon.engine.ports.containers import ContainerFailed
 
 Folder = Path | int
 _MAX_DEPTH = 32
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_NO_TEXT = re.compile("\0([0-9a-f]{2})")
 _NO_UTF8 = re.compile("[\udc80-\udcff]")
 _WRITTEN_OUT = re.compile("\0([89a-f][0-9a-f])")
+
+
+class SandboxFailed(ContainerFailed):
+    """The sandbox itself could not do it; the message can be shown to the model and to clients."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxFile:
+    """A file of a machine: its path in the working folder, size in bytes, and what differs once it is written again.
+
+    A name is bytes, which code chooses: those that are no UTF-8 are written out in `path`, a NUL and two hexadecimal
+    digits each. No name has a NUL, so no two names are one path, and every file can be read by its path.
+    """
+
+    path: str
+    size: int
+    version: str
+
+
+def shown_path(path: str) -> str:
+    """The path of a file as people and models read it."""
+    return _NO_TEXT.sub(r"\\x\1", path)
 
 
 @dataclass(slots=True)

@@ -7,7 +7,10 @@ up (`confinement.py`), how much room its files have (`space.py`), what it does (
 What goes over a limit of time ends the process; its variables are gone then, its files stay. What goes over a limit of
 room is an error that the code sees.
 
-Invariants: no process outlives its `LocalSandbox`, nor the thread that started it; nothing is believed to hold that was
+What comes out of a machine was made by foreign code: nothing of it is believed, everything is bounded.
+
+Invariants: code in a machine reaches no network, no file but its own, no other process, and nothing of another machine;
+no process outlives its `LocalSandbox`, nor the thread that started it; nothing is believed to hold that was
 not seen to.
 """
 
@@ -34,16 +37,18 @@ import structlog
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.running.thread_pools import SANDBOX
 from antiphon.tools.code_interpreter import disk
-from antiphon.tools.code_interpreter.machine import START_SECONDS, Machine, Room, command, environment, user_of
-from antiphon.tools.code_interpreter.port import Run, SandboxFailed, SandboxFile
+from antiphon.tools.code_interpreter.disk import SandboxFailed, SandboxFile
+from antiphon.tools.code_interpreter.machine import START_SECONDS, Machine, Room, Run, command, environment, user_of
 
 _log = structlog.get_logger(__name__)
 
 
 class LocalSandbox:
-    """`Sandbox` whose files are below `folder`. `limits.python` runs the code: its libraries are what code can import.
+    """Machines by key, each with files that stay, and an interpreter whose variables stay while it lives.
 
-    `room` is one that `try_out` found to hold here.
+    Files are below `folder`; `limits.python` runs the code: its libraries are what code can import. `room` is one that
+    `try_out` found to hold here. Every method but `aclose` raises `SandboxFailed`; keys are ids of this gateway's
+    making.
     """
 
     def __init__(self, folder: Path, limits: CodeInterpreterSettings, room: Room = "memory") -> None:
@@ -56,11 +61,11 @@ class LocalSandbox:
 
     @property
     def interpreters(self) -> int:
-        """See `Sandbox.interpreters`."""
+        """How many interpreters live."""
         return len(self._machines)
 
     async def run(self, key: str, code: str, memory: int) -> Run:
-        """See `Sandbox.run`."""
+        """Run code in this machine, which is made if need be. One at a time for each key."""
         async with self._places:
             machine = await self._machine(key, min(memory, self._limits.memory))
             try:
@@ -77,12 +82,12 @@ class LocalSandbox:
             return run
 
     async def put(self, key: str, path: str, pieces: AsyncIterator[bytes]) -> SandboxFile:
-        """See `Sandbox.put`."""
+        """Write a file; what is there already is replaced. It keeps to the limits of the disk."""
         (file,) = await self.fill(key, [(path, pieces)])
         return file
 
     async def fill(self, key: str, files: Sequence[tuple[str, AsyncIterator[bytes]]]) -> list[SandboxFile]:
-        """See `Sandbox.fill`."""
+        """Write several, one after the other, with the folders that they are in."""
         home = await SANDBOX.run(make_home, self._folder / key)
         use = await SANDBOX.run(disk.use_of, home, 2 * self._limits.files)
         left, count = self._limits.disk_bytes - use.bytes, use.count
@@ -106,34 +111,34 @@ class LocalSandbox:
         return made
 
     async def list(self, key: str) -> list[SandboxFile]:
-        """See `Sandbox.list`."""
+        """All files of the machine, by path; a machine that does not exist has none."""
         return await SANDBOX.run(disk.list_files, self._files(key), self._limits.files)
 
     async def read(self, key: str, path: str, start: int, limit: int) -> bytes:
-        """See `Sandbox.read`."""
+        """Bytes of a file from `start`; empty after its end."""
         return await SANDBOX.run(disk.read_file, self._files(key), path, start, limit)
 
     async def remove(self, key: str, path: str) -> None:
-        """See `Sandbox.remove`."""
+        """Delete a file, if it is there."""
         await SANDBOX.run(disk.remove_file, self._files(key), path)
 
     async def stop(self, key: str) -> None:
-        """See `Sandbox.stop`."""
+        """End the interpreter, if there is one; files stay."""
         await self._stop(key, keep=True)
 
     async def keys(self) -> Sequence[str]:
-        """See `Sandbox.keys`."""
+        """All machines that have files."""
         with suppress(FileNotFoundError):
             return await SANDBOX.run(os.listdir, self._folder)
         return ()
 
     async def delete(self, key: str) -> None:
-        """See `Sandbox.delete`."""
+        """End the machine and delete its files."""
         await self._stop(key, keep=False)
         await SANDBOX.run(delete_home, self._folder / key)
 
     async def aclose(self) -> None:
-        """See `Sandbox.aclose`."""
+        """End all interpreters; files stay."""
         machines, self._machines = list(self._machines.values()), OrderedDict()
         for machine in machines:
             await _retire(machine)

@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -37,8 +38,8 @@ from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.running.thread_pools import SANDBOX
 from antiphon.errors import Unavailable
 from antiphon.tools.code_interpreter import disk
+from antiphon.tools.code_interpreter.disk import SandboxFailed
 from antiphon.tools.code_interpreter.output import Output
-from antiphon.tools.code_interpreter.port import Run, SandboxFailed
 
 Room = Literal["memory", "counted"]
 
@@ -61,6 +62,18 @@ _TOO_DEEP = "\n[There are folders within more folders than can be kept: what is 
 
 _READ, _READ_FREELY, _REST = 64 * 1024, 4 << 20, 0.01
 """What one run prints is read as it comes up to here, and then with pauses: a flood is no work for anybody else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How code went. `output` is what it printed, `pictures` are PNG files. `lost` says why the variables are gone, and
+    is empty while they are there; `fresh` that there were none when it began."""
+
+    output: str
+    pictures: tuple[bytes, ...] = ()
+    failed: bool = False
+    lost: str = ""
+    fresh: bool = False
 
 
 class Machine:

@@ -34,7 +34,9 @@ from msgspec import Struct
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import ConfigError
-from antiphon.tools.code_interpreter.port import Run, Sandbox, SandboxFailed
+from antiphon.tools.code_interpreter.disk import SandboxFailed
+from antiphon.tools.code_interpreter.local import LocalSandbox
+from antiphon.tools.code_interpreter.machine import Run
 
 _log = structlog.get_logger(__name__)
 
@@ -76,7 +78,7 @@ class NoMessage(Exception):
 class Neighbours:
     """See the module. Without `folder` there are no others. `start` before it is used, `aclose` in the end."""
 
-    def __init__(self, sandbox: Sandbox, limits: CodeInterpreterSettings, folder: Path | None = None) -> None:
+    def __init__(self, sandbox: LocalSandbox, limits: CodeInterpreterSettings, folder: Path | None = None) -> None:
         """`sandbox`: of this process, and somebody else's to close."""
         self.process = secrets.token_hex(8)
         """How records name this process."""

@@ -23,9 +23,9 @@ from antiphon.engine.ports.container_rows import ContainerRow, RowFile, SharedCo
 from antiphon.engine.ports.files import FileStore
 from antiphon.local_keys import local_key
 from antiphon.tools.code_interpreter.containers import ContainerRooms
+from antiphon.tools.code_interpreter.disk import shown_path
 from antiphon.tools.code_interpreter.local import HOLDS, LocalSandbox, try_out
 from antiphon.tools.code_interpreter.neighbours import Neighbours
-from antiphon.tools.code_interpreter.port import shown_path
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.snapshots import Snapshots
 

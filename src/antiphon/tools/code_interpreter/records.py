@@ -1,7 +1,7 @@
 """Containers of one machine: one small file for each, below the data folder, and `ContainerRows` over these.
 
 Lives here: reading, writing, listing, deleting the files, and what a lease is here: a lock on a file, which ends with
-its process. Not here: the containers' own files (`port.Sandbox`), rows that several machines share (the store's).
+its process. Not here: the containers' own files (`local.py`), rows that several machines share (the store's).
 
 A file is two lines of JSON: whose it is and how long it lives, then what is in it. Whoever asks for somebody else's
 reads no more than the first line, however much is in the container.

@@ -1,7 +1,7 @@
 """Files of containers that several machines share: a snapshot at the end of a use, fetched where a container goes on.
 
 Lives here: what a snapshot holds, when there is a new one, and whether a machine's files are those of the row. Not
-here: where snapshots lie (`ContainerContents`), files (`port.py`), who holds the container meanwhile (`uses.py`).
+here: where snapshots lie (`ContainerContents`), files (`local.py`), who holds the container meanwhile (`uses.py`).
 
 A snapshot is one content with all files of a container, one behind the other; the row says where each begins. A use
 that made or changed a file ends with a new one, and the one before goes. Where one machine has all of the state there
@@ -23,7 +23,8 @@ import structlog
 from antiphon.engine.ports.container_rows import ContainerContents, ContainerRow, RowFile, SnapshotWriter
 from antiphon.engine.ports.files import BlobReader
 from antiphon.errors import StoreError
-from antiphon.tools.code_interpreter.port import Sandbox, SandboxFailed
+from antiphon.tools.code_interpreter.disk import SandboxFailed
+from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.uses import Use
 
 _log = structlog.get_logger(__name__)
@@ -36,7 +37,7 @@ class Snapshots:
     of a container's disk."""
 
     def __init__(
-        self, sandbox: Sandbox, contents: ContainerContents | None = None, machine: str = "", room: int = 0
+        self, sandbox: LocalSandbox, contents: ContainerContents | None = None, machine: str = "", room: int = 0
     ) -> None:
         self._sandbox = sandbox
         self._contents = contents

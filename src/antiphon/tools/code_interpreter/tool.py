@@ -1,6 +1,6 @@
 """The tool: its declaration, the function the model is shown, and what it reads of a run.
 
-Lives here: which container a call runs in, outputs, citations of files. Not here: running (`port.py`), containers
+Lives here: which container a call runs in, outputs, citations of files. Not here: running (`local.py`), containers
 (`containers.py`).
 
 With `container: {"type": "auto"}` a conversation keeps its container while that lives; otherwise a new one is made,
