@@ -32,6 +32,8 @@ _DESCRIPTION = (
 )
 _MAX_QUERIES = 5
 _MAX_RESULTS = 50
+_SHOWN_RESULTS = 10
+"""Where a request does not say how many."""
 _MAX_STORES = 16
 
 
@@ -50,13 +52,12 @@ class _Arguments(Struct):
 
 
 class FileSearch:
-    """The tool over a searcher. `shown_results` is how many hits there are when a request does not say."""
+    """The tool over a searcher."""
 
     types = frozenset({"file_search"})
 
-    def __init__(self, searcher: Searcher, *, shown_results: int = 10) -> None:
+    def __init__(self, searcher: Searcher) -> None:
         self._searcher = searcher
-        self._shown_results = shown_results
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
         """Check the declaration, and that the stores exist. Raises `InvalidRequest`."""
@@ -94,7 +95,7 @@ class FileSearch:
                 call.owner,
                 _stores(declared),
                 queries,
-                limit=declared.max_num_results or self._shown_results,
+                limit=declared.max_num_results or _SHOWN_RESULTS,
                 filters=read_filters(declared.filters, "filters"),
                 ranking=read_ranking(declared.ranking_options, "ranking_options"),
             )

@@ -104,8 +104,8 @@ async def test_stores_that_are_not_there_are_named() -> None:
 )
 async def test_what_is_looked_for(arguments: dict[str, Any], queries: list[str]) -> None:
     searcher = _Searcher()
-    result = await FileSearch(searcher, shown_results=7).run(_call(json.dumps(arguments), vector_store_id="vs_2"))
-    assert searcher.asked == [("owner", ["vs_1", "vs_2"], queries, 7, None, DEFAULT_RANKING)]
+    result = await FileSearch(searcher).run(_call(json.dumps(arguments), vector_store_id="vs_2"))
+    assert searcher.asked == [("owner", ["vs_1", "vs_2"], queries, 10, None, DEFAULT_RANKING)]
     assert (result.output, result.fields["queries"], result.fields["results"]) == ("Nothing was found.", queries, [])
 
 

@@ -32,7 +32,7 @@ from antiphon.engine.ports.containers import ContainerFailed, ContainerFile, Con
 from antiphon.engine.ports.files import FileStore, OpenFile
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import NotFound, StoreError
-from antiphon.ids import Clock, IdFactory, is_name, new_id, now
+from antiphon.ids import Clock, is_name, new_id, now
 from antiphon.tools.code_interpreter.disk import SandboxFailed, SandboxFile, shown_path
 from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.machine import Run
@@ -70,7 +70,6 @@ class ContainerRooms:
         *,
         limit: int = 200,
         per_owner: int = 50,
-        make_id: IdFactory = new_id,
         clock: Clock = now,
         neighbours: Neighbours | None = None,
         snapshots: Snapshots | None = None,
@@ -85,7 +84,6 @@ class ContainerRooms:
         self._neighbours = neighbours or Neighbours(sandbox, CodeInterpreterSettings())
         self._snapshots = snapshots or Snapshots(sandbox)
         self._uses = Uses(rows, self._neighbours.process)
-        self._new_id = make_id
         self._clock = clock
 
     @property
@@ -95,7 +93,7 @@ class ContainerRooms:
 
     def new_container_id(self) -> str:
         """An id for a container that is made when it is first used."""
-        return self._new_id(PREFIX)
+        return new_id(PREFIX)
 
     async def create(self, owner: str, request: ContainerRequest) -> ContainerHead:
         """See `Containers.create`."""
@@ -337,7 +335,7 @@ class ContainerRooms:
         return file
 
     def _recorded(self, found: SandboxFile, source: str) -> RowFile:
-        return RowFile(self._new_id("cfile"), found.path, found.size, found.version, self._clock(), source)
+        return RowFile(new_id("cfile"), found.path, found.size, found.version, self._clock(), source)
 
 
 async def _pieces(opened: OpenFile) -> AsyncIterator[bytes]:
