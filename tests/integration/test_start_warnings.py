@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from antiphon.cli import main
-from antiphon.commands import start_warnings, upstream_warnings
-from antiphon.commands.start_warnings import (
+from antiphon.commands import starting, upstream_warnings
+from antiphon.commands.starting import (
     warn_of_contents_here,
     warn_of_few_descriptors,
     warn_of_open_listener,
 )
-from antiphon.commands.upstream_identity import certificate_advice
+from antiphon.commands.upstream_probes import certificate_advice
 from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
 from tests.support.certificates import Authority
@@ -48,7 +48,7 @@ class _Log:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> _Log:
     made = _Log()
-    for module in (start_warnings, upstream_warnings):
+    for module in (starting, upstream_warnings):
         monkeypatch.setattr(module, "_log", made)
     return made
 

@@ -1,10 +1,11 @@
 """`antiphon doctor`: whether everything Antiphon needs is there, what the upstreams can do, and what to change.
 
-Lives here: the checks of this machine and these settings, and the report. Not here: asking a chat server
-(`upstream_probes.py`, `upstream_identity.py`), judging what it can do (`upstream_report.py`), asking a collector of
-traces (`collector_probe.py`), asking a database (`stores/state_report.py`).
+Lives here: the checks of this machine and these settings, asking a collector of traces, and the report. Not here:
+asking a chat server (`upstream_probes.py`), judging what it can do (`upstream_report.py`), asking a database
+(`stores/state_report.py`).
 
-Invariant: exit status 0 means that nothing was found that would keep requests from being served; no secret is printed.
+Invariants: exit status 0 means that nothing was found that would keep requests from being served (a collector that
+fails is a note, since requests are served without it); no secret is printed.
 """
 
 from __future__ import annotations
@@ -21,29 +22,31 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
+import aiohttp
+
 from antiphon.app.data_folder import prepare_data
 from antiphon.app.extensions import extensions
 from antiphon.app.keys import deployment_keys, key_problems
-from antiphon.commands.collector_probe import examine_collector
+from antiphon.app.traces import close_tracer, open_tracer
 from antiphon.commands.flags import settings_of
-from antiphon.commands.named_files import check_sidecar_files
-from antiphon.commands.start_warnings import CONTENTS_ADVICE, contents_are_here_alone
+from antiphon.commands.starting import CONTENTS_ADVICE, check_sidecar_files, contents_are_here_alone
 from antiphon.commands.tables import printable
 from antiphon.commands.upstream_report import Finding, examine
+from antiphon.config.processes import TracingSettings
 from antiphon.config.section import MIB
 from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy, full_version
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.envoy.sidecars import endpoints
 from antiphon.envoy.versions import FEATURES, NEWEST, OLDEST, parse_version
-from antiphon.errors import AntiphonError
+from antiphon.errors import AntiphonError, ConfigError
 from antiphon.extras import how_to_install
 from antiphon.stores.backend import Wanted
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.state_report import examine_state
 from antiphon.tools.code_interpreter import HOLDS, try_out
 
-_ENVOY_SECONDS = 30
+_ENVOY_SECONDS, _COLLECTOR_SECONDS = 30, 5.0
 _NO_ROOM, _LITTLE_ROOM, _FEW_FILES = 32 * MIB, 1024 * MIB, 1000
 """Bytes, bytes and files. The alert about a disk that fills up uses the second threshold too."""
 _HERE, _ENVOY, _STATE, _FILES = "this machine", "Envoy", "state", "contents of files"
@@ -57,23 +60,12 @@ async def _run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     key = os.environ.get(arguments.key_env, "") if arguments.key_env else ""
     findings: list[Finding] = []
-
-    def take(finding: Finding) -> None:
-        if not arguments.json:
-            _show(finding, findings[-1].where if findings else "")
-        findings.append(finding)
-
-    here = (_data_folder(settings), *_space(settings), *_extras(settings), *_keys(settings), *_extensions())
-    for one in (*here, *_sandbox(settings), *_envoy(settings)):
-        take(one)
-    async for finding in _state(settings):
-        take(finding)
-    async for finding in _blobs(settings):
-        take(finding)
-    async for finding in examine_collector(settings.tracing):
-        take(finding)
-    async for finding in examine(settings, arguments.model, key, images=arguments.images):
-        take(finding)
+    upstreams = examine(settings, arguments.model, key, images=arguments.images)
+    for source in (_here(settings), _state(settings), _blobs(settings), examine_collector(settings.tracing), upstreams):
+        async for finding in source:
+            if not arguments.json:
+                _show(finding, findings[-1].where if findings else "")
+            findings.append(finding)
     if arguments.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
@@ -105,14 +97,22 @@ def _summary(findings: list[Finding]) -> str:
     return ", ".join(said) if problems else f"nothing to fix, {', '.join(said)}"
 
 
-def _data_folder(settings: Settings) -> Finding:
+async def _here(settings: Settings) -> AsyncIterator[Finding]:
+    """What is asked of nobody else."""
+    for check in (_data_folder, _space, _extras, _keys, _extensions, _sandbox, _envoy):
+        for finding in check(settings):
+            yield finding
+
+
+def _data_folder(settings: Settings) -> Iterator[Finding]:
     try:
         prepare_data(settings.data)
         with tempfile.NamedTemporaryFile(dir=settings.data):
             pass
     except (OSError, AntiphonError) as error:
-        return Finding(_HERE, "problem", f"data folder {settings.data}: {error}", "choose another with --data")
-    return Finding(_HERE, "ok", f"data folder {settings.data.absolute()} can be written")
+        yield Finding(_HERE, "problem", f"data folder {settings.data}: {error}", "choose another with --data")
+    else:
+        yield Finding(_HERE, "ok", f"data folder {settings.data.absolute()} can be written")
 
 
 def _space(settings: Settings) -> Iterator[Finding]:
@@ -153,7 +153,7 @@ def _keys(settings: Settings) -> Iterator[Finding]:
         yield Finding(_HERE, "problem", problem)
 
 
-def _extensions() -> Iterator[Finding]:
+def _extensions(_: Settings) -> Iterator[Finding]:
     """Tools and profiles of other packages. That profiles can be loaded was seen when the settings were read."""
     for one in extensions():
         yield Finding(_HERE, "ok", f"installed beside Antiphon: {one}")
@@ -180,10 +180,8 @@ async def _state(settings: Settings) -> AsyncIterator[Finding]:
     async for said in examine_state(settings.state, settings.data, wanted):
         yield Finding(_STATE, said.verdict, said.what, said.advice)
     if contents_are_here_alone(settings):
-        said_of_files = (
-            "contents of files lie in this machine's data folder, and the other machines have only their rows"
-        )
-        yield Finding(_FILES, "note", said_of_files, CONTENTS_ADVICE)
+        what = "contents of files lie in this machine's data folder, and the other machines have only their rows"
+        yield Finding(_FILES, "note", what, CONTENTS_ADVICE)
 
 
 async def _blobs(settings: Settings) -> AsyncIterator[Finding]:
@@ -197,6 +195,37 @@ async def _blobs(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding(_FILES, "problem", str(error))
     else:
         yield Finding(_FILES, "ok", f"{settings.blobs.url} can be written, listed and deleted from")
+
+
+async def examine_collector(settings: TracingSettings) -> AsyncIterator[Finding]:
+    """Whether traces can be made, and whether their collector takes them: an export of nothing. Nothing is said where
+    nothing is traced."""
+    url = settings.traces_url
+    if url is None:
+        return
+    try:
+        await close_tracer(open_tracer(settings))
+    except ConfigError as error:
+        yield Finding(_HERE, "problem", str(error))
+        return
+    collector = f"tracing: the collector at {url}"
+    headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
+    headers["content-type"] = "application/x-protobuf"
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_COLLECTOR_SECONDS)) as session,
+            session.post(url, data=b"", headers=headers) as answered,
+        ):
+            status = answered.status
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        reason = str(error) or type(error).__name__
+        yield Finding(_HERE, "note", f"{collector} cannot be reached: {reason}", "without it traces are dropped")
+        return
+    if status >= 300:
+        advice = "look at tracing.endpoint and tracing.headers; without it traces are dropped"
+        yield Finding(_HERE, "note", f"{collector} answers {status}", advice)
+        return
+    yield Finding(_HERE, "ok", f"{collector} takes spans")
 
 
 def _envoy(settings: Settings) -> Iterator[Finding]:

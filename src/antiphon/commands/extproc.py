@@ -17,12 +17,11 @@ from antiphon.commands.own_reload import reloading
 from antiphon.commands.process import StopSignals, run_loop, time_to_cut
 from antiphon.commands.reloading import SettingsFile
 from antiphon.commands.service_manager import tell
-from antiphon.commands.start_warnings import warn_of_contents_here
+from antiphon.commands.starting import sidecar_tls, warn_of_contents_here
 from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
 from antiphon.doors.extproc.server import ExtProcDoor
 from antiphon.doors.http.server import HttpDoor
-from antiphon.doors.tls import TlsFiles
 from antiphon.envoy.sidecars import endpoints, numbered
 from antiphon.observability.logs import configure
 
@@ -41,11 +40,6 @@ def run(arguments: argparse.Namespace) -> int:
     return run_loop(_serve(arguments, settings, file))
 
 
-def _tls(settings: Settings) -> TlsFiles | None:
-    files = settings.sidecar.tls
-    return TlsFiles(files.cert, files.key, files.client_ca) if files.cert and files.key else None
-
-
 async def _serve(arguments: argparse.Namespace, settings: Settings, file: SettingsFile | None) -> int:
     worker = arguments.worker
     signals = StopSignals(arguments.parent_pipe, settings.timeouts.drain)
@@ -54,7 +48,7 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
         return 0
     wide = settings.model_copy(update={"workers": worker + 1})
     place = endpoints(wide)[worker]
-    tls = _tls(settings)
+    tls = sidecar_tls(settings)
     processor = ExtProcDoor(
         app.current,
         mode=settings.mode,

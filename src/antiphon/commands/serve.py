@@ -11,17 +11,12 @@ import structlog
 from antiphon.app.build import build
 from antiphon.commands.collecting import collect_by_time, keep_what_there_is
 from antiphon.commands.flags import settings_file, settings_of
-from antiphon.commands.listen_address import refuse_own_upstream
 from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.own_reload import reloading
 from antiphon.commands.process import StopSignals, run_loop, time_to_cut
 from antiphon.commands.reloading import SettingsFile
 from antiphon.commands.service_manager import tell
-from antiphon.commands.start_warnings import (
-    warn_of_contents_here,
-    warn_of_few_descriptors,
-    warn_of_open_listener,
-)
+from antiphon.commands.starting import refuse_own_upstream, warn
 from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
 from antiphon.doors.http.server import HttpDoor
@@ -39,9 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     configure(settings.log.level, settings.log.format)
     if arguments.parent_pipe is None:
         refuse_own_upstream(settings)
-        warn_of_open_listener(settings)
-        warn_of_few_descriptors(settings)
-        warn_of_contents_here(settings)
+        warn(settings)
     return run_loop(_serve(arguments, settings, file))
 
 

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from antiphon.commands.flags import settings_of
-from antiphon.commands.named_files import check_named_files
 from antiphon.commands.reloading import ReloadCounts, Results, SettingsFile, reasons
+from antiphon.commands.starting import check_named_files
 from antiphon.config.settings import Settings
 
 

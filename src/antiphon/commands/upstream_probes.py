@@ -1,9 +1,11 @@
-"""What a chat server really supports, found out by asking it: about a dozen small requests.
+"""What a chat server really supports, found out by asking it about a dozen small requests, and which one it is.
 
-Lives here: the probes and what their answers mean. Not here: printing and judging (`doctor.py`), what the server is
-(`upstream_identity.py`), using what was found (an operator does, by settings).
+Lives here: the probes and what their answers mean, paths of their own that servers have. Not here: printing and judging
+(`doctor.py`, `upstream_report.py`), the signs in a list of models and choosing a profile by host name
+(`translation/profiles`), using what was found (an operator does, by settings).
 
-Invariant: a probe never raises and asks for at most `_TOKENS` tokens; what it reports holds no credential.
+Invariants: a probe never raises and asks for at most `_TOKENS` tokens; what it reports holds no credential; who a
+server is is asked by `GET` requests without credentials, and one that says nothing is `""`, never a guess.
 """
 
 from __future__ import annotations
@@ -11,14 +13,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamCallFailed
 from antiphon.redaction import redacted
+from antiphon.translation.profiles.signs import named_by_list
 from antiphon.types.json import decode_any
+from antiphon.types.transport import Headers
 from antiphon.upstream.client import HttpUpstream
+from antiphon.upstream.http import UpstreamTarget
 
 _TOKENS = 256
 _FEW = 16
@@ -47,6 +54,24 @@ _PIXEL = (
     "rkJggg=="
 )
 
+# path beside the API, keys that its JSON object holds all of, profile
+_SIGNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("/props", ("default_generation_settings",), "llamacpp"),
+    ("/server_info", ("model_path", "version"), "sglang"),
+    ("/get_server_info", ("model_path", "version"), "sglang"),
+    ("/info", ("model_id", "max_total_tokens"), "tgi"),
+    ("/api/version", ("version",), "ollama"),
+    ("/api/v0/models", ("data",), "lmstudio"),
+    ("/version", ("version",), "vllm"),
+)
+_PORTS = {11434: "Ollama", 8000: "vLLM", 8080: "llama.cpp", 1234: "LM Studio", 30000: "SGLang", 3000: "TGI"}
+
+# As OpenSSL says what RFC 5280 demands and older Pythons did not look for.
+_ASKED_FOR_NOW = ("Key Identifier", "Basic Constraints", "key usage")
+
+PLAIN_HTTP_QUESTION = "does it speak http, and not https?"
+"""The question to the operator when the TLS handshake fails."""
+
 
 @dataclass
 class Answer:
@@ -73,6 +98,13 @@ class Answer:
         return self.status in _REFUSALS
 
     @property
+    def message(self) -> dict[str, Any] | None:
+        """The completion's message; None when it is none."""
+        choices = objects(self.json.get("choices")) if self.status == 200 else []
+        message = choices[0].get("message") if choices else None
+        return message if isinstance(message, dict) else None
+
+    @property
     def problem(self) -> str:
         """What went wrong, in a line."""
         if self.failure:
@@ -93,14 +125,16 @@ class Support:
     refused: bool = False
 
 
+def _refusal(name: str, answer: Answer) -> Support:
+    return Support(name, False, answer.problem, refused=answer.refused)
+
+
 class ChatProbes:
     """Asks one server about one model."""
 
-    def __init__(
-        self, upstream: HttpUpstream, headers: tuple[tuple[str, str], ...], *, seconds: float | None = None
-    ) -> None:
+    def __init__(self, upstream: HttpUpstream, headers: Headers, *, seconds: float = _SECONDS) -> None:
         self._upstream = upstream
-        self._seconds = seconds or _SECONDS
+        self._seconds = seconds
         self._headers = headers
         self._limit_field = "max_tokens"
         self._thinking = ""
@@ -114,10 +148,10 @@ class ChatProbes:
         plain = await self._chat(model, "Say hello.")
         limit = Support("max_tokens", True, "taken")
         if plain.status == 400 and b"max_completion_tokens" in plain.body:
-            limit = Support("max_tokens", False, plain.problem, refused=True)
+            limit = _refusal("max_tokens", plain)
             self._limit_field = "max_completion_tokens"
             plain = await self._chat(model, "Say hello.")
-        message = _message(plain)
+        message = plain.message
         if message is None:
             detail = plain.problem if plain.status != 200 else "HTTP 200, but no completion"
             yield Support("answers", False, detail, refused=plain.refused)
@@ -145,19 +179,16 @@ class ChatProbes:
         asked = await self._chat(model, "Say hello.", stream=True, stream_options={"include_usage": True})
         answer = asked if asked.status == 200 else await self._chat(model, "Say hello.", stream=True)
         if answer.status != 200:
-            return [Support("streaming", False, answer.problem, refused=answer.refused)]
+            return [_refusal("streaming", answer)]
         if "text/event-stream" not in answer.content_type:
             return [Support("streaming", False, f"the answer is {answer.content_type or 'of no type'}")]
         chunks = _chunks(answer.body)
-        ended = any(choice.get("finish_reason") for chunk in chunks for choice in _objects(chunk.get("choices")))
+        ended = any(choice.get("finish_reason") for chunk in chunks for choice in objects(chunk.get("choices")))
         counted = any(isinstance(chunk.get("usage"), dict) for chunk in chunks)
-        if asked.status != 200:
-            usage = Support("usage in streams", False, asked.problem, refused=asked.refused)
-        else:
-            usage = Support("usage in streams", counted, "counted" if counted else "taken, but there is none")
+        usage = Support("usage in streams", counted, "counted" if counted else "taken, but there is none")
         return [
             Support("streaming", True, f"{len(chunks)} chunks"),
-            usage,
+            usage if asked.status == 200 else _refusal("usage in streams", asked),
             Support("finish_reason in streams", ended, "there" if ended else "the stream just ends"),
         ]
 
@@ -169,20 +200,16 @@ class ChatProbes:
             return
         streamed = await self._chat(model, said, tools=[_TOOL], stream=True)
         whole = _streamed_arguments(streamed)
-        yield Support(
-            "tool calls in streams",
-            _is_json(whole),
-            "the arguments are JSON" if _is_json(whole) else ("no call was made" if not whole else "broken JSON"),
-            refused=streamed.refused,
-        )
+        fits = _is_json(whole)
+        detail = "the arguments are JSON" if fits else "broken JSON" if whole else "no call was made"
+        yield Support("tool calls in streams", fits, detail, refused=streamed.refused)
         yield self._called("tool_choice required", await self._chat(model, said, tools=[_TOOL], tool_choice="required"))
         yield self._called("a named tool_choice", await self._chat(model, said, tools=[_TOOL], tool_choice=_NAMED))
         yield await self._taken("parallel_tool_calls", model, tools=[_TOOL], parallel_tool_calls=False)
 
     def _called(self, name: str, answer: Answer) -> Support:
-        message = _message(answer)
-        if message is None:
-            return Support(name, False, answer.problem, refused=answer.refused)
+        if (message := answer.message) is None:
+            return _refusal(name, answer)
         self._note_thinking(message)
         calls = message.get("tool_calls")
         return Support(name, bool(calls), "the tool was called" if calls else "taken, but no call was made")
@@ -192,37 +219,33 @@ class ChatProbes:
         schema = {"type": "json_schema", "json_schema": {"name": "probe", "schema": _SCHEMA, "strict": True}}
         for name, response_format in (("json_schema", schema), ("json_object", {"type": "json_object"})):
             answer = await self._chat(model, said, response_format=response_format)
-            message = _message(answer)
-            if message is None:
-                yield Support(name, False, answer.problem, refused=answer.refused)
-                continue
-            fits = _is_json(message.get("content"))
-            yield Support(name, fits, "the answer is JSON" if fits else "taken, but the answer is no JSON")
+            fits = _is_json((answer.message or {}).get("content"))
+            detail = "the answer is JSON" if fits else "taken, but the answer is no JSON"
+            yield Support(name, fits, detail) if answer.message is not None else _refusal(name, answer)
 
     async def _logprobs(self, model: str) -> Support:
         answer = await self._chat(model, "Say hello.", limit=_FEW, logprobs=True, top_logprobs=1)
         if answer.status != 200:
-            return Support("logprobs", False, answer.problem, refused=answer.refused)
-        present = any(choice.get("logprobs") for choice in _objects(answer.json.get("choices")))
+            return _refusal("logprobs", answer)
+        present = any(choice.get("logprobs") for choice in objects(answer.json.get("choices")))
         return Support("logprobs", present, "present" if present else "taken, but there are none")
 
     async def _role(self, model: str) -> Support:
         messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
-        answer = await self._chat(model, "", limit=_FEW, messages=messages)
-        taken = answer.status == 200
-        return Support("developer role", taken, "taken" if taken else answer.problem, refused=answer.refused)
+        return await self._answered("developer role", model, messages)
 
     async def _image(self, model: str) -> Support:
         parts = [{"type": "text", "text": "Which colour?"}, {"type": "image_url", "image_url": {"url": _PIXEL}}]
-        answer = await self._chat(model, "", limit=_FEW, messages=[{"role": "user", "content": parts}])
-        taken = answer.status == 200
-        return Support("images", taken, "taken" if taken else answer.problem, refused=answer.refused)
+        return await self._answered("images", model, [{"role": "user", "content": parts}])
+
+    async def _answered(self, name: str, model: str, messages: list[dict[str, Any]]) -> Support:
+        answer = await self._chat(model, "", limit=_FEW, messages=messages)
+        return Support(name, True, "taken") if answer.status == 200 else _refusal(name, answer)
 
     async def _taken(self, name: str, model: str, **fields: Any) -> Support:
         answer = await self._chat(model, "Say hello.", limit=_FEW, **fields)
-        message = _message(answer)
-        if message is None:
-            return Support(name, False, answer.problem, refused=answer.refused)
+        if (message := answer.message) is None:
+            return _refusal(name, answer)
         self._note_thinking(message)
         return Support(name, True, "taken")
 
@@ -257,14 +280,9 @@ class ChatProbes:
             return Answer(0, failure=f"no answer within {self._seconds:g} seconds")
 
 
-def _objects(value: Any) -> list[dict[str, Any]]:
+def objects(value: Any) -> list[dict[str, Any]]:
+    """What of a list is an object."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
-def _message(answer: Answer) -> dict[str, Any] | None:
-    choices = _objects(answer.json.get("choices")) if answer.status == 200 else []
-    message = choices[0].get("message") if choices else None
-    return message if isinstance(message, dict) else None
 
 
 def _chunks(body: bytes) -> list[dict[str, Any]]:
@@ -276,16 +294,16 @@ def _chunks(body: bytes) -> list[dict[str, Any]]:
                 found.append(decode_any(line[5:]))
             except ValueError:
                 continue
-    return _objects(found)
+    return objects(found)
 
 
 def _streamed_arguments(answer: Answer) -> str:
     """The arguments of the first call in a stream, put together."""
     pieces = []
     for chunk in _chunks(answer.body) if answer.status == 200 else ():
-        for choice in _objects(chunk.get("choices")):
+        for choice in objects(chunk.get("choices")):
             delta = choice.get("delta")
-            for call in _objects(delta.get("tool_calls")) if isinstance(delta, dict) else ():
+            for call in objects(delta.get("tool_calls")) if isinstance(delta, dict) else ():
                 function = call.get("function")
                 if call.get("index", 0) == 0 and isinstance(function, dict):
                     pieces.append(function.get("arguments") or "")
@@ -300,3 +318,51 @@ def _is_json(content: object) -> bool:
         return isinstance(decode_any(content), dict) if isinstance(content, str) else False
     except ValueError:
         return False
+
+
+# Which server it is, and what to do about one that does not answer
+
+
+async def url_with_prefix(probes: ChatProbes, url: str) -> str:
+    """The URL with the prefix `/v1`, if the server lists models there; else empty."""
+    if url.endswith("/v1"):
+        return ""
+    below = await probes.get("/v1/models")
+    return f"{url}/v1" if below.status == 200 else ""
+
+
+async def identify(target: UpstreamTarget, url: str, listed: Answer) -> str:
+    """The profile the server itself suggests, by its list of models, its headers, or paths of its own."""
+    if profile := named_by_list(listed.json, listed.headers.get("server", "")):
+        return profile
+    # Beside the API, and without the key that the target's headers may hold.
+    headers = tuple((name, value) for name, value in target.headers if name != "authorization")
+    beside = UpstreamTarget(url.removesuffix("/v1"), target.unix_path, headers, target.ssl)
+    async with aclosing(HttpUpstream(beside, connect_seconds=3.0, head_seconds=5.0)) as client:
+        probes = ChatProbes(client, ())
+        for path, keys, profile in _SIGNS:
+            answer = await probes.get(path)
+            if answer.status == 200 and all(key in answer.json for key in keys):
+                return profile
+    return ""
+
+
+def prefix_question(section: str) -> str:
+    """What is asked where a path of the API is not found: some servers just have no list of models."""
+    return f"is the prefix of {section}.url right (…/v1)?"
+
+
+def certificate_advice(failure: str, section: str) -> str:
+    """What to do about a certificate that was refused; empty when it was something else."""
+    if "certificate" not in failure:
+        return ""
+    if "expired" in failure:
+        return "the certificate has expired: renew it at the server"
+    if any(word in failure for word in _ASKED_FOR_NOW):
+        return "Python 3.13 and newer ask for what this certificate, or its authority's, lacks: make it anew with that"
+    return f"name its authorities with {section}.ca_file, or its real host name with {section}.host"
+
+
+def usual_server(url: str) -> str:
+    """What usually listens on this port; only a hint."""
+    return _PORTS.get(urlsplit(url).port or 0, "")

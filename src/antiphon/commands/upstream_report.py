@@ -1,7 +1,7 @@
 """What the upstreams can do, held against the profiles in force: findings, and what to change.
 
 Lives here: which models to ask, what a failure means for the operator, whose profile fits. Not here: asking
-(`upstream_probes.py`, `upstream_identity.py`), printing (`doctor.py`).
+(`upstream_probes.py`), printing (`doctor.py`).
 
 Invariant: a verdict of `problem` is something that keeps ordinary requests from being served; what only some requests
 need is a `note` with its advice.
@@ -10,6 +10,7 @@ need is a `note` with its advice.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,15 +18,17 @@ from antiphon.app.extensions import known_profiles
 from antiphon.app.outgoing import direct_target
 from antiphon.app.routing import make_routes
 from antiphon.app.trust import section
-from antiphon.commands.upstream_identity import (
+from antiphon.commands.upstream_probes import (
     PLAIN_HTTP_QUESTION,
-    PREFIX_QUESTION,
+    ChatProbes,
+    Support,
     certificate_advice,
     identify,
+    objects,
+    prefix_question,
     url_with_prefix,
     usual_server,
 )
-from antiphon.commands.upstream_probes import Answer, ChatProbes, Support
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoute, corrected
@@ -112,8 +115,8 @@ class _Upstream:
     """One upstream under examination."""
 
     def __init__(self, settings: Settings, name: str, upstream: UpstreamSettings, route: ModelRoute) -> None:
-        self._settings = settings
-        self._name = name
+        self._connect_seconds = settings.timeouts.connect
+        self._name, self._section = name, section(name)
         self._upstream = upstream
         self._route = route
         self._where = f"upstream {name} ({upstream.url})"
@@ -127,14 +130,11 @@ class _Upstream:
         except AntiphonError as error:
             yield self._find("problem", str(error))
             return
-        client = HttpUpstream(target, connect_seconds=self._settings.timeouts.connect)
         passed = key and self._upstream.auth_mode is AuthMode.PASSTHROUGH
-        probes = ChatProbes(client, (("authorization", f"Bearer {key}"),) if passed else ())
-        try:
-            async for finding in self._examine(target, probes, model, images=images):
+        headers = (("authorization", f"Bearer {key}"),) if passed else ()
+        async with aclosing(HttpUpstream(target, connect_seconds=self._connect_seconds)) as client:
+            async for finding in self._examine(target, ChatProbes(client, headers), model, images=images):
                 yield finding
-        finally:
-            await client.aclose()
 
     async def _examine(
         self, target: UpstreamTarget, probes: ChatProbes, model: str | None, *, images: bool
@@ -146,7 +146,8 @@ class _Upstream:
         if listed.status in (401, 403):
             yield self._find("problem", f"refuses the credentials: {listed.problem}", self._credentials())
             return
-        names = [one for one in _ids(listed) if one]
+        ids = [one.get("id") for one in objects(listed.json.get("data"))]
+        names = [one for one in ids if isinstance(one, str) and one]
         if listed.status == 200:
             yield self._find("ok", f"can be reached and lists {len(names)} models")
         else:
@@ -156,7 +157,7 @@ class _Upstream:
             return
         chosen = self._route.model or model if model else self._choose(names)
         if not chosen:
-            question = f"; {self._prefix_question()}" if listed.status == 404 else ""
+            question = f"; {prefix_question(self._section)}" if listed.status == 404 else ""
             yield self._find("problem", "no model to ask", f"name one with --model{question}")
             return
         told = named_by_list(listed.json, listed.headers.get("server", ""))
@@ -177,8 +178,7 @@ class _Upstream:
                 yield self._find("problem", what, await self._why_not(support, probes, names, listed.status))
                 return
         known = "" if self._host_known() else await identify(target, self._upstream.url, listed)
-        for finding in self._fit(found, profile, known, said=said):
-            yield finding
+        yield self._fit(found, profile, known, said=said)
 
     def _host_known(self) -> bool:
         return any(profile.serves(self._upstream.address[0].lower()) for profile in known_profiles().values())
@@ -207,39 +207,29 @@ class _Upstream:
             finding.verdict, finding.advice = "note", _ADVICE.get(support.name, "")
         return finding
 
-    def _fit(self, found: list[Support], profile: UpstreamProfile, known: str, *, said: bool) -> list[Finding]:
+    def _fit(self, found: list[Support], profile: UpstreamProfile, known: str, *, said: bool) -> Finding:
         """Whether the profile in force is the best one."""
-        refused = [one.name for one in found if one.refused and one.name in _SENDS and _SENDS[one.name](profile)]
+        names = ", ".join(one.name for one in found if one.refused and one.name in _SENDS and _SENDS[one.name](profile))
+        refused = f"sends what this server refuses: {names}" if names else ""
         best = fitting_profile(found, profile, known)
-        setting = f"{section(self._name)}.profile"
         looks = f"; the server looks like {PROFILES[known].title}" if known else ""
         if best is not profile:
-            reason = f"sends what this server refuses: {', '.join(refused)}" if refused else "is not made for it"
-            return [
-                self._find(
-                    "note",
-                    f"profile {profile.name} {reason}{looks}",
-                    f"set {setting}: {best.name}{_ALIKE if not known else ''}",
-                )
-            ]
+            what = f"profile {profile.name} {refused or 'is not made for it'}{looks}"
+            return self._find("note", what, f"set {self._section}.profile: {best.name}{_ALIKE if not known else ''}")
         if refused:
             advice = "no profile knows all of this; leave these out of requests"
-            return [
-                self._find(
-                    "note", f"profile {profile.name} sends what this server refuses: {', '.join(refused)}", advice
-                )
-            ]
+            return self._find("note", f"profile {profile.name} {refused}", advice)
         if said:
-            return [self._find("ok", f"profile {profile.name} (the server says so) fits")]
-        return [self._find("ok", f"profile {profile.name} fits{looks}")]
+            return self._find("ok", f"profile {profile.name} (the server says so) fits")
+        return self._find("ok", f"profile {profile.name} fits{looks}")
 
     # What to do about it
 
     def _reach(self, failure: str) -> str:
-        url = f"{section(self._name)}.url"
+        url = f"{self._section}.url"
         if "resolved" in failure:
             return f"check the host name in {url}"
-        if advice := certificate_advice(failure, section(self._name)):
+        if advice := certificate_advice(failure, self._section):
             return advice
         if TLS_FAILED in failure:
             return f"{PLAIN_HTTP_QUESTION} see the scheme of {url}"
@@ -252,21 +242,18 @@ class _Upstream:
         return f"{running}, and is {url} right (with its /v1)?"
 
     def _credentials(self) -> str:
-        key = f"{section(self._name)}.api_key"
+        key = f"{self._section}.api_key"
         if self._upstream.auth_mode is AuthMode.INJECT:
             return f"{key} is wrong, or not allowed to list models"
         return f"set {key}, or name a variable with a client's key: --key-env NAME"
-
-    def _prefix_question(self) -> str:
-        return PREFIX_QUESTION.replace("upstream.", f"{section(self._name)}.", 1)
 
     async def _why_not(self, answer: Support, probes: ChatProbes, names: list[str], listed: int) -> str:
         if any(f"HTTP {status}" in answer.detail for status in (401, 403)):
             return self._credentials()
         if "HTTP 404" in answer.detail and (url := await url_with_prefix(probes, self._upstream.url)):
-            return f"the API is below /v1: {section(self._name)}.url: {url}"
+            return f"the API is below /v1: {self._section}.url: {url}"
         if "HTTP 404" in answer.detail and listed == 404:
-            return self._prefix_question()
+            return prefix_question(self._section)
         if names:
             return f"name a chat model with --model; listed: {', '.join(names[:5])}"
         return "try the same request with curl, and see the server's log"
@@ -289,12 +276,3 @@ def fitting_profile(found: Iterable[Support], current: UpstreamProfile, known: s
         return PROFILES[known]
     best = min(PROFILES.values(), key=lambda profile: (trouble(profile), unused(profile), bool(profile.hosts)))
     return best if trouble(best) < trouble(current) else current
-
-
-def _ids(listed: Answer) -> list[str]:
-    entries = listed.json.get("data")
-    return [
-        entry["id"]
-        for entry in (entries if isinstance(entries, list) else ())
-        if isinstance(entry, dict) and isinstance(entry.get("id"), str)
-    ]

@@ -1,6 +1,6 @@
 """Whether the upstreams answer when a gateway starts, which starts without them too.
 
-Lives here: asking each once. Not here: what else an operator should know (`start_warnings.py`), what upstreams can do
+Lives here: asking each once. Not here: what else an operator should know (`starting.py`), what upstreams can do
 (`doctor.py`).
 
 Invariants: each warning is one line, with what to do about it; nothing waits for an upstream; no secret is in a line.
@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import structlog
 
 from antiphon.app.outgoing import direct_target
 from antiphon.app.trust import section
-from antiphon.commands.upstream_identity import (
+from antiphon.commands.upstream_probes import (
     PLAIN_HTTP_QUESTION,
-    PREFIX_QUESTION,
+    ChatProbes,
     certificate_advice,
+    prefix_question,
     url_with_prefix,
 )
-from antiphon.commands.upstream_probes import ChatProbes
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.errors import AntiphonError
@@ -50,36 +50,28 @@ async def asking_upstreams(settings: Settings) -> AsyncIterator[None]:
 
 
 async def _ask(name: str, upstream: UpstreamSettings, seconds: float) -> None:
+    def warn(event: str, problem: str, **advice: str) -> None:
+        _log.warning(event, upstream=name, url=upstream.url, problem=problem, **advice)
+
     try:
         client = HttpUpstream(direct_target(name, upstream), connect_seconds=seconds)
     except AntiphonError as error:
-        _log.warning("upstream_not_usable", upstream=name, url=upstream.url, problem=str(error))
+        warn("upstream_not_usable", str(error))
         return
-    try:
+    async with aclosing(client):
         probes = ChatProbes(client, (), seconds=seconds)
         listed = await probes.get("/models")
         better = await url_with_prefix(probes, upstream.url) if listed.status == 404 else ""
-    finally:
-        await client.aclose()
     at = section(name)
     if listed.failure:
         start = f"start it, or set {at}.url; 'antiphon doctor' says more"
         if TLS_FAILED in listed.failure:
             start = f"{PLAIN_HTTP_QUESTION} Then set {at}.url to http://…"
-        advice = certificate_advice(listed.failure, at) or start
-        _log.warning("upstream_not_reached", upstream=name, url=upstream.url, problem=listed.failure, advice=advice)
+        warn("upstream_not_reached", listed.failure, advice=certificate_advice(listed.failure, at) or start)
     elif listed.status in (401, 403) and upstream.auth_mode is not AuthMode.PASSTHROUGH:
-        advice = f"set {at}.api_key to a key that it takes"
-        _log.warning("upstream_refuses_the_key", upstream=name, url=upstream.url, problem=listed.problem, advice=advice)
+        warn("upstream_refuses_the_key", listed.problem, advice=f"set {at}.api_key to a key that it takes")
     elif better:
-        _log.warning(
-            "upstream_misconfigured",
-            upstream=name,
-            url=upstream.url,
-            problem=listed.problem,
-            advice=f"its API is below /v1: set {at}.url to {better}",
-        )
+        warn("upstream_misconfigured", listed.problem, advice=f"its API is below /v1: set {at}.url to {better}")
     elif listed.status == 404:
-        question = PREFIX_QUESTION.replace("upstream.", f"{at}.", 1)
-        advice = f"{question} A server that just lists no models is well; 'antiphon doctor' says more"
-        _log.warning("upstream_lists_no_models", upstream=name, url=upstream.url, problem=listed.problem, advice=advice)
+        advice = f"{prefix_question(at)} A server that just lists no models is well; 'antiphon doctor' says more"
+        warn("upstream_lists_no_models", listed.problem, advice=advice)
