@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 from antiphon.app.build import build
-from antiphon.commands.collecting import keep_what_there_is
+from antiphon.commands.process import keep_what_there_is
 from antiphon.config.limits import LimitSettings
 from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext

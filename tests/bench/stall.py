@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import cast
 
 from antiphon.app.build import build
-from antiphon.commands.collecting import collect_by_time, keep_what_there_is
-from antiphon.commands.process import run_loop
+from antiphon.commands.process import collect_by_time, keep_what_there_is, run_loop
 from antiphon.config.settings import load_settings
 from antiphon.doors.extproc.server import ExtProcDoor, TransportName
 from antiphon.observability.logs import configure

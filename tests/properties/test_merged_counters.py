@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antiphon.commands.merged_metrics import MergedMetrics
+from antiphon.commands.up_metrics import MergedMetrics
 from antiphon.observability.metrics import Metrics
 from tests.support.counters import Watcher
 from tests.support.effort import examples

@@ -1,6 +1,7 @@
 """`antiphon admin`: what an operator does with what is kept.
 
-Lives here: the actions and what they print. Not here: the SQL (`stores/`).
+Lives here: the actions and what they print. Not here: those about all at once (`whole_state.py`), what model calls took
+and cost (`usage.py`), the SQL (`stores/`).
 
 `export` writes one JSON object a line, `{"kind": …, "id": …, "of": …, "data": …}`, all of one moment but the files.
 Everything works while servers use the folder; `vacuum` lets their writes wait.
@@ -17,17 +18,15 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from antiphon.app.keys import known_bodies, lost_keys, new_keys, owner_key
-from antiphon.commands.backup import backup, restore
 from antiphon.commands.flags import settings_of
-from antiphon.commands.moving import move_state
-from antiphon.commands.shared_keys import show_keys
 from antiphon.commands.tables import printable, write_table
 from antiphon.commands.usage import show
+from antiphon.commands.whole_state import backup, move_state, restore, show_keys
 from antiphon.config.settings import Settings
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.files import FileQuery, StoredFile
@@ -43,38 +42,36 @@ _UNFIT = re.compile(r"[^A-Za-z0-9._-]")
 
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
-    if arguments.action == "restore":
+    action = arguments.action
+    if action == "restore":
         print(restore(settings, _given(arguments.source, "--from")))
         return 0
-    if arguments.action == "move":
+    if action == "move":
         return asyncio.run(move_state(settings, arguments.source, arguments.target))
     backend_of(settings.state, settings.data).check_there()
-    action = arguments.action
-    if action == "owners":
-        _print_owners(asyncio.run(_owners(settings)), sys.stdout)
-    elif action == "vacuum":
-        asyncio.run(_vacuum(settings))
-    elif action == "new-keys":
+    if action == "new-keys":
         return _new_keys(settings, sure=arguments.yes)
-    elif action == "keys":
-        return asyncio.run(show_keys(settings, accept=arguments.accept))
-    elif action == "backup":
+    if action == "backup":
         print(backup(settings, _given(arguments.target, "--to"), with_keys=not arguments.without_keys))
-    elif action == "usage":
-        return asyncio.run(_usage(settings, arguments))
+        return 0
+    return asyncio.run(_run(action, settings, arguments))
+
+
+async def _run(action: str, settings: Settings, arguments: argparse.Namespace) -> int:
+    if action == "owners":
+        _print_owners(await _owners(settings))
+    elif action == "vacuum":
+        await _vacuum(settings)
     elif action == "purge":
-        print(asyncio.run(_purge(settings)))
+        print(await _purge(settings))
+    elif action == "keys":
+        return await show_keys(settings, accept=arguments.accept)
+    elif action == "usage":
+        return await _usage(settings, arguments)
     elif action == "export":
-        owner = _owner(arguments, settings)
-        if owner not in asyncio.run(_owners(settings)):
-            # Standard output is for what there is.
-            print(f"antiphon: there is nothing of the owner {owner}", file=sys.stderr)
-            return 1
-        if arguments.files is not None:
-            arguments.files.mkdir(mode=0o700, parents=True, exist_ok=True)
-        asyncio.run(_export(settings, owner, arguments.files, sys.stdout))
+        return await _export(settings, _owner(arguments, settings), arguments.files)
     else:
-        return asyncio.run(_delete(settings, _owner(arguments, settings), sure=arguments.yes))
+        return await _delete(settings, _owner(arguments, settings), sure=arguments.yes)
     return 0
 
 
@@ -110,49 +107,39 @@ def _owner(arguments: argparse.Namespace, settings: Settings) -> str:
     return OwnerResolver("bearer", key=owner_key(settings)).resolve((("authorization", f"Bearer {token}"),))
 
 
-@asynccontextmanager
-async def _owner_data(settings: Settings) -> AsyncIterator[OwnerData]:
-    opened = await backend_of(settings.state, settings.data).open_owner_data(known_bodies(settings))
-    try:
-        yield opened
-    finally:
-        await opened.aclose()
+async def _owner_data(settings: Settings) -> OwnerData:
+    """To be closed."""
+    return await backend_of(settings.state, settings.data).open_owner_data(known_bodies(settings))
 
 
 async def _owners(settings: Settings) -> dict[str, list[int]]:
     """How many of each kind every owner has."""
-    async with _owner_data(settings) as data:
+    async with aclosing(await _owner_data(settings)) as data:
         found = {
             one.owner: [one.responses, one.conversations, one.prompts, one.files, one.vector_stores]
             for one in await data.owners()
         }
-    async with _containers(settings) as all_containers:
-        containers = await all_containers.count()
+    async with aclosing(await _stores(settings)) as stores:
+        containers = await OwnersContainers(settings.data, stores.containers).count()
     return {owner: [*found.get(owner, [0, 0, 0, 0, 0]), containers.get(owner, 0)] for owner in {*found, *containers}}
 
 
-def _print_owners(owners: dict[str, list[int]], out: TextIO) -> None:
+def _print_owners(owners: dict[str, list[int]]) -> None:
     rows = [["owner", *_KINDS]]
     rows += [[printable(owner), *map(str, counts)] for owner, counts in sorted(owners.items())]
-    write_table(rows, out)
+    write_table(rows, sys.stdout)
 
 
 async def _vacuum(settings: Settings) -> None:
-    async with _owner_data(settings) as data:
+    async with aclosing(await _owner_data(settings)) as data:
         for one in await data.vacuum():
             print(f"{one.name}: {one.before} bytes before, {one.after} after")
 
 
-@asynccontextmanager
-async def _containers(settings: Settings) -> AsyncIterator[OwnersContainers]:
-    async with _opened(settings) as stores:
-        yield OwnersContainers(settings.data, stores.containers)
-
-
-@asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[Stores]:
+async def _stores(settings: Settings) -> Stores:
+    """To be closed."""
     # A person waits for the answer, so an unreachable database is an error at once.
-    stores = await open_stores(
+    return await open_stores(
         settings.state.model_copy(update={"start_within": 0.0}),
         settings.data,
         blobs=settings.blobs,
@@ -160,21 +147,17 @@ async def _opened(settings: Settings) -> AsyncIterator[Stores]:
         upload_lease=settings.files.lease,
         kept=settings.retention,
     )
-    try:
-        yield stores
-    finally:
-        await stores.aclose()
 
 
 async def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
     asked = arguments.owner is not None or arguments.token_env is not None
     owner = _owner(arguments, settings) if asked else ""
-    async with _opened(settings) as stores:
+    async with aclosing(await _stores(settings)) as stores:
         return await show(stores.usage, arguments, owner)
 
 
 async def _purge(settings: Settings) -> str:
-    async with _opened(settings) as stores:
+    async with aclosing(await _stores(settings)) as stores:
         chains, conversations, events = await stores.retention.sweep()
         vectors = await stores.open_vectors() if stores.has_vectors() else None
         try:
@@ -189,20 +172,27 @@ async def _purge(settings: Settings) -> str:
     return f"gone: {chains} chains, {conversations} conversations, {events} pieces of streams, {expired} files"
 
 
-async def _export(settings: Settings, owner: str, folder: Path | None, out: TextIO) -> None:
-    async with _owner_data(settings) as rows:
+async def _export(settings: Settings, owner: str, folder: Path | None) -> int:
+    if owner not in await _owners(settings):
+        # Standard output is for what there is.
+        print(f"antiphon: there is nothing of the owner {owner}", file=sys.stderr)
+        return 1
+    if folder is not None:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+    async with aclosing(await _owner_data(settings)) as rows:
         async for row in rows.export(owner):
-            _write(out, row.kind, row.id, row.of, row.data)
-    async with _opened(settings) as stores:
+            _write(row.kind, row.id, row.of, row.data)
+    async with aclosing(await _stores(settings)) as stores:
         containers = OwnersContainers(settings.data, stores.containers)
         for kind, row_id, of, data in await containers.export(owner):
-            _write(out, kind, row_id, of, data)
+            _write(kind, row_id, of, data)
         if folder is not None:
             await _copy_containers(containers, owner, folder)
         async for file in _files(stores, owner):
-            _write(out, "files", file.id, file.purpose, {"filename": file.name, "bytes": file.size})
+            _write("files", file.id, file.purpose, {"filename": file.name, "bytes": file.size})
             if folder is not None:
                 await _copy(stores, owner, file, folder)
+    return 0
 
 
 async def _copy_containers(containers: OwnersContainers, owner: str, folder: Path) -> None:
@@ -215,8 +205,8 @@ async def _copy_containers(containers: OwnersContainers, owner: str, folder: Pat
                 copy.write(part)
 
 
-def _write(out: TextIO, kind: str, row_id: Any, of: Any, data: Any) -> None:
-    out.write(json.dumps({"kind": kind, "id": row_id, "of": of, "data": data}, ensure_ascii=False) + "\n")
+def _write(kind: str, row_id: Any, of: Any, data: Any) -> None:
+    sys.stdout.write(json.dumps({"kind": kind, "id": row_id, "of": of, "data": data}, ensure_ascii=False) + "\n")
 
 
 async def _files(stores: Stores, owner: str) -> AsyncIterator[StoredFile]:
@@ -253,11 +243,11 @@ async def _delete(settings: Settings, owner: str, *, sure: bool) -> int:
     if not sure:
         print(f"Would delete {counted}. Say --yes to do it.")
         return 1
-    async with _opened(settings) as stores:
+    async with aclosing(await _stores(settings)) as stores:
         await OwnersContainers(settings.data, stores.containers).delete(owner)
         for file in [file async for file in _files(stores, owner)]:
             await stores.files.delete(owner, file.id)
-    async with _owner_data(settings) as data:
+    async with aclosing(await _owner_data(settings)) as data:
         await data.delete(owner)
     print(f"Deleted {counted}. Run 'antiphon admin vacuum' to give the space back.")
     return 0

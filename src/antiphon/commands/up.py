@@ -3,7 +3,7 @@
 Lives here: which processes there are, when they count as ready, and the order in which they stop. Not here: when a
 child is started again (`supervisor.py`), one child's life (`children.py`) and settings (`child_settings.py`), Envoy's
 configuration (`envoy/`) and admin port (`asking.py`), forwarding output (`child_output.py`), adding up metrics
-(`merged_metrics.py`).
+(`up_metrics.py`).
 
 Invariants: `ready: URL` is the one line on standard output, printed after a request through the listener was answered;
 a signal lets requests in flight finish and refuses new ones; a child that dies or hangs is replaced, Envoy too, and the

@@ -1,0 +1,154 @@
+"""What `antiphon admin` does with all that is kept at once: `backup` and `restore`, `move`, `keys`.
+
+Lives here: what the flags name, which keys are in force, and what is printed. Not here: the archive
+(`stores/sqlite/backup.py`), the move (`stores/moving.py`), when keys go with a database (`stores/deployment.py`).
+
+Invariants: no key is made here, a backup of a server that has none says nothing of any, and a restored one is whole or
+not there; no password is shown, and of a fingerprint only the beginning.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+from antiphon.app.keys import OWNER_KEY, SEALING_KEY, deployment_keys, key_problems
+from antiphon.commands.tables import write_table
+from antiphon.config.settings import Settings
+from antiphon.config.state_url import read_state_url
+from antiphon.errors import ConfigError
+from antiphon.stores.backend import Archived, KeyName
+from antiphon.stores.choice import backend_of
+from antiphon.stores.deployment import MOVING, OWNER, to_note
+from antiphon.stores.moved_mark import MARK_FILE
+from antiphon.stores.moving import CONTENTS, move
+
+_SHOWN = 8
+
+
+def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:
+    """Write the archive; what to tell the operator. Raises `StoreError`, and `ConfigError` when a key is lost already:
+    such an archive could not be used."""
+    if problems := key_problems(settings):
+        raise ConfigError(problems[0])
+    in_force = {name: keys or _made(settings.data / name) for name, keys in _configured(settings).items()}
+    here = settings.blobs.url is None
+    done = backend_of(settings.state, settings.data).make_archive(
+        target, in_force, with_keys=with_keys, with_contents=here
+    )
+    told = [f"{target}: {_counted(done)}"]
+    if done.vanished:
+        told.append(f"{done.vanished} files that were deleted meanwhile are not in it")
+    if not here:
+        told.append(f"the contents of files are not in it: they lie in {settings.blobs.url}")
+    if done.keys:
+        told.append(f"it holds {' and '.join(done.keys)}: whoever reads it can read what is stored and sealed")
+    if missing := [name for name, keys in in_force.items() if keys and name not in done.keys]:
+        what = " and ".join(missing)
+        told.append(f"it does not hold {what}, without which it cannot be restored: keep them elsewhere")
+    return "\n".join(told)
+
+
+def restore(settings: Settings, source: Path) -> str:
+    """Make the data folder from the archive; what to tell the operator. Raises `StoreError`."""
+    done = backend_of(settings.state, settings.data).open_archive(source, _configured(settings))
+    return f"{settings.data}: {_counted(done)}"
+
+
+def _counted(done: Archived) -> str:
+    return f"{done.size} bytes, the databases and the contents of {done.contents} files"
+
+
+def _configured(settings: Settings) -> dict[KeyName, tuple[bytes, ...]]:
+    owner = () if settings.owner.key is None else (settings.owner.key,)
+    return {
+        "owner.key": tuple(key.get_secret_value().encode() for key in owner),
+        "sealing.key": tuple(key.get_secret_value().encode() for key in settings.sealing.keys),
+    }
+
+
+def _made(path: Path) -> tuple[bytes, ...]:
+    return (path.read_bytes().strip(),) if path.exists() else ()
+
+
+async def move_state(settings: Settings, source: str | None, target: str | None) -> int:
+    """Move, and say what was moved. The exit status. Raises `ConfigError` and `StoreError`."""
+    url = target or (settings.state.url.get_secret_value() if settings.state.url is not None else "")
+    try:
+        place, goal = read_state_url(source or "sqlite:"), read_state_url(url)
+    except ValueError as error:
+        raise ConfigError(f"--from, --to: {error}") from None
+    if place.kind != "sqlite" or goal.kind != "postgresql":
+        raise ConfigError(
+            "things are moved --from sqlite:/FOLDER --to postgresql://… (or state.url, where that is one)"
+        )
+    hints = list(_keys(settings))
+    folder = place.folder or settings.data
+    moved = await move(
+        folder,
+        url,
+        data=settings.data,
+        blobs=settings.blobs,
+        said=lambda text: print(f"… {text}", file=sys.stderr),
+    )
+    rows = [["kind", "number", "bytes", "checksum"]]
+    for one in moved:
+        size = str(one.target.content_bytes) if one.kind == CONTENTS else ""
+        rows.append([one.kind, str(one.target.rows), size, f"{one.target.checksum:016x}"])
+    write_table(rows, sys.stdout, left=1)
+    print(f"Moved to {goal.shown}; every row and every content was compared.")
+    mark = folder / MARK_FILE
+    kept = (
+        f"The data folder is as it was. No process starts on it while {mark} is there. Keep it until you have looked."
+    )
+    print(kept, *hints, sep="\n")
+    return 0
+
+
+def _keys(settings: Settings) -> Iterator[str]:
+    """What is to be done about keys of the data folder. Raises `ConfigError` where the settings have others."""
+    setting = {OWNER_KEY: "owner.key", SEALING_KEY: "sealing.keys"}
+    for name, given in _configured(settings).items():
+        path = settings.data / name
+        if not path.exists():
+            continue
+        if not given:
+            yield f"Set {setting[name]} of every machine to the content of {path}."
+        elif path.read_bytes().strip() not in given:
+            raise ConfigError(
+                f"{setting[name]} is not the key of this data folder, {path}, under which everything in it is stored: "
+                "add its content to the settings (or move the file away, where the settings' key was in force)"
+            )
+    if settings.blobs.url is None and settings.files.enabled:
+        yield f"The contents of files stay in {settings.data}, where one machine has them: see blobs.url."
+
+
+async def show_keys(settings: Settings, *, accept: bool) -> int:
+    """Print which keys the database goes with; with `accept` it goes with these from now on. The exit status."""
+    deployment = backend_of(settings.state, settings.data).deployment()
+    if deployment is None:
+        raise ConfigError(
+            "state.url: machines share no database here; keys are those of the data folder or the settings"
+        )
+    async with aclosing(deployment):
+        keys = deployment_keys(settings)
+        if accept:
+            await deployment.accept(keys)
+        recorded, own = dict(await deployment.read()), keys.recorded()
+    rows = [["key", "fingerprint", "database", "these settings"]]
+    for name in sorted({*recorded, *own} - {MOVING}):
+        kind, _, mark = name.partition(":")
+        for value in sorted({rows[name] for rows in (recorded, own) if name in rows}) if name == OWNER else [""]:
+            uses = [rows.get(name, "") for rows in (recorded, own)]
+            said = ["known" if use == value else "" for use in uses] if name == OWNER else uses
+            rows.append([kind, (mark or value)[:_SHOWN], *said])
+    write_table(rows, sys.stdout)
+    try:
+        to_note(recorded, keys)
+    except ConfigError as error:
+        print(error)
+        return 1
+    print("The database goes with these keys." if recorded else "No process has started on this database yet.")
+    return 0
