@@ -9,11 +9,11 @@ import pytest
 from antiphon.config.section import Section
 from antiphon.config.settings import Settings
 from antiphon.engine.exchange.failure import Failure, Fault
-from antiphon.observability import advice
-from antiphon.observability.advice import advice_for
+from antiphon.observability import outcome
+from antiphon.observability.outcome import advice_for
 from antiphon.types.transport import NO_MODEL_DOOR
 
-TABLES = [table for name, table in vars(advice).items() if name.startswith("_BY_")]
+TABLES = [table for name, table in vars(outcome).items() if name.startswith("_BY_")]
 EVERY = [text for table in TABLES for text in table.values()]
 SECTIONS = {
     name: kind

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.observability.console_lines import console_line
+from antiphon.observability.log_lines import console_line
 
 RESPONSE = {
     "timestamp": "2026-11-24T12:03:44.000001Z",

@@ -15,7 +15,7 @@ from antiphon.commands.early_ends import pass_on, take
 from antiphon.commands.orders import Orders, take_orders
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.actions import CancelReason, RequestHead
-from antiphon.observability.early_ends import EarlyEnd, EarlyEnds
+from antiphon.observability.endings import EarlyEnd, EarlyEnds
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from tests.support.exchanges import SSE, make_exchange

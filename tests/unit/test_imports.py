@@ -30,7 +30,6 @@ CORE = (
 LEAVES = (
     "errors.py",
     "ids.py",
-    "observability/console_lines.py",
     "observability/log_lines.py",
     "observability/log_output.py",
     "redaction.py",
@@ -78,7 +77,7 @@ def test_the_core_is_pure(path: Path) -> None:
 @pytest.mark.parametrize("name", LEAVES)
 def test_leaves_import_nothing_of_ours(name: str) -> None:
     imported = {one for one in _imported(ROOT / name) if one.startswith("antiphon")}
-    lower = {f"antiphon.observability.{one}" for one in ("console_lines", "log_lines", "log_output")}
+    lower = {f"antiphon.observability.{one}" for one in ("log_lines", "log_output")}
     assert imported <= {"antiphon.errors", "antiphon.redaction", *lower}
 
 

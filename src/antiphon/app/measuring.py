@@ -28,8 +28,7 @@ from antiphon.engine.running.thread_pools import SIZES, all_pools
 from antiphon.ids import now
 from antiphon.observability import metric_names as names
 from antiphon.observability.logs import dropped_lines
-from antiphon.observability.loop_lag import LoopLag
-from antiphon.observability.metrics import Metrics
+from antiphon.observability.metrics import LoopLag, Metrics
 from antiphon.observability.tallies import Labels
 from antiphon.stores import Stores
 

@@ -17,8 +17,7 @@ from collections.abc import Callable, Sequence
 
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
-from antiphon.observability.console_lines import console_line
-from antiphon.observability.log_lines import render, stamp
+from antiphon.observability.log_lines import console_line, render, stamp
 from antiphon.observability.logs import write_line
 
 ENVOY = "envoy"

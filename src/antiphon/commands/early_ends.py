@@ -1,7 +1,7 @@
 """Passes Envoy's log line about who ended a stream early to the sidecar that served the stream.
 
 Lives here: parsing the line, in `antiphon up`, and receiving it, in a worker. Not here: Envoy's configuration of that
-line (`envoy/failure_lines.py`), and how a sidecar uses it (`observability/early_ends.py`).
+line (`envoy/failure_lines.py`), and how a sidecar uses it (`observability/endings.py`).
 
 The parent does not know which sidecar served a request, so it sends the line to all of them.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from antiphon.commands.orders import Orders
-from antiphon.observability.early_ends import EarlyEnd, EarlyEnds
+from antiphon.observability.endings import EarlyEnd, EarlyEnds
 from antiphon.types.transport import ENDED_EARLY
 
 _ORDER = "stream_ended"

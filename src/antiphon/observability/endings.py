@@ -1,14 +1,20 @@
-"""When ended responses are told of: some at a time, where a process serves.
+"""When ended responses are told of: some at a time where a process serves, and those that ended early when Envoy has
+reported who ended them.
 
-Lives here: the queue of ended responses, and its times. Not here: their lines and metrics (`observation.py`), and the
-wait for Envoy's report on a stream that ended early (`early_ends.py`).
+Lives here: the queue of ended responses, and its times; requests that wait for a report of Envoy's, and reports that
+come before the request ends. Not here: lines and metrics of responses (`observation.py`), Envoy's line
+(`envoy/failure_lines.py`) and its way to the worker (`commands/up.py`).
 
 Telling of one response takes half the time among others of its kind that it takes between two pieces of serving, where
 none of its code and data is at hand in the processor; and one write of many lines wakes their reader once. So a
 serving process tells of those that went well every `_SECONDS`. Who did not ask for that (`by_time`) tells at once.
 
+A sidecar sees the end of Envoy's stream but not its cause. Envoy's line has the cause; it arrives a moment before or
+after.
+
 Invariants: what ended is told once and in that order, at the latest `_SECONDS` later, when metrics are scraped, or at
-the process's end; at most `_MOST` wait.
+the process's end; at most `_MOST` wait. Each `ask` gets one answer, at the latest after `_REPORT_SECONDS` or at the
+process's end; at most `_MOST_REPORTS` early reports are kept; without a source of reports no request waits.
 """
 
 from __future__ import annotations
@@ -16,12 +22,81 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
-from antiphon.observability.early_ends import EarlyEnds
 from antiphon.observability.logs import lines_together
 
 _SECONDS = 0.05
 _MOST = 100
+_REPORT_SECONDS = 2.0
+_MOST_REPORTS = 1000
+
+
+class EarlyEnd(NamedTuple):
+    """Envoy's report on one stream. `status` is the client's HTTP status, 0 if it got none."""
+
+    client_left: bool
+    details: str
+    status: int
+
+
+_Told = Callable[[EarlyEnd | None], None]
+
+
+class EarlyEnds:
+    """One per process, for the event loop's thread alone."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._asked: dict[str, list[tuple[_Told, asyncio.TimerHandle]]] = {}
+        self._heard: dict[str, tuple[EarlyEnd, float]] = {}
+
+    def listen(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Reports will come: from now on requests wait for them."""
+        self._loop = loop
+
+    def ask(self, request_id: str, told: _Told) -> None:
+        """Call `told` with Envoy's report on this request, or with None if none comes."""
+        loop = self._loop
+        if loop is None:
+            told(None)
+            return
+        end, at = self._heard.pop(request_id, (None, 0.0))
+        if end is not None and loop.time() - at < _REPORT_SECONDS:
+            told(end)
+            return
+        timer = loop.call_later(_REPORT_SECONDS, self._answer, request_id, None)
+        self._asked.setdefault(request_id, []).append((told, timer))
+
+    def hear(self, request_id: str, end: EarlyEnd) -> None:
+        """Take a report of Envoy's."""
+        if self._loop is None or self._answer(request_id, end):
+            return
+        # Most reports are about other processes' requests. The others may arrive before the request has ended here.
+        self._heard.pop(request_id, None)
+        self._heard[request_id] = (end, self._loop.time())
+        if len(self._heard) > _MOST_REPORTS:
+            del self._heard[next(iter(self._heard))]
+
+    def close(self) -> None:
+        """No more reports come: answer all that wait."""
+        self._loop = None
+        for request_id in list(self._asked):
+            while self._answer(request_id, None):
+                pass
+
+    def _answer(self, request_id: str, end: EarlyEnd | None) -> bool:
+        """Answer the first request that waits under this id; return whether there was one. (Several requests may have
+        the same id.)"""
+        asked = self._asked.get(request_id)
+        if not asked:
+            return False
+        told, timer = asked.pop(0)
+        timer.cancel()
+        if not asked:
+            del self._asked[request_id]
+        told(end)
+        return True
 
 
 class Endings:

@@ -18,8 +18,7 @@ from typing import Any, Literal
 
 import structlog
 
-from antiphon.observability.console_lines import console_line
-from antiphon.observability.log_lines import as_json, redact, render, stamp
+from antiphon.observability.log_lines import as_json, console_line, redact, render, stamp
 from antiphon.observability.log_output import LogOutput
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}

@@ -257,14 +257,8 @@ BUILD = _shared(
     code="`compiled`, or `sources`",
 )
 
-METRICS = (
-    RESPONSES, FAILURES, DURATION, FIRST_EVENT, EVENT_GAP, TOKENS, COST, REQUESTS, UPSTREAM_CALLS, UPSTREAM_HEAD, TOOLS,
-    TOOL_RESULTS, STORAGE, STORAGE_SECONDS, FILES, SEARCHES, REFUSED, CUT, COMPACTIONS, CONFLICTS, SEALS_REFUSED,
-    ATTEMPTS, GIVEN_BACK, LOST, NOT_READY, IN_FLIGHT, SOCKETS, RUNNING, FOLLOWERS, QUEUED, OLDEST, LAG, WRITER_QUEUE,
-    WRITER_GROUP, READERS, THREADS, THREAD_QUEUE, INTERPRETERS, DATABASE, TABLES, CONNECTIONS, MOST_CONNECTIONS,
-    OLDEST_XMIN, BLOBS, DISK_FREE, LOG_DROPPED, LOADED, RELOADS, RELOADED, BUILD,
-)  # fmt: skip
-"""All there are, in the order of the docs."""
+METRICS = tuple(one for one in tuple(globals().values()) if isinstance(one, Described))
+"""All of the above, in this order, which is that of the docs."""
 
 RESTARTS = _counter(
     "antiphon_process_restarts_total",

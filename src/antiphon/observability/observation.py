@@ -22,12 +22,12 @@ from antiphon.engine.exchange.failure import Failure, ended_early
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, Usage
 from antiphon.engine.ports.usage import Spent, UsageLedger
-from antiphon.observability.early_ends import EarlyEnd
-from antiphon.observability.endings import Endings
+from antiphon.observability.endings import EarlyEnd, Endings
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outcome import with_cause, write_outcome
 from antiphon.observability.response_spans import ResponseSpans
 from antiphon.observability.served_ids import ServedIds
+from antiphon.observability.span_names import ATTEMPT
 from antiphon.observability.tallies import NAME_LENGTH
 from antiphon.observability.tracing import read_parent
 from antiphon.types.transport import Headers, UpstreamFault
@@ -112,14 +112,14 @@ class Observation:
         self.request_id = request_id
         self._continue_trace(headers)
         if self._spans is not None:
-            self._spans.attempt(attempt)
+            self._spans.request.set({ATTEMPT: attempt})
 
     def _continue_trace(self, headers: Headers) -> None:
         tracer = self._telemetry.tracer
         if tracer is not None:
             self._spans = ResponseSpans.begin(tracer, self.door, headers)
         if self._spans is not None:
-            self._trace_id = self._spans.trace_id
+            self._trace_id = self._spans.request.trace_id
         elif (parent := read_parent(headers)) is not None:
             self._trace_id = parent[0]
 
@@ -127,7 +127,7 @@ class Observation:
 
     def trace(self) -> Headers:
         """See `Observer`."""
-        return self._spans.headers() if self._spans is not None else ()
+        return self._spans.request.headers() if self._spans is not None else ()
 
     def call_began(self, upstream: str, operation: str, model: str, body: bytes) -> Headers:
         """See `Observer`."""

@@ -22,7 +22,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import (
     Link,
@@ -43,13 +43,6 @@ from antiphon.observability.span_names import Kind, Value
 from antiphon.types.transport import Headers, header_value
 
 _CONTEXT = TraceContextTextMapPropagator()
-_KINDS: Mapping[Kind, SpanKind] = {
-    "server": SpanKind.SERVER,
-    "client": SpanKind.CLIENT,
-    "internal": SpanKind.INTERNAL,
-    "producer": SpanKind.PRODUCER,
-    "consumer": SpanKind.CONSUMER,
-}
 _log = structlog.get_logger(__name__)
 _ADVICE = "tracing.endpoint names the collector; requests are served all the same, and what finds no room is dropped"
 _QUIET_SECONDS = 60.0
@@ -71,9 +64,10 @@ class Tracer:
         os.environ.pop(OTEL_SDK_DISABLED, None)
         sampler = ParentBased(TraceIdRatioBased(settings.sample))
         self._provider = TracerProvider(sampler, resource, shutdown_on_exit=False, span_limits=_LIMITS)
-        self._provider.add_span_processor(processor or _batched(_exporter(settings)))
+        self._provider.add_span_processor(processor or _sender(settings))
         self._tracer = self._provider.get_tracer("antiphon", version)
-        _listen()
+        library = logging.getLogger("opentelemetry")
+        library.handlers, library.propagate = [_Complaints()], False
 
     def begin(self, name: str, kind: Kind, headers: Headers, *, linked: bool = False) -> Span | None:
         """The first span of this process for a request with these headers; None when it is not sampled. `linked`: the
@@ -82,7 +76,7 @@ class Tracer:
         context = _CONTEXT.extract(given)
         parent = get_current_span(context).get_span_context()
         links = [Link(parent)] if linked and parent.is_valid else []
-        span = self._tracer.start_span(name, context, _KINDS[kind], links=links)
+        span = self._tracer.start_span(name, context, SpanKind[kind.upper()], links=links)
         return Span(self._tracer, span, content=self._content) if span.is_recording() else None
 
     def close(self) -> None:
@@ -109,7 +103,7 @@ class Span:
     def child(self, name: str, kind: Kind, attributes: Mapping[str, Value]) -> Span:
         """A span within this one, which begins now."""
         context = set_span_in_context(self._span)
-        span = self._tracer.start_span(name, context, _KINDS[kind], dict(attributes) if attributes else None)
+        span = self._tracer.start_span(name, context, SpanKind[kind.upper()], dict(attributes) if attributes else None)
         return Span(self._tracer, span, content=self.content)
 
     def set(self, attributes: Mapping[str, Value]) -> None:
@@ -151,16 +145,6 @@ class _Complaints(logging.Handler):
             _log.warning("traces_not_sent", cause=record.getMessage()[:_CAUSE_LENGTH], advice=_ADVICE)
 
 
-def _listen() -> None:
-    library = logging.getLogger("opentelemetry")
-    library.handlers, library.propagate = [_Complaints()], False
-
-
-def _exporter(settings: TracingSettings) -> SpanExporter:
-    headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
-    return OTLPSpanExporter(endpoint=settings.traces_url, headers=headers, timeout=_EXPORT_SECONDS, session=_Session())
-
-
 class _Session(requests.Session):
     """What a collector answers is not read: its status says all there is to know, and its body may have no end."""
 
@@ -173,9 +157,10 @@ class _Session(requests.Session):
         return response
 
 
-def _batched(exporter: SpanExporter) -> SpanProcessor:
+def _sender(settings: TracingSettings) -> SpanProcessor:
+    headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
     return BatchSpanProcessor(
-        exporter,
+        OTLPSpanExporter(endpoint=settings.traces_url, headers=headers, timeout=_EXPORT_SECONDS, session=_Session()),
         max_queue_size=_QUEUE,
         schedule_delay_millis=1_000,
         max_export_batch_size=_BATCH,

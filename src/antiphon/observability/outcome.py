@@ -1,9 +1,12 @@
 """The one log line of a response: quiet when it is well or its client's own affair, a warning otherwise.
 
-Lives here: the level and the fields that every door has in common. Not here: when the line is written (the doors).
+Lives here: the level and the fields that every door has in common, and what an operator can do about a failure, in one
+short sentence. Not here: when the line is written (the doors), runbooks (docs).
 
 Invariant: a response that failed by what is not known to be its client's doing leaves one line at `warning`, with its
-cause, also where nobody noted one; all durations are seconds. (What found no room is told in one line for many:
+cause, also where nobody noted one; all durations are seconds. A failure gets at most one piece of advice, by what is
+known best: that Envoy's own listener is missing, its code, else what the upstream answered, else what was being done.
+What a client did wrong gets none: it was told. (What found no room is told in one line for many:
 `refusals.py`.)
 """
 
@@ -15,7 +18,58 @@ from typing import Any
 import structlog
 
 from antiphon.engine.exchange.failure import Failure
-from antiphon.observability.advice import advice_for
+from antiphon.types.transport import NO_MODEL_DOOR
+
+_BY_CODE = {
+    "upstream_unreachable": "is the upstream up, and its url right? antiphon doctor asks it",
+    "upstream_timeout": "the upstream is slow: look at it, or raise timeouts.head, timeouts.idle or timeouts.response",
+    "upstream_cut": "the upstream broke off: its own log says why, or a proxy in between has a time limit",
+    "upstream_too_large": "raise limits.upstream_body_bytes if answers are meant to be as large",
+    "upstream_invalid": "is its url that of a chat server? A proxy's page, or another kind of server, looks like this",
+    "upstream_credentials_refused": "the upstream refuses the key that is set for it: look at its api_key",
+    "endpoint_picker_unavailable": "is the picker up at envoy.endpoint_picker.address, and .tls as it serves?",
+    "endpoint_picker_timeout": "the picker is slow, or holds requests back: its own log says why",
+    "no_endpoint_picked": "has the picker's pool a server that is ready?",
+    "rate_limit_exceeded": "the upstream's limit is reached: raise it there, or add an upstream to models[].upstream",
+    "insufficient_quota": "the account at the upstream has run out",
+    "server_is_overloaded": "the upstream is full: add another to models[].upstream, or capacity to it",
+    "models_not_listed": "does the upstream's url end in /v1? If it lists no models, name them in upstream.models",
+    "upstream_misconfigured": "the upstream lacks this path: does its url end in /v1? antiphon doctor checks it",
+    "insufficient_storage": "make room on the disk of the data folder, or of PostgreSQL; writing goes on by itself",
+    "storage_locked": "somebody else holds a lock in the database: a backup, or a shell with a transaction?",
+    "storage_timed_out": "slow, or locked: see cause (timeouts.save, timeouts.read, state.deadline, blobs.seconds)",
+    "storage_unavailable": "see cause: start PostgreSQL, open the way to it, put a data folder's files back; restart",
+    "storage_read_only": "give this user the right to write the data folder; PostgreSQL: name the primary in state.url",
+    "storage_sealed": "put the key that the state was sealed with into sealing.keys again, behind the first one",
+    "content_elsewhere": "set blobs.url to a bucket that all machines share, or send a client to the same machine",
+    "storage_failed": "do what the cause says; if the database is damaged, restore a backup (antiphon admin restore)",
+    "tool_timeout": "the tool does not answer: look at its server, or raise tools.seconds",
+    "shutting_down": "the process stopped before the response was over: raise timeouts.drain if there was time",
+}
+_BY_UPSTREAM_STATUS = {
+    401: "the upstream refuses the key: with auth: passthrough the key is the client's, else look at its api_key",
+    403: "the upstream's account may not do this: look at its rights",
+    404: "the upstream has no such path: does its url end in /v1?",
+}
+_BY_OPERATION = {
+    "restart": "it ended with its process more often than background.attempts allows",
+}
+
+_MODEL_DOOR = "does Envoy run, as the same user, with the listener model_door at the path of sidecar.model_door?"
+
+
+def advice_for(failure: Failure) -> str:
+    """What to do, empty where there is nothing to say."""
+    if failure.fault not in ("upstream", "ours"):
+        return ""
+    if NO_MODEL_DOOR in failure.cause:
+        return _MODEL_DOOR
+    return (
+        _BY_CODE.get(failure.code)
+        or _BY_UPSTREAM_STATUS.get(failure.upstream_status)
+        or _BY_OPERATION.get(failure.operation)
+        or ""
+    )
 
 
 def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:

@@ -38,7 +38,8 @@ class ResponseSpans:
     """Of a response that is traced. While it lives, its request's span is the current one of its task."""
 
     def __init__(self, span: Span) -> None:
-        self._span = span
+        self.request = span
+        """The request's span."""
         self._content = span.content
         self._call: Span | None = None
         self._call_ended_at = 0
@@ -55,19 +56,6 @@ class ResponseSpans:
         span.set(said)
         return cls(span)
 
-    def attempt(self, number: int) -> None:
-        """Which run of a job it is."""
-        self._span.set({names.ATTEMPT: number})
-
-    @property
-    def trace_id(self) -> str:
-        """The trace's id."""
-        return self._span.trace_id
-
-    def headers(self) -> Headers:
-        """What continues the request's span."""
-        return self._span.headers()
-
     def begin_call(self, upstream: str, model: str, body: bytes) -> Headers:
         """A model call; the headers that go with it."""
         self._close_call()
@@ -80,7 +68,7 @@ class ResponseSpans:
         }
         if self._content:
             said[names.INPUT_MESSAGES] = _asked(body)
-        self._call = self._span.child(f"{names.CHAT} {model}", "client", said)
+        self._call = self.request.child(f"{names.CHAT} {model}", "client", said)
         return self._call.headers()
 
     def first_data(self, seconds: float) -> None:
@@ -124,15 +112,15 @@ class ResponseSpans:
             told |= {names.FAULT: failure.fault, names.CODE: failure.code, names.STATUS: failure.status or 200}
         if self._content:
             told[names.OUTPUT_MESSAGES] = _answered(exchange.known.output_items)
-        self._span.set({name: value for name, value in told.items() if value != ""})
+        self.request.set({name: value for name, value in told.items() if value != ""})
         error = (failure.code or failure.fault) if failure is not None and failure.fault != "client" else ""
-        self._span.end(error, int(at * 1e9))
+        self.request.end(error, int(at * 1e9))
         set_current(None)
 
     def drop(self) -> None:
         """There was nothing to tell of it."""
         self._close_call()
-        self._span.end()
+        self.request.end()
         set_current(None)
 
     def _close_call(self) -> None:
