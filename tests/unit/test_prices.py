@@ -11,8 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from antiphon.commands.usage import read_by, read_day, show
-from antiphon.config.prices import PriceSettings, price_of
 from antiphon.config.settings import Settings
+from antiphon.config.upstreams import PriceSettings, price_of
 from antiphon.engine.ports.usage import UsageSum
 from antiphon.errors import ConfigError
 from antiphon.stores.sqlite.opening import open_sqlite

@@ -29,10 +29,9 @@ from antiphon.app.keys import api_keys, make_sealer
 from antiphon.app.outgoing import direct_target, make_fetcher
 from antiphon.app.routing import learn, make_routes, several_upstreams
 from antiphon.app.tools import container_endpoints, make_tools
-from antiphon.config.prices import price_of
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
-from antiphon.config.upstreams import AuthMode
+from antiphon.config.upstreams import AuthMode, price_of
 from antiphon.doors.context import DoorContext
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.job_needs import able_to

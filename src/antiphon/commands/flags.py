@@ -10,14 +10,13 @@ import argparse
 import os
 from collections.abc import Mapping
 from enum import Enum
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from antiphon.app.extensions import known_profiles
 from antiphon.config.problems import advice
 from antiphon.config.settings import Settings, load_settings
-from antiphon.config.sources import CONFIG_VARIABLE
+from antiphon.config.sources import CONFIG_VARIABLE, put
 from antiphon.errors import ConfigError
 
 
@@ -58,7 +57,6 @@ SIDECAR_FLAGS = {
     "--http": Flag(("sidecar", "http"), "where the sidecar's HTTP port listens: unix:PATH or HOST:PORT", "ADDRESS"),
     "--model-door": Flag(("sidecar", "model_door"), "Envoy's listener for the sidecar's model calls", "ADDRESS"),
 }
-_ALL = (COMMON_FLAGS, UP_FLAGS, ENVOY_FLAGS, SIDECAR_FLAGS)
 _KEY_VARIABLE = "api_key_env"
 
 
@@ -84,16 +82,11 @@ def add_flags(command: argparse.ArgumentParser, *groups: Mapping[str, Flag]) -> 
 
 def _setting(path: tuple[str, ...]) -> tuple[Any, Any]:
     """The type and the default of a setting."""
-    section: Any = _defaults()
+    section: Any = Settings
     for name in path[:-1]:
-        section = getattr(section, name)
-    default = getattr(section, path[-1])
-    return type(section).model_fields[path[-1]].annotation, default
-
-
-@lru_cache(maxsize=1)
-def _defaults() -> Settings:
-    return Settings()
+        section = section.model_fields[name].annotation
+    field = section.model_fields[path[-1]]
+    return field.annotation, field.default
 
 
 def _choices(kind: Any) -> list[str]:
@@ -111,21 +104,16 @@ def settings_file(arguments: argparse.Namespace) -> Path | None:
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The effective settings of a parsed command line. Raises `ConfigError`."""
-    paths = {".".join(flag.path) for group in _ALL for flag in group.values()}
+    paths = {".".join(flag.path) for flag in {**COMMON_FLAGS, **UP_FLAGS, **ENVOY_FLAGS, **SIDECAR_FLAGS}.values()}
     flags: dict[str, Any] = {}
     for name, value in vars(arguments).items():
-        if name not in paths or value is None:
-            continue
-        section = flags
-        *above, last = name.split(".")
-        for part in above:
-            section = section.setdefault(part, {})
-        section[last] = value
+        if name in paths and value is not None:
+            put(flags, name.split("."), value)
     variable = getattr(arguments, _KEY_VARIABLE, None)
     if variable is not None:
         if not os.environ.get(variable):
             raise ConfigError(f"--api-key-env: the variable {variable} is not set")
-        flags.setdefault("upstream", {})["api_key"] = os.environ[variable]
+        put(flags, ("upstream", "api_key"), os.environ[variable])
     settings = load_settings(flags, dict(os.environ), settings_file(arguments))
     _check_profiles(settings)
     return settings

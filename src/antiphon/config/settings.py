@@ -18,7 +18,6 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 
 from antiphon.config.limits import CorsSettings, FetchSettings, LimitSettings, TimeoutSettings, WebSocketSettings
 from antiphon.config.owners import OwnerSettings, SealingSettings
-from antiphon.config.prices import PriceSettings
 from antiphon.config.problems import lines_of
 from antiphon.config.processes import (
     EnvoySettings,
@@ -42,13 +41,8 @@ from antiphon.config.state import (
     VectorStoreSettings,
 )
 from antiphon.config.state_url import read_state_url
-from antiphon.config.tools import (
-    CodeInterpreterSettings,
-    McpSettings,
-    ToolSettings,
-    WebSearchSettings,
-)
-from antiphon.config.upstreams import AuthMode, ModelSettings, UpstreamGroup, UpstreamSettings
+from antiphon.config.tools import CodeInterpreterSettings, McpSettings, ToolSettings, WebSearchSettings
+from antiphon.config.upstreams import AuthMode, ModelSettings, PriceSettings, UpstreamGroup, UpstreamSettings
 from antiphon.errors import ConfigError
 
 _SAME_IN_A_GROUP = ("profile_flags", "models", "header_allow", "field_allow")

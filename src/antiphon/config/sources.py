@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,13 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         known = merged.get(key)
         merged[key] = merge(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+def put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set what is at this path of nested mappings."""
+    for part in path[:-1]:
+        values = values.setdefault(part, {})
+    values[path[-1]] = value
 
 
 def read_file(path: Path) -> dict[Any, Any]:
@@ -106,11 +113,8 @@ def read_environment(environ: Mapping[str, str], model: type[Section], wrong: li
                 wrong.append(f"{name} is not a setting{advice(name, known)}")
             continue
         path, kind = known[name]
-        section = values
-        for part in path[:-1]:
-            section = section.setdefault(part, {})
         try:
-            section[path[-1]] = _value(name, text, kind)
+            put(values, path, _value(name, text, kind))
         except ConfigError as error:
             wrong.append(str(error))
     return values

@@ -1,14 +1,17 @@
-"""Upstreams and models: who answers, and with whose credentials.
+"""Upstreams and models: who answers, with whose credentials, and at which price.
 
-Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
+Lives here: these sections of the settings, and the cost of a call. Not here: their use, where costs are summed, how
+sources are merged (`settings.py`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -26,6 +29,7 @@ _OF_THE_BODY = frozenset(
 )
 
 _MOST_WEIGHT = 100
+_HIGHEST_PRICE = 1e9
 
 ProfileFlags = Annotated[dict[str, Any], AfterValidator(read_flags)]
 
@@ -260,3 +264,34 @@ def _read_share(value: object) -> dict[str, Any]:
     if weight is not None and (type(weight) is not int or not 1 <= weight <= _MOST_WEIGHT):
         raise ValueError(f"weight must be a whole number from 1 to {_MOST_WEIGHT}")
     return {"name": value["name"], "weight": weight}
+
+
+class PriceSettings(Section):
+    """What a million tokens cost, in any one currency."""
+
+    model: str
+    """A model's name as clients ask for it, or a pattern (`gpt-5*`); the first entry that fits counts."""
+    input: float = Field(ge=0, le=_HIGHEST_PRICE)
+    """A million tokens of input."""
+    output: float = Field(ge=0, le=_HIGHEST_PRICE)
+    """A million tokens of output, reasoning among them."""
+    cached_input: float | None = Field(default=None, ge=0, le=_HIGHEST_PRICE)
+    """A million tokens of input that the upstream had cached; unset: like all input."""
+
+    def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
+        """In millionths of the currency; `cached_tokens` are among `input_tokens`. (Some upstreams count them beside: a
+        cost is never below nothing for that.)"""
+        cached_tokens = min(cached_tokens, input_tokens)
+        cached = self.input if self.cached_input is None else self.cached_input
+        read = (input_tokens - cached_tokens) * self.input + cached_tokens * cached
+        return round(read + output_tokens * self.output)
+
+
+def price_of(prices: Sequence[PriceSettings]) -> Callable[[str], PriceSettings | None]:
+    """What finds a model's price; None where there is none."""
+
+    @lru_cache(1024)
+    def find(model: str) -> PriceSettings | None:
+        return next((one for one in prices if fnmatchcase(model, one.model)), None)
+
+    return find

@@ -16,7 +16,7 @@ credentials.
 
 from __future__ import annotations
 
-from antiphon.config.picker import EndpointPickerSettings
+from antiphon.config.processes import EndpointPickerSettings
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.envoy.messages import (

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 
-from antiphon.config.prices import PriceSettings
+from antiphon.config.upstreams import PriceSettings
 from antiphon.engine.exchange.failure import Failure, ended_early
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, Usage

@@ -87,14 +87,13 @@ class Tracer:
 class Span:
     """One thing that takes its time."""
 
-    __slots__ = ("_ended", "_span", "_tracer", "content")
+    __slots__ = ("_span", "_tracer", "content")
 
     def __init__(self, tracer: SdkTracer, span: SdkSpan, *, content: bool) -> None:
         self.content = content
         """Whether what is asked and answered may stand in it."""
         self._tracer = tracer
         self._span = span
-        self._ended = False
 
     @property
     def trace_id(self) -> str:
@@ -119,9 +118,8 @@ class Span:
     def end(self, error: str = "", at: int = 0) -> None:
         """It is over, or was at this time (nanoseconds of the epoch); the second call does nothing. `error` names what
         went wrong, by its kind."""
-        if self._ended:
+        if not self._span.is_recording():
             return
-        self._ended = True
         if error:
             self._span.set_attribute(names.ERROR, error)
             self._span.set_status(Status(StatusCode.ERROR, error))

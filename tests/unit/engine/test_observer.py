@@ -7,7 +7,7 @@ import json
 import pytest
 import structlog
 
-from antiphon.config.prices import PriceSettings
+from antiphon.config.upstreams import PriceSettings
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead, RunTools, Usage
 from antiphon.engine.ports.usage import Spent

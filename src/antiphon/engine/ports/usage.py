@@ -1,6 +1,6 @@
 """What model calls took, and who keeps the sums.
 
-Lives here: the values and the ports. Not here: prices (`config/prices.py`), when sums are written
+Lives here: the values and the ports. Not here: prices (`config/upstreams.py`), when sums are written
 (`engine/running/usage_book.py`), the SQL (`stores/`).
 """
 
