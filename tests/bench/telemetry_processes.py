@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from antiphon.commands.asking import EnvoyAdmin
 from antiphon.commands.children import ParentPipe
+from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.config.settings import load_settings
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml

@@ -10,12 +10,13 @@ import structlog
 
 from antiphon.app.build import build
 from antiphon.commands.flags import settings_file, settings_of
+from antiphon.commands.listen_address import refuse_own_upstream
 from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.own_reload import reloading
 from antiphon.commands.process import StopSignals, collect_by_time, keep_what_there_is, run_loop, time_to_cut
 from antiphon.commands.reloading import SettingsFile
 from antiphon.commands.service_manager import tell
-from antiphon.commands.starting import refuse_own_upstream, warn
+from antiphon.commands.starting import warn
 from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
 from antiphon.doors.http.server import HttpDoor

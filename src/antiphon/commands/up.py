@@ -2,7 +2,7 @@
 
 Lives here: which processes there are, when they count as ready, and the order in which they stop. Not here: when a
 child is started again (`supervisor.py`), one child's life (`children.py`) and settings (`child_settings.py`), Envoy's
-configuration (`envoy/`) and admin port (`asking.py`), forwarding output (`child_output.py`), adding up metrics
+configuration (`envoy/`) and admin port (`envoy_admin.py`), forwarding output (`child_output.py`), adding up metrics
 (`up_metrics.py`).
 
 Invariants: `ready: URL` is the one line on standard output, printed after a request through the listener was answered;
@@ -27,17 +27,20 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import structlog
 
 from antiphon.app.data_folder import prepare_data
-from antiphon.commands.asking import START_SECONDS, EnvoyAdmin, answers, ask, join_address, own_tls, poll
+from antiphon.commands.asking import ask, own_tls
 from antiphon.commands.child_output import ENVOY, ChildOutput
 from antiphon.commands.child_settings import envoy_environment, placed_in
 from antiphon.commands.children import Child, ParentPipe, describe_status
 from antiphon.commands.early_ends import pass_on
+from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.commands.flags import settings_file
+from antiphon.commands.listen_address import answers, free_address, join_address, refuse_own_upstream
 from antiphon.commands.process import CLOSING_SECONDS, end_at_the_latest, hears_hangup, on_terminal
+from antiphon.commands.readiness import START_SECONDS, announce, poll
 from antiphon.commands.reloading import SettingsFile
 from antiphon.commands.run_folder import run_folder, write_private
 from antiphon.commands.service_manager import tell
-from antiphon.commands.starting import announce, check_named_files, free_address, refuse_own_upstream, warn
+from antiphon.commands.starting import check_named_files, warn
 from antiphon.commands.supervisor import GivenUp, NotStarted, RestartPolicy, Supervised, tell_first
 from antiphon.commands.up_reload import UpReload, read_settings
 from antiphon.commands.worker_reload import swap_workers

@@ -1,6 +1,6 @@
 """Explains to an operator why a process cannot listen on an address.
 
-Lives here: the messages. Not here: opening the listeners (`http/listener.py`, `commands/starting.py`). It imports
+Lives here: the messages. Not here: opening the listeners (`http/listener.py`, `commands/listen_address.py`). It imports
 no library, so the parent process can use it.
 """
 

@@ -1,0 +1,69 @@
+"""Envoy's admin port, as far as `antiphon up` asks it.
+
+Lives here: one class with the six questions. Not here: when they are asked (`up.py`), the configuration (`envoy/`).
+
+Invariant: an admin port that does not answer is no error here; it is "not ready", "unknown", or nothing at all.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from antiphon.commands.asking import ask
+
+_SECONDS = 5.0
+
+
+class EnvoyAdmin:
+    """`address`: `unix:PATH` or `HOST:PORT`."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    async def is_live(self, seconds: float = _SECONDS) -> bool:
+        """Whether Envoy has initialised and listens, and says so within these seconds."""
+        return await self._ask("GET", "/ready", seconds) is not None
+
+    async def healthy_endpoints(self, *clusters: str) -> int:
+        """How many endpoints of these clusters have passed their health check."""
+        healthy = 0
+        for cluster in (await self._json("/clusters?format=json")).get("cluster_statuses", ()):
+            if cluster["name"] in clusters:
+                for host in cluster.get("host_statuses", ()):
+                    health = host.get("health_status", {})
+                    healthy += not any(health.get(flag) for flag in ("failed_active_health_check", "pending_active_hc"))
+        return healthy
+
+    async def bound_port(self, listener: str) -> int | None:
+        """The port a TCP listener has; None while it is unknown."""
+        for entry in (await self._json("/listeners?format=json")).get("listener_statuses", ()):
+            if entry["name"] == listener:
+                port = entry.get("local_address", {}).get("socket_address", {}).get("port_value")
+                return int(port) if port else None
+        return None
+
+    async def say_leaving(self, seconds: float) -> None:
+        """`/ready` says no from now on, answers say `connection: close` and HTTP/2 connections get a GOAWAY, while
+        everything is served."""
+        await self._ask("POST", "/healthcheck/fail", seconds)
+
+    async def refuse_connections(self, seconds: float) -> None:
+        """Close the public listener. What is in flight goes on, and so do the private listeners it may need."""
+        await self._ask("POST", "/drain_listeners?inboundonly", seconds)
+
+    async def requests_in_flight(self, stat_prefix: str, seconds: float) -> int:
+        """Requests on the listener with this prefix that Envoy has not answered whole; 0 when Envoy is gone."""
+        path = f"/stats?filter=^http\\.{stat_prefix}\\.downstream_rq_active$"
+        body = await self._ask("GET", path, seconds) or b""
+        number = body.decode().rpartition(":")[2].strip()
+        return int(number) if number.isdigit() else 0
+
+    async def _json(self, path: str) -> dict[str, Any]:
+        body = await self._ask("GET", path)
+        answer: dict[str, Any] = json.loads(body) if body else {}
+        return answer
+
+    async def _ask(self, method: str, path: str, seconds: float = _SECONDS) -> bytes | None:
+        """The body of a 200, else None."""
+        return await ask(self._address, path, seconds, method=method)

@@ -1,0 +1,61 @@
+"""The address at which clients connect: whether it is free, and whether it answers.
+
+Lives here: asking the system and the address itself. Not here: who listens there (`up.py`), parsing
+(`antiphon.config`).
+"""
+
+from __future__ import annotations
+
+import socket
+
+from antiphon.commands.asking import ask
+from antiphon.config.section import parse_address
+from antiphon.config.settings import Settings
+from antiphon.doors.listening import why_not
+from antiphon.errors import ConfigError
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_WILDCARDS = ("0.0.0.0", "::")
+
+
+def free_address(listen: str) -> str:
+    """The address as numbers, if it can be listened on.
+
+    Asked here, since Envoy shares a port with whoever else listens on it without a word, and knows no names.
+    """
+    host, port = parse_address(listen)
+    if host == "unix":
+        raise ConfigError(f"listen: {listen} is not HOST:PORT")
+    try:
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        raise ConfigError(f"listen: cannot listen on {listen}: {why_not(error)}") from None
+    return join_address(str(where[0]), port)
+
+
+def refuse_own_upstream(settings: Settings) -> None:
+    """Raise `ConfigError` when an upstream is the address at which clients connect: each request would ask itself."""
+    host, port = parse_address(settings.listen)
+    own = {host, *_LOOPBACK} if host in (*_LOOPBACK, *_WILDCARDS) else {host}
+    for name, upstream in settings.every_upstream.items():
+        there, at = upstream.address
+        if port != 0 and at == port and there in own:
+            section = "upstream" if name == "default" else f"upstreams.{name}"
+            raise ConfigError(
+                f"{section}.url: {upstream.url} is where Antiphon itself listens (listen: {settings.listen}), so that "
+                "each request would ask itself: set the chat server's URL, or another port in listen"
+            )
+
+
+def join_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def answers(where: str, seconds: float) -> bool:
+    """Whether a request through the listener is answered; a wildcard address is asked on this machine."""
+    host, port = parse_address(where)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return await ask(join_address(host, port), "/ready", seconds) is not None
