@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from antiphon.commands.usage import read_by, read_day, show
+from antiphon.commands.admin import read_by, read_day, show_usage
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import PriceSettings, price_of
 from antiphon.engine.ports.usage import UsageSum
@@ -85,7 +85,7 @@ async def _shown(tmp_path: Path, owner: str = "", **asked: object) -> tuple[int,
             )
         flags = {"by": "model", "since": "", "until": "", "json": False, "forget_before": None, "yes": False, **asked}
         out = io.StringIO()
-        return await show(stores.usage, argparse.Namespace(**flags), owner, out), out.getvalue()
+        return await show_usage(stores.usage, argparse.Namespace(**flags), owner, out), out.getvalue()
     finally:
         await stores.aclose()
 

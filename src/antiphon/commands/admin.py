@@ -1,7 +1,6 @@
 """`antiphon admin`: what an operator does with what is kept.
 
-Lives here: the actions and what they print. Not here: those about all at once (`whole_state.py`), what model calls took
-and cost (`usage.py`), the SQL (`stores/`).
+Lives here: the actions and what they print. Not here: those about all at once (`whole_state.py`), the SQL (`stores/`).
 
 `export` writes one JSON object a line, `{"kind": …, "id": …, "of": …, "data": …}`, all of one moment but the files.
 Everything works while servers use the folder; `vacuum` lets their writes wait.
@@ -17,20 +16,22 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
+
+import msgspec
 
 from antiphon.app.keys import known_bodies, lost_keys, new_keys, owner_key
 from antiphon.commands.flags import settings_of
 from antiphon.commands.tables import printable, write_table
-from antiphon.commands.usage import show
 from antiphon.commands.whole_state import backup, move_state, restore, show_keys
 from antiphon.config.settings import Settings
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.engine.ports.owner_data import OwnerData
+from antiphon.engine.ports.usage import KEY, By, UsageStore, UsageSum
 from antiphon.errors import ConfigError
 from antiphon.stores import Stores, backend_of, open_stores
 from antiphon.tools.code_interpreter import OwnersContainers
@@ -38,6 +39,9 @@ from antiphon.tools.code_interpreter import OwnersContainers
 _KINDS = ("responses", "conversations", "prompts", "files", "vector_stores", "containers")
 _PART = 1 << 20
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]")
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
+_COUNTED = ("calls", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+_ESTIMATED = ("estimated_calls", "estimated_input_tokens", "estimated_output_tokens")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -153,7 +157,7 @@ async def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
     asked = arguments.owner is not None or arguments.token_env is not None
     owner = _owner(arguments, settings) if asked else ""
     async with aclosing(await _stores(settings)) as stores:
-        return await show(stores.usage, arguments, owner)
+        return await show_usage(stores.usage, arguments, owner)
 
 
 async def _purge(settings: Settings) -> str:
@@ -251,3 +255,61 @@ async def _delete(settings: Settings, owner: str, *, sure: bool) -> int:
         await data.delete(owner)
     print(f"Deleted {counted}. Run 'antiphon admin vacuum' to give the space back.")
     return 0
+
+
+# What model calls took and cost
+
+
+def read_by(text: str) -> tuple[By, ...]:
+    """What sums are told apart by. Raises `ConfigError`."""
+    named = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in named:
+        if name not in KEY:
+            raise ConfigError(f"--by {name}: there is {', '.join(KEY)}")
+    return cast("tuple[By, ...]", named)
+
+
+def read_day(flag: str, text: str) -> str:
+    """A day, or nothing. Raises `ConfigError`."""
+    if text and not _DAY.fullmatch(text):
+        raise ConfigError(f"{flag} {text}: write the day as YYYY-MM-DD")
+    return text
+
+
+async def show_usage(store: UsageStore, arguments: argparse.Namespace, owner: str, out: TextIO = sys.stdout) -> int:
+    """Print what was asked for, or forget it. Raises `ConfigError` and `StoreError`."""
+    if arguments.forget_before is not None:
+        before = read_day("--forget-before", arguments.forget_before)
+        if not arguments.yes:
+            out.write(f"Would delete the sums of all days before {before}. Say --yes to do it.\n")
+            return 1
+        out.write(f"gone: {await store.forget(before)} sums\n")
+        return 0
+    by = read_by(arguments.by)
+    since, until = read_day("--since", arguments.since), read_day("--until", arguments.until)
+    sums = await store.sums(by, since=since, until=until, owner=owner)
+    if arguments.json:
+        for one in sums:
+            told = msgspec.structs.asdict(one)
+            named = {name: value for name, value in told.items() if name in by or name not in KEY}
+            out.write(msgspec.json.encode({**named, "cost": one.cost / 1e6}).decode() + "\n")
+    else:
+        _usage_table(sums, by, out)
+    return 0
+
+
+def _usage_table(sums: Sequence[UsageSum], by: tuple[By, ...], out: TextIO) -> None:
+    estimated = any(one.estimated_calls for one in sums)
+    numbers = (*_COUNTED, *(_ESTIMATED if estimated else ()))
+    rows = [[*by, *numbers, "cost"]]
+    rows += [
+        [
+            *(printable(getattr(one, name)) for name in by),
+            *(str(getattr(one, name)) for name in numbers),
+            f"{one.cost / 1e6:.6f}",
+        ]
+        for one in sums
+    ]
+    write_table(rows, out, left=len(by))
+    if estimated:
+        out.write("(estimated: calls whose upstream did not say, a quarter of the bytes; the cost is of both)\n")

@@ -98,17 +98,9 @@ def advice(name: str, known: Iterable[str]) -> str:
         return f"; did you mean {usual}?"
     for near in difflib.get_close_matches(name, names):
         # The section that both are in makes two names no more alike.
-        cut = max(_section_end(name, near, one) for one in _SEPARATORS)
+        common = next(name[:end] for end in range(len(name), -1, -1) if near.startswith(name[:end]))
+        cut = max(common.rfind(one) + len(one) if one in common else 0 for one in _SEPARATORS)
         close = difflib.SequenceMatcher(None, name[cut:], near[cut:]).ratio() >= _CLOSE
         if close and (name, near) not in _NOT_MEANT:
             return f"; did you mean {near}?"
     return ""
-
-
-def _section_end(name: str, other: str, separator: str) -> int:
-    """Where the last separator ends before which both names are the same, or 0."""
-    end = name.rfind(separator) + len(separator) if separator in name else 0
-    while end and not other.startswith(name[:end]):
-        at = name.rfind(separator, 0, end - len(separator))
-        end = at + len(separator) if at >= 0 else 0
-    return end

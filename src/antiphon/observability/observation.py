@@ -284,22 +284,12 @@ class Observation:
                 telemetry.ledger.note(Spent(self._owner, model, upstream, usage, estimated, cost))
         return total
 
-    def _tokens(self) -> dict[str, int]:
-        used = self._used
-        if len(used) == 1:
-            _, one, estimated = used[0]
-            return {
-                "estimated": estimated,
-                "input_tokens": one.input_tokens,
-                "cached_tokens": one.cached_tokens,
-                "output_tokens": one.output_tokens,
-                "reasoning_tokens": one.reasoning_tokens,
-            }
-        counted = [usage for _, usage, _ in used]
-        return {
-            "estimated": any(estimated for _, _, estimated in used),
-            "input_tokens": sum(usage.input_tokens for usage in counted),
-            "cached_tokens": sum(usage.cached_tokens for usage in counted),
-            "output_tokens": sum(usage.output_tokens for usage in counted),
-            "reasoning_tokens": sum(usage.reasoning_tokens for usage in counted),
-        }
+    def _tokens(self) -> dict[str, int | bool]:
+        told = {"estimated": False, "input_tokens": 0, "cached_tokens": 0, "output_tokens": 0, "reasoning_tokens": 0}
+        for _, usage, estimated in self._used:
+            told["estimated"] |= estimated
+            told["input_tokens"] += usage.input_tokens
+            told["cached_tokens"] += usage.cached_tokens
+            told["output_tokens"] += usage.output_tokens
+            told["reasoning_tokens"] += usage.reasoning_tokens
+        return told

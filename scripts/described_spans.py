@@ -1,0 +1,136 @@
+"""What is said of spans and their attributes: `docs/traces.md` is made of these tables, and tests hold the spans that
+are made against them.
+
+Lives here: every span and every attribute of ours. Not here: their names (`observability/span_names.py`), who sets
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from antiphon.observability.span_names import (
+    ATTEMPT,
+    CACHE_WRITE_TOKENS,
+    CACHED_TOKENS,
+    CHAT,
+    CODE,
+    DATA_SOURCE,
+    DB_OPERATION,
+    DB_SYSTEM,
+    DOOR,
+    ERROR,
+    EXECUTE_TOOL,
+    FAULT,
+    FIRST_CHUNK,
+    INPUT_MESSAGES,
+    INPUT_TOKENS,
+    JOB,
+    METHOD,
+    MODEL,
+    OPERATION,
+    OUTCOME,
+    OUTPUT_MESSAGES,
+    OUTPUT_TOKENS,
+    PROVIDER,
+    REASONING_TOKENS,
+    REQUEST,
+    REQUEST_ID,
+    RESPONSE_ID,
+    RETRIEVAL,
+    ROUTE,
+    STATUS,
+    STORE,
+    STREAMED,
+    TOOL_ARGUMENTS,
+    TOOL_CALL,
+    TOOL_NAME,
+    TOOL_RESULT,
+    TOOL_TYPE,
+    TURN,
+    UPSTREAM,
+    Kind,
+)
+
+MEANINGS: Mapping[str, str] = {
+    METHOD: "`POST`; a turn of a WebSocket has none",
+    ROUTE: "`/v1/responses`",
+    STATUS: "of a model call the upstream's; of a request that failed what its client got",
+    ERROR: "why the span failed: an error's code, whose fault, a status or an exception's name",
+    DB_SYSTEM: "`sqlite`",
+    DB_OPERATION: "as in `storage_operations_total`",
+    OPERATION: "`chat`, `execute_tool` or `retrieval`",
+    PROVIDER: "`openai_compatible`",
+    MODEL: "the model as it was asked for",
+    STREAMED: "whether the client asked for a stream",
+    RESPONSE_ID: "the response's id",
+    FIRST_CHUNK: "seconds from the call to the first bytes of its answer",
+    INPUT_TOKENS: "what the call took, as its upstream counted it (or estimated from sizes)",
+    OUTPUT_TOKENS: "what it made",
+    CACHED_TOKENS: "of the input what the upstream had in its cache",
+    CACHE_WRITE_TOKENS: "of the input what it put there",
+    REASONING_TOKENS: "of the output",
+    INPUT_MESSAGES: "what the model was asked, as JSON",
+    OUTPUT_MESSAGES: "what came of it, as JSON",
+    TOOL_NAME: "the tool's name, of an MCP tool its own",
+    TOOL_TYPE: "its type in `tools`",
+    TOOL_CALL: "the call's id",
+    TOOL_ARGUMENTS: "what the model called it with",
+    TOOL_RESULT: "what it gave",
+    DATA_SOURCE: "ids of the vector stores",
+    DOOR: "`relay`, `drive`, `http`, `websocket` or `background`",
+    OUTCOME: "as in `responses_total`",
+    FAULT: "whose, of one that failed, as in `responses_total`",
+    CODE: "the error's code",
+    UPSTREAM: "a name of `upstreams`, or `default`",
+    REQUEST_ID: "the request's id, as in log lines and answers",
+    ATTEMPT: "which run of the background response it is, from 1",
+}
+"""Every attribute that spans of ours have."""
+
+CONTENT = (INPUT_MESSAGES, OUTPUT_MESSAGES, TOOL_ARGUMENTS, TOOL_RESULT)
+"""What is there only with `tracing.content`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedSpan:
+    """A span as its reader sees it; `error.type` may be on each."""
+
+    name: str
+    kind: Kind
+    text: str
+    attributes: tuple[str, ...]
+
+
+_OF_RESPONSE = (DOOR, OUTCOME, FAULT, CODE, STATUS, REQUEST_ID, RESPONSE_ID, MODEL, STREAMED, OUTPUT_MESSAGES)
+SPANS = (
+    DescribedSpan(
+        REQUEST, "server", "a request for a response, from its head to its end", (METHOD, ROUTE, *_OF_RESPONSE)
+    ),
+    DescribedSpan(TURN, "server", "the same of a WebSocket's turn", (ROUTE, *_OF_RESPONSE)),
+    DescribedSpan(
+        JOB,
+        "consumer",
+        "one run of a background response: within the request that left it, and linked to it",
+        (ATTEMPT, *_OF_RESPONSE),
+    ),
+    DescribedSpan(
+        f"{CHAT} {{model}}",
+        "client",
+        "one model call",
+        (
+            *(OPERATION, PROVIDER, MODEL, UPSTREAM, STATUS, FIRST_CHUNK, INPUT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS),
+            *(CACHE_WRITE_TOKENS, REASONING_TOKENS, INPUT_MESSAGES),
+        ),
+    ),
+    DescribedSpan(
+        f"{EXECUTE_TOOL} {{tool}}",
+        "internal",
+        "one run of a hosted tool",
+        (OPERATION, TOOL_NAME, TOOL_TYPE, TOOL_CALL, TOOL_ARGUMENTS, TOOL_RESULT),
+    ),
+    DescribedSpan(RETRIEVAL, "client", "one search in vector stores", (OPERATION, DATA_SOURCE)),
+    DescribedSpan(f"{STORE} {{operation}}", "client", "one operation of a store", (DB_SYSTEM, DB_OPERATION)),
+)
+"""Every span of ours."""
