@@ -21,7 +21,7 @@ from antiphon.observability.metric_names import METRICS, RESTARTS
 from antiphon.observability.span_names import ERROR
 from antiphon.translation.field_support import GROUPS, support_of
 from antiphon.translation.profiles import PROFILES, UpstreamProfile
-from antiphon.translation.profiles.families import FAMILIES
+from antiphon.translation.profiles.profile import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 # What reads the table of routes is used by tests as well.
@@ -393,12 +393,10 @@ client's. No key is ever printed.
 _ADDING = """
 ## Adding a server
 
-One file in `src/antiphon/translation/profiles`, like the others: a `PROFILE` whose flags each have their reason
-beside them, and a line in `__init__.py` there. A server that needs only a name and a host is a line of
-`translation/profiles/plain.py`. What belongs to a family of models wherever it runs goes into
-`translation/profiles/families.py`. Then put a recording into
-`tests/recordings/chat` and a test that fails without the flag into `tests/unit/translation/test_profiles.py`, and run
-`scripts/docs`.
+A row in `src/antiphon/translation/profiles/vendors.py`, like the others: its flags each have their reason beside them.
+What belongs to a family of models wherever it runs goes into `FAMILIES` in `translation/profiles/profile.py`. Then put
+a recording into `tests/recordings/chat` and a test that fails without the flag into
+`tests/unit/translation/test_profiles.py`, and run `scripts/docs`.
 """
 
 

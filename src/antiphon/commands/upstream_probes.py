@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamCallFailed
 from antiphon.redaction import redacted
-from antiphon.translation.profiles.signs import named_by_list
+from antiphon.translation.profiles import named_by_list
 from antiphon.types.json import decode_any
 from antiphon.types.transport import Headers
 from antiphon.upstream.client import HttpUpstream

@@ -33,8 +33,7 @@ from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoute, corrected
 from antiphon.errors import AntiphonError
-from antiphon.translation.profiles import PROFILES, UpstreamProfile
-from antiphon.translation.profiles.signs import named_by_list
+from antiphon.translation.profiles import PROFILES, UpstreamProfile, named_by_list
 from antiphon.upstream.client import TLS_FAILED, HttpUpstream
 from antiphon.upstream.http import UpstreamTarget
 

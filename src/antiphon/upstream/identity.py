@@ -1,6 +1,6 @@
 """Upstreams whose profile nobody named are asked what they are, once they can be reached.
 
-Lives here: when they are asked, and for how long. Not here: the signs (`translation/profiles/signs.py`), what a profile
+Lives here: when they are asked, and for how long. Not here: the signs (`translation/profiles`), what a profile
 changes (`engine/exchange/model_routes.py`).
 
 Invariant: no request waits for it. An upstream is asked until it has answered once, less and less often, with the
@@ -19,7 +19,7 @@ import structlog
 
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
-from antiphon.translation.profiles.signs import named_by_list
+from antiphon.translation.profiles import named_by_list
 from antiphon.types.json import decode_any
 
 _log = structlog.get_logger(__name__)

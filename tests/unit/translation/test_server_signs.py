@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.translation.profiles import PROFILES
-from antiphon.translation.profiles.signs import named_by_list
+from antiphon.translation.profiles import PROFILES, named_by_list
 
 
 def _list(*owners: Any) -> dict[str, Any]:

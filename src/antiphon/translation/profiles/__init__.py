@@ -1,83 +1,28 @@
 """Upstream profiles: what is special about a chat server, as data.
 
-Lives here: the registry, and the choice by name or host. Not here: the type (`profile.py`), code that acts on the flags
-(the translators).
+Lives here: the registry, the choice by name or host, and by the signs in a server's list of models. Not here: the type
+and families of models (`profile.py`), the vendors (`vendors.py`), asking for a list (`upstream/identity.py`, and with
+more paths `antiphon doctor`), code that acts on the flags (the translators).
 
-To add a vendor: a file like the others, with one `PROFILE` whose flags each have their reason beside them, and a line
-in `_VENDORS`. Vendors that need nothing but a name and a host are lines of `plain.py`.
+To add a vendor: a row in `vendors.py` whose flags each have their reason beside them.
 
-Invariant: a profile never changes; translators ask for flags, never for names.
+Invariants: a profile never changes; translators ask for flags, never for names; a server whose list says nothing is
+`""`, never a guess.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from antiphon.translation.profiles import (
-    azure,
-    bedrock,
-    cerebras,
-    dashscope,
-    databricks,
-    deepseek,
-    gemini,
-    groq,
-    llamacpp,
-    lmstudio,
-    mistral,
-    ollama,
-    openai,
-    openrouter,
-    perplexity,
-    plain,
-    snowflake,
-    vllm,
-    xai,
-    zai,
-)
-from antiphon.translation.profiles.families import ModelNote, on_models
 from antiphon.translation.profiles.profile import UpstreamProfile, read_flags, with_flags
+from antiphon.translation.profiles.vendors import VENDORS
 
-__all__ = [
-    "PROFILES",
-    "ModelNote",
-    "UpstreamProfile",
-    "choose_profile",
-    "on_models",
-    "read_flags",
-    "with_flags",
-]
-
-_VENDORS = (
-    azure,
-    bedrock,
-    cerebras,
-    dashscope,
-    databricks,
-    deepseek,
-    gemini,
-    groq,
-    llamacpp,
-    lmstudio,
-    mistral,
-    ollama,
-    openai,
-    openrouter,
-    perplexity,
-    snowflake,
-    vllm,
-    xai,
-    zai,
-)
+__all__ = ["PROFILES", "UpstreamProfile", "choose_profile", "named_by_list", "read_flags", "with_flags"]
 
 PROFILES: dict[str, UpstreamProfile] = {
     "generic": UpstreamProfile("generic", title="any other chat server"),
-    **{
-        profile.name: profile
-        for profile in sorted(
-            (*(vendor.PROFILE for vendor in _VENDORS), *plain.PROFILES), key=lambda profile: profile.name
-        )
-    },
+    **{profile.name: profile for profile in VENDORS},
 }
 """Every profile by name, `generic` first."""
 
@@ -87,3 +32,23 @@ def choose_profile(name: str, host: str, profiles: Mapping[str, UpstreamProfile]
     if name == "auto":
         return next((profile for profile in profiles.values() if profile.serves(host.lower())), PROFILES["generic"])
     return profiles[name]
+
+
+_OWNERS = {
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "llamacpp": "llamacpp",
+    "library": "ollama",
+    "organization_owner": "lmstudio",
+}
+_SERVERS = {"llama.cpp": "llamacpp", "vllm": "vllm", "sglang": "sglang"}
+
+
+def named_by_list(listed: Any, server: str) -> str:
+    """The profile's name; `listed` is the decoded body of a list of models, `server` the header of that name."""
+    entries = listed.get("data") if isinstance(listed, dict) else None
+    for entry in entries if isinstance(entries, list) else ():
+        owner = entry.get("owned_by") if isinstance(entry, dict) else None
+        if isinstance(owner, str) and owner in _OWNERS:
+            return _OWNERS[owner]
+    return next((profile for sign, profile in _SERVERS.items() if sign in server.lower()), "")

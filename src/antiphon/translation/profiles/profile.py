@@ -1,9 +1,11 @@
 """The profile type: every question a translator may ask about an upstream.
 
-Lives here: the flags, their defaults, and how a model narrows them. Not here: any vendor (a file each, listed in
-`__init__.py`), what holds for a family of models wherever it is served (`families.py`).
+Lives here: the flags, their defaults, how a model narrows them, and what holds for a family of models wherever it is
+served: flags that belong to the model (its chat template, its tokenizer), not to the server. Not here: any vendor
+(`vendors.py`).
 
-Invariant: the defaults survive every server that was ever recorded; a flag is set only where that is not the best.
+Invariants: the defaults survive every server that was ever recorded; a flag is set only where that is not the best;
+every family names its evidence: a recording (under `tests/recordings/chat`) or where it is documented.
 """
 
 from __future__ import annotations
@@ -17,9 +19,32 @@ from typing import Any, Literal, get_args, get_type_hints
 import msgspec
 
 from antiphon.translation.parameters import EVERY_PARAMETER
-from antiphon.translation.profiles.families import FAMILIES, ModelNote
 
-__all__ = ["UpstreamProfile", "read_flags", "with_flags"]
+
+@dataclass(frozen=True, slots=True)
+class ModelNote:
+    """What is different for models whose name (in lower case) fits one of the globs."""
+
+    patterns: tuple[str, ...]
+    changes: tuple[tuple[str, Any], ...]
+
+    def fits(self, model: str) -> bool:
+        """Whether a name in lower case is meant."""
+        return any(fnmatchcase(model, pattern) for pattern in self.patterns)
+
+
+def on_models(*patterns: str, **changes: Any) -> ModelNote:
+    """`on_models("qwen/*", logprobs=False)`: flags that differ for these models."""
+    return ModelNote(patterns, tuple(changes.items()))
+
+
+FAMILIES: tuple[ModelNote, ...] = (
+    # The template opens the reasoning: only its end is in the answer. azure/req_llm-azure-mai-ds-r1-multi-tool.
+    on_models("*mai-ds-r1*", think="opened"),
+    # "Tool call id was … but must be a-z, A-Z, 0-9, with a length of 9": Mistral's API (error code 3280) and the chat
+    # templates of its open models, so every server of them; github.com/ml-explore/mlx-lm/issues/1375.
+    on_models("*mistral*", "*ministral*", "*mixtral*", "*codestral*", "*devstral*", "*magistral*", call_ids="nine"),
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
