@@ -18,9 +18,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from antiphon.translation.call_items import HOSTED
 from antiphon.translation.chat_content import KNOWN_PARTS
 from antiphon.translation.field_support import all_names
-from antiphon.translation.hosted_items import HOSTED
 from antiphon.translation.item_kinds import KNOWN_ITEMS, members_of
 from antiphon.translation.read_tools import TOOL_MEMBERS
 from antiphon.types.items import KnownPart

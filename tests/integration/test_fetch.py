@@ -16,7 +16,7 @@ from antiphon.app.outgoing import make_fetcher
 from antiphon.config.limits import FetchSettings
 from antiphon.config.settings import load_settings
 from antiphon.errors import ApiError, ConfigError
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from antiphon.upstream.addresses import AddressRule
 from antiphon.upstream.fetch import GuardedFetcher, _only_to
 from antiphon.upstream.fetch import Names as SystemNames

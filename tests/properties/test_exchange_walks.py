@@ -32,7 +32,7 @@ from antiphon.engine.ports.state import StoredResponse
 from antiphon.errors import ApiError, ExchangeStateError, NotFound, StoreError
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.transport import UpstreamError, UpstreamFault
 from tests.support.exchanges import JSON, SSE, limits, make_exchange
 from tests.support.hosted_tools import ScriptedTools

@@ -31,6 +31,8 @@ from antiphon.errors import ApiError, NotFound, UpstreamFailed
 from antiphon.redaction import KnownSecrets, bearer_token
 from antiphon.translation.own_credentials import is_about_the_key, own_credentials_refused
 from antiphon.translation.upstream_errors import map_upstream_answer
+from antiphon.known_secrets import KnownSecrets, bearer_token
+from antiphon.translation.upstream_errors import is_about_the_key, map_upstream_answer, own_credentials_refused
 from antiphon.types.json import decode_any
 from antiphon.types.transport import Headers, header_value
 

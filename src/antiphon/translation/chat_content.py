@@ -1,7 +1,8 @@
 """Content parts of Responses items become chat content.
 
-Lives here: strings and parts of messages and of tool outputs, by what the upstream takes. Not here: which message they
-go into (`chat_messages.py`), fetching and reading files (`engine/running/runner.py`).
+Lives here: strings and parts of messages and of tool outputs, by what the upstream takes; which files they name, once
+the translation has met one, and which of those may be missing. Not here: which message they go into
+(`chat_messages.py`), fetching and reading files (`engine/running/runner.py`).
 
 Invariant: text is spliced, never decoded; a part that cannot be expressed is a 400 that names it.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -26,16 +27,14 @@ from antiphon.errors import (
     mutually_exclusive,
     unsupported_parameter,
 )
-from antiphon.translation.file_urls import FileNotFetched
 from antiphon.translation.foreign_items import ENCRYPTED_OUTPUT
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request_checks import known_choice, read_value, required
-from antiphon.types.file_kinds import BYTES, FIRST_BYTES, image_type, is_text
-from antiphon.types.files import FetchedFile
-from antiphon.types.items import InputPart, KnownPart
+from antiphon.types.file_kinds import BYTES, FIRST_BYTES, FetchedFile, image_type, is_text
+from antiphon.types.items import InputItem, InputPart, KnownPart
 from antiphon.types.json import ABSENT, encode, first, fragment_of, given, quoted
 from antiphon.types.tolerance import Tolerance
-from antiphon.types.views import ChatImage
+from antiphon.types.views import ChatImage, FilePart, StoredParts
 
 _PARTS: Final = msgspec.json.Decoder(list[InputPart])
 _KNOWN_PARTS: Final = msgspec.json.Decoder(list[KnownPart])
@@ -353,3 +352,72 @@ def _decoded(where: str, data: bytes) -> bytes:
 
 def _unsupported(where: str, what: str) -> InvalidRequest:
     return unsupported_parameter(f"Invalid '{where}': {what}", where)
+
+
+# Which files a request wants fetched or read: one without them costs nothing, and what cannot be read is left to the
+# translation, where it is an error.
+
+_GONE: Final = FetchedFile("unavailable.txt", "text/plain", b"[This file is no longer available.]")
+
+
+_FILE_PARTS: Final = msgspec.json.Decoder(list[FilePart])
+_STORED: Final = msgspec.json.Decoder(StoredParts)
+
+
+class FileNotFetched(InvalidRequest):
+    """The translation met a `file_url` or `file_id` whose file is not there (yet): the files are to be fetched, and it
+    begins again.
+
+    A client sees it only for a file that a second translation still misses.
+    """
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"The file of '{where}' was not fetched.", param=where, code="file_download_failed")
+
+
+def file_urls(items: Iterable[InputItem | StoredParts]) -> list[str]:
+    """The URLs in messages and tool outputs, in their order, with repetitions."""
+    return [part.file_url for part in _file_parts_of(items) if _is_fetched(part) and part.file_url]
+
+
+def file_ids(items: Iterable[InputItem | StoredParts]) -> list[str]:
+    """The ids of files in messages and tool outputs, pictures among them."""
+    return [part.file_id for part in _file_parts_of(items) if part.file_id and not _is_fetched(part)]
+
+
+def stored_parts(bodies: Iterable[bytes]) -> list[StoredParts]:
+    """Items as they are stored, for the contents that have parts."""
+    return [_STORED.decode(body) for body in bodies]
+
+
+def forgive_history(
+    files: Mapping[str, FetchedFile | ApiError], input_names: Iterable[str]
+) -> dict[str, FetchedFile | ApiError]:
+    """The files, with a note for the model in place of each that could not be fetched and that only history names.
+
+    A conversation must go on after a signed URL has expired or a file was deleted; what this request itself names stays
+    an error.
+    """
+    named = set(input_names)
+    return {name: _GONE if isinstance(file, ApiError) and name not in named else file for name, file in files.items()}
+
+
+def _is_fetched(part: FilePart) -> bool:
+    # A part with both is taken by its URL, as the translation does.
+    return part.type == "input_file" and part.file_url is not None
+
+
+def _file_parts_of(items: Iterable[InputItem | StoredParts]) -> Iterator[FilePart]:
+    return (part for item in items for raw in (item.content, item.output) for part in _file_parts(raw))
+
+
+def _file_parts(raw: Raw) -> list[FilePart]:
+    if first(raw) == b"{":
+        # One part, not in a list.
+        raw = Raw(b"[%b]" % bytes(raw))
+    if first(raw) != b"[":
+        return []
+    try:
+        return _FILE_PARTS.decode(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        return []

@@ -2,9 +2,8 @@
 
 Lives here: order and grouping. A turn's reasoning, text and calls are one assistant message; a call's output follows
 directly after it, wherever the client put it; system and developer messages are one system message at the beginning,
-later ones too unless the server takes them anywhere. Not here: the messages of one
-such turn (`chat_turn.py`), content parts (`chat_content.py`), calls and outputs (`call_items.py`), hosted tools
-(`hosted_items.py`), the rest of the chat request (`chat_request.py`).
+later ones too unless the server takes them anywhere. Not here: content parts (`chat_content.py`), calls and outputs
+(`call_items.py`), the rest of the chat request (`chat_request.py`).
 
 Invariants: every tool message answers exactly one call before it, every call is answered, and nothing but tool messages
 stands between a call and its answers (chat servers refuse anything else). What a tool said is a tool message, whenever
@@ -18,12 +17,21 @@ from collections.abc import Iterable
 from typing import Final
 
 import msgspec
-from msgspec import Raw
+from msgspec import UNSET, Raw
 
 from antiphon.errors import InvalidRequest, invalid_parameter, invalid_value, missing_parameter
-from antiphon.translation.call_items import APPROVED, CALLS, NAMED_OUTPUTS, OUTPUTS, call_of, native_output
+from antiphon.translation.call_items import (
+    APPROVED,
+    CALLS,
+    HOSTED,
+    NAMED_OUTPUTS,
+    OUTPUTS,
+    call_of,
+    hosted_call,
+    native_output,
+    told,
+)
 from antiphon.translation.chat_content import ContentRules, joined_text, message_content, output_content
-from antiphon.translation.chat_turn import write_turn
 from antiphon.translation.compaction import COMPACTIONS
 from antiphon.translation.foreign_items import (
     COMPACTED_ELSEWHERE,
@@ -34,18 +42,51 @@ from antiphon.translation.foreign_items import (
     agent_content,
     agent_thought,
 )
-from antiphon.translation.hosted_items import HOSTED, hosted_call, told
 from antiphon.translation.item_kinds import READ_BEFORE, unknown_item
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request_checks import check_choice, required
 from antiphon.translation.think_tags import only_thought
-from antiphon.translation.tool_map import ToolMap, flat_name
+from antiphon.translation.tool_map import ToolMap, fitting_call_id, flat_name
 from antiphon.translation.values import ItemSources, Turn
-from antiphon.types.chat import ChatMessage
+from antiphon.types.chat import ChatMessage, ChatToolCall, ChatToolCallFunction
 from antiphon.types.items import InputItem
-from antiphon.types.json import ABSENT, first, fragment_of, given, quoted
+from antiphon.types.json import ABSENT, NULL, first, fragment_of, given, quoted
 from antiphon.types.shown import ShownCall, shown_of
 from antiphon.types.views import PlainMessage, SealedReasoning
+
+
+def _write_turn(turn: Turn, messages: list[ChatMessage], profile: UpstreamProfile) -> None:
+    """The assistant message, its tool messages (one for each call, in order), and the images behind them."""
+    reasoning = rb"\n\n".join(part for part in turn.reasoning if part)
+    nine = profile.call_ids == "nine"
+    ids = [fitting_call_id(call_id, nine=nine) for call_id, _, _ in turn.calls]
+    message = ChatMessage(
+        role="assistant",
+        content=quoted(b"".join(turn.text)) if turn.text else NULL,
+        tool_calls=[
+            ChatToolCall(id=call_id, function=ChatToolCallFunction(name=name, arguments=arguments))
+            for call_id, (_, name, arguments) in zip(ids, turn.calls, strict=True)
+        ]
+        or UNSET,
+    )
+    if reasoning and profile.replay_reasoning != "off":
+        setattr(message, profile.replay_reasoning, quoted(reasoning))
+    if turn.signatures and profile.replay_signatures and message.tool_calls:
+        for number, signature in turn.signatures.items():
+            message.tool_calls[number].extra_content = signature
+    if turn.details and profile.replay_details:
+        message.reasoning_details = Raw(b"[%b]" % b",".join(bytes(detail) for detail in turn.details))
+    messages.append(message)
+    for number, call_id in enumerate(ids):
+        messages.append(ChatMessage(role="tool", tool_call_id=call_id, content=quoted(turn.outputs[number])))
+    if turn.images:
+        # The tool role takes text only: images follow in a user message that says whose they are.
+        parts = b",".join([_NOT_THE_USERS, *(bytes(part) for part in turn.images)])
+        messages.append(ChatMessage(role="user", content=Raw(b"[%b]" % parts)))
+
+
+_NOT_THE_USERS: Final = b'{"type":"text","text":"From the outputs of the tools above; the user did not send this:"}'
+
 
 _ROLES: Final = ("user", "assistant", "system", "developer")
 
@@ -81,7 +122,7 @@ def translate_items(
     for entry in entries:
         if isinstance(entry, Turn):
             leading = False
-            write_turn(entry, messages, profile)
+            _write_turn(entry, messages, profile)
         elif entry.role != "user" and (leading or not profile.system_anywhere):
             # Many templates fail on a system message that is not the first: its words keep their rank, not their place.
             system.append(bytes(entry.content)[1:-1])

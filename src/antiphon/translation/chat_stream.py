@@ -18,17 +18,14 @@ from msgspec import Raw
 
 from antiphon.redaction import KnownSecrets
 from antiphon.translation.alike import Alike
-from antiphon.translation.annotations import Annotations
-from antiphon.translation.answer_ending import ending_by, failed, finish_of, plain_finish, reported
+from antiphon.translation.answer_ending import IdleBytes, ending_by, failed, finish_of, plain_finish, reported
+from antiphon.translation.beside_text import Annotations, ReasoningDetails, last_logprobs, read_logprobs
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk, read_transcript
 from antiphon.translation.citations import Citations
 from antiphon.translation.event_reader import EventReader
-from antiphon.translation.idle_bytes import IdleBytes
-from antiphon.translation.logprobs import last_logprobs, read_logprobs
 from antiphon.translation.open_items import TextOf
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.reasoning_details import ReasoningDetails
 from antiphon.translation.response_draft import OutputTooLarge
 from antiphon.translation.sse import EventTooLarge
 from antiphon.translation.think_tags import ThinkTags

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.hosted_items import known_id
+from antiphon.translation.call_items import known_id
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.read_tools import (
     SEARCHED,

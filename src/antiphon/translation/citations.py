@@ -1,7 +1,7 @@
 """Citations of what tools found: marks in the model's text become annotations.
 
 Lives here: the mark a model writes, taking it out of the text as it streams, and the annotation in its place. Not here:
-annotations that the upstream makes itself (`annotations.py`), running tools.
+annotations that the upstream makes itself (`beside_text.py`), running tools.
 
 A tool's result shows each source with its mark, `【3】`, and the model repeats the mark behind what it took from there.
 Models write variants of it (`【3†source】`, `【3, 4】`); all of them are understood. What only looks like a mark stays.

@@ -2,7 +2,7 @@
 
 Lives here: what agents tell each other (`agent_message`), reasoning in Codex's older form (`agent_reasoning`), notes in
 place of what only its maker can open. Not here: where the messages stand (`chat_messages.py`), items of hosted tools
-(`hosted_items.py`).
+(`call_items.py`).
 
 Sources: `AgentMessage` of OpenAI's beta types; Codex's rollouts of July 2026 (`agent_reasoning`); Codex since 0.138,
 which puts what one agent tells another into an `encrypted_content` part, because OpenAI's server has encrypted it by

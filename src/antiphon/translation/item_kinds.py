@@ -15,10 +15,9 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest, invalid_value, unsupported_parameter
-from antiphon.translation.call_items import CALLS, OUTPUTS
+from antiphon.translation.call_items import CALLS, HOSTED, OUTPUTS
 from antiphon.translation.compaction import COMPACTIONS
 from antiphon.translation.foreign_items import FOREIGN_MESSAGES, FOREIGN_REASONING
-from antiphon.translation.hosted_items import HOSTED
 from antiphon.types.items import InputItem, KnownItem
 from antiphon.types.tolerance import Tolerance
 

@@ -1,22 +1,30 @@
 """Calls of shells, patches and tool searches: a chat function's arguments become the client's own form.
 
-Lives here: reading those arguments into items, and writing earlier items back as arguments. Not here: which functions
-stand for them (`chat_tools.py`).
+Lives here: reading those arguments into items, what comes between such a call's added and done events, and writing
+earlier items back as arguments. Not here: which functions stand for them (`chat_tools.py`), indices and numbers
+(`builder.py`).
+
+Such a call is emitted once its arguments are whole, so each text has one delta. Grammar and fields as observed: an item
+is added empty, a shell tells its commands one by one, a patch its diff (none when a file is deleted), the others
+nothing.
 
 Invariant: what does not have the form is no such item (the caller emits a function call instead), so no client runs
-half a command.
+half a command; the deltas join to what the item holds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import msgspec
 from msgspec import Raw
 
 from antiphon.translation.tool_map import CallKind
+from antiphon.types import events as ev
 from antiphon.types.items import ApplyPatchCall, LocalShellCall, NativeCall, ShellCall, ToolSearchCall
 from antiphon.types.json import decode_any, encode, first
+from antiphon.types.views import PatchOperation, ShellAction
 
 NATIVE_PREFIXES: Final = {
     CallKind.LOCAL_SHELL: "lsh",
@@ -121,3 +129,37 @@ def _whole(value: Any) -> int | None:
 
 def _as_string(value: Any) -> Raw:
     return Raw(encode(encode(value).decode()))
+
+
+_NO_COMMANDS: Final = Raw(b'{"commands":[],"timeout_ms":null,"max_output_length":null}')
+_NO_COMMAND: Final = Raw(b'{"type":"exec","command":[],"env":{}}')
+_NOTHING: Final = Raw(b"{}")
+
+
+def native_events(item: NativeCall, index: int, number: Callable[[], int]) -> Iterator[ev.Event]:
+    """All events of a finished call, in order; `number` gives the next sequence number."""
+    if isinstance(item, ShellCall):
+        yield ev.OutputItemAdded(number(), index, _opened(item, action=_NO_COMMANDS))
+        commands = msgspec.json.decode(item.action, type=ShellAction).commands
+        for place, command in enumerate(commands):
+            yield ev.ShellCommandAdded(number(), index, place, "")
+            yield ev.ShellCommandDelta(number(), index, place, command)
+            yield ev.ShellCommandDone(number(), index, place, command)
+    elif isinstance(item, ApplyPatchCall):
+        operation = msgspec.json.decode(item.operation, type=PatchOperation)
+        diff, operation.diff = operation.diff, operation.diff and ""
+        yield ev.OutputItemAdded(number(), index, _opened(item, operation=Raw(encode(operation))))
+        if diff is not None:
+            if diff:
+                yield ev.ApplyPatchDiffDelta(number(), item.id, index, diff)
+            yield ev.ApplyPatchDiffDone(number(), item.id, index, diff)
+    elif isinstance(item, LocalShellCall):
+        yield ev.OutputItemAdded(number(), index, _opened(item, action=_NO_COMMAND))
+    else:
+        yield ev.OutputItemAdded(number(), index, _opened(item, arguments=_NOTHING))
+    yield ev.OutputItemDone(number(), index, item)
+
+
+def _opened(item: NativeCall, **empty: Raw) -> NativeCall:
+    """The item as it is before anything is known of it."""
+    return msgspec.structs.replace(item, status="in_progress", **empty)

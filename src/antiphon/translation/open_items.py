@@ -2,7 +2,7 @@
 
 Lives here: which events an item of each kind has, and what its text becomes when it is whole. Not here: which item is
 opened when (`builder.py`), numbers, bytes and counts (`response_draft.py`), the events of finished calls that have a
-form of their own (`native_events.py`) and of tools that run here (`hosted_events.py`).
+form of their own (`native_calls.py`) and of tools that run here (`hosted_events.py`).
 
 Text comes as fragments (`types/json.py`): escaped JSON, never decoded on its way. Grammar and fields: observed from
 OpenAI's service; see `types/events.py`.
@@ -22,8 +22,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from antiphon.translation.custom_input import CustomInput
 from antiphon.translation.hosted_events import begun, ended, opened
-from antiphon.translation.native_calls import NATIVE_PREFIXES, native_call
-from antiphon.translation.native_events import native_events
+from antiphon.translation.native_calls import NATIVE_PREFIXES, native_call, native_events
 from antiphon.translation.response_draft import EMPTY, LaterCall, ResponseDraft
 from antiphon.translation.tool_map import HOSTED_KINDS, CallKind, CallTarget
 from antiphon.types import events as ev

@@ -1,12 +1,22 @@
 """What an upstream's error means to a client.
 
-Lives here: error bodies in all their shapes, the status a client gets, the code of a failed response, and which of an
-upstream's headers a client needs. Not here: retries (Envoy's work), what counts as a secret (`redaction.py`).
+Lives here: error bodies in all their shapes, the status a client gets, the code of a failed response, which of an
+upstream's headers a client needs; the words by which servers refuse images and audio, and the gateway's own key. Not
+here: retries (Envoy's work), what counts as a secret (`redaction.py`), servers whose profile is known to take no images
+(`chat_content.py`), which keys go where (the doors, Envoy).
 
 Statuses keep what they say to a client: its own mistakes (4xx), limits (429), and an upstream that is broken, busy or
 slow (5xx). Some are changed: 402 (no credit) is OpenAI's 429 `insufficient_quota`, and what only the gateway could have
 done wrong (405, 415 and the like, redirects, a 404 about the path) is a 502. Codes are OpenAI's where the meaning is
 known, whatever the upstream called it: clients (Codex above all) decide by them whether to try again.
+
+A refusal of an image or audio is about the client's input, also where the server calls it its own error: llama.cpp and
+Ollama answer 500, OpenRouter 404. Without this a client's SDK would send the same picture again and again. It is only
+taken for one when the request held such a part.
+
+A 401 is always about the key. A 403 is where its code or its text plainly says so, a 400 where its code does
+(Gemini's): most others are about the model, the region or the content, which a client can do something about. Nothing
+that an upstream says of the gateway's key reaches a client.
 
 Invariant: the outcome is always an OpenAI error object; no text of the upstream's is passed on that was not searched
 for secrets, and none longer than 2,000 characters.
@@ -22,6 +32,9 @@ from typing import Any, Final
 from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
 from antiphon.redaction import KnownSecrets, redacted, without
 from antiphon.translation.refused_media import media_refusal
+from antiphon.errors import ApiError, InvalidRequest, UpstreamFailed, UpstreamTimedOut
+from antiphon.known_secrets import KnownSecrets, without
+from antiphon.redaction import redacted
 from antiphon.types.json import decode_any
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
@@ -428,3 +441,95 @@ def _plain_text(headers: Headers, body: bytes, secrets: KnownSecrets) -> str:
     if not text or text[0] in "<{[" or "\n" in text or not text.isprintable():
         return ""
     return redacted(text, _MAX_PLAIN, secrets)
+
+
+# Images and audio that a model's server refuses
+
+_MEDIA_STATUSES: Final = frozenset({400, 404, 415, 422, 500, 501})
+_TAKES_NO: Final = r"(does not|doesn't|do not|don't|cannot|can't) (support|accept|take|process|handle|read) "
+_MEDIA_WORDS: Final = {
+    "image": (
+        # llama.cpp, without and with "by this server"; its templates' own words.
+        r"\bimage input is not supported"
+        r"|unsupported content part type: .{0,3}image_url"
+        # vLLM, of a model that reads text.
+        r"|\bis not a multi-?modal model"
+        # Ollama: of a model without a projector, and by its list of capabilities.
+        r"|missing data required for image input"
+        # Ollama, LM Studio, hosted models.
+        rf"|\b{_TAKES_NO}(any )?(images?|vision|multi-?modal|pictures?)\b"
+        # DeepSeek (and whoever else reads its requests with serde), OpenAI, OpenRouter.
+        r"|unknown variant .{0,3}image_url"
+        r"|\bimage_url is only supported by certain models"
+        r"|no endpoints found that support image input"
+    ),
+    "audio": (
+        r"\baudio input is not supported"
+        r"|unsupported content part type: .{0,3}input_audio"
+        r"|\bis not a multi-?modal model"
+        rf"|\b{_TAKES_NO}(any )?(audio|multi-?modal)\b"
+        r"|unknown variant .{0,3}input_audio"
+        r"|no endpoints found that support (input )?audio"
+    ),
+}
+_MEDIA_REFUSED: Final = {kind: re.compile(words, re.IGNORECASE) for kind, words in _MEDIA_WORDS.items()}
+_MEDIA_NAMES: Final = {"image": "images", "audio": "audio"}
+
+
+def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiError | None:
+    """The client's error when an upstream's (its status and message) says that its model takes no such input.
+
+    `sent`: where the first part of each kind stands in the request.
+    """
+    if status not in _MEDIA_STATUSES:
+        return None
+    for kind, where in sent.items():
+        if _MEDIA_REFUSED[kind].search(message) is not None:
+            said = message if len(message) <= _MAX_PLAIN else f"{message[:_MAX_PLAIN]}…"
+            return InvalidRequest(
+                f"Invalid '{where}': this model's server takes no {_MEDIA_NAMES[kind]}; send text, or name a model "
+                f"that takes them. It said: {said}",
+                param=where,
+                code="unsupported_parameter",
+            )
+    return None
+
+
+# The gateway's own key
+
+_LOOKED_AT: Final = 16 << 10
+_KEY_CODE: Final = re.compile(
+    rb'"(invalid_api_key|api_key_invalid|incorrect_api_key|api_key_expired|api_key_disabled|api_key_blocked'
+    rb"|api_key_service_blocked|invalid_authentication(_error)?|authentication_error|unrecognizedclientexception"
+    rb'|account_deactivated)"',
+    re.IGNORECASE,
+)
+_KEY: Final = rb"(api[ _-]?key|access (key|token)|security token|authentication token|credentials?)"
+_WRONG: Final = (
+    rb"(invalid|incorrect|not valid|expired|revoked|disabled|deactivated|blocked|suspended|leaked|unknown|not found)"
+)
+_KEY_WORDS: Final = re.compile(
+    rb"\b" + _KEY + rb"\b[^.{}]{0,60}\b" + _WRONG + rb"\b|\b" + _WRONG + rb" (the |your )?" + _KEY + rb"\b",
+    re.IGNORECASE,
+)
+_MODEL: Final = re.compile(rb"\bmodel\b", re.IGNORECASE)
+
+
+def is_about_the_key(status: int, body: bytes) -> bool:
+    """Whether an upstream's answer refuses the credentials of the call, as far as it plainly says so."""
+    if status == 401:
+        return True
+    looked_at = body[:_LOOKED_AT]
+    if status in (400, 403) and _KEY_CODE.search(looked_at) is not None:
+        return True
+    # A key that may not use a model is for the client to know, who can name another.
+    return status == 403 and _KEY_WORDS.search(looked_at) is not None and _MODEL.search(looked_at) is None
+
+
+def own_credentials_refused() -> ApiError:
+    """The error for a refusal that no client can do anything about: its own key did not reach the upstream."""
+    return UpstreamFailed(
+        "The upstream refused this gateway's own credentials; yours are not in question. Its operator must look at "
+        "'upstream.api_key'.",
+        code="upstream_credentials_refused",
+    )

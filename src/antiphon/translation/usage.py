@@ -1,10 +1,12 @@
 """Token usage, in every place and spelling a provider puts it.
 
-Lives here: reading a chat usage object into ours, and the sum of several model calls. Not here: when it is read
-(`chat_stream.py`), when it is summed (`engine/exchange/made_response.py`).
+Lives here: reading a chat usage object into ours, finding the usage of an answer that passes untouched, and the sum of
+several model calls. Not here: when it is read (`chat_stream.py`, `engine/exchange/native_answer.py`), when it is summed
+(`engine/exchange/made_response.py`).
 
 Invariant: absent counts stay absent as a whole (no usage at all is None, never zeros), and every number is a
-non-negative integer.
+non-negative integer. What a model or a client wrote in an answer that passes is never taken for the upstream's count:
+only whole events and answers are looked at, where upstreams count in them.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from msgspec import Raw
 from antiphon.types.chat import ChatUsage, UsageDetails
 from antiphon.types.json import decode_any, encode
 from antiphon.types.response import InputTokensDetails, OutputTokensDetails, UsageObject
+from antiphon.types.views import PassedAnswer
 
 _decode: Final = msgspec.json.Decoder(ChatUsage).decode
 _DETAILS: Final = tuple(name for name in ChatUsage.__struct_fields__ if name.endswith("_details"))
@@ -135,3 +138,26 @@ def with_reasoning(usage: UsageObject, written: int, reasoned: int) -> UsageObje
     if reasoned and not usage.output_tokens_details.reasoning_tokens:
         usage.output_tokens_details.reasoning_tokens = round(usage.output_tokens * (reasoned / written))
     return usage
+
+
+_DECODER: Final = msgspec.json.Decoder(PassedAnswer)
+
+
+def usage_of_answer(body: bytes) -> UsageObject | None:
+    """What a whole JSON answer (or an event's data) says; None when it says nothing."""
+    try:
+        passed = _DECODER.decode(body)
+    except (ValueError, RecursionError):
+        return None
+    used = read_usage(passed.usage) if passed.usage else None
+    return used or (read_usage(passed.response.usage) if passed.response is not None else None)
+
+
+def usage_of_stream(tail: bytes) -> UsageObject | None:
+    """What the last of the whole events that counts says; `tail` may begin in the middle of one."""
+    for line in reversed(tail.splitlines()[1:]):
+        if line.startswith(b"data:") and b'"usage"' in line:
+            used = usage_of_answer(line[5:])
+            if used is not None:
+                return used
+    return None

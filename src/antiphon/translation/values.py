@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 from antiphon.errors import ApiError
 from antiphon.translation.open_items import Seal
 from antiphon.translation.tool_map import ToolMap
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.items import InputItem
 from antiphon.types.tolerance import Tolerance
 

@@ -10,6 +10,7 @@ type is in lower case and without parameters.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from mimetypes import MimeTypes
 from typing import Final
 
@@ -90,3 +91,13 @@ def image_type(start: bytes) -> str | None:
     if start.startswith(b"RIFF") and start[8:12] == b"WEBP":
         return "image/webp"
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedFile:
+    """A file as the translation sees it: `name` is a plain file name (never empty, no path), `media_type` is in lower
+    case and without parameters."""
+
+    name: str
+    media_type: str
+    data: bytes

@@ -33,7 +33,7 @@ from yarl import URL
 from antiphon.config.limits import FetchSettings
 from antiphon.engine.running.thread_pools import Pool
 from antiphon.errors import ApiError, InvalidRequest, Unavailable
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from antiphon.upstream.addresses import AddressRule
 
 _log = structlog.get_logger(__name__)

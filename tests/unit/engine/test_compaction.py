@@ -14,7 +14,7 @@ from antiphon.engine.ports.actions import CancelReason, Chain, Context, LoadCont
 from antiphon.errors import ApiError
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
 from tests.support.judge import check_response, check_stream, parse_sse
 from tests.support.strict_chat import check_chat_request

@@ -11,7 +11,7 @@ from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.observability.metrics import Metrics
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from tests.support.exchanges import make_exchange
 from tests.support.memory_store import MemoryResponseStore
 

@@ -10,7 +10,7 @@ import pytest
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.exchange.response_exchange import COUNT_PATH, ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, Context, LoadContext, RequestHead
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 from tests.support.exchanges import JSON, SSE, Outcome, limits, make_exchange, pump
 

@@ -14,7 +14,7 @@ from antiphon.engine.running.loading import Loader, size_of
 from antiphon.engine.running.ports import Ports
 from antiphon.errors import ApiError, NotFound, StoreError
 from antiphon.observability.metrics import Metrics
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 
 _ITEMS = {name: StoredItem(name, "message", b"x" * size) for name, size in (("a", 1), ("b", 20), ("c", 300))}
 

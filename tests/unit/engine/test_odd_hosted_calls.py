@@ -14,7 +14,7 @@ from msgspec import Raw
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.actions import Chain, Context, PrepareTools, RequestHead, StoredItem
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from tests.support.exchanges import make_exchange
 from tests.support.hosted_tools import ScriptedTools
 from tests.unit.engine.test_tool_loop import CODE, DICE, SEARCH, Talk

@@ -28,7 +28,7 @@ from antiphon.engine.ports.jobs import JobRequest, TooManyJobs, count_events, sp
 from antiphon.errors import ApiError, InvalidRequest, StoreError
 from antiphon.sealing import Sealer
 from antiphon.translation.profiles import PROFILES
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.transport import Headers
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
 from tests.support.judge import check_response

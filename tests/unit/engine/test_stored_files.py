@@ -26,7 +26,7 @@ from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.errors import ApiError, StoreError
 from antiphon.observability.metrics import Metrics
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from tests.support.exchanges import make_exchange
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_store import MemoryResponseStore

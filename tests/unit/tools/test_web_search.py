@@ -15,7 +15,7 @@ from antiphon.tools.box import ToolFailed
 from antiphon.tools.web_search.providers import Brave, Place, SearchProvider, Searxng, Tavily, WebHit, fits_domains
 from antiphon.tools.web_search.tool import Link, WebSearch, around, by_lines, page_links, page_text
 from antiphon.translation.tool_map import CallKind, CallTarget
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from antiphon.upstream.addresses import AddressRule
 from antiphon.upstream.fetch import GuardedFetcher
 from tests.support.chat_server import ChatServer, Close, answer, json_answer

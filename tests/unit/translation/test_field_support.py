@@ -15,7 +15,7 @@ from antiphon.sealing import Sealer
 from antiphon.translation.field_support import GROUPS, all_names, support_of
 from antiphon.translation.profiles import PROFILES, with_flags
 from antiphon.translation.support import SupportKind
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from tests.support.exchanges import JSON, SSE, Outcome, run
 
 SCHEMAS = Path(__file__).parents[2] / "schemas"

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.file_urls import file_ids, file_urls, forgive_history, stored_file_ids, stored_file_urls
-from antiphon.types.files import FetchedFile
+from antiphon.translation.chat_content import file_ids, file_urls, forgive_history, stored_parts
+from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.items import InputItem
 
 
@@ -66,7 +66,7 @@ def test_ids_of_files_and_pictures() -> None:
         {"type": "computer_call_output", "call_id": "1", "output": output},
     ]
     assert file_ids(items(*given_items)) == ["file-a", "file-b", "file-d"]
-    assert stored_file_ids(json.dumps(each).encode() for each in given_items) == ["file-a", "file-b", "file-d"]
+    assert file_ids(stored_parts(json.dumps(each).encode() for each in given_items)) == ["file-a", "file-b", "file-d"]
     assert file_urls(items(*given_items)) == ["https://a"]
 
 
@@ -85,7 +85,7 @@ def test_only_what_the_request_names_must_be_there() -> None:
 
 def test_stored_items_name_files_as_well() -> None:
     body = json.dumps({"id": "msg_1", "type": "message", "role": "user", "content": [part("https://a")]}).encode()
-    assert stored_file_urls([body, b'{"id":"x"}']) == ["https://a"]
+    assert file_urls(stored_parts([body, b'{"id":"x"}'])) == ["https://a"]
 
 
 @given(

@@ -16,13 +16,11 @@ from msgspec import Raw
 
 from antiphon.engine.exchange.phase import refused_for
 from antiphon.errors import InvalidRequest
-from antiphon.translation.annotations import Annotations
 from antiphon.translation.answer_ending import finish_of
+from antiphon.translation.beside_text import Annotations, ReasoningDetails, read_logprobs
+from antiphon.translation.call_items import hosted_call
 from antiphon.translation.chat_chunk import NotAChunk, read_chunk, read_transcript
-from antiphon.translation.hosted_items import hosted_call
-from antiphon.translation.logprobs import read_logprobs
 from antiphon.translation.parameters import read_parameter
-from antiphon.translation.reasoning_details import ReasoningDetails
 from antiphon.translation.request_checks import read_value
 from antiphon.translation.usage import read_groq_usage, read_usage
 from antiphon.types.items import InputItem

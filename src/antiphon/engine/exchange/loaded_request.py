@@ -34,10 +34,10 @@ from antiphon.engine.ports.idempotency import HEADER
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.sealing import is_sealed
 from antiphon.translation.builder import ResponseBuilder
+from antiphon.translation.chat_content import FileNotFetched, forgive_history
 from antiphon.translation.chat_request import translate_request
 from antiphon.translation.compaction import Named, expand_compactions
 from antiphon.translation.configuration import read_updates
-from antiphon.translation.file_urls import FileNotFetched, forgive_history
 from antiphon.translation.foreign_items import ForeignContent
 from antiphon.translation.initial_response import echo_configuration, start_response
 from antiphon.translation.openai_forms import check_forms

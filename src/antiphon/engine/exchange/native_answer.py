@@ -23,6 +23,8 @@ from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
 from antiphon.engine.ports.actions import Action, SendBody, SendHead
 from antiphon.redaction import KnownSecrets, bytes_without
 from antiphon.translation.passed_usage import usage_of_answer, usage_of_stream
+from antiphon.known_secrets import KnownSecrets, bytes_without
+from antiphon.translation.usage import usage_of_answer, usage_of_stream
 from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, header_value
 

@@ -41,6 +41,13 @@ from antiphon.ids import Clock, IdFactory
 from antiphon.redaction import KnownSecrets, bearer_token
 from antiphon.translation.own_credentials import is_about_the_key, own_credentials_refused
 from antiphon.translation.upstream_errors import as_event_failure, map_upstream_answer
+from antiphon.known_secrets import KnownSecrets, bearer_token
+from antiphon.translation.upstream_errors import (
+    as_event_failure,
+    is_about_the_key,
+    map_upstream_answer,
+    own_credentials_refused,
+)
 from antiphon.translation.values import Ending
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
 

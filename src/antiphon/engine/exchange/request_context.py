@@ -12,13 +12,14 @@ from __future__ import annotations
 from antiphon.engine.exchange.stored_items import is_hollow, is_reference, name_calls, read_history, resolve_references
 from antiphon.engine.ports.actions import Context, LoadContext, RequestHead, StoredItem
 from antiphon.errors import InvalidRequest, NotFound
+from antiphon.translation.chat_content import file_ids, file_urls, stored_parts
 from antiphon.translation.compaction import Named
-from antiphon.translation.file_urls import file_ids, file_urls, stored_file_ids, stored_file_urls
 from antiphon.translation.read_request import missing_input
 from antiphon.translation.values import PromptReference, PromptTemplate
 from antiphon.types.items import InputItem
 from antiphon.types.request import CreateResponse
 from antiphon.types.tolerance import Tolerance
+from antiphon.types.views import StoredParts
 
 
 def wanted_context(request: CreateResponse, head: RequestHead, lock_for: str) -> LoadContext | None:
@@ -90,10 +91,8 @@ def prompt_of(reference: PromptReference, context: Context) -> PromptTemplate:
 
 def files_wanted(request: CreateResponse, history: tuple[StoredItem, ...], head: RequestHead) -> LoadContext:
     """All files that the request and its history name, by URL or id, each as often as it is named."""
-    own = _own_items(request)
-    bodies = [item.body for item in history]
-    urls = stored_file_urls(bodies) + file_urls(own)
-    ids = stored_file_ids(bodies) + file_ids(own)
+    items: list[InputItem | StoredParts] = [*stored_parts(item.body for item in history), *_own_items(request)]
+    urls, ids = file_urls(items), file_ids(items)
     return LoadContext(head.owner, None, file_urls=tuple(urls), file_ids=tuple(ids))
 
 

@@ -24,7 +24,7 @@ from antiphon.engine.ports.actions import (
     UpstreamRequest,
 )
 from antiphon.errors import AntiphonError, ApiError
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 
 _Listed = TypeVar("_Listed")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from antiphon.engine.ports.actions import Context, LoadContext, PromptUse, StoredItem, StoredPrompt
 from antiphon.engine.running.ports import Ports
 from antiphon.errors import ApiError, StoreError, store_refusal, unsupported_parameter
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 
 
 class Loader:

@@ -1,7 +1,7 @@
 """Uploaded files that a request brings to the model by their ids.
 
-Lives here: reading them, and how much of them a request may bring. Not here: which items name them
-(`translation/file_urls.py`), what they become (`translation/chat_content.py`), files by URL (the `FileFetcher`).
+Lives here: reading them, and how much of them a request may bring. Not here: which items name them and
+what they become (`translation/chat_content.py`), files by URL (the `FileFetcher`).
 
 Invariant: no more is read than a request may bring; a file that is missing, expired or somebody else's is one error.
 """
@@ -13,7 +13,7 @@ from collections import Counter
 from antiphon.engine.ports.files import FileStore
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.ids import is_name
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 
 _SHOWN_ID = 128
 

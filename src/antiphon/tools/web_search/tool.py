@@ -27,7 +27,7 @@ from antiphon.tools.declared import check_length, read_arguments, read_declared
 from antiphon.tools.web_search.providers import Place, SearchProvider, WebHit, fits_domains
 from antiphon.translation.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 
 _SIZES = {"low": (5, 300, 6_000), "medium": (8, 800, 20_000), "high": (15, 2_000, 60_000)}
 """Results of a search, characters of each, characters of a page."""
