@@ -8,17 +8,23 @@ Invariant: after `read_chunk` every text field is None or a raw, valid JSON stri
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, Final, TypeVar, get_args
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct, structs
 
-from antiphon.types.chat import Choice, Chunk, CustomDelta, Delta, FunctionDelta, ToolCallDelta
+from antiphon.types.chat import Chunk, Delta
 from antiphon.types.json import ABSENT, decode_any, encode, fragment_of, quoted
 
 _decode: Final = msgspec.json.Decoder(Chunk).decode
 
 _TEXT_OR_NULL: Final = tuple(b'"n')
+_TEXTS: Final = frozenset({"content", "refusal", "reasoning_content", "reasoning", "text", "input"})
+"""Members that are read as text, beside arguments."""
+
+_Shape = TypeVar("_Shape", bound=Struct)
 
 
 class NotAChunk(ValueError):
@@ -33,8 +39,8 @@ def read_chunk(data: bytes) -> Chunk:
         pass
     try:
         value = decode_any(data)
-        if isinstance(value, dict):
-            return _chunk(value)
+        if (chunk := _loose(Chunk, value)) is not None:
+            return chunk
     except (ValueError, RecursionError):
         raise NotAChunk("not JSON, or nested too deeply") from None
     raise NotAChunk("not a JSON object")
@@ -101,54 +107,35 @@ def _plain(delta: Delta | None) -> bool:
     return True
 
 
-def _chunk(value: dict[str, Any]) -> Chunk:
-    choices = value.get("choices")
-    return Chunk(
-        choices=[_choice(choice) for choice in choices if isinstance(choice, dict)]
-        if isinstance(choices, list)
-        else None,
-        usage=_raw(value.get("usage")),
-        x_groq=_raw(value.get("x_groq")),
-        error=_raw(value.get("error")),
-        citations=_raw(value.get("citations")),
-        search_results=_raw(value.get("search_results")),
-        service_tier=_str(value.get("service_tier")),
-        object=_str(value.get("object")),
-    )
+def _loose(kind: type[_Shape], value: Any) -> _Shape | None:
+    """What fits of an object into this shape; None for anything else."""
+    if not isinstance(value, dict):
+        return None
+    found = {name: read(value.get(name)) for name, read in _readers(kind)}
+    if kind is Delta:
+        found["content"], thinking = _content(value.get("content"))
+        if not fragment(found["reasoning_content"]):
+            found["reasoning_content"] = thinking
+    return kind(**found)
 
 
-def _choice(value: dict[str, Any]) -> Choice:
-    delta, message = value.get("delta"), value.get("message")
-    return Choice(
-        index=_int(value.get("index")),
-        delta=_delta(delta) if isinstance(delta, dict) else None,
-        message=_delta(message) if isinstance(message, dict) else None,
-        finish_reason=_str(value.get("finish_reason")),
-        finish_details=_raw(value.get("finish_details")),
-        text=_text(value.get("text")),
-        logprobs=_raw(value.get("logprobs")),
-        error=_raw(value.get("error")),
-    )
+@lru_cache(maxsize=8)
+def _readers(kind: type[Struct]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+    """How each member of a shape is read: by its type, and by its name where that is raw JSON."""
+    return tuple((field.name, _reader(field.name, field.type)) for field in structs.fields(kind))
 
 
-def _delta(value: dict[str, Any]) -> Delta:
-    content, thinking = _content(value.get("content"))
-    reasoning = _text(value.get("reasoning_content"))
-    if not fragment(reasoning):
-        reasoning = thinking
-    calls = value.get("tool_calls")
-    legacy = value.get("function_call")
-    return Delta(
-        content=content,
-        refusal=_text(value.get("refusal")),
-        reasoning_content=reasoning,
-        reasoning=_text(value.get("reasoning")),
-        reasoning_details=_raw(value.get("reasoning_details")),
-        tool_calls=[_call(call) for call in calls if isinstance(call, dict)] if isinstance(calls, list) else None,
-        function_call=_function(legacy) if isinstance(legacy, dict) else None,
-        annotations=_raw(value.get("annotations")),
-        audio=_raw(value.get("audio")),
-    )
+def _reader(name: str, kind: Any) -> Callable[[Any], Any]:
+    if kind is Raw:
+        return _arguments if name == "arguments" else _text if name in _TEXTS else _raw
+    inner = get_args(kind)[0]
+    if isinstance(inner, type) and issubclass(inner, Struct):
+        return partial(_loose, inner)
+    return {str: _str, int: _int}.get(inner) or partial(_each, get_args(inner)[0])
+
+
+def _each(kind: type[_Shape], value: Any) -> list[_Shape] | None:
+    return [made for one in value if (made := _loose(kind, one)) is not None] if isinstance(value, list) else None
 
 
 def _content(value: Any) -> tuple[Raw, Raw]:
@@ -173,25 +160,9 @@ def _content(value: Any) -> tuple[Raw, Raw]:
     return _text("".join(text)), _text("".join(thinking))
 
 
-def _call(value: dict[str, Any]) -> ToolCallDelta:
-    function, custom = value.get("function"), value.get("custom")
-    return ToolCallDelta(
-        index=_int(value.get("index")),
-        id=_str(value.get("id")),
-        function=_function(function) if isinstance(function, dict) else None,
-        custom=CustomDelta(name=_str(custom.get("name")), input=_text(custom.get("input")))
-        if isinstance(custom, dict)
-        else None,
-        extra_content=_raw(value.get("extra_content")),
-    )
-
-
-def _function(value: dict[str, Any]) -> FunctionDelta:
-    arguments = value.get("arguments")
-    if arguments is not None and not isinstance(arguments, str):
-        # Arguments as an object instead of JSON in a string.
-        arguments = encode(arguments).decode()
-    return FunctionDelta(name=_str(value.get("name")), arguments=_text(arguments))
+def _arguments(value: Any) -> Raw:
+    """Arguments, also as an object instead of JSON in a string."""
+    return _text(value if value is None or isinstance(value, str) else encode(value).decode())
 
 
 def _text(value: Any) -> Raw:

@@ -11,79 +11,75 @@ Invariant: the deltas join to what the finished item holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET, Raw
 
 from antiphon.types import events as ev
-from antiphon.types.items import (
-    CodeInterpreterCall,
-    FileSearchCall,
-    HostedItem,
-    HostedToolSearchCall,
-    HostedToolSearchOutput,
-    McpApprovalRequest,
-    McpCall,
-    McpListTools,
-    WebSearchCall,
-)
+from antiphon.types import items as it
 
 Made = tuple[Callable[..., ev.Event], tuple[str, ...]]
 """An event's class and what it has beside number, item id and output index."""
 
+_BEGUN: Final[dict[type, dict[str, Any]]] = {
+    it.FileSearchCall: {"status": "in_progress", "queries": [], "results": None},
+    it.WebSearchCall: {"status": "in_progress", "action": UNSET},
+    it.CodeInterpreterCall: {"status": "in_progress", "code": "", "outputs": None},
+    it.McpCall: {"status": "in_progress", "arguments": "", "output": None, "error": None},
+    it.McpListTools: {"tools": Raw(b"[]"), "error": UNSET},
+    it.McpApprovalRequest: {},
+    it.HostedToolSearchCall: {"status": "in_progress", "arguments": Raw(b"{}")},
+    it.HostedToolSearchOutput: {"status": "in_progress", "tools": Raw(b"[]")},
+}
+"""What each kind of item holds when it is added."""
 
-def opened(item: HostedItem) -> HostedItem:
+_BEFORE: Final[dict[type, tuple[tuple[type[ev.Event], str], ...]]] = {
+    it.FileSearchCall: ((ev.FileSearchInProgress, ""), (ev.FileSearchSearching, "")),
+    it.WebSearchCall: ((ev.WebSearchInProgress, ""), (ev.WebSearchSearching, "")),
+    it.CodeInterpreterCall: (
+        (ev.CodeInterpreterInProgress, ""),
+        (ev.CodeInterpreterCodeDelta, "code"),
+        (ev.CodeInterpreterCodeDone, "code"),
+        (ev.CodeInterpreterInterpreting, ""),
+    ),
+    it.McpListTools: ((ev.McpListToolsInProgress, ""),),
+    it.McpCall: (
+        (ev.McpCallInProgress, ""),
+        (ev.McpCallArgumentsDelta, "arguments"),
+        (ev.McpCallArgumentsDone, "arguments"),
+    ),
+}
+"""What follows its being added, each event with the member of the item whose text it tells."""
+
+_AFTER: Final[dict[type, tuple[type[ev.Event], type[ev.Event]]]] = {
+    it.FileSearchCall: (ev.FileSearchCompleted, ev.FileSearchCompleted),
+    it.WebSearchCall: (ev.WebSearchCompleted, ev.WebSearchCompleted),
+    it.CodeInterpreterCall: (ev.CodeInterpreterCompleted, ev.CodeInterpreterCompleted),
+    it.McpListTools: (ev.McpListToolsCompleted, ev.McpListToolsFailed),
+    it.McpCall: (ev.McpCallCompleted, ev.McpCallFailed),
+}
+"""What comes before its done event: when it has done its work, and when it has failed."""
+
+
+def opened(item: it.HostedItem) -> it.HostedItem:
     """The item as it is added."""
-    if isinstance(item, McpListTools):
-        return msgspec.structs.replace(item, tools=Raw(b"[]"), error=UNSET)
-    if isinstance(item, McpApprovalRequest):
-        return item
-    bare = msgspec.structs.replace(item, status="in_progress")
-    if isinstance(bare, HostedToolSearchCall):
-        return msgspec.structs.replace(bare, arguments=Raw(b"{}"))
-    if isinstance(bare, HostedToolSearchOutput):
-        return msgspec.structs.replace(bare, tools=Raw(b"[]"))
-    if isinstance(bare, FileSearchCall):
-        return msgspec.structs.replace(bare, queries=[], results=None)
-    if isinstance(bare, WebSearchCall):
-        return msgspec.structs.replace(bare, action=UNSET)
-    if isinstance(bare, CodeInterpreterCall):
-        return msgspec.structs.replace(bare, code="", outputs=None)
-    return msgspec.structs.replace(bare, arguments="", output=None, error=None)
+    return msgspec.structs.replace(item, **_BEGUN[type(item)])
 
 
-def begun(item: HostedItem) -> Iterator[Made]:
+def begun(item: it.HostedItem) -> Iterator[Made]:
     """What follows the item's being added, before the tool has run."""
-    if isinstance(item, FileSearchCall):
-        yield ev.FileSearchInProgress, ()
-        yield ev.FileSearchSearching, ()
-    elif isinstance(item, WebSearchCall):
-        yield ev.WebSearchInProgress, ()
-        yield ev.WebSearchSearching, ()
-    elif isinstance(item, CodeInterpreterCall):
-        yield ev.CodeInterpreterInProgress, ()
-        if item.code:
-            yield ev.CodeInterpreterCodeDelta, (item.code,)
-        yield ev.CodeInterpreterCodeDone, (item.code,)
-        yield ev.CodeInterpreterInterpreting, ()
-    elif isinstance(item, McpListTools):
-        yield ev.McpListToolsInProgress, ()
-    elif isinstance(item, McpCall):
-        yield ev.McpCallInProgress, ()
-        if item.arguments:
-            yield ev.McpCallArgumentsDelta, (item.arguments,)
-        yield ev.McpCallArgumentsDone, (item.arguments,)
+    for event, told in _BEFORE.get(type(item), ()):
+        if not told:
+            yield event, ()
+        elif (text := getattr(item, told)) or "delta" not in event.__struct_fields__:
+            yield event, (text,)
 
 
-def ended(item: HostedItem) -> Iterator[Made]:
+def ended(item: it.HostedItem) -> Iterator[Made]:
     """What comes before the item's done event."""
-    if isinstance(item, FileSearchCall):
-        yield ev.FileSearchCompleted, ()
-    elif isinstance(item, WebSearchCall):
-        yield ev.WebSearchCompleted, ()
-    elif isinstance(item, CodeInterpreterCall):
-        yield ev.CodeInterpreterCompleted, ()
-    elif isinstance(item, McpListTools):
-        yield (ev.McpListToolsCompleted if item.error is UNSET else ev.McpListToolsFailed), ()
-    elif isinstance(item, McpCall):
-        yield (ev.McpCallFailed if item.status == "failed" else ev.McpCallCompleted), ()
+    if (events := _AFTER.get(type(item))) is not None:
+        failed = (
+            item.error is not UNSET if isinstance(item, it.McpListTools) else getattr(item, "status", "") == "failed"
+        )
+        yield events[failed], ()

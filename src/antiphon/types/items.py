@@ -116,39 +116,53 @@ class SummaryText(Struct, tag_field="type", tag="summary_text"):
     text: JsonText
 
 
-class Message(Struct, kw_only=True):
+class _Item(Struct, kw_only=True):
+    """What all items that are emitted have."""
+
+    id: str
+    type: str
+
+
+class _Tracked(_Item, kw_only=True):
+    """Those of which it is said how far they are."""
+
+    status: ItemStatus
+
+
+class _Call(_Tracked, kw_only=True):
+    """Calls that the client answers."""
+
+    call_id: str
+
+
+class Message(_Tracked, kw_only=True):
     """A message of the model. Observed: exactly one content part, `status` in_progress → completed or incomplete.
 
     `phase` is `commentary` for what is said in a turn that calls tools and `final_answer` for the answer. It is known
     when the message is over, and never where the answer was cut or the model went on to reason.
     """
 
-    id: str
     type: Literal["message"] = "message"
-    status: ItemStatus
     content: list[OutputText | Refusal]
     phase: MessagePhase | UnsetType = UNSET
     role: Literal["assistant"] = "assistant"
 
 
-class Reasoning(Struct, kw_only=True):
+class Reasoning(_Item, kw_only=True):
     """A reasoning item. It has no `status` (observed 197 of 197); `content` is absent when the text is a summary,
     `encrypted_content` when it was not asked for."""
 
-    id: str
     type: Literal["reasoning"] = "reasoning"
     summary: list[SummaryText]
     content: list[ReasoningText] | UnsetType = UNSET
     encrypted_content: str | UnsetType = UNSET
 
 
-class FunctionCall(Struct, kw_only=True):
+class FunctionCall(_Tracked, kw_only=True):
     """A call of a function tool. `arguments` is a JSON string that itself holds JSON; `namespace` is there when the
     tool was declared in one, `encrypted_function_args` (none) when it asked for some of them to be encrypted."""
 
-    id: str
     type: Literal["function_call"] = "function_call"
-    status: ItemStatus
     arguments: JsonText
     call_id: str
     name: str
@@ -156,56 +170,41 @@ class FunctionCall(Struct, kw_only=True):
     encrypted_function_args: list[str] | UnsetType = UNSET
 
 
-class CustomToolCall(Struct, kw_only=True):
+class CustomToolCall(_Call, kw_only=True):
     """A call of a custom tool; `input` is free text."""
 
-    id: str
     type: Literal["custom_tool_call"] = "custom_tool_call"
-    status: ItemStatus
-    call_id: str
     name: str
     input: JsonText
     namespace: str | UnsetType = UNSET
 
 
-class LocalShellCall(Struct, kw_only=True):
+class LocalShellCall(_Call, kw_only=True):
     """A command for the client's machine; `action` is `{type: exec, command, env, …}`."""
 
-    id: str
     type: Literal["local_shell_call"] = "local_shell_call"
-    status: ItemStatus
-    call_id: str
     action: JsonObject
 
 
-class ShellCall(Struct, kw_only=True):
+class ShellCall(_Call, kw_only=True):
     """Command lines for a shell; `action` is `{commands, timeout_ms, max_output_length}`."""
 
-    id: str
     type: Literal["shell_call"] = "shell_call"
-    status: ItemStatus
-    call_id: str
     action: JsonObject
     environment: Raw
 
 
-class ApplyPatchCall(Struct, kw_only=True):
+class ApplyPatchCall(_Call, kw_only=True):
     """A change of one file; `operation` is `{type, path, diff}`."""
 
-    id: str
     type: Literal["apply_patch_call"] = "apply_patch_call"
-    status: ItemStatus
-    call_id: str
     operation: JsonObject
 
 
-class ToolSearchCall(Struct, kw_only=True):
+class ToolSearchCall(_Call, kw_only=True):
     """A search for tools that the client performs; `arguments` is an object."""
 
-    id: str
     type: Literal["tool_search_call"] = "tool_search_call"
-    status: ItemStatus
-    call_id: str
     execution: Literal["client"] = "client"
     arguments: JsonObject
 
@@ -214,73 +213,60 @@ NativeCall = LocalShellCall | ShellCall | ApplyPatchCall | ToolSearchCall
 """Calls that are emitted whole: nothing comes between their added and done events."""
 
 
-class Compaction(Struct, kw_only=True):
+class Compaction(_Item, kw_only=True):
     """What stands for an earlier part of the conversation; it has no `status`."""
 
-    id: str
     type: Literal["compaction"] = "compaction"
     encrypted_content: str
 
 
-class FileSearchCall(Struct, kw_only=True):
+class FileSearchCall(_Tracked, kw_only=True):
     """A search in vector stores; `results` only where `include` asks for them."""
 
-    id: str
     type: Literal["file_search_call"] = "file_search_call"
-    status: ItemStatus
     queries: list[str]
     results: JsonObjects | None = None
 
 
-class WebSearchCall(Struct, kw_only=True):
+class WebSearchCall(_Tracked, kw_only=True):
     """A search, or a page that was opened; `action` is `{type: search, query, sources?}` or `{type: open_page, url}`
     and is there when the call is done."""
 
-    id: str
     type: Literal["web_search_call"] = "web_search_call"
-    status: ItemStatus
     action: JsonObject | UnsetType = UNSET
 
 
-class CodeInterpreterCall(Struct, kw_only=True):
+class CodeInterpreterCall(_Tracked, kw_only=True):
     """Code that was run; `outputs` only where `include` asks for them."""
 
-    id: str
     type: Literal["code_interpreter_call"] = "code_interpreter_call"
-    status: ItemStatus
     code: str
     container_id: str
     outputs: JsonObjects | None = None
 
 
-class HostedToolSearchCall(Struct, kw_only=True):
+class HostedToolSearchCall(_Tracked, kw_only=True):
     """A search for tools that ran here; `arguments` is an object, and there is no id that the client could answer."""
 
-    id: str
     type: Literal["tool_search_call"] = "tool_search_call"
-    status: ItemStatus
     call_id: None = None
     execution: Literal["server"] = "server"
     arguments: JsonObject
 
 
-class HostedToolSearchOutput(Struct, kw_only=True):
+class HostedToolSearchOutput(_Tracked, kw_only=True):
     """The declarations of the tools that such a search found; they can be called from here on."""
 
-    id: str
     type: Literal["tool_search_output"] = "tool_search_output"
-    status: ItemStatus
     call_id: None = None
     execution: Literal["server"] = "server"
     tools: JsonObjects
 
 
-class McpCall(Struct, kw_only=True):
+class McpCall(_Tracked, kw_only=True):
     """A call of an MCP server's tool; `error` is an object when it failed."""
 
-    id: str
     type: Literal["mcp_call"] = "mcp_call"
-    status: ItemStatus
     approval_request_id: str | None = None
     arguments: str
     error: Raw | None = None
@@ -289,20 +275,18 @@ class McpCall(Struct, kw_only=True):
     server_label: str
 
 
-class McpListTools(Struct, kw_only=True):
+class McpListTools(_Item, kw_only=True):
     """The tools of an MCP server; no `status`."""
 
-    id: str
     type: Literal["mcp_list_tools"] = "mcp_list_tools"
     server_label: str
     tools: JsonObjects
     error: Raw | UnsetType = UNSET
 
 
-class McpApprovalRequest(Struct, kw_only=True):
+class McpApprovalRequest(_Item, kw_only=True):
     """A call that the client must approve first; no `status`."""
 
-    id: str
     type: Literal["mcp_approval_request"] = "mcp_approval_request"
     arguments: str
     name: str
