@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import asyncpg
 import pytest
@@ -19,6 +19,7 @@ from antiphon.engine.ports.jobs import JobEnd
 from antiphon.engine.ports.signals import News, Pace
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.lookout import Lookout
+from antiphon.engine.running.workers import Workers
 from antiphon.stores.postgres import signals as signals_module
 from antiphon.stores.postgres.announcing import CHANNEL, Announcer, Note, read_note
 from antiphon.stores.postgres.listening import Listener, ListenTimes
@@ -32,14 +33,15 @@ from tests.support.waiting import until
 TIMES = ListenTimes(connect=2.0, answer=1.0, ping=0.1, first_pause=0.02, longest_pause=0.1)
 
 
-@dataclass
-class Worker:
+class Worker(Workers):
     """What runs in a process; `heard`: how often it was said that there are jobs."""
 
-    name: str = ONE
     running: frozenset[str] = frozenset()
-    lost: set[str] = field(default_factory=set)
-    heard: int = 0
+
+    def __init__(self) -> None:
+        self.name = ONE
+        self.lost: set[str] = set()
+        self.heard = 0
 
     def keep(self, asked: Collection[str], held: Collection[str]) -> None:
         self.lost |= set(asked) - set(held)

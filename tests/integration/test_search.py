@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from antiphon.engine.ports.indexing import EmbeddingFailed
+from antiphon.engine.ports.indexing import EmbeddingFailed, KnownStore
 from antiphon.errors import InvalidRequest, NotFound
-from antiphon.stores.sqlite.matrices import Matrices, VectorSource
+from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
+from antiphon.stores.sqlite.matrices import Matrices
 from antiphon.types.search import Filter, Ranking
 from tests.support.vector_stores import ALICE, BOB, VectorStoreSetup, WordEmbedder, open_vector_store_setup
 
@@ -244,15 +244,15 @@ async def test_matrices_of_deleted_stores_do_not_come_back_with_a_search_under_w
     assert dense.count == 0
 
 
-class _SlowIndex:
+class _SlowIndex(SqliteChunkIndex):
     """An index whose vectors come when `go` is set."""
 
-    def __init__(self, index: VectorSource) -> None:
+    def __init__(self, index: SqliteChunkIndex) -> None:
         self._index = index
         self.asked, self.go = asyncio.Event(), asyncio.Event()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._index, name)
+    async def files(self, store: KnownStore, model: str, filters: Filter | None) -> frozenset[int]:
+        return await self._index.files(store, model, filters)
 
     async def vectors(self, file_numbers: Sequence[int]) -> list[tuple[int, bytes]]:
         self.asked.set()

@@ -12,7 +12,9 @@ from structlog.testing import capture_logs
 from antiphon.engine.ports.jobs import Progress
 from antiphon.engine.ports.signals import News, Pace, Seen
 from antiphon.engine.running.claim_pace import ClaimPace
+from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.lookout import Lookout
+from antiphon.engine.running.workers import Workers
 from antiphon.errors import StoreError
 from tests.support.fake_time import in_fake_time
 
@@ -52,31 +54,49 @@ class Waits:
 
     followed: list[str] = field(default_factory=list)
     running: frozenset[str] = frozenset()
-    name: str = "worker_1"
     changes: list[str] = field(default_factory=list)
     looks: list[Mapping[str, Progress]] = field(default_factory=list)
     kept: list[tuple[set[str], set[str]]] = field(default_factory=list)
     jobs: int = 0
 
-    def elsewhere(self) -> Collection[str]:
-        return list(self.followed)
+
+class Following(Followers):
+    """The streams of these."""
+
+    def __init__(self, waits: Waits) -> None:
+        self._waits = waits
+
+    def elsewhere(self) -> list[str]:
+        return list(self._waits.followed)
 
     def changed(self, response_id: str) -> None:
-        self.changes.append(response_id)
+        self._waits.changes.append(response_id)
 
     def seen(self, asked: Collection[str], progress: Mapping[str, Progress]) -> None:
-        self.looks.append(progress)
+        self._waits.looks.append(progress)
+
+
+class Running(Workers):
+    """The jobs of these."""
+
+    def __init__(self, waits: Waits) -> None:
+        self.name = "worker_1"
+        self._waits = waits
+
+    @property
+    def running(self) -> frozenset[str]:
+        return self._waits.running
 
     def keep(self, asked: Collection[str], held: Collection[str]) -> None:
-        self.kept.append((set(asked), set(held)))
+        self._waits.kept.append((set(asked), set(held)))
 
     def heard_of_jobs(self) -> None:
-        self.jobs += 1
+        self._waits.jobs += 1
 
 
 def lookout(signals: Script, waits: Waits) -> Lookout:
     made = Lookout(signals)
-    made.following = made.holding = waits
+    made.following, made.holding = Following(waits), Running(waits)
     made.start()
     return made
 

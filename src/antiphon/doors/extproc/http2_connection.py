@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -41,12 +40,14 @@ from antiphon.doors.extproc.transport import (
     SERVICE,
     TRACE_METADATA,
     CallFailed,
-    Calls,
     GrpcStatus,
     Presented,
     StreamClosed,
 )
 from antiphon.types.transport import SECRET_HEADER
+
+if TYPE_CHECKING:
+    from antiphon.doors.extproc.transport_http2 import Http2Transport
 
 _log = structlog.get_logger(__name__)
 
@@ -72,23 +73,11 @@ def configuration(limits: Http2Limits) -> Configuration:
     )
 
 
-class ConnectionOwner(Protocol):
-    """The server, as a connection sees it."""
-
-    calls: Calls
-    limits: Http2Limits
-    configuration: Configuration
-    connections: set[Http2Connection]
-
-    def serve(self, connection: Http2Connection, call: Call, presented: Presented) -> Coroutine[Any, Any, None]:
-        """Serve one call to its end, then tell the connection (`served`)."""
-
-
 class Http2Connection:
     """One HTTP/2 connection: Envoy opens one per worker thread. An `asyncio.Protocol` by what it has: of a subclass the
     compiled build gains nothing."""
 
-    def __init__(self, owner: ConnectionOwner) -> None:
+    def __init__(self, owner: Http2Transport) -> None:
         self._owner = owner
         self.limits = owner.limits
         self._loop = asyncio.get_running_loop()

@@ -11,16 +11,19 @@ Invariants: one look at a time, for everything that is waited for; however much 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 
-from antiphon.engine.ports.jobs import Progress
 from antiphon.engine.ports.signals import News, Signals
 from antiphon.errors import StoreError
 from antiphon.observability.outages import Outage
+
+if TYPE_CHECKING:
+    from antiphon.engine.running.followers import Followers
+    from antiphon.engine.running.workers import Workers
 
 _log = structlog.get_logger(__name__)
 
@@ -28,42 +31,13 @@ _APART = 0.05
 _LONGEST_AFTER_FAILURE = 1.0
 
 
-class Following(Protocol):
-    """Streams that are read here."""
-
-    def elsewhere(self) -> Collection[str]:
-        """Those that other processes write."""
-
-    def changed(self, response_id: str) -> None:
-        """It went on, or is over; nothing happens if nobody reads it."""
-
-    def seen(self, asked: Collection[str], progress: Mapping[str, Progress]) -> None:
-        """So far are these."""
-
-
-class Holding(Protocol):
-    """Jobs that run here."""
-
-    name: str
-
-    @property
-    def running(self) -> frozenset[str]:
-        """Their responses."""
-
-    def keep(self, asked: Collection[str], held: Collection[str]) -> None:
-        """Of these the worker holds only those."""
-
-    def heard_of_jobs(self) -> None:
-        """Others may have left jobs in the queue."""
-
-
 class Lookout:
     """One per process; `following` and `holding` say so themselves."""
 
     def __init__(self, signals: Signals) -> None:
         self.signals = signals
-        self.following: Following | None = None
-        self.holding: Holding | None = None
+        self.following: Followers | None = None
+        self.holding: Workers | None = None
         self._woken = asyncio.Event()
         self._looked_at = float("-inf")
         self._soon: asyncio.TimerHandle | None = None

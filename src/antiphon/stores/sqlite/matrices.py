@@ -17,14 +17,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.engine.running.thread_pools import SEARCH
 from antiphon.single_threaded_numpy import np
 from antiphon.types.search import Filter
+
+if TYPE_CHECKING:
+    from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
 
 _FILES_PER_READ = 64
 _ENTRY_BYTES = 1 << 10
@@ -51,20 +53,10 @@ class _Matrix:
         return int(self.vectors.nbytes + self.chunks.nbytes) + _ENTRY_BYTES
 
 
-class VectorSource(Protocol):
-    """Where the vectors are kept."""
-
-    async def files(self, store: KnownStore, model: str, filters: Filter | None) -> frozenset[int]:
-        """The numbers of the completed files that have vectors of this model and fit."""
-
-    async def vectors(self, file_numbers: Sequence[int]) -> list[tuple[int, bytes]]:
-        """Chunk numbers and vectors of these files."""
-
-
 class Matrices:
     """Exact search by cosine. `max_bytes`: of all matrices together, but for the one in use."""
 
-    def __init__(self, source: VectorSource, max_bytes: int) -> None:
+    def __init__(self, source: SqliteChunkIndex, max_bytes: int) -> None:
         self._source = source
         self._max_bytes = max_bytes
         self._matrices: OrderedDict[_Key, _Matrix] = OrderedDict()
