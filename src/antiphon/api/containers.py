@@ -14,28 +14,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from antiphon.api.container_shapes import (
-    MAX_FILES,
-    MAX_NAME,
-    ContainerExpiry,
-    ContainerFileForm,
-    ContainerFileObject,
-    ContainerObject,
-    CopyFile,
-    CreateContainer,
-    IdleMinutes,
-    NoNetwork,
-)
-from antiphon.api.described import Deleted, ListOf, Parameter
-from antiphon.api.endpoint import Area, Route
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from antiphon.api.described import Bytes, Deleted, ListOf, Parameter
+from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.file_content import content_of, show_content
 from antiphon.api.http import (
     AFTER,
     ORDER,
     ApiRequest,
     ApiResponse,
+    existing,
+    ignored_fields,
     json_response,
     limit_parameter,
     list_response,
@@ -44,8 +36,8 @@ from antiphon.api.http import (
     query_value,
     raw_response,
     read_body,
+    read_known,
 )
-from antiphon.api.known_fields import ignored_fields, read_known
 from antiphon.api.multipart import FormDecoder, Part, PartData, PartEnd, boundary
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.ports.container_rows import ContainerHead
@@ -73,12 +65,79 @@ from antiphon.types.json import encode
 _LISTED = 100
 _SHOWN_ID = 128
 _MAX_MINUTES = 20
+_MAX_NAME = 256
+_MAX_FILES = 100
 _MAX_FIELD = 4 * 1024
 _T = TypeVar("_T", ContainerHead, ContainerFile)
 _Result = TypeVar("_Result")
 
 
 _PAGE = (limit_parameter(_LISTED, 20), ORDER, AFTER)
+_NAME = Parameter("name", str, "Only containers of this name.")
+
+
+class ContainerExpiry(Struct):
+    anchor: Annotated[str, Meta(extra_json_schema={"const": "last_active_at"})] | None = None
+    minutes: Annotated[int, Meta(extra_json_schema={"minimum": 1})] | None = None
+
+
+class NetworkPolicy(Struct):
+    """Code has no network: `disabled` is all there is."""
+
+    type: Annotated[str, Meta(extra_json_schema={"const": "disabled"})] | None = None
+
+
+class CreateContainer(Struct):
+    name: Annotated[str, Meta(extra_json_schema={"minLength": 1, "maxLength": _MAX_NAME})] | None = None
+    expires_after: ContainerExpiry | None = None
+    file_ids: Annotated[list[str], Meta(extra_json_schema={"maxItems": _MAX_FILES})] | None = None
+    memory_limit: str | None = None
+    network_policy: NetworkPolicy | None = None
+    skills: Annotated[list[Any], Meta(extra_json_schema={"maxItems": 0})] | None = None
+
+
+class CopyFile(Struct):
+    """An uploaded file, by its id."""
+
+    file_id: str | None = None
+
+
+class ContainerFileForm(Struct):
+    """A file, or the id of one."""
+
+    file: Bytes | UnsetType = UNSET
+    file_id: str | UnsetType = UNSET
+
+
+class IdleMinutes(Struct):
+    anchor: Literal["last_active_at"]
+    minutes: int
+
+
+class NoNetwork(Struct):
+    type: Literal["disabled"] = "disabled"
+
+
+class ContainerObject(Struct, kw_only=True):
+    id: str
+    object: Literal["container"] = "container"
+    created_at: int
+    status: Literal["running"] = "running"
+    expires_after: IdleMinutes
+    last_active_at: int
+    memory_limit: str
+    name: str
+    network_policy: NoNetwork
+
+
+class ContainerFileObject(Struct, kw_only=True):
+    id: str
+    object: Literal["container.file"] = "container.file"
+    created_at: int
+    bytes: int
+    container_id: str
+    path: str
+    source: str
 
 
 class ContainerApi(Area):
@@ -94,15 +153,15 @@ class ContainerApi(Area):
         body, ignored = read_known(request, CreateContainer)
         if not body.name:
             raise missing_parameter("name")
-        if len(body.name) > MAX_NAME:
-            raise invalid_parameter("name", f"at most {MAX_NAME} characters")
+        if len(body.name) > _MAX_NAME:
+            raise invalid_parameter("name", f"at most {_MAX_NAME} characters")
         if body.skills:
             raise unsupported_parameter("There are no skills here; leave 'skills' out.", "skills")
         if body.network_policy is not None and body.network_policy.type != "disabled":
             raise unsupported_parameter("Code has no network here; leave 'network_policy' out.", "network_policy")
         file_ids = tuple(dict.fromkeys(body.file_ids or ()))
-        if len(file_ids) > MAX_FILES:
-            raise invalid_parameter("file_ids", f"at most {MAX_FILES} files")
+        if len(file_ids) > _MAX_FILES:
+            raise invalid_parameter("file_ids", f"at most {_MAX_FILES} files")
         made = await _done(
             self._containers.create(
                 request.owner,
@@ -116,14 +175,7 @@ class ContainerApi(Area):
         )
         return raw_response(_show(made), headers=ignored_fields(ignored))
 
-    @Route(
-        "GET",
-        "/v1/containers",
-        "List containers",
-        ListOf[ContainerObject],
-        parameters=(*_PAGE, Parameter("name", str, "Only containers of this name.")),
-        errors=(400,),
-    )
+    @listing("/v1/containers", "List containers", ListOf[ContainerObject], _NAME, page=_PAGE)
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/containers`: newest first unless asked otherwise."""
         every = await self._containers.list(request.owner)
@@ -134,9 +186,7 @@ class ContainerApi(Area):
     async def get(self, request: ApiRequest, container_id: str) -> ApiResponse:
         """`GET /v1/containers/{id}`."""
         found = await self._containers.get(request.owner, container_id)
-        if found is None:
-            raise _no_container(container_id)
-        return raw_response(_show(found))
+        return raw_response(_show(existing(found, _no_container(container_id))))
 
     @Route("DELETE", "/v1/containers/{}", "Delete a container", Deleted[Literal["container.deleted"]])
     async def delete(self, request: ApiRequest, container_id: str) -> ApiResponse:
@@ -169,18 +219,9 @@ class ContainerApi(Area):
             if not body.file_id:
                 raise missing_parameter("file_id")
             made = await self._copied(request.owner, container_id, body.file_id)
-        if made is None:
-            raise _no_container(container_id)
-        return raw_response(_show_file(made))
+        return raw_response(_show_file(existing(made, _no_container(container_id))))
 
-    @Route(
-        "GET",
-        "/v1/containers/{}/files",
-        "List the files of a container",
-        ListOf[ContainerFileObject],
-        parameters=_PAGE,
-        errors=(400,),
-    )
+    @listing("/v1/containers/{}/files", "List the files of a container", ListOf[ContainerFileObject], page=_PAGE)
     async def list_files(self, request: ApiRequest, container_id: str) -> ApiResponse:
         """`GET /v1/containers/{id}/files`: newest first unless asked otherwise."""
         return _page(request, await self._files(request.owner, container_id), _show_file)
@@ -211,9 +252,7 @@ class ContainerApi(Area):
 
     async def _files(self, owner: str, container_id: str) -> Sequence[ContainerFile]:
         found = await _done(self._containers.files(owner, container_id))
-        if found is None:
-            raise _no_container(container_id)
-        return found
+        return existing(found, _no_container(container_id))
 
     async def _file(self, owner: str, container_id: str, file_id: str) -> ContainerFile:
         for file in await self._files(owner, container_id):
@@ -345,7 +384,7 @@ def _page(request: ApiRequest, oldest_first: Sequence[_T], show: Callable[[_T], 
             raise unknown_cursor("after", "There is nothing with this id")
         found = found[places[0] + 1 :]
     page = found[:limit]
-    return list_response([show(one) for one in page], [one.id for one in page], has_more=len(found) > limit)
+    return list_response(page, show, has_more=len(found) > limit)
 
 
 def _show(container: ContainerHead) -> bytes:

@@ -11,27 +11,28 @@ Invariant: an item gets an id of ours, whatever the client called it.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from antiphon.api.described import AnyItem, Deleted, ListOf, Metadata, Parameter
-from antiphon.api.endpoint import Area, Route
+from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
-    PAGE,
     ApiRequest,
     ApiResponse,
-    items_response,
+    existing,
+    ignored_fields,
+    item_body,
     json_response,
     list_response,
     made_again,
     made_is_gone,
+    no_such,
+    once_of,
     raw_response,
     read_body,
     read_page,
 )
-from antiphon.api.known_fields import ignored_fields
 from antiphon.engine.exchange.stored_items import is_reference, prepare_input, resolve_references, stored_input
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.idempotency import AlreadyMade
@@ -46,9 +47,6 @@ from antiphon.types.tolerance import Tolerance
 
 MAX_ITEMS = 20
 """Items that one request may add."""
-
-_SHOWN_ID = 128
-
 
 Items = Annotated[
     Raw,
@@ -110,32 +108,23 @@ class Conversations(Area):
         """`POST /v1/conversations`: `metadata` and up to 20 `items`, both optional."""
         body = read_body(request, CreateConversation)
         check_metadata(body.metadata or {})
-        once = request.once()
-        if once is not None and (known := await self._store.made(once)) is not None:
-            return await self._again(request, known)
         tolerance = Tolerance(strict=self._strict)
-        items = await self._read_items(request, body.items, tolerance)
         try:
+            once = await once_of(request, self._store.made)
+            items = await self._read_items(request, body.items, tolerance)
             made = await self._store.create(
                 request.owner, self._new_id("conv"), encode(body.metadata or {}), items, once
             )
         except AlreadyMade as earlier:
-            return await self._again(request, earlier.object_id)
+            found = await self._store.get(request.owner, earlier.object_id)
+            return made_again(_shown(existing(found, made_is_gone("conversation"))))
         return raw_response(_resource(made), headers=ignored_fields(tolerance.names))
 
-    async def _again(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
-        """The answer to a request that made this conversation before."""
-        found = await self._store.get(request.owner, conversation_id)
-        if found is None:
-            raise made_is_gone("conversation")
-        return made_again(_shown(found))
-
-    @Route("GET", "/v1/conversations", "List conversations", ListOf[Conversation], parameters=PAGE, errors=(400,))
+    @listing("/v1/conversations", "List conversations", ListOf[Conversation])
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/conversations`: the owner's conversations, newest first unless asked otherwise."""
         page = await self._store.list(request.owner, read_page(request))
-        found = page.conversations
-        return list_response([_resource(each) for each in found], [each.id for each in found], has_more=page.has_more)
+        return list_response(page.conversations, _resource, has_more=page.has_more)
 
     @Route("GET", "/v1/conversations/{}", "Get a conversation", Conversation)
     async def get(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
@@ -152,9 +141,7 @@ class Conversations(Area):
         updated = None
         if is_name(conversation_id):
             updated = await self._store.update(request.owner, conversation_id, encode(metadata or {}))
-        if updated is None:
-            raise no_such_conversation(conversation_id)
-        return _shown(updated)
+        return _shown(existing(updated, _no_such_conversation(conversation_id)))
 
     @Route(
         "DELETE",
@@ -166,25 +153,18 @@ class Conversations(Area):
     async def delete(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`DELETE /v1/conversations/{id}`. Raises `ConversationLocked`, as does whatever changes its items."""
         if not (is_name(conversation_id) and await self._store.delete(request.owner, conversation_id)):
-            raise no_such_conversation(conversation_id)
+            raise _no_such_conversation(conversation_id)
         return json_response({"id": conversation_id, "object": "conversation.deleted", "deleted": True})
 
-    @Route(
-        "GET",
-        "/v1/conversations/{}/items",
-        "List the items of a conversation",
-        ListOf[AnyItem],
-        parameters=(*PAGE, INCLUDE),
-        errors=(400,),
-    )
+    @listing("/v1/conversations/{}/items", "List the items of a conversation", ListOf[AnyItem], INCLUDE)
     async def list_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`GET /v1/conversations/{id}/items`, newest first unless asked otherwise."""
         tolerance = self._read_include(request)
         query = read_page(request)
         page = await self._store.items(request.owner, conversation_id, query) if is_name(conversation_id) else None
-        if page is None:
-            raise no_such_conversation(conversation_id)
-        return _with_ignored(items_response(page.items, has_more=page.has_more), tolerance)
+        page = existing(page, _no_such_conversation(conversation_id))
+        ignored = ignored_fields(tolerance.names)
+        return list_response(page.items, item_body, has_more=page.has_more, headers=ignored)
 
     @Route(
         "POST",
@@ -203,8 +183,8 @@ class Conversations(Area):
             raise missing_parameter("items")
         items = await self._read_items(request, given_items, tolerance)
         if not (is_name(conversation_id) and await self._store.add_items(request.owner, conversation_id, items)):
-            raise no_such_conversation(conversation_id)
-        return _with_ignored(items_response(items, has_more=False), tolerance)
+            raise _no_such_conversation(conversation_id)
+        return list_response(items, item_body, has_more=False, headers=ignored_fields(tolerance.names))
 
     @Route(
         "GET",
@@ -219,8 +199,7 @@ class Conversations(Area):
         tolerance = self._read_include(request)
         await self._known(request, conversation_id)
         item = await self._store.get_item(request.owner, conversation_id, item_id) if is_name(item_id) else None
-        if item is None:
-            raise _no_such_item(item_id)
+        item = existing(item, no_such("Item", item_id))
         return raw_response(item.body, headers=ignored_fields(tolerance.names))
 
     @Route("DELETE", "/v1/conversations/{}/items/{}", "Delete an item of a conversation", Conversation, errors=(409,))
@@ -228,14 +207,12 @@ class Conversations(Area):
         """`DELETE /v1/conversations/{id}/items/{item_id}`: answers with the conversation."""
         conversation = await self._known(request, conversation_id)
         if not (is_name(item_id) and await self._store.delete_item(request.owner, conversation_id, item_id)):
-            raise _no_such_item(item_id)
+            raise no_such("Item", item_id)
         return _shown(conversation)
 
     async def _known(self, request: ApiRequest, conversation_id: str) -> StoredConversation:
         found = await self._store.get(request.owner, conversation_id) if is_name(conversation_id) else None
-        if found is None:
-            raise no_such_conversation(conversation_id)
-        return found
+        return existing(found, _no_such_conversation(conversation_id))
 
     async def _read_items(self, request: ApiRequest, value: Raw, tolerance: Tolerance) -> tuple[StoredItem, ...]:
         """The items as they are stored: references replaced by what they name, ids given."""
@@ -260,11 +237,6 @@ class Conversations(Area):
         return tolerance
 
 
-def _with_ignored(answer: ApiResponse, tolerance: Tolerance) -> ApiResponse:
-    """The answer, naming what of its request is not known here."""
-    return replace(answer, headers=(*answer.headers, *ignored_fields(tolerance.names)))
-
-
 def _resource(conversation: StoredConversation) -> bytes:
     return encode(
         Conversation(id=conversation.id, created_at=int(conversation.created_at), metadata=Raw(conversation.metadata))
@@ -275,10 +247,5 @@ def _shown(conversation: StoredConversation) -> ApiResponse:
     return raw_response(_resource(conversation))
 
 
-def no_such_conversation(conversation_id: str) -> NotFound:
-    """The 404 for an id in a path."""
-    return NotFound(f"Conversation with id '{conversation_id[:_SHOWN_ID]}' not found.")
-
-
-def _no_such_item(item_id: str) -> NotFound:
-    return NotFound(f"Item with id '{item_id[:_SHOWN_ID]}' not found.")
+def _no_such_conversation(conversation_id: str) -> NotFound:
+    return no_such("Conversation", conversation_id)

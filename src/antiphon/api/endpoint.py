@@ -15,7 +15,7 @@ from typing import TypeVar
 from urllib.parse import unquote
 
 from antiphon.api.described import Parameter
-from antiphon.api.http import ApiRequest, ApiResponse
+from antiphon.api.http import PAGE, ApiRequest, ApiResponse
 
 Handler = Callable[..., Awaitable[ApiResponse]]
 """Called with the request and the pattern's variables, in their order."""
@@ -56,6 +56,11 @@ class Route:
         """Mark a handler."""
         setattr(handler, _ROUTES, (self, *getattr(handler, _ROUTES, ())))
         return handler
+
+
+def listing(pattern: str, summary: str, answer: object, *more: Parameter, page: tuple[Parameter, ...] = PAGE) -> Route:
+    """A route that answers with a page of a list; `more` are parameters beside those of the page."""
+    return Route("GET", pattern, summary, answer, parameters=(*page, *more), errors=(400,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,14 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec import field as named
 
 from antiphon.api.described import Bytes, Deleted, ListOf, Parameter
-from antiphon.api.endpoint import Area, Route
+from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.file_content import content_of, show_content
 from antiphon.api.http import (
     AFTER,
     ORDER,
     ApiRequest,
     ApiResponse,
+    existing,
     json_response,
     limit_parameter,
     list_response,
@@ -79,6 +80,7 @@ _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 
 
 _Purpose = Annotated[str, Meta(extra_json_schema={"enum": [*PURPOSES]})]
+_PURPOSE = Parameter("purpose", str, "Only files for this.")
 
 
 class UploadFile(Struct):
@@ -144,9 +146,7 @@ class Files(Area):
                 made = await self._measured("save_file", upload.keep(request.owner, fields, once))
             except AlreadyMade as earlier:
                 found = await self._files.get(request.owner, earlier.object_id)
-                if found is None:
-                    raise made_is_gone("file") from None
-                return made_again(raw_response(show_file(found)))
+                return made_again(raw_response(show_file(existing(found, made_is_gone("file")))))
             except NoRoom:
                 raise InvalidRequest(
                     "Your files would be larger than they may be together. Delete files that you no longer need.",
@@ -156,19 +156,7 @@ class Files(Area):
         ignored = (("antiphon-ignored", ", ".join(form.ignored)),) if form.ignored else ()
         return raw_response(show_file(made), headers=ignored)
 
-    @Route(
-        "GET",
-        "/v1/files",
-        "List files",
-        ListOf[File],
-        parameters=(
-            limit_parameter(_LISTED, _LISTED),
-            ORDER,
-            AFTER,
-            Parameter("purpose", str, "Only files for this."),
-        ),
-        errors=(400,),
-    )
+    @listing("/v1/files", "List files", ListOf[File], _PURPOSE, page=(limit_parameter(_LISTED, _LISTED), ORDER, AFTER))
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/files`: newest first unless asked otherwise; a page is up to 10,000 files."""
         query = FileQuery(
@@ -181,8 +169,7 @@ class Files(Area):
         page = await self._measured("list_files", self._files.list(request.owner, query)) if known else None
         if page is None:
             raise unknown_cursor("after", "There is no file with this id")
-        found = page.files
-        return list_response([show_file(each) for each in found], [each.id for each in found], has_more=page.has_more)
+        return list_response(page.files, show_file, has_more=page.has_more)
 
     @Route("GET", "/v1/files/{}", "Get a file", File)
     async def get(self, request: ApiRequest, file_id: str) -> ApiResponse:
@@ -190,9 +177,7 @@ class Files(Area):
         found = None
         if is_name(file_id):
             found = await self._measured("get_file", self._files.get(request.owner, file_id))
-        if found is None:
-            raise no_such_file(file_id)
-        return raw_response(show_file(found))
+        return raw_response(show_file(existing(found, no_such_file(file_id))))
 
     @content_of("/v1/files/{}/content")
     async def content(self, request: ApiRequest, file_id: str) -> ApiResponse:
@@ -200,9 +185,7 @@ class Files(Area):
         opened = None
         if is_name(file_id):
             opened = await self._measured("open_file", self._files.open(request.owner, file_id))
-        if opened is None:
-            raise no_such_file(file_id)
-        return await show_content(request, opened)
+        return await show_content(request, existing(opened, no_such_file(file_id)))
 
     @Route("DELETE", "/v1/files/{}", "Delete a file", Deleted[Literal["file"]])
     async def delete(self, request: ApiRequest, file_id: str) -> ApiResponse:

@@ -9,18 +9,18 @@ OpenAI error object.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, Raw, Struct
 
 from antiphon.api.described import Parameter
 from antiphon.engine.exchange.client_answer import REPLAYED
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.ports.actions import OnceOnly, StoredItem
-from antiphon.engine.ports.idempotency import HEADER, fingerprint, read_key
+from antiphon.engine.ports.idempotency import HEADER, AlreadyMade, fingerprint, read_key
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter
 from antiphon.translation.request_checks import not_json, wrong_type
@@ -28,6 +28,10 @@ from antiphon.types.json import encode
 from antiphon.types.transport import Headers
 
 _Body = TypeVar("_Body")
+_Known = TypeVar("_Known", bound=Struct)
+_Found = TypeVar("_Found")
+_FIELDS = msgspec.json.Decoder(dict[str, Raw])
+_SHOWN_ID = 128
 
 JSON_TYPE = ("content-type", "application/json")
 
@@ -97,6 +101,14 @@ def raw_response(body: bytes, status: int = 200, headers: Headers = ()) -> ApiRe
     return ApiResponse(status, (JSON_TYPE, ("content-length", str(len(body))), *headers), body)
 
 
+async def once_of(request: ApiRequest, made: Callable[[OnceOnly], Awaitable[str | None]]) -> OnceOnly | None:
+    """The request's `Idempotency-Key`. Raises `AlreadyMade` where the same request has `made` something with it."""
+    once = request.once()
+    if once is not None and (known := await made(once)) is not None:
+        raise AlreadyMade(known)
+    return once
+
+
 def made_again(found: ApiResponse) -> ApiResponse:
     """The answer of an earlier request with the same key."""
     return replace(found, headers=(*found.headers, REPLAYED))
@@ -105,6 +117,18 @@ def made_again(found: ApiResponse) -> ApiResponse:
 def made_is_gone(what: str) -> NotFound:
     """What an earlier request with the same key made is not there any more."""
     return NotFound(f"The {what} that was made with this Idempotency-Key was deleted. Use a new key.", code="not_found")
+
+
+def existing(found: _Found | None, missing: NotFound) -> _Found:
+    """What was found. Raises `missing` where that is nothing."""
+    if found is None:
+        raise missing
+    return found
+
+
+def no_such(what: str, object_id: str, where: str = "") -> NotFound:
+    """The 404 for an id in a path."""
+    return NotFound(f"{what} with id '{object_id[:_SHOWN_ID]}' not found{where}.")
 
 
 def error_response(error: ApiError, request_id: str = "") -> ApiResponse:
@@ -135,21 +159,46 @@ def read_body(request: ApiRequest, kind: type[_Body]) -> _Body:
         raise nested_too_deeply() from None
 
 
+def read_known(request: ApiRequest, kind: type[_Known]) -> tuple[_Known, list[str]]:
+    """The body, and the names of its fields that mean nothing here."""
+    body = read_body(request, kind)
+    names = _FIELDS.decode(request.body or b"{}")
+    return body, [name for name in names if name not in kind.__struct_fields__]
+
+
+def ignored_fields(names: Sequence[str]) -> Headers:
+    """The header that names what was ignored."""
+    plain = [name[:64] for name in names[:16] if name.isascii() and name.isprintable() and "," not in name]
+    return (("antiphon-ignored", ", ".join(plain)),) if plain else ()
+
+
 def nested_too_deeply() -> InvalidRequest:
     """The error for JSON that no parser follows to its end."""
     return InvalidRequest("The request body is nested too deeply.", code="invalid_json")
 
 
-def list_response(shown: Sequence[bytes], ids: Sequence[str], *, has_more: bool) -> ApiResponse:
-    """OpenAI's list envelope around objects that are JSON already, whose `ids` are the cursors."""
-    first, last = (ids[0], ids[-1]) if ids else (None, None)
+def _id_of(one: Any) -> str:
+    return str(one.id)
+
+
+def list_response(
+    found: Sequence[_Found],
+    show: Callable[[_Found], bytes],
+    *,
+    has_more: bool,
+    id_of: Callable[[_Found], str] = _id_of,
+    headers: Headers = (),
+) -> ApiResponse:
+    """OpenAI's list envelope around these, as `show` makes JSON of them; their ids are the cursors."""
+    first, last = (id_of(found[0]), id_of(found[-1])) if found else (None, None)
     envelope = encode({"first_id": first, "last_id": last, "has_more": has_more})
-    return raw_response(b'{"object":"list","data":[%b],%b' % (b",".join(shown), envelope[1:]))
+    data = b",".join([show(one) for one in found])
+    return raw_response(b'{"object":"list","data":[%b],%b' % (data, envelope[1:]), headers=headers)
 
 
-def items_response(items: Sequence[StoredItem], *, has_more: bool) -> ApiResponse:
-    """A list of stored items."""
-    return list_response([item.body for item in items], [item.id for item in items], has_more=has_more)
+def item_body(item: StoredItem) -> bytes:
+    """A stored item is JSON already."""
+    return item.body
 
 
 # Query parameters: the last of several wins, an absent one is None, a wrong one is a 400 naming it.

@@ -18,27 +18,27 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from antiphon.api.described import Deleted, ListOf, Metadata, Parameter
-from antiphon.api.endpoint import Area, Route
+from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
-    PAGE,
     ApiRequest,
     ApiResponse,
+    existing,
     json_response,
     list_response,
     made_again,
     made_is_gone,
+    no_such,
+    query_choice,
     query_value,
     raw_response,
     read_body,
     read_page,
 )
-from antiphon.api.llama_stack_prompts import is_llama_stack, read_whole_page, show_prompt
 from antiphon.engine.ports.actions import StoredPrompt
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.engine.ports.state import PageQuery, PromptChange, PromptStore
 from antiphon.errors import (
     InvalidRequest,
-    NotFound,
     invalid_parameter,
     invalid_type,
     missing_parameter,
@@ -52,7 +52,7 @@ from antiphon.translation.request_checks import check_metadata, read_string
 from antiphon.translation.values import PromptTemplate
 from antiphon.types.json import ABSENT, encode, given, raw
 
-_SHOWN_ID = 128
+_LLAMA_STACK = re.compile(r"(Async)?(LlamaStack|Ogx)Client/")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _MAX_LENGTH = {"name": 256, "description": 4096}
 _OWN_FIELDS = frozenset({"name", "description", "metadata", "variables", "version", "set_as_default"})
@@ -117,6 +117,12 @@ class Prompt(Struct):
     metadata: Metadata
 
 
+def _choosing(method: str, name: str) -> Route:
+    """The default version is chosen by several methods and names."""
+    pattern = f"/v1/prompts/{{}}/{name}"
+    return Route(method, pattern, "Choose the default version of a prompt", Prompt, body=DefaultVersion)
+
+
 class Prompts(Area):
     """The endpoints."""
 
@@ -140,42 +146,33 @@ class Prompts(Area):
             )
         except AlreadyMade as earlier:
             found = await self._store.get(request.owner, earlier.object_id, 1)
-            if found is None:
-                raise made_is_gone("prompt") from None
-            return made_again(_shown(request, found))
+            return made_again(_shown(request, existing(found, made_is_gone("prompt"))))
         return _shown(request, made)
 
-    @Route("GET", "/v1/prompts", "List prompts", ListOf[Prompt], parameters=PAGE, errors=(400,))
+    @listing("/v1/prompts", "List prompts", ListOf[Prompt])
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/prompts`: each in its default version, newest first unless asked otherwise."""
         page = await self._store.list(request.owner, _page(request))
-        found = page.prompts
-        return list_response(
-            [_resource(request, each) for each in found], [each.id for each in found], has_more=page.has_more
-        )
+        return list_response(page.prompts, lambda one: _resource(request, one), has_more=page.has_more)
 
     @Route("GET", "/v1/prompts/{}", "Get a prompt", Prompt, parameters=(_VERSION_PARAMETER,))
     async def get(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`GET /v1/prompts/{id}`, in its default version or in `version`."""
         return _shown(request, await self._known(request, prompt_id, query_value(request, "version")))
 
-    @Route(
-        "GET",
-        "/v1/prompts/{}/versions",
-        "List the versions of a prompt",
-        ListOf[Prompt],
-        parameters=PAGE,
-        errors=(400,),
-    )
+    @listing("/v1/prompts/{}/versions", "List the versions of a prompt", ListOf[Prompt])
     async def list_versions(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`GET /v1/prompts/{id}/versions`: newest first unless asked otherwise; their numbers are the cursors."""
         page = None
         if is_id(prompt_id, "pmpt"):
             page = await self._store.versions(request.owner, prompt_id, _page(request))
-        if page is None:
-            raise _no_such_prompt(prompt_id)
-        numbers = [str(each.version) for each in page.prompts]
-        return list_response([_resource(request, each) for each in page.prompts], numbers, has_more=page.has_more)
+        page = existing(page, no_such("Prompt", prompt_id))
+        return list_response(
+            page.prompts,
+            lambda one: _resource(request, one),
+            has_more=page.has_more,
+            id_of=lambda one: str(one.version),
+        )
 
     @Route("GET", "/v1/prompts/{}/versions/{}", "Get a version of a prompt", Prompt)
     async def get_version(self, request: ApiRequest, prompt_id: str, version: str) -> ApiResponse:
@@ -201,26 +198,10 @@ class Prompts(Area):
         newest = await self._last(request, prompt_id)
         return await self._change(request, newest, fields, {} if _has_template(fields) else None)
 
-    @Route(
-        "POST", "/v1/prompts/{}/default_version", "Choose the default version of a prompt", Prompt, body=DefaultVersion
-    )
-    @Route(
-        "PUT", "/v1/prompts/{}/default_version", "Choose the default version of a prompt", Prompt, body=DefaultVersion
-    )
-    @Route(
-        "POST",
-        "/v1/prompts/{}/set-default-version",
-        "Choose the default version of a prompt",
-        Prompt,
-        body=DefaultVersion,
-    )
-    @Route(
-        "PUT",
-        "/v1/prompts/{}/set-default-version",
-        "Choose the default version of a prompt",
-        Prompt,
-        body=DefaultVersion,
-    )
+    @_choosing("POST", "default_version")
+    @_choosing("PUT", "default_version")
+    @_choosing("POST", "set-default-version")
+    @_choosing("PUT", "set-default-version")
     async def set_default(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`POST /v1/prompts/{id}/default_version` (also `set-default-version`): `version` becomes the default one."""
         fields = read_body(request, dict[str, Raw])
@@ -230,15 +211,13 @@ class Prompts(Area):
         made = None
         if is_id(prompt_id, "pmpt"):
             made = await self._store.set_default(request.owner, prompt_id, version)
-        if made is None:
-            raise _no_such_prompt(prompt_id)
-        return _shown(request, made)
+        return _shown(request, existing(made, no_such("Prompt", prompt_id)))
 
     @Route("DELETE", "/v1/prompts/{}", "Delete a prompt", Deleted[Literal["prompt.deleted"]])
     async def delete(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`DELETE /v1/prompts/{id}`, with all its versions."""
         if not (is_id(prompt_id, "pmpt") and await self._store.delete(request.owner, prompt_id)):
-            raise _no_such_prompt(prompt_id)
+            raise no_such("Prompt", prompt_id)
         return json_response({"id": prompt_id, "object": "prompt.deleted", "deleted": True})
 
     async def _known(self, request: ApiRequest, prompt_id: str, version: str | None) -> StoredPrompt:
@@ -246,9 +225,7 @@ class Prompts(Area):
         if version is not None:
             number = int(version) if _VERSION.fullmatch(version) else 0
         found = await self._store.get(request.owner, prompt_id, number) if is_id(prompt_id, "pmpt") else None
-        if found is None:
-            raise _no_such_prompt(prompt_id)
-        return found
+        return existing(found, no_such("Prompt", prompt_id))
 
     async def _last(self, request: ApiRequest, prompt_id: str) -> StoredPrompt:
         found = await self._known(request, prompt_id, None)
@@ -274,9 +251,7 @@ class Prompts(Area):
             metadata=_read_metadata(fields.get("metadata", ABSENT)),
         )
         changed = await self._store.change(request.owner, newest.id, change)
-        if changed is None:
-            raise _no_such_prompt(newest.id)
-        return _shown(request, changed)
+        return _shown(request, existing(changed, no_such("Prompt", newest.id)))
 
 
 def _read_fields(request: ApiRequest) -> dict[str, Raw]:
@@ -393,15 +368,33 @@ def _read_version(value: Raw) -> int | None:
     return int(text)
 
 
+def _is_llama_stack(request: ApiRequest) -> bool:
+    """Whether one of Llama Stack's clients asks (`Prompt` of llama-stack-client 0.7): its User-Agent names the client's
+    class. They know another shape of a prompt, and read no further page."""
+    return _LLAMA_STACK.match(request.header("user-agent") or "") is not None
+
+
 def _page(request: ApiRequest) -> PageQuery:
-    return read_whole_page(request) if is_llama_stack(request) else read_page(request)
+    if not _is_llama_stack(request):
+        return read_page(request)
+    return PageQuery(limit=100, descending=query_choice(request, "order", ("asc", "desc"), "asc") == "desc")
 
 
 def _resource(request: ApiRequest, prompt: StoredPrompt) -> bytes:
     """A version of a prompt, in the shape that the client knows."""
-    if is_llama_stack(request):
-        return encode(show_prompt(prompt))
     template = _TEMPLATE.decode(prompt.body)
+    is_default = prompt.version == prompt.default_version
+    if _is_llama_stack(request):
+        return encode(
+            {
+                "prompt_id": prompt.id,
+                # A template of items is nothing that these clients know.
+                "prompt": template.get("instructions", ""),
+                "version": prompt.version,
+                "variables": variables_of(prompt.body),
+                "is_default": is_default,
+            }
+        )
     description = template.pop("description", None)
     shown: dict[str, Any] = {
         "id": prompt.id,
@@ -413,7 +406,7 @@ def _resource(request: ApiRequest, prompt: StoredPrompt) -> bytes:
         "version": str(prompt.version),
         "default_version": str(prompt.default_version),
         "last_version": str(prompt.last_version),
-        "is_default": prompt.version == prompt.default_version,
+        "is_default": is_default,
         "variables": variables_of(encode(template)),
         "metadata": Raw(prompt.metadata),
     }
@@ -422,7 +415,3 @@ def _resource(request: ApiRequest, prompt: StoredPrompt) -> bytes:
 
 def _shown(request: ApiRequest, prompt: StoredPrompt) -> ApiResponse:
     return raw_response(_resource(request, prompt))
-
-
-def _no_such_prompt(prompt_id: str) -> NotFound:
-    return NotFound(f"Prompt with id '{prompt_id[:_SHOWN_ID]}' not found.")

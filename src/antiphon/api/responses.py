@@ -14,14 +14,15 @@ from collections.abc import Awaitable
 from typing import Literal
 
 from antiphon.api.described import AnyItem, Deleted, ListOf, Parameter
-from antiphon.api.endpoint import Area, Route
+from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
-    PAGE,
     ApiRequest,
     ApiResponse,
-    items_response,
+    existing,
+    item_body,
     json_response,
     list_response,
+    no_such,
     query_flag,
     query_number,
     query_value,
@@ -30,6 +31,7 @@ from antiphon.api.http import (
 )
 from antiphon.api.native import NativeResponses
 from antiphon.api.openapi import EVENTS
+from antiphon.engine.exchange.client_answer import SSE_HEADERS
 from antiphon.engine.ports.state import ResponseStore, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_background, whole_body
 from antiphon.engine.running.background import Background
@@ -39,8 +41,6 @@ from antiphon.observability.metrics import Metrics
 from antiphon.types.response import Response
 from antiphon.types.transport import Headers
 
-_SHOWN_ID = 128
-_SSE_HEADERS: Headers = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 _STREAMED = (
     Parameter("stream", bool, "The events of a background response instead."),
     Parameter("starting_after", int, "Only events behind the one of this number."),
@@ -60,13 +60,12 @@ class Responses(Area):
         self._native = native
         self._metrics = metrics
 
-    @Route("GET", "/v1/responses", "List responses", ListOf[Response], parameters=PAGE, errors=(400,))
+    @listing("/v1/responses", "List responses", ListOf[Response])
     async def list(self, request: ApiRequest) -> ApiResponse:
         """Newest first unless asked otherwise: whole responses. OpenAI has no such list."""
         with self._metrics.storage("list"):
             page = await self._store.list(request.owner, read_page(request))
-            bodies = [whole_body(one.body, one.output_items) for one in page.responses]
-            return list_response(bodies, [one.id for one in page.responses], has_more=page.has_more)
+            return list_response(page.responses, _whole, has_more=page.has_more)
 
     @Route("GET", "/v1/responses/{}", "Get a response", Response, parameters=_STREAMED, events=EVENTS, errors=(400,))
     async def get(self, request: ApiRequest, response_id: str) -> ApiResponse:
@@ -78,14 +77,7 @@ class Responses(Area):
     async def delete(self, request: ApiRequest, response_id: str) -> ApiResponse:
         return await self._here_or_there("delete", self._delete(request, response_id), request, response_id)
 
-    @Route(
-        "GET",
-        "/v1/responses/{}/input_items",
-        "List the input items of a response",
-        ListOf[AnyItem],
-        parameters=PAGE,
-        errors=(400,),
-    )
+    @listing("/v1/responses/{}/input_items", "List the input items of a response", ListOf[AnyItem])
     async def list_input_items(self, request: ApiRequest, response_id: str) -> ApiResponse:
         """Newest first unless asked otherwise."""
         items = self._input_items(request, response_id)
@@ -111,9 +103,7 @@ class Responses(Area):
 
     async def _known(self, request: ApiRequest, response_id: str) -> StoredResponse:
         found = await self._store.get(request.owner, response_id) if is_id(response_id, "resp") else None
-        if found is None:
-            raise _no_such_response(response_id)
-        return found
+        return existing(found, no_such("Response", response_id))
 
     async def _get(self, request: ApiRequest, response_id: str) -> ApiResponse:
         if query_value(request, "starting_after") is not None:
@@ -122,8 +112,7 @@ class Responses(Area):
                 param="starting_after",
                 code="invalid_value",
             )
-        found = await self._known(request, response_id)
-        return raw_response(whole_body(found.body, found.output_items))
+        return raw_response(_whole(await self._known(request, response_id)))
 
     async def _stream(self, request: ApiRequest, response_id: str) -> ApiResponse:
         """The stream from its beginning, or behind the event `starting_after`."""
@@ -141,7 +130,7 @@ class Responses(Area):
                 param="stream",
                 code="invalid_value",
             )
-        headers = _SSE_HEADERS
+        headers: Headers = SSE_HEADERS
         if query_flag(request, "include_obfuscation"):
             # The events are sent as they were made.
             headers = (*headers, ("antiphon-ignored", "include_obfuscation"))
@@ -149,24 +138,21 @@ class Responses(Area):
 
     async def _delete(self, request: ApiRequest, response_id: str) -> ApiResponse:
         if not (is_id(response_id, "resp") and await self._store.delete(request.owner, response_id)):
-            raise _no_such_response(response_id)
+            raise no_such("Response", response_id)
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
     async def _input_items(self, request: ApiRequest, response_id: str) -> ApiResponse:
         query = read_page(request)
         page = await self._store.input_items(request.owner, response_id, query) if is_id(response_id, "resp") else None
-        if page is None:
-            raise _no_such_response(response_id)
-        return items_response(page.items, has_more=page.has_more)
+        page = existing(page, no_such("Response", response_id))
+        return list_response(page.items, item_body, has_more=page.has_more)
 
     async def _cancel(self, request: ApiRequest, response_id: str) -> ApiResponse:
         found = None
         if self._background is not None and is_id(response_id, "resp"):
             found = await self._background.cancel(request.owner, response_id)
-        if found is None:
-            raise _no_such_response(response_id)
-        return raw_response(whole_body(found.body, found.output_items))
+        return raw_response(_whole(existing(found, no_such("Response", response_id))))
 
 
-def _no_such_response(response_id: str) -> NotFound:
-    return NotFound(f"Response with id '{response_id[:_SHOWN_ID]}' not found.")
+def _whole(found: StoredResponse) -> bytes:
+    return whole_body(found.body, found.output_items)

@@ -24,8 +24,7 @@ from typing import Any, Literal
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from antiphon.api.endpoint import Area, Route
-from antiphon.api.http import ApiRequest, ApiResponse, json_response
-from antiphon.api.known_fields import ignored_fields, read_known
+from antiphon.api.http import ApiRequest, ApiResponse, ignored_fields, json_response, read_known
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, ToolResult, ToolRunner
 from antiphon.errors import ApiError, InvalidRequest, missing_parameter
 from antiphon.ids import new_id

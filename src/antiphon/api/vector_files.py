@@ -17,22 +17,25 @@ from typing import Annotated, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from antiphon.api.described import Deleted, ListOf, Parameter
-from antiphon.api.endpoint import Area, Route
+from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
-    PAGE,
     ApiRequest,
     ApiResponse,
+    existing,
+    ignored_fields,
     json_response,
     list_response,
     made_again,
     made_is_gone,
+    no_such,
+    once_of,
     query_choice,
     query_number,
     query_value,
     raw_response,
+    read_known,
     read_page,
 )
-from antiphon.api.known_fields import ignored_fields, read_known
 from antiphon.api.vector_shapes import (
     AttributesInput,
     ChunkingInput,
@@ -80,9 +83,8 @@ class AddFileBatch(Struct):
     chunking_strategy: ChunkingInput | None = None
 
 
-_FILES = (
-    *PAGE,
-    Parameter("filter", Annotated[str, Meta(extra_json_schema={"enum": [*_STATES]})], "Only files of this status."),
+_OF_STATUS = Parameter(
+    "filter", Annotated[str, Meta(extra_json_schema={"enum": [*_STATES]})], "Only files of this status."
 )
 
 
@@ -119,43 +121,29 @@ class VectorFiles(Area):
             raise missing_parameter("file_id")
         attributes = read_attributes("attributes", body.attributes)
         chunking = read_chunking("chunking_strategy", body.chunking_strategy)
-        once = request.once()
-        if once is not None and (known := await self._stores.made(once)) is not None:
-            return await self._added_again(request, store_id, known, ignored)
-        await self._open_store(request, store_id)
-        names = await self.filenames(request.owner, [body.file_id], "file_id")
-        new = NewFile(body.file_id, names[body.file_id], attributes, chunking)
         try:
+            once = await once_of(request, self._stores.made)
+            await self._open_store(request, store_id)
+            names = await self.filenames(request.owner, [body.file_id], "file_id")
+            new = NewFile(body.file_id, names[body.file_id], attributes, chunking)
             if not await self._stores.add_files(request.owner, store_id, [new], once=once):
                 raise no_such_store(store_id)
         except AlreadyMade as earlier:
-            return await self._added_again(request, store_id, earlier.object_id, ignored)
+            found = await self._stores.get_file(request.owner, store_id, earlier.object_id)
+            found = existing(found, made_is_gone("vector store's file"))
+            return made_again(raw_response(show_file(found), headers=ignored_fields(ignored)))
         added = await self._known(request, store_id, body.file_id)
         return raw_response(show_file(added), headers=ignored_fields(ignored))
 
-    async def _added_again(self, request: ApiRequest, store_id: str, file_id: str, ignored: list[str]) -> ApiResponse:
-        """The answer to a request that added this file before."""
-        found = await self._stores.get_file(request.owner, store_id, file_id)
-        if found is None:
-            raise made_is_gone("vector store's file")
-        return made_again(raw_response(show_file(found), headers=ignored_fields(ignored)))
-
-    @Route(
-        "GET",
-        "/v1/vector_stores/{}/files",
-        "List the files of a vector store",
-        ListOf[VectorStoreFileObject],
-        parameters=_FILES,
-        errors=(400,),
+    @listing(
+        "/v1/vector_stores/{}/files", "List the files of a vector store", ListOf[VectorStoreFileObject], _OF_STATUS
     )
     async def list(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`GET …/files`: newest first unless asked otherwise, of one status when `filter` says so."""
         page = None
         if is_id(store_id, "vs"):
             page = await self._stores.list_files(request.owner, store_id, read_page(request), state=_state(request))
-        if page is None:
-            raise no_such_store(store_id)
-        return _shown(page)
+        return _shown(existing(page, no_such_store(store_id)))
 
     @Route("GET", "/v1/vector_stores/{}/files/{}", "Get a file of a vector store", VectorStoreFileObject)
     async def get(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
@@ -206,9 +194,8 @@ class VectorFiles(Area):
         """`GET …/files/{id}/content`: the text as it was cut, a thousand chunks a page."""
         first = query_number(request, "page", least=0, limit=1 << 20, default=0)
         await self._known(request, store_id, file_id)
-        texts = await self._stores.file_text(request.owner, store_id, file_id, first, _CHUNKS_SHOWN + 1)
-        if texts is None:
-            raise no_such_file(file_id)
+        found = await self._stores.file_text(request.owner, store_id, file_id, first, _CHUNKS_SHOWN + 1)
+        texts = existing(found, no_such_file(file_id))
         more = len(texts) > _CHUNKS_SHOWN
         return json_response(
             FileContentPage(
@@ -230,15 +217,13 @@ class VectorFiles(Area):
         """`POST …/file_batches`: `file_ids`, or `files` with attributes and chunking of their own."""
         body, ignored = read_known(request, AddFileBatch)
         new = _batch(body)
-        once = request.once()
-        if once is not None and (known := await self._stores.made(once)) is not None:
-            return made_again(await self._shown_batch(request, store_id, known, ignored))
-        await self._open_store(request, store_id)
-        param = "file_ids" if body.file_ids is not None else "files"
-        names = await self.filenames(request.owner, [one.file_id for one in new], param)
-        batch_id = self._new_id("vsfb")
-        files = [NewFile(one.file_id, names[one.file_id], one.attributes, one.chunking) for one in new]
         try:
+            once = await once_of(request, self._stores.made)
+            await self._open_store(request, store_id)
+            param = "file_ids" if body.file_ids is not None else "files"
+            names = await self.filenames(request.owner, [one.file_id for one in new], param)
+            batch_id = self._new_id("vsfb")
+            files = [NewFile(one.file_id, names[one.file_id], one.attributes, one.chunking) for one in new]
             if not await self._stores.add_files(request.owner, store_id, files, batch_id=batch_id, once=once):
                 raise no_such_store(store_id)
         except AlreadyMade as earlier:
@@ -258,16 +243,15 @@ class VectorFiles(Area):
             and is_id(batch_id, "vsfb")
             and await self._stores.cancel_batch(request.owner, store_id, batch_id)
         ):
-            raise await self._missing_batch(request, store_id, batch_id)
+            await self._store(request, store_id)
+            raise _no_such_batch(batch_id)
         return await self._shown_batch(request, store_id, batch_id)
 
-    @Route(
-        "GET",
+    @listing(
         "/v1/vector_stores/{}/file_batches/{}/files",
         "List the files of a batch",
         ListOf[VectorStoreFileObject],
-        parameters=_FILES,
-        errors=(400,),
+        _OF_STATUS,
     )
     async def list_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
         """`GET …/file_batches/{id}/files`."""
@@ -277,25 +261,22 @@ class VectorFiles(Area):
                 request.owner, store_id, read_page(request), state=_state(request), batch_id=batch_id
             )
         if page is None:
-            raise await self._missing_batch(request, store_id, batch_id)
-        return _shown(page)
+            await self._store(request, store_id)
+        return _shown(existing(page, _no_such_batch(batch_id)))
 
-    async def _open_store(self, request: ApiRequest, store_id: str) -> VectorStore:
-        """The store, when files can be added to it."""
-        store = await self._stores.get(request.owner, store_id) if is_id(store_id, "vs") else None
-        if store is None:
-            raise no_such_store(store_id)
-        if store.expired:
+    async def _store(self, request: ApiRequest, store_id: str) -> VectorStore:
+        found = await self._stores.get(request.owner, store_id) if is_id(store_id, "vs") else None
+        return existing(found, no_such_store(store_id))
+
+    async def _open_store(self, request: ApiRequest, store_id: str) -> None:
+        """Raises `ApiError` unless files can be added to the store."""
+        if (await self._store(request, store_id)).expired:
             raise InvalidRequest(f"The vector store '{store_id}' has expired.", code="vector_store_expired")
-        return store
 
     async def _known(self, request: ApiRequest, store_id: str, file_id: str) -> VectorFile:
-        if not is_id(store_id, "vs") or await self._stores.get(request.owner, store_id) is None:
-            raise no_such_store(store_id)
+        await self._store(request, store_id)
         found = await self._stores.get_file(request.owner, store_id, file_id) if is_name(file_id) else None
-        if found is None:
-            raise no_such_file(file_id)
-        return found
+        return existing(found, no_such_file(file_id))
 
     async def _shown_batch(
         self, request: ApiRequest, store_id: str, batch_id: str, ignored: Sequence[str] = ()
@@ -304,14 +285,14 @@ class VectorFiles(Area):
         if is_id(store_id, "vs") and is_id(batch_id, "vsfb"):
             batch = await self._stores.get_batch(request.owner, store_id, batch_id)
         if batch is None:
-            raise await self._missing_batch(request, store_id, batch_id)
+            await self._store(request, store_id)
+        batch = existing(batch, _no_such_batch(batch_id))
         again = _POLL_AGAIN if batch.counts.in_progress else ()
-        return raw_response(show_batch(batch), headers=(*ignored_fields([*ignored]), *again))
+        return raw_response(show_batch(batch), headers=(*ignored_fields(ignored), *again))
 
-    async def _missing_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> NotFound:
-        if not is_id(store_id, "vs") or await self._stores.get(request.owner, store_id) is None:
-            return no_such_store(store_id)
-        return NotFound(f"File batch with id '{batch_id[:_SHOWN_ID]}' not found in the vector store.")
+
+def _no_such_batch(batch_id: str) -> NotFound:
+    return no_such("File batch", batch_id, " in the vector store")
 
 
 def _batch(body: AddFileBatch) -> Sequence[NewFile]:
@@ -347,5 +328,4 @@ def _state(request: ApiRequest) -> str | None:
 
 
 def _shown(page: FilePage) -> ApiResponse:
-    found = page.files
-    return list_response([show_file(each) for each in found], [each.file_id for each in found], has_more=page.has_more)
+    return list_response(page.files, show_file, has_more=page.has_more, id_of=lambda one: one.file_id)

@@ -13,14 +13,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from antiphon.api.described import StandsFor
-from antiphon.api.http import ApiRequest
-from antiphon.api.known_fields import read_known
+from antiphon.api.http import ApiRequest, no_such, read_known
 from antiphon.engine.ports.vector_stores import AUTO_CHUNKING, Batch, Chunking, Counts, VectorFile, VectorStore
 from antiphon.errors import NotFound, invalid_parameter, missing_parameter, unknown_parameter
 from antiphon.types.json import JsonObject, encode
 from antiphon.types.search import Attributes
 
-_SHOWN_ID = 128
 _MAX_ATTRIBUTES, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 _MIN_CHUNK, _MAX_CHUNK = 100, 4_096
 
@@ -283,22 +281,16 @@ def show_batch(batch: Batch) -> bytes:
 
 def no_such_store(store_id: str) -> NotFound:
     """The 404 for an id in a path."""
-    return NotFound(f"Vector store with id '{store_id[:_SHOWN_ID]}' not found.")
+    return no_such("Vector store", store_id)
 
 
 def no_such_file(file_id: str) -> NotFound:
     """The 404 for a file that is not in the store."""
-    return NotFound(f"File with id '{file_id[:_SHOWN_ID]}' not found in the vector store.")
+    return no_such("File", file_id, " in the vector store")
 
 
 def _counts(counts: Counts) -> FileCounts:
-    return FileCounts(
-        in_progress=counts.in_progress,
-        completed=counts.completed,
-        failed=counts.failed,
-        cancelled=counts.cancelled,
-        total=counts.total,
-    )
+    return FileCounts(counts.in_progress, counts.completed, counts.failed, counts.cancelled, counts.total)
 
 
 def _whole(name: str, value: object) -> int:

@@ -18,19 +18,21 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from antiphon.api.described import Deleted, ListOf, Metadata
-from antiphon.api.endpoint import Area, Endpoint, Route
+from antiphon.api.endpoint import Area, Endpoint, Route, listing
 from antiphon.api.http import (
-    PAGE,
     ApiRequest,
     ApiResponse,
+    existing,
+    ignored_fields,
     json_response,
     list_response,
     made_again,
     made_is_gone,
+    once_of,
     raw_response,
+    read_known,
     read_page,
 )
-from antiphon.api.known_fields import ignored_fields, read_known
 from antiphon.api.vector_files import VectorFiles
 from antiphon.api.vector_shapes import (
     ChunkingInput,
@@ -153,11 +155,9 @@ class VectorStoreApi(Area):
                 code="invalid_value",
             )
         chunking = read_chunking("chunking_strategy", body.chunking_strategy)
-        once = request.once()
-        if once is not None and (known := await self._stores.made(once)) is not None:
-            return await self._again(request, known, ignored)
-        names = await self._files.filenames(request.owner, ids, "file_ids")
         try:
+            once = await once_of(request, self._stores.made)
+            names = await self._files.filenames(request.owner, ids, "file_ids")
             made = await self._stores.create(
                 request.owner,
                 self._new_id("vs"),
@@ -169,30 +169,21 @@ class VectorStoreApi(Area):
                 once=once,
             )
         except AlreadyMade as earlier:
-            return await self._again(request, earlier.object_id, ignored)
+            found = existing(await self._stores.get(request.owner, earlier.object_id), made_is_gone("vector store"))
+            return made_again(raw_response(show_store(found), headers=ignored_fields(ignored)))
         return raw_response(show_store(made), headers=ignored_fields(ignored))
 
-    async def _again(self, request: ApiRequest, store_id: str, ignored: list[str]) -> ApiResponse:
-        """The answer to a request that made this store before."""
-        found = await self._stores.get(request.owner, store_id)
-        if found is None:
-            raise made_is_gone("vector store")
-        return made_again(raw_response(show_store(found), headers=ignored_fields(ignored)))
-
-    @Route("GET", "/v1/vector_stores", "List vector stores", ListOf[VectorStoreObject], parameters=PAGE, errors=(400,))
+    @listing("/v1/vector_stores", "List vector stores", ListOf[VectorStoreObject])
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/vector_stores`: newest first unless asked otherwise."""
         page = await self._stores.list(request.owner, read_page(request))
-        found = page.stores
-        return list_response([show_store(each) for each in found], [each.id for each in found], has_more=page.has_more)
+        return list_response(page.stores, show_store, has_more=page.has_more)
 
     @Route("GET", "/v1/vector_stores/{}", "Get a vector store", VectorStoreObject)
     async def get(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`GET /v1/vector_stores/{id}`."""
         found = await self._stores.get(request.owner, store_id) if is_id(store_id, "vs") else None
-        if found is None:
-            raise no_such_store(store_id)
-        return raw_response(show_store(found))
+        return raw_response(show_store(existing(found, no_such_store(store_id))))
 
     @Route("POST", "/v1/vector_stores/{}", "Update a vector store", VectorStoreObject, body=UpdateVectorStore)
     async def update(self, request: ApiRequest, store_id: str) -> ApiResponse:
@@ -209,8 +200,7 @@ class VectorStoreApi(Area):
             clear_expiry=body.expires_after is None,
         )
         changed = await self._stores.update(request.owner, store_id, changes) if is_id(store_id, "vs") else None
-        if changed is None:
-            raise no_such_store(store_id)
+        changed = existing(changed, no_such_store(store_id))
         return raw_response(show_store(changed), headers=ignored_fields(ignored))
 
     @Route("DELETE", "/v1/vector_stores/{}", "Delete a vector store", Deleted[Literal["vector_store.deleted"]])

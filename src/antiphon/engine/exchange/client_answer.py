@@ -18,7 +18,7 @@ from antiphon.translation.upstream_errors import passed_headers
 from antiphon.translation.values import Ending
 from antiphon.types.transport import UPSTREAM_HEADER, Headers
 
-_SSE_HEADERS: Final = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
+SSE_HEADERS: Final = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 _LONGEST_IGNORED: Final = 1024
 REPLAYED: Final = ("idempotent-replayed", "true")
 """Says that the answer is that of an earlier request with the same key."""
@@ -50,7 +50,7 @@ class Answering:
     def open_followed(self, more: Headers = ()) -> None:
         """The head of a stream whose events come from elsewhere."""
         self.head_sent = self.streamed = True
-        headers = (*_SSE_HEADERS, *more, *self._ignored_header(), *self._source(), *passed_headers(self.upstream))
+        headers = (*SSE_HEADERS, *more, *self._ignored_header(), *self._source(), *passed_headers(self.upstream))
         self._actions.append(SendHead(200, headers, streamed=True))
 
     def events(self, builder: ResponseBuilder, end: bytes = b"") -> None:
