@@ -18,7 +18,8 @@ from antiphon.api.described import Parameter
 from antiphon.api.endpoint import Area, Route
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
-from antiphon.errors import InvalidRequest, NotFound
+from antiphon.engine.exchange.request_context import no_such_model
+from antiphon.errors import InvalidRequest
 from antiphon.translation.field_support import GROUPS, HOSTED_SUPPORT, support_of
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.support import SupportKind, here, refused, sent
@@ -104,11 +105,7 @@ class Capabilities(Area):
                 code="missing_required_parameter",
             )
         if model is not None and not route.serves(model):
-            raise NotFound(
-                f"The model '{model[:256]}' does not exist or you do not have access to it.",
-                param="model",
-                code="model_not_found",
-            )
+            raise no_such_model(model[:256])
         native = route.mode == "native"
         profile = route.profile if model is None else route.profile.for_model(route.model or model)
         groups: dict[str, Any] = {

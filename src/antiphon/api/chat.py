@@ -12,7 +12,7 @@ its model or nowhere; leaving an answer before its end ends the model call.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import Any, cast
@@ -24,15 +24,18 @@ from msgspec import Raw
 from antiphon.api.described import UPSTREAM_ERRORS, AnyObject
 from antiphon.api.endpoint import Endpoint, Handler, Route, rows
 from antiphon.api.http import AnswerCut, ApiRequest, ApiResponse
-from antiphon.engine.exchange.call_headers import of_nobody
+from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
 from antiphon.engine.exchange.failure import Failure, operation_in, refusal, transport_failure
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
+from antiphon.engine.exchange.request_context import no_such_model
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.errors import ApiError, InvalidRequest, NotFound
 from antiphon.redaction import KnownSecrets, bytes_without
+from antiphon.errors import ApiError, InvalidRequest
+from antiphon.known_secrets import KnownSecrets, bytes_without
 from antiphon.translation.read_request import read_model
 from antiphon.translation.request_checks import not_json
 from antiphon.translation.upstream_errors import map_upstream_answer
@@ -46,13 +49,6 @@ _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 _SENT = frozenset({"accept", "content-type", "openai-beta", "traceparent", "tracestate", "x-request-id"})
 # The business of whoever's credentials the call carries.
 _OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-project", "idempotency-key"})
-# Of a connection, of the bytes on one, or of who holds it.
-_WIRE = frozenset(
-    {
-        *("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding"),
-        *("upgrade", "content-encoding", "content-length", "alt-svc", "date", "server", "x-request-id"),
-    }
-)
 
 
 class PassedOn:
@@ -97,11 +93,7 @@ class PassedOn:
                     code="missing_required_parameter",
                 )
             if model is not None and not route.serves(model):
-                raise NotFound(
-                    f"The model '{model[:256]}' does not exist or you do not have access to it.",
-                    param="model",
-                    code="model_not_found",
-                )
+                raise no_such_model(model[:256])
             body = request.body if route.model is None else _renamed(request.body, route.model)
             return await self._pass(request, route, path, body)
 
@@ -222,9 +214,5 @@ def _renamed(body: bytes, model: str) -> bytes:
         raise not_json(body) from None
 
 
-def _kept(headers: Iterable[tuple[str, str]]) -> Headers:
-    return tuple(
-        (name, value)
-        for name, value in headers
-        if name[:1] != ":" and name not in _WIRE and not name.startswith("x-envoy-")
-    )
+def _kept(headers: Headers) -> Headers:
+    return tuple(pair for pair in end_to_end(headers) if pair[0] != "x-request-id")

@@ -25,10 +25,13 @@ from antiphon.api.endpoint import Area, Route
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
 from antiphon.engine.exchange.failure import transport_failure
 from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoutes
+from antiphon.engine.exchange.request_context import no_such_model
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
 from antiphon.errors import ApiError, NotFound, UpstreamFailed
 from antiphon.redaction import KnownSecrets, bearer_token
+from antiphon.errors import ApiError, UpstreamFailed
+from antiphon.known_secrets import KnownSecrets, bearer_token
 from antiphon.translation.own_credentials import is_about_the_key, own_credentials_refused
 from antiphon.translation.upstream_errors import map_upstream_answer
 from antiphon.known_secrets import KnownSecrets, bearer_token
@@ -138,11 +141,7 @@ class ModelCatalog(Area):
         for model in await self._models(request):
             if model.id == name:
                 return json_response(model.shown())
-        raise NotFound(
-            f"The model '{name[:256]}' does not exist or you do not have access to it.",
-            param="model",
-            code="model_not_found",
-        )
+        raise no_such_model(name[:256])
 
     async def _models(self, request: ApiRequest) -> tuple[Model, ...]:
         headers = self._upstream_headers(request.headers)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from antiphon.engine.exchange.local_answers import not_answered
+from antiphon.engine.exchange.failure import not_answered
 
 _SAID = json.dumps({"error": {"message": "Said.", "type": "server_error", "param": None, "code": "some_code"}}).encode()
 

@@ -1,8 +1,9 @@
 """Why a response failed, for the one line that its log has of it.
 
-Lives here: whose fault it was, what was being done, and the cause; an error in transport with its cause. Not here: what
-the client is told (`errors.py`, `translation/upstream_errors.py`), where the line is written (the doors, by
-`observability/outcome.py`).
+Lives here: whose fault it was, what was being done, and the cause; an error in transport with its cause, and one of a
+call that Envoy answered itself, because no upstream did. Not here: what the client is told (`errors.py`,
+`translation/upstream_errors.py`), which answers are Envoy's (`envoy/local_replies.py`, `envoy/picker_listener.py`),
+where the line is written (the doors, by `observability/outcome.py`).
 
 Invariant: nothing in it is content of a request or of an answer but an upstream's own error message, which was searched
 for credentials before.
@@ -16,8 +17,9 @@ from typing import Any, Final, Literal
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason
 from antiphon.errors import ApiError, NoRoom, UpstreamFailed, UpstreamTimedOut
-from antiphon.translation.upstream_errors import map_transport_error
-from antiphon.types.transport import UpstreamError, UpstreamFault
+from antiphon.known_secrets import KnownSecrets
+from antiphon.translation.upstream_errors import map_transport_error, map_upstream_answer
+from antiphon.types.transport import PICKER_REPLY, Headers, UpstreamError, UpstreamFault
 
 Fault = Literal["client", "upstream", "ours", "cancelled", "unknown"]
 
@@ -54,6 +56,10 @@ _CANCELLED: Final = {
     ),
     CancelReason.SHUTTING_DOWN: "The server was shut down before the response was complete.",
 }
+
+
+_TAKEN: Final = "connection_termination"
+"""Envoy's word for a connection that ended after the upstream had taken the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,30 @@ def transport_failure(error: UpstreamError | None) -> ApiError:
     mapped = map_transport_error(error)
     mapped.cause = f"{error.fault.value}: {error.detail}"
     return mapped
+
+
+def local_fault(told: str) -> UpstreamFault:
+    """How the call behind such an answer failed."""
+    cut = told.partition(":")[0] != PICKER_REPLY and _TAKEN in told
+    return UpstreamFault.CUT if cut else UpstreamFault.UNREACHABLE
+
+
+def not_answered(told: str, headers: Headers = (), said: bytes = b"", secrets: KnownSecrets = ()) -> ApiError:
+    """The error behind such an answer; `told` is the value of its `LOCAL_REPLY` header, `said` its body."""
+    kind, _, why = told.partition(":")
+    if kind == PICKER_REPLY:
+        status, _, why = why.partition(":")
+        error = map_upstream_answer(int(status) if status.isdecimal() else 503, headers, said, secrets)
+        if error.status == 429:
+            # The pool's doing, not the client's: nobody has said that who asks this asks too much.
+            error = UpstreamFailed(
+                error.message, status=429, type=error.type, code=error.code, param=error.param, headers=error.headers
+            )
+        error.cause = f"endpoint picker: {why or 'it refused the request: ' + error.message}"
+        return error
+    fault = local_fault(told)
+    what = "the connection ended before the answer" if fault is UpstreamFault.CUT else "Envoy could not reach it"
+    return transport_failure(UpstreamError(fault, f"{what}: {why}" if why else what))
 
 
 def ended_early(failure: Failure, details: str, status: int, *, client_left: bool) -> Failure:

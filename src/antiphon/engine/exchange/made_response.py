@@ -1,26 +1,46 @@
 """A response that is made here: which of its phases comes next.
 
-Lives here: the order of loading, compaction, tools and answer. Not here: what is loaded (`loaded_request.py`), the
-phases (`compaction_turn.py`, `running_tools.py`, `answer_turn.py`, `response_end.py`), which input may come when
-(`states.py`).
+Lives here: the order of loading, compaction, tools and answer, and the turns in which the model answers. Not here: what
+is loaded (`loaded_request.py`), the other phases (`compaction_turn.py`, `running_tools.py`, `response_end.py`), how the
+model is called (`model_turn.py`), which input may come when (`states.py`).
 
 Invariant: a conversation is compacted before tools are prepared for it, and both before the model answers.
 """
 
 from __future__ import annotations
 
-from antiphon.engine.exchange.answer_turn import AnswerTurn
 from antiphon.engine.exchange.asked import Asked
 from antiphon.engine.exchange.compaction_turn import CompactionTurn
 from antiphon.engine.exchange.declared_tools import hosted_tools
 from antiphon.engine.exchange.loaded_request import LoadedRequest
+from antiphon.engine.exchange.model_turn import ModelTurn
 from antiphon.engine.exchange.options import COMPACT_PATH
 from antiphon.engine.exchange.phase import ExchangeCore, Phase
 from antiphon.engine.exchange.response_end import ResponseEnd
 from antiphon.engine.exchange.running_tools import RunningTools
+from antiphon.engine.exchange.tool_turns import citations_of
 from antiphon.engine.ports.actions import Context
 from antiphon.translation.usage import usage_object
-from antiphon.translation.values import Ending
+from antiphon.translation.values import ChatTranslation, Ending
+
+
+class AnswerTurn(ModelTurn):
+    """The turns of one response in which the model answers; `tools` run between them. The builder of the model's words
+    is the client's."""
+
+    def __init__(self, end: ResponseEnd, tools: RunningTools) -> None:
+        super().__init__(end, end.builder)
+        self._between = tools
+
+    def begin(self, chat: ChatTranslation) -> None:
+        """Ask the model."""
+        loaded = self.loaded
+        citations = citations_of(self.response_end.turns, loaded.items)
+        self.ask(chat, chat.tools, logprobs=loaded.request.logprobs, citations=citations)
+
+    def ended(self, ending: Ending) -> None:
+        if ending.status != "completed" or self.core.cancelled or not self._between.go_on():
+            self.response_end.conclude(ending)
 
 
 class MadeResponse(Phase):

@@ -1,9 +1,9 @@
 """What an exchange is at: the face of its phases, and what they share.
 
 Lives here: the inputs that a phase may wait for, refusing, ending, asking for a model call, following a background
-response. Not here: the phases (`native_request.py`, `counted_request.py`, `queued_request.py`, `unread_request.py`, and
-of a response that is made here `made_response.py`, `compaction_turn.py`, `running_tools.py`, `answer_turn.py`,
-`response_end.py`), which input may come when (`states.py`).
+response. Not here: the phases (`native_request.py`, `counted_request.py`, `queued_request.py`, and of a response that
+is made here `made_response.py`, `compaction_turn.py`, `running_tools.py`, `response_end.py`), which input may come when
+(`states.py`).
 
 Invariant: `Finish` comes last and once; what is held is given back before the client hears of the end.
 """
@@ -16,9 +16,8 @@ from dataclasses import replace
 from antiphon.engine.exchange.answer_readers import AnswerReader
 from antiphon.engine.exchange.call_headers import forwarded
 from antiphon.engine.exchange.client_answer import Answering
-from antiphon.engine.exchange.failure import Failure, refusal
+from antiphon.engine.exchange.failure import Failure, not_answered, refusal
 from antiphon.engine.exchange.known import Known
-from antiphon.engine.exchange.local_answers import not_answered
 from antiphon.engine.exchange.options import RESPONSES_PATH, ExchangeOptions
 from antiphon.engine.exchange.states import State, StateMachine
 from antiphon.engine.ports.actions import (

@@ -18,26 +18,27 @@ from typing import Final
 
 from antiphon.engine.exchange.asked import Wishes
 from antiphon.engine.exchange.budget import Hold
+from antiphon.engine.exchange.client_answer import REPLAYED
 from antiphon.engine.exchange.counted_request import CountedRequest
-from antiphon.engine.exchange.failure import cancelled
+from antiphon.engine.exchange.failure import cancelled, local_fault
 from antiphon.engine.exchange.known import Known
 from antiphon.engine.exchange.loaded_request import read_asked
-from antiphon.engine.exchange.local_answers import local_fault
 from antiphon.engine.exchange.made_response import MadeResponse
 from antiphon.engine.exchange.native_request import NativeRequest
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH, ExchangeOptions
 from antiphon.engine.exchange.phase import ExchangeCore, Phase, refused_for
 from antiphon.engine.exchange.queued_request import QueuedRequest
 from antiphon.engine.exchange.queueing import QueuedResponse, open_headers
-from antiphon.engine.exchange.replayed_response import answer_with
+from antiphon.engine.exchange.request_context import prompt_of
 from antiphon.engine.exchange.states import Input, State
 from antiphon.engine.exchange.time_limits import FOREVER, Late, Watch, too_late
-from antiphon.engine.exchange.unread_request import UnreadRequest
 from antiphon.engine.ports.actions import (
     Action,
     CancelReason,
     Context,
     FollowResponse,
+    LoadContext,
+    PromptUse,
     ReleaseConversation,
     RequestHead,
     ResponseRecord,
@@ -47,13 +48,15 @@ from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
 from antiphon.engine.ports.jobs import JobRequest
 from antiphon.engine.ports.observer import Observer
 from antiphon.engine.ports.state import StoredResponse
+from antiphon.engine.ports.stored_bodies import whole_body
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, IdFactory
-from antiphon.translation.encode import KEEPALIVE
+from antiphon.translation.encode import DONE, KEEPALIVE
 from antiphon.translation.initial_response import with_fallback
 from antiphon.translation.prompt_template import PromptNotLoaded
 from antiphon.translation.read_request import read_manner, read_model
-from antiphon.translation.values import PromptTemplate
+from antiphon.translation.replay import replayed
+from antiphon.translation.values import PromptReference, PromptTemplate
 from antiphon.types.transport import (
     LOCAL_REPLY,
     TRIED_HEADER,
@@ -63,6 +66,7 @@ from antiphon.types.transport import (
     UpstreamFault,
     header_value,
 )
+from antiphon.types.views import Manner
 
 __all__ = ["COMPACT_PATH", "COUNT_PATH", "ExchangeOptions", "ResponseExchange"]
 
@@ -84,6 +88,27 @@ _OVER: Final = frozenset({State.SAVING, State.DONE})
 _DATA: Final = Input.DATA
 _DONE: Final = State.DONE
 _STREAMING: Final = State.STREAMING
+
+
+class UnreadRequest(Phase):
+    """A request that names a prompt, which has to be loaded before anything else of it can be read: only its bytes and
+    the prompt's name are known. `path` is the one it came by, without its query."""
+
+    def __init__(self, core: ExchangeCore, path: str, body: bytes, reference: PromptReference) -> None:
+        super().__init__(core)
+        core.known.needs_drive = path != RESPONSES_PATH
+        self.path = path
+        self.body = body
+        self._reference = reference
+
+    def begin(self) -> None:
+        """Ask for the prompt."""
+        prompt = PromptUse(self._reference.id, self._reference.version)
+        self.core.load(LoadContext(self.core.head.owner, None, prompt=prompt))
+
+    def template(self, context: Context) -> PromptTemplate:
+        """The prompt. Raises `ApiError` when there is none."""
+        return prompt_of(self._reference, context)
 
 
 class ResponseExchange:
@@ -217,7 +242,7 @@ class ResponseExchange:
         self._actions.clear()
         core.locked = core.claimed = core.keyed = False
         core.known, core.phase = known, Phase(core)
-        answer_with(core, manner, stored)
+        _answer_with(core, manner, stored)
 
     def receive_context(self, context: Context | ApiError) -> None:
         """What `LoadContext` asked for, or why it could not be loaded."""
@@ -419,3 +444,18 @@ class ResponseExchange:
         if path != COMPACT_PATH and asked.request.background and self._queued is None:
             return QueuedRequest(core, asked, body)
         return MadeResponse(core, asked)
+
+
+def _answer_with(core: ExchangeCore, manner: Manner, stored: StoredResponse) -> None:
+    """Give what was stored when the same request was served before, in the manner that this one asks for. Nothing is
+    done for it, and nothing stored."""
+    body = whole_body(stored.body, stored.output_items)
+    if not manner.stream:
+        core.answer.whole(body, (REPLAYED,))
+    else:
+        core.answer.open_followed((REPLAYED,))
+        if manner.background:
+            core.follow(stored.id)
+            return
+        core.actions.append(SendBody(replayed(body) + DONE))
+    core.finish(stored.status)

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from antiphon.engine.exchange.local_answers import local_fault
+from antiphon.engine.exchange.failure import local_fault
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.observability.metrics import Metrics
