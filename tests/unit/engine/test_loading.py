@@ -9,12 +9,14 @@ from typing import Any, cast
 import pytest
 
 from antiphon.config.limits import TimeoutSettings
-from antiphon.engine.ports.actions import Chain, Context, LoadContext, PromptUse, StoredItem, StoredPrompt
+from antiphon.engine.ports.actions import Chain, Context, LoadContext, StoredItem, StoredPrompt
 from antiphon.engine.running.loading import Loader, size_of
 from antiphon.engine.running.ports import Ports
 from antiphon.errors import ApiError, NotFound, StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.types.file_kinds import FetchedFile
+from antiphon.translation.values import PromptReference
+from antiphon.types.files import FetchedFile
 
 _ITEMS = {name: StoredItem(name, "message", b"x" * size) for name, size in (("a", 1), ("b", 20), ("c", 300))}
 
@@ -97,7 +99,7 @@ def _action(**named: Any) -> LoadContext:
             [("conversation", "me", "v")],
             "load_conversation",
         ),
-        ({"prompt": PromptUse("p", 2)}, Context(prompt=_PROMPT), [("prompt", "me", "p", 2)], "load_prompt"),
+        ({"prompt": PromptReference("p", 2, {})}, Context(prompt=_PROMPT), [("prompt", "me", "p", 2)], "load_prompt"),
         ({"item_ids": ("a",)}, Context(items={"a": _ITEMS["a"]}), [("items", "me", ("a",))], "load_chain"),
         (
             {"item_ids": ("a", "c", "d")},
@@ -122,7 +124,7 @@ async def test_what_is_stored_is_looked_for_and_counted(
     [
         ({"previous_response_id": "r"}, "load_chain"),
         ({"conversation": "v"}, "load_conversation"),
-        ({"prompt": PromptUse("p")}, "load_prompt"),
+        ({"prompt": PromptReference("p", None, {})}, "load_prompt"),
     ],
 )
 async def test_a_store_that_fails_is_a_500_with_its_operation(named: dict[str, Any], operation: str) -> None:
@@ -136,7 +138,7 @@ async def test_a_store_that_fails_is_a_500_with_its_operation(named: dict[str, A
     assert setup.counted() == [f'operation="{operation}",result="ok"}} 1.0']
 
 
-@pytest.mark.parametrize("named", [{"conversation": "v"}, {"prompt": PromptUse("p")}])
+@pytest.mark.parametrize("named", [{"conversation": "v"}, {"prompt": PromptReference("p", None, {})}])
 async def test_what_this_server_does_not_have_is_refused(named: dict[str, Any]) -> None:
     error = await Setup(bare=True).loader.load(_action(**named))
     assert isinstance(error, ApiError) and error.status == 400 and "not available on this server" in error.message

@@ -11,10 +11,9 @@ from structlog.testing import capture_logs
 
 from antiphon.engine.ports.jobs import Progress
 from antiphon.engine.ports.signals import News, Pace, Seen
-from antiphon.engine.running.claim_pace import ClaimPace
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.lookout import Lookout
-from antiphon.engine.running.workers import Workers
+from antiphon.engine.running.workers import ClaimPace, Workers
 from antiphon.errors import StoreError
 from tests.support.fake_time import in_fake_time
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from antiphon.engine.running.part_queue import PartQueue
+from antiphon.engine.running.upstream_pump import PartQueue
 
 GUARD = 30.0
 

@@ -18,7 +18,6 @@ from antiphon.engine.ports.actions import (
     Enqueue,
     Finish,
     LoadContext,
-    PromptUse,
     RequestHead,
     SendBody,
     SendHead,
@@ -31,6 +30,8 @@ from antiphon.observability.metrics import Metrics
 from antiphon.translation.encode import DONE
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.file_kinds import FetchedFile
+from antiphon.translation.values import PromptReference
+from antiphon.types.files import FetchedFile
 from tests.support.exchanges import limits, make_exchange
 from tests.support.judge import parse_sse
 from tests.support.memory_prompts import MemoryPromptStore
@@ -54,7 +55,7 @@ def begin(options: dict[str, Any] | None = None, **fields: Any) -> tuple[Respons
 
 def test_it_is_loaded_alone_and_first() -> None:
     exchange, load = begin(previous_response_id="resp_0", input=[{"type": "item_reference", "id": "msg_1"}])
-    assert load == LoadContext("owner", None, prompt=PromptUse("pmpt_1", 3))
+    assert load == LoadContext("owner", None, prompt=PromptReference("pmpt_1", 3, {}))
     assert exchange.state is State.CONTEXT and exchange.awaits_prompt and not exchange.done
     exchange.receive_context(Context(prompt=prompt(instructions="x")))
     (second,) = exchange.actions()
@@ -143,7 +144,7 @@ def test_in_the_background_the_version_is_settled_when_it_is_queued() -> None:
     """The job holds the request as it came but for that: the worker asks for the prompt again."""
     variables = {"who": "Ann"}
     exchange, load = begin({}, background=True, prompt={"id": "pmpt_1", "variables": variables})
-    assert load.prompt == PromptUse("pmpt_1", None)
+    assert load.prompt == PromptReference("pmpt_1", None, {})
     exchange.receive_context(Context(prompt=prompt(instructions="{{who}}")))
     (enqueue,) = exchange.actions()
     assert isinstance(enqueue, Enqueue)

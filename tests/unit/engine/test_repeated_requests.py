@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from antiphon.engine.exchange.known import Known
+from antiphon.engine.exchange.phase import Known
 from antiphon.engine.ports.actions import OnceOnly, RequestHead
 from antiphon.engine.ports.idempotency import fingerprint, in_progress
 from antiphon.engine.running.repeated_requests import KeyedRequest, RepeatedRequests

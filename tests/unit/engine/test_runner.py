@@ -13,7 +13,7 @@ import pytest
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.exchange.budget import Budget
-from antiphon.engine.exchange.known import Known
+from antiphon.engine.exchange.phase import Known
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import (
     CallUpstream,

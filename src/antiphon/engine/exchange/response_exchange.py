@@ -21,12 +21,11 @@ from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.client_answer import REPLAYED
 from antiphon.engine.exchange.counted_request import CountedRequest
 from antiphon.engine.exchange.failure import cancelled, local_fault
-from antiphon.engine.exchange.known import Known
 from antiphon.engine.exchange.loaded_request import read_asked
 from antiphon.engine.exchange.made_response import MadeResponse
 from antiphon.engine.exchange.native_request import NativeRequest
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH, ExchangeOptions
-from antiphon.engine.exchange.phase import ExchangeCore, Phase, refused_for
+from antiphon.engine.exchange.phase import ExchangeCore, Known, Phase, refused_for
 from antiphon.engine.exchange.queued_request import QueuedRequest
 from antiphon.engine.exchange.queueing import QueuedResponse, open_headers
 from antiphon.engine.exchange.request_context import prompt_of
@@ -38,7 +37,6 @@ from antiphon.engine.ports.actions import (
     Context,
     FollowResponse,
     LoadContext,
-    PromptUse,
     ReleaseConversation,
     RequestHead,
     ResponseRecord,
@@ -103,8 +101,7 @@ class UnreadRequest(Phase):
 
     def begin(self) -> None:
         """Ask for the prompt."""
-        prompt = PromptUse(self._reference.id, self._reference.version)
-        self.core.load(LoadContext(self.core.head.owner, None, prompt=prompt))
+        self.core.load(LoadContext(self.core.head.owner, None, prompt=self._reference))
 
     def template(self, context: Context) -> PromptTemplate:
         """The prompt. Raises `ApiError` when there is none."""

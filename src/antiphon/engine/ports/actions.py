@@ -18,6 +18,8 @@ from msgspec import Struct
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
 from antiphon.errors import ApiError
 from antiphon.types.file_kinds import FetchedFile
+from antiphon.translation.values import PromptReference
+from antiphon.types.files import FetchedFile
 from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 
@@ -95,14 +97,6 @@ class Chain:
     """The history behind a `previous_response_id`: all items, input and output of every turn, oldest first."""
 
     items: tuple[StoredItem, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PromptUse:
-    """The prompt that a request names, and which version of it; the default one when `version` is None."""
-
-    id: str
-    version: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +260,7 @@ class LoadContext:
     file_urls: tuple[str, ...] = ()
     conversation: str | None = None
     lock_for: str = ""
-    prompt: PromptUse | None = None
+    prompt: PromptReference | None = None
     file_ids: tuple[str, ...] = ()
     keyless: str | None = None
     approvals: tuple[str, ...] = ()

@@ -19,32 +19,25 @@ class Observer(Protocol):
 
     def trace(self) -> Headers:
         """The headers that continue the trace in what is left for later; none: those that the client sent."""
-        ...
 
     def call_began(self, upstream: str, operation: str, model: str, body: bytes) -> Headers:
         """A model call is asked for; the headers are those that continue the trace in it."""
-        ...
 
     def head_came(self, upstream: str, status: int) -> None:
         """Its answer begins; 0: a proxy in between answered, since nobody else did."""
-        ...
 
     def first_data_came(self) -> None:
         """The first bytes of its body are there."""
-        ...
 
     def call_ended(self, fault: str = "") -> None:
         """It is over; `fault` says why before its end. What was said first holds. The exchange does not call
         this for a cancelled call: its cause may be known only later."""
-        ...
 
     def call_used(self, usage: Usage, *, estimated: bool = False) -> None:
         """What the call took, as the upstream counted it, or `estimated` from sizes where it did not say."""
-        ...
 
     def compacted(self) -> None:
         """The conversation was summed up."""
-        ...
 
 
 class Unobserved:

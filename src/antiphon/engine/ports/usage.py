@@ -77,7 +77,6 @@ class UsageLedger(Protocol):
 
     def note(self, spent: Spent) -> None:
         """One call was made."""
-        ...
 
 
 class UsageStore(Protocol):
@@ -85,13 +84,10 @@ class UsageStore(Protocol):
 
     async def add(self, sums: Sequence[UsageSum]) -> None:
         """Add these to what there is of the same day, owner, model and upstream, all or none. Raises `StoreError`."""
-        ...
 
     async def sums(self, by: Sequence[By], *, since: str = "", until: str = "", owner: str = "") -> list[UsageSum]:
         """The sums of these days (`YYYY-MM-DD`, both included; empty: all), in the order of `by`; what they are not
         told apart by is empty. Raises `StoreError`."""
-        ...
 
     async def forget(self, before: str) -> int:
         """Delete the sums of all days before this one; how many rows. Raises `StoreError`."""
-        ...

@@ -8,10 +8,12 @@ Invariant: what goes wrong is a value, an `ApiError`.
 
 from __future__ import annotations
 
-from antiphon.engine.ports.actions import Context, LoadContext, PromptUse, StoredItem, StoredPrompt
+from antiphon.engine.ports.actions import Context, LoadContext, StoredItem, StoredPrompt
 from antiphon.engine.running.ports import Ports
 from antiphon.errors import ApiError, StoreError, store_refusal, unsupported_parameter
 from antiphon.types.file_kinds import FetchedFile
+from antiphon.translation.values import PromptReference
+from antiphon.types.files import FetchedFile
 
 
 class Loader:
@@ -81,7 +83,7 @@ class Loader:
             )
         return await self._ports.conversations.load(action)
 
-    async def _load_prompt(self, owner: str, prompt: PromptUse) -> StoredPrompt | None:
+    async def _load_prompt(self, owner: str, prompt: PromptReference) -> StoredPrompt | None:
         if self._ports.prompts is None:
             raise unsupported_parameter(
                 "Stored prompts are not available on this server; send instructions and input.", "prompt"

@@ -2,7 +2,7 @@
 
 Lives here: the one task of a process that looks, while anything is followed or runs here, and what is done with news.
 Not here: reading streams (`followers.py`), running jobs (`workers.py`), how a store hears of others (`stores/`), when
-workers ask for jobs (`claim_pace.py`).
+workers ask for jobs (`workers.py`).
 
 Invariants: one look at a time, for everything that is waited for; however much is heard, it makes no two looks within
 `_APART` seconds; nothing is asked while nothing is waited for.

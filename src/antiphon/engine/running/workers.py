@@ -5,7 +5,7 @@ how a response is made (`engine/exchange/response_exchange.py`, `runner.py`), it
 one (`background.py`).
 
 One task renews leases and claims jobs: at once when a response is queued in this process, else when it is time
-(`claim_pace.py`). That a job is not this worker's any more (it was cancelled, deleted or taken over) the process's
+(`ClaimPace`). That a job is not this worker's any more (it was cancelled, deleted or taken over) the process's
 lookout tells (`lookout.py`).
 
 Invariants: a job runs here only while this worker holds it; a response ends with one unit that also ends its job, so
@@ -15,6 +15,7 @@ nothing half-done is ever seen; when the process is stopped, its jobs are given 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, suppress
 
@@ -28,10 +29,10 @@ from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.exchange.running_tools import LEFT_BEHIND
 from antiphon.engine.ports.actions import Finish, ResponseRecord, SendBody, SendHead
 from antiphon.engine.ports.jobs import EventPiece, Job, JobRequest, JobStore
+from antiphon.engine.ports.signals import Pace
 from antiphon.engine.ports.state import DoorWatch
 from antiphon.engine.ports.stored_bodies import is_over
 from antiphon.engine.running.background import Background
-from antiphon.engine.running.claim_pace import ClaimPace
 from antiphon.engine.running.job_run import DoorGone, KeptRecord, Making, Outcome, Run, no_door, refusal
 from antiphon.engine.running.job_stream import JobStream
 from antiphon.engine.running.lookout import Lookout
@@ -49,7 +50,58 @@ _GIVE_UP_SECONDS = 5.0
 _FULL_PAUSE = 1.0
 _DOOR_PAUSE = 1.0
 _TAKEN_OVER = "The conversation is gone, or another response has taken it over."
+_GROWTH = 1.5
+_HEARD_APART = 0.25
+_HEARD_SPREAD = 0.03
 _STOPPED = "The server that was running this response stopped before it was complete."
+
+
+class ClaimPace:
+    """When a worker with free places asks for jobs.
+
+    What this process did itself (a response queued, a place free again) is a reason to ask at once. What others say is
+    one to ask in a moment, drawn by lot and seldom: hundreds of processes hear the same, and one of them gets the job.
+    Without any reason a worker asks by itself, less and less often while there is nothing. So unless this process gives
+    reasons itself, it asks no more often than its pace, or every `_HEARD_APART`.
+
+    Times are those of the event loop. `pace`: the one that holds just now; `draw`: a number from 0 to 1.
+    """
+
+    def __init__(self, pace: Callable[[], Pace], draw: Callable[[], float] = random.random) -> None:
+        self._pace = pace
+        self._draw = draw
+        self._seconds = 0.0
+        self._at = 0.0
+        self._last = float("-inf")
+        self._not_before = 0.0
+
+    def left(self, now: float) -> float:
+        """Seconds until it is time; 0 when it is."""
+        return max(0.0, self._at - now, self._not_before - now)
+
+    def hold_off(self, until: float) -> None:
+        """Do not ask before this time, whatever happens."""
+        self._not_before = until
+
+    def soon(self) -> None:
+        """This process has a reason to ask at once."""
+        self._at = self._seconds = 0.0
+
+    def heard(self, now: float) -> None:
+        """Another process says that there are jobs."""
+        self._at = min(self._at, max(self._last + _HEARD_APART, now + self._draw() * _HEARD_SPREAD))
+
+    def asks(self, now: float) -> None:
+        """It asks now; until something is found, the next time is later than this time was."""
+        pace = self._pace()
+        self._last = now
+        self._seconds = min(pace.claim_most, max(pace.claim, self._seconds * _GROWTH))
+        # Processes that began together do not go on asking together.
+        self._at = now + self._seconds * (0.75 + 0.5 * self._draw())
+
+    def found(self) -> None:
+        """There was something, so there may be more before long."""
+        self._seconds = 0.0
 
 
 class Workers:
