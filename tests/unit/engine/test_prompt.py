@@ -144,7 +144,7 @@ def test_in_the_background_the_version_is_settled_when_it_is_queued() -> None:
     """The job holds the request as it came but for that: the worker asks for the prompt again."""
     variables = {"who": "Ann"}
     exchange, load = begin({}, background=True, prompt={"id": "pmpt_1", "variables": variables})
-    assert load.prompt == PromptReference("pmpt_1", None, {})
+    assert load.prompt is not None and (load.prompt.id, load.prompt.version) == ("pmpt_1", None)
     exchange.receive_context(Context(prompt=prompt(instructions="{{who}}")))
     (enqueue,) = exchange.actions()
     assert isinstance(enqueue, Enqueue)
