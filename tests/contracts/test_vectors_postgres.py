@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -18,10 +19,11 @@ from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres import vector_table
 from antiphon.stores.postgres.chunk_index import APPROXIMATE, SEARCH_SETTINGS
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.tables import PostgresTables
+from antiphon.stores.postgres.tables import PostgresTables, run_steps
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.vector_table import VectorTable, vector_text
 from antiphon.stores.sqlite.vector_database import open_vector_database
+from antiphon.stores.tables import Statement
 from antiphon.types.search import Filter
 from tests.contracts.made_up_vectors import MODEL, clustered, filled
 from tests.contracts.vector_store_contract import ALICE, claim, ingest, make, sweep
@@ -133,11 +135,14 @@ async def indexes(database: PostgresVectorDatabase) -> list[tuple[str, bool]]:
 
 
 async def plan(database: PostgresVectorDatabase, store: int, query: bytes) -> str:
-    sql = "EXPLAIN " + APPROXIMATE.format(store=store, width=WIDTH, condition="true")
+    sql = "EXPLAIN " + APPROXIMATE.format(number=store, size=WIDTH, condition="true")
+    named = {"store": store, "model": MODEL, "width": WIDTH, "vector": vector_text(query), "limit": 10}
+    told: list[Any] = []
 
     async def work(connection: Connection) -> str:
         await connection.execute(SEARCH_SETTINGS.format(looked_at=100))
-        return "\n".join(row[0] for row in await connection.fetch(sql, store, MODEL, WIDTH, vector_text(query), 10))
+        await run_steps(connection, [Statement(sql, named, into=told)])
+        return "\n".join(row[0] for row in told)
 
     return await database.table.database.transaction(work)
 

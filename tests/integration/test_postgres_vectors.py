@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from antiphon.engine.ports.indexing import Chunk, IngestJob
 from antiphon.engine.ports.vector_stores import Counts, FileError, NewFile
 from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.ingestion import ingest_job
 from antiphon.stores.postgres import ingestion as work
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.tables import PostgresTables, run_steps
@@ -72,6 +72,13 @@ NAMED = {"owner": ALICE, "id": STORE, "file_id": FILE, "batch_id": BATCH}
 SQL = PostgresVectorSql()
 
 
+async def claim_by(connection: Connection, *claims: str) -> list[Any]:
+    claimed: list[Any] = []
+    named = {"claims": list(claims), "lease": 60_000}
+    await run_steps(connection, [Statement(work.CLAIM, named, into=claimed)])
+    return claimed
+
+
 async def remove(connection: Connection) -> None:
     await run_steps(connection, [Statement(SQL.hold, NAMED), Statement(SQL.delete_file, NAMED)])
 
@@ -89,7 +96,7 @@ async def add_again(connection: Connection) -> None:
 
 async def take_over(connection: Connection) -> None:
     await connection.execute("UPDATE vector_files SET lease_until = now() - interval '1 s'")
-    assert len(await connection.fetch(work.CLAIM, ["another"], timedelta(seconds=60))) == 1
+    assert len(await claim_by(connection, "another")) == 1
 
 
 TAKEN_AWAY = [remove, cancel, add_again, take_over]
@@ -125,8 +132,11 @@ async def test_what_was_written_before_goes_with_its_file(
 ) -> None:
     """The chunks are written in a transaction that is not over yet: whoever takes the file away waits for it."""
     job = await claimed(here)
-    given = [[0], [1], [1], ["birds"], None, ["\nbird 1"]]
-    assert await other.fetch(work.APPEND, job.claim, job.number, *given)
+    given = {"places": [0], "tokens": [1], "lengths": [1], "texts": ["birds"], "width": None, "words": ["\nbird 1"]}
+    written: list[Any] = []
+    named = {"claim": job.claim, "no": job.number, **given}
+    await run_steps(other, [Statement(work.APPEND, named, into=written)])
+    assert written
     taking = asyncio.create_task(here.table.database.transaction(take))
     await blocked(other)
     await other.execute("COMMIT")
@@ -164,10 +174,10 @@ async def test_a_store_that_gets_files_meanwhile_is_deleted_with_them(
 
 async def test_a_claim_leaves_alone_what_another_is_taking(here: PostgresVectorDatabase, other: Connection) -> None:
     await make(here, "one", *(NewFile(f"file-{number}", "a.txt") for number in range(3)))
-    taken = await other.fetch(work.CLAIM, ["a", "b"], timedelta(seconds=60))
+    taken = await claim_by(other, "a", "b")
     (job,) = await claim(here, "c1", "c2", "c3")
     await other.execute("COMMIT")
-    assert len({job.file_id, *(row["file_id"] for row in taken)}) == 3
+    assert len({job.file_id, *(ingest_job(row).file_id for row in taken)}) == 3
 
 
 async def test_a_claim_that_is_made_again_takes_no_more(here: PostgresVectorDatabase) -> None:

@@ -11,7 +11,7 @@ Invariant: a page is a beginning of what a page without the limit of bytes would
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from antiphon.engine.ports.actions import StoredItem
@@ -23,6 +23,8 @@ class Row(Protocol):
     """A row of any backend: its columns by name, or number."""
 
     def __getitem__(self, column: str | int, /) -> Any: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 R = TypeVar("R", bound=Row)

@@ -13,6 +13,7 @@ Counts and states are never kept beside what they count; they are read from the 
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,6 +23,9 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.state import PageQuery
 from antiphon.engine.ports.vector_stores import (
     Batch,
+    Chunking,
+    Counts,
+    FileError,
     FilePage,
     NewFile,
     StoreChanges,
@@ -31,10 +35,10 @@ from antiphon.engine.ports.vector_stores import (
 )
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
+from antiphon.stores.attributes import AttributeSql
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.pages import check_cursors
+from antiphon.stores.pages import Row, check_cursors
 from antiphon.stores.tables import RowsMissing, Statement, Tables, asked, both_ways, changed, milliseconds
-from antiphon.stores.vector_rows import attributes_json, batch, vector_file, vector_store
 from antiphon.types.search import Attributes
 
 _ACTIVE_MS = 60_000
@@ -47,9 +51,10 @@ Named = Mapping[str, Any]
 class VectorSql(ABC):
     """The statements of vector stores in one backend."""
 
-    def __init__(self, *, number: str, store: str, batch_file: str) -> None:
+    def __init__(self, attributes: AttributeSql, *, number: str, store: str, batch_file: str) -> None:
         """`number`: the column with the number of a store, or of an ingested file; `store`: the one that refers to a
         store; `batch_file`: how a row of a batch (`m`) leads to its file (`f`)."""
+        self._attributes = attributes
         mine = f"(SELECT {number} FROM vector_stores WHERE owner = :owner AND id = :id)"
         count = f"(SELECT count(*) FROM vector_files f WHERE f.{store} = s.{number} AND f.status = '{{0}}') AS {{0}}"
         counts = ", ".join(count.format(state) for state in ("in_progress", "completed", "failed", "cancelled"))
@@ -138,6 +143,9 @@ WHERE s.owner = :owner AND s.id = :id AND b.id = :batch_id
 GROUP BY b.id, s.id
 """
 
+    drop_attributes: str
+    insert_attribute: str
+    """Gives the file `:file_id` the attribute `:key` with its `:kind`, and `:text` or `:number`."""
     file_text: str
     """The texts of a file's chunks from `:first` on, at most `:limit`: no row where there is no such file, one without
     a text where it has no chunks that can be read."""
@@ -155,9 +163,10 @@ GROUP BY b.id, s.id
         """What adds files to a store that an earlier statement of the unit holds, and to the batch `:batch_id`, if that
         is one. Those that are there already become another ingestion of themselves, in the batches that they are in."""
 
-    @abstractmethod
     def attributes(self, named: Named, attributes: Attributes) -> list[Statement]:
         """What gives a file these attributes instead of those that it has."""
+        rows = [{**named, **row} for row in self._attributes.rows(attributes)]
+        return [Statement(self.drop_attributes, named), Statement(self.insert_attribute, rows, many=True)]
 
     @abstractmethod
     def clear(self, which: str, named: Named) -> list[Statement]:
@@ -212,13 +221,13 @@ class SqlVectorStores:
     async def get(self, owner: str, store_id: str) -> VectorStore | None:
         """The store, or None."""
         rows = await self._tables.fetch(self._sql.get_store, self._named(owner, store_id))
-        return vector_store(rows[0]) if rows else None
+        return _vector_store(rows[0]) if rows else None
 
     async def list(self, owner: str, page: PageQuery) -> StorePage:
         """A page of the owner's stores, by their time of creation."""
         await check_cursors(page, partial(self.get, owner), "There is no vector store with this id")
         rows = await self._tables.fetch(self._sql.stores[page.backward], self._named(owner, "", **asked(page)))
-        return StorePage(page.shown([vector_store(row) for row in rows]), has_more=len(rows) > page.limit)
+        return StorePage(page.shown([_vector_store(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def update(self, owner: str, store_id: str, changes: StoreChanges) -> VectorStore | None:
         """Change the store; see `VectorStores.update`."""
@@ -274,7 +283,7 @@ class SqlVectorStores:
     async def get_file(self, owner: str, store_id: str, file_id: str) -> VectorFile | None:
         """The file in the store, or None."""
         rows = await self._tables.fetch(self._sql.get_file, self._named(owner, store_id, file_id=file_id))
-        return vector_file(rows[0]) if rows else None
+        return _vector_file(rows[0]) if rows else None
 
     async def list_files(
         self, owner: str, store_id: str, page: PageQuery, *, state: str | None = None, batch_id: str | None = None
@@ -289,11 +298,11 @@ class SqlVectorStores:
         await check_cursors(page, find, "There is no file with this id in the vector store")
         named = self._named(owner, store_id, state=state, batch_id=batch_id, **asked(page))
         rows = await self._tables.fetch(self._sql.files[page.backward], named)
-        return FilePage(page.shown([vector_file(row) for row in rows]), has_more=len(rows) > page.limit)
+        return FilePage(page.shown([_vector_file(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def set_attributes(self, owner: str, store_id: str, file_id: str, attributes: Attributes) -> bool:
         """Replace a file's attributes; False when there is none."""
-        named = self._named(owner, store_id, file_id=file_id, attributes=attributes_json(attributes))
+        named = self._named(owner, store_id, file_id=file_id, attributes=_attributes_json(attributes))
         unit = [Statement(self._sql.lock, named, into=[]), Statement(self._sql.set_attributes, named, rows=1)]
         return await self._changed([*unit, *self._sql.attributes(named, attributes)])
 
@@ -318,7 +327,7 @@ class SqlVectorStores:
     async def get_batch(self, owner: str, store_id: str, batch_id: str) -> Batch | None:
         """The batch, or None."""
         rows = await self._tables.fetch(self._sql.get_batch, self._named(owner, store_id, batch_id=batch_id))
-        return batch(rows[0]) if rows else None
+        return _batch(rows[0]) if rows else None
 
     async def cancel_batch(self, owner: str, store_id: str, batch_id: str) -> bool:
         """Cancel what of the batch is still in progress; False when there is none."""
@@ -342,7 +351,7 @@ class SqlVectorStores:
                 **named,
                 "file_id": file.file_id,
                 "filename": file.filename,
-                "attributes": attributes_json(file.attributes),
+                "attributes": _attributes_json(file.attributes),
                 "chunking": file.chunking.kind,
                 "size": file.chunking.size,
                 "overlap": file.chunking.overlap,
@@ -365,3 +374,50 @@ class SqlVectorStores:
 
     def _named(self, owner: str, store_id: str, **more: Any) -> dict[str, Any]:
         return {"owner": owner, "id": store_id, "now_ms": milliseconds(self._clock()), **more}
+
+
+def _vector_store(row: Row) -> VectorStore:
+    """A store with its counts."""
+    expires_at = row["expires_at"]
+    return VectorStore(
+        id=row["id"],
+        created_at=row["created_at"] / 1000,
+        last_active_at=row["last_active_at"] / 1000,
+        name=row["name"],
+        description=row["description"],
+        metadata=row["metadata"],
+        expires_days=row["expires_days"],
+        expires_at=None if expires_at is None else expires_at / 1000,
+        expired=bool(row["expired"]),
+        usage_bytes=row["usage_bytes"],
+        counts=_counts(row),
+    )
+
+
+def _vector_file(row: Row) -> VectorFile:
+    """A file in a store."""
+    return VectorFile(
+        file_id=row["file_id"],
+        store_id=row["store_id"],
+        filename=row["filename"],
+        state=row["status"],
+        created_at=row["created_at"] / 1000,
+        usage_bytes=row["usage_bytes"],
+        chunking=Chunking(row["chunking"], row["chunk_size"], row["chunk_overlap"]),
+        attributes=json.loads(row["attributes"]),
+        error=None if row["error_code"] is None else FileError(row["error_code"], row["error_message"]),
+    )
+
+
+def _batch(row: Row) -> Batch:
+    """A batch with its counts."""
+    return Batch(row["id"], row["store_id"], row["created_at"] / 1000, bool(row["stopped"]), _counts(row))
+
+
+def _attributes_json(attributes: Attributes) -> bytes:
+    """Attributes as they are stored."""
+    return json.dumps(dict(attributes), ensure_ascii=False).encode()
+
+
+def _counts(row: Row) -> Counts:
+    return Counts(row["in_progress"], row["completed"], row["failed"], row["cancelled"])

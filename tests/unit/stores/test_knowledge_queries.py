@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from antiphon.stores.chunk_index import KNOWN
 from antiphon.stores.sqlite import chunk_index, ingestion, lease_clock, vector_sql
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.tables import sqlite_sql
-from antiphon.stores.sqlite.vector_filters import filter_condition
 from antiphon.types.search import Filter
 
 _FILTERS = Filter(
     "and", parts=(Filter("eq", "n", 5), Filter("or", parts=(Filter("gt", "n", 1), Filter("nin", "kind", ("a", "b")))))
 )
-_CONDITION, _PARAMETERS = filter_condition(_FILTERS)
+_CONDITION, _PARAMETERS = vector_sql.ATTRIBUTES.condition(_FILTERS)
 SQL = vector_sql.SqliteVectorSql()
+WORK = ingestion.SqliteIngestion(cast(Any, None), cast(Any, None))
 _QUERIES = {
     **{
         name: sqlite_sql(sql)
@@ -45,6 +46,14 @@ _QUERIES = {
             "cancel_files": vector_sql.CANCEL_FILES,
             "file_text": vector_sql.FILE_TEXT,
             **{f"trash_{which}": sql for which, sql in vector_sql.TRASH.items()},
+            "renew": WORK.renew_files,
+            "release": WORK.release_file,
+            "bump_store": WORK.bump_store,
+            "complete": WORK.complete_file,
+            "fail": WORK.fail_file,
+            "waiting": WORK.count_waiting,
+            "expired": ingestion.EXPIRED,
+            "known": KNOWN.format(number="no"),
         }.items()
     },
     "claimable": ingestion.CLAIMABLE,
@@ -52,13 +61,9 @@ _QUERIES = {
     "new_number": ingestion.NEW_NUMBER,
     "trash_attempt": ingestion.TRASH_ATTEMPT,
     "claimed": ingestion.CLAIMED,
-    "renew": ingestion.RENEW,
     "hold": ingestion.HOLD,
-    "complete": ingestion.COMPLETE,
-    "expired": ingestion.EXPIRED,
     "trashed_chunks": ingestion.TRASHED_CHUNKS,
     "delete_chunks": ingestion.DELETE_CHUNKS,
-    "known": chunk_index.KNOWN,
     "match": chunk_index.MATCH.format(table="fts_vs_1", condition="1"),
     "match_filtered": chunk_index.MATCH.format(table="fts_vs_1", condition=_CONDITION),
     "files": chunk_index.FILES.format(condition="1"),
@@ -69,10 +74,30 @@ _QUERIES = {
 _NAMED: dict[str, Any] = {
     **_PARAMETERS,
     **dict.fromkeys(("id", "owner", "file_id", "batch_id", "claim", "model", "key", "kind", "query"), "x"),
-    **dict.fromkeys(("no", "at", "now_ms", "active", "lease", "first", "last", "end", "store", "value", "limit"), 5),
-    **dict.fromkeys(("name", "metadata", "days", "state", "filename", "attributes", "chunking", "title"), None),
+    **dict.fromkeys(
+        (
+            "no",
+            "at",
+            "now_ms",
+            "active",
+            "lease",
+            "first",
+            "last",
+            "end",
+            "store",
+            "number",
+            "limit",
+            "pause",
+            "uncounted",
+        ),
+        5,
+    ),
+    **dict.fromkeys(
+        ("name", "metadata", "days", "state", "filename", "attributes", "chunking", "title", "text", "code", "message"),
+        None,
+    ),
     **dict.fromkeys(("new_name", "clear", "size", "overlap", "chunks", "usage_bytes"), 1),
-    **dict.fromkeys(("ids", "claims", "numbers", "stores"), "[1, 2]"),
+    **dict.fromkeys(("ids", "claims", "holders", "numbers", "stores"), "[1, 2]"),
     "low": None,
     "high": "file-7",
 }
@@ -120,7 +145,7 @@ def plan(connection: sqlite3.Connection, sql: str) -> list[str]:
 @pytest.mark.parametrize("name", _QUERIES)
 def test_no_table_is_read_as_a_whole(database: sqlite3.Connection, name: str) -> None:
     steps = plan(database, _QUERIES[name])
-    small = ("file_numbers", "json_each", "value", "(subquery", "n VIRTUAL", "w VIRTUAL")
+    small = ("file_numbers", "json_each", "value", "held", "(subquery", "n VIRTUAL", "w VIRTUAL")
     for step in steps:
         # One of a list behind IN is the list's own; one on a table means that the table is read for a join.
         assert "BLOOM FILTER ON" not in step, steps

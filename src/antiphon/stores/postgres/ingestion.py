@@ -1,31 +1,31 @@
 """The durable side of ingestion: the `Ingestion` port over PostgreSQL.
 
-Lives here: the SQL of claiming files, of writing chunks with their words and vectors, and of clearing up. Not here: who
-runs the work (`search/ingest.py`), what clients see (`../vector_stores.py`), searching (`chunk_index.py`), the table of
-vectors (`vector_table.py`) and their indexes (`vector_indexes.py`).
+Lives here: claiming files, writing chunks with their words and vectors, and clearing up. Not here: what is alike in all
+backends (`../ingestion.py`), searching (`chunk_index.py`), the table of vectors (`vector_table.py`) and their indexes
+(`vector_indexes.py`).
 
 Whoever writes chunks locks their file's row first, and finds it under its claim and number or writes nothing. Whatever
 takes a number from a file notes it in `vector_trash` (a trigger does), so no chunk comes after its number is there.
 
-Every method but `sweep` is one statement, which does once what it does twice: it is made again when the connection was
-lost.
+A claim, and a piece of chunks, is one statement, which does once what it does twice: it is made again when the
+connection was lost.
 
-Invariant: leases are judged by the database's clock alone. A file is found only when it is completed.
+Invariant: leases are judged by the database's clock alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 from antiphon.engine.ports.indexing import Chunk, IngestJob
-from antiphon.engine.ports.vector_stores import FileError
 from antiphon.engine.running.thread_pools import DOCUMENTS
+from antiphon.stores.ingestion import SqlIngestion, ingest_job
+from antiphon.stores.pages import Row
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.vector_indexes import VectorIndexes
 from antiphon.stores.postgres.vector_table import VectorTable, vector_text, width_of
 from antiphon.stores.postgres.vector_words import chunk_words
-from antiphon.stores.vector_rows import ingest_job
+from antiphon.stores.tables import Statement, Tables, milliseconds
 
 SWEPT_CHUNKS = 500
 SWEPT_FILES = 200
@@ -35,7 +35,7 @@ SWEPT_FILES = 200
 # nothing of the earlier attempt is in the way.
 CLAIM = """
 WITH names AS MATERIALIZED (
-  SELECT c.name, row_number() OVER () AS place FROM unnest($1::text[]) AS c (name)
+  SELECT c.name, row_number() OVER () AS place FROM unnest(:claims::text[]) AS c (name)
   WHERE NOT EXISTS (
     SELECT 1 FROM vector_files f JOIN vector_stores s ON s.number = f.store_number
     WHERE f.claim = c.name AND s.owner IS NOT NULL
@@ -47,7 +47,7 @@ WITH names AS MATERIALIZED (
 ), numbered AS (
   SELECT id, row_number() OVER () AS place FROM free
 ), taken AS (
-  UPDATE vector_files f SET claim = n.name, lease_until = now() + $2, attempts = f.attempts + 1,
+  UPDATE vector_files f SET claim = n.name, lease_until = lease_in(:lease), attempts = f.attempts + 1,
     number = CASE WHEN f.attempts > 0 THEN nextval('vector_numbers') ELSE f.number END
   FROM numbered JOIN names n USING (place) WHERE f.id = numbered.id
   RETURNING f.number, f.claim, f.store_number, f.file_id, f.filename, f.chunking, f.chunk_size, f.chunk_overlap,
@@ -55,32 +55,22 @@ WITH names AS MATERIALIZED (
 ), held AS (
   SELECT * FROM taken UNION ALL
   SELECT number, claim, store_number, file_id, filename, chunking, chunk_size, chunk_overlap, attempts
-  FROM vector_files WHERE claim = ANY($1::text[])
+  FROM vector_files WHERE claim IN (:claims...)
 )
-SELECT h.*, s.owner, s.id AS store_id FROM held h JOIN vector_stores s ON s.number = h.store_number
+SELECT h.number, h.claim, s.owner, s.id, h.file_id, h.filename, h.chunking, h.chunk_size, h.chunk_overlap, h.attempts
+FROM held h JOIN vector_stores s ON s.number = h.store_number
 WHERE s.owner IS NOT NULL ORDER BY h.number
 """
-RENEW = """
-WITH held AS MATERIALIZED (
-  SELECT id FROM vector_files WHERE claim = ANY($1::text[]) AND status = 'in_progress' ORDER BY id FOR NO KEY UPDATE
-)
-UPDATE vector_files f SET lease_until = now() + $2 FROM held WHERE f.id = held.id RETURNING f.claim
-"""
-# With `attempts` at 0 the next claim would keep the number, and with it what this attempt wrote.
-RELEASE = """
-UPDATE vector_files SET claim = NULL, lease_until = now() + $2, attempts = attempts - $3::integer
-WHERE claim = $1 AND status = 'in_progress'
-"""
-# $1 the claim, $2 the number.
-_HELD = "claim = $1 AND number = $2 AND status = 'in_progress'"
+_HELD = "claim = :claim AND number = :no AND status = 'in_progress'"
 _STORE_THERE = "EXISTS (SELECT 1 FROM vector_stores s WHERE s.number = f.store_number AND s.owner IS NOT NULL)"
 _APPEND = f"""
 WITH held AS (
-  UPDATE vector_files f SET vector_width = coalesce($7::integer, vector_width) WHERE {_HELD} AND {_STORE_THERE}
+  UPDATE vector_files f SET vector_width = coalesce(CAST(:width AS integer), vector_width)
+  WHERE {_HELD} AND {_STORE_THERE}
   RETURNING number, store_number
 ), new AS MATERIALIZED (
   SELECT held.number, held.store_number, c.*
-  FROM held, unnest($3::integer[], $4::integer[], $5::integer[], $6::text[], {{vectors}})
+  FROM held, unnest(:places::integer[], :tokens::integer[], :lengths::integer[], :texts::text[], {{vectors}})
     AS c (place, tokens, length, text, {{columns}})
 ), written AS (
   INSERT INTO chunks (file_number, place, tokens, length, words, text)
@@ -92,44 +82,18 @@ WITH held AS (
 SELECT 1 FROM held
 """
 # Each word begins with a line's end, behind which the store's number is put.
-APPEND = _APPEND.format(vectors="$8::text[]", columns="words", also="")
+APPEND = _APPEND.format(vectors=":words::text[]", columns="words", also="")
 APPEND_VECTORS = _APPEND.format(
-    vectors="$8::text[], $9::text[]",
+    vectors=":words::text[], :vectors::text[]",
     columns="words, vector",
     also=""", vectors AS (
   INSERT INTO chunk_vectors (file_number, place, store_number, width, vector)
-  SELECT number, place, store_number, $7, vector::halfvec FROM new WHERE vector IS NOT NULL
+  SELECT number, place, store_number, :width, vector::halfvec FROM new WHERE vector IS NOT NULL
   ON CONFLICT DO NOTHING
 )""",
 )
-# The store's row first, as everybody does.
-COMPLETE = f"""
-WITH store AS (
-  UPDATE vector_stores SET version = version + 1
-  WHERE number = (SELECT store_number FROM vector_files WHERE {_HELD}) RETURNING number
-), completed AS (
-  UPDATE vector_files SET status = 'completed', chunks = $3, usage_bytes = $4, embedding_model = $5, claim = NULL,
-    lease_until = NULL, error_code = NULL, error_message = NULL,
-    words = (SELECT coalesce(sum(length), 0) FROM chunks WHERE file_number = $2)
-  FROM store WHERE store_number = store.number AND {_HELD.replace("number =", "vector_files.number =")}
-  RETURNING 1
-)
-SELECT 1 FROM completed UNION ALL SELECT 1 FROM vector_files WHERE number = $2 AND status = 'completed'
-"""
-FAIL = f"""
-WITH failed AS (
-  UPDATE vector_files SET status = 'failed', error_code = $3, error_message = $4, claim = NULL, lease_until = NULL,
-    usage_bytes = 0
-  WHERE {_HELD} RETURNING number
-), trashed AS (
-  INSERT INTO vector_trash SELECT number FROM failed ON CONFLICT DO NOTHING
-)
-SELECT 1 FROM failed UNION ALL SELECT 1 FROM vector_files WHERE number = $2 AND status = 'failed'
-"""
-WAITING = """
-SELECT count(*) FROM vector_files f JOIN vector_stores s ON s.number = f.store_number
-WHERE f.status = 'in_progress' AND s.owner IS NOT NULL
-"""
+_TRASH = "INSERT INTO vector_trash SELECT number FROM vector_files WHERE {held} ON CONFLICT DO NOTHING"
+_COUNTED = ", words = (SELECT coalesce(sum(length), 0) FROM chunks WHERE file_number = :no)"
 
 # Whether there may be something to clear up, at the cost of a look.
 _EXPIRED = "(s.expires_at <= unix_ms() AND EXISTS (SELECT 1 FROM vector_files f WHERE f.store_number = s.number))"
@@ -162,66 +126,47 @@ WHERE file_number = ANY($1::bigint[]) AND NOT EXISTS (SELECT 1 FROM chunks c WHE
 """
 
 
-class PostgresIngestion:
+class PostgresIngestion(SqlIngestion):
     """`Ingestion` on a database that is somebody else's to close."""
 
-    def __init__(self, database: Database, table: VectorTable, indexes: VectorIndexes) -> None:
+    def __init__(self, tables: Tables, database: Database, table: VectorTable, indexes: VectorIndexes) -> None:
+        super().__init__(tables, number="number", store="store_number", key="id", trash=_TRASH, counted=_COUNTED)
         self._database = database
         self._table = table
         self._indexes = indexes
 
     async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:
         """Take files that nobody holds; see `Ingestion.claim`."""
-        rows = await self._database.write(CLAIM, list(claims), timedelta(seconds=seconds), again=True)
+        rows: list[Row] = []
+        named = {"claims": list(claims), "lease": milliseconds(seconds)}
+        await self._tables.run([Statement(CLAIM, named, into=rows)], again=True)
         return [ingest_job(row) for row in rows]
-
-    async def renew(self, claims: Sequence[str], seconds: float) -> frozenset[str]:
-        """Hold these for so many seconds from now; those that are held still."""
-        rows = await self._database.write(RENEW, list(claims), timedelta(seconds=seconds), again=True)
-        return frozenset(row[0] for row in rows)
-
-    async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
-        """Give a file back; nobody takes it up for `pause` seconds."""
-        uncounted = 0 if attempted or job.attempts <= 1 else 1
-        await self._database.write(RELEASE, job.claim, timedelta(seconds=pause), uncounted, again=True)
 
     async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[Chunk]) -> bool:
         """Write chunks from place `first` on."""
         words, lengths, vectors = await DOCUMENTS.run(_prepared, title, chunks)
         width = next((width_of(chunk.vector) for chunk in chunks if chunk.vector is not None), None)
-        given = [
-            job.claim,
-            job.number,
-            list(range(first, first + len(chunks))),
-            [chunk.tokens for chunk in chunks],
-            lengths,
-            [chunk.text for chunk in chunks],
-            width,
-            words,
-        ]
-        if width is None:
-            return bool(await self._database.write(APPEND, *given, again=True))
-        await self._table.there()
-        return bool(await self._database.write(APPEND_VECTORS, *given, vectors, again=True))
-
-    async def complete(self, job: IngestJob, *, chunks: int, usage_bytes: int, model: str | None) -> bool:
-        """The file is ingested and can be found."""
-        given = (job.claim, job.number, chunks, usage_bytes, model)
-        return bool(await self._database.write(COMPLETE, *given, again=True))
-
-    async def fail(self, job: IngestJob, error: FileError) -> bool:
-        """The file cannot be ingested; what was written of it is cleared away."""
-        given = (job.claim, job.number, error.code, error.message)
-        return bool(await self._database.write(FAIL, *given, again=True))
-
-    async def waiting(self) -> int:
-        """How many files are in progress."""
-        return int((await self._database.fetch(WAITING))[0][0])
+        named = {
+            "claim": job.claim,
+            "no": job.number,
+            "places": list(range(first, first + len(chunks))),
+            "tokens": [chunk.tokens for chunk in chunks],
+            "lengths": lengths,
+            "texts": [chunk.text for chunk in chunks],
+            "width": width,
+            "words": words,
+            "vectors": vectors,
+        }
+        if width is not None:
+            await self._table.there()
+        rows: list[Row] = []
+        await self._tables.run([Statement(APPEND if width is None else APPEND_VECTORS, named, into=rows)], again=True)
+        return bool(rows)
 
     async def sweep(self) -> bool:
         """Clear up a piece; see `Ingestion.sweep`."""
         self._indexes.look()
-        if not (await self._database.fetch(LITTER))[0][0]:
+        if not (await self._tables.fetch(LITTER, {}))[0][0]:
             return False
         return await self._database.transaction(_clear_up)
 

@@ -91,7 +91,9 @@ async def run_steps(connection: Connection, unit: Sequence[Statement]) -> Counts
             step.into[:] = await connection.fetch(text, *given)
             changed = len(step.into)
         else:
-            changed = int((await connection.execute(text, *given)).rpartition(" ")[2])
+            # Of a setting there is none.
+            count = (await connection.execute(text, *given)).rpartition(" ")[2]
+            changed = int(count) if count.isdigit() else 0
         if step.rows is not None and changed != step.rows:
             raise RowsMissing("A row that must be there is missing.")
         counts.append(changed)

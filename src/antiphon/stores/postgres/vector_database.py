@@ -55,11 +55,12 @@ def open_vectors(
     most vectors that a search compares one by one."""
     table = VectorTable(database)
     indexes = VectorIndexes(database, partial(own_connection, direct_url, database.setting_of(direct_url)), exact=exact)
-    stores = SqlVectorStores(PostgresTables(database), keys, PostgresVectorSql())
+    tables = PostgresTables(database)
+    stores = SqlVectorStores(tables, keys, PostgresVectorSql())
     return PostgresVectorDatabase(
         stores,
-        PostgresIngestion(database, table, indexes),
-        PostgresChunkIndex(database, stores, table, indexes),
+        PostgresIngestion(tables, database, table, indexes),
+        PostgresChunkIndex(tables, stores, table, indexes),
         keys,
         table,
         indexes,

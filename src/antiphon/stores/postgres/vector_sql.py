@@ -10,11 +10,11 @@ pieces, as it does with what expired. Chunks of files that go are noted by trigg
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 
-from antiphon.stores.postgres.vector_filters import attribute_columns
+from antiphon.stores.attributes import AttributeSql
 from antiphon.stores.tables import Statement
 from antiphon.stores.vector_stores import Named, VectorSql
-from antiphon.types.search import Attributes
 
 INSERT_STORE = """
 INSERT INTO vector_stores (owner, id, name, description, metadata, expires_days, created_at, last_active_at, expires_at)
@@ -38,12 +38,18 @@ ON CONFLICT (store_number, file_id) DO UPDATE SET
   chunk_size = excluded.chunk_size, chunk_overlap = excluded.chunk_overlap, chunks = 0, words = 0, usage_bytes = 0,
   embedding_model = NULL, vector_width = NULL, claim = NULL, lease_until = NULL, attempts = 0
 """
+ATTRIBUTES = AttributeSql(
+    file="f.id",
+    found="SELECT file FROM file_attributes WHERE store_number = :store",
+    columns=("text", "number"),
+    number=Decimal,
+)
 _FILES = "FROM vector_stores s JOIN vector_files f ON f.store_number = s.number"
 _FILE = "s.owner = :owner AND s.id = :id AND f.file_id = :file_id"
 DROP_ATTRIBUTES = f"DELETE FROM file_attributes WHERE file IN (SELECT f.id {_FILES} WHERE {_FILE})"
 INSERT_ATTRIBUTE = f"""
 INSERT INTO file_attributes (file, store_number, key, kind, text, number)
-SELECT f.id, s.number, :key, :kind, :text, :number {_FILES} WHERE {_FILE}
+SELECT f.id, s.number, :key, CAST(CAST(:kind AS text) AS "char"), :text, :number {_FILES} WHERE {_FILE}
 """
 INSERT_BATCH_FILE = f"""
 INSERT INTO vector_batch_files (batch_id, file) SELECT :batch_id, f.id {_FILES} WHERE {_FILE}
@@ -70,9 +76,11 @@ class PostgresVectorSql(VectorSql):
     """`VectorSql`."""
 
     file_text = FILE_TEXT
+    drop_attributes = DROP_ATTRIBUTES
+    insert_attribute = INSERT_ATTRIBUTE
 
     def __init__(self) -> None:
-        super().__init__(number="number", store="store_number", batch_file="f.id = m.file")
+        super().__init__(ATTRIBUTES, number="number", store="store_number", batch_file="f.id = m.file")
 
     def create(self, named: Named) -> list[Statement]:
         """See `VectorSql`."""
@@ -88,12 +96,6 @@ class PostgresVectorSql(VectorSql):
         if named["batch_id"] is not None:
             unit.append(Statement(INSERT_BATCH_FILE, files, many=True))
         return unit
-
-    def attributes(self, named: Named, attributes: Attributes) -> list[Statement]:
-        """See `VectorSql`."""
-        columns = ("key", "kind", "text", "number")
-        rows = [{**named, **dict(zip(columns, row, strict=True))} for row in attribute_columns(attributes)]
-        return [Statement(DROP_ATTRIBUTES, named), Statement(INSERT_ATTRIBUTE, rows, many=True)]
 
     def clear(self, which: str, named: Named) -> list[Statement]:
         """See `VectorSql`."""

@@ -1,26 +1,23 @@
 """What a search reads: the `ChunkIndex` port over SQLite.
 
-Lives here: matching words with their rank, the files a filter lets through, vectors, texts. Not here: comparing vectors
-(`matrices.py`), ranking and fusion (`search/`), and how any of it was written (`ingestion.py`).
+Lives here: matching words with their rank, the files a filter lets through, vectors. Not here: what is alike in all
+backends (`../chunk_index.py`), comparing vectors (`matrices.py`), how any of it was written (`ingestion.py`).
 
 Invariant: only completed files are found, and a filter is part of the statement that ranks.
 """
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
-from antiphon.engine.ports.vector_stores import SearchHit
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
-from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.vector_filters import filter_condition
-from antiphon.stores.sqlite.vector_sql import index_table
-from antiphon.stores.tables import milliseconds
+from antiphon.stores.chunk_index import SqlChunkIndex, chunk_hits
+from antiphon.stores.sqlite.vector_sql import ATTRIBUTES, index_table
+from antiphon.stores.tables import Tables
 from antiphon.stores.vector_stores import SqlVectorStores
 from antiphon.types.search import Filter
 from antiphon.types.search_terms import query_terms
@@ -30,10 +27,6 @@ if TYPE_CHECKING:
 
 TITLE_WEIGHT, TEXT_WEIGHT = 2.0, 1.0
 
-KNOWN = """
-SELECT id, no, version, expires_at IS NOT NULL AND expires_at <= :at FROM vector_stores
-WHERE id IN (SELECT value FROM json_each(:ids)) AND owner = :owner
-"""
 _FOUND = "SELECT f.no FROM vector_files f WHERE f.store_no = :store AND f.status = 'completed'"
 # What is allowed is an expression of the row's number, so SQLite cannot take it for a way into the index: looking the
 # words up once for every allowed chunk would take minutes.
@@ -52,44 +45,39 @@ HITS = f"""
 SELECT c.id, f.file_id, f.filename, f.attributes, c.text, s.id
 FROM json_each(:chunks) w CROSS JOIN chunks c ON c.id = w.value
 CROSS JOIN vector_files f ON f.no = c.id >> {CHUNK_BITS} AND f.status = 'completed'
-CROSS JOIN vector_stores s ON s.no = f.store_no AND s.id IN (SELECT value FROM json_each(:stores))
+CROSS JOIN vector_stores s ON s.no = f.store_no AND s.no IN (SELECT value FROM json_each(:stores))
 """
 
 
-class SqliteChunkIndex:
-    """`ChunkIndex` on readers that somebody else owns and closes. `matrix_bytes`: memory for vectors."""
+class SqliteChunkIndex(SqlChunkIndex):
+    """`ChunkIndex` of a SQLite database. `matrix_bytes`: memory for vectors."""
+
+    number = "no"
+    hits_sql = HITS
 
     def __init__(
-        self, readers: SqliteReaders, stores: SqlVectorStores, *, matrix_bytes: int = 1 << 30, clock: Clock = now
+        self, tables: Tables, stores: SqlVectorStores, *, matrix_bytes: int = 1 << 30, clock: Clock = now
     ) -> None:
-        self._readers = readers
-        self._stores = stores
+        super().__init__(tables, stores, clock=clock)
         self._matrix_bytes = matrix_bytes
-        self._clock = clock
         self._matrices: Matrices | None = None
-
-    async def known(self, owner: str, store_ids: Sequence[str]) -> list[KnownStore]:
-        """The owner's stores of these."""
-        named = {"owner": owner, "ids": json.dumps(list(store_ids)), "at": milliseconds(self._clock())}
-        rows = await self._readers.fetch(KNOWN, named)
-        return [KnownStore(found, number, version, bool(expired)) for found, number, version, expired in rows]
 
     async def match(self, store: KnownStore, query: str, filters: Filter | None, limit: int) -> list[ChunkHit]:
         """The chunks that hold words of the query, best first, by BM25."""
         terms = query_terms(query)
         if not terms:
             return []
-        condition, named = filter_condition(filters)
+        condition, named = ATTRIBUTES.condition(filters)
         # Terms are letters and digits of any script: between quotes nothing of them is syntax.
         named |= {"query": " OR ".join(f'"{term}"' for term in terms), "store": store.number, "limit": limit}
         sql = MATCH.format(table=index_table(store.id), condition=condition)
         try:
-            rows = await self._readers.fetch(sql, named)
+            rows = await self._tables.fetch(sql, named)
         except StoreError as error:
             if isinstance(error.__cause__, sqlite3.OperationalError) and "no such table" in str(error.__cause__):
                 return []  # deleted since it was asked whether the store is there
             raise
-        return [ChunkHit(row[0], row[1]) for row in rows]
+        return chunk_hits(rows)
 
     async def nearest(
         self, store: KnownStore, model: str, vector: bytes, filters: Filter | None, limit: int
@@ -113,24 +101,11 @@ class SqliteChunkIndex:
 
     async def files(self, store: KnownStore, model: str, filters: Filter | None) -> frozenset[int]:
         """The numbers of the completed files that have vectors of this model and fit."""
-        condition, named = filter_condition(filters)
+        condition, named = ATTRIBUTES.condition(filters)
         named |= {"store": store.number, "model": model}
-        return frozenset(row[0] for row in await self._readers.fetch(FILES.format(condition=condition), named))
+        return frozenset(row[0] for row in await self._tables.fetch(FILES.format(condition=condition), named))
 
     async def vectors(self, file_numbers: Sequence[int]) -> list[tuple[int, bytes]]:
         """Chunk numbers and vectors of these files."""
-        rows = await self._readers.fetch(VECTORS, {"numbers": json.dumps(list(file_numbers))})
+        rows = await self._tables.fetch(VECTORS, {"numbers": list(file_numbers)})
         return [(row[0], row[1]) for row in rows]
-
-    async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, SearchHit]:
-        """The chunks' texts with their files; those that are gone, or in another store than these, are left out."""
-        named = {"chunks": json.dumps(list(chunks)), "stores": json.dumps([store.id for store in stores])}
-        rows = await self._readers.fetch(HITS, named)
-        return {
-            chunk: SearchHit(file_id, filename, 0.0, json.loads(attributes), text, store_id)
-            for chunk, file_id, filename, attributes, text, store_id in rows
-        }
-
-    async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
-        """Note that the stores were used now."""
-        await self._stores.touch(owner, store_ids)

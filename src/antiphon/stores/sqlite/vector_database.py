@@ -86,9 +86,9 @@ async def open_vector_database(
     tables = SqliteTables(writer, pool)
     keys = IdempotencyKeys(tables, keep=keep_keys, clock=clock)
     stores = SqlVectorStores(tables, keys, SqliteVectorSql(), clock=clock)
-    index = SqliteChunkIndex(pool, stores, matrix_bytes=matrix_bytes, clock=clock)
+    index = SqliteChunkIndex(tables, stores, matrix_bytes=matrix_bytes, clock=clock)
     stores.on_deleted = index.forget
-    return SqliteVectorDatabase(stores, SqliteIngestion(writer, pool, clock), index, keys, place, writer, pool)
+    return SqliteVectorDatabase(stores, SqliteIngestion(tables, pool, clock), index, keys, place, writer, pool)
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

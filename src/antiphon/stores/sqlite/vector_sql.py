@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 from antiphon.errors import StoreError
 from antiphon.ids import is_id
-from antiphon.stores.sqlite.vector_filters import attribute_rows
+from antiphon.stores.attributes import AttributeSql
 from antiphon.stores.tables import Statement
 from antiphon.stores.vector_stores import Named, VectorSql
-from antiphon.types.search import Attributes
 
+_BIG = 1 << 63
 INDEX_PREFIX = "fts_"
 INDEX_TABLE = """
 CREATE VIRTUAL TABLE {table} USING fts5(
@@ -73,10 +73,17 @@ ON CONFLICT (store_no, file_id) DO UPDATE SET
   chunk_size = excluded.chunk_size, chunk_overlap = excluded.chunk_overlap, chunks = 0, usage_bytes = 0,
   embedding_model = NULL, claim = NULL, lease_until = 0, attempts = 0
 """
+ATTRIBUTES = AttributeSql(
+    file="f.no",
+    found="SELECT file_no FROM file_attributes WHERE store_no = :store",
+    columns=("value", "value"),
+    # SQLite's integers have 64 bits.
+    number=lambda number: number if isinstance(number, float) or -_BIG <= number < _BIG else float(number),
+)
 _FILES = "FROM vector_files f JOIN vector_stores s ON s.no = f.store_no"
 INSERT_ATTRIBUTE = f"""
 INSERT INTO file_attributes (store_no, key, kind, value, file_no)
-SELECT f.store_no, :key, :kind, :value, f.no {_FILES} WHERE {_FILE}
+SELECT f.store_no, :key, :kind, coalesce(:text, :number), f.no {_FILES} WHERE {_FILE}
 """
 DROP_ATTRIBUTES = f"DELETE FROM file_attributes WHERE file_no IN (SELECT f.no {_FILES} WHERE {_FILE})"
 INSERT_BATCH_FILE = (
@@ -106,9 +113,11 @@ class SqliteVectorSql(VectorSql):
     """`VectorSql`."""
 
     file_text = FILE_TEXT
+    drop_attributes = DROP_ATTRIBUTES
+    insert_attribute = INSERT_ATTRIBUTE
 
     def __init__(self) -> None:
-        super().__init__(number="no", store="store_no", batch_file="f.no = m.file_no")
+        super().__init__(ATTRIBUTES, number="no", store="store_no", batch_file="f.no = m.file_no")
 
     def create(self, named: Named) -> list[Statement]:
         """See `VectorSql`."""
@@ -137,11 +146,6 @@ class SqliteVectorSql(VectorSql):
             if named["batch_id"] is not None:
                 unit.append(Statement(INSERT_BATCH_FILE, named))
         return unit
-
-    def attributes(self, named: Named, attributes: Attributes) -> list[Statement]:
-        """See `VectorSql`."""
-        rows = [{**named, "key": key, "kind": kind, "value": value} for key, kind, value in attribute_rows(attributes)]
-        return [Statement(DROP_ATTRIBUTES, named), Statement(INSERT_ATTRIBUTE, rows, many=True)]
 
     def clear(self, which: str, named: Named) -> list[Statement]:
         """See `VectorSql`."""

@@ -1,0 +1,73 @@
+"""Attributes of files as rows, and filters on them as SQL over `file_attributes`, for any backend.
+
+Lives here: what each comparison means in SQL, and how attributes become rows. Not here: the shape a client sends
+(`api/`), and the searches that use the condition.
+
+Invariant: keys and values travel as parameters; a comparison looks at values of its own kind only, so that `"5"`, `5`
+and `true` never meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from antiphon.types.search import Attributes, Filter
+
+_OPERATORS = {"eq": "=", "ne": "=", "gt": ">", "gte": ">=", "lt": "<", "lte": "<=", "in": "IN", "nin": "IN"}
+_NEGATIONS = frozenset({"ne", "nin"})
+
+
+class AttributeSql:
+    """How one backend keeps them. `number` makes a number what the database compares exactly."""
+
+    def __init__(self, *, file: str, found: str, columns: tuple[str, str], number: Callable[[float], Any]) -> None:
+        """`file`: of a row of `vector_files` as `f`; `found`: selects files of the store `:store` by their attributes;
+        `columns`: those of texts and of numbers."""
+        self._file = file
+        self._found = found
+        self._columns = {"s": columns[0], "n": columns[1], "b": columns[1]}
+        self._number = number
+
+    def rows(self, attributes: Attributes) -> list[dict[str, Any]]:
+        """Key, kind, and text or number of each attribute."""
+        typed = [(key, *self._typed(value)) for key, value in attributes.items()]
+        return [
+            {
+                "key": key,
+                "kind": kind,
+                "text": value if kind == "s" else None,
+                "number": None if kind == "s" else value,
+            }
+            for key, kind, value in typed
+        ]
+
+    def condition(self, filters: Filter | None) -> tuple[str, dict[str, Any]]:
+        """A condition on a row of `vector_files` as `f`, whose store is `:store`, and its parameters."""
+        named: dict[str, Any] = {}
+        return ("true" if filters is None else self._condition(filters, named)), named
+
+    def _condition(self, one: Filter, named: dict[str, Any]) -> str:
+        if one.kind in ("and", "or"):
+            return "(" + f" {one.kind.upper()} ".join([self._condition(part, named) for part in one.parts]) + ")"
+        key = f"key{len(named)}"
+        named[key] = one.key
+        by_kind: dict[str, list[str]] = {}
+        for value in one.value if isinstance(one.value, tuple) else (one.value,):
+            kind, plain = self._typed(value)
+            name = f"value{len(named)}"
+            named[name] = plain
+            by_kind.setdefault(kind, []).append(f":{name}")
+        # An empty list fits nothing.
+        found = " UNION ALL ".join(
+            f"{self._found} AND key = :{key} AND kind = '{kind}' "
+            f"AND {self._columns[kind]} {_OPERATORS[one.kind]} ({', '.join(values)})"
+            for kind, values in by_kind.items()
+        )
+        negated = one.kind in _NEGATIONS
+        return f"{self._file} {'NOT IN' if negated else 'IN'} ({found})" if found else str(negated).lower()
+
+    def _typed(self, value: str | float | bool) -> tuple[str, Any]:
+        if isinstance(value, str):
+            return "s", value
+        return ("b", self._number(int(value))) if isinstance(value, bool) else ("n", self._number(value))

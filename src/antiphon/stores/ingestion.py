@@ -1,0 +1,101 @@
+"""The durable side of ingestion: what is alike of the `Ingestion` port over the tables of any backend.
+
+Lives here: holding claimed files, and completing or failing them. Not here: claiming files, writing chunks and clearing
+up, which each backend does in its own way (`sqlite/ingestion.py`, `postgres/ingestion.py`), who runs the work
+(`search/ingest.py`), what clients see (`vector_stores.py`).
+
+Invariants: leases are judged by the clock of leases alone. A file is found only when it is completed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from antiphon.engine.ports.indexing import IngestJob
+from antiphon.engine.ports.vector_stores import Chunking, FileError
+from antiphon.stores.pages import Row
+from antiphon.stores.tables import Statement, Tables, changed, milliseconds, renewed
+
+
+class SqlIngestion:
+    """`Ingestion` but for claims, chunks and clearing up, on tables that the caller closes."""
+
+    def __init__(self, tables: Tables, *, number: str, store: str, key: str, trash: str, counted: str = "") -> None:
+        """`number`: the column with the number of a store, or of an ingested file; `store`: the one that refers to a
+        store; `key`: of a file, whatever is ingested of it; `trash`: notes that the chunks of a held file are to be
+        cleared away; `counted`: what else is set when a file is completed."""
+        self._tables = tables
+        held = f"claim = :claim AND {number} = :no AND status = 'in_progress'"
+        self.renew_files = f"""
+WITH held (id) AS MATERIALIZED (
+  SELECT {key} FROM vector_files WHERE claim IN (:holders...) AND status = 'in_progress'
+  ORDER BY {key} FOR NO KEY UPDATE
+)
+UPDATE vector_files AS f SET lease_until = lease_in(:lease) FROM held WHERE f.{key} = held.id RETURNING claim
+"""
+        # With `attempts` at 0 the next claim would keep the number, and with it what this attempt wrote.
+        self.release_file = """
+UPDATE vector_files SET claim = NULL, attempts = attempts - :uncounted,
+  lease_until = CASE WHEN :pause > 0 THEN lease_in(:pause) ELSE taken() END
+WHERE claim = :claim AND status = 'in_progress'
+"""
+        # The store's row first, as everybody does.
+        self.bump_store = f"""
+UPDATE vector_stores SET version = version + 1 WHERE {number} = (SELECT {store} FROM vector_files WHERE {held})
+"""
+        self.complete_file = f"""
+UPDATE vector_files SET status = 'completed', chunks = :chunks, usage_bytes = :usage_bytes, embedding_model = :model,
+  claim = NULL, error_code = NULL, error_message = NULL{counted}
+WHERE {held}
+"""
+        self.fail_file = f"""
+UPDATE vector_files SET status = 'failed', error_code = :code, error_message = :message, claim = NULL, usage_bytes = 0
+WHERE {held}
+"""
+        self._trash = trash.format(held=held)
+        self.count_waiting = f"""
+SELECT count(*) FROM vector_files f JOIN vector_stores s ON s.{number} = f.{store}
+WHERE f.status = 'in_progress' AND s.owner IS NOT NULL
+"""
+
+    async def renew(self, claims: Sequence[str], seconds: float) -> frozenset[str]:
+        """Hold these for so many seconds from now; those that are held still."""
+        return await renewed(self._tables, self.renew_files, claims, seconds)
+
+    async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
+        """Give a file back; nobody takes it up for `pause` seconds."""
+        uncounted = 0 if attempted or job.attempts <= 1 else 1
+        named = {"claim": job.claim, "pause": milliseconds(pause), "uncounted": uncounted}
+        await self._tables.run([Statement(self.release_file, named)], again=True)
+
+    async def complete(self, job: IngestJob, *, chunks: int, usage_bytes: int, model: str | None) -> bool:
+        """The file is ingested and can be found."""
+        given = {"chunks": chunks, "usage_bytes": usage_bytes, "model": model}
+        named = {"claim": job.claim, "no": job.number, **given}
+        return await changed(
+            self._tables, Statement(self.bump_store, named), Statement(self.complete_file, named, rows=1)
+        )
+
+    async def fail(self, job: IngestJob, error: FileError) -> bool:
+        """The file cannot be ingested; what was written of it is cleared away."""
+        named = {"claim": job.claim, "no": job.number, "code": error.code, "message": error.message}
+        return await changed(self._tables, Statement(self._trash, named), Statement(self.fail_file, named, rows=1))
+
+    async def waiting(self) -> int:
+        """How many files are in progress."""
+        return int((await self._tables.fetch(self.count_waiting, {}))[0][0])
+
+
+def ingest_job(row: Row | tuple[Any, ...]) -> IngestJob:
+    """A claimed file, of a row in this order."""
+    return IngestJob(
+        number=row[0],
+        claim=row[1],
+        owner=row[2],
+        store_id=row[3],
+        file_id=row[4],
+        filename=row[5],
+        chunking=Chunking(row[6], row[7], row[8]),
+        attempts=row[9],
+    )
