@@ -330,11 +330,24 @@ class StoreError(AntiphonError):
     `unknown`: the write may yet take effect; all others certainly had none.
     """
 
-    def __init__(self, message: str, *, reason: StoreReason = "failed", setting: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: StoreReason = "failed",
+        setting: str = "",
+        cause: BaseException | None = None,
+    ) -> None:
         """`setting`: the limit that was reached, when one was."""
         super().__init__(message)
         self.reason: StoreReason = reason
         self.setting = setting
+        if cause is not None:
+            self.__cause__ = cause
+
+    def again(self) -> StoreError:
+        """The same as an exception of its own, for another caller: raising one adds to its traceback."""
+        return StoreError(*self.args, reason=self.reason, cause=self.__cause__)
 
     @property
     def words(self) -> str:

@@ -176,7 +176,7 @@ async def _ingest(megabytes: int) -> None:
             setup.ingester.start()
             await setup.ingested(store_id, seconds=3_600)
             seconds = time.perf_counter() - begun
-            ((chunks,),) = await setup.database.readers.fetch("SELECT count(*) FROM chunks", {})
+            ((chunks,),) = await setup.database.tables.readers.fetch("SELECT count(*) FROM chunks", {})
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
         f"ingestion: {size / 1e6:.0f} MB of text, {chunks:,} chunks of 800/400 tokens in {seconds:.1f} s: "

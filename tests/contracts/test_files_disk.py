@@ -48,12 +48,12 @@ def contents(data: Path) -> list[Path]:
 
 async def pending(stores: SqliteStores) -> list[str]:
     """Contents that are no file's, by the rows."""
-    return [row[0] for row in await stores.readers.fetch("SELECT key FROM pending_blobs WHERE key <> '*'", {})]
+    return [row[0] for row in await stores.tables.readers.fetch("SELECT key FROM pending_blobs WHERE key <> '*'", {})]
 
 
 async def run_out(stores: SqliteStores) -> None:
     """Let every lease of an upload be over."""
-    await stores.writer.run([Statement("UPDATE pending_blobs SET lease_until = 1 WHERE lease_until > 0")])
+    await stores.tables.writer.run([Statement("UPDATE pending_blobs SET lease_until = 1 WHERE lease_until > 0")])
 
 
 async def test_only_this_user_can_read_what_is_on_disk(store: SqlFiles, tmp_path: Path) -> None:
@@ -146,14 +146,14 @@ async def test_a_sweep_takes_no_upload_that_goes_on(
 ) -> None:
     """Neither one that is being written, nor one whose content is whole and whose row is not there yet."""
     other = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
-    run = stores.writer.run
+    run = stores.tables.writer.run
     swept = []
 
     async def sweep_first(statements: list[Statement], **more: Any) -> Counts:
         swept.append(await other.files.sweep())
         return await run(statements, **more)
 
-    monkeypatch.setattr(stores.writer, "run", sweep_first)
+    monkeypatch.setattr(stores.tables.writer, "run", sweep_first)
     async with store.uploading() as upload:
         await upload.write(b"x")
         assert await other.files.sweep() == (0, 0)
@@ -191,7 +191,7 @@ async def test_no_file_is_made_of_what_a_sweep_takes_at_the_last_moment(
     """Its content is sealed, and then taken before the row is written."""
     store = stores.files
     other = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
-    run = stores.writer.run
+    run = stores.tables.writer.run
 
     async def taken_first(statements: list[Statement], **more: Any) -> Counts:
         if statements[-1].sql == sqlite_sql(KEEP):
@@ -199,7 +199,7 @@ async def test_no_file_is_made_of_what_a_sweep_takes_at_the_last_moment(
             assert await other.files.sweep() == (0, 1)
         return await run(statements, **more)
 
-    monkeypatch.setattr(stores.writer, "run", taken_first)
+    monkeypatch.setattr(stores.tables.writer, "run", taken_first)
     with pytest.raises(StoreError, match="stood still"):
         await keep(store, fields("a"), b"x")
     assert contents(tmp_path) == [] and await pending(stores) == []
@@ -246,14 +246,14 @@ async def test_a_file_that_could_not_be_deleted_whole_goes_with_the_next_sweep(
         if at == "content":
             broken.setattr(store._blobs, "delete", fails)
         else:
-            run = stores.writer.run
+            run = stores.tables.writer.run
 
             async def no_forgetting(statements: list[Statement], **more: Any) -> Counts:
                 if statements[0].sql == sqlite_sql(FORGET):
                     raise StoreError("Not now.")
                 return await run(statements, **more)
 
-            broken.setattr(stores.writer, "run", no_forgetting)
+            broken.setattr(stores.tables.writer, "run", no_forgetting)
         assert await store.delete(ALICE, "file-a")
         assert await store.get(ALICE, "file-a") is None
         assert len(contents(tmp_path)) == (at == "content") and len(await pending(stores)) == 1
@@ -306,7 +306,7 @@ async def test_contents_of_before_are_looked_for_once(stores: SqliteStores, tmp_
     half.write_bytes(b"half")
     assert await store.sweep() == (0, 0) and len(contents(tmp_path)) == 4
     # An older process makes a file of one after all.
-    await stores.writer.run([Statement("UPDATE files SET blob = ? WHERE id = 'file-a'", ("b" * 48,))])
+    await stores.tables.writer.run([Statement("UPDATE files SET blob = ? WHERE id = 'file-a'", ("b" * 48,))])
     await run_out(stores)
     assert await store.sweep() == (0, 2)
     assert await content(store, "file-a") == b"left" and await pending(stores) == []
@@ -321,7 +321,7 @@ async def test_an_upload_that_is_cancelled_while_its_row_is_written(
     stores: SqliteStores, store: SqlFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lease is renewed until the row is there or not, so no sweep takes the content of a row that comes late."""
-    run = stores.writer.run
+    run = stores.tables.writer.run
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def late(statements: list[Statement], **more: Any) -> Counts:
@@ -330,7 +330,7 @@ async def test_an_upload_that_is_cancelled_while_its_row_is_written(
             await go_on.wait()
         return await run(statements, **more)
 
-    monkeypatch.setattr(stores.writer, "run", late)
+    monkeypatch.setattr(stores.tables.writer, "run", late)
     task = asyncio.create_task(keep(store, fields("a"), b"x"))
     await begun.wait()
     task.cancel()
@@ -444,7 +444,7 @@ from antiphon.stores.sqlite.opening import open_sqlite
 
 async def main():
     stores = await open_sqlite(Path(sys.argv[1]), chain_items=10)
-    run = stores.writer.run
+    run = stores.tables.writer.run
 
     async def never(statements, **more):
         print("sealed", flush=True)
@@ -453,7 +453,7 @@ async def main():
     async with stores.files.uploading() as half, stores.files.uploading() as whole:
         await half.write(b"half")
         await whole.write(b"whole")
-        stores.writer.run = never
+        stores.tables.writer.run = never
         await whole.keep("alice", FileFields("file-a", "a", "user_data", "text/plain", time.time()))
 
 asyncio.run(main())

@@ -11,7 +11,6 @@ from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS
 from antiphon.stores.pending_rows import KEEP, LET_GO
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.pending_blobs import SqlitePendingRows
-from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.tables import RowsMissing, Statement
 from tests.contracts.pending_contract import Keep, LetGo, PendingRowsContract, RunOut
 from tests.contracts.store_contract import CHAIN_ITEMS
@@ -28,19 +27,19 @@ async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
 class TestPendingRows(PendingRowsContract):
     @pytest.fixture
     def rows(self, stores: SqliteStores) -> SqlitePendingRows:
-        return SqlitePendingRows(SqliteTables(stores.writer, stores.readers), UPLOAD_LEASE_SECONDS)
+        return SqlitePendingRows(stores.tables, UPLOAD_LEASE_SECONDS)
 
     @pytest.fixture
     async def peer(self, stores: SqliteStores, tmp_path: Path) -> AsyncIterator[SqlitePendingRows]:
         opened = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
-        yield SqlitePendingRows(SqliteTables(opened.writer, opened.readers), UPLOAD_LEASE_SECONDS)
+        yield SqlitePendingRows(opened.tables, UPLOAD_LEASE_SECONDS)
         await opened.aclose()
 
     @pytest.fixture
     def keep(self, stores: SqliteStores) -> Keep:
         async def run(key: str) -> bool:
             try:
-                await SqliteTables(stores.writer, stores.readers).run([Statement(KEEP, {"blob": key}, rows=1)])
+                await stores.tables.run([Statement(KEEP, {"blob": key}, rows=1)])
             except RowsMissing:
                 return False
             return True
@@ -50,7 +49,7 @@ class TestPendingRows(PendingRowsContract):
     @pytest.fixture
     def let_go(self, stores: SqliteStores) -> LetGo:
         async def run(key: str) -> None:
-            await SqliteTables(stores.writer, stores.readers).run([Statement(LET_GO, {"blob": key})])
+            await stores.tables.run([Statement(LET_GO, {"blob": key})])
 
         return run
 

@@ -106,7 +106,7 @@ from antiphon.stores.sqlite.opening import open_sqlite
 async def main():
     settings = BlobSettings.model_validate(json.loads(sys.argv[2]))
     stores = await open_sqlite(Path(sys.argv[1]), chain_items=10, blobs=S3Blobs(settings))
-    run = stores.writer.run
+    run = stores.tables.writer.run
 
     async def never(statements, **more):
         print("sealed", flush=True)
@@ -117,7 +117,7 @@ async def main():
         await half.write(b"h" * (20 << 20))
         await half._blob.content._until_sent(1)
         await whole.write(b"w" * (9 << 20))
-        stores.writer.run = never
+        stores.tables.writer.run = never
         await whole.keep("alice", FileFields("file-a", "a", "user_data", "text/plain", time.time()))
 
 asyncio.run(main())

@@ -40,7 +40,7 @@ class SqliteWorld:
 
     async def count(self, table: str) -> int:
         assert self.database is not None
-        return int((await self.database.readers.fetch(f"SELECT count(*) FROM {table}", {}))[0][0])
+        return int((await self.database.tables.readers.fetch(f"SELECT count(*) FROM {table}", {}))[0][0])
 
 
 @pytest.fixture
@@ -81,12 +81,12 @@ async def test_words_that_are_gone_are_out_of_the_index(here: SqliteVectorDataba
         await ingest(here, job, "birds")
     await here.stores.forget_file(ALICE, "file-1")
     await sweep(here)
-    rows = await here.readers.fetch("SELECT count(*) FROM fts_vs_two WHERE fts_vs_two MATCH 'birds'", {})
+    rows = await here.tables.readers.fetch("SELECT count(*) FROM fts_vs_two WHERE fts_vs_two MATCH 'birds'", {})
     assert rows[0][0] == 0
     for store_id in (one, two):
         await here.stores.delete(ALICE, store_id)
     await sweep(here)
-    assert await here.readers.fetch("SELECT name FROM sqlite_schema WHERE name LIKE 'fts_vs%'", {}) == []
+    assert await here.tables.readers.fetch("SELECT name FROM sqlite_schema WHERE name LIKE 'fts_vs%'", {}) == []
 
 
 async def test_a_claim_takes_all_it_says_or_nothing(
@@ -110,7 +110,7 @@ async def test_two_that_sweep_take_no_word_out_twice(here: SqliteVectorDatabase,
     await asyncio.gather(*(sweep(each) for each in (here, there, here, there)))
     assert await found(there, store_id, "birds") == [second.file_id]
     # Words that were taken out twice would spoil the counts and lists of those that stay.
-    rows = await here.readers.fetch("SELECT count(*) FROM fts_vs_one WHERE fts_vs_one MATCH 'birds'", {})
+    rows = await here.tables.readers.fetch("SELECT count(*) FROM fts_vs_one WHERE fts_vs_one MATCH 'birds'", {})
     assert rows[0][0] == 1
 
 

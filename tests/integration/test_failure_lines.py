@@ -134,11 +134,11 @@ async def test_what_it_continues_is_deleted_while_it_runs(stream: bool) -> None:
 
 async def fill(app: BackgroundApp) -> None:
     """From now on there is no room for another page: what SQLite says of a full disk."""
-    await app.sqlite.writer.run([Statement("PRAGMA max_page_count = 1")])
+    await app.sqlite.tables.writer.run([Statement("PRAGMA max_page_count = 1")])
 
 
 async def make_room(app: BackgroundApp) -> None:
-    await app.sqlite.writer.run([Statement("PRAGMA max_page_count = 1000000")])
+    await app.sqlite.tables.writer.run([Statement("PRAGMA max_page_count = 1000000")])
 
 
 BIG = "x" * 200_000
@@ -192,7 +192,7 @@ async def test_a_database_that_was_deleted_is_noticed_before_anything_is_acknowl
 async def test_a_lock_that_somebody_keeps_is_one_warning(tmp_path: Path) -> None:
     async with processes(tmp_path / "data") as made:
         app = await made.start()
-        app.sqlite.writer._limits = WriterLimits(lock_seconds=0.05)
+        app.sqlite.tables.writer._limits = WriterLimits(lock_seconds=0.05)
         lock = sqlite3.connect(tmp_path / "data" / SESSIONS_FILE, isolation_level=None)
         lock.execute("BEGIN IMMEDIATE")
         with capture_logs() as lines:

@@ -248,7 +248,7 @@ async def test_an_embeddings_server_that_does_not(tmp_path: Path, retry: bool) -
         await setup.ingested(store_id)
         error = await last_error(setup, store_id, file_id)
         assert error["code"] == "server_error" and "answered 400" in error["message"]
-        ((attempts,),) = await setup.database.readers.fetch("SELECT attempts FROM vector_files", {})
+        ((attempts,),) = await setup.database.tables.readers.fetch("SELECT attempts FROM vector_files", {})
         assert attempts == (3 if retry else 1)
 
 
@@ -290,7 +290,7 @@ async def test_a_full_disk_costs_an_attempt(tmp_path: Path, monkeypatch: pytest.
 
         monkeypatch.setattr(setup.database.ingestion, "append", failing)
         store_id = await setup.store(birds="Birds fly.")
-        rows = await setup.database.readers.fetch("SELECT attempts, status FROM vector_files", {})
+        rows = await setup.database.tables.readers.fetch("SELECT attempts, status FROM vector_files", {})
         assert [tuple(row) for row in rows] == [(3, "completed")]
         assert await setup.names(store_id, "birds") == ["birds"]
 
@@ -357,7 +357,7 @@ async def test_a_long_file_is_renewed(tmp_path: Path) -> None:
         await asyncio.sleep(1.0)
         words.gate.set()
         await setup.ingested(store_id)
-        rows = await setup.database.readers.fetch("SELECT attempts, status FROM vector_files", {})
+        rows = await setup.database.tables.readers.fetch("SELECT attempts, status FROM vector_files", {})
         assert [tuple(row) for row in rows] == [(1, "completed")]
 
 
@@ -404,7 +404,9 @@ async def test_a_killed_process_loses_nothing_but_time(tmp_path: Path) -> None:
     found = await asyncio.to_thread(ingest_and_die, tmp_path)
     async with open_vector_store_setup(tmp_path, start=False, limits=VectorStoreSettings()) as setup:
         # The files were in the memory of the one that died; these say the same.
-        for file_id, name in await setup.database.readers.fetch("SELECT file_id, filename FROM vector_files", {}):
+        for file_id, name in await setup.database.tables.readers.fetch(
+            "SELECT file_id, filename FROM vector_files", {}
+        ):
             number = name.removesuffix(".txt")
             made = await setup.file(name, f"Document {number}. " + "Many words of it. " * 5000)
             file, content = setup.files.all.pop((ALICE, made))
@@ -412,16 +414,16 @@ async def test_a_killed_process_loses_nothing_but_time(tmp_path: Path) -> None:
         before = (await setup.ask("GET", f"/{found}"))["file_counts"]
         assert before["completed"] >= 3 and before["in_progress"] > 0
         # Their claims hold for a minute; nobody wants to wait that long here.
-        writer = setup.database.writer
+        writer = setup.database.tables.writer
         await writer.run([Statement("UPDATE vector_files SET lease_until = 0 WHERE status = 'in_progress'")])
         setup.ingester.start()
         store = await setup.ingested(found, seconds=50)
         assert store["file_counts"]["completed"] == 20
         while await setup.database.ingestion.sweep():
             pass
-        per_file = await setup.database.readers.fetch(
+        per_file = await setup.database.tables.readers.fetch(
             "SELECT f.no, f.chunks, (SELECT count(*) FROM chunks c WHERE c.id >> 20 = f.no) FROM vector_files f", {}
         )
         assert len(per_file) == 20 and all(expected == there for _, expected, there in per_file)
-        ((total,),) = await setup.database.readers.fetch("SELECT count(*) FROM chunks", {})
+        ((total,),) = await setup.database.tables.readers.fetch("SELECT count(*) FROM chunks", {})
         assert total == sum(expected for _, expected, _ in per_file)

@@ -65,7 +65,7 @@ async def get(app: BackgroundApp, path: str) -> Any:
 
 
 def limit(app: BackgroundApp, settle: float) -> None:
-    app.sqlite.writer._limits = WriterLimits(seconds=SOON, settle_seconds=settle)
+    app.sqlite.tables.writer._limits = WriterLimits(seconds=SOON, settle_seconds=settle)
 
 
 FORMS: list[dict[str, Any]] = [{}, {"stream": True}, {"background": True}, {"background": True, "stream": True}]
@@ -117,7 +117,7 @@ async def test_a_late_commit_that_ends_in_time_is_a_success(app: BackgroundApp, 
 
 
 async def test_a_read_that_takes_too_long_is_a_503_that_names_its_setting(app: BackgroundApp) -> None:
-    readers = app.sqlite.readers
+    readers = app.sqlite.tables.readers
     async with asyncio.timeout(60):
         taken = [await readers._free.get() for _ in range(2)]
     readers._seconds = 0.05

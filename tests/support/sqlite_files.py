@@ -10,11 +10,10 @@ from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.sqlite.files import SQL
 from antiphon.stores.sqlite.opening import SqliteStores
 from antiphon.stores.sqlite.pending_blobs import SqlitePendingRows
-from antiphon.stores.sqlite.tables import SqliteTables
 
 
 def files_of(stores: SqliteStores, blobs: BlobStore, *, owner_bytes: int | None = None, clock: Clock = now) -> SqlFiles:
     """SqlFiles in the database of these stores."""
-    tables = SqliteTables(stores.writer, stores.readers)
+    tables = stores.tables
     pending = PendingBlobs(SqlitePendingRows(tables, UPLOAD_LEASE_SECONDS), blobs, UPLOAD_LEASE_SECONDS)
     return SqlFiles(tables, IdempotencyKeys(tables), SQL, pending, blobs, owner_bytes=owner_bytes, clock=clock)

@@ -26,8 +26,8 @@ from antiphon.stores.sqlite import backup, place
 from antiphon.stores.sqlite.backup import make_archive, open_archive
 from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.database import create_file
-from antiphon.stores.sqlite.database_files import free_bytes
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
+from antiphon.stores.sqlite.place import free_bytes
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.units import Unit
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
@@ -284,7 +284,7 @@ async def test_who_leaves_stops_no_probe_that_others_wait_for(
     go_on.set()
     await stays
     assert leaves.cancelled()
-    stores.writer.full, stores.writer._room_when_full = StoreError("It is full.", reason="full"), 1 << 60
+    stores.tables.writer.full, stores.tables.writer._room_when_full = StoreError("It is full.", reason="full"), 1 << 60
     with pytest.raises(StoreError, match="It is full") as full:
         await stores.responses.ping()
     assert full.value.reason == "full"

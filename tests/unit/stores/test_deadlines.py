@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from antiphon.stores.sqlite.deadlines import Deadlines
-from antiphon.stores.sqlite.units import Unit
+from antiphon.stores.sqlite.units import Deadlines, Unit
 
 
 class Told:

@@ -12,7 +12,7 @@ from antiphon.stores.chunk_index import KNOWN
 from antiphon.stores.sqlite import chunk_index, ingestion, lease_clock, vector_sql
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
-from antiphon.stores.sqlite.tables import sqlite_sql
+from antiphon.stores.sqlite.tables import SqliteTables, sqlite_sql
 from antiphon.types.search import Filter
 
 _FILTERS = Filter(
@@ -20,7 +20,7 @@ _FILTERS = Filter(
 )
 _CONDITION, _PARAMETERS = vector_sql.ATTRIBUTES.condition(_FILTERS)
 SQL = vector_sql.SqliteVectorSql()
-WORK = ingestion.SqliteIngestion(cast(Any, None), cast(Any, None))
+WORK = ingestion.SqliteIngestion(SqliteTables(cast(Any, None), cast(Any, None)))
 _QUERIES = {
     **{
         name: sqlite_sql(sql)

@@ -217,7 +217,7 @@ async def test_a_vector_store_that_was_told_to_have_failed_goes_again_and_its_ke
         assert await opened.stores.get("o", "vs_1") is None and await opened.keys.made(once) is None
         assert (await make()).id == "vs_1", "nothing of it is in the way"
         assert await opened.keys.made(once) == "vs_1"
-        count = await opened.readers.fetch("SELECT count(*) FROM vector_files", {})
+        count = await opened.tables.readers.fetch("SELECT count(*) FROM vector_files", {})
         assert count[0][0] == 1
     finally:
         disk.go_on()

@@ -76,7 +76,9 @@ async def test_many_that_read_and_write_at_once_wait_for_each_other(stores: Sqli
 
 
 async def test_a_commit_waits_for_a_query_that_runs(stores: SqliteStores) -> None:
-    with closing(sqlite3.connect(stores.place.reader_uri, uri=True, check_same_thread=False)) as connection:
+    with closing(
+        sqlite3.connect(stores.tables.writer.place.reader_uri, uri=True, check_same_thread=False)
+    ) as connection:
         running = connection.execute("SELECT 1 FROM schema_migrations")
         running.fetchone()
         saving = asyncio.create_task(stores.responses.save(record("a")))
@@ -89,8 +91,11 @@ async def test_a_commit_waits_for_a_query_that_runs(stores: SqliteStores) -> Non
 
 async def test_who_reads_cannot_write(stores: SqliteStores) -> None:
     with pytest.raises(StoreError):
-        await stores.readers.fetch("DELETE FROM responses", {})
-    with closing(sqlite3.connect(stores.place.reader_uri, uri=True)) as connection, pytest.raises(sqlite3.Error):
+        await stores.tables.readers.fetch("DELETE FROM responses", {})
+    with (
+        closing(sqlite3.connect(stores.tables.writer.place.reader_uri, uri=True)) as connection,
+        pytest.raises(sqlite3.Error),
+    ):
         connection.execute("DELETE FROM responses")
 
 

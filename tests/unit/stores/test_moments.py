@@ -26,7 +26,6 @@ from antiphon.stores.sqlite import ingestion, lease_clock, retention
 from antiphon.stores.sqlite import jobs as job_store
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.retention import SqliteRetention
-from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.contracts.job_contract import MOST, ONE, TWO, finished, piece, queued
@@ -227,7 +226,7 @@ def _once(key: str = "k", fingerprint: str = "f", owner: str = ALICE) -> OnceOnl
 async def test_a_claimed_key_is_free_when_its_lease_is_over(
     stores: SqliteStores, clocks: Clocks, off: int, come: bool
 ) -> None:
-    keys = IdempotencyKeys(SqliteTables(stores.writer, stores.readers), clock=clocks.date)
+    keys = IdempotencyKeys(stores.tables, clock=clocks.date)
     for key in ("k", "other"):
         assert await keys.claim(_once(key), f"resp_{key}", 10.0) is None
     clocks.lease += 5 * SECOND
@@ -246,7 +245,7 @@ async def test_a_claimed_key_is_free_when_its_lease_is_over(
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
 async def test_a_key_is_remembered_for_so_long(stores: SqliteStores, clocks: Clocks, off: int, come: bool) -> None:
-    keys = IdempotencyKeys(SqliteTables(stores.writer, stores.readers), keep=60.0, clock=clocks.date)
+    keys = IdempotencyKeys(stores.tables, keep=60.0, clock=clocks.date)
     await keys.make(_once(), "conv_a", [], [])
     assert await keys.made(_once()) == "conv_a" and await keys.made(_once(fingerprint="else")) is None
     assert await keys.made(_once(owner=BOB)) is None and await keys.made(_once("other")) is None
@@ -263,7 +262,7 @@ async def test_a_key_is_remembered_for_so_long(stores: SqliteStores, clocks: Clo
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
 async def test_keys_are_swept_when_they_are_over(stores: SqliteStores, clocks: Clocks, off: int, come: bool) -> None:
-    keys = IdempotencyKeys(SqliteTables(stores.writer, stores.readers), keep=60.0, clock=clocks.date)
+    keys = IdempotencyKeys(stores.tables, keep=60.0, clock=clocks.date)
     await keys.make(_once(), "conv_a", [], [])
     clocks.wall += 1
     await keys.make(_once("later"), "conv_b", [], [])
@@ -275,7 +274,7 @@ async def test_keys_are_swept_when_they_are_over(stores: SqliteStores, clocks: C
 
 
 async def test_only_who_holds_a_key_gives_it_back(stores: SqliteStores, clocks: Clocks) -> None:
-    keys = IdempotencyKeys(SqliteTables(stores.writer, stores.readers), clock=clocks.date)
+    keys = IdempotencyKeys(stores.tables, clock=clocks.date)
     assert await keys.claim(_once(), "resp_a", 10.0) is None
     for once, holder in ((_once(), "resp_b"), (_once("other"), "resp_a"), (_once(owner=BOB), "resp_a")):
         await keys.release(once, holder)
@@ -291,7 +290,7 @@ async def test_only_who_holds_a_key_gives_it_back(stores: SqliteStores, clocks: 
 async def test_keys_are_swept_piece_by_piece(
     stores: SqliteStores, clocks: Clocks, monkeypatch: pytest.MonkeyPatch, there: int
 ) -> None:
-    keys = IdempotencyKeys(SqliteTables(stores.writer, stores.readers), keep=1.0, clock=clocks.date, piece=2)
+    keys = IdempotencyKeys(stores.tables, keep=1.0, clock=clocks.date, piece=2)
     for number in range(there):
         await keys.make(_once(f"k{number}"), f"conv_{number}", [], [])
     clocks.wall += 2 * SECOND
@@ -406,12 +405,12 @@ async def test_an_expired_store_is_not_used_any_more(
 
 def _retention(stores: SqliteStores, clocks: Clocks, **kept: float) -> SqliteRetention:
     given = RetentionSettings.model_validate({"events": None, **kept})
-    return SqliteRetention(stores.writer, stores.readers, given, clock=clocks.date)
+    return SqliteRetention(stores.tables.writer, stores.tables.readers, given, clock=clocks.date)
 
 
 def _conversations(stores: SqliteStores, clocks: Clocks) -> SqlConversations:
-    keys = IdempotencyKeys(SqliteTables(stores.writer, stores.readers))
-    rows = SqliteTables(stores.writer, stores.readers)
+    keys = IdempotencyKeys(stores.tables)
+    rows = stores.tables
     return SqlConversations(rows, keys, max_items=9, history_bytes=99, page_bytes=99, clock=clocks.date)
 
 

@@ -10,7 +10,6 @@ from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores.owner_room import SqlOwnerRoom
 from antiphon.stores.sqlite import admin
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
-from antiphon.stores.sqlite.tables import SqliteTables
 from tests.contracts.store_contract import ALICE, record
 
 # Room of an owner
@@ -19,8 +18,8 @@ from tests.contracts.store_contract import ALICE, record
 @pytest.mark.parametrize(("more", "full"), [(-1, True), (0, True), (1, False)])
 async def test_an_owner_is_full_at_the_limit(stores: SqliteStores, more: int, full: bool) -> None:
     await stores.responses.save(record("a"))
-    rows = await stores.readers.fetch("SELECT bytes FROM owner_bytes WHERE owner = :owner", {"owner": ALICE})
-    room = SqlOwnerRoom(SqliteTables(stores.writer, stores.readers), rows[0][0] + more)
+    rows = await stores.tables.readers.fetch("SELECT bytes FROM owner_bytes WHERE owner = :owner", {"owner": ALICE})
+    room = SqlOwnerRoom(stores.tables, rows[0][0] + more)
     if full:
         with pytest.raises(OwnerFull):
             await room.check(ALICE)

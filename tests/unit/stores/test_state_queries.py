@@ -115,7 +115,7 @@ async def test_a_conversation_of_any_length_is_one_query_and_one_write(
         await stores.conversations.load(ALICE, "conv_a", holder=f"resp_t{turn}", seconds=100.0)
         await stores.responses.save(in_conversation(f"t{turn}"))
     calls: list[str] = []
-    fetch, run = stores.readers.fetch, stores.writer.run
+    fetch, run = stores.tables.readers.fetch, stores.tables.writer.run
 
     async def noted_fetch(sql: str, parameters: Any) -> Any:
         calls.append("read")
@@ -125,8 +125,8 @@ async def test_a_conversation_of_any_length_is_one_query_and_one_write(
         calls.append("write")
         return await run(statements, **how)
 
-    monkeypatch.setattr(stores.readers, "fetch", noted_fetch)
-    monkeypatch.setattr(stores.writer, "run", noted_run)
+    monkeypatch.setattr(stores.tables.readers, "fetch", noted_fetch)
+    monkeypatch.setattr(stores.tables.writer, "run", noted_run)
     items = await stores.conversations.load(ALICE, "conv_a", holder="resp_next", seconds=100.0)
     await stores.responses.save(in_conversation("next"))
     assert items is not None and len(items) == 90

@@ -150,7 +150,7 @@ async def test_a_vector_store_is_taken_back(tmp_path: Path, request: pytest.Fixt
                 ALICE, "vs_a", name=None, description=None, metadata=b"{}", expires_days=None, once=ONCE
             )
         assert _rows(tmp_path / VECTORS_FILE) == before
-        rows = await database.readers.fetch("SELECT count(*) FROM sqlite_schema WHERE name = 'fts_vs_a'", {})
+        rows = await database.tables.readers.fetch("SELECT count(*) FROM sqlite_schema WHERE name = 'fts_vs_a'", {})
         assert rows[0][0] == 0
     finally:
         await database.aclose()

@@ -138,7 +138,7 @@ async def _ingest(database: SqliteVectorDatabase, job: IngestJob, count: int) ->
 
 
 async def _count(database: SqliteVectorDatabase, table: str) -> int:
-    return int((await database.readers.fetch(f"SELECT count(*) FROM {table}", {}))[0][0])
+    return int((await database.tables.readers.fetch(f"SELECT count(*) FROM {table}", {}))[0][0])
 
 
 @pytest.mark.parametrize(("chunks", "pieces"), [(0, 1), (1, 1), (2, 1), (3, 2), (4, 2), (5, 3)])
@@ -246,7 +246,7 @@ async def test_which_versions_can_be_named(stores: SqliteStores, cursor: str, fi
 
 def _aged(stores: SqliteStores, now: float, **kept: float) -> SqliteRetention:
     given: dict[str, Any] = {"events": None, **kept}
-    return SqliteRetention(stores.writer, stores.readers, RetentionSettings(**given), clock=lambda: now)
+    return SqliteRetention(stores.tables.writer, stores.tables.readers, RetentionSettings(**given), clock=lambda: now)
 
 
 @pytest.mark.parametrize("items", [7, 8, 9, 10, 11, 25])
@@ -261,18 +261,18 @@ async def test_a_conversation_goes_at_once_or_item_by_item(
         await stores.conversations.create(ALICE, name, b"{}", [item(f"msg_{number}") for number in range(items)])
         at += 1
     pieces: list[int] = []
-    run = stores.writer.run
+    run = stores.tables.writer.run
 
     async def counted(unit: Any, **named: Any) -> Any:
         pieces.append(len(unit))
         return await run(unit, **named)
 
-    monkeypatch.setattr(stores.writer, "run", counted)
+    monkeypatch.setattr(stores.tables.writer, "run", counted)
     assert await _aged(stores, 5_000.0, conversations=60.0).sweep() == (0, 2, 0)
     # One statement where conversations go whole, three where one goes by its items.
     whole, by_items = pieces.count(1), pieces.count(3)
     assert (whole, by_items) == (2, {7: 0, 8: 0, 9: 0, 10: 2, 11: 2, 25: 4}[items]), pieces
-    rows = await stores.readers.fetch("SELECT count(*) FROM conversation_items", {})
+    rows = await stores.tables.readers.fetch("SELECT count(*) FROM conversation_items", {})
     assert rows[0][0] == 0
 
 
@@ -287,14 +287,14 @@ async def test_pieces_of_chains_and_streams(stores: SqliteStores, monkeypatch: p
     assert await stores.background.finish(ONE, replace(finished("x"), created_at=200.0, completed_at=200.0), None)
     # Four rows each, two in a piece, and one that has more. What runs stays, and its events.
     pieces: list[int] = []
-    run = stores.writer.run
+    run = stores.tables.writer.run
 
     async def counted(unit: Any, **named: Any) -> Any:
         counts = await run(unit, **named)
         pieces.append(counts[-1])
         return counts
 
-    monkeypatch.setattr(stores.writer, "run", counted)
+    monkeypatch.setattr(stores.tables.writer, "run", counted)
     assert await _aged(stores, 5_000.0, responses=60.0, events=60.0).sweep() == (6, 0, 0)
     assert pieces[:4] == [2, 2, 1, 1] and await stores.responses.get(ALICE, "resp_y") is not None
     assert await stores.background.finish(ONE, replace(finished("y"), created_at=200.0, completed_at=200.0), None)

@@ -315,8 +315,7 @@ class Database:
     async def _connect(self, deadline: float) -> Connection:
         loop = asyncio.get_running_loop()
         if self._refused is not None and loop.time() < self._refused[0]:
-            former = self._refused[1]
-            raise StoreError(*former.args, reason=former.reason) from former.__cause__
+            raise self._refused[1].again()
         ends = loop.time() + self.limits.connect
         try:
             async with asyncio.timeout_at(min(deadline, ends)):

@@ -150,11 +150,8 @@ def store_error(doing: str, error: BaseException, *, connecting: bool = False, s
             break
     if isinstance(error, asyncpg.DataError | ValueError):
         reason, why = "failed", "a value cannot be stored"
-    failure = StoreError(
-        f"{doing} failed: PostgreSQL: {why.replace(URL, setting)}{f' ({code})' if code else ''}.", reason=reason
-    )
-    failure.__cause__ = error
-    return failure
+    shown = f"{why.replace(URL, setting)}{f' ({code})' if code else ''}"
+    return StoreError(f"{doing} failed: PostgreSQL: {shown}.", reason=reason, cause=error)
 
 
 def may_heal(failure: StoreError) -> bool:
@@ -186,9 +183,7 @@ def connecting_failed(error: BaseException, setting: str = URL, *, url: str = ""
     if isinstance(error, asyncpg.PostgresError):
         return store_error("Connecting", error, connecting=True, setting=setting)
     why = _why_not_reached(error, certificates="sslrootcert=" in url or "sslcert=" in url).replace(URL, setting)
-    failure = StoreError(f"Connecting failed: PostgreSQL: {why}.", reason="unavailable")
-    failure.__cause__ = error
-    return failure
+    return StoreError(f"Connecting failed: PostgreSQL: {why}.", reason="unavailable", cause=error)
 
 
 def _why_not_reached(error: BaseException, *, certificates: bool) -> str:
@@ -251,8 +246,5 @@ def _number_of(error: OSError) -> int:
 
 def unknown(error: BaseException) -> StoreError:
     """The connection was lost when a commit had been asked for."""
-    failure = StoreError(
-        "Writing failed: PostgreSQL: the connection was lost before it said whether it has written.", reason="unknown"
-    )
-    failure.__cause__ = error
-    return failure
+    said = "the connection was lost before it said whether it has written"
+    return StoreError(f"Writing failed: PostgreSQL: {said}.", reason="unknown", cause=error)

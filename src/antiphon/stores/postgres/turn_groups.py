@@ -254,13 +254,11 @@ class Groups(Generic[U]):
             if error.reason in _TRY_AGAIN and now - waiting.entered < seconds:
                 on.append(waiting)
             elif not waiting.unsure:
-                self._fail(waiting, _again(error))
+                self._fail(waiting, error.again())
             else:
                 limit = f"{self._limits.settle_seconds:g} seconds ('timeouts.settle')"
                 message = f"PostgreSQL did not say within {limit} whether it has written; if it has, that is undone."
-                failure = StoreError(message, reason="unknown", setting="timeouts.settle")
-                failure.__cause__ = error
-                self._fail(waiting, failure)
+                self._fail(waiting, StoreError(message, reason="unknown", setting="timeouts.settle", cause=error))
         return on
 
     def _fail(self, waiting: _Waiting[U], error: Exception) -> None:
@@ -270,10 +268,3 @@ class Groups(Generic[U]):
             self._units.withdraw(waiting.unit)
         if not waiting.future.done():
             waiting.future.set_exception(error)
-
-
-def _again(error: StoreError) -> StoreError:
-    """An exception of its own for each caller: raising one adds to its traceback."""
-    copy = StoreError(*error.args, reason=error.reason)
-    copy.__cause__ = error.__cause__
-    return copy

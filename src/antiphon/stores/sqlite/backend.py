@@ -21,7 +21,6 @@ from antiphon.stores.moved import Leaving
 from antiphon.stores.moved_mark import check_not_moved
 from antiphon.stores.sealed.bodies import Bodies
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
-from antiphon.stores.sqlite.place import Folder, Memory
 
 
 class SqliteBackend(Backend):
@@ -33,7 +32,7 @@ class SqliteBackend(Backend):
 
     async def open(self, contents: BlobStore, options: StoreOptions) -> Stores:
         """See `Backend`."""
-        return await open_sqlite(Folder(self._folder), blobs=contents, **options)
+        return await open_sqlite(self._folder, blobs=contents, **options)
 
     def check_not_moved(self) -> None:
         """See `Backend`."""
@@ -106,7 +105,7 @@ class MemoryBackend(Backend):
 
     async def open(self, contents: BlobStore, options: StoreOptions) -> Stores:
         """See `Backend`."""
-        return await open_sqlite(Memory(), blobs=contents, **options)
+        return await open_sqlite(None, blobs=contents, **options)
 
     async def open_contents(self, blobs: BlobSettings) -> BlobStore:
         """See `Backend`."""

@@ -107,7 +107,7 @@ def store_error(doing: str, where: object, error: BaseException) -> StoreError:
         cause += f" ({getattr(error, 'sqlite_errorname', None) or type(error).__name__})"
     elif isinstance(error, OSError) and error.errno:
         cause = f"{os.strerror(error.errno)} ({cause})"
-    return StoreError(f"{doing} failed in database {where}: {cause}.", reason=reason)
+    return StoreError(f"{doing} failed in database {where}: {cause}.", reason=reason, cause=error)
 
 
 def _primary_code(error: sqlite3.Error) -> int:

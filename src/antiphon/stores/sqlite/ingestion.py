@@ -16,7 +16,6 @@ from antiphon.engine.ports.indexing import CHUNK_BITS, Chunk, IngestJob
 from antiphon.ids import Clock, now
 from antiphon.stores.ingestion import SqlIngestion, ingest_job
 from antiphon.stores.sqlite.lease_clock import lease_now
-from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_sql import BUMP, DELETE_ALL, TRASH_FILES, index_table
 from antiphon.stores.tables import Statement, changed, milliseconds
@@ -70,11 +69,11 @@ WHERE file_no = :no AND NOT EXISTS (SELECT 1 FROM chunks WHERE id >= :first AND 
 class SqliteIngestion(SqlIngestion):
     """`Ingestion` on a database that somebody else closes."""
 
-    def __init__(self, tables: SqliteTables, readers: SqliteReaders, clock: Clock = now) -> None:
-        """`readers`: those of the tables; `clock`: the dates by which stores expire."""
+    def __init__(self, tables: SqliteTables, clock: Clock = now) -> None:
+        """`clock`: the dates by which stores expire."""
         trash = TRASH_FILES.format(whose="s.id", which="f.no = :no AND f.claim = :claim")
         super().__init__(tables, number="no", store="store_no", key="no", trash=trash)
-        self._readers = readers
+        self._readers = tables.readers
         self._clock = clock
 
     async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:

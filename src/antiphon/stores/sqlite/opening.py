@@ -31,20 +31,17 @@ from antiphon.stores.owner_room import SqlOwnerRoom
 from antiphon.stores.prompts import SqlPrompts
 from antiphon.stores.sealed.bodies import PLAIN, Bodies, with_status_unless_sealed
 from antiphon.stores.sqlite import lease_clock
-from antiphon.stores.sqlite.figures import SqliteFigures
 from antiphon.stores.sqlite.files import SQL as FILE_SQL
 from antiphon.stores.sqlite.jobs import SqliteJobStore
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.pending_blobs import SqlitePendingRows
-from antiphon.stores.sqlite.place import Databases, Folder, Place
-from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.place import place_in
 from antiphon.stores.sqlite.responses import SqliteResponseStore
 from antiphon.stores.sqlite.retention import SqliteRetention
 from antiphon.stores.sqlite.schema_check import check_triggers
 from antiphon.stores.sqlite.signals import SqliteSignals
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
-from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
 from antiphon.stores.usage import UsageSums
 
 _TIMEOUTS = TimeoutSettings()
@@ -74,36 +71,33 @@ class SqliteStores(Stores):
     keep_keys: float
     usage: UsageSums
     owner_room: SqlOwnerRoom | None
-    databases: Databases
-    place: Place
-    writer: SqliteWriter
-    readers: SqliteReaders
+    folder: Path | None
+    tables: SqliteTables
     timeouts: TimeoutSettings
 
     @property
-    def figures(self) -> tuple[SqliteFigures, ...]:
+    def figures(self) -> tuple[SqliteTables, ...]:
         """Of the one database."""
-        return (SqliteFigures(self.place, self.writer, self.readers),)
+        return (self.tables,)
 
     def has_vectors(self) -> bool:
-        """Whether there is a database of vector stores."""
-        return self.databases.has(VECTORS_FILE)
+        """Whether there is a database of vector stores: in memory whoever opens one finds it empty."""
+        return self.folder is not None and (self.folder / VECTORS_FILE).exists()
 
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> SqliteVectorDatabase:
         """Open it. Raises `StoreError`."""
         return await open_vector_database(
-            self.databases, timeouts=self.timeouts, keep_keys=self.keep_keys, matrix_bytes=matrix_bytes
+            self.folder, timeouts=self.timeouts, keep_keys=self.keep_keys, matrix_bytes=matrix_bytes
         )
 
     async def aclose(self) -> None:
-        """Finish what was accepted, then close the database. The writer goes last: it folds the log into the file."""
+        """Finish what was accepted, then close the database."""
         await self.files.aclose()
-        await self.readers.aclose()
-        await self.writer.aclose()
+        await self.tables.aclose()
 
 
 async def open_sqlite(
-    where: Path | Databases,
+    folder: Path | None,
     *,
     chain_items: int,
     blobs: BlobStore | None = None,
@@ -117,26 +111,17 @@ async def open_sqlite(
     keep_keys: float = KEEP_SECONDS,
     bodies: Bodies = PLAIN,
 ) -> SqliteStores:
-    """Open the stores in this folder, creating folder (0700), file (0600) and schema where needed; or elsewhere.
+    """Open the stores in this folder, creating folder (0700), file (0600) and schema where needed; or in memory.
 
     `blobs`: the contents of files, the stores' own from now on; unless given, in the same folder, or in memory. The
     others are `StoreOptions`. Raises `StoreError`.
     """
-    databases = Folder(where) if isinstance(where, Path) else where
-    place = databases.place(SESSIONS_FILE)
-    writer = SqliteWriter(place, _prepare, writer_limits(timeouts))
-    await writer.start()
-    readers = SqliteReaders(place, seconds=timeouts.read)
-    try:
-        await readers.start()
-    except BaseException:
-        await writer.aclose()
-        raise
-    tables = SqliteTables(writer, readers)
+    tables = await SqliteTables.open(place_in(folder, SESSIONS_FILE), _prepare, timeouts)
+    writer, readers = tables.writer, tables.readers
     keys = IdempotencyKeys(tables, keep=keep_keys, bodies=bodies)
     contents = blobs
     if contents is None:
-        contents = DiskBlobs(where / FILES_FOLDER) if isinstance(where, Path) else MemoryBlobs()
+        contents = MemoryBlobs() if folder is None else DiskBlobs(folder / FILES_FOLDER)
     # Only a folder may hold contents from before they had rows.
     list_before = contents.keys if isinstance(contents, DiskBlobs) else None
     pending = SqlitePendingRows(tables, upload_lease, list_before)
@@ -168,10 +153,8 @@ async def open_sqlite(
         keep_keys=keep_keys,
         usage=UsageSums(tables),
         owner_room=SqlOwnerRoom(tables, owner_bytes) if owner_bytes is not None else None,
-        databases=databases,
-        place=place,
-        writer=writer,
-        readers=readers,
+        folder=folder,
+        tables=tables,
         timeouts=timeouts,
     )
 

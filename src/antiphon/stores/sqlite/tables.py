@@ -1,20 +1,26 @@
 """The `Tables` of a SQLite database: its writer and its readers behind the words that all backends share.
 
-Lives here: what those words are in SQLite. Not here: the words (`../tables.py`), threads and transactions (`writer.py`,
-`readers.py`).
+Lives here: what those words are in SQLite, opening and closing the two, and what they say of themselves. Not here: the
+words (`../tables.py`), threads and transactions (`writer.py`, `readers.py`).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+from antiphon.config.limits import TimeoutSettings
+from antiphon.engine.ports.figures import DatabaseFigures
+from antiphon.engine.running.thread_pools import SIZES
 from antiphon.stores.sqlite.lease_clock import lease_now
+from antiphon.stores.sqlite.place import Place
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
-from antiphon.stores.sqlite.writer import SqliteWriter
+from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
 from antiphon.stores.tables import Counts, Parameters, Statement
 
 _WORDS = (
@@ -42,21 +48,70 @@ def sqlite_sql(sql: str) -> str:
 
 
 class SqliteTables:
-    """`Tables` on a writer and readers that the caller closes."""
+    """`Tables` on a writer and readers, and the `StoreFigures` of their database."""
 
     def __init__(self, writer: SqliteWriter, readers: SqliteReaders) -> None:
-        self._writer = writer
-        self._readers = readers
+        self.writer = writer
+        self.readers = readers
+
+    @classmethod
+    async def open(
+        cls,
+        place: Place,
+        prepare: Callable[[sqlite3.Connection], None],
+        timeouts: TimeoutSettings,
+        connections: int = 2,
+    ) -> SqliteTables:
+        """Open the database, creating it where needed. `prepare` gets the writer's connection first; `connections`: for
+        reading. Raises `StoreError`."""
+        writer = SqliteWriter(place, prepare, writer_limits(timeouts))
+        await writer.start()
+        readers = SqliteReaders(place, connections, seconds=timeouts.read)
+        try:
+            await readers.start()
+        except BaseException:
+            await writer.aclose()
+            raise
+        return cls(writer, readers)
+
+    async def aclose(self) -> None:
+        """Finish what was accepted, then close. The writer goes last: it folds the log into the file."""
+        await self.readers.aclose()
+        await self.writer.aclose()
+
+    @property
+    def name(self) -> str:
+        """As its place has it."""
+        return self.writer.place.name
+
+    @property
+    def waiting(self) -> int:
+        """Writes that wait for the writer."""
+        return self.writer.waiting
+
+    @property
+    def busy(self) -> int:
+        """Readers that are lent."""
+        return self.readers.busy
+
+    @property
+    def groups(self) -> Mapping[int, int]:
+        """Transactions by how many writes they took along; a copy, since the writer's thread goes on counting."""
+        return Counter(dict(self.writer.groups))
+
+    async def look(self) -> DatabaseFigures:
+        """What its place says."""
+        return DatabaseFigures(await SIZES.run(self.writer.place.size))
 
     async def fetch(self, sql: str, named: Mapping[str, Any]) -> list[Row]:
         """See `Tables.fetch`."""
         # The clock of leases is a function of the writer's connection only.
         text = sqlite_sql(sql).replace("lease_now()", ":lease_now")
-        return await self._readers.fetch(text, _bound(named) | {"lease_now": lease_now()})
+        return await self.readers.fetch(text, _bound(named) | {"lease_now": lease_now()})
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
         """See `Tables.run`."""
-        return await self._writer.run(sqlite_steps(unit), undo=sqlite_steps(undo))
+        return await self.writer.run(sqlite_steps(unit), undo=sqlite_steps(undo))
 
 
 def sqlite_steps(unit: Sequence[Statement]) -> list[Statement]:

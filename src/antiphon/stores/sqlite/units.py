@@ -1,7 +1,7 @@
 """Units of writes, and how a group of them is run in one transaction.
 
-Lives here: what is known of a unit, running its steps, and the steps of units that are alike as one. Not here: the
-transaction and its thread, who waits for a unit (`writer.py`), what steps are (`statements.py`).
+Lives here: what is known of a unit, how long one is waited for, running its steps, and the steps of units that are
+alike as one. Not here: the transaction and its thread (`writer.py`), what steps are (`statements.py`).
 
 For each statement that runs, Python's sqlite3 gives up the interpreter several times, and gets it back from a busy
 event loop by way of the kernel. So rows that several units add to the same table are added by one statement. It
@@ -55,6 +55,58 @@ class Unit:
         self.forsaken = False
 
 
+class Deadlines:
+    """What a writer has of one event loop: calls `over` with each unit whose time is over, once for each time that it
+    is waited for, unless it is forgotten before.
+
+    A timer for each unit would be made and cancelled with every write. This one looks, when it runs out, whose time is
+    over, and goes on for the rest.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, over: Callable[[Unit], None]) -> None:
+        self.loop = loop
+        self.releasing = False
+        """Whether what came of this turn of the loop will be let go at its end."""
+        self._over = over
+        self._waiting: set[Unit] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
+
+    def wait(self, unit: Unit, seconds: float) -> None:
+        """From now on for so long."""
+        unit.due = self.loop.time() + seconds
+        self._waiting.add(unit)
+        self._ring_by(unit.due)
+
+    def forget(self, unit: Unit) -> None:
+        """It is waited for no longer."""
+        self._waiting.discard(unit)
+
+    def close(self) -> None:
+        """Nothing is told any more."""
+        self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ring_by(self, when: float) -> None:
+        if self._timer is not None:
+            if self._rings_at <= when:
+                return
+            self._timer.cancel()
+        self._rings_at = when
+        self._timer = self.loop.call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        now = self.loop.time()
+        for unit in [unit for unit in self._waiting if unit.due <= now]:
+            self._waiting.discard(unit)
+            self._over(unit)
+        if self._waiting:
+            self._ring_by(min(unit.due for unit in self._waiting))
+
+
 def run_steps(connection: sqlite3.Connection, steps: Sequence[Step]) -> Counts:
     """Run them in their order. Raises `RowsMissing` and `sqlite3.Error`; the caller's transaction undoes them then."""
     return tuple([_run(connection, step) for step in steps])
@@ -76,46 +128,11 @@ def run_together(connection: sqlite3.Connection, units: Sequence[Unit]) -> bool:
     return True
 
 
-def still_wanted(group: Sequence[Unit]) -> list[Unit]:
-    """Those that nobody has taken back."""
-    return [unit for unit in group if not unit.withdrawn]
-
-
-def begin_commit(units: Sequence[Unit]) -> bool:
-    """Under the lock: from here on none of them can be taken back; False when one was."""
-    for unit in units:
-        if unit.withdrawn:
-            return False
-    for unit in units:
-        unit.committing = True
-    return True
-
-
-def note_committed(units: Sequence[Unit]) -> None:
-    """Those that did not fail took effect."""
-    for unit in units:
-        unit.committed = unit.error is None
-
-
-def all_went_well(group: Sequence[Unit]) -> bool:
-    """Whether none failed alone."""
-    return all(unit.error is None for unit in group)
-
-
-def close_group(group: Sequence[Unit], error: StoreError | None) -> list[Unit]:
-    """Under the lock: the outcome is known; what took effect although its caller is told, or was told, that it
-    failed."""
-    for unit in group:
-        unit.over = True
-    return [unit for unit in group if unit.committed and (unit.forsaken or error is not None)]
-
-
 def answers_of(group: Sequence[Unit], error: StoreError | None) -> dict[asyncio.AbstractEventLoop, list[Answer]]:
     """What is to be told to whom: one wake-up per event loop and group, not one per unit."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
     for unit in group:
-        # An exception of its own for each caller: raising one adds to its traceback.
-        failure = unit.error if error is None else _again(error)
+        failure = unit.error if error is None else error.again()
         answers = by_loop.get(unit.loop)
         if answers is None:
             answers = by_loop[unit.loop] = []
@@ -227,9 +244,3 @@ def _run_alike(connection: sqlite3.Connection, units: Sequence[Unit]) -> None:
                 counted.append(_run(connection, unit.steps[number]))
     for unit, counted in zip(units, counts, strict=True):
         unit.result = tuple(counted)
-
-
-def _again(error: StoreError) -> StoreError:
-    copy = StoreError(*error.args, reason=error.reason)
-    copy.__cause__ = error.__cause__
-    return copy

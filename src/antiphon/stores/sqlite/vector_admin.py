@@ -37,7 +37,7 @@ Row = tuple[str, Any, Any, dict[str, Any]]
 async def count_stores(data: Path) -> dict[str, int]:
     """How many stores each owner has. Raises `StoreError`."""
     async with _opened(data) as database:
-        return {} if database is None else dict(map(tuple, await database.readers.fetch(COUNT, {})))
+        return {} if database is None else dict(map(tuple, await database.tables.readers.fetch(COUNT, {})))
 
 
 async def export_stores(data: Path, owner: str) -> list[Row]:
@@ -46,8 +46,8 @@ async def export_stores(data: Path, owner: str) -> list[Row]:
         if database is None:
             return []
         named = {"owner": owner}
-        stores = await database.readers.fetch(STORES, named)
-        files = await database.readers.fetch(FILES, named)
+        stores = await database.tables.readers.fetch(STORES, named)
+        files = await database.tables.readers.fetch(FILES, named)
     rows: list[Row] = [
         (
             "vector_stores",
@@ -76,9 +76,9 @@ async def delete_stores(data: Path, owner: str) -> int:
         if database is None:
             return 0
         gone = 0
-        for (store_id,) in await database.readers.fetch(STORE_IDS, {"owner": owner}):
+        for (store_id,) in await database.tables.readers.fetch(STORE_IDS, {"owner": owner}):
             gone += await database.stores.delete(owner, store_id)
-        gone += sum(await database.writer.run([Statement(FORGET_KEYS, {"owner": owner})]))
+        gone += sum(await database.tables.writer.run([Statement(FORGET_KEYS, {"owner": owner})]))
         while await database.ingestion.sweep():
             pass
         return gone

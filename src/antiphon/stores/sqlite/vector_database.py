@@ -17,15 +17,12 @@ from antiphon.stores.backend import KEEP_SECONDS, MATRIX_BYTES, VectorDatabase
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
-from antiphon.stores.sqlite.figures import SqliteFigures
 from antiphon.stores.sqlite.ingestion import SqliteIngestion
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
-from antiphon.stores.sqlite.place import Databases, Folder, Place
-from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.place import place_in
 from antiphon.stores.sqlite.schema_check import check_triggers
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_sql import SqliteVectorSql
-from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
 from antiphon.stores.vector_stores import SqlVectorStores
 
 _TIMEOUTS = TimeoutSettings()
@@ -43,26 +40,23 @@ class SqliteVectorDatabase(VectorDatabase):
     ingestion: SqliteIngestion
     index: SqliteChunkIndex
     keys: IdempotencyKeys
-    place: Place
-    writer: SqliteWriter
-    readers: SqliteReaders
+    tables: SqliteTables
 
     @property
-    def figures(self) -> tuple[SqliteFigures, ...]:
+    def figures(self) -> tuple[SqliteTables, ...]:
         """Of the one database."""
-        return (SqliteFigures(self.place, self.writer, self.readers),)
+        return (self.tables,)
 
     async def check_vectors(self) -> None:
         """They are columns like any other."""
 
     async def aclose(self) -> None:
         """Finish what was accepted, then close the database."""
-        await self.readers.aclose()
-        await self.writer.aclose()
+        await self.tables.aclose()
 
 
 async def open_vector_database(
-    where: Path | Databases,
+    folder: Path | None,
     *,
     clock: Clock = now,
     readers: int = 2,
@@ -70,25 +64,16 @@ async def open_vector_database(
     keep_keys: float = KEEP_SECONDS,
     matrix_bytes: int = MATRIX_BYTES,
 ) -> SqliteVectorDatabase:
-    """Open `vectors.db` in this folder, or elsewhere, creating it where needed. Raises `StoreError`.
+    """Open `vectors.db` in this folder, creating it where needed, or in memory. Raises `StoreError`.
 
     `keep_keys`: seconds for which an idempotency key is remembered; `matrix_bytes`: memory for vectors.
     """
-    place = (Folder(where) if isinstance(where, Path) else where).place(VECTORS_FILE)
-    writer = SqliteWriter(place, _prepare, writer_limits(timeouts))
-    await writer.start()
-    pool = SqliteReaders(place, readers, seconds=timeouts.read)
-    try:
-        await pool.start()
-    except BaseException:
-        await writer.aclose()
-        raise
-    tables = SqliteTables(writer, pool)
+    tables = await SqliteTables.open(place_in(folder, VECTORS_FILE), _prepare, timeouts, readers)
     keys = IdempotencyKeys(tables, keep=keep_keys, clock=clock)
     stores = SqlVectorStores(tables, keys, SqliteVectorSql(), clock=clock)
     index = SqliteChunkIndex(tables, stores, matrix_bytes=matrix_bytes, clock=clock)
     stores.on_deleted = index.forget
-    return SqliteVectorDatabase(stores, SqliteIngestion(tables, pool, clock), index, keys, place, writer, pool)
+    return SqliteVectorDatabase(stores, SqliteIngestion(tables, clock), index, keys, tables)
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -1,7 +1,7 @@
 """The one writer of a SQLite database in this process: a thread with group commit.
 
-Lives here: the queue of units, the transaction they share, and how results travel back to the event loop. Not here: how
-the steps of units are run (`units.py`), whose time is over (`deadlines.py`), table names or SQL of any store, reading
+Lives here: the queue of units, the transaction they share, how long units are waited for, and how results travel back
+to the event loop. Not here: how the steps of units are run (`units.py`), table names or SQL of any store, reading
 (`readers.py`).
 
 A *unit* is a list of steps that happen all or not at all. The thread takes every unit that is waiting, runs all
@@ -38,28 +38,19 @@ import structlog
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.database import (
-    LOCK_SECONDS,
-    store_error,
-    wait_for_lock,
-)
-from antiphon.stores.sqlite.deadlines import Deadlines
+from antiphon.stores.sqlite.database import LOCK_SECONDS, store_error, wait_for_lock
 from antiphon.stores.sqlite.place import Place, place_of
 from antiphon.stores.sqlite.statements import Step
 from antiphon.stores.sqlite.units import (
     Answer,
+    Deadlines,
     Undo,
     Unit,
     adds,
-    all_went_well,
     answers_of,
-    begin_commit,
-    close_group,
-    note_committed,
     run_steps,
     run_together,
     settle,
-    still_wanted,
 )
 from antiphon.stores.tables import Counts
 
@@ -98,7 +89,7 @@ class SqliteWriter:
         limits: WriterLimits = WriterLimits(),
     ) -> None:
         """`prepare` gets the new connection before the first unit, for example to migrate the schema."""
-        self._place = place_of(where)
+        self.place = place_of(where)
         self._prepare = prepare
         self._limits = limits
         self._lock = threading.Lock()
@@ -185,7 +176,7 @@ class SqliteWriter:
         if unit.late:
             self._forsake(unit)
         elif self._withdraw(unit):
-            message = f"Writing to {self._place} did not begin within {limits.seconds:g} seconds ('timeouts.save')."
+            message = f"Writing to {self.place} did not begin within {limits.seconds:g} seconds ('timeouts.save')."
             unit.future.set_exception(StoreError(message, reason="slow", setting="timeouts.save"))
         else:
             unit.late = True
@@ -205,7 +196,7 @@ class SqliteWriter:
             unit.forsaken = True
         limit = f"{self._limits.settle_seconds:g} seconds ('timeouts.settle')"
         then = "; if it does later, it is undone" if unit.undo else "; it may still take effect"
-        message = f"A commit in {self._place} did not end within {limit}{then}."
+        message = f"A commit in {self.place} did not end within {limit}{then}."
         unit.future.set_exception(StoreError(message, reason="unknown", setting="timeouts.settle"))
 
     async def aclose(self) -> None:
@@ -223,7 +214,7 @@ class SqliteWriter:
         await asyncio.wait({stopped}, timeout=self._limits.settle_seconds)
         if not stopped.done():
             stopped.cancel()
-            _log.error("database_not_closed", database=str(self._place), seconds=self._limits.settle_seconds)
+            _log.error("database_not_closed", database=str(self.place), seconds=self._limits.settle_seconds)
             # Whoever waits for a write still is told when its time is over.
             return
         if self._thread.ident:
@@ -259,14 +250,13 @@ class SqliteWriter:
         connection: sqlite3.Connection | None = None
         error: StoreError | None = None
         try:
-            self._place.create()
-            connection = self._place.connect()
+            self.place.create()
+            connection = self.place.connect()
             self._prepare(connection)
             connection.execute("SELECT count(*) FROM sqlite_schema")  # by now the log is open too
-            self._place.remember()
+            self.place.remember()
         except Exception as cause:
-            error = store_error("Opening", self._place, cause)
-            error.__cause__ = cause if cause is not error else cause.__cause__
+            error = store_error("Opening", self.place, cause)
             if connection is not None:
                 connection.close()
                 connection = None
@@ -293,7 +283,7 @@ class SqliteWriter:
             apart = False
             while True:
                 wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), self._limits.lock_seconds)
-                ran = still_wanted(group)
+                ran = [unit for unit in group if not unit.withdrawn]
                 if apart:
                     for unit in ran:
                         self._run_apart(connection, unit)
@@ -308,15 +298,14 @@ class SqliteWriter:
             # Not before the statements as well: what they do to files that are not in their places is nobody's loss.
             self._look()
             connection.execute("COMMIT")
-            note_committed(ran)
+            for unit in ran:
+                unit.committed = unit.error is None
             self._look()
         except Exception as cause:
             if connection.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
-            error = self._error(cause)
-            error.__cause__ = cause if cause is not error else None
-            return error
+            return self._error(cause)
         return None
 
     def _error(self, cause: Exception) -> StoreError:
@@ -324,31 +313,38 @@ class SqliteWriter:
         try:
             self._look()
         except StoreError as lost:
+            lost.__cause__ = cause
             return lost
-        return store_error("Writing", self._place, cause)
+        return store_error("Writing", self.place, cause)
 
     def _note_room(self, group: Sequence[Unit], error: StoreError | None) -> None:
         """Full until something is added again, or there is clearly more room than there was."""
-        if error is None and self.full is None and all_went_well(group):
+        if error is None and self.full is None and all(unit.error is None for unit in group):
             return
         failures = [unit.error for unit in group if unit.error is not None]
         full = next((each for each in (error, *failures) if each is not None and each.reason == "full"), None)
         if full is not None:
-            self.full, self._room_when_full = full, self._place.room()
+            self.full, self._room_when_full = full, self.place.room()
         elif self.full is not None and error is None:
             added = any(adds(unit) for unit in group if unit.committed)
-            if added or self._place.room() > self._room_when_full + _CLEARLY_MORE:
+            if added or self.place.room() > self._room_when_full + _CLEARLY_MORE:
                 self.full = None
 
     def _may_commit(self, ran: Sequence[Unit]) -> bool:
         """From here on none of them can be taken back; False when one was."""
         with self._lock:
-            return begin_commit(ran)
+            if any(unit.withdrawn for unit in ran):
+                return False
+            for unit in ran:
+                unit.committing = True
+            return True
 
     def _close_group(self, group: Sequence[Unit], error: StoreError | None) -> list[Unit]:
         """The outcome is known; what took effect although its caller is told, or was told, that it failed."""
         with self._lock:
-            return close_group(group, error)
+            for unit in group:
+                unit.over = True
+            return [unit for unit in group if unit.committed and (unit.forsaken or error is not None)]
 
     def _undo(self, connection: sqlite3.Connection, wrong: Sequence[Unit]) -> None:
         undone = [unit for unit in wrong if unit.undo]
@@ -362,22 +358,22 @@ class SqliteWriter:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
             _log.error(
-                "late_commit_not_undone", writes=len(undone), error=str(store_error("Undoing", self._place, cause))
+                "late_commit_not_undone", writes=len(undone), error=str(store_error("Undoing", self.place, cause))
             )
             return
-        _log.warning("late_commit_undone", database=str(self._place), writes=len(undone), kept=len(wrong) - len(undone))
+        _log.warning("late_commit_undone", database=str(self.place), writes=len(undone), kept=len(wrong) - len(undone))
 
     def _look(self) -> None:
         """Raises `StoreError` unless what is written will be found again; that this changed is said once."""
         try:
-            self._place.check()
+            self.place.check()
         except StoreError as error:
             if not self._lost:
                 _log.error("database_lost", error=str(error))
             self._lost = True
             raise
         if self._lost:
-            _log.warning("database_found_again", database=str(self._place))
+            _log.warning("database_found_again", database=str(self.place))
         self._lost = False
 
     def _run_apart(self, connection: sqlite3.Connection, unit: Unit) -> None:
@@ -391,9 +387,7 @@ class SqliteWriter:
                 # A full disk or an I/O error ends the whole transaction, and the neighbours' work with it.
                 raise
             connection.execute("ROLLBACK TO unit")
-            unit.error = store_error("Writing", self._place, cause)
-            if unit.error is not cause:
-                unit.error.__cause__ = cause
+            unit.error = store_error("Writing", self.place, cause)
         connection.execute("RELEASE unit")
 
     def _answer(self, group: list[Unit], error: StoreError | None) -> None:
