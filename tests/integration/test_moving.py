@@ -32,7 +32,7 @@ from antiphon.stores.deployment import MOVING, Keys, to_note
 from antiphon.stores.moved import COLUMNS
 from antiphon.stores.moved_mark import MARK_FILE
 from antiphon.stores.moving import CONTENTS, move
-from antiphon.stores.postgres import arriving
+from antiphon.stores.postgres import importing
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
 from antiphon.stores.state_report import examine_state
@@ -117,16 +117,16 @@ async def test_everything_arrives_however_often_it_is_broken_off(
 ) -> None:
     await fill(tmp_path)
     monkeypatch.setattr("antiphon.stores.moving._ROWS", 2)
-    add, adds = arriving.ArrivingDatabase.add, 0
+    add, adds = importing.DatabaseImport.add, 0
 
-    async def breaks_off(self: arriving.ArrivingDatabase, kind: str, rows: list[Any], position: int) -> None:
+    async def breaks_off(self: importing.DatabaseImport, kind: str, rows: list[Any], position: int) -> None:
         nonlocal adds
         adds += 1
         if adds % 7 == 0:
             raise ConnectionAbortedError
         await add(self, kind, rows, position)
 
-    monkeypatch.setattr(arriving.ArrivingDatabase, "add", breaks_off)
+    monkeypatch.setattr(importing.DatabaseImport, "add", breaks_off)
     broken = 0
     while True:
         try:
@@ -159,13 +159,13 @@ async def test_a_difference_is_seen_and_no_process_starts_before_the_end(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fill(tmp_path)
-    finish = arriving.ArrivingDatabase.finish
+    finish = importing.DatabaseImport.finish
 
-    async def changes(self: arriving.ArrivingDatabase, numbers: int) -> None:
+    async def changes(self: importing.DatabaseImport, numbers: int) -> None:
         await finish(self, numbers)
         await self._database.write("UPDATE prompts SET name = 'other'")
 
-    monkeypatch.setattr(arriving.ArrivingDatabase, "finish", changes)
+    monkeypatch.setattr(importing.DatabaseImport, "finish", changes)
     with pytest.raises(StoreError, match="prompts: 1 rows here, 1 there, and not the same"):
         await move(tmp_path, url, data=tmp_path, blobs=BlobSettings())
     connection = await asyncpg.connect(url)
@@ -223,11 +223,11 @@ async def test_no_process_starts_on_a_folder_that_is_or_was_moved(
         await move(tmp_path, url, data=tmp_path, blobs=BlobSettings())
 
     await fill(tmp_path)
-    add = arriving.ArrivingDatabase.add
-    monkeypatch.setattr(arriving.ArrivingDatabase, "add", AsyncMock(side_effect=ConnectionAbortedError))
+    add = importing.DatabaseImport.add
+    monkeypatch.setattr(importing.DatabaseImport, "add", AsyncMock(side_effect=ConnectionAbortedError))
     with pytest.raises(ConnectionAbortedError):
         await go()
-    monkeypatch.setattr(arriving.ArrivingDatabase, "add", add)
+    monkeypatch.setattr(importing.DatabaseImport, "add", add)
     with pytest.raises(ConfigError, match=r"is being moved to postgresql://.*to its end.*delete .*moved\.json"):
         await start()
     said = [one async for one in examine_state(StateSettings(), tmp_path, Wanted(Keys(None, ()), 1, vectors=False))]
@@ -243,7 +243,7 @@ async def test_no_process_starts_on_a_folder_that_is_or_was_moved(
     await connection.execute("CREATE SCHEMA public")
     await connection.close()
     # Killed at the very end it goes on.
-    monkeypatch.setattr(arriving.ArrivingDatabase, "end", AsyncMock(side_effect=ConnectionAbortedError))
+    monkeypatch.setattr(importing.DatabaseImport, "end", AsyncMock(side_effect=ConnectionAbortedError))
     with pytest.raises(ConnectionAbortedError):
         await go()
     monkeypatch.undo()

@@ -14,7 +14,7 @@ from typing import Unpack
 
 from antiphon.config.state import BlobSettings, StateSettings
 from antiphon.stores.backend import StoreOptions, Stores, VectorDatabase
-from antiphon.stores.choice import backend_of, kind_of_backend
+from antiphon.stores.choice import backend_of
 from antiphon.stores.deployment import Keys
 from antiphon.stores.schemas import check_migrated
 from antiphon.stores.sealed import seal_stores
@@ -25,7 +25,6 @@ __all__ = [
     "VectorDatabase",
     "backend_of",
     "check_deployment",
-    "kind_of_backend",
     "open_stores",
 ]
 

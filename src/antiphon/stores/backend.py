@@ -32,7 +32,6 @@ from antiphon.errors import ConfigError
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.deployment import Deployment, Keys
-from antiphon.stores.moved import Arriving, Leaving
 from antiphon.stores.schema_steps import Applied, Step
 
 if TYPE_CHECKING:
@@ -248,16 +247,6 @@ class Backend(ABC):
     def open_archive(self, source: Path, keys: KeyFiles) -> Archived:
         """Make the data folder from an archive. `keys`: those the settings give."""
         raise _no_archives(self.state)
-
-    @staticmethod
-    def leaving(folder: Path) -> Leaving | None:
-        """The state in this folder, to be moved away; None where nothing can be moved from."""
-        return None
-
-    @staticmethod
-    def arriving(url: str, name: str) -> Arriving | None:
-        """The database at this URL, to be moved into, which is shown as `name`; None where nothing can be moved to."""
-        return None
 
 
 def _no_archives(state: StateSettings) -> ConfigError:

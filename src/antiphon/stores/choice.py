@@ -9,24 +9,40 @@ Invariant: no other file outside a backend imports it, and it is imported when i
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from antiphon.config.state import StateSettings
-from antiphon.config.state_url import Kind
 from antiphon.extras import extra_missing
 from antiphon.stores.backend import Backend
+
+if TYPE_CHECKING:
+    from antiphon.stores.postgres.importing import DatabaseImport as DatabaseImport
+    from antiphon.stores.sqlite.exporting import FolderExport as FolderExport
 
 
 def backend_of(state: StateSettings, data: Path) -> Backend:
     """The backend of this state. `data`: the data folder. Raises `ConfigError` when its driver is missing."""
-    return kind_of_backend(state.place.kind)(state, data)
-
-
-def kind_of_backend(kind: Kind, setting: str = "state.url") -> type[Backend]:
-    """The backend of this kind of URL. `setting`: what named it. Raises `ConfigError` when its driver is missing."""
     try:
-        return _BACKENDS[kind]()
+        return _BACKENDS[state.place.kind]()(state, data)
     except ImportError:
-        raise extra_missing(f"{setting}: PostgreSQL", "postgres") from None
+        raise extra_missing("state.url: PostgreSQL", "postgres") from None
+
+
+def export_of(folder: Path) -> FolderExport:
+    """The state in this folder, to be moved away. Raises `StoreError`."""
+    from antiphon.stores.sqlite.exporting import FolderExport
+
+    return FolderExport(folder)
+
+
+def import_into(url: str, name: str) -> DatabaseImport:
+    """The database at this URL, which is shown as `name`, to be moved to. Raises `ConfigError` when its driver is
+    missing."""
+    try:
+        from antiphon.stores.postgres.importing import DatabaseImport
+    except ImportError:
+        raise extra_missing("--to: PostgreSQL", "postgres") from None
+    return DatabaseImport(url, name)
 
 
 def _sqlite() -> type[Backend]:

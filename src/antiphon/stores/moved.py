@@ -1,7 +1,7 @@
 """What is moved from one backend to another: the rows, in a form that neither backend owns.
 
 Lives here: which columns each kind of row has on its way, and how rows are compared. Not here: reading them
-(`sqlite/leaving.py`), writing them (`postgres/arriving.py`), the order of the work (`moving.py`).
+(`sqlite/exporting.py`), writing them (`postgres/importing.py`), the order of the work (`moving.py`).
 
 What can be made again of other rows is not moved: sums of bytes, words of chunks, a job's place in the queue. Leases
 are over, since nobody works while a move is under way; what waits to be deleted is moved, to be deleted there.
@@ -10,15 +10,14 @@ are over, since nobody works while a move is under way; what waits to be deleted
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 Row = tuple[Any, ...]
 
-COLUMNS: dict[str, tuple[str, ...]] = {
+_SESSIONS: dict[str, tuple[str, ...]] = {
     "chains": ("id", "owner", "updated_at", "expires_at"),
     "responses": (
         *("id", "owner", "chain_id", "prev_id", "history_items", "history_bytes", "own_bytes", "status", "model"),
@@ -39,6 +38,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("day", "owner", "model", "upstream", "calls", "input_tokens", "cached_tokens", "output_tokens"),
         *("reasoning_tokens", "estimated_calls", "estimated_input_tokens", "estimated_output_tokens", "cost"),
     ),
+}
+VECTORS: dict[str, tuple[str, ...]] = {
     "vector_stores": (
         *("number", "id", "owner", "name", "description", "metadata", "created_at", "last_active_at", "expires_days"),
         *("expires_at", "version"),
@@ -54,6 +55,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "chunks": ("file_number", "place", "tokens", "text"),
     "chunk_vectors": ("file_number", "place", "store_number", "vector"),
 }
+"""The kinds of rows of vector stores."""
+COLUMNS = _SESSIONS | VECTORS
 """The kinds of rows in the order in which they are moved: what is referred to comes first."""
 
 EXTRA = {"chunks": ("title", "store_number")}
@@ -68,50 +71,6 @@ class Counted:
     rows: int
     checksum: int
     content_bytes: int = 0
-
-
-class Leaving(Protocol):
-    """The state that is moved away, which nobody else uses meanwhile."""
-
-    name: str
-
-    def rows(self, kind: str, after: int) -> Iterator[tuple[int, Row]]:
-        """The rows of a kind behind a position, each with its own; several may have one. With `EXTRA` behind the
-        columns. Raises `StoreError`."""
-
-    def has_vectors(self) -> bool:
-        """Whether any chunk has one."""
-
-    def numbers(self) -> int:
-        """The last number that a vector store or a file of one has had."""
-
-    def close(self) -> None: ...
-
-
-class Arriving(Protocol):
-    """The state that is moved to."""
-
-    name: str
-
-    async def begin(self, source: str, *, vectors: bool) -> None:
-        """Make it ready, or go on. Raises `StoreError` where there are other things, or another source's."""
-
-    async def position(self, kind: str) -> tuple[int, int]:
-        """Behind which position of the source to go on, and how many rows are there."""
-
-    async def add(self, kind: str, rows: list[Row], position: int) -> None:
-        """Add rows, and note that all up to this position are there: both or neither. Raises `StoreError`."""
-
-    async def finish(self, numbers: int) -> None:
-        """Make what is made of other rows. Twice does what once does."""
-
-    def rows(self, kind: str) -> AsyncIterator[Row]:
-        """All rows of a kind, as they were given to `add`, without `EXTRA`. Raises `StoreError`."""
-
-    async def end(self) -> None:
-        """It is whole: processes may start on it."""
-
-    async def aclose(self) -> None: ...
 
 
 class Sum:

@@ -1,37 +1,47 @@
 """Moving everything from a data folder into a database that machines share.
 
-Lives here: the order of the work, and the comparison at its end. Not here: rows (`moved.py`),
-contents of files (`moved_contents.py`), the backends' ends of it (`sqlite/leaving.py`, `postgres/arriving.py`), the
-command line.
+Lives here: the order of the work, copying the contents of files into a bucket, and the comparison at its end. Not here:
+rows (`moved.py`), the backends' ends of it (`sqlite/exporting.py`, `postgres/importing.py`), storages of contents
+(`blobs/`), the command line.
 
-A move can be killed at any moment and started again: it goes on behind the last batch that arrived. It holds one batch.
+A move can be killed at any moment and started again: it goes on behind the last batch that arrived. It holds one batch,
+or one part of one content.
 
 Invariants: the source is only read, once it has this build's schema; before the first row is moved everything that the
 move needs was looked at, and the folder is marked (`moved_mark.py`), so that nobody starts on it; no process starts on
-the target before every row and every content was compared.
+the target before every row and every content was compared; a content counts as moved once it was read back from the
+bucket and is what its file's row says.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, closing
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from antiphon.config.state import BlobSettings
 from antiphon.config.state_url import read_state_url
+from antiphon.engine.ports.files import BlobReader, BlobStore
 from antiphon.errors import ConfigError, StoreError
+from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.opening import open_blobs
-from antiphon.stores.choice import kind_of_backend
-from antiphon.stores.moved import COLUMNS, Arriving, Counted, Leaving, Row, Sum
-from antiphon.stores.moved_contents import MovedContents
+from antiphon.stores.choice import export_of, import_into
+from antiphon.stores.moved import COLUMNS, Counted, Row, Sum
 from antiphon.stores.moved_mark import Mark, read_mark, write_mark
+
+if TYPE_CHECKING:
+    from antiphon.stores.choice import DatabaseImport, FolderExport
 
 _ROWS = 500
 _BYTES = 4 << 20
+_PART = 1 << 20
+_KEY, _SIZE, _SHA256 = (COLUMNS["files"].index(name) for name in ("blob", "size", "sha256"))
 CONTENTS = "contents of files"
 """What is counted beside the kinds of rows."""
 
@@ -54,34 +64,31 @@ async def move(
     Raises `ConfigError` and `StoreError`.
     """
     place = read_state_url(url)
-    target = kind_of_backend(place.kind, "--to").arriving(url, place.shown)
-    if target is None:
+    if place.kind != "postgresql":
         raise ConfigError("--to: things are moved to a postgresql:// URL")
     async with AsyncExitStack() as opened:
-        arriving = await opened.enter_async_context(aclosing(target))
+        target = await opened.enter_async_context(aclosing(import_into(url, place.shown)))
         contents = None
         if blobs.url is not None:
             # Before anything is touched: whether it can be written to.
-            contents = MovedContents(data, await open_blobs(blobs, data))
+            contents = _Contents(data, await open_blobs(blobs, data))
             opened.push_async_callback(contents.aclose)
-        source = kind_of_backend("sqlite").leaving(folder)
-        assert source is not None
-        leaving = opened.enter_context(closing(source))
-        mark = await _begin(folder, leaving, arriving)
-        moved = await _move(leaving, arriving, contents, said)
+        source = opened.enter_context(closing(export_of(folder)))
+        mark = await _begin(folder, source, target)
+        moved = await _move(source, target, contents, said)
         write_mark(folder, replace(mark, whole=True))
-        await arriving.end()
+        await target.end()
         return moved
 
 
-async def _begin(folder: Path, leaving: Leaving, arriving: Arriving) -> Mark:
+async def _begin(folder: Path, source: FolderExport, target: DatabaseImport) -> Mark:
     """Mark the folder, and make the database ready or go on there; the mark."""
     before = read_mark(folder)
-    name = before.name if before is not None and before.target == arriving.name else secrets.token_hex(4)
-    mark = Mark(name, arriving.name, whole=False)
+    name = before.name if before is not None and before.target == target.name else secrets.token_hex(4)
+    mark = Mark(name, target.name, whole=False)
     write_mark(folder, mark)
     try:
-        await arriving.begin(f"{leaving.name} (move {name})", vectors=leaving.has_vectors())
+        await target.begin(f"{source.name} (move {name})", vectors=source.has_vectors())
     except StoreError as error:
         if error.reason != "unknown":
             # Nothing of it is there.
@@ -91,33 +98,33 @@ async def _begin(folder: Path, leaving: Leaving, arriving: Arriving) -> Mark:
 
 
 async def _move(
-    leaving: Leaving, arriving: Arriving, contents: MovedContents | None, said: Callable[[str], None]
+    source: FolderExport, target: DatabaseImport, contents: _Contents | None, said: Callable[[str], None]
 ) -> list[Moved]:
     kinds = [kind for kind in COLUMNS if kind != "pending_blobs" or contents is None]
     for kind in kinds:
-        after, there = await arriving.position(kind)
+        after, there = await target.position(kind)
         said(f"{kind}: {f'goes on behind {there} rows' if there else 'begins'}")
-        async for rows, position in _batches(leaving, kind, after):
-            await arriving.add(kind, rows, position)
-    await arriving.finish(leaving.numbers())
+        async for rows, position in _batches(source, kind, after):
+            await target.add(kind, rows, position)
+    await target.finish(source.numbers())
     if contents is not None:
         said("contents of files: begin")
-        await contents.move(leaving)
+        await contents.move(source)
     moved = []
     for kind in kinds:
         said(f"{kind}: compared")
-        moved.append(await _compared(leaving, arriving, kind))
+        moved.append(await _compared(source, target, kind))
     if contents is not None:
         said("contents of files: compared")
-        moved.append(Moved(CONTENTS, *await contents.compared(leaving)))
+        moved.append(Moved(CONTENTS, *await contents.compared(source)))
     return moved
 
 
-async def _batches(leaving: Leaving, kind: str, after: int) -> AsyncIterator[tuple[list[Row], int]]:
+async def _batches(source: FolderExport, kind: str, after: int) -> AsyncIterator[tuple[list[Row], int]]:
     """Rows and the position behind them; a batch never ends between two of one position."""
     rows: list[Row] = []
     size, last = 0, after
-    for position, row in leaving.rows(kind, after):
+    for position, row in source.rows(kind, after):
         if position != last and (len(rows) >= _ROWS or size >= _BYTES):
             yield rows, last
             rows, size = [], 0
@@ -128,18 +135,18 @@ async def _batches(leaving: Leaving, kind: str, after: int) -> AsyncIterator[tup
         yield rows, last
 
 
-async def _compared(leaving: Leaving, arriving: Arriving, kind: str) -> Moved:
-    source, target = Sum(), Sum()
+async def _compared(source: FolderExport, target: DatabaseImport, kind: str) -> Moved:
+    here, there = Sum(), Sum()
     width = len(COLUMNS[kind])
-    for _, row in leaving.rows(kind, 0):
-        source.add(_comparable(kind, row[:width]))
-    async for row in arriving.rows(kind):
-        target.add(_comparable(kind, row))
-    moved = Moved(kind, source.counted, target.counted)
+    for _, row in source.rows(kind, 0):
+        here.add(_comparable(kind, row[:width]))
+    async for row in target.rows(kind):
+        there.add(_comparable(kind, row))
+    moved = Moved(kind, here.counted, there.counted)
     if moved.source != moved.target:
         raise StoreError(
             f"{kind}: {moved.source.rows} rows here, {moved.target.rows} there, and not the same: the data folder was "
-            f"used between two parts of the move. Empty {arriving.name} and begin again."
+            f"used between two parts of the move. Empty {target.name} and begin again."
         )
     return moved
 
@@ -151,3 +158,76 @@ def _comparable(kind: str, row: Row) -> Row:
     if kind == "file_attributes":
         return (*row[:5], None if row[5] is None else str(Decimal(str(row[5])).normalize()))
     return tuple(value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value for value in row)
+
+
+class _Contents:
+    """Of the files in a data folder, into a bucket; both are its own."""
+
+    def __init__(self, data: Path, bucket: BlobStore) -> None:
+        self._folder = data / FILES_FOLDER
+        self._source = DiskBlobs(self._folder)
+        self._bucket = bucket
+
+    async def move(self, source: FolderExport) -> None:
+        """Copy every file's content that is not in the bucket yet. Raises `StoreError`."""
+        for key, size, sha256 in _contents(source):
+            if await self._size(key) == size:
+                continue
+            # Of one that was broken off.
+            await self._bucket.delete(key)
+            content = await self._source.open(key)
+            try:
+                async with self._bucket.writing(key) as writer:
+                    at = 0
+                    while part := await content.read(at, _PART):
+                        await writer.write(part)
+                        at += len(part)
+                    sealed = await writer.seal()
+            finally:
+                await content.aclose()
+            if (sealed.size, sealed.sha256) != (size, sha256):
+                raise StoreError(f"The content {key} in {self._folder} is not what its file's row says.")
+
+    async def compared(self, source: FolderExport) -> tuple[Counted, Counted]:
+        """What the rows say, and what the bucket has, which is the same. Raises `StoreError`."""
+        here, there, total = Sum(), Sum(), 0
+        for key, size, sha256 in _contents(source):
+            content = await self._bucket.open(key)
+            try:
+                found = (content.size, await _hash(content))
+            finally:
+                await content.aclose()
+            if found != (size, sha256):
+                await self._bucket.delete(key)
+                raise StoreError(f"The content {key} came into the bucket as another one. Run the move again.")
+            here.add((key, size, sha256))
+            there.add((key, *found))
+            total += size
+        return replace(here.counted, content_bytes=total), replace(there.counted, content_bytes=total)
+
+    async def aclose(self) -> None:
+        """Let both go."""
+        await self._bucket.aclose()
+        await self._source.aclose()
+
+    async def _size(self, key: str) -> int | None:
+        try:
+            content = await self._bucket.open(key)
+        except StoreError:
+            return None
+        await content.aclose()
+        return content.size
+
+
+def _contents(source: FolderExport) -> Iterator[tuple[str, int, str]]:
+    """Key, size and SHA-256 of each file's content."""
+    for _, row in source.rows("files", 0):
+        yield row[_KEY], row[_SIZE], row[_SHA256]
+
+
+async def _hash(content: BlobReader) -> str:
+    found, at = hashlib.sha256(), 0
+    while part := await content.read(at, _PART):
+        found.update(part)
+        at += len(part)
+    return found.hexdigest()

@@ -17,7 +17,6 @@ from antiphon.stores.backend import Backend, Said, Schema, StoreOptions, Stores,
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.deployment import Deployment
-from antiphon.stores.moved import Arriving
 from antiphon.stores.postgres.opening import open_postgres, open_postgres_owners
 from antiphon.stores.sealed.bodies import Bodies
 
@@ -68,10 +67,3 @@ class PostgresBackend(Backend):
                 return
         async for said in shared:
             yield said
-
-    @staticmethod
-    def arriving(url: str, name: str) -> Arriving:
-        """See `Backend`."""
-        from antiphon.stores.postgres.arriving import ArrivingDatabase
-
-        return ArrivingDatabase(url, name)

@@ -17,7 +17,6 @@ from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.errors import ConfigError
 from antiphon.stores.backend import Archived, Backend, KeyFiles, Said, Schema, StoreOptions, Stores, Wanted
 from antiphon.stores.blobs.memory import MemoryBlobs
-from antiphon.stores.moved import Leaving
 from antiphon.stores.moved_mark import check_not_moved
 from antiphon.stores.sealed.bodies import Bodies
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
@@ -91,13 +90,6 @@ class SqliteBackend(Backend):
                 "after it"
             )
         return open_archive(source, self.data, keys)
-
-    @staticmethod
-    def leaving(folder: Path) -> Leaving:
-        """See `Backend`."""
-        from antiphon.stores.sqlite.leaving import LeavingFolder
-
-        return LeavingFolder(folder)
 
 
 class MemoryBackend(Backend):

@@ -118,8 +118,8 @@ UPDATE vector_files f SET vector_width = n.width FROM (
 """
 
 
-class ArrivingDatabase:
-    """`Arriving` on one connection."""
+class DatabaseImport:
+    """The database on one connection."""
 
     def __init__(self, url: str, name: str) -> None:
         """`name`: the URL as it may be shown."""
@@ -128,7 +128,7 @@ class ArrivingDatabase:
         self._vectors = False
 
     async def begin(self, source: str, *, vectors: bool) -> None:
-        """See `Arriving`."""
+        """Make it ready, or go on. Raises `StoreError` where there are other things, or another source's."""
         await check_server(self._database)
         await migrate(self._database, packaged_steps())
         self._vectors = vectors
@@ -166,12 +166,12 @@ class ArrivingDatabase:
         return [kind for kind in COLUMNS if self._vectors or kind != "chunk_vectors"]
 
     async def position(self, kind: str) -> tuple[int, int]:
-        """See `Arriving`."""
+        """Behind which position of the source to go on, and how many rows are there."""
         rows = await self._database.fetch("SELECT position, rows FROM moving WHERE kind = $1", kind)
         return (rows[0][0], rows[0][1]) if rows else (0, 0)
 
     async def add(self, kind: str, rows: list[Row], position: int) -> None:
-        """See `Arriving`."""
+        """Add rows, and note that all up to this position are there: both or neither. Raises `StoreError`."""
         brought, columns = _brought(kind, rows)
         sql = _insert(kind, columns)
 
@@ -183,7 +183,7 @@ class ArrivingDatabase:
         await self._database.transaction(work)
 
     async def finish(self, numbers: int) -> None:
-        """See `Arriving`."""
+        """Make what is made of other rows. Twice does what once does."""
         for sql in (*_FINISH, *((_WIDTHS,) if self._vectors else ())):
             await self._database.write(sql, again=True)
         if numbers:
@@ -193,7 +193,8 @@ class ArrivingDatabase:
             )
 
     async def rows(self, kind: str) -> AsyncIterator[Row]:
-        """See `Arriving`: page by page, by the place of a row in its table."""
+        """All rows of a kind, as they were given to `add`, without `EXTRA`: page by page, by the place of a row in its
+        table. Raises `StoreError`."""
         if kind not in self._kinds():
             return
         named = _READ.get(kind, {})
@@ -206,7 +207,7 @@ class ArrivingDatabase:
             after = page[-1][0]
 
     async def end(self) -> None:
-        """See `Arriving`."""
+        """It is whole: processes may start on it."""
 
         async def work(connection: Connection) -> None:
             await connection.execute("DROP TABLE moving")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from antiphon.engine.ports.retention import SWEEPER
 from antiphon.errors import StoreError
-from antiphon.stores.moved import COLUMNS, EXTRA, Row
+from antiphon.stores.moved import COLUMNS, EXTRA, VECTORS, Row
 from antiphon.stores.schema_steps import missing_steps
 from antiphon.stores.sqlite.database import store_error
 from antiphon.stores.sqlite.migrate import applied_steps, migrate, packaged_steps
@@ -60,24 +60,13 @@ _OTHERS = {
         WHERE c.id > ? AND f.status = 'completed' AND c.vector IS NOT NULL ORDER BY c.id
     """,
 }
-_VECTORS = frozenset(
-    (
-        "vector_stores",
-        "vector_files",
-        "file_attributes",
-        "vector_batches",
-        "vector_batch_files",
-        "chunks",
-        "chunk_vectors",
-    )
-)
 _KEY_THERE = "SELECT 1 FROM idempotency WHERE owner = ? AND key = ?"
 _BEHIND = 1 << 60
 """Positions of the second database behind those of the first, where both have rows of a kind."""
 
 
-class LeavingFolder:
-    """`Leaving` over the two databases of a folder."""
+class FolderExport:
+    """The two databases of a folder, which nobody else uses meanwhile. `name`: what an operator calls it."""
 
     def __init__(self, folder: Path) -> None:
         """Raises `StoreError` when there are none, somebody uses them, or another build wrote them."""
@@ -94,9 +83,10 @@ class LeavingFolder:
                 raise
 
     def rows(self, kind: str, after: int) -> Iterator[tuple[int, Row]]:
-        """See `Leaving`."""
+        """The rows of a kind behind a position, each with its own; several may have one. With `EXTRA` behind the
+        columns. Raises `StoreError`."""
         sql = _OTHERS.get(kind) or _select(kind)
-        if kind in _VECTORS:
+        if kind in VECTORS:
             if self._vectors is not None:
                 yield from _read(self._vectors, sql, after)
             return
@@ -109,11 +99,11 @@ class LeavingFolder:
                     yield _BEHIND + position, row
 
     def has_vectors(self) -> bool:
-        """See `Leaving`."""
+        """Whether any chunk has one."""
         return next(self.rows("chunk_vectors", 0), None) is not None
 
     def numbers(self) -> int:
-        """See `Leaving`."""
+        """The last number that a vector store or a file of one has had."""
         if self._vectors is None:
             return 0
         (last,) = self._vectors.execute(
