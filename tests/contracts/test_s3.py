@@ -20,8 +20,7 @@ from antiphon.errors import StoreError
 from antiphon.stores import open_stores
 from antiphon.stores.blobs import s3
 from antiphon.stores.blobs.opening import open_blobs
-from antiphon.stores.blobs.s3 import S3Blobs
-from antiphon.stores.blobs.s3_failures import store_error
+from antiphon.stores.blobs.s3 import S3Blobs, store_error
 from antiphon.stores.files import SqlFiles
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from tests.contracts.blob_contract import BlobStoreContract, Left, got, put

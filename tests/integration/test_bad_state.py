@@ -24,9 +24,9 @@ from antiphon.app.build import build
 from antiphon.cli import main
 from antiphon.config.settings import Settings, load_settings
 from antiphon.errors import StoreError
+from antiphon.stores.postgres.checks import indexes_of, lost_indexes
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import connecting_failed
-from antiphon.stores.postgres.index_check import indexes_of, lost_indexes
 from antiphon.stores.postgres.migrate import migrate, packaged_steps
 from antiphon.stores.postgres.server_check import Server, wrong
 from tests.support.postgres import PATIENT, Pooler, PostgresServer, free_port, pooler_program

@@ -15,12 +15,11 @@ import pytest
 from antiphon.cli import main
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
-from antiphon.stores import open_stores
+from antiphon.stores import check_migrated, open_stores
 from antiphon.stores.postgres import migrate as postgres_migrate
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps, undo
 from antiphon.stores.schema_steps import Step
-from antiphon.stores.schemas import check_migrated
 from tests.support.postgres import PATIENT, PostgresServer, blocked
 
 ONE = Step(1, "0001_one.sql", "CREATE TABLE one (n integer)")

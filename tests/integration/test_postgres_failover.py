@@ -14,9 +14,9 @@ from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
 from antiphon.stores.backend import Said, Wanted
 from antiphon.stores.deployment import Keys
+from antiphon.stores.postgres.checks import examine
 from antiphon.stores.postgres.connecting import connect
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
-from antiphon.stores.postgres.examining import examine
 from tests.support.postgres import Pooler, PostgresServer, free_port, pooler_program
 
 PORT = "SELECT inet_server_port()"

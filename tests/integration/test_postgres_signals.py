@@ -21,8 +21,7 @@ from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.workers import Workers
 from antiphon.stores.postgres import signals as signals_module
-from antiphon.stores.postgres.announcing import CHANNEL, Announcer, Note, read_note
-from antiphon.stores.postgres.listening import Listener, ListenTimes
+from antiphon.stores.postgres.notify import CHANNEL, Listener, ListenTimes, Note, Notifier, read_note
 from antiphon.translation.encode import DONE
 from tests.contracts.job_contract import EVENTS, MOST, ONE, claim, finished, piece, queued
 from tests.contracts.store_contract import ALICE
@@ -149,10 +148,10 @@ async def test_nobody_is_told_of_streams_that_nobody_follows(only_told: None, po
         for number in range(2, 12):
             assert await one.stores.background.append(ONE, response_id, piece(number, number))
         assert await one.stores.background.finish(ONE, finished("a"), piece(12, 12))
-        assert one.stores.signals.announcer.sent == 0
+        assert one.stores.signals.notifier.sent == 0
         heard = other.worker.heard
         one.stores.signals.tell_queued()
-        await until(lambda: other.worker.heard == heard + 1 and one.stores.signals.announcer.sent == 1)
+        await until(lambda: other.worker.heard == heard + 1 and one.stores.signals.notifier.sent == 1)
         assert one.worker.heard == 1, "a process does not hear itself"
 
 
@@ -161,7 +160,7 @@ async def test_without_a_direct_url_nobody_is_told_anything(postgres_url: str) -
         response_id = await begin(one)
         one.stores.signals.tell_queued()
         assert await one.stores.background.end(JobEnd(response_id, "cancelled", b"{}", (), 1, None))
-        assert one.stores.signals.announcer._task is None and one.stores.signals.pace == signals_module.ASKING
+        assert one.stores.signals.notifier._task is None and one.stores.signals.pace == signals_module.ASKING
 
 
 async def test_a_lost_connection_is_made_anew_and_meanwhile_it_asks(
@@ -260,15 +259,15 @@ async def test_many_changes_are_few_notes_none_of_them_too_long(postgres_url: st
         listener = await asyncpg.connect(direct, statement_cache_size=0)
         payloads: list[str] = []
         await listener.add_listener(CHANNEL, lambda *note: payloads.append(str(note[3])))
-        announcer = Announcer(stores.database, "me")
-        announcer.changed([])
-        assert announcer._task is None
+        notifier = Notifier(stores.database, "me")
+        notifier.changed([])
+        assert notifier._task is None
         for number in range(10_000):
-            announcer.changed([f"resp_{number % 100:048}"])
+            notifier.changed([f"resp_{number % 100:048}"])
         await until(lambda: payloads)
-        announcer.changed([f"resp_{number:048}" for number in range(1000)])
-        announcer.queued()
-        await announcer.aclose()
-        await until(lambda: announcer.sent == len(payloads) == 2)
+        notifier.changed([f"resp_{number:048}" for number in range(1000)])
+        notifier.queued()
+        await notifier.aclose()
+        await until(lambda: notifier.sent == len(payloads) == 2)
         assert len(payloads[0].split()) == 101 and payloads[1] == "me * +"
         await listener.close()

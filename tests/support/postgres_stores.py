@@ -14,7 +14,7 @@ from antiphon.stores.pending_rows import PendingRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.files import SQL
 from antiphon.stores.postgres.jobs import AddedEvents, Addition, NewJob, PostgresJobStore, QueuedTurns
-from antiphon.stores.postgres.listening import ListenTimes
+from antiphon.stores.postgres.notify import ListenTimes
 from antiphon.stores.postgres.responses import PostgresResponseStore
 from antiphon.stores.postgres.signals import PostgresSignals
 from antiphon.stores.postgres.tables import PostgresTables

@@ -18,10 +18,8 @@ from antiphon.commands.tables import write_table
 from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError, StoreError
 from antiphon.observability.logs import configure
-from antiphon.stores.backend import Schema
 from antiphon.stores.choice import backend_of
-from antiphon.stores.schema_steps import Applied, missing_steps, oldest_schema, step_to_undo
-from antiphon.stores.schemas import create_step
+from antiphon.stores.schema_steps import Applied, Schema, create_step, missing_steps, oldest_schema, step_to_undo
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Unpack
 
 from antiphon.config.state import BlobSettings, StateSettings
+from antiphon.errors import StoreError
 from antiphon.stores.backend import StoreOptions, Stores, VectorDatabase
 from antiphon.stores.choice import backend_of
 from antiphon.stores.deployment import Keys
-from antiphon.stores.schemas import check_migrated
+from antiphon.stores.schema_steps import missing_steps
 from antiphon.stores.sealed import seal_stores
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "VectorDatabase",
     "backend_of",
     "check_deployment",
+    "check_migrated",
     "open_stores",
 ]
 
@@ -57,3 +59,17 @@ async def check_deployment(state: StateSettings, data: Path, keys: Keys) -> None
         await deployment.check(keys)
     finally:
         await deployment.aclose()
+
+
+async def check_migrated(state: StateSettings, data: Path) -> None:
+    """Raises `StoreError` when `state.migrate` is `check` and a database lacks a step of this build."""
+    if state.migrate == "auto" or state.place.kind == "memory":
+        return
+    async with backend_of(state, data).open_schemas(seconds=state.deadline, within=state.start_within) as schemas:
+        for schema in schemas:
+            missing = missing_steps(await schema.applied(), schema.steps)
+            if missing:
+                raise StoreError(
+                    f"{schema.name} lacks {len(missing)} schema steps, from {missing[0].name} on, and state.migrate is "
+                    "'check': run `antiphon migrate up` once, then start again."
+                )

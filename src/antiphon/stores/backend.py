@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Required, TypedDict
+from typing import TYPE_CHECKING, Literal, Required, TypedDict
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.config.state import BlobSettings, RetentionSettings, StateSettings
@@ -32,7 +32,7 @@ from antiphon.errors import ConfigError
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.deployment import Deployment, Keys
-from antiphon.stores.schema_steps import Applied, Step
+from antiphon.stores.schema_steps import Schema
 
 if TYPE_CHECKING:
     from antiphon.stores.sealed.bodies import Bodies
@@ -162,30 +162,6 @@ class Stores(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Finish what was accepted, then close what was opened."""
-
-
-class Schema(Protocol):
-    """The schema of one database, with the numbered steps that this build has for it."""
-
-    @property
-    def name(self) -> str:
-        """What an operator calls the database."""
-
-    @property
-    def steps(self) -> tuple[Step, ...]: ...
-
-    @property
-    def folder(self) -> Path:
-        """Where the steps' files are in this installation."""
-
-    async def applied(self) -> Sequence[Applied]:
-        """What the database has; nothing when there is none. Raises `StoreError`."""
-
-    async def up(self) -> Sequence[Step]:
-        """Apply what is missing; what this call applied. Raises `StoreError`."""
-
-    async def undo(self) -> Step:
-        """Undo the last step. Raises `StoreError` where it cannot be."""
 
 
 class Backend(ABC):

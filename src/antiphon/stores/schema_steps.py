@@ -1,7 +1,8 @@
 """The numbered steps of a database's schema, and which builds can serve from a database that has some of them.
 
-Lives here: reading the packaged `.sql` files and comparing them with what a database says it has. Not here: applying
-them (each backend's `stores/<backend>/migrate.py`), the command (`schemas.py`).
+Lives here: reading the packaged `.sql` files and comparing them with what a database says it has; an operator's way to
+a schema, and making an empty step in the source tree. Not here: applying steps (each backend's
+`stores/<backend>/migrate.py`), the command line.
 
 A rollout has two builds at work at once, and a process of the older one may start again in its middle. So every step
 may say in its first line which schema a build must know at least to go on with it: `-- serves: 3` in step 5 lets builds
@@ -17,14 +18,22 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
+from pathlib import Path
 
-from antiphon.errors import StoreError
+from antiphon.errors import ConfigError, StoreError
 
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 _SERVES = re.compile(r"-- serves: (\d+)\n")
+_STEP_NAME = re.compile(r"[a-z0-9_]{1,60}")
+_EMPTY = """\
+-- serves: {number}
+-- What changes, and why. The number above is the oldest schema whose builds can go on with this step: lower it to the
+-- last one before it when the step only adds (and makes no trigger).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,28 @@ class Applied:
     name: str
     sha256: str
     serves: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schema(ABC):
+    """The schema of one database. `name`: what an operator calls that; `steps`: those that this build has for it;
+    `folder`: where their files are in this installation."""
+
+    name: str
+    steps: tuple[Step, ...]
+    folder: Path
+
+    @abstractmethod
+    async def applied(self) -> Sequence[Applied]:
+        """What the database has; nothing when there is none. Raises `StoreError`."""
+
+    @abstractmethod
+    async def up(self) -> Sequence[Step]:
+        """Apply what is missing; what this call applied. Raises `StoreError`."""
+
+    @abstractmethod
+    async def undo(self) -> Step:
+        """Undo the last step. Raises `StoreError` where it cannot be."""
 
 
 def read_steps(folder: Traversable) -> tuple[Step, ...]:
@@ -113,3 +144,15 @@ def step_to_undo(applied: Sequence[Applied], steps: Sequence[Step]) -> Step:
             "The way back is a backup."
         )
     return step
+
+
+def create_step(schema: Schema, name: str) -> Path:
+    """Make a new empty step in the source tree; its file. Raises `ConfigError`."""
+    if not _STEP_NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is no name of a step: small letters, digits and _ make one")
+    if not (schema.folder.parents[4] / "pyproject.toml").exists():
+        raise ConfigError(f"{schema.folder} is an installed package: steps are made in Antiphon's source tree")
+    number = len(schema.steps) + 1
+    path = schema.folder / f"{number:04}_{name}.sql"
+    path.write_text(_EMPTY.format(number=number), encoding="utf-8")
+    return path

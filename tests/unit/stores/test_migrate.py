@@ -126,7 +126,7 @@ def test_a_step_undone_by_half_a_statement_stands(database: sqlite3.Connection) 
 
 @pytest.mark.parametrize("folder", ["migrations", "vector_migrations"])
 def test_a_step_that_makes_a_trigger_serves_no_older_build(folder: str) -> None:
-    """Which would refuse a trigger that it does not know (`schema_check.py`)."""
+    """Which would refuse a trigger that it does not know (`migrate.py`)."""
     for step in packaged_steps(folder):
         assert "CREATE TRIGGER" not in step.sql or step.serves == step.version, step.name
 

@@ -9,8 +9,7 @@ import pytest
 from antiphon.config.state import StateSettings
 from antiphon.errors import ConfigError, StoreError
 from antiphon.stores.choice import backend_of
-from antiphon.stores.schema_steps import Applied, Step, missing_steps, oldest_schema, read_steps
-from antiphon.stores.schemas import create_step
+from antiphon.stores.schema_steps import Applied, Step, create_step, missing_steps, oldest_schema, read_steps
 
 STEPS = (Step(1, "0001_a.sql", "a"), Step(2, "0002_b.sql", "-- serves: 1\nb"), Step(3, "0003_c.sql", "c"))
 

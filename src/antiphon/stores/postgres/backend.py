@@ -1,8 +1,10 @@
 """PostgreSQL as a backend: one database for many machines.
 
-Lives here: what of this package does what `Backend` offers. Not here: any of it.
+Lives here: what of this package does what `Backend` offers, and the rows of what all processes on a database must have
+in common. Not here: what these mean (`../deployment.py`), all else of it.
 
-Invariant: what only operators need is imported when it is asked for.
+Invariants: what only operators need is imported when it is asked for; of processes that start at the same moment with
+different keys one kind starts.
 """
 
 from __future__ import annotations
@@ -13,12 +15,22 @@ from contextlib import AbstractAsyncContextManager
 from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.owner_data import OwnerData
-from antiphon.stores.backend import Backend, Said, Schema, StoreOptions, Stores, Wanted
+from antiphon.stores.backend import Backend, Said, StoreOptions, Stores, Wanted
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.opening import open_blobs
-from antiphon.stores.deployment import Deployment
+from antiphon.stores.deployment import MOVING, Deployment, Keys, Recorded, to_note
+from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
+from antiphon.stores.postgres.migrate import open_postgres_schemas
 from antiphon.stores.postgres.opening import open_postgres, open_postgres_owners
+from antiphon.stores.schema_steps import Schema
 from antiphon.stores.sealed.bodies import Bodies
+
+_READ = "SELECT name, value FROM deployment"
+_LOCK = "LOCK TABLE deployment IN SHARE ROW EXCLUSIVE MODE"
+_WRITE = """
+INSERT INTO deployment (name, value) SELECT * FROM unnest($1::text[], $2::text[])
+ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
 
 
 class PostgresBackend(Backend):
@@ -41,8 +53,6 @@ class PostgresBackend(Backend):
 
     def open_schemas(self, *, seconds: float, within: float = 0.0) -> AbstractAsyncContextManager[Sequence[Schema]]:
         """See `Backend`."""
-        from antiphon.stores.postgres.schema import open_postgres_schemas
-
         assert self.state.url is not None
         # Behind a pooler a long step is better made at the server itself.
         url = self.state.direct_url or self.state.url
@@ -51,14 +61,12 @@ class PostgresBackend(Backend):
 
     def deployment(self) -> Deployment:
         """See `Backend`."""
-        from antiphon.stores.postgres.deployment import PostgresDeployment
-
         assert self.state.url is not None
         return PostgresDeployment(self.state.url.get_secret_value(), self.state.deadline)
 
     async def examine(self, wanted: Wanted, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:
         """See `Backend`."""
-        from antiphon.stores.postgres.examining import examine
+        from antiphon.stores.postgres.checks import examine
 
         async for said in examine(self.state, wanted):
             yield said
@@ -67,3 +75,44 @@ class PostgresBackend(Backend):
                 return
         async for said in shared:
             yield said
+
+
+class PostgresDeployment:
+    """`Deployment` on a connection of its own."""
+
+    def __init__(self, url: str, seconds: float) -> None:
+        self._database = Database(url, DatabaseLimits(size=1, deadline=seconds))
+
+    async def read(self) -> Recorded:
+        """See `Deployment`."""
+        return {row["name"]: row["value"] for row in await self._database.fetch(_READ)}
+
+    async def check(self, keys: Keys) -> None:
+        """See `Deployment`."""
+        if not to_note(await self.read(), keys):
+            return
+
+        async def work(connection: Connection) -> None:
+            await connection.execute(_LOCK)
+            recorded = {row["name"]: row["value"] for row in await connection.fetch(_READ)}
+            await _write(connection, to_note(recorded, keys))
+
+        await self._database.transaction(work)
+
+    async def accept(self, keys: Keys) -> None:
+        """See `Deployment`."""
+
+        async def work(connection: Connection) -> None:
+            await connection.execute(_LOCK)
+            await connection.execute("DELETE FROM deployment WHERE name <> $1", MOVING)
+            await _write(connection, keys.recorded())
+
+        await self._database.transaction(work)
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        await self._database.aclose()
+
+
+async def _write(connection: Connection, rows: dict[str, str]) -> None:
+    await connection.fetch(_WRITE, list(rows), list(rows.values()))

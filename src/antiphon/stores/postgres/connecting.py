@@ -11,7 +11,7 @@ since what it would tell may be old.
 
 A process that gives a statement up closes its connection. A server that waits for a lock does not look at that, and the
 process goes on with the next connection, until the server has none left. So a server is told to look, unless a pooler
-is before it: nothing is set for a session there, and the role needs that setting (`examining.py` says so).
+is before it: nothing is set for a session there, and the role needs that setting (`checks.py` says so).
 
 Invariants: every connection is to a server that took writes when it was opened; what was given up on one without a
 pooler ends within seconds, and gives its connection back.

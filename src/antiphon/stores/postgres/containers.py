@@ -21,8 +21,7 @@ from antiphon.engine.ports.container_rows import (
     RowContents,
     TooManyContainers,
 )
-from antiphon.stores.postgres.certain import certainly
-from antiphon.stores.postgres.database import Connection, Database, Record
+from antiphon.stores.postgres.database import Connection, Database, Record, committed_once
 
 _HEAD = """
 id, owner, name, extract(epoch FROM created_at)::float8 AS created_at,
@@ -110,7 +109,7 @@ class PostgresContainerRows:
                 raise ContainerInUse
             return _row(made[0])
 
-        return await certainly(self._database, work)
+        return await committed_once(self._database, work)
 
     async def get(self, container_id: str, owner: str | None = None) -> ContainerRow | None:
         """See `ContainerRows.get`."""
@@ -150,7 +149,7 @@ class PostgresContainerRows:
             if went:
                 await connection.execute(WENT, list(went))
 
-        await certainly(self._database, work)
+        await committed_once(self._database, work)
 
     async def let_go(self, container_id: str, holder: str) -> None:
         """See `ContainerRows.let_go`."""
@@ -165,7 +164,7 @@ class PostgresContainerRows:
             if row.contents.blobs:
                 await connection.execute(WENT, list(row.contents.blobs))
 
-        await certainly(self._database, work)
+        await committed_once(self._database, work)
 
 
 def _row(row: Record) -> ContainerRow:

@@ -1,8 +1,8 @@
 """The connections of one process to PostgreSQL: few, shared, and never waited for without end.
 
-Lives here: giving out connections, the one deadline of a piece of work, what is tried again. Not here: SQL, opening a
-connection and to which server (`connecting.py`), what an error means (`failures.py`), LISTEN (`signals.py`: a
-connection of its own).
+Lives here: giving out connections, the one deadline of a piece of work, what is tried again, what became of a commit.
+Not here: SQL, opening a connection and to which server (`connecting.py`), what an error means (`failures.py`), LISTEN
+(`notify.py`: a connection of its own).
 
 One deadline stands over waiting for a connection, opening one and all that is done on it; when it comes the socket is
 aborted, since a server that stands still answers no request to cancel either. Where the server could not be reached
@@ -26,13 +26,14 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import asyncpg
 
 from antiphon.errors import StoreError
+from antiphon.stores.pages import Row
 from antiphon.stores.postgres.connecting import Connection as Connection
 from antiphon.stores.postgres.connecting import Servers
 from antiphon.stores.postgres.failures import (
@@ -50,17 +51,8 @@ from antiphon.stores.postgres.failures import (
 )
 
 T = TypeVar("T")
+Record: TypeAlias = Row
 _Doing: TypeAlias = Literal["Reading", "Writing"]
-
-
-class Record(Protocol):
-    """A row, by its columns' names or numbers."""
-
-    def __getitem__(self, key: str | int | slice) -> Any: ...
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-    def __len__(self) -> int: ...
 
 
 # A machine that is gone without a word leaves its transaction open, with all that it has locked, until this is over.
@@ -71,6 +63,10 @@ _BEGIN_SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_IDLE}"
 _REFUSE_SECONDS = 0.5
 _PAUSES = (0.005, 0.01, 0.02, 0.05, 0.1)
 _CLOSE_SECONDS = 1.0
+_NUMBER = "SELECT pg_current_xact_id()::text"
+_STATUS = "SELECT pg_xact_status($1::text::xid8)"
+_COMMITS = 3
+_ASK_PAUSE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +324,54 @@ class Database:
             raise failure from error
         self._refused = None
         return connection
+
+
+async def committed_once(database: Database, work: Callable[[Connection], Awaitable[T]]) -> T:
+    """As `Database.transaction`, for work that must not be done twice: what became of a commit at which the connection
+    was lost is found out, and where it did not happen the work is done again. Raises `StoreError`, and what `work`
+    raises; `unknown` only where the server cannot be asked in time.
+
+    The transaction's number is noted before anything else is done; when nobody said whether it has committed, a new
+    connection asks the server by that number (`pg_xact_status`), which also survives its crash.
+    """
+    number = ""
+    result: T
+
+    async def numbered(connection: Connection) -> T:
+        nonlocal number, result
+        number = (await connection.fetch(_NUMBER))[0][0]
+        result = await work(connection)
+        return result
+
+    for last in [False] * (_COMMITS - 1) + [True]:
+        try:
+            return await database.transaction(numbered)
+        except StoreError as error:
+            if error.reason != "unknown":
+                raise
+            if await _has_committed(database, number, error):
+                return result
+            if last:
+                raise StoreError(str(error), reason="unavailable") from error
+    raise AssertionError("unreachable")
+
+
+async def _has_committed(database: Database, number: str, failure: StoreError) -> bool:
+    """Whether that transaction has committed; waits for it while it runs. Raises the failure where that is not found
+    out."""
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + database.limits.deadline
+    while loop.time() < ends:
+        try:
+            status = (await database.fetch(_STATUS, number))[0][0]
+        except StoreError:
+            status = "in progress"
+        if status is None:
+            break
+        if status != "in progress":
+            return bool(status == "committed")
+        await asyncio.sleep(_ASK_PAUSE)
+    raise failure
 
 
 class _NothingDone(Exception):

@@ -1,7 +1,7 @@
 """What a PostgreSQL database says of itself, and what this process does on it: its `StoreFigures`.
 
 Lives here: one question about sizes, connections and the oldest snapshot. Not here: what doctor makes of a server
-(`examining.py`), names of metrics.
+(`checks.py`), names of metrics.
 
 Invariant: names of tables are of a closed set, whatever else lies in the schema.
 """

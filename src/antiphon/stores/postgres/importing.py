@@ -5,7 +5,7 @@ moved (`stores/moved.py`).
 
 Rows of a batch and the position behind them are one transaction, so a move that was killed goes on where it was.
 
-Invariant: until the move is over the database says so, and no process starts on it (`deployment.py`).
+Invariant: until the move is over the database says so, and no process starts on it (`../deployment.py`).
 """
 
 from __future__ import annotations

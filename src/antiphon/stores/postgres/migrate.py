@@ -1,7 +1,7 @@
 """Brings a PostgreSQL database to the schema of this build, while older builds serve from it.
 
-Lives here: applying the numbered steps that a database has not seen, undoing the last one. Not here: what a step is and
-who can serve with it (`stores/schema_steps.py`), what the tables mean.
+Lives here: applying the numbered steps that a database has not seen, undoing the last one, an operator's way to both.
+Not here: what a step is and who can serve with it (`stores/schema_steps.py`), what the tables mean.
 
 A step waits for the locks it needs for two seconds, since all who come after it wait behind it; then it lets them
 through and tries again. How long its statements may take is what the `Database` allows: seconds at a start, minutes for
@@ -15,15 +15,18 @@ process at a time applies steps.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from importlib.resources import files
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import TypeVar
 
 from antiphon.errors import StoreError
-from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.failures import code_of
-from antiphon.stores.schema_steps import Applied, Step, missing_steps, read_steps, step_to_undo
+from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
+from antiphon.stores.postgres.failures import URL, code_of
+from antiphon.stores.postgres.server_check import reach_server
+from antiphon.stores.schema_steps import Applied, Schema, Step, missing_steps, read_steps, step_to_undo
 
 T = TypeVar("T")
 
@@ -31,6 +34,8 @@ _LOCK = 0x616E7469_70686F6E  # "antiphon"
 
 SCHEMA = "schema_migrations"
 """The table that says which steps of the schema were applied."""
+VECTOR_SCHEMA = "vector_schema_migrations"
+VECTOR_STEPS = "vector_migrations"
 
 _CREATE = """
 CREATE TABLE IF NOT EXISTS {table} (
@@ -55,9 +60,9 @@ _OTHERS_SECONDS = 30.0
 """How long a start waits for another process that applies steps; at least as long as a step may take."""
 
 
-def packaged_steps(folder: Traversable | None = None) -> tuple[Step, ...]:
+def packaged_steps(folder: str = "migrations") -> tuple[Step, ...]:
     """The steps shipped with this build, in order, numbered 1, 2, 3, … without a gap."""
-    return read_steps(folder or files("antiphon.stores.postgres") / "migrations")
+    return read_steps(files("antiphon.stores.postgres") / folder)
 
 
 async def migrate(database: Database, steps: Sequence[Step], table: str = SCHEMA) -> list[Step]:
@@ -102,11 +107,11 @@ async def applied_steps(database: Database, table: str = SCHEMA) -> list[Applied
     """What the database has; nothing when it is new."""
     if not (await database.fetch(_THERE.format(table=table)))[0][0]:
         return []
-    return [Applied(*row[:4]) for row in await database.fetch(_READ.format(table=table))]
+    return [Applied(*row) for row in await database.fetch(_READ.format(table=table))]
 
 
 async def _read(connection: Connection, table: str) -> list[Applied]:
-    return [Applied(*row[:4]) for row in await connection.fetch(_READ.format(table=table))]
+    return [Applied(*row) for row in await connection.fetch(_READ.format(table=table))]
 
 
 async def _alone(database: Database, name: str, work: Callable[[Connection], Awaitable[T]]) -> T:
@@ -162,3 +167,43 @@ async def _alone(database: Database, name: str, work: Callable[[Connection], Awa
 
 class _Busy(Exception):
     """Another process changes the schema."""
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresSchema(Schema):
+    """`Schema` whose steps are noted in one table."""
+
+    database: Database
+    table: str = SCHEMA
+
+    async def applied(self) -> Sequence[Applied]:
+        """See `Schema`."""
+        return await applied_steps(self.database, self.table)
+
+    async def up(self) -> Sequence[Step]:
+        """See `Schema`."""
+        return await migrate(self.database, self.steps, self.table)
+
+    async def undo(self) -> Step:
+        """See `Schema`."""
+        return await undo(self.database, self.steps, self.table)
+
+
+@asynccontextmanager
+async def open_postgres_schemas(
+    url: str, seconds: float, setting: str = URL, *, within: float = 0.0
+) -> AsyncIterator[tuple[PostgresSchema, ...]]:
+    """Those of one database, that of vectors where there are any. `seconds`: how long a step may take;
+    `setting`: what names the database; `within`: how long a server that does not answer is waited for. Raises
+    `StoreError`."""
+    database = Database(url, DatabaseLimits(size=1, deadline=seconds), setting=setting)
+    package = Path(str(files("antiphon.stores.postgres")))
+    try:
+        await reach_server(database, within)
+        schemas = [PostgresSchema("postgresql", packaged_steps(), package / "migrations", database)]
+        if await applied_steps(database, VECTOR_SCHEMA):
+            steps, folder = packaged_steps(VECTOR_STEPS), package / VECTOR_STEPS
+            schemas.append(PostgresSchema("vectors", steps, folder, database, VECTOR_SCHEMA))
+        yield tuple(schemas)
+    finally:
+        await database.aclose()

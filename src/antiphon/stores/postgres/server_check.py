@@ -1,7 +1,7 @@
 """Whether a server is one that Antiphon can keep its state on.
 
 Lives here: the questions at a start, how long a start waits for their answers, and what to do about each. Not here:
-what else an operator may want to know (`examining.py`), connections and that they take writes (`connecting.py`), the
+what else an operator may want to know (`checks.py`), connections and that they take writes (`connecting.py`), the
 schema (`migrate.py`).
 """
 

@@ -1,7 +1,7 @@
 """Noticing what other processes wrote to PostgreSQL.
 
 Lives here: the one question, how often it must be asked, and who is watched. Not here: notes between processes
-(`announcing.py`, `listening.py`), who waits for what (`engine/running/lookout.py`).
+(`notify.py`), who waits for what (`engine/running/lookout.py`).
 
 Without `state.direct_url` the store is asked, and nobody is told anything. With it processes tell each other, and as
 long as this one hears, asking is a net for what was lost. Who writes a stream tells of it only while somebody watches.
@@ -20,9 +20,8 @@ from antiphon.engine.ports.jobs import Progress
 from antiphon.engine.ports.signals import News, Pace, Seen
 from antiphon.ids import new_id
 from antiphon.stores.postgres import job_sql as sql
-from antiphon.stores.postgres.announcing import Announcer
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.listening import Listener, ListenTimes
+from antiphon.stores.postgres.notify import Listener, ListenTimes, Notifier
 
 ASKING = Pace(look=0.05, claim=0.25, claim_most=1.0)
 HEARING = Pace(look=2.0, claim=1.0, claim_most=4.0)
@@ -36,7 +35,7 @@ class PostgresSignals:
         self._database = database
         self._direct_url = direct_url
         self._times = times
-        self.announcer = Announcer(database, new_id("process"))
+        self.notifier = Notifier(database, new_id("process"))
         self._listener: Listener | None = None
         # When the marks run low, by the event loop's clock.
         self._watched: dict[str, float] = {}
@@ -54,17 +53,17 @@ class PostgresSignals:
     def changed(self, response_ids: Collection[str]) -> None:
         """Streams that others watch went on, or responses were ended."""
         if self._direct_url is not None:
-            self.announcer.changed(response_ids)
+            self.notifier.changed(response_ids)
 
     def tell_queued(self) -> None:
         """There are jobs that this process does not take."""
         if self._direct_url is not None:
-            self.announcer.queued()
+            self.notifier.queued()
 
     def listen(self, hear: Callable[[News], None]) -> None:
         """Hear, if the server can be reached directly."""
         if self._direct_url is not None and self._listener is None:
-            name, echo = self.announcer.name, self.announcer.ask_for_echo
+            name, echo = self.notifier.name, self.notifier.ask_for_echo
             self._listener = Listener(self._direct_url, name, hear, echo, self._times)
             self._listener.start()
 
@@ -80,7 +79,7 @@ class PostgresSignals:
         """Hear and tell no more."""
         if self._listener is not None:
             await self._listener.aclose()
-        await self.announcer.aclose()
+        await self.notifier.aclose()
 
     async def _watch(self, followed: Collection[str]) -> None:
         now = asyncio.get_running_loop().time()

@@ -1,7 +1,7 @@
 """The `Tables` of a PostgreSQL database: its connections behind the words that all backends share.
 
 Lives here: what those words are in PostgreSQL, and running a unit as one transaction. Not here: the words
-(`../tables.py`), connections (`database.py`), what became of a commit (`certain.py`).
+(`../tables.py`), connections (`database.py`).
 
 Invariant: a unit that may not run twice takes effect once, or not at all with an error.
 """
@@ -15,8 +15,7 @@ from operator import itemgetter
 from typing import Any
 
 from antiphon.stores.pages import Row
-from antiphon.stores.postgres.certain import certainly
-from antiphon.stores.postgres.database import Connection, Database
+from antiphon.stores.postgres.database import Connection, Database, committed_once
 from antiphon.stores.postgres.values import NOW
 from antiphon.stores.tables import Counts, RowsMissing, Statement
 
@@ -71,7 +70,7 @@ class PostgresTables:
             return await run_steps(connection, unit)
 
         if not again:
-            return await certainly(self._database, work)
+            return await committed_once(self._database, work)
         if len(unit) == 1:
             return await self._database.alone(work)
         return await self._database.transaction(work, again=True)

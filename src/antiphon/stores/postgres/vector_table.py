@@ -12,14 +12,12 @@ Invariant: the table is there, as this build needs it, once `there` has returned
 from __future__ import annotations
 
 import struct
-from importlib.resources import files
 
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.failures import code_of
-from antiphon.stores.postgres.migrate import migrate, packaged_steps
+from antiphon.stores.postgres.migrate import VECTOR_SCHEMA, VECTOR_STEPS, migrate, packaged_steps
 
-SCHEMA = "vector_schema_migrations"
 OLDEST = (0, 8)
 _INSTALL = "CREATE EXTENSION IF NOT EXISTS vector"
 _LIMITS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '4s'"
@@ -51,8 +49,7 @@ class VectorTable:
         if await self._installed() is None:
             await self._install()
         _check_version(await self._installed() or "")
-        steps = packaged_steps(files("antiphon.stores.postgres") / "vector_migrations")
-        await migrate(self.database, steps, SCHEMA)
+        await migrate(self.database, packaged_steps(VECTOR_STEPS), VECTOR_SCHEMA)
         self._there = True
 
     async def check(self) -> None:

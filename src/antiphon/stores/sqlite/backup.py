@@ -37,9 +37,8 @@ from antiphon.stores.backend import Archived, KeyFiles, KeyName
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.flushing import flush_folder
 from antiphon.stores.sqlite.database import reader_uri, store_error
-from antiphon.stores.sqlite.migrate import packaged_steps
+from antiphon.stores.sqlite.migrate import check_schema, packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
-from antiphon.stores.sqlite.schema_check import check_schema
 from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
 from antiphon.stores.sqlite.vector_sql import INDEX_PREFIX, INDEX_TABLE, index_table
 

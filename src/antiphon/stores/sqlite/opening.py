@@ -33,12 +33,11 @@ from antiphon.stores.sealed.bodies import PLAIN, Bodies, with_status_unless_seal
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.files import SQL as FILE_SQL
 from antiphon.stores.sqlite.jobs import SqliteJobStore
-from antiphon.stores.sqlite.migrate import migrate, packaged_steps
+from antiphon.stores.sqlite.migrate import check_triggers, migrate, packaged_steps
 from antiphon.stores.sqlite.pending_blobs import SqlitePendingRows
 from antiphon.stores.sqlite.place import place_in
 from antiphon.stores.sqlite.responses import SqliteResponseStore
 from antiphon.stores.sqlite.retention import SqliteRetention
-from antiphon.stores.sqlite.schema_check import check_triggers
 from antiphon.stores.sqlite.signals import SqliteSignals
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database

@@ -1,7 +1,7 @@
 """The schemas of a data folder, for an operator.
 
 Lives here: looking at and changing the schema of each database file. Not here: what is asked of them
-(`stores/schemas.py`), applying steps (`migrate.py`).
+(`stores/schema_steps.py`), applying steps (`migrate.py`).
 """
 
 from __future__ import annotations
@@ -16,28 +16,20 @@ from pathlib import Path
 from typing import TypeVar
 
 from antiphon.stores.backend import Said
-from antiphon.stores.schema_steps import Applied, Step
+from antiphon.stores.schema_steps import Applied, Schema, Step
 from antiphon.stores.sqlite.database import connect_writer, create_file, reader_uri, store_error
-from antiphon.stores.sqlite.migrate import applied_steps, migrate, packaged_steps, undo
+from antiphon.stores.sqlite.migrate import applied_steps, lacking, migrate, packaged_steps, undo
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
-from antiphon.stores.sqlite.schema_check import lacking
 from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class SqliteSchema:
+class SqliteSchema(Schema):
     """`Schema` of one file."""
 
     path: Path
-    steps: tuple[Step, ...]
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return self.path.name
 
     async def applied(self) -> Sequence[Applied]:
         """See `Schema`."""
@@ -56,7 +48,7 @@ class SqliteSchema:
         return await asyncio.to_thread(self._on, lambda connection: undo(connection, self.steps))
 
     async def lacking(self) -> tuple[int, dict[str, str]]:
-        """See `schema_check.py`; nothing of a database that is not there. Raises `StoreError`."""
+        """See `migrate.py`; nothing of a database that is not there. Raises `StoreError`."""
         if not self.path.exists():
             return 0, {}
         return await asyncio.to_thread(self._on, lambda connection: lacking(connection, self.steps), writes=False)
@@ -75,8 +67,8 @@ def sqlite_schemas(folder: Path) -> tuple[SqliteSchema, ...]:
     """Those of the databases in this folder, whether they are there or not."""
     package = Path(str(files("antiphon.stores.sqlite")))
     return (
-        SqliteSchema(folder / SESSIONS_FILE, packaged_steps(), package / "migrations"),
-        SqliteSchema(folder / VECTORS_FILE, packaged_steps(VECTOR_STEPS), package / VECTOR_STEPS),
+        SqliteSchema(SESSIONS_FILE, packaged_steps(), package / "migrations", folder / SESSIONS_FILE),
+        SqliteSchema(VECTORS_FILE, packaged_steps(VECTOR_STEPS), package / VECTOR_STEPS, folder / VECTORS_FILE),
     )
 
 

@@ -1,20 +1,24 @@
 """What an operator wants to know of a PostgreSQL server, beyond that it will do.
 
-Lives here: the questions, and what is worth a note. Not here: whether a start is possible at all (`server_check.py`),
-the schema's steps (`stores/schema_steps.py`).
+Lives here: the questions, what is worth a note, and which indexes the steps of a schema make, read from their own text:
+one that is gone makes nothing wrong, and much slow. Not here: whether a start is possible at all (`server_check.py`),
+the schema's steps (`stores/schema_steps.py`), the indexes of large vector stores, which are made again by themselves
+(`vector_indexes.py`).
 
 A pooler is known by the process ids: a server tells a client the number of the process that serves it, a pooler makes
 one up. In transaction mode two clients that ask in turn get the same process. Which limits a pooler has it tells only
 its administrators.
+
+Invariant: nothing is made or changed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import statistics
 import time
-from collections.abc import AsyncIterator
-from importlib.resources import files
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
@@ -22,18 +26,16 @@ from antiphon.stores.backend import Said, Wanted
 from antiphon.stores.postgres.connecting import Connection, connect, kinds_of_servers
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.failures import DIRECT_URL
-from antiphon.stores.postgres.index_check import indexes_of, lost_indexes
-from antiphon.stores.postgres.migrate import SCHEMA, applied_steps, packaged_steps
+from antiphon.stores.postgres.migrate import SCHEMA, VECTOR_SCHEMA, VECTOR_STEPS, applied_steps, packaged_steps
 from antiphon.stores.postgres.server_check import ask_server, check_server, wrong
-from antiphon.stores.postgres.vector_table import SCHEMA as VECTOR_SCHEMA
 from antiphon.stores.postgres.vector_table import VectorTable
+from antiphon.stores.schema_steps import Step
 
 _TRIPS = 9
 _SLOW_TRIP = 0.005
 _CLOCK_SECONDS = 2.0
 _OLD_TRANSACTION = 600
 _TURNS = 4
-_VECTOR_STEPS = "vector_migrations"
 
 _CONNECTIONS = """
 SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int AS most,
@@ -54,6 +56,18 @@ _LOOKS = "SELECT current_setting('client_connection_check_interval') <> '0' AS l
 _OLDEST = """
 SELECT coalesce(extract(epoch FROM max(now() - xact_start)), 0)::int FROM pg_stat_activity
 WHERE backend_type = 'client backend' AND datname = current_database()
+"""
+
+_INDEX = re.compile(r"^(CREATE (?:UNIQUE )?INDEX )(\w+)( [^;]+;)", re.MULTILINE)
+_DROP = re.compile(r"^DROP INDEX (\w+)", re.MULTILINE)
+_TABLE = re.compile(r"^CREATE TABLE (\w+) \((.*?)^\)", re.MULTILINE | re.DOTALL)
+_COMMENT = re.compile(r"--.*")
+_UNIQUE_COLUMN = re.compile(r"^ +(\w+) [^(\n]*\bUNIQUE\b", re.MULTILINE)
+_UNIQUE_COLUMNS = re.compile(r"^ +UNIQUE \(([^)]+)\)", re.MULTILINE)
+
+_LOST = """
+SELECT name, i.indisvalid AS valid FROM unnest($1::text[]) AS name
+LEFT JOIN pg_index i ON i.indexrelid = to_regclass(name) WHERE i.indisvalid IS NOT true ORDER BY 1
 """
 
 
@@ -260,7 +274,7 @@ async def _tables(database: Database) -> AsyncIterator[Said]:
 
 async def _indexes(database: Database) -> AsyncIterator[Said]:
     """Of the steps that were applied; a newer build's may have taken some away."""
-    steps = {SCHEMA: packaged_steps(), VECTOR_SCHEMA: packaged_steps(files("antiphon.stores.postgres") / _VECTOR_STEPS)}
+    steps = {SCHEMA: packaged_steps(), VECTOR_SCHEMA: packaged_steps(VECTOR_STEPS)}
     wanted: dict[str, str] = {}
     for table, known in steps.items():
         applied = len(await applied_steps(database, table))
@@ -275,3 +289,33 @@ async def _indexes(database: Database) -> AsyncIterator[Said]:
         yield Said("note", f"the index {name} is {what}: its queries are slow", before + wanted[name])
     if not lost:
         yield Said("ok", f"all {len(wanted)} indexes of the schema are there")
+
+
+def indexes_of(steps: Sequence[Step]) -> dict[str, str]:
+    """The indexes that these steps leave, each with how it is made again. Those of primary keys and other rules of a
+    table have the names that PostgreSQL gives them."""
+    made: dict[str, str] = {}
+    for step in steps:
+        sql = _COMMENT.sub("", step.sql)
+        for gone in _DROP.findall(sql):
+            made.pop(gone, None)
+        for table, body in _TABLE.findall(sql):
+            made.update((name, f"make the rule of {table} again, as in {step.name}") for name in _rules(table, body))
+        for create, name, rest in _INDEX.findall(sql):
+            made[name] = f"{create}CONCURRENTLY {name} {' '.join(rest.split())}"
+    return made
+
+
+async def lost_indexes(database: Database, names: Sequence[str]) -> dict[str, str]:
+    """Those that are not there as they should be, each with what it is: `missing` or `invalid`. Raises `StoreError`."""
+    rows = await database.fetch(_LOST, list(names))
+    return {str(row["name"]): "missing" if row["valid"] is None else "invalid" for row in rows}
+
+
+def _rules(table: str, body: str) -> Iterator[str]:
+    if "PRIMARY KEY" in body:
+        yield f"{table}_pkey"
+    for column in _UNIQUE_COLUMN.findall(body):
+        yield f"{table}_{column}_key"
+    for columns in _UNIQUE_COLUMNS.findall(body):
+        yield f"{table}_{'_'.join(one.strip() for one in columns.split(','))}_key"
