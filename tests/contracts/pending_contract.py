@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from antiphon.engine.ports.files import new_blob_key
-from antiphon.stores.pending_rows import PendingRows
+from antiphon.stores.blobs.pending import PendingRows
 
 Keep = Callable[[str], Awaitable[bool]]
 """Runs the statement by which a file is made of this content, in a unit; whether the unit stood."""

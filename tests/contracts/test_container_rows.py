@@ -12,7 +12,7 @@ import pytest
 
 from antiphon.engine.ports.container_rows import ContainerInUse, ContainerLost, ContainerRows
 from antiphon.engine.ports.files import new_blob_key
-from antiphon.stores.pending_rows import PendingRows
+from antiphon.stores.blobs.pending import PendingRows
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import PostgresTables

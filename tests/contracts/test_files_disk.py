@@ -17,8 +17,8 @@ from antiphon.engine.ports.files import FileQuery, NoRoom, new_blob_key
 from antiphon.engine.running.leases import Leases
 from antiphon.errors import StoreError
 from antiphon.stores.blobs.disk import DiskBlobs
+from antiphon.stores.blobs.pending import FORGET, KEEP
 from antiphon.stores.files import SqlFiles
-from antiphon.stores.pending_rows import FORGET, KEEP
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.tables import sqlite_sql
 from antiphon.stores.tables import Counts, Statement

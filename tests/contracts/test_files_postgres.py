@@ -14,10 +14,9 @@ import pytest
 from antiphon.engine.ports.files import FileStore, NoRoom
 from antiphon.errors import StoreError
 from antiphon.stores.blobs.disk import DiskBlobs
-from antiphon.stores.blobs.pending import PendingBlobs
+from antiphon.stores.blobs.pending import PendingBlobs, PendingRows
 from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.pending_rows import PendingRows
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.files import SQL
 from antiphon.stores.postgres.tables import PostgresTables

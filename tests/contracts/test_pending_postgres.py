@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
-from antiphon.stores.pending_rows import KEEP, LET_GO, PendingRows
+from antiphon.stores.blobs.pending import KEEP, LET_GO, PendingRows
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.tables import RowsMissing, Statement

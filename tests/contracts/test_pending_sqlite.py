@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS
-from antiphon.stores.pending_rows import KEEP, LET_GO
+from antiphon.stores.blobs.pending import KEEP, LET_GO, UPLOAD_LEASE_SECONDS
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.pending_blobs import SqlitePendingRows
 from antiphon.stores.tables import RowsMissing, Statement

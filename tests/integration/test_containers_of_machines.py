@@ -16,8 +16,7 @@ from antiphon.engine.ports.containers import ContainerFailed, ContainerRequest
 from antiphon.engine.ports.files import FileFields
 from antiphon.errors import StoreError
 from antiphon.stores.blobs.disk import DiskBlobReader, DiskBlobs
-from antiphon.stores.blobs.pending import PendingBlobs
-from antiphon.stores.pending_rows import PendingRows
+from antiphon.stores.blobs.pending import PendingBlobs, PendingRows
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import PostgresTables

@@ -7,10 +7,9 @@ from datetime import timedelta
 
 from antiphon.engine.ports.files import BlobStore
 from antiphon.ids import Clock, now
-from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
+from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs, PendingRows
 from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.pending_rows import PendingRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.files import SQL
 from antiphon.stores.postgres.jobs import AddedEvents, Addition, NewJob, PostgresJobStore, QueuedTurns

@@ -31,10 +31,9 @@ from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, now
-from antiphon.stores.blobs.pending import PendingBlob, PendingBlobs
+from antiphon.stores.blobs.pending import KEEP, LET_GO, PendingBlob, PendingBlobs
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.pages import Row
-from antiphon.stores.pending_rows import KEEP, LET_GO
 from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, changed, milliseconds
 
 LEAST_ROOM = 4096
@@ -284,13 +283,8 @@ class OpenedFile:
     """A file with its content open."""
 
     def __init__(self, file: StoredFile, content: BlobReader) -> None:
-        self._file = file
+        self.file = file
         self._content = content
-
-    @property
-    def file(self) -> StoredFile:
-        """What is known of it."""
-        return self._file
 
     @property
     def path(self) -> Path | None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from antiphon.stores import files, pending_rows
+from antiphon.stores import files
+from antiphon.stores.blobs import pending
 from antiphon.stores.sqlite import lease_clock, pending_blobs
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.files import SQL
@@ -48,11 +49,11 @@ _QUERIES = {
         "expired": SQL.expired,
         "delete expired": files.DELETE_LET_GO,
         "let go expired": SQL.let_go_expired,
-        "keep": pending_rows.KEEP,
-        "renew": pending_rows.RENEW,
-        "is held": pending_rows.IS_HELD,
-        "taken": pending_rows.TAKEN,
-        "forget": pending_rows.FORGET,
+        "keep": pending.KEEP,
+        "renew": pending.RENEW,
+        "is held": pending.IS_HELD,
+        "taken": pending.TAKEN,
+        "forget": pending.FORGET,
         "note unknown": pending_blobs.NOTE_UNKNOWN,
     }.items()
 }

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from antiphon.engine.ports.files import Blob
 from antiphon.engine.running.waiting import to_the_end
@@ -30,21 +30,27 @@ from antiphon.errors import StoreError, file_failure
 from antiphon.stores.flushing import flush_folder
 
 T = TypeVar("T")
-C = TypeVar("C", bound="_Closing")
-
-
-class _Closing(Protocol):
-    def close(self) -> None: ...
-
 
 FILES_FOLDER = "files"
 """Where contents lie in a data folder."""
 
-_KEY = re.compile(r"[0-9a-f]{48}")
+KEY = re.compile(r"[0-9a-f]{48}")
 _NEW = "new"
 _SOME = 500
 # Flushing half a gigabyte takes seconds: contents have threads of their own.
 _THREADS = 8
+
+
+def checked_key(key: str) -> str:
+    """The key of a content. Raises `StoreError` for one that nobody here makes."""
+    if not KEY.fullmatch(key):
+        raise StoreError("A stored file has a key that is none of ours.")
+    return key
+
+
+def content_place(folder: Path, key: str) -> Path:
+    """Where a content lies in a folder once it is whole."""
+    return folder / key[:2] / key[2:4] / key
 
 
 class DiskBlobs:
@@ -73,8 +79,13 @@ class DiskBlobs:
 
     async def open(self, key: str) -> DiskBlobReader:
         """Open a content; one that is not there is a `StoreError`."""
+        opening = asyncio.ensure_future(self.run("Opening a file", lambda: DiskBlobReader(self, self.place(key))))
         try:
-            return await self._made("Opening a file", lambda: DiskBlobReader(self, self.place(key)))
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # Nobody waits for it any more.
+            opening.add_done_callback(self._close_opened)
+            raise
         except StoreError as error:
             if self._of_several and isinstance(error.__cause__, FileNotFoundError):
                 raise StoreError(str(error), reason="elsewhere") from error.__cause__
@@ -98,7 +109,7 @@ class DiskBlobs:
             found: list[str] = []
             for shelf in shelves:
                 with contextlib.suppress(FileNotFoundError):
-                    found += [name for name in os.listdir(shelf) if _KEY.fullmatch(name)]
+                    found += [name for name in os.listdir(shelf) if KEY.fullmatch(name)]
                 if len(found) >= _SOME:
                     break
             return found
@@ -108,9 +119,7 @@ class DiskBlobs:
 
     def place(self, key: str) -> Path:
         """Where a content lies once it is whole."""
-        if not _KEY.fullmatch(key):
-            raise StoreError("A stored file has a key that is none of ours.")
-        return self._folder / key[:2] / key[2:4] / key
+        return content_place(self._folder, checked_key(key))
 
     async def run(self, doing: str, action: Callable[[], T]) -> T:
         """Run this in a thread; its failures are a `StoreError`."""
@@ -131,19 +140,10 @@ class DiskBlobs:
             return
         await to_the_end(closing)
 
-    async def _made(self, doing: str, make: Callable[[], C]) -> C:
-        """The same for what must be closed: when nobody waits for it any more, it is."""
-        making = asyncio.ensure_future(self.run(doing, make))
-        try:
-            return await asyncio.shield(making)
-        except asyncio.CancelledError:
-            making.add_done_callback(self._close_made)
-            raise
-
-    def _close_made(self, made: asyncio.Future[C]) -> None:
-        if not made.cancelled() and made.exception() is None:
+    def _close_opened(self, opened: asyncio.Future[DiskBlobReader]) -> None:
+        if not opened.cancelled() and opened.exception() is None:
             with contextlib.suppress(RuntimeError):
-                self._threads.submit(made.result().close)
+                self._threads.submit(opened.result().close)
 
     def _shelves(self) -> Iterator[Path]:
         yield self._folder / _NEW
@@ -161,18 +161,13 @@ class DiskBlobWriter:
         self._place = place
         self._using = threading.Lock()
         self._hash = hashlib.sha256()
-        self._size = 0
+        self.size = 0
         self._descriptor = -1
         self._closed = False
 
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._size
-
     async def write(self, data: bytes) -> None:
         """Append."""
-        self._size += len(data)
+        self.size += len(data)
         await self._blobs.run("Writing a file", lambda: self._write(data))
 
     async def seal(self) -> Blob:
@@ -216,7 +211,7 @@ class DiskBlobWriter:
             # A folder on the way may be new as well.
             for folder in (place.parent, place.parent.parent, place.parent.parent.parent):
                 flush_folder(folder)
-            return Blob(place.name, self._size, self._hash.hexdigest())
+            return Blob(place.name, self.size, self._hash.hexdigest())
 
     def _check(self) -> None:
         if self._descriptor < 0:
@@ -228,20 +223,10 @@ class DiskBlobReader:
 
     def __init__(self, blobs: DiskBlobs, path: Path) -> None:
         self._blobs = blobs
-        self._path = path
+        self.path = path
         self._using = threading.Lock()
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._size = os.fstat(self._descriptor).st_size
-
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-        return self._size
-
-    @property
-    def path(self) -> Path:
-        """Where it lies."""
-        return self._path
+        self.size = os.fstat(self._descriptor).st_size
 
     async def read(self, start: int, limit: int) -> bytes:
         """Bytes from `start`, `limit` of them unless the content ends before."""

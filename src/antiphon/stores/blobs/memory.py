@@ -10,13 +10,12 @@ is deleted meanwhile can finish.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from antiphon.engine.ports.files import Blob
 from antiphon.errors import StoreError
+from antiphon.stores.blobs.disk import checked_key
 
 
 class MemoryBlobs:
@@ -29,7 +28,7 @@ class MemoryBlobs:
     @asynccontextmanager
     async def writing(self, key: str) -> AsyncIterator[MemoryBlobWriter]:
         """Begin a content under this key."""
-        writer = MemoryBlobWriter(self, _checked(key))
+        writer = MemoryBlobWriter(self, checked_key(key))
         try:
             yield writer
         finally:
@@ -37,13 +36,13 @@ class MemoryBlobs:
 
     async def open(self, key: str) -> MemoryBlobReader:
         """Open a content. Raises `StoreError` when it is not there."""
-        if _checked(key) not in self.kept:
+        if checked_key(key) not in self.kept:
             raise StoreError("There is no such content.")
         return MemoryBlobReader(self.kept[key])
 
     async def delete(self, key: str) -> None:
         """Delete all of a content, if it is there."""
-        self.kept.pop(_checked(key), None)
+        self.kept.pop(checked_key(key), None)
         self.drafts.pop(key, None)
 
     async def aclose(self) -> None:
@@ -78,21 +77,14 @@ class MemoryBlobWriter:
 
 
 class MemoryBlobReader:
-    """An open content."""
+    """An open content, which lies on no disk."""
+
+    path = None
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._closed = False
-
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-        return len(self._data)
-
-    @property
-    def path(self) -> Path | None:
-        """It lies on no disk."""
-        return None
+        self.size = len(data)
 
     async def read(self, start: int, limit: int) -> bytes:
         """Bytes from `start`."""
@@ -103,9 +95,3 @@ class MemoryBlobReader:
     async def aclose(self) -> None:
         """Let it go."""
         self._closed = True
-
-
-def _checked(key: str) -> str:
-    if not re.fullmatch("[0-9a-f]{48}", key):
-        raise StoreError("This content has a key that is none of ours.")
-    return key

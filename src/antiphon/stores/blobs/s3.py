@@ -26,7 +26,6 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 from obstore.exceptions import BaseError
@@ -36,10 +35,10 @@ from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import Blob
 from antiphon.engine.running.waiting import look_at, to_the_end
 from antiphon.errors import StoreError, StoreReason
+from antiphon.stores.blobs.disk import checked_key
 
 T = TypeVar("T")
 
-_KEY = re.compile(r"[0-9a-f]{48}")
 _PIECE = 8 << 20
 _LAST = "-last"
 _SENDING = 2
@@ -101,7 +100,7 @@ class S3Blobs:
     @asynccontextmanager
     async def writing(self, key: str) -> AsyncIterator[S3BlobWriter]:
         """Begin a content under a key that was never used."""
-        writer = S3BlobWriter(self, _checked(key), self._sending)
+        writer = S3BlobWriter(self, checked_key(key), self._sending)
         self._uploads += 1
         try:
             yield writer
@@ -112,7 +111,7 @@ class S3Blobs:
 
     async def open(self, key: str) -> S3BlobReader:
         """Open a content; one that is not there is a `StoreError`."""
-        pieces = await self.pieces(_checked(key))
+        pieces = await self.pieces(checked_key(key))
         numbers = [f"{number:06d}" for number in range(len(pieces))]
         if not pieces or list(pieces) != [*numbers[:-1], numbers[-1] + _LAST]:
             raise StoreError(f"Opening a file failed in {self._where}: its content is not there.")
@@ -128,7 +127,7 @@ class S3Blobs:
         # Whatever becomes of this: it is deleted again later, when nothing can come any more.
         late = key in self._late
         self._late.discard(key)
-        pieces = await self.pieces(_checked(key))
+        pieces = await self.pieces(checked_key(key))
         if pieces:
             await self._delete([f"{key}/{name}" for name in pieces])
         if late:
@@ -180,7 +179,7 @@ class S3BlobWriter:
         self._key = key
         self._places = places
         self._hash = hashlib.sha256()
-        self._size = 0
+        self.size = 0
         self._held: list[bytes] = []
         self._held_size = 0
         self._sent = 0
@@ -188,15 +187,10 @@ class S3BlobWriter:
         self._failure: StoreError | None = None
         self._closed = False
 
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self._size
-
     async def write(self, data: bytes) -> None:
         """Append; waits while enough pieces are under way."""
         self._check()
-        self._size += len(data)
+        self.size += len(data)
         view = memoryview(data)
         while view:
             # A full piece waits for what comes after it: the last one has a name of its own.
@@ -215,7 +209,7 @@ class S3BlobWriter:
         await self._send(_LAST)
         await self._until_sent(0)
         self._closed = True
-        return Blob(self._key, self._size, self._hash.hexdigest())
+        return Blob(self._key, self.size, self._hash.hexdigest())
 
     async def close(self) -> bool:
         """Send nothing any more, and wait for what is under way; whether a piece that failed may still come."""
@@ -257,7 +251,10 @@ class S3BlobWriter:
 
 
 class S3BlobReader:
-    """An open content. Who reads on where the last read ended is read ahead for."""
+    """An open content, which lies on no disk of this machine. Who reads on where the last read ended is read ahead
+    for."""
+
+    path = None
 
     def __init__(self, blobs: S3Blobs, pieces: list[tuple[str, int]]) -> None:
         self._blobs = blobs
@@ -265,20 +262,11 @@ class S3BlobReader:
         self._starts = [0]
         for _, size in pieces:
             self._starts.append(self._starts[-1] + size)
+        self.size = self._starts[-1]
         self._window: tuple[int, bytes] = (0, b"")
         self._ahead: tuple[int, asyncio.Task[bytes]] | None = None
         self._read_to = 0
         self._closed = False
-
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-        return self._starts[-1]
-
-    @property
-    def path(self) -> Path | None:
-        """None: it lies on no disk of this machine."""
-        return None
 
     async def read(self, start: int, limit: int) -> bytes:
         """Bytes from `start`, `limit` of them unless the content ends before."""
@@ -355,12 +343,6 @@ class S3BlobReader:
 
 def _share(most: int, among: int) -> int:
     return max(_LEAST, min(most, _HELD_ALL // max(among, 1)))
-
-
-def _checked(key: str) -> str:
-    if not _KEY.fullmatch(key):
-        raise StoreError("A stored file has a key that is none of ours.")
-    return key
 
 
 def _connected(settings: BlobSettings, bucket: str, prefix: str) -> S3Store:

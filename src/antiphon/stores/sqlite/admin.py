@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from antiphon.engine.ports.owner_data import OwnerCounts
-from antiphon.stores.sqlite.database import connect_writer, reader_uri, store_error, wait_for_lock
+from antiphon.stores.sqlite.database import connect_writer, reader_uri, store_errors, wait_for_lock
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE
 
@@ -121,12 +121,10 @@ def delete_owner(path: Path, owner: str) -> int:
     with closing(_writer(path)) as connection:
         for sql in _DELETE:
             while True:
-                try:
+                with store_errors("Deleting", path):
                     changed = wait_for_lock(
                         lambda sql=sql: connection.execute(sql, {"owner": owner, "limit": _AT_ONCE})  # type: ignore[misc]
                     ).rowcount
-                except sqlite3.Error as error:
-                    raise store_error("Deleting", path, error) from error
                 gone += changed
                 if not changed:
                     break
@@ -140,12 +138,9 @@ def vacuum(path: Path) -> tuple[int, int]:
     Writers wait while it runs, and the file is rewritten: there must be room for it twice.
     """
     before = _size(path)
-    with closing(_writer(path)) as connection:
-        try:
-            wait_for_lock(lambda: connection.execute("VACUUM"))
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.Error as error:
-            raise store_error("Rewriting", path, error) from error
+    with closing(_writer(path)) as connection, store_errors("Rewriting", path):
+        wait_for_lock(lambda: connection.execute("VACUUM"))
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return before, _size(path)
 
 
@@ -155,21 +150,15 @@ def _size(path: Path) -> int:
 
 
 def _reader(path: Path) -> sqlite3.Connection:
-    try:
+    with store_errors("Opening", path):
         return sqlite3.connect(reader_uri(path), uri=True, isolation_level=None, timeout=5.0)
-    except sqlite3.Error as error:
-        raise store_error("Opening", path, error) from error
 
 
 def _writer(path: Path) -> sqlite3.Connection:
-    try:
+    with store_errors("Opening", path):
         return connect_writer(path)
-    except sqlite3.Error as error:
-        raise store_error("Opening", path, error) from error
 
 
 def _read(connection: sqlite3.Connection, path: Path, sql: str, named: dict[str, str]) -> Iterator[tuple[Any, ...]]:
-    try:
+    with store_errors("Reading", path):
         yield from connection.execute(sql, named)
-    except sqlite3.Error as error:
-        raise store_error("Reading", path, error) from error

@@ -19,7 +19,6 @@ import fcntl
 import hashlib
 import io
 import os
-import re
 import shutil
 import sqlite3
 import tarfile
@@ -34,9 +33,9 @@ from msgspec import Struct
 
 from antiphon.errors import StoreError
 from antiphon.stores.backend import Archived, KeyFiles, KeyName
-from antiphon.stores.blobs.disk import FILES_FOLDER
+from antiphon.stores.blobs.disk import FILES_FOLDER, KEY, content_place
 from antiphon.stores.flushing import flush_folder
-from antiphon.stores.sqlite.database import reader_uri, store_error
+from antiphon.stores.sqlite.database import reader_uri, store_errors
 from antiphon.stores.sqlite.migrate import check_schema, packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
@@ -44,7 +43,6 @@ from antiphon.stores.sqlite.vector_sql import INDEX_PREFIX, INDEX_TABLE, index_t
 
 _MANIFEST = "manifest.json"
 _WORK = ".backup"
-_KEY = re.compile(r"[0-9a-f]{48}")
 _PAGES = 2_000
 _MAX_MANIFEST = 256 << 20
 _ELSEWHERE = (
@@ -223,7 +221,7 @@ def _private(path: Path) -> Iterator[IO[bytes]]:
 
 def _link_contents(data: Path, work: Path) -> None:
     for path in (data / FILES_FOLDER).glob("??/??/*"):
-        if _KEY.fullmatch(path.name):
+        if KEY.fullmatch(path.name):
             _link(path, work / FILES_FOLDER / path.name)
 
 
@@ -253,20 +251,16 @@ def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool
     _copy_database(databases / SESSIONS_FILE, work / SESSIONS_FILE)
     path = work / SESSIONS_FILE
     vanished = 0
-    with closing(sqlite3.connect(path, isolation_level=None)) as copy:
-        try:
-            wanted = set()
-            for owner, file_id, blob in copy.execute(_WITHOUT_CONTENT).fetchall():
-                wanted.add(blob)
-                if with_contents and not _link(
-                    data / FILES_FOLDER / blob[:2] / blob[2:4] / blob, work / FILES_FOLDER / blob
-                ):
-                    copy.execute("DELETE FROM files WHERE owner = ? AND id = ?", (owner, file_id))
-                    vanished += 1
-            # A copy has no log beside it.
-            copy.execute("PRAGMA journal_mode=DELETE")
-        except sqlite3.Error as error:
-            raise store_error("Reading the copy", path, error) from error
+    with store_errors("Reading the copy", path), closing(sqlite3.connect(path, isolation_level=None)) as copy:
+        wanted = set()
+        for owner, file_id, blob in copy.execute(_WITHOUT_CONTENT).fetchall():
+            wanted.add(blob)
+            content = content_place(data / FILES_FOLDER, blob)
+            if with_contents and not _link(content, work / FILES_FOLDER / blob):
+                copy.execute("DELETE FROM files WHERE owner = ? AND id = ?", (owner, file_id))
+                vanished += 1
+        # A copy has no log beside it.
+        copy.execute("PRAGMA journal_mode=DELETE")
     for linked in (work / FILES_FOLDER).iterdir():
         if linked.name not in wanted:
             linked.unlink()
@@ -275,15 +269,16 @@ def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool
 
 def _copy_database(path: Path, to: Path) -> None:
     to.touch(mode=0o600)
-    try:
-        with closing(sqlite3.connect(reader_uri(path), uri=True)) as source, closing(sqlite3.connect(to)) as copy:
-            # In one read transaction: writers of other processes would otherwise make the copy begin anew, for ever.
-            source.execute("BEGIN")
-            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            source.backup(copy, pages=_PAGES)
-            copy.execute("PRAGMA journal_mode=DELETE")
-    except sqlite3.Error as error:
-        raise store_error("Copying", path, error) from error
+    with (
+        store_errors("Copying", path),
+        closing(sqlite3.connect(reader_uri(path), uri=True)) as source,
+        closing(sqlite3.connect(to)) as copy,
+    ):
+        # In one read transaction: writers of other processes would otherwise make the copy begin anew, for ever.
+        source.execute("BEGIN")
+        source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        source.backup(copy, pages=_PAGES)
+        copy.execute("PRAGMA journal_mode=DELETE")
 
 
 # Restoring
@@ -330,8 +325,8 @@ def _place(draft: Path, name: str) -> Path | None:
     if name in (SESSIONS_FILE, VECTORS_FILE) or name in get_args(KeyName):
         return draft / name
     folder, _, key = name.partition("/")
-    if folder == FILES_FOLDER and _KEY.fullmatch(key):
-        return draft / FILES_FOLDER / key[:2] / key[2:4] / key
+    if folder == FILES_FOLDER and KEY.fullmatch(key):
+        return content_place(draft / FILES_FOLDER, key)
     return None
 
 
@@ -349,18 +344,15 @@ def _check_keys(needed: Mapping[KeyName, list[str]], draft: Path, given: KeyFile
 
 def _check_database(path: Path, *, vectors: bool) -> None:
     """First what is in it, then whether it is whole: a check runs what a foreign schema says."""
-    try:
-        with closing(sqlite3.connect(path)) as connection:
-            try:
-                if vectors:
-                    check_schema(connection, packaged_steps(VECTOR_STEPS), _made_of_stores, INDEX_PREFIX)
-                else:
-                    check_schema(connection, packaged_steps())
-            except StoreError as error:
-                raise StoreError(f"The database {path.name} of the backup cannot be used: {error}") from None
-            (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.Error as error:
-        raise store_error("Checking", path, error) from error
+    with store_errors("Checking", path), closing(sqlite3.connect(path)) as connection:
+        try:
+            if vectors:
+                check_schema(connection, packaged_steps(VECTOR_STEPS), _made_of_stores, INDEX_PREFIX)
+            else:
+                check_schema(connection, packaged_steps())
+        except StoreError as error:
+            raise StoreError(f"The database {path.name} of the backup cannot be used: {error}") from None
+        (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if said != "ok":
         raise StoreError(f"The database {path.name} of the backup is damaged: {said}.")
 
@@ -372,11 +364,9 @@ def _made_of_stores(connection: sqlite3.Connection) -> list[str]:
 
 
 def _check_contents(draft: Path) -> None:
-    with closing(sqlite3.connect(reader_uri(draft / SESSIONS_FILE), uri=True)) as connection:
-        try:
-            wanted = {blob for (blob,) in connection.execute("SELECT blob FROM files")}
-        except sqlite3.Error as error:
-            raise store_error("Checking", draft / SESSIONS_FILE, error) from error
+    path = draft / SESSIONS_FILE
+    with store_errors("Checking", path), closing(sqlite3.connect(reader_uri(path), uri=True)) as connection:
+        wanted = {blob for (blob,) in connection.execute("SELECT blob FROM files")}
     held = {path.name for path in (draft / FILES_FOLDER).glob("??/??/*")}
     if missing := wanted - held:
         raise StoreError(f"The backup is not whole: the contents of {len(missing)} files are not in it.")

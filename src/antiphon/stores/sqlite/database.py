@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -108,6 +109,15 @@ def store_error(doing: str, where: object, error: BaseException) -> StoreError:
     elif isinstance(error, OSError) and error.errno:
         cause = f"{os.strerror(error.errno)} ({cause})"
     return StoreError(f"{doing} failed in database {where}: {cause}.", reason=reason, cause=error)
+
+
+@contextmanager
+def store_errors(doing: str, where: object) -> Iterator[None]:
+    """Makes an error of SQLite's met inside it a `StoreError`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise store_error(doing, where, error) from error
 
 
 def _primary_code(error: sqlite3.Error) -> int:

@@ -1,6 +1,6 @@
 """Contents in a data folder from before they had rows.
 
-Lives here: noting them once, which is SQLite's alone. Not here: the rows (`../pending_rows.py`), what is done with them
+Lives here: noting them once, which is SQLite's alone. Not here: the rows, and what is done with them
 (`../blobs/pending.py`).
 
 The row of the key '*' stands for what lies in the folder and was not looked through yet.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from antiphon.stores.pending_rows import PendingRows
+from antiphon.stores.blobs.pending import PendingRows
 from antiphon.stores.tables import Statement, Tables, milliseconds
 
 ListBlobs = Callable[[], AsyncIterator[Sequence[str]]]

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from antiphon.stores.backend import Said
 from antiphon.stores.schema_steps import Applied, Schema, Step
-from antiphon.stores.sqlite.database import connect_writer, create_file, reader_uri, store_error
+from antiphon.stores.sqlite.database import connect_writer, create_file, reader_uri, store_errors
 from antiphon.stores.sqlite.migrate import applied_steps, lacking, migrate, packaged_steps, undo
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
@@ -54,13 +54,10 @@ class SqliteSchema(Schema):
         return await asyncio.to_thread(self._on, lambda connection: lacking(connection, self.steps), writes=False)
 
     def _on(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
-        try:
+        with store_errors("Changing the schema" if writes else "Reading the schema", self.path):
             opened = connect_writer(self.path) if writes else sqlite3.connect(reader_uri(self.path), uri=True)
             with closing(opened) as connection:
                 return work(connection)
-        except sqlite3.Error as error:
-            doing = "Changing the schema" if writes else "Reading the schema"
-            raise store_error(doing, self.path, error) from error
 
 
 def sqlite_schemas(folder: Path) -> tuple[SqliteSchema, ...]:
