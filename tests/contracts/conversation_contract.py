@@ -110,7 +110,7 @@ class ConversationStoreContract:
             await store.create(ALICE, f"conv_{name}", NO_METADATA)
         await store.create(BOB, "conv_bob", NO_METADATA)
         got = await peer.list(ALICE, page)
-        assert ([each.id[-1] for each in got.conversations], got.has_more) == (list(expected), more)
+        assert ([each.id[-1] for each in got.items], got.has_more) == (list(expected), more)
 
     @pytest.mark.parametrize("name", ["after", "before"])
     async def test_a_cursor_of_another_owner_is_like_none(
@@ -220,7 +220,7 @@ class ConversationStoreContract:
         assert await peer.delete_item(BOB, "conv_a", "msg_1") is False
         assert await peer.find_items(BOB, ("msg_1",)) == {}
         assert await peer.load(BOB, "conv_a", holder="resp_b", seconds=LONG) is None
-        assert (await peer.list(BOB, PageQuery())).conversations == ()
+        assert (await peer.list(BOB, PageQuery())).items == ()
         assert await store.load(ALICE, "conv_a", holder="resp_a", seconds=LONG) == (item("msg_1"),)
         got = await store.get(ALICE, "conv_a")
         assert got is not None and got.metadata == NO_METADATA

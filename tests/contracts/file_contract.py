@@ -80,7 +80,7 @@ class FileStoreContract:
         assert await peer.delete(ALICE, "file-none") is False
         assert await peer.used(ALICE) == 0
         page = await peer.list(ALICE, FileQuery())
-        assert page is not None and page.files == () and not page.has_more
+        assert page is not None and page.items == () and not page.has_more
         assert await peer.list(ALICE, FileQuery(after="file-none")) is None
 
     async def test_another_owners_file_does_not_exist(self, store: FileStore, peer: FileStore) -> None:
@@ -90,7 +90,7 @@ class FileStoreContract:
         assert await peer.delete(BOB, "file-a") is False
         assert await peer.list(BOB, FileQuery(after="file-a")) is None
         page = await peer.list(BOB, FileQuery())
-        assert page is not None and page.files == ()
+        assert page is not None and page.items == ()
         assert await peer.used(BOB) == 0
         assert await content(peer, "file-a") == b"mine"
 
@@ -128,7 +128,7 @@ class FileStoreContract:
         assert await peer.delete(ALICE, "file-old") is False
         assert await peer.list(ALICE, FileQuery(after="file-old")) is None
         page = await peer.list(ALICE, FileQuery())
-        assert page is not None and [file.id for file in page.files] == ["file-new"]
+        assert page is not None and [file.id for file in page.items] == ["file-new"]
 
     @pytest.mark.parametrize("descending", [False, True])
     async def test_pages_in_both_orders(self, store: FileStore, peer: FileStore, descending: bool) -> None:
@@ -146,8 +146,8 @@ class FileStoreContract:
             after: str | None = None
             for _ in range(10):
                 page = await peer.list(ALICE, FileQuery(2, after, asked, descending))
-                assert page is not None and len(page.files) <= 2
-                seen += [file.id for file in page.files]
+                assert page is not None and len(page.items) <= 2
+                seen += [file.id for file in page.items]
                 if not page.has_more:
                     break
                 after = seen[-1]

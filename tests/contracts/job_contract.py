@@ -82,7 +82,7 @@ class JobStoreContract:
         with pytest.raises(InvalidRequest):
             await others.load_chain(ALICE, "resp_a")
         listed = await others.list(ALICE, PageQuery())
-        assert [one.id for one in listed.responses] == ["resp_a"]
+        assert [one.id for one in listed.items] == ["resp_a"]
         events = await peer.events(ALICE, "resp_a", -1, 10)
         assert events is not None and (events.status, events.pieces, events.more) == ("queued", (EVENTS,), False)
         assert await peer.events(BOB, "resp_a", -1, 10) is None

@@ -14,7 +14,8 @@ from dataclasses import replace
 
 import pytest
 
-from antiphon.engine.ports.idempotency import AlreadyMade, IdempotencyStore, LeftBehind, OnceOnly
+from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.ports.idempotency import AlreadyMade, IdempotencyStore, LeftBehind
 from antiphon.errors import ApiError
 from tests.contracts.store_contract import ALICE, BOB
 

@@ -102,7 +102,7 @@ class ResponseStoreContract:
         listed = await peer.list(ALICE, PageQuery())
         page = await peer.input_items(ALICE, "resp_a", PageQuery())
         assert got is not None and page is not None
-        assert got.output_items == listed.responses[0].output_items == (called,) and page.items == (asked,)
+        assert got.output_items == listed.items[0].output_items == (called,) and page.items == (asked,)
 
     async def test_a_response_without_any_item(self, store: ResponseStore, peer: ResponseStore) -> None:
         await store.save(record("a", inputs=0, outputs=0, status="failed"))
@@ -342,8 +342,8 @@ class ResponseStoreContract:
             await store.save(record(f"other{n}", owner=BOB))
         wanted = names[::-1] if descending else names
         whole = await peer.list(ALICE, PageQuery(descending=descending))
-        assert [one.id for one in whole.responses] == wanted and not whole.has_more
-        for one in whole.responses:
+        assert [one.id for one in whole.items] == wanted and not whole.has_more
+        for one in whole.items:
             assert one == await peer.get(ALICE, one.id)
         walked: list[str] = []
         more = True
@@ -351,12 +351,12 @@ class ResponseStoreContract:
             page = await peer.list(
                 ALICE, PageQuery(limit=3, after=walked[-1] if walked else None, descending=descending)
             )
-            walked += [one.id for one in page.responses]
+            walked += [one.id for one in page.items]
             more = page.has_more
         assert walked == wanted
         before = await peer.list(ALICE, PageQuery(limit=2, before=wanted[3], descending=descending))
-        assert [one.id for one in before.responses] == wanted[1:3] and before.has_more
-        assert (await peer.list("b:carol", PageQuery())).responses == ()
+        assert [one.id for one in before.items] == wanted[1:3] and before.has_more
+        assert (await peer.list("b:carol", PageQuery())).items == ()
         for cursor in ("resp_none", "resp_other1"):
             with pytest.raises(InvalidRequest) as refused:
                 await peer.list(ALICE, PageQuery(after=cursor))

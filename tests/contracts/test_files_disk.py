@@ -354,7 +354,7 @@ async def test_a_failing_disk_is_a_store_error(
         await keep(store, fields("a"), b"x")
     assert contents(tmp_path) == []
     page = await store.list(ALICE, FileQuery())
-    assert page is not None and page.files == ()
+    assert page is not None and page.items == ()
 
 
 async def test_a_content_that_somebody_took_away_is_a_store_error(store: SqlFiles, tmp_path: Path) -> None:

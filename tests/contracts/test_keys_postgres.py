@@ -7,7 +7,8 @@ from contextlib import aclosing
 
 import pytest
 
-from antiphon.engine.ports.idempotency import IdempotencyStore, OnceOnly
+from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.ports.idempotency import IdempotencyStore
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import PostgresTables

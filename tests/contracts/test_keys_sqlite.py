@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.engine.ports.idempotency import IdempotencyStore, OnceOnly
+from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.ports.idempotency import IdempotencyStore
 from antiphon.stores import Stores
 from antiphon.stores.idempotency import IdempotencyKeys
 from tests.contracts.key_contract import IdempotencyContract

@@ -26,7 +26,7 @@ def body(text: str) -> bytes:
 async def _versions(store: PromptStore) -> tuple[StoredPrompt, ...]:
     page = await store.versions(ALICE, "pmpt_a", PageQuery(limit=100))
     assert page is not None and not page.has_more
-    return page.prompts
+    return page.items
 
 
 class PromptStoreContract:
@@ -52,7 +52,7 @@ class PromptStoreContract:
             assert await peer.delete(owner, prompt_id) is False
         assert await peer.get(ALICE, "pmpt_a", 2) is None
         assert await peer.set_default(ALICE, "pmpt_a", 2) is None
-        assert (await peer.list(BOB, PageQuery())).prompts == ()
+        assert (await peer.list(BOB, PageQuery())).items == ()
         kept = await store.get(ALICE, "pmpt_a")
         assert kept is not None and (kept.name, kept.last_version, kept.body) == (None, 1, body("x"))
 
@@ -131,7 +131,7 @@ class PromptStoreContract:
             (PageQuery(after="1"), [], False),
         ):
             found = await peer.versions(ALICE, "pmpt_a", page)
-            assert found is not None and ([each.version for each in found.prompts], found.has_more) == (numbers, more)
+            assert found is not None and ([each.version for each in found.items], found.has_more) == (numbers, more)
         for cursor in ("0", "x", "1" * 30, ""):
             with pytest.raises(InvalidRequest):
                 await peer.versions(ALICE, "pmpt_a", PageQuery(after=cursor))
@@ -162,8 +162,8 @@ class PromptStoreContract:
         await store.change(ALICE, "pmpt_c", PromptChange(body=body("two")))
         await store.create(BOB, "pmpt_bob", None, NO_METADATA, body("x"))
         got = await peer.list(ALICE, page)
-        assert ([each.id[-1] for each in got.prompts], got.has_more) == (list(expected), more)
-        assert {each.id: each.version for each in got.prompts}.get("pmpt_c", 2) == 2
+        assert ([each.id[-1] for each in got.items], got.has_more) == (list(expected), more)
+        assert {each.id: each.version for each in got.items}.get("pmpt_c", 2) == 2
         for cursor in ("pmpt_bob", "pmpt_none"):
             with pytest.raises(InvalidRequest):
                 await peer.list(ALICE, PageQuery(after=cursor))
@@ -201,12 +201,12 @@ async def test_a_page_of_versions_ends_with_its_bytes(state_url: str, tmp_path: 
         while True:
             page = await stores.prompts.versions(ALICE, "pmpt_a", PageQuery(after=after))
             assert page is not None
-            seen.append([each.version for each in page.prompts])
+            seen.append([each.version for each in page.items])
             if not page.has_more:
                 break
             after = str(seen[-1][-1])
         assert seen == [[6], [5, 4], [3, 2], [1]]
         before = await stores.prompts.versions(ALICE, "pmpt_a", PageQuery(before="1"))
-        assert before is not None and [each.version for each in before.prompts] == [3, 2] and before.has_more
+        assert before is not None and [each.version for each in before.items] == [3, 2] and before.has_more
     finally:
         await stores.aclose()

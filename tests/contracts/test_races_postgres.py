@@ -115,7 +115,7 @@ async def test_two_that_continue_one_do_not_stand_in_each_others_way(two: Two) -
     async with asyncio.timeout(20):
         await asyncio.gather(*saves)
     page = await two.here.responses.list(ALICE, PageQuery(limit=100))
-    assert len(page.responses) == 100 and page.has_more
+    assert len(page.items) == 100 and page.has_more
 
 
 async def test_a_group_that_waits_for_a_chain_holds_no_later_one(two: Two) -> None:

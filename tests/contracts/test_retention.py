@@ -73,4 +73,4 @@ async def test_a_response_that_runs_is_not_old_and_its_stream_goes_alone(kept: S
 async def test_what_was_used_just_now_stays(kept: Stores) -> None:
     await kept.conversations.create(ALICE, "conv_a", b"{}", (item("msg_a"),))
     assert await kept.retention.sweep() == (0, 0, 0)
-    assert (await kept.conversations.list(ALICE, PageQuery())).conversations
+    assert (await kept.conversations.list(ALICE, PageQuery())).items

@@ -93,7 +93,7 @@ class VectorStoreContract:
         await here.stores.add_files(ALICE, store_id, [NewFile("file-2", "b.txt")], batch_id="vsfb_1")
         stores = here.stores
         assert await stores.get(BOB, store_id) is None
-        assert (await stores.list(BOB, PageQuery())).stores == ()
+        assert (await stores.list(BOB, PageQuery())).items == ()
         assert await stores.update(BOB, store_id, StoreChanges(name="x")) is None
         assert not await stores.delete(BOB, store_id)
         assert not await stores.add_files(BOB, store_id, [NewFile("file-3", "c.txt")])
@@ -108,8 +108,8 @@ class VectorStoreContract:
         assert await here.index.known(BOB, [store_id]) == []
         await stores.forget_file(BOB, "file-1")
         page = await stores.list_files(ALICE, store_id, PageQuery())
-        assert page is not None and {file.file_id for file in page.files} == {"file-1", "file-2"}
-        assert all(file.attributes == {} and file.state == "in_progress" for file in page.files)
+        assert page is not None and {file.file_id for file in page.items} == {"file-1", "file-2"}
+        assert all(file.attributes == {} and file.state == "in_progress" for file in page.items)
 
     async def test_pages_of_stores(self, here: VectorDatabase, there: VectorDatabase) -> None:
         for number in range(5):
@@ -117,7 +117,7 @@ class VectorStoreContract:
 
         async def names(**query: object) -> tuple[list[str], bool]:
             page = await there.stores.list(ALICE, PageQuery(**query))  # type: ignore[arg-type]
-            return [store.id[3:] for store in page.stores], page.has_more
+            return [store.id[3:] for store in page.items], page.has_more
 
         assert await names(limit=2) == (["4", "3"], True)
         assert await names(limit=2, after="vs_3") == (["2", "1"], True)
@@ -244,7 +244,7 @@ class VectorStoreContract:
         assert batch is not None and batch.cancelled and batch.counts == Counts(completed=1, failed=1, cancelled=2)
         assert not await here.ingestion.append(_third, 0, "a", [Chunk("birds", 1)])
         page = await there.stores.list_files(ALICE, store_id, PageQuery(), state="cancelled", batch_id="vsfb_1")
-        assert page is not None and {file.state for file in page.files} == {"cancelled"} and len(page.files) == 2
+        assert page is not None and {file.state for file in page.items} == {"cancelled"} and len(page.items) == 2
         assert await there.stores.list_files(ALICE, store_id, PageQuery(), batch_id="vsfb_none") is None
 
     async def test_pages_of_files(self, here: VectorDatabase, there: VectorDatabase, world: World) -> None:
@@ -256,7 +256,7 @@ class VectorStoreContract:
         async def names(**query: object) -> tuple[list[str], bool]:
             page = await there.stores.list_files(ALICE, store_id, PageQuery(**query))  # type: ignore[arg-type]
             assert page is not None
-            return [file.file_id[5:] for file in page.files], page.has_more
+            return [file.file_id[5:] for file in page.items], page.has_more
 
         assert await names(limit=2) == (["4", "3"], True)
         assert await names(limit=2, after="file-3") == (["2", "1"], True)

@@ -185,7 +185,7 @@ async def test_many_that_make_one_conversation_make_it_once(store: SqlConversati
         ]
         results = await asyncio.gather(*calls, return_exceptions=True)
     assert results.count(()) == 1 and sum(isinstance(one, ConversationLocked) for one in results) == 19
-    assert len((await store.list(ALICE, PageQuery())).conversations) == 2
+    assert len((await store.list(ALICE, PageQuery())).items) == 2
 
 
 @pytest.mark.parametrize("fate", ["committed", "aborted"])

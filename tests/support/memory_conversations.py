@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from antiphon.engine.ports.actions import OnceOnly, ResponseRecord, StoredItem
-from antiphon.engine.ports.state import ConversationPage, ItemPage, PageQuery, StoredConversation
+from antiphon.engine.ports.state import Page, PageQuery, StoredConversation
 from antiphon.errors import ConversationLocked, ConversationTooLong, InvalidRequest, StoreError
 
 T = TypeVar("T")
@@ -83,12 +83,12 @@ class MemoryConversationStore:
     async def delete(self, owner: str, conversation_id: str) -> bool:
         return self._unlocked(owner, conversation_id) is not None and bool(self._all.pop((owner, conversation_id)))
 
-    async def list(self, owner: str, page: PageQuery) -> ConversationPage:
+    async def list(self, owner: str, page: PageQuery) -> Page[StoredConversation]:
         ids = [each for whose, each in self._all if whose == owner]
         ids.sort(key=lambda each: (self._all[owner, each].created_at, each))
         shown, more = _page(ids, list(ids), page, "There is no conversation with this id")
         found = [await self.get(owner, each) for each in shown]
-        return ConversationPage(tuple(each for each in found if each is not None), more)
+        return Page(tuple(each for each in found if each is not None), more)
 
     async def add_items(self, owner: str, conversation_id: str, items: Sequence[StoredItem]) -> bool:
         found = self._unlocked(owner, conversation_id)
@@ -96,12 +96,12 @@ class MemoryConversationStore:
             found.add(items)
         return found is not None
 
-    async def items(self, owner: str, conversation_id: str, page: PageQuery) -> ItemPage | None:
+    async def items(self, owner: str, conversation_id: str, page: PageQuery) -> Page[StoredItem] | None:
         found = self._all.get((owner, conversation_id))
         if found is None:
             return None
         shown, more = _page(found.items, [item.id for item in found.items], page, "There is no item with this id")
-        return ItemPage(for_clients(shown), more)
+        return Page(for_clients(shown), more)
 
     async def get_item(self, owner: str, conversation_id: str, item_id: str) -> StoredItem | None:
         found = self._all.get((owner, conversation_id))

@@ -15,7 +15,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.files import FileFields, FilePage, FileQuery, NoRoom, StoredFile
+from antiphon.engine.ports.files import FileFields, FileQuery, NoRoom, StoredFile
+from antiphon.engine.ports.state import Page
 
 LEAST_ROOM = 4096
 
@@ -41,7 +42,7 @@ class MemoryFileStore:
         found = self._found(owner, file_id)
         return _Open(*found) if found else None
 
-    async def list(self, owner: str, query: FileQuery) -> FilePage | None:
+    async def list(self, owner: str, query: FileQuery) -> Page[StoredFile] | None:
         files = [file for (whose, name), (file, _) in self.all.items() if whose == owner and self._found(owner, name)]
         files.sort(key=lambda file: (file.created_at, file.id), reverse=query.descending)
         if query.after is not None:
@@ -50,7 +51,7 @@ class MemoryFileStore:
                 return None
             files = files[places[0] + 1 :]
         kept = [file for file in files if query.purpose in (None, file.purpose)]
-        return FilePage(tuple(kept[: query.limit]), has_more=len(kept) > query.limit)
+        return Page(tuple(kept[: query.limit]), has_more=len(kept) > query.limit)
 
     async def delete(self, owner: str, file_id: str) -> bool:
         return self._found(owner, file_id) is not None and bool(self.all.pop((owner, file_id)))

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from antiphon.engine.ports.actions import OnceOnly, StoredPrompt
-from antiphon.engine.ports.state import PageQuery, PromptChange, PromptPage
+from antiphon.engine.ports.state import Page, PageQuery, PromptChange
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
 
 
@@ -40,7 +40,7 @@ class MemoryPromptStore:
         wanted = versions[0].default_version if version is None else version
         return versions[wanted - 1] if 1 <= wanted <= len(versions) else None
 
-    async def list(self, owner: str, page: PageQuery) -> PromptPage:
+    async def list(self, owner: str, page: PageQuery) -> Page[StoredPrompt]:
         own = [versions for (whose, _), versions in self._all.items() if whose == owner]
         found = [versions[versions[0].default_version - 1] for versions in own]
         found.sort(key=lambda prompt: (prompt.created_at, prompt.id), reverse=page.descending)
@@ -52,12 +52,12 @@ class MemoryPromptStore:
             between = found[ids.index(page.after) + 1 :]
         elif page.before is not None:
             before = found[: ids.index(page.before)]
-            return PromptPage(tuple(before[-page.limit :]), len(before) > page.limit)
+            return Page(tuple(before[-page.limit :]), len(before) > page.limit)
         else:
             between = found
-        return PromptPage(tuple(between[: page.limit]), len(between) > page.limit)
+        return Page(tuple(between[: page.limit]), len(between) > page.limit)
 
-    async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> PromptPage | None:
+    async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> Page[StoredPrompt] | None:
         found = self._all.get((owner, prompt_id))
         if found is None:
             return None
@@ -68,7 +68,7 @@ class MemoryPromptStore:
         low, high = page.bounds
         between = [each for each in found if int(low or 0) < each.version < int(high or len(found) + 1)]
         walked = between[::-1] if page.backward else between
-        return PromptPage(page.shown(walked), len(walked) > page.limit)
+        return Page(page.shown(walked), len(walked) > page.limit)
 
     async def change(self, owner: str, prompt_id: str, change: PromptChange) -> StoredPrompt | None:
         versions = self._all.get((owner, prompt_id))

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
-from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
+from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.errors import ChainBroken, ChainTooLong, InvalidRequest, PredecessorGone, StoreError
 from tests.support.memory_conversations import MemoryConversationStore, for_clients
@@ -84,7 +84,7 @@ class MemoryResponseStore:
     async def delete(self, owner: str, response_id: str) -> bool:
         return self._own(owner, response_id) is not None and bool(self.records.pop(response_id))
 
-    async def list(self, owner: str, page: PageQuery) -> ResponsePage:
+    async def list(self, owner: str, page: PageQuery) -> Page[StoredResponse]:
         own = [record for record in self.records.values() if record.owner == owner]
         own.sort(key=lambda record: record.created_at)
         if page.descending:
@@ -98,9 +98,9 @@ class MemoryResponseStore:
         between = own[: ids.index(cursor)] if turned and cursor else own[ids.index(cursor) + 1 :] if cursor else own
         shown = between[-page.limit :] if turned else between[: page.limit]
         found = tuple(StoredResponse(one.id, one.status, one.body, for_clients(one.output_items)) for one in shown)
-        return ResponsePage(found, has_more=len(between) > page.limit)
+        return Page(found, has_more=len(between) > page.limit)
 
-    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
+    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> Page[StoredItem] | None:
         record = self._own(owner, response_id)
         if record is None:
             return None
@@ -112,7 +112,7 @@ class MemoryResponseStore:
         between = items[start:end]
         turned = page.before is not None and page.after is None
         shown = between[-page.limit :] if turned else between[: page.limit]
-        return ItemPage(for_clients(shown), has_more=len(between) > page.limit)
+        return Page(for_clients(shown), has_more=len(between) > page.limit)
 
     async def ping(self) -> None:
         pass

@@ -121,8 +121,6 @@ class PassedOn:
             path=path + query,
             headers=headers,
             body=body,
-            model="",
-            stream=False,
             upstream=route.upstream,
             tries=len(route.upstreams),
         )

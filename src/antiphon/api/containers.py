@@ -50,6 +50,7 @@ from antiphon.engine.ports.containers import (
     read_memory,
 )
 from antiphon.engine.ports.files import StoredFile
+from antiphon.engine.ports.state import Page
 from antiphon.errors import (
     InvalidRequest,
     NotFound,
@@ -383,8 +384,7 @@ def _page(request: ApiRequest, oldest_first: Sequence[_T], show: Callable[[_T], 
         if not places:
             raise unknown_cursor("after", "There is nothing with this id")
         found = found[places[0] + 1 :]
-    page = found[:limit]
-    return list_response(page, show, has_more=len(found) > limit)
+    return list_response(Page(tuple(found[:limit]), len(found) > limit), show)
 
 
 def _show(container: ContainerHead) -> bytes:

@@ -36,7 +36,7 @@ from antiphon.api.http import (
 from antiphon.engine.exchange.stored_items import is_reference, prepare_input, resolve_references, stored_input
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.idempotency import AlreadyMade
-from antiphon.engine.ports.state import ConversationStore, OwnerRoom, ResponseStore, StoredConversation
+from antiphon.engine.ports.state import ConversationStore, OwnerRoom, Page, ResponseStore, StoredConversation
 from antiphon.errors import NotFound, missing_parameter
 from antiphon.ids import IdFactory, is_name, new_id
 from antiphon.translation.item_kinds import note_members, only_known
@@ -124,7 +124,7 @@ class Conversations(Area):
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/conversations`: the owner's conversations, newest first unless asked otherwise."""
         page = await self._store.list(request.owner, read_page(request))
-        return list_response(page.conversations, _resource, has_more=page.has_more)
+        return list_response(page, _resource)
 
     @Route("GET", "/v1/conversations/{}", "Get a conversation", Conversation)
     async def get(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
@@ -164,7 +164,7 @@ class Conversations(Area):
         page = await self._store.items(request.owner, conversation_id, query) if is_name(conversation_id) else None
         page = existing(page, _no_such_conversation(conversation_id))
         ignored = ignored_fields(tolerance.names)
-        return list_response(page.items, item_body, has_more=page.has_more, headers=ignored)
+        return list_response(page, item_body, headers=ignored)
 
     @Route(
         "POST",
@@ -184,7 +184,7 @@ class Conversations(Area):
         items = await self._read_items(request, given_items, tolerance)
         if not (is_name(conversation_id) and await self._store.add_items(request.owner, conversation_id, items)):
             raise _no_such_conversation(conversation_id)
-        return list_response(items, item_body, has_more=False, headers=ignored_fields(tolerance.names))
+        return list_response(Page(items, False), item_body, headers=ignored_fields(tolerance.names))
 
     @Route(
         "GET",

@@ -169,7 +169,7 @@ class Files(Area):
         page = await self._measured("list_files", self._files.list(request.owner, query)) if known else None
         if page is None:
             raise unknown_cursor("after", "There is no file with this id")
-        return list_response(page.files, show_file, has_more=page.has_more)
+        return list_response(page, show_file)
 
     @Route("GET", "/v1/files/{}", "Get a file", File)
     async def get(self, request: ApiRequest, file_id: str) -> ApiResponse:

@@ -21,7 +21,7 @@ from antiphon.engine.exchange.client_answer import REPLAYED
 from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.ports.actions import OnceOnly, StoredItem
 from antiphon.engine.ports.idempotency import HEADER, AlreadyMade, fingerprint, read_key
-from antiphon.engine.ports.state import PageQuery
+from antiphon.engine.ports.state import Page, PageQuery
 from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter
 from antiphon.translation.request_checks import not_json, wrong_type
 from antiphon.types.json import encode
@@ -182,16 +182,16 @@ def _id_of(one: Any) -> str:
 
 
 def list_response(
-    found: Sequence[_Found],
+    page: Page[_Found],
     show: Callable[[_Found], bytes],
     *,
-    has_more: bool,
     id_of: Callable[[_Found], str] = _id_of,
     headers: Headers = (),
 ) -> ApiResponse:
-    """OpenAI's list envelope around these, as `show` makes JSON of them; their ids are the cursors."""
+    """OpenAI's list envelope around a page, as `show` makes JSON of its objects; their ids are the cursors."""
+    found = page.items
     first, last = (id_of(found[0]), id_of(found[-1])) if found else (None, None)
-    envelope = encode({"first_id": first, "last_id": last, "has_more": has_more})
+    envelope = encode({"first_id": first, "last_id": last, "has_more": page.has_more})
     data = b",".join([show(one) for one in found])
     return raw_response(b'{"object":"list","data":[%b],%b' % (data, envelope[1:]), headers=headers)
 

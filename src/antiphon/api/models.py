@@ -204,9 +204,6 @@ class ModelCatalog(Area):
             method="GET",
             path="/models",
             headers=(("accept", "application/json"), *(pair for pair in headers if source.sends(pair[0]))),
-            body=b"",
-            model="",
-            stream=False,
             upstream=name,
         )
         try:

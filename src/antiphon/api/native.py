@@ -58,9 +58,6 @@ class NativeResponses:
             method="GET" if request.method == "HEAD" else request.method,
             path=f"/responses/{response_id}{rest}{query}",
             headers=(("accept", "application/json"), *headers),
-            body=b"",
-            model="",
-            stream=False,
             upstream=self._name,
         )
         try:

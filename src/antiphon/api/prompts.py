@@ -153,7 +153,7 @@ class Prompts(Area):
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/prompts`: each in its default version, newest first unless asked otherwise."""
         page = await self._store.list(request.owner, _page(request))
-        return list_response(page.prompts, lambda one: _resource(request, one), has_more=page.has_more)
+        return list_response(page, lambda one: _resource(request, one))
 
     @Route("GET", "/v1/prompts/{}", "Get a prompt", Prompt, parameters=(_VERSION_PARAMETER,))
     async def get(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
@@ -168,9 +168,8 @@ class Prompts(Area):
             page = await self._store.versions(request.owner, prompt_id, _page(request))
         page = existing(page, no_such("Prompt", prompt_id))
         return list_response(
-            page.prompts,
+            page,
             lambda one: _resource(request, one),
-            has_more=page.has_more,
             id_of=lambda one: str(one.version),
         )
 

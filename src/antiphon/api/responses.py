@@ -65,7 +65,7 @@ class Responses(Area):
         """Newest first unless asked otherwise: whole responses. OpenAI has no such list."""
         with self._metrics.storage("list"):
             page = await self._store.list(request.owner, read_page(request))
-            return list_response(page.responses, _whole, has_more=page.has_more)
+            return list_response(page, _whole)
 
     @Route("GET", "/v1/responses/{}", "Get a response", Response, parameters=_STREAMED, events=EVENTS, errors=(400,))
     async def get(self, request: ApiRequest, response_id: str) -> ApiResponse:
@@ -145,7 +145,7 @@ class Responses(Area):
         query = read_page(request)
         page = await self._store.input_items(request.owner, response_id, query) if is_id(response_id, "resp") else None
         page = existing(page, no_such("Response", response_id))
-        return list_response(page.items, item_body, has_more=page.has_more)
+        return list_response(page, item_body)
 
     async def _cancel(self, request: ApiRequest, response_id: str) -> ApiResponse:
         found = None

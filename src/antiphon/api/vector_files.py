@@ -52,7 +52,8 @@ from antiphon.api.vector_shapes import (
 )
 from antiphon.engine.ports.files import FileStore
 from antiphon.engine.ports.idempotency import AlreadyMade
-from antiphon.engine.ports.vector_stores import FilePage, NewFile, VectorFile, VectorStore, VectorStores
+from antiphon.engine.ports.state import Page
+from antiphon.engine.ports.vector_stores import NewFile, VectorFile, VectorStore, VectorStores
 from antiphon.errors import InvalidRequest, NotFound, array_too_long, invalid_parameter, missing_parameter
 from antiphon.ids import IdFactory, is_id, is_name
 
@@ -327,5 +328,5 @@ def _state(request: ApiRequest) -> str | None:
     return query_choice(request, "filter", _STATES, "completed")
 
 
-def _shown(page: FilePage) -> ApiResponse:
-    return list_response(page.files, show_file, has_more=page.has_more, id_of=lambda one: one.file_id)
+def _shown(page: Page[VectorFile]) -> ApiResponse:
+    return list_response(page, show_file, id_of=lambda one: one.file_id)

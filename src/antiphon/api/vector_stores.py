@@ -177,7 +177,7 @@ class VectorStoreApi(Area):
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/vector_stores`: newest first unless asked otherwise."""
         page = await self._stores.list(request.owner, read_page(request))
-        return list_response(page.stores, show_store, has_more=page.has_more)
+        return list_response(page, show_store)
 
     @Route("GET", "/v1/vector_stores/{}", "Get a vector store", VectorStoreObject)
     async def get(self, request: ApiRequest, store_id: str) -> ApiResponse:

@@ -217,7 +217,7 @@ async def _files(stores: Stores, owner: str) -> AsyncIterator[StoredFile]:
     after = None
     while True:
         page = await stores.files.list(owner, FileQuery(limit=100, after=after))
-        files = page.files if page is not None else ()
+        files = page.items if page is not None else ()
         for file in files:
             yield file
         if page is None or not page.has_more:

@@ -25,7 +25,7 @@ from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly, StoredItem
 from antiphon.engine.ports.retention import SWEEPER
-from antiphon.engine.ports.state import ConversationPage, ItemPage, PageQuery, StoredConversation
+from antiphon.engine.ports.state import Page, PageQuery, StoredConversation
 from antiphon.errors import ConversationLocked, ConversationTooLong, HistoryTooLarge
 from antiphon.ids import Clock, now
 from antiphon.stores.idempotency import IdempotencyKeys
@@ -209,12 +209,12 @@ class SqlConversations:
         deleted = await self._change(DELETE, {"owner": owner, "id": conversation_id})
         return deleted or await self._missing(owner, conversation_id)
 
-    async def list(self, owner: str, page: PageQuery) -> ConversationPage:
+    async def list(self, owner: str, page: PageQuery) -> Page[StoredConversation]:
         """A page of the owner's conversations, by their time of creation."""
         await check_cursors(page, partial(self.get, owner), "There is no conversation with this id")
         rows = await self._tables.fetch(LIST[page.backward], {"owner": owner, **asked(page)})
         found = [self._conversation(row) for row in rows]
-        return ConversationPage(page.shown(found), has_more=len(found) > page.limit)
+        return Page(page.shown(found), has_more=len(found) > page.limit)
 
     async def add_items(self, owner: str, conversation_id: str, items: Sequence[StoredItem]) -> bool:
         """Append the items, all or none; False when there is no such conversation. Raises `ConversationLocked`."""
@@ -228,11 +228,11 @@ class SqlConversations:
             return await self._missing(owner, conversation_id)
         return True
 
-    async def items(self, owner: str, conversation_id: str, page: PageQuery) -> ItemPage | None:
+    async def items(self, owner: str, conversation_id: str, page: PageQuery) -> Page[StoredItem] | None:
         """A page of the items, or None; see `ConversationStore.items`."""
         named = {"owner": owner, "id": conversation_id, **asked(page, self._page_bytes)}
         found = item_page(await self._tables.fetch(ITEMS[page.backward], named), page)
-        return None if found is None else ItemPage(self._bodies.open_items(found.items), found.has_more)
+        return None if found is None else Page(self._bodies.open_items(found.items), found.has_more)
 
     async def get_item(self, owner: str, conversation_id: str, item_id: str) -> StoredItem | None:
         """One item of the conversation, or None."""

@@ -22,12 +22,12 @@ from antiphon.engine.ports.files import (
     BlobReader,
     BlobStore,
     FileFields,
-    FilePage,
     FileQuery,
     NoRoom,
     StoredFile,
 )
 from antiphon.engine.ports.idempotency import AlreadyMade
+from antiphon.engine.ports.state import Page
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, now
@@ -143,7 +143,7 @@ class SqlFiles:
                 return None
             raise
 
-    async def list(self, owner: str, query: FileQuery) -> FilePage | None:
+    async def list(self, owner: str, query: FileQuery) -> Page[StoredFile] | None:
         """A page by time of creation, or None when `after` is no file of the owner."""
         end = (_EVER, "") if query.descending else (-1, "")
         if query.after is not None:
@@ -156,7 +156,7 @@ class SqlFiles:
             self._sql.page[query.descending], named | {"limit": query.limit + 1} | self._date()
         )
         found = [_kept(row).file for row in rows]
-        return FilePage(tuple(found[: query.limit]), has_more=len(found) > query.limit)
+        return Page(tuple(found[: query.limit]), has_more=len(found) > query.limit)
 
     async def insert(self, owner: str, kept: KeptFile, once: OnceOnly | None) -> None:
         """The file's row comes and its pending row goes. Raises `NoRoom`, `ContentTaken`, `AlreadyMade`, `ApiError`."""

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.idempotency import (
     APPROVALS,
     CALLS,
     KEEP_APPROVALS,
     AlreadyMade,
-    OnceOnly,
     approval_key,
     calls_key,
     explain,

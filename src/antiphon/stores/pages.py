@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from antiphon.engine.ports.actions import StoredItem
-from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
+from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
 from antiphon.errors import HistoryTooLarge, unknown_cursor
 
 
@@ -45,7 +45,7 @@ async def check_cursors(page: PageQuery, find: Callable[[str], Awaitable[object]
             raise unknown_cursor(name, missing)
 
 
-def item_page(rows: Sequence[Row], page: PageQuery) -> ItemPage | None:
+def item_page(rows: Sequence[Row], page: PageQuery) -> Page[StoredItem] | None:
     """The page, of rows with the places of its cursors (`low`, `high`) and an item, or none where the page is empty.
 
     No row: no list. Raises `InvalidRequest` for a cursor that has no place.
@@ -58,12 +58,12 @@ def item_page(rows: Sequence[Row], page: PageQuery) -> ItemPage | None:
         if places[cursor] is None:
             raise unknown_cursor(name, "There is no item with this id in the list")
     found, cut = cut_off([row for row in rows if row["item_id"] is not None])
-    return ItemPage(page.shown([stored_item(row) for row in found]), has_more=cut or len(found) > page.limit)
+    return Page(page.shown([stored_item(row) for row in found]), has_more=cut or len(found) > page.limit)
 
 
 def response_page(
     rows: Sequence[Row], page: PageQuery, body: Callable[[str, bytes], bytes] = lambda _, body: body
-) -> ResponsePage:
+) -> Page[StoredResponse]:
     """The page, of rows with a response (`id`, `status`, `response`) and an item of it, if it has any. `body`: what is
     shown of a response with this status whose row has that object."""
     found: dict[str, tuple[Row, list[StoredItem]]] = {}
@@ -76,7 +76,7 @@ def response_page(
         StoredResponse(row["id"], row["status"], body(row["status"], row["response"]), tuple(items))
         for row, items in found.values()
     ]
-    return ResponsePage(page.shown(responses), has_more=cut or len(responses) > page.limit)
+    return Page(page.shown(responses), has_more=cut or len(responses) > page.limit)
 
 
 def stored_item(row: Row) -> StoredItem:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly, StoredPrompt
-from antiphon.engine.ports.state import PageQuery, PromptChange, PromptPage
+from antiphon.engine.ports.state import Page, PageQuery, PromptChange
 from antiphon.errors import VersionConflict, unknown_cursor
 from antiphon.ids import Clock, now
 from antiphon.stores.idempotency import IdempotencyKeys
@@ -113,7 +113,7 @@ class SqlPrompts:
         rows = await self._tables.fetch(GET, {"id": prompt_id, "owner": owner, "version": version})
         return self._prompt(rows[0]) if rows else None
 
-    async def list(self, owner: str, page: PageQuery) -> PromptPage:
+    async def list(self, owner: str, page: PageQuery) -> Page[StoredPrompt]:
         """A page of the owner's prompts, each in its default version; `after` and `before` are meant in that order."""
         cursor = None
         for name, cursor in page.cursors[:1]:
@@ -121,9 +121,9 @@ class SqlPrompts:
                 raise unknown_cursor(name, "There is no prompt with this id")
         named = {"owner": owner, "cursor": cursor, "limit": page.limit + 1}
         rows = await self._tables.fetch(LIST[page.backward], named)
-        return PromptPage(page.shown([self._prompt(row) for row in rows]), has_more=len(rows) > page.limit)
+        return Page(page.shown([self._prompt(row) for row in rows]), has_more=len(rows) > page.limit)
 
-    async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> PromptPage | None:
+    async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> Page[StoredPrompt] | None:
         """A page of a prompt's versions; see `PromptStore.versions`."""
         newest = await self.get(owner, prompt_id)
         if newest is None:
@@ -136,7 +136,7 @@ class SqlPrompts:
         named |= {"low": int(low or 0), "high": int(high or newest.last_version + 1)}
         rows = await self._tables.fetch(VERSIONS[page.backward], named)
         found, cut = cut_off(rows)
-        return PromptPage(page.shown([self._prompt(row) for row in found]), has_more=cut or len(rows) > page.limit)
+        return Page(page.shown([self._prompt(row) for row in found]), has_more=cut or len(rows) > page.limit)
 
     async def change(self, owner: str, prompt_id: str, change: PromptChange) -> StoredPrompt | None:
         """Make the change, all of it or none; returns the version that is its result. Raises `VersionConflict`."""

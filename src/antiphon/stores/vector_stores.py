@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.state import PageQuery
+from antiphon.engine.ports.state import Page, PageQuery
 from antiphon.engine.ports.vector_stores import (
     Batch,
     Chunking,
@@ -29,7 +29,6 @@ from antiphon.engine.ports.vector_stores import (
     FilePage,
     NewFile,
     StoreChanges,
-    StorePage,
     VectorFile,
     VectorStore,
 )
@@ -223,11 +222,11 @@ class SqlVectorStores:
         rows = await self._tables.fetch(self._sql.get_store, self._named(owner, store_id))
         return _vector_store(rows[0]) if rows else None
 
-    async def list(self, owner: str, page: PageQuery) -> StorePage:
+    async def list(self, owner: str, page: PageQuery) -> Page[VectorStore]:
         """A page of the owner's stores, by their time of creation."""
         await check_cursors(page, partial(self.get, owner), "There is no vector store with this id")
         rows = await self._tables.fetch(self._sql.stores[page.backward], self._named(owner, "", **asked(page)))
-        return StorePage(page.shown([_vector_store(row) for row in rows]), has_more=len(rows) > page.limit)
+        return Page(page.shown([_vector_store(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def update(self, owner: str, store_id: str, changes: StoreChanges) -> VectorStore | None:
         """Change the store; see `VectorStores.update`."""
@@ -287,7 +286,7 @@ class SqlVectorStores:
 
     async def list_files(
         self, owner: str, store_id: str, page: PageQuery, *, state: str | None = None, batch_id: str | None = None
-    ) -> FilePage | None:
+    ) -> Page[VectorFile] | None:
         """A page of files; see `VectorStores.list_files`."""
         if batch_id is not None:
             if await self.get_batch(owner, store_id, batch_id) is None:
@@ -298,7 +297,7 @@ class SqlVectorStores:
         await check_cursors(page, find, "There is no file with this id in the vector store")
         named = self._named(owner, store_id, state=state, batch_id=batch_id, **asked(page))
         rows = await self._tables.fetch(self._sql.files[page.backward], named)
-        return FilePage(page.shown([_vector_file(row) for row in rows]), has_more=len(rows) > page.limit)
+        return Page(page.shown([_vector_file(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def set_attributes(self, owner: str, store_id: str, file_id: str, attributes: Attributes) -> bool:
         """Replace a file's attributes; False when there is none."""

@@ -209,9 +209,9 @@ def test_pages_cut_by_bytes_are_the_whole_list(
 
             async def responses(query: PageQuery) -> tuple[Sequence[str], int, bool]:
                 page = await stores.responses.list(BOB, query)
-                size = sum(len(one.body) + sum(len(i.body) for i in one.output_items) for one in page.responses)
-                assert all(len(one.output_items) == 1 for one in page.responses)
-                return [one.id for one in page.responses], size, page.has_more
+                size = sum(len(one.body) + sum(len(i.body) for i in one.output_items) for one in page.items)
+                assert all(len(one.output_items) == 1 for one in page.items)
+                return [one.id for one in page.items], size, page.has_more
 
             for fetch, names in (
                 (inputs, [f"i{n}" for n in range(len(sizes))]),

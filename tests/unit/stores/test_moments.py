@@ -315,7 +315,7 @@ async def test_a_file_is_gone_when_it_expires(
         clocks.wall += 60 * SECOND + off
         assert (await files.get(ALICE, "file-a") is None) is come
         page = await files.list(ALICE, FileQuery())
-        assert page is not None and [one.id for one in page.files] == (["file-b"] if come else ["file-b", "file-a"])
+        assert page is not None and [one.id for one in page.items] == (["file-b"] if come else ["file-b", "file-a"])
         expired: list[tuple[str, str]] = []
 
         async def note(owner: str, file_id: str) -> None:

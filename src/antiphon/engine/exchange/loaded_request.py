@@ -28,7 +28,7 @@ from antiphon.engine.exchange.request_context import (
     wanted_context,
 )
 from antiphon.engine.exchange.stored_items import prepare_input, stored_input
-from antiphon.engine.ports.actions import Context, FetchedFile, LoadContext, StoredItem
+from antiphon.engine.ports.actions import Context, LoadContext, StoredItem
 from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.errors import ApiError, InvalidRequest
@@ -45,6 +45,7 @@ from antiphon.translation.read_request import allow_fields, read_request
 from antiphon.translation.tool_map import HostedFunction
 from antiphon.translation.truncation import estimate_tokens
 from antiphon.translation.values import BuilderOptions, ChatTranslation, ItemSources, PromptTemplate
+from antiphon.types.files import FetchedFile
 from antiphon.types.request import CreateResponse
 from antiphon.types.views import Manner
 

@@ -1,12 +1,15 @@
 """A background request at the door that it came by: checked, queued for a worker, followed by whoever wants its stream.
 
-Lives here: when it can be queued, and what its client gets. Not here: the job's payload (`queueing.py`), running it: a
-worker's exchange makes the response (`made_response.py`).
+Lives here: when it can be queued, its job and the queued response's record, what its client gets. Not here: credentials
+(`queueing.py`), running it: a worker's exchange makes the response (`made_response.py`).
 
 Invariant: what is wrong with a request is told now, not by a response that fails later.
 """
 
 from __future__ import annotations
+
+import msgspec
+from msgspec import UNSET, Raw
 
 from antiphon.engine.exchange.asked import Asked
 from antiphon.engine.exchange.call_headers import continued, kept_for_later
@@ -17,11 +20,12 @@ from antiphon.engine.exchange.queueing import (
     check_background,
     check_keyless,
     credentials_of,
-    make_enqueue,
+    is_secret,
     seal_headers,
 )
 from antiphon.engine.exchange.states import State
-from antiphon.engine.ports.actions import Context, LoadContext
+from antiphon.engine.ports.actions import Context, Enqueue, LoadContext, ResponseRecord
+from antiphon.engine.ports.jobs import JobRequest
 from antiphon.errors import ApiError, StoreError, store_refusal
 from antiphon.translation.prompt_template import pin_prompt
 from antiphon.types.json import encode
@@ -73,20 +77,26 @@ class QueuedRequest(Phase):
         loaded.builder.queue()
         secret = credentials_of(head, kept, passthrough=core.route.passthrough, keyless=self._keyless)
         sealed = seal_headers(core.options.sealer, head.owner, secret) if secret else ""
-        core.machine.go(State.SAVING)
-        core.actions.append(
-            make_enqueue(
-                loaded.builder.response,
-                head,
-                self._body,
-                loaded.stored_input(),
-                continued(tuple(pair for pair in head.headers if pair[0] in kept), core.observer.trace()),
-                loaded.builder.take(),
-                loaded.request.conversation,
-                sealed,
-                job_needs(loaded.request, core.route, core.options.tool_types),
-            )
+        plain = tuple(pair for pair in head.headers if pair[0] in kept and not is_secret(pair[0]))
+        headers = continued(plain, core.observer.trace())
+        response, conversation = loaded.builder.response, loaded.request.conversation
+        job = JobRequest(Raw(self._body.strip()), [*headers], response.created_at, head.request_id, sealed)
+        record = ResponseRecord(
+            id=response.id,
+            owner=head.owner,
+            previous_response_id=response.previous_response_id,
+            status="queued",
+            model=response.model,
+            created_at=response.created_at,
+            completed_at=None,
+            body=encode(msgspec.structs.replace(response, output=UNSET, status="queued")),
+            input_items=loaded.stored_input(),
+            output_items=(),
+            conversation_id=conversation,
         )
+        needs = job_needs(loaded.request, core.route, core.options.tool_types)
+        core.machine.go(State.SAVING)
+        core.actions.append(Enqueue(record, encode(job), loaded.builder.take(), needs))
 
     def receive_saved(self, error: StoreError | ApiError | None) -> None:
         core = self.core

@@ -1,7 +1,7 @@
 """What a request leaves behind when it is queued, and what a worker makes of that again.
 
-Lives here: which requests can run without their client, the job's payload, the queued response's record. Not here: the
-order of things (`queued_request.py`), who keeps and runs jobs.
+Lives here: which requests can run without their client, and the credentials that are kept with their jobs. Not here:
+the job (`queued_request.py`), who keeps and runs jobs.
 
 Invariants: no credential of a client is part of a job, but for what `background.client_credentials: seal` keeps: sealed
 for its owner, in the job's row alone, so that it goes when the response is over, cancelled or deleted. A response that
@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
-from msgspec import UNSET, Raw
 
-from antiphon.engine.ports.actions import Enqueue, RequestHead, ResponseRecord, StoredItem
-from antiphon.engine.ports.jobs import JobRequest
+from antiphon.engine.ports.actions import RequestHead
 from antiphon.errors import InvalidRequest, Unavailable
 from antiphon.sealing import Sealer
 from antiphon.types.json import encode, given
-from antiphon.types.response import Response
 from antiphon.types.tools import Tool
 from antiphon.types.transport import Headers
 from antiphon.types.views import QueuedCredentials
@@ -50,7 +47,7 @@ def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[To
     """
     problem = ""
     for name, _ in head.headers:
-        if name in kept and _is_secret(name) and not seals:
+        if name in kept and is_secret(name) and not seals:
             problem = f"the header '{name}' cannot go along ('background.client_credentials')."
     for tool in tools:
         if tool.type == "mcp" and _opens(tool):
@@ -71,7 +68,7 @@ def credentials_of(head: RequestHead, kept: frozenset[str], *, passthrough: bool
     return tuple(
         (name, value)
         for name, value in head.headers
-        if (name == "authorization" and passthrough and not keyless) or (name in kept and _is_secret(name))
+        if (name == "authorization" and passthrough and not keyless) or (name in kept and is_secret(name))
     )
 
 
@@ -117,7 +114,8 @@ def open_headers(sealer: Sealer, owner: str, sealed: str) -> Headers:
         ) from None
 
 
-def _is_secret(name: str) -> bool:
+def is_secret(name: str) -> bool:
+    """Whether a header carries a credential."""
     return any(part in name for part in _SECRETS)
 
 
@@ -128,39 +126,3 @@ def _opens(tool: Tool) -> bool:
     except msgspec.DecodeError:
         return True
     return bool(found.authorization) or (given(found.headers) and bytes(found.headers) != b"{}")
-
-
-def make_enqueue(
-    response: Response,
-    head: RequestHead,
-    body: bytes,
-    items: tuple[StoredItem, ...],
-    headers: Headers,
-    events: bytes,
-    conversation_id: str | None,
-    sealed: str,
-    needs: tuple[str, ...] = (),
-) -> Enqueue:
-    """The queued response and its job. `headers` are what the model call takes along of the client's, `sealed` those of
-    them that are secret."""
-    record = ResponseRecord(
-        id=response.id,
-        owner=head.owner,
-        previous_response_id=response.previous_response_id,
-        status="queued",
-        model=response.model,
-        created_at=response.created_at,
-        completed_at=None,
-        body=encode(msgspec.structs.replace(response, output=UNSET, status="queued")),
-        input_items=items,
-        output_items=(),
-        conversation_id=conversation_id,
-    )
-    request = JobRequest(
-        Raw(body.strip()),
-        [pair for pair in headers if not _is_secret(pair[0])],
-        response.created_at,
-        head.request_id,
-        sealed,
-    )
-    return Enqueue(record, encode(request), events, needs)

@@ -21,39 +21,7 @@ from antiphon.types.file_kinds import FetchedFile
 from antiphon.translation.values import PromptReference
 from antiphon.types.files import FetchedFile
 from antiphon.types.response import UsageObject
-from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
-
-__all__ = [
-    "Action",
-    "CallUpstream",
-    "CancelReason",
-    "Chain",
-    "ClientAction",
-    "Context",
-    "Enqueue",
-    "FetchedFile",
-    "Finish",
-    "FollowResponse",
-    "Headers",
-    "LoadContext",
-    "OnceOnly",
-    "OwnAction",
-    "PrepareTools",
-    "PromptUse",
-    "ReleaseConversation",
-    "RequestHead",
-    "ResponseRecord",
-    "RunTools",
-    "SaveResponse",
-    "SendBody",
-    "SendHead",
-    "StoredItem",
-    "StoredPrompt",
-    "UpstreamError",
-    "UpstreamFault",
-    "UpstreamRequest",
-    "Usage",
-]
+from antiphon.types.transport import Headers, header_value
 
 
 class RequestHead(Struct, frozen=True):
@@ -227,9 +195,9 @@ class UpstreamRequest(Struct, frozen=True):
     method: str
     path: str
     headers: Headers
-    body: bytes
-    model: str
-    stream: bool
+    body: bytes = b""
+    model: str = ""
+    stream: bool = False
     upstream: str = "default"
     above: bool = False
     tries: int = 1

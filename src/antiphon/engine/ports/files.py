@@ -27,6 +27,7 @@ from secrets import token_hex
 from typing import Protocol
 
 from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.ports.state import Page
 
 
 class NoRoom(Exception):
@@ -79,14 +80,6 @@ class FileQuery:
     after: str | None = None
     purpose: str | None = None
     descending: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class FilePage:
-    """One page of files in the asked order."""
-
-    files: tuple[StoredFile, ...]
-    has_more: bool
 
 
 class BlobWriter(Protocol):
@@ -204,7 +197,7 @@ class FileStore(Protocol):
     async def open(self, owner: str, file_id: str) -> OpenFile | None:
         """The file with its content open, or None; to be closed by the caller."""
 
-    async def list(self, owner: str, query: FileQuery) -> FilePage | None:
+    async def list(self, owner: str, query: FileQuery) -> Page[StoredFile] | None:
         """A page by time of creation, or None when `after` is no file of the owner."""
 
     async def delete(self, owner: str, file_id: str) -> bool:

@@ -28,21 +28,6 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.state import Leased
 from antiphon.errors import ApiError, InvalidRequest
 
-__all__ = [
-    "HEADER",
-    "AlreadyMade",
-    "IdempotencyStore",
-    "LeftBehind",
-    "OnceOnly",
-    "approval_key",
-    "calls_key",
-    "explain",
-    "fingerprint",
-    "in_progress",
-    "read_key",
-    "reused",
-]
-
 HEADER = "idempotency-key"
 _MAX_LENGTH = 255
 APPROVALS = "approval\t"

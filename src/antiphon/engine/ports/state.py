@@ -11,20 +11,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from antiphon.engine.ports.actions import (
     Chain,
-    Headers,
     OnceOnly,
     ResponseRecord,
     StoredItem,
     StoredPrompt,
-    UpstreamError,
     UpstreamRequest,
 )
 from antiphon.errors import AntiphonError, ApiError
 from antiphon.types.file_kinds import FetchedFile
+from antiphon.types.files import FetchedFile
+from antiphon.types.transport import Headers, UpstreamError
 
 _Listed = TypeVar("_Listed")
 
@@ -48,10 +48,10 @@ class StoredResponse:
 
 
 @dataclass(frozen=True, slots=True)
-class ResponsePage:
-    """One page of responses in the asked order."""
+class Page(Generic[_Listed]):
+    """One page of a list, in the asked order."""
 
-    responses: tuple[StoredResponse, ...]
+    items: tuple[_Listed, ...]
     has_more: bool
 
 
@@ -91,14 +91,6 @@ class PageQuery:
         return tuple(reversed(found) if self.turned else found)
 
 
-@dataclass(frozen=True, slots=True)
-class ItemPage:
-    """One page of items in the asked order."""
-
-    items: tuple[StoredItem, ...]
-    has_more: bool
-
-
 class History(Protocol):
     """What a response needs of those before it, and where it goes when it is over.
 
@@ -134,13 +126,13 @@ class ResponseStore(History, Protocol):
     async def delete(self, owner: str, response_id: str) -> bool:
         """Delete the response and its items; False when there is none for this owner."""
 
-    async def list(self, owner: str, page: PageQuery) -> ResponsePage:
+    async def list(self, owner: str, page: PageQuery) -> Page[StoredResponse]:
         """A page of the owner's responses, by their time of creation; cursors are ids of responses.
 
         A cursor that is none is an `InvalidRequest`.
         """
 
-    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
+    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> Page[StoredItem] | None:
         """A page of the response's own input items, or None when the response does not exist."""
 
     async def ping(self) -> None:
@@ -162,14 +154,6 @@ class StoredConversation:
     id: str
     created_at: float
     metadata: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationPage:
-    """One page of conversations in the asked order."""
-
-    conversations: tuple[StoredConversation, ...]
-    has_more: bool
 
 
 class Leased(Protocol):
@@ -211,13 +195,13 @@ class ConversationStore(Leased, Protocol):
     async def delete(self, owner: str, conversation_id: str) -> bool:
         """Delete the conversation with its items; False when there is none. Responses made in it stay."""
 
-    async def list(self, owner: str, page: PageQuery) -> ConversationPage:
+    async def list(self, owner: str, page: PageQuery) -> Page[StoredConversation]:
         """A page of the owner's conversations, by their time of creation; cursors are ids of conversations."""
 
     async def add_items(self, owner: str, conversation_id: str, items: Sequence[StoredItem]) -> bool:
         """Append the items, all or none; False when there is no such conversation."""
 
-    async def items(self, owner: str, conversation_id: str, page: PageQuery) -> ItemPage | None:
+    async def items(self, owner: str, conversation_id: str, page: PageQuery) -> Page[StoredItem] | None:
         """A page of the items, or None when there is no such conversation.
 
         A cursor that is not in the conversation is an `InvalidRequest`.
@@ -244,14 +228,6 @@ class ConversationStore(Leased, Protocol):
 
     async def release(self, holder: str) -> None:
         """Give the lock back, if `holder` has one."""
-
-
-@dataclass(frozen=True, slots=True)
-class PromptPage:
-    """One page of prompts in the asked order, each in its default version."""
-
-    prompts: tuple[StoredPrompt, ...]
-    has_more: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,13 +261,13 @@ class PromptStore(Protocol):
     async def get(self, owner: str, prompt_id: str, version: int | None = None) -> StoredPrompt | None:
         """This version, or the default one; None when there is no such prompt or version."""
 
-    async def list(self, owner: str, page: PageQuery) -> PromptPage:
+    async def list(self, owner: str, page: PageQuery) -> Page[StoredPrompt]:
         """A page of the owner's prompts, by their time of creation; cursors are ids of prompts.
 
         A cursor that is none is an `InvalidRequest`.
         """
 
-    async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> PromptPage | None:
+    async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> Page[StoredPrompt] | None:
         """A page of a prompt's versions, by their numbers, which are the cursors; None when there is no such prompt.
 
         It may end before `limit`, with `has_more`, where its versions are large. A cursor that is none is an

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.state import PageQuery
+from antiphon.engine.ports.state import Page, PageQuery
 from antiphon.types.search import DEFAULT_RANKING, Attributes, Filter, Ranking
 
 FileErrorCode = Literal["server_error", "unsupported_file", "invalid_file"]
@@ -142,22 +142,6 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class StorePage:
-    """One page of stores in the asked order."""
-
-    stores: tuple[VectorStore, ...]
-    has_more: bool
-
-
-@dataclass(frozen=True, slots=True)
-class FilePage:
-    """One page of files in the asked order."""
-
-    files: tuple[VectorFile, ...]
-    has_more: bool
-
-
-@dataclass(frozen=True, slots=True)
 class StoreChanges:
     """What to change of a store: None leaves a field as it is, `clear_expiry` takes the expiry away."""
 
@@ -196,7 +180,7 @@ class VectorStores(Protocol):
     async def get(self, owner: str, store_id: str) -> VectorStore | None:
         """The store, or None."""
 
-    async def list(self, owner: str, page: PageQuery) -> StorePage:
+    async def list(self, owner: str, page: PageQuery) -> Page[VectorStore]:
         """A page of the owner's stores, by their time of creation. A cursor that is none is an `InvalidRequest`."""
 
     async def update(self, owner: str, store_id: str, changes: StoreChanges) -> VectorStore | None:
@@ -228,7 +212,7 @@ class VectorStores(Protocol):
 
     async def list_files(
         self, owner: str, store_id: str, page: PageQuery, *, state: str | None = None, batch_id: str | None = None
-    ) -> FilePage | None:
+    ) -> Page[VectorFile] | None:
         """A page of the store's (or the batch's) files; None when there is no such store or batch."""
 
     async def set_attributes(self, owner: str, store_id: str, file_id: str, attributes: Attributes) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
-from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
+from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
 from antiphon.errors import StoreError, unknown_cursor
 from antiphon.stores.chains import load_chain
 from antiphon.stores.pages import item_page, named_items, response_page, stored_item
@@ -96,7 +96,7 @@ class PostgresResponseStore:
             await self._database.transaction(work)
             return True
 
-    async def list(self, owner: str, page: PageQuery) -> ResponsePage:
+    async def list(self, owner: str, page: PageQuery) -> Page[StoredResponse]:
         """A page of the owner's responses; `after` and `before` are meant in the asked order, one of them counts."""
         text = sql.LIST_BACKWARD if page.backward else sql.LIST_FORWARD
         place: list[str] = []
@@ -108,7 +108,7 @@ class PostgresResponseStore:
         rows = await self._database.fetch(text, owner, page.limit + 1, self._page_bytes, *place)
         return response_page(rows, page, body_now)
 
-    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
+    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> Page[StoredItem] | None:
         """A page of the response's own input items, or None when there is no such response.
 
         `after` and `before` are meant in the asked order. With `before` alone the page is the one that ends just

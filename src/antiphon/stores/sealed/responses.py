@@ -11,7 +11,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
-from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, ResponseStore, StoredResponse
+from antiphon.engine.ports.state import Page, PageQuery, ResponseStore, StoredResponse
 from antiphon.engine.ports.stored_bodies import with_status
 from antiphon.stores.sealed.bodies import Bodies, is_sealed
 
@@ -44,15 +44,15 @@ class SealedResponses:
         found = await self._beneath.get(owner, response_id)
         return None if found is None else self._opened(found)
 
-    async def list(self, owner: str, page: PageQuery) -> ResponsePage:
+    async def list(self, owner: str, page: PageQuery) -> Page[StoredResponse]:
         """A page of the owner's responses; see `ResponseStore.list`."""
         found = await self._beneath.list(owner, page)
-        return ResponsePage(tuple([self._opened(one) for one in found.responses]), found.has_more)
+        return Page(tuple([self._opened(one) for one in found.items]), found.has_more)
 
-    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
+    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> Page[StoredItem] | None:
         """A page of the response's own input items; see `ResponseStore.input_items`."""
         found = await self._beneath.input_items(owner, response_id, page)
-        return None if found is None else ItemPage(self._bodies.open_items(found.items), found.has_more)
+        return None if found is None else Page(self._bodies.open_items(found.items), found.has_more)
 
     def _opened(self, found: StoredResponse) -> StoredResponse:
         body = running_body(self._bodies, found.body, found.status)

@@ -18,7 +18,7 @@ from functools import partial
 
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.retention import SWEEPER
-from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
+from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
 from antiphon.engine.running.waiting import look_at
 from antiphon.errors import PredecessorGone, StoreError, unknown_cursor
 from antiphon.stores.chains import load_chain
@@ -229,7 +229,7 @@ class SqliteResponseStore:
         counts = await self._writer.run([Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE_RESPONSE, named)])
         return any(counts)
 
-    async def list(self, owner: str, page: PageQuery) -> ResponsePage:
+    async def list(self, owner: str, page: PageQuery) -> Page[StoredResponse]:
         """A page of the owner's responses; `after` and `before` are meant in the asked order, one of them counts."""
         named = {"owner": owner, "cursor": None, "limit": page.limit + 1, "bytes": self._page_bytes}
         sql = LIST_BACKWARD if page.backward else LIST_FORWARD
@@ -240,7 +240,7 @@ class SqliteResponseStore:
             sql = LIST_BACKWARD_BEHIND if page.backward else LIST_FORWARD_BEHIND
         return response_page(await self._readers.fetch(sql, named), page)
 
-    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
+    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> Page[StoredItem] | None:
         """A page of the response's own input items, or None when there is no such response.
 
         `after` and `before` are meant in the asked order. With `before` alone the page is the one that ends just
