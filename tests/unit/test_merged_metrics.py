@@ -25,7 +25,7 @@ def _process(finished: int, in_flight: int = 0) -> str:
     metrics = Metrics()
     for number in range(finished):
         metrics.response_finished("completed", "http", number / 10)
-    metrics.in_flight.value = in_flight
+    metrics.in_flight.add(by=in_flight)
     return metrics.render().decode()
 
 

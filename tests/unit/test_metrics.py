@@ -56,7 +56,7 @@ def test_what_operators_rely_on_is_there() -> None:
     with metrics.storage("save"):
         pass
     metrics.tool_execution("file_search", 0.5)
-    metrics.in_flight.inc()
+    metrics.in_flight.add()
     found = _samples(metrics)
     assert found["responses_total", (("door", "relay"), ("fault", "none"), ("outcome", "completed"))] == 2
     assert found["responses_total", (("door", "drive"), ("fault", "upstream"), ("outcome", "failed"))] == 1

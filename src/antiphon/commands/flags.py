@@ -21,41 +21,39 @@ from antiphon.errors import ConfigError
 
 
 class Flag(NamedTuple):
-    """What a flag sets, what it says, and what stands for its value (unless the setting has choices)."""
+    """The setting that a flag sets, what it says, and what stands for its value (unless the setting has choices)."""
 
-    path: tuple[str, ...]
+    setting: str
     help: str
     metavar: str = ""
 
 
-DATA = Flag(("data",), "data folder: databases, keys, sockets", "FOLDER")
+DATA = Flag("data", "data folder: databases, keys, sockets", "FOLDER")
 COMMON_FLAGS = {
-    "--upstream": Flag(("upstream", "url"), "base URL of the chat server, with its prefix", "URL"),
-    "--auth": Flag(("upstream", "auth"), "whose credentials the chat server sees: its own key, the client's, nobody's"),
-    "--profile": Flag(("upstream", "profile"), "what kind of chat server it is: vllm, ollama, llamacpp, …", "NAME"),
-    "--listen": Flag(("listen",), "where clients connect (port 0: any free port)", "HOST:PORT"),
+    "--upstream": Flag("upstream.url", "base URL of the chat server, with its prefix", "URL"),
+    "--auth": Flag("upstream.auth", "whose credentials the chat server sees: its own key, the client's, nobody's"),
+    "--profile": Flag("upstream.profile", "what kind of chat server it is: vllm, ollama, llamacpp, …", "NAME"),
+    "--listen": Flag("listen", "where clients connect (port 0: any free port)", "HOST:PORT"),
     "--data": DATA,
-    "--mode": Flag(("mode",), "who makes the first model call (envoy door)"),
-    "--transport": Flag(("sidecar", "transport"), "gRPC server of the sidecar"),
-    "--log-level": Flag(("log", "level"), "lowest level written"),
-    "--log-format": Flag(("log", "format"), "auto: console on a terminal, else JSON"),
+    "--mode": Flag("mode", "who makes the first model call (envoy door)"),
+    "--transport": Flag("sidecar.transport", "gRPC server of the sidecar"),
+    "--log-level": Flag("log.level", "lowest level written"),
+    "--log-format": Flag("log.format", "auto: console on a terminal, else JSON"),
 }
 UP_FLAGS = {
-    "--workers": Flag(("workers",), "sidecar or HTTP door processes", "N"),
-    "--door": Flag(("door",), "what clients connect to: Envoy, or the HTTP door without one"),
-    "--envoy": Flag(("envoy", "binary"), "path of the Envoy binary; default: the extra 'envoy', then PATH", "FILE"),
+    "--workers": Flag("workers", "sidecar or HTTP door processes", "N"),
+    "--door": Flag("door", "what clients connect to: Envoy, or the HTTP door without one"),
+    "--envoy": Flag("envoy.binary", "path of the Envoy binary; default: the extra 'envoy', then PATH", "FILE"),
 }
 ENVOY_FLAGS = {
     "--endpoint-picker": Flag(
-        ("envoy", "endpoint_picker", "address"),
-        "inference scheduler that chooses the chat server of each call",
-        "HOST:PORT",
+        "envoy.endpoint_picker.address", "inference scheduler that chooses the chat server of each call", "HOST:PORT"
     ),
 }
 SIDECAR_FLAGS = {
-    "--grpc": Flag(("sidecar", "grpc"), "where the ext_proc service listens: unix:PATH or HOST:PORT", "ADDRESS"),
-    "--http": Flag(("sidecar", "http"), "where the sidecar's HTTP port listens: unix:PATH or HOST:PORT", "ADDRESS"),
-    "--model-door": Flag(("sidecar", "model_door"), "Envoy's listener for the sidecar's model calls", "ADDRESS"),
+    "--grpc": Flag("sidecar.grpc", "where the ext_proc service listens: unix:PATH or HOST:PORT", "ADDRESS"),
+    "--http": Flag("sidecar.http", "where the sidecar's HTTP port listens: unix:PATH or HOST:PORT", "ADDRESS"),
+    "--model-door": Flag("sidecar.model_door", "Envoy's listener for the sidecar's model calls", "ADDRESS"),
 }
 _KEY_VARIABLE = "api_key_env"
 
@@ -65,11 +63,11 @@ def add_flags(command: argparse.ArgumentParser, *groups: Mapping[str, Flag]) -> 
     command.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     for group in groups:
         for name, flag in group.items():
-            kind, default = _setting(flag.path)
+            kind, default = _setting(flag.setting)
             said = f"{flag.help}; default: {default}" if default not in (None, "") else flag.help
             command.add_argument(
                 name,
-                dest=".".join(flag.path),
+                dest=flag.setting,
                 help=said.replace("%", "%%"),
                 metavar=flag.metavar or None,
                 choices=None if flag.metavar else _choices(kind),
@@ -80,13 +78,14 @@ def add_flags(command: argparse.ArgumentParser, *groups: Mapping[str, Flag]) -> 
                 )
 
 
-def _setting(path: tuple[str, ...]) -> tuple[Any, Any]:
+def _setting(path: str) -> tuple[Any, Any]:
     """The type and the default of a setting."""
-    section: Any = Settings
-    for name in path[:-1]:
-        section = section.model_fields[name].annotation
-    field = section.model_fields[path[-1]]
-    return field.annotation, field.default
+    kind: Any = Settings
+    default: Any = None
+    for name in path.split("."):
+        field = kind.model_fields[name]
+        kind, default = field.annotation, field.default
+    return kind, default
 
 
 def _choices(kind: Any) -> list[str]:
@@ -104,10 +103,10 @@ def settings_file(arguments: argparse.Namespace) -> Path | None:
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The effective settings of a parsed command line. Raises `ConfigError`."""
-    paths = {".".join(flag.path) for flag in {**COMMON_FLAGS, **UP_FLAGS, **ENVOY_FLAGS, **SIDECAR_FLAGS}.values()}
+    known = {flag.setting for flag in {**COMMON_FLAGS, **UP_FLAGS, **ENVOY_FLAGS, **SIDECAR_FLAGS}.values()}
     flags: dict[str, Any] = {}
     for name, value in vars(arguments).items():
-        if name in paths and value is not None:
+        if name in known and value is not None:
             put(flags, name.split("."), value)
     variable = getattr(arguments, _KEY_VARIABLE, None)
     if variable is not None:

@@ -6,9 +6,9 @@ Lives here: these sections of the settings. Not here: their use, how sources are
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import SecretStr, field_validator
+from pydantic import SecretStr, StringConstraints, field_validator
 
 from antiphon.config.section import Secret, Section
 
@@ -16,7 +16,7 @@ from antiphon.config.section import Secret, Section
 class OwnerSettings(Section):
     source: Literal["bearer", "header", "single"] = "bearer"
     """What tells owners apart: a keyed hash of the bearer token, a trusted header, or nothing (one owner)."""
-    header: str = "x-antiphon-owner"
+    header: Annotated[str, StringConstraints(to_lower=True)] = "x-antiphon-owner"
     """The trusted header for `source: header`; Envoy strips a client's copy, an authenticating filter sets it."""
     key: Secret | None = None
     """Key of the hash for `source: bearer`; unset: created in the data folder (mode 0600), shared by all workers."""
@@ -45,11 +45,6 @@ class OwnerSettings(Section):
             elif not re.fullmatch(r"[!-+\--~]{16,}", text):
                 raise ValueError(f"api_keys[{number}]: a key is at least 16 ASCII characters, no blank and no comma")
         return value
-
-    @field_validator("header")
-    @classmethod
-    def _lower(cls, value: str) -> str:
-        return value.lower()
 
 
 class SealingSettings(Section):

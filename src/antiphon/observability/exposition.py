@@ -16,10 +16,10 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from antiphon.observability.metric_names import Described
-from antiphon.observability.tallies import Counts, Level, Read, Spread
+from antiphon.observability.tallies import Counts, Read, Spread
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-Kept = Counts | Spread | Level | Read
+Kept = Counts | Spread | Read
 
 
 class Exposition(Collector):

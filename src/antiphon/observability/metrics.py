@@ -23,14 +23,14 @@ from antiphon.errors import StoreError
 from antiphon.observability import metric_names as names
 from antiphon.observability.outages import Outage
 from antiphon.observability.storage_operation import StorageOperation
-from antiphon.observability.tallies import Counts, Level, Names, Read, Reading, Spread
+from antiphon.observability.tallies import Counts, Names, Read, Reading, Spread
 
 if TYPE_CHECKING:
     from antiphon.observability.exposition import Exposition
 
 _REFRESH_SECONDS = 1.0
 _LAG_SECONDS = 0.25
-_Kept = TypeVar("_Kept", Counts, Spread, Level, Read)
+_Kept = TypeVar("_Kept", Counts, Spread)
 _log = structlog.get_logger(__name__)
 
 
@@ -38,7 +38,7 @@ class Metrics:
     """One per process."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Counts | Spread | Level | Read] = {}
+        self._kept: dict[str, Counts | Spread | Read] = {}
         self._refreshers: list[Callable[[], Awaitable[None]]] = []
         self._outage = Outage(_log, "metrics_not_fresh", "metrics_fresh_again")
         self._codes, self._models, self._tools_named = Names(), Names(), Names()
@@ -76,7 +76,7 @@ class Metrics:
         """Runs that others go on with."""
         self.lost = self._keep(Counts(names.LOST))
         """Runs that others had taken over."""
-        self.in_flight = self._keep(Level(names.IN_FLIGHT))
+        self.in_flight = self._keep(Counts(names.IN_FLIGHT))
         """Responses being served."""
         self.lag = self._keep(Spread(names.LAG))
         """How late the event loop was."""

@@ -99,7 +99,7 @@ class Observation:
         self._first: float | None = None
         self._used: list[tuple[str, Usage, bool]] = []
         self._ended = False
-        self._metrics.in_flight.inc()
+        self._metrics.in_flight.add()
         # A worker reruns background responses, so they are not lost.
         self._place = telemetry.served.begin(request_id) if door != _AGAIN else -1
         self._spans: ResponseSpans | None = None
@@ -178,7 +178,7 @@ class Observation:
         """There was nothing to observe: it was not begun."""
         if not self._ended:
             self._ended = True
-            self._metrics.in_flight.dec()
+            self._metrics.in_flight.add(by=-1)
             self._telemetry.served.end(self._place)
             if self._spans is not None:
                 self._spans.drop()
@@ -189,7 +189,7 @@ class Observation:
         if self._ended:
             return
         self._ended = True
-        self._metrics.in_flight.dec()
+        self._metrics.in_flight.add(by=-1)
         self._telemetry.served.end(self._place)
         request = exchange.known
         failure = with_cause(failure or request.failure, outcome)

@@ -28,8 +28,7 @@ OTHER: Final = "other"
 class Names:
     """The values of a label that others choose (a model's name, an upstream's error code): the first hundred."""
 
-    def __init__(self, most: int = _MOST_VALUES) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._seen: dict[str, str] = {}
 
     def bounded(self, value: str) -> str:
@@ -37,21 +36,21 @@ class Names:
         known = self._seen.get(value)
         if known is not None:
             return known
-        if len(self._seen) >= self._most or len(value) > NAME_LENGTH:
+        if len(self._seen) >= _MOST_VALUES or len(value) > NAME_LENGTH:
             return OTHER
         self._seen[value] = value
         return value
 
 
 class Counts:
-    """A counter: one number for each set of labels."""
+    """A counter, or a gauge that goes up and down with what it counts: one number for each set of labels."""
 
     def __init__(self, described: Described) -> None:
         self.described = described
         self._values: dict[Labels, float] = {} if described.labels else {(): 0}
 
     def add(self, *labels: str, by: float = 1) -> None:
-        """So many more."""
+        """So many more, or less."""
         values = self._values
         values[labels] = values.get(labels, 0) + by
 
@@ -91,26 +90,6 @@ class Spread:
             below += number
             yield repr(float(bound)), below
         yield "+Inf", below + row[-2]
-
-
-class Level:
-    """A gauge that goes up and down with what it counts."""
-
-    def __init__(self, described: Described) -> None:
-        self.described = described
-        self.value = 0.0
-
-    def inc(self) -> None:
-        """One more."""
-        self.value += 1
-
-    def dec(self) -> None:
-        """One less."""
-        self.value -= 1
-
-    def numbers(self) -> Mapping[Labels, float]:
-        """What there is now."""
-        return {(): self.value}
 
 
 class Read:
