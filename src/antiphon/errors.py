@@ -290,6 +290,11 @@ def invalid_value(name: str, advice: str) -> InvalidRequest:
     return InvalidRequest(f"Invalid value for '{name}': {advice}.", param=name, code="invalid_value")
 
 
+def wrong_value(message: str, name: str) -> InvalidRequest:
+    """The same, where the message says all of it."""
+    return InvalidRequest(message, param=name, code="invalid_value")
+
+
 def mutually_exclusive(one: str, other: str) -> InvalidRequest:
     """The error for two parameters of which only one is allowed."""
     return InvalidRequest(

@@ -18,10 +18,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from antiphon.translation.call_items import HOSTED
 from antiphon.translation.chat_content import KNOWN_PARTS
 from antiphon.translation.field_support import all_names
-from antiphon.translation.item_kinds import KNOWN_ITEMS, members_of
+from antiphon.translation.item_kinds import HOSTED, ITEMS, members_of
 from antiphon.translation.read_tools import TOOL_MEMBERS
 from antiphon.types.items import KnownPart
 from tests.drift.found import Found, of_places
@@ -67,11 +66,11 @@ class Rows:
         self._fields: set[str] = set()
         for name in names:
             self._add(name)
-        self._has |= {Found("item", kind) for kind in KNOWN_ITEMS}
+        self._has |= {Found("item", kind) for kind in ITEMS}
         self._has |= {Found("part", kind) for kind in KNOWN_PARTS}
         self._has |= {Found("frame", name) for name in _FRAMES} | {Found("event", name) for name in _ANSWERS}
         for kind, fields_of in (
-            ("item field", {item: members_of(item) for item in KNOWN_ITEMS - HOSTED}),
+            ("item field", {item: members_of(item) for item in ITEMS.keys() - HOSTED}),
             ("part field", dict.fromkeys(KNOWN_PARTS, KnownPart.__struct_fields__)),
             ("tool field", TOOL_MEMBERS),
             ("event field", _ANSWERS),

@@ -15,7 +15,7 @@ from msgspec import Struct
 from antiphon.api.json_schema import Schemas
 from antiphon.api.openapi import DOCUMENT_PATH, EXCHANGES, path_of
 from antiphon.translation.field_support import GROUPS
-from antiphon.translation.item_kinds import KNOWN_ITEMS
+from antiphon.translation.item_kinds import ITEMS
 from antiphon.translation.request_fields import REQUEST_FIELDS
 from antiphon.types.items import InputItem
 from tests.support.whole_api import whole_document, whole_router
@@ -126,7 +126,7 @@ def test_a_request_has_everything_that_the_table_of_fates_names() -> None:
     named = {name.removeprefix("include:") for name in GROUPS["Values of `include`"] if " " not in name}
     assert include == named
     items = {name.removeprefix("input.") for name in GROUPS["Items of `input`"] if " " not in name}
-    assert items <= _titles("InputItem") == KNOWN_ITEMS
+    assert items <= _titles("InputItem") == set(ITEMS)
     tools = {name.split(".")[1] for name in GROUPS["Tools"] if " " not in name}
     assert tools == _titles("Tool")
     parts = {name.split(".")[1] for name in GROUPS["Content parts"] if " " not in name}

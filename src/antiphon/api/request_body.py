@@ -15,10 +15,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, get_type_hints
 
 from antiphon.api.json_schema import Schema, Schemas
-from antiphon.translation.call_items import OUTPUTS
-from antiphon.translation.compaction import COMPACTIONS
 from antiphon.translation.field_support import GROUPS
-from antiphon.translation.item_kinds import KNOWN_ITEMS
+from antiphon.translation.item_kinds import COMPACTIONS, ITEMS, OUTPUTS
 from antiphon.translation.parameters import PARAMETER_KINDS
 from antiphon.translation.read_items import ROLES
 from antiphon.translation.read_tools import NAMED, TOOL_MEMBERS
@@ -201,7 +199,7 @@ def _typed(
 
 
 def _items() -> Schema:
-    plain = {kind: _MEMBERS.get(kind, _ANSWER if kind in OUTPUTS else None) for kind in sorted(KNOWN_ITEMS)}
+    plain = {kind: _MEMBERS.get(kind, _ANSWER if kind in OUTPUTS else None) for kind in sorted(ITEMS)}
     return _typed(
         plain,
         _NEEDED,

@@ -27,30 +27,6 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import decode_any, encode, first, fragment_of, given, quoted
 from antiphon.types.shown import shown_of
 
-CALLS: Final = frozenset(
-    {
-        "function_call",
-        "custom_tool_call",
-        "local_shell_call",
-        "shell_call",
-        "apply_patch_call",
-        "tool_search_call",
-    }
-)
-OUTPUTS: Final = frozenset(
-    {
-        "function_call_output",
-        "custom_tool_call_output",
-        "local_shell_call_output",
-        "shell_call_output",
-        "apply_patch_call_output",
-        "tool_search_output",
-        "computer_call_output",
-        "mcp_approval_response",
-        "program_output",
-    }
-)
-
 NAMED_OUTPUTS: Final = frozenset({"function_call_output", "custom_tool_call_output"})
 """Outputs that may come without the id of a call, with the name of the tool at most."""
 
@@ -169,21 +145,6 @@ def sound_arguments(where: str, value: Raw) -> Raw:
 
 
 # Items of hosted tools
-
-HOSTED: Final = frozenset(
-    {
-        "web_search_call",
-        "file_search_call",
-        "code_interpreter_call",
-        "image_generation_call",
-        "computer_call",
-        "mcp_call",
-        "mcp_list_tools",
-        "mcp_approval_request",
-        "program",
-    }
-)
-"""Types of items that are shown as a call and its result."""
 
 _OF_SERVERS: Final = frozenset({"mcp_call", "mcp_approval_request"})
 """Calls of an MCP server's tools, made or asked for: under the name by which the model knows the tool."""

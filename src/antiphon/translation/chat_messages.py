@@ -19,30 +19,26 @@ from typing import Final
 import msgspec
 from msgspec import UNSET, Raw
 
-from antiphon.errors import InvalidRequest, invalid_parameter, invalid_value, missing_parameter
-from antiphon.translation.call_items import (
-    APPROVED,
-    CALLS,
-    HOSTED,
-    NAMED_OUTPUTS,
-    OUTPUTS,
-    call_of,
-    hosted_call,
-    native_output,
-    told,
-)
+from antiphon.errors import invalid_parameter, invalid_value, missing_parameter, wrong_value
+from antiphon.translation.call_items import APPROVED, NAMED_OUTPUTS, call_of, hosted_call, native_output, told
 from antiphon.translation.chat_content import ContentRules, joined_text, message_content, output_content
-from antiphon.translation.compaction import COMPACTIONS
 from antiphon.translation.foreign_items import (
     COMPACTED_ELSEWHERE,
     ENCRYPTED_PART,
-    FOREIGN_MESSAGES,
-    FOREIGN_REASONING,
     ForeignContent,
     agent_content,
     agent_thought,
 )
-from antiphon.translation.item_kinds import READ_BEFORE, unknown_item
+from antiphon.translation.item_kinds import (
+    CALLS,
+    COMPACTIONS,
+    FOREIGN_MESSAGES,
+    FOREIGN_REASONING,
+    HOSTED,
+    OUTPUTS,
+    READ_BEFORE,
+    unknown_item,
+)
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request_checks import check_choice, required
 from antiphon.translation.think_tags import only_thought
@@ -173,9 +169,7 @@ class _Grouping:
                 raise invalid_parameter(where, "its content cannot be read") from None
         self._put_off()
         for call_id in self._waiting:
-            raise InvalidRequest(
-                f"No tool output found for function call {call_id}.", param="input", code="invalid_value"
-            )
+            raise wrong_value(f"No tool output found for function call {call_id}.", "input")
         return self._entries
 
     def _add(self, where: str, item: InputItem, number: int) -> None:
@@ -301,11 +295,7 @@ class _Grouping:
     def _call(self, where: str, item: InputItem, number: int) -> None:
         call_id, name, arguments = call_of(where, item, number)
         if call_id in self._waiting:
-            raise InvalidRequest(
-                f"Two function calls share the call_id {call_id}, and the first has no output.",
-                param=where,
-                code="invalid_value",
-            )
+            raise wrong_value(f"Two function calls share the call_id {call_id}, and the first has no output.", where)
         turn = self._beside.get(call_id)
         if turn is None or turn is not self._turn:
             turn = self._open_turn(fresh=False)
@@ -436,11 +426,7 @@ class _Grouping:
             owner.outputs[place] = content
             owner.images.extend(images)
         elif call_id not in self._answered:
-            raise InvalidRequest(
-                f"No tool call found for function call output with call_id {call_id}.",
-                param=where,
-                code="invalid_value",
-            )
+            raise wrong_value(f"No tool call found for function call output with call_id {call_id}.", where)
         elif item.type == "mcp_approval_response":
             self._decided(call_id, content)
         else:

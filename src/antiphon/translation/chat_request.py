@@ -14,10 +14,10 @@ from typing import Any, Final, TypeVar, cast
 
 from msgspec import UNSET, Raw, UnsetType, defstruct
 
-from antiphon.errors import InvalidRequest, unsupported_parameter
+from antiphon.errors import unsupported_parameter, wrong_value
 from antiphon.translation.chat_messages import instruct, translate_items
 from antiphon.translation.chat_tools import make_chat_tools
-from antiphon.translation.foreign_items import FOREIGN_REASONING
+from antiphon.translation.item_kinds import FOREIGN_REASONING
 from antiphon.translation.openai_forms import check_json_word
 from antiphon.translation.parameters import laid_over
 from antiphon.translation.profiles import UpstreamProfile
@@ -96,9 +96,7 @@ def translate_request(
     messages = translate_items(request.instructions, items, profile, sources, sent, made.map)
     if not messages and not all(item.type == "additional_tools" for _, item in items):
         # No chat server answers an empty list. Tools alone are what Codex warms a connection up with.
-        raise InvalidRequest(
-            "'input' has no message or call that a model could answer.", param="input", code="invalid_value"
-        )
+        raise wrong_value("'input' has no message or call that a model could answer.", "input")
     if sources.tolerance.strict and text is not None and text.format is not None and text.format.type == "json_object":
         check_json_word(messages)
     response_format = _response_format(text, profile, messages)

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest
+from antiphon.errors import wrong_value
 from antiphon.translation.call_items import known_id
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.read_tools import (
@@ -179,20 +179,14 @@ def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, found: set[str],
             meant |= found
         made.map.callable = frozenset(meant)
         if not made.map.callable:
-            raise InvalidRequest(
-                "tool_choice names a tool that neither 'tools' nor an item of the input declares.",
-                param="tool_choice",
-                code="invalid_value",
+            raise wrong_value(
+                "tool_choice names a tool that neither 'tools' nor an item of the input declares.", "tool_choice"
             )
         if not choice.single or profile.named_tool_choice == "required" or len(made.map.callable) > 1:
             made.declarations = maker.declarations(made.map.callable)
     if not made.declarations:
         if choice.mode == "required":
-            raise InvalidRequest(
-                "tool_choice 'required' needs a tool that can be called; there is none.",
-                param="tool_choice",
-                code="invalid_value",
-            )
+            raise wrong_value("tool_choice 'required' needs a tool that can be called; there is none.", "tool_choice")
         return
     if choice.single and profile.named_tool_choice == "native" and made.map.callable and len(made.map.callable) == 1:
         (name,) = made.map.callable

@@ -17,16 +17,15 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest
-from antiphon.translation.call_items import OUTPUTS
+from antiphon.errors import InvalidRequest, wrong_value
 from antiphon.translation.foreign_items import ForeignContent
+from antiphon.translation.item_kinds import COMPACTIONS, OUTPUTS
 from antiphon.translation.truncation import estimate_tokens
 from antiphon.translation.values import Split
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode, quoted
 from antiphon.types.views import SealedCompaction
 
-COMPACTIONS: Final = frozenset({"compaction", "compaction_summary", "context_compaction"})
 # What holds from where it stands on.
 _BROUGHT: Final = frozenset({"additional_tools", "tool_search_call", "tool_search_output", "configuration_update"})
 _NO_CALLS: Final = frozenset({None, "message", "reasoning", "item_reference"})
@@ -58,10 +57,8 @@ def take_trigger(items: list[InputItem]) -> bool:
         items.pop()
     for number, item in enumerate(items):
         if item.type == "compaction_trigger":
-            raise InvalidRequest(
-                f"Invalid 'input[{number}]': a 'compaction_trigger' must be the last item.",
-                param=f"input[{number}]",
-                code="invalid_value",
+            raise wrong_value(
+                f"Invalid 'input[{number}]': a 'compaction_trigger' must be the last item.", f"input[{number}]"
             )
     return asked
 

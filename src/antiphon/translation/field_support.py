@@ -2,9 +2,9 @@
 
 It is for people (`docs/compatibility.md`) and for `GET /v1/antiphon/capabilities`.
 
-Lives here: what becomes of every `include` value, tool, form of `tool_choice`, item and content part. Not here: the
-rows of the fields (`request_fields.py`), the code that acts (`read_request.py`, `chat_request.py`, `chat_tools.py`,
-`chat_messages.py`, `chat_content.py`).
+Lives here: what becomes of every `include` value, tool, form of `tool_choice` and content part. Not here: the rows of
+the fields (`request_fields.py`) and of items (`item_kinds.py`), the code that acts (`read_request.py`,
+`chat_request.py`, `chat_tools.py`, `chat_messages.py`, `chat_content.py`).
 
 Invariant: the table says what that code does; `tests/unit/translation/test_field_support.py` sends a request for each
 row.
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from antiphon.translation.item_kinds import ITEMS
 from antiphon.translation.parameters import PARAMETERS
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request_fields import FIELDS, OF_CHAT
@@ -30,11 +31,8 @@ _CHOSEN: Final = refused("unless the gateway is set up to run the tool")
 _INCLUDED: Final = named("unless the gateway is set up to run the tool")
 HOSTED_SUPPORT: Final = here("runs here, between two turns of the model")
 """Of everything that speaks of a tool, in a gateway that is set up to run it."""
-_SHOWN: Final = here("shown to the model as a call and its result")
 _FUNCTION: Final = here("a function; calls come back as items of their own type")
 _LATER: Final = here("a call without output gets a placeholder; when the output arrives, the call is repeated with it")
-_OUTPUT: Final = here("a tool message")
-_CALL: Final = here("a function call")
 _IN_CHAT: Final = refused("belongs to Chat Completions; the message names the field to use")
 _UNKNOWN: Final = named("unless `strict` is set: then a 400")
 
@@ -57,12 +55,6 @@ def _named_choice(profile: UpstreamProfile) -> Support:
 
 def _strict(profile: UpstreamProfile) -> Support:
     return SENT if profile.strict_tools else NAMED
-
-
-def _reasoning_item(profile: UpstreamProfile) -> Support:
-    if profile.replay_reasoning == "off":
-        return named("this server takes no reasoning back")
-    return sent(f"`{profile.replay_reasoning}` of the assistant message it belongs to")
 
 
 def _images(profile: UpstreamProfile) -> Support:
@@ -89,11 +81,6 @@ def _image_by_id(profile: UpstreamProfile) -> Support:
 
 def _audio(profile: UpstreamProfile) -> Support:
     return SENT if profile.audio_input else refused("this server takes no audio")
-
-
-def _message(profile: UpstreamProfile) -> Support:
-    which = "leading system and developer messages" if profile.system_anywhere else "system and developer messages"
-    return sent(f"{which} become one system message")
 
 
 _TABLE: Final[dict[str, dict[str, Rule]]] = {
@@ -167,46 +154,7 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
         "tool_choice.programmatic_tool_calling": _NOT_HERE,
     },
     "Items of `input`": {
-        "input.message": _message,
-        "input.item_reference": here("replaced by the stored item"),
-        "input.reasoning": _reasoning_item,
-        "input.function_call": SENT,
-        "input.function_call_output": sent(
-            "images in it follow in a user message; without a `call_id` it answers the only open call (of its `name`), "
-            "or is a message"
-        ),
-        "input.custom_tool_call": _CALL,
-        "input.custom_tool_call_output": _OUTPUT,
-        "input.local_shell_call": _CALL,
-        "input.local_shell_call_output": _OUTPUT,
-        "input.shell_call": _CALL,
-        "input.shell_call_output": _OUTPUT,
-        "input.apply_patch_call": _CALL,
-        "input.apply_patch_call_output": _OUTPUT,
-        "input.tool_search_call": _CALL,
-        "input.tool_search_output": here("a tool message; its tools can be called from then on"),
-        "input.additional_tools": here("its tools are added to `tools`"),
-        "input.compaction": here(
-            "our own are opened and shown as a summary; of others the model is told that they were there"
-        ),
-        "input.agent_message": here("a user message that says from whom it is; what another server encrypted is named"),
-        "input.agent_reasoning": _reasoning_item,
-        "input.configuration_update": here("effort and text format from here on, until the next; stored with its turn"),
-        "input.web_search_call": _SHOWN,
-        "input.file_search_call": _SHOWN,
-        "input.image_generation_call": here("shown as a call and its result, without the image"),
-        "input.code_interpreter_call": _SHOWN,
-        "input.computer_call": _SHOWN,
-        "input.computer_call_output": here("added to the result of its call; the screenshot as an image"),
-        "input.mcp_call": _SHOWN,
-        "input.mcp_list_tools": _SHOWN,
-        "input.mcp_approval_request": here("shown to the model as the requested call, which waits"),
-        "input.mcp_approval_response": here(
-            "the result of its request, with its `reason`; 400 if `tools` lacks the server of an approved call"
-        ),
-        "input.program": _SHOWN,
-        "input.program_output": here("added to the result of its program"),
-        "input.compaction_trigger": here("as the last item: the answer is a compaction, made by the model"),
+        **{f"input.{name}": kind.support for name, kind in ITEMS.items() if kind.support is not None},
         "any other item": _UNKNOWN,
         "any other member of an item": named(
             "with `strict` a 400; items of hosted tools are shown to the model with all they have"

@@ -24,9 +24,6 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import encode, first, given
 from antiphon.types.views import AgentNames, AgentPart, SaidText
 
-FOREIGN_MESSAGES: Final = frozenset({"agent_message"})
-FOREIGN_REASONING: Final = frozenset({"agent_reasoning"})
-
 COMPACTED_ELSEWHERE: Final = (
     "(Earlier parts of this conversation were compacted by another server. What stood there cannot be read here.)"
 )

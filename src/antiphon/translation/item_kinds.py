@@ -1,7 +1,7 @@
-"""Which types of items are known here.
+"""The types of items that are known here: a row for each.
 
-Lives here: the whole list, and leaving out what is not on it: items, and members of those that are. Not here: what each
-kind becomes (`chat_messages.py`), items that only refer to others.
+Lives here: the whole list, what each type is and how it is told, and leaving out what is not on it: items, and members
+of those that are. Not here: the code that makes messages of them (`chat_messages.py`), items that only refer to others.
 
 Invariant: what passes has a type that `chat_messages.py` knows, or none (a message by its role, a reference by its id).
 """
@@ -9,28 +9,114 @@ Invariant: what passes has a type that `chat_messages.py` knows, or none (a mess
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest, invalid_value, unsupported_parameter
-from antiphon.translation.call_items import CALLS, HOSTED, OUTPUTS
-from antiphon.translation.compaction import COMPACTIONS
-from antiphon.translation.foreign_items import FOREIGN_MESSAGES, FOREIGN_REASONING
+from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.support import SENT, Rule, Support, here, named, sent
 from antiphon.types.items import InputItem, KnownItem
 from antiphon.types.tolerance import Tolerance
 
-READ_BEFORE: Final = frozenset({"additional_tools", "configuration_update"})
+
+@dataclass(frozen=True, slots=True)
+class ItemKind:
+    """`means` is what becomes of such items, in a word; `members` are those that they have beside what any item may
+    have. `support` is its row in the table of what is supported, None for another spelling of one that has it."""
+
+    means: str
+    support: Rule | None
+    members: tuple[str, ...] = ()
+
+
+def _message(profile: UpstreamProfile) -> Support:
+    which = "leading system and developer messages" if profile.system_anywhere else "system and developer messages"
+    return sent(f"{which} become one system message")
+
+
+def _reasoning(profile: UpstreamProfile) -> Support:
+    if profile.replay_reasoning == "off":
+        return named("this server takes no reasoning back")
+    return sent(f"`{profile.replay_reasoning}` of the assistant message it belongs to")
+
+
+_SHOWN: Final = here("shown to the model as a call and its result")
+_OUTPUT: Final = here("a tool message")
+_CALL: Final = here("a function call")
+_ANSWERS: Final = (
+    "images in it follow in a user message; without a `call_id` it answers the only open call (of its `name`), or is a "
+    "message"
+)
+_OPENED: Final = "our own are opened and shown as a summary; of others the model is told that they were there"
+_SAID: Final = "a user message that says from whom it is; what another server encrypted is named"
+_APPROVAL: Final = "the result of its request, with its `reason`; 400 if `tools` lacks the server of an approved call"
+
+ITEMS: Final = {
+    "message": ItemKind("message", _message),
+    "item_reference": ItemKind("reference", here("replaced by the stored item")),
+    "reasoning": ItemKind("reasoning", _reasoning),
+    "function_call": ItemKind("call", SENT, ("async", "encrypted_function_args")),
+    "function_call_output": ItemKind("output", sent(_ANSWERS)),
+    "custom_tool_call": ItemKind("call", _CALL, ("async",)),
+    "custom_tool_call_output": ItemKind("output", _OUTPUT),
+    "local_shell_call": ItemKind("call", _CALL),
+    "local_shell_call_output": ItemKind("output", _OUTPUT),
+    "shell_call": ItemKind("call", _CALL),
+    "shell_call_output": ItemKind("output", _OUTPUT, ("max_output_length",)),
+    "apply_patch_call": ItemKind("call", _CALL),
+    "apply_patch_call_output": ItemKind("output", _OUTPUT),
+    "tool_search_call": ItemKind("call", _CALL),
+    "tool_search_output": ItemKind("output", here("a tool message; its tools can be called from then on")),
+    "additional_tools": ItemKind("read before", here("its tools are added to `tools`")),
+    "compaction": ItemKind("compaction", here(_OPENED)),
+    "compaction_summary": ItemKind("compaction", None),
+    "context_compaction": ItemKind("compaction", None),
+    "agent_message": ItemKind("foreign message", here(_SAID), ("author", "recipient")),
+    "agent_reasoning": ItemKind("foreign reasoning", _reasoning, ("text",)),
+    "configuration_update": ItemKind(
+        "read before",
+        here("effort and text format from here on, until the next; stored with its turn"),
+        ("reasoning", "text"),
+    ),
+    "web_search_call": ItemKind("hosted", _SHOWN),
+    "file_search_call": ItemKind("hosted", _SHOWN),
+    "image_generation_call": ItemKind("hosted", here("shown as a call and its result, without the image")),
+    "code_interpreter_call": ItemKind("hosted", _SHOWN),
+    "computer_call": ItemKind("hosted", _SHOWN),
+    "computer_call_output": ItemKind(
+        "output", here("added to the result of its call; the screenshot as an image"), ("acknowledged_safety_checks",)
+    ),
+    "mcp_call": ItemKind("hosted", _SHOWN, ("server_label", "error")),
+    "mcp_list_tools": ItemKind("hosted", _SHOWN),
+    "mcp_approval_request": ItemKind("hosted", here("shown to the model as the requested call, which waits")),
+    "mcp_approval_response": ItemKind("output", here(_APPROVAL)),
+    "program": ItemKind("hosted", _SHOWN),
+    "program_output": ItemKind("output", here("added to the result of its program"), ("result",)),
+    "compaction_trigger": ItemKind("trigger", here("as the last item: the answer is a compaction, made by the model")),
+}
+"""Every type that an item of an input may have, in a readable order."""
+
+
+def _meaning(means: str) -> frozenset[str]:
+    return frozenset(name for name, kind in ITEMS.items() if kind.means == means)
+
+
+CALLS: Final = _meaning("call")
+OUTPUTS: Final = _meaning("output")
+HOSTED: Final = _meaning("hosted")
+"""Types of items that are shown as a call and its result."""
+COMPACTIONS: Final = _meaning("compaction")
+FOREIGN_MESSAGES: Final = _meaning("foreign message")
+FOREIGN_REASONING: Final = _meaning("foreign reasoning")
+READ_BEFORE: Final = _meaning("read before")
 """Items that say something about the request, not to the model."""
 
-KNOWN_ITEMS: Final = (CALLS | OUTPUTS | HOSTED | COMPACTIONS | FOREIGN_MESSAGES | FOREIGN_REASONING | READ_BEFORE) | {
-    "message",
-    "reasoning",
-    "item_reference",
-    "compaction_trigger",
-}
-"""Every type that an item of an input may have."""
+_SHOWN_WHOLE: Final = HOSTED - {"mcp_call"}
+_ANY: Final = frozenset(KnownItem.__struct_fields__) - {"source"}
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 
 
 def only_known(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> list[InputItem]:
@@ -40,33 +126,16 @@ def only_known(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> 
     """
     kept = []
     for number, item in enumerate(items):
-        if item.type is None or item.type in KNOWN_ITEMS:
+        if item.type is None or item.type in ITEMS:
             kept.append(item)
         else:
             tolerance.leave_out(f"{where}.{item.type}", unknown_item(f"{where}[{number}]", item.type))
     return kept
 
 
-_MEMBERS: Final = {
-    **dict.fromkeys(FOREIGN_MESSAGES, frozenset({"author", "recipient"})),
-    **dict.fromkeys(FOREIGN_REASONING, frozenset({"text"})),
-    "configuration_update": frozenset({"reasoning", "text"}),
-    "function_call": frozenset({"async", "encrypted_function_args"}),
-    "custom_tool_call": frozenset({"async"}),
-    "mcp_call": frozenset({"server_label", "error"}),
-    "shell_call_output": frozenset({"max_output_length"}),
-    "computer_call_output": frozenset({"acknowledged_safety_checks"}),
-    "program_output": frozenset({"result"}),
-}
-"""Members that items of these types have beside those that any item may have."""
-_SHOWN_WHOLE: Final = HOSTED - {"mcp_call"}
-_ANY: Final = frozenset(KnownItem.__struct_fields__) - {"source"}
-_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
-
-
 def members_of(kind: str) -> frozenset[str]:
     """What an item of this known type may have, unless it is shown to the model as it came (a hosted tool's)."""
-    return _ANY | _MEMBERS.get(kind, frozenset())
+    return _ANY.union(ITEMS[kind].members)
 
 
 def note_members(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> None:
@@ -74,7 +143,7 @@ def note_members(where: str, items: Iterable[InputItem], tolerance: Tolerance) -
     have none. Raises `InvalidRequest` in strict mode."""
     for number, item in enumerate(items):
         kind = item.type or "message"
-        if kind in _SHOWN_WHOLE or kind not in KNOWN_ITEMS:
+        if kind in _SHOWN_WHOLE or kind not in ITEMS:
             continue
         known = members_of(kind)
         for name in tolerance.unknown(_OBJECT.decode(item.source), known):

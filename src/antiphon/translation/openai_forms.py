@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest, invalid_parameter
+from antiphon.errors import InvalidRequest, invalid_parameter, wrong_value
 from antiphon.translation.read_tools import decode_tools
 from antiphon.types.chat import ChatMessage
 from antiphon.types.json import decode_any, first, given
@@ -60,11 +60,10 @@ def check_json_word(messages: Iterable[ChatMessage]) -> None:
     """Raise `InvalidRequest` unless a message says "json". A model that must answer with JSON, but has no instruction
     to do so, may write endless whitespace."""
     if not any(isinstance(said := message.content, Raw) and b"json" in bytes(said).lower() for message in messages):
-        raise InvalidRequest(
+        raise wrong_value(
             "Response input messages must contain the word 'json' in some form to use 'text.format' of type "
             "'json_object'.",
-            param="input",
-            code="invalid_value",
+            "input",
         )
 
 

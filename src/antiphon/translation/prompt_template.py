@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest, RequestTooLarge, invalid_parameter, invalid_type, invalid_value
+from antiphon.errors import InvalidRequest, RequestTooLarge, invalid_parameter, invalid_type, invalid_value, wrong_value
 from antiphon.translation.parameters import PARAMETERS
 from antiphon.translation.request_checks import read_string, read_value
 from antiphon.translation.request_fields import FIELDS
@@ -214,11 +214,10 @@ class _Values:
             elif parts:
                 yield self._parts[name]
             else:
-                raise InvalidRequest(
+                raise wrong_value(
                     f"The prompt variable '{name}' is a picture or a file; it stands in '{where}', which takes text "
                     "only.",
-                    param=f"prompt.variables.{name}",
-                    code="invalid_value",
+                    f"prompt.variables.{name}",
                 )
         yield text[at:]
 

@@ -15,11 +15,11 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.errors import array_too_long, invalid_parameter, invalid_value
-from antiphon.translation.call_items import CALLS, OUTPUTS, call_of, native_output
+from antiphon.translation.call_items import call_of, native_output
 from antiphon.translation.chat_content import ContentRules, FileNotFetched, joined_text, message_content, output_content
-from antiphon.translation.compaction import COMPACTIONS
 from antiphon.translation.configuration import CONFIGURATION, read_updates
-from antiphon.translation.foreign_items import FOREIGN_MESSAGES, agent_content
+from antiphon.translation.foreign_items import agent_content
+from antiphon.translation.item_kinds import CALLS, COMPACTIONS, FOREIGN_MESSAGES, OUTPUTS
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.read_tools import decode_tools, read_tools
 from antiphon.translation.request_checks import read_value, required

@@ -24,6 +24,7 @@ from antiphon.errors import (
     missing_parameter,
     mutually_exclusive,
     unsupported_parameter,
+    wrong_value,
 )
 from antiphon.ids import is_name
 from antiphon.translation.compaction import take_trigger
@@ -154,10 +155,9 @@ def read_request(
     ignored += _ignored_inside(fields)
     ignored += _ignored_values(values, hosted)
     if values.get("background") and values.get("store") is False:
-        raise InvalidRequest(
+        raise wrong_value(
             "'background' needs 'store': a response that runs in the background is kept until it is fetched.",
-            param="background",
-            code="invalid_value",
+            "background",
         )
     include: list[str] = values.pop("include", [])
     options: StreamOptions | None = values.get("stream_options")

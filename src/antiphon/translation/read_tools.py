@@ -20,7 +20,14 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest, invalid_parameter, invalid_type, invalid_value, unsupported_parameter
+from antiphon.errors import (
+    InvalidRequest,
+    invalid_parameter,
+    invalid_type,
+    invalid_value,
+    unsupported_parameter,
+    wrong_value,
+)
 from antiphon.translation.request_checks import check_choice, known_choice, read_value, required
 from antiphon.types.json import ABSENT, first, given
 from antiphon.types.tolerance import MAX_NAMES, Tolerance
@@ -131,9 +138,7 @@ def read_tools(
         if runs_here(tool, hosted):
             name = f"{hosted_name(tool.type)} {tool.server_label or ''} (hosted)"
             if name in names:
-                raise InvalidRequest(
-                    f"The hosted tool {hosted_name(tool.type)!r} is declared twice.", param=place, code="invalid_value"
-                )
+                raise wrong_value(f"The hosted tool {hosted_name(tool.type)!r} is declared twice.", place)
             names.add(name)
             left_out += _unused(place, tool, (), tolerance)
             if not may_be_called(tool):
@@ -169,9 +174,7 @@ def read_tools(
             left_out.append(_left_out(f"{place}.allowed_callers", _uncallable(place), tolerance))
             continue
         if name in names:
-            raise InvalidRequest(
-                f"Two tools are called {name!r}; names must be unique.", param=f"{place}.name", code="invalid_value"
-            )
+            raise wrong_value(f"Two tools are called {name!r}; names must be unique.", f"{place}.name")
         names.add(name)
         kept.append(tool)
     return kept, left_out
@@ -327,11 +330,7 @@ def _unknown(place: str, tool: Tool) -> InvalidRequest:
 
     near = difflib.get_close_matches(tool.type[:64], TOOL_MEMBERS, n=1, cutoff=0.8)
     meant = f"Did you mean '{near[0]}'?" if near else "This version knows no such tool; leave it out."
-    return InvalidRequest(
-        f"Unknown type of tool: {tool.type[:64]!r}. {meant}",
-        param=f"{place}.type",
-        code="invalid_value",
-    )
+    return wrong_value(f"Unknown type of tool: {tool.type[:64]!r}. {meant}", f"{place}.type")
 
 
 def _is_callable(tool: Tool) -> bool:
@@ -385,10 +384,9 @@ def _check(where: str, tool: Tool, members: Sequence[Tool], *, spaced: bool = Fa
                 raise invalid_value(f"{place}.type", "a namespace holds functions and custom tools")
             name = _check(place, inner, (), spaced=True)
             if name in names:
-                raise InvalidRequest(
+                raise wrong_value(
                     f"Two tools of the namespace {tool.name!r} are called {name!r}; names must be unique.",
-                    param=f"{place}.name",
-                    code="invalid_value",
+                    f"{place}.name",
                 )
             names.add(name)
         return f"{tool.name} (namespace)"

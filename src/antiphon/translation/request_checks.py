@@ -19,6 +19,7 @@ from antiphon.errors import (
     invalid_type,
     invalid_value,
     missing_parameter,
+    wrong_value,
 )
 from antiphon.types.tolerance import Tolerance
 
@@ -149,11 +150,10 @@ def check_include(values: Sequence[str], tolerance: Tolerance) -> None:
         raise array_too_long("include", _MOST_INCLUDES, len(values))
     for number, include in enumerate(values):
         if include not in IGNORABLE_INCLUDES and include not in (LOGPROBS, ENCRYPTED):
-            error = InvalidRequest(
+            error = wrong_value(
                 f"Invalid value for 'include[{number}]': {include[:64]!r}. "
                 f"Supported: {', '.join(sorted((LOGPROBS, ENCRYPTED, *IGNORABLE_INCLUDES)))}.",
-                param="include",
-                code="invalid_value",
+                "include",
             )
             tolerance.leave_out(f"include:{include}", error)
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest, array_too_long, unsupported_parameter
+from antiphon.errors import InvalidRequest, array_too_long, unsupported_parameter, wrong_value
 from antiphon.translation.read_tools import NAMED, UNNAMED, decode_tools, hosted_name, why_not_here
 from antiphon.translation.request_checks import check_choice, read_string, read_value
 from antiphon.types.json import encode, given
@@ -57,13 +57,12 @@ def read_tool_choice(
         mode = read_string("tool_choice", value)
         check_choice("tool_choice", mode, MODES)
         if mode == "required" and not tools and not continued:
-            raise InvalidRequest(
+            raise wrong_value(
                 "tool_choice 'required' needs a tool that can be called; none of the given tools runs here: "
                 f"{', '.join(tool.type[:64] for tool in declared[:8])}."
                 if declared
                 else "tool_choice 'required' needs 'tools'.",
-                param="tool_choice",
-                code="invalid_value",
+                "tool_choice",
             )
         return ToolChoice(mode, value)
     choice = read_value("tool_choice", _CHOICE, value)
@@ -85,11 +84,7 @@ def read_tool_choice(
         pair = _hosted_pair(choice)
         if known is not None and (choice.type, *_hosted_pair(choice, whole=True)) not in known:
             why = "cannot run here as it is declared" if f"tools.{choice.type}" in left_out else "is not in 'tools'"
-            raise InvalidRequest(
-                f"tool_choice names the hosted tool {choice.type!r}, which {why}.",
-                param="tool_choice",
-                code="invalid_value",
-            )
+            raise wrong_value(f"tool_choice names the hosted tool {choice.type!r}, which {why}.", "tool_choice")
         return ToolChoice("required", Raw(encode(_echo(choice))), frozenset({pair}), single=True)
     name = (choice.name, choice.namespace) if choice.type in ("function", "custom") else (choice.type, None)
     if choice.type not in ("function", "custom") and choice.type not in UNNAMED:
@@ -98,10 +93,9 @@ def read_tool_choice(
             "tool_choice",
         )
     if known is not None and (choice.type, *name) not in known:
-        raise InvalidRequest(
+        raise wrong_value(
             f"tool_choice names the {choice.type} {choice.name or choice.type!r}, which is not in 'tools'.",
-            param="tool_choice",
-            code="invalid_value",
+            "tool_choice",
         )
     return ToolChoice("required", Raw(encode(_echo(choice))), frozenset({name}), single=True)
 
@@ -133,17 +127,14 @@ def _allowed(choice: AnyToolChoice, known: set[_KnownTool] | None, hosted: froze
             continue
         sought = _hosted_pair(tool, whole=True) if tool.type in hosted else name
         if known is not None and (tool.type, *sought) not in known:
-            raise InvalidRequest(
+            raise wrong_value(
                 f"tool_choice allows the {tool.type} {tool.name or tool.type!r}, which is not in 'tools'.",
-                param=f"tool_choice.tools[{number}]",
-                code="invalid_value",
+                f"tool_choice.tools[{number}]",
             )
         allowed.add(name)
         listed.append(_echo(tool))
     if not allowed:
-        raise InvalidRequest(
-            "tool_choice allows no tool that can be called here.", param="tool_choice.tools", code="invalid_value"
-        )
+        raise wrong_value("tool_choice allows no tool that can be called here.", "tool_choice.tools")
     echo = Raw(encode({"type": "allowed_tools", "mode": mode, "tools": listed}))
     return ToolChoice(mode, echo, frozenset(allowed))
 

@@ -20,7 +20,7 @@ from typing import Final
 
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest
+from antiphon.errors import wrong_value
 
 _MAX_LENGTH: Final = 64
 _HASH: Final = 8
@@ -138,10 +138,8 @@ class ToolMap:
         self.declared.add(chat_name)
         known = self._targets.setdefault(chat_name, target)
         if known != target:
-            raise InvalidRequest(
-                f"Two tools would have the same name {chat_name!r} for the model; rename one of them.",
-                param=where,
-                code="invalid_value",
+            raise wrong_value(
+                f"Two tools would have the same name {chat_name!r} for the model; rename one of them.", where
             )
         return chat_name
 

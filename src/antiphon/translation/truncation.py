@@ -19,7 +19,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from antiphon.translation.call_items import OUTPUTS
+from antiphon.translation.item_kinds import OUTPUTS
 from antiphon.types.items import InputItem
 from antiphon.types.shown import shown_of
 

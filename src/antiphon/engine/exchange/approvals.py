@@ -15,8 +15,8 @@ from typing import Final
 import msgspec
 
 from antiphon.errors import InvalidRequest, invalid_parameter
-from antiphon.translation.call_items import CALLS
 from antiphon.translation.compaction import Named
+from antiphon.translation.item_kinds import CALLS
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.items import InputItem
 from antiphon.types.views import Approval

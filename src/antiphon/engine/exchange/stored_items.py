@@ -18,7 +18,8 @@ from msgspec import UNSET, Raw
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
 from antiphon.errors import InvalidRequest
 from antiphon.ids import IdFactory
-from antiphon.translation.call_items import CALLS, HOSTED, OUTPUTS, known_id
+from antiphon.translation.call_items import known_id
+from antiphon.translation.item_kinds import CALLS, HOSTED, OUTPUTS
 from antiphon.translation.values import Ending
 from antiphon.types.items import InputItem, OutputItem
 from antiphon.types.json import ABSENT, encode, first, given, text_of
