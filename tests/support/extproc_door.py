@@ -23,7 +23,6 @@ from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.hosted_tools import ToolRunner
 from antiphon.engine.ports.state import ResponseStore
-from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.ids import Clock
 from antiphon.observability.metrics import Metrics
@@ -37,6 +36,7 @@ from tests.support.fake_envoy import DEADLINE, EnvoyStream, FakeEnvoy
 from tests.support.fixed import SequentialIds, fixed_clock
 from tests.support.memory_store import MemoryResponseStore
 from tests.support.metrics import value_of
+from tests.support.ports import make_ports
 
 SSE = (("content-type", "text/event-stream"),)
 JSON = (("content-type", "application/json"),)
@@ -103,7 +103,7 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
     async with ChatServer(unix_path=folder / "chat.sock") as chat:
         upstream = HttpUpstream(UpstreamTarget("http://model-door/v1", unix_path=str(folder / "chat.sock")))
         runner = Runner(
-            Ports(
+            make_ports(
                 store,
                 upstream,
                 timeouts=TimeoutSettings(keepalive=setup.keepalive, head_wait=setup.head_wait),

@@ -33,7 +33,6 @@ from antiphon.engine.ports.hosted_tools import ToolRunner
 from antiphon.engine.running.counted_calls import CountedUpstream
 from antiphon.engine.running.leases import Leases
 from antiphon.engine.running.locked_conversations import LockedConversations
-from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.errors import Unavailable
@@ -51,6 +50,7 @@ from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_prompts import MemoryPromptStore
 from tests.support.memory_store import MemoryResponseStore
 from tests.support.metrics import value_of
+from tests.support.ports import make_ports
 from tests.support.waiting import until
 
 
@@ -127,7 +127,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
         upstream = HttpUpstream(UpstreamTarget(chat.base_url))
         counted = CountedUpstream(upstream, metrics, "pass_through")
         runner = Runner(
-            Ports(
+            make_ports(
                 setup.store,
                 upstream,
                 timeouts=TimeoutSettings(keepalive=setup.keepalive, head_wait=setup.head_wait),

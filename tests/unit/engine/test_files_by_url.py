@@ -7,13 +7,13 @@ from typing import Any
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import CallUpstream, Chain, Context, LoadContext, RequestHead, StoredItem
-from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.observability.metrics import Metrics
 from antiphon.types.file_kinds import FetchedFile
 from tests.support.exchanges import make_exchange
 from tests.support.memory_store import MemoryResponseStore
+from tests.support.ports import make_ports
 
 
 def part(url: str) -> dict[str, Any]:
@@ -92,9 +92,9 @@ class _Fetcher:
 async def test_the_runner_fetches_all_files_of_a_request_together() -> None:
     fetcher = _Fetcher()
     runner = Runner(
-        Ports(
+        make_ports(
             MemoryResponseStore(),
-            None,  # type: ignore[arg-type]
+            None,
             timeouts=TimeoutSettings(),
             metrics=Metrics(),
             files=fetcher,
@@ -106,7 +106,7 @@ async def test_the_runner_fetches_all_files_of_a_request_together() -> None:
 
 
 async def test_without_a_fetcher_every_file_is_a_clear_refusal() -> None:
-    runner = Runner(Ports(MemoryResponseStore(), None, timeouts=TimeoutSettings(), metrics=Metrics()))  # type: ignore[arg-type]
+    runner = Runner(make_ports(MemoryResponseStore(), None, timeouts=TimeoutSettings(), metrics=Metrics()))
     exchange = begin(input=[message("https://a/x")])
     head = await anext(runner.settle(exchange))
     body = await anext(runner.settle(exchange))

@@ -11,12 +11,12 @@ import pytest
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import Chain, Context, LoadContext, StoredItem, StoredPrompt
 from antiphon.engine.running.loading import Loader, size_of
-from antiphon.engine.running.ports import Ports
 from antiphon.errors import ApiError, NotFound, StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.types.file_kinds import FetchedFile
 from antiphon.translation.values import PromptReference
 from antiphon.types.files import FetchedFile
+from tests.support.ports import make_ports
 
 _ITEMS = {name: StoredItem(name, "message", b"x" * size) for name, size in (("a", 1), ("b", 20), ("c", 300))}
 
@@ -68,14 +68,14 @@ class _Stores:
 
 
 class Setup:
-    """A loader that has all of it, or nothing but a history."""
+    """A loader that has all of it; a `bare` one has no files."""
 
     def __init__(self, failure: Exception | None = None, *, bare: bool = False) -> None:
         self.stores, self.metrics = _Stores(failure), Metrics()
-        names = ("conversations", "prompts", "files", "stored_files", "keyless")
-        more: dict[str, Any] = {} if bare else dict.fromkeys(names, self.stores)
+        names = ("conversations", "prompts", "keyless", *(() if bare else ("files", "stored_files")))
+        more: dict[str, Any] = dict.fromkeys(names, self.stores)
         stores: Any = self.stores
-        self.ports = Ports(stores, cast(Any, None), timeouts=TimeoutSettings(), metrics=self.metrics, **more)
+        self.ports = make_ports(stores, None, timeouts=TimeoutSettings(), metrics=self.metrics, **more)
         self.loader = Loader(self.ports)
 
     def counted(self) -> list[str]:
@@ -138,17 +138,6 @@ async def test_a_store_that_fails_is_a_500_with_its_operation(named: dict[str, A
     assert setup.counted() == [f'operation="{operation}",result="ok"}} 1.0']
 
 
-@pytest.mark.parametrize("named", [{"conversation": "v"}, {"prompt": PromptReference("p", None, {})}])
-async def test_what_this_server_does_not_have_is_refused(named: dict[str, Any]) -> None:
-    error = await Setup(bare=True).loader.load(_action(**named))
-    assert isinstance(error, ApiError) and error.status == 400 and "not available on this server" in error.message
-
-
-async def test_without_conversations_an_item_is_the_historys_or_nobodys() -> None:
-    setup = Setup(bare=True)
-    assert await setup.loader.load(_action(item_ids=("a", "c"))) == Context(items={"a": _ITEMS["a"]})
-
-
 async def test_files_are_fetched_and_read_and_nothing_else_is() -> None:
     setup = Setup()
     context = await setup.loader.load(_action(file_urls=("u",), file_ids=("f",), conversation="v"))
@@ -169,11 +158,10 @@ async def test_files_that_cannot_be_had_are_refused_one_by_one() -> None:
     assert isinstance(error, ApiError) and error.status == 500
 
 
-async def test_an_upstream_is_asked_about_keys_where_that_can_be_learned() -> None:
+async def test_an_upstream_is_asked_about_keys() -> None:
     setup = Setup()
     assert await setup.loader.load(_action(keyless="u")) == Context(keyless=None)
     assert setup.stores.asked == [("keyless", "u")]
-    assert await Setup(bare=True).loader.load(_action(keyless="u")) == Context(keyless=False)
 
 
 async def test_the_same_over_another_history() -> None:

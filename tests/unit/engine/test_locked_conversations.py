@@ -11,10 +11,9 @@ import pytest
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.ports.actions import CallUpstream, CancelReason, LoadContext, RequestHead
+from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead
 from antiphon.engine.running.leases import Leases
 from antiphon.engine.running.locked_conversations import LockedConversations
-from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ConversationLocked, StoreError
 from antiphon.observability.metrics import Metrics
@@ -23,6 +22,7 @@ from tests.support.exchanges import JSON, SSE, exchange_options, make_exchange
 from tests.support.fixed import fixed_clock
 from tests.support.memory_conversations import MemoryConversationStore
 from tests.support.memory_store import MemoryResponseStore
+from tests.support.ports import make_ports
 
 _END = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 
@@ -35,9 +35,9 @@ class Setup:
         self.responses = MemoryResponseStore(conversations=self.conversations)
         self.leases = Leases(30.0, self._never)
         self.runner = Runner(
-            Ports(
+            make_ports(
                 self.responses,
-                None,  # type: ignore[arg-type]
+                None,
                 timeouts=TimeoutSettings(),
                 metrics=Metrics(),
                 conversations=LockedConversations(self.conversations, self.leases),
@@ -188,17 +188,3 @@ async def test_who_is_refused_holds_nothing(setup: Setup) -> None:
     second.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
     await setup.settle(second)
     assert second.done and setup.held == {first.known.response_id} and not await setup.is_free()
-
-
-async def test_without_conversations_there_are_none() -> None:
-    runner = Runner(
-        Ports(
-            MemoryResponseStore(),
-            None,  # type: ignore[arg-type]
-            timeouts=TimeoutSettings(),
-            metrics=Metrics(),
-        )
-    )
-    context = await runner._loader.load(LoadContext("owner", None, conversation="conv_1"))
-    assert getattr(context, "code", None) == "unsupported_parameter"
-    await runner.aclose()

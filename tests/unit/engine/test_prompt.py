@@ -23,7 +23,6 @@ from antiphon.engine.ports.actions import (
     SendHead,
     StoredPrompt,
 )
-from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import InternalError
 from antiphon.observability.metrics import Metrics
@@ -36,6 +35,7 @@ from tests.support.exchanges import limits, make_exchange
 from tests.support.judge import parse_sse
 from tests.support.memory_prompts import MemoryPromptStore
 from tests.support.memory_store import MemoryResponseStore
+from tests.support.ports import make_ports
 
 _HEAD = RequestHead("POST", "/v1/responses", (), "owner")
 
@@ -175,9 +175,9 @@ async def test_it_is_loaded_before_a_door_decides_who_makes_the_call(template: d
     prompts = MemoryPromptStore(clock=lambda: 0.0)
     await prompts.create("owner", "pmpt_1", None, b"{}", json.dumps({"instructions": "x", **template}).encode())
     runner = Runner(
-        Ports(
+        make_ports(
             MemoryResponseStore(),
-            None,  # type: ignore[arg-type]
+            None,
             timeouts=TimeoutSettings(),
             metrics=Metrics(),
             prompts=prompts,

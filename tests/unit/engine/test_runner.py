@@ -27,7 +27,6 @@ from antiphon.engine.ports.actions import (
 )
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.engine.ports.state import UpstreamAnswer
-from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ApiError, OwnerFull, StoreError
 from antiphon.observability.metrics import Metrics
@@ -38,6 +37,7 @@ from tests.support.exchanges import SSE, limits, make_exchange
 from tests.support.fake_envoy import DEADLINE
 from tests.support.hosted_tools import ScriptedTools
 from tests.support.memory_store import MemoryResponseStore
+from tests.support.ports import make_ports
 
 
 class _NoUpstream:
@@ -57,7 +57,7 @@ def store() -> MemoryResponseStore:
 
 @pytest.fixture
 async def runner(store: MemoryResponseStore) -> AsyncIterator[Runner]:
-    made = Runner(Ports(store, _NoUpstream(), timeouts=TimeoutSettings(), metrics=Metrics()))  # type: ignore[arg-type]
+    made = Runner(make_ports(store, _NoUpstream(), timeouts=TimeoutSettings(), metrics=Metrics()))  # type: ignore[arg-type]
     yield made
     await made.aclose()
 
@@ -171,7 +171,7 @@ async def _driven(
 ) -> bytes:
     """What a streaming client gets of an upstream like that; it leaves when it has got `until`."""
     runner = Runner(
-        Ports(
+        make_ports(
             MemoryResponseStore(),
             _Scripted(parts),
             timeouts=TimeoutSettings(keepalive=keepalive),
@@ -250,7 +250,7 @@ async def test_tools_that_take_too_long_end_with_the_response() -> None:
     call = b'{"index":0,"id":"a","function":{"name":"file_search","arguments":"{}"}}'
     answer = b'data: {"choices":[{"delta":{"tool_calls":[%b]}}]}\n\n' % call
     runner = Runner(
-        Ports(
+        make_ports(
             MemoryResponseStore(),
             _Scripted([answer, *text_stream("")[1:]]),
             timeouts=TimeoutSettings(),
@@ -317,7 +317,7 @@ async def test_room_is_asked_for_where_something_is_to_be_stored(
     store: MemoryResponseStore, exchange: _Received, asked: bool
 ) -> None:
     room: Any = _Room()
-    runner = Runner(Ports(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), owner_room=room))
+    runner = Runner(make_ports(store, None, timeouts=TimeoutSettings(), metrics=Metrics(), owner_room=room))
     await runner.receive(cast(Any, exchange), RequestHead("POST", "/v1/responses", (), "me"), b"{}")
     assert room.asked == (["me"] if asked else []) and exchange.turned_away == []
 
@@ -325,7 +325,7 @@ async def test_room_is_asked_for_where_something_is_to_be_stored(
 @pytest.mark.parametrize("failure", [OwnerFull(5), StoreError("locked", reason="locked")])
 async def test_without_room_a_request_is_turned_away(store: MemoryResponseStore, failure: Exception) -> None:
     room: Any = _Room(failure)
-    runner = Runner(Ports(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), owner_room=room))
+    runner = Runner(make_ports(store, None, timeouts=TimeoutSettings(), metrics=Metrics(), owner_room=room))
     exchange = _Received()
     await runner.receive(cast(Any, exchange), RequestHead("POST", "/v1/responses", (), "me"), b"{}")
     (error,) = exchange.turned_away
@@ -372,7 +372,7 @@ async def test_a_key_is_claimed_for_what_makes_a_response(
     store: MemoryResponseStore, path: str, done: list[str]
 ) -> None:
     keys: Any = _Keys()
-    runner = Runner(Ports(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), keys=keys))
+    runner = Runner(make_ports(store, None, timeouts=TimeoutSettings(), metrics=Metrics(), keys=keys))
     head = RequestHead("POST", f"/v1/responses{path}", (("idempotency-key", "k"),), "me")
     await runner.receive(make_exchange(), head, b'{"model":"m","input":"hi"}')
     assert keys.done == done
@@ -412,7 +412,7 @@ class _Queue:
 
 async def test_who_follows_a_queued_response_holds_nothing_of_its_request(store: MemoryResponseStore) -> None:
     queue: Any = _Queue()
-    runner = Runner(Ports(store, cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics(), background=queue))
+    runner = Runner(make_ports(store, None, timeouts=TimeoutSettings(), metrics=Metrics(), background=queue))
     budget = Budget(100, "limits.bytes_in_flight")
     exchange = make_exchange()
     exchange.hold = budget.hold("me")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import Enqueue, OnceOnly, ReleaseConversation, ResponseRecord, SaveResponse
 from antiphon.engine.ports.jobs import EventPiece
-from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.saving import Saver
 from antiphon.errors import ApiError, OwnerFull, StoreError
 from antiphon.observability.metrics import Metrics
 from tests.support.memory_store import MemoryResponseStore
+from tests.support.ports import make_ports
 
 _ONCE = OnceOnly("me", "key", "f")
 
@@ -98,7 +98,7 @@ class Setup:
         given: dict[str, Any] = {"keys": self.keys, "conversations": self.conversations, "background": self.background}
         history: Any = self.history
         times = TimeoutSettings.model_construct(save=seconds)
-        self.ports = Ports(history, cast(Any, None), timeouts=times, metrics=self.metrics, **given)
+        self.ports = make_ports(history, None, timeouts=times, metrics=self.metrics, **given)
         self.saver = Saver(self.ports, set())
 
     def counted(self, operation: str, result: str) -> float:

@@ -21,7 +21,6 @@ from antiphon.engine.ports.actions import (
     StoredItem,
 )
 from antiphon.engine.ports.files import FileFields
-from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.errors import ApiError, StoreError
@@ -30,6 +29,7 @@ from antiphon.types.file_kinds import FetchedFile
 from tests.support.exchanges import make_exchange
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_store import MemoryResponseStore
+from tests.support.ports import make_ports
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 8
 
@@ -157,9 +157,9 @@ async def test_files_are_read_within_a_limit_for_all_of_them() -> None:
 
 def make_runner(files: MemoryFileStore | None) -> Runner:
     return Runner(
-        Ports(
+        make_ports(
             MemoryResponseStore(),
-            None,  # type: ignore[arg-type]  # no call is made
+            None,
             timeouts=TimeoutSettings(),
             metrics=Metrics(),
             stored_files=StoredFiles(files, 100) if files is not None else None,

@@ -12,11 +12,11 @@ import pytest
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import RequestHead
-from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.thread_pools import DECODING, LARGE, RECORDS, SANDBOX, SEARCH, Pool, apart
 from antiphon.errors import Unavailable
 from antiphon.observability.metrics import Metrics
+from tests.support.ports import make_ports
 
 HEAD = RequestHead("POST", "/v1/responses", (), "owner", "req_1")
 
@@ -24,7 +24,7 @@ HEAD = RequestHead("POST", "/v1/responses", (), "owner", "req_1")
 class _Reading:
     """Stands for an exchange; notes where it was read."""
 
-    awaits_prompt = False
+    awaits_prompt = makes_response = False
 
     def __init__(self) -> None:
         self.thread = 0
@@ -35,7 +35,7 @@ class _Reading:
 
 @pytest.mark.parametrize(("size", "same"), [(10, True), (LARGE - 1, True), (LARGE, False), (LARGE * 4, False)])
 async def test_only_a_large_request_is_read_in_a_thread(size: int, same: bool) -> None:
-    runner = Runner(Ports(cast(Any, None), cast(Any, None), timeouts=TimeoutSettings(), metrics=Metrics()))
+    runner = Runner(make_ports(cast(Any, None), None, timeouts=TimeoutSettings(), metrics=Metrics()))
     exchange = _Reading()
     await runner.receive(cast(Any, exchange), HEAD, b" " * size)
     assert (exchange.thread == threading.get_ident()) is same

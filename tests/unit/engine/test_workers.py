@@ -26,7 +26,6 @@ from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.job_run import Making
 from antiphon.engine.running.job_stream import JobStream
 from antiphon.engine.running.lookout import Lookout
-from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.users import Users
 from antiphon.engine.running.workers import Workers
@@ -42,6 +41,7 @@ from tests.support.memory_jobs import MemoryJobStore
 from tests.support.memory_signals import MemorySignals
 from tests.support.memory_store import MemoryResponseStore
 from tests.support.metrics import value_of
+from tests.support.ports import make_ports
 from tests.support.waiting import until
 
 _TEXT = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
@@ -130,7 +130,9 @@ class Process:
         self.background = Background(self.jobs, self.responses, followers, self.settings)
         self.metrics = metrics = Metrics()
         self.runner = Runner(
-            Ports(self.responses, self.model, timeouts=TimeoutSettings(), metrics=metrics, background=self.background)
+            make_ports(
+                self.responses, self.model, timeouts=TimeoutSettings(), metrics=metrics, background=self.background
+            )
         )
         self.workers = Workers(
             "worker_1",

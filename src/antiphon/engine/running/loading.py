@@ -8,7 +8,7 @@ Invariant: what goes wrong is a value, an `ApiError`.
 
 from __future__ import annotations
 
-from antiphon.engine.ports.actions import Context, LoadContext, StoredItem, StoredPrompt
+from antiphon.engine.ports.actions import Context, LoadContext, StoredItem
 from antiphon.engine.running.ports import Ports
 from antiphon.errors import ApiError, StoreError, store_refusal, unsupported_parameter
 from antiphon.types.file_kinds import FetchedFile
@@ -27,8 +27,7 @@ class Loader:
         if action.file_urls or action.file_ids:
             return await self._load_files(action)
         if action.keyless is not None:
-            keyless = self._ports.keyless
-            return Context(keyless=await keyless.ask(action.keyless) if keyless is not None else False)
+            return Context(keyless=await self._ports.keyless.ask(action.keyless))
         operation = "load_chain"
         if action.approvals:
             operation = "use_approvals"
@@ -49,16 +48,17 @@ class Loader:
     async def _load_stored(self, action: LoadContext) -> Context:
         """What the action names in the stores. Raises `ApiError` and `StoreError`."""
         if action.approvals:
-            if self._ports.keys is None:
-                return Context()
             used = await self._ports.keys.use_approvals(action.owner, action.approvals, action.lock_for)
             return Context(answered=used)
         if action.prompt is not None:
-            return Context(prompt=await self._load_prompt(action.owner, action.prompt))
+            prompt = action.prompt
+            return Context(prompt=await self._ports.prompts.get(action.owner, prompt.id, prompt.version))
         chain = None
         if action.previous_response_id is not None:
             chain = await self._ports.history.load_chain(action.owner, action.previous_response_id)
-        conversation = await self._load_conversation(action) if action.conversation is not None else None
+        conversation = None
+        if action.conversation is not None:
+            conversation = await self._ports.conversations.load(action)
         items = await self._load_items(action) if action.item_ids else {}
         return Context(chain=chain, conversation=conversation, items=items)
 
@@ -76,24 +76,10 @@ class Loader:
                 return store_refusal(error, "The stored files could not be read")
         return Context(files=files)
 
-    async def _load_conversation(self, action: LoadContext) -> tuple[StoredItem, ...] | None:
-        if self._ports.conversations is None:
-            raise unsupported_parameter(
-                "Conversations are not available on this server; use previous_response_id.", "conversation"
-            )
-        return await self._ports.conversations.load(action)
-
-    async def _load_prompt(self, owner: str, prompt: PromptReference) -> StoredPrompt | None:
-        if self._ports.prompts is None:
-            raise unsupported_parameter(
-                "Stored prompts are not available on this server; send instructions and input.", "prompt"
-            )
-        return await self._ports.prompts.get(owner, prompt.id, prompt.version)
-
     async def _load_items(self, action: LoadContext) -> dict[str, StoredItem]:
         items = await self._ports.history.load_items(action.owner, action.item_ids)
         missing = tuple(item_id for item_id in action.item_ids if item_id not in items)
-        if missing and self._ports.conversations is not None:
+        if missing:
             items |= await self._ports.conversations.find_items(action.owner, missing)
         return items
 

@@ -32,15 +32,15 @@ class Ports:
     _: KW_ONLY
     timeouts: TimeoutSettings
     metrics: Metrics
+    background: Background
+    conversations: LockedConversations
+    prompts: PromptStore
+    keys: HeldKeys
+    tools: ToolRunner
+    keyless: Keyless
     files: FileFetcher | None = None
     stored_files: StoredFiles | None = None
-    background: Background | None = None
-    conversations: LockedConversations | None = None
-    prompts: PromptStore | None = None
-    keys: HeldKeys | None = None
-    tools: ToolRunner | None = None
     owner_room: OwnerRoom | None = None
-    keyless: Keyless | None = None
     over: History | None = None
     """A history over the store: a connection's memory, or a job's record."""
     keeps_locks: bool = False

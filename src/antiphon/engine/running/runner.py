@@ -66,7 +66,7 @@ class Runner:
     def __init__(self, ports: Ports, common: _Common | None = None) -> None:
         self.ports = ports
         self._common = common or _Common()
-        self._repeated = RepeatedRequests(ports.keys, ports.store) if ports.keys is not None else None
+        self._repeated = RepeatedRequests(ports.keys, ports.store)
         self._loader = Loader(ports)
         self._saver = Saver(ports, self._common.saves)
 
@@ -83,7 +83,7 @@ class Runner:
         else:
             await apart(lambda: exchange.receive_request(head, body))
         keyed: KeyedRequest | None = None
-        if self._repeated is not None and (exchange.awaits_prompt or exchange.makes_response):
+        if exchange.awaits_prompt or exchange.makes_response:
             keyed = await self._repeated.read(exchange, head, body)
             if exchange.done:
                 return
@@ -120,7 +120,8 @@ class Runner:
                 if exchange.hold is not None:
                     # What it brought lies in the store, and is a worker's affair.
                     exchange.hold.close()
-                async with aclosing(self._follow(action)) as events:
+                followers = self.ports.background.followers
+                async with aclosing(followers.follow(action.owner, action.response_id)) as events:
                     async for data in events:
                         yield SendBody(data)
                 exchange.receive_followed()
@@ -148,7 +149,6 @@ class Runner:
         elif isinstance(action, ReleaseConversation):
             await self._saver.release(action)
         elif isinstance(action, PrepareTools):
-            assert self.ports.tools is not None
             exchange.receive_tools(await self.ports.tools.prepare(action.owner, action.response_id, action.tools))
         else:
             assert_never(action)
@@ -197,10 +197,8 @@ class Runner:
     def forget(self, response_id: str) -> None:
         """This process does nothing more for a response that another may go on with: the lock of its conversation is
         not renewed any longer, and the approvals that it uses stay used."""
-        if self.ports.conversations is not None:
-            self.ports.conversations.forget(response_id)
-        if self.ports.keys is not None:
-            self.ports.keys.kept(response_id)
+        self.ports.conversations.forget(response_id)
+        self.ports.keys.kept(response_id)
 
     async def abandon(self, exchange: ResponseExchange, reason: CancelReason) -> None:
         """The request ends here without its end: write the row as failed. Shielded, at most the save's timeout; while
@@ -232,15 +230,10 @@ class Runner:
         """Finish, and renew nothing any more of what the process holds: this is its last runner."""
         await self._saver.aclose()
 
-    def _follow(self, action: FollowResponse) -> AsyncGenerator[bytes, None]:
-        assert self.ports.background is not None
-        return self.ports.background.followers.follow(action.owner, action.response_id)
-
     async def _run_tools(
         self, exchange: ResponseExchange, action: RunTools
     ) -> AsyncGenerator[ClientAction | Work, None]:
         """The hosted calls of one turn, all at once; what follows, if anything, comes last."""
-        assert self.ports.tools is not None
         if action.claim is not None:
             unclaimed = await self._saver.claim_calls(action.claim, stored=exchange.known.stored)
             if unclaimed is not None:

@@ -44,10 +44,9 @@ class Saver:
         await asyncio.shield(self.keep_going(self._let_go(action.response_id, counts=action.counts)))
 
     async def _let_go(self, response_id: str, *, counts: bool) -> None:
-        if self._ports.conversations is not None and not self._ports.keeps_locks:
+        if not self._ports.keeps_locks:
             await self._ports.conversations.release(response_id)
-        if self._ports.keys is not None:
-            await self._ports.keys.release(response_id, counts=counts)
+        await self._ports.keys.release(response_id, counts=counts)
 
     def keep_going(self, work: Coroutine[Any, Any, _Done]) -> asyncio.Task[_Done]:
         """A task that is waited for at the end, whoever leaves meanwhile."""
@@ -61,11 +60,10 @@ class Saver:
         unless nobody waits for it any more."""
         try:
             keys = self._ports.keys
-            once = keys.of(record.id) if keys is not None else None
-            holds = record.conversation_id is not None or (keys is not None and keys.holds(record.id))
+            holds = record.conversation_id is not None or keys.holds(record.id)
             # What failed gives its key back: trying again is trying again.
-            if once is not None and record.counts:
-                record = replace(record, once=once)
+            if record.counts:
+                record = self._with_key(record)
             kept = False
             try:
                 await self._ports.history.save(record)
@@ -84,22 +82,22 @@ class Saver:
                 saved.set_result(None)
 
     def _with_key(self, record: ResponseRecord) -> ResponseRecord:
-        once = self._ports.keys.of(record.id) if self._ports.keys is not None else None
+        once = self._ports.keys.of(record.id)
         return record if once is None else replace(record, once=once)
 
     async def _part(self, record: ResponseRecord, *, kept: bool, counts: bool) -> None:
         """This process has done what it could for a response: what it held is the store's now, or nobody's."""
-        if kept and record.conversation_id is not None and self._ports.conversations is not None:
+        keys = self._ports.keys
+        if kept and record.conversation_id is not None:
             self._ports.conversations.forget(record.id)
-        if kept and counts and self._ports.keys is not None:
+        if kept and counts:
             if self._ports.keeps_locks:
                 # It is stored with the end of its job, and what it holds is forgotten then.
                 return
-            if self._ports.keys.calls(record.id):
-                await asyncio.wait({self.keep_going(self._ports.keys.end_calls(record.id))}, timeout=_RELEASE_SECONDS)
-            self._ports.keys.kept(record.id)
-        holds = self._ports.keys is not None and self._ports.keys.holds(record.id)
-        if holds or (not kept and record.conversation_id is not None):
+            if keys.calls(record.id):
+                await asyncio.wait({self.keep_going(keys.end_calls(record.id))}, timeout=_RELEASE_SECONDS)
+            keys.kept(record.id)
+        if keys.holds(record.id) or (not kept and record.conversation_id is not None):
             # What could not write just now may not be able to write this: the client hears of it all the same, and
             # what is held goes when the disk goes on, or runs out.
             await asyncio.wait(
@@ -108,8 +106,6 @@ class Saver:
 
     async def claim_calls(self, record: ResponseRecord, *, stored: bool) -> StoreError | None:
         """Record that the response sends calls now; return the store's error, if any."""
-        if self._ports.keys is None:
-            return None
         try:
             with self._ports.metrics.storage("claim_calls"):
                 await self._ports.keys.claim_calls(record, stored=stored, queued=self._ports.keeps_locks)
@@ -123,7 +119,6 @@ class Saver:
         return await asyncio.shield(self.keep_going(self._store_job(action)))
 
     async def _store_job(self, action: Enqueue) -> StoreError | ApiError | None:
-        assert self._ports.background is not None
         events = EventPiece(count_events(action.events) - 1, action.events) if action.events else None
         failure: StoreError | ApiError | None = None
         record = self._with_key(action.record)
@@ -168,7 +163,5 @@ class Saver:
     async def aclose(self) -> None:
         """Finish, and renew nothing any more that is held."""
         await self.finish()
-        if self._ports.conversations is not None:
-            await self._ports.conversations.aclose()
-        if self._ports.keys is not None:
-            await self._ports.keys.aclose()
+        await self._ports.conversations.aclose()
+        await self._ports.keys.aclose()

@@ -1,0 +1,84 @@
+"""The ports of a runner for tests: those that are not given do nothing, or keep in memory what they get."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from typing import Any, cast
+
+from antiphon.config.limits import TimeoutSettings
+from antiphon.config.state import BackgroundSettings
+from antiphon.config.tools import ToolSettings
+from antiphon.engine.ports.actions import OnceOnly
+from antiphon.engine.ports.state import ResponseStore, Upstream
+from antiphon.engine.running.background import Background
+from antiphon.engine.running.followers import Followers
+from antiphon.engine.running.held_keys import HeldKeys
+from antiphon.engine.running.keyless_upstreams import Keyless
+from antiphon.engine.running.leases import Leases
+from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.lookout import Lookout
+from antiphon.engine.running.ports import Ports
+from antiphon.observability.metrics import Metrics
+from antiphon.tools.box import Toolbox
+from tests.support.memory_conversations import MemoryConversationStore
+from tests.support.memory_jobs import MemoryJobStore
+from tests.support.memory_prompts import MemoryPromptStore
+from tests.support.memory_signals import MemorySignals
+from tests.support.memory_store import MemoryResponseStore
+
+
+class NoKeys:
+    """An `IdempotencyStore` that remembers nothing: every key is free, every approval unused."""
+
+    async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
+        return None
+
+    async def made(self, once: OnceOnly) -> str | None:
+        return None
+
+    async def release(self, once: OnceOnly, object_id: str) -> None: ...
+
+    async def stay(self, once: OnceOnly, object_id: str) -> None: ...
+
+    async def spend(self, owner: str, requests: Collection[str], response_id: str) -> dict[str, str]:
+        return {}
+
+    async def unspend(self, owner: str, response_id: str) -> None: ...
+
+    async def claim_calls(
+        self, owner: str, response_id: str, record: bytes, seconds: float, *, by: str, once: OnceOnly | None = None
+    ) -> bool:
+        return True
+
+    async def claimed_calls(self, owner: str, response_id: str) -> bytes | None:
+        return None
+
+    async def left_calls(self) -> list[tuple[str, str]]:
+        return []
+
+    async def end_calls(self, owner: str, response_id: str) -> None: ...
+
+    async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
+        return frozenset(holders)
+
+    async def sweep(self) -> tuple[int]:
+        return (0,)
+
+
+def make_ports(store: ResponseStore | None = None, upstream: Upstream | None = None, **given: Any) -> Ports:
+    """These ports, and others in place of those that are not given."""
+    kept = store or MemoryResponseStore()
+    jobs = MemoryJobStore(MemoryResponseStore())
+    followers = Followers(jobs, Lookout(MemorySignals(jobs)))
+    others: dict[str, Any] = {
+        "timeouts": TimeoutSettings(),
+        "metrics": Metrics(),
+        "background": Background(jobs, kept, followers, BackgroundSettings()),
+        "conversations": LockedConversations(MemoryConversationStore(clock=time.time), Leases()),
+        "prompts": MemoryPromptStore(clock=time.time),
+        "keys": HeldKeys(NoKeys(), Leases()),
+        "tools": Toolbox((), ToolSettings()),
+        "keyless": Keyless(cast(Any, upstream)),
+    }
+    return Ports(kept, cast(Any, upstream), **(others | {name: one for name, one in given.items() if one is not None}))
