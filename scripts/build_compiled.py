@@ -42,7 +42,8 @@ COMPILED = (
     "antiphon/doors/*.py",
     "antiphon/doors/http/*.py",
     "antiphon/doors/extproc/*.py",
-    "antiphon/stores/sqlite/response_rows.py",
+    "antiphon/stores/sqlite/deadlines.py",
+    "antiphon/stores/sqlite/responses.py",
     "antiphon/stores/sqlite/units.py",
     "antiphon/upstream/silence.py",
 )

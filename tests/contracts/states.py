@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from antiphon.config.state import StateSettings
 from antiphon.stores import Stores, open_stores
-from antiphon.stores.sealed import Bodies
+from antiphon.stores.bodies import Bodies
 from tests.contracts.file_contract import OWNER_BYTES
 from tests.contracts.store_contract import CHAIN_ITEMS
 from tests.support.postgres import PATIENT

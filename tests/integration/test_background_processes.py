@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.stores.sqlite.jobs import SqliteJobStore
+from antiphon.stores.sqlite.jobs import SqliteJobWriter
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Answer, Wait, answer, event, json_answer, text_stream
 from tests.support.judge import check_response, fold, parse_sse
@@ -321,14 +321,14 @@ async def test_a_client_that_leaves_while_its_response_is_queued(
 ) -> None:
     """It is queued all the same, and its conversation is its job's: nobody holds it for nothing."""
     needs_sqlite()
-    enqueue, begun, gate = SqliteJobStore.enqueue, asyncio.Event(), asyncio.Event()
+    enqueue, begun, gate = SqliteJobWriter.enqueue, asyncio.Event(), asyncio.Event()
 
-    async def slow(store: SqliteJobStore, *given: Any, **named: Any) -> None:
+    async def slow(store: SqliteJobWriter, *given: Any) -> None:
         begun.set()
         await gate.wait()
-        await enqueue(store, *given, **named)
+        await enqueue(store, *given)
 
-    monkeypatch.setattr(SqliteJobStore, "enqueue", slow)
+    monkeypatch.setattr(SqliteJobWriter, "enqueue", slow)
     one = await many.start(workers=0)
     async with one.session.post(f"{one.url}/conversations", json={}) as got:
         conversation = (await got.json())["id"]

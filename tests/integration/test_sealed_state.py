@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from antiphon.stores.bodies import Bodies
 from antiphon.stores.choice import backend_of
-from antiphon.stores.sealed import Bodies
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Wait, answer, text_stream
 from tests.support.state import SEALING_KEY, at_rest, look, on_postgres, state_settings

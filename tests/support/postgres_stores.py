@@ -15,11 +15,21 @@ from antiphon.stores.postgres.files import SQL
 from antiphon.stores.postgres.jobs import AddedEvents, Addition, NewJob, PostgresJobStore, QueuedTurns
 from antiphon.stores.postgres.notify import ListenTimes
 from antiphon.stores.postgres.responses import PostgresResponseStore
+from antiphon.stores.jobs import SqlJobs
+from antiphon.stores.pending_rows import PendingRows
+from antiphon.stores.postgres.database import Database, DatabaseLimits
+from antiphon.stores.postgres.files import SQL
+from antiphon.stores.postgres.job_sql import SQL as JOB_SQL
+from antiphon.stores.postgres.jobs import AddedEvents, Addition, NewJob, PostgresJobWriter, QueuedTurns
+from antiphon.stores.postgres.listening import ListenTimes
+from antiphon.stores.postgres.readiness import DatabaseReadiness
+from antiphon.stores.postgres.responses import LOAD_ITEMS, PostgresResponseWriter
 from antiphon.stores.postgres.signals import PostgresSignals
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.turn_groups import GroupLimits, Groups
 from antiphon.stores.postgres.turns import SavedTurns, Turn
 from antiphon.stores.postgres.withdrawals import Withdrawals
+from antiphon.stores.responses import SqlResponses
 
 CHAIN_ITEMS = 1000
 
@@ -32,10 +42,10 @@ class TurnStores:
     keys: IdempotencyKeys
     withdrawals: Withdrawals
     turns: Groups[Turn]
-    responses: PostgresResponseStore
+    responses: SqlResponses
     queued: Groups[NewJob]
     added: Groups[Addition]
-    background: PostgresJobStore
+    background: SqlJobs
     signals: PostgresSignals
 
     async def aclose(self) -> None:
@@ -59,7 +69,8 @@ def turn_stores(
     times: ListenTimes | None = None,
 ) -> TurnStores:
     database = Database(url, connections)
-    keys = IdempotencyKeys(PostgresTables(database))
+    tables = PostgresTables(database)
+    keys = IdempotencyKeys(tables)
     withdrawals = Withdrawals(database)
     limits = limits or GroupLimits()
     saved = SavedTurns(database, withdrawals, keep=timedelta(seconds=keys.keep))
@@ -67,10 +78,11 @@ def turn_stores(
     queued = Groups(QueuedTurns(database, saved), replace(limits, group=1))
     signals = PostgresSignals(database, direct_url, times)
     added = Groups(AddedEvents(database, signals.changed), limits)
-    responses = PostgresResponseStore(
-        database, turns, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes, patience=patience
+    writer = PostgresResponseWriter(turns, DatabaseReadiness(database, patience))
+    responses = SqlResponses(
+        tables, writer, LOAD_ITEMS, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes
     )
-    jobs = PostgresJobStore(database, queued, added, signals.changed)
+    jobs = SqlJobs(tables, PostgresJobWriter(database, queued, added, signals.changed), JOB_SQL)
     return TurnStores(database, keys, withdrawals, turns, responses, queued, added, jobs, signals)
 
 

@@ -17,9 +17,9 @@ from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError
 from antiphon.local_keys import is_gone, local_key
 from antiphon.sealing import Sealer
+from antiphon.stores.bodies import Bodies
 from antiphon.stores.choice import backend_of
 from antiphon.stores.deployment import Keys, fingerprint
-from antiphon.stores.sealed import Bodies
 
 OWNER_KEY, SEALING_KEY = "owner.key", "sealing.key"
 

@@ -19,6 +19,7 @@ from antiphon.stores.choice import backend_of
 from antiphon.stores.deployment import Keys
 from antiphon.stores.schema_steps import missing_steps
 from antiphon.stores.sealed import seal_stores
+from antiphon.stores.schemas import check_migrated
 
 __all__ = [
     "StoreOptions",
@@ -43,11 +44,10 @@ async def open_stores(
     await check_migrated(state, data)
     contents = await backend.open_contents(blobs)
     try:
-        stores = await backend.open(contents, options)
+        return await backend.open(contents, options)
     except BaseException:
         await contents.aclose()
         raise
-    return seal_stores(stores, options["bodies"]) if "bodies" in options else stores
 
 
 async def check_deployment(state: StateSettings, data: Path, keys: Keys) -> None:

@@ -35,7 +35,7 @@ from antiphon.stores.deployment import Deployment, Keys
 from antiphon.stores.schema_steps import Schema
 
 if TYPE_CHECKING:
-    from antiphon.stores.sealed.bodies import Bodies
+    from antiphon.stores.bodies import Bodies
 
 HISTORY_BYTES = 64 << 20
 PAGE_BYTES = 16 << 20

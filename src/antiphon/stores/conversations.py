@@ -28,9 +28,9 @@ from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.state import Page, PageQuery, StoredConversation
 from antiphon.errors import ConversationLocked, ConversationTooLong, HistoryTooLarge
 from antiphon.ids import Clock, now
+from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.pages import Row, check_cursors, history_item, item_page, named_items, stored_item
-from antiphon.stores.sealed.bodies import PLAIN, Bodies
 from antiphon.stores.tables import (
     RowsMissing,
     Statement,
@@ -231,8 +231,7 @@ class SqlConversations:
     async def items(self, owner: str, conversation_id: str, page: PageQuery) -> Page[StoredItem] | None:
         """A page of the items, or None; see `ConversationStore.items`."""
         named = {"owner": owner, "id": conversation_id, **asked(page, self._page_bytes)}
-        found = item_page(await self._tables.fetch(ITEMS[page.backward], named), page)
-        return None if found is None else Page(self._bodies.open_items(found.items), found.has_more)
+        return item_page(await self._tables.fetch(ITEMS[page.backward], named), page, self._bodies)
 
     async def get_item(self, owner: str, conversation_id: str, item_id: str) -> StoredItem | None:
         """One item of the conversation, or None."""

@@ -27,8 +27,8 @@ from antiphon.engine.ports.idempotency import (
 )
 from antiphon.ids import Clock, now
 from antiphon.stores.backend import KEEP_SECONDS
+from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.pages import Row
-from antiphon.stores.sealed.bodies import PLAIN, Bodies
 from antiphon.stores.tables import RowsMissing, Statement, Tables, milliseconds, renewed
 
 _PIECE = 500

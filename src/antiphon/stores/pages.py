@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
 from antiphon.errors import HistoryTooLarge, unknown_cursor
+from antiphon.stores.bodies import Bodies
 
 
 class Row(Protocol):
@@ -45,7 +46,7 @@ async def check_cursors(page: PageQuery, find: Callable[[str], Awaitable[object]
             raise unknown_cursor(name, missing)
 
 
-def item_page(rows: Sequence[Row], page: PageQuery) -> Page[StoredItem] | None:
+def item_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> ItemPage | None:
     """The page, of rows with the places of its cursors (`low`, `high`) and an item, or none where the page is empty.
 
     No row: no list. Raises `InvalidRequest` for a cursor that has no place.
@@ -58,25 +59,28 @@ def item_page(rows: Sequence[Row], page: PageQuery) -> Page[StoredItem] | None:
         if places[cursor] is None:
             raise unknown_cursor(name, "There is no item with this id in the list")
     found, cut = cut_off([row for row in rows if row["item_id"] is not None])
-    return Page(page.shown([stored_item(row) for row in found]), has_more=cut or len(found) > page.limit)
+    shown = page.shown([stored_item(row) for row in found])
+    return ItemPage(bodies.open_items(shown), has_more=cut or len(found) > page.limit)
 
 
-def response_page(
-    rows: Sequence[Row], page: PageQuery, body: Callable[[str, bytes], bytes] = lambda _, body: body
-) -> Page[StoredResponse]:
-    """The page, of rows with a response (`id`, `status`, `response`) and an item of it, if it has any. `body`: what is
-    shown of a response with this status whose row has that object."""
+def response_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> ResponsePage:
+    """The page, of rows with a response (`id`, `status`, `response`) and an item of it, if it has any."""
     found: dict[str, tuple[Row, list[StoredItem]]] = {}
     kept, cut = cut_off(rows, "response")
     for row in kept:
         items = found.setdefault(row["id"], (row, []))[1]
         if row["item_id"] is not None:
             items.append(stored_item(row))
-    responses = [
-        StoredResponse(row["id"], row["status"], body(row["status"], row["response"]), tuple(items))
-        for row, items in found.values()
+    shown = [
+        StoredResponse(
+            row["id"],
+            row["status"],
+            bodies.open_response(row["response"], row["status"]),
+            bodies.open_items(tuple(items)),
+        )
+        for row, items in page.shown(list(found.values()))
     ]
-    return Page(page.shown(responses), has_more=cut or len(responses) > page.limit)
+    return ResponsePage(tuple(shown), has_more=cut or len(found) > page.limit)
 
 
 def stored_item(row: Row) -> StoredItem:

@@ -15,9 +15,9 @@ from antiphon.engine.ports.actions import OnceOnly, StoredPrompt
 from antiphon.engine.ports.state import Page, PageQuery, PromptChange
 from antiphon.errors import VersionConflict, unknown_cursor
 from antiphon.ids import Clock, now
+from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.pages import Row, cut_off
-from antiphon.stores.sealed.bodies import PLAIN, Bodies
 from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, changed, milliseconds, within
 
 INSERT = """

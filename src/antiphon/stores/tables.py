@@ -15,7 +15,8 @@ have in common, with parameters by name (`:owner`). Where they differ it uses th
 - `lease_now()`, and `lease_in(:lease)` so many milliseconds later: the clock of leases, which cannot be set,
 - `greatest(a, b)` and `least(a, b)`,
 - `rowid`: which number a row got when it came,
-- `place_columns()`, `new_places()` and `new_place()`: where the items of a new conversation begin,
+- `place_columns()`, `new_places()` and `new_place()`: where the items of a new conversation begin, and
+  `first_place(c)`: where those of `c` began,
 - `FOR UPDATE` and `FOR NO KEY UPDATE`, with `ORDER BY` before it or `SKIP LOCKED` behind: PostgreSQL holds the rows
   until the transaction ends, taken in this order; SQLite has one writer at a time anyway.
 
@@ -62,8 +63,9 @@ class RowsMissing(StoreError):
 class Tables(Protocol):
     """Reads and writes of one database. Every method raises `StoreError`."""
 
-    async def fetch(self, sql: str, named: Mapping[str, Any]) -> Sequence[Row]:
-        """All rows of one query, which reads only."""
+    async def fetch(self, sql: str, named: Mapping[str, Any], *, own: bool = False) -> Sequence[Row]:
+        """All rows of one query, which reads only. `own`: it is the process's own, and short; it never queues behind
+        what clients read."""
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
         """Run a unit that changes something; returns once it is durable. Raises `RowsMissing`.

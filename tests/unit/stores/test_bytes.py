@@ -49,8 +49,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Row]:
     rows: list[Row] = []
     fetch = SqliteReaders.fetch
 
-    async def watched(self: SqliteReaders, sql: str, parameters: Any) -> list[Row]:
-        found = await fetch(self, sql, parameters)
+    async def watched(self: SqliteReaders, sql: str, parameters: Any, **how: Any) -> list[Row]:
+        found = await fetch(self, sql, parameters, **how)
         rows.extend(found)
         return found
 
@@ -309,9 +309,7 @@ async def test_what_an_owner_takes_is_counted_however_rows_come_and_go(stores: S
     assert await stores.responses.delete(ALICE, "resp_a")
     assert await stores.conversations.delete(ALICE, "conv_a")
     check(ALICE)
-    await SqliteRetention(
-        stores.responses._writer, stores.responses._readers, RetentionSettings(responses=1.0, events=None)
-    ).sweep()
+    await SqliteRetention(stores.writer, stores.readers, RetentionSettings(responses=1.0, events=None)).sweep()
     check()
 
 

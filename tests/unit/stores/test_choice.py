@@ -13,7 +13,7 @@ from antiphon.config.state import StateSettings
 from antiphon.errors import ConfigError
 from antiphon.stores import backend_of, open_stores
 from antiphon.stores.backend import Backend
-from antiphon.stores.sealed.bodies import Bodies
+from antiphon.stores.bodies import Bodies
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE
 from tests.contracts.file_contract import fields, keep

@@ -109,7 +109,7 @@ async def test_where_the_system_names_no_start_the_wall_clock_is_used(monkeypatc
 async def test_who_looks_after_leases_waits_for_no_client(stores: SqliteStores) -> None:
     """All connections that clients read by are taken."""
     await stores.background.enqueue(queued("a"), b"{}", None, limit=9)
-    readers = stores.background._readers
+    readers = stores.readers
     taken = [await readers._free.get() for _ in range(readers._size)]
     async with asyncio.timeout(60):
         assert len(await claim(stores.background)) == 1
@@ -124,9 +124,8 @@ async def test_who_looks_after_leases_waits_for_no_client(stores: SqliteStores) 
 async def test_retention_leaves_a_conversation_alone_on_which_a_response_runs(stores: SqliteStores) -> None:
     await stores.conversations.create(ALICE, "conv_1", b"{}")
     await stores.conversations.load(ALICE, "conv_1", holder="resp_x", seconds=30)
-    used = stores.retention
     old = SqliteRetention(
-        used._writer, used._readers, RetentionSettings(conversations=1, events=None), clock=lambda: time.time() + HOUR
+        stores.writer, stores.readers, RetentionSettings(conversations=1, events=None), clock=lambda: time.time() + HOUR
     )
     assert (await old.sweep())[1] == 0
     await stores.conversations.load(ALICE, "conv_1", holder="resp_x", seconds=0)

@@ -158,7 +158,7 @@ class _Units:
             raise RowsMissing("none")
         return (0, 1)
 
-    async def fetch(self, sql: str, named: Any) -> list[tuple[str, str, int | None, int | None]]:
+    async def fetch(self, sql: str, named: Any, *, own: bool = False) -> list[tuple[str, str, int | None, int | None]]:
         return self.rows.pop(0) if self.rows else []
 
     def keys(self) -> IdempotencyKeys:

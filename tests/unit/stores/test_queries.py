@@ -10,49 +10,55 @@ from typing import Any
 import pytest
 
 from antiphon.errors import ChainBroken, ChainTooLong
-from antiphon.stores.sqlite import jobs, response_rows, responses, retention
+from antiphon.stores import jobs, responses
+from antiphon.stores.bodies import PLAIN
+from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.sqlite import jobs as own_jobs
+from antiphon.stores.sqlite import responses as own_responses
+from antiphon.stores.sqlite import retention
 from antiphon.stores.sqlite.database import connect_writer
-from antiphon.stores.sqlite.opening import _prepare, open_sqlite
-from antiphon.stores.sqlite.readers import Row, SqliteReaders
-from antiphon.stores.sqlite.responses import SqliteResponseStore
+from antiphon.stores.sqlite.opening import SqliteStores, _prepare, open_sqlite
+from antiphon.stores.sqlite.readers import Row
+from antiphon.stores.sqlite.tables import SqliteTables, sqlite_sql
 from tests.contracts.store_contract import ALICE, record, save_chain
 
 _NAMED = {"id": "r500", "owner": "o1", "limit": 1000, "ids": '["i500", "i7"]', "low": "i500", "high": None}
-_QUERIES = {
-    "load_chain": responses.LOAD_CHAIN,
-    "load_items": responses.LOAD_ITEMS,
-    "get": responses.GET_RESPONSE,
-    "input_items_forward": responses.INPUT_ITEMS_FORWARD,
-    "input_items_backward": responses.INPUT_ITEMS_BACKWARD,
-    "delete_last_of_chain": response_rows.DELETE_LAST_OF_CHAIN,
-    "delete_response": response_rows.DELETE_RESPONSE,
-    "touch_chain": response_rows.TOUCH_CHAIN,
-    "next_response": response_rows.NEXT_RESPONSES.sql(1),
-    "next_responses": response_rows.NEXT_RESPONSES.sql(3),
-    "list_forward": responses.LIST_FORWARD,
-    "list_backward": responses.LIST_BACKWARD,
-    "list_forward_behind": responses.LIST_FORWARD_BEHIND,
-    "list_backward_behind": responses.LIST_BACKWARD_BEHIND,
-    "claimable": jobs.CLAIMABLE,
-    "held_jobs": jobs.HELD_JOBS,
-    "count_jobs": jobs.COUNT_JOBS,
-    "claim_jobs": jobs.CLAIM_JOBS,
-    "start_responses": jobs.START_RESPONSES,
-    "claimed": jobs.CLAIMED,
-    "take_back_events": jobs.TAKE_BACK_EVENTS,
-    "renew_jobs": jobs.RENEW_JOBS,
-    "append_events": jobs.APPEND_EVENTS,
-    "drop_events": jobs.DROP_EVENTS,
-    "end_job": jobs.END_JOB,
-    "events": jobs.EVENTS,
-    "progress": jobs.PROGRESS,
-} | {
-    f"retention_{name.lower()}": value
-    for name, value in vars(retention).items()
-    if name.isupper() and not name.startswith("_") and name != "SWEEPER"
-}
+_QUERIES = (
+    {
+        "load_items": own_responses.LOAD_ITEMS,
+        "touch_chain": own_responses.TOUCH_CHAIN,
+        "next_response": own_responses.NEXT_RESPONSES.sql(1),
+        "next_responses": own_responses.NEXT_RESPONSES.sql(3),
+        "claimable": own_jobs.CLAIMABLE,
+        "count_jobs": own_jobs.COUNT_JOBS,
+        "claim_jobs": own_jobs.CLAIM_JOBS,
+        "start_responses": own_jobs.START_RESPONSES,
+        "claimed": own_jobs.CLAIMED,
+        "take_back_events": own_jobs.TAKE_BACK_EVENTS,
+        "append_events": own_jobs.APPEND_EVENTS,
+        "drop_events": own_jobs.DROP_EVENTS,
+        "end_job": own_jobs.END_JOB,
+        "queue": sqlite_sql(own_jobs.SQL.queue).replace("lease_now()", ":lease_now"),
+        "release": sqlite_sql(own_jobs.SQL.release),
+    }
+    | {
+        f"{module.__name__.rpartition('.')[2]}_{name.lower()}{number}": sqlite_sql(sql)
+        for module in (responses, jobs)
+        for name, value in vars(module).items()
+        if name.isupper() and not name.startswith("_") and name != "SWEEPER" and name != "PLAIN"
+        for number, sql in enumerate(value if isinstance(value, tuple) else (value,))
+    }
+    | {
+        f"retention_{name.lower()}": value
+        for name, value in vars(retention).items()
+        if name.isupper() and not name.startswith("_") and name != "SWEEPER"
+    }
+)
 _MORE_NAMED = {
-    "cursor": "r7",
+    "holder": "r7",
+    "pos": 3,
+    "lease_now": 0,
+    "uncounted": 1,
     "worker": "w1",
     "lease": 9,
     "besides": "[]",
@@ -93,7 +99,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
             (f"r{n}", owner, root, f"r{n - 1}" if n % 10 else None, n % 10 * 4 + 4),
         )
         connection.executemany(
-            response_rows.ITEMS.sql(1), [(f"r{n}", at // 2, at % 2, f"i{n}_{at}", "message", b"{}") for at in range(4)]
+            own_responses.ITEMS.sql(1), [(f"r{n}", at // 2, at % 2, f"i{n}_{at}", "message", b"{}") for at in range(4)]
         )
     connection.execute("COMMIT")
     connection.execute("ANALYZE")
@@ -134,7 +140,7 @@ def test_the_trap_is_there_and_this_test_would_see_it(database: sqlite3.Connecti
 
 # What was selected by an index and bounded already.
 _SMALL = {
-    *("SCAN chosen", "SCAN gone", "SCAN c", "SCAN cut", "SCAN found"),
+    *("SCAN held", "SCAN size", "SCAN chosen", "SCAN gone", "SCAN c", "SCAN cut", "SCAN found"),
     *("SCAN w", "SCAN wanted", "SCAN page", "SCAN given", "SCAN summed", "SCAN summed LEFT-JOIN"),
     # As SQLite before 3.53 says it, and since.
     *("SCAN 3 CONSTANT ROWS", "SCAN 3-ROW VALUES CLAUSE"),
@@ -143,44 +149,43 @@ _SMALL = {
 }
 
 
-class CountingReaders(SqliteReaders):
+class CountingTables(SqliteTables):
     """Counts the queries."""
 
     queries = 0
+    rows = 0
 
-    async def fetch(self, sql: str, parameters: Mapping[str, Any], *, own: bool = False) -> list[Row]:
+    async def fetch(self, sql: str, named: Mapping[str, Any], *, own: bool = False) -> list[Row]:
         self.queries += 1
-        rows = await super().fetch(sql, parameters, own=own)
+        rows = await super().fetch(sql, named, own=own)
         self.rows = len(rows)
         return rows
 
 
-def counted(store: SqliteResponseStore, path: Path) -> CountingReaders:
-    readers = CountingReaders(path)
-    readers.__dict__.update(store._readers.__dict__)
-    store._readers = readers
-    return readers
+def counted(stores: SqliteStores, chain_items: int) -> tuple[responses.SqlResponses, CountingTables]:
+    tables = CountingTables(stores.writer, stores.readers)
+    writer = own_responses.SqliteResponseWriter(stores.writer, stores.readers, IdempotencyKeys(tables))
+    limits = {"chain_items": chain_items, "history_bytes": 1 << 20, "page_bytes": 1 << 20}
+    return responses.SqlResponses(tables, writer, own_responses.LOAD_ITEMS, bodies=PLAIN, **limits), tables
 
 
 async def test_two_hundred_turns_are_one_query(tmp_path: Path) -> None:
     stores = await open_sqlite(tmp_path, chain_items=1000)
-    store = stores.responses
-    await save_chain(store, "t", 200)
-    readers = counted(store, tmp_path)
+    store, tables = counted(stores, 1000)
+    await save_chain(stores.responses, "t", 200)
     chain = await store.load_chain(ALICE, "resp_t199")
     assert chain is not None and len(chain.items) == 600
-    assert readers.queries == 1
+    assert tables.queries == 1
     await stores.aclose()
 
 
 async def test_a_chain_over_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
     stores = await open_sqlite(tmp_path, chain_items=100)
-    store = stores.responses
-    await save_chain(store, "t", 34)
-    readers = counted(store, tmp_path)
+    store, tables = counted(stores, 100)
+    await save_chain(stores.responses, "t", 34)
     with pytest.raises(ChainTooLong):
         await store.load_chain(ALICE, "resp_t33")
-    assert (readers.queries, readers.rows) == (1, 1)
+    assert (tables.queries, tables.rows) == (1, 1)
     await stores.aclose()
 
 

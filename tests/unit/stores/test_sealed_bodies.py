@@ -6,7 +6,7 @@ import pytest
 
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.errors import StoreError
-from antiphon.stores.sealed.bodies import Bodies, is_sealed
+from antiphon.stores.bodies import Bodies, is_sealed
 
 FIRST, SECOND = b"first-key-of-16-bytes", b"second-key-of-16-bytes"
 BODIES = (b"", b"{}", b'{"a":"\xc3\xbc"}', b"event: a\ndata: {}\n\n", b"x" * 100_000)

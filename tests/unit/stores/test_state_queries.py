@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from antiphon.stores import conversations, prompts
-from antiphon.stores.sqlite import lease_clock, response_rows, responses
+from antiphon.stores.responses import LOAD_BEFORE
+from antiphon.stores.sqlite import lease_clock, responses
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.opening import open_sqlite
@@ -55,9 +56,9 @@ _QUERIES = {
     for number, sql in enumerate(value if isinstance(value, tuple) else (value,))
     if isinstance(sql, str) and " " in sql
 } | {
-    "response_rows.JOIN_CONVERSATION": response_rows.JOIN_CONVERSATION,
-    "response_rows.INSERT_CONVERSATION_ITEMS": response_rows.INSERT_CONVERSATION_ITEMS,
-    "responses.LOAD_BEFORE": responses.LOAD_BEFORE,
+    "responses.JOIN_CONVERSATION": responses.JOIN_CONVERSATION,
+    "responses.INSERT_CONVERSATION_ITEMS": responses.INSERT_CONVERSATION_ITEMS,
+    "responses.LOAD_BEFORE": sqlite_sql(LOAD_BEFORE),
 }
 # The ids that were asked for, one page, and what a window function was given: all bounded already.
 _SMALL = (
@@ -117,9 +118,9 @@ async def test_a_conversation_of_any_length_is_one_query_and_one_write(
     calls: list[str] = []
     fetch, run = stores.tables.readers.fetch, stores.tables.writer.run
 
-    async def noted_fetch(sql: str, parameters: Any) -> Any:
+    async def noted_fetch(sql: str, parameters: Any, **how: Any) -> Any:
         calls.append("read")
-        return await fetch(sql, parameters)
+        return await fetch(sql, parameters, **how)
 
     async def noted_run(statements: Any, **how: Any) -> Any:
         calls.append("write")

@@ -24,6 +24,10 @@ from antiphon.stores.postgres.migrate import open_postgres_schemas
 from antiphon.stores.postgres.opening import open_postgres, open_postgres_owners
 from antiphon.stores.schema_steps import Schema
 from antiphon.stores.sealed.bodies import Bodies
+from antiphon.stores.bodies import Bodies
+from antiphon.stores.deployment import Deployment
+from antiphon.stores.moved import Arriving
+from antiphon.stores.postgres.opening import open_postgres, open_postgres_owners
 
 _READ = "SELECT name, value FROM deployment"
 _LOCK = "LOCK TABLE deployment IN SHARE ROW EXCLUSIVE MODE"

@@ -1,6 +1,6 @@
 """The SQL of background work, by name.
 
-Lives here: text. Not here: what the rows mean (`jobs.py`).
+Lives here: text. Not here: what the rows mean (`jobs.py`), what is alike in all backends (`../jobs.py`).
 
 A job's row is the lock of all that happens to its response: whoever adds to the stream, ends the response or deletes it
 locks that row first, then the conversation, the chain and the response. `last_seq` on it is the last event's number, so
@@ -13,9 +13,9 @@ Invariant: every statement of a worker demands that the worker holds the job.
 
 from __future__ import annotations
 
+from antiphon.stores.jobs import JobSql
 from antiphon.stores.postgres.turns import COLUMNS, GIVEN, WITH_IT
 from antiphon.stores.postgres.values import NOW
-from antiphon.stores.tables import within
 
 # $1 to $27 as in `turns.py`, for one response; $28: request, $29: most jobs of an owner, $30: needs, $31 and $32: the
 # last event's number and the events, $33: the conversation. Fails (22012) unless all of it was stored, so that nothing
@@ -98,26 +98,17 @@ SELECT mine.response_id, mine.owner, mine.request, r.body, mine.attempts, mine.l
 FROM mine JOIN responses r ON r.id = mine.response_id ORDER BY mine.number
 """
 
-HELD_JOBS = "SELECT response_id FROM jobs WHERE worker = $1"
-QUEUE = """
+SQL = JobSql(
+    queue="""
 SELECT count(*), min(created_at) FROM jobs
 WHERE (worker IS NULL AND (not_before IS NULL OR not_before <= now())) OR (worker IS NOT NULL AND lease_until <= now())
-"""
-# Rows in one order, and waited for: one that is being written to is not lost. $1: worker, $2: ids, $3: lease.
-RENEW = """
-WITH held AS MATERIALIZED (
-  SELECT response_id FROM jobs WHERE response_id = ANY($2::text[]) AND worker = $1::text
-  ORDER BY response_id FOR NO KEY UPDATE
+""",
+    release="""
+UPDATE jobs SET worker = NULL, lease_until = NULL, not_before = CASE WHEN :pause > 0 THEN lease_in(:pause) END,
+                attempts = attempts - :uncounted
+WHERE response_id = :id AND worker = :worker
+""",
 )
-UPDATE jobs j SET lease_until = clock_timestamp() + $3::interval FROM held WHERE j.response_id = held.response_id
-RETURNING j.response_id
-"""
-# $1: worker, $2: id, $3: pause (null: none), $4: attempts that do not count.
-RELEASE = """
-UPDATE jobs SET worker = NULL, lease_until = NULL, not_before = clock_timestamp() + $3::interval,
-                attempts = attempts - $4::integer
-WHERE response_id = $2 AND worker = $1
-"""
 
 # Of many streams at once; each element is one piece of one of them. Pieces that the same attempt wrote from its first
 # number on are written anew; with `restart` those of earlier attempts go (claim 0 is true of every attempt).
@@ -250,39 +241,4 @@ WITH {_ITEMS},
     UPDATE conversations c SET locked_by = NULL, locked_until = NULL FROM may WHERE c.locked_by = $1::text
   )
 SELECT 1 FROM may
-"""
-UNLOCK = """
-UPDATE conversations SET locked_by = NULL, locked_until = NULL
-WHERE locked_by = $1 AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = $1)
-"""
-
-# Rows in one order, as in every group; what is watched for long enough already is left alone.
-# $1: ids, $2: for how long.
-WATCH = """
-WITH w AS MATERIALIZED (
-  SELECT response_id FROM jobs
-  WHERE response_id = ANY($1::text[]) AND (watched_until IS NULL OR watched_until < now() + $2::interval * 0.6)
-  ORDER BY response_id FOR NO KEY UPDATE
-)
-UPDATE jobs j SET watched_until = clock_timestamp() + $2::interval FROM w WHERE j.response_id = w.response_id
-"""
-PROGRESS = """
-SELECT r.id, r.status, (SELECT max(last_seq) FROM response_events e WHERE e.response_id = r.id) AS last_seq
-FROM responses r WHERE r.id = ANY($1::text[])
-"""
-# $1: ids, $2: worker.
-LOOK = f"{PROGRESS} UNION ALL SELECT response_id, NULL, NULL FROM jobs WHERE worker = $2::text"
-# No row: no such response. One row without a piece: nothing after that number.
-# $1: id, $2: owner, $3: after, $4: limit, $5: most bytes.
-EVENTS = f"""
-WITH page (place, size) AS (
-    SELECT e.last_seq, length(e.data) FROM response_events e
-    WHERE e.response_id = $1::text AND e.last_seq > $3::bigint ORDER BY e.last_seq LIMIT $4::bigint
-  ),
-  {within("place", "$5::bigint")}
-SELECT r.status, e.last_seq, CASE WHEN cut.fits THEN e.data END AS data
-FROM responses r LEFT JOIN cut ON true
-LEFT JOIN response_events e ON e.response_id = r.id AND e.last_seq = cut.place
-WHERE r.id = $1::text AND r.owner = $2::text
-ORDER BY cut.place
 """

@@ -1,7 +1,7 @@
-"""What it means to keep background work: the `JobStore` over PostgreSQL.
+"""How PostgreSQL queues, claims and ends background work, and adds to its streams.
 
-Lives here: how records become rows and rows become jobs. Not here: the SQL (`job_sql.py`), responses as such
-(`responses.py`), who runs a job (`engine/running/`).
+Lives here: how records become rows and rows become jobs. Not here: the SQL (`job_sql.py`), what is alike in all
+backends (`../jobs.py`), who runs a job (`engine/running/`).
 
 What is queued, and pieces of streams, go through groups like turns (`turn_groups.py`): a queued response alone, since
 its owner's quota is exact; pieces of a process's streams together. All else is one statement.
@@ -18,19 +18,16 @@ from datetime import timedelta
 from typing import Any, TypeAlias
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
-from antiphon.engine.ports.jobs import PATIENCE, EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
+from antiphon.engine.ports.jobs import PATIENCE, EventPiece, Job, JobEnd, TooManyJobs
 from antiphon.errors import StoreError
-from antiphon.stores.pages import cut_off
 from antiphon.stores.postgres import job_sql as sql
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import code_of
 from antiphon.stores.postgres.turn_groups import Groups
 from antiphon.stores.postgres.turns import SavedTurns, Turn, turn_columns
-from antiphon.stores.postgres.values import age, body_now
+from antiphon.stores.postgres.values import age
 from antiphon.stores.tables import milliseconds
 
-# Whoever reads a stream reads it page by page anyway, and holds a page for as long as its client takes it.
-_PAGE_BYTES = 1 << 20
 _TRIES = 5
 _DIVISION_BY_ZERO = "22012"
 
@@ -49,7 +46,7 @@ class NewJob:
     conversation_id: str | None
     request: bytes
     events: EventPiece | None
-    needs: tuple[str, ...]
+    needs: list[str]
     limit: int
 
     @property
@@ -75,7 +72,7 @@ class QueuedTurns:
         done = []
         for job in group:
             events = (job.events.last, job.events.data) if job.events is not None else (None, None)
-            given = [*turn_columns([job.turn], self._turns.keep), job.request, job.limit, list(job.needs), *events]
+            given = [*turn_columns([job.turn], self._turns.keep), job.request, job.limit, job.needs, *events]
             try:
                 await self._database.write(sql.ENQUEUE, *given, job.conversation_id)
             except StoreError as error:
@@ -159,8 +156,8 @@ class AddedEvents:
         """Its worker adds it once more, or another attempt drops it."""
 
 
-class PostgresJobStore:
-    """`JobStore` on a database and groups that are somebody else's to close."""
+class PostgresJobWriter:
+    """`JobWriter` on a database and groups that are somebody else's to close."""
 
     def __init__(
         self, database: Database, queued: Groups[NewJob], added: Groups[Addition], changed: Changed = _nobody
@@ -172,67 +169,29 @@ class PostgresJobStore:
         self._added = added
 
     async def enqueue(
-        self,
-        record: ResponseRecord,
-        request: bytes,
-        events: EventPiece | None,
-        *,
-        limit: int,
-        needs: Collection[str] = (),
+        self, record: ResponseRecord, request: bytes, events: EventPiece | None, limit: int, needs: list[str]
     ) -> None:
-        """Store the queued response and its job; see `JobStore.enqueue`."""
+        """See `JobWriter.enqueue`."""
         turn = Turn(replace(record, conversation_id=None))
-        await self._queued.run(NewJob(turn, record.conversation_id, request, events, tuple(sorted(needs)), limit))
+        await self._queued.run(NewJob(turn, record.conversation_id, request, events, needs, limit))
 
     async def claim(
-        self,
-        worker: str,
-        seconds: float,
-        limit: int,
-        besides: Collection[str] = (),
-        *,
-        able: Collection[str] | None = None,
+        self, worker: str, seconds: float, limit: int, besides: list[str], able: list[str] | None
     ) -> list[Job]:
-        """Take up to `limit` jobs; see `JobStore.claim`."""
-        fitting = None if able is None else sorted(able), timedelta(seconds=PATIENCE)
-        given = (worker, timedelta(seconds=seconds), limit, sorted(besides), *fitting)
-        return [
-            Job(response_id, owner, request, body_now("in_progress", body), attempts, last)
-            for response_id, owner, request, body, attempts, last in await self._database.write(sql.CLAIM, *given)
-        ]
+        """See `JobWriter.claim`."""
+        given = (worker, timedelta(seconds=seconds), limit, besides, able, timedelta(seconds=PATIENCE))
+        return [Job(*row) for row in await self._database.write(sql.CLAIM, *given)]
 
-    async def held(self, worker: str) -> frozenset[str]:
-        """The responses whose jobs this worker holds."""
-        return frozenset(row[0] for row in await self._database.fetch(sql.HELD_JOBS, worker))
-
-    async def queue(self) -> Queue:
-        """What waits for a worker."""
-        length, oldest = (await self._database.fetch(sql.QUEUE))[0]
-        return Queue(length, None if oldest is None else oldest / 1000)
-
-    async def renew(self, worker: str, response_ids: Collection[str], seconds: float) -> frozenset[str]:
-        """Hold these of the worker's jobs for so many seconds more; returns which it still held."""
-        given = (worker, sorted(response_ids), timedelta(seconds=seconds))
-        return frozenset(row[0] for row in await self._database.write(sql.RENEW, *given, again=True))
-
-    async def release(self, worker: str, response_id: str, *, pause: float = 0.0, attempted: bool = False) -> None:
-        """Give a job back; see `JobStore.release`."""
-        wait = timedelta(seconds=pause) if pause > 0 else None
-        # Once it is given back the worker does not hold it, so a second time does nothing.
-        await self._database.write(sql.RELEASE, worker, response_id, wait, 0 if attempted else 1, again=True)
-
-    async def append(self, worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
-        """Add to the stream; see `JobStore.append`."""
+    async def append(self, worker: str, response_id: str, events: EventPiece, restart: bool) -> bool:
+        """See `JobWriter.append`."""
         try:
             await self._added.run(Addition(response_id, worker, events, restart))
         except _NotHeld:
             return False
         return True
 
-    async def finish(
-        self, worker: str, record: ResponseRecord, events: EventPiece | None, *, restart: bool = False
-    ) -> bool:
-        """End the response with this record; see `JobStore.finish`."""
+    async def finish(self, worker: str, record: ResponseRecord, events: EventPiece | None, restart: bool) -> bool:
+        """See `JobWriter.finish`."""
         joins = record.joins_conversation
         pieces = (events.first, events.last, events.data) if events is not None else (None, None, None)
         given = [
@@ -253,7 +212,7 @@ class PostgresJobStore:
         raise StoreError("Writing failed: the stream is written to by another one all the time.", reason="locked")
 
     async def end(self, ending: JobEnd) -> bool:
-        """End a response early; see `JobStore.end`."""
+        """See `JobWriter.end`."""
         events = (ending.events.last, ending.events.data) if ending.events is not None else (None, None)
         given = _ending(ending.response_id, ending.worker, ending.status, ending.body, ending.output_items, None)
         ended = bool(await self._database.write(sql.END, *given, ending.last_event, *events))
@@ -261,24 +220,6 @@ class PostgresJobStore:
             # Whoever runs it must stop.
             self._changed([ending.response_id])
         return ended
-
-    async def unlock(self, response_id: str) -> None:
-        """Give back the conversation that this response has locked, if its job is gone."""
-        await self._database.write(sql.UNLOCK, response_id, again=True)
-
-    async def progress(self, response_ids: Collection[str]) -> dict[str, Progress]:
-        """How far these responses are; those that do not exist are left out."""
-        rows = await self._database.fetch(sql.PROGRESS, sorted(response_ids))
-        return {found: Progress(status, -1 if last is None else last) for found, status, last in rows}
-
-    async def events(self, owner: str, response_id: str, after: int, limit: int) -> EventPage | None:
-        """Up to `limit` pieces with events after this number, or None when there is no such response."""
-        found = await self._database.fetch(sql.EVENTS, response_id, owner, after, limit + 1, _PAGE_BYTES)
-        if not found:
-            return None
-        rows, cut = cut_off([row for row in found if row["last_seq"] is not None], "data")
-        pieces = tuple([EventPiece(row["last_seq"], row["data"]) for row in rows[:limit]])
-        return EventPage(found[0]["status"], pieces, more=cut or len(rows) > limit)
 
 
 def _ending(

@@ -1,6 +1,6 @@
 """Opening the stores of a database.
 
-Lives here: who shares which connections. Not here: what a store means (`responses.py`), connections (`database.py`),
+Lives here: who shares which connections. Not here: what a store means (`../responses.py`), connections (`database.py`),
 whether the server will do (`server_check.py`), the schema (`migrate.py`).
 
 Invariant: opened stores have the schema of this build, and any number of processes may open the same database at once.
@@ -20,18 +20,23 @@ from antiphon.engine.ports.files import BlobStore
 from antiphon.errors import StoreError
 from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs, PendingRows
+from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
+from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.conversations import SqlConversations
 from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.jobs import SqlJobs
 from antiphon.stores.owner_room import SqlOwnerRoom
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.figures import PostgresFigures
 from antiphon.stores.postgres.files import SQL as FILE_SQL
-from antiphon.stores.postgres.jobs import AddedEvents, PostgresJobStore, QueuedTurns
+from antiphon.stores.postgres.job_sql import SQL as JOB_SQL
+from antiphon.stores.postgres.jobs import AddedEvents, PostgresJobWriter, QueuedTurns
 from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps
 from antiphon.stores.postgres.owner_data import PostgresOwnerData
-from antiphon.stores.postgres.responses import PostgresResponseStore
+from antiphon.stores.postgres.readiness import DatabaseReadiness
+from antiphon.stores.postgres.responses import LOAD_ITEMS, PostgresResponseWriter
 from antiphon.stores.postgres.retention import PostgresRetention
 from antiphon.stores.postgres.server_check import reach_server
 from antiphon.stores.postgres.signals import PostgresSignals
@@ -41,8 +46,8 @@ from antiphon.stores.postgres.turns import SavedTurns
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.withdrawals import Withdrawals
 from antiphon.stores.prompts import SqlPrompts
+from antiphon.stores.responses import SqlResponses
 from antiphon.stores.schema_steps import missing_steps
-from antiphon.stores.sealed.bodies import PLAIN, Bodies
 from antiphon.stores.usage import UsageSums
 
 _TIMEOUTS = TimeoutSettings()
@@ -130,14 +135,15 @@ async def open_postgres(
     queued = Groups(QueuedTurns(database, saved), group_limits(timeouts, connections=state.pool, group=1))
     pending = PendingBlobs(PendingRows(tables), blobs, upload_lease)
     return PostgresStores(
-        responses=PostgresResponseStore(
-            database,
-            turns,
+        responses=SqlResponses(
+            tables,
+            # 0 is never.
+            PostgresResponseWriter(turns, DatabaseReadiness(database, state.unready_after or math.inf)),
+            LOAD_ITEMS,
             chain_items=chain_items,
             history_bytes=history_bytes,
             page_bytes=page_bytes,
-            # 0 is never.
-            patience=state.unready_after or math.inf,
+            bodies=bodies,
         ),
         conversations=SqlConversations(
             tables,
@@ -147,7 +153,7 @@ async def open_postgres(
             page_bytes=page_bytes,
             bodies=bodies,
         ),
-        background=PostgresJobStore(database, queued, added, signals.changed),
+        background=SqlJobs(tables, PostgresJobWriter(database, queued, added, signals.changed), JOB_SQL, bodies),
         signals=signals,
         prompts=SqlPrompts(tables, keys, page_bytes=page_bytes, bodies=bodies),
         files=SqlFiles(tables, keys, FILE_SQL, pending, blobs, owner_bytes=owner_file_bytes),

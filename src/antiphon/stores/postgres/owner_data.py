@@ -16,13 +16,13 @@ from typing import Any
 
 from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts, Shrunk
 from antiphon.errors import StoreError
+from antiphon.stores.bodies import Bodies
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres.connecting import Connection, connect
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import connecting_failed, store_error
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.vector_database import open_vectors
-from antiphon.stores.sealed.bodies import Bodies
 
 _CONNECT_SECONDS = 5.0
 _AT_ONCE = 100

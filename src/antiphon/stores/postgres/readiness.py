@@ -23,13 +23,18 @@ from collections.abc import Callable
 
 from antiphon.engine.running.waiting import look_at
 from antiphon.errors import StoreError, StoreReason
-from antiphon.stores.postgres import response_sql as sql
 from antiphon.stores.postgres.database import Database
 
 _FRESH_SECONDS = 2.0
 # Less than `/ready` waits, so that what is said is said with its cause.
 _ANSWER_SECONDS = 1.5
 _SLOW: frozenset[StoreReason] = frozenset({"slow", "locked", "busy", "unknown"})
+# A real write, so that a full disk or a lost right is seen before a response fails for it. Of several rows, so that
+# processes do not wait for each other's commits.
+_PROBE = """
+INSERT INTO sweeps (what, due_at) VALUES ('probe ' || pg_backend_pid() % 16, now())
+ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at
+"""
 
 
 class DatabaseReadiness:
@@ -69,7 +74,7 @@ class DatabaseReadiness:
 
     async def _ask(self) -> None:
         try:
-            await self._database.write(sql.PROBE, again=True)
+            await self._database.write(_PROBE, again=True)
         except StoreError as error:
             self._cause = error
             raise

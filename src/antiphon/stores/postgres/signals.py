@@ -16,16 +16,30 @@ import asyncio
 from collections.abc import Callable, Collection
 from datetime import timedelta
 
-from antiphon.engine.ports.jobs import Progress
 from antiphon.engine.ports.signals import News, Pace, Seen
 from antiphon.ids import new_id
 from antiphon.stores.postgres import job_sql as sql
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.notify import Listener, ListenTimes, Notifier
+from antiphon.stores.jobs import look
+from antiphon.stores.postgres.announcing import Announcer
+from antiphon.stores.postgres.database import Database
+from antiphon.stores.postgres.listening import Listener, ListenTimes
+from antiphon.stores.postgres.tables import PostgresTables
 
 ASKING = Pace(look=0.05, claim=0.25, claim_most=1.0)
 HEARING = Pace(look=2.0, claim=1.0, claim_most=4.0)
 _WATCH_SECONDS = 15.0
+# Rows in one order, as in every group; what is watched for long enough already is left alone.
+# $1: ids, $2: for how long.
+_WATCH = """
+WITH w AS MATERIALIZED (
+  SELECT response_id FROM jobs
+  WHERE response_id = ANY($1::text[]) AND (watched_until IS NULL OR watched_until < now() + $2::interval * 0.6)
+  ORDER BY response_id FOR NO KEY UPDATE
+)
+UPDATE jobs j SET watched_until = clock_timestamp() + $2::interval FROM w WHERE j.response_id = w.response_id
+"""
 
 
 class PostgresSignals:
@@ -33,6 +47,7 @@ class PostgresSignals:
 
     def __init__(self, database: Database, direct_url: str | None = None, times: ListenTimes | None = None) -> None:
         self._database = database
+        self._tables = PostgresTables(database)
         self._direct_url = direct_url
         self._times = times
         self.notifier = Notifier(database, new_id("process"))
@@ -71,9 +86,7 @@ class PostgresSignals:
         """How far these streams are, and what this worker holds."""
         if self.hears:
             await self._watch(followed)
-        rows = await self._database.fetch(sql.LOOK, sorted(followed), worker)
-        progress = {name: Progress(status, -1 if last is None else last) for name, status, last in rows if status}
-        return Seen(progress, frozenset(name for name, status, _ in rows if status is None))
+        return await look(self._tables, followed, worker)
 
     async def aclose(self) -> None:
         """Hear and tell no more."""
@@ -86,5 +99,5 @@ class PostgresSignals:
         self._watched = {name: self._watched.get(name, now) for name in followed}
         due = sorted(name for name, at in self._watched.items() if at <= now)
         if due:
-            await self._database.write(sql.WATCH, due, timedelta(seconds=_WATCH_SECONDS), again=True)
+            await self._database.write(_WATCH, due, timedelta(seconds=_WATCH_SECONDS), again=True)
             self._watched |= dict.fromkeys(due, now + _WATCH_SECONDS / 2)

@@ -34,6 +34,7 @@ _WORDS = (
     (re.compile(r"\browid\b"), "number"),
     (re.compile(r"\bplace_columns\(\)"), "first_pos, next_pos"),
     (re.compile(r"\bnew_places\(\)"), "place, place"),
+    (re.compile(r"\bfirst_place\(([a-z]+)\)"), r"\1.first_pos"),
     (re.compile(r"\bnew_place\(\)"), f"nextval('conversation_places') << {_PLACES}"),
 )
 _NAME = re.compile(r"(?<!:):([a-z][a-z0-9_]*)")
@@ -58,8 +59,8 @@ class PostgresTables:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def fetch(self, sql: str, named: Mapping[str, Any]) -> Sequence[Row]:
-        """See `Tables.fetch`."""
+    async def fetch(self, sql: str, named: Mapping[str, Any], *, own: bool = False) -> Sequence[Row]:
+        """See `Tables.fetch`. Nobody queues for long here: the server does not read for one client at a time."""
         text, order = postgres_sql(sql)
         return await self._database.fetch(text, *order(named))
 

@@ -1,8 +1,7 @@
 """How values stand in columns: texts that PostgreSQL cannot hold as they are, and times.
 
 Lives here: the one way of all texts to the server and back (`database.py` has every parameter and every column go it,
-so no statement can leave it out), times as milliseconds, ages, and a running response's body. Not here: SQL, what
-a value means.
+so no statement can leave it out), times as milliseconds, and ages. Not here: SQL, what a value means.
 
 A client's ids and names are texts of any characters. UTF-8 has no surrogates, and PostgreSQL no U+0000; these, and the
 character that says so, are written as U+001A with four hexadecimal digits. All others stand as they are.
@@ -18,7 +17,6 @@ from typing import Any
 
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.ids import now
-from antiphon.stores.sealed.bodies import with_status_unless_sealed
 from antiphon.stores.tables import milliseconds
 
 _MARK = "\x1a"
@@ -53,8 +51,3 @@ def age(record: ResponseRecord) -> int:
     """How long ago a response was completed (or made), in milliseconds: by one clock, this process's, so it is the same
     wherever that stands. What is kept for a time is kept from `NOW` less this."""
     return milliseconds(max(0.0, now() - (record.completed_at or record.created_at)))
-
-
-def body_now(status: str, body: bytes) -> bytes:
-    """The object of a response: while it runs its row has the body that it was queued with."""
-    return with_status_unless_sealed(body, status) if status == "in_progress" else body

@@ -21,7 +21,8 @@ from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.errors import StoreError
 from antiphon.observability.outages import Outage
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.deleting import delete_response
+from antiphon.stores.postgres.tables import run_steps
+from antiphon.stores.responses import deleting
 
 _log = structlog.get_logger(__name__)
 
@@ -108,7 +109,7 @@ class Withdrawals:
         async def work(connection: Connection) -> bool:
             was_stored = False
             for _ in range(_TRIES):
-                if await delete_response(connection, record.owner, record.id):
+                if any((await run_steps(connection, deleting(record.owner, record.id)))[-2:]):
                     was_stored = True
                     await connection.fetch(_UNJOIN, record.owner, record.conversation_id, record.id)
                     if record.once is not None:

@@ -20,6 +20,9 @@ from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.moved_mark import check_not_moved
 from antiphon.stores.schema_steps import Schema
 from antiphon.stores.sealed.bodies import Bodies
+from antiphon.stores.bodies import Bodies
+from antiphon.stores.moved import Leaving
+from antiphon.stores.moved_mark import check_not_moved
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
 
 

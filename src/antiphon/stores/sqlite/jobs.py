@@ -1,7 +1,7 @@
-"""What it means to keep background work: the `JobStore` over SQLite.
+"""How SQLite queues, claims and ends background work, and adds to its streams.
 
-Lives here: the SQL of jobs and event streams by name. Not here: responses as such (`responses.py`), who runs a job
-(`engine/running/background.py`), threads and transactions (`writer.py`).
+Lives here: that SQL by name. Not here: what is alike in all backends (`../jobs.py`), responses as such
+(`responses.py`), who runs a job (`engine/running/background.py`), threads and transactions (`writer.py`).
 
 Invariant: a job's row is deleted by exactly one unit, and that unit also writes the response's last state and its
 last event; every statement of a worker demands that the worker still holds the job.
@@ -10,19 +10,18 @@ last event; every statement of a worker demands that the worker still holds the 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from antiphon.engine.ports.actions import ResponseRecord
-from antiphon.engine.ports.jobs import PATIENCE, EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
+from antiphon.engine.ports.jobs import PATIENCE, EventPiece, Job, JobEnd, TooManyJobs
 from antiphon.errors import PredecessorGone
 from antiphon.ids import now
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.pages import cut_off
+from antiphon.stores.jobs import JobSql
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.response_rows import (
+from antiphon.stores.sqlite.responses import (
     INSERT_CONVERSATION_ITEMS,
     JOIN_CONVERSATION,
     RELEASE_CONVERSATION,
@@ -32,12 +31,9 @@ from antiphon.stores.sqlite.response_rows import (
     unsave_steps,
 )
 from antiphon.stores.sqlite.statements import Step
-from antiphon.stores.sqlite.tables import SqliteTables, sqlite_steps
+from antiphon.stores.sqlite.tables import sqlite_steps
 from antiphon.stores.sqlite.writer import SqliteWriter
-from antiphon.stores.tables import RowsMissing, Statement, milliseconds, within
-
-# Whoever reads a stream reads it page by page anyway, and holds a page for as long as its client takes it.
-_PAGE_BYTES = 1 << 20
+from antiphon.stores.tables import RowsMissing, Statement, milliseconds
 
 MARK_BACKGROUND = "UPDATE responses SET background = 1, conversation_id = :conversation_id WHERE id = :id"
 
@@ -55,7 +51,6 @@ _ABLE = """(:able IS NULL OR created_at < :patient OR NOT EXISTS (
     SELECT 1 FROM json_each(jobs.needs) need WHERE need.value NOT IN (SELECT value FROM json_each(:able))
   ))"""
 CLAIMABLE = f"SELECT 1 FROM jobs WHERE lease_until <= :at AND {_ABLE} LIMIT 1"
-QUEUE = "SELECT count(*), min(created_at) FROM jobs WHERE lease_until <= :at"
 CLAIM_JOBS = f"""
 WITH waiting (id, owner, at) AS (
   SELECT response_id, owner, created_at FROM jobs
@@ -80,8 +75,7 @@ UPDATE jobs SET worker = :worker, lease_until = lease_now() + :lease, attempts =
 WHERE response_id IN (SELECT id FROM wanted ORDER BY turn, at LIMIT :limit)
 """
 START_RESPONSES = """
-UPDATE responses SET status = 'in_progress', body = with_status(body, 'in_progress'),
-                     own_bytes = own_bytes + length(with_status(body, 'in_progress')) - length(body)
+UPDATE responses SET status = 'in_progress'
 WHERE status = 'queued' AND id IN (SELECT response_id FROM jobs WHERE worker = :worker)
 """
 # All that the worker holds and does not run: what it just claimed, and what it claimed without hearing of it. Read in
@@ -93,17 +87,6 @@ FROM jobs j CROSS JOIN responses r ON r.id = j.response_id
 WHERE j.worker = :worker AND j.response_id NOT IN (SELECT value FROM json_each(:besides))
 ORDER BY j.created_at, j.response_id
 """
-HELD_JOBS = "SELECT response_id FROM jobs WHERE worker = :worker"
-RENEW_JOBS = """
-UPDATE jobs SET lease_until = lease_now() + :lease
-WHERE response_id IN (SELECT value FROM json_each(:ids)) AND worker = :worker
-RETURNING response_id
-"""
-RELEASE_JOB = """
-UPDATE jobs SET worker = NULL, lease_until = iif(:pause > 0, lease_now() + :pause, 0), attempts = attempts - :uncounted
-WHERE response_id = :id AND worker = :worker
-"""
-
 # What the worker wrote from this number on, by a write of which it heard nothing, is written anew.
 TAKE_BACK_EVENTS = """
 DELETE FROM response_events
@@ -138,44 +121,27 @@ UPDATE responses SET conversation_pos = (
 ) WHERE id = :id
 """
 
-UNLOCK = f"{RELEASE_CONVERSATION} AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = :id)"
-
-PROGRESS = """
-SELECT r.id, r.status, (SELECT max(last_seq) FROM response_events e WHERE e.response_id = r.id) AS last_seq
-FROM json_each(:ids) wanted CROSS JOIN responses r ON r.id = wanted.value
-"""
-# No row: no such response. One row without a piece: nothing after that number.
-EVENTS = """
-WITH page (place, size) AS (
-  SELECT e.last_seq, length(e.data) FROM response_events e
-  WHERE e.response_id = :id AND e.last_seq > :after ORDER BY e.last_seq LIMIT :limit
-),
-{cut}
-SELECT r.status, e.last_seq, CASE WHEN cut.fits THEN e.data END AS data
-FROM responses r LEFT JOIN cut LEFT JOIN response_events e ON e.response_id = r.id AND e.last_seq = cut.place
-WHERE r.id = :id AND r.owner = :owner
-ORDER BY cut.place
-""".format(cut=within("place"))
+SQL = JobSql(
+    queue="SELECT count(*), min(created_at) FROM jobs WHERE lease_until <= lease_now()",
+    release="""
+UPDATE jobs SET worker = NULL, lease_until = iif(:pause > 0, lease_in(:pause), 0), attempts = attempts - :uncounted
+WHERE response_id = :id AND worker = :worker
+""",
+)
 
 
-class SqliteJobStore:
-    """`JobStore` on a writer and readers that somebody else owns and closes."""
+class SqliteJobWriter:
+    """`JobWriter` on a writer and readers that somebody else owns and closes."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyKeys | None = None) -> None:
-        self._keys = keys or IdempotencyKeys(SqliteTables(writer, readers))
+    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyKeys) -> None:
+        self._keys = keys
         self._writer = writer
         self._readers = readers
 
     async def enqueue(
-        self,
-        record: ResponseRecord,
-        request: bytes,
-        events: EventPiece | None,
-        *,
-        limit: int,
-        needs: Collection[str] = (),
+        self, record: ResponseRecord, request: bytes, events: EventPiece | None, limit: int, needs: list[str]
     ) -> None:
-        """Store the queued response and its job; see `JobStore.enqueue`."""
+        """See `JobWriter.enqueue`."""
         named: dict[str, Any] = {
             "id": record.id,
             "owner": record.owner,
@@ -183,7 +149,7 @@ class SqliteJobStore:
             "request": request,
             "created_at": milliseconds(record.created_at),
             "limit": limit,
-            "needs": json.dumps(sorted(needs)),
+            "needs": json.dumps(needs),
         }
         unit: list[Step] = [
             # What the conversation gets it gets when the response is over.
@@ -204,17 +170,11 @@ class SqliteJobStore:
             raise PredecessorGone() from None
 
     async def claim(
-        self,
-        worker: str,
-        seconds: float,
-        limit: int,
-        besides: Collection[str] = (),
-        *,
-        able: Collection[str] | None = None,
+        self, worker: str, seconds: float, limit: int, besides: list[str], able: list[str] | None
     ) -> list[Job]:
-        """Take up to `limit` jobs; see `JobStore.claim`."""
+        """See `JobWriter.claim`."""
         fitting = {
-            "able": None if able is None else json.dumps(sorted(able)),
+            "able": None if able is None else json.dumps(able),
             "patient": milliseconds(now() - PATIENCE),
         }
         # Mostly there is nothing to do, which costs no write.
@@ -225,7 +185,7 @@ class SqliteJobStore:
             "worker": worker,
             "lease": milliseconds(seconds),
             "limit": limit,
-            "besides": json.dumps(sorted(besides)),
+            "besides": json.dumps(besides),
         }
         rows: list[tuple[Any, ...]] = []
         unit = [Statement(CLAIM_JOBS, named), Statement(START_RESPONSES, named), Statement(CLAIMED, named, into=rows)]
@@ -235,35 +195,12 @@ class SqliteJobStore:
             for response_id, owner, request, body, attempts, last in rows
         ]
 
-    async def held(self, worker: str) -> frozenset[str]:
-        """The responses whose jobs this worker holds."""
-        return frozenset(row[0] for row in await self._readers.fetch(HELD_JOBS, {"worker": worker}, own=True))
-
-    async def queue(self) -> Queue:
-        """What waits for a worker; one look at an index."""
-        length, oldest = (await self._readers.fetch(QUEUE, {"at": lease_now()}, own=True))[0]
-        return Queue(length, None if oldest is None else oldest / 1000)
-
-    async def renew(self, worker: str, response_ids: Collection[str], seconds: float) -> frozenset[str]:
-        """Hold these of the worker's jobs for so many seconds more; returns which it still held."""
-        named = {"worker": worker, "lease": milliseconds(seconds), "ids": json.dumps(sorted(response_ids))}
-        rows: list[tuple[Any, ...]] = []
-        await self._writer.run([Statement(RENEW_JOBS, named, into=rows)])
-        return frozenset(row[0] for row in rows)
-
-    async def release(self, worker: str, response_id: str, *, pause: float = 0.0, attempted: bool = False) -> None:
-        """Give a job back; see `JobStore.release`."""
-        named = {"worker": worker, "id": response_id, "pause": milliseconds(pause), "uncounted": 0 if attempted else 1}
-        await self._writer.run([Statement(RELEASE_JOB, named)])
-
-    async def append(self, worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
-        """Add to the stream; see `JobStore.append`."""
+    async def append(self, worker: str, response_id: str, events: EventPiece, restart: bool) -> bool:
+        """See `JobWriter.append`."""
         return await self._run(_writing(worker, response_id, events, restart=restart))
 
-    async def finish(
-        self, worker: str, record: ResponseRecord, events: EventPiece | None, *, restart: bool = False
-    ) -> bool:
-        """End the response with this record; see `JobStore.finish`."""
+    async def finish(self, worker: str, record: ResponseRecord, events: EventPiece | None, restart: bool) -> bool:
+        """See `JobWriter.finish`."""
         at = milliseconds(record.completed_at or record.created_at)
         named = {
             "id": record.id,
@@ -297,7 +234,7 @@ class SqliteJobStore:
         return await self._run(unit)
 
     async def end(self, ending: JobEnd) -> bool:
-        """End a response early; see `JobStore.end`."""
+        """See `JobWriter.end`."""
         named = {
             "id": ending.response_id,
             "worker": ending.worker,
@@ -318,25 +255,6 @@ class SqliteJobStore:
             Statement(RELEASE_CONVERSATION, named),
         ]
         return await self._run(unit)
-
-    async def unlock(self, response_id: str) -> None:
-        """Give back the conversation that this response has locked, if its job is gone."""
-        await self._writer.run([Statement(UNLOCK, {"id": response_id})])
-
-    async def progress(self, response_ids: Collection[str]) -> dict[str, Progress]:
-        """How far these responses are; those that do not exist are left out."""
-        rows = await self._readers.fetch(PROGRESS, {"ids": json.dumps(sorted(response_ids))})
-        return {found: Progress(status, -1 if last is None else last) for found, status, last in rows}
-
-    async def events(self, owner: str, response_id: str, after: int, limit: int) -> EventPage | None:
-        """Up to `limit` pieces with events after this number, or None when there is no such response."""
-        named = {"owner": owner, "id": response_id, "after": after, "limit": limit + 1, "bytes": _PAGE_BYTES}
-        found = await self._readers.fetch(EVENTS, named)
-        if not found:
-            return None
-        rows, cut = cut_off([row for row in found if row["last_seq"] is not None], "data")
-        pieces = tuple([EventPiece(row["last_seq"], row["data"]) for row in rows[:limit]])
-        return EventPage(found[0]["status"], pieces, more=cut or len(rows) > limit)
 
     async def _run(self, unit: list[Step]) -> bool:
         try:

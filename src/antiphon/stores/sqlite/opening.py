@@ -1,6 +1,6 @@
 """Opening the stores of a data folder.
 
-Lives here: which files there are, and who shares which connections. Not here: what a store means (`responses.py`)
+Lives here: which files there are, and who shares which connections. Not here: what a store means (`../responses.py`)
 and how SQLite is driven (`database.py`, `writer.py`, `readers.py`, `migrate.py`).
 
 A data folder holds `sessions.db` (responses and their items, and what is known of files) and `files/` (the contents of
@@ -24,12 +24,14 @@ from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRI
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
+from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.conversations import SqlConversations
 from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.jobs import SqlJobs
 from antiphon.stores.owner_room import SqlOwnerRoom
 from antiphon.stores.prompts import SqlPrompts
-from antiphon.stores.sealed.bodies import PLAIN, Bodies, with_status_unless_sealed
+from antiphon.stores.responses import SqlResponses
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.files import SQL as FILE_SQL
 from antiphon.stores.sqlite.jobs import SqliteJobStore
@@ -37,6 +39,13 @@ from antiphon.stores.sqlite.migrate import check_triggers, migrate, packaged_ste
 from antiphon.stores.sqlite.pending_blobs import SqlitePendingRows
 from antiphon.stores.sqlite.place import place_in
 from antiphon.stores.sqlite.responses import SqliteResponseStore
+from antiphon.stores.sqlite.jobs import SQL as JOB_SQL
+from antiphon.stores.sqlite.jobs import SqliteJobWriter
+from antiphon.stores.sqlite.migrate import migrate, packaged_steps
+from antiphon.stores.sqlite.pending_blobs import SqlitePendingRows
+from antiphon.stores.sqlite.place import Databases, Folder, Place
+from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.responses import LOAD_ITEMS, SqliteResponseWriter
 from antiphon.stores.sqlite.retention import SqliteRetention
 from antiphon.stores.sqlite.signals import SqliteSignals
 from antiphon.stores.sqlite.tables import SqliteTables
@@ -60,9 +69,9 @@ _END_LEASES = (
 class SqliteStores(Stores):
     """Everything that is kept in one database: one writer and its readers, shared by all stores."""
 
-    responses: SqliteResponseStore
+    responses: SqlResponses
     conversations: SqlConversations
-    background: SqliteJobStore
+    background: SqlJobs
     signals: SqliteSignals
     prompts: SqlPrompts
     files: SqlFiles
@@ -125,8 +134,14 @@ async def open_sqlite(
     list_before = contents.keys if isinstance(contents, DiskBlobs) else None
     pending = SqlitePendingRows(tables, upload_lease, list_before)
     return SqliteStores(
-        responses=SqliteResponseStore(
-            writer, readers, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes, keys=keys
+        responses=SqlResponses(
+            tables,
+            SqliteResponseWriter(writer, readers, keys),
+            LOAD_ITEMS,
+            chain_items=chain_items,
+            history_bytes=history_bytes,
+            page_bytes=page_bytes,
+            bodies=bodies,
         ),
         conversations=SqlConversations(
             tables,
@@ -136,8 +151,8 @@ async def open_sqlite(
             page_bytes=page_bytes,
             bodies=bodies,
         ),
-        background=SqliteJobStore(writer, readers, keys),
-        signals=SqliteSignals(readers),
+        background=SqlJobs(tables, SqliteJobWriter(writer, readers, keys), JOB_SQL, bodies),
+        signals=SqliteSignals(tables),
         prompts=SqlPrompts(tables, keys, page_bytes=page_bytes, bodies=bodies),
         files=SqlFiles(
             tables,
@@ -163,4 +178,3 @@ def _prepare(connection: sqlite3.Connection) -> None:
     migrate(connection, steps)
     check_triggers(connection, steps)
     lease_clock.prepare(connection, _END_LEASES)
-    connection.create_function("with_status", 2, with_status_unless_sealed, deterministic=True)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts, Shrunk
-from antiphon.stores.sealed.bodies import Bodies
+from antiphon.stores.bodies import Bodies
 from antiphon.stores.sqlite.admin import delete_owner, export_owner, list_owners, vacuum
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from antiphon.stores.sqlite.vector_admin import count_stores, delete_stores, export_stores

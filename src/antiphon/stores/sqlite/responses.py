@@ -1,70 +1,102 @@
-"""What it means to store a response: the `ResponseStore` over SQLite.
+"""How SQLite stores a response: the unit that does, the one that takes it back, and what a failure of it means.
 
-Lives here: the SQL that reads, by name. Not here: what a history comes to (`stores/chains.py`), how records become rows
-(`response_rows.py`), threads, connections and transactions (`writer.py`, `readers.py`), the schema (`migrations/`).
+Lives here: the SQL that every stored response runs, by name, and its values; finding items by their ids; whether the
+database can be written to. Not here: what is alike in all backends (`../responses.py`), how units are run (`units.py`),
+threads, connections and transactions (`writer.py`, `readers.py`), the schema (`migrations/`).
 
-Invariant: a chain never crosses owners. It is enforced where a response is inserted, so that reading a chain has to
-check the owner of its last response only. Nothing stores a conversation twice: every response keeps its own items,
-once.
+What every response runs is written to be cheap. Python's sqlite3 looks parameters with names up anew each time, and
+asks for an adapter for `None` and for `bytes`, which is dearer than binding them: so values come by number, columns
+that would be NULL are left out, and a body that is small comes as a `bytearray`.
+
+Invariant: a response continues one of its own owner or is not stored: its predecessor must exist with the same owner,
+in the same transaction.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import sqlite3
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, Final
 
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
+from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.engine.running.waiting import look_at
-from antiphon.errors import PredecessorGone, StoreError, unknown_cursor
-from antiphon.stores.chains import load_chain
+from antiphon.errors import PredecessorGone, StoreError
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.pages import item_page, named_items, response_page, stored_item
-from antiphon.stores.sqlite.readers import Row, SqliteReaders
-from antiphon.stores.sqlite.response_rows import DELETE_LAST_OF_CHAIN, DELETE_RESPONSE, save_steps, unsave_steps
-from antiphon.stores.sqlite.tables import SqliteTables, sqlite_steps
+from antiphon.stores.responses import DELETE, DELETE_LAST_OF_CHAIN
+from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.statements import Insertion, Rows, Step
+from antiphon.stores.sqlite.tables import sqlite_steps
 from antiphon.stores.sqlite.writer import SqliteWriter
-from antiphon.stores.tables import RowsMissing, Statement, asked, within
+from antiphon.stores.tables import RowsMissing, Statement, milliseconds
 
-# What was in the conversation before the response at the beginning of a chain; nothing when it is another conversation.
-_THERE = f"AND c.locked_by IS NOT '{SWEEPER}'"  # some of a conversation that is being cleared away may be gone already
-LOAD_BEFORE = f"""
-WITH size (bytes) AS (
-  SELECT ifnull(sum(length(body) + ifnull(length(shown), 0)), 0) FROM conversation_items
-  WHERE owner = :owner AND conversation_id = :conversation_id AND pos < :pos
+_LIGHT: Final = 16 << 10
+"""Bytes of a response that may be stored by one statement together with others."""
+
+# A new tree is named after its first response: ids are unique already.
+CHAINS: Final = Insertion("INSERT INTO chains (id, owner, updated_at) VALUES", "(?, ?, ?)")
+
+_OWN: Final = "own_bytes, status, model, created_at, completed_at, input_tokens, output_tokens, body"
+_VALUES: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+FIRST_RESPONSES: Final = Insertion(
+    f"INSERT INTO responses (id, owner, chain_id, history_items, history_bytes, {_OWN}) VALUES", _VALUES
 )
-SELECT size.bytes AS size, i.item_id, i.type, i.body, i.shown FROM conversations c CROSS JOIN size
-LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id AND i.pos < :pos
-  AND size.bytes <= :bytes
-WHERE c.owner = :owner AND c.id = :conversation_id AND c.created_at * 1000 <= :pos {_THERE} ORDER BY i.pos LIMIT :limit
+
+# Inserts nothing when the predecessor is gone (or going: its chain is being cleared away) or belongs to somebody else;
+# every row is demanded.
+NEXT_RESPONSES: Final = Insertion(
+    f"""
+INSERT INTO responses (id, owner, chain_id, prev_id, history_items, history_bytes, {_OWN})
+SELECT given.column1, given.column2, prev.chain_id, prev.id, prev.history_items + given.column4,
+       prev.history_bytes + given.column5, given.column6, given.column7, given.column8, given.column9, given.column10,
+       given.column11, given.column12, given.column13
+FROM (VALUES""",
+    _VALUES,
+    """) given CROSS JOIN responses prev ON prev.id = given.column3 AND prev.owner = given.column2
+WHERE (SELECT expires_at FROM chains WHERE chains.id = prev.chain_id) IS NULL
+""",
+)
+
+TOUCH_CHAIN: Final = """
+UPDATE chains SET updated_at = max(updated_at, ?1) WHERE id = (SELECT chain_id FROM responses WHERE id = ?2)
 """
 
-# Newest turn first in `turn`. The owner is checked in the seed only: any further condition on `responses` in the
-# recursive step makes SQLite build a Bloom filter over the whole table on every call, once ANALYZE has run.
-# A chain over a limit stops at the seed and brings no item; its size is in `history_items` and `history_bytes`.
-# `depth < :limit` can only matter for a damaged database, in which a chain might run in a circle.
-LOAD_CHAIN = """
-WITH RECURSIVE turn (id, prev_id, depth, history_items, history_bytes, conversation_id, conversation_pos, status) AS (
-  SELECT id, CASE WHEN history_items <= :limit AND history_bytes <= :bytes THEN prev_id END, 0, history_items,
-         history_bytes, conversation_id, conversation_pos, status
-  FROM responses WHERE id = :id AND owner = :owner
-  UNION ALL
-  SELECT r.id, r.prev_id, turn.depth + 1, r.history_items, r.history_bytes, r.conversation_id, r.conversation_pos,
-         r.status
-  FROM turn CROSS JOIN responses r ON r.id = turn.prev_id
-  WHERE turn.depth < :limit
+ITEMS: Final = Insertion(
+    "INSERT INTO response_items (response_id, dir, seq, item_id, type, body) VALUES", "(?, ?, ?, ?, ?, ?)"
 )
-SELECT turn.prev_id AS prev_id, turn.history_items AS history_items, turn.history_bytes AS history_bytes,
-       turn.status AS status, turn.conversation_id AS conversation_id, turn.conversation_pos AS conversation_pos,
-       i.item_id, i.type, i.body, i.shown
-FROM turn LEFT JOIN response_items i ON i.response_id = turn.id
-  AND turn.history_items <= :limit AND turn.history_bytes <= :bytes
-ORDER BY turn.depth DESC, i.dir, i.seq
+SHOWN_ITEMS: Final = Insertion(
+    "INSERT INTO response_items (response_id, dir, seq, item_id, type, body, shown) VALUES", "(?, ?, ?, ?, ?, ?, ?)"
+)
+
+INSERT_IN_CONVERSATION: Final = f"""
+INSERT INTO responses (id, owner, chain_id, history_items, history_bytes, {_OWN}, conversation_id, conversation_pos)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
+        (SELECT next_pos - ?15 FROM conversations WHERE owner = ?2 AND id = ?14))
 """
+
+# Only the response that holds the conversation's lock may add to it, and gives the lock back with it.
+JOIN_CONVERSATION: Final = """
+UPDATE conversations SET next_pos = next_pos + :joining, updated_at = max(updated_at, :at),
+                         locked_by = NULL, locked_until = 0
+WHERE owner = :owner AND id = :conversation_id AND locked_by = :id
+"""
+INSERT_CONVERSATION_ITEMS: Final = """
+INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, response_id, body, shown)
+SELECT :owner, :conversation_id, r.conversation_pos + row_number() OVER (ORDER BY i.dir, i.seq) - 1,
+       i.item_id, i.type, r.id, i.body, i.shown
+FROM responses r CROSS JOIN response_items i ON i.response_id = r.id WHERE r.id = :id
+"""
+
+# Its client was told that it could not be stored.
+LEAVE_NOTHING: Final = """
+DELETE FROM conversation_items
+WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :id
+"""
+RELEASE_CONVERSATION = "UPDATE conversations SET locked_by = NULL, locked_until = 0 WHERE locked_by = :id"
 
 # One item per wanted id, however often clients have used the id: an output before an input, the newest before
 # older ones. The index is read backwards until the first item of this owner.
@@ -82,98 +114,23 @@ SELECT i.item_id, i.type, CASE WHEN (SELECT sum(size) FROM found) <= :bytes THEN
 FROM found CROSS JOIN response_items i ON i.rowid = found.number
 """
 
-# The response itself is the row before its items, so that both come from one snapshot.
-GET_RESPONSE = """
-SELECT -1 AS seq, id AS item_id, status AS type, body FROM responses WHERE id = :id AND owner = :owner
-UNION ALL
-SELECT i.seq, i.item_id, i.type, i.body
-FROM responses r CROSS JOIN response_items i ON i.response_id = r.id AND i.dir = 1
-WHERE r.id = :id AND r.owner = :owner
-ORDER BY 1
-"""
-
-# A page lies strictly between two items of the list (`low` and `high`, either may be absent). No row: no such
-# response. A row without an item: an empty page.
-_INPUT_ITEMS = """
-WITH edge (low, high) AS (
-  SELECT (SELECT min(seq) FROM response_items WHERE response_id = :id AND dir = 0 AND item_id = :low),
-         (SELECT min(seq) FROM response_items WHERE response_id = :id AND dir = 0 AND item_id = :high)
-),
-page (place, size) AS (
-  SELECT i.seq, length(i.body)
-  FROM response_items i
-  WHERE i.response_id = :id AND i.dir = 0
-    AND i.seq > ifnull((SELECT low FROM edge), -1) AND i.seq < ifnull((SELECT high FROM edge), 9223372036854775807)
-  ORDER BY i.seq {order} LIMIT :limit
-),
-{cut}
-SELECT edge.low AS low, edge.high AS high, i.item_id, i.type, CASE WHEN cut.fits THEN i.body END AS body
-FROM responses r CROSS JOIN edge LEFT JOIN cut
-LEFT JOIN response_items i ON i.response_id = r.id AND i.dir = 0 AND i.seq = cut.place
-WHERE r.id = :id AND r.owner = :owner
-ORDER BY cut.place {order}
-"""
-INPUT_ITEMS_FORWARD = _INPUT_ITEMS.format(order="ASC", cut=within("place ASC"))
-INPUT_ITEMS_BACKWARD = _INPUT_ITEMS.format(order="DESC", cut=within("place DESC"))
-
-# A page lies strictly behind the edge, which is the cursor's place or the list's end. The rows of a page first, then
-# their output items, all from one snapshot.
-_LIST = """
-WITH edge (at, number) AS (SELECT created_at, rowid FROM responses WHERE id = :cursor AND owner = :owner),
-chosen (number, id, at) AS (
-  SELECT r.rowid, r.id, r.created_at FROM responses r
-  WHERE r.owner = :owner {behind} ORDER BY r.created_at {order}, r.rowid {order} LIMIT :limit
-),
-page (place, at, size) AS (
-  SELECT c.number, c.at, (SELECT length(body) FROM responses WHERE responses.rowid = c.number) + ifnull(
-    (SELECT sum(length(o.body)) FROM response_items o WHERE o.response_id = c.id AND o.dir = 1), 0)
-  FROM chosen c
-),
-{cut}
-SELECT r.id, r.status, CASE WHEN cut.fits THEN r.body END AS response, i.item_id, i.type, i.body
-FROM cut CROSS JOIN responses r ON r.rowid = cut.place
-LEFT JOIN response_items i ON i.response_id = r.id AND i.dir = 1 AND cut.fits
-ORDER BY r.created_at {order}, cut.place {order}, i.seq
-"""
-_BEHIND = "AND (r.created_at, r.rowid) {sign} (SELECT at, number FROM edge)"
-_OLDEST, _NEWEST = within("at ASC, place ASC"), within("at DESC, place DESC")
-LIST_FORWARD = _LIST.format(order="ASC", behind="", cut=_OLDEST)
-LIST_BACKWARD = _LIST.format(order="DESC", behind="", cut=_NEWEST)
-LIST_FORWARD_BEHIND = _LIST.format(order="ASC", behind=_BEHIND.format(sign=">"), cut=_OLDEST)
-LIST_BACKWARD_BEHIND = _LIST.format(order="DESC", behind=_BEHIND.format(sign="<"), cut=_NEWEST)
-IS_RESPONSE = "SELECT 1 FROM responses WHERE id = :cursor AND owner = :owner"
-
 # Both halves of `ping`. The write is a real one (it sets a field of the file header that nothing else uses), so a
 # full disk or a lost write permission is seen before a response fails for it.
 PROBE_READ = "SELECT count(*) FROM schema_migrations"
 PROBE_WRITE = "PRAGMA user_version = 1"
 
 
-class SqliteResponseStore:
-    """`ResponseStore` on a writer and readers that the caller closes."""
+class SqliteResponseWriter:
+    """`ResponseWriter` on a writer and readers that the caller closes."""
 
-    def __init__(
-        self,
-        writer: SqliteWriter,
-        readers: SqliteReaders,
-        *,
-        chain_items: int,
-        history_bytes: int,
-        page_bytes: int,
-        keys: IdempotencyKeys | None = None,
-    ) -> None:
-        """`chain_items` and `history_bytes`: the most of a history that is read at all; `page_bytes`: where a page of a
-        list ends before its rows do."""
+    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyKeys) -> None:
         self._writer = writer
         self._readers = readers
-        self._chain_items = chain_items
-        self._history_bytes = history_bytes
-        self._page_bytes = page_bytes
-        self._keys = keys or IdempotencyKeys(SqliteTables(writer, readers))
+        self._keys = keys
         self._probe: asyncio.Task[None] | None = None
 
     async def save(self, record: ResponseRecord) -> None:
-        """Store a finished response with its items, all or nothing; see `ResponseStore.save`."""
+        """Store a finished response with its items, all or nothing; see `History.save`."""
         try:
             steps, undo = save_steps(record), partial(unsave_steps, record)
             if record.once is None:
@@ -191,64 +148,6 @@ class SqliteResponseStore:
             if _is_duplicate(error):
                 raise StoreError("A response with this id is stored already.") from error
             raise
-
-    async def load_chain(self, owner: str, response_id: str) -> Chain | None:
-        """The history that ends in `response_id`; see `chains.load_chain`."""
-        return await load_chain(self, owner, response_id, self._chain_items, self._history_bytes)
-
-    async def chain(self, owner: str, response_id: str, limit: int, size: int) -> Sequence[Row]:
-        """See `ChainRows.chain`."""
-        named = {"id": response_id, "owner": owner, "limit": limit, "bytes": size}
-        return await self._readers.fetch(LOAD_CHAIN, named)
-
-    async def before(
-        self, owner: str, conversation_id: str, position: int | None, limit: int, size: int
-    ) -> Sequence[Row]:
-        """See `ChainRows.before`."""
-        named = {"owner": owner, "conversation_id": conversation_id, "pos": position, "limit": limit, "bytes": size}
-        return await self._readers.fetch(LOAD_BEFORE, named)
-
-    async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
-        """The owner's items with these ids; see `ResponseStore.load_items`."""
-        if not item_ids:
-            return {}
-        named = {"owner": owner, "ids": json.dumps(sorted(set(item_ids))), "bytes": self._history_bytes}
-        return named_items(item_ids, await self._readers.fetch(LOAD_ITEMS, named), self._history_bytes)
-
-    async def get(self, owner: str, response_id: str) -> StoredResponse | None:
-        """The response with its output items, or None."""
-        rows = await self._readers.fetch(GET_RESPONSE, {"id": response_id, "owner": owner})
-        if not rows:
-            return None
-        _, stored_id, status, body = rows[0]
-        return StoredResponse(stored_id, status, body, tuple([stored_item(row) for row in rows[1:]]))
-
-    async def delete(self, owner: str, response_id: str) -> bool:
-        """Delete the response and its items; False when there is none for this owner."""
-        named = {"id": response_id, "owner": owner}
-        counts = await self._writer.run([Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE_RESPONSE, named)])
-        return any(counts)
-
-    async def list(self, owner: str, page: PageQuery) -> Page[StoredResponse]:
-        """A page of the owner's responses; `after` and `before` are meant in the asked order, one of them counts."""
-        named = {"owner": owner, "cursor": None, "limit": page.limit + 1, "bytes": self._page_bytes}
-        sql = LIST_BACKWARD if page.backward else LIST_FORWARD
-        for name, cursor in page.cursors[:1]:
-            named["cursor"] = cursor
-            if not await self._readers.fetch(IS_RESPONSE, named):
-                raise unknown_cursor(name, "There is no response with this id")
-            sql = LIST_BACKWARD_BEHIND if page.backward else LIST_FORWARD_BEHIND
-        return response_page(await self._readers.fetch(sql, named), page)
-
-    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> Page[StoredItem] | None:
-        """A page of the response's own input items, or None when there is no such response.
-
-        `after` and `before` are meant in the asked order. With `before` alone the page is the one that ends just
-        before that item. An id that is not in the list is an `InvalidRequest`.
-        """
-        named = {"id": response_id, "owner": owner, **asked(page, self._page_bytes)}
-        sql = INPUT_ITEMS_BACKWARD if page.backward else INPUT_ITEMS_FORWARD
-        return item_page(await self._readers.fetch(sql, named), page)
 
     async def ping(self) -> None:
         """Raise `StoreError` unless the database can be written to and read."""
@@ -272,3 +171,94 @@ def _is_duplicate(error: StoreError) -> bool:
         sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY,
         sqlite3.SQLITE_CONSTRAINT_UNIQUE,
     )
+
+
+def save_steps(record: ResponseRecord) -> list[Step]:
+    """What stores a response with its items."""
+    given, answered, body, usage = record.input_items, record.output_items, record.body, record.usage
+    size = sum([item.size for item in (*given, *answered)])
+    own = size + len(body)
+    light = own <= _LIGHT
+    created = at = milliseconds(record.created_at)
+    completed: int | None = None
+    if record.completed_at is not None:
+        completed = at = milliseconds(record.completed_at)
+    previous, conversation = record.previous_response_id, record.conversation_id
+    count = len(given) + len(answered)
+    values = (
+        record.id,
+        record.owner,
+        # The chain of a first one.
+        record.id if previous is None else previous,
+        max(1, count),
+        size,
+        own,
+        record.status,
+        record.model,
+        created,
+        completed,
+        usage.input_tokens if usage is not None else None,
+        usage.output_tokens if usage is not None else None,
+        bytearray(body) if light else body,
+    )
+    steps: list[Step]
+    if previous is not None:
+        steps = [Rows(NEXT_RESPONSES, values, light), touch_chain(record.id, at)]
+    else:
+        steps = [Rows(CHAINS, (record.id, record.owner, at), light)]
+        if conversation is None:
+            steps.append(Rows(FIRST_RESPONSES, values, light))
+    if conversation is None:
+        steps.append(item_rows(record.id, (given, answered), light=light))
+        return steps
+    return _with_conversation(record, steps, values, count, at)
+
+
+def _with_conversation(
+    record: ResponseRecord, steps: list[Step], values: tuple[Any, ...], count: int, at: int
+) -> list[Step]:
+    """The unit of a response that runs on a conversation."""
+    joins = record.joins_conversation
+    named = {
+        "id": record.id,
+        "owner": record.owner,
+        "conversation_id": record.conversation_id,
+        "joining": count if joins else 0,
+        "at": at,
+    }
+    if record.previous_response_id is None:
+        steps.append(Statement(INSERT_IN_CONVERSATION, (*values, record.conversation_id, named["joining"])))
+    steps.append(item_rows(record.id, (record.input_items, record.output_items)))
+    if joins:
+        # First, so that the response's row learns where its items begin.
+        return [Statement(JOIN_CONVERSATION, named, rows=1), *steps, Statement(INSERT_CONVERSATION_ITEMS, named)]
+    # A response that failed adds nothing: a second try must not find its question asked already.
+    return [*steps, Statement(RELEASE_CONVERSATION, named)]
+
+
+def touch_chain(response_id: str, at: int) -> Statement:
+    """The chain of this response was used then."""
+    return Statement(TOUCH_CHAIN, (at, response_id), rows=1)
+
+
+def item_rows(response_id: str, sides: Sequence[Sequence[StoredItem]], *, light: bool = False, first: int = 0) -> Rows:
+    """The items of a response: those that were given, those of the answer; only the latter with `first` 1."""
+    values: list[Any] = []
+    shown: list[Any] = []
+    for direction, side in enumerate(sides, first):
+        for seq, item in enumerate(side):
+            body = bytearray(item.body) if light else item.body
+            values.extend((response_id, direction, seq, item.id, item.type, body))
+            shown.append(item.shown)
+    if all(each is None for each in shown):
+        return Rows(ITEMS, tuple(values), light)
+    width = ITEMS.width
+    rows = [(*values[at * width : (at + 1) * width], each) for at, each in enumerate(shown)]
+    return Rows(SHOWN_ITEMS, tuple([value for row in rows for value in row]), light)
+
+
+def unsave_steps(record: ResponseRecord) -> list[Step]:
+    """Takes back what `save_steps` did, should that take effect after its client was told that it failed."""
+    named = {"id": record.id, "owner": record.owner, "conversation_id": record.conversation_id}
+    gone: list[Step] = [Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE, named)]
+    return [Statement(LEAVE_NOTHING, named), *gone] if record.joins_conversation else gone

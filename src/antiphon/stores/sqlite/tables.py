@@ -29,6 +29,7 @@ _WORDS = (
     (re.compile(r"\bplace_columns\(\)"), "next_pos"),
     (re.compile(r"\bnew_places\(\)"), "place"),
     (re.compile(r"\bnew_place\(\)"), "now_ms() * 1000"),
+    (re.compile(r"\bfirst_place\(([a-z]+)\)"), r"\1.created_at * 1000"),
     (re.compile(r"\b(now_ms|date_now)\(\)"), ":now_ms"),
     (re.compile(r"\bdate_in\(:([a-z_]+)\)"), r"(:now_ms + :\1)"),
     (re.compile(r"\btaken\(\)"), "0"),
@@ -103,11 +104,11 @@ class SqliteTables:
         """What its place says."""
         return DatabaseFigures(await SIZES.run(self.writer.place.size))
 
-    async def fetch(self, sql: str, named: Mapping[str, Any]) -> list[Row]:
+    async def fetch(self, sql: str, named: Mapping[str, Any], *, own: bool = False) -> list[Row]:
         """See `Tables.fetch`."""
         # The clock of leases is a function of the writer's connection only.
         text = sqlite_sql(sql).replace("lease_now()", ":lease_now")
-        return await self.readers.fetch(text, _bound(named) | {"lease_now": lease_now()})
+        return await self._readers.fetch(text, _bound(named) | {"lease_now": lease_now()}, own=own)
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
         """See `Tables.run`."""

@@ -1,14 +1,18 @@
 """A body as it is at rest: sealed, or as it is.
 
-Lives here: the form of a sealed body, its keys and their rotation. Not here: which bodies there are (beside this),
-where keys come from (`app/keys.py`), what clients carry sealed (`antiphon/sealing.py`).
+Lives here: the form of a sealed body, its keys and their rotation, and which parts of an item or a response are bodies.
+Not here: the stores that seal what they are given and open what they give; where keys come from (`app/keys.py`), what
+clients carry sealed (`antiphon/sealing.py`). Ids, types, times, names and numbers are never sealed: a database must see
+them to find and to count.
 
 Form: `\\x01as1 | key id (4 bytes) | salt (16) | AES-256-GCM of the body, with its tag (16)`. No JSON and no event
 begins with that byte, so what is sealed is told from what is not. Every body has a key of its own, made of one of ours
 and the salt: no number of bodies is too many for a key. Nothing is compressed: what a store counts is what a body takes
 in memory, so limits of bytes hold.
 
-Invariant: what is not exactly a body sealed with one of our keys raises `StoreError`, and is never taken for a body.
+Invariants: what is not exactly a body sealed with one of our keys raises `StoreError`, and is never taken for a body. A
+body goes into a store sealed, or, without `state.seal`, as it is; either comes out as it was given. So a database may
+hold both, and the setting can be turned on and off.
 """
 
 from __future__ import annotations
@@ -37,11 +41,6 @@ _NONCE = bytes(12)
 def is_sealed(stored: bytes) -> bool:
     """Whether a body, or what a store has for one, is sealed."""
     return stored.startswith(_MARK)
-
-
-def with_status_unless_sealed(stored: bytes, status: str) -> bytes:
-    """The body with this status. A sealed one stays: who opens it sees what the row says."""
-    return stored if is_sealed(stored) else with_status(stored, status)
 
 
 class Bodies:
@@ -83,6 +82,12 @@ class Bodies:
             "folder).",
             reason="sealed",
         )
+
+    def open_response(self, stored: bytes, status: str) -> bytes:
+        """The object of a response with this status: while it runs, its row has the body that it was queued with.
+        Raises `StoreError`."""
+        body = self.open(stored)
+        return with_status(body, status) if status == "in_progress" else body
 
     def seal_item(self, item: StoredItem) -> StoredItem:
         """The item as it is stored."""

@@ -1,0 +1,212 @@
+"""Background work: the `JobStore` over the tables of any backend.
+
+Lives here: what a process asks of jobs and of streams, how long one is held, and which bodies are sealed. Not here:
+queueing, claiming, adding to a stream and ending a response, which each backend does in its own way
+(`sqlite/jobs.py`, `postgres/jobs.py`); who runs a job (`engine/running/`), how a backend runs statements (`tables.py`).
+
+What a process asks for itself never queues behind what clients read.
+
+Invariants: every statement of a worker demands that the worker holds the job. A sealed piece of a stream has the
+numbers of the events in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from antiphon.engine.ports.actions import ResponseRecord
+from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, count_events
+from antiphon.engine.ports.signals import Seen
+from antiphon.stores.bodies import PLAIN, Bodies
+from antiphon.stores.pages import Row, cut_off
+from antiphon.stores.tables import Statement, Tables, milliseconds, within
+
+# Whoever reads a stream reads it page by page anyway, and holds a page for as long as its client takes it.
+_PAGE_BYTES = 1 << 20
+
+HELD = "SELECT response_id FROM jobs WHERE worker = :worker"
+# Rows in one order, and waited for: one that is being written to is not lost.
+RENEW = """
+WITH held (id) AS MATERIALIZED (
+  SELECT response_id FROM jobs WHERE response_id IN (:ids...) AND worker = :worker
+  ORDER BY response_id FOR NO KEY UPDATE
+)
+UPDATE jobs AS j SET lease_until = lease_in(:lease) FROM held WHERE j.response_id = held.id
+RETURNING response_id
+"""
+UNLOCK = """
+UPDATE conversations SET locked_by = NULL
+WHERE locked_by = :id AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = :id)
+"""
+PROGRESS = """
+SELECT r.id AS id, r.status AS status,
+       (SELECT max(last_seq) FROM response_events e WHERE e.response_id = r.id) AS last_seq
+FROM responses r WHERE r.id IN (:ids...)
+"""
+LOOK = f"{PROGRESS} UNION ALL SELECT response_id, NULL, NULL FROM jobs WHERE worker = :worker"
+# No row: no such response. One row without a piece: nothing after that number.
+EVENTS = f"""
+WITH page (place, size) AS (
+  SELECT e.last_seq, length(e.data) FROM response_events e
+  WHERE e.response_id = :id AND e.last_seq > :after ORDER BY e.last_seq LIMIT :limit
+),
+{within("place")}
+SELECT r.status, e.last_seq, CASE WHEN cut.fits THEN e.data END AS data
+FROM responses r LEFT JOIN cut ON true
+LEFT JOIN response_events e ON e.response_id = r.id AND e.last_seq = cut.place
+WHERE r.id = :id AND r.owner = :owner
+ORDER BY cut.place
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSql:
+    """What the backends say differently. `queue`: how many jobs wait for a worker, and when the first of them was made;
+    `release`: the worker gives back the job `:id`, which nobody takes up for `:pause` milliseconds, and takes
+    `:uncounted` off its attempts."""
+
+    queue: str
+    release: str
+
+
+class JobWriter(Protocol):
+    """The hot path: see the methods of these names of `JobStore`. What it gets is sealed already, and what it gives is
+    still. Every method raises `StoreError`."""
+
+    async def enqueue(
+        self, record: ResponseRecord, request: bytes, events: EventPiece | None, limit: int, needs: list[str]
+    ) -> None:
+        """Store the queued response and its job."""
+
+    async def claim(
+        self, worker: str, seconds: float, limit: int, besides: list[str], able: list[str] | None
+    ) -> list[Job]:
+        """Take up to `limit` jobs."""
+
+    async def append(self, worker: str, response_id: str, events: EventPiece, restart: bool) -> bool:
+        """Add to the stream."""
+
+    async def finish(self, worker: str, record: ResponseRecord, events: EventPiece | None, restart: bool) -> bool:
+        """End the response with this record."""
+
+    async def end(self, ending: JobEnd) -> bool:
+        """End a response early."""
+
+
+class SqlJobs:
+    """`JobStore` on tables that the caller closes."""
+
+    def __init__(self, tables: Tables, writer: JobWriter, sql: JobSql, bodies: Bodies = PLAIN) -> None:
+        self._tables = tables
+        self._writer = writer
+        self._sql = sql
+        self._bodies = bodies
+
+    async def enqueue(
+        self,
+        record: ResponseRecord,
+        request: bytes,
+        events: EventPiece | None,
+        *,
+        limit: int,
+        needs: Collection[str] = (),
+    ) -> None:
+        """Store the queued response and its job; see `JobStore.enqueue`."""
+        sealed = self._bodies.seal_record(record), self._bodies.seal(request), self._sealed(events)
+        await self._writer.enqueue(*sealed, limit, sorted(needs))
+
+    async def claim(
+        self,
+        worker: str,
+        seconds: float,
+        limit: int,
+        besides: Collection[str] = (),
+        *,
+        able: Collection[str] | None = None,
+    ) -> list[Job]:
+        """Take up to `limit` jobs; see `JobStore.claim`."""
+        fitting = None if able is None else sorted(able)
+        claimed = await self._writer.claim(worker, seconds, limit, sorted(besides), fitting)
+        bodies = self._bodies
+        return [
+            replace(job, request=bodies.open(job.request), body=bodies.open_response(job.body, "in_progress"))
+            for job in claimed
+        ]
+
+    async def held(self, worker: str) -> frozenset[str]:
+        """The responses whose jobs this worker holds."""
+        rows = await self._tables.fetch(HELD, {"worker": worker}, own=True)
+        return frozenset([row[0] for row in rows])
+
+    async def queue(self) -> Queue:
+        """What waits for a worker."""
+        row = (await self._tables.fetch(self._sql.queue, {}, own=True))[0]
+        return Queue(row[0], None if row[1] is None else row[1] / 1000)
+
+    async def renew(self, worker: str, response_ids: Collection[str], seconds: float) -> frozenset[str]:
+        """Hold these of the worker's jobs for so many seconds more; returns which it still held."""
+        named = {"worker": worker, "lease": milliseconds(seconds), "ids": sorted(response_ids)}
+        rows: list[Row] = []
+        await self._tables.run([Statement(RENEW, named, into=rows)], again=True)
+        return frozenset([row[0] for row in rows])
+
+    async def release(self, worker: str, response_id: str, *, pause: float = 0.0, attempted: bool = False) -> None:
+        """Give a job back; see `JobStore.release`."""
+        named = {"worker": worker, "id": response_id, "pause": milliseconds(pause), "uncounted": 0 if attempted else 1}
+        # Once it is given back the worker does not hold it, so a second time does nothing.
+        await self._tables.run([Statement(self._sql.release, named)], again=True)
+
+    async def append(self, worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
+        """Add to the stream; see `JobStore.append`."""
+        return await self._writer.append(worker, response_id, self._sealed_piece(events), restart)
+
+    async def finish(
+        self, worker: str, record: ResponseRecord, events: EventPiece | None, *, restart: bool = False
+    ) -> bool:
+        """End the response with this record; see `JobStore.finish`."""
+        return await self._writer.finish(worker, self._bodies.seal_record(record), self._sealed(events), restart)
+
+    async def end(self, ending: JobEnd) -> bool:
+        """End a response early; see `JobStore.end`."""
+        items = tuple([self._bodies.seal_item(item) for item in ending.output_items])
+        body, events = self._bodies.seal(ending.body), self._sealed(ending.events)
+        return await self._writer.end(replace(ending, body=body, output_items=items, events=events))
+
+    async def unlock(self, response_id: str) -> None:
+        """Give back the conversation that this response has locked, if its job is gone."""
+        await self._tables.run([Statement(UNLOCK, {"id": response_id})], again=True)
+
+    async def progress(self, response_ids: Collection[str]) -> dict[str, Progress]:
+        """How far these responses are; those that do not exist are left out."""
+        rows = await self._tables.fetch(PROGRESS, {"ids": sorted(response_ids)})
+        return {row["id"]: _progress(row) for row in rows}
+
+    async def events(self, owner: str, response_id: str, after: int, limit: int) -> EventPage | None:
+        """Up to `limit` pieces with events after this number, or None when there is no such response."""
+        named = {"owner": owner, "id": response_id, "after": after, "limit": limit + 1, "bytes": _PAGE_BYTES}
+        found = await self._tables.fetch(EVENTS, named)
+        if not found:
+            return None
+        rows, cut = cut_off([row for row in found if row["last_seq"] is not None], "data")
+        pieces = tuple([EventPiece(row["last_seq"], self._bodies.open(row["data"])) for row in rows[:limit]])
+        return EventPage(found[0]["status"], pieces, more=cut or len(rows) > limit)
+
+    def _sealed(self, events: EventPiece | None) -> EventPiece | None:
+        return None if events is None else self._sealed_piece(events)
+
+    def _sealed_piece(self, events: EventPiece) -> EventPiece:
+        return EventPiece(events.last, self._bodies.seal(events.data), count_events(events.data))
+
+
+async def look(tables: Tables, followed: Collection[str], worker: str | None) -> Seen:
+    """How far these streams are, and what this worker holds: one statement. See `Signals.look`."""
+    rows = await tables.fetch(LOOK, {"ids": sorted(followed), "worker": worker}, own=True)
+    progress = {row["id"]: _progress(row) for row in rows if row["status"]}
+    return Seen(progress, frozenset([row["id"] for row in rows if row["status"] is None]))
+
+
+def _progress(row: Row) -> Progress:
+    last = row["last_seq"]
+    return Progress(row["status"], -1 if last is None else last)

@@ -1,0 +1,265 @@
+"""Responses and their items: the `ResponseStore` over the tables of any backend.
+
+Lives here: the SQL that reads and deletes, the limits of a history and what of one may be missing, cursors and pages.
+Not here: storing a response, and finding items by their ids, which each backend does in its own way
+(`sqlite/responses.py`, `postgres/responses.py`); how a backend runs statements (`tables.py`).
+
+A chain never crosses owners, which is enforced where a response is inserted; so reading one has to look at the owner of
+its last response only. Nothing stores a conversation twice: every response keeps its own items, once.
+
+A response is deleted with its chain locked: whoever continues the chain at that moment either was seen, or finds its
+predecessor gone.
+
+Invariant: sizes are known before anything of that size is read; nothing of a history that is too large is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
+from antiphon.engine.ports.retention import SWEEPER
+from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
+from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
+from antiphon.errors import ChainBroken, ChainTooLong, HistoryTooLarge
+from antiphon.stores.bodies import PLAIN, Bodies
+from antiphon.stores.pages import Row, check_cursors, history_item, item_page, named_items, response_page, stored_item
+from antiphon.stores.tables import Statement, Tables, asked, both_ways, within
+
+# Newest turn first in `turn`. The owner is checked in the seed only, and joins keep their order: any further condition
+# on `responses` in the recursive step makes SQLite build a Bloom filter over the whole table on every call, once
+# ANALYZE has run. A chain over a limit stops at the seed and brings no item; its size is in `history_items` and
+# `history_bytes`. `depth < :limit` can only matter for a damaged database, in which a chain might run in a circle.
+LOAD_CHAIN = """
+WITH RECURSIVE turn (id, prev_id, depth, history_items, history_bytes, conversation_id, conversation_pos, status) AS (
+  SELECT id, CASE WHEN history_items <= :limit AND history_bytes <= :bytes THEN prev_id END, 0, history_items,
+         history_bytes, conversation_id, conversation_pos, status
+  FROM responses WHERE id = :id AND owner = :owner
+  UNION ALL
+  SELECT r.id, r.prev_id, turn.depth + 1, r.history_items, r.history_bytes, r.conversation_id, r.conversation_pos,
+         r.status
+  FROM turn CROSS JOIN responses r WHERE r.id = turn.prev_id AND turn.depth < :limit
+)
+SELECT turn.prev_id AS prev_id, turn.history_items AS history_items, turn.history_bytes AS history_bytes,
+       turn.status AS status, turn.conversation_id AS conversation_id, turn.conversation_pos AS conversation_pos,
+       i.item_id, i.type, i.body, i.shown
+FROM turn LEFT JOIN response_items i ON i.response_id = turn.id
+  AND turn.history_items <= :limit AND turn.history_bytes <= :bytes
+ORDER BY turn.depth DESC, i.dir, i.seq
+"""
+# What was in the conversation before the response at the beginning of a chain; nothing when it is another conversation,
+# or one that is being cleared away, of which some may be gone already.
+LOAD_BEFORE = f"""
+WITH size (bytes) AS MATERIALIZED (
+  SELECT coalesce(sum(length(body) + coalesce(length(shown), 0)), 0) FROM conversation_items
+  WHERE owner = :owner AND conversation_id = :conversation_id AND pos < :pos
+)
+SELECT size.bytes AS size, i.item_id, i.type, i.body, i.shown FROM conversations c CROSS JOIN size
+LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id AND i.pos < :pos
+  AND size.bytes <= :bytes
+WHERE c.owner = :owner AND c.id = :conversation_id AND first_place(c) <= :pos
+  AND coalesce(c.locked_by, '') <> '{SWEEPER}'
+ORDER BY i.pos LIMIT :limit
+"""
+# The response itself is the row before its items, so that both come from one snapshot.
+GET = """
+SELECT -1 AS seq, id AS item_id, status AS type, body FROM responses WHERE id = :id AND owner = :owner
+UNION ALL
+SELECT i.seq, i.item_id, i.type, i.body
+FROM responses r CROSS JOIN response_items i
+WHERE r.id = :id AND r.owner = :owner AND i.response_id = r.id AND i.dir = 1
+ORDER BY 1
+"""
+IS_THERE = "SELECT 1 FROM responses WHERE id = :id AND owner = :owner"
+# A page lies strictly between two items of the list (`low` and `high`, either may be absent). No row: no such
+# response. A row without an item: an empty page.
+INPUT_ITEMS = both_ways(f"""
+WITH edge (low, high) AS (
+  SELECT (SELECT min(seq) FROM response_items WHERE response_id = :id AND dir = 0 AND item_id = :low),
+         (SELECT min(seq) FROM response_items WHERE response_id = :id AND dir = 0 AND item_id = :high)
+),
+page (place, size) AS (
+  SELECT i.seq, length(i.body) FROM response_items i
+  WHERE i.response_id = :id AND i.dir = 0
+    AND i.seq > coalesce((SELECT low FROM edge), -1) AND i.seq < coalesce((SELECT high FROM edge), 2147483647)
+  ORDER BY i.seq {{order}} LIMIT :limit
+),
+{within("place {order}")}
+SELECT edge.low AS low, edge.high AS high, i.item_id, i.type, CASE WHEN cut.fits THEN i.body END AS body
+FROM responses r CROSS JOIN edge LEFT JOIN cut ON true
+LEFT JOIN response_items i ON i.response_id = r.id AND i.dir = 0 AND i.seq = cut.place
+WHERE r.id = :id AND r.owner = :owner
+ORDER BY cut.place {{order}}
+""")
+# A page lies strictly between two responses, either of which may be absent; of the same moment, the one that was stored
+# later is newer. The rows of a page first, then their output items, all from one snapshot.
+_AT = "coalesce((SELECT created_at FROM responses WHERE id = :{0} AND owner = :owner), {1})"
+_NUMBER = "coalesce((SELECT rowid FROM responses WHERE id = :{0} AND owner = :owner), {1})"
+_FIRST, _LAST = "-1", "9223372036854775807"
+LIST = both_ways(f"""
+WITH chosen AS MATERIALIZED (
+  SELECT r.id AS id, r.created_at AS at, r.rowid AS number, length(r.body) AS size FROM responses r
+  WHERE r.owner = :owner
+    AND (r.created_at, r.rowid) > ({_AT.format("low", _FIRST)}, {_NUMBER.format("low", _FIRST)})
+    AND (r.created_at, r.rowid) < ({_AT.format("high", _LAST)}, {_NUMBER.format("high", _LAST)})
+  ORDER BY r.created_at {{order}}, r.rowid {{order}} LIMIT :limit
+),
+page (place, at, number, size) AS (
+  SELECT c.id, c.at, c.number, c.size + coalesce(
+    (SELECT sum(length(o.body)) FROM response_items o WHERE o.response_id = c.id AND o.dir = 1), 0)
+  FROM chosen c
+),
+{within("at {order}, number {order}", "CAST(:bytes AS bigint)")}
+SELECT r.id, r.status, CASE WHEN cut.fits THEN r.body END AS response, i.item_id, i.type, i.body
+FROM cut CROSS JOIN responses r
+LEFT JOIN response_items i ON i.response_id = r.id AND i.dir = 1 AND cut.fits
+WHERE r.id = cut.place
+ORDER BY r.created_at {{order}}, r.rowid {{order}}, i.seq
+""")
+
+# Its job is locked (whoever runs it locks that first, too), then its chain; with both held nobody can add to the chain
+# any more, and a statement of its own sees all that was added before.
+LOCK_JOB = "SELECT 1 FROM jobs WHERE response_id = :id AND owner = :owner FOR UPDATE"
+LOCK_CHAIN = """
+SELECT 1 FROM chains WHERE id = (SELECT chain_id FROM responses WHERE id = :id AND owner = :owner) FOR UPDATE
+"""
+# First the chain when this response is the last one of it (the response then goes with its chain), else the response;
+# items follow by foreign key. One of the two changes a row when there was something to delete.
+DELETE_LAST_OF_CHAIN = """
+DELETE FROM chains
+WHERE id = (SELECT chain_id FROM responses WHERE id = :id AND owner = :owner)
+  AND NOT EXISTS (SELECT 1 FROM responses other WHERE other.chain_id = chains.id AND other.id <> :id)
+"""
+DELETE = "DELETE FROM responses WHERE id = :id AND owner = :owner"
+
+
+class ResponseWriter(Protocol):
+    """How a backend stores a response, and whether it can. Every method raises `StoreError`."""
+
+    def save(self, record: ResponseRecord) -> Coroutine[Any, Any, None]:
+        """See `History.save`."""
+
+    async def ping(self) -> None:
+        """See `ResponseStore.ping`."""
+
+
+class SqlResponses:
+    """`ResponseStore` on tables that the caller closes."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        writer: ResponseWriter,
+        find_items: str,
+        *,
+        chain_items: int,
+        history_bytes: int,
+        page_bytes: int,
+        bodies: Bodies = PLAIN,
+    ) -> None:
+        """`find_items`: the backend's SQL that finds one item for each of `:ids`, an output before an input and the
+        newest before older ones, without bodies where they take more than `:bytes`. `chain_items`, `history_bytes`: the
+        most of a history that is read at all; `page_bytes`: where a page of a list ends before its rows do; `bodies`
+        seals responses and items."""
+        self._tables = tables
+        self._writer = writer
+        self._find_items = find_items
+        self._chain_items = chain_items
+        self._history_bytes = history_bytes
+        self._page_bytes = page_bytes
+        self._bodies = bodies
+        self.ping = writer.ping
+
+    def save(self, record: ResponseRecord) -> Coroutine[Any, Any, None]:
+        """Store a finished response with its items, all or nothing; see `History.save`."""
+        return self._writer.save(self._bodies.seal_record(record))
+
+    async def load_chain(self, owner: str, response_id: str) -> Chain | None:
+        """The history that ends in `response_id`, or None; see `History.load_chain`. Raises `ChainTooLong` and
+        `HistoryTooLarge` before any is read, and `ChainBroken`."""
+        most, size = self._chain_items, self._history_bytes
+        named: dict[str, Any] = {"id": response_id, "owner": owner, "limit": most, "bytes": size}
+        found = await self._tables.fetch(LOAD_CHAIN, named)
+        if not found:
+            return None
+        oldest, newest = found[0], found[-1]
+        if oldest["history_items"] > most:
+            raise ChainTooLong(most)
+        if newest["history_bytes"] > size:
+            raise HistoryTooLarge(size, "previous_response_id")
+        if not is_over(newest["status"]):
+            raise unfinished_response(response_id)
+        if oldest["prev_id"] is not None:
+            raise ChainBroken(response_id, oldest["prev_id"])
+        items = self._items(found)
+        conversation_id = oldest["conversation_id"]
+        if conversation_id is None:
+            return Chain(items)
+        # What the chain's first response found in its conversation.
+        limit, room = max(0, most - len(items)), size - newest["history_bytes"]
+        named |= {"conversation_id": conversation_id, "pos": oldest["conversation_pos"]}
+        earlier = await self._tables.fetch(LOAD_BEFORE, named | {"limit": limit + 1, "bytes": room})
+        if not earlier:
+            raise ChainBroken(response_id, conversation_id)
+        if earlier[0]["size"] > room:
+            raise HistoryTooLarge(size, "previous_response_id")
+        before = self._items(earlier)
+        if len(before) > limit:
+            raise ChainTooLong(most)
+        return Chain((*before, *items))
+
+    async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
+        """The owner's items with these ids; see `History.load_items`."""
+        if not item_ids:
+            return {}
+        named = {"owner": owner, "ids": sorted(set(item_ids)), "bytes": self._history_bytes}
+        found = named_items(item_ids, await self._tables.fetch(self._find_items, named), self._history_bytes)
+        return {item_id: self._bodies.open_item(item) for item_id, item in found.items()}
+
+    async def get(self, owner: str, response_id: str) -> StoredResponse | None:
+        """The response with its output items, or None."""
+        rows = await self._tables.fetch(GET, {"id": response_id, "owner": owner})
+        if not rows:
+            return None
+        stored_id, status, body = rows[0]["item_id"], rows[0]["type"], rows[0]["body"]
+        items = self._bodies.open_items(tuple([stored_item(row) for row in rows[1:]]))
+        return StoredResponse(stored_id, status, self._bodies.open_response(body, status), items)
+
+    async def delete(self, owner: str, response_id: str) -> bool:
+        """Delete the response and its items; False when there is none for this owner."""
+        return any((await self._tables.run(deleting(owner, response_id)))[-2:])
+
+    async def list(self, owner: str, page: PageQuery) -> ResponsePage:
+        """A page of the owner's responses; `after` and `before` are meant in the asked order, one of them counts."""
+        if page.after is not None:
+            page = replace(page, before=None)
+        await check_cursors(page, partial(self._find, owner), "There is no response with this id")
+        named = {"owner": owner, **asked(page, self._page_bytes)}
+        return response_page(await self._tables.fetch(LIST[page.backward], named), page, self._bodies)
+
+    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
+        """A page of the response's own input items, or None when there is no such response.
+
+        `after` and `before` are meant in the asked order. With `before` alone the page is the one that ends just
+        before that item. An id that is not in the list is an `InvalidRequest`.
+        """
+        named = {"id": response_id, "owner": owner, **asked(page, self._page_bytes)}
+        return item_page(await self._tables.fetch(INPUT_ITEMS[page.backward], named), page, self._bodies)
+
+    async def _find(self, owner: str, response_id: str) -> Row | None:
+        rows = await self._tables.fetch(IS_THERE, {"id": response_id, "owner": owner})
+        return rows[0] if rows else None
+
+    def _items(self, rows: Sequence[Row]) -> tuple[StoredItem, ...]:
+        found = [history_item(row) for row in rows if row["item_id"] is not None]
+        return self._bodies.open_items(tuple(found))
+
+
+def deleting(owner: str, response_id: str) -> list[Statement]:
+    """The unit that deletes a response; the last two steps say whether there was one."""
+    named = {"id": response_id, "owner": owner}
+    locks = [Statement(sql, named, into=[]) for sql in (LOCK_JOB, LOCK_CHAIN)]
+    return [*locks, Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE, named)]
