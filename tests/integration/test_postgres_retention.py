@@ -21,8 +21,9 @@ from antiphon.stores.conversations import SqlConversations
 from antiphon.stores.postgres import retention as module
 from antiphon.stores.postgres import values
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.retention import PostgresRetention
+from antiphon.stores.postgres.retention import PostgresPieces
 from antiphon.stores.postgres.tables import PostgresTables
+from antiphon.stores.retention import SqlRetention
 from tests.contracts.file_contract import fields, keep
 from tests.contracts.job_contract import MOST, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE, record
@@ -91,8 +92,10 @@ async def other(url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
     await connection.close()
 
 
-def _retention(stores: TurnStores, *, rows: int = 1000, **kept: float) -> PostgresRetention:
-    return PostgresRetention(stores.database, RetentionSettings.model_validate({"events": None, **kept}), rows=rows)
+def _retention(stores: TurnStores, *, rows: int = 1000, **kept: float) -> SqlRetention:
+    pieces = PostgresPieces(stores.database, rows=rows)
+    settings = RetentionSettings.model_validate({"events": None, **kept})
+    return SqlRetention(PostgresTables(stores.database), pieces, settings)
 
 
 async def _count(connection: asyncpg.Connection[Any], *tables: str) -> Mapping[str, int]:

@@ -15,9 +15,11 @@ import pytest
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.errors import ChainBroken, ConversationLocked, StoreError
+from antiphon.stores.retention import SqlRetention
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
-from antiphon.stores.sqlite.retention import SqliteRetention
+from antiphon.stores.sqlite.retention import SqlitePieces
 from antiphon.stores.sqlite.statements import Step
+from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.writer import SqliteWriter
 from antiphon.stores.tables import Statement
 from tests.contracts.job_contract import EVENTS, ONE, finished, piece, queued
@@ -36,11 +38,10 @@ def record(name: str, at: float, prev: str | None = None) -> ResponseRecord:
     return replace(make_record(name, prev=prev), created_at=at, completed_at=at)
 
 
-def _retention(stores: SqliteStores, now: float, **kept: float) -> SqliteRetention:
-    used = stores.retention
-    return SqliteRetention(
-        used._writer, used._readers, RetentionSettings.model_validate({"events": None, **kept}), clock=lambda: now
-    )
+def _retention(stores: SqliteStores, now: float, **kept: float) -> SqlRetention:
+    pieces = SqlitePieces(stores.writer, stores.readers, lambda: now)
+    settings = RetentionSettings.model_validate({"events": None, **kept})
+    return SqlRetention(SqliteTables(stores.writer, stores.readers), pieces, settings)
 
 
 def _count(folder: Path, table: str) -> int:
@@ -143,7 +144,7 @@ async def test_no_piece_is_larger_than_so_many_rows(watched: SqliteStores, tmp_p
     jobs = await watched.background.claim(ONE, 100, 99)
     for job in jobs:
         await watched.background.finish(ONE, finished(job.response_id.removeprefix("resp_")), piece(2, 3))
-    writer = watched.retention._writer
+    writer = watched.writer
     assert isinstance(writer, _Watched)
     writer.limit = 0
     later = time.time() + 1e6
@@ -164,7 +165,7 @@ async def test_what_is_going_is_not_used_any_more(watched: SqliteStores, monkeyp
         prev = f"long{number}"
     items = [StoredItem(f"msg_{number}", "message", b"{}") for number in range(30)]
     await watched.conversations.create(ALICE, "conv_1", b"{}", items)
-    run, pieces = watched.retention._writer.run, 0
+    run, pieces = watched.writer.run, 0
 
     async def one_piece(steps: Sequence[Step], **named: Any) -> Any:
         nonlocal pieces
@@ -176,7 +177,7 @@ async def test_what_is_going_is_not_used_any_more(watched: SqliteStores, monkeyp
     for kept in ({"responses": 600.0}, {"conversations": 600.0}):
         pieces = 0
         with monkeypatch.context() as patched, pytest.raises(StoreError):
-            patched.setattr(watched.retention._writer, "run", one_piece)
+            patched.setattr(watched.writer, "run", one_piece)
             await _retention(watched, time.time() + 1e6, **kept).sweep()
     with pytest.raises(ChainBroken):
         await watched.responses.load_chain(ALICE, "resp_long9")

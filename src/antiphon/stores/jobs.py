@@ -1,8 +1,9 @@
 """Background work: the `JobStore` over the tables of any backend.
 
-Lives here: what a process asks of jobs and of streams, how long one is held, and which bodies are sealed. Not here:
-queueing, claiming, adding to a stream and ending a response, which each backend does in its own way
-(`sqlite/jobs.py`, `postgres/jobs.py`); who runs a job (`engine/running/`), how a backend runs statements (`tables.py`).
+Lives here: what a process asks of jobs and of streams, for itself and to notice what others did; how long a job is
+held, and which bodies are sealed. Not here: queueing, claiming, adding to a stream and ending a response, which each
+backend does in its own way (`sqlite/jobs.py`, `postgres/jobs.py`); who runs a job (`engine/running/`), how a backend
+runs statements (`tables.py`).
 
 What a process asks for itself never queues behind what clients read.
 
@@ -12,13 +13,13 @@ numbers of the events in it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, count_events
-from antiphon.engine.ports.signals import Seen
+from antiphon.engine.ports.signals import News, Pace, Seen
 from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.pages import Row, cut_off
 from antiphon.stores.tables import Statement, Tables, milliseconds, within
@@ -198,6 +199,24 @@ class SqlJobs:
 
     def _sealed_piece(self, events: EventPiece) -> EventPiece:
         return EventPiece(events.last, self._bodies.seal(events.data), count_events(events.data))
+
+
+class AskingSignals:
+    """`Signals` of a database whose processes tell each other nothing: each asks, at this pace."""
+
+    def __init__(self, tables: Tables, pace: Pace) -> None:
+        self._tables = tables
+        self.pace = pace
+
+    async def look(self, followed: Collection[str], worker: str | None) -> Seen:
+        """How far these streams are, and what this worker holds."""
+        return await look(self._tables, followed, worker)
+
+    def tell_queued(self) -> None:
+        """The others ask by themselves."""
+
+    def listen(self, hear: Callable[[News], None]) -> None:
+        """There is nothing to hear."""
 
 
 async def look(tables: Tables, followed: Collection[str], worker: str | None) -> Seen:

@@ -18,11 +18,13 @@ from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.jobs import EventPiece, JobEnd
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import HistoryTooLarge
+from antiphon.stores.retention import SqlRetention
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
-from antiphon.stores.sqlite.retention import SqliteRetention
+from antiphon.stores.sqlite.retention import SqlitePieces
+from antiphon.stores.sqlite.tables import SqliteTables
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.store_contract import ALICE, BOB, ids, record
 from tests.support.effort import examples
@@ -309,7 +311,8 @@ async def test_what_an_owner_takes_is_counted_however_rows_come_and_go(stores: S
     assert await stores.responses.delete(ALICE, "resp_a")
     assert await stores.conversations.delete(ALICE, "conv_a")
     check(ALICE)
-    await SqliteRetention(stores.writer, stores.readers, RetentionSettings(responses=1.0, events=None)).sweep()
+    pieces, kept = SqlitePieces(stores.writer, stores.readers), RetentionSettings(responses=1.0, events=None)
+    await SqlRetention(SqliteTables(stores.writer, stores.readers), pieces, kept).sweep()
     check()
 
 

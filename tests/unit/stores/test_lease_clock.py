@@ -13,9 +13,11 @@ import pytest
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ConversationLocked
+from antiphon.stores.retention import SqlRetention
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
-from antiphon.stores.sqlite.retention import SqliteRetention
+from antiphon.stores.sqlite.retention import SqlitePieces
+from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from tests.contracts.job_contract import ONE, TWO, claim, queued
 from tests.contracts.store_contract import ALICE
@@ -124,9 +126,9 @@ async def test_who_looks_after_leases_waits_for_no_client(stores: SqliteStores) 
 async def test_retention_leaves_a_conversation_alone_on_which_a_response_runs(stores: SqliteStores) -> None:
     await stores.conversations.create(ALICE, "conv_1", b"{}")
     await stores.conversations.load(ALICE, "conv_1", holder="resp_x", seconds=30)
-    old = SqliteRetention(
-        stores.writer, stores.readers, RetentionSettings(conversations=1, events=None), clock=lambda: time.time() + HOUR
-    )
+    pieces = SqlitePieces(stores.writer, stores.readers, lambda: time.time() + HOUR)
+    kept = RetentionSettings(conversations=1, events=None)
+    old = SqlRetention(SqliteTables(stores.writer, stores.readers), pieces, kept)
     assert (await old.sweep())[1] == 0
     await stores.conversations.load(ALICE, "conv_1", holder="resp_x", seconds=0)
     assert (await old.sweep())[1] == 1

@@ -22,10 +22,13 @@ from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.conversations import SqlConversations
 from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.retention import SqlRetention
 from antiphon.stores.sqlite import ingestion, lease_clock, retention
 from antiphon.stores.sqlite import jobs as job_store
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.retention import SqliteRetention
+from antiphon.stores.sqlite.retention import SqlitePieces
+from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.contracts.job_contract import MOST, ONE, TWO, finished, piece, queued
@@ -403,9 +406,10 @@ async def test_an_expired_store_is_not_used_any_more(
 # Ages
 
 
-def _retention(stores: SqliteStores, clocks: Clocks, **kept: float) -> SqliteRetention:
+def _retention(stores: SqliteStores, clocks: Clocks, **kept: float) -> SqlRetention:
     given = RetentionSettings.model_validate({"events": None, **kept})
-    return SqliteRetention(stores.tables.writer, stores.tables.readers, given, clock=clocks.date)
+    pieces = SqlitePieces(stores.tables.writer, stores.tables.readers, clocks.date)
+    return SqlRetention(stores.tables, pieces, given)
 
 
 def _conversations(stores: SqliteStores, clocks: Clocks) -> SqlConversations:

@@ -15,9 +15,11 @@ from antiphon.engine.ports.indexing import Chunk, IngestJob
 from antiphon.engine.ports.state import PageQuery, PromptChange
 from antiphon.engine.ports.vector_stores import FileError, NewFile, StoreChanges
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
+from antiphon.stores.retention import SqlRetention
 from antiphon.stores.sqlite import ingestion, retention, vector_sql
 from antiphon.stores.sqlite.opening import SqliteStores
-from antiphon.stores.sqlite.retention import SqliteRetention
+from antiphon.stores.sqlite.retention import SqlitePieces
+from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from tests.contracts.job_contract import MOST, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE, BOB, item
@@ -241,12 +243,13 @@ async def test_which_versions_can_be_named(stores: SqliteStores, cursor: str, fi
         await stores.prompts.versions(ALICE, "pmpt_a", PageQuery(after=cursor))
 
 
-# SqliteRetention, piece by piece
+# SqlitePieces, one by one
 
 
-def _aged(stores: SqliteStores, now: float, **kept: float) -> SqliteRetention:
+def _aged(stores: SqliteStores, now: float, **kept: float) -> SqlRetention:
     given: dict[str, Any] = {"events": None, **kept}
-    return SqliteRetention(stores.tables.writer, stores.tables.readers, RetentionSettings(**given), clock=lambda: now)
+    pieces = SqlitePieces(stores.tables.writer, stores.tables.readers, lambda: now)
+    return SqlRetention(stores.tables, pieces, RetentionSettings(**given))
 
 
 @pytest.mark.parametrize("items", [7, 8, 9, 10, 11, 25])
@@ -269,8 +272,8 @@ async def test_a_conversation_goes_at_once_or_item_by_item(
 
     monkeypatch.setattr(stores.tables.writer, "run", counted)
     assert await _aged(stores, 5_000.0, conversations=60.0).sweep() == (0, 2, 0)
-    # One statement where conversations go whole, three where one goes by its items.
-    whole, by_items = pieces.count(1), pieces.count(3)
+    # One statement where conversations go whole, two where one goes by its items.
+    whole, by_items = pieces.count(1), pieces.count(2)
     assert (whole, by_items) == (2, {7: 0, 8: 0, 9: 0, 10: 2, 11: 2, 25: 4}[items]), pieces
     rows = await stores.tables.readers.fetch("SELECT count(*) FROM conversation_items", {})
     assert rows[0][0] == 0

@@ -37,7 +37,7 @@ from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_st
 from antiphon.stores.postgres.owner_data import PostgresOwnerData
 from antiphon.stores.postgres.readiness import DatabaseReadiness
 from antiphon.stores.postgres.responses import LOAD_ITEMS, PostgresResponseWriter
-from antiphon.stores.postgres.retention import PostgresRetention
+from antiphon.stores.postgres.retention import PostgresPieces
 from antiphon.stores.postgres.server_check import reach_server
 from antiphon.stores.postgres.signals import PostgresSignals
 from antiphon.stores.postgres.tables import PostgresTables
@@ -47,6 +47,7 @@ from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, ope
 from antiphon.stores.postgres.withdrawals import Withdrawals
 from antiphon.stores.prompts import SqlPrompts
 from antiphon.stores.responses import SqlResponses
+from antiphon.stores.retention import SqlRetention
 from antiphon.stores.schema_steps import missing_steps
 from antiphon.stores.usage import UsageSums
 
@@ -157,7 +158,7 @@ async def open_postgres(
         signals=signals,
         prompts=SqlPrompts(tables, keys, page_bytes=page_bytes, bodies=bodies),
         files=SqlFiles(tables, keys, FILE_SQL, pending, blobs, owner_bytes=owner_file_bytes),
-        retention=PostgresRetention(database, kept),
+        retention=SqlRetention(tables, PostgresPieces(database), kept),
         keys=keys,
         own_keys=keys,
         usage=UsageSums(tables),

@@ -1,13 +1,7 @@
-"""How long things are kept: what is older goes, in pieces so small that no request waits for them.
+"""What PostgreSQL deletes of what is too old, piece by piece.
 
-Lives here: the loop over pieces, and whose turn it is. Not here: the SQL (`retention_sql.py`), when it is done
-(`app/sweeping.py`), how long anything is kept (settings), files and vector stores (which say themselves when they
-expire).
-
-A chain goes as a whole, when its latest response is old: nothing is ever taken out of the middle of a conversation.
-What runs (background responses, locked conversations) is never old. What is too large for one piece is first made
-unusable, in the same transaction as its first rows go: a chain takes no more responses and has lost its first one, a
-conversation is locked by the sweep.
+Lives here: the transactions that delete, and how large the next one is. Not here: the SQL (`retention_sql.py`), the
+loop over pieces, and what is alike in all backends (`../retention.py`).
 
 A piece holds its locks while its statements run and not while the disk takes its commit, which is not waited for. How
 many rows go in one depends on how long they take: where a piece took longer than `_LONG`, the next one is half as
@@ -21,13 +15,11 @@ looked at behind the lock.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import timedelta
+from collections.abc import Awaitable, Callable
 
-from antiphon.config.state import RetentionSettings
 from antiphon.stores.postgres import retention_sql as sql
-from antiphon.stores.postgres.database import Connection, Database, Record
-from antiphon.stores.tables import milliseconds
+from antiphon.stores.postgres.database import Connection, Database
+from antiphon.stores.retention import Piece, fitting
 
 _ROWS = 500
 _FEWEST_ROWS = 20
@@ -35,59 +27,49 @@ _LOOKED_AT = 100
 _LONG = 0.05
 """Seconds of a piece's statements after which the next piece is smaller."""
 
-_Piece = tuple[int, int]
-"""How many rows were changed, and how many things went whole."""
-_Sweep = Callable[[Connection, int], Awaitable[_Piece]]
+_Work = Callable[[Connection, int], Awaitable[Piece]]
 
 
-class PostgresRetention:
-    """`Retention` on connections that are somebody else's to close."""
+class PostgresPieces:
+    """`Pieces` on connections that are somebody else's to close."""
 
-    def __init__(self, database: Database, kept: RetentionSettings, *, rows: int = _ROWS) -> None:
+    def __init__(self, database: Database, *, rows: int = _ROWS) -> None:
         """`rows`: the most that go in one piece."""
         self._database = database
-        self._kept = kept
         self._most = rows
         self._rows = rows
 
-    async def take_turn(self, what: str, seconds: float) -> bool:
-        """Whether this process is the one to clear this up now; nobody else is for so many seconds."""
-        return bool(await self._database.write(sql.TAKE_TURN, what, timedelta(seconds=seconds)))
+    async def chains(self, age: int) -> Piece:
+        """See `Pieces.chains`."""
+        return await self._delete(self._delete_responses, age)
 
-    async def sweep(self) -> tuple[int, int, int]:
-        """Delete everything that is too old; how many chains, conversations and streams of events went."""
-        return (
-            await self._sweep(self._delete_responses, self._kept.responses),
-            await self._sweep(self._delete_conversations, self._kept.conversations),
-            await self._sweep(self._delete_events, self._kept.events),
-        )
+    async def conversations(self, age: int) -> Piece:
+        """See `Pieces.conversations`."""
+        return await self._delete(self._delete_conversations, age)
 
-    async def _sweep(self, delete: _Sweep, seconds: float | None) -> int:
-        """Piece by piece, until there is nothing, nothing can go, or another process is at it."""
-        if seconds is None:
-            return 0
-        age = milliseconds(seconds)
+    async def streams(self, age: int) -> Piece:
+        """See `Pieces.streams`."""
+        return await self._delete(self._delete_events, age)
 
+    async def _delete(self, work: _Work, age: int) -> Piece:
+        """Nothing goes where another process is at it."""
         took = 0.0
 
-        async def piece(connection: Connection) -> _Piece:
+        async def piece(connection: Connection) -> Piece:
             nonlocal took
             await connection.execute(sql.NO_WAIT)
             # As a statement of its own: the next ones see what the one before deleted.
             if not (await connection.fetch(sql.ONE_AT_A_TIME))[0][0]:
                 return 0, 0
             began = time.monotonic()
-            done = await delete(connection, age)
+            done = await work(connection, age)
             took = time.monotonic() - began
             return done
 
-        gone = 0
-        while True:
-            changed, whole = await self._database.transaction(piece)
-            gone += whole
-            if not changed:
-                return gone
+        changed, whole = await self._database.transaction(piece)
+        if changed:
             self._fit(took)
+        return changed, whole
 
     def _fit(self, took: float) -> None:
         """Choose the size of the next piece, after one whose statements took so many seconds."""
@@ -96,12 +78,12 @@ class PostgresRetention:
         elif took < _LONG / 2:
             self._rows = min(self._most, self._rows + max(1, self._rows // 4))
 
-    async def _delete_responses(self, connection: Connection, age: int) -> _Piece:
+    async def _delete_responses(self, connection: Connection, age: int) -> Piece:
         chains = [row[0] for row in await connection.fetch(sql.LOCK_CHAINS, age, _LOOKED_AT)]
         if not chains:
             return 0, 0
         found = await connection.fetch(sql.RESPONSES, chains, self._rows + 1)
-        piece = self._piece(found)
+        piece = fitting(found, self._rows)
         # Only the last one may have more responses than the piece.
         cut = found[len(piece)]["chain_id"] if len(piece) < len(found) else None
         whole = sorted({row["chain_id"] for row in piece} - {cut})
@@ -112,11 +94,11 @@ class PostgresRetention:
             await connection.fetch(sql.DELETE_RESPONSES, cut, begun)
         return len(piece), went
 
-    async def _delete_conversations(self, connection: Connection, age: int) -> _Piece:
+    async def _delete_conversations(self, connection: Connection, age: int) -> Piece:
         locked = await connection.fetch(sql.LOCK_CONVERSATIONS, age, _LOOKED_AT)
         # Again, behind the lock: a job may have been stored meanwhile.
         owners, ids = [row["owner"] for row in locked], [row["id"] for row in locked]
-        piece = self._piece(await connection.fetch(sql.CONVERSATIONS, owners, ids, self._rows + 1))
+        piece = fitting(await connection.fetch(sql.CONVERSATIONS, owners, ids, self._rows + 1), self._rows)
         if not piece:
             return 0, 0
         if piece[0]["rows"] > self._rows:
@@ -127,19 +109,10 @@ class PostgresRetention:
         went = len(await connection.fetch(sql.DELETE_CONVERSATIONS, *going))
         return went, went
 
-    async def _delete_events(self, connection: Connection, age: int) -> _Piece:
+    async def _delete_events(self, connection: Connection, age: int) -> Piece:
         locked = [row[0] for row in await connection.fetch(sql.LOCK_STREAMS, age, _LOOKED_AT)]
-        piece = self._piece(await connection.fetch(sql.STREAMS, locked, self._rows + 1))
+        piece = fitting(await connection.fetch(sql.STREAMS, locked, self._rows + 1), self._rows)
         ids = [row["id"] for row in piece]
         await connection.fetch(sql.DELETE_EVENTS, ids)
         went = len(await connection.fetch(sql.CLOSE_STREAMS, ids))
         return went, went
-
-    def _piece(self, rows: Sequence[Record]) -> Sequence[Record]:
-        """The first ones that have no more rows together than may go at once, but one."""
-        total = 0
-        for number, row in enumerate(rows):
-            total += row["rows"]
-            if total > self._rows and number:
-                return rows[:number]
-        return rows

@@ -17,10 +17,6 @@ from antiphon.engine.ports.retention import SWEEPER
 NO_WAIT = "SET LOCAL synchronous_commit = off"
 # Of all processes: "retention" in ASCII, shortened.
 ONE_AT_A_TIME = "SELECT pg_try_advisory_xact_lock(7310579610909569902)"
-TAKE_TURN = """
-INSERT INTO sweeps (what, due_at) VALUES ($1, clock_timestamp() + $2)
-ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at WHERE sweeps.due_at <= clock_timestamp() RETURNING 1
-"""
 _BEFORE = "((extract(epoch FROM now()) * 1000)::bigint - $1)"
 
 # A chain on which something is being saved is locked by that, and its time comes later. Whatever is added to a chain
@@ -85,8 +81,7 @@ DELETE FROM conversations c USING unnest($1::text[], $2::text[]) AS old (owner, 
 WHERE c.owner = old.owner AND c.id = old.id RETURNING 1
 """
 
-# Events tell how a response came to be; the response itself stays, and is looked at no more (`background`: 2).
-# They come in the order of an index, which is near enough.
+# Streams come in the order of an index, which is near enough.
 LOCK_STREAMS = f"""
 SELECT r.id FROM responses r
 WHERE r.background = 1 AND r.stored_at < {_BEFORE} AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.response_id = r.id)

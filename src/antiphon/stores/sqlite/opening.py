@@ -20,6 +20,7 @@ from antiphon.config.limits import TimeoutSettings
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.retention import SWEEPER
+from antiphon.engine.ports.signals import Pace
 from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.memory import MemoryBlobs
@@ -28,10 +29,11 @@ from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.conversations import SqlConversations
 from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.jobs import SqlJobs
+from antiphon.stores.jobs import AskingSignals, SqlJobs
 from antiphon.stores.owner_room import SqlOwnerRoom
 from antiphon.stores.prompts import SqlPrompts
 from antiphon.stores.responses import SqlResponses
+from antiphon.stores.retention import SqlRetention
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.files import SQL as FILE_SQL
 from antiphon.stores.sqlite.jobs import SqliteJobStore
@@ -48,11 +50,15 @@ from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.responses import LOAD_ITEMS, SqliteResponseWriter
 from antiphon.stores.sqlite.retention import SqliteRetention
 from antiphon.stores.sqlite.signals import SqliteSignals
+from antiphon.stores.sqlite.retention import SqlitePieces
+from antiphon.stores.sqlite.schema_check import check_triggers
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.usage import UsageSums
 
 _TIMEOUTS = TimeoutSettings()
+# A look is a statement in this process.
+_PACE = Pace(look=0.05, claim=0.05, claim_most=0.25)
 
 SESSIONS_FILE = "sessions.db"
 
@@ -72,10 +78,10 @@ class SqliteStores(Stores):
     responses: SqlResponses
     conversations: SqlConversations
     background: SqlJobs
-    signals: SqliteSignals
+    signals: AskingSignals
     prompts: SqlPrompts
     files: SqlFiles
-    retention: SqliteRetention
+    retention: SqlRetention
     keep_keys: float
     usage: UsageSums
     owner_room: SqlOwnerRoom | None
@@ -152,7 +158,7 @@ async def open_sqlite(
             bodies=bodies,
         ),
         background=SqlJobs(tables, SqliteJobWriter(writer, readers, keys), JOB_SQL, bodies),
-        signals=SqliteSignals(tables),
+        signals=AskingSignals(tables, _PACE),
         prompts=SqlPrompts(tables, keys, page_bytes=page_bytes, bodies=bodies),
         files=SqlFiles(
             tables,
@@ -162,7 +168,7 @@ async def open_sqlite(
             contents,
             owner_bytes=owner_file_bytes,
         ),
-        retention=SqliteRetention(writer, readers, kept),
+        retention=SqlRetention(tables, SqlitePieces(writer, readers), kept),
         keys=keys,
         keep_keys=keep_keys,
         usage=UsageSums(tables),

@@ -1,13 +1,7 @@
-"""How long things are kept: what is older goes, in pieces so small that no request waits for them.
+"""What SQLite deletes of what is too old, piece by piece.
 
-Lives here: the SQL of ages, the loop over pieces, and whose turn it is. Not here: when it is done
-(`app/sweeping.py`), how long anything is kept (settings), files and vector stores (which say themselves when they
-expire).
-
-A chain goes as a whole, when its latest response is old: nothing is ever taken out of the middle of a conversation.
-What runs (background responses, locked conversations) is never old. What is too large for one piece is first made
-unusable, in the same unit as its first rows go: a chain takes no more responses and has lost its first one, a
-conversation is locked by the sweep.
+Lives here: the SQL of ages, and the units that delete. Not here: the loop over pieces, and what is alike in all
+backends (`../retention.py`); threads and transactions (`writer.py`).
 
 Invariant: one piece is one unit of the writer, which other units may join or come between, and deletes a bounded number
 of rows (`_ROWS`, or one response with its items and events); each unit looks again whether what goes is still old.
@@ -16,12 +10,12 @@ of rows (`_ROWS`, or one response with its items and events); each unit looks ag
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.retention import SWEEPER
+from antiphon.ids import Clock, now
+from antiphon.stores.retention import Piece, fitting
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.writer import SqliteWriter
@@ -39,9 +33,9 @@ WITH gone (chain_id) AS (
   SELECT old.id FROM chains old WHERE old.updated_at < :before AND NOT EXISTS ({_RUNNING})
   ORDER BY old.updated_at LIMIT :limit
 )
-SELECT gone.chain_id, r.id, 1
+SELECT gone.chain_id AS chain_id, r.id AS id, 1
   + (SELECT count(*) FROM (SELECT 1 FROM response_items i WHERE i.response_id = r.id LIMIT :rows))
-  + (SELECT count(*) FROM (SELECT 1 FROM response_events e WHERE e.response_id = r.id LIMIT :rows))
+  + (SELECT count(*) FROM (SELECT 1 FROM response_events e WHERE e.response_id = r.id LIMIT :rows)) AS rows
 FROM gone LEFT JOIN responses r ON r.chain_id = gone.chain_id LIMIT :limit
 """
 # From here on nothing continues it (`responses.py` looks at `expires_at`), and it stays the oldest.
@@ -65,11 +59,11 @@ _IDLE_AT = f"""(
 )"""
 _IDLE = _IDLE_AT.format(now="lease_now()")
 OLD_CONVERSATIONS = f"""
-SELECT old.rowid, old.owner, old.id, 1 + (
+SELECT old.rowid AS number, old.owner AS owner, old.id AS id, 1 + (
   SELECT count(*) FROM (
     SELECT 1 FROM conversation_items i WHERE i.owner = old.owner AND i.conversation_id = old.id LIMIT :rows
   )
-)
+) AS rows
 FROM conversations old WHERE old.updated_at < :before AND {_IDLE_AT.format(now=":leases")}
 ORDER BY old.updated_at LIMIT :limit
 """
@@ -87,9 +81,9 @@ DELETE FROM conversations
 WHERE rowid IN (SELECT value FROM json_each(:numbers)) AND updated_at < :before AND {_IDLE}
 """
 
-# Events tell how a response came to be; the response itself stays, and is looked at no more (`background`: 2).
 OLD_STREAMS = """
-SELECT r.id, 1 + (SELECT count(*) FROM (SELECT 1 FROM response_events e WHERE e.response_id = r.id LIMIT :rows))
+SELECT r.id AS id,
+       1 + (SELECT count(*) FROM (SELECT 1 FROM response_events e WHERE e.response_id = r.id LIMIT :rows)) AS rows
 FROM responses r
 WHERE r.background = 1 AND r.created_at < :before AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.response_id = r.id)
 ORDER BY r.created_at LIMIT :limit
@@ -97,85 +91,59 @@ ORDER BY r.created_at LIMIT :limit
 DELETE_EVENTS = "DELETE FROM response_events WHERE response_id IN (SELECT value FROM json_each(:ids))"
 CLOSE_STREAMS = "UPDATE responses SET background = 2 WHERE id IN (SELECT value FROM json_each(:ids))"
 
-TAKE_TURN = """
-INSERT INTO sweeps (what, due_at) VALUES (:what, lease_now() + :pause)
-ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at WHERE sweeps.due_at <= lease_now()
-"""
 
+class SqlitePieces:
+    """`Pieces` on a writer and readers that somebody else owns and closes."""
 
-class SqliteRetention:
-    """`Retention` on a writer and readers that somebody else owns and closes."""
-
-    def __init__(
-        self,
-        writer: SqliteWriter,
-        readers: SqliteReaders,
-        kept: RetentionSettings,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, clock: Clock = now) -> None:
         self._writer = writer
         self._readers = readers
-        self._kept = kept
         self._clock = clock
 
-    async def take_turn(self, what: str, seconds: float) -> bool:
-        """Whether this process is the one to clear this up now; nobody else is for so many seconds."""
-        (count,) = await self._writer.run([Statement(TAKE_TURN, {"what": what, "pause": milliseconds(seconds)})])
-        return bool(count)
-
-    async def sweep(self) -> tuple[int, int, int]:
-        """Delete everything that is too old; how many chains, conversations and streams of events went."""
-        return (
-            await self._sweep(OLD_RESPONSES, self._delete_responses, self._kept.responses),
-            await self._sweep(OLD_CONVERSATIONS, self._delete_conversations, self._kept.conversations),
-            await self._sweep(OLD_STREAMS, self._delete_events, self._kept.events),
-        )
-
-    async def _sweep(
-        self, sql: str, delete: Callable[[Sequence[Row], dict[str, Any]], list[Statement]], seconds: float | None
-    ) -> int:
-        """Piece by piece, until there is nothing or nothing can go. The last statement of a piece counts what went."""
-        gone = 0
-        while seconds is not None:
-            now = milliseconds(self._clock())
-            named = {"before": now - milliseconds(seconds), "now": now, "rows": _ROWS}
-            rows = await self._readers.fetch(sql, {**named, "limit": _LOOKED_AT, "leases": lease_now()})
-            if not rows:
-                break
-            counts = await self._writer.run(delete(_piece(rows), named))
-            gone += counts[-1]
-            if not any(counts):
-                break
-        return gone
-
-    def _delete_responses(self, piece: Sequence[Row], named: dict[str, Any]) -> list[Statement]:
-        chains = json.dumps(sorted({row[0] for row in piece}))
-        ids = json.dumps([row[1] for row in piece if row[1] is not None])
-        return [
+    async def chains(self, age: int) -> Piece:
+        """See `Pieces.chains`."""
+        piece, named = await self._look(OLD_RESPONSES, age)
+        if not piece:
+            return 0, 0
+        chains = json.dumps(sorted({row["chain_id"] for row in piece}))
+        ids = json.dumps([row["id"] for row in piece if row["id"] is not None])
+        return await self._delete(
             Statement(CLOSE_CHAINS, {**named, "chains": chains}),
             Statement(DELETE_RESPONSES, {"ids": ids}),
             Statement(DELETE_CHAINS, {"chains": chains}),
-        ]
+        )
 
-    def _delete_conversations(self, piece: Sequence[Row], named: dict[str, Any]) -> list[Statement]:
-        number, owner, conversation_id, rows = piece[0]
-        if rows <= _ROWS:
-            return [Statement(DELETE_CONVERSATIONS, {**named, "numbers": json.dumps([row[0] for row in piece])})]
-        items = {"number": number, "owner": owner, "id": conversation_id, "rows": _ROWS}
-        # The last one deletes none: there is more of it.
-        nothing = Statement(DELETE_CONVERSATIONS, {**named, "numbers": "[]"})
-        return [Statement(CLOSE_CONVERSATION, {**named, "number": number}), Statement(DELETE_ITEMS, items), nothing]
+    async def conversations(self, age: int) -> Piece:
+        """See `Pieces.conversations`."""
+        piece, named = await self._look(OLD_CONVERSATIONS, age)
+        if not piece:
+            return 0, 0
+        if piece[0]["rows"] <= _ROWS:
+            numbers = json.dumps([row["number"] for row in piece])
+            return await self._delete(Statement(DELETE_CONVERSATIONS, {**named, "numbers": numbers}))
+        first = {"number": piece[0]["number"], "owner": piece[0]["owner"], "id": piece[0]["id"], "rows": _ROWS}
+        changed, _ = await self._delete(
+            Statement(CLOSE_CONVERSATION, {**named, **first}), Statement(DELETE_ITEMS, first)
+        )
+        # There is more of it.
+        return changed, 0
 
-    def _delete_events(self, piece: Sequence[Row], named: dict[str, Any]) -> list[Statement]:
-        ids = {"ids": json.dumps([row[0] for row in piece])}
-        return [Statement(DELETE_EVENTS, ids), Statement(CLOSE_STREAMS, ids)]
+    async def streams(self, age: int) -> Piece:
+        """See `Pieces.streams`."""
+        piece, _ = await self._look(OLD_STREAMS, age)
+        if not piece:
+            return 0, 0
+        ids = {"ids": json.dumps([row["id"] for row in piece])}
+        return await self._delete(Statement(DELETE_EVENTS, ids), Statement(CLOSE_STREAMS, ids))
 
+    async def _look(self, sql: str, age: int) -> tuple[Sequence[Row], dict[str, Any]]:
+        """What fits into one piece, and what says that it is old."""
+        at = milliseconds(self._clock())
+        named = {"before": at - age, "now": at, "rows": _ROWS}
+        rows = await self._readers.fetch(sql, {**named, "limit": _LOOKED_AT, "leases": lease_now()})
+        return fitting(rows, _ROWS), named
 
-def _piece(rows: Sequence[Row]) -> Sequence[Row]:
-    """The first ones that have no more rows together than may go at once, but one; the last column counts them."""
-    total = 0
-    for number, row in enumerate(rows):
-        total += row[-1]
-        if total > _ROWS and number:
-            return rows[:number]
-    return rows
+    async def _delete(self, *unit: Statement) -> Piece:
+        """The last statement counts what went."""
+        counts = await self._writer.run(unit)
+        return sum(counts), counts[-1]
