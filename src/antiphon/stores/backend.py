@@ -37,11 +37,8 @@ from antiphon.stores.schema_steps import Schema
 if TYPE_CHECKING:
     from antiphon.stores.bodies import Bodies
 
-HISTORY_BYTES = 64 << 20
-PAGE_BYTES = 16 << 20
 MATRIX_BYTES = 1 << 30
 KEEP_SECONDS = 86_400.0
-FOR_EVER = RetentionSettings(events=None)
 
 KeyName = Literal["owner.key", "sealing.key"]
 KeyFiles = Mapping[KeyName, tuple[bytes, ...]]

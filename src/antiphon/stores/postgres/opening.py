@@ -9,12 +9,11 @@ Invariant: opened stores have the schema of this build, and any number of proces
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, Unpack
 
-from antiphon.config.limits import TimeoutSettings
-from antiphon.config.state import RetentionSettings, StateSettings
+from antiphon.config.state import StateSettings
 from antiphon.engine.ports.container_rows import SharedContainers
 from antiphon.engine.ports.files import BlobStore
 from antiphon.errors import StoreError
@@ -27,6 +26,12 @@ from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.jobs import SqlJobs
 from antiphon.stores.owner_room import SqlOwnerRoom
+from antiphon.stores.backend import MATRIX_BYTES, StoreOptions, Stores
+from antiphon.stores.blobs.pending import PendingBlobs
+from antiphon.stores.bodies import Bodies
+from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.opening import all_options, over_tables
+from antiphon.stores.pending_rows import PendingRows
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.figures import PostgresFigures
@@ -45,13 +50,8 @@ from antiphon.stores.postgres.turn_groups import Groups, group_limits
 from antiphon.stores.postgres.turns import SavedTurns
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.withdrawals import Withdrawals
-from antiphon.stores.prompts import SqlPrompts
-from antiphon.stores.responses import SqlResponses
-from antiphon.stores.retention import SqlRetention
 from antiphon.stores.schema_steps import missing_steps
-from antiphon.stores.usage import UsageSums
 
-_TIMEOUTS = TimeoutSettings()
 _CONNECT_SECONDS = 3.0
 # An operator's pieces wait for a busy server.
 _OPERATOR = DatabaseLimits(size=1, deadline=600.0)
@@ -61,8 +61,7 @@ _OPERATOR = DatabaseLimits(size=1, deadline=600.0)
 class PostgresStores(Stores):
     """Everything that is kept, over the connections of one process."""
 
-    own_keys: IdempotencyKeys
-    """Those of `keys`, as they are in the database."""
+    keys: IdempotencyKeys
     database: Database
     direct_url: str
     signals: PostgresSignals
@@ -86,7 +85,7 @@ class PostgresStores(Stores):
 
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> PostgresVectorDatabase:
         """Open them. The server compares vectors: nothing of them is kept here."""
-        return open_vectors(self.database, self.own_keys, direct_url=self.direct_url)
+        return open_vectors(self.database, self.keys, direct_url=self.direct_url)
 
     async def aclose(self) -> None:
         """Finish what was accepted, then close the connections."""
@@ -101,22 +100,14 @@ class PostgresStores(Stores):
 async def open_postgres(
     state: StateSettings,
     *,
-    chain_items: int,
     blobs: BlobStore,
-    history_bytes: int = HISTORY_BYTES,
-    page_bytes: int = PAGE_BYTES,
-    owner_file_bytes: int | None = None,
-    upload_lease: float = UPLOAD_LEASE_SECONDS,
-    owner_bytes: int | None = None,
-    kept: RetentionSettings = FOR_EVER,
-    timeouts: TimeoutSettings = _TIMEOUTS,
-    keep_keys: float = KEEP_SECONDS,
-    bodies: Bodies = PLAIN,
+    **options: Unpack[StoreOptions],
 ) -> PostgresStores:
     """Open the stores of the database at `state.url`, creating the schema where needed.
 
     `blobs`: the contents of files, the stores' own from now on. The others are `StoreOptions`. Raises `StoreError`.
     """
+    given = all_options(options)
     url, direct_url = _urls(state)
     connect = min(_CONNECT_SECONDS, state.deadline)
     database = Database(url, DatabaseLimits(size=state.pool, deadline=state.deadline, connect=connect))
@@ -127,42 +118,27 @@ async def open_postgres(
         await database.aclose()
         raise
     tables = PostgresTables(database)
-    keys = IdempotencyKeys(tables, keep=keep_keys, bodies=bodies)
+    keys = IdempotencyKeys(tables, keep=given["keep_keys"], bodies=given["bodies"])
     withdrawals = Withdrawals(database)
     saved = SavedTurns(database, withdrawals, keep=timedelta(seconds=keys.keep))
-    limits = group_limits(timeouts, connections=state.pool)
+    limits = group_limits(given["timeouts"], connections=state.pool)
     signals = PostgresSignals(database, None if state.direct_url is None else direct_url)
     turns, added = Groups(saved, limits), Groups(AddedEvents(database, signals.changed), limits)
-    queued = Groups(QueuedTurns(database, saved), group_limits(timeouts, connections=state.pool, group=1))
-    pending = PendingBlobs(PendingRows(tables), blobs, upload_lease)
+    queued = Groups(QueuedTurns(database, saved), replace(limits, group=1))
+    pending = PendingBlobs(PendingRows(tables), blobs, given["upload_lease"])
+    # 0 is never.
+    readiness = DatabaseReadiness(database, state.unready_after or math.inf)
     return PostgresStores(
-        responses=SqlResponses(
-            tables,
-            # 0 is never.
-            PostgresResponseWriter(turns, DatabaseReadiness(database, state.unready_after or math.inf)),
-            LOAD_ITEMS,
-            chain_items=chain_items,
-            history_bytes=history_bytes,
-            page_bytes=page_bytes,
-            bodies=bodies,
-        ),
-        conversations=SqlConversations(
+        **over_tables(
             tables,
             keys,
-            max_items=chain_items,
-            history_bytes=history_bytes,
-            page_bytes=page_bytes,
-            bodies=bodies,
+            given,
+            responses=(PostgresResponseWriter(turns, readiness), LOAD_ITEMS),
+            jobs=(PostgresJobWriter(database, queued, added, signals.changed), JOB_SQL),
+            files=(FILE_SQL, pending, blobs),
+            pieces=PostgresPieces(database),
         ),
-        background=SqlJobs(tables, PostgresJobWriter(database, queued, added, signals.changed), JOB_SQL, bodies),
         signals=signals,
-        prompts=SqlPrompts(tables, keys, page_bytes=page_bytes, bodies=bodies),
-        files=SqlFiles(tables, keys, FILE_SQL, pending, blobs, owner_bytes=owner_file_bytes),
-        retention=SqlRetention(tables, PostgresPieces(database), kept),
-        keys=keys,
-        own_keys=keys,
-        usage=UsageSums(tables),
-        owner_room=SqlOwnerRoom(tables, owner_bytes) if owner_bytes is not None else None,
         database=database,
         direct_url=direct_url,
         groups=(turns, queued, added),

@@ -15,48 +15,34 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 from antiphon.config.limits import TimeoutSettings
-from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.signals import Pace
-from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
+from antiphon.stores.backend import MATRIX_BYTES, StoreOptions, Stores
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.memory import MemoryBlobs
-from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
-from antiphon.stores.bodies import PLAIN, Bodies
+from antiphon.stores.blobs.pending import PendingBlobs
 from antiphon.stores.conversations import SqlConversations
 from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.jobs import AskingSignals, SqlJobs
-from antiphon.stores.owner_room import SqlOwnerRoom
-from antiphon.stores.prompts import SqlPrompts
+from antiphon.stores.opening import all_options, over_tables
 from antiphon.stores.responses import SqlResponses
-from antiphon.stores.retention import SqlRetention
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.files import SQL as FILE_SQL
-from antiphon.stores.sqlite.jobs import SqliteJobStore
+from antiphon.stores.sqlite.jobs import SQL as JOB_SQL
+from antiphon.stores.sqlite.jobs import SqliteJobWriter
 from antiphon.stores.sqlite.migrate import check_triggers, migrate, packaged_steps
 from antiphon.stores.sqlite.pending_blobs import SqlitePendingRows
 from antiphon.stores.sqlite.place import place_in
-from antiphon.stores.sqlite.responses import SqliteResponseStore
-from antiphon.stores.sqlite.jobs import SQL as JOB_SQL
-from antiphon.stores.sqlite.jobs import SqliteJobWriter
-from antiphon.stores.sqlite.migrate import migrate, packaged_steps
-from antiphon.stores.sqlite.pending_blobs import SqlitePendingRows
-from antiphon.stores.sqlite.place import Databases, Folder, Place
-from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.responses import LOAD_ITEMS, SqliteResponseWriter
-from antiphon.stores.sqlite.retention import SqliteRetention
-from antiphon.stores.sqlite.signals import SqliteSignals
 from antiphon.stores.sqlite.retention import SqlitePieces
-from antiphon.stores.sqlite.schema_check import check_triggers
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
-from antiphon.stores.usage import UsageSums
 
-_TIMEOUTS = TimeoutSettings()
 # A look is a statement in this process.
 _PACE = Pace(look=0.05, claim=0.05, claim_most=0.25)
 
@@ -78,13 +64,8 @@ class SqliteStores(Stores):
     responses: SqlResponses
     conversations: SqlConversations
     background: SqlJobs
-    signals: AskingSignals
-    prompts: SqlPrompts
     files: SqlFiles
-    retention: SqlRetention
-    keep_keys: float
-    usage: UsageSums
-    owner_room: SqlOwnerRoom | None
+    keys: IdempotencyKeys
     folder: Path | None
     tables: SqliteTables
     timeouts: TimeoutSettings
@@ -101,7 +82,7 @@ class SqliteStores(Stores):
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> SqliteVectorDatabase:
         """Open it. Raises `StoreError`."""
         return await open_vector_database(
-            self.folder, timeouts=self.timeouts, keep_keys=self.keep_keys, matrix_bytes=matrix_bytes
+            self.folder, timeouts=self.timeouts, keep_keys=self.keys.keep, matrix_bytes=matrix_bytes
         )
 
     async def aclose(self) -> None:
@@ -113,66 +94,36 @@ class SqliteStores(Stores):
 async def open_sqlite(
     folder: Path | None,
     *,
-    chain_items: int,
     blobs: BlobStore | None = None,
-    history_bytes: int = HISTORY_BYTES,
-    page_bytes: int = PAGE_BYTES,
-    owner_file_bytes: int | None = None,
-    upload_lease: float = UPLOAD_LEASE_SECONDS,
-    owner_bytes: int | None = None,
-    kept: RetentionSettings = FOR_EVER,
-    timeouts: TimeoutSettings = _TIMEOUTS,
-    keep_keys: float = KEEP_SECONDS,
-    bodies: Bodies = PLAIN,
+    **options: Unpack[StoreOptions],
 ) -> SqliteStores:
     """Open the stores in this folder, creating folder (0700), file (0600) and schema where needed; or in memory.
 
     `blobs`: the contents of files, the stores' own from now on; unless given, in the same folder, or in memory. The
     others are `StoreOptions`. Raises `StoreError`.
     """
+    given = all_options(options)
+    timeouts, upload_lease = given["timeouts"], given["upload_lease"]
     tables = await SqliteTables.open(place_in(folder, SESSIONS_FILE), _prepare, timeouts)
     writer, readers = tables.writer, tables.readers
-    keys = IdempotencyKeys(tables, keep=keep_keys, bodies=bodies)
+    keys = IdempotencyKeys(tables, keep=given["keep_keys"], bodies=given["bodies"])
     contents = blobs
     if contents is None:
         contents = MemoryBlobs() if folder is None else DiskBlobs(folder / FILES_FOLDER)
     # Only a folder may hold contents from before they had rows.
     list_before = contents.keys if isinstance(contents, DiskBlobs) else None
-    pending = SqlitePendingRows(tables, upload_lease, list_before)
+    pending = PendingBlobs(SqlitePendingRows(tables, upload_lease, list_before), contents, upload_lease)
     return SqliteStores(
-        responses=SqlResponses(
-            tables,
-            SqliteResponseWriter(writer, readers, keys),
-            LOAD_ITEMS,
-            chain_items=chain_items,
-            history_bytes=history_bytes,
-            page_bytes=page_bytes,
-            bodies=bodies,
-        ),
-        conversations=SqlConversations(
+        **over_tables(
             tables,
             keys,
-            max_items=chain_items,
-            history_bytes=history_bytes,
-            page_bytes=page_bytes,
-            bodies=bodies,
+            given,
+            responses=(SqliteResponseWriter(writer, readers, keys), LOAD_ITEMS),
+            jobs=(SqliteJobWriter(writer, readers, keys), JOB_SQL),
+            files=(FILE_SQL, pending, contents),
+            pieces=SqlitePieces(writer, readers),
         ),
-        background=SqlJobs(tables, SqliteJobWriter(writer, readers, keys), JOB_SQL, bodies),
         signals=AskingSignals(tables, _PACE),
-        prompts=SqlPrompts(tables, keys, page_bytes=page_bytes, bodies=bodies),
-        files=SqlFiles(
-            tables,
-            keys,
-            FILE_SQL,
-            PendingBlobs(pending, contents, upload_lease),
-            contents,
-            owner_bytes=owner_file_bytes,
-        ),
-        retention=SqlRetention(tables, SqlitePieces(writer, readers), kept),
-        keys=keys,
-        keep_keys=keep_keys,
-        usage=UsageSums(tables),
-        owner_room=SqlOwnerRoom(tables, owner_bytes) if owner_bytes is not None else None,
         folder=folder,
         tables=tables,
         timeouts=timeouts,
