@@ -132,7 +132,7 @@ async def test_an_owner_is_full_at_the_limit(stores: Stores, url: str) -> None:
 async def test_an_owners_data_are_counted_exported_and_deleted(
     stores: Stores, state: StateSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner_data, "_AT_ONCE", 2)
+    monkeypatch.setattr(owner_data, "AT_ONCE", 2)
     for owner in (ALICE, BOB):
         await _fill(stores, owner)
     for n in range(5):

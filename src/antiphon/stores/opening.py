@@ -1,7 +1,7 @@
 """The stores of any backend, put together over its tables.
 
-Lives here: what the options are unless they are given, and what each store gets of them. Not here: opening the database,
-and who shares which connections (`sqlite/opening.py`, `postgres/opening.py`).
+Lives here: what the options are unless they are given, and what each store gets of them. Not here: opening the
+database, and who shares which connections (`sqlite/opening.py`, `postgres/opening.py`).
 """
 
 from __future__ import annotations

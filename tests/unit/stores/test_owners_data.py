@@ -35,7 +35,7 @@ async def test_an_owner_is_full_at_the_limit(stores: SqliteStores, more: int, fu
 async def test_an_owners_data_go_piece_by_piece(
     stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int
 ) -> None:
-    monkeypatch.setattr(admin, "_AT_ONCE", 2)
+    monkeypatch.setattr(admin, "AT_ONCE", 2)
     path = tmp_path / SESSIONS_FILE
     for number in range(there):
         await stores.responses.save(record(f"a{number}"))

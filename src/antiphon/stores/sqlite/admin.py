@@ -1,9 +1,7 @@
 """What an operator does with `sessions.db`, while it is in use or not.
 
-Lives here: reading everything that belongs to an owner, deleting it, and giving unused space back. Not here: the port
-(`owner_data.py`), files' contents and vector stores (their own stores).
-
-Invariant: everything that has an owner is in `OWNED`; a test compares it with the schema.
+Lives here: reading everything that belongs to an owner, deleting it, and giving unused space back. Not here: the SQL of
+that (`../owner_data.py`), the port (`owner_data.py`), files' contents and vector stores (their own stores).
 """
 
 from __future__ import annotations
@@ -16,56 +14,13 @@ from typing import Any
 
 from antiphon.engine.ports.owner_data import OwnerCounts
 from antiphon.stores.sqlite.database import connect_writer, reader_uri, store_errors, wait_for_lock
+from antiphon.stores.owner_data import AT_ONCE, DELETE, owned
+from antiphon.stores.sqlite.database import connect_writer, reader_uri, store_error, wait_for_lock
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
+from antiphon.stores.sqlite.tables import sqlite_sql
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE
 
-_AT_ONCE = 100
-
-# A row's JSON, and what the model was shown beyond it, where that was kept.
-_BOTH = "(SELECT 0 AS more UNION ALL SELECT 1)"
-OWNED = {
-    "responses": """
-        SELECT r.id, r.created_at, r.body FROM responses r WHERE r.owner = :owner ORDER BY r.created_at, r.id
-    """,
-    "response_items": f"""
-        SELECT i.response_id, CASE WHEN more THEN 'shown' WHEN i.dir = 0 THEN 'input' ELSE 'output' END,
-               CASE WHEN more THEN i.shown ELSE i.body END
-        FROM responses r CROSS JOIN response_items i ON i.response_id = r.id CROSS JOIN {_BOTH}
-        WHERE r.owner = :owner AND (NOT more OR i.shown IS NOT NULL)
-        ORDER BY r.created_at, r.id, i.dir, i.seq, more
-    """,
-    "conversations": """
-        SELECT id, created_at, metadata FROM conversations WHERE owner = :owner ORDER BY created_at, id
-    """,
-    "conversation_items": f"""
-        SELECT conversation_id, CASE WHEN more THEN pos || ' shown' ELSE pos END,
-               CASE WHEN more THEN shown ELSE body END
-        FROM conversation_items CROSS JOIN {_BOTH} WHERE owner = :owner AND (NOT more OR shown IS NOT NULL)
-        ORDER BY conversation_id, pos, more
-    """,
-    "prompts": "SELECT id, name, metadata FROM prompts WHERE owner = :owner ORDER BY created_at, id",
-    "prompt_versions": """
-        SELECT v.prompt_id, v.version, v.body FROM prompts p CROSS JOIN prompt_versions v ON v.prompt_id = p.id
-        WHERE p.owner = :owner ORDER BY v.prompt_id, v.version
-    """,
-    "usage_days": """
-        SELECT day, model, json_object(
-          'upstream', upstream, 'calls', calls, 'input_tokens', input_tokens, 'cached_tokens', cached_tokens,
-          'output_tokens', output_tokens, 'reasoning_tokens', reasoning_tokens, 'estimated_calls', estimated_calls,
-          'estimated_input_tokens', estimated_input_tokens, 'estimated_output_tokens', estimated_output_tokens,
-          'cost', cost
-        ) FROM usage_days WHERE owner = :owner ORDER BY day, model, upstream
-    """,
-}
-"""What is exported of an owner, by kind: two columns that name a row, and its JSON."""
-
-_DELETE = (
-    "DELETE FROM chains WHERE id IN (SELECT chain_id FROM responses WHERE owner = :owner LIMIT :limit)",
-    "DELETE FROM conversations WHERE rowid IN (SELECT rowid FROM conversations WHERE owner = :owner LIMIT :limit)",
-    "DELETE FROM idempotency WHERE rowid IN (SELECT rowid FROM idempotency WHERE owner = :owner LIMIT :limit)",
-    "DELETE FROM prompts WHERE rowid IN (SELECT rowid FROM prompts WHERE owner = :owner LIMIT :limit)",
-    "DELETE FROM usage_days WHERE rowid IN (SELECT rowid FROM usage_days WHERE owner = :owner LIMIT :limit)",
-)
+OWNED = {kind: sqlite_sql(sql) for kind, sql in owned("pos").items()}
 _OWNERS = """
 SELECT owner, sum(responses), sum(conversations), sum(prompts), sum(files) FROM (
   SELECT owner, 1 AS responses, 0 AS conversations, 0 AS prompts, 0 AS files FROM responses
@@ -103,13 +58,15 @@ def list_owners(path: Path) -> list[OwnerCounts]:
         return [OwnerCounts(*row) for row in _read(connection, path, _OWNERS, {})]
 
 
-def export_owner(path: Path, owner: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Everything of an owner, kind by kind, as it was at one moment. Raises `StoreError`."""
+def export_owner(path: Path, owner: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Everything of an owner, kind by kind, each row with its columns by name, as it was at one moment. Raises
+    `StoreError`."""
     with closing(_reader(path)) as connection:
+        connection.row_factory = sqlite3.Row
         connection.execute("BEGIN")
         for kind, sql in OWNED.items():
             for row in _read(connection, path, sql, {"owner": owner}):
-                yield kind, row
+                yield kind, dict(row)
 
 
 def delete_owner(path: Path, owner: str) -> int:
@@ -119,11 +76,11 @@ def delete_owner(path: Path, owner: str) -> int:
     """
     gone = 0
     with closing(_writer(path)) as connection:
-        for sql in _DELETE:
+        for sql in map(sqlite_sql, DELETE):
             while True:
                 with store_errors("Deleting", path):
                     changed = wait_for_lock(
-                        lambda sql=sql: connection.execute(sql, {"owner": owner, "limit": _AT_ONCE})  # type: ignore[misc]
+                        lambda sql=sql: connection.execute(sql, {"owner": owner, "limit": AT_ONCE})  # type: ignore[misc]
                     ).rowcount
                 gone += changed
                 if not changed:
@@ -159,6 +116,6 @@ def _writer(path: Path) -> sqlite3.Connection:
         return connect_writer(path)
 
 
-def _read(connection: sqlite3.Connection, path: Path, sql: str, named: dict[str, str]) -> Iterator[tuple[Any, ...]]:
+def _read(connection: sqlite3.Connection, path: Path, sql: str, named: dict[str, str]) -> Iterator[Any]:
     with store_errors("Reading", path):
         yield from connection.execute(sql, named)

@@ -7,13 +7,13 @@ Invariant: nothing is made by being looked at.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts, Shrunk
 from antiphon.stores.bodies import Bodies
+from antiphon.stores.owner_data import exported
 from antiphon.stores.sqlite.admin import delete_owner, export_owner, list_owners, vacuum
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from antiphon.stores.sqlite.vector_admin import count_stores, delete_stores, export_stores
@@ -40,8 +40,8 @@ class SqliteOwnerData:
 
     async def export(self, owner: str) -> AsyncIterator[ExportedRow]:
         """Everything of an owner but files."""
-        for kind, (row_id, of, body) in export_owner(self._path, owner):
-            yield ExportedRow(kind, row_id, of, json.loads(body if isinstance(body, str) else self._bodies.open(body)))
+        for kind, fields in export_owner(self._path, owner):
+            yield exported(kind, fields, self._bodies)
         for row in await export_stores(self._folder, owner):
             yield ExportedRow(*row)
 

@@ -108,7 +108,7 @@ class SqliteTables:
         """See `Tables.fetch`."""
         # The clock of leases is a function of the writer's connection only.
         text = sqlite_sql(sql).replace("lease_now()", ":lease_now")
-        return await self._readers.fetch(text, _bound(named) | {"lease_now": lease_now()}, own=own)
+        return await self.readers.fetch(text, _bound(named) | {"lease_now": lease_now()}, own=own)
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
         """See `Tables.run`."""
