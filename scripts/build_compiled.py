@@ -43,7 +43,7 @@ COMPILED = (
     "antiphon/doors/http/*.py",
     "antiphon/doors/extproc/*.py",
     "antiphon/stores/sqlite/deadlines.py",
-    "antiphon/stores/sqlite/responses.py",
+    "antiphon/stores/sqlite/response_rows.py",
     "antiphon/stores/sqlite/units.py",
     "antiphon/upstream/silence.py",
 )

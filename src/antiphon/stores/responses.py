@@ -41,7 +41,8 @@ WITH RECURSIVE turn (id, prev_id, depth, history_items, history_bytes, conversat
   UNION ALL
   SELECT r.id, r.prev_id, turn.depth + 1, r.history_items, r.history_bytes, r.conversation_id, r.conversation_pos,
          r.status
-  FROM turn CROSS JOIN responses r WHERE r.id = turn.prev_id AND turn.depth < :limit
+  FROM turn CROSS JOIN responses r
+  WHERE turn.depth < :limit AND r.id = turn.prev_id
 )
 SELECT turn.prev_id AS prev_id, turn.history_items AS history_items, turn.history_bytes AS history_bytes,
        turn.status AS status, turn.conversation_id AS conversation_id, turn.conversation_pos AS conversation_pos,

@@ -12,7 +12,7 @@ from antiphon import ids
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
-from antiphon.stores.sqlite.responses import save_steps
+from antiphon.stores.sqlite.response_rows import save_steps
 from antiphon.stores.sqlite.units import run_steps
 
 _BEFORE, _GROUP = 2_000, 16

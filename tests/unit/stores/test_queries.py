@@ -14,8 +14,8 @@ from antiphon.stores import jobs, responses
 from antiphon.stores.bodies import PLAIN
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.sqlite import jobs as own_jobs
+from antiphon.stores.sqlite import response_rows, retention
 from antiphon.stores.sqlite import responses as own_responses
-from antiphon.stores.sqlite import retention
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.opening import SqliteStores, _prepare, open_sqlite
 from antiphon.stores.sqlite.readers import Row
@@ -26,9 +26,9 @@ _NAMED = {"id": "r500", "owner": "o1", "limit": 1000, "ids": '["i500", "i7"]', "
 _QUERIES = (
     {
         "load_items": own_responses.LOAD_ITEMS,
-        "touch_chain": own_responses.TOUCH_CHAIN,
-        "next_response": own_responses.NEXT_RESPONSES.sql(1),
-        "next_responses": own_responses.NEXT_RESPONSES.sql(3),
+        "touch_chain": response_rows.TOUCH_CHAIN,
+        "next_response": response_rows.NEXT_RESPONSES.sql(1),
+        "next_responses": response_rows.NEXT_RESPONSES.sql(3),
         "claimable": own_jobs.CLAIMABLE,
         "count_jobs": own_jobs.COUNT_JOBS,
         "claim_jobs": own_jobs.CLAIM_JOBS,
@@ -99,7 +99,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Conne
             (f"r{n}", owner, root, f"r{n - 1}" if n % 10 else None, n % 10 * 4 + 4),
         )
         connection.executemany(
-            own_responses.ITEMS.sql(1), [(f"r{n}", at // 2, at % 2, f"i{n}_{at}", "message", b"{}") for at in range(4)]
+            response_rows.ITEMS.sql(1), [(f"r{n}", at // 2, at % 2, f"i{n}_{at}", "message", b"{}") for at in range(4)]
         )
     connection.execute("COMMIT")
     connection.execute("ANALYZE")

@@ -11,7 +11,7 @@ import pytest
 
 from antiphon.stores import conversations, prompts
 from antiphon.stores.responses import LOAD_BEFORE
-from antiphon.stores.sqlite import lease_clock, responses
+from antiphon.stores.sqlite import lease_clock, response_rows
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.opening import open_sqlite
@@ -56,8 +56,8 @@ _QUERIES = {
     for number, sql in enumerate(value if isinstance(value, tuple) else (value,))
     if isinstance(sql, str) and " " in sql
 } | {
-    "responses.JOIN_CONVERSATION": responses.JOIN_CONVERSATION,
-    "responses.INSERT_CONVERSATION_ITEMS": responses.INSERT_CONVERSATION_ITEMS,
+    "response_rows.JOIN_CONVERSATION": response_rows.JOIN_CONVERSATION,
+    "response_rows.INSERT_CONVERSATION_ITEMS": response_rows.INSERT_CONVERSATION_ITEMS,
     "responses.LOAD_BEFORE": sqlite_sql(LOAD_BEFORE),
 }
 # The ids that were asked for, one page, and what a window function was given: all bounded already.

@@ -21,7 +21,7 @@ from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.jobs import JobSql
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.responses import (
+from antiphon.stores.sqlite.response_rows import (
     INSERT_CONVERSATION_ITEMS,
     JOIN_CONVERSATION,
     RELEASE_CONVERSATION,

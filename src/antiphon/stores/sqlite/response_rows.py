@@ -1,0 +1,177 @@
+"""The rows of a response: the unit that stores it, and the one that takes it back.
+
+Lives here: the SQL that every stored response runs, by name, and its values. Not here: what a failure of the unit means
+(`responses.py`), reading and deleting responses (`../responses.py`), how units are run (`units.py`).
+
+What every response runs is written to be cheap. Python's sqlite3 looks parameters with names up anew each time, and
+asks for an adapter for `None` and for `bytes`, which is dearer than binding them: so values come by number, columns
+that would be NULL are left out, and a body that is small comes as a `bytearray`.
+
+Invariant: a response continues one of its own owner or is not stored: its predecessor must exist with the same owner,
+in the same transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from antiphon.engine.ports.actions import ResponseRecord, StoredItem
+from antiphon.stores.responses import DELETE, DELETE_LAST_OF_CHAIN
+from antiphon.stores.sqlite.statements import Insertion, Rows, Step
+from antiphon.stores.tables import Statement, milliseconds
+
+_LIGHT: Final = 16 << 10
+"""Bytes of a response that may be stored by one statement together with others."""
+
+# A new tree is named after its first response: ids are unique already.
+CHAINS: Final = Insertion("INSERT INTO chains (id, owner, updated_at) VALUES", "(?, ?, ?)")
+
+_OWN: Final = "own_bytes, status, model, created_at, completed_at, input_tokens, output_tokens, body"
+_VALUES: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+FIRST_RESPONSES: Final = Insertion(
+    f"INSERT INTO responses (id, owner, chain_id, history_items, history_bytes, {_OWN}) VALUES", _VALUES
+)
+
+# Inserts nothing when the predecessor is gone (or going: its chain is being cleared away) or belongs to somebody else;
+# every row is demanded.
+NEXT_RESPONSES: Final = Insertion(
+    f"""
+INSERT INTO responses (id, owner, chain_id, prev_id, history_items, history_bytes, {_OWN})
+SELECT given.column1, given.column2, prev.chain_id, prev.id, prev.history_items + given.column4,
+       prev.history_bytes + given.column5, given.column6, given.column7, given.column8, given.column9, given.column10,
+       given.column11, given.column12, given.column13
+FROM (VALUES""",
+    _VALUES,
+    """) given CROSS JOIN responses prev ON prev.id = given.column3 AND prev.owner = given.column2
+WHERE (SELECT expires_at FROM chains WHERE chains.id = prev.chain_id) IS NULL
+""",
+)
+
+TOUCH_CHAIN: Final = """
+UPDATE chains SET updated_at = max(updated_at, ?1) WHERE id = (SELECT chain_id FROM responses WHERE id = ?2)
+"""
+
+ITEMS: Final = Insertion(
+    "INSERT INTO response_items (response_id, dir, seq, item_id, type, body) VALUES", "(?, ?, ?, ?, ?, ?)"
+)
+SHOWN_ITEMS: Final = Insertion(
+    "INSERT INTO response_items (response_id, dir, seq, item_id, type, body, shown) VALUES", "(?, ?, ?, ?, ?, ?, ?)"
+)
+
+INSERT_IN_CONVERSATION: Final = f"""
+INSERT INTO responses (id, owner, chain_id, history_items, history_bytes, {_OWN}, conversation_id, conversation_pos)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
+        (SELECT next_pos - ?15 FROM conversations WHERE owner = ?2 AND id = ?14))
+"""
+
+# Only the response that holds the conversation's lock may add to it, and gives the lock back with it.
+JOIN_CONVERSATION: Final = """
+UPDATE conversations SET next_pos = next_pos + :joining, updated_at = max(updated_at, :at),
+                         locked_by = NULL, locked_until = 0
+WHERE owner = :owner AND id = :conversation_id AND locked_by = :id
+"""
+INSERT_CONVERSATION_ITEMS: Final = """
+INSERT INTO conversation_items (owner, conversation_id, pos, item_id, type, response_id, body, shown)
+SELECT :owner, :conversation_id, r.conversation_pos + row_number() OVER (ORDER BY i.dir, i.seq) - 1,
+       i.item_id, i.type, r.id, i.body, i.shown
+FROM responses r CROSS JOIN response_items i ON i.response_id = r.id WHERE r.id = :id
+"""
+
+# Its client was told that it could not be stored.
+LEAVE_NOTHING: Final = """
+DELETE FROM conversation_items
+WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :id
+"""
+RELEASE_CONVERSATION = "UPDATE conversations SET locked_by = NULL, locked_until = 0 WHERE locked_by = :id"
+
+
+def save_steps(record: ResponseRecord) -> list[Step]:
+    """What stores a response with its items."""
+    given, answered, body, usage = record.input_items, record.output_items, record.body, record.usage
+    size = sum([item.size for item in (*given, *answered)])
+    own = size + len(body)
+    light = own <= _LIGHT
+    created = at = milliseconds(record.created_at)
+    completed: int | None = None
+    if record.completed_at is not None:
+        completed = at = milliseconds(record.completed_at)
+    previous, conversation = record.previous_response_id, record.conversation_id
+    count = len(given) + len(answered)
+    values = (
+        record.id,
+        record.owner,
+        # The chain of a first one.
+        record.id if previous is None else previous,
+        max(1, count),
+        size,
+        own,
+        record.status,
+        record.model,
+        created,
+        completed,
+        usage.input_tokens if usage is not None else None,
+        usage.output_tokens if usage is not None else None,
+        bytearray(body) if light else body,
+    )
+    steps: list[Step]
+    if previous is not None:
+        steps = [Rows(NEXT_RESPONSES, values, light), touch_chain(record.id, at)]
+    else:
+        steps = [Rows(CHAINS, (record.id, record.owner, at), light)]
+        if conversation is None:
+            steps.append(Rows(FIRST_RESPONSES, values, light))
+    if conversation is None:
+        steps.append(item_rows(record.id, (given, answered), light=light))
+        return steps
+    return _with_conversation(record, steps, values, count, at)
+
+
+def _with_conversation(
+    record: ResponseRecord, steps: list[Step], values: tuple[Any, ...], count: int, at: int
+) -> list[Step]:
+    """The unit of a response that runs on a conversation."""
+    joins = record.joins_conversation
+    named = {
+        "id": record.id,
+        "owner": record.owner,
+        "conversation_id": record.conversation_id,
+        "joining": count if joins else 0,
+        "at": at,
+    }
+    if record.previous_response_id is None:
+        steps.append(Statement(INSERT_IN_CONVERSATION, (*values, record.conversation_id, named["joining"])))
+    steps.append(item_rows(record.id, (record.input_items, record.output_items)))
+    if joins:
+        # First, so that the response's row learns where its items begin.
+        return [Statement(JOIN_CONVERSATION, named, rows=1), *steps, Statement(INSERT_CONVERSATION_ITEMS, named)]
+    # A response that failed adds nothing: a second try must not find its question asked already.
+    return [*steps, Statement(RELEASE_CONVERSATION, named)]
+
+
+def touch_chain(response_id: str, at: int) -> Statement:
+    """The chain of this response was used then."""
+    return Statement(TOUCH_CHAIN, (at, response_id), rows=1)
+
+
+def item_rows(response_id: str, sides: Sequence[Sequence[StoredItem]], *, light: bool = False, first: int = 0) -> Rows:
+    """The items of a response: those that were given, those of the answer; only the latter with `first` 1."""
+    values: list[Any] = []
+    shown: list[Any] = []
+    for direction, side in enumerate(sides, first):
+        for seq, item in enumerate(side):
+            body = bytearray(item.body) if light else item.body
+            values.extend((response_id, direction, seq, item.id, item.type, body))
+            shown.append(item.shown)
+    if all(each is None for each in shown):
+        return Rows(ITEMS, tuple(values), light)
+    width = ITEMS.width
+    rows = [(*values[at * width : (at + 1) * width], each) for at, each in enumerate(shown)]
+    return Rows(SHOWN_ITEMS, tuple([value for row in rows for value in row]), light)
+
+
+def unsave_steps(record: ResponseRecord) -> list[Step]:
+    """Takes back what `save_steps` did, should that take effect after its client was told that it failed."""
+    named = {"id": record.id, "owner": record.owner, "conversation_id": record.conversation_id}
+    gone: list[Step] = [Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE, named)]
+    return [Statement(LEAVE_NOTHING, named), *gone] if record.joins_conversation else gone
