@@ -1,7 +1,8 @@
 """What is exported of an owner, and what of it is deleted, in the words of any backend.
 
 Lives here: the SQL, and how a row is exported. Not here: how a backend reads and deletes while others work
-(`sqlite/admin.py`, `postgres/owner_data.py`), vector stores where they have a database of their own, files' contents.
+(`sqlite/owner_data.py`, `postgres/owner_data.py`), vector stores where they have a database of their own, files'
+contents.
 
 Invariant: everything that has an owner is in what `owned` gives, or is a part or a count of that; tests compare it with
 the schemas.

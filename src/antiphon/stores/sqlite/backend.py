@@ -56,7 +56,7 @@ class SqliteBackend(Backend):
 
     def has_rows(self, *, hashed: bool) -> bool:
         """See `Backend`."""
-        from antiphon.stores.sqlite.admin import has_rows
+        from antiphon.stores.sqlite.owner_data import has_rows
 
         return has_rows(self._folder, hashed=hashed)
 

@@ -8,23 +8,11 @@ Invariant: a step can be run again after its transaction was rolled back, and th
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from operator import itemgetter
 from typing import Any
 
 from msgspec import Struct
 
 from antiphon.stores.tables import Statement
-
-_NAME = re.compile(r":([a-z_]+)")
-
-
-def numbered(sql: str) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
-    """A statement with several parameters that have names, with numbers instead, and what makes its parameters of
-    values by name."""
-    names = list(dict.fromkeys(_NAME.findall(sql)))
-    return _NAME.sub(lambda found: f"?{names.index(found[1]) + 1}", sql), itemgetter(*names)
 
 
 class Insertion:
