@@ -82,7 +82,7 @@ def turn_stores(
     responses = SqlResponses(
         tables, writer, LOAD_ITEMS, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes
     )
-    jobs = SqlJobs(tables, PostgresJobWriter(database, queued, added, signals.changed), JOB_SQL)
+    jobs = SqlJobs(tables, PostgresJobWriter(database, queued, added, signals.changed), JOB_SQL, ended=signals.changed)
     return TurnStores(database, keys, withdrawals, turns, responses, queued, added, jobs, signals)
 
 

@@ -1,28 +1,32 @@
 """Background work: the `JobStore` over the tables of any backend.
 
 Lives here: what a process asks of jobs and of streams, for itself and to notice what others did; how long a job is
-held, and which bodies are sealed. Not here: queueing, claiming, adding to a stream and ending a response, which each
-backend does in its own way (`sqlite/jobs.py`, `postgres/jobs.py`); who runs a job (`engine/running/`), how a backend
-runs statements (`tables.py`).
+held, how a response ends early, and which bodies are sealed. Not here: queueing, claiming, adding to a stream and
+finishing a response, which each backend does in its own way (`sqlite/jobs.py`, `postgres/jobs.py`); who runs a job
+(`engine/running/`), how a backend runs statements (`tables.py`).
+
+A job's row is the lock of all that happens to its response: whoever adds to the stream or ends the response locks it
+first.
 
 What a process asks for itself never queues behind what clients read.
 
-Invariants: every statement of a worker demands that the worker holds the job. A sealed piece of a stream has the
+Invariants: a job's row is deleted by exactly one unit, which also writes the response's last state and its last event;
+every statement of a worker demands that the worker holds the job. A sealed piece of a stream has the
 numbers of the events in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
-from antiphon.engine.ports.actions import ResponseRecord
+from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, count_events
 from antiphon.engine.ports.signals import News, Pace, Seen
 from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.pages import Row, cut_off
-from antiphon.stores.tables import Statement, Tables, milliseconds, within
+from antiphon.stores.tables import Statement, Tables, changed, milliseconds, within
 
 # Whoever reads a stream reads it page by page anyway, and holds a page for as long as its client takes it.
 _PAGE_BYTES = 1 << 20
@@ -37,10 +41,28 @@ WITH held (id) AS MATERIALIZED (
 UPDATE jobs AS j SET lease_until = lease_in(:lease) FROM held WHERE j.response_id = held.id
 RETURNING response_id
 """
-UNLOCK = """
-UPDATE conversations SET locked_by = NULL
-WHERE locked_by = :id AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = :id)
+RELEASE_CONVERSATION = "UPDATE conversations SET locked_by = NULL WHERE locked_by = :id"
+UNLOCK = f"{RELEASE_CONVERSATION} AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = :id)"
+
+# For the statement behind it, which then sees all that was added to the stream.
+LOCK = """
+SELECT 1 FROM jobs WHERE response_id = :id AND (CAST(:worker AS text) IS NULL OR worker = :worker) FOR UPDATE
 """
+END_JOB = """
+DELETE FROM jobs WHERE response_id = :id
+  AND coalesce((SELECT max(last_seq) FROM response_events WHERE response_id = :id), -1) = :last_event
+"""
+END_RESPONSE = """
+UPDATE responses SET status = :status, body = :body, completed_at = :completed_at, input_tokens = :input_tokens,
+                     output_tokens = :output_tokens, history_items = history_items + :weight,
+                     history_bytes = history_bytes + :bytes, own_bytes = own_bytes + :own_bytes - length(body)
+WHERE id = :id
+"""
+INSERT_OUTPUT = """
+INSERT INTO response_items (response_id, dir, seq, item_id, type, body, shown)
+VALUES (:id, 1, :seq, :item_id, :type, :body, :shown)
+"""
+INSERT_EVENTS = "INSERT INTO response_events (response_id, last_seq, data) VALUES (:id, :last, :data)"
 PROGRESS = """
 SELECT r.id AS id, r.status AS status,
        (SELECT max(last_seq) FROM response_events e WHERE e.response_id = r.id) AS last_seq
@@ -60,6 +82,13 @@ LEFT JOIN response_events e ON e.response_id = r.id AND e.last_seq = cut.place
 WHERE r.id = :id AND r.owner = :owner
 ORDER BY cut.place
 """
+
+
+Ended: TypeAlias = Callable[[Collection[str]], None]
+
+
+def nobody(response_ids: Collection[str]) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +121,15 @@ class JobWriter(Protocol):
     async def finish(self, worker: str, record: ResponseRecord, events: EventPiece | None, restart: bool) -> bool:
         """End the response with this record."""
 
-    async def end(self, ending: JobEnd) -> bool:
-        """End a response early."""
-
 
 class SqlJobs:
     """`JobStore` on tables that the caller closes."""
 
-    def __init__(self, tables: Tables, writer: JobWriter, sql: JobSql, bodies: Bodies = PLAIN) -> None:
+    def __init__(
+        self, tables: Tables, writer: JobWriter, sql: JobSql, bodies: Bodies = PLAIN, ended: Ended = nobody
+    ) -> None:
+        """`ended` is called with responses that were ended early: whoever runs them must stop."""
+        self._ended = ended
         self._tables = tables
         self._writer = writer
         self._sql = sql
@@ -171,9 +201,27 @@ class SqlJobs:
 
     async def end(self, ending: JobEnd) -> bool:
         """End a response early; see `JobStore.end`."""
-        items = tuple([self._bodies.seal_item(item) for item in ending.output_items])
-        body, events = self._bodies.seal(ending.body), self._sealed(ending.events)
-        return await self._writer.end(replace(ending, body=body, output_items=items, events=events))
+        bodies, events = self._bodies, self._sealed(ending.events)
+        body, items = bodies.seal(ending.body), [bodies.seal_item(item) for item in ending.output_items]
+        named = {"id": ending.response_id, "worker": ending.worker, "last_event": ending.last_event}
+        unit = [
+            Statement(END_JOB, named, rows=1),
+            Statement(RELEASE_CONVERSATION, named),
+            Statement(END_RESPONSE, named | ended_as(ending.status, body, items, None), rows=1),
+        ]
+        if items:
+            rows = [
+                {"id": ending.response_id, "seq": seq, "item_id": item.id, "type": item.type}
+                | {"body": item.body, "shown": item.shown}
+                for seq, item in enumerate(items)
+            ]
+            unit.append(Statement(INSERT_OUTPUT, rows, many=True))
+        if events is not None:
+            unit.append(Statement(INSERT_EVENTS, named | {"last": events.last, "data": events.data}))
+        if not await changed(self._tables, Statement(LOCK, named, rows=1, into=[]), *unit):
+            return False
+        self._ended([ending.response_id])
+        return True
 
     async def unlock(self, response_id: str) -> None:
         """Give back the conversation that this response has locked, if its job is gone."""
@@ -199,6 +247,23 @@ class SqlJobs:
 
     def _sealed_piece(self, events: EventPiece) -> EventPiece:
         return EventPiece(events.last, self._bodies.seal(events.data), count_events(events.data))
+
+
+def ended_as(status: str, body: bytes, items: Sequence[StoredItem], record: ResponseRecord | None) -> dict[str, Any]:
+    """The parameters of `END_RESPONSE`; without a record the response has no time of completion and no usage."""
+    size = sum(item.size for item in items)
+    completed_at = record.completed_at if record is not None else None
+    usage = record.usage if record is not None else None
+    return {
+        "status": status,
+        "body": body,
+        "completed_at": None if completed_at is None else milliseconds(completed_at),
+        "input_tokens": usage.input_tokens if usage else None,
+        "output_tokens": usage.output_tokens if usage else None,
+        "weight": len(items),
+        "bytes": size,
+        "own_bytes": size + len(body),
+    }
 
 
 class AskingSignals:

@@ -17,7 +17,7 @@ from antiphon.stores.bodies import PLAIN
 from antiphon.stores.conversations import SqlConversations
 from antiphon.stores.files import FileSql, SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.jobs import JobSql, JobWriter, SqlJobs
+from antiphon.stores.jobs import Ended, JobSql, JobWriter, SqlJobs, nobody
 from antiphon.stores.owner_room import SqlOwnerRoom
 from antiphon.stores.prompts import SqlPrompts
 from antiphon.stores.responses import ResponseWriter, SqlResponses
@@ -65,6 +65,7 @@ def over_tables(
     *,
     responses: tuple[ResponseWriter, str],
     jobs: tuple[JobWriter, JobSql],
+    ended: Ended = nobody,
     files: tuple[FileSql, PendingBlobs, BlobStore],
     pieces: Pieces,
 ) -> OverTables:
@@ -79,7 +80,7 @@ def over_tables(
         conversations=SqlConversations(
             tables, keys, max_items=items, history_bytes=history_bytes, page_bytes=page_bytes, bodies=bodies
         ),
-        background=SqlJobs(tables, *jobs, bodies),
+        background=SqlJobs(tables, *jobs, bodies, ended),
         prompts=SqlPrompts(tables, keys, page_bytes=page_bytes, bodies=bodies),
         files=SqlFiles(tables, keys, *files, owner_bytes=options["owner_file_bytes"]),
         retention=SqlRetention(tables, pieces, options["kept"]),

@@ -37,7 +37,6 @@ _QUERIES = (
         "take_back_events": own_jobs.TAKE_BACK_EVENTS,
         "append_events": own_jobs.APPEND_EVENTS,
         "drop_events": own_jobs.DROP_EVENTS,
-        "end_job": own_jobs.END_JOB,
         "queue": sqlite_sql(own_jobs.SQL.queue).replace("lease_now()", ":lease_now"),
         "release": sqlite_sql(own_jobs.SQL.release),
     }
@@ -59,6 +58,9 @@ _MORE_NAMED = {
     "pos": 3,
     "lease_now": 0,
     "uncounted": 1,
+    **dict.fromkeys(("status", "type", "item_id", "seq"), "x"),
+    **dict.fromkeys(("weight", "own_bytes", "completed_at", "input_tokens", "output_tokens"), 1),
+    **dict.fromkeys(("body", "shown"), b""),
     "worker": "w1",
     "lease": 9,
     "besides": "[]",

@@ -3,10 +3,9 @@
 Lives here: text. Not here: what the rows mean (`jobs.py`), what is alike in all backends (`../jobs.py`).
 
 A job's row is the lock of all that happens to its response: whoever adds to the stream, ends the response or deletes it
-locks that row first, then the conversation, the chain and the response. `last_seq` on it is the last event's number, so
-an end that has seen less of the stream finds no row. A statement sees the tables as they were when it began, which may
-be before a lock that it waited for; where that matters it compares the locked row with the one it sees (`fresh`), and
-its caller does it again.
+locks that row first, then the conversation, the chain and the response. `last_seq` on it is the last event's number. A
+statement sees the tables as they were when it began, which may be before a lock that it waited for; where that matters
+it compares the locked row with the one it sees (`fresh`), and its caller does it again.
 
 Invariant: every statement of a worker demands that the worker holds the job.
 """
@@ -147,31 +146,13 @@ SELECT locked.id, fresh.id IS NOT NULL AS written, locked.watched FROM locked LE
 # $1: id, $2: worker, $3: status, $4: body, $5: completed_at, $6 and $7: tokens, $8: bytes of the output items, $9 to
 # $12: their ids, types, bodies and what was shown, $13 and $14: the numbers of the first and last of $15, the events,
 # $16: restart, $17: owner, $18: the conversation it joins, $19: how many items join it, $20: when.
-_ITEMS = """
+FINISH = f"""
+WITH
   i AS MATERIALIZED (
     SELECT (n - 1)::integer AS seq, item_id, type, body, shown
     FROM unnest($9::text[], $10::text[], $11::bytea[], $12::bytea[]) WITH ORDINALITY
       AS i (item_id, type, body, shown, n)
-  )"""
-_ENDED = """
-  ended AS (
-    UPDATE responses r
-    SET status = $3::text, body = $4::bytea, completed_at = $5::bigint, input_tokens = $6::bigint,
-        output_tokens = $7::bigint, history_items = r.history_items + (SELECT count(*) FROM i),
-        history_bytes = r.history_bytes + $8::bigint,
-        own_bytes = r.own_bytes + $8::bigint + length($4::bytea) - length(r.body),
-        conversation_pos = coalesce(may.next_pos, r.conversation_pos)
-    FROM may WHERE r.id = $1::text
   ),
-  items AS (
-    INSERT INTO response_items (response_id, dir, seq, item_id, type, body, shown)
-    SELECT $1::text, 1, i.seq, i.item_id, i.type, i.body, i.shown FROM may CROSS JOIN i
-  ),
-  over AS (
-    DELETE FROM jobs j USING may WHERE j.response_id = $1::text
-  )"""
-FINISH = f"""
-WITH {_ITEMS},
   locked AS MATERIALIZED (
     SELECT claim, last_seq, watched_until > now() AS watched FROM jobs
     WHERE response_id = $1::text AND worker = $2::text FOR UPDATE
@@ -193,7 +174,22 @@ WITH {_ITEMS},
   touched AS (
     UPDATE chains c SET updated_at = greatest(c.updated_at, {NOW} - $20::bigint) FROM may WHERE c.id = may.chain_id
   ),
-  {_ENDED},
+  ended AS (
+    UPDATE responses r
+    SET status = $3::text, body = $4::bytea, completed_at = $5::bigint, input_tokens = $6::bigint,
+        output_tokens = $7::bigint, history_items = r.history_items + (SELECT count(*) FROM i),
+        history_bytes = r.history_bytes + $8::bigint,
+        own_bytes = r.own_bytes + $8::bigint + length($4::bytea) - length(r.body),
+        conversation_pos = coalesce(may.next_pos, r.conversation_pos)
+    FROM may WHERE r.id = $1::text
+  ),
+  items AS (
+    INSERT INTO response_items (response_id, dir, seq, item_id, type, body, shown)
+    SELECT $1::text, 1, i.seq, i.item_id, i.type, i.body, i.shown FROM may CROSS JOIN i
+  ),
+  over AS (
+    DELETE FROM jobs j USING may WHERE j.response_id = $1::text
+  ),
   dropped AS (
     DELETE FROM response_events e USING may
     WHERE e.response_id = $1::text AND e.last_seq IS DISTINCT FROM $14::bigint AND (
@@ -222,23 +218,4 @@ WITH {_ITEMS},
   )
 SELECT (SELECT count(*) FROM locked) AS held, (SELECT count(*) FROM fresh) AS fresh, (SELECT count(*) FROM may) AS done,
        (SELECT watched FROM locked) AS watched
-"""
-
-# As above, but $13: the last event that was seen, and $2 may be null: whoever holds it.
-END = f"""
-WITH {_ITEMS},
-  locked AS MATERIALIZED (
-    SELECT 1 FROM jobs
-    WHERE response_id = $1::text AND ($2::text IS NULL OR worker = $2::text) AND last_seq = $13::bigint FOR UPDATE
-  ),
-  may AS MATERIALIZED (SELECT NULL::bigint AS next_pos FROM locked),
-  {_ENDED},
-  added AS (
-    INSERT INTO response_events (response_id, last_seq, data)
-    SELECT $1::text, $14::bigint, $15::bytea FROM may WHERE $15::bytea IS NOT NULL
-  ),
-  given_back AS (
-    UPDATE conversations c SET locked_by = NULL, locked_until = NULL FROM may WHERE c.locked_by = $1::text
-  )
-SELECT 1 FROM may
 """

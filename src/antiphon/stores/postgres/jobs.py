@@ -1,4 +1,4 @@
-"""How PostgreSQL queues, claims and ends background work, and adds to its streams.
+"""How PostgreSQL queues, claims and finishes background work, and adds to its streams.
 
 Lives here: how records become rows and rows become jobs. Not here: the SQL (`job_sql.py`), what is alike in all
 backends (`../jobs.py`), who runs a job (`engine/running/`).
@@ -6,36 +6,28 @@ backends (`../jobs.py`), who runs a job (`engine/running/`).
 What is queued, and pieces of streams, go through groups like turns (`turn_groups.py`): a queued response alone, since
 its owner's quota is exact; pieces of a process's streams together. All else is one statement.
 
-Invariant: a job's row is deleted by exactly one statement, which also writes the response's last state and its last
-event.
+Invariant: a job's row is deleted by the statement that writes the response's last state and its last event.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, TypeAlias
 
-from antiphon.engine.ports.actions import ResponseRecord, StoredItem
-from antiphon.engine.ports.jobs import PATIENCE, EventPiece, Job, JobEnd, TooManyJobs
+from antiphon.engine.ports.actions import ResponseRecord
+from antiphon.engine.ports.jobs import PATIENCE, EventPiece, Job, TooManyJobs
 from antiphon.errors import StoreError
+from antiphon.stores.jobs import Ended, ended_as, nobody
 from antiphon.stores.postgres import job_sql as sql
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import code_of
 from antiphon.stores.postgres.turn_groups import Groups
 from antiphon.stores.postgres.turns import SavedTurns, Turn, turn_columns
 from antiphon.stores.postgres.values import age
-from antiphon.stores.tables import milliseconds
 
 _TRIES = 5
 _DIVISION_BY_ZERO = "22012"
-
-Changed: TypeAlias = Callable[[Collection[str]], None]
-
-
-def _nobody(response_ids: Collection[str]) -> None:
-    """Nobody is told."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,7 +112,7 @@ class _NotHeld(Exception):
 class AddedEvents:
     """`Units` of pieces of streams. To add one twice is to add it once, so nothing has to be asked or undone."""
 
-    def __init__(self, database: Database, changed: Changed = _nobody) -> None:
+    def __init__(self, database: Database, changed: Ended = nobody) -> None:
         self._database = database
         self._changed = changed
 
@@ -160,9 +152,9 @@ class PostgresJobWriter:
     """`JobWriter` on a database and groups that are somebody else's to close."""
 
     def __init__(
-        self, database: Database, queued: Groups[NewJob], added: Groups[Addition], changed: Changed = _nobody
+        self, database: Database, queued: Groups[NewJob], added: Groups[Addition], changed: Ended = nobody
     ) -> None:
-        """`changed` is called with responses that others wait for (`signals.py`), and with all that were ended."""
+        """`changed` is called with responses that others wait for (`signals.py`)."""
         self._database = database
         self._changed = changed
         self._queued = queued
@@ -194,8 +186,15 @@ class PostgresJobWriter:
         """See `JobWriter.finish`."""
         joins = record.joins_conversation
         pieces = (events.first, events.last, events.data) if events is not None else (None, None, None)
+        ended, items = ended_as(record.status, record.body, record.output_items, record), record.output_items
         given = [
-            *_ending(record.id, worker, record.status, record.body, record.output_items, record),
+            record.id,
+            worker,
+            *[ended[name] for name in ("status", "body", "completed_at", "input_tokens", "output_tokens", "bytes")],
+            [item.id for item in items],
+            [item.type for item in items],
+            [item.body for item in items],
+            [item.shown for item in items],
             *pieces,
             restart,
             record.owner,
@@ -210,40 +209,3 @@ class PostgresJobWriter:
                     self._changed([record.id])
                 return bool(row["done"])
         raise StoreError("Writing failed: the stream is written to by another one all the time.", reason="locked")
-
-    async def end(self, ending: JobEnd) -> bool:
-        """See `JobWriter.end`."""
-        events = (ending.events.last, ending.events.data) if ending.events is not None else (None, None)
-        given = _ending(ending.response_id, ending.worker, ending.status, ending.body, ending.output_items, None)
-        ended = bool(await self._database.write(sql.END, *given, ending.last_event, *events))
-        if ended:
-            # Whoever runs it must stop.
-            self._changed([ending.response_id])
-        return ended
-
-
-def _ending(
-    response_id: str,
-    worker: str | None,
-    status: str,
-    body: bytes,
-    items: Sequence[StoredItem],
-    record: ResponseRecord | None,
-) -> list[Any]:
-    """The parameters $1 to $12 of an end; without a record the response has no time of completion and no usage."""
-    completed_at = record.completed_at if record is not None else None
-    usage = record.usage if record is not None else None
-    return [
-        response_id,
-        worker,
-        status,
-        body,
-        None if completed_at is None else milliseconds(completed_at),
-        usage.input_tokens if usage else None,
-        usage.output_tokens if usage else None,
-        sum(item.size for item in items),
-        [item.id for item in items],
-        [item.type for item in items],
-        [item.body for item in items],
-        [item.shown for item in items],
-    ]

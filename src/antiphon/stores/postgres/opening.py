@@ -135,6 +135,7 @@ async def open_postgres(
             given,
             responses=(PostgresResponseWriter(turns, readiness), LOAD_ITEMS),
             jobs=(PostgresJobWriter(database, queued, added, signals.changed), JOB_SQL),
+            ended=signals.changed,
             files=(FILE_SQL, pending, blobs),
             pieces=PostgresPieces(database),
         ),

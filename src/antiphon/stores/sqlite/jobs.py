@@ -1,4 +1,4 @@
-"""How SQLite queues, claims and ends background work, and adds to its streams.
+"""How SQLite queues, claims and finishes background work, and adds to its streams.
 
 Lives here: that SQL by name. Not here: what is alike in all backends (`../jobs.py`), responses as such
 (`responses.py`), who runs a job (`engine/running/background.py`), threads and transactions (`writer.py`).
@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import Any
 
 from antiphon.engine.ports.actions import ResponseRecord
-from antiphon.engine.ports.jobs import PATIENCE, EventPiece, Job, JobEnd, TooManyJobs
+from antiphon.engine.ports.jobs import PATIENCE, EventPiece, Job, TooManyJobs
 from antiphon.errors import PredecessorGone
 from antiphon.ids import now
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.jobs import JobSql
+from antiphon.stores.jobs import END_RESPONSE, INSERT_EVENTS, JobSql, ended_as
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.response_rows import (
@@ -43,7 +43,6 @@ INSERT INTO jobs (response_id, owner, request, created_at, needs)
 SELECT :id, :owner, :request, :created_at, :needs WHERE (SELECT count(*) FROM jobs WHERE owner = :owner) < :limit
 """
 COUNT_JOBS = "SELECT count(*) FROM jobs WHERE owner = :owner"
-INSERT_EVENTS = "INSERT INTO response_events (response_id, last_seq, data) VALUES (:id, :last, :data)"
 
 # What was held by somebody who is gone comes first. The others come by turns of their owners: who has many waiting or
 # running lets the others go before. Of very many only the oldest are looked at.
@@ -104,17 +103,6 @@ WHERE response_id = :id AND claim > 0 AND claim < (SELECT claim FROM jobs WHERE 
 """
 
 FINISH_JOB = "DELETE FROM jobs WHERE response_id = :id AND worker = :worker"
-END_JOB = """
-DELETE FROM jobs WHERE response_id = :id AND (:worker IS NULL OR worker = :worker)
-  AND ifnull((SELECT max(last_seq) FROM response_events WHERE response_id = :id), -1) = :last_event
-"""
-END_RESPONSE = """
-UPDATE responses SET status = :status, body = :body, completed_at = :completed_at, input_tokens = :input_tokens,
-                     output_tokens = :output_tokens, history_items = history_items + :weight,
-                     history_bytes = history_bytes + :bytes,
-                     own_bytes = own_bytes + :bytes + length(:body) - length(body)
-WHERE id = :id
-"""
 PLACE_IN_CONVERSATION = """
 UPDATE responses SET conversation_pos = (
   SELECT next_pos - :joining FROM conversations WHERE owner = :owner AND id = :conversation_id
@@ -205,18 +193,11 @@ class SqliteJobWriter:
         named = {
             "id": record.id,
             "worker": worker,
-            "status": record.status,
-            "body": record.body,
-            "completed_at": None if record.completed_at is None else milliseconds(record.completed_at),
-            "input_tokens": record.usage.input_tokens if record.usage else None,
-            "output_tokens": record.usage.output_tokens if record.usage else None,
-            "weight": len(record.output_items),
-            "bytes": sum(item.size for item in record.output_items),
             "at": at,
             "owner": record.owner,
             "conversation_id": record.conversation_id,
             "joining": len(record.input_items) + len(record.output_items),
-        }
+        } | ended_as(record.status, record.body, record.output_items, record)
         unit: list[Step] = [
             # Before the job goes, which says whose attempt they are.
             *_writing(worker, record.id, events, restart=restart),
@@ -231,29 +212,6 @@ class SqliteJobWriter:
             unit.append(Statement(INSERT_CONVERSATION_ITEMS, named))
         else:
             unit.append(Statement(RELEASE_CONVERSATION, named))
-        return await self._run(unit)
-
-    async def end(self, ending: JobEnd) -> bool:
-        """See `JobWriter.end`."""
-        named = {
-            "id": ending.response_id,
-            "worker": ending.worker,
-            "last_event": ending.last_event,
-            "status": ending.status,
-            "body": ending.body,
-            "completed_at": None,
-            "input_tokens": None,
-            "output_tokens": None,
-            "weight": len(ending.output_items),
-            "bytes": sum(item.size for item in ending.output_items),
-        }
-        unit: list[Step] = [
-            Statement(END_JOB, named, rows=1),
-            Statement(END_RESPONSE, named, rows=1),
-            item_rows(ending.response_id, (ending.output_items,), first=1),
-            *_last_events(ending.response_id, ending.events),
-            Statement(RELEASE_CONVERSATION, named),
-        ]
         return await self._run(unit)
 
     async def _run(self, unit: list[Step]) -> bool:
@@ -273,9 +231,3 @@ def _writing(worker: str, response_id: str, events: EventPiece | None, *, restar
     if restart:
         unit.append(Statement(DROP_EVENTS, named))
     return unit
-
-
-def _last_events(response_id: str, events: EventPiece | None) -> list[Statement]:
-    if events is None:
-        return []
-    return [Statement(INSERT_EVENTS, {"id": response_id, "last": events.last, "data": events.data})]
