@@ -13,8 +13,6 @@ import pytest
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter.disk import SandboxFailed
 from antiphon.tools.code_interpreter.local import LocalSandbox
-from antiphon.tools.code_interpreter.local import LocalSandbox
-from antiphon.tools.code_interpreter.port import SandboxFailed
 
 LIMITS = CodeInterpreterSettings(
     seconds=120.0, memory=256 << 20, disk_bytes=8 << 20, files=50, output_bytes=4_000, threads=8, machines=2

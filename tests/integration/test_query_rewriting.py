@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
-from antiphon.engine.ports.actions import UpstreamError, UpstreamRequest
+from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamAnswer, UpstreamCallFailed
 from antiphon.search.rewrite import ModelRewriter
 from antiphon.translation.profiles import PROFILES
-from antiphon.types.transport import UpstreamFault
+from antiphon.types.transport import UpstreamError, UpstreamFault
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.chat_server import Answer, ChatServer, answer, completion, json_answer, never
 

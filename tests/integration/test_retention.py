@@ -19,7 +19,6 @@ from antiphon.stores.retention import SqlRetention
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.retention import SqlitePieces
 from antiphon.stores.sqlite.statements import Step
-from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.writer import SqliteWriter
 from antiphon.stores.tables import Statement
 from tests.contracts.job_contract import EVENTS, ONE, finished, piece, queued
@@ -39,9 +38,9 @@ def record(name: str, at: float, prev: str | None = None) -> ResponseRecord:
 
 
 def _retention(stores: SqliteStores, now: float, **kept: float) -> SqlRetention:
-    pieces = SqlitePieces(stores.writer, stores.readers, lambda: now)
+    pieces = SqlitePieces(stores.tables.writer, stores.tables.readers, lambda: now)
     settings = RetentionSettings.model_validate({"events": None, **kept})
-    return SqlRetention(SqliteTables(stores.writer, stores.readers), pieces, settings)
+    return SqlRetention(stores.tables, pieces, settings)
 
 
 def _count(folder: Path, table: str) -> int:

@@ -21,8 +21,6 @@ from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter.disk import SandboxFailed, SandboxFile
 from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.machine import Run
-from antiphon.tools.code_interpreter.local import LocalSandbox
-from antiphon.tools.code_interpreter.port import Run, SandboxFailed, SandboxFile
 
 
 class MemorySandbox(LocalSandbox):

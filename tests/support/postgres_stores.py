@@ -10,18 +10,18 @@ from antiphon.ids import Clock, now
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs, PendingRows
 from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.postgres.database import Database, DatabaseLimits
-from antiphon.stores.postgres.files import SQL
-from antiphon.stores.postgres.jobs import AddedEvents, Addition, NewJob, PostgresJobStore, QueuedTurns
-from antiphon.stores.postgres.notify import ListenTimes
-from antiphon.stores.postgres.responses import PostgresResponseStore
 from antiphon.stores.jobs import SqlJobs
-from antiphon.stores.pending_rows import PendingRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.files import SQL
 from antiphon.stores.postgres.job_sql import SQL as JOB_SQL
-from antiphon.stores.postgres.jobs import AddedEvents, Addition, NewJob, PostgresJobWriter, QueuedTurns
-from antiphon.stores.postgres.listening import ListenTimes
+from antiphon.stores.postgres.jobs import (
+    AddedEvents,
+    Addition,
+    NewJob,
+    PostgresJobWriter,
+    QueuedTurns,
+)
+from antiphon.stores.postgres.notify import ListenTimes
 from antiphon.stores.postgres.readiness import DatabaseReadiness
 from antiphon.stores.postgres.responses import LOAD_ITEMS, PostgresResponseWriter
 from antiphon.stores.postgres.signals import PostgresSignals

@@ -32,10 +32,8 @@ from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
-from antiphon.errors import ApiError, InvalidRequest, NotFound
-from antiphon.redaction import KnownSecrets, bytes_without
 from antiphon.errors import ApiError, InvalidRequest
-from antiphon.known_secrets import KnownSecrets, bytes_without
+from antiphon.redaction import KnownSecrets, bytes_without
 from antiphon.translation.read_request import read_model
 from antiphon.translation.request_checks import not_json
 from antiphon.translation.upstream_errors import map_upstream_answer

@@ -28,13 +28,8 @@ from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoutes
 from antiphon.engine.exchange.request_context import no_such_model
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
-from antiphon.errors import ApiError, NotFound, UpstreamFailed
-from antiphon.redaction import KnownSecrets, bearer_token
 from antiphon.errors import ApiError, UpstreamFailed
-from antiphon.known_secrets import KnownSecrets, bearer_token
-from antiphon.translation.own_credentials import is_about_the_key, own_credentials_refused
-from antiphon.translation.upstream_errors import map_upstream_answer
-from antiphon.known_secrets import KnownSecrets, bearer_token
+from antiphon.redaction import KnownSecrets, bearer_token
 from antiphon.translation.upstream_errors import is_about_the_key, map_upstream_answer, own_credentials_refused
 from antiphon.types.json import decode_any
 from antiphon.types.transport import Headers, header_value

@@ -18,8 +18,6 @@ from antiphon.stores.backend import StoreOptions, Stores, VectorDatabase
 from antiphon.stores.choice import backend_of
 from antiphon.stores.deployment import Keys
 from antiphon.stores.schema_steps import missing_steps
-from antiphon.stores.sealed import seal_stores
-from antiphon.stores.schemas import check_migrated
 
 __all__ = [
     "StoreOptions",

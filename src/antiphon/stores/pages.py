@@ -46,7 +46,7 @@ async def check_cursors(page: PageQuery, find: Callable[[str], Awaitable[object]
             raise unknown_cursor(name, missing)
 
 
-def item_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> ItemPage | None:
+def item_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> Page[StoredItem] | None:
     """The page, of rows with the places of its cursors (`low`, `high`) and an item, or none where the page is empty.
 
     No row: no list. Raises `InvalidRequest` for a cursor that has no place.
@@ -60,10 +60,10 @@ def item_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> ItemPage 
             raise unknown_cursor(name, "There is no item with this id in the list")
     found, cut = cut_off([row for row in rows if row["item_id"] is not None])
     shown = page.shown([stored_item(row) for row in found])
-    return ItemPage(bodies.open_items(shown), has_more=cut or len(found) > page.limit)
+    return Page(bodies.open_items(shown), has_more=cut or len(found) > page.limit)
 
 
-def response_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> ResponsePage:
+def response_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> Page[StoredResponse]:
     """The page, of rows with a response (`id`, `status`, `response`) and an item of it, if it has any."""
     found: dict[str, tuple[Row, list[StoredItem]]] = {}
     kept, cut = cut_off(rows, "response")
@@ -80,7 +80,7 @@ def response_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> Respo
         )
         for row, items in page.shown(list(found.values()))
     ]
-    return ResponsePage(tuple(shown), has_more=cut or len(found) > page.limit)
+    return Page(tuple(shown), has_more=cut or len(found) > page.limit)
 
 
 def stored_item(row: Row) -> StoredItem:

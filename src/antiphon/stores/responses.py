@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.retention import SWEEPER
-from antiphon.engine.ports.state import ItemPage, PageQuery, ResponsePage, StoredResponse
+from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.errors import ChainBroken, ChainTooLong, HistoryTooLarge
 from antiphon.stores.bodies import PLAIN, Bodies
@@ -233,7 +233,7 @@ class SqlResponses:
         """Delete the response and its items; False when there is none for this owner."""
         return any((await self._tables.run(deleting(owner, response_id)))[-2:])
 
-    async def list(self, owner: str, page: PageQuery) -> ResponsePage:
+    async def list(self, owner: str, page: PageQuery) -> Page[StoredResponse]:
         """A page of the owner's responses; `after` and `before` are meant in the asked order, one of them counts."""
         if page.after is not None:
             page = replace(page, before=None)
@@ -241,7 +241,7 @@ class SqlResponses:
         named = {"owner": owner, **asked(page, self._page_bytes)}
         return response_page(await self._tables.fetch(LIST[page.backward], named), page, self._bodies)
 
-    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> ItemPage | None:
+    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> Page[StoredItem] | None:
         """A page of the response's own input items, or None when there is no such response.
 
         `after` and `before` are meant in the asked order. With `before` alone the page is the one that ends just

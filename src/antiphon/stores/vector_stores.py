@@ -26,7 +26,6 @@ from antiphon.engine.ports.vector_stores import (
     Chunking,
     Counts,
     FileError,
-    FilePage,
     NewFile,
     StoreChanges,
     VectorFile,

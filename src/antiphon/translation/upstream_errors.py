@@ -29,12 +29,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
-from antiphon.redaction import KnownSecrets, redacted, without
-from antiphon.translation.refused_media import media_refusal
 from antiphon.errors import ApiError, InvalidRequest, UpstreamFailed, UpstreamTimedOut
-from antiphon.known_secrets import KnownSecrets, without
-from antiphon.redaction import redacted
+from antiphon.redaction import KnownSecrets, redacted, without
 from antiphon.types.json import decode_any
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 

@@ -13,9 +13,8 @@ from antiphon.engine.ports.actions import Chain, Context, LoadContext, StoredIte
 from antiphon.engine.running.loading import Loader, size_of
 from antiphon.errors import ApiError, NotFound, StoreError
 from antiphon.observability.metrics import Metrics
-from antiphon.types.file_kinds import FetchedFile
 from antiphon.translation.values import PromptReference
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from tests.support.ports import make_ports
 
 _ITEMS = {name: StoredItem(name, "message", b"x" * size) for name, size in (("a", 1), ("b", 20), ("c", 300))}

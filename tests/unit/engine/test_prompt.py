@@ -28,9 +28,8 @@ from antiphon.errors import InternalError
 from antiphon.observability.metrics import Metrics
 from antiphon.translation.encode import DONE
 from antiphon.translation.profiles import PROFILES
-from antiphon.types.file_kinds import FetchedFile
 from antiphon.translation.values import PromptReference
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from tests.support.exchanges import limits, make_exchange
 from tests.support.judge import parse_sse
 from tests.support.memory_prompts import MemoryPromptStore

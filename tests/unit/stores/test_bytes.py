@@ -24,7 +24,6 @@ from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.retention import SqlitePieces
-from antiphon.stores.sqlite.tables import SqliteTables
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.store_contract import ALICE, BOB, ids, record
 from tests.support.effort import examples
@@ -311,8 +310,11 @@ async def test_what_an_owner_takes_is_counted_however_rows_come_and_go(stores: S
     assert await stores.responses.delete(ALICE, "resp_a")
     assert await stores.conversations.delete(ALICE, "conv_a")
     check(ALICE)
-    pieces, kept = SqlitePieces(stores.writer, stores.readers), RetentionSettings(responses=1.0, events=None)
-    await SqlRetention(SqliteTables(stores.writer, stores.readers), pieces, kept).sweep()
+    pieces, kept = (
+        SqlitePieces(stores.tables.writer, stores.tables.readers),
+        RetentionSettings(responses=1.0, events=None),
+    )
+    await SqlRetention(stores.tables, pieces, kept).sweep()
     check()
 
 

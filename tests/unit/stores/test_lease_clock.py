@@ -17,7 +17,6 @@ from antiphon.stores.retention import SqlRetention
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.retention import SqlitePieces
-from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from tests.contracts.job_contract import ONE, TWO, claim, queued
 from tests.contracts.store_contract import ALICE
@@ -111,7 +110,7 @@ async def test_where_the_system_names_no_start_the_wall_clock_is_used(monkeypatc
 async def test_who_looks_after_leases_waits_for_no_client(stores: SqliteStores) -> None:
     """All connections that clients read by are taken."""
     await stores.background.enqueue(queued("a"), b"{}", None, limit=9)
-    readers = stores.readers
+    readers = stores.tables.readers
     taken = [await readers._free.get() for _ in range(readers._size)]
     async with asyncio.timeout(60):
         assert len(await claim(stores.background)) == 1
@@ -126,9 +125,9 @@ async def test_who_looks_after_leases_waits_for_no_client(stores: SqliteStores) 
 async def test_retention_leaves_a_conversation_alone_on_which_a_response_runs(stores: SqliteStores) -> None:
     await stores.conversations.create(ALICE, "conv_1", b"{}")
     await stores.conversations.load(ALICE, "conv_1", holder="resp_x", seconds=30)
-    pieces = SqlitePieces(stores.writer, stores.readers, lambda: time.time() + HOUR)
+    pieces = SqlitePieces(stores.tables.writer, stores.tables.readers, lambda: time.time() + HOUR)
     kept = RetentionSettings(conversations=1, events=None)
-    old = SqlRetention(SqliteTables(stores.writer, stores.readers), pieces, kept)
+    old = SqlRetention(stores.tables, pieces, kept)
     assert (await old.sweep())[1] == 0
     await stores.conversations.load(ALICE, "conv_1", holder="resp_x", seconds=0)
     assert (await old.sweep())[1] == 1

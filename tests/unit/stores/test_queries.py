@@ -165,8 +165,8 @@ class CountingTables(SqliteTables):
 
 
 def counted(stores: SqliteStores, chain_items: int) -> tuple[responses.SqlResponses, CountingTables]:
-    tables = CountingTables(stores.writer, stores.readers)
-    writer = own_responses.SqliteResponseWriter(stores.writer, stores.readers, IdempotencyKeys(tables))
+    tables = CountingTables(stores.tables.writer, stores.tables.readers)
+    writer = own_responses.SqliteResponseWriter(stores.tables.writer, stores.tables.readers, IdempotencyKeys(tables))
     limits = {"chain_items": chain_items, "history_bytes": 1 << 20, "page_bytes": 1 << 20}
     return responses.SqlResponses(tables, writer, own_responses.LOAD_ITEMS, bodies=PLAIN, **limits), tables
 

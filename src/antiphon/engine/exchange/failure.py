@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason
 from antiphon.errors import ApiError, NoRoom, UpstreamFailed, UpstreamTimedOut
-from antiphon.known_secrets import KnownSecrets
+from antiphon.redaction import KnownSecrets
 from antiphon.translation.upstream_errors import map_transport_error, map_upstream_answer
 from antiphon.types.transport import PICKER_REPLY, Headers, UpstreamError, UpstreamFault
 

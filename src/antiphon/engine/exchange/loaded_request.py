@@ -45,7 +45,7 @@ from antiphon.translation.read_request import allow_fields, read_request
 from antiphon.translation.tool_map import HostedFunction
 from antiphon.translation.truncation import estimate_tokens
 from antiphon.translation.values import BuilderOptions, ChatTranslation, ItemSources, PromptTemplate
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.request import CreateResponse
 from antiphon.types.views import Manner
 

@@ -29,8 +29,8 @@ from antiphon.engine.exchange.request_context import no_such_model
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import Action, CancelReason, SendBody, SendHead, Usage
 from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
-from antiphon.known_secrets import KnownSecrets, bytes_without
-from antiphon.translation.passed_usage import usage_of_answer, usage_of_stream
+from antiphon.redaction import KnownSecrets, bytes_without
+from antiphon.translation.usage import usage_of_answer, usage_of_stream
 from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 

@@ -38,19 +38,13 @@ from antiphon.engine.ports.observer import UNOBSERVED, Observer
 from antiphon.errors import ApiError, ExchangeStateError, InvalidRequest, StoreError
 from antiphon.ids import Clock, IdFactory
 from antiphon.redaction import KnownSecrets, bearer_token
-from antiphon.translation.own_credentials import is_about_the_key, own_credentials_refused
-from antiphon.translation.upstream_errors import as_event_failure, map_upstream_answer
-from antiphon.known_secrets import KnownSecrets, bearer_token
+from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.upstream_errors import (
     as_event_failure,
     is_about_the_key,
     map_upstream_answer,
     own_credentials_refused,
 )
-from antiphon.known_secrets import KnownSecrets, bearer_token
-from antiphon.translation.builder import ResponseBuilder
-from antiphon.translation.own_credentials import is_about_the_key, own_credentials_refused
-from antiphon.translation.upstream_errors import as_event_failure, map_upstream_answer
 from antiphon.translation.usage import add_usage
 from antiphon.translation.values import Ending
 from antiphon.types.json import encode

@@ -17,9 +17,8 @@ from msgspec import Struct
 
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
 from antiphon.errors import ApiError
-from antiphon.types.file_kinds import FetchedFile
 from antiphon.translation.values import PromptReference
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, header_value
 

@@ -23,7 +23,6 @@ from antiphon.engine.ports.actions import (
 )
 from antiphon.errors import AntiphonError, ApiError
 from antiphon.types.file_kinds import FetchedFile
-from antiphon.types.files import FetchedFile
 from antiphon.types.transport import Headers, UpstreamError
 
 _Listed = TypeVar("_Listed")

@@ -12,8 +12,6 @@ from antiphon.engine.ports.actions import Context, LoadContext, StoredItem
 from antiphon.engine.running.ports import Ports
 from antiphon.errors import ApiError, StoreError, store_refusal, unsupported_parameter
 from antiphon.types.file_kinds import FetchedFile
-from antiphon.translation.values import PromptReference
-from antiphon.types.files import FetchedFile
 
 
 class Loader:

@@ -18,16 +18,12 @@ from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.stores.backend import Backend, Said, StoreOptions, Stores, Wanted
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.opening import open_blobs
+from antiphon.stores.bodies import Bodies
 from antiphon.stores.deployment import MOVING, Deployment, Keys, Recorded, to_note
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import open_postgres_schemas
 from antiphon.stores.postgres.opening import open_postgres, open_postgres_owners
 from antiphon.stores.schema_steps import Schema
-from antiphon.stores.sealed.bodies import Bodies
-from antiphon.stores.bodies import Bodies
-from antiphon.stores.deployment import Deployment
-from antiphon.stores.moved import Arriving
-from antiphon.stores.postgres.opening import open_postgres, open_postgres_owners
 
 _READ = "SELECT name, value FROM deployment"
 _LOCK = "LOCK TABLE deployment IN SHARE ROW EXCLUSIVE MODE"

@@ -17,21 +17,15 @@ from antiphon.config.state import StateSettings
 from antiphon.engine.ports.container_rows import SharedContainers
 from antiphon.engine.ports.files import BlobStore
 from antiphon.errors import StoreError
-from antiphon.stores.backend import FOR_EVER, HISTORY_BYTES, KEEP_SECONDS, MATRIX_BYTES, PAGE_BYTES, Stores
-from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs, PendingRows
-from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
-from antiphon.stores.bodies import PLAIN, Bodies
-from antiphon.stores.conversations import SqlConversations
-from antiphon.stores.files import SqlFiles
-from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.jobs import SqlJobs
-from antiphon.stores.owner_room import SqlOwnerRoom
-from antiphon.stores.backend import MATRIX_BYTES, StoreOptions, Stores
-from antiphon.stores.blobs.pending import PendingBlobs
+from antiphon.stores.backend import (
+    MATRIX_BYTES,
+    StoreOptions,
+    Stores,
+)
+from antiphon.stores.blobs.pending import PendingBlobs, PendingRows
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.opening import all_options, over_tables
-from antiphon.stores.pending_rows import PendingRows
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.figures import PostgresFigures

@@ -6,16 +6,6 @@ storing responses (`turns.py`, in groups: `turn_groups.py`), whether the databas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
-from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
-from antiphon.errors import StoreError, unknown_cursor
-from antiphon.stores.chains import load_chain
-from antiphon.stores.pages import item_page, named_items, response_page, stored_item
-from antiphon.stores.postgres import response_sql as sql
-from antiphon.stores.postgres.database import Connection, Database, Record
-from antiphon.stores.postgres.deleting import delete_response
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.stores.postgres.readiness import DatabaseReadiness
 from antiphon.stores.postgres.turn_groups import Groups

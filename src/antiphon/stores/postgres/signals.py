@@ -18,13 +18,9 @@ from datetime import timedelta
 
 from antiphon.engine.ports.signals import News, Pace, Seen
 from antiphon.ids import new_id
-from antiphon.stores.postgres import job_sql as sql
+from antiphon.stores.jobs import look
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.notify import Listener, ListenTimes, Notifier
-from antiphon.stores.jobs import look
-from antiphon.stores.postgres.announcing import Announcer
-from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.listening import Listener, ListenTimes
 from antiphon.stores.postgres.tables import PostgresTables
 
 ASKING = Pace(look=0.05, claim=0.25, claim_most=1.0)

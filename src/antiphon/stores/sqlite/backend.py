@@ -17,12 +17,9 @@ from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.errors import ConfigError
 from antiphon.stores.backend import Archived, Backend, KeyFiles, Said, StoreOptions, Stores, Wanted
 from antiphon.stores.blobs.memory import MemoryBlobs
+from antiphon.stores.bodies import Bodies
 from antiphon.stores.moved_mark import check_not_moved
 from antiphon.stores.schema_steps import Schema
-from antiphon.stores.sealed.bodies import Bodies
-from antiphon.stores.bodies import Bodies
-from antiphon.stores.moved import Leaving
-from antiphon.stores.moved_mark import check_not_moved
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
 
 

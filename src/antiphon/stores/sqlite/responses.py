@@ -11,10 +11,6 @@ import asyncio
 import sqlite3
 from functools import partial
 
-from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
-from antiphon.engine.ports.retention import SWEEPER
-from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
-from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.running.waiting import look_at
 from antiphon.errors import PredecessorGone, StoreError
