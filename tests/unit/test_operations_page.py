@@ -42,6 +42,8 @@ def _written() -> dict[str, set[str]]:
                 found[ends].add("info")
             case ast.Call(func=ast.Name(id="write_outcome"), args=[_, ast.Constant(value=str(event)), *_]):
                 found[event] |= _BY_OUTCOME[event]
+            case ast.Call(func=ast.Name(id="warn"), args=[ast.Constant(value=str(event)), *_]):
+                found[event].add("warning")
             case ast.Call(func=ast.Name(id="write"), args=[ast.Constant(value="requests_refused")]):
                 found["requests_refused"] |= _BY_OUTCOME["requests_refused"]
     # Envoy's own, which have the names of ours but for one.

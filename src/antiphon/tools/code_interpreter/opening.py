@@ -2,7 +2,7 @@
 
 Lives here: trying it out, and putting the parts together; and what an operator does with one owner's containers, while
 servers use them or not: counting them, reading what an export holds of them, deleting them. Not here: the parts, the
-command line (`commands/admin.py`), the databases (`stores/sqlite/admin.py`).
+command line (`commands/admin.py`), the databases (`stores/sqlite/owner_data.py`).
 
 Invariant: a folder without containers gets none by being looked at.
 """
