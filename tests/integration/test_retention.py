@@ -114,7 +114,7 @@ class _Watched(SqliteWriter):
 async def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SqliteStores]:
     """Stores whose writer counts, and pieces of ten rows."""
     monkeypatch.setattr("antiphon.stores.sqlite.retention._ROWS", 10)
-    monkeypatch.setattr("antiphon.stores.sqlite.opening.SqliteWriter", _Watched)
+    monkeypatch.setattr("antiphon.stores.sqlite.tables.SqliteWriter", _Watched)
     opened = await open_sqlite(tmp_path, chain_items=1000)
     with closing(sqlite3.connect(tmp_path / SESSIONS_FILE)) as connection, connection:
         connection.execute("CREATE TABLE deleted (x)")
@@ -143,7 +143,7 @@ async def test_no_piece_is_larger_than_so_many_rows(watched: SqliteStores, tmp_p
     jobs = await watched.background.claim(ONE, 100, 99)
     for job in jobs:
         await watched.background.finish(ONE, finished(job.response_id.removeprefix("resp_")), piece(2, 3))
-    writer = watched.writer
+    writer = watched.tables.writer
     assert isinstance(writer, _Watched)
     writer.limit = 0
     later = time.time() + 1e6
@@ -164,7 +164,7 @@ async def test_what_is_going_is_not_used_any_more(watched: SqliteStores, monkeyp
         prev = f"long{number}"
     items = [StoredItem(f"msg_{number}", "message", b"{}") for number in range(30)]
     await watched.conversations.create(ALICE, "conv_1", b"{}", items)
-    run, pieces = watched.writer.run, 0
+    run, pieces = watched.tables.writer.run, 0
 
     async def one_piece(steps: Sequence[Step], **named: Any) -> Any:
         nonlocal pieces
@@ -176,7 +176,7 @@ async def test_what_is_going_is_not_used_any_more(watched: SqliteStores, monkeyp
     for kept in ({"responses": 600.0}, {"conversations": 600.0}):
         pieces = 0
         with monkeypatch.context() as patched, pytest.raises(StoreError):
-            patched.setattr(watched.writer, "run", one_piece)
+            patched.setattr(watched.tables.writer, "run", one_piece)
             await _retention(watched, time.time() + 1e6, **kept).sweep()
     with pytest.raises(ChainBroken):
         await watched.responses.load_chain(ALICE, "resp_long9")
