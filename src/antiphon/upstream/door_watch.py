@@ -36,7 +36,8 @@ class DoorWatch:
         self._target = target
         self._gone_at = float("-inf")
         self._noticed = asyncio.Event()
-        self._tried = asyncio.Event()
+        self.tried = asyncio.Event()
+        """Set once there is a connection, or none can be had."""
 
     async def gone(self, at: float) -> bool:
         """Whether Envoy went away, or was not there, about the time `at` (of the event loop), or stands still now."""
@@ -60,10 +61,6 @@ class DoorWatch:
         except (OSError, TimeoutError):
             return False
 
-    async def tried(self) -> None:
-        """Wait until there is a connection, or none can be had."""
-        await self._tried.wait()
-
     async def run(self) -> None:
         """Hold a connection, and open another one when it ends."""
         loop = asyncio.get_running_loop()
@@ -71,7 +68,7 @@ class DoorWatch:
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(_CONNECT_SECONDS):
                     reader, writer = await self._connect()
-                self._tried.set()
+                self.tried.set()
                 try:
                     # Nothing was asked: whatever comes is the end.
                     await reader.read(1)
@@ -79,7 +76,7 @@ class DoorWatch:
                     writer.close()
             self._gone_at = loop.time()
             self._noticed.set()
-            self._tried.set()
+            self.tried.set()
             await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -95,7 +92,7 @@ async def watch_door(target: UpstreamTarget) -> AsyncIterator[DoorWatch]:
     watch = DoorWatch(target)
     task = asyncio.get_running_loop().create_task(watch.run())
     try:
-        await watch.tried()
+        await watch.tried.wait()
         yield watch
     finally:
         task.cancel()
