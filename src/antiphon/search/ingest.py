@@ -77,7 +77,7 @@ class Ingester:
         self._files = files
         self._readers = readers
         self._embedder = embedder
-        self._metrics = metrics
+        self._metrics = metrics or Metrics()
         self._settings = settings
         self._pace = pace
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -214,7 +214,7 @@ class Ingester:
         model = self._embedder.model if self._embedder is not None else None
         if not await self._ingestion.complete(job, chunks=places, usage_bytes=used, model=model):
             raise _Lost
-        self._count("completed")
+        self._metrics.file_ingested("completed")
         _log.info(
             "file_ingested",
             file_id=job.file_id,
@@ -236,18 +236,14 @@ class Ingester:
             return None
         pause: float = self._pace.pause * 2 ** (job.attempts - 1)
         await self._ingestion.release(job, pause=pause)
-        self._count("retried")
+        self._metrics.file_ingested("retried")
         return pause
 
     async def _fail(self, job: IngestJob, error: FileError) -> None:
         if not await self._ingestion.fail(job, error):
             raise _Lost
-        self._count("failed")
+        self._metrics.file_ingested("failed")
         _log.info("file_not_ingested", file_id=job.file_id, vector_store_id=job.store_id, code=error.code)
-
-    def _count(self, outcome: str) -> None:
-        if self._metrics is not None:
-            self._metrics.file_ingested(outcome)
 
 
 @asynccontextmanager

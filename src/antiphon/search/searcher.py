@@ -51,7 +51,7 @@ class VectorStoreSearcher:
     ) -> None:
         self._index = index
         self._embedder = embedder
-        self._metrics = metrics
+        self._metrics = metrics or Metrics()
 
     async def search(
         self,
@@ -85,7 +85,7 @@ class VectorStoreSearcher:
                     scores[chunk] = max(score, scores.get(chunk, 0.0))
             best = sorted((-score, chunk) for chunk, score in scores.items() if score >= ranking.threshold)[:limit]
             texts = await self._index.hits(stores, [chunk for _, chunk in best])
-            if queries and self._metrics is not None:
+            if queries:
                 by = "words" if None in vectors else "vectors"
                 self._metrics.searched(by, time.perf_counter() - started)
             try:

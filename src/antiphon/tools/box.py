@@ -98,7 +98,7 @@ class Toolbox:
         """`places`: those of the process, where it has more than one toolbox."""
         self._tools = {kind: tool for tool in tools for kind in tool.types}
         self._limits = limits
-        self._metrics = metrics
+        self._metrics = metrics or Metrics()
         self._places = places or Places(limits.concurrent)
         self.types = frozenset(self._tools)
 
@@ -123,8 +123,7 @@ class Toolbox:
             async with asyncio.timeout(seconds):
                 return await self._tools[tool.type].prepare(owner, response_id, tool)
         except TimeoutError:
-            if self._metrics is not None:
-                self._metrics.tool_execution(tool.type, seconds, "timed_out")
+            self._metrics.tool_execution(tool.type, seconds, "timed_out")
             done = "The tool did not become ready"
             known = {"response_id": response_id, "owner": owner[:12], **_server_of(tool)}
             _log.warning(
@@ -178,8 +177,7 @@ class Toolbox:
             _log.error("tool_failed", tool=call.tool.type, error=type(bug).__name__, exc_info=True)
             result = _failed(call, "The tool failed.")
         finally:
-            if self._metrics is not None:
-                self._metrics.tool_execution(call.tool.type, time.perf_counter() - started, outcome)
+            self._metrics.tool_execution(call.tool.type, time.perf_counter() - started, outcome)
         limit = self._limits.output_chars
         return result if len(result.output) <= limit else replace(result, output=result.output[:limit] + _CUT)
 
