@@ -79,7 +79,6 @@ class Answer:
 
     status: int
     body: bytes = b""
-    content_type: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     failure: str = ""
 
@@ -180,8 +179,9 @@ class ChatProbes:
         answer = asked if asked.status == 200 else await self._chat(model, "Say hello.", stream=True)
         if answer.status != 200:
             return [_refusal("streaming", answer)]
-        if "text/event-stream" not in answer.content_type:
-            return [Support("streaming", False, f"the answer is {answer.content_type or 'of no type'}")]
+        kind = answer.headers.get("content-type", "")
+        if "text/event-stream" not in kind:
+            return [Support("streaming", False, f"the answer is {kind or 'of no type'}")]
         chunks = _chunks(answer.body)
         ended = any(choice.get("finish_reason") for chunk in chunks for choice in objects(chunk.get("choices")))
         counted = any(isinstance(chunk.get("usage"), dict) for chunk in chunks)
@@ -272,8 +272,7 @@ class ChatProbes:
         try:
             async with asyncio.timeout(self._seconds), self._upstream.call(request) as answer:
                 parts = [part async for part in answer.body()]
-                told = dict(answer.headers)
-                return Answer(answer.status, b"".join(parts), told.get("content-type", ""), told)
+                return Answer(answer.status, b"".join(parts), dict(answer.headers))
         except UpstreamCallFailed as failure:
             return Answer(0, failure=f"{failure.error.fault.value}: {failure.error.detail}")
         except TimeoutError:

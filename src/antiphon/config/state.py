@@ -21,11 +21,8 @@ def _checked_url(value: SecretStr) -> SecretStr:
     return value
 
 
-def _shown_url(value: SecretStr) -> str:
-    return shown_url(value.get_secret_value())
-
-
-SecretUrl = Annotated[Secret, AfterValidator(_checked_url), PlainSerializer(_shown_url, when_used="json")]
+_SHOWN = PlainSerializer(lambda value: shown_url(value.get_secret_value()), return_type=str, when_used="json")
+SecretUrl = Annotated[Secret, AfterValidator(_checked_url), _SHOWN]
 
 
 class StateSettings(Section):
