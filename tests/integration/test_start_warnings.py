@@ -38,11 +38,17 @@ GONE = "http://127.0.0.1:9/v1"
 
 
 class _Log:
-    def __init__(self) -> None:
+    def __init__(self, **bound: Any) -> None:
         self.lines: list[tuple[str, dict[str, Any]]] = []
+        self._bound = bound
+
+    def bind(self, **fields: Any) -> _Log:
+        bound = _Log(**self._bound, **fields)
+        bound.lines = self.lines
+        return bound
 
     def warning(self, event: str, **fields: Any) -> None:
-        self.lines.append((event, fields))
+        self.lines.append((event, {**self._bound, **fields}))
 
 
 @pytest.fixture

@@ -50,13 +50,11 @@ async def asking_upstreams(settings: Settings) -> AsyncIterator[None]:
 
 
 async def _ask(name: str, upstream: UpstreamSettings, seconds: float) -> None:
-    def warn(event: str, problem: str, **advice: str) -> None:
-        _log.warning(event, upstream=name, url=upstream.url, problem=problem, **advice)
-
+    log = _log.bind(upstream=name, url=upstream.url)
     try:
         client = HttpUpstream(direct_target(name, upstream), connect_seconds=seconds)
     except AntiphonError as error:
-        warn("upstream_not_usable", str(error))
+        log.warning("upstream_not_usable", problem=str(error))
         return
     async with aclosing(client):
         probes = ChatProbes(client, (), seconds=seconds)
@@ -67,11 +65,17 @@ async def _ask(name: str, upstream: UpstreamSettings, seconds: float) -> None:
         start = f"start it, or set {at}.url; 'antiphon doctor' says more"
         if TLS_FAILED in listed.failure:
             start = f"{PLAIN_HTTP_QUESTION} Then set {at}.url to http://…"
-        warn("upstream_not_reached", listed.failure, advice=certificate_advice(listed.failure, at) or start)
+        log.warning(
+            "upstream_not_reached", problem=listed.failure, advice=certificate_advice(listed.failure, at) or start
+        )
     elif listed.status in (401, 403) and upstream.auth_mode is not AuthMode.PASSTHROUGH:
-        warn("upstream_refuses_the_key", listed.problem, advice=f"set {at}.api_key to a key that it takes")
+        log.warning(
+            "upstream_refuses_the_key", problem=listed.problem, advice=f"set {at}.api_key to a key that it takes"
+        )
     elif better:
-        warn("upstream_misconfigured", listed.problem, advice=f"its API is below /v1: set {at}.url to {better}")
+        log.warning(
+            "upstream_misconfigured", problem=listed.problem, advice=f"its API is below /v1: set {at}.url to {better}"
+        )
     elif listed.status == 404:
         advice = f"{prefix_question(at)} A server that just lists no models is well; 'antiphon doctor' says more"
-        warn("upstream_lists_no_models", listed.problem, advice=advice)
+        log.warning("upstream_lists_no_models", problem=listed.problem, advice=advice)
