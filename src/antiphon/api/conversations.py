@@ -41,7 +41,8 @@ from antiphon.errors import NotFound, missing_parameter
 from antiphon.ids import IdFactory, is_name, new_id
 from antiphon.translation.item_kinds import note_members, only_known
 from antiphon.translation.read_items import check_item, read_items
-from antiphon.translation.request_checks import check_include, check_metadata
+from antiphon.translation.request_checks import check_metadata
+from antiphon.translation.request_fields import check_include
 from antiphon.types.json import ABSENT, JsonObject, encode, given
 from antiphon.types.tolerance import Tolerance
 

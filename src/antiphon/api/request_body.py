@@ -20,9 +20,17 @@ from antiphon.translation.item_kinds import COMPACTIONS, ITEMS, OUTPUTS
 from antiphon.translation.parameters import PARAMETER_KINDS
 from antiphon.translation.read_items import ROLES
 from antiphon.translation.read_tools import NAMED, TOOL_MEMBERS
-from antiphon.translation.request_checks import ENCRYPTED, IGNORABLE_INCLUDES, LOGPROBS, NAME
-from antiphon.translation.request_fields import FIELDS, Field
-from antiphon.translation.request_limits import EFFORTS, FORMATS, LEAST_THRESHOLD, SUMMARIES, VERBOSITIES
+from antiphon.translation.request_checks import NAME
+from antiphon.translation.request_fields import (
+    EFFORTS,
+    FIELDS,
+    FORMATS,
+    INCLUDES,
+    LEAST_THRESHOLD,
+    SUMMARIES,
+    VERBOSITIES,
+    Field,
+)
 from antiphon.translation.tool_choice import MODES
 from antiphon.types.tools import Tool
 
@@ -103,7 +111,7 @@ def add_request_body(schemas: Schemas) -> Schema:
     fields = {name: _plain(schemas, row) for name, row in FIELDS.items() if row.kind is not None}
     fields["include"] = {
         "type": ["array", "null"],
-        "items": open_choice(sorted({ENCRYPTED, LOGPROBS, *IGNORABLE_INCLUDES})),
+        "items": open_choice(sorted(INCLUDES)),
     }
     _limit_inside(schemas.named)
     parameters = {name: schemas.of(kind, answers=False) for name, kind in PARAMETER_KINDS.items()}

@@ -34,7 +34,7 @@ from antiphon.translation.tool_map import HOSTED_KINDS, CallTarget
 from antiphon.translation.upstream_errors import event_error_type
 from antiphon.translation.values import BuilderOptions
 from antiphon.types import events as ev
-from antiphon.types.items import Compaction, HostedItem, OutputItem
+from antiphon.types.items import Compaction, HostedItem
 from antiphon.types.json import encode, fragment_of
 from antiphon.types.response import Response, ResponseError, UsageObject
 
@@ -47,7 +47,8 @@ class ResponseBuilder:
         self._options = options
         self._started = False
         self._open: OpenItem | None = None
-        self._draft = ResponseDraft(
+        # What the items write to: how much there is of them, and the numbers of events.
+        self.draft = ResponseDraft(
             new_id,
             events=options.events,
             obfuscate=options.obfuscate,
@@ -55,59 +56,21 @@ class ResponseBuilder:
             number=options.first_number,
         )
         self._reasoning = _reasoning_form(options)
-        response.output = self._draft.output
+        response.output = self.draft.output
 
     def take(self) -> bytes:
         """All events since the last call, as bytes."""
-        draft = self._draft
+        draft = self.draft
         out = draft.out
         if not out:
             return b""
         draft.out = []
         return out[0] if len(out) == 1 else b"".join(out)
 
-    def mute(self) -> None:
-        """Nobody hears events any more: what ends the response makes none."""
-        self._draft.mute()
-
-    def drop_output(self) -> None:
-        """What was emitted is not wanted any more."""
-        self._draft.output.clear()
-
-    @property
-    def size(self) -> int:
-        """Bytes of output so far."""
-        return self._draft.size
-
-    @property
-    def items(self) -> list[OutputItem]:
-        """The items that are closed, in order."""
-        return self._draft.output
-
     @property
     def has_output(self) -> bool:
         """Whether there is any output, a call of a tool that runs here among it."""
-        return bool(self._draft.output or self._draft.hosted_calls) or self._open is not None
-
-    @property
-    def number(self) -> int:
-        """The next event's number."""
-        return self._draft.number
-
-    @property
-    def written(self) -> int:
-        """How many bytes the model wrote in all items that are closed, calls of tools that run here among them."""
-        return self._draft.written
-
-    @property
-    def reasoned(self) -> int:
-        """How many of them are reasoning."""
-        return self._draft.reasoned
-
-    @property
-    def cut_calls(self) -> bool:
-        """Whether a call was emitted as incomplete because its arguments do not make sense."""
-        return self._draft.cut_calls
+        return bool(self.draft.output or self.draft.hosted_calls) or self._open is not None
 
     @property
     def seals(self) -> bool:
@@ -117,8 +80,8 @@ class ResponseBuilder:
     def take_hosted_calls(self) -> list[tuple[CallTarget, str, str]]:
         """Calls of tools that run here since the last call of this, and those of the client's own behind them: the
         tool, the call's id, the arguments as text. Nothing of them was emitted yet."""
-        calls, self._draft.hosted_calls = self._draft.hosted_calls, []
-        self._draft.calling = False
+        calls, self.draft.hosted_calls = self.draft.hosted_calls, []
+        self.draft.calling = False
         return calls
 
     # Lifecycle
@@ -126,8 +89,8 @@ class ResponseBuilder:
     def queue(self) -> None:
         """`response.created`, `response.queued`: what a background stream begins with, before it is run."""
         self.response.status = "queued"
-        self._draft.emit(ev.ResponseCreated(self._draft.next(), self.response))
-        self._draft.emit(ev.ResponseQueued(self._draft.next(), self.response))
+        self.draft.emit(ev.ResponseCreated(self.draft.next(), self.response))
+        self.draft.emit(ev.ResponseQueued(self.draft.next(), self.response))
 
     def start(self) -> None:
         """`response.created`, `response.in_progress`; the second call does nothing. A stream that goes on (it was
@@ -135,7 +98,7 @@ class ResponseBuilder:
         if self._started:
             return
         self._started = True
-        draft = self._draft
+        draft = self.draft
         if not draft.events:
             return
         if not self._options.first_number:
@@ -146,13 +109,13 @@ class ResponseBuilder:
         """The terminal event `response.completed`. Items are closed already (`close`)."""
         self._settle("completed")
         self.response.completed_at = int(completed_at)
-        self._draft.emit(ev.ResponseCompleted(self._draft.next(), self.response))
+        self.draft.emit(ev.ResponseCompleted(self.draft.next(), self.response))
 
     def incomplete(self, reason: str) -> None:
         """The terminal event `response.incomplete`; `reason` is max_output_tokens or content_filter."""
         self._settle("incomplete")
         self.response.incomplete_details = Raw(encode({"reason": reason}))
-        self._draft.emit(ev.ResponseIncomplete(self._draft.next(), self.response))
+        self.draft.emit(ev.ResponseIncomplete(self.draft.next(), self.response))
 
     def fail(self, code: str, message: str) -> None:
         """The `error` event (where it is wanted) and the terminal event `response.failed`."""
@@ -160,8 +123,8 @@ class ResponseBuilder:
         self.response.error = ResponseError(code=code, message=message)
         if self._options.error_events:
             detail = ev.ErrorDetail(type=event_error_type(code), code=code, message=message, param=None)
-            self._draft.emit(ev.ErrorEvent(self._draft.next(), code=code, message=message, param=None, error=detail))
-        self._draft.emit(ev.ResponseFailed(self._draft.next(), self.response))
+            self.draft.emit(ev.ErrorEvent(self.draft.next(), code=code, message=message, param=None, error=detail))
+        self.draft.emit(ev.ResponseFailed(self.draft.next(), self.response))
 
     def _settle(self, status: str) -> None:
         assert self._open is None, "an item is still open"
@@ -181,7 +144,7 @@ class ResponseBuilder:
         if logprobs:
             item.add_with_logprobs(fragment, logprobs)
         else:
-            self._draft.add(fragment)
+            self.draft.add(fragment)
 
     def empty_message(self) -> None:
         """Open a message without text: an answer that is complete and empty (observed: no deltas, text "")."""
@@ -205,14 +168,14 @@ class ResponseBuilder:
         """More text of a refusal."""
         if not isinstance(self._open, OpenRefusal):
             self._close("completed")
-            self._open = OpenRefusal(self._draft)
-        self._draft.add(fragment)
+            self._open = OpenRefusal(self.draft)
+        self.draft.add(fragment)
 
     def reasoning(self, fragment: bytes) -> None:
         """More reasoning text."""
         if not isinstance(self._open, OpenReasoning):
             self._open_reasoning()
-        self._draft.add(fragment)
+        self.draft.add(fragment)
 
     def reasoning_details(self, details: Sequence[Raw]) -> None:
         """What the upstream wants to see again with this reasoning; carried by the client, if at all, sealed."""
@@ -226,14 +189,14 @@ class ResponseBuilder:
     def compaction(self, encrypted_content: str) -> None:
         """What stands for the conversation so far (observed: nothing comes between its added and done events)."""
         self._close("completed")
-        draft = self._draft
+        draft = self.draft
         item, index = Compaction(id=draft.new_id("cmp"), encrypted_content=encrypted_content), len(draft.output)
         draft.added(index, item)
         draft.done(index, item)
 
     def _open_text(self) -> OpenText:
         self._close("completed")
-        self._open = item = OpenText(self._draft)
+        self._open = item = OpenText(self.draft)
         return item
 
     def _open_reasoning(self) -> OpenReasoning:
@@ -241,7 +204,7 @@ class ResponseBuilder:
         item = self._open
         if not isinstance(item, OpenReasoning):
             self._close("completed")
-            self._open = item = self._reasoning(self._draft, self._options.seal)
+            self._open = item = self._reasoning(self.draft, self._options.seal)
         return item
 
     # Calls
@@ -250,21 +213,21 @@ class ResponseBuilder:
         """Begin a call of this tool; its arguments follow with `arguments`."""
         self._begin_call()
         make = OPEN_CALLS[target.kind]
-        if self._draft.hosted_calls and target.kind not in HOSTED_KINDS:
+        if self.draft.hosted_calls and target.kind not in HOSTED_KINDS:
             make = OpenLaterCall
-        self._open = make(self._draft, call_id or self._draft.new_id("call"), target)
+        self._open = make(self.draft, call_id or self.draft.new_id("call"), target)
 
     def open_bare_call(self, call_id: str, target: CallTarget) -> None:
         """Begin a call of a custom tool, whatever the kind of `target`: what follows with `arguments` is its input
         itself, not JSON around it."""
         self._begin_call()
-        make = OpenLaterCall if self._draft.hosted_calls else OpenCustomCall
-        self._open = make(self._draft, call_id or self._draft.new_id("call"), target, bare=True)
+        make = OpenLaterCall if self.draft.hosted_calls else OpenCustomCall
+        self._open = make(self.draft, call_id or self.draft.new_id("call"), target, bare=True)
 
     def emit_later(self, target: CallTarget, call_id: str, arguments: str) -> None:
         """A call of the client's tool that waited for its place."""
         self._close("completed")
-        draft = self._draft
+        draft = self.draft
         told = draft.later.pop(call_id)
         # It was counted when it came.
         draft.size -= told.size
@@ -281,14 +244,14 @@ class ResponseBuilder:
     def emit_all_later(self) -> None:
         """No tool runs any more: the client's calls that wait for one are emitted."""
         for target, call_id, arguments in self.take_hosted_calls():
-            if call_id in self._draft.later:
+            if call_id in self.draft.later:
                 self.emit_later(target, call_id, arguments)
 
     def _begin_call(self) -> None:
         if isinstance(self._open, OpenMessage):
             self._open.phase = "commentary"
         self._close("completed")
-        self._draft.calling = True
+        self.draft.calling = True
 
     def arguments(self, fragment: bytes) -> None:
         """More arguments of the open call."""
@@ -300,19 +263,15 @@ class ResponseBuilder:
 
     @property
     def text_of(self) -> TextOf | None:
-        """What the open text is of, where it is emitted as it comes, so that `splice` may be used."""
+        """What the open text is of, where it is emitted as it comes, so that `ResponseDraft.splice` may be used."""
         return None if self._open is None else self._open.text_of
-
-    def splice(self, data: bytes, before: bytes, behind: bytes, refused: bytes = b"") -> tuple[bytes, int]:
-        """More text of what is open, an event for each chunk: see `ResponseDraft.splice`."""
-        return self._draft.splice(data, before, behind, refused)
 
     # Tools that run here
 
     def hosted(self, item: HostedItem) -> None:
         """Begin the item of a tool that runs now; `item` holds what is known before it ends."""
         self._close("completed")
-        self._open = OpenHostedItem(self._draft, item)
+        self._open = OpenHostedItem(self.draft, item)
 
     def hosted_done(self, item: HostedItem) -> None:
         """The tool that began last has ended; `item` is what it is now."""
@@ -323,7 +282,7 @@ class ResponseBuilder:
     def close(self, status: str) -> None:
         """The turn is over: close the open item, if there is one, as `completed` or `incomplete`."""
         if isinstance(self._open, OpenMessage) and status == "completed":
-            self._open.phase = "commentary" if self._draft.calling else "final_answer"
+            self._open.phase = "commentary" if self.draft.calling else "final_answer"
         self._close(status)
 
     def _close(self, status: str) -> None:

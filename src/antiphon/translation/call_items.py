@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest, invalid_type
+from antiphon.errors import invalid_type
 from antiphon.translation.chat_content import ContentRules, output_content
 from antiphon.translation.native_calls import native_arguments
 from antiphon.translation.request_checks import required
@@ -52,9 +52,7 @@ def call_of(where: str, item: InputItem, number: int) -> tuple[str, str, Raw]:
     if kind == "custom_tool_call":
         name = flat_name(required(where, "name", item.name), item.namespace)
         if first(item.input) not in (b'"', b""):
-            raise InvalidRequest(
-                f"Invalid type for '{where}.input': expected a string.", param=f"{where}.input", code="invalid_type"
-            )
+            raise invalid_type(f"{where}.input", "expected a string")
         text = _STRING.decode(item.input) if given(item.input) else ""
         return call_id, name, Raw(encode(encode({"input": text}).decode()))
     # The client runs these by their type.
@@ -130,11 +128,7 @@ def sound_arguments(where: str, value: Raw) -> Raw:
         # An object instead of a string that holds one.
         return Raw(encode(bytes(value).decode()))
     if first(value) != b'"':
-        raise InvalidRequest(
-            f"Invalid type for '{where}.arguments': expected a string that holds JSON.",
-            param=f"{where}.arguments",
-            code="invalid_type",
-        )
+        raise invalid_type(f"{where}.arguments", "expected a string that holds JSON")
     text = _STRING.decode(value)
     try:
         _OBJECT.decode(text)

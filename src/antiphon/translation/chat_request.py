@@ -21,8 +21,7 @@ from antiphon.translation.item_kinds import FOREIGN_REASONING
 from antiphon.translation.openai_forms import check_json_word
 from antiphon.translation.parameters import laid_over
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.request_fields import FORWARDED, SAMPLING, Field
-from antiphon.translation.request_limits import EFFORTS
+from antiphon.translation.request_fields import EFFORTS, FORWARDED, SAMPLING, Field
 from antiphon.translation.tool_map import HostedFunction
 from antiphon.translation.truncation import keep_latest
 from antiphon.translation.values import ChatTranslation, ItemSources

@@ -69,10 +69,10 @@ class ChatStream:
         self._builder = builder
         self._profile = profile
         self._reader = EventReader(event_limit)
-        self._idle = IdleBytes(idle_limit, builder.size)
+        self._idle = IdleBytes(idle_limit, builder.draft.size)
         self._calls = ToolCalls(builder, tools or ToolMap(), max_calls)
         self._said_no = False
-        self._before = (builder.written, builder.reasoned)
+        self._before = (builder.draft.written, builder.draft.reasoned)
         self._think = None if profile.think == "off" else ThinkTags(opened=profile.think == "opened")
         self._wants_logprobs = logprobs
         self._logprobs: list[Raw] = []
@@ -113,7 +113,7 @@ class ChatStream:
                     reader.took(self._more(piece, reader.data))
         except EventTooLarge:
             self._fail(failed("The upstream sent an event that is too large.", "upstream_too_large"))
-        if self._idle.exceeds(len(data), self._builder.size) and not self.ended:
+        if self._idle.exceeds(len(data), self._builder.draft.size) and not self.ended:
             self._fail(self._idle.failure())
 
     def receive_completion(self, body: bytes) -> None:
@@ -157,11 +157,11 @@ class ChatStream:
         except OutputTooLarge:
             ending = failed("The model's output is too large.", "upstream_too_large")
         self._builder.close("completed" if ending.status == "completed" else "incomplete")
-        if ending.status == "completed" and self._builder.cut_calls:
+        if ending.status == "completed" and self._builder.draft.cut_calls:
             ending = failed("The upstream sent a tool call whose arguments are not whole.", "upstream_invalid")
         if self._usage is not None:
             written, reasoned = self._before
-            written, reasoned = self._builder.written - written, self._builder.reasoned - reasoned
+            written, reasoned = self._builder.draft.written - written, self._builder.draft.reasoned - reasoned
             self._builder.set_usage(with_reasoning(self._usage, written, reasoned))
         if ending.status != "failed":
             self._builder.response.service_tier = self._service_tier or "default"
@@ -223,7 +223,7 @@ class ChatStream:
         # Nothing is like what failed, so that there is no failure yet.
         if alike.text_of is TextOf.CALL:
             return self._calls.splice(data, alike.before, alike.behind)
-        return self._builder.splice(data, alike.before, alike.behind)[1]
+        return self._builder.draft.splice(data, alike.before, alike.behind, b"")[1]
 
     def _chunk(self, chunk: Chunk, *, whole: bool) -> None:
         self._saw_chunk = True

@@ -35,7 +35,7 @@ from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, encode, first, given
 from antiphon.types.shown import shown_of
 from antiphon.types.tools import Tool, ToolChoice
-from antiphon.types.views import LooseCustomFormat
+from antiphon.types.views import CustomFormat
 
 _NO_PARAMETERS: Final = Raw(b'{"type":"object","properties":{}}')
 _CUSTOM_PARAMETERS: Final = Raw(
@@ -48,64 +48,49 @@ _UNCALLED: Final = frozenset({None, "message", "reasoning"})
 _NAMED_CALLS: Final = ("function_call", "custom_tool_call")
 _SHAPES: Final = frozenset({"properties", "$ref", "anyOf", "oneOf", "allOf"})
 _STRINGS: Final = {"type": "array", "items": {"type": "string"}}
+
+
+def _schema(*required: str, **properties: Any) -> Raw:
+    return Raw(encode({"type": "object", "properties": properties, "required": required}))
+
+
 _NATIVE: Final[dict[str, tuple[CallKind, str, Raw]]] = {
     "local_shell": (
         CallKind.LOCAL_SHELL,
         "Run a command on the user's machine and get its output.",
-        Raw(
-            encode(
-                {
-                    "type": "object",
-                    "properties": {
-                        "command": {**_STRINGS, "description": 'Program and arguments, e.g. ["ls", "-l"].'},
-                        "working_directory": {"type": "string"},
-                        "timeout_ms": {"type": "integer"},
-                        "env": {"type": "object", "additionalProperties": {"type": "string"}},
-                    },
-                    "required": ["command"],
-                }
-            )
+        _schema(
+            "command",
+            command={**_STRINGS, "description": 'Program and arguments, e.g. ["ls", "-l"].'},
+            working_directory={"type": "string"},
+            timeout_ms={"type": "integer"},
+            env={"type": "object", "additionalProperties": {"type": "string"}},
         ),
     ),
     "shell": (
         CallKind.SHELL,
         "Run shell commands on the user's machine and get their output.",
-        Raw(
-            encode(
-                {
-                    "type": "object",
-                    "properties": {
-                        "commands": {**_STRINGS, "description": "Command lines, run in this order."},
-                        "timeout_ms": {"type": "integer"},
-                        "max_output_length": {"type": "integer"},
-                    },
-                    "required": ["commands"],
-                }
-            )
+        _schema(
+            "commands",
+            commands={**_STRINGS, "description": "Command lines, run in this order."},
+            timeout_ms={"type": "integer"},
+            max_output_length={"type": "integer"},
         ),
     ),
     "apply_patch": (
         CallKind.APPLY_PATCH,
         "Create, change or delete one file on the user's machine. `diff` is in V4A form: lines begin with `+`, `-` or "
         "a space, hunks with `@@`; a file is created with `+` lines alone.",
-        Raw(
-            encode(
-                {
-                    "type": "object",
-                    "properties": {
-                        "type": {"type": "string", "enum": ["create_file", "update_file", "delete_file"]},
-                        "path": {"type": "string"},
-                        "diff": {"type": "string", "description": "Needed unless the file is deleted."},
-                    },
-                    "required": ["type", "path"],
-                }
-            )
+        _schema(
+            *("type", "path"),
+            type={"type": "string", "enum": ["create_file", "update_file", "delete_file"]},
+            path={"type": "string"},
+            diff={"type": "string", "description": "Needed unless the file is deleted."},
         ),
     ),
     "tool_search": (
         CallKind.TOOL_SEARCH,
         "Search for further tools; those that are found can be called afterwards.",
-        Raw(b'{"type":"object","properties":{"query":{"type":"string"}},"required":["query"]}'),
+        _schema("query", query={"type": "string"}),
     ),
 }
 
@@ -329,8 +314,8 @@ def _members(value: Raw) -> dict[str, Raw]:
 def _custom_description(tool: Tool) -> str:
     parts = [tool.description] if tool.description else []
     # Looked at when the tools were read: a grammar has its definition.
-    form = msgspec.json.decode(tool.format, type=LooseCustomFormat) if given(tool.format) else LooseCustomFormat()
-    if form.type == "grammar":
+    form = msgspec.json.decode(tool.format, type=CustomFormat) if given(tool.format) else None
+    if form is not None and form.type == "grammar":
         parts.append(f"The `input` must match this {form.syntax or 'lark'} grammar exactly:\n{form.definition}")
     else:
         parts.append("The `input` is free text.")

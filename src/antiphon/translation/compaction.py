@@ -20,8 +20,7 @@ from msgspec import Raw
 from antiphon.errors import InvalidRequest, wrong_value
 from antiphon.translation.foreign_items import ForeignContent
 from antiphon.translation.item_kinds import COMPACTIONS, OUTPUTS
-from antiphon.translation.truncation import estimate_tokens
-from antiphon.translation.values import Split
+from antiphon.translation.truncation import Named, estimate_tokens, is_user
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode, quoted
 from antiphon.types.views import SealedCompaction
@@ -42,7 +41,6 @@ _REQUEST: Final = (
     "address the user: write the summary only."
 )
 
-Named = tuple[str, InputItem]
 Unseal = Callable[[str, str], bytes]
 
 
@@ -63,8 +61,8 @@ def take_trigger(items: list[InputItem]) -> bool:
     return asked
 
 
-def split(items: Sequence[Named], *, latest: bool) -> Split:
-    """What to sum up and what to keep; with `latest`, the last user message and the outputs at the end are kept."""
+def split(items: Sequence[Named], *, latest: bool) -> tuple[list[Named], list[InputItem]]:
+    """What to sum up, and what stays as it was; with `latest`, the last user message and the last outputs too."""
     answered = {_answers(item) for _, item in items if item.type in OUTPUTS} - {None}
     kept = [
         item.type in _BROUGHT or (_is_call(item) and item.call_id not in answered and item.id not in answered)
@@ -76,7 +74,7 @@ def split(items: Sequence[Named], *, latest: bool) -> Split:
         # Reasoning goes with what it led to.
         if kept[number] and _is_call(items[number][1]) and items[number - 1][1].type == "reasoning":
             kept[number - 1] = True
-    return Split(
+    return (
         [named for named, stays in zip(items, kept, strict=True) if not stays],
         [item for (_, item), stays in zip(items, kept, strict=True) if stays],
     )
@@ -130,7 +128,7 @@ def latest_users(items: Sequence[Named]) -> list[InputItem]:
     found: list[InputItem] = []
     left = _USER_TOKENS
     for _, item in reversed(items):
-        if _is_user(item):
+        if is_user(item):
             left -= estimate_tokens(item)
             if left < 0:
                 break
@@ -139,7 +137,7 @@ def latest_users(items: Sequence[Named]) -> list[InputItem]:
 
 
 def _keep_latest(items: Sequence[Named], kept: list[bool]) -> None:
-    last = max((number for number, (_, item) in enumerate(items) if _is_user(item)), default=None)
+    last = max((number for number, (_, item) in enumerate(items) if is_user(item)), default=None)
     if last is not None:
         kept[last] = True
     wanted = set()
@@ -148,7 +146,7 @@ def _keep_latest(items: Sequence[Named], kept: list[bool]) -> None:
         if item.type in OUTPUTS:
             kept[number] = True
             wanted.add(_answers(item))
-        elif not _is_user(item):
+        elif not is_user(item):
             break
     for number, (_, item) in enumerate(items):
         # An output needs its call.
@@ -165,10 +163,6 @@ def _is_call(item: InputItem) -> bool:
     if item.type == "mcp_approval_request":
         return item.id is not None
     return item.type not in _NO_CALLS and item.type not in OUTPUTS and item.call_id is not None
-
-
-def _is_user(item: InputItem) -> bool:
-    return item.type in (None, "message") and item.role == "user"
 
 
 def _outlasts(item: InputItem) -> bool:

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from antiphon.translation.request_checks import known_choice, read_value
-from antiphon.translation.request_limits import EFFORTS, check_format
+from antiphon.translation.request_fields import EFFORTS, check_format
 from antiphon.types.items import InputItem
 from antiphon.types.request import CreateResponse, ReasoningOptions, TextFormat, TextOptions
 from antiphon.types.tolerance import Tolerance

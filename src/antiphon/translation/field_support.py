@@ -12,14 +12,16 @@ row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from antiphon.translation.item_kinds import ITEMS
 from antiphon.translation.parameters import PARAMETERS
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.request_fields import FIELDS, OF_CHAT
-from antiphon.translation.support import NAMED, SENT, Rule, Support, decide, here, logprobs, named, refused, sent
+from antiphon.translation.read_tools import UNNAMED, WEB_SEARCHES
+from antiphon.translation.request_fields import FIELDS, INCLUDES, OF_CHAT
+from antiphon.translation.support import NAMED, SENT, Rule, Support, decide, here, named, refused, sent
+from antiphon.translation.tool_choice import MODES
 
 _HOSTED: Final = named("a hosted tool that does not run here: left out; a 400 with `tools.unavailable: refuse`")
 _NOT_HERE: Final = refused("asks for a hosted tool that does not run here")
@@ -28,7 +30,6 @@ _REFUSED_TOOL: Final = refused(
 )
 _SET_UP: Final = named("left out (a 400 with `tools.unavailable: refuse`) unless the settings enable it")
 _CHOSEN: Final = refused("unless the gateway is set up to run the tool")
-_INCLUDED: Final = named("unless the gateway is set up to run the tool")
 HOSTED_SUPPORT: Final = here("runs here, between two turns of the model")
 """Of everything that speaks of a tool, in a gateway that is set up to run it."""
 _FUNCTION: Final = here("a function; calls come back as items of their own type")
@@ -83,6 +84,14 @@ def _audio(profile: UpstreamProfile) -> Support:
     return SENT if profile.audio_input else refused("this server takes no audio")
 
 
+_NEVER_HERE: Final = ("image_generation", "computer", "computer_use_preview", "programmatic_tool_calling")
+
+
+def _all(group: str, names: Iterable[str], rule: Rule) -> dict[str, Rule]:
+    """The same for several."""
+    return {f"{group}.{name}": rule for name in names}
+
+
 _TABLE: Final[dict[str, dict[str, Rule]]] = {
     "Fields": {
         **{name: rule for row in FIELDS.values() for name, rule in row.rules().items()},
@@ -92,14 +101,7 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
     },
     "Sampling, templates, guided decoding": {name: _parameter(name) for name in PARAMETERS},
     "Values of `include`": {
-        "include:reasoning.encrypted_content": here("sealed by the gateway with its own key"),
-        "include:message.output_text.logprobs": logprobs,
-        "include:file_search_call.results": _INCLUDED,
-        "include:web_search_call.results": NAMED,
-        "include:web_search_call.action.sources": _INCLUDED,
-        "include:message.input_image.image_url": NAMED,
-        "include:computer_call_output.output.image_url": NAMED,
-        "include:code_interpreter_call.outputs": _INCLUDED,
+        **{f"include:{name}": rule for name, rule in INCLUDES.items()},
         "any other value of `include`": _UNKNOWN,
     },
     "Tools": {
@@ -117,40 +119,19 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
         ),
         "tools.apply_patch": _FUNCTION,
         "tools.tool_search": here("a function: with `execution: client` the client searches, else the gateway"),
-        "tools.web_search": _SET_UP,
-        "tools.web_search_2025_08_26": _SET_UP,
-        "tools.web_search_preview": _SET_UP,
-        "tools.web_search_preview_2025_03_11": _SET_UP,
-        "tools.file_search": _SET_UP,
-        "tools.image_generation": _HOSTED,
-        "tools.computer": _HOSTED,
-        "tools.computer_use_preview": _HOSTED,
-        "tools.programmatic_tool_calling": _HOSTED,
-        "tools.code_interpreter": _REFUSED_TOOL,
-        "tools.mcp": _REFUSED_TOOL,
+        **_all("tools", (*WEB_SEARCHES, "file_search"), _SET_UP),
+        **_all("tools", _NEVER_HERE, _HOSTED),
+        **_all("tools", ("code_interpreter", "mcp"), _REFUSED_TOOL),
         "any other tool": _UNKNOWN,
         "any other member of a tool": _UNKNOWN,
     },
     "Forms of `tool_choice`": {
-        "tool_choice.auto": SENT,
-        "tool_choice.none": SENT,
-        "tool_choice.required": SENT,
-        "tool_choice.function": _named_choice,
-        "tool_choice.custom": _named_choice,
-        "tool_choice.local_shell": _named_choice,
-        "tool_choice.shell": _named_choice,
-        "tool_choice.apply_patch": _named_choice,
-        "tool_choice.tool_search": _named_choice,
+        **_all("tool_choice", MODES, SENT),
+        **_all("tool_choice", ("function", "custom", *UNNAMED), _named_choice),
         "tool_choice.allowed_tools": here("only these are shown, and only their calls are let through"),
-        "tool_choice.file_search": _CHOSEN,
-        "tool_choice.web_search_preview": _CHOSEN,
-        "tool_choice.web_search_preview_2025_03_11": _CHOSEN,
-        "tool_choice.computer": _NOT_HERE,
-        "tool_choice.computer_use": _NOT_HERE,
-        "tool_choice.computer_use_preview": _NOT_HERE,
-        "tool_choice.image_generation": _NOT_HERE,
-        "tool_choice.code_interpreter": _CHOSEN,
-        "tool_choice.mcp": _CHOSEN,
+        **_all("tool_choice", ("file_search", "web_search_preview", "web_search_preview_2025_03_11"), _CHOSEN),
+        **_all("tool_choice", ("computer", "computer_use", "computer_use_preview", "image_generation"), _NOT_HERE),
+        **_all("tool_choice", ("code_interpreter", "mcp"), _CHOSEN),
         "tool_choice.programmatic_tool_calling": _NOT_HERE,
     },
     "Items of `input`": {

@@ -1,7 +1,7 @@
 """Checks schemas and grammars for what OpenAI refuses, although most chat servers accept it.
 
 Lives here: the checks that `strict: true` adds, so that what passes here passes at OpenAI too. Not here: unknown fields
-and values (`types/tolerance.py`), requests that no server could take (`request_limits.py`, `read_tools.py`).
+and values (`types/tolerance.py`), requests that no server could take (`request_fields.py`, `read_tools.py`).
 
 Source: OpenAI's guide to structured outputs ("Supported schemas") and to custom tools, and the texts of its errors.
 `docs/compatibility.md` lists what is checked and what is not.
@@ -24,13 +24,13 @@ from antiphon.types.chat import ChatMessage
 from antiphon.types.json import decode_any, first, given
 from antiphon.types.request import CreateResponse
 from antiphon.types.tools import Tool
-from antiphon.types.views import LooseCustomFormat
+from antiphon.types.views import CustomFormat
 
 _FORBIDDEN: Final = ("allOf", "oneOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas")
 _MOST_PROPERTIES: Final = 5_000
 _MOST_VALUES: Final = 1_000
 _DEEPEST: Final = 10
-_FORMAT: Final = msgspec.json.Decoder(LooseCustomFormat)
+_FORMAT: Final = msgspec.json.Decoder(CustomFormat)
 
 Place = tuple[str, ...]
 
@@ -147,7 +147,7 @@ _OF_RUST: Final = (
 )
 
 
-def _check_grammar(where: str, form: LooseCustomFormat) -> None:
+def _check_grammar(where: str, form: CustomFormat) -> None:
     if form.type != "grammar" or form.syntax != "regex" or form.definition is None:
         return
     pattern = form.definition

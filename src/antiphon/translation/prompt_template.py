@@ -24,7 +24,7 @@ from antiphon.errors import InvalidRequest, RequestTooLarge, invalid_parameter, 
 from antiphon.translation.parameters import PARAMETERS
 from antiphon.translation.request_checks import read_string, read_value
 from antiphon.translation.request_fields import FIELDS
-from antiphon.translation.values import FilledTemplate, PromptReference, PromptTemplate
+from antiphon.translation.values import PromptReference, PromptTemplate
 from antiphon.types.json import encode, first, given, raw
 from antiphon.types.views import PromptMember, PromptMessage, PromptValue
 
@@ -83,8 +83,8 @@ def variables_of(template: bytes) -> tuple[str, ...]:
     return tuple(dict.fromkeys(seen.names))
 
 
-def fill(template: bytes, values: Mapping[str, Raw], max_bytes: int) -> FilledTemplate:
-    """Put the values into the template, a JSON object.
+def fill(template: bytes, values: Mapping[str, Raw], max_bytes: int) -> tuple[list[Raw], dict[str, Raw]]:
+    """Put the values into the template, a JSON object: the messages that come first, and fields of a request.
 
     Raises `InvalidRequest`, and `RequestTooLarge` for a result of more than so many bytes, before it is made.
     """
@@ -126,7 +126,7 @@ class _Values:
         for name, value in values.items():
             self._read(name, value)
 
-    def fill(self, template: bytes) -> FilledTemplate:
+    def fill(self, template: bytes) -> tuple[list[Raw], dict[str, Raw]]:
         fields = _FIELDS.decode(template)
         fields.pop("description", None)  # for people
         messages = list(self._messages(fields.pop("input", Raw())))
@@ -134,7 +134,7 @@ class _Values:
         if instructions is not None and given(instructions):
             text = read_string("instructions", instructions)
             fields["instructions"] = raw("".join(self._only_texts(text, "instructions")))
-        return FilledTemplate(messages, fields)
+        return messages, fields
 
     def _read(self, name: str, value: Raw) -> None:
         where = f"prompt.variables.{name[:64]}"

@@ -1,8 +1,8 @@
 """A create-response body becomes a `CreateResponse`, or an error that says what to change.
 
 Lives here: types, combinations, and what becomes of every field that is not translated (ignored and named, or a 400).
-Not here: the plain fields (`request_fields.py`, a row each), how their limits are checked (`request_limits.py`), tools
-(`read_tools.py`), the response object (`initial_response.py`), the chat request (`chat_request.py`).
+Not here: the plain fields and their limits (`request_fields.py`, a row each), tools (`read_tools.py`), the response
+object (`initial_response.py`), the chat request (`chat_request.py`).
 
 Invariant: whatever the bytes, the outcome is a valid `CreateResponse` or an `InvalidRequest` with `param`; no field
 is dropped without being named in `ignored`.
@@ -33,36 +33,29 @@ from antiphon.translation.parameters import is_parameter, read_parameter, spread
 from antiphon.translation.prompt_template import PromptNotLoaded, fill, read_reference, show_reference
 from antiphon.translation.read_items import read_items
 from antiphon.translation.read_tools import decode_tools, found_on_servers, read_tools
-from antiphon.translation.request_checks import (
-    ENCRYPTED,
-    IGNORABLE_INCLUDES,
-    LOGPROBS,
-    not_json,
-    read_string,
-    read_value,
-)
+from antiphon.translation.request_checks import not_json, read_string, read_value
 from antiphon.translation.request_fields import (
+    ENCRYPTED,
     FIELDS,
     FORWARDED,
     IGNORED,
+    INCLUDES,
+    LOGPROBS,
     OF_CHAT,
     READ_APART,
     REQUEST_FIELDS,
     SAMPLING,
+    check_values,
+    read_threshold,
 )
-from antiphon.translation.request_limits import check_values, read_threshold
 from antiphon.translation.tool_choice import CHOICE_MEMBERS, read_tool_choice
 from antiphon.translation.values import PromptTemplate
 from antiphon.types.items import InputItem, KnownItem
 from antiphon.types.json import ABSENT, encode, first, given
 from antiphon.types.request import (
-    ContextManagement,
     CreateResponse,
     PromptCacheOptions,
-    ReasoningOptions,
     StreamOptions,
-    TextFormat,
-    TextOptions,
 )
 from antiphon.types.tolerance import MAX_NAMES, Tolerance
 from antiphon.types.tools import Tool
@@ -125,11 +118,11 @@ def read_request(
     if reference is not None:
         if prompt is None:
             raise PromptNotLoaded(reference)
-        filled = fill(prompt.body, reference.variables, max_prompt_bytes)
+        said, filled = fill(prompt.body, reference.variables, max_prompt_bytes)
         # What the request says itself wins.
-        fields = {**filled.fields, **{name: value for name, value in fields.items() if given(value)}}
+        fields = {**filled, **{name: value for name, value in fields.items() if given(value)}}
         fields["prompt"] = show_reference(reference, prompt)
-        messages = _prompt_messages(filled.messages, max_items)
+        messages = _prompt_messages(said, max_items)
     values: dict[str, Any] = {}
     ignored: list[str] = []
     if "extra_body" in fields:
@@ -241,15 +234,10 @@ def missing_input(left_out: Sequence[str] = ()) -> InvalidRequest:
 
 
 _INSIDE: Final = {
-    "text": frozenset(TextOptions.__struct_fields__),
-    "reasoning": frozenset(ReasoningOptions.__struct_fields__),
-    "stream_options": frozenset(StreamOptions.__struct_fields__),
-    "prompt_cache_options": frozenset(PromptCacheOptions.__struct_fields__),
-    "text.format": frozenset(TextFormat.__struct_fields__),
-    "context_management[]": frozenset(ContextManagement.__struct_fields__),
-    "tool_choice": CHOICE_MEMBERS,
-    "tool_choice.tools[]": CHOICE_MEMBERS,
+    **{place: names for row in FIELDS.values() for place, names in row.members()},
+    **dict.fromkeys(("tool_choice", "tool_choice.tools[]"), CHOICE_MEMBERS),
 }
+"""What the objects in fields may have, by their places."""
 _WITH_MEMBERS: Final = frozenset(place.partition(".")[0].removesuffix("[]") for place in _INSIDE)
 
 
@@ -319,7 +307,7 @@ def _ignored_values(values: dict[str, Any], hosted: frozenset[str]) -> list[str]
     return [
         f"include:{include}"
         for include in values.get("include") or ()
-        if include in IGNORABLE_INCLUDES and include.partition("_call")[0] not in hosted
+        if include not in (ENCRYPTED, LOGPROBS) and include in INCLUDES and include.partition("_call")[0] not in hosted
     ]
 
 

@@ -43,6 +43,12 @@ UNNAMED: Final = ("local_shell", "shell", "apply_patch", "tool_search")
 SEARCHED: Final = "tool_search_output"
 """The type of items that bring what a search has found."""
 
+WEB_SEARCHES: Final = (
+    *("web_search", "web_search_2025_08_26"),
+    *("web_search_preview", "web_search_preview_2025_03_11"),
+)
+"""The versions of a hosted tool."""
+
 _REFUSED: Final = {
     "code_interpreter": "the operator has not set it up ('code_interpreter.sandbox')",
     "mcp": "the server lacks the extra 'mcp', or its operator has switched it off ('mcp.enabled')",
@@ -188,13 +194,15 @@ def _too_many(where: str, count: int, limit: int) -> InvalidRequest:
     )
 
 
+def _unsupported(param: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message, param=param, code="unsupported_tool")
+
+
 def _refused(where: str, place: str, tool: Tool, *, brought: bool) -> InvalidRequest:
-    why = (
-        f"cannot be brought by an item. Declare it in 'tools' instead of '{where}'"
-        if brought
-        else f"cannot run here: {_REFUSED[tool.type]}. Remove it from '{where}'"
-    )
-    return InvalidRequest(f"The hosted tool '{tool.type}' {why}.", param=f"{place}.type", code="unsupported_tool")
+    if not brought:
+        return _unavailable(where, place, tool)
+    why = f"cannot be brought by an item. Declare it in 'tools' instead of '{where}'"
+    return _unsupported(f"{place}.type", f"The hosted tool '{tool.type}' {why}.")
 
 
 def _left_out(name: str, error: InvalidRequest, tolerance: Tolerance | None) -> str:
@@ -205,28 +213,23 @@ def _left_out(name: str, error: InvalidRequest, tolerance: Tolerance | None) -> 
 
 
 def _unavailable(where: str, place: str, tool: Tool) -> InvalidRequest:
-    return InvalidRequest(
-        f"The hosted tool '{tool.type}' cannot run here: {why_not_here(tool.type)}. Remove it from '{where}'.",
-        param=f"{place}.type",
-        code="unsupported_tool",
-    )
+    why = f"cannot run here: {why_not_here(tool.type)}. Remove it from '{where}'"
+    return _unsupported(f"{place}.type", f"The hosted tool '{tool.type}' {why}.")
 
 
 def _uncached(where: str, place: str) -> InvalidRequest:
-    return InvalidRequest(
+    return _unsupported(
+        f"{place}.external_web_access",
         "'external_web_access' is false, and this server has no offline copy of the web to search. Leave it out, or "
         f"remove the tool from '{where}'.",
-        param=f"{place}.external_web_access",
-        code="unsupported_tool",
     )
 
 
 def _uncallable(place: str) -> InvalidRequest:
-    return InvalidRequest(
+    return _unsupported(
+        f"{place}.allowed_callers",
         "'allowed_callers' allows only programmatic calls, which this server does not support. Add "
         "'direct' to 'allowed_callers', or remove the tool.",
-        param=f"{place}.allowed_callers",
-        code="unsupported_tool",
     )
 
 
@@ -245,10 +248,7 @@ TOOL_MEMBERS: Final = {
     "shell": _COMMON | {"environment"},
     "apply_patch": _COMMON,
     "tool_search": _COMMON | {"execution", "description", "parameters"},
-    "web_search": _WEB_SEARCH,
-    "web_search_2025_08_26": _WEB_SEARCH,
-    "web_search_preview": _WEB_SEARCH,
-    "web_search_preview_2025_03_11": _WEB_SEARCH,
+    **dict.fromkeys(WEB_SEARCHES, _WEB_SEARCH),
     "file_search": frozenset(
         {"type", "vector_store_ids", "vector_store_id", "max_num_results", "filters", "filter", "ranking_options"}
     ),
@@ -288,12 +288,11 @@ def _unused(where: str, tool: Tool, members: Sequence[Tool], tolerance: Toleranc
         execution = tool.execution
         if not known_choice(f"{where}.execution", execution, _EXECUTIONS, tolerance) or execution != "client":
             no_effect |= _OF_A_CLIENTS_SEARCH
-    unused = []
     declared = _OBJECT.decode(tool.source)
     for name in tolerance.unknown(declared, known):
         error = unsupported_parameter(f"Unknown member: '{where}.{name}'.", f"{where}.{name}")
         tolerance.leave_out(f"tools.{tool.type}.{name}", error)
-    unused += [f"tools.{tool.type}.{name}" for name in sorted(no_effect & known) if given(declared.get(name, ABSENT))]
+    unused = [f"tools.{tool.type}.{name}" for name in sorted(no_effect & known) if given(declared.get(name, ABSENT))]
     for place, known_inside in _INSIDE.get(tool.type, {}).items():
         inside = declared.get(place, ABSENT)
         names = _OBJECT.decode(inside) if first(inside) == b"{" else ()

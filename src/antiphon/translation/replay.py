@@ -84,9 +84,7 @@ def _content(item: dict[str, Any], index: int) -> Iterator[Made]:
     for at, part in enumerate(item.get("content") or []):
         place = {"item_id": item["id"], "output_index": index, "content_index": at}
         if part.get("type") == "refusal":
-            yield "response.content_part.added", {**place, "part": {**part, "refusal": ""}}
-            yield "response.refusal.delta", {**place, "delta": part["refusal"]}
-            yield "response.refusal.done", {**place, "refusal": part["refusal"]}
+            yield from _part(place, part, "content_part", "refusal", "refusal")
         else:
             logprobs = part.get("logprobs") or []
             empty = {**part, "text": "", "annotations": []} | ({"logprobs": []} if "logprobs" in part else {})
@@ -97,20 +95,21 @@ def _content(item: dict[str, Any], index: int) -> Iterator[Made]:
                 noted = {**place, "annotation_index": number, "annotation": annotation}
                 yield "response.output_text.annotation.added", noted
             yield "response.output_text.done", {**place, "text": part["text"], "logprobs": logprobs}
-        yield "response.content_part.done", {**place, "part": part}
+            yield "response.content_part.done", {**place, "part": part}
 
 
 def _reasoning(item: dict[str, Any], index: int) -> Iterator[Made]:
     place = {"item_id": item["id"], "output_index": index}
     for at, part in enumerate(item.get("summary") or []):
         where = {**place, "summary_index": at}
-        yield "response.reasoning_summary_part.added", {**where, "part": {**part, "text": ""}}
-        yield "response.reasoning_summary_text.delta", {**where, "delta": part["text"]}
-        yield "response.reasoning_summary_text.done", {**where, "text": part["text"]}
-        yield "response.reasoning_summary_part.done", {**where, "part": part}
+        yield from _part(where, part, "reasoning_summary_part", "reasoning_summary_text", "text")
     for at, part in enumerate(item.get("content") or []):
-        where = {**place, "content_index": at}
-        yield "response.content_part.added", {**where, "part": {**part, "text": ""}}
-        yield "response.reasoning_text.delta", {**where, "delta": part["text"]}
-        yield "response.reasoning_text.done", {**where, "text": part["text"]}
-        yield "response.content_part.done", {**where, "part": part}
+        yield from _part({**place, "content_index": at}, part, "content_part", "reasoning_text", "text")
+
+
+def _part(place: dict[str, Any], part: dict[str, Any], whole: str, piece: str, name: str) -> Iterator[Made]:
+    """A part with one text, which is its member of this name."""
+    yield f"response.{whole}.added", {**place, "part": {**part, name: ""}}
+    yield f"response.{piece}.delta", {**place, "delta": part[name]}
+    yield f"response.{piece}.done", {**place, name: part[name]}
+    yield f"response.{whole}.done", {**place, "part": part}

@@ -6,7 +6,7 @@ Invariant: every error names the field it is about.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final, TypeVar
 
 import msgspec
@@ -14,12 +14,10 @@ from msgspec import Raw
 
 from antiphon.errors import (
     InvalidRequest,
-    array_too_long,
     invalid_parameter,
     invalid_type,
     invalid_value,
     missing_parameter,
-    wrong_value,
 )
 from antiphon.types.tolerance import Tolerance
 
@@ -124,38 +122,6 @@ def required(where: str, name: str, value: str | None) -> str:
     if not value:
         raise missing_parameter(f"{where}.{name}")
     return value
-
-
-ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
-IGNORABLE_INCLUDES: Final = frozenset(
-    {
-        "file_search_call.results",
-        "web_search_call.results",
-        "web_search_call.action.sources",
-        "message.input_image.image_url",
-        "computer_call_output.output.image_url",
-        "code_interpreter_call.outputs",
-    }
-)
-"""Values of `include` that speak of hosted tools, of which there are none yet."""
-
-
-_MOST_INCLUDES: Final = 32
-
-
-def check_include(values: Sequence[str], tolerance: Tolerance) -> None:
-    """Leave out the values of `include` that OpenAI does not have. Raises `InvalidRequest` in strict mode, and for too
-    many values."""
-    if len(values) > _MOST_INCLUDES:
-        raise array_too_long("include", _MOST_INCLUDES, len(values))
-    for number, include in enumerate(values):
-        if include not in IGNORABLE_INCLUDES and include not in (LOGPROBS, ENCRYPTED):
-            error = wrong_value(
-                f"Invalid value for 'include[{number}]': {include[:64]!r}. "
-                f"Supported: {', '.join(sorted((LOGPROBS, ENCRYPTED, *IGNORABLE_INCLUDES)))}.",
-                "include",
-            )
-            tolerance.leave_out(f"include:{include}", error)
 
 
 def check_metadata(metadata: Mapping[str, str]) -> None:

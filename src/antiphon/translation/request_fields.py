@@ -1,28 +1,50 @@
 """The fields of a create-response request: one row for each.
 
 A row says a field's type and limits, what becomes of it, and how a response repeats it. From the rows follow reading
-and checks (`read_request.py`, `request_limits.py`), the chat request (`chat_request.py`), the response
-(`initial_response.py`), the API's document, and the table of what is supported with its page in the docs.
+(`read_request.py`), checks, the chat request (`chat_request.py`), the response (`initial_response.py`), the API's
+document, and the table of what is supported with its page in the docs.
+
+Lives here, too: the values of `include`, how limits are checked, and those of what is inside `text`, `reasoning` and
+`context_management`.
 
 A field that goes to the chat server as it is needs nothing but its row. A field with a meaning here has an attribute of
 `CreateResponse` too, and code that reads it.
 
 Not here: what chat servers know and the Responses API does not (`parameters.py`), items, tools and content parts.
 
-Invariant: what is in no row is unknown: left out and named, or refused (`types/tolerance.py`).
+Invariants: what is in no row is unknown: left out and named, or refused (`types/tolerance.py`); every error names its
+field in `param`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, get_args, get_origin
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct, structs
 
+from antiphon.errors import (
+    array_too_long,
+    invalid_parameter,
+    invalid_type,
+    invalid_value,
+    missing_parameter,
+    wrong_value,
+)
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.request_checks import NAME, check_choice, check_metadata, known_choice
 from antiphon.translation.support import NAMED, SENT, Rule, Support, here, logprobs, named, sent
-from antiphon.types.request import ContextManagement, PromptCacheOptions, ReasoningOptions, StreamOptions, TextOptions
+from antiphon.types.json import first, given
+from antiphon.types.request import (
+    ContextManagement,
+    PromptCacheOptions,
+    ReasoningOptions,
+    StreamOptions,
+    TextFormat,
+    TextOptions,
+)
+from antiphon.types.tolerance import Tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +92,23 @@ class Field:
         """Whether a server of this profile takes it as it is."""
         return self.forward is not None and self.forward(profile, self.name)
 
+    def members(self) -> Iterator[tuple[str, frozenset[str]]]:
+        """The names in each object that it holds, by the object's place: `text.format`, `context_management[]`."""
+        if get_origin(self.kind) is list:
+            yield from _members(f"{self.name}[]", get_args(self.kind)[0])
+        else:
+            yield from _members(self.name, self.kind)
+
     def _forwarded(self, profile: UpstreamProfile) -> Support:
         return Support("translated" if self.forwarded_to(profile) else "ignorable", self.note)
+
+
+def _members(place: str, kind: Any) -> Iterator[tuple[str, frozenset[str]]]:
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        yield place, frozenset(kind.__struct_fields__)
+        for field in structs.fields(kind):
+            for inner in get_args(field.type):
+                yield from _members(f"{place}.{field.name}", inner)
 
 
 def _always(profile: UpstreamProfile, name: str) -> bool:
@@ -259,3 +296,115 @@ REQUEST_FIELDS: Final = {*FIELDS, *OF_CHAT} - IGNORED
 
 SAMPLING: Final = frozenset(row.name for row in _ROWS if row.forward in (_always, _with_penalties))
 """Those that mean the same inside `extra_body`."""
+
+_HOSTED: Final = named("unless the gateway is set up to run the tool")
+ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
+INCLUDES: Final[dict[str, Rule]] = {
+    ENCRYPTED: here("sealed by the gateway with its own key"),
+    LOGPROBS: logprobs,
+    "file_search_call.results": _HOSTED,
+    "web_search_call.results": NAMED,
+    "web_search_call.action.sources": _HOSTED,
+    "message.input_image.image_url": NAMED,
+    "computer_call_output.output.image_url": NAMED,
+    "code_interpreter_call.outputs": _HOSTED,
+}
+"""Values of `include`, and what becomes of each."""
+
+
+# Limits. Not msgspec's constraints (`Meta`, `Literal`): their errors name neither the value nor whether it is too small
+# or too large, and `code` and message say both, so that each would have to be looked for again.
+
+EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+SUMMARIES: Final = ("auto", "concise", "detailed")
+VERBOSITIES: Final = ("low", "medium", "high")
+FORMATS: Final = ("text", "json_object", "json_schema")
+LEAST_THRESHOLD: Final = 1000
+_MOST_ENTRIES: Final = 32
+
+
+def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
+    """Raise `InvalidRequest` for the first value outside its range or length; `values` are decoded fields.
+
+    A choice that nobody knows is left out of them (an effort stays, for the echo).
+    """
+    for name, value in tuple(values.items()):
+        row = FIELDS[name]
+        if row.least is not None and not row.least <= value <= row.most:
+            below = value < row.least
+            kind = "integer" if isinstance(value, int) else "decimal"
+            problem = f"below the minimum of {row.least:g}" if below else f"above the maximum of {row.most:g}"
+            code = f"{kind}_{'below_min' if below else 'above_max'}_value"
+            raise invalid_parameter(name, f"{value} is {problem}", code)
+        if row.words and not known_choice(name, value, row.words, tolerance):
+            del values[name]
+        if row.longest is not None and len(value) > row.longest:
+            raise invalid_parameter(name, f"it may have at most {row.longest} characters", "string_above_max_length")
+    text: TextOptions | None = values.get("text")
+    if text is not None:
+        _check_text(text, tolerance)
+    reasoning: ReasoningOptions | None = values.get("reasoning")
+    if reasoning is not None:
+        known_choice("reasoning.effort", reasoning.effort, EFFORTS, tolerance)
+        # A summary in a manner that nobody knows is a summary.
+        for name in ("summary", "generate_summary"):
+            if not known_choice(f"reasoning.{name}", getattr(reasoning, name), SUMMARIES, tolerance):
+                setattr(reasoning, name, "auto")
+    check_metadata(values.get("metadata", {}))
+    check_include(values.get("include", ()), tolerance)
+
+
+def read_threshold(entries: list[ContextManagement], tolerance: Tolerance) -> int | None:
+    """The tokens from which a conversation is compacted: 0 for the server's own number, None for never."""
+    if len(entries) > _MOST_ENTRIES:
+        raise array_too_long("context_management", _MOST_ENTRIES, len(entries))
+    threshold = None
+    for number, entry in enumerate(entries):
+        where = f"context_management[{number}]"
+        if entry.type != "compaction":
+            error = invalid_value(f"{where}.type", f"{entry.type[:64]!r}. Supported values are: compaction")
+            tolerance.leave_out(f"context_management:{entry.type}", error)
+            continue
+        if entry.compact_threshold is not None and entry.compact_threshold < LEAST_THRESHOLD:
+            problem = f"{entry.compact_threshold} is below the minimum of {LEAST_THRESHOLD}"
+            raise invalid_parameter(f"{where}.compact_threshold", problem, "integer_below_min_value")
+        threshold = entry.compact_threshold or 0
+    return threshold
+
+
+def _check_text(text: TextOptions, tolerance: Tolerance) -> None:
+    if not known_choice("text.verbosity", text.verbosity, VERBOSITIES, tolerance):
+        text.verbosity = None
+    if text.format is not None:
+        check_format("text.format", text.format)
+
+
+def check_format(where: str, form: TextFormat) -> None:
+    """Raise `InvalidRequest` unless a text format is whole. What nobody knows is refused: the caller counts on it."""
+    check_choice(f"{where}.type", form.type, FORMATS)
+    if form.type == "json_schema":
+        if not form.name:
+            raise missing_parameter(f"{where}.name")
+        if not NAME.fullmatch(form.name):
+            raise invalid_parameter(f"{where}.name", "use 1 to 64 letters, digits, underscores or dashes")
+        if not given(form.schema):
+            raise missing_parameter(f"{where}.schema")
+        if first(form.schema) != b"{":
+            raise invalid_type(f"{where}.schema", "expected an object, the JSON schema of the answer")
+
+
+_MOST_INCLUDES: Final = 32
+
+
+def check_include(values: Sequence[str], tolerance: Tolerance) -> None:
+    """Leave out the values of `include` that OpenAI does not have. Raises `InvalidRequest` in strict mode, and for too
+    many values."""
+    if len(values) > _MOST_INCLUDES:
+        raise array_too_long("include", _MOST_INCLUDES, len(values))
+    for number, include in enumerate(values):
+        if include not in INCLUDES:
+            error = wrong_value(
+                f"Invalid value for 'include[{number}]': {include[:64]!r}. Supported: {', '.join(sorted(INCLUDES))}.",
+                "include",
+            )
+            tolerance.leave_out(f"include:{include}", error)

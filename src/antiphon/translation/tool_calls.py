@@ -145,7 +145,7 @@ class ToolCalls:
         call = self._open
         assert call is not None, "no call is open"
         # What begins like arguments may be a repetition of them all: it is looked at by itself.
-        text, used = self._builder.splice(data, before, behind, b"{")
+        text, used = self._builder.draft.splice(data, before, behind, b"{")
         if text:
             call.sent.append(text)
         return used

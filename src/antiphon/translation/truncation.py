@@ -96,13 +96,14 @@ def _starts(items: Sequence[Named]) -> list[int]:
     starts = []
     until = 0
     for number, (_, item) in enumerate(items):
-        if _is_user(item) and number >= until:
+        if is_user(item) and number >= until:
             starts.append(number)
         until = max(until, answered.get(number, 0))
     return starts
 
 
-def _is_user(item: InputItem) -> bool:
+def is_user(item: InputItem) -> bool:
+    """Whether it is a user message."""
     return item.type in (None, "message") and item.role == "user"
 
 

@@ -17,7 +17,6 @@ from antiphon.errors import ApiError
 from antiphon.translation.open_items import Seal
 from antiphon.translation.tool_map import ToolMap
 from antiphon.types.file_kinds import FetchedFile
-from antiphon.types.items import InputItem
 from antiphon.types.tolerance import Tolerance
 
 
@@ -99,13 +98,6 @@ class Turn(Struct):
     round: str = ""
 
 
-class Split(Struct):
-    """A conversation before it is compacted: what the model sums up, and what stays as it was."""
-
-    summed: list[tuple[str, InputItem]]
-    kept: list[InputItem]
-
-
 class PromptReference(Struct, frozen=True):
     """A request's `prompt`: which version of which prompt (None: the default one), and the values of its variables."""
 
@@ -119,13 +111,6 @@ class PromptTemplate(Struct, frozen=True):
 
     version: int
     body: bytes
-
-
-class FilledTemplate(Struct, frozen=True):
-    """A template with its values: the messages that come first, and fields of a request."""
-
-    messages: list[Raw]
-    fields: dict[str, Raw]
 
 
 class ServerSentEvent(Struct, frozen=True, gc=False):

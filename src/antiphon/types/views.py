@@ -92,7 +92,7 @@ class ToolEnvironment(Struct):
 
 
 class CustomFormat(Struct):
-    """`format` of a custom tool as it must be."""
+    """`format` of a custom tool."""
 
     type: str
     syntax: str | None = None
@@ -117,14 +117,6 @@ class AllowedTools(Struct):
     """`allowed_tools` of an MCP tool."""
 
     allowed_tools: Any = None
-
-
-class LooseCustomFormat(Struct):
-    """`format` of a custom tool that was read already."""
-
-    type: str | None = None
-    syntax: str | None = None
-    definition: str | None = None
 
 
 class NamedTool(Struct):

@@ -21,12 +21,12 @@ def test_a_tool_that_never_ended_leaves_its_item_as_it_was() -> None:
     builder.close("completed")
     events = parse_sse(builder.take() + DONE)
     opened = [(event["type"], event["item"]["id"]) for event in events if "item" in event]
-    message = builder.items[1].id
+    message = builder.draft.output[1].id
     assert opened == [
         ("response.output_item.added", "fs_1"),
         ("response.output_item.done", "fs_1"),
         ("response.output_item.added", message),
         ("response.output_item.done", message),
     ]
-    first, second = builder.items
+    first, second = builder.draft.output
     assert isinstance(first, FileSearchCall) and (first.status, second.type) == ("in_progress", "message")

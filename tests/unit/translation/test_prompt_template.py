@@ -12,13 +12,12 @@ from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 from antiphon.translation.prompt_template import fill, read_reference, variables_of
-from antiphon.translation.values import FilledTemplate
 
 IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
 FILE = {"type": "input_file", "file_url": "https://example.com/a.pdf"}
 
 
-def filled(template: dict[str, Any], **values: Any) -> FilledTemplate:
+def filled(template: dict[str, Any], **values: Any) -> tuple[list[Raw], dict[str, Raw]]:
     return fill(
         json.dumps(template).encode(),
         {name: Raw(json.dumps(value).encode()) for name, value in values.items()},
@@ -27,12 +26,12 @@ def filled(template: dict[str, Any], **values: Any) -> FilledTemplate:
 
 
 def instructions(text: str, **values: Any) -> Any:
-    return json.loads(bytes(filled({"instructions": text}, **values).fields["instructions"]))
+    return json.loads(bytes(filled({"instructions": text}, **values)[1]["instructions"]))
 
 
 def messages(content: Any, role: str = "user", **values: Any) -> list[Any]:
     found = filled({"input": [{"role": role, "content": content}]}, **values)
-    return [json.loads(bytes(message)) for message in found.messages]
+    return [json.loads(bytes(message)) for message in found[0]]
 
 
 def refused(template: dict[str, Any], **values: Any) -> InvalidRequest:
@@ -72,14 +71,12 @@ def test_variables_are_found_in_their_order() -> None:
 
 def test_a_string_as_input_is_a_users_message() -> None:
     found = filled({"input": "Tell me of {{x}}."}, x="Rome")
-    assert [json.loads(bytes(message)) for message in found.messages] == [
-        {"role": "user", "content": "Tell me of Rome."}
-    ]
+    assert [json.loads(bytes(message)) for message in found[0]] == [{"role": "user", "content": "Tell me of Rome."}]
 
 
 def test_messages_keep_what_else_they_have() -> None:
     message = {"type": "message", "role": "assistant", "phase": "commentary", "content": "I am {{x}}"}
-    (made,) = filled({"input": [message]}, x="here").messages
+    (made,) = filled({"input": [message]}, x="here")[0]
     assert json.loads(bytes(made)) == {**message, "content": "I am here"}
 
 
@@ -110,7 +107,7 @@ def test_a_picture_in_the_middle_of_parts() -> None:
 def test_content_that_has_no_text_stays_as_it_is(content: Any) -> None:
     """Whoever reads the request refuses it; what is in it is no variable."""
     assert messages(content) == [{"role": "user", "content": content}]
-    assert filled({"input": [{"role": "user"}]}).messages[0] == Raw(b'{"role": "user"}')
+    assert filled({"input": [{"role": "user"}]})[0][0] == Raw(b'{"role": "user"}')
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from antiphon.engine.exchange.response_end import ResponseEnd
 from antiphon.engine.exchange.stored_items import item_body
 from antiphon.errors import ApiError
 from antiphon.translation.builder import ResponseBuilder
-from antiphon.translation.compaction import Named, ask_for_summary, compaction_payload, expand_compactions, split
+from antiphon.translation.compaction import ask_for_summary, compaction_payload, expand_compactions, split
 from antiphon.translation.parameters import SHAPING
 from antiphon.translation.tool_map import ToolMap
-from antiphon.translation.values import BuilderOptions, Ending, Split
+from antiphon.translation.values import BuilderOptions, Ending
 from antiphon.types.items import InputItem, Message, OutputText
 
 
@@ -36,9 +36,8 @@ class CompactionTurn(ModelTurn):
         super().__init__(end, ResponseBuilder(response, BuilderOptions(events=False, max_bytes=limit), core.new_id))
         self._proceed = proceed
         self._covers = not loaded.request.compact
-        halves: Split = split(loaded.items, latest=self._covers)
-        self._summed: list[Named] = halves.summed
-        self._kept = [item_body(item) for item in halves.kept]
+        self._summed, kept = split(loaded.items, latest=self._covers)
+        self._kept = [item_body(item) for item in kept]
 
     def begin(self) -> bool:
         """Have the model sum up what can be summed up (files may have to be fetched first); False when there is
@@ -72,7 +71,7 @@ class CompactionTurn(ModelTurn):
         if ending.status == "failed" or core.cancelled:
             end.conclude(ending)
             return
-        text = b"".join(_text_of(item) for item in self.builder.items if isinstance(item, Message))
+        text = b"".join(_text_of(item) for item in self.builder.draft.output if isinstance(item, Message))
         if not text:
             end.conclude(Ending("failed", code="model_error", message="The model gave no summary of the conversation."))
             return

@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.engine.ports.hosted_tools import HostedFunction, HostedTool, PreparedTool
-from antiphon.translation.compaction import Named
 from antiphon.translation.read_tools import decode_tools, may_be_called, runs_here
+from antiphon.translation.truncation import Named
 from antiphon.types.json import encode
 from antiphon.types.request import CreateResponse
 from antiphon.types.tools import Tool, ToolChoice

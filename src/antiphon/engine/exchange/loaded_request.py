@@ -36,14 +36,14 @@ from antiphon.sealing import is_sealed
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_content import FileNotFetched, forgive_history
 from antiphon.translation.chat_request import translate_request
-from antiphon.translation.compaction import Named, expand_compactions
+from antiphon.translation.compaction import expand_compactions
 from antiphon.translation.configuration import read_updates
 from antiphon.translation.foreign_items import ForeignContent
 from antiphon.translation.initial_response import echo_configuration, start_response
 from antiphon.translation.openai_forms import check_forms
 from antiphon.translation.read_request import allow_fields, read_request
 from antiphon.translation.tool_map import HostedFunction
-from antiphon.translation.truncation import estimate_tokens
+from antiphon.translation.truncation import Named, estimate_tokens
 from antiphon.translation.values import BuilderOptions, ChatTranslation, ItemSources, PromptTemplate
 from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.request import CreateResponse

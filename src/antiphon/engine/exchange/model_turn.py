@@ -62,7 +62,7 @@ class ModelTurn(Phase, ABC):
         core = self.core
         core.phase = self
         self._tools, self._logprobs, self._citations, self._sent = tools, logprobs, citations, chat.sent
-        self._size_before, self._untold = self.builder.size, True
+        self._size_before, self._untold = self.builder.draft.size, True
         core.ask_upstream("/chat/completions", chat.body, stream=core.known.streaming)
         if self.loaded.in_background:
             # Its client has its answer: from here on a failure is one of the response.
@@ -140,7 +140,7 @@ class ModelTurn(Phase, ABC):
         self._over(cut)
 
     def break_off(self) -> None:
-        self.builder.mute()
+        self.builder.draft.mute()
         self.core.call.reader.end(_NOT_OVER)
         self._tell_usage()
 
@@ -165,5 +165,5 @@ class ModelTurn(Phase, ABC):
         if used is not None:
             self.core.observer.call_used(Usage.of(used))
         elif 200 <= call.status < 300:
-            estimated = Usage.estimated(call.size, self.builder.size - self._size_before)
+            estimated = Usage.estimated(call.size, self.builder.draft.size - self._size_before)
             self.core.observer.call_used(estimated, estimated=True)

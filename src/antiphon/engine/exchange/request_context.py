@@ -13,8 +13,8 @@ from antiphon.engine.exchange.stored_items import is_hollow, is_reference, name_
 from antiphon.engine.ports.actions import Context, LoadContext, RequestHead, StoredItem
 from antiphon.errors import InvalidRequest, NotFound
 from antiphon.translation.chat_content import file_ids, file_urls, stored_parts
-from antiphon.translation.compaction import Named
 from antiphon.translation.read_request import missing_input
+from antiphon.translation.truncation import Named
 from antiphon.translation.values import PromptReference, PromptTemplate
 from antiphon.types.items import InputItem
 from antiphon.types.request import CreateResponse

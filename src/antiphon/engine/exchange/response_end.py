@@ -71,18 +71,18 @@ class ResponseEnd(Phase):
     def fall_silent(self, reason: CancelReason) -> None:
         """Nobody is there any more to read the events of the end, which hold all text several times over."""
         builder = self.builder
-        builder.mute()
-        if reason is CancelReason.SHUTTING_DOWN and builder.size > _LARGE and not self.core.counts:
+        builder.draft.mute()
+        if reason is CancelReason.SHUTTING_DOWN and builder.draft.size > _LARGE and not self.core.counts:
             # The process has a moment left for all its responses: of a large one the row alone is kept.
             self.core.call.reader = AnswerReader()
-            builder.drop_output()
+            builder.draft.output.clear()
 
     def record(self, ending: Ending) -> ResponseRecord:
         """What the store keeps of the response when it ends like this."""
         core, builder, known = self.core, self.builder, self.core.known
         items, shown = self.loaded.stored_input(), self.turns.shown if self.turns is not None else {}
         owner, usage = core.head.owner, known.usage
-        record = make_record(builder.response, ending, owner, items, builder.items, self._at, usage, shown)
+        record = make_record(builder.response, ending, owner, items, builder.draft.output, self._at, usage, shown)
         return replace(record, sent_calls=core.counts)
 
     def unstored_record(self) -> ResponseRecord | None:
@@ -137,7 +137,7 @@ class ResponseEnd(Phase):
                 "id": response.id,
                 "object": "response.compaction",
                 "created_at": response.created_at,
-                "output": [*(Raw(item.body) for item in users), *self.builder.items],
+                "output": [*(Raw(item.body) for item in users), *self.builder.draft.output],
                 "usage": response.usage or usage_object(0, 0, 0, 0, 0, 0),
             }
         )

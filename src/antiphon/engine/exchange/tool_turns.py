@@ -25,8 +25,8 @@ from antiphon.engine.exchange.stored_items import read_history, stored_output
 from antiphon.engine.ports.hosted_tools import HostedCall, PreparedTool, ToolResult
 from antiphon.translation.call_items import sound_arguments
 from antiphon.translation.citations import Citations
-from antiphon.translation.compaction import Named
 from antiphon.translation.tool_map import HOSTED_KINDS, CallKind, CallTarget, HostedFunction, flat_name
+from antiphon.translation.truncation import Named
 from antiphon.types.items import (
     CodeInterpreterCall,
     FileSearchCall,
@@ -83,7 +83,7 @@ class ToolTurns:
         self._seen = 0
         """How many items the response had when the model's turn began."""
         self._said: list[OutputItem] = []
-        self._written = builder.written
+        self._written = builder.draft.written
         self._turns_left = limits.turns
         self._by_target: dict[CallTarget, tuple[PreparedTool, HostedFunction]] = {
             function.target: (one, function) for one in prepared for function in one.functions
@@ -127,13 +127,13 @@ class ToolTurns:
                 self._builder.hosted(item)
                 self._builder.hosted_done(item)
                 listed = True
-        self._seen = len(self._builder.items)
+        self._seen = len(self._builder.draft.output)
         return listed
 
     def pay(self, usage: UsageObject | None) -> None:
         """What the turn that has ended cost of `max_output_tokens`, which is for all turns of the response: the next
         one gets what is left. What the server does not count is estimated, at four bytes a token."""
-        written, self._written = self._builder.written - self._written, self._builder.written
+        written, self._written = self._builder.draft.written - self._written, self._builder.draft.written
         request = self._loaded.request
         if request.max_output_tokens is not None:
             cost = usage.output_tokens if usage is not None else written // 4
@@ -143,7 +143,7 @@ class ToolTurns:
         """What the model called in the turn that has ended (tool, call id, arguments)."""
         builder = self._builder
         calls = builder.take_hosted_calls()
-        self._said = builder.items[self._seen :]
+        self._said = builder.draft.output[self._seen :]
         return calls
 
     def begin_approved(self, approved: Sequence[Approved]) -> tuple[HostedCall, ...]:
@@ -208,12 +208,12 @@ class ToolTurns:
         """What was said, called and found becomes part of the conversation; whether the client must act next."""
         said = [item for item in self._said if isinstance(item, Message | Reasoning)]
         waits = self.asks_client or len(said) < len(self._said)
-        emitted = self._builder.items[self._seen :]
+        emitted = self._builder.draft.output[self._seen :]
         untold = self._keep(emitted)
         made = [*read_history(stored_output(emitted, self.shown)), *untold]
         self._loaded.items = [*self._loaded.items, *(("output", item) for item in made)]
         self._said = []
-        self._seen = len(self._builder.items)
+        self._seen = len(self._builder.draft.output)
         self._turns_left -= 1
         return waits
 
