@@ -263,9 +263,11 @@ class UpstreamTimedOut(ApiError):
 # code that goes with the words.
 
 
-def missing_parameter(name: str) -> InvalidRequest:
-    """It must be there."""
-    return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+def missing_parameter(name: str, advice: str = "") -> InvalidRequest:
+    """It must be there; `advice` follows with a blank before it."""
+    return InvalidRequest(
+        f"Missing required parameter: '{name}'.{advice}", param=name, code="missing_required_parameter"
+    )
 
 
 def unknown_parameter(name: str, advice: str = "") -> InvalidRequest:

@@ -16,9 +16,8 @@ from typing import Any, get_type_hints
 
 from antiphon.api.json_schema import Schema, Schemas
 from antiphon.translation.field_support import GROUPS
-from antiphon.translation.item_kinds import COMPACTIONS, ITEMS, OUTPUTS
+from antiphon.translation.item_kinds import COMPACTIONS, ITEMS, OUTPUTS, ROLES
 from antiphon.translation.parameters import PARAMETER_KINDS
-from antiphon.translation.read_items import ROLES
 from antiphon.translation.read_tools import NAMED, TOOL_MEMBERS
 from antiphon.translation.request_checks import NAME
 from antiphon.translation.request_fields import (

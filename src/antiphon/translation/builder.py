@@ -35,7 +35,7 @@ from antiphon.translation.upstream_errors import event_error_type
 from antiphon.translation.values import BuilderOptions
 from antiphon.types import events as ev
 from antiphon.types.items import Compaction, HostedItem
-from antiphon.types.json import encode, fragment_of
+from antiphon.types.json import fragment_of, raw
 from antiphon.types.response import Response, ResponseError, UsageObject
 
 
@@ -114,7 +114,7 @@ class ResponseBuilder:
     def incomplete(self, reason: str) -> None:
         """The terminal event `response.incomplete`; `reason` is max_output_tokens or content_filter."""
         self._settle("incomplete")
-        self.response.incomplete_details = Raw(encode({"reason": reason}))
+        self.response.incomplete_details = raw({"reason": reason})
         self.draft.emit(ev.ResponseIncomplete(self.draft.next(), self.response))
 
     def fail(self, code: str, message: str) -> None:

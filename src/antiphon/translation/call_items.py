@@ -24,7 +24,7 @@ from antiphon.translation.native_calls import native_arguments
 from antiphon.translation.request_checks import required
 from antiphon.translation.tool_map import flat_name
 from antiphon.types.items import InputItem
-from antiphon.types.json import decode_any, encode, first, fragment_of, given, quoted
+from antiphon.types.json import decode_any, encode, first, fragment_of, given, quoted, raw
 from antiphon.types.shown import shown_of
 
 NAMED_OUTPUTS: Final = frozenset({"function_call_output", "custom_tool_call_output"})
@@ -54,7 +54,7 @@ def call_of(where: str, item: InputItem, number: int) -> tuple[str, str, Raw]:
         if first(item.input) not in (b'"', b""):
             raise invalid_type(f"{where}.input", "expected a string")
         text = _STRING.decode(item.input) if given(item.input) else ""
-        return call_id, name, Raw(encode(encode({"input": text}).decode()))
+        return call_id, name, raw(encode({"input": text}).decode())
     # The client runs these by their type.
     arguments = native_arguments(kind, item.action, item.operation, item.arguments)
     return call_id, kind.removesuffix("_call"), arguments
@@ -126,7 +126,7 @@ def sound_arguments(where: str, value: Raw) -> Raw:
         return _NO_ARGUMENTS
     if first(value) == b"{":
         # An object instead of a string that holds one.
-        return Raw(encode(bytes(value).decode()))
+        return raw(bytes(value).decode())
     if first(value) != b'"':
         raise invalid_type(f"{where}.arguments", "expected a string that holds JSON")
     text = _STRING.decode(value)
@@ -134,7 +134,7 @@ def sound_arguments(where: str, value: Raw) -> Raw:
         _OBJECT.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
         # What a model broke off, or never was an object: the words are kept, the form is made sound.
-        return _NO_ARGUMENTS if not text.strip() else Raw(encode(encode({"invalid_arguments": text}).decode()))
+        return _NO_ARGUMENTS if not text.strip() else raw(encode({"invalid_arguments": text}).decode())
     return value
 
 

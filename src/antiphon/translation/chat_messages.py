@@ -37,6 +37,7 @@ from antiphon.translation.item_kinds import (
     HOSTED,
     OUTPUTS,
     READ_BEFORE,
+    ROLES,
     unknown_item,
 )
 from antiphon.translation.profiles import UpstreamProfile
@@ -82,9 +83,6 @@ def _write_turn(turn: Turn, messages: list[ChatMessage], profile: UpstreamProfil
 
 
 _NOT_THE_USERS: Final = b'{"type":"text","text":"From the outputs of the tools above; the user did not send this:"}'
-
-
-_ROLES: Final = ("user", "assistant", "system", "developer")
 
 
 def instruct(messages: list[ChatMessage], text: str) -> None:
@@ -247,7 +245,7 @@ class _Grouping:
             self._open_turn(fresh=True).text.append(text)
             return
         role = required(where, "role", item.role)
-        check_choice(f"{where}.role", role, _ROLES)
+        check_choice(f"{where}.role", role, ROLES)
         self._plain(role, message_content(where, role, item.content, self._rules))
 
     def _plain(self, role: str, content: Raw | None) -> None:

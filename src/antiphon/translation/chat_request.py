@@ -27,7 +27,7 @@ from antiphon.translation.truncation import keep_latest
 from antiphon.translation.values import ChatTranslation, ItemSources
 from antiphon.types.chat import ChatMessage, ChatRequest
 from antiphon.types.items import InputItem
-from antiphon.types.json import encode
+from antiphon.types.json import encode, raw
 from antiphon.types.request import CreateResponse, ReasoningOptions, TextOptions
 
 _CHAT_REQUEST: Final = cast(
@@ -124,7 +124,10 @@ def translate_request(
     if request.max_output_tokens is not None:
         setattr(chat, profile.token_limit_field, request.max_output_tokens)
     more = _more_members(chat, request, profile, extra or {}, ignored)
-    return ChatTranslation(_joined(encode(chat), more), made.map, tuple(ignored), sent)
+    body = encode(chat)
+    if more:
+        body = b"%b,%b" % (body[:-1], encode(more)[1:])
+    return ChatTranslation(body, made.map, tuple(ignored), sent)
 
 
 _SAMPLING: Final = [row for row in FORWARDED.values() if row.name in SAMPLING]
@@ -165,11 +168,6 @@ def _more_members(
         return asked
     unsaid = {name: value for name, value in extra.items() if getattr(chat, name, UNSET) is UNSET}
     return laid_over(unsaid, asked)
-
-
-def _joined(body: bytes, more: dict[str, Raw]) -> bytes:
-    """A chat request with further members at its end."""
-    return b"%b,%b" % (body[:-1], encode(more)[1:]) if more else body
 
 
 _REASONING: Final = frozenset({"reasoning", *FOREIGN_REASONING})
@@ -229,4 +227,4 @@ def _response_format(
         schema_format["description"] = text.format.description
     if text.format.strict is not None:
         schema_format["strict"] = text.format.strict
-    return Raw(encode({"type": "json_schema", "json_schema": schema_format}))
+    return raw({"type": "json_schema", "json_schema": schema_format})

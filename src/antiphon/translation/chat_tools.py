@@ -32,7 +32,7 @@ from antiphon.translation.read_tools import (
 from antiphon.translation.tool_map import CallKind, CallTarget, HostedFunction, ToolMap, flat_name
 from antiphon.translation.values import ChatTools
 from antiphon.types.items import InputItem
-from antiphon.types.json import ABSENT, encode, first, given
+from antiphon.types.json import ABSENT, first, given, raw
 from antiphon.types.shown import shown_of
 from antiphon.types.tools import Tool, ToolChoice
 from antiphon.types.views import CustomFormat
@@ -51,7 +51,7 @@ _STRINGS: Final = {"type": "array", "items": {"type": "string"}}
 
 
 def _schema(*required: str, **properties: Any) -> Raw:
-    return Raw(encode({"type": "object", "properties": properties, "required": required}))
+    return raw({"type": "object", "properties": properties, "required": required})
 
 
 _NATIVE: Final[dict[str, tuple[CallKind, str, Raw]]] = {
@@ -175,9 +175,9 @@ def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, found: set[str],
         return
     if choice.single and profile.named_tool_choice == "native" and made.map.callable and len(made.map.callable) == 1:
         (name,) = made.map.callable
-        made.choice = Raw(encode({"type": "function", "function": {"name": name}}))
+        made.choice = raw({"type": "function", "function": {"name": name}})
     else:
-        made.choice = Raw(encode(choice.mode))
+        made.choice = raw(choice.mode)
 
 
 def _is_meant(target: CallTarget, choice: ToolChoice | None) -> bool:
@@ -219,7 +219,7 @@ class _Maker:
     def _show(self, name: str, function: HostedFunction) -> None:
         self.targets[name] = function.target
         shown = {"name": name, "description": function.description, "parameters": function.parameters}
-        self._made[name] = Raw(encode({"type": "function", "function": shown}))
+        self._made[name] = raw({"type": "function", "function": shown})
 
     def add(self, where: str, tool: Tool, *, hide_deferred: bool, namespace: Tool | None = None) -> None:
         if tool.type == "namespace":
@@ -264,7 +264,7 @@ class _Maker:
                 function["strict"] = tool.strict
             else:
                 self.strict_left_out = True
-        self._made[name] = Raw(encode({"type": "function", "function": function}))
+        self._made[name] = raw({"type": "function", "function": function})
 
     def _has(self, namespace: str | None) -> bool:
         return any(target.namespace == namespace for name, target in self.targets.items() if name in self._made)
@@ -288,7 +288,7 @@ def _sound_schema(parameters: Raw) -> Raw:
     kind = bytes(schema.get("type", _OBJECT))
     # What is no type at all says as little as none. Another type is for the server to judge.
     if _SHAPES.isdisjoint(schema) and (kind == _OBJECT or kind[:1] not in b'"['):
-        return Raw(encode({"type": None, **schema, "properties": {}} | {"type": Raw(_OBJECT)}))
+        return raw({"type": None, **schema, "properties": {}} | {"type": Raw(_OBJECT)})
     return parameters
 
 
@@ -302,9 +302,9 @@ def _plain_schema(parameters: Raw) -> tuple[Raw, bool]:
     for name, value in properties.items():
         members = _members(value)
         if first(members.pop("encrypted", ABSENT)) == b"t":
-            properties[name] = Raw(encode(members))
+            properties[name] = raw(members)
             marked = True
-    return (Raw(encode({**schema, "properties": properties})), True) if marked else (parameters, False)
+    return (raw({**schema, "properties": properties}), True) if marked else (parameters, False)
 
 
 def _members(value: Raw) -> dict[str, Raw]:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from msgspec import Raw
 
-from antiphon.types.json import decode_any, encode, fragment_of
+from antiphon.types.json import decode_any, fragment_of, raw
 
 _OPEN, _CLOSE = "【", "】"
 _MAX_LENGTH: Final = 64
@@ -128,7 +128,7 @@ class Citations:
         else:
             annotation["start_index"] = self._length - len(self._tail)
             annotation["end_index"] = self._length
-        return Raw(encode(annotation))
+        return raw(annotation)
 
     def _count(self, text: str) -> None:
         self._length += len(text)

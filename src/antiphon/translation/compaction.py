@@ -22,7 +22,7 @@ from antiphon.translation.foreign_items import ForeignContent
 from antiphon.translation.item_kinds import COMPACTIONS, OUTPUTS
 from antiphon.translation.truncation import Named, estimate_tokens, is_user
 from antiphon.types.items import InputItem
-from antiphon.types.json import encode, quoted
+from antiphon.types.json import encode, quoted, raw
 from antiphon.types.views import SealedCompaction
 
 # What holds from where it stands on.
@@ -82,7 +82,7 @@ def split(items: Sequence[Named], *, latest: bool) -> tuple[list[Named], list[In
 
 def ask_for_summary() -> Named:
     """The last message of the model call that makes a summary."""
-    return "input", InputItem(type="message", role="user", content=Raw(encode(_REQUEST)))
+    return "input", InputItem(type="message", role="user", content=raw(_REQUEST))
 
 
 def compaction_payload(summary: bytes, kept: Sequence[bytes], *, covers: bool) -> bytes:

@@ -20,7 +20,7 @@ from antiphon.translation.parameters import PARAMETERS
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.read_tools import UNNAMED, WEB_SEARCHES
 from antiphon.translation.request_fields import FIELDS, INCLUDES, OF_CHAT
-from antiphon.translation.support import NAMED, SENT, Rule, Support, decide, here, named, refused, sent
+from antiphon.translation.support import NAMED, SENT, Rule, Support, here, named, refused, sent
 from antiphon.translation.tool_choice import MODES
 
 _HOSTED: Final = named("a hosted tool that does not run here: left out; a 400 with `tools.unavailable: refuse`")
@@ -172,4 +172,5 @@ def support_of(profile: UpstreamProfile, name: str, *, context_tokens: int | Non
     set. Raises KeyError for a name that is not in the table."""
     if name == "truncation.auto" and context_tokens is not None:
         return here(f"the oldest turns beyond about {context_tokens} tokens are left out")
-    return decide(_RULES[name], profile)
+    rule = _RULES[name]
+    return rule if isinstance(rule, Support) else rule(profile)

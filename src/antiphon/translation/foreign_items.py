@@ -21,7 +21,7 @@ from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 from antiphon.types.items import InputItem
-from antiphon.types.json import encode, first, given
+from antiphon.types.json import first, given, raw
 from antiphon.types.views import AgentNames, AgentPart, SaidText
 
 COMPACTED_ELSEWHERE: Final = (
@@ -51,13 +51,13 @@ def agent_content(item: InputItem) -> tuple[Raw, bool]:
     agents = _AGENTS.decode(item.source)
     between = f"from {agents.author or 'another agent'} to {agents.recipient or 'this agent'}"
     if first(item.content) == b'"':
-        sent = [Raw(encode({"type": "input_text", "text": item.content}))]
+        sent = [raw({"type": "input_text", "text": item.content})]
     else:
         sent = _PARTS.decode(item.content) if given(item.content) else []
     kept = [read for part in sent if (read := _readable(part)) is not None]
     closed = len(kept) < len(sent)
     head = {"type": "input_text", "text": f"Message {between}{' (encrypted)' if closed else ''}:"}
-    return Raw(encode([head, *kept])), closed
+    return raw([head, *kept]), closed
 
 
 def _readable(part: Raw) -> Raw | None:
@@ -67,7 +67,7 @@ def _readable(part: Raw) -> Raw | None:
         return part
     if first(told.encrypted_content) != b'"' or _CLOSED.fullmatch(told.encrypted_content):
         return None
-    return Raw(encode({"type": "input_text", "text": told.encrypted_content}))
+    return raw({"type": "input_text", "text": told.encrypted_content})
 
 
 def agent_thought(item: InputItem) -> bytes:

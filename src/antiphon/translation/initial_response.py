@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, Raw, defstruct
 
 from antiphon.translation.request_fields import ECHOED, FORWARDED
-from antiphon.types.json import encode, given
+from antiphon.types.json import given, raw
 from antiphon.types.request import CreateResponse, TextOptions
 from antiphon.types.response import ConversationReference, Response
 from antiphon.types.tools import Tool
@@ -98,7 +98,7 @@ def _with_pair(metadata: Raw, key: str, value: str) -> Raw:
     pairs = msgspec.json.decode(metadata, type=dict[str, Raw])
     if key not in pairs and len(pairs) >= _MOST_METADATA:
         return metadata
-    return Raw(encode({**pairs, key: value}))
+    return raw({**pairs, key: value})
 
 
 def _instructions(request: CreateResponse) -> Raw | None:
@@ -109,7 +109,7 @@ def _instructions(request: CreateResponse) -> Raw | None:
     if request.instructions is not None:
         part = {"type": "input_text", "text": request.instructions}
         said.insert(0, {"type": "message", "role": "developer", "content": [part]})
-    return Raw(encode(said))
+    return raw(said)
 
 
 def _tool(tool: Tool) -> Raw:
@@ -125,19 +125,19 @@ def _tool(tool: Tool) -> Raw:
         "parameters": tool.parameters if given(tool.parameters) else None,
     }
     if tool.type == "tool_search":
-        return Raw(encode({**shown, "execution": tool.execution} if tool.execution is not None else shown))
+        return raw({**shown, "execution": tool.execution} if tool.execution is not None else shown)
     shown |= {"name": tool.name, "strict": tool.strict}
     if tool.defer_loading:
         # Observed: there only when it was asked for.
         shown["defer_loading"] = True
-    return Raw(encode(shown))
+    return raw(shown)
 
 
 def _mcp(source: Raw) -> Raw:
     """An MCP server as it was declared, without what opens it."""
     shown = msgspec.json.decode(source, type=dict[str, Raw])
     shown.pop("authorization", None)
-    return Raw(encode({"allowed_tools": None, "require_approval": "always", **shown, "headers": None}))
+    return raw({"allowed_tools": None, "require_approval": "always", **shown, "headers": None})
 
 
 def _text(text: TextOptions | None) -> Raw:
@@ -152,17 +152,11 @@ def _text(text: TextOptions | None) -> Raw:
                 "schema": text.format.schema,
                 "strict": text.format.strict is not False,
             }
-    return Raw(encode({"format": wanted, "verbosity": verbosity}))
+    return raw({"format": wanted, "verbosity": verbosity})
 
 
 def _reasoning(request: CreateResponse) -> Raw:
-    if request.reasoning is None:
+    asked = request.reasoning
+    if asked is None:
         return _NO_REASONING
-    return Raw(
-        encode(
-            {
-                "effort": request.reasoning.effort,
-                "summary": request.reasoning.summary or request.reasoning.generate_summary,
-            }
-        )
-    )
+    return raw({"effort": asked.effort, "summary": asked.summary or asked.generate_summary})

@@ -100,6 +100,10 @@ ITEMS: Final = {
 """Every type that an item of an input may have, in a readable order."""
 
 
+ROLES: Final = ("user", "assistant", "system", "developer")
+"""Whose words a message may be."""
+
+
 def _meaning(means: str) -> frozenset[str]:
     return frozenset(name for name, kind in ITEMS.items() if kind.means == means)
 

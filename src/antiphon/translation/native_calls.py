@@ -23,7 +23,7 @@ from msgspec import Raw
 from antiphon.translation.tool_map import CallKind
 from antiphon.types import events as ev
 from antiphon.types.items import ApplyPatchCall, LocalShellCall, NativeCall, ShellCall, ToolSearchCall
-from antiphon.types.json import decode_any, encode, first
+from antiphon.types.json import decode_any, encode, first, raw
 from antiphon.types.views import PatchOperation, ShellAction
 
 NATIVE_PREFIXES: Final = {
@@ -35,45 +35,19 @@ NATIVE_PREFIXES: Final = {
 """Id prefixes by kind."""
 
 _PATCHES: Final = ("create_file", "update_file", "delete_file")
-_LOCAL: Final = Raw(b'{"type":"local"}')
 
 
 def native_call(kind: CallKind, item_id: str, call_id: str, arguments: str) -> NativeCall | None:
     """The finished item for these arguments, None when they do not have its form."""
     try:
         given = decode_any(arguments or "{}")
-        return _native_call(kind, item_id, call_id, given) if isinstance(given, dict) else None
+        make, member, read = _FORMS[kind]
+        if not isinstance(given, dict) or (read_as := read(given)) is None:
+            return None
+        return make(id=item_id, status="completed", call_id=call_id, **{member: read_as})
     except (ValueError, OverflowError):
         # No JSON, or numbers that none can hold.
         return None
-
-
-def _native_call(kind: CallKind, item_id: str, call_id: str, given: dict[str, Any]) -> NativeCall | None:
-    if kind is CallKind.LOCAL_SHELL:
-        action = _exec_action(given)
-        if action is None:
-            return None
-        return LocalShellCall(id=item_id, status="completed", call_id=call_id, action=action)
-    if kind is CallKind.SHELL:
-        commands = _strings(given.get("commands", given.get("command")))
-        if not commands:
-            return None
-        action = Raw(
-            encode(
-                {
-                    "commands": commands,
-                    "timeout_ms": _whole(given.get("timeout_ms")),
-                    "max_output_length": _whole(given.get("max_output_length")),
-                }
-            )
-        )
-        return ShellCall(id=item_id, status="completed", call_id=call_id, action=action, environment=_LOCAL)
-    if kind is CallKind.APPLY_PATCH:
-        operation = _operation(given)
-        if operation is None:
-            return None
-        return ApplyPatchCall(id=item_id, status="completed", call_id=call_id, operation=operation)
-    return ToolSearchCall(id=item_id, status="completed", call_id=call_id, arguments=Raw(encode(given)))
 
 
 def native_arguments(kind: str, action: Raw, operation: Raw, arguments: Raw) -> Raw:
@@ -84,7 +58,7 @@ def native_arguments(kind: str, action: Raw, operation: Raw, arguments: Raw) -> 
     if kind == "local_shell_call":
         fields = msgspec.json.decode(source, type=dict[str, Raw])
         return _as_string({key: value for key, value in fields.items() if key != "type" and first(value) != b"n"})
-    return Raw(encode(bytes(source).decode()))
+    return raw(bytes(source).decode())
 
 
 def _exec_action(given: dict[str, Any]) -> Raw | None:
@@ -102,7 +76,15 @@ def _exec_action(given: dict[str, Any]) -> Raw | None:
     for name in ("user", "working_directory"):
         if isinstance(given.get(name), str):
             action[name] = given[name]
-    return Raw(encode(action))
+    return raw(action)
+
+
+def _shell_action(given: dict[str, Any]) -> Raw | None:
+    commands = _strings(given.get("commands", given.get("command")))
+    if not commands:
+        return None
+    limits = {name: _whole(given.get(name)) for name in ("timeout_ms", "max_output_length")}
+    return raw({"commands": commands, **limits})
 
 
 def _operation(given: dict[str, Any]) -> Raw | None:
@@ -110,8 +92,17 @@ def _operation(given: dict[str, Any]) -> Raw | None:
     if kind not in _PATCHES or not isinstance(path, str) or not path:
         return None
     if kind == "delete_file":
-        return Raw(encode({"type": kind, "path": path}))
-    return Raw(encode({"type": kind, "path": path, "diff": diff})) if isinstance(diff, str) else None
+        return raw({"type": kind, "path": path})
+    return raw({"type": kind, "path": path, "diff": diff}) if isinstance(diff, str) else None
+
+
+_FORMS: Final[dict[CallKind, tuple[Callable[..., NativeCall], str, Callable[[dict[str, Any]], Raw | None]]]] = {
+    CallKind.LOCAL_SHELL: (LocalShellCall, "action", _exec_action),
+    CallKind.SHELL: (ShellCall, "action", _shell_action),
+    CallKind.APPLY_PATCH: (ApplyPatchCall, "operation", _operation),
+    CallKind.TOOL_SEARCH: (ToolSearchCall, "arguments", raw),
+}
+"""The item of each kind, its member that says what is to be done, and how that is read."""
 
 
 def _strings(value: Any) -> list[str]:
@@ -128,7 +119,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _as_string(value: Any) -> Raw:
-    return Raw(encode(encode(value).decode()))
+    return raw(encode(value).decode())
 
 
 _NO_COMMANDS: Final = Raw(b'{"commands":[],"timeout_ms":null,"max_output_length":null}')
@@ -148,7 +139,7 @@ def native_events(item: NativeCall, index: int, number: Callable[[], int]) -> It
     elif isinstance(item, ApplyPatchCall):
         operation = msgspec.json.decode(item.operation, type=PatchOperation)
         diff, operation.diff = operation.diff, operation.diff and ""
-        yield ev.OutputItemAdded(number(), index, _opened(item, operation=Raw(encode(operation))))
+        yield ev.OutputItemAdded(number(), index, _opened(item, operation=raw(operation)))
         if diff is not None:
             if diff:
                 yield ev.ApplyPatchDiffDelta(number(), item.id, index, diff)

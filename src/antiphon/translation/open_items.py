@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from msgspec import UNSET, Raw, UnsetType
 
@@ -180,8 +180,13 @@ class OpenReasoning(OpenItem):
 
     text_of: ClassVar[TextOf | None] = TextOf.REASONING
 
-    _delta: type[ev.ReasoningTextDelta | ev.ReasoningDelta] = ev.ReasoningTextDelta
-    _done: type[ev.ReasoningTextDone | ev.ReasoningDone] = ev.ReasoningTextDone
+    # The member that its one part stands in, that part, and the events of both.
+    _parts: ClassVar[str] = "content"
+    _part: ClassVar[type[Any]] = ReasoningText
+    _part_added: ClassVar[type[Any]] = ev.ContentPartAdded
+    _delta: ClassVar[type[Any]] = ev.ReasoningTextDelta
+    _done: ClassVar[type[Any]] = ev.ReasoningTextDone
+    _part_done: ClassVar[type[Any]] = ev.ContentPartDone
 
     def __init__(self, draft: ResponseDraft, seal: Seal | None) -> None:
         super().__init__(draft)
@@ -213,25 +218,22 @@ class OpenReasoning(OpenItem):
         self._end(text)
         self._draft.done(self._index, self._item)
 
-    def _added(self) -> None:
-        if self._seal is not None:
-            self._item.encrypted_content = self._seal(b"{}")
-        self._draft.added(self._index, self._item)
-
     def _begin(self) -> None:
         draft, item, index = self._draft, self._item, self._index
-        item.content = []
-        self._added()
+        setattr(item, self._parts, [])
+        if self._seal is not None:
+            item.encrypted_content = self._seal(b"{}")
+        draft.added(index, item)
         if draft.events:
-            draft.emit(ev.ContentPartAdded(draft.next(), item.id, index, 0, ReasoningText(EMPTY)))
+            draft.emit(self._part_added(draft.next(), item.id, index, 0, self._part(EMPTY)))
         draft.begin_text(self._delta(0, item.id, index, 0, EMPTY))
 
     def _end(self, text: Raw) -> None:
         draft, item, index = self._draft, self._item, self._index
-        part = ReasoningText(text)
-        item.content = [part]
+        part = self._part(text)
+        setattr(item, self._parts, [part])
         draft.emit(self._done(draft.next(), item.id, index, 0, text))
-        draft.emit(ev.ContentPartDone(draft.next(), item.id, index, 0, part))
+        draft.emit(self._part_done(draft.next(), item.id, index, 0, part))
 
 
 class OpenOwnReasoning(OpenReasoning):
@@ -248,19 +250,12 @@ class OpenSummary(OpenReasoning):
 
     __slots__ = ()
 
-    def _begin(self) -> None:
-        draft, item, index = self._draft, self._item, self._index
-        self._added()
-        if draft.events:
-            draft.emit(ev.ReasoningSummaryPartAdded(draft.next(), item.id, index, 0, SummaryText(EMPTY)))
-        draft.begin_text(ev.ReasoningSummaryTextDelta(0, item.id, index, 0, EMPTY))
-
-    def _end(self, text: Raw) -> None:
-        draft, item, index = self._draft, self._item, self._index
-        part = SummaryText(text)
-        item.summary.append(part)
-        draft.emit(ev.ReasoningSummaryTextDone(draft.next(), item.id, index, 0, text))
-        draft.emit(ev.ReasoningSummaryPartDone(draft.next(), item.id, index, 0, part))
+    _parts = "summary"
+    _part = SummaryText
+    _part_added = ev.ReasoningSummaryPartAdded
+    _delta = ev.ReasoningSummaryTextDelta
+    _done = ev.ReasoningSummaryTextDone
+    _part_done = ev.ReasoningSummaryPartDone
 
 
 # Calls

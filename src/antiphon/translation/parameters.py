@@ -17,7 +17,8 @@ from msgspec import Raw
 
 from antiphon.errors import invalid_type
 from antiphon.translation.request_checks import read_value
-from antiphon.types.json import encode, first, given
+from antiphon.types.chat import ChatRequest
+from antiphon.types.json import first, given, raw
 from antiphon.types.tolerance import MAX_NAMES
 
 PARAMETER_KINDS: Final[dict[str, Any]] = {
@@ -74,32 +75,10 @@ SHAPING: Final = frozenset(
 )
 """What says how the answer must look, and so nothing about a summary of the conversation."""
 
-DECIDED_HERE: Final = frozenset(
-    {
-        "model",
-        "messages",
-        "stream",
-        "stream_options",
-        "tools",
-        "tool_choice",
-        "parallel_tool_calls",
-        "functions",
-        "function_call",
-        "response_format",
-        "max_tokens",
-        "max_completion_tokens",
-        "n",
-        "n_predict",
-        "store",
-        "metadata",
-        "logprobs",
-        "top_logprobs",
-        "modalities",
-        "audio",
-        "prompt",
-        "extra_body",
-    }
-)
+DECIDED_HERE: Final = (frozenset(ChatRequest.__struct_fields__) - {"reasoning_effort", "verbosity"}) | {
+    *("functions", "function_call", "n", "n_predict", "store", "metadata", "modalities", "audio", "prompt"),
+    "extra_body",
+}
 """Members of a chat request that nobody adds: what is asked for by them would not be understood, or not be kept."""
 
 
@@ -133,5 +112,5 @@ def laid_over(below: Mapping[str, Raw], above: Mapping[str, Raw]) -> dict[str, R
     laid = {**below, **above}
     for name in below.keys() & above.keys():
         if first(below[name]) == first(above[name]) == b"{":
-            laid[name] = Raw(encode({**_OBJECT.decode(below[name]), **_OBJECT.decode(above[name])}))
+            laid[name] = raw({**_OBJECT.decode(below[name]), **_OBJECT.decode(above[name])})
     return laid

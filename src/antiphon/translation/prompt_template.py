@@ -133,7 +133,7 @@ class _Values:
         instructions = fields.get("instructions")
         if instructions is not None and given(instructions):
             text = read_string("instructions", instructions)
-            fields["instructions"] = raw("".join(self._only_texts(text, "instructions")))
+            fields["instructions"] = raw("".join(map(str, self._pieces(text, "instructions", parts=False))))
         return messages, fields
 
     def _read(self, name: str, value: Raw) -> None:
@@ -156,7 +156,7 @@ class _Values:
         if not given(value):
             return
         if first(value) == b'"':
-            value = Raw(encode([{"role": "user", "content": value}]))
+            value = raw([{"role": "user", "content": value}])
         try:
             sources = _RAWS.decode(value)
         except msgspec.MsgspecError:
@@ -195,9 +195,6 @@ class _Values:
             return [part]
         fields: dict[str, Any] = dict(_FIELDS.decode(part))
         return _parts(list(self._pieces(read.text, where, parts=user)), fields)
-
-    def _only_texts(self, text: str, where: str) -> Iterable[str]:
-        return (str(piece) for piece in self._pieces(text, where, parts=False))
 
     def _pieces(self, text: str, where: str, *, parts: bool) -> Iterable[str | Raw]:
         """The text in pieces: between variables, their texts, and (where `parts` may stand) pictures and files."""

@@ -19,7 +19,7 @@ from antiphon.translation.call_items import call_of, native_output
 from antiphon.translation.chat_content import ContentRules, FileNotFetched, joined_text, message_content, output_content
 from antiphon.translation.configuration import CONFIGURATION, read_updates
 from antiphon.translation.foreign_items import agent_content
-from antiphon.translation.item_kinds import CALLS, COMPACTIONS, FOREIGN_MESSAGES, OUTPUTS
+from antiphon.translation.item_kinds import CALLS, COMPACTIONS, FOREIGN_MESSAGES, OUTPUTS, ROLES
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.read_tools import decode_tools, read_tools
 from antiphon.translation.request_checks import read_value, required
@@ -29,7 +29,6 @@ from antiphon.types.tolerance import Tolerance
 
 _SOURCES: Final = msgspec.json.Decoder(list[Raw])
 _ITEM: Final = msgspec.json.Decoder(InputItem)
-ROLES: Final = ("user", "assistant", "system", "developer")
 _MAX_TOOLS: Final = 1_024
 _TAKES_ALL: Final = UpstreamProfile("any", images=True, files="part", audio_input=True)
 

@@ -51,7 +51,7 @@ from antiphon.translation.request_fields import (
 from antiphon.translation.tool_choice import CHOICE_MEMBERS, read_tool_choice
 from antiphon.translation.values import PromptTemplate
 from antiphon.types.items import InputItem, KnownItem
-from antiphon.types.json import ABSENT, encode, first, given
+from antiphon.types.json import ABSENT, first, given, raw
 from antiphon.types.request import (
     CreateResponse,
     PromptCacheOptions,
@@ -122,7 +122,9 @@ def read_request(
         # What the request says itself wins.
         fields = {**filled, **{name: value for name, value in fields.items() if given(value)}}
         fields["prompt"] = show_reference(reference, prompt)
-        messages = _prompt_messages(said, max_items)
+        messages = read_items("prompt.input", raw(said), max_items)
+        for message in messages:
+            message.type = "message"
     values: dict[str, Any] = {}
     ignored: list[str] = []
     if "extra_body" in fields:
@@ -211,14 +213,6 @@ def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
     if allowed:
         request.parameters = {**request.parameters, **allowed}
         request.ignored = tuple(name for name in request.ignored if name not in allowed)
-
-
-def _prompt_messages(sources: list[Raw], limit: int) -> list[InputItem]:
-    """The messages of a prompt's template."""
-    items = read_items("prompt.input", Raw(encode(sources)), limit)
-    for item in items:
-        item.type = "message"
-    return items
 
 
 def missing_input(left_out: Sequence[str] = ()) -> InvalidRequest:

@@ -25,6 +25,7 @@ from antiphon.errors import (
     invalid_parameter,
     invalid_type,
     invalid_value,
+    missing_parameter,
     unsupported_parameter,
     wrong_value,
 )
@@ -368,11 +369,7 @@ def _check(where: str, tool: Tool, members: Sequence[Tool], *, spaced: bool = Fa
             local_skills(where, tool.environment)
         return tool.type
     if tool.name is None:
-        raise InvalidRequest(
-            f"Missing required parameter: '{where}.name'.{_NESTED if _is_nested(tool.source) else ''}",
-            param=f"{where}.name",
-            code="missing_required_parameter",
-        )
+        raise missing_parameter(f"{where}.name", _NESTED if _is_nested(tool.source) else "")
     if tool.type == "namespace":
         if not tool.name or len(tool.name) > 256:
             raise invalid_parameter(f"{where}.name", "use 1 to 256 characters")

@@ -51,11 +51,6 @@ def refused(note: str) -> Support:
     return Support("unsupported", note)
 
 
-def decide(rule: Rule, profile: UpstreamProfile) -> Support:
-    """What a rule says of an upstream of this profile."""
-    return rule if isinstance(rule, Support) else rule(profile)
-
-
 def logprobs(profile: UpstreamProfile) -> Support:
     """Log probabilities, which are asked for in two ways."""
     return SENT if profile.logprobs else refused("this server gives no log probabilities")

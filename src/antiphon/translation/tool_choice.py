@@ -13,10 +13,10 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest, array_too_long, unsupported_parameter, wrong_value
+from antiphon.errors import array_too_long, missing_parameter, unsupported_parameter, wrong_value
 from antiphon.translation.read_tools import NAMED, UNNAMED, decode_tools, hosted_name, why_not_here
 from antiphon.translation.request_checks import check_choice, read_string, read_value
-from antiphon.types.json import encode, given
+from antiphon.types.json import given, raw
 from antiphon.types.tools import Tool, ToolChoice
 from antiphon.types.views import AnyToolChoice, NamedTool
 
@@ -75,17 +75,13 @@ def read_tool_choice(
         nested = (
             " In the Responses API it stands beside 'type', not under 'function'." if given(choice.function) else ""
         )
-        raise InvalidRequest(
-            f"Missing required parameter: 'tool_choice.name'.{nested}",
-            param="tool_choice.name",
-            code="missing_required_parameter",
-        )
+        raise missing_parameter("tool_choice.name", nested)
     if choice.type in hosted:
         pair = _hosted_pair(choice)
         if known is not None and (choice.type, *_hosted_pair(choice, whole=True)) not in known:
             why = "cannot run here as it is declared" if f"tools.{choice.type}" in left_out else "is not in 'tools'"
             raise wrong_value(f"tool_choice names the hosted tool {choice.type!r}, which {why}.", "tool_choice")
-        return ToolChoice("required", Raw(encode(_echo(choice))), frozenset({pair}), single=True)
+        return ToolChoice("required", raw(_echo(choice)), frozenset({pair}), single=True)
     name = (choice.name, choice.namespace) if choice.type in ("function", "custom") else (choice.type, None)
     if choice.type not in ("function", "custom") and choice.type not in UNNAMED:
         raise unsupported_parameter(
@@ -97,7 +93,7 @@ def read_tool_choice(
             f"tool_choice names the {choice.type} {choice.name or choice.type!r}, which is not in 'tools'.",
             "tool_choice",
         )
-    return ToolChoice("required", Raw(encode(_echo(choice))), frozenset({name}), single=True)
+    return ToolChoice("required", raw(_echo(choice)), frozenset({name}), single=True)
 
 
 def _hosted_pair(named: NamedTool | AnyToolChoice, *, whole: bool = False) -> tuple[str | None, str | None]:
@@ -135,7 +131,7 @@ def _allowed(choice: AnyToolChoice, known: set[_KnownTool] | None, hosted: froze
         listed.append(_echo(tool))
     if not allowed:
         raise wrong_value("tool_choice allows no tool that can be called here.", "tool_choice.tools")
-    echo = Raw(encode({"type": "allowed_tools", "mode": mode, "tools": listed}))
+    echo = raw({"type": "allowed_tools", "mode": mode, "tools": listed})
     return ToolChoice(mode, echo, frozenset(allowed))
 
 
@@ -155,10 +151,5 @@ def _known(tools: list[Tool]) -> set[_KnownTool]:
 
 
 def _echo(named: NamedTool | AnyToolChoice) -> dict[str, Any]:
-    shown = {
-        "type": named.type,
-        "server_label": named.server_label,
-        "name": named.name,
-        "namespace": named.namespace,
-    }
-    return {key: value for key, value in shown.items() if value is not None}
+    shown = ("type", "server_label", "name", "namespace")
+    return {key: value for key in shown if (value := getattr(named, key)) is not None}

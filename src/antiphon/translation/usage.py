@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.types.chat import ChatUsage, UsageDetails
-from antiphon.types.json import decode_any, encode
+from antiphon.types.json import decode_any, raw
 from antiphon.types.response import InputTokensDetails, OutputTokensDetails, UsageObject
 from antiphon.types.views import PassedAnswer
 
@@ -102,20 +102,15 @@ def read_groq_usage(data: bytes) -> UsageObject | None:
     except ValueError:
         return None
     usage = value.get("usage") if isinstance(value, dict) else None
-    return read_usage(Raw(encode(usage))) if isinstance(usage, dict) else None
+    return read_usage(raw(usage)) if isinstance(usage, dict) else None
 
 
 def usage_object(
     input_tokens: int, output_tokens: int, total_tokens: int, cached: int, cache_write: int, reasoning: int
 ) -> UsageObject:
     """The usage object with both of its details objects."""
-    return UsageObject(
-        input_tokens=input_tokens,
-        input_tokens_details=InputTokensDetails(cached_tokens=cached, cache_write_tokens=cache_write),
-        output_tokens=output_tokens,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=reasoning),
-        total_tokens=total_tokens,
-    )
+    inputs, outputs = InputTokensDetails(cached, cache_write), OutputTokensDetails(reasoning)
+    return UsageObject(input_tokens, inputs, output_tokens, outputs, total_tokens)
 
 
 def add_usage(one: UsageObject, other: UsageObject | None) -> UsageObject:

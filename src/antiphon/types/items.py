@@ -191,7 +191,7 @@ class ShellCall(_Call, kw_only=True):
 
     type: Literal["shell_call"] = "shell_call"
     action: JsonObject
-    environment: Raw
+    environment: Raw = Raw(b'{"type":"local"}')
 
 
 class ApplyPatchCall(_Call, kw_only=True):
