@@ -36,7 +36,7 @@ from antiphon.translation.values import BuilderOptions
 from antiphon.types import events as ev
 from antiphon.types.items import Compaction, HostedItem
 from antiphon.types.json import fragment_of, raw
-from antiphon.types.response import Response, ResponseError, UsageObject
+from antiphon.types.response import Response, ResponseError
 
 
 class ResponseBuilder:
@@ -130,10 +130,6 @@ class ResponseBuilder:
         assert self._open is None, "an item is still open"
         self.response.status = status
 
-    def set_usage(self, usage: UsageObject) -> None:
-        """What the response cost; goes into the terminal snapshot."""
-        self.response.usage = usage
-
     # Messages and reasoning
 
     def text(self, fragment: bytes, logprobs: Sequence[Raw] = ()) -> None:
@@ -209,20 +205,24 @@ class ResponseBuilder:
 
     # Calls
 
-    def open_call(self, call_id: str, target: CallTarget) -> None:
-        """Begin a call of this tool; its arguments follow with `arguments`."""
-        self._begin_call()
-        make = OPEN_CALLS[target.kind]
-        if self.draft.hosted_calls and target.kind not in HOSTED_KINDS:
-            make = OpenLaterCall
-        self._open = make(self.draft, call_id or self.draft.new_id("call"), target)
+    def open_call(self, call_id: str, target: CallTarget, *, bare: bool = False) -> None:
+        """Begin a call of this tool; its arguments follow with `arguments`. `bare`: of a custom tool, whatever the kind
+        of `target`, and what follows is its input itself, not JSON around it."""
+        if isinstance(self._open, OpenMessage):
+            self._open.phase = "commentary"
+        self._close("completed")
+        draft = self.draft
+        draft.calling = True
+        call_id = call_id or draft.new_id("call")
+        if draft.hosted_calls and (bare or target.kind not in HOSTED_KINDS):
+            self._open = OpenLaterCall(draft, call_id, target, bare=bare)
+        else:
+            self._open = self._begun(call_id, target, bare)
 
-    def open_bare_call(self, call_id: str, target: CallTarget) -> None:
-        """Begin a call of a custom tool, whatever the kind of `target`: what follows with `arguments` is its input
-        itself, not JSON around it."""
-        self._begin_call()
-        make = OpenLaterCall if self.draft.hosted_calls else OpenCustomCall
-        self._open = make(self.draft, call_id or self.draft.new_id("call"), target, bare=True)
+    def _begun(self, call_id: str, target: CallTarget, bare: bool) -> OpenItem:
+        if bare:
+            return OpenCustomCall(self.draft, call_id, target, bare=True)
+        return OPEN_CALLS[target.kind](self.draft, call_id, target)
 
     def emit_later(self, target: CallTarget, call_id: str, arguments: str) -> None:
         """A call of the client's tool that waited for its place."""
@@ -232,11 +232,7 @@ class ResponseBuilder:
         # It was counted when it came.
         draft.size -= told.size
         draft.written -= told.size
-        item = (
-            OpenCustomCall(draft, call_id, target, bare=True)
-            if told.bare
-            else OPEN_CALLS[target.kind](draft, call_id, target)
-        )
+        item = self._begun(call_id, target, told.bare)
         if arguments:
             item.add(fragment_of(arguments))
         item.close(told.status)
@@ -246,12 +242,6 @@ class ResponseBuilder:
         for target, call_id, arguments in self.take_hosted_calls():
             if call_id in self.draft.later:
                 self.emit_later(target, call_id, arguments)
-
-    def _begin_call(self) -> None:
-        if isinstance(self._open, OpenMessage):
-            self._open.phase = "commentary"
-        self._close("completed")
-        self.draft.calling = True
 
     def arguments(self, fragment: bytes) -> None:
         """More arguments of the open call."""

@@ -36,7 +36,7 @@ _FAILED_SEARCH: Final = (
     "The search failed: nothing was looked for. Its arguments must be a JSON object with 'query', a string that says "
     "what the tools should do or how they are called. Search again."
 )
-_NO_ARGUMENTS: Final = Raw(b'"{}"')
+NO_ARGUMENTS: Final = Raw(b'"{}"')
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 _STRING: Final = msgspec.json.Decoder(str)
 
@@ -123,7 +123,7 @@ def _shell_text(outputs: object) -> str:
 def sound_arguments(where: str, value: Raw) -> Raw:
     """Arguments as a JSON string that holds an object, whatever a model made of them. Raises `InvalidRequest`."""
     if not given(value) or bytes(value) == b'""':
-        return _NO_ARGUMENTS
+        return NO_ARGUMENTS
     if first(value) == b"{":
         # An object instead of a string that holds one.
         return raw(bytes(value).decode())
@@ -134,7 +134,7 @@ def sound_arguments(where: str, value: Raw) -> Raw:
         _OBJECT.decode(text)
     except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
         # What a model broke off, or never was an object: the words are kept, the form is made sound.
-        return _NO_ARGUMENTS if not text.strip() else raw(encode({"invalid_arguments": text}).decode())
+        return NO_ARGUMENTS if not text.strip() else raw(encode({"invalid_arguments": text}).decode())
     return value
 
 

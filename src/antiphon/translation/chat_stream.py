@@ -69,7 +69,7 @@ class ChatStream:
         self._builder = builder
         self._profile = profile
         self._reader = EventReader(event_limit)
-        self._idle = IdleBytes(idle_limit, builder.draft.size)
+        self.idle = IdleBytes(idle_limit, builder.draft.size)
         self._calls = ToolCalls(builder, tools or ToolMap(), max_calls)
         self._said_no = False
         self._before = (builder.draft.written, builder.draft.reasoned)
@@ -91,16 +91,6 @@ class ChatStream:
         self._garbage = 0
         self.ended = False
 
-    @property
-    def idle(self) -> int:
-        """Bytes that came since there was any output to speak of."""
-        return self._idle.idle
-
-    @property
-    def output(self) -> int:
-        """Bytes of output so far."""
-        return self._idle.output
-
     def receive_data(self, data: bytes) -> None:
         """Bytes of an event stream, in any split."""
         reader = self._reader
@@ -113,8 +103,8 @@ class ChatStream:
                     reader.took(self._more(piece, reader.data))
         except EventTooLarge:
             self._fail(failed("The upstream sent an event that is too large.", "upstream_too_large"))
-        if self._idle.exceeds(len(data), self._builder.draft.size) and not self.ended:
-            self._fail(self._idle.failure())
+        if self.idle.exceeds(len(data), self._builder.draft.size) and not self.ended:
+            self._fail(self.idle.failure())
 
     def receive_completion(self, body: bytes) -> None:
         """A whole JSON answer."""
@@ -162,7 +152,7 @@ class ChatStream:
         if self._usage is not None:
             written, reasoned = self._before
             written, reasoned = self._builder.draft.written - written, self._builder.draft.reasoned - reasoned
-            self._builder.set_usage(with_reasoning(self._usage, written, reasoned))
+            self._builder.response.usage = with_reasoning(self._usage, written, reasoned)
         if ending.status != "failed":
             self._builder.response.service_tier = self._service_tier or "default"
         return ending

@@ -82,11 +82,6 @@ DECIDED_HERE: Final = (frozenset(ChatRequest.__struct_fields__) - {"reasoning_ef
 """Members of a chat request that nobody adds: what is asked for by them would not be understood, or not be kept."""
 
 
-def is_parameter(name: str) -> bool:
-    """Whether this is one of them."""
-    return name in _DECODERS
-
-
 def read_parameter(name: str, value: Raw) -> Raw | None:
     """The value as it is, None for null. Raises `InvalidRequest` when its type is wrong."""
     return value if read_value(name, _DECODERS[name], value) is not None else None

@@ -29,7 +29,7 @@ from antiphon.errors import (
 from antiphon.ids import is_name
 from antiphon.translation.compaction import take_trigger
 from antiphon.translation.item_kinds import note_members, only_known
-from antiphon.translation.parameters import is_parameter, read_parameter, spread_extra_body
+from antiphon.translation.parameters import PARAMETER_KINDS, read_parameter, spread_extra_body
 from antiphon.translation.prompt_template import PromptNotLoaded, fill, read_reference, show_reference
 from antiphon.translation.read_items import read_items
 from antiphon.translation.read_tools import decode_tools, found_on_servers, read_tools
@@ -136,7 +136,7 @@ def read_request(
         if name in _DECODERS:
             if (decoded := read_value(name, _DECODERS[name], value)) is not None:
                 values[name] = decoded
-        elif is_parameter(name):
+        elif name in PARAMETER_KINDS:
             if (parameter := read_parameter(name, value)) is not None:
                 parameters[name] = parameter
         elif name in OF_CHAT and given(value):

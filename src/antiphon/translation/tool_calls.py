@@ -68,11 +68,6 @@ class ToolCalls:
         return bool(self._calls)
 
     @property
-    def nameless(self) -> bool:
-        """Whether a call with arguments never got a name: it cannot be emitted."""
-        return any(not call.name and (call.waiting or call.id) for call in self._calls)
-
-    @property
     def unfinished(self) -> bool:
         """Whether more arguments must come for a call that was begun."""
         return any(not (call.done or call.suppressed or _is_whole(call)) for call in self._calls[self._first :])
@@ -82,7 +77,8 @@ class ToolCalls:
 
         `refused`: the model declined to answer; `answered`: it gave any output that the client can see.
         """
-        if self.nameless:
+        if any(not call.name and (call.waiting or call.id) for call in self._calls):
+            # It cannot be emitted.
             return failed("The upstream sent a tool call without a name.", "upstream_invalid")
         if self.broken:
             return failed("The upstream continued a tool call after it had ended.", "upstream_invalid")
@@ -217,8 +213,7 @@ class ToolCalls:
             self._ids.add(call.id)
             self.made += 1
             # A custom tool of the server's own kind: its input is no JSON.
-            begin = self._builder.open_bare_call if call.bare else self._builder.open_call
-            begin(call.id, self._tools.target(call.name))
+            self._builder.open_call(call.id, self._tools.target(call.name), bare=call.bare)
             self._open = call
         if call.waiting and (last or call.waiting != _PLACEHOLDER):
             for part in call.waiting:

@@ -72,11 +72,11 @@ class ChatReader(AnswerReader):
 
     @property
     def output(self) -> int:
-        return self._chat.output
+        return self._chat.idle.output
 
     @property
     def idle(self) -> int:
-        return self._chat.idle
+        return self._chat.idle.idle
 
     def end(self, cut: Ending | None) -> Ending:
         return self._chat.end(cut)

@@ -56,7 +56,7 @@ class ResponseEnd(Phase):
         builder.emit_all_later()
         spent, core.known.spent = core.known.spent, None
         if spent is not None:
-            builder.set_usage(add_usage(spent, builder.response.usage))
+            builder.response.usage = add_usage(spent, builder.response.usage)
         if core.known.streaming and not core.cancelled and (core.answer.head_sent or not failed):
             core.answer.open_stream(builder)
             core.answer.events(builder)

@@ -140,14 +140,9 @@ def _narrowed(profile: UpstreamProfile, model: str) -> UpstreamProfile:
 _NO_FLAGS = frozenset({"name", "title", "hosts", "by_model", "overrides"})
 
 
-@lru_cache(maxsize=1)
-def _kinds() -> Mapping[str, Any]:
-    return get_type_hints(UpstreamProfile)
-
-
 def read_flags(values: Mapping[str, Any]) -> dict[str, Any]:
     """Flags as an operator gives them, with their proper types. Raises ValueError naming what is wrong."""
-    kinds = _kinds()
+    kinds = get_type_hints(UpstreamProfile)
     known = [field.name for field in fields(UpstreamProfile) if field.name not in _NO_FLAGS]
     read: dict[str, Any] = {}
     for name, value in values.items():
