@@ -241,8 +241,8 @@ class OpenOwnReasoning(OpenReasoning):
 
     __slots__ = ()
 
-    _delta = ev.ReasoningDelta
-    _done = ev.ReasoningDone
+    _delta: ClassVar[type[Any]] = ev.ReasoningDelta
+    _done: ClassVar[type[Any]] = ev.ReasoningDone
 
 
 class OpenSummary(OpenReasoning):
@@ -250,12 +250,12 @@ class OpenSummary(OpenReasoning):
 
     __slots__ = ()
 
-    _parts = "summary"
-    _part = SummaryText
-    _part_added = ev.ReasoningSummaryPartAdded
-    _delta = ev.ReasoningSummaryTextDelta
-    _done = ev.ReasoningSummaryTextDone
-    _part_done = ev.ReasoningSummaryPartDone
+    _parts: ClassVar[str] = "summary"
+    _part: ClassVar[type[Any]] = SummaryText
+    _part_added: ClassVar[type[Any]] = ev.ReasoningSummaryPartAdded
+    _delta: ClassVar[type[Any]] = ev.ReasoningSummaryTextDelta
+    _done: ClassVar[type[Any]] = ev.ReasoningSummaryTextDone
+    _part_done: ClassVar[type[Any]] = ev.ReasoningSummaryPartDone
 
 
 # Calls
