@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import random
 import time
+from contextlib import aclosing
 
 import pytest
 
@@ -41,7 +42,7 @@ async def content(store: FileStore, file_id: str, owner: str = ALICE) -> bytes:
     """All of a file that is there."""
     opened = await store.open(owner, file_id)
     assert opened is not None
-    async with opened:
+    async with aclosing(opened):
         return await opened.read()
 
 
@@ -61,7 +62,7 @@ class FileStoreContract:
         assert await peer.get(ALICE, "file-a") == made
         opened = await peer.open(ALICE, "file-a")
         assert opened is not None
-        async with opened:
+        async with aclosing(opened):
             assert opened.file == made
             assert await opened.read() == whole
             assert await opened.read(99_990, 20) == whole[99_990:100_010]
@@ -108,7 +109,7 @@ class FileStoreContract:
         await keep(store, fields("a"), b"x" * 9999)
         opened = await peer.open(ALICE, "file-a")
         assert opened is not None
-        async with opened:
+        async with aclosing(opened):
             assert await store.delete(ALICE, "file-a") is True
             if self.reads_on:
                 assert await opened.read() == b"x" * 9999

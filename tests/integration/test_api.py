@@ -15,7 +15,7 @@ from antiphon.api.health import ReadyProbe
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.api.models import ModelCatalog, ModelSource, read_models
 from antiphon.api.router import Router
-from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
+from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoute, ModelRoutes, ModelRule
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.engine.ports.state import ResponseStore, StoredResponse
 from antiphon.errors import StoreError, Unavailable, UpstreamFailed
@@ -61,7 +61,9 @@ class Setup:
         self.unready: Exception | None = None
         self.now = 0.0
         self.upstream = HttpUpstream(UpstreamTarget(server.base_url), head_seconds=5)
-        self.models = ModelCatalog(self.upstream, clock=lambda: self.now, **catalog)
+        self.models = ModelCatalog(
+            self.upstream, clock=lambda: self.now, sources={DEFAULT_UPSTREAM: ModelSource(**catalog)}
+        )
         self.router = Router(store=store, models=self.models, ready=ReadyProbe(self._ready), metrics=self.metrics)
 
     async def _ready(self) -> None:

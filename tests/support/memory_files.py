@@ -126,9 +126,3 @@ class _Open:
 
     async def aclose(self) -> None:
         self._data = b""
-
-    async def __aenter__(self) -> _Open:
-        return self
-
-    async def __aexit__(self, *raised: object) -> None:
-        await self.aclose()

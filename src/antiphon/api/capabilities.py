@@ -17,8 +17,7 @@ from msgspec import Struct
 from antiphon.api.described import Parameter
 from antiphon.api.endpoint import Area, Route
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
-from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
-from antiphon.engine.exchange.request_context import no_such_model
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, no_such_model
 from antiphon.errors import InvalidRequest
 from antiphon.translation.field_support import GROUPS, HOSTED_SUPPORT, support_of
 from antiphon.translation.profiles import UpstreamProfile

@@ -26,8 +26,7 @@ from antiphon.api.endpoint import Endpoint, Handler, Route, rows
 from antiphon.api.http import AnswerCut, ApiRequest, ApiResponse
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
 from antiphon.engine.exchange.failure import Failure, operation_in, refusal, transport_failure
-from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
-from antiphon.engine.exchange.request_context import no_such_model
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, no_such_model
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.idempotency import HEADER

@@ -349,12 +349,6 @@ class _Content:
     async def aclose(self) -> None:
         """Nothing is held."""
 
-    async def __aenter__(self) -> _Content:
-        return self
-
-    async def __aexit__(self, *raised: object) -> None:
-        await self.aclose()
-
 
 async def _done(doing: Awaitable[_Result]) -> _Result:
     try:

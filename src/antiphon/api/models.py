@@ -13,9 +13,10 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from secrets import token_bytes
+from types import MappingProxyType
 from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
@@ -24,8 +25,7 @@ from antiphon.api.described import UPSTREAM_ERRORS
 from antiphon.api.endpoint import Area, Route
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
 from antiphon.engine.exchange.failure import transport_failure
-from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoutes
-from antiphon.engine.exchange.request_context import no_such_model
+from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoutes, no_such_model
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
 from antiphon.errors import ApiError, UpstreamFailed
@@ -88,19 +88,15 @@ class ModelSource:
 class ModelCatalog(Area):
     """Which models there are.
 
-    `sources` are the upstreams by name; without them there is one, with `allowed`, `passthrough` and `headers` as in
-    `ModelSource`. With `routes` a model is shown only where a request for it would go, and names that are rules of
-    their own are shown too.
+    `sources` are the upstreams by name. With `routes` a model is shown only where a request for it would go, and names
+    that are rules of their own are shown too.
     """
 
     def __init__(
         self,
         upstream: Upstream,
         *,
-        allowed: Iterable[str] = (),
-        passthrough: bool = False,
-        headers: Iterable[str] = (),
-        sources: Mapping[str, ModelSource] | None = None,
+        sources: Mapping[str, ModelSource] = MappingProxyType({DEFAULT_UPSTREAM: ModelSource()}),
         routes: ModelRoutes | None = None,
         seconds: float = 10.0,
         patience: float = 10.0,
@@ -109,8 +105,7 @@ class ModelCatalog(Area):
     ) -> None:
         self._upstream = upstream
         self._secrets = secrets
-        one = ModelSource(passthrough, tuple(allowed), frozenset(headers))
-        self._sources = dict(sources) if sources is not None else {DEFAULT_UPSTREAM: one}
+        self._sources = sources
         self._routes = routes
         self._seconds = seconds
         self._patience = patience

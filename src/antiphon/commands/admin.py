@@ -18,6 +18,8 @@ import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -229,7 +231,7 @@ async def _copy(stores: Stores, owner: str, file: StoredFile, folder: Path) -> N
     opened = await stores.files.open(owner, file.id)
     if opened is None:
         return
-    async with opened as content:
+    async with aclosing(opened) as content:
         with (folder / f"{file.id}-{_UNFIT.sub('_', file.name)[-100:]}").open("wb") as out:
             at = 0
             while part := await content.read(at, _PART):

@@ -183,7 +183,7 @@ class Ingester:
         started = time.perf_counter()
         places, used = 0, 0
         try:
-            async with file, _on_disk(file) as path:
+            async with aclosing(file), _on_disk(file) as path:
                 pieces = self._readers.read(path, job.filename, job.chunking)
                 async with aclosing(pieces):
                     async for piece in pieces:

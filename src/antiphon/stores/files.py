@@ -299,12 +299,6 @@ class OpenedFile:
         """Let it go."""
         await self._content.aclose()
 
-    async def __aenter__(self) -> OpenedFile:
-        return self
-
-    async def __aexit__(self, *raised: object) -> None:
-        await self.aclose()
-
 
 def _kept(row: Row) -> KeptFile:
     """The file of a row that has a column of each name."""

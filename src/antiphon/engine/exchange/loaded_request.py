@@ -1,10 +1,12 @@
 """A request that becomes a chat request: read, with all that it refers to, translated.
 
-Lives here: reading the body for its route, the order in which things are loaded, the translation. Not here: how a body
-is read and translated (`translation/`), what is asked for (`request_context.py`), what is done with the chat request:
-the phases say that (`counted_request.py`, `queued_request.py`, `made_response.py`).
+Lives here: reading the body for its route, what must be loaded in which order and which answers are refusals, the
+items of the model call in their order, the translation. Not here: how a body is read and translated (`translation/`),
+loading (`engine/running/loading.py`), what is done with the chat request: the phases say that (`counted_request.py`,
+`queued_request.py`, `made_response.py`).
 
-Invariant: what is wrong with a request is found before its model call.
+Invariants: what is wrong with a request is found before its model call; what is missing and what belongs to somebody
+else get the same answer.
 """
 
 from __future__ import annotations
@@ -16,37 +18,51 @@ from antiphon.engine.exchange.approvals import Answers, answered_already, check_
 from antiphon.engine.exchange.asked import Asked, Wishes
 from antiphon.engine.exchange.call_headers import DIALECT
 from antiphon.engine.exchange.declared_tools import hosted_tools
+from antiphon.engine.exchange.model_routes import no_such_model
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH
 from antiphon.engine.exchange.phase import ExchangeCore
 from antiphon.engine.exchange.queueing import QueuedResponse
-from antiphon.engine.exchange.request_context import (
-    files_of,
-    files_wanted,
-    history_of,
-    named_items,
-    no_such_model,
-    wanted_context,
+from antiphon.engine.exchange.stored_items import (
+    is_hollow,
+    is_reference,
+    name_calls,
+    prepare_input,
+    read_history,
+    resolve_references,
+    stored_input,
 )
-from antiphon.engine.exchange.stored_items import prepare_input, stored_input
-from antiphon.engine.ports.actions import Context, LoadContext, StoredItem
+from antiphon.engine.ports.actions import Context, LoadContext, RequestHead, StoredItem
 from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.idempotency import HEADER
-from antiphon.errors import ApiError, InvalidRequest
+from antiphon.errors import ApiError, InvalidRequest, NotFound
 from antiphon.sealing import is_sealed
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_content import FileNotFetched, forgive_history
 from antiphon.translation.chat_request import translate_request
 from antiphon.translation.compaction import expand_compactions
 from antiphon.translation.configuration import read_updates
+from antiphon.translation.file_urls import (
+    FileNotFetched,
+    file_ids,
+    file_urls,
+    forgive_history,
+    stored_file_ids,
+    stored_file_urls,
+)
 from antiphon.translation.foreign_items import ForeignContent
 from antiphon.translation.initial_response import echo_configuration, start_response
 from antiphon.translation.openai_forms import check_forms
-from antiphon.translation.read_request import allow_fields, read_request
+from antiphon.translation.read_request import allow_fields, missing_input, read_request
 from antiphon.translation.tool_map import HostedFunction
 from antiphon.translation.truncation import Named, estimate_tokens
 from antiphon.translation.values import BuilderOptions, ChatTranslation, ItemSources, PromptTemplate
 from antiphon.types.file_kinds import FetchedFile
+from antiphon.translation.truncation import estimate_tokens
+from antiphon.translation.values import BuilderOptions, ChatTranslation, ItemSources, PromptReference, PromptTemplate
+from antiphon.types.files import FetchedFile
+from antiphon.types.items import InputItem
 from antiphon.types.request import CreateResponse
+from antiphon.types.tolerance import Tolerance
 from antiphon.types.views import Manner
 
 _SEALED: Final = "reasoning"
@@ -179,7 +195,7 @@ class LoadedRequest:
         request, core = self.request, self.core
         # What is not stored adds nothing to its conversation: it only reads, whoever else is at it.
         locked = request.conversation is not None and request.store
-        wanted = wanted_context(request, core.head, core.known.response_id if locked else "")
+        wanted = _wanted_context(request, core.head, core.known.response_id if locked else "")
         if wanted is None:
             self._begin_with(())
             return
@@ -189,11 +205,11 @@ class LoadedRequest:
     def receive_context(self, context: Context) -> None:
         """What was loaded. Raises `ApiError`."""
         if self._history is None:
-            self._begin_with(history_of(self.request, context))
+            self._begin_with(_history_of(self.request, context))
             return
         answers, self._answers = self._answers, None
         if answers is None:
-            self._files = forgive_history(context.files, files_of(self.request))
+            self._files = forgive_history(context.files, _files_of(self.request))
         else:
             for request_id, where in answers.new.items():
                 if request_id in context.answered:
@@ -204,7 +220,7 @@ class LoadedRequest:
     def _begin_with(self, history: tuple[StoredItem, ...]) -> None:
         core, request = self.core, self.request
         self._history = history
-        self.items = expand_compactions(named_items(request, history), self.unseal)
+        self.items = expand_compactions(_named_items(request, history), self.unseal)
         if read_updates(self.items, request.unknown).apply(request):
             echo_configuration(self.builder.response, request)
             if core.options.strict:
@@ -256,7 +272,7 @@ class LoadedRequest:
         except FileNotFetched:
             if self._files is not None:
                 raise
-            self.core.load(files_wanted(self.request, self._history or (), self.core.head))
+            self.core.load(_files_wanted(self.request, self._history or (), self.core.head))
             return None
 
     def name_ignored(self, chat: ChatTranslation) -> None:
@@ -312,3 +328,99 @@ def _without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list
     if not declared:
         return items
     return [(name, item) for name, item in items if item.type != "mcp_list_tools" or label_of(item) not in declared]
+
+
+def _wanted_context(request: CreateResponse, head: RequestHead, lock_for: str) -> LoadContext | None:
+    """What must be loaded before the model can be called; None when nothing must be."""
+    items = tuple(item.id for item in request.input if item.id and (is_reference(item) or is_hollow(item)))
+    if request.previous_response_id is None and request.conversation is None and not items:
+        return None
+    return LoadContext(
+        head.owner, request.previous_response_id, items, conversation=request.conversation, lock_for=lock_for
+    )
+
+
+def _history_of(request: CreateResponse, context: Context) -> tuple[StoredItem, ...]:
+    """The items before the request's own; its references are resolved. Raises `ApiError`."""
+    previous, conversation = request.previous_response_id, request.conversation
+    if previous is not None and context.chain is None:
+        raise InvalidRequest(
+            f"Previous response with id '{previous}' not found.",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+    if conversation is not None and context.conversation is None:
+        if not conversation.startswith("conv_"):
+            raise InvalidRequest(
+                f"Invalid 'conversation': '{conversation}'. Expected an ID that begins with 'conv_'.",
+                param="conversation",
+                code="invalid_value",
+            )
+        raise NotFound(
+            f"Conversation with id '{conversation}' not found.", param="conversation", code="conversation_not_found"
+        )
+    if conversation is not None and not context.conversation and not request.input:
+        raise missing_input()
+    history = context.conversation or (context.chain.items if context.chain is not None else ())
+    request.input = _without_known(resolve_references(request.input, context.items), history, request.unknown)
+    return history
+
+
+def _without_known(items: list[InputItem], history: tuple[StoredItem, ...], tolerance: Tolerance) -> list[InputItem]:
+    """The items without those that the history already has: a model that reads its own text twice repeats itself.
+    Raises `InvalidRequest` in strict mode."""
+    if not any(item.id for item in items):
+        return items
+    known = {(one.id, one.type) for one in history}
+    kept = []
+    for item in items:
+        kind = item.type or "message"
+        if (item.id, kind) not in known:
+            kept.append(item)
+            continue
+        error = InvalidRequest(
+            f"Duplicate item found with id {item.id}. Remove duplicate items from your input and try again.",
+            param="input",
+            code="duplicate_item",
+        )
+        tolerance.leave_out(f"input.{kind}:{item.id}", error)
+    return kept
+
+
+def prompt_of(reference: PromptReference, context: Context) -> PromptTemplate:
+    """The prompt that a request names. Raises `ApiError`."""
+    if context.prompt is None:
+        version = "" if reference.version is None else f" and version '{reference.version}'"
+        raise InvalidRequest(
+            f"Prompt with id '{reference.id[:128]}'{version} not found.", param="prompt", code="prompt_not_found"
+        )
+    return PromptTemplate(context.prompt.version, context.prompt.body)
+
+
+def _files_wanted(request: CreateResponse, history: tuple[StoredItem, ...], head: RequestHead) -> LoadContext:
+    """All files that the request and its history name, by URL or id, each as often as it is named."""
+    own = _own_items(request)
+    bodies = [item.body for item in history]
+    urls = stored_file_urls(bodies) + file_urls(own)
+    ids = stored_file_ids(bodies) + file_ids(own)
+    return LoadContext(head.owner, None, file_urls=tuple(urls), file_ids=tuple(ids))
+
+
+def _files_of(request: CreateResponse) -> tuple[str, ...]:
+    """The files that the request itself names: without them it cannot be answered, without the others it can."""
+    own = _own_items(request)
+    return (*file_urls(own), *file_ids(own))
+
+
+def _named_items(request: CreateResponse, history: tuple[StoredItem, ...]) -> list[Named]:
+    """The items of the model call, in their order, each with how an error names it."""
+    before = "previous_response_id" if request.conversation is None else "conversation"
+    named = [(f"prompt.input[{number}]", item) for number, item in enumerate(request.prompt_messages)]
+    named += [(before, item) for item in read_history(history)]
+    name_calls(request.input, len(named))
+    named += [(f"input[{number}]", item) for number, item in enumerate(request.input)]
+    return named
+
+
+def _own_items(request: CreateResponse) -> list[InputItem]:
+    return [*request.prompt_messages, *request.input]

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from msgspec import Raw
 
+from antiphon.errors import NotFound
 from antiphon.translation.profiles import UpstreamProfile, with_flags
 
 DEFAULT_UPSTREAM: Final = "default"
@@ -79,6 +80,13 @@ class ModelRule:
     def exact(self) -> bool:
         """Whether the pattern is the name of one model."""
         return not any(letter in self.pattern for letter in "*?[")
+
+
+def no_such_model(model: str) -> NotFound:
+    """The 404 of a model that is not served here."""
+    return NotFound(
+        f"The model '{model}' does not exist or you do not have access to it.", param="model", code="model_not_found"
+    )
 
 
 class ModelRoutes:

@@ -8,8 +8,7 @@ Invariant: what is wrong with a request is told now, not by a response that fail
 
 from __future__ import annotations
 
-import msgspec
-from msgspec import UNSET, Raw
+from msgspec import Raw
 
 from antiphon.engine.exchange.asked import Asked
 from antiphon.engine.exchange.call_headers import continued, kept_for_later
@@ -24,10 +23,12 @@ from antiphon.engine.exchange.queueing import (
     seal_headers,
 )
 from antiphon.engine.exchange.states import State
-from antiphon.engine.ports.actions import Context, Enqueue, LoadContext, ResponseRecord
+from antiphon.engine.exchange.stored_items import make_record
+from antiphon.engine.ports.actions import Context, Enqueue, LoadContext
 from antiphon.engine.ports.jobs import JobRequest
 from antiphon.errors import ApiError, StoreError, store_refusal
 from antiphon.translation.prompt_template import pin_prompt
+from antiphon.translation.values import Ending
 from antiphon.types.json import encode
 
 
@@ -79,21 +80,9 @@ class QueuedRequest(Phase):
         sealed = seal_headers(core.options.sealer, head.owner, secret) if secret else ""
         plain = tuple(pair for pair in head.headers if pair[0] in kept and not is_secret(pair[0]))
         headers = continued(plain, core.observer.trace())
-        response, conversation = loaded.builder.response, loaded.request.conversation
+        response = loaded.builder.response
         job = JobRequest(Raw(self._body.strip()), [*headers], response.created_at, head.request_id, sealed)
-        record = ResponseRecord(
-            id=response.id,
-            owner=head.owner,
-            previous_response_id=response.previous_response_id,
-            status="queued",
-            model=response.model,
-            created_at=response.created_at,
-            completed_at=None,
-            body=encode(msgspec.structs.replace(response, output=UNSET, status="queued")),
-            input_items=loaded.stored_input(),
-            output_items=(),
-            conversation_id=conversation,
-        )
+        record = make_record(response, Ending("queued"), head.owner, loaded.stored_input(), (), 0.0, None)
         needs = job_needs(loaded.request, core.route, core.options.tool_types)
         core.machine.go(State.SAVING)
         core.actions.append(Enqueue(record, encode(job), loaded.builder.take(), needs))

@@ -21,14 +21,13 @@ from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.client_answer import REPLAYED
 from antiphon.engine.exchange.counted_request import CountedRequest
 from antiphon.engine.exchange.failure import cancelled, local_fault
-from antiphon.engine.exchange.loaded_request import read_asked
+from antiphon.engine.exchange.loaded_request import prompt_of, read_asked
 from antiphon.engine.exchange.made_response import MadeResponse
 from antiphon.engine.exchange.native_request import NativeRequest
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH, ExchangeOptions
 from antiphon.engine.exchange.phase import ExchangeCore, Known, Phase, refused_for
 from antiphon.engine.exchange.queued_request import QueuedRequest
 from antiphon.engine.exchange.queueing import QueuedResponse, open_headers
-from antiphon.engine.exchange.request_context import prompt_of
 from antiphon.engine.exchange.states import Input, State
 from antiphon.engine.exchange.time_limits import FOREVER, Late, Watch, too_late
 from antiphon.engine.ports.actions import (

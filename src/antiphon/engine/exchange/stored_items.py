@@ -165,13 +165,13 @@ def make_record(
     usage: Usage | None,
     shown: Mapping[str, Shown] = MappingProxyType({}),
 ) -> ResponseRecord:
-    """What the store keeps of a response that ended like this; `shown` is by the output items' ids."""
+    """What the store keeps of a response that ended like this, or was queued; `shown` is by the output items' ids."""
     stored = msgspec.structs.replace(response, output=UNSET, status=ending.status)
     if ending.status == "completed":
         stored.completed_at = int(at)
     elif ending.status == "incomplete":
         stored.incomplete_details = Raw(encode({"reason": ending.reason}))
-    else:
+    elif ending.status == "failed":
         stored.error = ResponseError(code=ending.code or "server_error", message=ending.message)
     return ResponseRecord(
         id=response.id,

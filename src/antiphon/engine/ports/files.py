@@ -142,7 +142,7 @@ class BlobStore(Protocol):
 
 
 class OpenFile(Protocol):
-    """A file with its content open; use it as `async with`."""
+    """A file with its content open; whoever opened it closes it."""
 
     @property
     def file(self) -> StoredFile:
@@ -157,10 +157,6 @@ class OpenFile(Protocol):
 
     async def aclose(self) -> None:
         """Let it go."""
-
-    async def __aenter__(self) -> OpenFile: ...
-
-    async def __aexit__(self, *raised: object) -> None: ...
 
 
 class FileUpload(Protocol):

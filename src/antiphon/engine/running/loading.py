@@ -1,7 +1,7 @@
 """Loading what a request refers to: its history, its prompt, its items and files.
 
 Lives here: which store or fetcher an action asks, and what a client is told when one cannot answer. Not here: what is
-done with it (`engine/exchange/request_context.py`), and the stores.
+done with it (`engine/exchange/loaded_request.py`), and the stores.
 
 Invariant: what goes wrong is a value, an `ApiError`.
 """

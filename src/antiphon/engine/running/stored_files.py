@@ -9,6 +9,7 @@ Invariant: no more is read than a request may bring; a file that is missing, exp
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import aclosing
 
 from antiphon.engine.ports.files import FileStore
 from antiphon.errors import ApiError, InvalidRequest
@@ -39,7 +40,7 @@ class StoredFiles:
                     f"File with id '{file_id[:_SHOWN_ID]}' not found.", code="file_not_found"
                 )
                 continue
-            async with opened:
+            async with aclosing(opened):
                 file = opened.file
                 if file.size * times > left:
                     found[file_id] = InvalidRequest(

@@ -14,7 +14,7 @@ Invariant: no method touches a container before it is known to be the owner's an
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -321,7 +321,7 @@ class ContainerRooms:
         opened = await self._uploaded.open(row.owner, file_id) if self._uploaded is not None else None
         if opened is None:
             raise NotFound(f"No such File object: {file_id[:128]}", param="file_ids")
-        async with opened:
+        async with aclosing(opened):
             file = await self._write(row, name, _pieces(opened))
         row.contents.copied.append(file_id)
         return file
