@@ -50,12 +50,12 @@ class TestPostgres(ContainerRowsContract):
 
     @pytest.fixture
     def rows(self, database: Database) -> ContainerRows:
-        return PostgresContainerRows(database)
+        return PostgresContainerRows(PostgresTables(database))
 
     @pytest.fixture
     async def peer(self, postgres_url: str) -> AsyncIterator[ContainerRows]:
         async with aclosing(Database(postgres_url, PATIENT)) as opened:
-            yield PostgresContainerRows(opened)
+            yield PostgresContainerRows(PostgresTables(opened))
 
     @pytest.fixture
     def age(self, database: Database) -> Age:

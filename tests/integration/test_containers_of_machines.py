@@ -59,7 +59,7 @@ class Setup:
         self.folder = folder
         self.blobs = Blobs(folder / "blobs")
         self.pending = PendingBlobs(PendingRows(PostgresTables(database)), self.blobs, lease=900.0)
-        self.shared = SharedContainers(PostgresContainerRows(database), self.pending)
+        self.shared = SharedContainers(PostgresContainerRows(PostgresTables(database)), self.pending)
         self.sandboxes = [MemorySandbox(), MemorySandbox()]
         self.rooms = [
             ContainerRooms(

@@ -29,8 +29,7 @@ from antiphon.stores import open_stores
 from antiphon.stores.backend import Wanted
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.deployment import MOVING, Keys, to_note
-from antiphon.stores.moved import COLUMNS
-from antiphon.stores.moved_mark import MARK_FILE
+from antiphon.stores.moved import COLUMNS, MARK_FILE
 from antiphon.stores.moving import CONTENTS, move
 from antiphon.stores.postgres import importing
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite

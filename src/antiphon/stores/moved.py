@@ -1,19 +1,31 @@
-"""What is moved from one backend to another: the rows, in a form that neither backend owns.
+"""What is moved from one backend to another: rows, in a form that neither owns, and the mark of a folder they leave.
 
-Lives here: which columns each kind of row has on its way, and how rows are compared. Not here: reading them
-(`sqlite/exporting.py`), writing them (`postgres/importing.py`), the order of the work (`moving.py`).
+Lives here: which columns each kind of row has on its way, how rows are compared, and refusing a start on a folder with
+a mark. Not here: reading rows (`sqlite/exporting.py`), writing them (`postgres/importing.py`), the order of the work
+(`moving.py`).
 
 What can be made again of other rows is not moved: sums of bytes, words of chunks, a job's place in the queue. Leases
 are over, since nobody works while a move is under way; what waits to be deleted is moved, to be deleted there.
+
+What a process stored in the folder during a move, or after it, nobody would find in the database that the others use.
+So the mark is there before the first row is moved, and stays. Whoever wants the folder back deletes it. Every move has
+a name, which the database notes too: a move whose folder was given back in between does not go on.
+
+Invariant: a mark is there whole, or not at all.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from antiphon.errors import ConfigError, StoreError
+from antiphon.stores.blobs.disk import flush_folder
 
 Row = tuple[Any, ...]
 
@@ -93,3 +105,61 @@ class Sum:
 
 # Texts of clients may hold half a character.
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=repr)
+
+
+MARK_FILE = "moved.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """`name`: of the move; `target`: the database as it may be shown; `whole`: all is there."""
+
+    name: str
+    target: str
+    whole: bool
+
+
+def read_mark(folder: Path) -> Mark | None:
+    """The folder's mark. Raises `StoreError` where it cannot be read."""
+    path = folder / MARK_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Mark)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as error:
+        raise StoreError(f"{path}, the mark of a move, cannot be read: {type(error).__name__}.") from error
+
+
+def write_mark(folder: Path, mark: Mark | None) -> None:
+    """Set it, or take it away. Raises `StoreError`."""
+    path = folder / MARK_FILE
+    new = path.with_suffix(".new")
+    try:
+        if mark is None:
+            path.unlink(missing_ok=True)
+        else:
+            with new.open("wb") as file:
+                file.write(msgspec.json.encode(mark))
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+        flush_folder(folder)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def check_not_moved(folder: Path) -> None:
+    """Raises `ConfigError` where processes must not start on the folder, with both ways out, and `StoreError`."""
+    mark = read_mark(folder)
+    if mark is None:
+        return
+    path = folder / MARK_FILE
+    if mark.whole:
+        raise ConfigError(
+            f"everything in {folder} was moved to {mark.target}: set state.url to it. To go back to what the folder "
+            f"has, without all that was stored there since, delete {path}."
+        )
+    raise ConfigError(
+        f"{folder} is being moved to {mark.target}, and that is not over: run `antiphon admin move` to its end. To "
+        f"give the move up, delete {path}, and empty that database before things are moved into it again."
+    )

@@ -8,7 +8,7 @@ A move can be killed at any moment and started again: it goes on behind the last
 or one part of one content.
 
 Invariants: the source is only read, once it has this build's schema; before the first row is moved everything that the
-move needs was looked at, and the folder is marked (`moved_mark.py`), so that nobody starts on it; no process starts on
+move needs was looked at, and the folder is marked (`moved.py`), so that nobody starts on it; no process starts on
 the target before every row and every content was compared; a content counts as moved once it was read back from the
 bucket and is what its file's row says.
 """
@@ -32,8 +32,7 @@ from antiphon.errors import ConfigError, StoreError
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.choice import export_of, import_into
-from antiphon.stores.moved import COLUMNS, Counted, Row, Sum
-from antiphon.stores.moved_mark import Mark, read_mark, write_mark
+from antiphon.stores.moved import COLUMNS, Counted, Mark, Row, Sum, read_mark, write_mark
 
 if TYPE_CHECKING:
     from antiphon.stores.choice import DatabaseImport, FolderExport

@@ -27,7 +27,6 @@ from typing import TypeVar
 from antiphon.engine.ports.files import Blob
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import StoreError, file_failure
-from antiphon.stores.flushing import flush_folder
 
 T = TypeVar("T")
 
@@ -39,6 +38,15 @@ _NEW = "new"
 _SOME = 500
 # Flushing half a gigabyte takes seconds: contents have threads of their own.
 _THREADS = 8
+
+
+def flush_folder(folder: Path) -> None:
+    """Have on the disk what was made, renamed and deleted in the folder. Raises `OSError`."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def checked_key(key: str) -> str:

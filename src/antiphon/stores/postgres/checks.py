@@ -27,7 +27,7 @@ from antiphon.stores.postgres.connecting import Connection, connect, kinds_of_se
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.failures import DIRECT_URL
 from antiphon.stores.postgres.migrate import SCHEMA, VECTOR_SCHEMA, VECTOR_STEPS, applied_steps, packaged_steps
-from antiphon.stores.postgres.server_check import ask_server, check_server, wrong
+from antiphon.stores.postgres.server_check import ask_server, check, check_server
 from antiphon.stores.postgres.vector_table import VectorTable
 from antiphon.stores.schema_steps import Step
 
@@ -77,8 +77,7 @@ async def examine(state: StateSettings, wanted: Wanted) -> AsyncIterator[Said]:
     database = Database(state.url.get_secret_value(), DatabaseLimits(size=2, deadline=state.deadline))
     try:
         server = await ask_server(database)
-        if (problem := wrong(server)) is not None:
-            raise problem
+        check(server)
         yield Said("ok", f"{state.place.shown}: PostgreSQL {server.shown}")
         async for said in _servers(database, state):
             yield said

@@ -138,7 +138,7 @@ async def open_postgres(
         direct_url=direct_url,
         groups=(turns, queued, added),
         withdrawals=withdrawals,
-        shared_containers=SharedContainers(PostgresContainerRows(database), pending),
+        shared_containers=SharedContainers(PostgresContainerRows(tables), pending),
     )
 
 

@@ -14,7 +14,7 @@ import structlog
 
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.failures import URL, may_heal
+from antiphon.stores.postgres.failures import may_heal
 
 _log = structlog.get_logger(__name__)
 
@@ -37,8 +37,8 @@ class Server:
     encoding: str
 
 
-def wrong(server: Server, setting: str = URL) -> StoreError | None:
-    """Why state cannot be kept on the server that `setting` names, in a sentence that says what to do."""
+def check(server: Server) -> None:
+    """Raises `StoreError` where state cannot be kept on the server, with a sentence that says what to do."""
     if server.version < OLDEST:
         said = f"PostgreSQL {server.shown} is too old: {OLDEST // 10_000} or newer is needed. Upgrade the server."
     elif server.encoding != "UTF8":
@@ -46,8 +46,8 @@ def wrong(server: Server, setting: str = URL) -> StoreError | None:
     elif server.schema is None:
         said = "PostgreSQL: no schema of the role's search_path is there. Create one, or set search_path to one."
     else:
-        return None
-    return StoreError(said)
+        return
+    raise StoreError(said)
 
 
 async def ask_server(database: Database) -> Server:
@@ -62,8 +62,7 @@ async def ask_server(database: Database) -> Server:
 
 async def check_server(database: Database) -> None:
     """Raises `StoreError` with a sentence that says what to do."""
-    if (problem := wrong(await ask_server(database), database.setting)) is not None:
-        raise problem
+    check(await ask_server(database))
 
 
 async def reach_server(database: Database, within: float) -> None:

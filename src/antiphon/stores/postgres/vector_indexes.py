@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import asyncpg
 import structlog
@@ -63,12 +62,6 @@ CREATE INDEX CONCURRENTLY IF NOT EXISTS {name} ON chunk_vectors
 USING hnsw ((vector::halfvec({width})) halfvec_ip_ops) WHERE store_number = {store} AND width = {width}
 """
 DROP = "DROP INDEX CONCURRENTLY IF EXISTS {name}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    drop: list[str]
-    make: dict[str, str]
 
 
 def index_name(store: int, width: int) -> str:
@@ -125,37 +118,36 @@ class VectorIndexes:
     async def _look(self) -> None:
         try:
             if await self._database.write(DUE, float(self._every), again=True):
-                await self._work(await self._wanted())
+                await self._work(*await self._wanted())
         except StoreError as error:
             if not self._closed:
                 _log.warning("vector_indexes_not_made", error=str(error))
         except Exception:
             _log.error("vector_indexes_failed", exc_info=True)
 
-    async def _wanted(self) -> _Work:
+    async def _wanted(self) -> tuple[list[str], dict[str, str]]:
+        """The names of indexes to drop, and the statements that make others."""
         if not (await self._database.fetch(THERE))[0][0]:
-            return _Work([], {})
+            return [], {}
         wanted = {
             index_name(store, width): MAKE.format(name=index_name(store, width), store=store, width=width)
             for store, width in await self._database.fetch(WANTED, self.exact, WIDEST)
         }
         known = await self._database.fetch(KNOWN)
         if any(row["being_made"] for row in known):
-            return _Work([], {})
+            return [], {}
         good = {row["name"] for row in known if row["valid"]}
-        return _Work(
-            [row["name"] for row in known if row["name"] not in wanted or not row["valid"]],
-            {name: statement for name, statement in wanted.items() if name not in good},
-        )
+        drop = [row["name"] for row in known if row["name"] not in wanted or not row["valid"]]
+        return drop, {name: statement for name, statement in wanted.items() if name not in good}
 
-    async def _work(self, work: _Work) -> None:
-        if not (work.drop or work.make):
+    async def _work(self, drop: list[str], make: dict[str, str]) -> None:
+        if not (drop or make):
             return
         connection = self._making = await self._connecting()
         try:
-            for name in work.drop:
+            for name in drop:
                 await connection.execute(DROP.format(name=name))
-            for name, statement in work.make.items():
+            for name, statement in make.items():
                 begun = asyncio.get_running_loop().time()
                 await connection.execute(statement)
                 seconds = round(asyncio.get_running_loop().time() - begun, 3)

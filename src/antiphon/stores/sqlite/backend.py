@@ -1,15 +1,21 @@
 """SQLite as a backend: databases in a folder of this machine, or in memory.
 
-Lives here: what of this package does what `Backend` offers. Not here: any of it.
+Lives here: what of this package does what `Backend` offers, and looking at and changing the schema of each database
+file. Not here: all else of it, what is asked of schemas (`stores/schema_steps.py`), applying steps (`migrate.py`).
 
 Invariant: what only operators need is imported when it is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, closing, nullcontext
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import BlobStore
@@ -20,7 +26,15 @@ from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.moved_mark import check_not_moved
 from antiphon.stores.schema_steps import Schema
+from antiphon.stores.moved import check_not_moved
+from antiphon.stores.schema_steps import Applied, Schema, Step
+from antiphon.stores.sealed.bodies import Bodies
+from antiphon.stores.sqlite.database import connect_writer, create_file, reader_uri, store_errors
+from antiphon.stores.sqlite.migrate import applied_steps, lacking, migrate, packaged_steps, undo
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
+from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
+
+T = TypeVar("T")
 
 
 class SqliteBackend(Backend):
@@ -59,14 +73,10 @@ class SqliteBackend(Backend):
 
     def open_schemas(self, *, seconds: float, within: float = 0.0) -> AbstractAsyncContextManager[Sequence[Schema]]:
         """See `Backend`."""
-        from antiphon.stores.sqlite.schema import sqlite_schemas
-
         return nullcontext(sqlite_schemas(self._folder))
 
     async def examine(self, wanted: Wanted, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:
         """See `Backend`."""
-        from antiphon.stores.sqlite.schema import examine_schemas
-
         self.check_not_moved()
         async for said in shared:
             yield said
@@ -123,3 +133,62 @@ class MemoryBackend(Backend):
 
 def _of_one_process() -> ConfigError:
     return ConfigError("state.url: memory: is the state of one process, which nobody else can look at")
+
+
+@dataclass(frozen=True, slots=True)
+class SqliteSchema(Schema):
+    """`Schema` of one file."""
+
+    path: Path
+
+    async def applied(self) -> Sequence[Applied]:
+        """See `Schema`."""
+        if not self.path.exists():
+            return []
+        return await asyncio.to_thread(self._on, applied_steps, writes=False)
+
+    async def up(self) -> Sequence[Step]:
+        """See `Schema`."""
+        create_file(self.path)
+        return await asyncio.to_thread(self._on, lambda connection: migrate(connection, self.steps))
+
+    async def undo(self) -> Step:
+        """See `Schema`."""
+        create_file(self.path)
+        return await asyncio.to_thread(self._on, lambda connection: undo(connection, self.steps))
+
+    async def lacking(self) -> tuple[int, dict[str, str]]:
+        """See `migrate.py`; nothing of a database that is not there. Raises `StoreError`."""
+        if not self.path.exists():
+            return 0, {}
+        return await asyncio.to_thread(self._on, lambda connection: lacking(connection, self.steps), writes=False)
+
+    def _on(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
+        with store_errors("Changing the schema" if writes else "Reading the schema", self.path):
+            opened = connect_writer(self.path) if writes else sqlite3.connect(reader_uri(self.path), uri=True)
+            with closing(opened) as connection:
+                return work(connection)
+
+
+def sqlite_schemas(folder: Path) -> tuple[SqliteSchema, ...]:
+    """Those of the databases in this folder, whether they are there or not."""
+    package = Path(str(files("antiphon.stores.sqlite")))
+    return (
+        SqliteSchema(SESSIONS_FILE, packaged_steps(), package / "migrations", folder / SESSIONS_FILE),
+        SqliteSchema(VECTORS_FILE, packaged_steps(VECTOR_STEPS), package / VECTOR_STEPS, folder / VECTORS_FILE),
+    )
+
+
+async def examine_schemas(folder: Path) -> AsyncIterator[Said]:
+    """Tables and indexes that a database file lacks: without an index queries are slow, without a table requests
+    fail."""
+    for schema in sqlite_schemas(folder):
+        number, gone = await schema.lacking()
+        for name, sql in gone.items():
+            if name.startswith("table"):
+                yield Said("problem", f"{schema.name} lacks the {name}", "restore a backup (antiphon admin restore)")
+            else:
+                made = f"create it again with sqlite3: {' '.join(sql.split())}" if sql else "restore a backup"
+                yield Said("note", f"{schema.name}: the {name} is missing: its queries are slow", made)
+        if number and not gone:
+            yield Said("ok", f"{schema.name}: all {number} tables and indexes of the schema are there")

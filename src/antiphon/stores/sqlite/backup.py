@@ -33,8 +33,7 @@ from msgspec import Struct
 
 from antiphon.errors import StoreError
 from antiphon.stores.backend import Archived, KeyFiles, KeyName
-from antiphon.stores.blobs.disk import FILES_FOLDER, KEY, content_place
-from antiphon.stores.flushing import flush_folder
+from antiphon.stores.blobs.disk import FILES_FOLDER, KEY, content_place, flush_folder
 from antiphon.stores.sqlite.database import reader_uri, store_errors
 from antiphon.stores.sqlite.migrate import check_schema, packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
