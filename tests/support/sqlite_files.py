@@ -7,9 +7,8 @@ from antiphon.ids import Clock, now
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
 from antiphon.stores.files import SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.sqlite.files import SQL
+from antiphon.stores.sqlite.files import SQL, SqlitePendingRows
 from antiphon.stores.sqlite.opening import SqliteStores
-from antiphon.stores.sqlite.pending_blobs import SqlitePendingRows
 
 
 def files_of(stores: SqliteStores, blobs: BlobStore, *, owner_bytes: int | None = None, clock: Clock = now) -> SqlFiles:

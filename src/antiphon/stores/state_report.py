@@ -29,13 +29,6 @@ async def examine_state(state: StateSettings, data: Path, wanted: Wanted) -> Asy
 
 
 async def _shared(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator[Said]:
-    async for said in _schema(state, data):
-        yield said
-    async for said in _keys(state, data, keys):
-        yield said
-
-
-async def _schema(state: StateSettings, data: Path) -> AsyncIterator[Said]:
     async with backend_of(state, data).open_schemas(seconds=state.deadline) as schemas:
         for schema in schemas:
             applied = await schema.applied()
@@ -55,9 +48,6 @@ async def _schema(state: StateSettings, data: Path) -> AsyncIterator[Said]:
                 yield Said("note", f"{schema.name} lacks {len(missing)} schema steps", "the next start applies them")
             else:
                 yield Said("ok", f"{schema.name} is new: the first start makes its schema")
-
-
-async def _keys(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator[Said]:
     deployment = backend_of(state, data).deployment()
     if deployment is None:
         return

@@ -231,7 +231,7 @@ class SqlVectorStores:
         """Change the store; see `VectorStores.update`."""
         given = {"name": changes.name, "metadata": changes.metadata, "days": changes.expires_days}
         named = self._named(owner, store_id, new_name=changes.name is not None, clear=changes.clear_expiry, **given)
-        if not await changed(self._tables, Statement(self._sql.update_store, named, rows=1)):
+        if not await self._changed([Statement(self._sql.update_store, named, rows=1)]):
             return None
         return await self.get(owner, store_id)
 
@@ -362,13 +362,10 @@ class SqlVectorStores:
         return unit
 
     async def _changed(self, unit: Sequence[Statement], *, work: bool = False) -> bool:
-        try:
-            await self._tables.run(unit)
-        except RowsMissing:
-            return False
-        if work:
+        done = await changed(self._tables, *unit)
+        if done and work:
             self.on_work()
-        return True
+        return done
 
     def _named(self, owner: str, store_id: str, **more: Any) -> dict[str, Any]:
         return {"owner": owner, "id": store_id, "now_ms": milliseconds(self._clock()), **more}

@@ -9,9 +9,9 @@ import pytest
 
 from antiphon.stores import files
 from antiphon.stores.blobs import pending
-from antiphon.stores.sqlite import lease_clock, pending_blobs
+from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.database import connect_writer
-from antiphon.stores.sqlite.files import SQL
+from antiphon.stores.sqlite.files import NOTE_UNKNOWN, SQL
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.tables import sqlite_sql
 
@@ -54,7 +54,7 @@ _QUERIES = {
         "is held": pending.IS_HELD,
         "taken": pending.TAKEN,
         "forget": pending.FORGET,
-        "note unknown": pending_blobs.NOTE_UNKNOWN,
+        "note unknown": NOTE_UNKNOWN,
     }.items()
 }
 

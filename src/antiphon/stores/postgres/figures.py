@@ -61,14 +61,11 @@ FROM (
 class PostgresFigures:
     """`StoreFigures` of a database and the groups that are written to it."""
 
+    name = "postgresql"
+
     def __init__(self, database: Database, groups: Sequence[Groups[Any]]) -> None:
         self._database = database
         self._groups = groups
-
-    @property
-    def name(self) -> str:
-        """What it is called in labels."""
-        return "postgresql"
 
     @property
     def waiting(self) -> int:

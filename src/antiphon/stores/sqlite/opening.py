@@ -35,8 +35,9 @@ from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.files import SQL as FILE_SQL
 from antiphon.stores.sqlite.jobs import SQL as JOB_SQL
 from antiphon.stores.sqlite.jobs import SqliteJobWriter
+from antiphon.stores.sqlite.files import SqlitePendingRows
+from antiphon.stores.sqlite.jobs import SqliteJobStore
 from antiphon.stores.sqlite.migrate import check_triggers, migrate, packaged_steps
-from antiphon.stores.sqlite.pending_blobs import SqlitePendingRows
 from antiphon.stores.sqlite.place import place_in
 from antiphon.stores.sqlite.responses import LOAD_ITEMS, SqliteResponseWriter
 from antiphon.stores.sqlite.retention import SqlitePieces
