@@ -149,7 +149,7 @@ async def test_a_full_disk_is_said_to_the_client_in_ready_and_in_the_log(
     tmp_path: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Others use this machine's disk too, and room that comes back is what `/ready` looks for.
-    monkeypatch.setattr("antiphon.stores.sqlite.place.free_bytes", lambda folder: 0)
+    monkeypatch.setattr("antiphon.stores.sqlite.database.free_bytes", lambda folder: 0)
     async with processes(tmp_path / "data") as made:
         app = await made.start()
         await fill(app)

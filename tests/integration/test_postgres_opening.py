@@ -21,12 +21,12 @@ from antiphon.stores import Stores, backend_of, open_stores
 from antiphon.stores.backend import Wanted
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.deployment import Keys
-from antiphon.stores.owner_room import SqlOwnerRoom
 from antiphon.stores.postgres import owner_data, vector_table
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.figures import TABLES
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.state_report import examine_state
+from antiphon.stores.usage import SqlOwnerRoom
 from tests.contracts.file_contract import fields, keep
 from tests.contracts.store_contract import ALICE, BOB, item, record
 from tests.support.postgres import PATIENT, PostgresServer

@@ -1,7 +1,8 @@
-"""The sums of what model calls took, by day: the `UsageStore` over the tables of any backend.
+"""The sums of what model calls took, by day, and what an owner may still store: the `UsageStore` and the `OwnerRoom`
+over the tables of any backend.
 
 Lives here: the SQL. Not here: which calls are counted (`observability/observation.py`), when they are written
-(`engine/running/usage_book.py`).
+(`engine/running/usage_book.py`), counting what an owner stores (triggers of each backend's migrations).
 
 Invariants: no number is one that a column cannot hold, or cannot add up: an upstream that counts beyond all measure
 would otherwise keep the sums of all others from being written. Rows are added to in one order, so processes that add
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 
 from antiphon.engine.ports.usage import KEY, NUMBERS, By, UsageSum
+from antiphon.errors import OwnerFull
 from antiphon.stores.tables import Statement, Tables
 
 _MOST = 10**15
@@ -29,6 +31,7 @@ DELETE FROM usage_days WHERE ({", ".join(KEY)}) IN (
   SELECT {", ".join(KEY)} FROM usage_days WHERE day < :before LIMIT {_PIECE}
 )
 """
+OWNER_BYTES = "SELECT CAST(coalesce(sum(bytes), 0) AS bigint) FROM owner_bytes WHERE owner = :owner"
 
 
 class UsageSums:
@@ -64,3 +67,20 @@ class UsageSums:
         while count := (await self._tables.run([Statement(FORGET, {"before": before})], again=True))[0]:
             gone += count
         return gone
+
+
+class SqlOwnerRoom:
+    """`OwnerRoom` on tables that the caller closes; `limit` bytes for each owner.
+
+    It is asked before a model is, and not again when the response is saved: what was paid for is kept. So an owner may
+    pass the limit by what ran at that moment.
+    """
+
+    def __init__(self, tables: Tables, limit: int) -> None:
+        self._tables = tables
+        self._limit = limit
+
+    async def check(self, owner: str) -> None:
+        """Raises `OwnerFull`."""
+        if (await self._tables.fetch(OWNER_BYTES, {"owner": owner}))[0][0] >= self._limit:
+            raise OwnerFull(self._limit)

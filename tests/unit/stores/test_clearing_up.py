@@ -22,12 +22,11 @@ from antiphon.errors import StoreError
 from antiphon.stores.backend import KeyName
 from antiphon.stores.blobs import disk as on_disk
 from antiphon.stores.blobs.disk import DiskBlobs
-from antiphon.stores.sqlite import backup, place
+from antiphon.stores.sqlite import backup, database
 from antiphon.stores.sqlite.backup import make_archive, open_archive
 from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
-from antiphon.stores.sqlite.database import create_file
+from antiphon.stores.sqlite.database import create_file, free_bytes
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
-from antiphon.stores.sqlite.place import free_bytes
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.units import Unit
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
@@ -139,7 +138,7 @@ class _Written:
         self.room = 1_000_000
         self.path = path
         self.writer = SqliteWriter(path, self._prepare)
-        monkeypatch.setattr(place, "free_bytes", lambda path: self.room)
+        monkeypatch.setattr(database, "free_bytes", lambda path: self.room)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("CREATE TABLE t (n INTEGER PRIMARY KEY, text TEXT)")

@@ -29,8 +29,7 @@ import structlog
 
 from antiphon.engine.running.waiting import look_at
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.database import store_error
-from antiphon.stores.sqlite.place import Place, place_of
+from antiphon.stores.sqlite.database import Place, place_of, store_error
 
 Row = sqlite3.Row
 """Its columns by name, or unpacked; the names are those of the query."""

@@ -17,8 +17,8 @@ from typing import Any
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.figures import DatabaseFigures
 from antiphon.engine.running.thread_pools import SIZES
+from antiphon.stores.sqlite.database import Place
 from antiphon.stores.sqlite.lease_clock import lease_now
-from antiphon.stores.sqlite.place import Place
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.writer import SqliteWriter, writer_limits
 from antiphon.stores.tables import Counts, Parameters, Statement

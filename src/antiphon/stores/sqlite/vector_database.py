@@ -17,9 +17,9 @@ from antiphon.stores.backend import KEEP_SECONDS, MATRIX_BYTES, VectorDatabase
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
+from antiphon.stores.sqlite.database import place_in
 from antiphon.stores.sqlite.ingestion import SqliteIngestion
 from antiphon.stores.sqlite.migrate import check_triggers, migrate, packaged_steps
-from antiphon.stores.sqlite.place import place_in
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_sql import SqliteVectorSql
 from antiphon.stores.vector_stores import SqlVectorStores

@@ -38,8 +38,7 @@ import structlog
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.database import LOCK_SECONDS, store_error, wait_for_lock
-from antiphon.stores.sqlite.place import Place, place_of
+from antiphon.stores.sqlite.database import LOCK_SECONDS, Place, place_of, store_error, wait_for_lock
 from antiphon.stores.sqlite.statements import Step
 from antiphon.stores.sqlite.units import (
     Answer,
