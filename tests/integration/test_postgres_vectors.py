@@ -14,7 +14,7 @@ import pytest
 from antiphon.engine.ports.indexing import Chunk, IngestJob
 from antiphon.engine.ports.vector_stores import Counts, FileError, NewFile
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.ingestion import ingest_job
+from antiphon.stores.indexing import ingest_job
 from antiphon.stores.postgres import ingestion as work
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.tables import PostgresTables, run_steps

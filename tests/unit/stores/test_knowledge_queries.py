@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from antiphon.stores.chunk_index import KNOWN
+from antiphon.stores.indexing import KNOWN
 from antiphon.stores.sqlite import chunk_index, ingestion, lease_clock, vector_sql
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps

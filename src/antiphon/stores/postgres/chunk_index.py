@@ -1,7 +1,7 @@
 """What a search reads: the `ChunkIndex` port over PostgreSQL.
 
 Lives here: matching words with their rank, finding the nearest vectors. Not here: what is alike in all backends
-(`../chunk_index.py`), what is a word (`vector_words.py`), how any of it was written (`ingestion.py`), which stores have
+(`../indexing.py`), what is a word (`vector_words.py`), how any of it was written (`ingestion.py`), which stores have
 an index of vectors (`vector_indexes.py`).
 
 Up to `exact` vectors that may be found (of completed files that a filter lets through) are compared one by one: that
@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
-from antiphon.stores.chunk_index import SqlChunkIndex, chunk_hits
+from antiphon.stores.indexing import SqlChunkIndex, chunk_hits
 from antiphon.stores.pages import Row
 from antiphon.stores.postgres.vector_indexes import VectorIndexes, index_name
 from antiphon.stores.postgres.vector_sql import ATTRIBUTES

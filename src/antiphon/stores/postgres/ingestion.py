@@ -1,7 +1,7 @@
 """The durable side of ingestion: the `Ingestion` port over PostgreSQL.
 
 Lives here: claiming files, writing chunks with their words and vectors, and clearing up. Not here: what is alike in all
-backends (`../ingestion.py`), searching (`chunk_index.py`), the table of vectors (`vector_table.py`) and their indexes
+backends (`../indexing.py`), searching (`chunk_index.py`), the table of vectors (`vector_table.py`) and their indexes
 (`vector_indexes.py`).
 
 Whoever writes chunks locks their file's row first, and finds it under its claim and number or writes nothing. Whatever
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from antiphon.engine.ports.indexing import Chunk, IngestJob
 from antiphon.engine.running.thread_pools import DOCUMENTS
-from antiphon.stores.ingestion import SqlIngestion, ingest_job
+from antiphon.stores.indexing import SqlIngestion, ingest_job
 from antiphon.stores.pages import Row
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.vector_indexes import VectorIndexes

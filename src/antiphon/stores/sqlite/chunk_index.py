@@ -1,7 +1,7 @@
 """What a search reads: the `ChunkIndex` port over SQLite.
 
 Lives here: matching words with their rank, the files a filter lets through, vectors. Not here: what is alike in all
-backends (`../chunk_index.py`), comparing vectors (`matrices.py`), how any of it was written (`ingestion.py`).
+backends (`../indexing.py`), comparing vectors (`matrices.py`), how any of it was written (`ingestion.py`).
 
 Invariant: only completed files are found, and a filter is part of the statement that ranks.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
-from antiphon.stores.chunk_index import SqlChunkIndex, chunk_hits
+from antiphon.stores.indexing import SqlChunkIndex, chunk_hits
 from antiphon.stores.sqlite.vector_sql import ATTRIBUTES, index_table
 from antiphon.stores.tables import Tables
 from antiphon.stores.vector_stores import SqlVectorStores

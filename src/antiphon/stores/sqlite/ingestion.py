@@ -1,7 +1,7 @@
 """The durable side of ingestion: the `Ingestion` port over SQLite.
 
 Lives here: claiming files, writing chunks with their words, and clearing up. Not here: what is alike in all backends
-(`../ingestion.py`), searching (`chunk_index.py`).
+(`../indexing.py`), searching (`chunk_index.py`).
 
 Invariant: chunks and their words are written and deleted in one unit, and only once: a statement that would take words
 out of an index a second time is undone with its unit.
@@ -14,7 +14,7 @@ from typing import Any
 
 from antiphon.engine.ports.indexing import CHUNK_BITS, Chunk, IngestJob
 from antiphon.ids import Clock, now
-from antiphon.stores.ingestion import SqlIngestion, ingest_job
+from antiphon.stores.indexing import SqlIngestion, ingest_job
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_sql import BUMP, DELETE_ALL, TRASH_FILES, index_table

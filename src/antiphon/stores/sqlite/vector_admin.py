@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +90,5 @@ async def _opened(data: Path) -> AsyncIterator[SqliteVectorDatabase | None]:
     if not (data / VECTORS_FILE).exists():
         yield None
         return
-    database = await open_vector_database(data)
-    try:
+    async with aclosing(await open_vector_database(data)) as database:
         yield database
-    finally:
-        await database.aclose()

@@ -1,21 +1,32 @@
-"""The durable side of ingestion: what is alike of the `Ingestion` port over the tables of any backend.
+"""How files become chunks, and what a search reads: what is alike of the ports `Ingestion` and `ChunkIndex` over the
+tables of any backend.
 
-Lives here: holding claimed files, and completing or failing them. Not here: claiming files, writing chunks and clearing
-up, which each backend does in its own way (`sqlite/ingestion.py`, `postgres/ingestion.py`), who runs the work
-(`search/ingest.py`), what clients see (`vector_stores.py`).
+Lives here: holding claimed files, completing or failing them; which stores an owner has, and the texts of chunks. Not
+here: claiming files, writing chunks and clearing up, matching words and comparing vectors, which each backend does in
+its own way (`sqlite/ingestion.py`, `sqlite/chunk_index.py` and PostgreSQL's), who runs the work (`search/ingest.py`),
+ranking and fusion (`search/`), what clients see (`vector_stores.py`).
 
-Invariants: leases are judged by the clock of leases alone. A file is found only when it is completed.
+Invariants: leases are judged by the clock of leases alone. A file is found only when it is completed. Whoever searches
+names a store by its number, which was given with its owner (`known`).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
-from antiphon.engine.ports.indexing import IngestJob
-from antiphon.engine.ports.vector_stores import Chunking, FileError
+from antiphon.engine.ports.indexing import ChunkHit, IngestJob, KnownStore
+from antiphon.engine.ports.vector_stores import Chunking, FileError, SearchHit
+from antiphon.ids import Clock, now
 from antiphon.stores.pages import Row
 from antiphon.stores.tables import Statement, Tables, changed, milliseconds, renewed
+from antiphon.stores.vector_stores import SqlVectorStores
+
+KNOWN = """
+SELECT id, {number}, version, coalesce(expires_at <= now_ms(), false) FROM vector_stores
+WHERE owner = :owner AND id IN (:ids...)
+"""
 
 
 class SqlIngestion:
@@ -99,3 +110,39 @@ def ingest_job(row: Row | tuple[Any, ...]) -> IngestJob:
         chunking=Chunking(row[6], row[7], row[8]),
         attempts=row[9],
     )
+
+
+class SqlChunkIndex:
+    """`ChunkIndex` but for its two searches, on tables that the caller closes."""
+
+    number: str
+    """The column with a store's number."""
+    hits_sql: str
+    """Selects number, file, file's name, attributes, text and store of the `:chunks` that are in the `:stores`."""
+
+    def __init__(self, tables: Tables, stores: SqlVectorStores, *, clock: Clock = now) -> None:
+        """`clock`: the date where the database has none."""
+        self._tables = tables
+        self._stores = stores
+        self._clock = clock
+
+    async def known(self, owner: str, store_ids: Sequence[str]) -> list[KnownStore]:
+        """The owner's stores of these."""
+        named = {"owner": owner, "ids": list(store_ids), "now_ms": milliseconds(self._clock())}
+        rows = await self._tables.fetch(KNOWN.format(number=self.number), named)
+        return [KnownStore(row[0], row[1], row[2], bool(row[3])) for row in rows]
+
+    async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, SearchHit]:
+        """The chunks' texts with their files; those that are gone, or in another store than these, are left out."""
+        named = {"chunks": list(chunks), "stores": [store.number for store in stores]}
+        rows = await self._tables.fetch(self.hits_sql, named)
+        return {row[0]: SearchHit(row[1], row[2], 0.0, json.loads(row[3]), row[4], row[5]) for row in rows}
+
+    async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
+        """Note that the stores were used now."""
+        await self._stores.touch(owner, store_ids)
+
+
+def chunk_hits(rows: Sequence[Row]) -> list[ChunkHit]:
+    """The chunks and scores of rows."""
+    return [ChunkHit(row[0], row[1]) for row in rows]
