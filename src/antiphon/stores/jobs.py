@@ -84,7 +84,8 @@ ORDER BY cut.place
 """
 
 
-Ended: TypeAlias = Callable[[Collection[str]], None]
+Told: TypeAlias = Callable[[Collection[str]], None]
+"""Who hears of these responses."""
 
 
 def nobody(response_ids: Collection[str]) -> None:
@@ -126,7 +127,7 @@ class SqlJobs:
     """`JobStore` on tables that the caller closes."""
 
     def __init__(
-        self, tables: Tables, writer: JobWriter, sql: JobSql, bodies: Bodies = PLAIN, ended: Ended = nobody
+        self, tables: Tables, writer: JobWriter, sql: JobSql, bodies: Bodies = PLAIN, ended: Told = nobody
     ) -> None:
         """`ended` is called with responses that were ended early: whoever runs them must stop."""
         self._ended = ended

@@ -17,7 +17,7 @@ from antiphon.stores.bodies import PLAIN
 from antiphon.stores.conversations import SqlConversations
 from antiphon.stores.files import FileSql, SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.jobs import Ended, JobSql, JobWriter, SqlJobs, nobody
+from antiphon.stores.jobs import JobSql, JobWriter, SqlJobs, Told, nobody
 from antiphon.stores.owner_room import SqlOwnerRoom
 from antiphon.stores.prompts import SqlPrompts
 from antiphon.stores.responses import ResponseWriter, SqlResponses
@@ -65,7 +65,7 @@ def over_tables(
     *,
     responses: tuple[ResponseWriter, str],
     jobs: tuple[JobWriter, JobSql],
-    ended: Ended = nobody,
+    ended: Told = nobody,
     files: tuple[FileSql, PendingBlobs, BlobStore],
     pieces: Pieces,
 ) -> OverTables:
