@@ -18,8 +18,6 @@ import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, TextIO, cast
 

@@ -22,7 +22,7 @@ from antiphon.errors import ConfigError
 from antiphon.stores.backend import Archived, KeyName
 from antiphon.stores.choice import backend_of
 from antiphon.stores.deployment import MOVING, OWNER, to_note
-from antiphon.stores.moved_mark import MARK_FILE
+from antiphon.stores.moved import MARK_FILE
 from antiphon.stores.moving import CONTENTS, move
 
 _SHOWN = 8

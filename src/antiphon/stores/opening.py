@@ -18,12 +18,11 @@ from antiphon.stores.conversations import SqlConversations
 from antiphon.stores.files import FileSql, SqlFiles
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.jobs import JobSql, JobWriter, SqlJobs, Told, nobody
-from antiphon.stores.owner_room import SqlOwnerRoom
 from antiphon.stores.prompts import SqlPrompts
 from antiphon.stores.responses import ResponseWriter, SqlResponses
 from antiphon.stores.retention import Pieces, SqlRetention
 from antiphon.stores.tables import Tables
-from antiphon.stores.usage import UsageSums
+from antiphon.stores.usage import SqlOwnerRoom, UsageSums
 
 _DEFAULTS: StoreOptions = {
     "chain_items": 1000,

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import OwnerFull, StoreError
-from antiphon.stores.owner_room import SqlOwnerRoom
 from antiphon.stores.sqlite import owner_data as admin
-from antiphon.stores.sqlite import admin
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
 from antiphon.stores.usage import SqlOwnerRoom
 from tests.contracts.store_contract import ALICE, record

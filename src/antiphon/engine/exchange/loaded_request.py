@@ -37,33 +37,22 @@ from antiphon.engine.ports.idempotency import HEADER
 from antiphon.errors import ApiError, InvalidRequest, NotFound
 from antiphon.sealing import is_sealed
 from antiphon.translation.builder import ResponseBuilder
-from antiphon.translation.chat_content import FileNotFetched, forgive_history
+from antiphon.translation.chat_content import FileNotFetched, file_ids, file_urls, forgive_history, stored_parts
 from antiphon.translation.chat_request import translate_request
 from antiphon.translation.compaction import expand_compactions
 from antiphon.translation.configuration import read_updates
-from antiphon.translation.file_urls import (
-    FileNotFetched,
-    file_ids,
-    file_urls,
-    forgive_history,
-    stored_file_ids,
-    stored_file_urls,
-)
 from antiphon.translation.foreign_items import ForeignContent
 from antiphon.translation.initial_response import echo_configuration, start_response
 from antiphon.translation.openai_forms import check_forms
 from antiphon.translation.read_request import allow_fields, missing_input, read_request
 from antiphon.translation.tool_map import HostedFunction
 from antiphon.translation.truncation import Named, estimate_tokens
-from antiphon.translation.values import BuilderOptions, ChatTranslation, ItemSources, PromptTemplate
-from antiphon.types.file_kinds import FetchedFile
-from antiphon.translation.truncation import estimate_tokens
 from antiphon.translation.values import BuilderOptions, ChatTranslation, ItemSources, PromptReference, PromptTemplate
-from antiphon.types.files import FetchedFile
+from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.items import InputItem
 from antiphon.types.request import CreateResponse
 from antiphon.types.tolerance import Tolerance
-from antiphon.types.views import Manner
+from antiphon.types.views import Manner, StoredParts
 
 _SEALED: Final = "reasoning"
 _FULL: Final = 0.8
@@ -399,10 +388,8 @@ def prompt_of(reference: PromptReference, context: Context) -> PromptTemplate:
 
 def _files_wanted(request: CreateResponse, history: tuple[StoredItem, ...], head: RequestHead) -> LoadContext:
     """All files that the request and its history name, by URL or id, each as often as it is named."""
-    own = _own_items(request)
-    bodies = [item.body for item in history]
-    urls = stored_file_urls(bodies) + file_urls(own)
-    ids = stored_file_ids(bodies) + file_ids(own)
+    items: list[InputItem | StoredParts] = [*stored_parts(item.body for item in history), *_own_items(request)]
+    urls, ids = file_urls(items), file_ids(items)
     return LoadContext(head.owner, None, file_urls=tuple(urls), file_ids=tuple(ids))
 
 

@@ -108,17 +108,17 @@ class Known:
     @property
     def output_bytes(self) -> int:
         """What the response has grown to."""
-        return self.builder.size if self.builder is not None else 0
+        return self.builder.draft.size if self.builder is not None else 0
 
     @property
     def output_items(self) -> bytes:
         """The items that are done, as a JSON array."""
-        return encode(self.builder.items) if self.builder is not None else b"[]"
+        return encode(self.builder.draft.output) if self.builder is not None else b"[]"
 
     @property
     def events(self) -> int:
         """How many events its stream has so far."""
-        return self.builder.number if self.builder is not None else 0
+        return self.builder.draft.number if self.builder is not None else 0
 
 
 class ModelCall:

@@ -45,8 +45,6 @@ from antiphon.stores.postgres.turns import SavedTurns
 from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.withdrawals import Withdrawals
 from antiphon.stores.schema_steps import missing_steps
-from antiphon.stores.sealed.bodies import PLAIN, Bodies
-from antiphon.stores.usage import SqlOwnerRoom, UsageSums
 
 _CONNECT_SECONDS = 3.0
 # An operator's pieces wait for a busy server.

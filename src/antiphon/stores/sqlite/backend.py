@@ -24,11 +24,8 @@ from antiphon.errors import ConfigError
 from antiphon.stores.backend import Archived, Backend, KeyFiles, Said, StoreOptions, Stores, Wanted
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.bodies import Bodies
-from antiphon.stores.moved_mark import check_not_moved
-from antiphon.stores.schema_steps import Schema
 from antiphon.stores.moved import check_not_moved
 from antiphon.stores.schema_steps import Applied, Schema, Step
-from antiphon.stores.sealed.bodies import Bodies
 from antiphon.stores.sqlite.database import connect_writer, create_file, reader_uri, store_errors
 from antiphon.stores.sqlite.migrate import applied_steps, lacking, migrate, packaged_steps, undo
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite

@@ -31,27 +31,17 @@ from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.jobs import AskingSignals, SqlJobs
 from antiphon.stores.opening import all_options, over_tables
 from antiphon.stores.responses import SqlResponses
-from antiphon.stores.prompts import SqlPrompts
-from antiphon.stores.sealed.bodies import PLAIN, Bodies, with_status_unless_sealed
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.database import place_in
 from antiphon.stores.sqlite.files import SQL as FILE_SQL
+from antiphon.stores.sqlite.files import SqlitePendingRows
 from antiphon.stores.sqlite.jobs import SQL as JOB_SQL
 from antiphon.stores.sqlite.jobs import SqliteJobWriter
-from antiphon.stores.sqlite.files import SqlitePendingRows
-from antiphon.stores.sqlite.jobs import SqliteJobStore
 from antiphon.stores.sqlite.migrate import check_triggers, migrate, packaged_steps
-from antiphon.stores.sqlite.place import place_in
 from antiphon.stores.sqlite.responses import LOAD_ITEMS, SqliteResponseWriter
 from antiphon.stores.sqlite.retention import SqlitePieces
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
-from antiphon.stores.sqlite.responses import SqliteResponseStore
-from antiphon.stores.sqlite.retention import SqliteRetention
-from antiphon.stores.sqlite.signals import SqliteSignals
-from antiphon.stores.sqlite.tables import SqliteTables
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
-from antiphon.stores.usage import SqlOwnerRoom, UsageSums
 
 # A look is a statement in this process.
 _PACE = Pace(look=0.05, claim=0.05, claim_most=0.25)
