@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from antiphon.config.live import LIVE, SHAPES_ENVOY, changed_settings, is_live, need_restart, with_change
+from antiphon.config.live import LIVE, changed_settings, is_live, need_restart, with_change
 from antiphon.config.section import field_paths
 from antiphon.config.settings import Settings, load_settings
 from antiphon.envoy.bootstrap import bootstrap
 from antiphon.envoy.sidecars import endpoints
 
 A = {"url": "http://a.example/v1", "api_key": "sk-of-upstream-a"}
+_SHAPES_ENVOY = {"upstream", "upstreams", "models", "owner.api_keys", "cors", "timeouts.connect", "timeouts.head"}
+"""What Envoy's configuration may be made of: of a model its `upstream` and `mode`."""
 _TCP = {"grpc": "antiphon:9000", "http": "antiphon:9001", "model_door": "envoy:8090", "secret": "0123456789abcdef"}
 _ENVOYS: tuple[dict[str, Any], ...] = (
     {"upstream": A},
@@ -67,7 +69,7 @@ def test_every_live_name_is_a_setting() -> None:
         assert any(path == name or path.startswith(f"{name}.") for path in paths), name
 
 
-@pytest.mark.parametrize("name", sorted({*LIVE} - {*SHAPES_ENVOY}))
+@pytest.mark.parametrize("name", sorted({*LIVE} - _SHAPES_ENVOY))
 def test_what_does_not_shape_envoy_is_not_looked_at(name: str) -> None:
     """The Helm chart starts no new pods for it."""
     path = name.split(".")

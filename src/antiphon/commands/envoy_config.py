@@ -23,10 +23,8 @@ from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_api, gateway_pod, istio
 from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
-from antiphon.envoy.existing import read
-from antiphon.envoy.gateway_pod import NAME, Place, Sidecar, parse_hostname, parse_place
-from antiphon.envoy.gateway_steps import script, told
-from antiphon.envoy.merging import Wanted, merged
+from antiphon.envoy.gateway_pod import NAME, Place, Sidecar, parse_hostname, parse_place, script, told
+from antiphon.envoy.merging import Wanted, merged, read
 from antiphon.envoy.sidecars import SidecarEndpoint, endpoints
 from antiphon.envoy.snippet import parts, snippet
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, parse_version

@@ -66,8 +66,6 @@ LIVE = (
     "timeouts.response",
 )
 """What is made anew of changed settings. A section stands for all in it."""
-SHAPES_ENVOY = ("upstream", "upstreams", "models", "owner.api_keys", "cors", "timeouts.connect", "timeouts.head")
-"""Of these, what Envoy's configuration may be made of: of a model its `upstream` and `mode`."""
 
 
 def is_live(setting: str) -> bool:

@@ -223,11 +223,6 @@ class ModelSettings(Section):
         weights = tuple(share.weight for share in self.upstream if share.weight is not None)
         return UpstreamGroup(self.upstreams, weights)
 
-    @property
-    def route_name(self) -> str:
-        """The upstream's name, or that of several together."""
-        return self.upstreams[0] if self.group is None else self.group.name
-
 
 def _read_shares(value: object) -> object:
     """The list of a model's upstreams, each with its name and its weight; a list of one is that one."""

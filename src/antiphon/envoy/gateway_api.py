@@ -2,7 +2,7 @@
 
 Lives here: the objects and their order, with a word on each, and the way out again. Not here: the sidecar in the pod
 (`gateway_pod.py`), what Envoy needs in itself (`snippet.py` cuts the bootstrap into parts), how commands are written
-(`gateway_steps.py`), who prints it (`commands/`).
+(`gateway_pod.py`), who prints it (`commands/`).
 
 Antiphon is a native sidecar of the Envoy that Envoy Gateway manages; they talk over Unix sockets in memory, so no
 secret is shared and nothing listens that others reach. What clients can reach is an HTTPRoute, so that policies hold
@@ -25,10 +25,8 @@ from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_pod
 from antiphon.envoy.beside_others import beside_others
 from antiphon.envoy.bootstrap import to_yaml
-from antiphon.envoy.gateway_patches import json_patches
-from antiphon.envoy.gateway_pod import NAME, Place, Sidecar
-from antiphon.envoy.gateway_routes import Rule, rules
-from antiphon.envoy.gateway_steps import GATEWAY, Step, deleted, merged_into, served_without
+from antiphon.envoy.gateway_pod import GATEWAY, NAME, Place, Sidecar, Step, deleted, merged_into, served_without
+from antiphon.envoy.gateway_routes import Rule, json_patches, rules
 from antiphon.envoy.messages import Config, error_body
 from antiphon.envoy.routes import NOT_FOUND
 from antiphon.envoy.several import bootstrap_extensions

@@ -1,17 +1,21 @@
 """The sidecar in the pod of an Envoy that somebody else manages on Kubernetes.
 
-Lives here: the container, its volumes and settings, what Envoy's own container gets of it, and how objects are
-written. Not here: the objects of one kind of gateway (`gateway_api.py`, `istio.py`).
+Lives here: the container, its volumes and settings, what Envoy's own container gets of it, how objects are written, and
+the `kubectl` steps of which installing and removing are made. Not here: the objects of one kind of gateway, and the
+choice of its steps (`gateway_api.py`, `istio.py`).
 
 Antiphon is a native sidecar of that Envoy; they talk over Unix sockets in memory, so no secret is shared and nothing
 listens that others reach.
 
-Invariant: no secret is printed, only names of keys.
+Invariants: no secret is printed, only names of keys; a Gateway never refers to a deleted object, because such a Gateway
+serves no request.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +30,8 @@ from antiphon.errors import ConfigError
 
 NAME = "antiphon"
 """The name of every object that needs no other, and of the Secret."""
+GATEWAY = "gateways.gateway.networking.k8s.io"
+"""The resource name of the Gateway API's Gateway: Istio has a kind of the same name."""
 SETTINGS = "/etc/antiphon"
 """Where the settings' ConfigMap is, in the sidecar's container."""
 _SOCKETS = "/run/antiphon"
@@ -39,6 +45,7 @@ _START_SECONDS = 30
 _DRAIN_SECONDS = 600.0
 """`timeouts.drain` where none is set, as in the Helm chart: streams of agents' turns run for minutes, and a pod waits
 no longer than its clients stay connected."""
+_WAIT = "--timeout=300s"
 _DATA = Path("/var/lib/antiphon")
 
 
@@ -206,6 +213,48 @@ def config_map(name: str, namespace: str, data: dict[str, str]) -> Config:
 def to_text(named: Sequence[tuple[str, Config]]) -> str:
     """Objects, each with its comment, as commented YAML documents."""
     return "".join(f"---\n{_commented(comment)}{to_yaml(one)}" for comment, one in named)
+
+
+class Step(NamedTuple):
+    """A command and a comment that says why it is needed."""
+
+    comment: str
+    command: tuple[str, ...]
+
+
+def kubectl(comment: str, namespace: str, *words: str) -> Step:
+    """A `kubectl` command in a namespace."""
+    return Step(comment, ("kubectl", "-n", namespace, *words))
+
+
+def merged_into(comment: str, namespace: str, kind: str, name: str, spec: Config) -> Step:
+    """Merge fields into the spec of an existing object; null removes a field."""
+    patch = json.dumps({"spec": spec}, separators=(",", ":"))
+    return kubectl(comment, namespace, "patch", kind, name, "--type=merge", "--patch", patch)
+
+
+def deleted(comment: str, namespace: str, *objects: str) -> Step:
+    """Delete objects, each as KIND/NAME; objects that do not exist are no error."""
+    return kubectl(comment, namespace, "delete", "--ignore-not-found", *objects)
+
+
+def served_without(comment: str, namespace: str, gateway: str, system: str, label: str) -> tuple[Step, Step]:
+    """Wait until the Gateway's controller has accepted the change and rolled out its pods. `label` selects its
+    Deployment in the namespace `system`."""
+    return (
+        kubectl(comment, namespace, "wait", "--for=condition=Accepted", f"{GATEWAY}/{gateway}", _WAIT),
+        kubectl("", system, "rollout", "status", "deployment", "-l", label, _WAIT),
+    )
+
+
+def script(steps: Sequence[Step]) -> str:
+    """The steps as a shell script."""
+    return "".join(f"{_commented(one.comment)}{shlex.join(one.command)}\n" for one in steps)
+
+
+def told(steps: Sequence[Step]) -> str:
+    """The steps as comments of a YAML file."""
+    return _commented(script(steps)) if steps else ""
 
 
 def _commented(text: str) -> str:

@@ -1,14 +1,16 @@
-"""Our public routes as routes of an HTTPRoute, and what is patched into them.
+"""Our public routes as routes of an HTTPRoute, and what is patched into the Envoy that Envoy Gateway manages.
 
-Lives here: which route becomes which rule of the HTTPRoute, and the fields that Envoy Gateway cannot say. Not here: the
-other patches (`gateway_patches.py`), the routes themselves (`routes.py`).
+Lives here: which route becomes which rule of the HTTPRoute, and the place of all that Envoy Gateway cannot say. Not
+here: the routes (`routes.py`), the other parts of the bootstrap (`snippet.py`), the objects around all of it
+(`gateway_api.py`).
 
 Whatever clients can reach is a rule of the HTTPRoute, so that Envoy Gateway makes the route: what a SecurityPolicy (or
 another policy) says is a configuration of each route there, with filters that no other route turns on. A route that is
 patched in whole has none of it. What clients cannot reach (the ways out of the dead end, by a header that is taken from
 whatever they send) is put in whole, in front.
 
-Invariant: a route that no patch found leads to an address where nobody is; it fails closed.
+Invariants: a route that no patch found leads to an address where nobody is; it fails closed. What is patched in is
+`snippet.parts`, nothing else; Antiphon's filter stands right before the router, so behind whatever decides who may ask.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from antiphon.envoy.messages import Config
-from antiphon.envoy.routes import NOTHING
+from antiphon.envoy.routes import EXTPROC, NOTHING
 from antiphon.errors import ConfigError
 from antiphon.types.transport import BACKEND_HEADER
 
@@ -27,10 +29,14 @@ MOST_RULES = 16
 """Of one HTTPRoute, by the Gateway API."""
 MOST_MATCHES = 64
 """Of one rule, likewise."""
-HOSTS = "$.virtual_hosts[*]"
+_HOSTS = "$.virtual_hosts[*]"
 """All hosts of a listener."""
 _GROUPED = "own"
 """The name of routes that are one rule and begin alike in nothing."""
+_TYPES = "type.googleapis.com/envoy.config."
+_MANAGER = "..filters[?(@.name == 'envoy.filters.network.http_connection_manager')].typed_config"
+_ROUTER = "..http_filters[?(@.name == 'envoy.filters.http.router')]"
+_CLUSTER, _LISTENER, _ROUTES = "cluster.v3.Cluster", "listener.v3.Listener", "route.v3.RouteConfiguration"
 
 
 class Rule(NamedTuple):
@@ -38,11 +44,6 @@ class Rule(NamedTuple):
 
     matches: list[Config]
     route: Config
-
-
-def inner_routes(routes: Sequence[Config]) -> list[Config]:
-    """What only the sidecar's answer leads to."""
-    return [one for one in routes if _is_inner(one)]
 
 
 def rules(routes: Sequence[Config]) -> list[Rule]:
@@ -62,14 +63,61 @@ def rules(routes: Sequence[Config]) -> list[Rule]:
     return made
 
 
-def patches(made: Sequence[Rule], inner: Sequence[Config], http_route: str) -> list[Config]:
+def json_patches(
+    found: dict[str, Any], made: Sequence[Rule], listeners: Sequence[str], http_route: str
+) -> list[Config]:
+    """The entries of `jsonPatches`. `found`: `snippet.parts`; `listeners`: as Envoy Gateway calls them."""
+    added = [
+        *((_CLUSTER, one["name"], {"path": "", "value": one}) for one in found["clusters"]),
+        *((_LISTENER, one["name"], {"path": "", "value": one}) for one in found["listener"]),
+    ]
+    for listener in listeners:
+        added += [(_LISTENER, listener, change) for change in _of_listener(found)]
+        changes = [*_of_hosts(found["virtual_host"]), *_of_routes(made, found["routes"], http_route)]
+        added += [(_ROUTES, listener, change) for change in changes]
+    return [{"type": _TYPES + kind, "name": name, "operation": {"op": "add", **change}} for kind, name, change in added]
+
+
+def _of_listener(found: dict[str, Any]) -> list[Config]:
+    manager: dict[str, Any] = {**found["connection_manager"]}
+    # Envoy Gateway writes access logs of its own (EnvoyProxy.spec.telemetry): ours are added to them.
+    failures = manager.pop("access_log")
+    first = [one for one in found["http_filter"] if one["name"] != EXTPROC]
+    (ours,) = [one for one in found["http_filter"] if one["name"] == EXTPROC]
+    return [
+        *({"jsonPath": _MANAGER, "path": f"/{name}", "value": value} for name, value in manager.items()),
+        *({"jsonPath": _MANAGER, "path": "/access_log/-", "value": one} for one in failures),
+        # The last one is put first.
+        *({"jsonPath": _MANAGER, "path": "/http_filters/0", "value": one} for one in reversed(first)),
+        # Added at the place of the router, it stands before it.
+        {"jsonPath": _ROUTER, "path": "", "value": ours},
+        *({"path": f"/{name}", "value": value} for name, value in found["public_listener"].items()),
+    ]
+
+
+def _of_hosts(fields: Config) -> list[Config]:
+    """Fields of every host; what is said by a filter's name is added to what others say by theirs."""
+    filters = fields.get("typed_per_filter_config", {})
+    others = {name: value for name, value in fields.items() if name != "typed_per_filter_config"}
+    return [
+        *({"jsonPath": _HOSTS, "path": f"/{name}", "value": value} for name, value in others.items()),
+        *(
+            {"jsonPath": _HOSTS, "path": f"/typed_per_filter_config/{name}", "value": value}
+            for name, value in filters.items()
+        ),
+    ]
+
+
+def _of_routes(made: Sequence[Rule], routes: Sequence[Config], http_route: str) -> list[Config]:
     """Operations on a RouteConfiguration. `http_route`: the HTTPRoute's NAMESPACE/NAME."""
     found: list[Config] = []
     for number, one in enumerate(made):
         # So Envoy Gateway calls the routes of a rule.
-        own = f"{HOSTS}.routes[?(@.name =~ '^httproute/{http_route}/rule/{number}/')]"
+        own = f"{_HOSTS}.routes[?(@.name =~ '^httproute/{http_route}/rule/{number}/')]"
         found += [{"jsonPath": own, "path": path, "value": value} for path, value in _fields(one.route)]
-    found += [{"jsonPath": HOSTS, "path": "/routes/0", "value": one} for one in reversed(inner)]
+    # What only the sidecar's answer leads to.
+    inner = [one for one in routes if _is_inner(one)]
+    found += [{"jsonPath": _HOSTS, "path": "/routes/0", "value": one} for one in reversed(inner)]
     return found
 
 

@@ -24,8 +24,7 @@ from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_pod
 from antiphon.envoy.beside_others import beside_others
 from antiphon.envoy.bootstrap import to_yaml
-from antiphon.envoy.gateway_pod import NAME, Place, Sidecar
-from antiphon.envoy.gateway_steps import GATEWAY, Step, deleted, merged_into, served_without
+from antiphon.envoy.gateway_pod import GATEWAY, NAME, Place, Sidecar, Step, deleted, merged_into, served_without
 from antiphon.envoy.messages import Config, router, typed
 from antiphon.envoy.routes import NOTHING
 from antiphon.envoy.sidecars import SidecarEndpoint

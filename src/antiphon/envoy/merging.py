@@ -1,17 +1,22 @@
 """The parts of a snippet put into a configuration that an Envoy has already.
 
-Lives here: finding the place (listener, connection manager, virtual host), the merge, and words for what it changed.
-Not here: the parts (`snippet.py`), reading and printing files (`commands/`).
+Lives here: reading its text as Envoy reads it, finding the place (listener, connection manager, virtual host), the
+merge, and words for what it changed. Not here: the parts (`snippet.py`), files (`commands/`), how the configuration is
+written again (`bootstrap.to_yaml`).
 
 Invariants: nothing of the configuration is lost; whatever of it gets another value is told; where a name of ours is
-taken, nothing is merged. What is given is not changed.
+taken, nothing is merged. What is given is not changed. Whatever is read and written again means to Envoy what it meant
+before: YAML 1.1 would make of the version `1.10` a 1.1, and of `1:20` an 80; to Envoy both are text.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+
+import yaml
 
 from antiphon.envoy.messages import Config, router
 from antiphon.envoy.routes import NOTHING
@@ -20,6 +25,33 @@ from antiphon.errors import ConfigError
 _MANAGER = "HttpConnectionManager"
 _KEPT = ("resource_monitors", "actions", "bootstrap_extensions")
 """Lists in which Envoy takes a name once: an entry of theirs stays."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Knows the plain words that Envoy's yaml-cpp knows."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012
+    bool_values = {**yaml.SafeLoader.bool_values, "y": True, "n": False}  # noqa: RUF012
+
+
+_WORDS = (
+    ("null", r"~|null|Null|NULL|"),
+    ("bool", r"[yYnN]|(?i:yes|no|true|false|on|off)"),
+    ("int", r"-?(?:0|[1-9][0-9]*|0[0-7]+|0x[0-9a-fA-F]+)"),
+    # Kept, so that a file that merges anchors is read at all.
+    ("merge", r"<<"),
+)
+for _kind, _pattern in _WORDS:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), None)
+
+
+def read(text: str) -> Any:
+    """What the text, YAML or JSON, says. Raises `yaml.YAMLError`, or `RecursionError` where it is nested too deep."""
+    try:
+        # Not all of JSON is YAML: tabs may indent it.
+        return json.loads(text)
+    except ValueError:
+        return yaml.load(text, Loader=_Loader)
 
 
 class Wanted(NamedTuple):
