@@ -1,34 +1,50 @@
 """ext_proc messages as plain values; the only file that sees the generated message classes of the API.
 
-Lives here: decoding what Envoy sends and encoding what it is answered. Not here: which answer is legal when
-(`stream.py`, `relay.py`, `immediate_response.py`).
+Lives here: decoding what Envoy sends and encoding what it is answered. Not here: reading heads (`head_reader.py`),
+parts of bodies (`body_messages.py`), which answer is legal when (`stream.py`, `relay.py`, `immediate_response.py`).
+
+Changes of headers, and metadata, are written by hand: with the generated classes they cost twice as much, since each
+field of each header is an object on the way. And most headers are the same in every answer; those are kept.
 
 Invariants: header values travel in `raw_value` (Envoy shows values in `value` as empty); a header that is set replaces
-what was there, and a name that is given twice arrives twice; header bytes that are not UTF-8 survive the round trip.
+what was there, and a name that is given twice arrives twice; header bytes that are not UTF-8 survive the round trip;
+a value that may be a credential is never kept; the generated classes read what is written by hand as what they would
+have been told (a test compares them).
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+from struct import Struct
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, read_part, write_part
-from antiphon.doors.extproc.head_messages import dynamic_metadata, header_mutation, within
+from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, read_part, varint, write_part
 from antiphon.doors.extproc.head_reader import REQUEST_HEADERS, RESPONSE_HEADERS, read_head
 from antiphon.doors.extproc.received import Kind, Received
-from antiphon.types.transport import Headers
+from antiphon.types.transport import BACKEND_HEADER, Headers
 
 Metadata = dict[str, str | int]
 """What goes into Envoy's dynamic metadata, under the namespace `antiphon`."""
 
 _NAMESPACE: Final = "antiphon"
-# Fields of `ProcessingResponse`, of `HeadersResponse`, and of `CommonResponse`.
-_REQUEST_HEADERS: Final = b"\x0a"
-_RESPONSE_HEADERS: Final = b"\x12"
-_RESPONSE: Final = b"\x0a"
-_HEADER_MUTATION: Final = b"\x12"
+# A field's first byte is its number and its kind: 2 for what has a length, 1 for eight bytes, 0 for a number.
+_FIRST: Final = b"\x0a"
+_SECOND: Final = b"\x12"
+_RAW_VALUE: Final = b"\x1a"
+_OVERWRITE_IF_EXISTS_OR_ADD: Final = b"\x18\x02"
+_DYNAMIC_METADATA: Final = b"\x42"
+_TEXT: Final = b"\x1a"
+_STRUCT: Final = b"\x2a"
+_SMALL: Final = tuple(varint(number) for number in range(1024))
+_double: Final = Struct("<d").pack
+_LONGEST_TEXT: Final = 256
+# What has few values of all that Envoy is told. (Each response has an id of its own.)
+_TOLD_ALIKE: Final = frozenset({"status", "model"})
+# Headers with few values, whoever asks.
+_ALIKE: Final = frozenset({":method", ":path", ":status", "content-type", "accept", "cache-control", BACKEND_HEADER})
 _CLEAR_ROUTE_CACHE: Final = b"\x28\x01"
 _MODES: Final = {number: name for name, number in pb.ProcessingMode.BodySendMode.items()}
 
@@ -132,17 +148,84 @@ def _each_once(headers: Headers) -> Headers:
     return tuple((name, values[-1] if name == "set-cookie" else ", ".join(values)) for name, values in lists.items())
 
 
-def _told(metadata: Metadata | None) -> bytes:
-    """What is put behind an answer that tells Envoy this."""
+def _within(tag: bytes, content: bytes) -> bytes:
+    """A field with a length: a message or a text inside a message."""
+    size = len(content)
+    return tag + (_SMALL[size] if size < 1024 else varint(size)) + content
+
+
+def header_mutation(headers: Headers, remove: tuple[str, ...] = ()) -> bytes:
+    """Set these headers, each once, and take away those names."""
+    parts = [_set_alike(name, value) if name in _ALIKE else _set(name, value) for name, value in _each_once(headers)]
+    parts += [_removed(name) for name in remove]
+    return b"".join(parts)
+
+
+def _set(name: str, value: str) -> bytes:
+    key, raw = _key(name), value.encode("utf-8", "surrogateescape")
+    size = len(key) + len(raw)
+    if size < 120:
+        # Nearly all: every length is one byte.
+        return b"\x0a%c\x0a%c%b\x1a%c%b\x18\x02" % (size + 6, size + 2, key, len(raw), raw)
+    header = _within(_FIRST, key + _within(_RAW_VALUE, raw))
+    return _within(_FIRST, header + _OVERWRITE_IF_EXISTS_OR_ADD)
+
+
+_set_alike: Final = lru_cache(maxsize=1024)(_set)
+
+
+@lru_cache(maxsize=1024)
+def _key(name: str) -> bytes:
+    return _within(_FIRST, name.encode())
+
+
+@lru_cache(maxsize=1024)
+def _removed(name: str) -> bytes:
+    return _within(_SECOND, name.encode())
+
+
+def dynamic_metadata(metadata: Metadata | None) -> bytes:
+    """The field of an answer that tells Envoy this, to be put behind all others. Texts as `_loggable` has them."""
     if not metadata:
         return b""
-    return dynamic_metadata(_NAMESPACE, metadata)
+    entries = [
+        _before_number(name) + _double(value)
+        if isinstance(value, int)
+        else _told_alike(name, value)
+        if name in _TOLD_ALIKE and len(value) <= _LONGEST_TEXT
+        else _told(name, value)
+        for name, value in metadata.items()
+    ]
+    inside = _within(_SECOND, _within(_STRUCT, b"".join(entries)))
+    return _within(_DYNAMIC_METADATA, _within(_FIRST, _key(_NAMESPACE) + inside))
+
+
+def _told(name: str, value: str) -> bytes:
+    return _within(_FIRST, _key(name) + _within(_SECOND, _within(_TEXT, _loggable(value).encode())))
+
+
+_told_alike: Final = lru_cache(maxsize=1024)(_told)
+
+
+def _loggable(text: str) -> str:
+    """Text that a client chose, as it may stand in an access log: short, and without line breaks."""
+    text = text[:_LONGEST_TEXT]
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+@lru_cache(maxsize=1024)
+def _before_number(name: str) -> bytes:
+    """All bytes of an entry before its number, which are always eight."""
+    key = _key(name)
+    return _FIRST + varint(len(key) + 11) + key + b"\x12\x09\x11"
 
 
 def request_head(headers: Headers, remove: tuple[str, ...], metadata: Metadata | None = None) -> bytes:
     """Answer the request headers: Envoy goes on with the request; the route is chosen anew."""
-    common = within(_HEADER_MUTATION, header_mutation(_each_once(headers), remove)) + _CLEAR_ROUTE_CACHE
-    return within(_REQUEST_HEADERS, within(_RESPONSE, common)) + _told(metadata)
+    common = _within(_SECOND, header_mutation(headers, remove)) + _CLEAR_ROUTE_CACHE
+    return _within(_FIRST, _within(_FIRST, common)) + dynamic_metadata(metadata)
 
 
 def request_body(body: bytes | memoryview, end: bool) -> bytes:
@@ -158,8 +241,8 @@ def request_body(body: bytes | memoryview, end: bool) -> bytes:
 
 def response_head(headers: Headers, remove: tuple[str, ...]) -> bytes:
     """Answer the response headers; the body follows in parts."""
-    common = within(_HEADER_MUTATION, header_mutation(_each_once(headers), remove))
-    return within(_RESPONSE_HEADERS, within(_RESPONSE, common))
+    common = _within(_SECOND, header_mutation(headers, remove))
+    return _within(_SECOND, _within(_FIRST, common))
 
 
 def response_replaced(headers: Headers, remove: tuple[str, ...], body: bytes, metadata: Metadata | None) -> bytes:
@@ -167,21 +250,21 @@ def response_replaced(headers: Headers, remove: tuple[str, ...], body: bytes, me
     response = pb.ProcessingResponse()
     common = response.response_headers.response
     common.status = pb.CommonResponse.CONTINUE_AND_REPLACE
-    common.header_mutation.MergeFromString(header_mutation(_each_once(headers), remove))
+    common.header_mutation.MergeFromString(header_mutation(headers, remove))
     common.body_mutation.body = body
-    return response.SerializeToString() + _told(metadata)
+    return response.SerializeToString() + dynamic_metadata(metadata)
 
 
 def response_body(body: bytes | memoryview, end: bool, metadata: Metadata | None = None) -> bytes:
     """A part of the new response body."""
     if body:
         part = write_part(RESPONSE_BODY, body, end)
-        return part + _told(metadata) if metadata else part
+        return part + dynamic_metadata(metadata) if metadata else part
     response = pb.ProcessingResponse()
     streamed = response.response_body.response.body_mutation.streamed_response
     streamed.body = b""
     streamed.end_of_stream = end
-    return response.SerializeToString() + _told(metadata)
+    return response.SerializeToString() + dynamic_metadata(metadata)
 
 
 def response_trailers() -> bytes:
@@ -199,10 +282,10 @@ def immediate(status: int, headers: Headers, body: bytes, details: str, metadata
     response = pb.ProcessingResponse()
     answer = response.immediate_response
     answer.status.code = status
-    answer.headers.MergeFromString(header_mutation(_each_once(headers)))
+    answer.headers.MergeFromString(header_mutation(headers))
     answer.body = body
     answer.details = details
-    return response.SerializeToString() + _told(metadata)
+    return response.SerializeToString() + dynamic_metadata(metadata)
 
 
 def local_head(status: int, headers: Headers, metadata: Metadata | None = None) -> bytes:
@@ -213,7 +296,7 @@ def local_head(status: int, headers: Headers, metadata: Metadata | None = None) 
         header = head.headers.headers.add()
         header.key = name
         header.raw_value = value.encode("utf-8", "surrogateescape")
-    return response.SerializeToString() + _told(metadata)
+    return response.SerializeToString() + dynamic_metadata(metadata)
 
 
 def local_body(body: bytes | memoryview, end: bool, metadata: Metadata | None = None) -> bytes:
@@ -222,4 +305,4 @@ def local_body(body: bytes | memoryview, end: bool, metadata: Metadata | None = 
     part = response.streamed_immediate_response.body_response
     part.body = bytes(body)
     part.end_of_stream = end
-    return response.SerializeToString() + _told(metadata)
+    return response.SerializeToString() + dynamic_metadata(metadata)
