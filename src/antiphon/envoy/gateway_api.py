@@ -1,13 +1,13 @@
 """What an Envoy Gateway needs, as Kubernetes objects.
 
 Lives here: the objects and their order, with a word on each, and the way out again. Not here: the sidecar in the pod
-(`gateway_pod.py`), what Envoy needs in itself (`snippet.py` cuts the bootstrap into parts), how commands are written
-(`gateway_pod.py`), who prints it (`commands/`).
+and how commands are written (`gateway_pod.py`), what Envoy needs in itself (`snippet.py` cuts the bootstrap into
+parts), who prints it (`commands/`).
 
 Antiphon is a native sidecar of the Envoy that Envoy Gateway manages; they talk over Unix sockets in memory, so no
 secret is shared and nothing listens that others reach. What clients can reach is an HTTPRoute, so that policies hold
 for it; where it leads, filter, clusters and the model door are those of our bootstrap, put in by one EnvoyPatchPolicy
-(`gateway_patches.py`): Envoy Gateway's own objects refuse Unix sockets in routes, and know neither the limits nor the
+(`gateway_routes.py`): Envoy Gateway's own objects refuse Unix sockets in routes, and know neither the limits nor the
 answers that a gateway needs.
 
 On a Gateway that others use nothing holds for their routes (`beside_others.py`), and what is theirs (the Gateway, an
