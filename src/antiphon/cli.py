@@ -74,7 +74,7 @@ _SET = "store_true"
 _CHILD: _Arguments = {"--parent-pipe": {"type": int, **_HIDDEN}, "--ask-upstreams": {"action": _SET, **_HIDDEN}}
 _OF_COMMANDS: dict[str, _Arguments] = {
     "extproc": {"--worker": {"type": int, "default": 0, **_HIDDEN}, **_CHILD},
-    "serve": {**_CHILD, "--shared-port": {"action": _SET, **_HIDDEN}, "--private-port": _HIDDEN},
+    "serve": {**_CHILD, "--sockets": {"default": "", **_HIDDEN}, "--private-port": _HIDDEN},
     "doctor": {
         "--model": {"help": "the model to ask; default: the first that is listed"},
         "--key-env": {"metavar": "NAME", "help": "variable with a client's key, for passthrough"},

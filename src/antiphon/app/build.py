@@ -1,52 +1,173 @@
 """The composition root: who implements which port, from the settings.
 
-Lives here: opening what one process keeps to its end, and what works in it beside requests. Nothing here decides
-anything about a request. Not here: what requests are served with (`generation.py`, which is made again when settings
-change), how what was built ends (`built.py`), parts that are a story of their own (beside).
+Lives here: building what one process serves with and what works in it beside requests; draining and closing it, in
+order. Nothing here decides anything about a request. Not here: parts that are a story of their own (beside), the doors.
+
+Invariant: `App.aclose` finishes what was accepted (saves above all) before it closes what they need.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from antiphon.api.health import ReadyProbe
-from antiphon.app.built import App
 from antiphon.app.data_folder import prepare_data
 from antiphon.app.extensions import make_extension_tools
-from antiphon.app.generation import make_generation, model_door
-from antiphon.app.kept import Kept, body_room, request_room
-from antiphon.app.keys import deployment_keys, owner_key, stored_bodies
+from antiphon.app.keys import api_keys, deployment_keys, make_sealer, owner_key, stored_bodies
 from antiphon.app.measuring import Measuring
+from antiphon.app.outgoing import direct_target, make_fetcher
+from antiphon.app.router import make_router
+from antiphon.app.routing import learn, make_routes, several_upstreams
 from antiphon.app.sweeping import Sweeper
-from antiphon.app.tools import code_interpreter, open_rooms
+from antiphon.app.tools import code_interpreter, container_endpoints, make_tools, open_rooms
 from antiphon.app.traces import close_tracer, open_tracer
-from antiphon.app.vector_stores import open_search
+from antiphon.app.vector_stores import VectorSearch, open_search
+from antiphon.config.prices import price_of
+from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
-from antiphon.doors.context import Admission
+from antiphon.doors.context import Admission, DoorContext
+from antiphon.doors.descriptors import max_requests
+from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget
+from antiphon.engine.exchange.job_needs import able_to
+from antiphon.engine.exchange.model_routes import ModelRoutes
+from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.counted_jobs import CountedJobs
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.held_keys import HeldKeys
+from antiphon.engine.running.job_run import Making
+from antiphon.engine.running.keyless_upstreams import Keyless
 from antiphon.engine.running.leases import Leases
 from antiphon.engine.running.left_calls import LeftCalls
+from antiphon.engine.running.locked_conversations import LockedConversations
 from antiphon.engine.running.lookout import Lookout
+from antiphon.engine.running.ports import Ports
+from antiphon.engine.running.runner import Runner
+from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.engine.running.usage_book import UsageBook
 from antiphon.engine.running.workers import Workers
 from antiphon.errors import Unavailable
-from antiphon.ids import new_id
+from antiphon.ids import new_id, now
 from antiphon.observability.endings import Endings
 from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, NOT_READY, RUNNING
 from antiphon.observability.metrics import Metrics
+from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
 from antiphon.stores import check_deployment, open_stores
 from antiphon.tools.box import Places
+from antiphon.observability.served_ids import ServedIds
+from antiphon.stores import Stores, check_deployment, open_stores
+from antiphon.tools.box import Toolbox
+from antiphon.tools.places import Places
+from antiphon.types.transport import SECRET_HEADER, Headers
+from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.door_watch import watch_door
+from antiphon.upstream.http import UpstreamTarget
+from antiphon.upstream.identity import ServerIdentities
+from antiphon.upstream.pool import ModelDoor, UpstreamPool
+
+if TYPE_CHECKING:
+    # Imported where there are any.
+    from antiphon.observability.otel import Tracer
+    from antiphon.tools.code_interpreter import ContainerRooms
+
+_GIVE_BACK_SECONDS = 1.0
+Door = Literal["envoy", "http"]
 
 
-async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
+@dataclass(frozen=True)
+class App:
+    """What one process serves with."""
+
+    context: DoorContext
+    stores: Stores
+    upstream: ModelDoor | UpstreamPool
+    identities: ServerIdentities
+    tools: Toolbox
+    workers: Workers
+    sweepers: tuple[Sweeper, ...]
+    measuring: Measuring
+    endings: Endings
+    served: ServedIds
+    book: UsageBook
+    refusals: Refusals
+    ready: ReadyProbe
+    tracer: Tracer | None
+    vector_search: VectorSearch | None
+    rooms: ContainerRooms | None
+
+    @property
+    def runner(self) -> Runner:
+        """It performs what responses ask for."""
+        return self.context.runner
+
+    def start(self) -> None:
+        """Begin with what works beside requests."""
+        self.identities.start()
+        self.workers.start()
+        for sweeper in self.sweepers:
+            sweeper.start()
+        if self.vector_search is not None:
+            self.vector_search.start()
+
+    async def drain(self, door: Awaitable[bool], seconds: float) -> bool:
+        """Let the door drain for so many seconds; whether everything was finished, or is for others to go on with.
+
+        What runs in the background counts as in flight: a moment before the time is over it is given back, so that all
+        of it is over when the time is. What is in flight still is counted: it is cut next.
+        """
+
+        async def give_back_in_time() -> None:
+            await asyncio.sleep(seconds - min(_GIVE_BACK_SECONDS, seconds / 4))
+            await self.give_back()
+
+        giving = asyncio.get_running_loop().create_task(give_back_in_time())
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + seconds
+        try:
+            drained = await door
+            # Code that runs here for responses of other workers.
+            return (self.rooms is None or await self.rooms.finished(ends - loop.time())) and drained
+        finally:
+            giving.cancel()
+            # What ended comes before the line that says so.
+            self.endings.close()
+            for kind, count in self.context.admission.in_flight.items():
+                self.context.telemetry.metrics.cut.add(kind, by=count)
+
+    async def give_back(self) -> None:
+        """Stop what runs in the background, for others to go on with. Before the doors are closed: they wait for what
+        is in flight, and jobs are."""
+        self.context.admission.gives_back = True
+        await self.workers.aclose()
+
+    async def aclose(self) -> None:
+        """Give back what runs in the background, finish the saves, then close the connections and the store."""
+        self.measuring.close()
+        for sweeper in self.sweepers:
+            await sweeper.aclose()
+        await self.identities.aclose()
+        await self.give_back()
+        await self.runner.aclose()
+        await self.tools.aclose()
+        if self.vector_search is not None:
+            await self.vector_search.aclose()
+        await self.upstream.aclose()
+        self.endings.close()
+        self.served.close()
+        await self.book.aclose()
+        await self.stores.aclose()
+        self.refusals.close()
+        await close_tracer(self.tracer)
+
+
+async def build(settings: Settings, *, door: Door) -> App:
     """Build a process for one door. Raises `ConfigError` or `StoreError`.
 
     Behind Envoy model calls go through the model door, so that Envoy's cluster, retries and credentials apply; the
@@ -58,7 +179,7 @@ async def build(settings: Settings, *, door: Literal["envoy", "http"]) -> App:
         return app
 
 
-async def _build(settings: Settings, door: Literal["envoy", "http"], opened: AsyncExitStack) -> App:
+async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     prepare_data(settings.data)
     times, limits = settings.timeouts, settings.limits
     installed = tuple(make_extension_tools())
@@ -108,64 +229,100 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
         *installed,
     )
     refusals = Refusals(metrics.refused)
-    places, share = request_room(settings)
+    several = settings.owner.several
+    places = max_requests(limits.concurrent_requests)
     requests = Budget(
         places,
         "limits.concurrent_requests",
         unit="requests",
-        share=share,
+        share=limits.share_of_requests(places) if several else 0,
         share_setting="limits.owner_requests",
         refused=refusals.note,
     )
-    held, share = body_room(settings)
     bodies = Budget(
-        held,
+        limits.bytes_in_flight,
         "limits.bytes_in_flight",
-        share=share,
+        share=limits.share_of_bytes if several else 0,
         share_setting="limits.owner_bytes_in_flight",
         refused=refusals.note,
     )
     admission = Admission(requests)
 
-    async def ready() -> None:
+    async def is_ready() -> None:
         if admission.leaving:
             raise Unavailable("The server is shutting down.", code="shutting_down")
         await stores.responses.ping()
 
-    kept = Kept(
-        door=door,
-        stores=stores,
-        metrics=metrics,
-        endings=endings,
-        book=book,
-        background=background,
-        conversation_leases=Leases(settings.conversations.lease),
-        keys=HeldKeys(stores.keys, Leases(settings.idempotency.lease), left_calls),
-        owner_key=key,
-        requests=requests,
-        bodies=bodies,
-        admission=admission,
-        ready=ReadyProbe(ready),
-        refusals=refusals,
-        tools=tools,
-        places=Places(settings.tools.concurrent),
-        tracer=tracer,
-        vector_search=vector_search,
-        rooms=rooms,
+    ready = ReadyProbe(is_ready)
+    upstream = _upstream(settings, door)
+    opened.push_async_callback(upstream.aclose)
+    routes = make_routes(settings)
+    toolbox = make_tools(settings, metrics, tools, Places(settings.tools.concurrent))
+    opened.push_async_callback(toolbox.aclose)
+    keys = HeldKeys(stores.keys, Leases(settings.idempotency.lease), left_calls)
+    conversations = LockedConversations(
+        stores.conversations,
+        Leases(settings.conversations.lease),
+        create_unknown=settings.conversations.create_unknown,
     )
-    first = make_generation(settings, kept)
-    opened.push_async_callback(first.close)
+    runner = Runner(
+        Ports(
+            stores.responses,
+            upstream,
+            tools=toolbox,
+            timeouts=times,
+            metrics=metrics,
+            files=make_fetcher(settings.fetch) if settings.fetch.enabled else None,
+            stored_files=StoredFiles(stores.files, settings.files.input_bytes) if settings.files.enabled else None,
+            background=background,
+            conversations=conversations,
+            prompts=stores.prompts,
+            keys=keys,
+            owner_room=stores.owner_room,
+            keyless=Keyless(upstream),
+        )
+    )
+    router = make_router(
+        settings,
+        stores,
+        metrics,
+        upstream,
+        routes,
+        toolbox,
+        ready=ready,
+        background=background,
+        vector_search=vector_search,
+        containers=container_endpoints(settings, rooms) if rooms is not None else (),
+    )
+    served = ServedIds()
+    telemetry = Telemetry(metrics, tracer, book, price_of(settings.prices), endings, served)
+    options = _exchange_options(settings, routes, toolbox.types)
+    context = DoorContext(
+        new_exchange=lambda: ResponseExchange(options, new_id, now),
+        runner=runner,
+        router=router,
+        strict=settings.strict,
+        owners=OwnerResolver(settings.owner.source, settings.owner.header, key, api_keys(settings)),
+        admission=admission,
+        limits=limits,
+        timeouts=times,
+        telemetry=telemetry,
+        secret=settings.sidecar_secret(),
+        websocket=settings.websocket,
+        cors_origins=settings.cors.origins,
+        bodies=bodies,
+    )
     workers = Workers(
         new_id("worker"),
         jobs,
         background,
         lookout,
-        first.making,
+        Making(runner, context.new_exchange, telemetry),
         settings.background,
         admit=lambda owner: admission.admit(owner, "background"),
         bodies=bodies,
         watch_door=partial(watch_door, model_door(settings)) if door == "envoy" else None,
-        able=first.able,
+        able=able_to(routes, toolbox.types),
     )
     admission.on_leave.add(workers.retire)
     admission.on_close.add(followers.let_go)
@@ -195,12 +352,73 @@ async def _build(settings: Settings, door: Literal["envoy", "http"], opened: Asy
     metrics.read(RUNNING, lambda: len(workers.running))
     metrics.read(FOLLOWERS, lambda: followers.count)
     metrics.read(INTERPRETERS, lambda: rooms.interpreters if rooms is not None else 0)
-    metrics.read(NOT_READY, lambda: kept.ready.not_ready_seconds)
-    first.start()
-    workers.start()
+    metrics.read(NOT_READY, lambda: ready.not_ready_seconds)
+    app = App(
+        context,
+        stores,
+        upstream,
+        ServerIdentities(upstream, routes.assumed, partial(learn, routes)),
+        toolbox,
+        workers,
+        sweepers,
+        measuring,
+        endings,
+        served,
+        book,
+        refusals,
+        ready,
+        tracer,
+        vector_search,
+        rooms,
+    )
+    app.start()
     lookout.start()
-    for sweeper in sweepers:
-        sweeper.start()
-    if vector_search is not None:
-        vector_search.start()
-    return App(kept, first, workers, sweepers, measuring)
+    return app
+
+
+def _exchange_options(settings: Settings, routes: ModelRoutes, tool_types: frozenset[str]) -> ExchangeOptions:
+    """By what exchanges go."""
+    return ExchangeOptions(
+        routes=routes,
+        open_responses_names=settings.dialect == "openresponses",
+        reasoning_as=settings.reasoning_as,
+        limits=settings.limits,
+        tool_limits=settings.tools,
+        times=settings.timeouts,
+        secrets=settings.secrets(),
+        several_owners=settings.owner.several,
+        sealer=make_sealer(settings),
+        seal_credentials=settings.background.client_credentials == "seal",
+        never_stored=frozenset(settings.owner.store_never),
+        strict=settings.strict,
+        tool_types=tool_types,
+    )
+
+
+def model_door(settings: Settings) -> UpstreamTarget:
+    """Where Envoy takes the sidecar's own model calls."""
+    address = settings.place(settings.sidecar.model_door)
+    if parse_address(address)[0] == "unix":
+        return UpstreamTarget("http://model-door/v1", unix_path=address.removeprefix("unix:"))
+    secret = settings.sidecar_secret()
+    headers: Headers = ((SECRET_HEADER, secret),) if secret else ()
+    return UpstreamTarget(f"http://{address}/v1", headers=headers)
+
+
+def _upstream(settings: Settings, door: Door) -> ModelDoor | UpstreamPool:
+    times = settings.timeouts
+
+    def connect(target: UpstreamTarget) -> HttpUpstream:
+        return HttpUpstream(
+            target,
+            connect_seconds=times.connect,
+            head_seconds=times.head,
+            idle_seconds=times.idle,
+            body_limit=settings.limits.upstream_body_bytes,
+        )
+
+    if door == "envoy":
+        return ModelDoor(connect(model_door(settings)))
+    called = {name: connect(direct_target(name, one)) for name, one in settings.every_upstream.items()}
+    several = {name: several_upstreams(settings, group, called) for name, group in settings.groups.items()}
+    return UpstreamPool(called, several)

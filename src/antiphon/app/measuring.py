@@ -58,14 +58,12 @@ class Measuring:
         self._said: dict[str, DatabaseFigures] = {}
         self._blobs = self._free = 0
         self._lag = LoopLag(metrics.lag.add)
-        self._loaded = now()
-        self._successful: dict[Labels, float] = {}
         code = "compiled" if compiled() else "sources"
         build = (__version__, platform.python_version(), _transport(settings, door), sandbox, code)
         read = metrics.read
         read(names.BUILD, lambda: {build: 1})
-        read(names.LOADED, lambda: self._loaded)
-        read(names.RELOADED, lambda: self._successful)
+        loaded = now()
+        read(names.LOADED, lambda: loaded)
         read(names.LOG_DROPPED, dropped_lines)
         read(names.QUEUED, lambda: self._queue.length)
         read(names.OLDEST, self._waited)
@@ -83,21 +81,6 @@ class Measuring:
         metrics.before_scrape(self._count_groups)
         metrics.before_scrape(_Sometimes(self._look_at_queue, _QUEUE_SECONDS))
         metrics.before_scrape(_Sometimes(self._look_around, _LOOK_SECONDS))
-
-    def reloads_here(self) -> None:
-        """This process reads its settings again by itself; the workers of `antiphon up` have a parent that does."""
-        self._successful = {(): 1}
-        for result in ("accepted", "refused"):
-            self._metrics.reloads.add(result, by=0)
-
-    def reloaded(self, result: str) -> None:
-        """They were read: `accepted` or `refused`."""
-        self._metrics.reloads.add(result)
-        self._successful = {(): float(result == "accepted")}
-
-    def settings_loaded(self) -> None:
-        """Other settings are in use from now on."""
-        self._loaded = now()
 
     def close(self) -> None:
         """Stop the timer."""

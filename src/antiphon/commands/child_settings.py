@@ -44,8 +44,8 @@ def secret_environment(settings: Settings) -> dict[str, str]:
     return {"ANTIPHON_" + "__".join(path).upper(): _as_text(value) for path, value in _secrets(settings).items()}
 
 
-def placed_in(settings: Settings, folder: Path) -> Settings:
-    """The settings with `{data}` in addresses replaced by the folder of this run."""
+def placed_in(settings: Settings, folder: Path, shared: Path) -> Settings:
+    """The settings with `{data}` in addresses replaced by this folder. `shared`: where all workers of the run meet."""
 
     def place(address: str) -> str:
         return address.replace("{data}", str(folder))
@@ -57,8 +57,8 @@ def placed_in(settings: Settings, folder: Path) -> Settings:
         # It is our Envoy that gives notice and closes its listener; the sidecars have the rest of the time.
         times = times.model_copy(update={"drain": times.drain - (times.notice or 0.0), "notice": 0.0})
     code = settings.code_interpreter
-    if code.sockets is None and settings.workers > 1:
-        code = code.model_copy(update={"sockets": folder})
+    if code.sockets is None:
+        code = code.model_copy(update={"sockets": shared})
     return settings.model_copy(
         update={
             "code_interpreter": code,

@@ -1,7 +1,7 @@
 """Child processes of `antiphon up`: started, watched, their output kept and forwarded.
 
 Lives here: one child's life, and the pipe by which children notice that their parent is gone. Not here: which children
-there are and in which order they stop (`up.py`).
+there are and in which order they stop (`generation.py`).
 
 Invariants: a child never outlives its parent, however the parent ends; the last lines of every child are known when it
 dies; no output of a child can stall the parent or be mistaken for the parent's own.
@@ -70,10 +70,11 @@ class Child:
         pipe: ParentPipe,
         write_line: Callable[[str, str], None],
         foreign: bool = False,
+        files: Sequence[int] = (),
     ) -> Child:
         """Start it. `foreign` programs know nothing of the pipe: they are killed when this process is gone; all others
         get `--parent-pipe`, and are killed only when they do not end by themselves. Those read their orders on standard
-        input."""
+        input. `files` are descriptors that it gets too."""
         seconds = 0.0 if foreign else _ORPHANS_END_SECONDS
         guarded = [sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), f"{seconds:g}", *command]
         orders = None if foreign else Orders()
@@ -85,7 +86,7 @@ class Child:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env=dict(environ),
-                pass_fds=(pipe.reading,),
+                pass_fds=(pipe.reading, *files),
                 # A session of its own: Ctrl-C must reach the parent alone, which stops its children in order.
                 start_new_session=True,
             )
@@ -129,9 +130,9 @@ class Child:
         """End it at once, if it still runs."""
         self.signal(signal.SIGKILL)
 
-    async def stop(self, seconds: float) -> None:
-        """SIGTERM, then SIGKILL after `seconds`."""
-        self.signal(signal.SIGTERM)
+    async def stop(self, seconds: float, *, foreign: bool = False) -> None:
+        """SIGTERM (SIGINT for `foreign` programs, for which that is blocked), then SIGKILL after `seconds`."""
+        self.signal(signal.SIGINT if foreign else signal.SIGTERM)
         try:
             async with asyncio.timeout(seconds):
                 await self.wait()

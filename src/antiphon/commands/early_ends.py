@@ -16,7 +16,7 @@ from antiphon.commands.orders import Orders
 from antiphon.observability.endings import EarlyEnd, EarlyEnds
 from antiphon.types.transport import ENDED_EARLY
 
-_ORDER = "stream_ended"
+ORDER = "stream_ended"
 _MARK = f'"{ENDED_EARLY}"'
 
 
@@ -30,7 +30,7 @@ def pass_on(line: str, sidecars: Iterable[Orders]) -> bool:
         if said["message"] != ENDED_EARLY or said["fault"] == "unknown":
             return False
         end = [said["fault"] == "cancelled", said["details"], said["status"]]
-        order = {"do": _ORDER, "request_id": said["request_id"], "end": end}
+        order = {"do": ORDER, "request_id": said["request_id"], "end": end}
     except (ValueError, KeyError):
         return False
     for sidecar in sidecars:
@@ -38,9 +38,6 @@ def pass_on(line: str, sidecars: Iterable[Orders]) -> bool:
     return True
 
 
-def take(order: dict[str, Any], ends: EarlyEnds) -> bool:
-    """Handle the order if it is about an early end; return whether it is."""
-    if order["do"] != _ORDER:
-        return False
+def take(ends: EarlyEnds, order: dict[str, Any]) -> None:
+    """Handle an order that says how a stream ended."""
     ends.hear(order["request_id"], EarlyEnd(*order["end"]))
-    return True

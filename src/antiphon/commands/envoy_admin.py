@@ -1,18 +1,22 @@
 """Envoy's admin port, as far as `antiphon up` asks it.
 
-Lives here: one class with the six questions. Not here: when they are asked (`up.py`), the configuration (`envoy/`).
+Lives here: one class with its questions. Not here: when they are asked (`generation.py`), the configuration (`envoy/`).
 
-Invariant: an admin port that does not answer is no error here; it is "not ready", "unknown", or nothing at all.
+Invariants: an admin port that does not answer is no error here; it is "not ready", "unknown", or nothing at all. All
+questions go over one connection, which an Envoy whose place another one takes still answers: its port is the other's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from typing import Any
 
-from antiphon.commands.asking import ask
+from antiphon.config.section import parse_address
 
 _SECONDS = 5.0
+_MOST_BYTES = 64 << 20
 
 
 class EnvoyAdmin:
@@ -20,6 +24,8 @@ class EnvoyAdmin:
 
     def __init__(self, address: str) -> None:
         self._address = address
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._turn = asyncio.Lock()
 
     async def is_live(self, seconds: float = _SECONDS) -> bool:
         """Whether Envoy has initialised and listens, and says so within these seconds."""
@@ -52,10 +58,25 @@ class EnvoyAdmin:
         """Close the public listener. What is in flight goes on, and so do the private listeners it may need."""
         await self._ask("POST", "/drain_listeners?inboundonly", seconds)
 
+    async def has_stopped_listening(self) -> bool:
+        """Whether another Envoy has taken its listeners, or it is gone."""
+        stopped = await self._stat("^listener_manager\\.listener_stopped$", _SECONDS)
+        return stopped is None or stopped > 0
+
     async def requests_in_flight(self, stat_prefix: str, seconds: float) -> int:
         """Requests on the listener with this prefix that Envoy has not answered whole; 0 when Envoy is gone."""
-        path = f"/stats?filter=^http\\.{stat_prefix}\\.downstream_rq_active$"
-        body = await self._ask("GET", path, seconds) or b""
+        return await self._stat(f"^http\\.{stat_prefix}\\.downstream_rq_active$", seconds) or 0
+
+    def close(self) -> None:
+        """Ask no more."""
+        if self._streams is not None:
+            self._streams[1].transport.abort()
+            self._streams = None
+
+    async def _stat(self, pattern: str, seconds: float) -> int | None:
+        body = await self._ask("GET", f"/stats?filter={pattern}", seconds)
+        if body is None:
+            return None
         number = body.decode().rpartition(":")[2].strip()
         return int(number) if number.isdigit() else 0
 
@@ -66,4 +87,46 @@ class EnvoyAdmin:
 
     async def _ask(self, method: str, path: str, seconds: float = _SECONDS) -> bytes | None:
         """The body of a 200, else None."""
-        return await ask(self._address, path, seconds, method=method)
+        try:
+            async with asyncio.timeout(seconds), self._turn:
+                status, body = await self._exchange(method, path)
+        except (OSError, EOFError, ValueError, TimeoutError):
+            return None
+        return body if status == 200 else None
+
+    async def _exchange(self, method: str, path: str) -> tuple[int, bytes]:
+        request = f"{method} {path} HTTP/1.1\r\nhost: here\r\ncontent-length: 0\r\n\r\n".encode()
+        is_used = self._streams is not None
+        try:
+            return await self._once(request)
+        except (OSError, EOFError):
+            # It is closed: that Envoy has died, and there may be another one.
+            self.close()
+            if not is_used:
+                raise
+            return await self._once(request)
+        except BaseException:
+            # An answer that comes late would be taken for the next one.
+            self.close()
+            raise
+
+    async def _once(self, request: bytes) -> tuple[int, bytes]:
+        if self._streams is None:
+            self._streams = await self._connect()
+        reader, writer = self._streams
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"\r\ncontent-length: *(\d+)", head)
+        if length is not None:
+            body = await reader.readexactly(int(length[1]))
+        else:
+            body = b""
+            while size := int(await reader.readline(), 16):
+                body += (await reader.readexactly(size + 2))[:-2]
+            await reader.readline()
+        return int(head.split(b" ", 2)[1]), body
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._address.startswith("unix:"):
+            return await asyncio.open_unix_connection(self._address.removeprefix("unix:"), limit=_MOST_BYTES)
+        return await asyncio.open_connection(*parse_address(self._address), limit=_MOST_BYTES)

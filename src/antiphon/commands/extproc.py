@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import sys
 from contextlib import nullcontext
+from functools import partial
+from typing import Any
 
 import structlog
 
@@ -15,6 +17,13 @@ from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.own_reload import reloading
 from antiphon.commands.process import StopSignals, collect_by_time, keep_what_there_is, run_loop, time_to_cut
 from antiphon.commands.reloading import SettingsFile
+from antiphon.commands import early_ends
+from antiphon.commands.collecting import collect_by_time, keep_what_there_is
+from antiphon.commands.flags import settings_file, settings_of
+from antiphon.commands.metrics_listener import metrics_listener
+from antiphon.commands.orders import Obey, obeying, own_end
+from antiphon.commands.process import StopSignals, run_loop, time_to_cut
+from antiphon.commands.reloading import SettingsFile, saying_that_a_restart_is_needed
 from antiphon.commands.service_manager import tell
 from antiphon.commands.starting import sidecar_tls, warn_of_contents_here
 from antiphon.commands.upstream_warnings import asking_upstreams
@@ -49,12 +58,22 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
     place = endpoints(wide)[worker]
     tls = sidecar_tls(settings)
     processor = ExtProcDoor(
-        app.current,
+        app.context,
         mode=settings.mode,
         transport=settings.sidecar.transport,
         tls=tls,
     )
-    http = HttpDoor(app.current, private=True, drive_exchanges=False)
+    http = HttpDoor(app.context, private=True, drive_exchanges=False)
+
+    given = settings.timeouts.notice
+
+    def give_way(_: dict[str, Any]) -> None:
+        nonlocal given
+        # What the former Envoy has is served here, but what begins by itself begins elsewhere.
+        app.workers.retire()
+        http.send_away()
+        signals.allow(settings.timeouts.response)
+        given = 0.0
 
     async def stop_serving() -> None:
         signals.closing()
@@ -66,23 +85,30 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
         http_at = await http.start(settings.place(place.http), settings.sidecar.socket_mode, tls=tls)
         where = settings.metrics.listen
         where = where and numbered(where, worker)
-        listening = metrics_listener(where, app.context.telemetry.metrics, app.kept.ready)
+        listening = metrics_listener(where, app.context.telemetry.metrics, app.ready)
         asking = asking_upstreams(settings) if arguments.ask_upstreams else nullcontext()
-        async with listening, asking, reloading(app, signals, arguments, file, envoy=True):
+        if arguments.parent_pipe is None:
+            hearing = saying_that_a_restart_is_needed(signals.hangup, file if settings.reload.watch else None)
+        else:
+            ends = app.endings.early
+            ends.listen(asyncio.get_running_loop())
+            obey: Obey = {"give_way": give_way, early_ends.ORDER: partial(early_ends.take, ends)}
+            hearing = obeying(own_end(), obey)
+        async with listening, asking, hearing:
             keep_what_there_is()
             collect_by_time(asyncio.get_running_loop().call_later)
             app.context.telemetry.endings.by_time(asyncio.get_running_loop())
             _log.info("serving", grpc=grpc_at, http=http_at)
             print(f"serving: grpc {grpc_at} http {http_at}", file=sys.stderr, flush=True)
             tell("READY=1")
-            # Envoy learns by its health checks that this process takes no more; until then it goes on serving.
-            seconds = settings.timeouts.drain - time_to_cut(settings.timeouts.drain)
-            given = settings.timeouts.notice
-            notice = min(_NOTICE_SECONDS, seconds / 2) if given is None else given
-            drained = await signals.wait_and_drain(
-                lambda: app.drain(processor.drain(seconds, notice=notice), seconds),
-                app.context.admission,
-            )
+
+            async def drain() -> bool:
+                # Envoy learns by its health checks that this process takes no more; until then it goes on serving.
+                seconds = signals.drain - time_to_cut(signals.drain)
+                notice = min(_NOTICE_SECONDS, seconds / 2) if given is None else given
+                return await app.drain(processor.drain(seconds, notice=notice), seconds)
+
+            drained = await signals.wait_and_drain(drain, app.context.admission)
             # What is cut is in the numbers, and these can still be asked for.
             await stop_serving()
     finally:

@@ -6,7 +6,7 @@ PIPE is the reading end of a pipe whose writing end only the parent holds. This 
 output and exit status are the program's own); a small fork of it watches the pipe, sees its end when the parent is
 gone, even by SIGKILL, and kills the program SECONDS later, whatever the program is doing then. Where the system can
 (Linux), the program itself is told at once, too: by SIGTERM, or with no SECONDS by SIGKILL. A program that gets SECONDS
-keeps the pipe. Only the standard library is used.
+keeps the pipe; for one that gets none SIGTERM is blocked. Only the standard library is used.
 """
 
 import os
@@ -29,6 +29,8 @@ def main() -> NoReturn:
     tell_at_the_parents_end(signal.SIGTERM if seconds else signal.SIGKILL)
     if not seconds:
         os.close(pipe)
+        # The next Envoy tells the former to end by it, while that still drains.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     os.execv(sys.argv[3], sys.argv[3:])
 
 
@@ -49,6 +51,9 @@ def watch(pipe: int, seconds: float, program: int) -> NoReturn:
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)
+    # The same for the sockets at which it accepts: who connects when it is gone must be told.
+    os.closerange(3, pipe)
+    os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
     last = None
     # While it is our parent, the number means the program.
     while os.getppid() == program:

@@ -1,7 +1,7 @@
-"""The address at which clients connect: whether it is free, and whether it answers.
+"""The address at which clients connect: whether it is free, whether it answers, and holding it for who listens there.
 
-Lives here: asking the system and the address itself. Not here: who listens there (`up.py`), parsing
-(`antiphon.config`).
+Lives here: asking the system and the address itself, and the sockets of the HTTP door. Not here: who listens there
+(`generation.py`), parsing (`antiphon.config`).
 """
 
 from __future__ import annotations
@@ -48,6 +48,51 @@ def refuse_own_upstream(settings: Settings) -> None:
                 f"{section}.url: {upstream.url} is where Antiphon itself listens (listen: {settings.listen}), so that "
                 "each request would ask itself: set the chat server's URL, or another port in listen"
             )
+
+
+class HeldPort:
+    """The sockets of one port at which the workers of the HTTP door accept, each at its own: the kernel deals out
+    connections. They outlive the workers, so that what waits in the queue of one that is replaced is not lost."""
+
+    def __init__(self, listen: str) -> None:
+        self._host, self._port = parse_address(listen)
+        self._sockets: list[socket.socket] = []
+
+    @property
+    def address(self) -> str:
+        """Where they are bound."""
+        return join_address(self._host, self._port)
+
+    def sockets(self, number: int, workers: int) -> list[socket.socket]:
+        """Those of a worker of so many. Where there were more workers once, all of their sockets are somebody's."""
+        while len(self._sockets) < workers:
+            self._sockets.append(self._bind())
+        return self._sockets[number::workers]
+
+    def renew(self, number: int, workers: int) -> None:
+        """That worker is dead: turn away what waits for it. (With its old sockets held, clients would wait.)"""
+        for at in range(number, len(self._sockets), workers):
+            former, self._sockets[at] = self._sockets[at], self._bind()
+            former.close()
+
+    def close(self) -> None:
+        """Whoever has them goes on alone."""
+        for one in self._sockets:
+            one.close()
+        self._sockets = []
+
+    def _bind(self) -> socket.socket:
+        bound = socket.socket(socket.AF_INET6 if ":" in self._host else socket.AF_INET)
+        try:
+            bound.setblocking(False)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            bound.bind((self._host, self._port))
+        except BaseException:
+            bound.close()
+            raise
+        self._port = int(bound.getsockname()[1])
+        return bound
 
 
 def join_address(host: str, port: int) -> str:

@@ -1,10 +1,9 @@
-"""What `antiphon up` tells a worker while it runs, and what that answers.
+"""What `antiphon up` tells a worker while it runs.
 
 Lives here: both ends of the socket between the two, which is the worker's standard input. Not here: what is told
-(`worker_reload.py`, `early_ends.py`).
+(`generation.py`, `early_ends.py`).
 
-Invariants: nobody else can tell a worker anything; what is told may hold secrets, which travel nowhere else; an answer
-is for the order that it names, however late it comes.
+Invariants: nobody else can tell a worker anything; an answer is for the order that it names, however late it comes.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
-_LONGEST = 64 << 20
 _MOST_UNREAD = 1 << 20
 
 
@@ -34,19 +33,18 @@ class Orders:
         """The child has its end."""
         self.theirs.close()
 
-    async def give(self, order: dict[str, Any], seconds: float) -> str:
-        """Wait for what came of it: nothing, or what is wrong. Raises `TimeoutError` and `ConnectionError`."""
+    async def give(self, order: dict[str, Any], seconds: float) -> None:
+        """Wait until it is obeyed. Raises `TimeoutError` and `ConnectionError`."""
         self._last += 1
         async with asyncio.timeout(seconds):
             if self._streams is None:
-                self._streams = await asyncio.open_unix_connection(sock=self._ours, limit=_LONGEST)
+                self._streams = await asyncio.open_unix_connection(sock=self._ours)
             reader, writer = self._streams
             writer.write(json.dumps({**order, "number": self._last}).encode() + b"\n")
             await writer.drain()
             while line := await reader.readline():
-                answer = json.loads(line)
-                if answer["number"] == self._last:
-                    return str(answer["problem"])
+                if json.loads(line)["number"] == self._last:
+                    return
         raise ConnectionResetError("it has ended")
 
     def tell(self, said: dict[str, Any]) -> None:
@@ -80,16 +78,31 @@ def own_end() -> socket.socket | None:
     return ours
 
 
-async def take_orders(ours: socket.socket, obey: Callable[[dict[str, Any]], Awaitable[str]]) -> None:
-    """Obey the orders one after the other until the parent closes its end. `obey` returns what is wrong, or an empty
-    text. An order without a number gets no answer."""
-    reader, writer = await asyncio.open_unix_connection(sock=ours, limit=_LONGEST)
+Obey = Mapping[str, Callable[[dict[str, Any]], object]]
+"""What is done, by what an order says is to be done."""
+
+
+@asynccontextmanager
+async def obeying(ours: socket.socket | None, obey: Obey) -> AsyncIterator[None]:
+    """While this lasts, the parent's orders are obeyed, where there is a parent."""
+    task = asyncio.ensure_future(take_orders(ours, obey)) if ours is not None else None
+    try:
+        yield
+    finally:
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def take_orders(ours: socket.socket, obey: Obey) -> None:
+    """Obey the orders one after the other until the parent closes its end. One without a number gets no answer."""
+    reader, writer = await asyncio.open_unix_connection(sock=ours)
     try:
         while line := await reader.readline():
             order = json.loads(line)
-            problem = await obey(order)
+            obey[order["do"]](order)
             if (number := order.get("number")) is not None:
-                writer.write(json.dumps({"number": number, "problem": problem}).encode() + b"\n")
+                writer.write(json.dumps({"number": number}).encode() + b"\n")
                 await writer.drain()
     except ConnectionError:
         # The parent is gone, which the pipe tells too.

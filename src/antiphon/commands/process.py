@@ -46,6 +46,9 @@ T = TypeVar("T")
 ORPHAN_SECONDS = 2.0
 """How long a process whose parent died goes on with what it has."""
 CLOSING_SECONDS = 1.1
+QUIET_SECONDS = 2.0
+"""How long nothing may come on the connections of a process that another one replaced, until it ends: its clients are
+told with an answer to connect again, and those that are idle have this time to bring another request."""
 _CUT_SECONDS = 1.0
 """How long the end may take once the drain is over: cut what is left, store it as failed, close."""
 _EASY_CLOSING_SECONDS = 5.0
@@ -146,6 +149,15 @@ class StopSignals:
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         # A daemon: it goes on until the very end of the interpreter, which may wait for other threads for ever.
         threading.Thread(target=self._watch, name="stop-signals", daemon=True).start()
+
+    @property
+    def drain(self) -> float:
+        """Seconds for a drain."""
+        return self._drain
+
+    def allow(self, seconds: float) -> None:
+        """A drain may take as long as this: others serve meanwhile."""
+        self._drain = self._seconds = seconds
 
     async def unless_stopped(self, start: Coroutine[Any, Any, T]) -> T | None:
         """The result of `start`. If a signal (or the parent's end) comes first, cancel `start` and return None: no

@@ -27,8 +27,9 @@ async def poll(check: Callable[[], Awaitable[bool]], what: str, seconds: float =
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def announce(settings: Settings, where: str) -> None:
+def announce(settings: Settings) -> None:
     """Say that all is ready: one line for programs, and more on a terminal."""
+    where = settings.listen
     print(f"ready: http://{where}/v1", flush=True)
     if sys.stderr.isatty():
         door = "Envoy" if settings.door == "envoy" else "the HTTP door"

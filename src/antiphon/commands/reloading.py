@@ -1,10 +1,9 @@
-"""Reading the settings again while a process serves: when, and what is said of it.
+"""Settings that change while a process serves: when they are read again, and what is said of it.
 
-Lives here: SIGHUP and the watch on the settings file, and the line that says what came of it. Not here: what may change
-(`reload_checks.py`), the swap (`app/built.py`), a process that is alone (`own_reload.py`), the workers of `up`
-(`worker_reload.py`).
+Lives here: SIGHUP and the watch on the settings file, what cannot change, and the line that says what came of it. Not
+here: what serves with the new settings (`generation.py`, which `antiphon up` starts).
 
-Invariants: settings are swapped whole or refused whole, and each try leaves one line, which names settings and never
+Invariants: settings are taken whole or refused whole, and each try leaves one line, which names settings and never
 their values; a file is read when it has kept still for a moment, and what has the same content is no change.
 """
 
@@ -12,18 +11,33 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from antiphon.commands.service_manager import tell as tell_manager
-from antiphon.errors import ConfigError
+from antiphon.config.section import Section, parse_address
+from antiphon.config.settings import Settings
+from antiphon.errors import AntiphonError, ConfigError
 
 _log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS = 1.0
 _Seen = tuple[int, ...] | None
+
+FIXED = {
+    "listen": "clients know it",
+    "door": "the HTTP door cannot hand its port to Envoy, nor Envoy to it",
+    "data": "whoever runs holds what is in the folder",
+    "metrics.listen": "the parent of the workers listens there",
+    "reload.watch": "it is decided at the start",
+}
+"""What cannot change while it runs, and why."""
+_OF_ONE_SET = ("sidecar.grpc", "sidecar.http", "sidecar.model_door", "envoy.admin")
 
 
 class SettingsFile:
@@ -103,24 +117,12 @@ class ReloadCounts:
         self.results = {"accepted": 0, "refused": 0}
         self.last = "accepted"
 
-    def count(self, result: str) -> None:
-        """`accepted` or `refused`."""
-        self.results[result] += 1
-        self.last = result
-
-
-class Results:
-    """What came of reading the settings again. `count` is told `accepted` or `refused`."""
-
-    def __init__(self, count: Callable[[str], None]) -> None:
-        self._count = count
-
     async def of(self, because: str, reload: Awaitable[tuple[str, ...]]) -> None:
-        """Wait for it, count it, say it in one line and to the service manager; nothing is raised."""
+        """Wait for it, count it, say it in one line and to the service manager; no error is raised."""
         tell_manager("RELOADING=1")
         try:
             changed = await reload
-        except ConfigError as error:
+        except AntiphonError as error:
             self._refused(because, str(error))
         except Exception as bug:
             self._refused(because, f"it failed here: {type(bug).__name__}", exc_info=True)
@@ -130,7 +132,75 @@ class Results:
         # Whatever came of it: it serves, with the settings from before or with these.
         tell_manager("READY=1")
 
+    def _count(self, result: str) -> None:
+        self.results[result] += 1
+        self.last = result
+
     def _refused(self, because: str, problem: str, *, exc_info: bool = False) -> None:
         self._count("refused")
         advice = "the settings from before stay in use"
         _log.error("settings_refused", because=because, problem=problem, advice=advice, exc_info=exc_info or None)
+
+
+@asynccontextmanager
+async def saying_that_a_restart_is_needed(hangup: asyncio.Event, file: SettingsFile | None) -> AsyncIterator[None]:
+    """While this lasts, a process that has no parent says so when its settings are to be read."""
+
+    async def say(because: str) -> None:
+        tell_manager("RELOADING=1")
+        advice = "restart it, or run 'antiphon up', which takes other settings while it serves"
+        _log.warning("settings_need_a_restart", because=because, advice=advice)
+        tell_manager("READY=1")
+
+    task = asyncio.ensure_future(reasons(hangup, file, say))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+def check_change(before: Settings, after: Settings) -> tuple[str, ...]:
+    """The names of the settings that change. Raises `ConfigError` where that takes a restart."""
+    changed = changed_settings(before, after)
+    for name in changed:
+        if name in FIXED:
+            raise ConfigError(f"{name} cannot change while it runs ({FIXED[name]}): restart, or take the change back")
+    if "memory" in (before.state.place.kind, after.state.place.kind):
+        raise ConfigError("state.url: memory: is in the workers' memory, and would be gone with them: restart")
+    for name in _OF_ONE_SET if after.door == "envoy" else ():
+        address = str(reduce(getattr, name.split("."), after))
+        if parse_address(address)[0] != "unix" and address == str(reduce(getattr, name.split("."), before)):
+            raise ConfigError(
+                f"{name}: the workers in use listen on {address}, and others beside them cannot: restart, or set "
+                "unix:{data}/…, which is another place for each set of workers"
+            )
+    return changed
+
+
+def changed_settings(before: Settings, after: Settings) -> tuple[str, ...]:
+    """The settings that differ, by name, in their order; of a list of sections the list."""
+    changed = list(_changed(before, after, ""))
+    # Whether `upstream` was given decides whether it is one of the upstreams.
+    if before.has_default != after.has_default and not any(name.startswith("upstream.") for name in changed):
+        changed.append("upstream")
+    return tuple(changed)
+
+
+def _changed(before: Any, after: Any, above: str) -> Iterator[str]:
+    """Sections by their settings, sections by name (`upstreams`) by these names; everything else is one value."""
+    if isinstance(before, Section) and type(before) is type(after):
+        for name, value in before:
+            yield from _changed(value, getattr(after, name), f"{above}.{name}" if above else name)
+    elif _of_sections(before) and _of_sections(after) and (before or after):
+        for name in dict.fromkeys((*before, *after)):
+            if name in before and name in after:
+                yield from _changed(before[name], after[name], f"{above}.{name}")
+            else:
+                yield f"{above}.{name}"
+    elif before != after:
+        yield above
+
+
+def _of_sections(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(one, Section) for one in value.values())

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from antiphon.errors import ConfigError
 
-# The path of a Unix socket has at most 107 bytes (103 on macOS); ours add a folder and names of up to 24.
-_MAX_LENGTH = 64
+# The path of a Unix socket has at most 107 bytes (103 on macOS); ours add two folders and names of up to 24.
+_MAX_LENGTH = 60
 _SHORT = Path("/tmp")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import socket
 from contextlib import nullcontext
+from typing import Any
 
 import structlog
 
@@ -15,6 +17,9 @@ from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.own_reload import reloading
 from antiphon.commands.process import StopSignals, collect_by_time, keep_what_there_is, run_loop, time_to_cut
 from antiphon.commands.reloading import SettingsFile
+from antiphon.commands.orders import obeying, own_end
+from antiphon.commands.process import QUIET_SECONDS, StopSignals, run_loop, time_to_cut
+from antiphon.commands.reloading import SettingsFile, saying_that_a_restart_is_needed
 from antiphon.commands.service_manager import tell
 from antiphon.commands.starting import warn
 from antiphon.commands.upstream_warnings import asking_upstreams
@@ -49,38 +54,55 @@ def _tell_of_lost(settings: Settings) -> None:
 
 async def _serve(arguments: argparse.Namespace, settings: Settings, file: SettingsFile | None) -> int:
     parent_pipe, private_port = arguments.parent_pipe, arguments.private_port
+    sockets = [socket.socket(fileno=int(one)) for one in arguments.sockets.split(",") if one]
     signals = StopSignals(parent_pipe, settings.timeouts.drain)
     app = await signals.unless_stopped(build(settings, door="http"))
     if app is None:
         return 0
     _tell_of_lost(settings)
-    app.kept.served.open(settings.data)
-    door = HttpDoor(app.current, private=False)
+    app.served.open(settings.data)
+    door = HttpDoor(app.context, private=False)
     # With a shared port nobody can choose whom he asks: the parent has a port of its own to each worker.
-    private = HttpDoor(app.current, private=True, drive_exchanges=False)
+    private = HttpDoor(app.context, private=True, drive_exchanges=False)
 
     async def stop_serving() -> None:
         signals.closing()
         await app.give_back()
         await asyncio.gather(door.aclose(), private.aclose())
 
+    quiet: float | None = None
+
+    def give_way(_: dict[str, Any]) -> None:
+        nonlocal quiet
+        # Connections that are open bring what they bring; new ones are another worker's.
+        door.refuse()
+        app.workers.retire()
+        signals.allow(settings.timeouts.response)
+        quiet = QUIET_SECONDS
+
     try:
         if private_port is not None:
             await private.start(private_port)
-        bound = await door.start(settings.listen, shared_port=arguments.shared_port)
+        bound = await door.start(settings.listen, sockets=sockets)
         asking = asking_upstreams(settings) if parent_pipe is None or arguments.ask_upstreams else nullcontext()
-        listening = metrics_listener(settings.metrics.listen, app.context.telemetry.metrics, app.kept.ready)
-        async with listening, asking, reloading(app, signals, arguments, file, envoy=False):
+        listening = metrics_listener(settings.metrics.listen, app.context.telemetry.metrics, app.ready)
+        if parent_pipe is None:
+            hearing = saying_that_a_restart_is_needed(signals.hangup, file if settings.reload.watch else None)
+        else:
+            hearing = obeying(own_end(), {"give_way": give_way})
+        async with listening, asking, hearing:
             keep_what_there_is()
             collect_by_time(asyncio.get_running_loop().call_later)
             app.context.telemetry.endings.by_time(asyncio.get_running_loop())
             print(f"ready: http://{bound}/v1", flush=True)
             tell("READY=1")
-            notice = settings.timeouts.notice or 0.0
-            seconds = settings.timeouts.drain - time_to_cut(settings.timeouts.drain)
-            drained = await signals.wait_and_drain(
-                lambda: app.drain(door.drain(seconds, notice=notice), seconds), app.context.admission
-            )
+
+            async def drain() -> bool:
+                seconds = signals.drain - time_to_cut(signals.drain)
+                notice = (settings.timeouts.notice or 0.0) if quiet is None else 0.0
+                return await app.drain(door.drain(seconds, notice=notice, quiet=quiet), seconds)
+
+            drained = await signals.wait_and_drain(drain, app.context.admission)
             # What is cut is in the numbers, and these can still be asked for.
             await stop_serving()
     finally:

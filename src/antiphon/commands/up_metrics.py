@@ -1,8 +1,8 @@
 """What `antiphon up` shows of itself and its workers: the metrics of several processes as those of one.
 
 Lives here: adding up what the processes' texts say, remembering what ended ones had counted, and the text of `/metrics`
-of the parent. Imported only where somebody is to be shown it. Not here: asking the workers (`up.py`), names and labels
-(`observability/metric_names.py`), the listener (`metrics_listener.py`).
+of the parent. Imported only where somebody is to be shown it. Not here: asking the workers (`generation.py`), names and
+labels (`observability/metric_names.py`), the listener (`metrics_listener.py`).
 
 Invariants: a counter never goes backwards, whichever process ended, was replaced, did not answer this time or answered
 late: sums are exact, since those of floats depend on their order, and one bit less is a reset to Prometheus. What a
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
@@ -119,21 +120,34 @@ class _Fixed(Collector):
 
 
 class UpMetrics:
-    """`take` is told a worker's text. A process that ended is counted with what it had counted, and shown no more."""
+    """Processes of several generations have the same names, which the numbers of these tell apart. A process that ended
+    is counted with what it had counted, and shown no more."""
 
     def __init__(self) -> None:
         self._merged = MergedMetrics()
-        self.take = self._merged.take
 
-    def render(self, processes: Sequence[Supervised], reloads: ReloadCounts) -> bytes:
-        """The metrics of all workers as one, and our own."""
+    def take(self, generation: int, process: Supervised, text: str) -> None:
+        """A worker's text."""
+        self._merged.take(_key(generation, process), process.life, text)
+
+    def forget(self, generation: int, processes: Iterable[Supervised]) -> None:
+        """These have ended for good."""
+        for process in processes:
+            self._merged.forget(_key(generation, process), process.life + 1)
+
+    def render(self, generation: int, processes: Iterable[Supervised], reloads: ReloadCounts) -> bytes:
+        """The metrics of all workers as one, and our own; these are the processes of this generation."""
         restarts = CounterMetricFamily(RESTARTS.name, RESTARTS.text, labels=tuple(RESTARTS.labels))
         for process in processes:
             ended = process.child is not None and process.child.status is not None
-            self._merged.forget(process.name, process.life + ended)
+            self._merged.forget(_key(generation, process), process.life + ended)
             restarts.add_metric((process.name, "died"), process.died)
             restarts.add_metric((process.name, "hung"), process.hung)
         return self._merged.render([restarts, *_of_reloads(reloads)])
+
+
+def _key(generation: int, process: Supervised) -> str:
+    return f"{generation} {process.name}"
 
 
 def _of_reloads(reloads: ReloadCounts) -> list[Metric]:

@@ -1,7 +1,7 @@
 """What every door is given: the one way in to the engine and the API, and the state of the process.
 
-Lives here: the bundle that a request is served with, which is replaced when settings change, and the count of requests
-in flight, by kind, that draining waits for. Not here: anything about gRPC, HTTP or Envoy.
+Lives here: the bundle that requests are served with, and the count of those in flight, by kind, that draining waits
+for. Not here: anything about gRPC, HTTP or Envoy.
 
 Invariant: a request is admitted exactly once and released exactly once; after `close` none is admitted.
 """
@@ -22,7 +22,6 @@ from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget, Hold
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.running.runner import Runner
-from antiphon.engine.running.users import Users
 from antiphon.errors import Unavailable
 from antiphon.observability.observation import Telemetry
 
@@ -155,7 +154,7 @@ class _Admitted:
 
 @dataclass(frozen=True, slots=True)
 class DoorContext:
-    """What a request is served with, made of the settings by `app/generation.py`; doors only read it.
+    """What a request is served with, made of the settings by `app/build.py`; doors only read it.
 
     `new_exchange` makes the state machine of one `POST /v1/responses`, `runner` performs its actions, `router`
     answers every other path of ours. `secret` is the shared secret that a TCP peer must present, or None;
@@ -177,18 +176,3 @@ class DoorContext:
     """Whether what nobody here knows is refused, not left out."""
     bodies: Budget = field(default_factory=lambda: Budget(512 << 20, "limits.bytes_in_flight"))
     """What all requests in flight hold together: their bodies, and what they refer to."""
-    users: Users = field(default_factory=Users)
-    """Those who are served with this one."""
-
-
-class CurrentContext:
-    """The context of requests that begin now: one reference, which a change of settings replaces whole. A request takes
-    it once, at its beginning, and counts among its users to its end."""
-
-    def __init__(self, first: DoorContext) -> None:
-        self.now = first
-
-    @classmethod
-    def of(cls, given: DoorContext | CurrentContext) -> CurrentContext:
-        """That of a context that is never replaced, or the given one."""
-        return cls(given) if isinstance(given, DoorContext) else given

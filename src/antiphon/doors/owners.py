@@ -46,7 +46,7 @@ class OwnerResolver:
 
         Raises `Unauthorized` when the trusted header is absent, or when keys are wanted and none of them is there.
         """
-        self.check(headers)
+        self._check(headers)
         if self.source == "single":
             return _SINGLE
         if self.source == "header":
@@ -65,7 +65,7 @@ class OwnerResolver:
         digest.update(token)
         return "b:" + digest.hexdigest()[:40]
 
-    def check(self, headers: Headers) -> None:
+    def _check(self, headers: Headers) -> None:
         """Raise `Unauthorized` when keys are wanted and none of them is there."""
         if not self.api_keys:
             return

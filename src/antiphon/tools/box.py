@@ -18,6 +18,8 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -181,11 +183,10 @@ class Toolbox:
         limit = self._limits.output_chars
         return result if len(result.output) <= limit else replace(result, output=result.output[:limit] + _CUT)
 
-    async def aclose(self, *, but: Collection[Tool] = ()) -> None:
-        """Close every tool once, but for those that others have too."""
+    async def aclose(self) -> None:
+        """Close every tool once."""
         for tool in dict.fromkeys(self._tools.values()):
-            if tool not in but:
-                await tool.aclose()
+            await tool.aclose()
 
 
 class _Labelled(msgspec.Struct):

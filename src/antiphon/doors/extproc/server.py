@@ -19,7 +19,7 @@ from typing import Literal
 
 import structlog
 
-from antiphon.doors.context import CurrentContext, DoorContext
+from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc.ahead import Ahead
 from antiphon.doors.extproc.opening import ProtocolError
 from antiphon.doors.extproc.outbox import PeerLeft
@@ -61,17 +61,17 @@ class ExtProcDoor:
 
     def __init__(
         self,
-        context: DoorContext | CurrentContext,
+        context: DoorContext,
         *,
         mode: Mode,
         transport: TransportName = "auto",
         tls: TlsFiles | None = None,
         end_seconds: float = 1.0,
     ) -> None:
-        self._current = CurrentContext.of(context)
+        self._context = context
         self._options = ProcessorOptions(
             always_drive=mode == "drive",
-            ahead=Ahead(self._current.now.limits, time.monotonic),
+            ahead=Ahead(self._context.limits, time.monotonic),
             end_seconds=end_seconds,
         )
         self._transport_name = transport
@@ -95,7 +95,7 @@ class ExtProcDoor:
                 os.umask(previous)
             self._socket = path
         else:
-            if self._current.now.secret is None:
+            if self._context.secret is None:
                 raise ConfigError(f"{address} is TCP: set sidecar.secret, or listen on unix:PATH")
             bound = await transport.listen(address, self._tls)
         self._transport = transport
@@ -108,18 +108,18 @@ class ExtProcDoor:
         should not be used for more (Envoy opens others, to whom it thinks healthy).
         """
         # First health, then the connections: who comes back to ask is told so.
-        self._current.now.admission.leave()
+        self._context.admission.leave()
         if self._transport is not None:
             self._transport.announce_end()
-        return await self._current.now.admission.drain(seconds, notice)
+        return await self._context.admission.drain(seconds, notice)
 
     async def aclose(self) -> None:
         """Stop; what is still in flight is cut, and its rows are written."""
         if self._transport is not None:
-            self._current.now.admission.close()
+            self._context.admission.close()
             await self._transport.aclose(0.5)
             # The handlers are cancelled, but may not have been waited for: they still note what was cut.
-            await self._current.now.admission.drained(_NOTING_SECONDS)
+            await self._context.admission.drained(_NOTING_SECONDS)
             self._transport = None
         if self._socket is not None:
             self._socket.unlink(missing_ok=True)
@@ -131,21 +131,19 @@ class ExtProcDoor:
         """Whether the processor is serving."""
         if service not in ("", SERVICE):
             raise CallFailed(GrpcStatus.NOT_FOUND, "unknown service")
-        return not self._current.now.admission.leaving
+        return not self._context.admission.leaving
 
     def refusal(self, presented: Presented) -> CallFailed | None:
         """On TCP a peer must have the secret; on a Unix socket the file mode decides who may connect."""
-        wanted, secret = self._current.now.secret, presented.secret
+        wanted, secret = self._context.secret, presented.secret
         if self._socket is not None or (wanted and secret and hmac.compare_digest(secret, wanted.encode())):
             return None
         return CallFailed(GrpcStatus.UNAUTHENTICATED, f"metadata {SECRET_HEADER} is missing or wrong")
 
     async def process(self, stream: MessageStream, presented: Presented) -> None:
         """Serve one stream, whose peer has the secret (`refusal`)."""
-        context = self._current.now
         try:
-            with context.users:
-                await serve_stream(context, stream, self._options, presented.trace)
+            await serve_stream(self._context, stream, self._options, presented.trace)
         except PeerLeft as left:
             raise CallFailed(GrpcStatus.CANCELLED, str(left)) from None
         except StreamCut as cut:

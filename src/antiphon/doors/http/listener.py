@@ -19,6 +19,7 @@ import contextlib
 import socket
 import ssl
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -57,8 +58,11 @@ class Listener:
         """Whether peers come over a Unix socket (whose file mode says who may)."""
         return self._path is not None
 
-    async def open(self, address: str, mode: int, *, shared_port: bool, tls: TlsFiles | None = None) -> str:
-        """Bind and listen (on TCP with TLS, where files are given); the address with its real port.
+    async def open(
+        self, address: str, mode: int, *, sockets: Sequence[socket.socket] = (), tls: TlsFiles | None = None
+    ) -> str:
+        """Bind and listen (on TCP with TLS, where files are given); the address with its real port. `sockets` are bound
+        there already.
 
         Raises `ConfigError`.
         """
@@ -74,7 +78,7 @@ class Listener:
         host, port = _split_address(address)
         self._context = tls.context("http/1.1") if tls is not None else None
         try:
-            self._bound = await _bind_tcp(host, port, shared_port=shared_port)
+            self._bound = list(sockets) or await _bind_tcp(host, port)
             self._listen()
         except OSError as error:
             raise ConfigError(f"cannot listen on {address}: {why_not(error)}") from error
@@ -156,7 +160,7 @@ class Listener:
             _log.warning("connections_wait", cause=why, open=self._server.open, limit=self._limit)
 
 
-async def _bind_tcp(host: str, port: int, *, shared_port: bool) -> list[socket.socket]:
+async def _bind_tcp(host: str, port: int) -> list[socket.socket]:
     """A socket for every address that the name has."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
@@ -166,8 +170,6 @@ async def _bind_tcp(host: str, port: int, *, shared_port: bool) -> list[socket.s
             sockets.append(bound)
             bound.setblocking(False)
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if shared_port:
-                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             bound.bind(where)

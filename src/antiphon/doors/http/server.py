@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import socket
 import time
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -22,7 +24,7 @@ from aiohttp.web_exceptions import HTTPException
 
 from antiphon.api.http import AnswerCut, ApiRequest, error_response
 from antiphon.api.router import EXCHANGE_PATH, METRICS_PATH, Router, unknown_url
-from antiphon.doors.context import CurrentContext, DoorContext, Kind
+from antiphon.doors.context import DoorContext, Kind
 from antiphon.doors.decoding import decoded
 from antiphon.doors.http.connection import Connection, DoorServer, make_server
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
@@ -62,9 +64,6 @@ class _Call:
 
     id: str
     method: str
-    context: DoorContext
-    """What it is served with, to its end."""
-    using: ExitStack
     path: str = ""
     headers: Headers = ()
     trusted: bool = False
@@ -85,11 +84,8 @@ class HttpDoor:
     is served here (behind Envoy it comes through ext_proc).
     """
 
-    def __init__(
-        self, context: DoorContext | CurrentContext, *, private: bool = False, drive_exchanges: bool = True
-    ) -> None:
-        self._current = CurrentContext.of(context)
-        context = self._current.now
+    def __init__(self, context: DoorContext, *, private: bool = False, drive_exchanges: bool = True) -> None:
+        self._context = context
         self._private = private
         self._drive_exchanges = drive_exchanges
         self._listener: Listener | None = None
@@ -102,24 +98,29 @@ class HttpDoor:
         context.telemetry.metrics.read(SOCKETS, self._count_sockets)
 
     async def start(
-        self, address: str, mode: int = 0o600, *, shared_port: bool = False, tls: TlsFiles | None = None
+        self,
+        address: str,
+        mode: int = 0o600,
+        *,
+        sockets: Sequence[socket.socket] = (),
+        tls: TlsFiles | None = None,
     ) -> str:
         """Listen at `unix:PATH` (with this file mode) or `HOST:PORT` (with TLS, where files are given); the address
         that was bound. Raises `ConfigError`.
 
-        `shared_port`: several processes listen on the same port, and the kernel deals out connections.
+        `sockets`: bound there already, by whoever shares the port among processes.
         """
         server = make_server(
             self._handle,
-            head_seconds=self._current.now.timeouts.request,
+            head_seconds=self._context.timeouts.request,
             # A proxy keeps connections for an hour: it must be the one that closes them.
             idle_seconds=3_630.0 if self._private else 120.0,
-            send_seconds=self._current.now.timeouts.send,
-            leaving=lambda: self._current.now.admission.leaving,
+            send_seconds=self._context.timeouts.send,
+            leaving=lambda: self._context.admission.leaving,
         )
         self._server = server
         self._listener = Listener(server)
-        return await self._listener.open(address, mode, shared_port=shared_port, tls=tls)
+        return await self._listener.open(address, mode, sockets=sockets, tls=tls)
 
     async def drain(self, seconds: float, *, notice: float = 0.0, quiet: float | None = None) -> bool:
         """Refuse new requests (health stays), let those in flight finish; False when `seconds` were not enough.
@@ -128,7 +129,7 @@ class HttpDoor:
         answer `connection: close`. A connection that is open when it ends may bring one more request: its client was
         told nothing yet. So the drain ends when these have brought nothing for `quiet` seconds (unset: the notice).
         """
-        admission, server = self._current.now.admission, self._server
+        admission, server = self._context.admission, self._server
         quiet = notice if quiet is None else quiet
         if server is not None:
             # A client that takes nothing does not use up the time of those that do.
@@ -144,6 +145,11 @@ class HttpDoor:
                 await server.quiet(quiet)
         # What came meanwhile.
         return drained and await admission.drained(max(0.0, last - clock()))
+
+    def refuse(self) -> None:
+        """Accept no more connections."""
+        if self._listener is not None:
+            self._listener.refuse()
 
     async def aclose(self) -> None:
         """Stop listening and end what is still running; its responses are stored as failed."""
@@ -164,19 +170,17 @@ class HttpDoor:
         task = asyncio.current_task()
         assert task is not None
         self._running.add(task)
-        context = self._current.now
-        with ExitStack() as using:
-            using.enter_context(context.users)
-            try:
-                return await self._serve(request, context, using)
-            finally:
-                self._running.discard(task)
+        try:
+            return await self._serve(request)
+        finally:
+            self._running.discard(task)
 
-    async def _serve(self, request: web.BaseRequest, context: DoorContext, using: ExitStack) -> web.StreamResponse:
-        """Answer whatever comes. `using`: what is held while this context is in use."""
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer whatever comes."""
+        context = self._context
         headers = tuple((name.lower(), value) for name, value in request.headers.items())
         given = sent_id(headers)
-        call = _Call(given or new_id("req"), request.method, context, using)
+        call = _Call(given or new_id("req"), request.method)
         call.headers = headers if given else with_own_id(headers, call.id)
         # Behind Envoy it is Envoy's filter that says which pages may read.
         origins = () if self._private else context.cors_origins
@@ -218,27 +222,27 @@ class HttpDoor:
         self._check_peer(request, call)
         if call.path == EXCHANGE_PATH and is_upgrade(request):
             return await self._serve_socket(request, call)
-        router = call.context.router
+        router = self._context.router
         if call.path == GATEWAY_LEAVES_PATH and self._private and call.method == "POST":
-            self._send_away(_peer_address(request))
+            self.send_away(_peer_address(request))
             return make_response(204, call.added, b"")
         if call.path == METRICS_PATH and not call.trusted:
             # Who is served how often is nobody's business who merely reaches this port.
             raise unknown_url(call.method, call.path)
         is_open = router.is_open(call.path)
-        owner = "" if is_open else call.context.owners.resolve(call.headers)
+        owner = "" if is_open else self._context.owners.resolve(call.headers)
         # Health and metrics are answered while draining, and when the server is full.
         kind: Kind = "response" if Router.is_exchange(call.method, call.path) else "request"
         with (
-            nullcontext() if is_open else call.context.admission.admit(owner, kind, promised=_is_promised(request)),
-            call.context.bodies.hold(owner) as hold,
+            nullcontext() if is_open else self._context.admission.admit(owner, kind, promised=_is_promised(request)),
+            self._context.bodies.hold(owner) as hold,
         ):
             if Router.is_exchange(call.method, call.path):
                 return await self._serve_exchange(request, call, owner, hold)
             body, pieces = b"", None
             if router.streams_body(call.method, call.path):
                 hold.add(UPLOAD_BYTES)
-                pieces = body_pieces(request, call.headers, call.context.timeouts.request)
+                pieces = body_pieces(request, call.headers, self._context.timeouts.request)
             elif router.reads_body(call.method, call.path):
                 body = await self._read_body(request, call, hold)
             answer = await router.handle(
@@ -259,30 +263,30 @@ class HttpDoor:
         """The answer to a browser that asks, without credentials, what a page of an origin may do."""
         origin = request.headers.get("origin", "")
         asks = call.method == "OPTIONS" and "access-control-request-method" in request.headers
-        if not asks or self._private or not cors.allows(call.context.cors_origins, origin):
+        if not asks or self._private or not cors.allows(self._context.cors_origins, origin):
             return None
         return make_response(204, (("x-request-id", call.id), *cors.preflight_headers(origin)), b"")
 
     def _check_peer(self, request: web.BaseRequest, call: _Call) -> None:
         """Whether the peer is our gateway; drops the headers that only the gateway may set when it is not."""
         headers = call.headers
-        self._check_single(request, call.context)
+        self._check_single(request)
         assert self._listener is not None
-        secret = call.context.secret
+        secret = self._context.secret
         call.trusted = self._listener.is_unix
         if not call.trusted and secret is not None:
             given = request.headers.get(SECRET_HEADER, "")
             call.trusted = hmac.compare_digest(given.encode("utf-8", "surrogateescape"), secret.encode())
-            if not call.trusted and self._private and not call.context.router.is_open(call.path):
+            if not call.trusted and self._private and not self._context.router.is_open(call.path):
                 raise Unauthorized("This port is reserved for the gateway.", code="missing_secret")
         if not call.trusted:
-            forged = call.context.owners.header
+            forged = self._context.owners.header
             headers = tuple((name, value) for name, value in _without_private(headers) if name != forged or not forged)
         call.headers = headers
 
-    def _check_single(self, request: web.BaseRequest, context: DoorContext) -> None:
+    def _check_single(self, request: web.BaseRequest) -> None:
         """What says who asks stands once: of two, one reader takes the first and another the last."""
-        for name in ("authorization", SECRET_HEADER, context.owners.header):
+        for name in ("authorization", SECRET_HEADER, self._context.owners.header):
             if name and len(request.headers.getall(name, ())) > 1:
                 raise InvalidRequest(f"The header {name} stands more than once. Send it once.", code="duplicate_header")
 
@@ -291,18 +295,18 @@ class HttpDoor:
     ) -> web.StreamResponse:
         if not self._drive_exchanges and call.path == EXCHANGE_PATH:
             raise NotFound("Responses are created through the gateway, not on this port.", code="unknown_url")
-        exchange = call.context.new_exchange()
+        exchange = self._context.new_exchange()
         exchange.hold = hold
-        observed = call.context.telemetry.observe("http", call.id, owner, call.headers)
+        observed = self._context.telemetry.observe("http", call.id, owner, call.headers)
         observed.started = call.started
         exchange.observe(observed)
         call.response, call.outcome = (observed, exchange), "cancelled"
         try:
             body = await self._read_body(request, call, hold)
             head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
-            await call.context.runner.receive(exchange, head, body)
+            await self._context.runner.receive(exchange, head, body)
             del body
-            answer = ExchangeAnswer(request, exchange, call.context.runner, call.added)
+            answer = ExchangeAnswer(request, exchange, self._context.runner, call.added)
             try:
                 return await answer.run(self._leaving)
             finally:
@@ -313,15 +317,13 @@ class HttpDoor:
 
     async def _serve_socket(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse:
         """A WebSocket: its requests are admitted one by one, so that an idle connection holds up nothing."""
-        check_handshake(request, call.context.websocket, len(self._sockets))
-        owner = call.context.owners.resolve(call.headers)
-        with call.context.admission.admit(owner):
+        check_handshake(request, self._context.websocket, len(self._sockets))
+        owner = self._context.owners.resolve(call.headers)
+        with self._context.admission.admit(owner):
             pass
         head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
-        connection = WebSocketConnection(self._current, head, self._leaving, self._socket_memory)
+        connection = WebSocketConnection(self._context, head, self._leaving, self._socket_memory)
         self._sockets[connection] = _peer_address(request)
-        # Its turns are served with what there is when they begin.
-        call.using.close()
         # However it ends: the upgrade is what was answered.
         call.status = 101
         try:
@@ -329,10 +331,11 @@ class HttpDoor:
         finally:
             del self._sockets[connection]
 
-    def _send_away(self, address: str) -> None:
-        """Have the WebSockets end that came from this address: idle ones at once, the others after their turn."""
+    def send_away(self, address: str | None = None) -> None:
+        """Have the WebSockets end that came from this address, or all: idle ones at once, the others after their
+        turn."""
         for connection, came_from in self._sockets.items():
-            if came_from == address:
+            if address in (came_from, None):
                 connection.send_away()
 
     def _count_sockets(self) -> dict[tuple[str, ...], float]:
@@ -344,9 +347,9 @@ class HttpDoor:
 
     async def _read_body(self, request: web.BaseRequest, call: _Call, hold: Hold) -> bytes:
         """The whole body, decompressed, within the limits of size, memory and time."""
-        seconds = call.context.timeouts.request
+        seconds = self._context.timeouts.request
         try:
-            body = WholeBody(call.headers, hold, call.context.limits.request_body_bytes)
+            body = WholeBody(call.headers, hold, self._context.limits.request_body_bytes)
             content = request.content
             if content.is_eof():
                 # It came with its head, as small ones do.

@@ -33,7 +33,7 @@ from antiphon.api.frames import (
     read_client_frame,
 )
 from antiphon.config.limits import WebSocketSettings
-from antiphon.doors.context import CurrentContext, DoorContext
+from antiphon.doors.context import DoorContext
 from antiphon.doors.http.exchange import SERVER
 from antiphon.doors.request_body import too_large
 from antiphon.engine.exchange.failure import Failure, refusal
@@ -105,11 +105,9 @@ class WebSocketConnection:
     """One connection from its handshake to its end. `head` is the upgrade request; its owner is everybody's here."""
 
     def __init__(
-        self, current: CurrentContext, head: RequestHead, leaving: Callable[[], CancelReason], shared: SocketMemory
+        self, context: DoorContext, head: RequestHead, leaving: Callable[[], CancelReason], shared: SocketMemory
     ) -> None:
-        self._current = current
-        context = current.now
-        self._owners = context.owners
+        self._context = context
         self._shared = shared
         self._limits = context.websocket
         headers = tuple(
@@ -165,14 +163,14 @@ class WebSocketConnection:
             ) from None
         reader = asyncio.create_task(self._read())
         timer = asyncio.get_running_loop().call_later(self._limits.seconds, self._expire)
-        self._current.now.admission.on_close.add(self._news.set)
+        self._context.admission.on_close.add(self._news.set)
         try:
             while (frame := await self._next()) is not None:
                 await self._turn(frame)
                 # Until the next one comes nothing of this request is held but what is remembered.
                 del frame
         finally:
-            self._current.now.admission.on_close.discard(self._news.set)
+            self._context.admission.on_close.discard(self._news.set)
             timer.cancel()
             reader.cancel()
             await asyncio.wait({reader})
@@ -232,7 +230,7 @@ class WebSocketConnection:
         while True:
             if self._over:
                 return None
-            if self._current.now.admission.closed or self._sent_away:
+            if self._context.admission.closed or self._sent_away:
                 await self._socket.close(code=WSCloseCode.GOING_AWAY, message=b"The server is shutting down.")
                 return None
             if self._expired:
@@ -262,19 +260,11 @@ class WebSocketConnection:
     # A turn
 
     async def _turn(self, data: bytes | ApiError) -> None:
-        """Serve one frame with the context of this moment, to its end."""
-        context = self._current.now
-        with context.users:
-            await self._serve(data, context)
-
-    async def _serve(self, data: bytes | ApiError, context: DoorContext) -> None:
+        """Serve one frame, to its end."""
+        context = self._context
         try:
             if isinstance(data, ApiError):
                 raise data
-            if context.owners is not self._owners:
-                # A key that is no longer known opens nothing more here either.
-                context.owners.check(self._head.headers)
-                self._owners = context.owners
             frame = read_client_frame(data, strict=context.strict)
             if frame is None:
                 return

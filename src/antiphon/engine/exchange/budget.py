@@ -57,11 +57,6 @@ class Budget:
         """What the owner holds of his share."""
         return self._owners.get(owner, 0)
 
-    def resize(self, limit: int, share: int) -> None:
-        """From now on there is so much, and so much of it for an owner. Who holds more than that gets nothing further
-        until enough was given back."""
-        self.limit, self.share = limit, share
-
     def hold(self, owner: str) -> Hold:
         """A request's part, which is empty at first. What is nobody's (`""`: health) is of no share."""
         return Hold(self, owner if self.share else "")

@@ -22,17 +22,15 @@ from antiphon.engine.ports.actions import Finish, ResponseRecord, SendHead
 from antiphon.engine.ports.jobs import Job
 from antiphon.engine.ports.state import DoorWatch, History
 from antiphon.engine.running.runner import Runner
-from antiphon.engine.running.users import Users
 from antiphon.observability.observation import Telemetry
 
 
 class Making(NamedTuple):
-    """What responses are made with; `users` counts those that are."""
+    """What responses are made with."""
 
     runner: Runner
     new_exchange: Callable[[], ResponseExchange]
     telemetry: Telemetry
-    users: Users
 
 
 class DoorGone(Exception):

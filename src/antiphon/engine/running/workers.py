@@ -161,10 +161,6 @@ class Workers:
         """The responses that run here."""
         return frozenset(self._running)
 
-    def use(self, making: Making, able: Collection[str]) -> None:
-        """Make the responses of jobs that begin from now on with this."""
-        self._making, self._able = making, able
-
     def start(self) -> None:
         """Begin to look for work; with no `workers` there is nothing to do."""
         if self._settings.workers:
@@ -295,12 +291,7 @@ class Workers:
     # Running one
 
     async def _run(self, run: Run) -> None:
-        making = self._making
-        with making.users:
-            await self._run_with(making, run)
-
-    async def _run_with(self, making: Making, run: Run) -> None:
-        job = run.job
+        making, job = self._making, run.job
         exchange = making.new_exchange()
         observed = making.telemetry.observe("background", "", job.owner, None)
         exchange.observe(observed)

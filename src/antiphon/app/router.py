@@ -1,0 +1,125 @@
+"""The part of the composition root that is about every path but `POST /v1/responses`.
+
+Lives here: which endpoints these settings make available. Not here: the endpoints (`api/`), the rest (`build.py`).
+"""
+
+from __future__ import annotations
+
+from antiphon.api.capabilities import Capabilities
+from antiphon.api.chat import PassedOn
+from antiphon.api.conversations import Conversations
+from antiphon.api.endpoint import Endpoint
+from antiphon.api.files import Files
+from antiphon.api.health import ReadyProbe
+from antiphon.api.models import ModelCatalog, ModelSource
+from antiphon.api.native import NativeResponses
+from antiphon.api.prompts import Prompts
+from antiphon.api.router import Router
+from antiphon.api.standalone_search import StandaloneSearch
+from antiphon.app.vector_stores import VectorSearch
+from antiphon.config.settings import Settings
+from antiphon.config.upstreams import AuthMode
+from antiphon.engine.exchange.model_routes import ModelRoutes
+from antiphon.engine.running.background import Background
+from antiphon.engine.running.counted_calls import CountedUpstream
+from antiphon.observability.metrics import Metrics
+from antiphon.stores import Stores
+from antiphon.tools.box import Toolbox
+from antiphon.upstream.pool import ModelDoor, UpstreamPool
+
+
+def make_router(
+    settings: Settings,
+    stores: Stores,
+    metrics: Metrics,
+    upstream: ModelDoor | UpstreamPool,
+    routes: ModelRoutes,
+    toolbox: Toolbox,
+    *,
+    ready: ReadyProbe,
+    background: Background,
+    vector_search: VectorSearch | None,
+    containers: tuple[Endpoint, ...],
+) -> Router:
+    """What answers them."""
+    models = ModelCatalog(
+        CountedUpstream(upstream, metrics, "models"),
+        sources={
+            name: ModelSource(one.auth_mode is AuthMode.PASSTHROUGH, one.models, frozenset(one.header_allow))
+            for name, one in settings.every_upstream.items()
+        },
+        routes=routes if settings.upstreams or settings.models else None,
+        secrets=settings.secrets(),
+    )
+    native = None
+    if settings.native_of_ids is not None:
+        one = settings.every_upstream[settings.native_of_ids]
+        native = NativeResponses(
+            CountedUpstream(upstream, metrics, "native"),
+            settings.native_of_ids,
+            passthrough=one.auth_mode is AuthMode.PASSTHROUGH,
+            headers=one.header_allow,
+            secrets=settings.secrets(),
+        )
+    conversations = Conversations(
+        stores.conversations, stores.responses, owner_room=stores.owner_room, strict=settings.strict
+    )
+    return Router(
+        store=stores.responses,
+        models=models,
+        ready=ready,
+        metrics=metrics,
+        native=native,
+        background=background,
+        areas=(
+            *conversations.endpoints(),
+            *Prompts(stores.prompts).endpoints(),
+            *_file_endpoints(settings, stores, metrics, vector_search),
+            *(vector_search.endpoints(upstream, routes) if vector_search is not None else ()),
+            *containers,
+            *StandaloneSearch(toolbox).endpoints(),
+            *_passed_on(settings, metrics, upstream, routes, vector_search).endpoints(),
+            *_capabilities(settings, routes, toolbox.types).endpoints(),
+        ),
+    )
+
+
+def _capabilities(settings: Settings, routes: ModelRoutes, tools: frozenset[str]) -> Capabilities:
+    """The answer of `GET /v1/antiphon/capabilities`; `tools`: the types of tools that run here."""
+    names = ("request_body_bytes", "upstream_body_bytes", "input_items", "tools", "tool_calls")
+    limits = {name: int(getattr(settings.limits, name)) for name in names}
+    return Capabilities(
+        routes, limits, settings.fetch.enabled, settings.files.enabled, tools, settings.tools.unavailable == "refuse"
+    )
+
+
+def _file_endpoints(
+    settings: Settings, stores: Stores, metrics: Metrics, vector_search: VectorSearch | None
+) -> tuple[Endpoint, ...]:
+    if not settings.files.enabled:
+        return ()
+    on_delete = [vector_search.forget_file] if vector_search is not None else []
+    return tuple(
+        Files(stores.files, max_bytes=settings.files.max_bytes, on_delete=on_delete, metrics=metrics).endpoints()
+    )
+
+
+def _passed_on(
+    settings: Settings,
+    metrics: Metrics,
+    upstream: ModelDoor | UpstreamPool,
+    routes: ModelRoutes,
+    vector_search: VectorSearch | None,
+) -> PassedOn:
+    embeddings = None
+    if vector_search is not None and vector_search.embeddings is not None:
+        counted = CountedUpstream(vector_search.embeddings, metrics, "pass_through", "embeddings")
+        embeddings = (settings.embeddings.model, counted)
+    return PassedOn(
+        CountedUpstream(upstream, metrics, "pass_through"),
+        routes,
+        settings.upstream.path_allow if settings.has_default else (),
+        secrets=settings.secrets(),
+        several_owners=settings.owner.several,
+        embeddings=embeddings,
+    )

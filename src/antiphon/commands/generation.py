@@ -1,0 +1,426 @@
+"""One generation of `antiphon up`: the processes that serve with one set of settings.
+
+Lives here: which processes there are, when they count as ready, handing over to the next generation, and how they end.
+Not here: when there is another generation (`up.py`), when a child is started again (`supervisor.py`), one child's life
+(`children.py`) and settings (`child_settings.py`), Envoy's configuration (`envoy/`) and admin port (`envoy_admin.py`),
+forwarding output (`child_output.py`), adding up metrics (`merged_metrics.py`).
+
+Invariants: `start` leaves the former generation as it was when it fails; a request ends in the generation in which it
+began; a child that dies or hangs is replaced, Envoy too, and the others go on.
+
+How clients come to the next generation: the workers of the HTTP door are given the sockets at which those before them
+accept (`HeldPort`), and Envoy's hot restart gives the next Envoy its listeners. So no connection that waits is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import shutil
+import signal
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import structlog
+
+from antiphon.commands.asking import ask, own_tls
+from antiphon.commands.child_output import ENVOY, ChildOutput
+from antiphon.commands.child_settings import envoy_environment, placed_in
+from antiphon.commands.children import Child, ParentPipe, describe_status
+from antiphon.commands.early_ends import pass_on
+from antiphon.commands.envoy_admin import EnvoyAdmin
+from antiphon.commands.envoy_process import RELEASE_SECONDS, EnvoyProcess
+from antiphon.commands.listen_address import HeldPort, answers, join_address
+from antiphon.commands.process import CLOSING_SECONDS, QUIET_SECONDS
+from antiphon.commands.readiness import START_SECONDS, poll
+from antiphon.commands.supervisor import RestartPolicy, Supervised, tell_first
+from antiphon.commands.worker_starts import WorkerStarts
+from antiphon.config.section import parse_address
+from antiphon.config.settings import Settings
+from antiphon.envoy.sidecars import endpoints
+from antiphon.errors import AntiphonError
+from antiphon.types.transport import SECRET_HEADER
+
+if TYPE_CHECKING:
+    from antiphon.commands.up_metrics import UpMetrics
+
+_log = structlog.get_logger(__name__)
+
+_POLL_SECONDS = 0.05
+_STOP_SECONDS = 5.0
+_ENVOY_SECONDS = 0.3
+_LATE_SECONDS = 0.1
+_HURRY_SECONDS = 0.5
+"""While everything stops: an Envoy that hangs must not hold that up."""
+_GIVE_WAY_SECONDS = 5.0
+_MEASURE_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all generations of one `up` share: the folder of the run, the pipe that tells children of its end, where the
+    HTTP door accepts, and the numbers, where somebody is shown them."""
+
+    folder: Path
+    pipe: ParentPipe
+    port: HeldPort
+    metrics: UpMetrics | None
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+
+
+class Generation:
+    """`former` is the generation that this one takes the place of."""
+
+    def __init__(self, settings: Settings, around: Surroundings, former: Generation | None = None) -> None:
+        self.number = next(around.numbers)
+        self.given = settings
+        """The settings as they were read."""
+        self._around = around
+        self._former = former
+        folder = around.folder / str(self.number)
+        folder.mkdir(mode=0o700)
+        self.settings = placed_in(settings, folder, around.folder)
+        """As the children have them."""
+        self._folder = folder
+        self._starts = WorkerStarts(folder, around.pipe, self._take_line)
+        self._output = ChildOutput(settings, self._pass_on)
+        self.workers: list[Supervised] = []
+        self.envoy: Supervised | None = None
+        self._binary: EnvoyProcess | None = None
+        self._admin: EnvoyAdmin | None = None
+        self._keeping: set[asyncio.Task[NoReturn]] = set()
+        self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        """Set when a process is given up."""
+        self._clock = asyncio.get_running_loop().time
+        self._last: float | None = None
+
+    @property
+    def processes(self) -> list[Supervised]:
+        """All that are kept running."""
+        return [*self.workers, *([self.envoy] if self.envoy is not None else [])]
+
+    # Start
+
+    async def start(self) -> None:
+        """Start everything and wait until it serves; then clients come here, and no more to the former generation.
+        Raises `AntiphonError`."""
+        envoy = self.settings.door == "envoy"
+        starting = asyncio.ensure_future(self._start_envoy() if envoy else self._start_http())
+        both: set[asyncio.Future[Any]] = {starting, self.failed}
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if self.failed.done():
+                raise self.failed.result()
+            starting.result()
+        finally:
+            starting.cancel()
+            await asyncio.wait({starting})
+        for process in self.processes:
+            process.everything_is_ready()
+        self._output.everything_is_ready = True
+        if self._former is not None:
+            await self._former.give_way()
+            self._former = None
+
+    async def _start_envoy(self) -> None:
+        settings, former = self.settings, self._former
+        admin = self._admin = EnvoyAdmin(settings.place(settings.envoy.admin))
+        before = None
+        if former is not None:
+            assert former._admin is not None
+            # The next Envoy closes the door at which another connection could be made to this one.
+            await former._admin.is_live()
+            before = former._binary
+        # A configuration that cannot be made is told before anything is started.
+        binary = self._binary = await EnvoyProcess.prepare(settings, self._folder, self._around.folder, before)
+        for number, place in enumerate(endpoints(settings)):
+            self._add_worker(f"sidecar {number}", place.http, "extproc", "--worker", str(number))
+        # The sidecars first: Envoy's first health check then finds them.
+        await poll(self._all_serving, "the sidecar processes", _worker_start(settings))
+
+        async def start() -> Child:
+            return await Child.start(
+                ENVOY,
+                binary.next_command(),
+                envoy_environment(settings),
+                pipe=self._around.pipe,
+                write_line=self._take_line,
+                foreign=True,
+            )
+
+        self.envoy = self._supervise(ENVOY, start, is_ready=admin.is_live, is_alive=admin.is_live)
+        await poll(admin.is_live, "Envoy")
+        if former is not None:
+            return
+        all_healthy = 2 * settings.workers
+
+        async def healthy() -> bool:
+            return await admin.healthy_endpoints("sidecar_grpc", "sidecar_http") == all_healthy
+
+        await poll(healthy, "the sidecar processes, as Envoy sees them,")
+        host, port = parse_address(settings.listen)
+        await self._answers(join_address(host, port or await admin.bound_port("public") or 0))
+        # Another Envoy must listen where this one does.
+        binary.write(self.settings)
+
+    async def _start_http(self) -> None:
+        workers = self.settings.workers
+        for number in range(workers):
+            private = f"unix:{self._folder}/http-{number}.sock"
+            name = f"http door {number}"
+            self._add_worker(name, private, "serve", "--private-port", private, sockets=(number, workers))
+        await poll(self._all_serving, "the HTTP door", _worker_start(self.settings))
+        await self._answers(self._around.port.address)
+
+    async def _answers(self, where: str) -> None:
+        """Wait until a request is answered there, which is where everything of this generation listens."""
+        self.settings = self.settings.model_copy(update={"listen": where})
+        await poll(lambda: answers(where, _STOP_SECONDS), f"http://{where}/ready")
+
+    def _add_worker(self, name: str, private: str, *command: str, sockets: tuple[int, int] | None = None) -> None:
+        """A worker that we can ask on a port of its own. `sockets`: it accepts at those of this number, of so many."""
+        settings, metrics = self.settings, self._around.metrics
+        files = settings.sidecar.tls
+        tls: ssl.SSLContext | None = None
+        if files.cert is not None and not private.startswith("unix:"):
+            private, tls = f"https://{private}", own_tls(files)
+        secret = settings.sidecar_secret()
+        headers = {SECRET_HEADER: secret} if secret else None
+        path = "/health" if metrics is None else "/metrics"
+        asking = [] if self.workers else ["--ask-upstreams"]
+
+        async def start() -> Child:
+            self._output.serving.discard(name)
+            if sockets is not None and process.life:
+                # What waits in the queue of the dead one would wait for this one.
+                self._around.port.renew(*sockets)
+            given = self._around.port.sockets(*sockets) if sockets is not None else ()
+            child = await self._starts.start(name, [*command, *asking], settings, given)
+            asking.clear()
+            return child
+
+        async def is_ready() -> bool:
+            return name in self._output.serving
+
+        async def is_alive(seconds: float) -> bool:
+            life = process.life
+            text = await ask(private, path, seconds, headers=headers, tls=tls)
+            # What answered after a replacement may be either of the two.
+            if text is not None and metrics is not None and process.life == life:
+                metrics.take(self.number, process, text.decode())
+            return text is not None
+
+        process = self._supervise(name, start, is_ready=is_ready, is_alive=is_alive)
+        self.workers.append(process)
+
+    def _supervise(
+        self,
+        name: str,
+        start: Callable[[], Awaitable[Child]],
+        *,
+        is_ready: Callable[[], Awaitable[bool]],
+        is_alive: Callable[[float], Awaitable[bool]],
+    ) -> Supervised:
+        policy = RestartPolicy(hung=self.settings.timeouts.hung, starting=_worker_start(self.settings))
+        process = Supervised(name, start, is_ready=is_ready, is_alive=is_alive, policy=policy)
+        for former in self._former.processes if self._former is not None else ():
+            if former.name == name:
+                process.died, process.hung = former.died, former.hung
+
+        def gave_up(task: asyncio.Task[NoReturn]) -> None:
+            self._keeping.discard(task)
+            tell_first(self.failed, task)
+
+        task = asyncio.ensure_future(process.keep())
+        self._keeping.add(task)
+        task.add_done_callback(gave_up)
+        return process
+
+    def _take_line(self, name: str, line: str) -> None:
+        self._output.take(name, line)
+
+    def _pass_on(self, line: str) -> bool:
+        """Pass a line of Envoy's to the sidecars if it is for them; return whether it is."""
+        return pass_on(line, [child.orders for child in self._living() if child.orders is not None])
+
+    def _living(self) -> list[Child]:
+        """The workers' processes that run."""
+        found = (worker.child for worker in self.workers)
+        return [child for child in found if child is not None and child.status is None]
+
+    async def _all_serving(self) -> bool:
+        return len(self._output.serving) == self.settings.workers
+
+    # Handing over
+
+    async def give_way(self) -> None:
+        """The next generation serves: clients come here no more, and nothing that ends is started again."""
+        await self._keep_no_more()
+        if self._admin is not None:
+            with contextlib.suppress(AntiphonError):
+                await poll(self._admin.has_stopped_listening, "the former Envoy", _GIVE_WAY_SECONDS)
+        await asyncio.gather(*(self._tell_to_give_way(child) for child in self._living()))
+
+    async def _tell_to_give_way(self, child: Child) -> None:
+        assert child.orders is not None
+        try:
+            await child.orders.give({"do": "give_way"}, _GIVE_WAY_SECONDS)
+        except (TimeoutError, ConnectionError) as error:
+            _log.error("worker_replaced", name=child.name, problem=str(error) or "no answer")
+            child.kill()
+
+    async def retire(self, successor: Generation) -> None:
+        """It gave way: let what is in flight finish, for as long as a response may take, and end."""
+        seconds = self.settings.timeouts.response
+        began = self._clock()
+        last = began + seconds
+        measuring = asyncio.ensure_future(self._measure())
+        try:
+            if self._admin is not None:
+                if not await self._quiet(last):
+                    _log.warning("old_settings_ended", seconds=seconds)
+                await successor.lets_go(began)
+                await self._stop_envoy(_STOP_SECONDS)
+            await self._drain_workers(last)
+        finally:
+            measuring.cancel()
+        await self.stop()
+
+    async def lets_go(self, began: float) -> None:
+        """Wait until the Envoy here, which has served since `began` at the latest, needs the former no more."""
+        await asyncio.sleep(began + RELEASE_SECONDS + _LATE_SECONDS - self._clock())
+        # Who answers a question from now on has done what was due before.
+        if self._admin is not None:
+            with contextlib.suppress(AntiphonError):
+                await poll(self._admin.is_live, "Envoy")
+
+    async def _measure(self) -> None:
+        """Ask the workers until they end: what they have counted is shown after them."""
+        while self._around.metrics is not None:
+            await asyncio.gather(*(process.is_alive(_MEASURE_SECONDS) for process in self.workers))
+            await asyncio.sleep(_MEASURE_SECONDS)
+
+    async def _quiet(self, last: float) -> bool:
+        """Wait until Envoy has had no request for a while; False when that took too long."""
+        busy_at = self._clock()
+        while self._clock() < busy_at + QUIET_SECONDS:
+            if self._clock() > last:
+                return False
+            if await self.requests_in_flight():
+                busy_at = self._clock()
+            await asyncio.sleep(_POLL_SECONDS)
+        return True
+
+    # Stop
+
+    async def requests_in_flight(self) -> int:
+        """How many requests Envoy has not answered whole; 0 where there is no Envoy."""
+        return await self._admin.requests_in_flight("antiphon", self._hurry()) if self._admin is not None else 0
+
+    @property
+    def cut(self) -> int:
+        """How many requests workers reported as cut at their end."""
+        return self._output.cut
+
+    async def drain(self, began: float) -> bool:
+        """After the notice refuse what is new, let what is in flight finish; False when the time, which `began` then,
+        was not enough."""
+        await self._keep_no_more()
+        times = self.given.timeouts
+        last = began + times.drain
+        if self._admin is not None:
+            # Workers of the HTTP door give notice themselves.
+            if notice := min(times.notice or 0.0, times.drain):
+                await self._admin.say_leaving(_HURRY_SECONDS)
+                await asyncio.sleep(began + notice - self._clock())
+            await self._admin.refuse_connections(_HURRY_SECONDS)
+        well = await self._drain_workers(last)
+        # What they finished may still be on its way through Envoy.
+        while await self.requests_in_flight():
+            if self._clock() > last:
+                return False
+            await asyncio.sleep(_POLL_SECONDS)
+        return well
+
+    async def _drain_workers(self, last: float) -> bool:
+        """End the workers, who know how long they may take; one that cannot end by itself is killed. Whether all ended
+        well."""
+        children = self._living()
+        for child in children:
+            child.signal(signal.SIGTERM)
+        ends = [asyncio.ensure_future(child.wait()) for child in children]
+        if ends:
+            await asyncio.wait(ends, timeout=last + CLOSING_SECONDS + _LATE_SECONDS - self._clock())
+        for child in children:
+            if child.status is None:
+                _log.error("killed", process=child.name)
+                child.kill()
+        if ends:
+            # Those that were killed; what they had started may hold their output open for longer.
+            await asyncio.wait(ends, timeout=_LATE_SECONDS)
+        # One that knew no signals yet had served nobody.
+        badly = [child for child in children if child.status not in (0, -signal.SIGTERM)]
+        for child in badly:
+            _log.warning("ended_badly", process=child.name, how=describe_status(child.status or 0))
+        return not badly
+
+    async def stop(self) -> None:
+        """Stop what still runs, at once. Envoy first: the sidecars then see their clients leave, and note it."""
+        await self._keep_no_more()
+        self.end_at(self._clock() + _STOP_SECONDS)
+        await self._stop_envoy(min(_ENVOY_SECONDS, self._left()))
+        await self.stop_workers()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._around.metrics is not None:
+            self._around.metrics.forget(self.number, self.workers)
+
+    def forget(self) -> None:
+        """There is no further generation: take away what Envoy leaves for one."""
+        if self._binary is not None:
+            self._binary.forget()
+
+    async def stop_workers(self) -> None:
+        """Stop the workers that still run, at once."""
+        self.end_at(self._clock() + _STOP_SECONDS)
+        children = [process.child for process in self.workers if process.child is not None]
+        for child in children:
+            # Two different signals, so that they are two even if it was draining already or gets both at once.
+            child.signal(signal.SIGINT)
+        left = self._left()
+        await asyncio.gather(*(child.stop(left) for child in children))
+
+    async def _stop_envoy(self, seconds: float) -> None:
+        if self.envoy is not None and self.envoy.child is not None:
+            await self.envoy.child.stop(seconds, foreign=True)
+        if self._admin is not None:
+            self._admin.close()
+
+    async def _keep_no_more(self) -> None:
+        """From now on what ends is not started again."""
+        for task in self._keeping:
+            task.cancel()
+        if self._keeping:
+            await asyncio.wait(self._keeping)
+
+    def end_at(self, moment: float) -> None:
+        """Everything must have ended then."""
+        self._last = moment if self._last is None else min(self._last, moment)
+
+    def _hurry(self) -> float:
+        """How long Envoy, which may stand still, is waited for: the end of everything needs some time too."""
+        return min(_HURRY_SECONDS, max(_LATE_SECONDS, self._left() - _ENVOY_SECONDS))
+
+    def _left(self) -> float:
+        """Until everything must have ended."""
+        return math.inf if self._last is None else max(_LATE_SECONDS, self._last - self._clock())
+
+
+def _worker_start(settings: Settings) -> float:
+    """How long a worker may take to start: a worker that waits for its database is not hung."""
+    of_database = settings.state.start_within if settings.state.place.kind == "postgresql" else 0.0
+    return START_SECONDS + of_database
