@@ -2,10 +2,11 @@
 
     scripts/reload [--door http|envoy] [--swaps 100] [--invalid 10] [--workers 3] [--clients 12]
 
-Each swap gives the one model another name at its upstream, which the answers show. A stream that has begun goes on when
-the settings are other ones. Every so often the file is wrong: no YAML, a wrong value, a setting that needs a restart.
-Fails when a request failed or broke off, when a request that began after a swap saw the settings from before (in
-whichever worker), when one ended with others than it began with, or when what was wrong was taken.
+Each swap gives the one model another name at its upstream, which the answers show, and changes settings of stores,
+tools, workers and Envoy. A stream that has begun goes on when the settings are other ones. Every so often the file is
+wrong: no YAML, a wrong value, a setting that needs a restart. Fails when a request failed or broke off, when a request
+on a new connection saw the settings from before (in whichever worker), when one ended with others than it began
+with, or when what was wrong was taken. A WebSocket is closed after a turn when settings change, and connects again.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _LOOKS = 6
 _WRONG = (
     "models: [",
     yaml.safe_dump({"limits": {"tools": "many"}}),
-    yaml.safe_dump({"strict": True, "background": {"attempts": 2}}),
+    yaml.safe_dump({"strict": True, "listen": "127.0.0.1:1"}),
     yaml.safe_dump({"no_such_setting": 1}),
 )
 
@@ -54,8 +55,8 @@ class Counts:
 class Run:
     """One gateway, its clients, and who changes its settings. `number` is that of the swap that was told last."""
 
-    def __init__(self, chat: ChatServer, gateway: Gateway, file: Path) -> None:
-        self.chat, self.gateway, self.file = chat, gateway, file
+    def __init__(self, chat: ChatServer, gateway: Gateway, file: Path, workers: int) -> None:
+        self.chat, self.gateway, self.file, self.workers = chat, gateway, file, workers
         self.counts = Counts()
         self.number = 0
         self.swapped = asyncio.Event()
@@ -69,14 +70,21 @@ class Run:
         if not request.json.get("stream"):
             return json_answer(completion(model))
         first, *rest = text_stream(model, ".")
-        # It goes on when the settings are other ones.
-        return answer(parts=[first, *rest[:1], *([] if self.over else [Wait(self.swapped)]), *rest[1:]])
+        # It goes on when the settings are other ones than those it began with.
+        goes_on = self.over or int(model[1:]) < self.number
+        return answer(parts=[first, *rest[:1], *([] if goes_on else [Wait(self.swapped)]), *rest[1:]])
 
     def write(self, number: int) -> None:
         settings = {
             "upstream": {"url": self.chat.base_url, "profile": "generic", "auth": "none"},
             "models": [{"match": "m", "model": f"n{number}"}],
             "reload": {"watch": False},
+            "limits": {"tools": 100 + number},
+            "files": {"max_bytes": (1 << 20) + number},
+            "tools": {"concurrent": 10 + number},
+            "timeouts": {"send": 600 + number},
+            "envoy": {"retries": number % 3},
+            "workers": self.workers - number % 2,
         }
         self.put(yaml.safe_dump(settings))
 
@@ -111,7 +119,7 @@ class Run:
             while not self.over:
                 began = self.number
                 name = await self.ask(session, stream=stream)
-                if name and not began <= int(name[1:]) <= self.number + 1:
+                if name and not self.served(began, name):
                     self.failed(f"a request that began with n{began} was served with {name}")
                 if stream:
                     self.counts.streams += 1
@@ -120,21 +128,41 @@ class Run:
                     self.counts.json += 1
 
     async def socket(self) -> None:
-        """One connection all the time: each of its turns is served with what there is."""
-        async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.gateway.base_url}/responses") as one:
+        """A connection all the time: each of its turns is served with what there is, and a swap ends it between two."""
+        async with aiohttp.ClientSession() as session:
             while not self.over:
-                began = self.number
+                try:
+                    async with session.ws_connect(f"{self.gateway.base_url}/responses") as one:
+                        await self.turns(one)
+                except aiohttp.ClientError as error:
+                    self.failed(f"a WebSocket: {error!r}")
+
+    async def turns(self, one: aiohttp.ClientWebSocketResponse) -> None:
+        while not self.over:
+            began, text = self.number, ""
+            try:
                 await one.send_json({"type": "response.create", "model": "m", "input": "hi"})
-                text = ""
-                while True:
-                    event = await one.receive_json(timeout=120)
-                    text += event.get("delta", "")
-                    if event["type"] in ("response.completed", "response.failed", "error"):
-                        break
-                name = text.rstrip(".")
-                if event["type"] != "response.completed" or not began <= int(name[1:]) <= self.number + 1:
-                    self.failed(f"a turn that began with n{began}: {event['type']} {name}")
-                self.counts.turns += 1
+            except ConnectionError:
+                return
+            while True:
+                message = await one.receive(timeout=120)
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    if text:
+                        self.failed(f"a turn that began with n{began} was cut: {text}")
+                    return
+                event = message.json()
+                text += event.get("delta", "")
+                if event["type"] in ("response.completed", "response.failed", "error"):
+                    break
+            name = text.rstrip(".")
+            if event["type"] != "response.completed" or not self.served(began, name):
+                self.failed(f"a turn that began with n{began}: {event['type']} {name}")
+            self.counts.turns += 1
+
+    def served(self, began: int, name: str) -> bool:
+        """Whether a request that began after so many swaps may be served with this: on a connection from before the
+        last one, with the settings from before, once."""
+        return began - 1 <= int(name[1:]) <= self.number + 1
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.gateway.log if f'"message":"{event}"' in line]
@@ -150,7 +178,7 @@ class Run:
         self.write(self.number + 1)
         line = await self.tell("settings_reloaded")
         self.number += 1
-        if line["changed"] != ["models"]:
+        if not {"models", "limits.tools", "files.max_bytes", "timeouts.send", "workers"} <= set(line["changed"]):
             self.failed(f"{line}")
         gate, self.swapped = self.swapped, asyncio.Event()
         gate.set()
@@ -168,7 +196,11 @@ class Run:
         for _ in range(_LOOKS):
             async with aiohttp.ClientSession() as session:
                 name = await self.ask(session, stream=False)
+                async with session.get(f"{self.gateway.base_url}/antiphon/capabilities") as got:
+                    tools = (await got.json())["limits"]["tools"]
             self.counts.looks += 1
+            if tools != 100 + self.number:
+                self.failed(f"a new request was told of {tools} tools")
             if name and name != f"n{self.number}":
                 self.failed(f"a new request was served with {name}")
 
@@ -177,15 +209,14 @@ async def run(door: str, swaps: int, invalid: int, workers: int, clients: int) -
     with tempfile.TemporaryDirectory(prefix="reload") as folder:
         async with ChatServer() as chat:
             file = Path(folder) / "antiphon.yaml"
-            first = Run(chat, Gateway("", Path(folder), None), file)  # type: ignore[arg-type]
+            first = Run(chat, Gateway("", Path(folder), None), file, workers)  # type: ignore[arg-type]
             first.write(0)
-            more = ("--config", str(file), "--door", door, "--workers", str(workers))
+            more = ("--config", str(file), "--door", door)
             gateway = await start_gateway(None, Path(folder) / "data", *more)
-            one = Run(chat, gateway, file)
+            one = Run(chat, gateway, file, workers)
             began = time.monotonic()
             tasks = [asyncio.ensure_future(one.client(stream=bool(number % 2))) for number in range(clients)]
-            if door == "http":
-                tasks.append(asyncio.ensure_future(one.socket()))
+            tasks.append(asyncio.ensure_future(one.socket()))
             every = max(1, swaps // max(1, invalid))
             refused = 0
             for number in range(swaps):
