@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from antiphon.config.live import LIVE
+
 from antiphon.config.section import Section, descriptions, section_in
 from antiphon.config.settings import Settings, load_settings, settings_schema
 from antiphon.engine.exchange.states import TRANSITIONS, Input, State

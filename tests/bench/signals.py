@@ -28,8 +28,7 @@ from typing import Any
 import uvloop
 from pydantic import SecretStr
 
-from antiphon.app.build import build
-from antiphon.app.built import App
+from antiphon.app.build import App, build
 from antiphon.config.owners import OwnerSettings, SealingSettings
 from antiphon.config.settings import Settings
 from antiphon.config.state import BackgroundSettings, StateSettings

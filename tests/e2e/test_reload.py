@@ -1,11 +1,14 @@
-"""Settings that change while a gateway runs: SIGHUP, the watched file, what is refused, all workers at once."""
+"""Settings that change while a gateway runs: SIGHUP, the watched file, what is refused, old workers beside new ones."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import re
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.support.chat_server import ChatServer, Wait, answer, event, text_stream
+from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, text_stream
 from tests.support.gateway import Gateway, post, start_gateway
+from tests.support.state import look
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.usefixtures("hangups_are_heard")]
@@ -61,8 +65,24 @@ async def answers(gateway: Gateway, key: str) -> set[int]:
     return {(await post(gateway.base_url + "/responses", ASK, headers)).status for _ in range(8)}
 
 
+def envoys(gateway: Gateway) -> list[int]:
+    """The process ids of the Envoys that run."""
+    pid = gateway.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if "envoy" in Path(f"/proc/{child}/cmdline").read_text().split("\0")[0]]
+
+
+async def served(gateway: Gateway) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                if (await post(gateway.base_url + "/responses", ASK)).status == 200:
+                    return
+            await asyncio.sleep(0.05)
+
+
 @pytest.mark.parametrize("door", ["http", "envoy"])
-async def test_hangup_swaps_all_workers_or_none(door: str, server: ChatServer, folder: Path) -> None:
+async def test_hangup_starts_new_workers_and_drains_the_old_ones(door: str, server: ChatServer, folder: Path) -> None:
     file = folder.parent / f"{folder.name}.yaml"
     keys = {"reload": {"watch": False}, "owner": {"api_keys": [KEYS[0]]}}
     write(file, server, **keys)
@@ -83,49 +103,89 @@ async def test_hangup_swaps_all_workers_or_none(door: str, server: ChatServer, f
             assert (line["because"], line["changed"]) == ("SIGHUP", ["owner.api_keys"])
             assert await answers(gateway, KEYS[0]) == {401}
             assert await answers(gateway, KEYS[1]) == {200}
-            # Whoever has begun is let end.
+            # One that comes while the old ones are there waits for their end, and whoever has begun is let end.
+            gateway.process.send_signal(signal.SIGHUP)
+            await said(gateway, "settings_wait", 1)
             gate.set()
             assert b"response.completed" in await old.content.read()
+        assert (await said(gateway, "settings_reloaded", 2))["changed"] == []
+        # Nothing is lost of what was counted, in whichever worker.
+        counted = sum(
+            float(line.rpartition(" ")[2])
+            for line in (await metrics(gateway)).splitlines()
+            if line.startswith("antiphon_upstream_requests_total")
+        )
+        assert counted == len(server.requests) == 17
         # Refused whole: what could change does not either.
-        write(file, server, **{**keys, "background": {"attempts": 2}})
+        write(file, server, **{**keys, "strict": True, "reload": {"watch": True}})
         gateway.process.send_signal(signal.SIGHUP)
         line = await said(gateway, "settings_refused", 1)
-        assert line["problem"] == "background.attempts cannot change while it runs: restart, or take the change back"
-        assert await answers(gateway, KEYS[1]) == {200}
+        assert line["problem"].startswith("reload.watch cannot change while it runs (it is decided at the start): restart")
         file.write_text("upstream: {url: [")
         gateway.process.send_signal(signal.SIGHUP)
         line = await said(gateway, "settings_refused", 2)
         assert line["problem"].startswith(f"the settings file {file} is not valid YAML: line 1")
+        assert await answers(gateway, KEYS[1]) == {200}
         text = await metrics(gateway)
-        assert number(text, 'antiphon_config_reloads_total{result="accepted"}') == 1
+        assert number(text, 'antiphon_config_reloads_total{result="accepted"}') == 2
         assert number(text, 'antiphon_config_reloads_total{result="refused"}') == 2
         assert number(text, "antiphon_config_last_reload_successful") == 0
         assert not any(key in line for key in KEYS for line in gateway.log)
-        # A worker that is started now has what the others have.
-        write(file, server, **{**keys, "owner": {"api_keys": [KEYS[1]]}})
-        gateway.process.send_signal(signal.SIGHUP)
-        assert (await said(gateway, "settings_reloaded", 2))["changed"] == []
-        assert number(await metrics(gateway), "antiphon_config_last_reload_successful") == 1
     finally:
         assert await gateway.stop() == 0
 
 
-async def test_what_shapes_envoys_configuration_is_refused(server: ChatServer, folder: Path) -> None:
+@pytest.mark.parametrize("door", ["http", "envoy"])
+async def test_workers_that_cannot_start_leave_those_that_serve(door: str, server: ChatServer, folder: Path) -> None:
+    file = folder.parent / f"{folder.name}.yaml"
+    write(file, server, reload={"watch": False})
+    gateway = await start_gateway(None, folder, "--config", str(file), "--door", door)
+    try:
+        write(file, server, reload={"watch": False}, models=[{"match": "m", "upstream": "default", "profile": "vllm"}])
+        gateway.process.send_signal(signal.SIGHUP)
+        await said(gateway, "settings_reloaded", 1)
+        # What only a worker looks at.
+        write(file, server, reload={"watch": False}, fetch={"allow_private": ["10.0.0.0/99"]})
+        gateway.process.send_signal(signal.SIGHUP)
+        assert "fetch.allow_private" in (await said(gateway, "settings_refused", 1))["problem"]
+        assert (await post(gateway.base_url + "/responses", ASK)).status == 200
+        write(file, server, reload={"watch": False})
+        gateway.process.send_signal(signal.SIGHUP)
+        await said(gateway, "settings_reloaded", 2)
+        assert (await post(gateway.base_url + "/responses", ASK)).status == 200
+    finally:
+        assert await gateway.stop() == 0
+
+
+async def test_what_shapes_envoys_configuration_changes(server: ChatServer, folder: Path) -> None:
+    """The upstream's address and key, which Envoy's environment holds, and limits of its listener."""
     file = folder.parent / f"{folder.name}.yaml"
     write(file, server, reload={"watch": False})
     gateway = await start_gateway(None, folder, "--config", str(file), "--door", "envoy")
     try:
         async with ChatServer() as other:
-            write(file, other, reload={"watch": False}, strict=True)
+            upstream = {"url": other.base_url, "profile": "generic", "api_key": "sk-another"}
+            write(file, other, reload={"watch": False}, upstream=upstream, timeouts={"send": 5}, strict=True)
             gateway.process.send_signal(signal.SIGHUP)
-            line = await said(gateway, "settings_refused", 1)
-        assert line["problem"].startswith("upstream.url: Envoy's configuration is made of this")
+            await said(gateway, "settings_reloaded", 1)
+            assert (await post(gateway.base_url + "/responses", ASK)).status == 200
+            assert other.requests[-1].header("authorization") == "Bearer sk-another"
+            # An Envoy that dies is followed by one with the same settings, and another takes the place of that too.
+            os.kill(envoys(gateway)[-1], signal.SIGKILL)
+            await said(gateway, "process_ended", 1)
+            await until(lambda: len(envoys(gateway)) == 1)
+            await served(gateway)
+            assert len(other.requests) > 1
+        write(file, server, reload={"watch": False})
+        gateway.process.send_signal(signal.SIGHUP)
+        await said(gateway, "settings_reloaded", 2)
+        assert (await post(gateway.base_url + "/responses", ASK)).status == 200
+        assert not server.requests[-1].header("authorization")
     finally:
         assert await gateway.stop() == 0
 
 
-@pytest.mark.parametrize("command", ["serve", "up"])
-async def test_a_symbolic_link_that_is_renamed_over_is_seen(command: str, server: ChatServer, folder: Path) -> None:
+async def test_a_symbolic_link_that_is_renamed_over_is_seen(server: ChatServer, folder: Path) -> None:
     """As Kubernetes changes a ConfigMap: `..data` leads to another folder from one moment to the next."""
     place = folder.parent / f"{folder.name}-config"
     for name, keys in (("1", KEYS[:1]), ("2", KEYS[1:])):
@@ -133,8 +193,7 @@ async def test_a_symbolic_link_that_is_renamed_over_is_seen(command: str, server
         write(place / name / "antiphon.yaml", server, owner={"api_keys": list(keys)})
     (place / "..data").symlink_to("1")
     (place / "antiphon.yaml").symlink_to("..data/antiphon.yaml")
-    more = ("--config", str(place / "antiphon.yaml"), *(("--door", "http") if command == "up" else ()))
-    gateway = await start_gateway(None, folder, *more, command=command)
+    gateway = await start_gateway(None, folder, "--config", str(place / "antiphon.yaml"), "--door", "http")
     try:
         assert await answers(gateway, KEYS[0]) == {200}
         (place / "..data_tmp").symlink_to("2")
@@ -148,3 +207,29 @@ async def test_a_symbolic_link_that_is_renamed_over_is_seen(command: str, server
         assert await answers(gateway, KEYS[1]) == {200}
     finally:
         assert await gateway.stop() == 0
+
+
+@pytest.mark.parametrize("door", ["http", "envoy"])
+async def test_a_signal_while_old_workers_drain_ends_all(door: str, server: ChatServer, folder: Path) -> None:
+    """What the old ones have is let finish within the drain, and cut after it."""
+    file = folder.parent / f"{folder.name}.yaml"
+    write(file, server, reload={"watch": False}, timeouts={"drain": 2})
+    gateway = await start_gateway(None, folder, "--config", str(file), "--door", door)
+    server.script(answer(parts=[event("a"), WaitGone()]))
+    try:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(gateway.base_url + "/responses", json={**ASK, "stream": True}) as old,
+        ):
+            await old.content.readuntil(b"output_text.delta")
+            gateway.process.send_signal(signal.SIGHUP)
+            await said(gateway, "settings_reloaded", 1)
+            began = time.monotonic()
+            assert await gateway.stop() == 1
+            assert time.monotonic() - began < 8
+            with contextlib.suppress(aiohttp.ClientError):
+                await old.content.read()
+    finally:
+        await gateway.stop()
+    rows = [row[0] for row in look(folder, "SELECT status FROM responses")]
+    assert rows == ["failed"], "\n".join(gateway.log)

@@ -54,7 +54,7 @@ def test_all_that_wait_are_accepted_in_one_turn(loop: str) -> None:
     async def check() -> None:
         server = _server()
         listener = Listener(server)
-        address = await listener.open("127.0.0.1:0", 0o600, shared_port=False)
+        address = await listener.open("127.0.0.1:0", 0o600)
         with _connected(address, 100):
             turns = 0
             while server.open < 100:
@@ -73,7 +73,7 @@ def test_without_descriptors_clients_wait_and_are_not_turned_away(loop: str) -> 
     async def check() -> None:
         server = _server()
         listener = Listener(server)
-        address = await listener.open("127.0.0.1:0", 0o600, shared_port=False)
+        address = await listener.open("127.0.0.1:0", 0o600)
         running = asyncio.get_running_loop()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         with _connected(address, 20) as clients, structlog.testing.capture_logs() as logs:
@@ -111,7 +111,7 @@ async def test_an_idle_connection_makes_room_and_a_busy_one_does_not() -> None:
 
     server = _server(handle)
     listener = Listener(server, limit=2)
-    address = await listener.open("127.0.0.1:0", 0o600, shared_port=False)
+    address = await listener.open("127.0.0.1:0", 0o600)
 
     async def ask(path: str) -> asyncio.StreamReader:
         host, _, port = address.rpartition(":")
@@ -152,7 +152,7 @@ def test_a_crowd_is_served_one_after_the_other(loop: str) -> None:
     async def check() -> None:
         server = _server(handle)
         listener = Listener(server, limit=10)
-        address = await listener.open("127.0.0.1:0", 0o600, shared_port=False)
+        address = await listener.open("127.0.0.1:0", 0o600)
         running = asyncio.get_running_loop()
         with _connected(address, 150) as clients:
             for client in clients:
@@ -222,7 +222,7 @@ def test_a_client_that_takes_nothing_is_reset(loop: str) -> None:
     async def check() -> None:
         server = _server(write_for_ever, send_seconds=0.05)
         listener = Listener(server)
-        client = _Deaf(await listener.open("127.0.0.1:0", 0o600, shared_port=False))
+        client = _Deaf(await listener.open("127.0.0.1:0", 0o600))
         with client.socket:
             await client.ask(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
             async with asyncio.timeout(DEADLINE):

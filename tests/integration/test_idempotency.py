@@ -384,7 +384,7 @@ async def test_the_keys_of_vector_stores_are_forgotten_after_their_time(
     assert second["id"] != first["id"] and "idempotent-replayed" not in headers
     stored(f"UPDATE idempotency SET expires_at = {PAST if on_postgres() else 1}")
     async with asyncio.timeout(60):
-        vector_search = app.app.kept.vector_search
+        vector_search = app.app.vector_search
         assert vector_search is not None and await vector_search.stores.keys.sweep() == (1,)
     assert stored("SELECT * FROM idempotency") == []
 

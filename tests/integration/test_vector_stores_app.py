@@ -14,8 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from antiphon.api.http import ApiRequest
-from antiphon.app.build import build
-from antiphon.app.built import App
+from antiphon.app.build import App, build
 from antiphon.config.settings import load_settings
 from antiphon.engine.ports.files import FileFields
 from antiphon.errors import ConfigError
@@ -79,8 +78,8 @@ async def test_a_process_may_leave_ingestion_to_others(tmp_path: Path) -> None:
     async with opened(tmp_path, vector_stores={"ingest": 0}) as app, opened(tmp_path) as other:
         file_id = await upload(app, "birds.txt", b"Swifts fly for months.")
         _, store = await ask(app, "POST", "/v1/vector_stores", {"file_ids": [file_id]})
-        assert other.kept.vector_search is not None
-        other.kept.vector_search.ingester.wake()
+        assert other.vector_search is not None
+        other.vector_search.ingester.wake()
         assert (await ingested(app, store["id"]))["completed"] == 1
 
 

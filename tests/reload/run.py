@@ -34,7 +34,7 @@ _LOOKS = 6
 _WRONG = (
     "models: [",
     yaml.safe_dump({"limits": {"tools": "many"}}),
-    yaml.safe_dump({"strict": True, "listen": "127.0.0.1:1"}),
+    yaml.safe_dump({"strict": True, "reload": {"watch": True}}),
     yaml.safe_dump({"no_such_setting": 1}),
 )
 

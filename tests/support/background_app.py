@@ -20,8 +20,7 @@ from typing import Any, Literal, Self
 import aiohttp
 from pydantic import SecretStr
 
-from antiphon.app.build import build
-from antiphon.app.built import App
+from antiphon.app.build import App, build
 from antiphon.config.limits import LimitSettings
 from antiphon.config.owners import OwnerSettings, SealingSettings
 from antiphon.config.settings import Settings

@@ -66,17 +66,17 @@ def test_who_gives_notice(
 ) -> None:
     """Where our Envoy does, its sidecars have the rest of the time: all of it is one drain."""
     settings = Settings.model_validate({"upstream": {"url": "http://a.example/v1"}, "door": door, "timeouts": given})
-    times = placed_in(settings, tmp_path).timeouts
+    times = placed_in(settings, tmp_path, tmp_path).timeouts
     assert (times.notice, times.drain) == theirs
 
 
-@pytest.mark.parametrize(
-    ("workers", "given", "theirs"), [(1, None, None), (2, None, "run"), (2, "/own", "/own"), (1, "/own", "/own")]
-)
-def test_where_workers_meet(tmp_path: Path, workers: int, given: str | None, theirs: str | None) -> None:
-    values = {"upstream": {"url": "http://a.example/v1"}, "workers": workers, "code_interpreter": {"sockets": given}}
-    placed = placed_in(Settings.model_validate(values), tmp_path / "run")
-    assert placed.code_interpreter.sockets == (tmp_path / theirs if theirs else None)
+@pytest.mark.parametrize(("given", "theirs"), [(None, "run"), ("/own", "/own")])
+def test_where_workers_meet(tmp_path: Path, given: str | None, theirs: str) -> None:
+    """In one place for all generations of them."""
+    values = {"upstream": {"url": "http://a.example/v1"}, "code_interpreter": {"sockets": given}}
+    placed = placed_in(Settings.model_validate(values), tmp_path / "run" / "0", tmp_path / "run")
+    assert placed.code_interpreter.sockets == tmp_path / theirs
+    assert placed.place(placed.sidecar.grpc) == f"unix:{tmp_path}/run/0/sidecar-0.grpc.sock"
 
 
 def test_no_setting_of_the_parents_comes_along(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ def test_every_command_has_a_module_and_help(command: str, capsys: pytest.Captur
         main([command, "--help"])
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    assert "parent-pipe" not in shown and "shared-port" not in shown and "private-port" not in shown
+    assert "parent-pipe" not in shown and "--sockets" not in shown and "private-port" not in shown
 
 
 def test_help_says_what_can_be_given_and_what_is_otherwise(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from functools import partial
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from antiphon.commands.child_output import ChildOutput
-from antiphon.commands.early_ends import pass_on, take
-from antiphon.commands.orders import Orders, take_orders
+from antiphon.commands.early_ends import ORDER, pass_on, take
+from antiphon.commands.orders import Obey, Orders, take_orders
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.observability.endings import EarlyEnd, EarlyEnds
@@ -169,11 +170,7 @@ async def test_a_line_of_envoys_reaches_the_sidecars_and_is_printed_no_more(
     own = socket.socket(fileno=orders.theirs.detach())
     others: list[dict[str, Any]] = []
 
-    async def obey(order: dict[str, Any]) -> str:
-        if not take(order, ends):
-            others.append(order)
-        return "done"
-
+    obey: Obey = {ORDER: partial(take, ends), "next": others.append}
     worker = asyncio.ensure_future(take_orders(own, obey))
     ends.ask("req_1", told.put_nowait)
     ends.ask("req_2", told.put_nowait)
@@ -181,7 +178,7 @@ async def test_a_line_of_envoys_reaches_the_sidecars_and_is_printed_no_more(
     async with asyncio.timeout(30):
         assert await told.get() == LEFT
     # Beside orders that are answered, and before and after the first of them.
-    assert await orders.give({"do": "next"}, 30) == "done"
+    await orders.give({"do": "next"}, 30)
     broken = {**LINE, "request_id": "req_2", "fault": "upstream", "details": BROKEN.details}
     assert pass_on(json.dumps(broken), [orders])
     async with asyncio.timeout(30):

@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from antiphon.commands import reloading
 from antiphon.commands.orders import Orders, take_orders
-from antiphon.commands.reload_checks import check_change
-from antiphon.commands.reloading import Results, SettingsFile, reasons
+from antiphon.commands.reloading import (
+    ReloadCounts,
+    SettingsFile,
+    check_change,
+    reasons,
+    saying_that_a_restart_is_needed,
+)
 from antiphon.config.settings import load_settings
 from antiphon.errors import ConfigError
 
@@ -91,7 +97,6 @@ async def test_reasons_come_one_after_the_other(tmp_path: Path) -> None:
 async def test_each_try_is_counted_and_over_for_systemd(
     problem: Exception | None, result: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted: list[str] = []
     told: list[str] = []
     monkeypatch.setattr(reloading, "tell_manager", told.append)
 
@@ -100,58 +105,82 @@ async def test_each_try_is_counted_and_over_for_systemd(
             raise problem
         return ("strict",)
 
-    await Results(counted.append).of("SIGHUP", reload())
-    assert (counted, told) == ([result], ["RELOADING=1", "READY=1"])
+    counts = ReloadCounts()
+    await counts.of("SIGHUP", reload())
+    assert (counts.last, counts.results[result]) == (result, 1)
+    assert told == ["RELOADING=1", "READY=1"]
+
+
+async def test_a_process_without_a_parent_says_that_a_restart_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = asyncio.Queue[str]()
+    monkeypatch.setattr(reloading, "tell_manager", told.put_nowait)
+    hangup = asyncio.Event()
+    with capture_logs() as lines:
+        async with saying_that_a_restart_is_needed(hangup, None):
+            hangup.set()
+            async with asyncio.timeout(30):
+                assert [await told.get() for _ in range(2)] == ["RELOADING=1", "READY=1"]
+    assert [(line["event"], line["because"]) for line in lines] == [("settings_need_a_restart", "SIGHUP")]
 
 
 UPSTREAM = {"url": "http://127.0.0.1:1/v1", "api_key": "sk-of-the-upstream"}
+GIVEN = {"upstream": UPSTREAM, "models": [{"match": "a"}], "owner": {"api_keys": ["j" * 16]}}
 
 
 @pytest.mark.parametrize(
-    ("changes", "door", "problem"),
+    ("changes", "changed"),
     [
-        ({"strict": True}, "envoy", ""),
-        ({"models": [{"match": "a", "model": "b"}]}, "envoy", ""),
-        ({"owner": {"api_keys": ["k" * 16]}}, "envoy", ""),
-        ({"owner": {"api_keys": []}}, "http", ""),
-        ({"owner": {"api_keys": []}, "models": []}, "envoy", "models, owner.api_keys: Envoy's"),
-        ({"upstream": {**UPSTREAM, "api_key": "sk-another"}}, "http", ""),
-        ({"upstream": {**UPSTREAM, "api_key": "sk-another"}}, "envoy", "upstream.api_key: Envoy's"),
-        ({"upstream": {**UPSTREAM, "url": "http://127.0.0.1:2/v1"}, "strict": True}, "envoy", "upstream.url: Envoy's"),
-        ({"upstreams": {"a": UPSTREAM}, "models": [{"match": "x", "upstream": "a"}]}, "envoy", "upstreams.a"),
-        ({"workers": 2, "strict": True, "data": "/x"}, "http", "workers, data cannot change while it runs"),
-        ({"models": [{"match": "a", "profile": "none-such"}]}, "http", "models (a): profile"),
+        ({}, ()),
+        ({"strict": True, "owner": {"api_keys": ["k" * 16]}}, ("owner.api_keys", "strict")),
+        ({"models": [{"match": "a", "model": "b"}]}, ("models",)),
+        ({"upstream": {**UPSTREAM, "api_key": "sk-another"}}, ("upstream.api_key",)),
+        ({"upstreams": {"a": UPSTREAM}, "models": []}, ("upstreams.a", "models")),
+        ({"workers": 2, "log": {"level": "debug"}}, ("log.level", "workers")),
+        ({"sidecar": {"secret": "s" * 16}, "timeouts": {"drain": 1}}, ("sidecar.secret", "timeouts.drain")),
     ],
 )
-def test_a_change_is_accepted_or_refused_by_name(changes: dict[str, Any], door: str, problem: str) -> None:
-    given = {"upstream": UPSTREAM, "models": [{"match": "a"}], "owner": {"api_keys": ["j" * 16]}}
-    before, after = load_settings(given), load_settings({**given, **changes})
-    if not problem:
-        check_change(before, after, envoy=door == "envoy")
-        return
+def test_what_changes_is_named(changes: dict[str, Any], changed: tuple[str, ...]) -> None:
+    before, after = (load_settings({**GIVEN, **more}) for more in ({}, changes))
+    assert sorted(check_change(before, after)) == sorted(changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"strict": True, "listen": "127.0.0.1:1"}, "listen cannot change while it runs (clients know it)"),
+        ({"data": "/x"}, "data cannot change"),
+        ({"door": "http"}, "door cannot change"),
+        ({"reload": {"watch": False}}, "reload.watch cannot change"),
+        ({"state": {"url": "memory:"}}, "state.url: memory:"),
+    ],
+)
+def test_what_cannot_change_is_refused_by_name(changes: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        check_change(before, after, envoy=door == "envoy")
+        check_change(load_settings(GIVEN), load_settings({**GIVEN, **changes}))
     assert str(refused.value).startswith(problem)
-    assert "sk-" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["grpc", "http", "model_door"])
+def test_workers_cannot_share_a_port(name: str) -> None:
+    """Of a setting that stays, too: the next ones would listen there."""
+    sidecar = {"secret": "s" * 16, name: "127.0.0.1:9000"}
+    before = load_settings({**GIVEN, "sidecar": sidecar})
+    with pytest.raises(ConfigError, match=rf"^sidecar\.{name}: the workers in use listen on 127\.0\.0\.1:9000"):
+        check_change(before, load_settings({**GIVEN, "sidecar": sidecar, "strict": True}))
+    check_change(before, load_settings({**GIVEN, "sidecar": {**sidecar, name: "127.0.0.1:9001"}}))
 
 
 async def test_an_answer_is_for_the_order_that_it_names() -> None:
     orders = Orders()
     own = socket.socket(fileno=orders.theirs.detach())
-    go_on = asyncio.Event()
-
-    async def obey(order: dict[str, Any]) -> str:
-        if order["do"] == "wait":
-            await go_on.wait()
-        return str(order["do"])
-
-    worker = asyncio.ensure_future(take_orders(own, obey))
-    with pytest.raises(TimeoutError):
-        await orders.give({"do": "wait"}, 0.01)
-    go_on.set()
-    assert await orders.give({"do": "next"}, 30) == "next"
+    obeyed: list[dict[str, Any]] = []
+    worker = asyncio.ensure_future(take_orders(own, {"next": obeyed.append}))
+    # The answer to an earlier one, for which nobody waits any more.
+    orders.tell({"do": "next", "number": 0})
+    await orders.give({"do": "next", "this": 2}, 30)
+    assert obeyed[-1]["this"] == 2 and len(obeyed) == 2
     worker.cancel()
     await asyncio.wait({worker})
     with pytest.raises(ConnectionError):
-        await orders.give({"do": "more"}, 30)
+        await orders.give({"do": "next"}, 30)
     orders.close()

@@ -27,13 +27,13 @@ _LATER = {
 _SERVING = {
     *("aiohttp", "prometheus_client", "sqlite3", "aiosqlite", "uvloop", "google.protobuf", "cryptography", "ngh2"),
     *("antiphon.api", "antiphon.app.build", "antiphon.engine.running", "antiphon.search", "antiphon.stores"),
-    *("antiphon.tools", "antiphon.upstream", "antiphon.commands.reload_checks", "antiphon.doors.extproc"),
+    *("antiphon.tools", "antiphon.upstream", "antiphon.doors.extproc"),
 }
 # What comes with a setting, a settings file, the first change of settings, a scrape, the first document to read.
 _UNASKED = {
     *("antiphon.tools.code_interpreter", "antiphon.tools.web_search", "antiphon.api.containers", "yaml"),
     "prometheus_client",
-    *("antiphon.envoy.bootstrap", "antiphon.commands.reload_checks", "antiphon.search.extract", "antiphon.html_text"),
+    *("antiphon.envoy.bootstrap", "antiphon.search.extract", "antiphon.html_text"),
 }
 _OF_THE_PARENT = {"antiphon.commands.supervisor", "antiphon.commands.up"}
 _BOTH = {"antiphon.config.settings", "structlog"}

@@ -65,15 +65,11 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
     )
     http = HttpDoor(app.context, private=True, drive_exchanges=False)
 
-    given = settings.timeouts.notice
-
     def give_way(_: dict[str, Any]) -> None:
-        nonlocal given
         # What the former Envoy has is served here, but what begins by itself begins elsewhere.
         app.workers.retire()
         http.send_away()
-        signals.allow(settings.timeouts.response)
-        given = 0.0
+        signals.replace(settings.timeouts.response)
 
     async def stop_serving() -> None:
         signals.closing()
@@ -105,6 +101,7 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
             async def drain() -> bool:
                 # Envoy learns by its health checks that this process takes no more; until then it goes on serving.
                 seconds = signals.drain - time_to_cut(signals.drain)
+                given = 0.0 if signals.replaced else settings.timeouts.notice
                 notice = min(_NOTICE_SECONDS, seconds / 2) if given is None else given
                 return await app.drain(processor.drain(seconds, notice=notice), seconds)
 

@@ -36,7 +36,7 @@ from antiphon.commands.early_ends import pass_on
 from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.commands.envoy_process import RELEASE_SECONDS, EnvoyProcess
 from antiphon.commands.listen_address import HeldPort, answers, join_address
-from antiphon.commands.process import CLOSING_SECONDS, QUIET_SECONDS
+from antiphon.commands.process import CLOSING_SECONDS, COUNTS_SECONDS, QUIET_SECONDS
 from antiphon.commands.readiness import START_SECONDS, poll
 from antiphon.commands.supervisor import RestartPolicy, Supervised, tell_first
 from antiphon.commands.worker_starts import WorkerStarts
@@ -58,7 +58,7 @@ _LATE_SECONDS = 0.1
 _HURRY_SECONDS = 0.5
 """While everything stops: an Envoy that hangs must not hold that up."""
 _GIVE_WAY_SECONDS = 5.0
-_MEASURE_SECONDS = 0.5
+_MEASURE_SECONDS = COUNTS_SECONDS / 2
 
 
 @dataclass(frozen=True)

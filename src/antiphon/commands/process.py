@@ -46,6 +46,7 @@ T = TypeVar("T")
 ORPHAN_SECONDS = 2.0
 """How long a process whose parent died goes on with what it has."""
 CLOSING_SECONDS = 1.1
+COUNTS_SECONDS = 1.0
 QUIET_SECONDS = 2.0
 """How long nothing may come on the connections of a process that another one replaced, until it ends: its clients are
 told with an answer to connect again, and those that are idle have this time to bring another request."""
@@ -136,6 +137,8 @@ class StopSignals:
         self._first, self._second = asyncio.Event(), asyncio.Event()
         self.hangup = asyncio.Event()
         """SIGHUP: the settings are to be read again. In a worker, whose parent does that, it says nothing."""
+        self.replaced = False
+        """Whether another process has taken the place of this one."""
         self._terminal = on_terminal()
         self._drain = drain
         self._signals = 0
@@ -155,8 +158,9 @@ class StopSignals:
         """Seconds for a drain."""
         return self._drain
 
-    def allow(self, seconds: float) -> None:
-        """A drain may take as long as this: others serve meanwhile."""
+    def replace(self, seconds: float) -> None:
+        """Another process has taken the place of this one, so that a drain may take as long as this."""
+        self.replaced = True
         self._drain = self._seconds = seconds
 
     async def unless_stopped(self, start: Coroutine[Any, Any, T]) -> T | None:
@@ -190,6 +194,9 @@ class StopSignals:
         cut = asyncio.ensure_future(self._second.wait())
         await asyncio.wait({draining, cut}, return_when=asyncio.FIRST_COMPLETED)
         drained = draining.done() and draining.result()
+        if drained and self.replaced:
+            # Its counts are of use to the parent still, which asks for them every so often.
+            await asyncio.wait({cut}, timeout=COUNTS_SECONDS)
         # What is in flight still is cut by what comes now.
         ended = dict(admission.ended)
         given_back = {"given_back": count} if (count := ended.pop("given_back", 0)) else {}

@@ -70,15 +70,11 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
         await app.give_back()
         await asyncio.gather(door.aclose(), private.aclose())
 
-    quiet: float | None = None
-
     def give_way(_: dict[str, Any]) -> None:
-        nonlocal quiet
         # Connections that are open bring what they bring; new ones are another worker's.
         door.refuse()
         app.workers.retire()
-        signals.allow(settings.timeouts.response)
-        quiet = QUIET_SECONDS
+        signals.replace(settings.timeouts.response)
 
     try:
         if private_port is not None:
@@ -99,7 +95,9 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
 
             async def drain() -> bool:
                 seconds = signals.drain - time_to_cut(signals.drain)
-                notice = (settings.timeouts.notice or 0.0) if quiet is None else 0.0
+                notice, quiet = settings.timeouts.notice or 0.0, None
+                if signals.replaced:
+                    notice, quiet = 0.0, QUIET_SECONDS
                 return await app.drain(door.drain(seconds, notice=notice, quiet=quiet), seconds)
 
             drained = await signals.wait_and_drain(drain, app.context.admission)

@@ -131,22 +131,3 @@ def test_all_of_it_fits_and_one_more_does_not(owner: str, held: int) -> None:
         empty.check(limit)
         with pytest.raises(RequestTooLarge):
             empty.check(limit + 1)
-
-
-def test_a_smaller_budget_takes_nothing_back_and_gives_nothing_until_there_is_room() -> None:
-    budget = _budget()
-    mine, other = budget.hold("a"), budget.hold("b")
-    mine.add(50)
-    budget.resize(50, 30)
-    assert budget.used == 50
-    with pytest.raises(RequestTooLarge):
-        mine.check(1)
-    with pytest.raises(NoRoom):
-        other.check(1)
-    mine.close()
-    other.add(30)
-    with pytest.raises(NoRoom):
-        budget.hold("b").add(1)
-    budget.resize(_MAX, _SHARE)
-    other.add(30)
-    assert budget.used_by("b") == 60

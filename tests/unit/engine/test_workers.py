@@ -27,7 +27,6 @@ from antiphon.engine.running.job_run import Making
 from antiphon.engine.running.job_stream import JobStream
 from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
-from antiphon.engine.running.users import Users
 from antiphon.engine.running.workers import Workers
 from antiphon.errors import NoRoom, StoreError
 from antiphon.ids import new_id
@@ -139,7 +138,7 @@ class Process:
             self.jobs,
             self.background,
             self.lookout,
-            Making(self.runner, self.exchange, Telemetry(metrics), Users()),
+            Making(self.runner, self.exchange, Telemetry(metrics)),
             self.settings,
             admit=admit or (lambda _: nullcontext()),
             bodies=bodies or Budget(1 << 20, "limits.bytes_in_flight"),
@@ -383,7 +382,7 @@ async def test_a_job_that_cannot_be_read_is_a_failed_response(process: Process) 
         process.jobs,
         process.background,
         process.lookout,
-        Making(process.runner, process.exchange, Telemetry(Metrics()), Users()),
+        Making(process.runner, process.exchange, Telemetry(Metrics())),
         process.settings,
         admit=lambda _: nullcontext(),
         bodies=Budget(1 << 20, "limits.bytes_in_flight"),
