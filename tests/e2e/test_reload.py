@@ -120,7 +120,9 @@ async def test_hangup_starts_new_workers_and_drains_the_old_ones(door: str, serv
         write(file, server, **{**keys, "strict": True, "reload": {"watch": True}})
         gateway.process.send_signal(signal.SIGHUP)
         line = await said(gateway, "settings_refused", 1)
-        assert line["problem"].startswith("reload.watch cannot change while it runs (it is decided at the start): restart")
+        assert line["problem"].startswith(
+            "reload.watch cannot change while it runs (it is decided at the start): restart"
+        )
         file.write_text("upstream: {url: [")
         gateway.process.send_signal(signal.SIGHUP)
         line = await said(gateway, "settings_refused", 2)

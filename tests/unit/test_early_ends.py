@@ -178,7 +178,7 @@ async def test_a_line_of_envoys_reaches_the_sidecars_and_is_printed_no_more(
     async with asyncio.timeout(30):
         assert await told.get() == LEFT
     # Beside orders that are answered, and before and after the first of them.
-    await orders.give({"do": "next"}, 30)
+    await orders.give("next", 30)
     broken = {**LINE, "request_id": "req_2", "fault": "upstream", "details": BROKEN.details}
     assert pass_on(json.dumps(broken), [orders])
     async with asyncio.timeout(30):

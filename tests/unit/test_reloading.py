@@ -134,7 +134,7 @@ GIVEN = {"upstream": UPSTREAM, "models": [{"match": "a"}], "owner": {"api_keys":
         ({"strict": True, "owner": {"api_keys": ["k" * 16]}}, ("owner.api_keys", "strict")),
         ({"models": [{"match": "a", "model": "b"}]}, ("models",)),
         ({"upstream": {**UPSTREAM, "api_key": "sk-another"}}, ("upstream.api_key",)),
-        ({"upstreams": {"a": UPSTREAM}, "models": []}, ("upstreams.a", "models")),
+        ({"upstreams": {"a": UPSTREAM}, "models": []}, ("upstreams", "models")),
         ({"workers": 2, "log": {"level": "debug"}}, ("log.level", "workers")),
         ({"sidecar": {"secret": "s" * 16}, "timeouts": {"drain": 1}}, ("sidecar.secret", "timeouts.drain")),
     ],
@@ -170,17 +170,20 @@ def test_workers_cannot_share_a_port(name: str) -> None:
     check_change(before, load_settings({**GIVEN, "sidecar": {**sidecar, name: "127.0.0.1:9001"}}))
 
 
-async def test_an_answer_is_for_the_order_that_it_names() -> None:
+async def test_an_order_is_waited_for_until_it_is_obeyed() -> None:
     orders = Orders()
     own = socket.socket(fileno=orders.theirs.detach())
     obeyed: list[dict[str, Any]] = []
-    worker = asyncio.ensure_future(take_orders(own, {"next": obeyed.append}))
-    # The answer to an earlier one, for which nobody waits any more.
-    orders.tell({"do": "next", "number": 0})
-    await orders.give({"do": "next", "this": 2}, 30)
-    assert obeyed[-1]["this"] == 2 and len(obeyed) == 2
+    with pytest.raises(TimeoutError):
+        await orders.give("next", 0.01)
+    worker = asyncio.ensure_future(take_orders(own, {"next": obeyed.append, "said": obeyed.append}))
+    orders.tell({"do": "said"})
+    await orders.give("next", 30)
+    assert obeyed[0]["do"] == "next"
     worker.cancel()
     await asyncio.wait({worker})
     with pytest.raises(ConnectionError):
-        await orders.give({"do": "next"}, 30)
+        while True:
+            await orders.give("next", 30)
     orders.close()
+    orders.tell({"do": "said"})

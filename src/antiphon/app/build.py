@@ -74,7 +74,6 @@ from antiphon.upstream.pool import ModelDoor, UpstreamPool
 
 if TYPE_CHECKING:
     # Imported where there are any.
-    from antiphon.observability.otel import Tracer
     from antiphon.tools.code_interpreter import ContainerRooms
 
 _GIVE_BACK_SECONDS = 1.0
@@ -87,34 +86,20 @@ class App:
 
     context: DoorContext
     stores: Stores
-    upstream: ModelDoor | UpstreamPool
-    identities: ServerIdentities
     tools: Toolbox
     workers: Workers
-    sweepers: tuple[Sweeper, ...]
-    measuring: Measuring
     endings: Endings
     served: ServedIds
-    book: UsageBook
-    refusals: Refusals
     ready: ReadyProbe
-    tracer: Tracer | None
     vector_search: VectorSearch | None
     rooms: ContainerRooms | None
+    opened: AsyncExitStack
+    """What is to be closed, in the order in which it was opened."""
 
     @property
     def runner(self) -> Runner:
         """It performs what responses ask for."""
         return self.context.runner
-
-    def start(self) -> None:
-        """Begin with what works beside requests."""
-        self.identities.start()
-        self.workers.start()
-        for sweeper in self.sweepers:
-            sweeper.start()
-        if self.vector_search is not None:
-            self.vector_search.start()
 
     async def drain(self, door: Awaitable[bool], seconds: float) -> bool:
         """Let the door drain for so many seconds; whether everything was finished, or is for others to go on with.
@@ -149,22 +134,8 @@ class App:
 
     async def aclose(self) -> None:
         """Give back what runs in the background, finish the saves, then close the connections and the store."""
-        self.measuring.close()
-        for sweeper in self.sweepers:
-            await sweeper.aclose()
-        await self.identities.aclose()
-        await self.give_back()
-        await self.runner.aclose()
-        await self.tools.aclose()
-        if self.vector_search is not None:
-            await self.vector_search.aclose()
-        await self.upstream.aclose()
-        self.endings.close()
-        self.served.close()
-        await self.book.aclose()
-        await self.stores.aclose()
-        self.refusals.close()
-        await close_tracer(self.tracer)
+        self.context.admission.gives_back = True
+        await self.opened.aclose()
 
 
 async def build(settings: Settings, *, door: Door) -> App:
@@ -174,9 +145,7 @@ async def build(settings: Settings, *, door: Door) -> App:
     HTTP door calls the upstream itself. What was opened before a failure is closed.
     """
     async with AsyncExitStack() as opened:
-        app = await _build(settings, door, opened)
-        opened.pop_all()
-        return app
+        return await _build(settings, door, opened)
 
 
 async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
@@ -185,6 +154,11 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     installed = tuple(make_extension_tools())
     # First: without a key that rows depend on nothing is opened.
     key, kept_bodies = owner_key(settings), stored_bodies(settings)
+    metrics = Metrics()
+    tracer = open_tracer(settings.tracing)
+    opened.push_async_callback(close_tracer, tracer)
+    refusals = Refusals(metrics.refused)
+    opened.callback(refusals.close)
     stores = await open_stores(
         settings.state,
         settings.data,
@@ -203,13 +177,14 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     opened.push_async_callback(stores.aclose)
     # Before anything is stored.
     await check_deployment(settings.state, settings.data, deployment_keys(settings))
-    metrics = Metrics()
-    tracer = open_tracer(settings.tracing)
-    opened.push_async_callback(close_tracer, tracer)
     book = UsageBook(stores.usage)
     book.start()
     opened.push_async_callback(book.aclose)
-    endings = Endings()
+    served, endings = ServedIds(), Endings()
+    opened.callback(served.close)
+    opened.callback(endings.close)
+    upstream = _upstream(settings, door)
+    opened.push_async_callback(upstream.aclose)
     metrics.before_scrape(endings.told)
     jobs = CountedJobs(stores.background, metrics)
     lookout = Lookout(stores.signals)
@@ -228,7 +203,6 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         *((code_interpreter(settings, rooms),) if rooms is not None else ()),
         *installed,
     )
-    refusals = Refusals(metrics.refused)
     several = settings.owner.several
     places = max_requests(limits.concurrent_requests)
     requests = Budget(
@@ -254,8 +228,6 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         await stores.responses.ping()
 
     ready = ReadyProbe(is_ready)
-    upstream = _upstream(settings, door)
-    opened.push_async_callback(upstream.aclose)
     routes = make_routes(settings)
     toolbox = make_tools(settings, metrics, tools, Places(settings.tools.concurrent))
     opened.push_async_callback(toolbox.aclose)
@@ -282,6 +254,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
             keyless=Keyless(upstream),
         )
     )
+    opened.push_async_callback(runner.aclose)
     router = make_router(
         settings,
         stores,
@@ -294,7 +267,6 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         vector_search=vector_search,
         containers=container_endpoints(settings, rooms) if rooms is not None else (),
     )
-    served = ServedIds()
     telemetry = Telemetry(metrics, tracer, book, price_of(settings.prices), endings, served)
     options = _exchange_options(settings, routes, toolbox.types)
     context = DoorContext(
@@ -324,6 +296,9 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         watch_door=partial(watch_door, model_door(settings)) if door == "envoy" else None,
         able=able_to(routes, toolbox.types),
     )
+    opened.push_async_callback(workers.aclose)
+    identities = ServerIdentities(upstream, routes.assumed, partial(learn, routes))
+    opened.push_async_callback(identities.aclose)
     admission.on_leave.add(workers.retire)
     admission.on_close.add(followers.let_go)
 
@@ -341,6 +316,8 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         ),
         *((Sweeper("containers", rooms.sweep, settings.code_interpreter.sweep),) if rooms is not None else ()),
     )
+    for sweeper in sweepers:
+        opened.push_async_callback(sweeper.aclose)
     measuring = Measuring(
         metrics,
         settings,
@@ -349,31 +326,20 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         databases=(*stores.figures, *(vector_search.stores.figures if vector_search is not None else ())),
         sandbox=settings.code_interpreter.sandbox if rooms is not None else "",
     )
+    opened.callback(measuring.close)
     metrics.read(RUNNING, lambda: len(workers.running))
     metrics.read(FOLLOWERS, lambda: followers.count)
     metrics.read(INTERPRETERS, lambda: rooms.interpreters if rooms is not None else 0)
     metrics.read(NOT_READY, lambda: ready.not_ready_seconds)
-    app = App(
-        context,
-        stores,
-        upstream,
-        ServerIdentities(upstream, routes.assumed, partial(learn, routes)),
-        toolbox,
-        workers,
-        sweepers,
-        measuring,
-        endings,
-        served,
-        book,
-        refusals,
-        ready,
-        tracer,
-        vector_search,
-        rooms,
-    )
-    app.start()
+    identities.start()
+    workers.start()
     lookout.start()
-    return app
+    for sweeper in sweepers:
+        sweeper.start()
+    if vector_search is not None:
+        vector_search.start()
+    closing = opened.pop_all()
+    return App(context, stores, toolbox, workers, endings, served, ready, vector_search, rooms, closing)
 
 
 def _exchange_options(settings: Settings, routes: ModelRoutes, tool_types: frozenset[str]) -> ExchangeOptions:

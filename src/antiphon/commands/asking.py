@@ -1,6 +1,6 @@
-"""Asking one of our own processes by HTTP, once.
+"""Asking one of our own processes by HTTP.
 
-Lives here: one function for every address that we ask (a Unix socket, a port, with TLS), and whom our own ports take
+Lives here: a connection to every address that we ask (a Unix socket, a port, with TLS), and whom our own ports take
 for one of us. Not here: what the answers mean (`envoy_admin.py`, `health.py`, `up.py`).
 
 Without aiohttp, which would be all that the parent of the workers needs it for (13 MiB).
@@ -11,18 +11,18 @@ Invariants: who does not answer within the time is no error here; an answer is a
 from __future__ import annotations
 
 import asyncio
-import http.client
-import io
-import socket
+import re
 import ssl
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 from antiphon.config.processes import SidecarTlsSettings
 
-_READ_BYTES = 64 * 1024
+_HEAD_BYTES = 64 * 1024
 _MOST_BYTES = 64 << 20
+NO_ANSWER = (OSError, EOFError, ValueError, TimeoutError, asyncio.LimitOverrunError)
+Answer = tuple[int, bytes]
 
 
 async def ask(
@@ -36,52 +36,64 @@ async def ask(
 ) -> bytes | None:
     """The body of a 200 from `unix:PATH`, `HOST:PORT` or `http(s)://HOST:PORT`, else None. An https address needs
     `tls`."""
-    head = {"host": "here", "connection": "close", "content-length": "0", **(headers or {})}
-    request = "".join(
-        [f"{method} {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in head.items()), "\r\n"]
-    )
+    connection = Connection(place, tls)
     try:
         async with asyncio.timeout(seconds):
-            return _body_of_200(await _exchange(place, request.encode("latin-1"), tls))
-    except (http.client.HTTPException, OSError, TimeoutError):
+            status, body = await connection.exchange(method, path, headers or {})
+    except NO_ANSWER:
         return None
-
-
-async def _exchange(place: str, request: bytes, tls: ssl.SSLContext | None) -> bytes:
-    if place.startswith("unix:"):
-        reader, writer = await asyncio.open_unix_connection(place.removeprefix("unix:"))
-    else:
-        url = urlsplit(place if "://" in place else f"http://{place}")
-        reader, writer = await asyncio.open_connection(
-            url.hostname, url.port, ssl=tls if url.scheme == "https" else None
-        )
-    try:
-        writer.write(request)
-        answer = bytearray()
-        while data := await reader.read(_READ_BYTES):
-            answer += data
-            if len(answer) > _MOST_BYTES:
-                raise http.client.HTTPException("the answer is too long")
-        return bytes(answer)
     finally:
-        # At once: there is nothing more to say, and who stands still would be waited for.
-        writer.transport.abort()
+        connection.close()
+    return body if status == 200 else None
 
 
-def _body_of_200(answer: bytes) -> bytes | None:
-    response = http.client.HTTPResponse(_Received(answer))
-    response.begin()
-    return response.read() if response.status == 200 else None
+class Connection:
+    """One connection for any number of questions, one after the other; opened with the first, and again when it was
+    closed."""
+
+    def __init__(self, place: str, tls: ssl.SSLContext | None = None) -> None:
+        self._place = place
+        self._tls = tls
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def exchange(self, method: str, path: str, headers: Mapping[str, str] = MappingProxyType({})) -> Answer:
+        """The status and the body of the answer. Raises one of `NO_ANSWER`; then it is closed."""
+        head = {"host": "here", "content-length": "0", **headers}
+        lines = [f"{method} {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in head.items()), "\r\n"]
+        try:
+            if self._streams is None:
+                self._streams = await self._open()
+            reader, writer = self._streams
+            writer.write("".join(lines).encode("latin-1"))
+            return await _read(reader)
+        except BaseException:
+            # An answer that comes late would be taken for the next one.
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """At once: there is nothing more to say, and who stands still would be waited for."""
+        if self._streams is not None:
+            self._streams[1].transport.abort()
+            self._streams = None
+
+    async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._place.startswith("unix:"):
+            return await asyncio.open_unix_connection(self._place.removeprefix("unix:"), limit=_HEAD_BYTES)
+        url = urlsplit(self._place if "://" in self._place else f"http://{self._place}")
+        tls = self._tls if url.scheme == "https" else None
+        return await asyncio.open_connection(url.hostname, url.port, ssl=tls, limit=_HEAD_BYTES)
 
 
-class _Received(socket.socket):
-    """What was read already, where the standard library's parser expects a socket."""
-
-    def __init__(self, answer: bytes) -> None:
-        self._answer = answer
-
-    def makefile(self, *_: Any, **__: Any) -> Any:
-        return io.BytesIO(self._answer)
+async def _read(reader: asyncio.StreamReader) -> Answer:
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = re.search(rb"\r\ncontent-length: *(\d+)", head)
+    body = await reader.readexactly(min(int(length[1]), _MOST_BYTES)) if length is not None else b""
+    while length is None and (size := int(await reader.readline(), 16)) and len(body) < _MOST_BYTES:
+        body += (await reader.readexactly(size + 2))[:-2]
+    if length is None:
+        await reader.readline()
+    return int(head.split(b" ", 2)[1]), body
 
 
 def own_tls(files: SidecarTlsSettings) -> ssl.SSLContext:

@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from typing import Any
 
-from antiphon.config.section import parse_address
+from antiphon.commands.asking import NO_ANSWER, Connection
 
 _SECONDS = 5.0
-_MOST_BYTES = 64 << 20
 
 
 class EnvoyAdmin:
     """`address`: `unix:PATH` or `HOST:PORT`."""
 
     def __init__(self, address: str) -> None:
-        self._address = address
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._connection = Connection(address)
         self._turn = asyncio.Lock()
 
     async def is_live(self, seconds: float = _SECONDS) -> bool:
@@ -69,9 +66,7 @@ class EnvoyAdmin:
 
     def close(self) -> None:
         """Ask no more."""
-        if self._streams is not None:
-            self._streams[1].transport.abort()
-            self._streams = None
+        self._connection.close()
 
     async def _stat(self, pattern: str, seconds: float) -> int | None:
         body = await self._ask("GET", f"/stats?filter={pattern}", seconds)
@@ -89,44 +84,7 @@ class EnvoyAdmin:
         """The body of a 200, else None."""
         try:
             async with asyncio.timeout(seconds), self._turn:
-                status, body = await self._exchange(method, path)
-        except (OSError, EOFError, ValueError, TimeoutError):
+                status, body = await self._connection.exchange(method, path)
+        except NO_ANSWER:
             return None
         return body if status == 200 else None
-
-    async def _exchange(self, method: str, path: str) -> tuple[int, bytes]:
-        request = f"{method} {path} HTTP/1.1\r\nhost: here\r\ncontent-length: 0\r\n\r\n".encode()
-        is_used = self._streams is not None
-        try:
-            return await self._once(request)
-        except (OSError, EOFError):
-            # It is closed: that Envoy has died, and there may be another one.
-            self.close()
-            if not is_used:
-                raise
-            return await self._once(request)
-        except BaseException:
-            # An answer that comes late would be taken for the next one.
-            self.close()
-            raise
-
-    async def _once(self, request: bytes) -> tuple[int, bytes]:
-        if self._streams is None:
-            self._streams = await self._connect()
-        reader, writer = self._streams
-        writer.write(request)
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"\r\ncontent-length: *(\d+)", head)
-        if length is not None:
-            body = await reader.readexactly(int(length[1]))
-        else:
-            body = b""
-            while size := int(await reader.readline(), 16):
-                body += (await reader.readexactly(size + 2))[:-2]
-            await reader.readline()
-        return int(head.split(b" ", 2)[1]), body
-
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self._address.startswith("unix:"):
-            return await asyncio.open_unix_connection(self._address.removeprefix("unix:"), limit=_MOST_BYTES)
-        return await asyncio.open_connection(*parse_address(self._address), limit=_MOST_BYTES)

@@ -17,11 +17,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import math
 import shutil
 import signal
+import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,16 +33,15 @@ import structlog
 
 from antiphon.commands.asking import ask, own_tls
 from antiphon.commands.child_output import ENVOY, ChildOutput
-from antiphon.commands.child_settings import envoy_environment, placed_in
+from antiphon.commands.child_settings import envoy_environment, file_values, placed_in, worker_environment
 from antiphon.commands.children import Child, ParentPipe, describe_status
 from antiphon.commands.early_ends import pass_on
 from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.commands.envoy_process import RELEASE_SECONDS, EnvoyProcess
 from antiphon.commands.listen_address import HeldPort, answers, join_address
 from antiphon.commands.process import CLOSING_SECONDS, COUNTS_SECONDS, QUIET_SECONDS
-from antiphon.commands.readiness import START_SECONDS, poll
+from antiphon.commands.run_folder import write_private
 from antiphon.commands.supervisor import RestartPolicy, Supervised, tell_first
-from antiphon.commands.worker_starts import WorkerStarts
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.envoy.sidecars import endpoints
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+START_SECONDS = 60.0
+"""How long one part may take until it serves."""
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 5.0
 _ENVOY_SECONDS = 0.3
@@ -87,7 +91,6 @@ class Generation:
         self.settings = placed_in(settings, folder, around.folder)
         """As the children have them."""
         self._folder = folder
-        self._starts = WorkerStarts(folder, around.pipe, self._take_line)
         self._output = ChildOutput(settings, self._pass_on)
         self.workers: list[Supervised] = []
         self.envoy: Supervised | None = None
@@ -200,7 +203,7 @@ class Generation:
                 # What waits in the queue of the dead one would wait for this one.
                 self._around.port.renew(*sockets)
             given = self._around.port.sockets(*sockets) if sockets is not None else ()
-            child = await self._starts.start(name, [*command, *asking], settings, given)
+            child = await self._start_worker(name, [*command, *asking], given)
             asking.clear()
             return child
 
@@ -217,6 +220,16 @@ class Generation:
 
         process = self._supervise(name, start, is_ready=is_ready, is_alive=is_alive)
         self.workers.append(process)
+
+    async def _start_worker(self, name: str, command: Sequence[str], sockets: Sequence[socket.socket]) -> Child:
+        """What is no secret of its settings is in a file that this user alone reads, the secrets in its environment."""
+        file = self._folder / "settings.json"
+        write_private(file, json.dumps(file_values(self.settings)))
+        files = [one.fileno() for one in sockets]
+        words = [sys.executable, "-m", "antiphon", *command, "--config", str(file)]
+        words += ["--sockets", ",".join(map(str, files))] if files else []
+        environ = worker_environment(self.settings)
+        return await Child.start(name, words, environ, pipe=self._around.pipe, write_line=self._take_line, files=files)
 
     def _supervise(
         self,
@@ -269,7 +282,7 @@ class Generation:
     async def _tell_to_give_way(self, child: Child) -> None:
         assert child.orders is not None
         try:
-            await child.orders.give({"do": "give_way"}, _GIVE_WAY_SECONDS)
+            await child.orders.give("give_way", _GIVE_WAY_SECONDS)
         except (TimeoutError, ConnectionError) as error:
             _log.error("worker_replaced", name=child.name, problem=str(error) or "no answer")
             child.kill()
@@ -424,3 +437,13 @@ def _worker_start(settings: Settings) -> float:
     """How long a worker may take to start: a worker that waits for its database is not hung."""
     of_database = settings.state.start_within if settings.state.place.kind == "postgresql" else 0.0
     return START_SECONDS + of_database
+
+
+async def poll(check: Callable[[], Awaitable[bool]], what: str, seconds: float = START_SECONDS) -> None:
+    """Ask until it holds. Raises `AntiphonError` when it takes longer than these seconds."""
+    clock = asyncio.get_running_loop().time
+    last = clock() + seconds
+    while not await check():
+        if clock() > last:
+            raise AntiphonError(f"{what} did not get ready within {seconds:g} s; the log says more")
+        await asyncio.sleep(_POLL_SECONDS)

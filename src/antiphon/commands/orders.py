@@ -3,7 +3,7 @@
 Lives here: both ends of the socket between the two, which is the worker's standard input. Not here: what is told
 (`generation.py`, `early_ends.py`).
 
-Invariants: nobody else can tell a worker anything; an answer is for the order that it names, however late it comes.
+Invariants: nobody else can tell a worker anything; a child is given one order at most that it must answer.
 """
 
 from __future__ import annotations
@@ -18,53 +18,34 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-_MOST_UNREAD = 1 << 20
-
 
 class Orders:
     """The parent's end, for one child."""
 
     def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair()
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self._last = 0
+        self._ours.setblocking(False)
 
     def started(self) -> None:
         """The child has its end."""
         self.theirs.close()
 
-    async def give(self, order: dict[str, Any], seconds: float) -> None:
+    async def give(self, do: str, seconds: float) -> None:
         """Wait until it is obeyed. Raises `TimeoutError` and `ConnectionError`."""
-        self._last += 1
+        self.tell({"do": do, "answer": True})
         async with asyncio.timeout(seconds):
-            if self._streams is None:
-                self._streams = await asyncio.open_unix_connection(sock=self._ours)
-            reader, writer = self._streams
-            writer.write(json.dumps({**order, "number": self._last}).encode() + b"\n")
-            await writer.drain()
-            while line := await reader.readline():
-                if json.loads(line)["number"] == self._last:
-                    return
-        raise ConnectionResetError("it has ended")
+            if not await asyncio.get_running_loop().sock_recv(self._ours, 1):
+                raise ConnectionResetError("it has ended")
 
     def tell(self, said: dict[str, Any]) -> None:
         """Send a message that needs no answer; drop it if the child does not read, or has ended."""
-        line = json.dumps(said).encode() + b"\n"
-        if self._streams is not None:
-            writer = self._streams[1]
-            if writer.transport.get_write_buffer_size() < _MOST_UNREAD and not writer.is_closing():
-                writer.write(line)
-            return
         # A message this short is written whole or not at all.
         with contextlib.suppress(OSError):
-            self._ours.send(line, socket.MSG_DONTWAIT)
+            self._ours.send(json.dumps(said).encode() + b"\n")
 
     def close(self) -> None:
         """The child has ended."""
-        if self._streams is not None:
-            self._streams[1].close()
-        else:
-            self._ours.close()
+        self._ours.close()
 
 
 def own_end() -> socket.socket | None:
@@ -95,15 +76,14 @@ async def obeying(ours: socket.socket | None, obey: Obey) -> AsyncIterator[None]
 
 
 async def take_orders(ours: socket.socket, obey: Obey) -> None:
-    """Obey the orders one after the other until the parent closes its end. One without a number gets no answer."""
+    """Obey the orders one after the other until the parent closes its end."""
     reader, writer = await asyncio.open_unix_connection(sock=ours)
     try:
         while line := await reader.readline():
             order = json.loads(line)
             obey[order["do"]](order)
-            if (number := order.get("number")) is not None:
-                writer.write(json.dumps({"number": number}).encode() + b"\n")
-                await writer.drain()
+            if "answer" in order:
+                writer.write(b"\n")
     except ConnectionError:
         # The parent is gone, which the pipe tells too.
         pass

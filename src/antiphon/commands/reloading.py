@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import structlog
 
 from antiphon.commands.service_manager import tell as tell_manager
-from antiphon.config.section import Section, parse_address
+from antiphon.config.section import field_paths, parse_address
 from antiphon.config.settings import Settings
 from antiphon.errors import AntiphonError, ConfigError
 
@@ -180,27 +179,5 @@ def check_change(before: Settings, after: Settings) -> tuple[str, ...]:
 
 def changed_settings(before: Settings, after: Settings) -> tuple[str, ...]:
     """The settings that differ, by name, in their order; of a list of sections the list."""
-    changed = list(_changed(before, after, ""))
-    # Whether `upstream` was given decides whether it is one of the upstreams.
-    if before.has_default != after.has_default and not any(name.startswith("upstream.") for name in changed):
-        changed.append("upstream")
-    return tuple(changed)
-
-
-def _changed(before: Any, after: Any, above: str) -> Iterator[str]:
-    """Sections by their settings, sections by name (`upstreams`) by these names; everything else is one value."""
-    if isinstance(before, Section) and type(before) is type(after):
-        for name, value in before:
-            yield from _changed(value, getattr(after, name), f"{above}.{name}" if above else name)
-    elif _of_sections(before) and _of_sections(after) and (before or after):
-        for name in dict.fromkeys((*before, *after)):
-            if name in before and name in after:
-                yield from _changed(before[name], after[name], f"{above}.{name}")
-            else:
-                yield f"{above}.{name}"
-    elif before != after:
-        yield above
-
-
-def _of_sections(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(one, Section) for one in value.values())
+    paths = (path for path, _ in field_paths(Settings))
+    return tuple(".".join(path) for path in paths if reduce(getattr, path, before) != reduce(getattr, path, after))

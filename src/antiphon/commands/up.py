@@ -46,7 +46,6 @@ from antiphon.commands.generation import Generation, Surroundings
 from antiphon.commands.listen_address import HeldPort, free_address, refuse_own_upstream
 from antiphon.commands.named_files import check_named_files
 from antiphon.commands.process import end_at_the_latest, hears_hangup, on_terminal
-from antiphon.commands.readiness import announce
 from antiphon.commands.reloading import ReloadCounts, SettingsFile, check_change, reasons
 from antiphon.commands.run_folder import run_folder
 from antiphon.commands.service_manager import tell
@@ -110,6 +109,25 @@ def _read(arguments: argparse.Namespace) -> Settings:
     return settings
 
 
+def _announce(settings: Settings) -> None:
+    """Say that all is ready: one line for programs, and more on a terminal."""
+    where = settings.listen
+    print(f"ready: http://{where}/v1", flush=True)
+    if sys.stderr.isatty():
+        door = "Envoy" if settings.door == "envoy" else "the HTTP door"
+        lines = (
+            f"  clients    http://{where}/v1, answered by {door} and {settings.workers} worker process(es)",
+            *(
+                f"  upstream   {one.url}, credentials: {one.auth_mode.value}"
+                + ("" if name == "default" else f", for the models of {name}")
+                for name, one in settings.every_upstream.items()
+            ),
+            f"  data       {settings.data}",
+            "  Ctrl-C     finishes what is in flight and stops; again stops at once",
+        )
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
 class _Up:
     """`where`: the address of `settings.listen`."""
 
@@ -167,7 +185,7 @@ class _Up:
         if await self._until(stop, self._start(Generation(settings, around))) is None:
             return 0
         assert self._now is not None
-        announce(self._now.settings)
+        _announce(self._now.settings)
         tell("READY=1")
 
         async def heard(because: str) -> None:
