@@ -11,8 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_origin
 
-from antiphon.config.live import LIVE
-
+from antiphon.commands.reloading import FIXED
 from antiphon.config.section import Section, descriptions, section_in
 from antiphon.config.settings import Settings, load_settings, settings_schema
 from antiphon.engine.exchange.states import TRANSITIONS, Input, State
@@ -20,6 +19,8 @@ from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.sidecars import endpoints
 from antiphon.observability.metric_names import METRICS, RESTARTS
 from antiphon.observability.span_names import ERROR
+from antiphon.observability.metric_names import METRICS, OF_UP
+from antiphon.observability.span_names import CONTENT, ERROR, MEANINGS, SPANS
 from antiphon.translation.field_support import GROUPS, support_of
 from antiphon.translation.profiles import PROFILES, UpstreamProfile
 from antiphon.translation.profiles.profile import FAMILIES
@@ -53,71 +54,64 @@ def configuration() -> str:
     for path, default, text in rows(Settings):
         shown = "" if default is None else f"`{default}`"
         lines.append(f"| `{path}` | {shown} | {' '.join(text.split()).replace('|', chr(92) + '|')} |")
-    return "\n".join(lines) + "\n" + _CHANGE.replace("LIVE", _live())
+    return "\n".join(lines) + "\n" + _CHANGE.replace("FIXED", _fixed())
 
 
-def _live() -> str:
-    """The settings that may change, by section, each section a row."""
-    sections: dict[str, list[str]] = {}
-    for name in LIVE:
-        section, dot, _ = name.partition(".")
-        sections.setdefault(section if dot else name, []).append(name)
-    rows = []
-    for section, names in sections.items():
-        whole = names == [section]
-        said = "all of it" if whole else ", ".join(f"`{name.partition('.')[2]}`" for name in names)
-        rows.append(f"| `{section}` | {said} |")
-    return "\n".join(rows)
+def _fixed() -> str:
+    return "\n".join(f"| `{name}` | {why} |" for name, why in FIXED.items())
 
 
 _CHANGE = """
 ## Change without restart
 
-SIGHUP, or a settings file that has changed (looked at each second, with `reload.watch`), has `antiphon up`, `serve`
-and `extproc` read their settings again: the file, the environment and flags that they were started with, which go
-before the file as ever. They are checked as at a start, and then taken whole or refused whole. A refusal is the line
-`settings_refused` with the sentence that a start would give, and the settings from before stay in use.
+SIGHUP, or a settings file that has changed (looked at each second, with `reload.watch`), has `antiphon up` read its
+settings again: the file, the environment and flags that it was started with, which go before the file as ever. They are
+checked as at a start. Then `antiphon up` starts a new set of processes with them: workers, and Envoy where the door is
+Envoy. When these serve, clients come to them, and the old set finishes what it has and ends.
 
+- **Refused** settings are the line `settings_refused` with the sentence that a start would give, also when a worker of
+  the new set cannot start; the old set goes on. What is wrong with a part refuses all of it.
 - **The file** is followed through symbolic links, so that a ConfigMap of Kubernetes (`..data` is renamed over) is
   seen. A file is read when it has kept still for a second. The same content is no change. SIGHUP takes what is there
   in any case, and so reads certificates again that settings name.
-- **Requests in flight** end with the settings that they began with, those that come are served with the new ones. A
-  WebSocket takes them with its next turn (its own `websocket.*` and largest frame with the next connection), a
-  background response when it begins to run. What old requests used (connections to upstreams, MCP sessions, tools) is
-  closed when the last of them has ended, or after `timeouts.response`. Requests can be in flight under 16 earlier
-  settings at once; a change beyond that is refused.
-- **What is kept**: stores, sandboxes, counters, and how much is in flight; of smaller limits nothing that was let in
-  is cut.
-- **All workers of `antiphon up`** swap, or none: each makes ready what it needs, and when all are, they swap. SIGHUP
-  goes to `antiphon up`; workers do not listen to it. A worker that is replaced starts with the settings in use.
+- **Connections that wait** are lost in neither door: workers of the HTTP door are given the sockets of those before
+  them, and Envoy does its hot restart, by which its counters go on too. (Envoy has that on Linux alone; elsewhere a
+  change is refused behind Envoy.)
+- **Requests in flight** end with the settings that they began with, within `timeouts.response`. A connection that is
+  open may bring one more request to the old set, whose answer says `connection: close`; one that brings nothing for
+  two seconds is closed.
+- **WebSockets** of the old set are closed (1001), idle ones at once and busy ones after their turn, whose request ends
+  with the old settings. What the connection remembered (responses with `store: false`) is gone: a request that
+  continues one of these gets `previous_response_not_found`, and clients send the whole input, as after any reconnect.
+- **Background responses** that run are finished by the old set; it begins no others.
+- **The code interpreter's** variables live in a worker, and are gone with the old set; files stay.
+- **One old set at a time**: settings that change while there is one are read when it has ended (the line
+  `settings_wait`). Both sets need memory meanwhile, and connections of the database.
 - **Numbers**: `antiphon_config_reloads_total`, `antiphon_config_last_reload_successful`,
-  `antiphon_settings_loaded_timestamp_seconds`.
+  `antiphon_settings_loaded_timestamp_seconds`; counters go on, and what the old set counted is in them.
 
-What can change is made anew from the settings. Everything else needs a restart, and a change to it is refused, naming
-it: addresses, `data`, `state`, `workers`, `door`, keys of owners and sealing, what stores go by, drains, logs.
+Every setting may change but these, whose change is refused by name:
 
-| setting | what of it can change |
+| setting | why |
 | --- | --- |
-LIVE
+FIXED
 
-**Behind Envoy** a part of these shapes Envoy's configuration, which Envoy reads at its start: URLs, keys, hosts and
-certificates of upstreams, which upstreams there are and in which lists, headers and paths that are let through,
-`timeouts.connect` and `head`, `cors.origins`. Both configurations are made and compared; where they differ the change
-is refused, naming the settings it comes from. Models, aliases, profiles, prices, limits and tools change there too, and
-so do `models` and `owner.api_keys` where there are some before and after (with the first of them, Chat Completions take
-another way through Envoy). With the HTTP door all of the table changes.
+Whatever changes is refused with `state.url: memory:`, since what is stored is in the workers' memory and would be gone.
+So it is behind Envoy where `sidecar.grpc`, `sidecar.http`, `sidecar.model_door` or `envoy.admin` is on TCP and stays
+what it is: two sets cannot listen on one port. Unix sockets, the default, are another place for each set.
+
+**`antiphon serve` and `antiphon extproc`** by themselves take no other settings: SIGHUP or a changed file is the line
+`settings_need_a_restart`. On Kubernetes a change of settings is an upgrade of the chart, which starts new pods
+([kubernetes.md](kubernetes.md)).
 
 `scripts/reload` shows it: clients ask without a pause, every stream that has begun goes on only when other settings are
 in use, each answer shows which settings made it, and new connections look after each change whether all workers have
-it. Every tenth file is wrong (no YAML, a wrong value, an unknown setting, one that needs a restart).
+it. Models, limits, files, tools, the number of workers, timeouts and retries of Envoy change. Every tenth file is wrong
+(no YAML, a wrong value, an unknown setting, one that needs a restart).
 
 ```
 scripts/reload
-2026-11-23, antiphon up --workers 3, two cores that were busy with other things
-http: 100 changes in 91 s, 10 of them wrong and refused; 8899 requests (546 streams, 540 of them open during a swap;
-  91 turns of a WebSocket), 0 failed, 0 processes ended, exit status 0
-envoy: 100 changes in 219 s, 10 of them wrong and refused; 13270 requests (546 streams, 540 of them open during a swap),
-  0 failed, 0 processes ended, exit status 0
+RESULT
 ```
 """
 
@@ -465,7 +459,7 @@ http: 141 + 140 scrapes of 180 series by two scrapers, 5 workers killed, 1631 of
 def metrics() -> str:
     """Every metric: name, type, meaning, labels."""
     lines = []
-    for one in (*METRICS, RESTARTS):
+    for one in (*METRICS, *OF_UP):
         labels = "; ".join(f"`{label}`: {values}" for label, values in one.labels.items())
         lines.append(f"| `{one.name}` | {one.kind} | {one.text} | {labels} |")
     return _METRICS + "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ import re
 import pytest
 import yaml
 
-from antiphon.observability.metric_names import METRICS, RESTARTS, Described
+from antiphon.observability.metric_names import METRICS, OF_UP, Described
 from antiphon.observability.metrics import Metrics
 from tests.monitoring.files import (
     DASHBOARD,
@@ -38,7 +38,7 @@ def _series(one: Described) -> dict[str, set[str]]:
 
 
 def _known() -> dict[str, set[str]]:
-    known = {name: labels for one in (*METRICS, RESTARTS) for name, labels in _series(one).items()}
+    known = {name: labels for one in (*METRICS, *OF_UP) for name, labels in _series(one).items()}
     # Those of the process and of Python itself come with the library.
     library = re.findall(r"^((?:process|python)_\w+)(?:\{(.*)\})?", Metrics().render().decode(), re.MULTILINE)
     return known | _OWN | {name: {*re.findall(r'(\w+)="', labels), *_TARGET} for name, labels in library}
@@ -118,7 +118,7 @@ def test_the_dashboard_is_laid_out() -> None:
 
 def test_every_metric_is_shown_or_watched() -> None:
     asked = {name for one in (*rule_expressions(), *panel_expressions()) for name, _ in one.asked_for()}
-    unseen = {one.name for one in (*METRICS, RESTARTS) if not asked & set(_series(one))}
+    unseen = {one.name for one in (*METRICS, *OF_UP) if not asked & set(_series(one))}
     assert unseen == set()
 
 

@@ -122,7 +122,7 @@ class CodeInterpreterSettings(Section):
     """Show the pictures that code draws to the model too, not only to the client: for models that take images."""
     sockets: Path | None = None
     """A folder of this user alone in which worker processes of this machine meet, to hand code to the one that has the
-    container's interpreter; unset: the run folder of `antiphon up`, where it has several workers, otherwise none."""
+    container's interpreter; unset: the run folder of `antiphon up`, otherwise none."""
     machines: int = Field(default=8, ge=1)
     """Interpreters that live at once; when there are more containers, those that were not used for longest lose their
     variables, never their files."""

@@ -238,15 +238,6 @@ LOG_DROPPED = _counter(
     "antiphon_log_lines_dropped_total", "Log lines dropped because the reader was too slow or the disk was full."
 )
 LOADED = _shared("antiphon_settings_loaded_timestamp_seconds", "Time when the current settings were read.")
-RELOADS = _counter(
-    "antiphon_config_reloads_total",
-    "Times that the settings were read again while it ran.",
-    result="`accepted`: they are in use; `refused`: those from before are",
-)
-RELOADED = _shared(
-    "antiphon_config_last_reload_successful",
-    "Whether the settings that were read last are in use: 1, or 0 while they were refused.",
-)
 BUILD = _shared(
     "antiphon_build_info",
     "Always 1.",
@@ -266,4 +257,14 @@ RESTARTS = _counter(
     process="its name: `envoy`, `sidecar 0`, `http door 0`, …",
     cause="`died`, `hung`",
 )
-"""Told by `antiphon up` itself, in `commands/up.py`."""
+RELOADS = _counter(
+    "antiphon_config_reloads_total",
+    "Times that the settings were read again while it ran.",
+    result="`accepted`: they are in use; `refused`: those from before are",
+)
+RELOADED = _shared(
+    "antiphon_config_last_reload_successful",
+    "Whether the settings that were read last are in use: 1, or 0 while they were refused.",
+)
+OF_UP = (RESTARTS, RELOADS, RELOADED)
+"""Told by `antiphon up` itself, in `commands/up_metrics.py`."""
