@@ -76,7 +76,8 @@ Envoy. When these serve, clients come to them, and the old set finishes what it 
   in any case, and so reads certificates again that settings name.
 - **Connections that wait** are lost in neither door: workers of the HTTP door are given the sockets of those before
   them, and Envoy does its hot restart, by which its counters go on too. (Envoy has that on Linux alone; elsewhere a
-  change is refused behind Envoy.)
+  change is refused behind Envoy. Its lines `shutting down admin due to child startup` and `terminating parent process`
+  belong to it, and mean no end of what is in flight.)
 - **Requests in flight** end with the settings that they began with, within `timeouts.response`. A connection that is
   open may bring one more request to the old set, whose answer says `connection: close`; one that brings nothing for
   two seconds is closed.

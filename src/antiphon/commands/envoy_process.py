@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 from antiphon.commands.child_settings import envoy_environment
@@ -38,65 +37,61 @@ _COUNTERS_SECONDS = "1s"
 """How often an Envoy takes what the former has counted."""
 
 
-@dataclass
 class EnvoyProcess:
     """How the Envoy of one generation is started, again where it died. `follows`: base id and number of the one whose
     place it takes when it is started first."""
 
-    options: list[str]
-    config: Path
-    version: EnvoyVersion
-    base: Path
-    follows: tuple[str, int] | None = None
-    epoch: int = -1
+    def __init__(self, binary: Path, version: EnvoyVersion, settings: Settings, folder: Path, shared: Path) -> None:
+        self._command = [str(binary), "-c", str(folder / "envoy.yaml"), *_options(settings, shared)]
+        self._version = version
+        self._config = folder / "envoy.yaml"
+        self._base = shared / "envoy-base"
+        self._follows: tuple[str, int] | None = None
+        self._epoch = 0
 
     @classmethod
-    async def prepare(
-        cls, settings: Settings, folder: Path, run_folder: Path, former: EnvoyProcess | None
-    ) -> EnvoyProcess:
+    async def prepare(cls, settings: Settings, folder: Path, shared: Path, former: EnvoyProcess | None) -> EnvoyProcess:
         """Write its configuration. Raises `ConfigError` where it cannot be one, or cannot follow the former Envoy."""
         binary = find_envoy(settings.envoy.binary)
         version = await asyncio.to_thread(version_of, binary)
-        made = cls(_options(settings, binary, run_folder), folder / "envoy.yaml", version, run_folder / "envoy-base")
+        made = cls(binary, version, settings, folder, shared)
         made.write(settings)
         if former is not None:
-            made.follows = former.place()
+            made._follows = former._place()
             await asyncio.to_thread(made._validate, settings)
         return made
 
     def write(self, settings: Settings) -> None:
         """Write the configuration that is read at the next start."""
-        whole = bootstrap(settings, sidecars=endpoints(settings), version=self.version)
+        whole = bootstrap(settings, sidecars=endpoints(settings), version=self._version)
         whole["stats_flush_interval"] = _COUNTERS_SECONDS
-        write_private(self.config, fill_in_secret(to_yaml(whole), settings))
+        write_private(self._config, fill_in_secret(to_yaml(whole), settings))
 
     def next_command(self) -> list[str]:
         """The command of the next start."""
-        if self.follows is not None:
-            (base, number), self.follows = self.follows, None
-            self.epoch = number + 1
-            return [*self.options, "-c", str(self.config), "--base-id", base, "--restart-epoch", str(self.epoch)]
-        self.forget()
-        self.epoch = 0
-        return [
-            *(*self.options, "-c", str(self.config), "--use-dynamic-base-id", "--base-id-path", str(self.base)),
-            *("--restart-epoch", "0"),
-        ]
+        if self._follows is not None:
+            (base, number), self._follows = self._follows, None
+            self._epoch = number + 1
+            chosen = ["--base-id", base]
+        else:
+            self.forget()
+            self._epoch = 0
+            chosen = ["--use-dynamic-base-id", "--base-id-path", str(self._base)]
+        return [*self._command, *chosen, "--restart-epoch", str(self._epoch)]
 
-    def place(self) -> tuple[str, int]:
-        """Its base id and number, for the one that takes its place. Raises `ConfigError`."""
+    def _place(self) -> tuple[str, int]:
         try:
-            return self.base.read_text().strip(), self.epoch
+            return self._base.read_text().strip(), self._epoch
         except OSError:
             raise ConfigError("this Envoy knows no hot restart (it is there on Linux alone): restart") from None
 
     def forget(self) -> None:
         """Take away the shared memory that an Envoy leaves behind."""
         with contextlib.suppress(OSError):
-            (_SHARED / f"envoy_shared_memory_{self.base.read_text().strip()}0").unlink()
+            (_SHARED / f"envoy_shared_memory_{self._base.read_text().strip()}0").unlink()
 
     def _validate(self, settings: Settings) -> None:
-        command = [self.options[0], "--mode", "validate", "-c", str(self.config), "--log-level", "error"]
+        command = [*self._command[:3], "--mode", "validate", "--log-level", "error"]
         ran = subprocess.run(
             command, capture_output=True, text=True, timeout=_VALIDATE_SECONDS, env=envoy_environment(settings)
         )
@@ -105,12 +100,12 @@ class EnvoyProcess:
             raise ConfigError(f"Envoy does not take its configuration: {said[-1] if said else ran.returncode}")
 
 
-def _options(settings: Settings, binary: Path, run_folder: Path) -> list[str]:
-    command = [str(binary), "--log-level", settings.envoy.log_level]
+def _options(settings: Settings, shared: Path) -> list[str]:
+    command = ["--log-level", settings.envoy.log_level]
     # Sidecars wait for some of Envoy's lines, and its default is ten seconds.
     command += ["--file-flush-interval-msec", _FLUSH_MILLISECONDS]
     # When another one takes its place each answer says that its connection ends, and we end it, when it is quiet.
-    command += ["--socket-path", str(run_folder / "hot"), "--drain-strategy", "immediate"]
+    command += ["--socket-path", str(shared / "hot"), "--drain-strategy", "immediate"]
     command += ["--parent-shutdown-time-s", str(RELEASE_SECONDS)]
     if settings.log.format == "json":
         command += ["--log-format", _LOG]

@@ -26,7 +26,6 @@ from antiphon.errors import AntiphonError, ConfigError
 _log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS = 1.0
-_Seen = tuple[int, ...] | None
 
 FIXED = {
     "listen": "clients know it",
@@ -45,9 +44,7 @@ class SettingsFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._at = self._where()
-        self._content = self._digest()
-        self._still = True
+        self._told = self._seen = self._digest()
 
     @classmethod
     def of(cls, path: Path | None) -> SettingsFile | None:
@@ -57,27 +54,15 @@ class SettingsFile:
     def has_changed(self) -> bool:
         """Whether it has another content since it was told last, and had it at the last look already: who writes it in
         pieces is given time to end. A file that is gone has changed too, once."""
-        at = self._where()
-        if at != self._at:
-            self._at, self._still = at, False
+        former, self._seen = self._seen, self._digest()
+        if self._seen != former or self._seen == self._told:
             return False
-        if self._still:
-            return False
-        self._still = True
-        content, former = self._digest(), self._content
-        self._content = content
-        return content != former
+        self._told = self._seen
+        return True
 
     def was_read(self) -> None:
         """Its content of this moment is no news any more."""
-        self._at, self._content, self._still = self._where(), self._digest(), True
-
-    def _where(self) -> _Seen:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        self._told = self._seen = self._digest()
 
     def _digest(self) -> bytes:
         try:
