@@ -17,10 +17,8 @@ from antiphon.config.settings import Settings, load_settings, settings_schema
 from antiphon.engine.exchange.states import TRANSITIONS, Input, State
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.sidecars import endpoints
-from antiphon.observability.metric_names import METRICS, RESTARTS
-from antiphon.observability.span_names import ERROR
 from antiphon.observability.metric_names import METRICS, OF_UP
-from antiphon.observability.span_names import CONTENT, ERROR, MEANINGS, SPANS
+from antiphon.observability.span_names import ERROR
 from antiphon.translation.field_support import GROUPS, support_of
 from antiphon.translation.profiles import PROFILES, UpstreamProfile
 from antiphon.translation.profiles.profile import FAMILIES

@@ -29,11 +29,8 @@ import uvloop
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from antiphon.app.build import build
-from antiphon.app.built import App
-from antiphon.commands.process import keep_what_there_is
 from antiphon.app.build import App, build
-from antiphon.commands.collecting import keep_what_there_is
+from antiphon.commands.process import keep_what_there_is
 from antiphon.config.processes import TracingSettings
 from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext

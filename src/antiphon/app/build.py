@@ -27,9 +27,9 @@ from antiphon.app.sweeping import Sweeper
 from antiphon.app.tools import code_interpreter, container_endpoints, make_tools, open_rooms
 from antiphon.app.traces import close_tracer, open_tracer
 from antiphon.app.vector_stores import VectorSearch, open_search
-from antiphon.config.prices import price_of
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
+from antiphon.config.upstreams import price_of
 from antiphon.doors.context import Admission, DoorContext
 from antiphon.doors.descriptors import max_requests
 from antiphon.doors.owners import OwnerResolver
@@ -59,18 +59,15 @@ from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, NOT_REA
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
-from antiphon.stores import check_deployment, open_stores
-from antiphon.tools.box import Places
 from antiphon.observability.served_ids import ServedIds
 from antiphon.stores import Stores, check_deployment, open_stores
-from antiphon.tools.box import Toolbox
-from antiphon.tools.places import Places
+from antiphon.tools.box import Places, Toolbox
 from antiphon.types.transport import SECRET_HEADER, Headers
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.door_watch import watch_door
 from antiphon.upstream.http import UpstreamTarget
 from antiphon.upstream.identity import ServerIdentities
-from antiphon.upstream.pool import ModelDoor, UpstreamPool
+from antiphon.upstream.several import ModelDoor, UpstreamPool
 
 if TYPE_CHECKING:
     # Imported where there are any.

@@ -12,17 +12,11 @@ from typing import Any
 import structlog
 
 from antiphon.app.build import build
-from antiphon.commands.flags import settings_file, settings_of
-from antiphon.commands.metrics_listener import metrics_listener
-from antiphon.commands.own_reload import reloading
-from antiphon.commands.process import StopSignals, collect_by_time, keep_what_there_is, run_loop, time_to_cut
-from antiphon.commands.reloading import SettingsFile
 from antiphon.commands import early_ends
-from antiphon.commands.collecting import collect_by_time, keep_what_there_is
 from antiphon.commands.flags import settings_file, settings_of
 from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.orders import Obey, obeying, own_end
-from antiphon.commands.process import StopSignals, run_loop, time_to_cut
+from antiphon.commands.process import StopSignals, collect_by_time, keep_what_there_is, run_loop, time_to_cut
 from antiphon.commands.reloading import SettingsFile, saying_that_a_restart_is_needed
 from antiphon.commands.service_manager import tell
 from antiphon.commands.starting import sidecar_tls, warn_of_contents_here

@@ -14,11 +14,15 @@ from antiphon.app.build import build
 from antiphon.commands.flags import settings_file, settings_of
 from antiphon.commands.listen_address import refuse_own_upstream
 from antiphon.commands.metrics_listener import metrics_listener
-from antiphon.commands.own_reload import reloading
-from antiphon.commands.process import StopSignals, collect_by_time, keep_what_there_is, run_loop, time_to_cut
-from antiphon.commands.reloading import SettingsFile
 from antiphon.commands.orders import obeying, own_end
-from antiphon.commands.process import QUIET_SECONDS, StopSignals, run_loop, time_to_cut
+from antiphon.commands.process import (
+    QUIET_SECONDS,
+    StopSignals,
+    collect_by_time,
+    keep_what_there_is,
+    run_loop,
+    time_to_cut,
+)
 from antiphon.commands.reloading import SettingsFile, saying_that_a_restart_is_needed
 from antiphon.commands.service_manager import tell
 from antiphon.commands.starting import warn

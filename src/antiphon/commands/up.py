@@ -21,39 +21,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import structlog
 
 from antiphon.app.data_folder import prepare_data
-from antiphon.commands.asking import ask, own_tls
-from antiphon.commands.child_output import ENVOY, ChildOutput
-from antiphon.commands.child_settings import envoy_environment, placed_in
-from antiphon.commands.children import Child, ParentPipe, describe_status
-from antiphon.commands.early_ends import pass_on
-from antiphon.commands.envoy_admin import EnvoyAdmin
-from antiphon.commands.flags import settings_file
-from antiphon.commands.listen_address import answers, free_address, join_address, refuse_own_upstream
-from antiphon.commands.process import CLOSING_SECONDS, end_at_the_latest, hears_hangup, on_terminal
-from antiphon.commands.readiness import START_SECONDS, announce, poll
-from antiphon.commands.reloading import SettingsFile
-from antiphon.commands.run_folder import run_folder, write_private
-from antiphon.commands.service_manager import tell
-from antiphon.commands.starting import check_named_files, warn
-from antiphon.commands.supervisor import GivenUp, NotStarted, RestartPolicy, Supervised, tell_first
-from antiphon.commands.up_reload import UpReload, read_settings
-from antiphon.commands.worker_reload import swap_workers
-from antiphon.commands.worker_starts import WorkerStarts
-from antiphon.config.section import parse_address
 from antiphon.commands.children import ParentPipe
 from antiphon.commands.flags import settings_file, settings_of
 from antiphon.commands.generation import Generation, Surroundings
 from antiphon.commands.listen_address import HeldPort, free_address, refuse_own_upstream
-from antiphon.commands.named_files import check_named_files
 from antiphon.commands.process import end_at_the_latest, hears_hangup, on_terminal
 from antiphon.commands.reloading import ReloadCounts, SettingsFile, check_change, reasons
 from antiphon.commands.run_folder import run_folder
 from antiphon.commands.service_manager import tell
-from antiphon.commands.start_warnings import (
-    warn_of_contents_here,
-    warn_of_few_descriptors,
-    warn_of_open_listener,
-)
+from antiphon.commands.starting import check_named_files, warn
 from antiphon.commands.supervisor import GivenUp, NotStarted
 from antiphon.config.settings import Settings
 from antiphon.errors import AntiphonError, ConfigError

@@ -13,9 +13,8 @@ this process began, since which the counters count.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from fractions import Fraction
 from collections.abc import Iterable
+from fractions import Fraction
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
