@@ -42,7 +42,6 @@ COMPILED = (
     "antiphon/doors/*.py",
     "antiphon/doors/http/*.py",
     "antiphon/doors/extproc/*.py",
-    "antiphon/stores/sqlite/deadlines.py",
     "antiphon/stores/sqlite/response_rows.py",
     "antiphon/stores/sqlite/units.py",
     "antiphon/upstream/silence.py",

@@ -3,7 +3,7 @@
 Lives here: which processes there are, when they count as ready, handing over to the next generation, and how they end.
 Not here: when there is another generation (`up.py`), when a child is started again (`supervisor.py`), one child's life
 (`children.py`) and settings (`child_settings.py`), Envoy's configuration (`envoy/`) and admin port (`envoy_admin.py`),
-forwarding output (`child_output.py`), adding up metrics (`merged_metrics.py`).
+forwarding output (`child_output.py`), adding up metrics (`up_metrics.py`).
 
 Invariants: `start` leaves the former generation as it was when it fails; a request ends in the generation in which it
 began; a child that dies or hangs is replaced, Envoy too, and the others go on.
