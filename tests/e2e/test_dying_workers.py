@@ -43,7 +43,7 @@ def _workers(gateway: Gateway) -> list[int]:
 
 
 def _admin(gateway: Gateway) -> str:
-    (found,) = gateway.data.glob("run/*/*admin*")
+    (found,) = gateway.data.glob("run/*/*/*admin*")
     return f"unix:{found}"
 
 

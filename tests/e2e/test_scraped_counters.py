@@ -113,7 +113,7 @@ class Run:
 
     async def all_answer(self) -> bool:
         """Whether each worker does, at the port that only `antiphon up` asks."""
-        ports = [*self.gateway.data.glob("run/*/*http-*.sock"), *self.gateway.data.glob("run/*/*-*.http.sock")]
+        ports = [*self.gateway.data.glob("run/*/*/*http-*.sock"), *self.gateway.data.glob("run/*/*/*-*.http.sock")]
         answers = await asyncio.gather(*(ask(f"unix:{port}", "/health", SCRAPE_SECONDS) for port in ports))
         return len(answers) == WORKERS and None not in answers
 

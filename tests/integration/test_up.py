@@ -258,7 +258,7 @@ async def test_a_signal_during_the_start(server: ChatServer, processes: list[Com
     up = await run_command(
         processes, "up", "--upstream", server.base_url, "--listen", "127.0.0.1:0", "--data", str(folder)
     )
-    await until(lambda: list(folder.glob("run/*/envoy.yaml")), SECONDS)
+    await until(lambda: list(folder.glob("run/*/*/envoy.yaml")), SECONDS)
     assert await up.end(signal.SIGTERM) == 0
     assert up.out == []
     assert not list((folder / "run").glob("antiphon-*"))

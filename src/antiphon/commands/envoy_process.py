@@ -75,15 +75,15 @@ class EnvoyProcess:
             chosen = ["--base-id", base]
         else:
             self.forget()
+            self._base.touch(mode=0o600)
             self._epoch = 0
             chosen = ["--use-dynamic-base-id", "--base-id-path", str(self._base)]
         return [*self._command, *chosen, "--restart-epoch", str(self._epoch)]
 
     def _place(self) -> tuple[str, int]:
-        try:
-            return self._base.read_text().strip(), self._epoch
-        except OSError:
-            raise ConfigError("this Envoy knows no hot restart (it is there on Linux alone): restart") from None
+        if not (base := self._base.read_text().strip()):
+            raise ConfigError("this Envoy knows no hot restart (it is there on Linux alone): restart")
+        return base, self._epoch
 
     def forget(self) -> None:
         """Take away the shared memory that an Envoy leaves behind."""
