@@ -223,6 +223,8 @@ class _Up:
             await generation.start()
         except BaseException:
             await generation.stop()
+            if self._now is None:
+                generation.forget()
             raise
         former, self._now = self._now, generation
         generation.failed.add_done_callback(self._gave_up)
