@@ -113,8 +113,8 @@ scripts/reload --clients 8
 2026-11-25, antiphon up with 2 and 3 workers in turn, two cores that were busy with other things
 http (--swaps 50 --invalid 5): 3 workers, 50 changes in 340 s, 5 of them wrong and refused; 18476 requests (364 streams,
   180 of them open during a swap; 46 turns of a WebSocket), 0 failed, 0 processes ended, exit status 0
-envoy (--swaps 40 --invalid 4): 3 workers, 40 changes in 468 s, 4 of them wrong and refused; 27476 requests (292 streams,
-  144 of them open during a swap; 37 turns of a WebSocket), 0 failed, 0 processes ended, exit status 0
+envoy (--swaps 40 --invalid 4): 3 workers, 40 changes in 468 s, 4 of them wrong and refused; 27476 requests (292
+  streams, 144 of them open during a swap; 37 turns of a WebSocket), 0 failed, 0 processes ended, exit status 0
 ```
 """
 
