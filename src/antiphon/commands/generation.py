@@ -112,6 +112,16 @@ class Generation:
     async def start(self) -> None:
         """Start everything and wait until it serves; then clients come here, and no more to the former generation.
         Raises `AntiphonError`."""
+        with self._around.port.for_two_generations():
+            await self._start()
+            for process in self.processes:
+                process.everything_is_ready()
+            self._output.everything_is_ready = True
+            if self._former is not None:
+                await self._former.give_way()
+                self._former = None
+
+    async def _start(self) -> None:
         envoy = self.settings.door == "envoy"
         starting = asyncio.ensure_future(self._start_envoy() if envoy else self._start_http())
         both: set[asyncio.Future[Any]] = {starting, self.failed}
@@ -123,12 +133,6 @@ class Generation:
         finally:
             starting.cancel()
             await asyncio.wait({starting})
-        for process in self.processes:
-            process.everything_is_ready()
-        self._output.everything_is_ready = True
-        if self._former is not None:
-            await self._former.give_way()
-            self._former = None
 
     async def _start_envoy(self) -> None:
         settings, former = self.settings, self._former
@@ -283,7 +287,8 @@ class Generation:
         assert child.orders is not None
         try:
             await child.orders.give("give_way", _GIVE_WAY_SECONDS)
-        except (TimeoutError, ConnectionError) as error:
+        except OSError as error:
+            # Also where it has ended a moment ago: its end of the socket is closed here then.
             _log.error("worker_replaced", name=child.name, problem=str(error) or "no answer")
             child.kill()
 

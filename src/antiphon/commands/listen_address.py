@@ -7,6 +7,8 @@ Lives here: asking the system and the address itself, and the sockets of the HTT
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from antiphon.commands.asking import ask
 from antiphon.config.section import parse_address
@@ -57,6 +59,7 @@ class HeldPort:
     def __init__(self, listen: str) -> None:
         self._host, self._port = parse_address(listen)
         self._sockets: list[socket.socket] = []
+        self._two = False
 
     @property
     def address(self) -> str:
@@ -70,10 +73,29 @@ class HeldPort:
         return self._sockets[number::workers]
 
     def renew(self, number: int, workers: int) -> None:
-        """That worker is dead: turn away what waits for it. (With its old sockets held, clients would wait.)"""
+        """That worker is dead: turn away what waits for it. (With its old sockets held, clients would wait.) Where
+        another one has the same sockets, that one accepts what waits."""
+        if self._two:
+            return
         for at in range(number, len(self._sockets), workers):
             former, self._sockets[at] = self._sockets[at], self._bind()
             former.close()
+
+    @contextmanager
+    def for_two_generations(self) -> Iterator[None]:
+        """While this lasts, the next generation has the sockets beside the former one. When it fails, those that only
+        it had are closed: the kernel deals out connections to each that listens, and nobody would accept there."""
+        before = len(self._sockets)
+        self._two = True
+        try:
+            yield
+        except BaseException:
+            for one in self._sockets[before:]:
+                one.close()
+            del self._sockets[before:]
+            raise
+        finally:
+            self._two = False
 
     def close(self) -> None:
         """Whoever has them goes on alone."""

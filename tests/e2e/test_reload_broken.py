@@ -1,0 +1,95 @@
+"""A change of settings that something breaks: who serves goes on to do so, at every connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.e2e.test_reload import ASK, envoys, said, write
+from tests.support.chat_server import ChatServer
+from tests.support.gateway import Gateway, post, start_gateway
+from tests.support.waiting import until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.usefixtures("hangups_are_heard")]
+
+
+def children(gateway: Gateway) -> set[int]:
+    pid = gateway.process.pid
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def listens(pid: int) -> bool:
+    """Whether the process has a TCP socket that accepts."""
+    tables = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    accepting = {fields[9] for fields in map(str.split, tables) if fields[3] == "0A"}
+    with contextlib.suppress(OSError):
+        for one in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if one.readlink().name.removeprefix("socket:[").removesuffix("]") in accepting:
+                    return True
+    return False
+
+
+def programs(pids: set[int]) -> list[int]:
+    """Those that are workers already: stopped before, one would hold up who starts it."""
+    with contextlib.suppress(OSError):
+        return [one for one in sorted(pids) if b"--sockets" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return []
+
+
+async def started(gateway: Gateway, before: set[int], workers: int) -> list[int]:
+    await until(lambda: len(programs(children(gateway) - before)) == workers)
+    return programs(children(gateway) - before)
+
+
+async def all_answer(gateway: Gateway, times: int = 24) -> None:
+    """Each new connection, to whichever socket the kernel gives it, is answered."""
+    timeout = aiohttp.ClientTimeout(total=5)
+    for _ in range(times):
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            async with session.post(gateway.base_url + "/responses", json=ASK) as got:
+                assert got.status == 200
+
+
+async def test_a_change_that_fails_leaves_no_socket_that_nobody_accepts_at(server: ChatServer, folder: Path) -> None:
+    file = folder.parent / f"{folder.name}.yaml"
+    write(file, server, reload={"watch": False}, workers=1)
+    gateway = await start_gateway(None, folder, "--config", str(file), "--door", "http")
+    try:
+        before = children(gateway)
+        write(file, server, reload={"watch": False}, workers=3)
+        gateway.process.send_signal(signal.SIGHUP)
+        new = await started(gateway, before, 3)
+        os.kill(new[2], signal.SIGSTOP)
+        # The others accept already.
+        await until(lambda: all(map(listens, new[:2])))
+        os.kill(new[2], signal.SIGKILL)
+        await said(gateway, "settings_refused", 1)
+        await all_answer(gateway)
+    finally:
+        assert await gateway.stop() == 0
+
+
+async def test_an_old_worker_that_dies_during_a_change(server: ChatServer, folder: Path) -> None:
+    file = folder.parent / f"{folder.name}.yaml"
+    write(file, server, reload={"watch": False}, workers=2)
+    gateway = await start_gateway(None, folder, "--config", str(file), "--door", "http")
+    try:
+        before = children(gateway)
+        gateway.process.send_signal(signal.SIGHUP)
+        new = await started(gateway, before, 2)
+        os.kill(new[1], signal.SIGSTOP)
+        os.kill(min(before), signal.SIGKILL)
+        await said(gateway, "process_ended", 1)
+        await asyncio.sleep(4)
+        os.kill(new[1], signal.SIGCONT)
+        await said(gateway, "settings_reloaded", 1)
+        await all_answer(gateway)
+    finally:
+        assert await gateway.stop() == 0
