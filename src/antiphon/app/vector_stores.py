@@ -39,7 +39,6 @@ class VectorSearch:
     stores: VectorDatabase
     searcher: VectorStoreSearcher
     ingester: Ingester
-    embedder: Embedder | None
     files: FileStore
     rewrite_model: str | None
     rewrite_seconds: float
@@ -98,7 +97,6 @@ async def open_search(settings: Settings, opened: Stores, metrics: Metrics | Non
         stores,
         VectorStoreSearcher(stores.index, embedder=embedder, metrics=metrics),
         ingester,
-        embedder,
         opened.files,
         given.rewrite_model,
         given.rewrite_seconds,

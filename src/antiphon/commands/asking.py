@@ -1,7 +1,7 @@
 """Asking one of our own processes by HTTP.
 
 Lives here: a connection to every address that we ask (a Unix socket, a port, with TLS), and whom our own ports take
-for one of us. Not here: what the answers mean (`envoy_admin.py`, `health.py`, `up.py`).
+for one of us. Not here: what the answers mean (`envoy_admin.py`, `generation.py`, `listen_address.py`).
 
 Without aiohttp, which would be all that the parent of the workers needs it for (13 MiB).
 

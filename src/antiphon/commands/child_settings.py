@@ -1,7 +1,7 @@
 """Settings on their way to a child process: a file for most of them, the environment for those that are secret.
 
 Lives here: telling the two apart, wherever in the settings a secret stands, and what differs for the children of `up`.
-Not here: starting them (`up.py`).
+Not here: starting them (`generation.py`).
 
 Invariant: no secret is in the file's values, and every setting (or all but defaults) is in one of the two.
 """

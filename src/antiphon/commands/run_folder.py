@@ -1,6 +1,6 @@
 """The folder of one run of `antiphon up`: its sockets and generated files.
 
-Lives here: where it is, and that it goes away. Not here: what is in it (`up.py`).
+Lives here: where it is, and that it goes away. Not here: what is in it (`generation.py`).
 
 Invariants: it is for this user alone; socket paths in it are short enough; it is removed at the end, or, when a run was
 killed, by the next one. A run holds a lock in its folder for as long as it lives, so that the living are left alone.

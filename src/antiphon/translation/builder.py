@@ -2,7 +2,7 @@
 
 Lives here: the grammar of a response: its lifecycle, and which item is open. Not here: what an open item emits
 (`open_items.py`), numbers and bytes (`response_draft.py`), what a chat chunk means (`chat_stream.py`), and when a
-response is saved or sent (`engine/exchange/made_response.py`).
+response is saved or sent (`engine/exchange/response_end.py`).
 
 Invariants: at most one item is open; an item that was opened is closed exactly once, in order; `sequence_number` is
 0, 1, 2, … without gaps; `response` always equals the fold of the events made so far.

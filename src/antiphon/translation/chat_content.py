@@ -2,7 +2,7 @@
 
 Lives here: strings and parts of messages and of tool outputs, by what the upstream takes; which files they name, once
 the translation has met one, and which of those may be missing. Not here: which message they go into
-(`chat_messages.py`), fetching and reading files (`engine/running/runner.py`).
+(`chat_messages.py`), fetching and reading files (`engine/running/loading.py`).
 
 Invariant: text is spliced, never decoded; a part that cannot be expressed is a 400 that names it.
 """

@@ -1,7 +1,8 @@
 """Compaction: a summary that stands for a conversation, and what of it must stay as it was.
 
 Lives here: what the model is asked for, what goes into a compaction and how one is taken apart again. Not here: when a
-conversation is compacted and who makes the call (`engine/exchange/made_response.py`), sealing.
+conversation is compacted (`engine/exchange/loaded_request.py`), the model's call
+(`engine/exchange/compaction_turn.py`), sealing.
 
 What stays beside the summary: calls whose output has not come yet, with the reasoning before them (the client sends the
 output next), tools that items brought, and, where the conversation goes on in the same response, its latest turn.

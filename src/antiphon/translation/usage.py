@@ -2,7 +2,7 @@
 
 Lives here: reading a chat usage object into ours, finding the usage of an answer that passes untouched, and the sum of
 several model calls. Not here: when it is read (`chat_stream.py`, `engine/exchange/native_request.py`), when it is
-summed (`engine/exchange/made_response.py`).
+summed (the phases of `engine/exchange/`).
 
 Invariant: absent counts stay absent as a whole (no usage at all is None, never zeros), and every number is a
 non-negative integer. What a model or a client wrote in an answer that passes is never taken for the upstream's count:

@@ -1,7 +1,7 @@
 """What a client is sent of one exchange: heads, events, whole answers, refusals.
 
 Lives here: the forms of an answer, and that there is one head. Not here: when it is sent and what is in it
-(`made_response.py`), events (`translation/builder.py`).
+(the phases), events (`translation/builder.py`).
 
 Invariant: `SendHead` comes once, before any `SendBody`.
 """

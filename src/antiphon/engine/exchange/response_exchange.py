@@ -1,9 +1,10 @@
 """One `POST /v1/responses`, from its bytes to its last event: a state machine without I/O.
 
-Lives here: the face for doors and the runner, what kind of request it is, limits. Not here: the states (`states.py`;
-`docs/exchange.md` has the picture), what is done in each phase (`phase.py` and the phases it names),
-translation (`translation/`), performing actions (`engine/running/runner.py`), and any transport. No await, no clock but
-the one given, no randomness but the ids given.
+Lives here: the face for doors and the runner, what kind of request it is, limits; a request whose prompt is not loaded
+yet, and the answer to one that was served before. Not here: the states (`states.py`; `docs/exchange.md` has the
+picture), what is done in each other phase (`phase.py` and the phases it names), translation (`translation/`),
+performing actions (`engine/running/runner.py`), and any transport. No await, no clock but the one given, no randomness
+but the ids given.
 
 An input that the state does not allow raises `ExchangeStateError` (a door's bug); bad bytes never raise, they become
 the failed path.

@@ -1,7 +1,7 @@
 """Background work as values, and the port that keeps it.
 
 Lives here: what a job is, the stream of a background response in pieces, and `JobStore`. Not here: who runs jobs
-(`engine/running/background.py`), who reads their streams (`engine/running/followers.py`), SQL.
+(`engine/running/workers.py`), who reads their streams (`engine/running/followers.py`), SQL.
 
 A job is there from the moment a background response is queued until it is over: whoever deletes the job ends the
 response, in one unit with its last state and its last event. So two can never end the same response, and whoever sees

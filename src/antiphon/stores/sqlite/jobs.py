@@ -1,7 +1,7 @@
 """How SQLite queues, claims and finishes background work, and adds to its streams.
 
 Lives here: that SQL by name. Not here: what is alike in all backends (`../jobs.py`), responses as such
-(`responses.py`), who runs a job (`engine/running/background.py`), threads and transactions (`writer.py`).
+(`responses.py`), who runs a job (`engine/running/workers.py`), threads and transactions (`writer.py`).
 
 Invariant: a job's row is deleted by exactly one unit, and that unit also writes the response's last state and its
 last event; every statement of a worker demands that the worker still holds the job.
