@@ -11,9 +11,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.e2e.test_reload import ASK, envoys, said, write
+from tests.e2e.test_reload import ASK, said, write
 from tests.support.chat_server import ChatServer
-from tests.support.gateway import Gateway, post, start_gateway
+from tests.support.gateway import Gateway, start_gateway
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.usefixtures("hangups_are_heard")]
@@ -52,9 +52,11 @@ async def all_answer(gateway: Gateway, times: int = 24) -> None:
     """Each new connection, to whichever socket the kernel gives it, is answered."""
     timeout = aiohttp.ClientTimeout(total=5)
     for _ in range(times):
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            async with session.post(gateway.base_url + "/responses", json=ASK) as got:
-                assert got.status == 200
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.post(gateway.base_url + "/responses", json=ASK) as got,
+        ):
+            assert got.status == 200
 
 
 async def test_a_change_that_fails_leaves_no_socket_that_nobody_accepts_at(server: ChatServer, folder: Path) -> None:
