@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import aiohttp
@@ -93,5 +95,68 @@ async def test_an_old_worker_that_dies_during_a_change(server: ChatServer, folde
         os.kill(new[1], signal.SIGCONT)
         await said(gateway, "settings_reloaded", 1)
         await all_answer(gateway)
+    finally:
+        assert await gateway.stop() == 0
+
+
+async def test_an_envoy_that_is_killed_in_its_start_does_not_stop_further_changes(
+    server: ChatServer, folder: Path
+) -> None:
+    file = folder.parent / f"{folder.name}.yaml"
+    write(file, server, reload={"watch": False})
+    gateway = await start_gateway(None, folder, "--config", str(file), "--door", "envoy")
+    try:
+        (former,) = envoys(gateway)
+        gateway.process.send_signal(signal.SIGHUP)
+        # The next one has the shared memory then.
+        await said(gateway, "shutting down admin due to child startup", 1)
+        for one in set(envoys(gateway)) - {former}:
+            os.kill(one, signal.SIGKILL)
+        await until(lambda: any('"settings_re' in line for line in gateway.log))
+        gateway.process.send_signal(signal.SIGHUP)
+        await said(gateway, "settings_reloaded", 1)
+        await all_answer(gateway, 4)
+    finally:
+        assert await gateway.stop() == 0
+
+
+def shared_memory(folder: Path) -> Path:
+    (base,) = folder.glob("run/antiphon-*/envoy-base")
+    return Path(f"/dev/shm/envoy_shared_memory_{base.read_text().strip()}0")
+
+
+async def test_the_shared_memory_of_a_killed_run_is_taken_away_by_the_next_one(
+    server: ChatServer, folder: Path
+) -> None:
+    gateway = await start_gateway(server.base_url, folder, "--door", "envoy")
+    left = shared_memory(folder)
+    await gateway.stop(signal.SIGKILL)
+    assert left.exists()
+    gateway = await start_gateway(server.base_url, folder, "--door", "envoy")
+    assert not left.exists()
+    left = shared_memory(folder)
+    assert left.exists()
+    assert await gateway.stop() == 0
+    assert not left.exists()
+
+
+HIDE = "mount -t tmpfs -o ro none /dev/shm"
+
+
+def can_hide() -> bool:
+    return not subprocess.run(["unshare", "-rm", "sh", "-c", HIDE], capture_output=True).returncode
+
+
+async def test_without_shared_memory_envoy_serves_and_a_change_is_refused(server: ChatServer, folder: Path) -> None:
+    if not can_hide():
+        pytest.skip("needs a mount namespace")
+    python = folder.parent / f"{folder.name}-python"
+    python.write_text(f'#!/bin/sh\nexec unshare -rm sh -c \'{hide} && exec {sys.executable} "$@"\' sh "$@"\n')
+    python.chmod(0o700)
+    gateway = await start_gateway(server.base_url, folder, "--door", "envoy", python=python)
+    try:
+        gateway.process.send_signal(signal.SIGHUP)
+        assert "/dev/shm" in (await said(gateway, "settings_refused", 1))["problem"]
+        await all_answer(gateway, 4)
     finally:
         assert await gateway.stop() == 0

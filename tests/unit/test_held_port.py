@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
@@ -51,3 +52,21 @@ def test_who_waits_for_a_dead_worker_is_turned_away(port: HeldPort) -> None:
     assert renewed.getsockname() == parse_address(port.address)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(parse_address(port.address), timeout=30)
+
+
+def test_sockets_that_two_generations_have_are_not_renewed(port: HeldPort) -> None:
+    (held,) = port.sockets(0, 1)
+    with port.for_two_generations():
+        port.renew(0, 1)
+        assert port.sockets(0, 1) == [held]
+    port.renew(0, 1)
+    assert port.sockets(0, 1) != [held]
+
+
+def test_sockets_of_a_generation_that_fails_are_closed(port: HeldPort) -> None:
+    (held,) = port.sockets(0, 1)
+    with contextlib.suppress(RuntimeError), port.for_two_generations():
+        further = port.sockets(1, 3)
+        raise RuntimeError
+    assert [one.fileno() for one in further] == [-1]
+    assert port.sockets(0, 1) == [held] and held.fileno() >= 0

@@ -90,7 +90,9 @@ def test_what_a_killed_run_left_is_cleared_and_the_living_are_not(short: Path, n
         left = Path(tempfile.mkdtemp(prefix="antiphon-", dir=living.parent))
         (left / "lock").touch()
         (left / "envoy.yaml").touch()
-        with run_folder(data) as another:
+        forgotten: list[Path] = []
+        with run_folder(data, forgotten.append) as another:
+            assert forgotten == [left]
             assert living.exists() and another.exists()
             assert not left.exists()
         assert living.exists()

@@ -7,7 +7,7 @@ Hot restart: the next Envoy finds the former by its base id and number, takes it
 drain. After `RELEASE_SECONDS` it tells the former to end by SIGTERM, and speaks to it no more; one that cannot be
 spoken to until then would abort it. How long a drain may take is not known at the start, so SIGTERM is blocked for
 Envoys (`guard.py`), and the parent ends them by SIGINT. An Envoy that follows one which died begins anew. Linux alone
-has all this.
+has all this, where there is shared memory (`/dev/shm`).
 
 Invariant: only this user can speak to a running Envoy about its restart.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -32,6 +33,9 @@ _LOG = '{"timestamp":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l","logger":"envoy.%n","m
 _FLUSH_MILLISECONDS = "200"
 _VALIDATE_SECONDS = 30.0
 _SHARED = Path("/dev/shm")
+_SHARED_BYTES, _FLAGS_AT = 104, 96
+_BASE = "envoy-base"
+"""The file in a run's folder with the base id of its Envoys."""
 RELEASE_SECONDS = 3
 _COUNTERS_SECONDS = "1s"
 """How often an Envoy takes what the former has counted."""
@@ -45,7 +49,7 @@ class EnvoyProcess:
         self._command = [str(binary), "-c", str(folder / "envoy.yaml"), *_options(settings, shared)]
         self._version = version
         self._config = folder / "envoy.yaml"
-        self._base = shared / "envoy-base"
+        self._base = shared / _BASE
         self._follows: tuple[str, int] | None = None
         self._epoch = 0
 
@@ -72,7 +76,12 @@ class EnvoyProcess:
         if self._follows is not None:
             (base, number), self._follows = self._follows, None
             self._epoch = number + 1
+            _allow_another_try(_shared_memory(base))
             chosen = ["--base-id", base]
+        elif not os.access(_SHARED, os.W_OK | os.X_OK):
+            # Some containers have none; settings that change take a restart there.
+            self._base.write_text("")
+            return [*self._command, "--disable-hot-restart"]
         else:
             self.forget()
             self._base.touch(mode=0o600)
@@ -82,13 +91,12 @@ class EnvoyProcess:
 
     def _place(self) -> tuple[str, int]:
         if not (base := self._base.read_text().strip()):
-            raise ConfigError("this Envoy knows no hot restart (it is there on Linux alone): restart")
+            raise ConfigError("this Envoy knows no hot restart (it takes Linux, and a /dev/shm to write in): restart")
         return base, self._epoch
 
     def forget(self) -> None:
         """Take away the shared memory that an Envoy leaves behind."""
-        with contextlib.suppress(OSError):
-            (_SHARED / f"envoy_shared_memory_{self._base.read_text().strip()}0").unlink()
+        forget(self._base.parent)
 
     def _validate(self, settings: Settings) -> None:
         command = [*self._command[:3], "--mode", "validate", "--log-level", "error"]
@@ -98,6 +106,25 @@ class EnvoyProcess:
         if ran.returncode:
             said = (ran.stderr or ran.stdout).strip().splitlines()
             raise ConfigError(f"Envoy does not take its configuration: {said[-1] if said else ran.returncode}")
+
+
+def forget(shared: Path) -> None:
+    """Take away the shared memory of the Envoys of the run that has this folder: they are gone."""
+    with contextlib.suppress(OSError):
+        if base := (shared / _BASE).read_text().strip():
+            _shared_memory(base).unlink()
+
+
+def _shared_memory(base: str) -> Path:
+    return _SHARED / f"envoy_shared_memory_{base}0"
+
+
+def _allow_another_try(memory: Path) -> None:
+    """An Envoy that was killed before it had started leaves a mark there, at which each further one would end."""
+    with contextlib.suppress(OSError), memory.open("r+b") as opened:
+        if memory.stat().st_size == _SHARED_BYTES:
+            opened.seek(_FLAGS_AT)
+            opened.write(bytes(_SHARED_BYTES - _FLAGS_AT))
 
 
 def _options(settings: Settings, shared: Path) -> list[str]:

@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,8 +27,9 @@ _SHORT = Path("/tmp")
 
 
 @contextmanager
-def run_folder(data: Path) -> Iterator[Path]:
-    """A new folder below the data folder, or below `/tmp` when socket paths would get too long there."""
+def run_folder(data: Path, forget: Callable[[Path], object] = lambda folder: None) -> Iterator[Path]:
+    """A new folder below the data folder, or below `/tmp` when socket paths would get too long there. `forget` takes
+    away what a run that was killed left elsewhere; it gets the folder of that run."""
     above = data.absolute() / "run"
     if len(os.fsencode(above)) > _MAX_LENGTH:
         short = _SHORT if _SHORT.is_dir() else Path(tempfile.gettempdir())
@@ -38,7 +39,7 @@ def run_folder(data: Path) -> Iterator[Path]:
     try:
         # Nobody clears away while somebody else has made a folder and not locked it yet.
         with _locked(above / "lock"):
-            _clear(above)
+            _clear(above, forget)
             folder = Path(tempfile.mkdtemp(prefix="antiphon-", dir=above))
             living.enter_context(_locked(folder / "lock"))
     except OSError as error:
@@ -81,9 +82,10 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _clear(above: Path) -> None:
+def _clear(above: Path, forget: Callable[[Path], object]) -> None:
     """Remove what killed runs left behind."""
     for lock in above.glob("antiphon-*/lock"):
         with contextlib.suppress(OSError), lock.open() as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            forget(lock.parent)
             shutil.rmtree(lock.parent, ignore_errors=True)

@@ -22,6 +22,7 @@ import structlog
 
 from antiphon.app.data_folder import prepare_data
 from antiphon.commands.children import ParentPipe
+from antiphon.commands.envoy_process import forget
 from antiphon.commands.flags import settings_file, settings_of
 from antiphon.commands.generation import Generation, Surroundings
 from antiphon.commands.listen_address import HeldPort, free_address, refuse_own_upstream
@@ -145,7 +146,7 @@ class _Up:
 
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
         prepare_data(self._settings.data)
-        with run_folder(self._settings.data) as folder:
+        with run_folder(self._settings.data, forget) as folder:
             async with self._showing_metrics() as metrics:
                 port = HeldPort(self._where)
                 around = Surroundings(folder, ParentPipe(), port, metrics)
