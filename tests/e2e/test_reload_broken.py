@@ -151,7 +151,7 @@ async def test_without_shared_memory_envoy_serves_and_a_change_is_refused(server
     if not can_hide():
         pytest.skip("needs a mount namespace")
     python = folder.parent / f"{folder.name}-python"
-    python.write_text(f'#!/bin/sh\nexec unshare -rm sh -c \'{hide} && exec {sys.executable} "$@"\' sh "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec unshare -rm sh -c \'{HIDE} && exec {sys.executable} "$@"\' sh "$@"\n')
     python.chmod(0o700)
     gateway = await start_gateway(server.base_url, folder, "--door", "envoy", python=python)
     try:
