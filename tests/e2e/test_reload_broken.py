@@ -15,6 +15,8 @@ import pytest
 
 from tests.e2e.test_reload import ASK, said, write
 from tests.support.chat_server import ChatServer
+from tests.e2e.test_reload import ASK, envoys, said, write
+from tests.support.chat_server import ChatServer, Wait, answer, event, text_stream
 from tests.support.gateway import Gateway, start_gateway
 from tests.support.waiting import until
 
@@ -76,6 +78,42 @@ async def test_a_change_that_fails_leaves_no_socket_that_nobody_accepts_at(serve
         os.kill(new[2], signal.SIGKILL)
         await said(gateway, "settings_refused", 1)
         await all_answer(gateway)
+    finally:
+        assert await gateway.stop() == 0
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["a worker that dies", "the end of all"])
+async def test_what_began_in_workers_that_are_not_taken_is_finished(
+    server: ChatServer, folder: Path, ended: bool
+) -> None:
+    """One of the new workers accepts while another one starts still."""
+    file = folder.parent / f"{folder.name}.yaml"
+    write(file, server, reload={"watch": False}, workers=1)
+    gateway = await start_gateway(None, folder, "--config", str(file), "--door", "http")
+    try:
+        before = children(gateway)
+        write(file, server, reload={"watch": False}, workers=2)
+        gateway.process.send_signal(signal.SIGHUP)
+        new = await started(gateway, before, 2)
+        os.kill(new[0], signal.SIGSTOP)
+        await until(lambda: listens(new[1]))
+        gate = asyncio.Event()
+        server.default = lambda _: answer(parts=[event("a"), Wait(gate), *text_stream("b")])
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+            began = [
+                await session.post(gateway.base_url + "/responses", json={**ASK, "stream": True}) for _ in range(12)
+            ]
+            if ended:
+                gateway.process.send_signal(signal.SIGTERM)
+                await said(gateway, "draining", 1)
+            os.kill(new[0], signal.SIGKILL)
+            if not ended:
+                await said(gateway, "settings_refused", 1)
+                await asyncio.sleep(0.5)
+            gate.set()
+            for one in began:
+                assert b"response.completed" in await one.read()
+        assert await gateway.process.wait() == 0 if ended else True
     finally:
         assert await gateway.stop() == 0
 

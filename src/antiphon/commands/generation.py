@@ -309,6 +309,22 @@ class Generation:
             measuring.cancel()
         await self.stop()
 
+    async def withdraw(self) -> None:
+        """It does not take the place of the former generation: let what clients began here already finish, and end."""
+        await self._keep_no_more()
+        last = self._clock() + self.settings.timeouts.response
+        # One that does not serve yet obeys nothing.
+        serving = [child for child in self._living() if child.name in self._output.serving]
+        await asyncio.gather(*(self._tell_to_give_way(child) for child in serving))
+        if self._admin is not None:
+            await self._admin.refuse_connections(_HURRY_SECONDS)
+        await self._drain_workers(last)
+        while await self.requests_in_flight():
+            if self._clock() > last:
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        await self.stop()
+
     async def lets_go(self, began: float) -> None:
         """Wait until the Envoy here, which has served since `began` at the latest, needs the former no more."""
         await asyncio.sleep(began + RELEASE_SECONDS + _LATE_SECONDS - self._clock())

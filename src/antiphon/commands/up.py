@@ -5,7 +5,8 @@ here: what a generation is, reading the settings again (`reloading.py`).
 
 Invariants: `ready: URL` is the one line on standard output, printed after a request through the listener was answered;
 a signal lets requests in flight finish and refuses new ones; when a child that dies or hangs cannot be replaced all
-stop, and the exit status says so; there is at most one generation that was replaced and still serves.
+stop, and the exit status says so; beside the generation in use there is at most one, which was replaced or could not
+take its place.
 """
 
 from __future__ import annotations
@@ -223,9 +224,12 @@ class _Up:
         try:
             await generation.start()
         except BaseException:
-            await generation.stop()
             if self._now is None:
+                await generation.stop()
                 generation.forget()
+            else:
+                # Clients may have come there already.
+                self._former, self._retiring = generation, asyncio.ensure_future(generation.withdraw())
             raise
         former, self._now = self._now, generation
         generation.failed.add_done_callback(self._gave_up)
