@@ -1,6 +1,6 @@
 """What the rows of containers must be wherever they lie (`ContainerRows`).
 
-Lives here: the tests. Each kind of rows runs this suite in `test_containers_rows.py`, which also says how a container
+Lives here: the tests. Each kind of rows runs this suite in `test_container_rows.py`, which also says how a container
 gets old.
 
 Invariant: a test writes through `rows` and reads through `peer`, which is a second one on the same data.

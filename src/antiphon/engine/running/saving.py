@@ -1,8 +1,8 @@
 """Saving a response, queueing one, and giving back what it held; each goes on when its request ends meanwhile.
 
 Lives here: the tasks that outlive their requests, and what becomes of a response's conversation lock and idempotency
-key. Not here: what is stored and when (`engine/exchange/response_end.py`, `queued_request.py` there), and what
-a write means (`ResponseStore.save`).
+key. Not here: what is stored and when (`engine/exchange/response_end.py`), and what a write
+means (`ResponseStore.save`).
 
 Invariant: a save that was begun is finished even when the request's task is cancelled; what a response held goes with
 its row, or is given back.
