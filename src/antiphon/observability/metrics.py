@@ -80,7 +80,6 @@ class Metrics:
         """Responses being served."""
         self.lag = self._keep(Spread(names.LAG))
         """How late the event loop was."""
-        """Times that the settings were read again, by result; of a process that does so itself."""
         self.writer_group = self._keep(Spread(names.WRITER_GROUP))
         """Units of one transaction, by database."""
         for one in names.METRICS:
