@@ -1,7 +1,7 @@
 """What vector stores, their ingestion and their index must do in every backend.
 
-Lives here: the suite, and what its tests are written in. Not here: vectors (`nearest_contract.py`), what one backend
-alone does (`test_vector_stores_*.py`).
+Lives here: the suite, and what its tests are written in. Not here: vectors on PostgreSQL
+(`test_vectors_postgres.py`), what one backend alone does (`test_vector_stores_*.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Builds of Antiphon, each a wheel in an environment of its own: the present one, and two that may follow it.
 
-Lives here: making them. Not here: running them (`replicas.py`), the order in which they follow (`upgrade.py`).
+Lives here: making them. Not here: running them (`replicas.py`), the order in which they follow (`course.py`).
 
 The next build has a schema that only adds: a column and an index on a table that every turn writes, a column on the
 table of jobs. The one after that takes the first of them away again, which the build before it does without, and writes

@@ -1,1 +1,1 @@
-"""The composition root: the only place that reads the settings and decides who implements which port."""
+"""The composition root: it reads all settings, and it alone decides who implements which port."""

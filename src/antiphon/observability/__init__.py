@@ -1,1 +1,1 @@
-"""Logs and metrics; imported by the runner, the doors and the commands, never by pure code."""
+"""Logs, metrics and traces; imported by the runner, the doors and the commands, never by pure code."""

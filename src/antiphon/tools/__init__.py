@@ -4,5 +4,5 @@ Lives here: one module for each tool, and `box.py`, which holds them together. N
 item looks like (`engine/exchange/tool_turns.py`, `translation/hosted_events.py`).
 
 To add a tool: a class with `types`, `prepare` and `run` (`box.Tool`), a `CallKind` and an item in `types/items.py` with
-its events, and one line in `app/build.py`. The tool contract suite runs on it.
+its events, and one line in `app/tools.py`. The tool contract suite runs on it.
 """

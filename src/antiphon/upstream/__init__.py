@@ -1,1 +1,1 @@
-"""Outgoing model calls: the one HTTP session and the chat client on it."""
+"""Outgoing calls: models and embeddings over connections of their own, files that clients name by URL."""
