@@ -13,8 +13,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.e2e.test_reload import ASK, said, write
-from tests.support.chat_server import ChatServer
 from tests.e2e.test_reload import ASK, envoys, said, write
 from tests.support.chat_server import ChatServer, Wait, answer, event, text_stream
 from tests.support.gateway import Gateway, start_gateway
