@@ -12,7 +12,8 @@ import asyncpg
 import pytest
 
 from antiphon.engine.ports.indexing import ChunkHit
-from antiphon.engine.ports.vector_stores import NewFile
+from antiphon.engine.ports.state import Page, PageQuery
+from antiphon.engine.ports.vector_stores import FileError, NewFile
 from antiphon.errors import StoreError
 from antiphon.stores.backend import VectorDatabase
 from antiphon.stores.idempotency import IdempotencyKeys
@@ -275,3 +276,27 @@ async def test_words_rank_as_on_sqlite(open_here: Opener, tmp_path: Path) -> Non
             ours, theirs = found
             assert [row[:2] for row in ours] == [row[:2] for row in theirs]
             assert [row[2] for row in ours] == pytest.approx([row[2] for row in theirs], rel=1e-9)
+
+
+async def test_a_file_that_fails_while_it_is_taken_out_keeps_nobody_waiting_for_itself(
+    open_here: Opener, postgres_url: str
+) -> None:
+    # Both lock the file's row first, and note its number after that: otherwise each waits for what the other has.
+    database = await open_here()
+    await make(database, "one", NewFile("file-a", "a.txt"))
+    (job,) = await claim(database)
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT 1 FROM vector_files FOR UPDATE")
+            failing = asyncio.create_task(database.ingestion.fail(job, FileError("invalid_file", "no text")))
+            async with asyncio.timeout(30):
+                while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                    await asyncio.sleep(0.01)
+            await connection.execute("SET LOCAL lock_timeout = '500ms'")
+            await connection.execute("DELETE FROM vector_files")
+        assert not await failing
+    finally:
+        await connection.close()
+    await sweep(database)
+    assert await database.stores.list_files(ALICE, STORE, PageQuery()) == Page((), has_more=False)

@@ -92,7 +92,10 @@ APPEND_VECTORS = _APPEND.format(
   ON CONFLICT DO NOTHING
 )""",
 )
-_TRASH = "INSERT INTO vector_trash SELECT number FROM vector_files WHERE {held} ON CONFLICT DO NOTHING"
+# The row of the file first, as whoever deletes it has it before its number is noted.
+_TRASH = """
+INSERT INTO vector_trash SELECT number FROM vector_files WHERE {held} FOR NO KEY UPDATE ON CONFLICT DO NOTHING
+"""
 _COUNTED = ", words = (SELECT coalesce(sum(length), 0) FROM chunks WHERE file_number = :no)"
 
 # Whether there may be something to clear up, at the cost of a look.
