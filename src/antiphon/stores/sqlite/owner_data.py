@@ -114,7 +114,7 @@ def export_owner(path: Path, owner: str) -> Iterator[tuple[str, dict[str, Any]]]
 def delete_owner(path: Path, owner: str) -> int:
     """Delete everything of an owner but files and vector stores, in pieces that let requests through.
 
-    Returns how many chains, conversations and prompts went. Raises `StoreError`.
+    Returns how many chains, conversations, prompts, keys and days of usage went. Raises `StoreError`.
     """
     gone = 0
     with closing(_writer(path)) as connection:
