@@ -10,9 +10,9 @@ first.
 
 What a process asks for itself never queues behind what clients read.
 
-Invariants: a job's row is deleted by exactly one unit, which also writes the response's last state and its last event;
-every statement of a worker demands that the worker holds the job. A sealed piece of a stream has the
-numbers of the events in it.
+Invariants: exactly one unit ends a job: it deletes the job's row, and writes the response's last state and last event
+(deleting the response takes the row along); every statement of a worker demands that the worker holds the job. A sealed
+piece of a stream has the numbers of the events in it.
 """
 
 from __future__ import annotations
