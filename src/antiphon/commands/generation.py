@@ -325,6 +325,14 @@ class Generation:
             await asyncio.sleep(_POLL_SECONDS)
         await self.stop()
 
+    async def listen_again(self) -> None:
+        """The next generation failed. Where its Envoy had taken the listeners already, ours must begin anew, although
+        that cuts what it has: nobody else would accept."""
+        envoy = self.envoy.child if self.envoy is not None else None
+        if self._admin is not None and envoy is not None and await self._admin.has_stopped_listening():
+            _log.error("envoy_begins_anew", pid=envoy.pid, problem="the next Envoy took its listeners, and failed")
+            envoy.kill()
+
     async def lets_go(self, began: float) -> None:
         """Wait until the Envoy here, which has served since `began` at the latest, needs the former no more."""
         await asyncio.sleep(began + RELEASE_SECONDS + _LATE_SECONDS - self._clock())

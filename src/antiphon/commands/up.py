@@ -248,7 +248,11 @@ class _Up:
         there = settings.model_copy(update={"listen": self._now.settings.listen})
         refuse_own_upstream(there)
         await asyncio.to_thread(check_named_files, settings)
-        await self._start(Generation(there, around, self._now))
+        try:
+            await self._start(Generation(there, around, self._now))
+        except Exception:
+            await self._now.listen_again()
+            raise
         configure(settings.log.level, settings.log.format)
         self._settings = settings
         return changed
