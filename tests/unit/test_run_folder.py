@@ -39,13 +39,13 @@ def test_it_is_in_the_data_folder_and_private(short: Path) -> None:
 
 
 def test_there_is_room_for_the_names_of_envoys_hot_restart() -> None:
-    """Envoy 1.40 adds `_parent_` or `_child_` and up to 20 digits: its own base id may be any 64-bit number."""
+    """Envoy 1.40 adds at most `_udp_parent_` and up to 20 digits: its own base id may be any 64-bit number."""
     for length in range(30, 80):
         data = Path("/tmp") / ("d" * (length - len("/tmp/") - len("/run")))
         try:
             data.mkdir()
             with run_folder(data) as folder:
-                assert len(os.fsencode(folder / f"hot_parent_{2**64 - 1}")) <= 107
+                assert len(os.fsencode(folder / f"hot_udp_parent_{2**64 - 1}")) <= 107
         finally:
             shutil.rmtree(data)
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from antiphon.errors import ConfigError
 
 # The path of a Unix socket has at most 107 bytes (103 on macOS); ours add two folders and names of up to 24. Those of
-# Envoy's hot restart add one folder (18) and names of up to 31, which end in a number of up to 20 digits.
-_MAX_LENGTH = 57
+# Envoy's hot restart add one folder (18) and names of up to 36, which end in a number of up to 20 digits.
+_MAX_LENGTH = 52
 _SHORT = Path("/tmp")
 
 
