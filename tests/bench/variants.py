@@ -124,7 +124,8 @@ class Process:
         `piped`: its log lines go into a pipe that is read, as in a container, instead of into the file itself.
         """
         if pipe is not None:
-            command = (sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), "0", *command)
+            # A moment, since a program that gets none does not hear SIGTERM.
+            command = (sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), "0.05", *command)
         plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
         reader = None
         with log.open("wb") as file, contextlib.ExitStack() as ends:
