@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -45,6 +47,20 @@ def programs(pids: set[int]) -> list[int]:
     return []
 
 
+@asynccontextmanager
+async def changing(
+    server: ChatServer, folder: Path, door: str, **settings: object
+) -> AsyncIterator[tuple[Gateway, Path]]:
+    """A gateway with these settings, and their file. It must end well."""
+    file = folder.parent / f"{folder.name}.yaml"
+    write(file, server, reload={"watch": False}, **settings)
+    gateway = await start_gateway(None, folder, "--config", str(file), "--door", door)
+    try:
+        yield gateway, file
+    finally:
+        assert await gateway.stop() == 0
+
+
 async def started(gateway: Gateway, before: set[int], workers: int) -> list[int]:
     await until(lambda: len(programs(children(gateway) - before)) == workers)
     return programs(children(gateway) - before)
@@ -62,10 +78,7 @@ async def all_answer(gateway: Gateway, times: int = 24) -> None:
 
 
 async def test_a_change_that_fails_leaves_no_socket_that_nobody_accepts_at(server: ChatServer, folder: Path) -> None:
-    file = folder.parent / f"{folder.name}.yaml"
-    write(file, server, reload={"watch": False}, workers=1)
-    gateway = await start_gateway(None, folder, "--config", str(file), "--door", "http")
-    try:
+    async with changing(server, folder, "http", workers=1) as (gateway, file):
         before = children(gateway)
         write(file, server, reload={"watch": False}, workers=3)
         gateway.process.send_signal(signal.SIGHUP)
@@ -76,8 +89,6 @@ async def test_a_change_that_fails_leaves_no_socket_that_nobody_accepts_at(serve
         os.kill(new[2], signal.SIGKILL)
         await said(gateway, "settings_refused", 1)
         await all_answer(gateway)
-    finally:
-        assert await gateway.stop() == 0
 
 
 @pytest.mark.parametrize("ended", [False, True], ids=["a worker that dies", "the end of all"])
@@ -85,10 +96,7 @@ async def test_what_began_in_workers_that_are_not_taken_is_finished(
     server: ChatServer, folder: Path, ended: bool
 ) -> None:
     """One of the new workers accepts while another one starts still."""
-    file = folder.parent / f"{folder.name}.yaml"
-    write(file, server, reload={"watch": False}, workers=1)
-    gateway = await start_gateway(None, folder, "--config", str(file), "--door", "http")
-    try:
+    async with changing(server, folder, "http", workers=1) as (gateway, file):
         before = children(gateway)
         write(file, server, reload={"watch": False}, workers=2)
         gateway.process.send_signal(signal.SIGHUP)
@@ -107,32 +115,25 @@ async def test_what_began_in_workers_that_are_not_taken_is_finished(
             os.kill(new[0], signal.SIGKILL)
             if not ended:
                 await said(gateway, "settings_refused", 1)
-                await asyncio.sleep(0.5)
+                await said(gateway, "draining", 1)
             gate.set()
             for one in began:
                 assert b"response.completed" in await one.read()
         assert await gateway.process.wait() == 0 if ended else True
-    finally:
-        assert await gateway.stop() == 0
 
 
 async def test_an_old_worker_that_dies_during_a_change(server: ChatServer, folder: Path) -> None:
-    file = folder.parent / f"{folder.name}.yaml"
-    write(file, server, reload={"watch": False}, workers=2)
-    gateway = await start_gateway(None, folder, "--config", str(file), "--door", "http")
-    try:
+    async with changing(server, folder, "http", workers=2) as (gateway, _):
         before = children(gateway)
         gateway.process.send_signal(signal.SIGHUP)
         new = await started(gateway, before, 2)
         os.kill(new[1], signal.SIGSTOP)
         os.kill(min(before), signal.SIGKILL)
         await said(gateway, "process_ended", 1)
-        await asyncio.sleep(4)
+        await until(lambda: any(map(listens, programs(children(gateway) - before - set(new)))))
         os.kill(new[1], signal.SIGCONT)
         await said(gateway, "settings_reloaded", 1)
         await all_answer(gateway)
-    finally:
-        assert await gateway.stop() == 0
 
 
 @pytest.mark.parametrize("later", [0.0, 0.02, 0.035, 0.05])
@@ -140,10 +141,7 @@ async def test_an_envoy_that_is_killed_in_its_start_leaves_one_that_serves_and_t
     server: ChatServer, folder: Path, later: float
 ) -> None:
     """At whichever moment: it may have the listeners of the former one already."""
-    file = folder.parent / f"{folder.name}.yaml"
-    write(file, server, reload={"watch": False})
-    gateway = await start_gateway(None, folder, "--config", str(file), "--door", "envoy")
-    try:
+    async with changing(server, folder, "envoy") as (gateway, _):
         (former,) = envoys(gateway)
         gateway.process.send_signal(signal.SIGHUP)
         # The next one has the shared memory then.
@@ -157,8 +155,6 @@ async def test_an_envoy_that_is_killed_in_its_start_leaves_one_that_serves_and_t
         gateway.process.send_signal(signal.SIGHUP)
         await said(gateway, "settings_reloaded", taken + 1)
         await all_answer(gateway, 4)
-    finally:
-        assert await gateway.stop() == 0
 
 
 def shared_memory(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from antiphon.commands import early_ends
 from antiphon.commands.flags import settings_file, settings_of
 from antiphon.commands.metrics_listener import metrics_listener
 from antiphon.commands.orders import Obey, obeying, own_end
-from antiphon.commands.process import StopSignals, collect_by_time, keep_what_there_is, run_loop, time_to_cut
+from antiphon.commands.process import StopSignals, collect_by_time, keep_what_there_is, run_loop
 from antiphon.commands.reloading import SettingsFile, saying_that_a_restart_is_needed
 from antiphon.commands.service_manager import tell
 from antiphon.commands.starting import sidecar_tls, warn_of_contents_here
@@ -94,7 +94,7 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
 
             async def drain() -> bool:
                 # Envoy learns by its health checks that this process takes no more; until then it goes on serving.
-                seconds = signals.drain - time_to_cut(signals.drain)
+                seconds = signals.finish_seconds
                 given = 0.0 if signals.replaced else settings.timeouts.notice
                 notice = min(_NOTICE_SECONDS, seconds / 2) if given is None else given
                 return await app.drain(processor.drain(seconds, notice=notice), seconds)

@@ -319,10 +319,7 @@ class Generation:
         if self._admin is not None:
             await self._admin.refuse_connections(_HURRY_SECONDS)
         await self._drain_workers(last)
-        while await self.requests_in_flight():
-            if self._clock() > last:
-                break
-            await asyncio.sleep(_POLL_SECONDS)
+        await self._all_answered(last)
         await self.stop()
 
     async def listen_again(self) -> None:
@@ -382,12 +379,15 @@ class Generation:
                 await asyncio.sleep(began + notice - self._clock())
             await self._admin.refuse_connections(_HURRY_SECONDS)
         well = await self._drain_workers(last)
-        # What they finished may still be on its way through Envoy.
+        return await self._all_answered(last) and well
+
+    async def _all_answered(self, last: float) -> bool:
+        """Wait for what the workers have finished and Envoy still sends; False when that took too long."""
         while await self.requests_in_flight():
             if self._clock() > last:
                 return False
             await asyncio.sleep(_POLL_SECONDS)
-        return well
+        return True
 
     async def _drain_workers(self, last: float) -> bool:
         """End the workers, who know how long they may take; one that cannot end by itself is killed. Whether all ended

@@ -154,9 +154,9 @@ class StopSignals:
         threading.Thread(target=self._watch, name="stop-signals", daemon=True).start()
 
     @property
-    def drain(self) -> float:
-        """Seconds for a drain."""
-        return self._drain
+    def finish_seconds(self) -> float:
+        """Of the seconds for a drain, those in which requests may finish: what still runs then is cut."""
+        return self._drain - time_to_cut(self._drain)
 
     def replace(self, seconds: float) -> None:
         """Another process has taken the place of this one, so that a drain may take as long as this."""

@@ -21,7 +21,6 @@ from antiphon.commands.process import (
     collect_by_time,
     keep_what_there_is,
     run_loop,
-    time_to_cut,
 )
 from antiphon.commands.reloading import SettingsFile, saying_that_a_restart_is_needed
 from antiphon.commands.service_manager import tell
@@ -98,7 +97,7 @@ async def _serve(arguments: argparse.Namespace, settings: Settings, file: Settin
             tell("READY=1")
 
             async def drain() -> bool:
-                seconds = signals.drain - time_to_cut(signals.drain)
+                seconds = signals.finish_seconds
                 notice, quiet = settings.timeouts.notice or 0.0, None
                 if signals.replaced:
                     notice, quiet = 0.0, QUIET_SECONDS

@@ -142,7 +142,8 @@ LOCK_FREE = f"{_TAKE} AND locked_by IS NULL AND NOT EXISTS (SELECT 1 FROM respon
 LOCK = f"""{_TAKE} AND ({_UNLOCKED} OR locked_by = :holder)
   AND NOT EXISTS (SELECT 1 FROM responses r WHERE r.id = :holder AND r.status NOT IN ('queued', 'in_progress'))
 """
-RELEASE = "UPDATE conversations SET locked_by = NULL WHERE locked_by = :holder"
+RELEASE = "UPDATE conversations SET locked_by = NULL WHERE locked_by = :id"
+"""What this response holds is given back."""
 # Rows in one order, as everywhere where several are locked.
 RENEW = """
 WITH held AS MATERIALIZED (
@@ -275,7 +276,7 @@ class SqlConversations:
 
     async def release(self, holder: str) -> None:
         """Give the lock back, if `holder` has one."""
-        await self._tables.run([Statement(RELEASE, {"holder": holder})], again=True)
+        await self._tables.run([Statement(RELEASE, {"id": holder})], again=True)
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         """See `Leased.renew`."""

@@ -23,6 +23,8 @@ from antiphon.stores.pages import Row
 from antiphon.stores.tables import Statement, Tables, changed, milliseconds, renewed
 from antiphon.stores.vector_stores import SqlVectorStores
 
+HELD = "claim = :claim AND {number} = :no AND status = 'in_progress'"
+"""The file that a claim holds, under the number that it had when it was claimed."""
 KNOWN = """
 SELECT id, {number}, version, coalesce(expires_at <= now_ms(), false) FROM vector_stores
 WHERE owner = :owner AND id IN (:ids...)
@@ -37,7 +39,7 @@ class SqlIngestion:
         store; `key`: of a file, whatever is ingested of it; `trash`: notes that the chunks of a held file are to be
         cleared away; `counted`: what else is set when a file is completed."""
         self._tables = tables
-        held = f"claim = :claim AND {number} = :no AND status = 'in_progress'"
+        held = HELD.format(number=number)
         self.renew_files = f"""
 WITH held (id) AS MATERIALIZED (
   SELECT {key} FROM vector_files WHERE claim IN (:holders...) AND status = 'in_progress'

@@ -25,6 +25,7 @@ from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, count_events
 from antiphon.engine.ports.signals import News, Pace, Seen
 from antiphon.stores.bodies import PLAIN, Bodies
+from antiphon.stores.conversations import RELEASE
 from antiphon.stores.pages import Row, cut_off
 from antiphon.stores.tables import Statement, Tables, changed, milliseconds, within
 
@@ -41,8 +42,7 @@ WITH held (id) AS MATERIALIZED (
 UPDATE jobs AS j SET lease_until = lease_in(:lease) FROM held WHERE j.response_id = held.id
 RETURNING response_id
 """
-RELEASE_CONVERSATION = "UPDATE conversations SET locked_by = NULL WHERE locked_by = :id"
-UNLOCK = f"{RELEASE_CONVERSATION} AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = :id)"
+UNLOCK = f"{RELEASE} AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = :id)"
 
 # For the statement behind it, which then sees all that was added to the stream.
 LOCK = """
@@ -207,7 +207,7 @@ class SqlJobs:
         named = {"id": ending.response_id, "worker": ending.worker, "last_event": ending.last_event}
         unit = [
             Statement(END_JOB, named, rows=1),
-            Statement(RELEASE_CONVERSATION, named),
+            Statement(RELEASE, named),
             Statement(END_RESPONSE, named | ended_as(ending.status, body, items, None), rows=1),
         ]
         if items:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from antiphon.engine.ports.indexing import Chunk, IngestJob
 from antiphon.engine.running.thread_pools import DOCUMENTS
-from antiphon.stores.indexing import SqlIngestion, ingest_job
+from antiphon.stores.indexing import HELD, SqlIngestion, ingest_job
 from antiphon.stores.pages import Row
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.vector_indexes import VectorIndexes
@@ -61,7 +61,7 @@ SELECT h.number, h.claim, s.owner, s.id, h.file_id, h.filename, h.chunking, h.ch
 FROM held h JOIN vector_stores s ON s.number = h.store_number
 WHERE s.owner IS NOT NULL ORDER BY h.number
 """
-_HELD = "claim = :claim AND number = :no AND status = 'in_progress'"
+_HELD = HELD.format(number="number")
 _STORE_THERE = "EXISTS (SELECT 1 FROM vector_stores s WHERE s.number = f.store_number AND s.owner IS NOT NULL)"
 _APPEND = f"""
 WITH held AS (

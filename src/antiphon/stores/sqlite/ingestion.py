@@ -14,7 +14,7 @@ from typing import Any
 
 from antiphon.engine.ports.indexing import CHUNK_BITS, Chunk, IngestJob
 from antiphon.ids import Clock, now
-from antiphon.stores.indexing import SqlIngestion, ingest_job
+from antiphon.stores.indexing import HELD, SqlIngestion, ingest_job
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_sql import BUMP, DELETE_ALL, TRASH_FILES, index_table
@@ -46,7 +46,7 @@ WHERE no = {_NEXT}
 """
 CLAIMED = _JOB + "WHERE f.claim IN (SELECT value FROM json_each(:claims))"
 # The file number must still be the claim's, and the store must be there: its index is.
-HOLD = "UPDATE vector_files SET title = :title WHERE claim = :claim AND no = :no AND status = 'in_progress'"
+HOLD = f"UPDATE vector_files SET title = :title WHERE {HELD.format(number='no')}"
 INSERT_CHUNK = "INSERT INTO chunks (id, tokens, vector, text) VALUES (?, ?, ?, ?)"
 INSERT_WORDS = "INSERT INTO {table} (rowid, title, text) VALUES (?, ?, ?)"
 DELETE_WORDS = "INSERT INTO {table} ({table}, rowid, title, text) VALUES ('delete', ?, ?, ?)"
