@@ -68,7 +68,7 @@ _MEASURE_SECONDS = COUNTS_SECONDS / 2
 @dataclass(frozen=True)
 class Surroundings:
     """What all generations of one `up` share: the folder of the run, the pipe that tells children of its end, where the
-    HTTP door accepts, and the numbers, where somebody is shown them."""
+    HTTP door accepts, and the metrics, if `metrics.listen` is set."""
 
     folder: Path
     pipe: ParentPipe
@@ -143,7 +143,7 @@ class Generation:
             # The next Envoy closes the door at which another connection could be made to this one.
             await former._admin.is_live()
             before = former._binary
-        # A configuration that cannot be made is told before anything is started.
+        # Raises for a wrong configuration before anything is started.
         binary = self._binary = await EnvoyProcess.prepare(settings, self._folder, self._around.folder, before)
         for number, place in enumerate(endpoints(settings)):
             self._add_worker(f"sidecar {number}", place.http, "extproc", "--worker", str(number))
@@ -324,7 +324,7 @@ class Generation:
 
     async def listen_again(self) -> None:
         """The next generation failed. Where its Envoy had taken the listeners already, ours must begin anew, although
-        that cuts what it has: nobody else would accept."""
+        that cuts its streams: no other process would accept."""
         envoy = self.envoy.child if self.envoy is not None else None
         if self._admin is not None and envoy is not None and await self._admin.has_stopped_listening():
             _log.error("envoy_begins_anew", pid=envoy.pid, problem="the next Envoy took its listeners, and failed")
@@ -405,7 +405,7 @@ class Generation:
         if ends:
             # Those that were killed; what they had started may hold their output open for longer.
             await asyncio.wait(ends, timeout=_LATE_SECONDS)
-        # One that knew no signals yet had served nobody.
+        # A worker that ends by SIGTERM had no handler yet, so it served no request.
         badly = [child for child in children if child.status not in (0, -signal.SIGTERM)]
         for child in badly:
             _log.warning("ended_badly", process=child.name, how=describe_status(child.status or 0))

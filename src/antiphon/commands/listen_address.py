@@ -67,7 +67,7 @@ class HeldPort:
         return join_address(self._host, self._port)
 
     def sockets(self, number: int, workers: int) -> list[socket.socket]:
-        """Those of a worker of so many. Where there were more workers once, all of their sockets are somebody's."""
+        """The sockets of worker `number` of `workers`: each socket has a worker, also where there were more before."""
         while len(self._sockets) < workers:
             self._sockets.append(self._bind())
         return self._sockets[number::workers]
@@ -84,7 +84,7 @@ class HeldPort:
     @contextmanager
     def for_two_generations(self) -> Iterator[None]:
         """While this lasts, the next generation has the sockets beside the former one. When it fails, those that only
-        it had are closed: the kernel deals out connections to each that listens, and nobody would accept there."""
+        it had are closed: the kernel deals out connections to each that listens, and no worker would accept there."""
         before = len(self._sockets)
         self._two = True
         try:
@@ -98,7 +98,7 @@ class HeldPort:
             self._two = False
 
     def close(self) -> None:
-        """Whoever has them goes on alone."""
+        """Close them here; the workers keep their copies."""
         for one in self._sockets:
             one.close()
         self._sockets = []

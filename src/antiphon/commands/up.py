@@ -176,7 +176,7 @@ class _Up:
         await self._until(stop, reasons(self._hangup, self._file, heard))
         tell("STOPPING=1")
         now, seconds = self._now, self._settings.timeouts.drain
-        # Who connects from now on is for the workers to refuse, and when these have ended for nobody.
+        # The workers refuse new connections from now on; when they have ended, the kernel does.
         around.port.close()
         # Each worker says what it has to finish, and what became of it; of what passes through, only Envoy knows.
         in_flight = {"in_flight": await now.requests_in_flight()} if now.envoy is not None else {}

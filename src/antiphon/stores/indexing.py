@@ -6,8 +6,8 @@ here: claiming files, writing chunks and clearing up, matching words and compari
 its own way (`sqlite/ingestion.py`, `sqlite/chunk_index.py` and PostgreSQL's), who runs the work (`search/ingest.py`),
 ranking and fusion (`search/`), what clients see (`vector_stores.py`).
 
-Invariants: leases are judged by the clock of leases alone. A file is found only when it is completed. Whoever searches
-names a store by its number, which was given with its owner (`known`).
+Invariants: leases are judged by the clock of leases alone. A file is found only when it is completed. A search names
+a store by its number, which `known` gives for an owner.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ UPDATE vector_files SET claim = NULL, attempts = attempts - :uncounted,
   lease_until = CASE WHEN :pause > 0 THEN lease_in(:pause) ELSE taken() END
 WHERE claim = :claim AND status = 'in_progress'
 """
-        # The store's row first, as everybody does.
+        # The store's row first, as every statement that locks both.
         self.bump_store = f"""
 UPDATE vector_stores SET version = version + 1 WHERE {number} = (SELECT {store} FROM vector_files WHERE {held})
 """
@@ -77,7 +77,7 @@ WHERE f.status = 'in_progress' AND s.owner IS NOT NULL
         return await renewed(self._tables, self.renew_files, claims, seconds)
 
     async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
-        """Give a file back; nobody takes it up for `pause` seconds."""
+        """Give a file back; no worker claims it for `pause` seconds."""
         uncounted = 0 if attempted or job.attempts <= 1 else 1
         named = {"claim": job.claim, "pause": milliseconds(pause), "uncounted": uncounted}
         await self._tables.run([Statement(self.release_file, named)], again=True)

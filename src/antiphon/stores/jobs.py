@@ -5,8 +5,7 @@ held, how a response ends early, and which bodies are sealed. Not here: queueing
 finishing a response, which each backend does in its own way (`sqlite/jobs.py`, `postgres/jobs.py`); who runs a job
 (`engine/running/`), how a backend runs statements (`tables.py`).
 
-A job's row is the lock of all that happens to its response: whoever adds to the stream or ends the response locks it
-first.
+A job's row is the lock of its response: adding to the stream and ending the response lock it first.
 
 What a process asks for itself never queues behind what clients read.
 
@@ -29,7 +28,7 @@ from antiphon.stores.conversations import RELEASE
 from antiphon.stores.pages import Row, cut_off
 from antiphon.stores.tables import Statement, Tables, changed, milliseconds, within
 
-# Whoever reads a stream reads it page by page anyway, and holds a page for as long as its client takes it.
+# A reader takes a stream page by page, and holds a page until its client has taken it.
 _PAGE_BYTES = 1 << 20
 
 HELD = "SELECT response_id FROM jobs WHERE worker = :worker"
@@ -85,17 +84,17 @@ ORDER BY cut.place
 
 
 Told: TypeAlias = Callable[[Collection[str]], None]
-"""Who hears of these responses."""
+"""Called with the ids of responses that changed."""
 
 
 def nobody(response_ids: Collection[str]) -> None:
-    """Nobody is told."""
+    """Calls no one."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobSql:
     """What the backends say differently. `queue`: how many jobs wait for a worker, and when the first of them was made;
-    `release`: the worker gives back the job `:id`, which nobody takes up for `:pause` milliseconds, and takes
+    `release`: the worker gives back the job `:id`, which no worker claims for `:pause` milliseconds, and takes
     `:uncounted` off its attempts."""
 
     queue: str
@@ -129,7 +128,7 @@ class SqlJobs:
     def __init__(
         self, tables: Tables, writer: JobWriter, sql: JobSql, bodies: Bodies = PLAIN, ended: Told = nobody
     ) -> None:
-        """`ended` is called with responses that were ended early: whoever runs them must stop."""
+        """`ended` is called with responses that ended early: their workers must stop."""
         self._ended = ended
         self._tables = tables
         self._writer = writer

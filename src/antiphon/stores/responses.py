@@ -7,8 +7,8 @@ Not here: storing a response, and finding items by their ids, which each backend
 A chain never crosses owners, which is enforced where a response is inserted; so reading one has to look at the owner of
 its last response only. Nothing stores a conversation twice: every response keeps its own items, once.
 
-A response is deleted with its chain locked: whoever continues the chain at that moment either was seen, or finds its
-predecessor gone.
+A response is deleted with its chain locked: a response that continues the chain at that moment is either seen, or finds
+its predecessor gone.
 
 Invariant: sizes are known before anything of that size is read; nothing of a history that is too large is.
 """

@@ -55,7 +55,7 @@ class SqlRetention:
         self._kept = kept
 
     async def take_turn(self, what: str, seconds: float) -> bool:
-        """Whether this process is the one to clear this up now; nobody else is for so many seconds."""
+        """Whether this process is the one to clear this up now; no other is for so many seconds."""
         named = {"what": what, "pause": milliseconds(seconds)}
         return await changed(self._tables, Statement(TAKE_TURN, named, rows=1))
 
