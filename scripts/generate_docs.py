@@ -1,7 +1,7 @@
 """Writes docs/configuration.md and docs/settings.schema.json from the settings model, docs/compatibility.md from the
 table of what is supported, docs/chat-servers.md from the profiles, docs/metrics.md from the metrics, docs/traces.md
-from the spans, docs/exchange.md from the exchange's table, docs/api.md and docs/api-differences.md from the table of
-routes, and envoy/envoy.yaml from the generator."""
+from the spans, docs/exchange.md from the exchange's table, src/antiphon/api/openapi.json, docs/api.md and
+docs/api-differences.md from the table of routes, and envoy/envoy.yaml from the generator."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ sys.path.insert(0, str(ROOT))
 
 from scripts.described_spans import CONTENT, MEANINGS, SPANS  # noqa: E402
 from tests.drift.client_table import KEPT  # noqa: E402
-from tests.schemas import api_differences, api_page  # noqa: E402
-from tests.support.whole_api import whole_document  # noqa: E402
+from tests.schemas import api_differences, api_document, api_page  # noqa: E402
+from tests.support.whole_api import whole_router  # noqa: E402
 
 
 def configuration() -> str:
@@ -678,6 +678,7 @@ def exchange() -> str:
 
 
 def main() -> int:
+    document = api_document.document(whole_router().endpoints)
     pages = {
         ROOT / "docs" / "configuration.md": configuration(),
         ROOT / "docs" / "settings.schema.json": json.dumps(settings_schema(), indent=2) + "\n",
@@ -686,8 +687,9 @@ def main() -> int:
         ROOT / "docs" / "metrics.md": metrics(),
         ROOT / "docs" / "traces.md": traces(),
         ROOT / "docs" / "exchange.md": exchange(),
-        ROOT / "docs" / "api.md": api_page.page(whole_document()),
-        ROOT / "docs" / "api-differences.md": api_differences.page(whole_document()),
+        ROOT / "src" / "antiphon" / "api" / "openapi.json": json.dumps(document, indent=1) + "\n",
+        ROOT / "docs" / "api.md": api_page.page(document),
+        ROOT / "docs" / "api-differences.md": api_differences.page(document),
         ROOT / "envoy" / "envoy.yaml": compose_bootstrap(),
     }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]

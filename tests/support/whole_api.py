@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Sequence
 from copy import deepcopy
 from functools import cache
 from typing import Any, cast
@@ -13,9 +15,9 @@ from antiphon.api.capabilities import Capabilities
 from antiphon.api.chat import PassedOn
 from antiphon.api.containers import ContainerApi
 from antiphon.api.conversations import Conversations
+from antiphon.api.endpoint import document
 from antiphon.api.files import Files
 from antiphon.api.models import ModelCatalog
-from antiphon.api.openapi import document
 from antiphon.api.prompts import Prompts
 from antiphon.api.router import Router
 from antiphon.api.standalone_search import StandaloneSearch
@@ -28,7 +30,12 @@ _NOTHING = cast(Any, None)
 
 @cache
 def whole_router() -> Router:
-    """Every row there can be; nothing stands behind them."""
+    """Every row there can be."""
+    return router()
+
+
+def router(*, without: Collection[type] = (), extra: Sequence[str] = ()) -> Router:
+    """All rows but those of the classes in `without`, with the operator's `extra` paths; nothing stands behind them."""
     routes = ModelRoutes(ModelRoute(PROFILES["generic"]))
     return Router(
         store=_NOTHING,
@@ -38,11 +45,11 @@ def whole_router() -> Router:
         areas=(
             *Conversations(_NOTHING, _NOTHING).endpoints(),
             *Prompts(_NOTHING).endpoints(),
-            *Files(_NOTHING).endpoints(),
-            *VectorStoreApi(_NOTHING, _NOTHING, _NOTHING).endpoints(),
+            *(Files(_NOTHING).endpoints() if Files not in without else ()),
+            *(VectorStoreApi(_NOTHING, _NOTHING, _NOTHING).endpoints() if VectorStoreApi not in without else ()),
             *StandaloneSearch(_NOTHING).endpoints(),
-            *ContainerApi(_NOTHING, _NOTHING).endpoints(),
-            *PassedOn(_NOTHING, routes).endpoints(),
+            *(ContainerApi(_NOTHING, _NOTHING).endpoints() if ContainerApi not in without else ()),
+            *PassedOn(_NOTHING, routes, extra).endpoints(),
             *Capabilities(routes, {}).endpoints(),
         ),
     )
@@ -50,8 +57,9 @@ def whole_router() -> Router:
 
 @cache
 def whole_document() -> dict[str, Any]:
-    """The document of all of them."""
-    return document(whole_router().endpoints)
+    """The document of all of them, as it is served."""
+    found: dict[str, Any] = json.loads(document(whole_router().endpoints))
+    return found
 
 
 @cache

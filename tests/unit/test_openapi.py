@@ -1,4 +1,5 @@
-"""The API's own document: all routes and nothing else, proper schemas, everything that a request can hold."""
+"""The API's own document: all routes and nothing else, proper schemas, everything that a request can hold. What is
+served while areas are switched off is what the generator makes of the other routes."""
 
 from __future__ import annotations
 
@@ -12,13 +13,20 @@ import pytest
 from jsonschema_rs import Draft202012Validator, meta
 from msgspec import Struct
 
-from antiphon.api.json_schema import Schemas
-from antiphon.api.openapi import DOCUMENT_PATH, EXCHANGES, path_of
+from antiphon import __version__
+from antiphon.api.containers import ContainerApi
+from antiphon.api.endpoint import document
+from antiphon.api.files import Files
+from antiphon.api.vector_stores import VectorStoreApi
+from antiphon.engine.exchange.options import EXCHANGE_PATHS
 from antiphon.translation.field_support import GROUPS
 from antiphon.translation.item_kinds import ITEMS
 from antiphon.translation.request_fields import REQUEST_FIELDS
 from antiphon.types.items import InputItem
-from tests.support.whole_api import whole_document, whole_router
+from antiphon.types.json import encode
+from tests.schemas import api_document
+from tests.schemas.json_schema import Schemas
+from tests.support.whole_api import router, whole_document, whole_router
 
 DOCUMENT = whole_document()
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
@@ -36,14 +44,42 @@ def _titles(name: str) -> set[str]:
 
 
 def test_every_route_has_an_operation_and_every_operation_a_route() -> None:
-    routes = {("POST", path) for path in EXCHANGES}
+    routes = {("POST", path) for path in EXCHANGE_PATHS}
     routes |= {
         (method, re.sub(r"\{\*?\}", "{}", endpoint.pattern))
         for endpoint in whole_router().endpoints
         for method in endpoint.methods
     }
     assert {(method, re.sub(r"\{\w+\}", "{}", path)) for method, path, _ in _operations()} == routes
-    assert all(whole_router().is_exchange("POST", path) for path in EXCHANGES)
+    assert all(whole_router().is_exchange("POST", path) for path in EXCHANGE_PATHS)
+
+
+@pytest.mark.parametrize("extra", [(), ("/rerank", "/audio/the-voice", "/Rerank")], ids=["", "paths of the operator"])
+@pytest.mark.parametrize(
+    "without",
+    [(), (ContainerApi,), (VectorStoreApi,), (VectorStoreApi, ContainerApi), (Files, VectorStoreApi, ContainerApi)],
+    ids=lambda without: "without " + ", ".join(one.__name__ for one in without),
+)
+def test_what_is_served_is_what_the_routes_make(without: tuple[type, ...], extra: tuple[str, ...]) -> None:
+    endpoints = router(without=without, extra=extra).endpoints
+    made = api_document.document(endpoints)
+    made["info"]["version"] = __version__
+    # In this order too, that of the routes.
+    assert document(endpoints) == encode(made)
+
+
+def test_an_operation_is_the_same_whatever_is_switched_off() -> None:
+    served = json.loads(document(router(without=(Files, VectorStoreApi)).endpoints))
+    assert served["paths"] == {path: DOCUMENT["paths"][path] for path in served["paths"]}
+    assert "/v1/containers" in served["paths"] and "/v1/files" not in served["paths"]
+
+
+def test_a_path_of_the_operator_that_is_an_own_one_is_described_as_what_answers() -> None:
+    extra = ("/files", "/search")
+    assert json.loads(document(router(extra=extra).endpoints)) == DOCUMENT
+    served = json.loads(document(router(without=(Files, VectorStoreApi), extra=extra).endpoints))
+    assert served["paths"]["/v1/files"].keys() == {"post"}
+    assert [served["paths"][f"/v1{path}"]["post"]["summary"] for path in extra] == ["Pass on files", "Pass on search"]
 
 
 def test_an_operation_leads_to_its_route() -> None:
@@ -51,7 +87,7 @@ def test_an_operation_leads_to_its_route() -> None:
         asked = re.sub(r"\{(\w+)\}", r"x-\1", path)
         names = [one["name"] for one in operation.get("parameters", ()) if one["in"] == "path"]
         assert re.findall(r"\{(\w+)\}", path) == names, path
-        if (method, path) in [("POST", known) for known in EXCHANGES]:
+        if (method, path) in [("POST", known) for known in EXCHANGE_PATHS]:
             continue
         [found] = [one for one in whole_router().endpoints if one.match(asked) is not None and method in one.methods]
         assert found.match(asked) == tuple(f"x-{name}" for name in names)
@@ -103,7 +139,7 @@ def test_every_body_and_answer_is_described() -> None:
 def test_what_needs_no_identity_says_so() -> None:
     free = {path for _, path, operation in _operations() if operation.get("security") == []}
     assert free == {endpoint.pattern for endpoint in whole_router().endpoints if endpoint.open}
-    assert DOCUMENT_PATH in free
+    assert "/openapi.json" in free
 
 
 def test_a_request_has_all_its_fields() -> None:
@@ -179,4 +215,4 @@ def test_one_name_is_one_type() -> None:
 
 
 def test_a_path_takes_its_variables_in_their_order() -> None:
-    assert path_of("/v1/a/{}/b/{*}", ("one", "two")) == "/v1/a/{one}/b/{two}"
+    assert api_document.path_of("/v1/a/{}/b/{*}", ("one", "two")) == "/v1/a/{one}/b/{two}"

@@ -1,7 +1,7 @@
 """The words in which a route says what it takes and gives, for the API's own document.
 
-Lives here: parameters, and the shapes that many routes share. Not here: the routes, how the document is made
-(`openapi.py`).
+Lives here: parameters, and the shapes that many routes share. Not here: the routes; the document, which `scripts/docs`
+makes of both (`openapi.json`).
 
 Invariant: nothing here decides what a request may hold; the handlers do, and a test holds their answers against this.
 """
@@ -32,6 +32,10 @@ class StandsFor:
     """In `Annotated`: a looser type is read, for the sake of its errors; this is the one that is meant."""
 
     kind: object
+
+
+EVENTS = {"$ref": "#/components/schemas/StreamEvent"}
+"""What a stream of a response consists of."""
 
 
 class ListOf(Struct, Generic[_One], kw_only=True):

@@ -1,21 +1,30 @@
 """Routes: which handler answers which method of which path, and what the API's document says of it.
 
-Lives here: marking a handler with its route, the rows that come of an area's handlers, and how a path matches one. Not
-here: the handlers, and the document made of the rows (`openapi.py`).
+Lives here: marking a handler with its route, the rows that come of an area's handlers, how a path matches one, and the
+part of the document that is about given rows. Not here: the handlers, and the whole document: `scripts/docs` writes it
+to `openapi.json`.
 
-Invariants: no row leaves out what the document needs; a variable is one segment, decoded, never empty
-and without a slash, unless its pattern says it is the rest.
+Invariants: no row leaves out what the document needs; what is served of it holds nothing of an operator's settings but
+which rows there are; a variable is one segment, decoded, never empty and without a slash, unless its pattern says it is
+the rest.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import TypeVar
 from urllib.parse import unquote
 
+import msgspec
+
+from antiphon import __version__
 from antiphon.api.described import Parameter
 from antiphon.api.http import PAGE, ApiRequest, ApiResponse
+from antiphon.engine.exchange.options import EXCHANGE_PATHS
+from antiphon.types.json import encode
 
 Handler = Callable[..., Awaitable[ApiResponse]]
 """Called with the request and the pattern's variables, in their order."""
@@ -23,6 +32,9 @@ Handler = Callable[..., Awaitable[ApiResponse]]
 _Marked = TypeVar("_Marked", bound=Handler)
 _ROUTES = "routes"
 _METHODS = ("GET", "POST", "PUT", "DELETE")
+_VARIABLE = re.compile(r"\{[^}]*\}")
+_REFERENCE = re.compile(rb'"#/components/schemas/(\w+)"')
+_ARTICLES = frozenset({"a", "an", "the", "s"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +152,55 @@ class Endpoint:
             elif segment != value:
                 return None
         return tuple(variables)
+
+
+def document(endpoints: Iterable[Endpoint]) -> bytes:
+    """The part of the API's document that is about these rows. A path that the operator adds is said to be like
+    embeddings, which are passed on too."""
+    whole = msgspec.json.decode((files("antiphon.api") / "openapi.json").read_bytes())
+    described, schemas = whole["paths"], whole["components"]["schemas"]
+    written = {_VARIABLE.sub("{}", path): path for path in described}
+    taken = {one["operationId"] for item in described.values() for one in item.values()}
+    paths = {path: {"post": described[path]["post"]} for path in EXCHANGE_PATHS}
+    for endpoint in endpoints:
+        path = written.get(_VARIABLE.sub("{}", endpoint.pattern), endpoint.pattern)
+        for method, operation in endpoint.methods.items():
+            summary = operation.said.summary
+            said = described.get(path, {}).get(method.lower(), {})
+            if said.get("summary") != summary:
+                own = {"operationId": operation_id(summary, taken), "summary": summary, "tags": [tag_of(path)]}
+                said = described["/v1/embeddings"]["post"] | own
+            paths.setdefault(path, {}).setdefault(method.lower(), said)
+    used: set[str] = set()
+    more = _referred(paths) | _referred(whole["components"]["responses"])
+    while more:
+        used |= more
+        more = _referred([schemas[name] for name in more]) - used
+    whole["info"]["version"] = __version__
+    whole["paths"] = paths
+    whole["components"]["schemas"] = {name: schema for name, schema in schemas.items() if name in used}
+    return encode(whole)
+
+
+def _referred(part: object) -> set[str]:
+    """The names of the schemas that this part of the document refers to."""
+    return {name.decode() for name in _REFERENCE.findall(encode(part))}
+
+
+def operation_id(summary: str, taken: set[str]) -> str:
+    """An operation's id: its summary in one word, with a number where that is taken (a path has another spelling)."""
+    words: list[str] = re.findall(r"[a-z0-9]+", summary.lower())
+    first, *others = [one for one in words if one not in _ARTICLES]
+    name = first + "".join(one.capitalize() for one in others)
+    number = 2
+    while name in taken:
+        name = f"{name.rstrip('0123456789')}{number}"
+        number += 1
+    taken.add(name)
+    return name
+
+
+def tag_of(path: str) -> str:
+    """The area that a path belongs to."""
+    first, *others = path.strip("/").split("/")
+    return others[0].replace("-", "_") if first == "v1" and others else "process"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Literal
 
-from antiphon.api.described import AnyItem, Deleted, ListOf, Parameter
+from antiphon.api.described import EVENTS, AnyItem, Deleted, ListOf, Parameter
 from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
     ApiRequest,
@@ -30,7 +30,6 @@ from antiphon.api.http import (
     read_page,
 )
 from antiphon.api.native import NativeResponses
-from antiphon.api.openapi import EVENTS
 from antiphon.engine.exchange.client_answer import SSE_HEADERS
 from antiphon.engine.ports.state import ResponseStore, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_background, whole_body

@@ -15,7 +15,7 @@ from dataclasses import replace
 import structlog
 
 from antiphon.api.described import AnyObject, Unwell, Well
-from antiphon.api.endpoint import Endpoint, Route, rows_of
+from antiphon.api.endpoint import Endpoint, Route, document, rows_of
 from antiphon.api.health import ReadyProbe, health
 from antiphon.api.http import (
     ApiRequest,
@@ -26,18 +26,16 @@ from antiphon.api.http import (
 )
 from antiphon.api.models import ModelCatalog
 from antiphon.api.native import NativeResponses
-from antiphon.api.openapi import DOCUMENT_PATH, EXCHANGES, document
 from antiphon.api.responses import Responses
 from antiphon.config.problems import advice
 from antiphon.engine.exchange.failure import refusal
+from antiphon.engine.exchange.options import EXCHANGE_PATHS
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.ports.state import ResponseStore
 from antiphon.engine.running.background import Background
 from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError, store_refusal
 from antiphon.observability.metrics import Metrics
-from antiphon.types.json import encode
 
-EXCHANGE_PATH = "/v1/responses"
 METRICS_PATH = "/metrics"
 
 _log = structlog.get_logger(__name__)
@@ -77,7 +75,7 @@ class Router:
     @staticmethod
     def is_exchange(method: str, path: str) -> bool:
         """Whether a door runs this as an exchange: a new response, a compaction, a count of tokens."""
-        return method == "POST" and path in EXCHANGES
+        return method == "POST" and path in EXCHANGE_PATHS
 
     def reads_body(self, method: str, path: str) -> bool:
         """Whether the answer depends on the request's body; otherwise it is not read."""
@@ -183,10 +181,10 @@ class Router:
         headers = (("content-type", kind), ("content-length", str(len(body))), ("cache-control", "no-store"))
         return ApiResponse(200, headers, body)
 
-    @Route("GET", DOCUMENT_PATH, "This document", AnyObject, open=True)
+    @Route("GET", "/openapi.json", "This document", AnyObject, open=True)
     async def _show_document(self, _request: ApiRequest) -> ApiResponse:
         if self._document is None:
-            self._document = encode(document(self.endpoints))
+            self._document = document(self.endpoints)
         return raw_response(self._document)
 
 

@@ -19,11 +19,11 @@ _BEFORE = '    Field("user", str'
 _ROW = '    Field("dialect", str, longest=8, forward=_if_passed, echo=None),\n'
 _PROGRAM = """
 import json
-from antiphon.api.openapi import document
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.translation.field_support import support_of
 from antiphon.translation.profiles import PROFILES, with_flags
 from generate_docs import compatibility
+from tests.schemas.api_document import document
 from tests.support.exchanges import JSON, run
 
 ANSWER = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}]}

@@ -23,7 +23,7 @@ from aiohttp import web
 from aiohttp.web_exceptions import HTTPException
 
 from antiphon.api.http import AnswerCut, ApiRequest, error_response
-from antiphon.api.router import EXCHANGE_PATH, METRICS_PATH, Router, unknown_url
+from antiphon.api.router import METRICS_PATH, Router, unknown_url
 from antiphon.doors.context import DoorContext, Kind
 from antiphon.doors.decoding import decoded
 from antiphon.doors.http.connection import Connection, DoorServer, make_server
@@ -36,6 +36,7 @@ from antiphon.doors.request_body import WholeBody, too_slow
 from antiphon.doors.tls import TlsFiles
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.failure import Failure, refusal
+from antiphon.engine.exchange.options import RESPONSES_PATH
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.engine.running.connection_memory import SocketMemory
@@ -220,7 +221,7 @@ class HttpDoor:
         if (preflight := self._preflight(request, call)) is not None:
             return preflight
         self._check_peer(request, call)
-        if call.path == EXCHANGE_PATH and is_upgrade(request):
+        if call.path == RESPONSES_PATH and is_upgrade(request):
             return await self._serve_socket(request, call)
         router = self._context.router
         if call.path == GATEWAY_LEAVES_PATH and self._private and call.method == "POST":
@@ -293,7 +294,7 @@ class HttpDoor:
     async def _serve_exchange(
         self, request: web.BaseRequest, call: _Call, owner: str, hold: Hold
     ) -> web.StreamResponse:
-        if not self._drive_exchanges and call.path == EXCHANGE_PATH:
+        if not self._drive_exchanges and call.path == RESPONSES_PATH:
             raise NotFound("Responses are created through the gateway, not on this port.", code="unknown_url")
         exchange = self._context.new_exchange()
         exchange.hold = hold

@@ -17,6 +17,7 @@ from antiphon.sealing import Sealer
 RESPONSES_PATH: Final = "/v1/responses"
 COMPACT_PATH: Final = "/v1/responses/compact"
 COUNT_PATH: Final = "/v1/responses/input_tokens"
+EXCHANGE_PATHS: Final = (RESPONSES_PATH, COMPACT_PATH, COUNT_PATH)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """JSON schemas of types: what the API's own document is made of.
 
-Lives here: how a type of Python becomes a schema, msgspec Structs by name. Not here: which types (`endpoint.py`, the
-areas), paths and operations (`openapi.py`).
+Lives here: how a type of Python becomes a schema, msgspec Structs by name. Not here: which types (the routes), paths
+and operations (`api_document.py`).
 
 Not msgspec's own schemas: they have no union of Structs without tags (every item of an output), and say of a field with
 a default that an answer may lack it, though all but unset ones are always written.

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, get_type_hints
 
-from antiphon.api.json_schema import Schema, Schemas
 from antiphon.translation.field_support import GROUPS
 from antiphon.translation.item_kinds import COMPACTIONS, ITEMS, OUTPUTS, ROLES
 from antiphon.translation.parameters import PARAMETER_KINDS
@@ -32,6 +31,7 @@ from antiphon.translation.request_fields import (
 )
 from antiphon.translation.tool_choice import MODES
 from antiphon.types.tools import Tool
+from tests.schemas.json_schema import Schema, Schemas
 
 _TEXT: Schema = {"type": "string"}
 _OBJECT: Schema = {"type": "object"}

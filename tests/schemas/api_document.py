@@ -1,10 +1,11 @@
-"""`GET /openapi.json`: the API as an OpenAPI 3.1 document, made of the table of routes.
+"""`src/antiphon/api/openapi.json`: the API as an OpenAPI 3.1 document, made of the table of routes.
 
 Lives here: paths and operations, and what is said of the routes that the doors run as exchanges. Not here: what each
-other route says (beside its row), schemas of types (`json_schema.py`), the body of a request (`request_body.py`).
+other route says (beside its row), schemas of types (`json_schema.py`), the body of a request (`request_body.py`), which
+parts of the document a process serves (`Router.document`).
 
-Invariants: every row and method of the table is in the document, and nothing else; the document holds nothing of an
-operator's settings but which areas are switched on.
+Invariant: every row and method of the table is in the document, and nothing else. The version is left to the process
+that serves it.
 """
 
 from __future__ import annotations
@@ -17,26 +18,20 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from antiphon import __version__
-from antiphon.api.described import UPSTREAM_ERRORS, AnyItem, Error, Parameter
-from antiphon.api.endpoint import Endpoint, Route
-from antiphon.api.json_schema import Schemas
-from antiphon.api.request_body import add_request_body
+from antiphon.api.described import EVENTS, UPSTREAM_ERRORS, AnyItem, Error, Parameter
+from antiphon.api.endpoint import Endpoint, Route, operation_id, tag_of
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.translation.initial_response import WHOLE_RESPONSE
 from antiphon.translation.prompt_template import TEMPLATE_FIELDS
 from antiphon.types import events
 from antiphon.types.response import Response, UsageObject
-
-DOCUMENT_PATH = "/openapi.json"
-_ARTICLES = frozenset({"a", "an", "the", "s"})
+from tests.schemas.json_schema import Schemas
+from tests.schemas.request_body import add_request_body
 
 _JSON = "application/json"
 _STREAM = "text/event-stream"
 _REQUEST = {"$ref": "#/components/schemas/CreateResponse"}
-EVENTS = {"$ref": "#/components/schemas/StreamEvent"}
-"""What a stream consists of."""
 
 
 class CompactedConversation(Struct, kw_only=True):
@@ -133,7 +128,7 @@ def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Antiphon",
-            "version": __version__,
+            "version": "",
             "description": "OpenAI's Responses API in front of any Chat Completions server. What a model has that its "
             "upstream serves in mode `native` is the upstream's, and not described here.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
@@ -176,9 +171,9 @@ def _operation(schemas: Schemas, path: str, names: tuple[str, ...], said: Route,
         *(_KEYED if said.keyed else ()),
     }
     made: dict[str, Any] = {
-        "operationId": _name(said.summary, path, taken),
+        "operationId": operation_id(said.summary, taken),
         "summary": said.summary,
-        "tags": [_tag(path)],
+        "tags": [tag_of(path)],
         **({"parameters": parameters} if parameters else {}),
         **_body(schemas, said),
         "responses": {
@@ -236,24 +231,6 @@ def _refusals() -> dict[str, Any]:
     content = {_JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
     said = {f"Error{status}": words for status, words in _REASONS.items() if status >= 400}
     return {name: {"description": words, "content": content} for name, words in {"Error": "An error.", **said}.items()}
-
-
-def _name(summary: str, path: str, taken: set[str]) -> str:
-    """An operation's id: its summary in one word, with a number where that is taken (a path has another spelling)."""
-    words: list[str] = re.findall(r"[a-z0-9]+", summary.lower())
-    first, *others = [one for one in words if one not in _ARTICLES]
-    name = first + "".join(one.capitalize() for one in others)
-    number = 2
-    while name in taken:
-        name = f"{name.rstrip('0123456789')}{number}"
-        number += 1
-    taken.add(name)
-    return name
-
-
-def _tag(path: str) -> str:
-    first, *others = path.strip("/").split("/")
-    return others[0].replace("-", "_") if first == "v1" and others else "process"
 
 
 def _add_events(schemas: Schemas) -> None:
