@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
-from antiphon.api.described import EVENTS, UPSTREAM_ERRORS, AnyItem, Error, Parameter
+from antiphon.api.described import EVENTS, UPSTREAM_ERRORS, AnyItem, Parameter
 from antiphon.api.endpoint import Endpoint, Route, operation_id, tag_of
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH
 from antiphon.engine.ports.idempotency import HEADER
@@ -32,6 +32,22 @@ from tests.schemas.request_body import add_request_body
 _JSON = "application/json"
 _STREAM = "text/event-stream"
 _REQUEST = {"$ref": "#/components/schemas/CreateResponse"}
+
+
+class ErrorObject(Struct):
+    """What went wrong. `param` names the part of the request it is about, `request_id` is what the log calls it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+    request_id: str | UnsetType | None = UNSET
+
+
+class Error(Struct):
+    """Every error there is."""
+
+    error: ErrorObject
 
 
 class CompactedConversation(Struct, kw_only=True):

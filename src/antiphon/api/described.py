@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import Meta, Struct
 
 _One = TypeVar("_One")
 _Word = TypeVar("_Word")
@@ -54,22 +54,6 @@ class Deleted(Struct, Generic[_Word]):
     id: str
     object: _Word
     deleted: Literal[True] = True
-
-
-class ErrorObject(Struct):
-    """What went wrong. `param` names the part of the request it is about, `request_id` is what the log calls it."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-    request_id: str | UnsetType | None = UNSET
-
-
-class Error(Struct):
-    """Every error there is."""
-
-    error: ErrorObject
 
 
 class Well(Struct):

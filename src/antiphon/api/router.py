@@ -25,8 +25,7 @@ from antiphon.api.http import (
     raw_response,
 )
 from antiphon.api.models import ModelCatalog
-from antiphon.api.native import NativeResponses
-from antiphon.api.responses import Responses
+from antiphon.api.responses import NativeResponses, Responses
 from antiphon.config.problems import advice
 from antiphon.engine.exchange.failure import refusal
 from antiphon.engine.exchange.options import EXCHANGE_PATHS

@@ -12,8 +12,8 @@ from antiphon.api.endpoint import Endpoint
 from antiphon.api.files import Files
 from antiphon.api.health import ReadyProbe
 from antiphon.api.models import ModelCatalog, ModelSource
-from antiphon.api.native import NativeResponses
 from antiphon.api.prompts import Prompts
+from antiphon.api.responses import NativeResponses
 from antiphon.api.router import Router
 from antiphon.api.standalone_search import StandaloneSearch
 from antiphon.app.vector_stores import VectorSearch
