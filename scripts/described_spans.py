@@ -58,7 +58,7 @@ MEANINGS: Mapping[str, str] = {
     ROUTE: "`/v1/responses`",
     STATUS: "of a model call the upstream's; of a request that failed what its client got",
     ERROR: "why the span failed: an error's code, whose fault, a status or an exception's name",
-    DB_SYSTEM: "`sqlite`",
+    DB_SYSTEM: "`sqlite`, `postgresql`",
     DB_OPERATION: "as in `storage_operations_total`",
     OPERATION: "`chat`, `execute_tool` or `retrieval`",
     PROVIDER: "`openai_compatible`",

@@ -42,6 +42,8 @@ from tests.support.extproc_door import SSE
 from tests.support.fake_envoy import FakeEnvoy
 from tests.support.mcp_server import open_mcp_server
 from tests.support.otlp_receiver import OtlpReceiver, ReceivedSpan
+from tests.support.postgres import PATIENT, PostgresServer
+from tests.support.state import OWNER_KEY, SEALING_KEY
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -151,6 +153,17 @@ def _name(tree: Any) -> str:
 
 def everything(spans: list[ReceivedSpan]) -> str:
     return json.dumps([[span.name, span.attributes] for span in spans])
+
+
+async def test_spans_of_stores_name_the_database(folder: Path, postgres: PostgresServer) -> None:
+    keys = {"owner": {"key": OWNER_KEY}, "sealing": {"keys": [SEALING_KEY]}}
+    state = {"state": {"url": await postgres.new_database(), "deadline": PATIENT.deadline}}
+    for name, settings in (("sqlite", {}), ("postgresql", keys | state), ("sqlite", {"state": {"url": "memory:"}})):
+        async with OtlpReceiver() as collector:
+            async with traced(folder, collector.url, **settings) as process:
+                process.chat.script(answer(parts=text_stream("good")))
+                await process.post(ASKED, SAMPLED)
+            assert {span.attributes["db.system.name"] for span in collector.named("store save")} == {name}
 
 
 @pytest.mark.parametrize("door", ["http", "envoy"])

@@ -151,7 +151,8 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     installed = tuple(make_extension_tools())
     # First: without a key that rows depend on nothing is opened.
     key, kept_bodies = owner_key(settings), stored_bodies(settings)
-    metrics = Metrics()
+    # What lies in memory lies in SQLite too.
+    metrics = Metrics("postgresql" if settings.state.place.kind == "postgresql" else "sqlite")
     tracer = open_tracer(settings.tracing)
     opened.push_async_callback(close_tracer, tracer)
     refusals = Refusals(metrics.refused)

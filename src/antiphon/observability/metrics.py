@@ -35,9 +35,10 @@ _log = structlog.get_logger(__name__)
 
 
 class Metrics:
-    """One per process."""
+    """One per process. `database`: what spans of store operations call the database."""
 
-    def __init__(self) -> None:
+    def __init__(self, database: str = "sqlite") -> None:
+        self._database = database
         self._kept: dict[str, Counts | Spread | Read] = {}
         self._refreshers: list[Callable[[], Awaitable[None]]] = []
         self._outage = Outage(_log, "metrics_not_fresh", "metrics_fresh_again")
@@ -143,7 +144,7 @@ class Metrics:
     def storage(self, operation: str) -> AbstractContextManager[None]:
         """Around one store operation, which is a span of its trace; it ends with `error` when it raises `StoreError`.
         One that was cancelled counts for nothing: nobody knows how it went."""
-        return StorageOperation(operation, self._storage, self._storage_seconds)
+        return StorageOperation(operation, self._database, self._storage, self._storage_seconds)
 
     def tool_execution(self, tool: str, seconds: float, result: str = "ok") -> None:
         """One hosted tool ran; `result` is ok, failed, timed_out or cancelled."""

@@ -21,8 +21,9 @@ from antiphon.observability.tracing import is_traced, span
 class StorageOperation:
     """(As a generator, around another for a span that is not kept, it took five times as long.)"""
 
-    def __init__(self, operation: str, ended: Counts, seconds: Spread) -> None:
+    def __init__(self, operation: str, database: str, ended: Counts, seconds: Spread) -> None:
         self._operation = operation
+        self._database = database
         self._ended = ended
         self._seconds = seconds
         self._span: AbstractContextManager[object] | None = None
@@ -31,8 +32,8 @@ class StorageOperation:
     def __enter__(self) -> None:
         self._started = time.perf_counter()
         if is_traced():
-            name, system = f"{span_names.STORE} {self._operation}", "sqlite"
-            self._span = span(name, "client", db__system__name=system, db__operation__name=self._operation)
+            name = f"{span_names.STORE} {self._operation}"
+            self._span = span(name, "client", db__system__name=self._database, db__operation__name=self._operation)
             self._span.__enter__()
 
     def __exit__(
