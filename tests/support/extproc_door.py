@@ -111,7 +111,7 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
                 tools=setup.tools,
             )
         )
-        refusals = Refusals(metrics.refused)
+        refusals = Refusals(metrics.refused.add)
         admission = Admission(
             Budget(
                 setup.concurrent,

@@ -139,7 +139,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             )
         )
         setup.store.conversations = setup.conversations
-        refusals = Refusals(metrics.refused)
+        refusals = Refusals(metrics.refused.add)
         admission = Admission(
             Budget(
                 setup.concurrent,

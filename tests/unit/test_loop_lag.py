@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from antiphon.observability.metrics import LoopLag
+from antiphon.app.measuring import LoopLag
 from tests.support.waiting import until
 
 

@@ -51,7 +51,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> _Loop:
 
 def test_a_flood_is_a_line_a_second(loop: _Loop) -> None:
     metrics = Metrics()
-    refusals = Refusals(metrics.refused)
+    refusals = Refusals(metrics.refused.add)
     whole = NoRoom("all is taken", "limits.concurrent_requests")
     one = NoRoom("your share is taken", "limits.owner_requests", owner="a" * 64)
     other = NoRoom("your share is taken", "limits.owner_requests", owner="b" * 64)

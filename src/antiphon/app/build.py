@@ -155,7 +155,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     metrics = Metrics("postgresql" if settings.state.place.kind == "postgresql" else "sqlite")
     tracer = open_tracer(settings.tracing)
     opened.push_async_callback(close_tracer, tracer)
-    refusals = Refusals(metrics.refused)
+    refusals = Refusals(metrics.refused.add)
     opened.callback(refusals.close)
     stores = await open_stores(
         settings.state,

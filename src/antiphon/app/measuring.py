@@ -28,12 +28,13 @@ from antiphon.engine.running.thread_pools import SIZES, all_pools
 from antiphon.ids import now
 from antiphon.observability import metric_names as names
 from antiphon.observability.logs import dropped_lines
-from antiphon.observability.metrics import LoopLag, Metrics
+from antiphon.observability.metrics import Metrics
 from antiphon.observability.tallies import Labels
 from antiphon.stores import Stores
 
 _QUEUE_SECONDS = 1.0
 _LOOK_SECONDS = 10.0
+_LAG_SECONDS = 0.25
 
 
 class Measuring:
@@ -104,6 +105,31 @@ class Measuring:
         self._free = await SIZES.run(_free_bytes, self._data)
         self._said = {one.name: await one.look() for one in self._databases}
         self._blobs = await self._stores.files.kept_bytes()
+
+
+class LoopLag:
+    """How late the event loop comes back, which everybody who waits in it waits longer: tells `add` the seconds, four
+    times a second. One timer per process; none after `close`."""
+
+    def __init__(self, add: Callable[[float], None], *, seconds: float = _LAG_SECONDS) -> None:
+        """Begins at once, in the running event loop."""
+        self._add = add
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._ask()
+
+    def close(self) -> None:
+        """Stop."""
+        self._timer.cancel()
+
+    def _ask(self) -> None:
+        # Not the loop's own time: some loops read the clock once a turn.
+        self._due = time.perf_counter() + self._seconds
+        self._timer = self._loop.call_later(self._seconds, self._back)
+
+    def _back(self) -> None:
+        self._add(max(0.0, time.perf_counter() - self._due))
+        self._ask()
 
 
 class _Sometimes:

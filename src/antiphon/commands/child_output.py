@@ -84,11 +84,11 @@ class ChildOutput:
             except ValueError:
                 pass
         if is_reason:
-            told = {"level": "error", "event": "process_failed", "cause": line.removeprefix(_FATAL)}
+            told = {"level": "error", "message": "process_failed", "cause": line.removeprefix(_FATAL)}
         elif self._console:
             return f"{name} | {line}"
         else:
-            told = {"level": "info", "event": "process_output", "text": line}
-        made = dict(stamp(None, "", {"process": name, **told}))
-        made["message"] = made.pop("event")
+            told = {"level": "info", "message": "process_output", "text": line}
+        made = {"process": name, **told}
+        stamp(made)
         return console_line(made, colors=self._colors) if self._console else render(made).decode()

@@ -16,16 +16,15 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from antiphon.observability.metric_names import Described
-from antiphon.observability.tallies import Counts, Read, Spread
+from antiphon.observability.tallies import Counts, Spread
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-Kept = Counts | Spread | Read
 
 
 class Exposition(Collector):
     """A registry of these, which are asked at every rendering, and of what is known of the process."""
 
-    def __init__(self, kept: Sequence[Kept]) -> None:
+    def __init__(self, kept: Sequence[Counts | Spread]) -> None:
         self._kept = kept
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -48,7 +47,7 @@ def gauge(described: Described, value: float) -> Metric:
     return family
 
 
-def _family(kept: Kept) -> Metric:
+def _family(kept: Counts | Spread) -> Metric:
     one = kept.described
     labels = tuple(one.labels)
     if isinstance(kept, Spread):

@@ -26,33 +26,41 @@ _SECRET_KEYS: Final = re.compile(r"authorization|api[-_]?key|secret|token$|passw
 _SECRET_TEXT: Final = re.compile(r"(Bearer\s+|\bsk-)[A-Za-z0-9._~+/=\-]{6,}", re.IGNORECASE)
 
 
-def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _redact(event: MutableMapping[str, Any]) -> None:
     """Replace what could be a credential, by key and by shape, however deep."""
     for key, value in event.items():
         if not isinstance(value, (int, float, type(None))):
             event[key] = _redacted(key, value)
-    return event
 
 
 def as_json(_: Any, level: str, event: MutableMapping[str, Any]) -> bytes:
     """The whole line in one step: this runs for every response, and seven steps cost three times as much."""
+    return render(_complete(level, event))
+
+
+def as_console(_: Any, level: str, event: MutableMapping[str, Any], *, colors: bool) -> str:
+    """The same line for a person."""
+    return console_line(_complete(level, event), colors=colors)
+
+
+def _complete(level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     if "exc_info" in event:
-        event = structlog.processors.format_exc_info(_, level, event)
+        # Tracebacks are text already when redaction sees them.
+        event = structlog.processors.format_exc_info(None, level, event)
     if not _PLAIN.issuperset(map(type, event.values())) or _any_of_secret(tuple(event)) or _holds_secret(event):
-        redact(_, level, event)
+        _redact(event)
     message = event.pop("event", "")
     event["level"] = level
-    stamp(_, level, event)
+    stamp(event)
     event["message"] = message
-    return render(event)
+    return event
 
 
-def stamp(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def stamp(event: MutableMapping[str, Any]) -> None:
     """When it was: now, or at the time (seconds of the epoch) that the line of something past brings."""
     at = event.pop("timestamp", None)
     micros = round((time.time() if at is None else at) * 1e6)
     event["timestamp"] = f"{_to_the_second(micros // 1_000_000)}.{micros % 1_000_000:06d}Z"
-    return event
 
 
 @lru_cache(64)

@@ -12,13 +12,13 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
 
 import structlog
 
-from antiphon.observability.log_lines import as_json, console_line, redact, render, stamp
+from antiphon.observability.log_lines import as_console, as_json, render
 from antiphon.observability.log_output import LogOutput
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -29,18 +29,8 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     number = _LEVELS[level]
     _open_output(console=console)
-    processors: list[structlog.typing.Processor] = [as_json]
-    if console:
-        processors = [
-            structlog.processors.add_log_level,
-            stamp,
-            # Tracebacks are text already, so that redaction sees them.
-            structlog.processors.format_exc_info,
-            redact,
-            partial(_as_console, colors=sys.stderr.isatty()),
-        ]
     structlog.configure(
-        processors=processors,
+        processors=[partial(as_console, colors=sys.stderr.isatty()) if console else as_json],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=_Output,
         cache_logger_on_first_use=True,
@@ -50,10 +40,6 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     root.setLevel(max(number, logging.WARNING))
     # It warns with the subprotocols that a client offered, and browsers put keys there.
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
-
-
-def _as_console(_: Any, __: str, event: MutableMapping[str, Any], *, colors: bool) -> str:
-    return console_line(event, colors=colors)
 
 
 _out: LogOutput | None = None

@@ -1,8 +1,8 @@
 """What the process measures, and when: one verb for each thing that happens.
 
-Lives here: the verbs, what comes before the text, and how late the event loop is (`LoopLag`). Not here: names, labels
-and buckets (`metric_names.py`), the numbers (`tallies.py`), the text (`exposition.py`), where it is served
-(`api/router.py`, `commands/metrics_listener.py`), and adding up those of several processes (`commands/up_metrics.py`).
+Lives here: the verbs, and what comes before the text. Not here: names, labels and buckets (`metric_names.py`), the
+numbers (`tallies.py`), the text (`exposition.py`), where it is served (`api/router.py`, `commands/metrics_listener.py`),
+and adding up those of several processes (`commands/up_metrics.py`).
 
 Invariant: a metric is touched once per response or operation, never per chunk. What others know already (sizes, queues)
 is asked for at a scrape, and a scrape waits for nobody longer than `_REFRESH_SECONDS`.
@@ -11,7 +11,6 @@ is asked for at a scrape, and a scrape waits for nobody longer than `_REFRESH_SE
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, TypeVar
@@ -23,13 +22,12 @@ from antiphon.errors import StoreError
 from antiphon.observability import metric_names as names
 from antiphon.observability.outages import Outage
 from antiphon.observability.storage_operation import StorageOperation
-from antiphon.observability.tallies import Counts, Names, Read, Reading, Spread
+from antiphon.observability.tallies import Counts, Names, Reading, Spread
 
 if TYPE_CHECKING:
     from antiphon.observability.exposition import Exposition
 
 _REFRESH_SECONDS = 1.0
-_LAG_SECONDS = 0.25
 _Kept = TypeVar("_Kept", Counts, Spread)
 _log = structlog.get_logger(__name__)
 
@@ -39,7 +37,7 @@ class Metrics:
 
     def __init__(self, database: str = "sqlite") -> None:
         self._database = database
-        self._kept: dict[str, Counts | Spread | Read] = {}
+        self._kept: dict[str, Counts | Spread] = {}
         self._refreshers: list[Callable[[], Awaitable[None]]] = []
         self._outage = Outage(_log, "metrics_not_fresh", "metrics_fresh_again")
         self._codes, self._models, self._tools_named = Names(), Names(), Names()
@@ -57,9 +55,12 @@ class Metrics:
         self._tool_results = self._keep(Counts(names.TOOL_RESULTS))
         self._storage = self._keep(Counts(names.STORAGE))
         self._storage_seconds = self._keep(Spread(names.STORAGE_SECONDS))
-        self._files = self._keep(Counts(names.FILES))
-        self._searches = self._keep(Spread(names.SEARCHES))
-        self._refused = self._keep(Counts(names.REFUSED))
+        self.files = self._keep(Counts(names.FILES))
+        """Files that are over: `completed`, `failed`, or `retried` when one is given back."""
+        self.searches = self._keep(Spread(names.SEARCHES))
+        """Seconds of searches that went by `words` alone or by `vectors` too."""
+        self.refused = self._keep(Counts(names.REFUSED))
+        """Requests that found no room, by the setting."""
         self.cut = self._keep(Counts(names.CUT))
         """Requests that a drain had no time for, by kind."""
         for kind in names.CUT_KINDS:
@@ -83,9 +84,7 @@ class Metrics:
         """How late the event loop was."""
         self.writer_group = self._keep(Spread(names.WRITER_GROUP))
         """Units of one transaction, by database."""
-        for one in names.METRICS:
-            if one.name not in self._kept:
-                self._kept[one.name] = Read(one)
+        self._read = {one.name: Counts(one) for one in names.METRICS if one.name not in self._kept}
         self._exposition: Exposition | None = None
 
     # What happens
@@ -137,10 +136,6 @@ class Metrics:
         if code in self._refused_for:
             self._refused_for[code].add()
 
-    def refused(self, setting: str) -> None:
-        """There was no room, by this setting."""
-        self._refused.add(setting)
-
     def storage(self, operation: str) -> AbstractContextManager[None]:
         """Around one store operation, which is a span of its trace; it ends with `error` when it raises `StoreError`.
         One that was cancelled counts for nothing: nobody knows how it went."""
@@ -152,25 +147,15 @@ class Metrics:
         self._tools.add(seconds, tool)
         self._tool_results.add(tool, result)
 
-    def file_ingested(self, outcome: str) -> None:
-        """A file is over: `completed`, `failed`, or `retried` when it is given back."""
-        self._files.add(outcome)
-
-    def searched(self, by: str, seconds: float) -> None:
-        """A search ended; it went by `words` alone or by `vectors` too."""
-        self._searches.add(seconds, by)
-
     # What is read at a scrape
 
     def read(self, one: names.Described, source: Callable[[], Reading]) -> None:
         """Ask `source` for this gauge at every scrape; several sources are added up."""
-        kept = self._kept[one.name]
-        assert isinstance(kept, Read), f"{one.name} is counted here, not read"
-        kept.of(source)
+        self._read[one.name].sources.append(source)
 
     def unfed(self) -> frozenset[str]:
         """What is to be asked for, and nobody was named who knows it."""
-        return frozenset(name for name, kept in self._kept.items() if isinstance(kept, Read) and kept.unfed)
+        return frozenset(name for name, read in self._read.items() if not read.sources)
 
     def before_scrape(self, refresh: Callable[[], Awaitable[None]]) -> None:
         """Await this before every scrape: what is read has to be fetched first."""
@@ -211,33 +196,9 @@ class Metrics:
         from antiphon.observability.exposition import Exposition
 
         # In the order of the docs.
-        return Exposition(tuple(self._kept[one.name] for one in names.METRICS))
+        kept = {**self._kept, **self._read}
+        return Exposition([kept[one.name] for one in names.METRICS])
 
     def _keep(self, one: _Kept) -> _Kept:
         self._kept[one.described.name] = one
         return one
-
-
-class LoopLag:
-    """How late the event loop comes back, which everybody who waits in it waits longer: tells `add` the seconds, four
-    times a second. One timer per process; none after `close`."""
-
-    def __init__(self, add: Callable[[float], None], *, seconds: float = _LAG_SECONDS) -> None:
-        """Begins at once, in the running event loop."""
-        self._add = add
-        self._seconds = seconds
-        self._loop = asyncio.get_running_loop()
-        self._ask()
-
-    def close(self) -> None:
-        """Stop."""
-        self._timer.cancel()
-
-    def _ask(self) -> None:
-        # Not the loop's own time: some loops read the clock once a turn.
-        self._due = time.perf_counter() + self._seconds
-        self._timer = self._loop.call_later(self._seconds, self._back)
-
-    def _back(self) -> None:
-        self._add(max(0.0, time.perf_counter() - self._due))
-        self._ask()

@@ -43,10 +43,13 @@ class Names:
 
 
 class Counts:
-    """A counter, or a gauge that goes up and down with what it counts: one number for each set of labels."""
+    """A counter, or a gauge that goes up and down with what it counts: one number for each set of labels. What somebody
+    else counts is asked of those who know it, at a scrape."""
 
     def __init__(self, described: Described) -> None:
         self.described = described
+        self.sources: list[Callable[[], Reading]] = []
+        """Each tells a number, or numbers by the values of the labels; all of them are added up."""
         self._values: dict[Labels, float] = {} if described.labels else {(): 0}
 
     def add(self, *labels: str, by: float = 1) -> None:
@@ -56,7 +59,12 @@ class Counts:
 
     def numbers(self) -> Mapping[Labels, float]:
         """What there is now."""
-        return self._values
+        values = dict(self._values)
+        for source in self.sources:
+            said = source()
+            for labels, value in said.items() if isinstance(said, Mapping) else (((), said),):
+                values[labels] = values.get(labels, 0) + value
+        return values
 
 
 class Spread:
@@ -90,29 +98,3 @@ class Spread:
             below += number
             yield repr(float(bound)), below
         yield "+Inf", below + row[-2]
-
-
-class Read:
-    """A gauge, or a counter that somebody else keeps: asked of those who know, at a scrape."""
-
-    def __init__(self, described: Described) -> None:
-        self.described = described
-        self._sources: list[Callable[[], Reading]] = []
-
-    def of(self, source: Callable[[], Reading]) -> None:
-        """Ask this one too: a number, or numbers by the values of the labels. Several are added up."""
-        self._sources.append(source)
-
-    @property
-    def unfed(self) -> bool:
-        """Whether nobody was named who knows."""
-        return not self._sources
-
-    def numbers(self) -> Mapping[Labels, float]:
-        """What they say now."""
-        values: dict[Labels, float] = {}
-        for source in self._sources:
-            said = source()
-            for labels, value in said.items() if isinstance(said, Mapping) else (((), said),):
-                values[labels] = values.get(labels, 0) + value
-        return values

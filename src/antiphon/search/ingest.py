@@ -214,7 +214,7 @@ class Ingester:
         model = self._embedder.model if self._embedder is not None else None
         if not await self._ingestion.complete(job, chunks=places, usage_bytes=used, model=model):
             raise _Lost
-        self._metrics.file_ingested("completed")
+        self._metrics.files.add("completed")
         _log.info(
             "file_ingested",
             file_id=job.file_id,
@@ -236,13 +236,13 @@ class Ingester:
             return None
         pause: float = self._pace.pause * 2 ** (job.attempts - 1)
         await self._ingestion.release(job, pause=pause)
-        self._metrics.file_ingested("retried")
+        self._metrics.files.add("retried")
         return pause
 
     async def _fail(self, job: IngestJob, error: FileError) -> None:
         if not await self._ingestion.fail(job, error):
             raise _Lost
-        self._metrics.file_ingested("failed")
+        self._metrics.files.add("failed")
         _log.info("file_not_ingested", file_id=job.file_id, vector_store_id=job.store_id, code=error.code)
 
 

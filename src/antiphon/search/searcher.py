@@ -87,7 +87,7 @@ class VectorStoreSearcher:
             texts = await self._index.hits(stores, [chunk for _, chunk in best])
             if queries:
                 by = "words" if None in vectors else "vectors"
-                self._metrics.searched(by, time.perf_counter() - started)
+                self._metrics.searches.add(time.perf_counter() - started, by)
             try:
                 await self._index.touch(owner, [store.id for store in stores])
             except StoreError as error:
