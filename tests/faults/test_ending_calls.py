@@ -57,7 +57,7 @@ async def test_what_still_comes_is_dropped_and_its_window_given_back(tmp_path: P
 
 
 async def test_a_peer_that_does_not_end_it_gets_a_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antiphon.doors.extproc.ending_calls._SWEEP_SECONDS", 0.001)
+    monkeypatch.setattr("antiphon.doors.extproc.http2_connection._SWEEP_SECONDS", 0.001)
     waits: dict[bytes, float] = {b"short": 0.001, b"long": DEADLINE}
 
     async def answer(stream: MessageStream) -> None:
@@ -79,7 +79,7 @@ async def test_a_peer_that_takes_its_time_gets_all_of_it(
     size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it has not taken is not cut off by the call's end, whether it is more than may be queued or less."""
-    monkeypatch.setattr("antiphon.doors.extproc.ending_calls._SWEEP_SECONDS", 0.001)
+    monkeypatch.setattr("antiphon.doors.extproc.http2_connection._SWEEP_SECONDS", 0.001)
     monkeypatch.setattr("antiphon.doors.extproc.http2_connection._LINGER_SECONDS", 0.0)
     # The connection has more: other calls go on.
     window = 30_000

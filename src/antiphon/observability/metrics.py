@@ -1,8 +1,8 @@
 """What the process measures, and when: one verb for each thing that happens.
 
 Lives here: the verbs, and what comes before the text. Not here: names, labels and buckets (`metric_names.py`), the
-numbers (`tallies.py`), the text (`exposition.py`), where it is served (`api/router.py`, `commands/metrics_listener.py`),
-and adding up those of several processes (`commands/up_metrics.py`).
+numbers (`tallies.py`), the text (`exposition.py`), where it is served (`api/router.py`,
+`commands/metrics_listener.py`), and adding up those of several processes (`commands/up_metrics.py`).
 
 Invariant: a metric is touched once per response or operation, never per chunk. What others know already (sizes, queues)
 is asked for at a scrape, and a scrape waits for nobody longer than `_REFRESH_SECONDS`.

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from antiphon.doors.extproc.idle_timer import Interludes
 from antiphon.doors.extproc.peer import Peer
+from antiphon.doors.extproc.relay import Interludes
 
 _MESSAGE = pb.ProcessingRequest(response_body=pb.HttpBody(body=b"x")).SerializeToString()
 
@@ -112,7 +112,7 @@ class _Setup:
             **{name: getattr(asyncio, name) for name in ("wait", "CancelledError", "current_task")}
         )
         patched.get_running_loop = lambda: self.loop
-        monkeypatch.setattr("antiphon.doors.extproc.idle_timer.asyncio", patched)
+        monkeypatch.setattr("antiphon.doors.extproc.relay.asyncio", patched)
         self.interludes = Interludes(Peer(self.stream), lambda: self.due, self._act)
 
     async def _act(self) -> None:

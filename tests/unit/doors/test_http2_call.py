@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from antiphon.doors.extproc.grpc_framing import with_prefix
 from antiphon.doors.extproc.http2_call import Call, Http2Limits
-from antiphon.doors.extproc.http2_stream import CallStream
 from antiphon.doors.extproc.transport import GrpcStatus, StreamClosed
+from antiphon.doors.extproc.transport_http2 import CallStream
 
 
 class _Connection:

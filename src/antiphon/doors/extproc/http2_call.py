@@ -1,7 +1,7 @@
 """One gRPC call on an HTTP/2 connection: what waits for the processor, and what the processor waits for.
 
-Lives here: the two queues of a call, its limits, its end. Not here: the processor's waits (`http2_stream.py`), HTTP/2
-(`http2_connection.py`), gRPC's bytes (`grpc_framing.py`).
+Lives here: the two queues of a call, its limits, its end. Not here: the processor's waits (`transport_http2.py`),
+HTTP/2 (`http2_connection.py`), gRPC's bytes (`grpc_framing.py`).
 
 Invariants: what is queued for the processor is bounded, since the peer gets window back only for what was taken in; a
 call that waits for its peer owes it less than a part of its window; of the connection's shared window nothing is ever
@@ -130,7 +130,7 @@ class Call:
         self.ended = False
         self.gone = False
 
-    # The processor's side (its waits are in `http2_stream.py`)
+    # The processor's side (its waits are in `transport_http2.py`)
 
     def receive_now(self) -> bytes | None:
         """The next message, if it is here already."""

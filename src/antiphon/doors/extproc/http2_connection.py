@@ -1,7 +1,8 @@
 """An HTTP/2 connection of the fast transport: calls begin on it, and everything they say leaves through it.
 
-Lives here: the connection's events, its window, its writes, limits towards a misbehaving peer. Not here: where the
-server listens (`transport_http2.py`), calls (`http2_call.py`), gRPC's bytes (`grpc_framing.py`).
+Lives here: the connection's events, its window, its writes, limits towards a misbehaving peer, and the calls that were
+answered to the end and that their peer has not ended yet. Not here: where the server listens (`transport_http2.py`),
+calls (`http2_call.py`), gRPC's bytes (`grpc_framing.py`).
 
 Invariants: an exception in one call never touches another (inside `data_received` it would end the connection, and
 with it every stream of an Envoy worker); what is queued for a call is bounded in both directions; `ngh2` is imported
@@ -33,7 +34,6 @@ from ngh2 import (
 from ngh2 import StreamClosed as StreamClosedEvent
 
 from antiphon.doors.extproc._pb import health_pb2
-from antiphon.doors.extproc.ending_calls import EndingCalls
 from antiphon.doors.extproc.grpc_framing import prefix, status_trailers, timeout_seconds, with_prefix
 from antiphon.doors.extproc.http2_call import Call, Http2Limits
 from antiphon.doors.extproc.transport import (
@@ -59,6 +59,7 @@ _HEAD: Final = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _MAX_PER_WRITE: Final = 1 << 20
 _LARGE: Final = 16 << 10
 _LINGER_SECONDS = 5.0
+_SWEEP_SECONDS = 1.0
 
 
 def configuration(limits: Http2Limits) -> Configuration:
@@ -393,3 +394,54 @@ class Http2Connection:
         self._flush()
         if self._transport is not None:
             self._transport.close()
+
+
+class EndingCalls:
+    """The calls of one connection that were answered to the end, and that their peer has not ended yet: no task of
+    theirs waits for it, and one timer serves all of them.
+
+    Envoy ends nearly every call itself, within milliseconds, by a reset; a call that is ended here before may cut what
+    it has not taken yet, so that one which has not taken all has longer. Every call in here leaves it by its peer's
+    end, by the connection's, or at the latest `_SWEEP_SECONDS` after its time by a status.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        # When it is over for each, and when it is in any case.
+        self._due: dict[Call, tuple[float, float]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._empty: asyncio.Future[None] | None = None
+
+    def add(self, call: Call, seconds: float) -> None:
+        """Let the peer end this one, so long; while it has not taken all of it, as long as a call may wait for it."""
+        now = self._loop.time()
+        self._due[call] = (now + seconds, now + call.limits.seconds)
+        if self._timer is None:
+            self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def discard(self, call: Call) -> None:
+        """It has ended, if it was here."""
+        self._due.pop(call, None)
+        if not self._due and self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
+
+    def ended(self) -> asyncio.Future[None]:
+        """What is done when none is left. For one caller, when none is added any more."""
+        self._empty = self._loop.create_future()
+        if not self._due:
+            self._empty.set_result(None)
+        return self._empty
+
+    def finish(self) -> None:
+        """End all of them now."""
+        for call in tuple(self._due):
+            call.finish(GrpcStatus.OK)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for call, (due, last) in tuple(self._due.items()):
+            if due <= now and (last <= now or not call.unsent):
+                call.finish(GrpcStatus.OK)
+        if self._due:
+            self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)

@@ -15,7 +15,7 @@ Rules kept here, verified against Envoy 1.40.0:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -33,8 +33,6 @@ from antiphon.types.transport import Headers
 _LOOK = 64 * 1024
 _TIMES_AT_THE_END = 4
 """How often the whole text stands in the events that end a response: its own, its part's, its item's, the last one."""
-
-Send = Callable[[bytes], Awaitable[None]]
 
 
 async def answer_whole(
@@ -86,31 +84,28 @@ class Drive:
 
     async def run(self) -> None:
         """Answer the client to the end."""
-        exchange = self._exchange
-        send = self._peer.send
+        exchange, send = self._exchange, self._peer.send
         with self._ahead.stream() as ahead:
-            await self._drive(exchange, send, ahead)
-
-    async def _drive(self, exchange: ResponseExchange, send: Send, ahead: StreamAhead) -> None:
-        async with aclosing(self._runner.drive(exchange)) as actions:
-            async for action in actions:
-                if isinstance(action, SendBody):
-                    # What comes with the end goes out with the end, as one message.
-                    if self._head is None or not self._head.streamed or exchange.done:
-                        self._held.append(action.data)
+            # `drive` is a generator; closing it ends the model call at once.
+            async with aclosing(self._runner.drive(exchange)) as actions:
+                async for action in actions:
+                    if isinstance(action, SendBody):
+                        # What comes with the end goes out with the end, as one message.
+                        if self._head is None or not self._head.streamed or exchange.done:
+                            self._held.append(action.data)
+                        else:
+                            await send(wire.local_body(action.data, end=False))
+                            self._written += len(action.data)
+                            if self._written >= self._look_at:
+                                await self._hold_back(ahead)
+                    elif isinstance(action, SendHead):
+                        self._head = action
+                        if action.streamed:
+                            headers = with_request_id(action.headers, self._request_id)
+                            await send(wire.local_head(action.status, headers, head_metadata(exchange.known.model)))
                     else:
-                        await send(wire.local_body(action.data, end=False))
-                        self._written += len(action.data)
-                        if self._written >= self._look_at:
-                            await self._hold_back(ahead)
-                elif isinstance(action, SendHead):
-                    self._head = action
-                    if action.streamed:
-                        headers = with_request_id(action.headers, self._request_id)
-                        await send(wire.local_head(action.status, headers, head_metadata(exchange.known.model)))
-                else:
-                    self.finish = action
-                    await self._end(action)
+                        self.finish = action
+                        await self._end(action)
 
     async def _hold_back(self, ahead: StreamAhead) -> None:
         """Write no faster than a client reads, and not without an end."""

@@ -37,9 +37,9 @@ from antiphon.doors.extproc.answers import (
     whole_answer,
     with_request_id,
 )
+from antiphon.doors.extproc.boxes import Outbox
 from antiphon.doors.extproc.content_coding import Inflate, decoder_for
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError
-from antiphon.doors.extproc.outbox import Outbox
 from antiphon.doors.extproc.received import Kind, Received
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.exchange.time_limits import FOREVER

@@ -21,8 +21,8 @@ import structlog
 
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc.ahead import Ahead
+from antiphon.doors.extproc.boxes import PeerLeft
 from antiphon.doors.extproc.opening import ProtocolError
-from antiphon.doors.extproc.outbox import PeerLeft
 from antiphon.doors.extproc.peer import StreamCut
 from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
 from antiphon.doors.extproc.transport import (

@@ -28,9 +28,9 @@ from antiphon.doors.context import DoorContext
 from antiphon.doors.decoding import decoded
 from antiphon.doors.extproc.ahead import Ahead
 from antiphon.doors.extproc.answers import with_request_id
+from antiphon.doors.extproc.boxes import PeerLeft
 from antiphon.doors.extproc.immediate_response import Drive, answer_streamed, answer_whole
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError, is_refused_before, owner_of, read_opening
-from antiphon.doors.extproc.outbox import PeerLeft
 from antiphon.doors.extproc.peer import Peer, StreamCut, refuse
 from antiphon.doors.extproc.received import Kind, Received
 from antiphon.doors.extproc.relay import Relay, translate_local_reply

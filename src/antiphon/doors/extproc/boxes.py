@@ -1,9 +1,11 @@
-"""What Envoy has sent on one stream and nobody has handled yet: messages read, parts of a body put together.
+"""What needs no waiting on one stream: messages of Envoy that are here already, and sending as long as it takes some.
 
-Lives here: what is here already. Not here: waiting for what is not (`peer.py`), bytes (`wire.py`), and what a message
-leads to (`stream.py`, `relay.py`).
+Lives here: messages read, parts of a body put together; sending now, and whether anything was sent. Not here: waiting
+for what is not here, or until more is taken (`peer.py`), bytes (`wire.py`), what a message leads to and what is sent
+(`stream.py`, `relay.py`, `answers.py`), and when that is legal (`relay_state.py`, `immediate_response.py`).
 
-Invariant: messages are handed on in their order, and no byte of a body is lost or doubled where parts become one.
+Invariants: messages are handed on, and leave, in their order, and each of them once; no byte of a body is lost or
+doubled where parts become one.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ from __future__ import annotations
 from typing import Final
 
 from antiphon.doors.extproc import wire
-from antiphon.doors.extproc.outbox import PeerLeft
 from antiphon.doors.extproc.received import Kind, Received
-from antiphon.doors.extproc.transport import MessageStream
+from antiphon.doors.extproc.transport import MessageStream, StreamClosed
+from antiphon.errors import AntiphonError
 
 # Each is asked for often; a member of an enumeration is looked for in its class every time.
 _RESPONSE_BODY: Final = Kind.RESPONSE_BODY
@@ -22,8 +24,17 @@ _RESPONSE_BODY: Final = Kind.RESPONSE_BODY
 _GATHERED = 64 * 1024
 
 
+class PeerLeft(AntiphonError):
+    """Envoy ended the stream before it was answered: the client is gone."""
+
+
+def left(closed: StreamClosed) -> PeerLeft:
+    """The same as the transport says it."""
+    return PeerLeft(f"the stream ended while it was answered ({closed})")
+
+
 class Inbox:
-    """Of one stream."""
+    """What Envoy has sent on one stream and nobody has handled yet."""
 
     __slots__ = ("_next", "_stream", "drained")
 
@@ -76,3 +87,35 @@ class Inbox:
                 message = stream.receive_now()
             part.body = b"".join(bodies)
         self.drained = message is None
+
+
+class Outbox:
+    """What is sent on one stream without waiting."""
+
+    __slots__ = ("_send_now", "answered", "full")
+
+    def __init__(self, stream: MessageStream) -> None:
+        self._send_now = stream.send_now
+        self.answered = False
+        """Whether Envoy was told anything."""
+        self.full = False
+        """Too much is queued: that is to be waited for, also when there is nothing more to send."""
+
+    def send_now(self, messages: list[bytes]) -> bool:
+        """Send these, which are taken from the list, as long as that takes no waiting; whether none is left, and there
+        is room for more. Raises `PeerLeft` when nobody is there to take them."""
+        self.answered = True
+        sent = 0
+        try:
+            for message in messages:
+                room = self._send_now(message)
+                if room is None:
+                    break
+                sent += 1
+                if not room:
+                    self.full = True
+                    break
+        except StreamClosed as closed:
+            raise left(closed) from None
+        del messages[:sent]
+        return not messages and not self.full
