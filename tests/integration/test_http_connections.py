@@ -17,7 +17,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from antiphon.doors.http.connection import DoorServer, make_server
+from antiphon.doors.http.connection import DoorServer
 from antiphon.doors.http.listener import Listener
 from antiphon.doors.owners import OwnerResolver
 from tests.support.chat_server import DEADLINE, Mark, WaitGone, answer, completion, event, json_answer
@@ -36,7 +36,7 @@ def _server(handler: Callable[[web.BaseRequest], Any] | None = None, *, send_sec
     async def answer_ok(_: web.BaseRequest) -> web.StreamResponse:
         return web.Response(body=b"ok")
 
-    return make_server(handler or answer_ok, head_seconds=30, idle_seconds=30, send_seconds=send_seconds)
+    return DoorServer(handler or answer_ok, head_seconds=30, idle_seconds=30, send_seconds=send_seconds)
 
 
 @contextlib.contextmanager

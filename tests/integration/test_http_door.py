@@ -837,7 +837,7 @@ async def test_unix_socket_file(tmp_path: Path) -> None:
         assert door.address == f"unix:{path}"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert (await door.ask(post_bytes(ASK))).status == 200
-        with pytest.raises(ConfigError, match="another process"):
+        with pytest.raises(ConfigError, match="is in use"):
             async with open_http_door(address=f"unix:{path}"):
                 pass
         assert (await door.ask(post_bytes(ASK))).status == 200, "the first door keeps its socket"

@@ -31,7 +31,7 @@ from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import price_of
 from antiphon.doors.context import Admission, DoorContext
-from antiphon.doors.descriptors import max_requests
+from antiphon.doors.listening import max_requests
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.job_needs import able_to

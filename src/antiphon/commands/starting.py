@@ -19,7 +19,7 @@ from antiphon.app.trust import upstream_trust
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode
-from antiphon.doors.descriptors import max_requests
+from antiphon.doors.listening import max_requests
 from antiphon.doors.tls import TlsFiles, check_readable
 
 CONTENTS_ADVICE = (

@@ -85,7 +85,7 @@ def parse_address(text: str) -> tuple[str, int]:
     if text.startswith("unix:"):
         return "unix", 0
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit():
+    if not colon or not (port.isascii() and port.isdigit()):
         raise ValueError(f"{text!r} is not HOST:PORT (or unix:PATH)")
     if int(port) > 65535:
         raise ValueError(f"{text!r} is not HOST:PORT: the largest port is 65535")

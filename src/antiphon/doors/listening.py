@@ -1,14 +1,30 @@
-"""Explains to an operator why a process cannot listen on an address.
+"""Listening, for every door: the place of a socket file, why an address cannot be had, how much may come at once.
 
-Lives here: the messages. Not here: opening the listeners (`http/listener.py`, `commands/listen_address.py`). It imports
-no library, so the parent process can use it.
+Lives here: what is known before anything listens. Not here: opening the listeners (`http/listener.py`,
+`extproc/server.py`, `commands/listen_address.py`), raising the limit of open files (`commands/process.py`), refusing
+(`http/listener.py`, admission). It imports no library, so the parent process can use it.
+
+Invariants: a socket file that somebody still listens on is never taken over; what is let in never takes the last
+descriptors: those of databases, files and the port on which this process is asked whether it lives. A process without
+any could not answer, and would be taken for hung.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import resource
+import socket
+import stat
+from pathlib import Path
+from typing import Final
 
+from antiphon.errors import ConfigError
+
+_RESERVED: Final = 64
+"""What a process needs besides: databases, files, its own sockets."""
+_LEAST: Final = 8
+_LONGEST_SOCKET_PATH: Final = 107
 _WAYS_OUT = {
     errno.EADDRINUSE: "stop what listens there, or choose another address with --listen (port 0: any free port)",
     errno.EACCES: "a port below 1024 needs a special privilege: choose a higher one with --listen",
@@ -22,3 +38,42 @@ def why_not(error: OSError) -> str:
     number = error.errno or 0
     reason = os.strerror(number) if number > 0 else str(error)
     return f"{reason}; {_WAYS_OUT[number]}" if number in _WAYS_OUT else reason
+
+
+def make_room(path: Path) -> None:
+    """Remove the socket file that a dead process left. Raises `ConfigError` for one that is in use."""
+    if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+        raise ConfigError(f"unix:{path} is longer than {_LONGEST_SOCKET_PATH} bytes: use a shorter data folder")
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigError(f"unix:{path} exists and is no socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            path.unlink(missing_ok=True)
+            return
+        except OSError:
+            # Its queue is full (EAGAIN), or it may not be asked: somebody is there.
+            pass
+    raise ConfigError(f"unix:{path} is in use: is another instance running?")
+
+
+def max_at_once(files: int) -> int:
+    """For so many open files: each connection of a client may need one more towards an upstream."""
+    return max((files - _RESERVED) // 2, _LEAST)
+
+
+def max_connections(*, raised: bool = False) -> int:
+    """How many of clients there may be at once; `raised`: in a process that raises its limit as far as it may."""
+    now, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = limit if raised else now
+    return max_at_once(1 << 20 if files == resource.RLIM_INFINITY else files)
+
+
+def max_requests(wanted: int, *, raised: bool = False) -> int:
+    """How many of the wanted number can be in flight: each may have a connection to an upstream."""
+    return min(wanted, max_connections(raised=raised))

@@ -2,7 +2,7 @@
 
 Lives here: what a body may take while it comes; gzip, deflate and zstd, several of them one after another, and the
 guards against bodies that are made to grow. Not here: reading from a socket (the doors), bodies that are taken as they
-come (`http/upload.py`), large bodies decoded in a thread (`decoding.py`), and what upstreams send compressed
+come (`http/server.py`), large bodies decoded in a thread (`decoding.py`), and what upstreams send compressed
 (`extproc/content_coding`).
 
 A body is decoded when it is whole: its compressed size has a limit of its own, and no decoder is asked for more than

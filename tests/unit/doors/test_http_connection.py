@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from antiphon.doors.http.connection import Connection, DoorServer, make_server
+from antiphon.doors.http.connection import Connection, DoorServer
 
 
 class _Transport(asyncio.Transport):
@@ -47,7 +47,7 @@ async def _handle(_: web.BaseRequest) -> web.StreamResponse:
 
 @pytest.fixture
 async def server() -> AsyncIterator[DoorServer]:
-    made = make_server(_handle, head_seconds=50.0, idle_seconds=60.0, send_seconds=100.0)
+    made = DoorServer(_handle, head_seconds=50.0, idle_seconds=60.0, send_seconds=100.0)
     yield made
     for connection in list(made._open):
         connection.connection_lost(None)

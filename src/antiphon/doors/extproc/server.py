@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hmac
 import os
-import socket
-import stat
 import time
 from pathlib import Path
 from typing import Literal
@@ -36,6 +34,7 @@ from antiphon.doors.extproc.transport import (
     TransportName,
     chosen_transport,
 )
+from antiphon.doors.listening import make_room
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
 from antiphon.extras import extra_missing
@@ -45,7 +44,6 @@ __all__ = ["SERVICE", "ExtProcDoor", "Mode", "TransportName", "open_transport"]
 
 _log = structlog.get_logger(__name__)
 
-_LONGEST_SOCKET_PATH = 107
 _NOTING_SECONDS = 10.0
 
 Mode = Literal["auto", "relay", "drive"]
@@ -87,7 +85,7 @@ class ExtProcDoor:
         transport = open_transport(self._transport_name, self)
         if address.startswith("unix:"):
             path = Path(address.removeprefix("unix:"))
-            _make_room(path)
+            make_room(path)
             previous = os.umask(0o777 & ~mode)
             try:
                 bound = await transport.listen(address)
@@ -167,25 +165,3 @@ def open_transport(name: TransportName, calls: Calls) -> Transport:
     except ImportError:
         raise extra_missing("sidecar.transport: http2", "fast") from None
     return Http2Transport(calls)
-
-
-def _make_room(path: Path) -> None:
-    """Remove the socket that a dead process left; refuse to take one that is in use."""
-    if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
-        raise ConfigError(f"unix:{path} is longer than {_LONGEST_SOCKET_PATH} bytes: use a shorter data folder")
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigError(f"unix:{path} exists and is no socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return
-        except OSError:
-            # Its queue is full (EAGAIN), or it may not be asked: somebody is there.
-            pass
-    raise ConfigError(f"unix:{path} is in use: is another instance running?")

@@ -34,47 +34,26 @@ _log = structlog.get_logger(__name__)
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
-def make_server(
-    handler: Handler,
-    *,
-    head_seconds: float,
-    idle_seconds: float,
-    send_seconds: float,
-    leaving: Callable[[], bool] = lambda: False,
-) -> DoorServer:
-    """aiohttp's server around one handler, which is cancelled when its client leaves.
+class DoorServer(web.Server):
+    """aiohttp's server around one handler, which is cancelled when its client leaves. It makes the connections, and
+    knows those that are open.
 
     `head_seconds`: for the first request's head on a new connection; `idle_seconds`: between requests; `send_seconds`:
     for a client to take what was written to it; `leaving`: whether clients should send their next request elsewhere.
     """
-    return DoorServer(
-        handler,
-        head_seconds=head_seconds,
-        send_seconds=send_seconds,
-        leaving=leaving,
-        keepalive_timeout=idle_seconds,
-        access_log=None,
-        auto_decompress=False,
-        max_line_size=_HEADER_BYTES,
-        max_field_size=_HEADER_BYTES,
-    )
-
-
-class DoorServer(web.Server):
-    """Makes the connections, and knows those that are open."""
 
     def __init__(
         self,
         handler: Handler,
         *,
         head_seconds: float,
+        idle_seconds: float,
         send_seconds: float,
-        leaving: Callable[[], bool],
-        **options: Any,
+        leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(handler, request_factory=self._request, handler_cancellation=True)
-        self._options = options
         self._leaving = leaving
+        self._idle_seconds = idle_seconds
         self.head_seconds = head_seconds
         self.send_seconds = send_seconds
         self._open: set[Connection] = set()
@@ -82,7 +61,7 @@ class DoorServer(web.Server):
         self._fewer = asyncio.Event()
 
     def __call__(self) -> Connection:
-        return Connection(self, self._options)
+        return Connection(self, self._idle_seconds)
 
     def _request(self, *given: Any) -> web.BaseRequest:
         request = _Request(*given, asyncio.get_running_loop(), leaving=self._leaving)
@@ -160,9 +139,17 @@ class Connection(web.RequestHandler):
         *("_send_timer", "answered_at", "promised"),
     )
 
-    def __init__(self, door: DoorServer, options: dict[str, Any]) -> None:
+    def __init__(self, door: DoorServer, idle_seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        super().__init__(door, loop=loop, **options)
+        super().__init__(
+            door,
+            loop=loop,
+            keepalive_timeout=idle_seconds,
+            access_log=None,
+            auto_decompress=False,
+            max_line_size=_HEADER_BYTES,
+            max_field_size=_HEADER_BYTES,
+        )
         self._clock = loop
         self._door = door
         self._head_timer: asyncio.TimerHandle | None = None

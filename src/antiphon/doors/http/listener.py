@@ -1,15 +1,14 @@
 """Sockets under the HTTP door.
 
 Lives here: binding (TCP, Unix with its file mode), accepting, and refusing what is too much. Not here: how many
-connections there may be (`doors/descriptors.py`), what one does (`connection.py`), any request (`server.py`).
+connections there may be (`doors/listening.py`), what one does (`connection.py`), any request (`server.py`).
 
 Connections are accepted here and not by the event loop: libuv takes one per turn (since 1.45), so under load, when
 turns are long, those in the queue would wait for a second while others are served again and again. All that wait are
 taken in one turn.
 
-Invariants: a Unix socket file has its mode before anybody can connect, a file that somebody still listens on is never
-taken over, and only our own file is removed at the end; a client for which there is no descriptor waits in the kernel's
-queue and is not turned away (libuv would reset it).
+Invariants: a Unix socket file has its mode before anybody can connect, and only our own file is removed at the end; a
+client for which there is no descriptor waits in the kernel's queue and is not turned away (libuv would reset it).
 """
 
 from __future__ import annotations
@@ -18,15 +17,14 @@ import asyncio
 import contextlib
 import socket
 import ssl
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 
-from antiphon.doors.descriptors import max_connections
+from antiphon.config.section import parse_address
 from antiphon.doors.http.connection import DoorServer
-from antiphon.doors.listening import why_not
+from antiphon.doors.listening import make_room, max_connections, why_not
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
 
@@ -75,7 +73,10 @@ class Listener:
             self._path, self._inode = path, _inode(path)
             self._listen()
             return f"unix:{path}"
-        host, port = _split_address(address)
+        try:
+            host, port = parse_address(address)
+        except ValueError as error:
+            raise ConfigError(f"cannot listen: {error}") from None
         self._context = tls.context("http/1.1") if tls is not None else None
         try:
             self._bound = list(sockets) or await _bind_tcp(host, port)
@@ -105,7 +106,7 @@ class Listener:
                 opening.cancel()
         await self._server.shutdown(_CLOSE_SECONDS)
         if self._path is not None and _inode(self._path) == self._inode:
-            _remove(self._path)
+            self._path.unlink(missing_ok=True)
 
     def _listen(self) -> None:
         try:
@@ -180,16 +181,9 @@ async def _bind_tcp(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-def _split_address(address: str) -> tuple[str, int]:
-    host, colon, port = address.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-        raise ConfigError(f"cannot listen on {address!r}: it is not HOST:PORT (or unix:PATH)")
-    return host.strip("[]") or "0.0.0.0", int(port)
-
-
 def _bind_unix(path: Path, mode: int) -> socket.socket:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _remove_stale(path)
+    make_room(path)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # Nobody can connect between bind and listen, so the mode is right from the start.
@@ -207,27 +201,3 @@ def _inode(path: Path) -> int:
         return path.stat().st_ino
     except OSError:
         return 0
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket file that nobody listens on any more."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigError(f"cannot listen on unix:{path}: the file exists and is no socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(0.5)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            _remove(path)
-            return
-        except OSError:
-            pass
-    raise ConfigError(f"cannot listen on unix:{path}: another process listens there")

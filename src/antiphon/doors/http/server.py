@@ -1,11 +1,13 @@
 """The HTTP server: the public door, and the sidecar's own port behind Envoy.
 
-Lives here: listening, who may ask, whose request it is, reading a request within its limits, draining, one log line
-per request. Not here: what any path means (`api/router.py`) and how a response is made (`exchange.py`).
+Lives here: listening, who may ask, whose request it is, reading a request within its limits (whole, or piece by piece
+for endpoints that take uploads), draining, one log line per request. Not here: what any path means (`api/router.py`)
+and how a response is made (`exchange.py`).
 
 Invariants: a request is refused before its body is read whenever that is possible; every answer carries
 `x-request-id`, every error answer OpenAI's error object; a header that only a trusted gateway may set counts only
-over a Unix socket or with the shared secret, and never reaches the core otherwise.
+over a Unix socket or with the shared secret, and never reaches the core otherwise; of an upload no more is taken from
+the socket than the endpoint asked for, so a slow disk holds the client back.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import asyncio
 import hmac
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 
@@ -26,13 +28,12 @@ from antiphon.api.http import AnswerCut, ApiRequest, error_response
 from antiphon.api.router import METRICS_PATH, Router, unknown_url
 from antiphon.doors.context import DoorContext, Kind
 from antiphon.doors.decoding import decoded
-from antiphon.doors.http.connection import Connection, DoorServer, make_server
+from antiphon.doors.http.connection import Connection, DoorServer
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
 from antiphon.doors.http.listener import Listener
 from antiphon.doors.http.path import split_target
-from antiphon.doors.http.upload import UPLOAD_BYTES, body_pieces, go_on_reading, is_unread, misframed
 from antiphon.doors.http.websocket import WebSocketConnection, check_handshake, is_upgrade
-from antiphon.doors.request_body import WholeBody, too_slow
+from antiphon.doors.request_body import WholeBody, content_codings, too_slow
 from antiphon.doors.tls import TlsFiles
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.failure import Failure, refusal
@@ -55,6 +56,9 @@ GATEWAY_LEAVES_PATH = "/gateway/leaves"
 _QUIET = frozenset({"/health", "/ready", "/metrics", GATEWAY_LEAVES_PATH})
 _CLIENT_GONE = 499
 _UNAVAILABLE = 503
+_UPLOAD_BYTES = 256 << 10
+"""What an upload holds at most: what was read ahead of the endpoint, and the piece it is at."""
+_CLOSE: Headers = (("connection", "close"),)
 
 _log = structlog.get_logger(__name__)
 
@@ -111,7 +115,7 @@ class HttpDoor:
 
         `sockets`: bound there already, by whoever shares the port among processes.
         """
-        server = make_server(
+        server = DoorServer(
             self._handle,
             head_seconds=self._context.timeouts.request,
             # A proxy keeps connections for an hour: it must be the one that closes them.
@@ -242,8 +246,8 @@ class HttpDoor:
                 return await self._serve_exchange(request, call, owner, hold)
             body, pieces = b"", None
             if router.streams_body(call.method, call.path):
-                hold.add(UPLOAD_BYTES)
-                pieces = body_pieces(request, call.headers, self._context.timeouts.request)
+                hold.add(_UPLOAD_BYTES)
+                pieces = _body_pieces(request, call.headers, self._context.timeouts.request)
             elif router.reads_body(call.method, call.path):
                 body = await self._read_body(request, call, hold)
             answer = await router.handle(
@@ -253,7 +257,8 @@ class HttpDoor:
             if call.method == "GET" and not is_open:
                 # What is read of the store, for as long as its client takes it. (Who changed something is told.)
                 hold.add(len(answer.body))
-            if pieces is not None and is_unread(request):
+            if pieces is not None and not request.content.is_eof():
+                # The rest must not be taken for the next request.
                 answer = replace(answer, headers=(*answer.headers, *_CLOSE))
             if answer.stream is not None:
                 headers = (*answer.headers, *call.added)
@@ -354,11 +359,11 @@ class HttpDoor:
             content = request.content
             if content.is_eof():
                 # It came with its head, as small ones do.
-                await go_on_reading(request)
+                await _go_on_reading(request)
                 body.add(content.read_nowait())
             else:
                 async with asyncio.timeout(seconds):
-                    await go_on_reading(request)
+                    await _go_on_reading(request)
                     while part := await content.readany():
                         body.add(part)
         except TimeoutError:
@@ -366,7 +371,7 @@ class HttpDoor:
         except ApiError as error:
             raise _and_close(error) from None
         except (web.RequestPayloadError, HTTPException):
-            raise misframed() from None
+            raise _misframed() from None
         return await decoded(body)
 
     def _write_log(self, call: _Call) -> None:
@@ -400,9 +405,6 @@ def _is_promised(request: web.BaseRequest) -> bool:
     return isinstance(connection, Connection) and connection.promised
 
 
-_CLOSE: Headers = (("connection", "close"),)
-
-
 def _and_close(error: ApiError) -> ApiError:
     """A refusal before the body was read: what is left of it must not be taken for the next request."""
     error.headers = (*error.headers, *_CLOSE)
@@ -411,3 +413,46 @@ def _and_close(error: ApiError) -> ApiError:
 
 def _without_private(headers: Headers) -> Headers:
     return tuple((name, value) for name, value in headers if not name.startswith(_PRIVATE_PREFIX))
+
+
+async def _body_pieces(request: web.BaseRequest, headers: Headers, seconds: float) -> AsyncIterator[bytes]:
+    """The pieces; each may take so many seconds to come. Raises `ApiError` (400, 408, 415)."""
+    if content_codings(headers):
+        raise ApiError(
+            "Uploads are taken as they are: send the body without a content-encoding.",
+            status=415,
+            type="invalid_request_error",
+            code="unsupported_content_encoding",
+            headers=(("accept-encoding", "identity"), *_CLOSE),
+        )
+    await _go_on_reading(request)
+    while True:
+        try:
+            async with asyncio.timeout(seconds):
+                piece = await request.content.readany()
+        except TimeoutError:
+            raise ApiError(
+                f"Nothing more of the request body arrived for {seconds:g} seconds.",
+                status=408,
+                type="invalid_request_error",
+                code="request_timeout",
+                headers=_CLOSE,
+            ) from None
+        except (web.RequestPayloadError, HTTPException):
+            raise _misframed() from None
+        if not piece:
+            return
+        yield piece
+
+
+def _misframed() -> InvalidRequest:
+    """The refusal of a body whose end cannot be found; the connection is of no more use."""
+    return InvalidRequest("The request body is not framed correctly.", code="invalid_body", headers=_CLOSE)
+
+
+async def _go_on_reading(request: web.BaseRequest) -> None:
+    """Tell a client that waits for it to send its body."""
+    if request.headers.get("expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # What was written is no part of the response that follows.
+        request.writer.output_size = 0

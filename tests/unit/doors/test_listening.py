@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from antiphon.doors.descriptors import max_at_once, max_connections, max_requests
+from antiphon.doors.listening import max_at_once, max_connections, max_requests
 
 
 @pytest.mark.parametrize("files", [256, 1024, 4096, 1 << 20])
