@@ -1,6 +1,7 @@
-"""Keys that nobody configured: made once in the data folder, the same for all workers and restarts.
+"""The data folder, and keys that nobody configured: made once in it, the same for all workers and restarts.
 
-Lives here: the file. Not here: what a key is for, and what is lost without it (`app/keys.py`).
+Lives here: the folder, which is for this user alone, and the file of a key. Not here: what a key is for, and what is
+lost without it (`app/keys.py`).
 
 Invariant: the file has mode 0600 before it holds anything; of several processes that start at once, one key wins whole;
 a key is never made in the place of one that something depends on.
@@ -53,3 +54,13 @@ def _make(path: Path) -> None:
         pass
     finally:
         draft.unlink()
+
+
+def prepare_data(folder: Path) -> None:
+    """Create the folder. Raises `ConfigError`."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"data: the folder {folder} cannot be created: {error.strerror}; choose another with --data"
+        ) from None

@@ -26,8 +26,8 @@ from antiphon.config.limits import LimitSettings
 from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from antiphon.doors.extproc.ahead import Ahead
 from antiphon.doors.extproc.body_messages import RESPONSE_BODY
+from antiphon.doors.extproc.immediate_response import Ahead
 from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
 from antiphon.doors.extproc.transport import Presented, StreamClosed
 from tests.bench.echo import Echo

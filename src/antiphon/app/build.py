@@ -1,7 +1,8 @@
 """The composition root: who implements which port, from the settings.
 
-Lives here: building what one process serves with and what works in it beside requests; draining and closing it, in
-order. Nothing here decides anything about a request. Not here: parts that are a story of their own (beside), the doors.
+Lives here: building what one process serves with and what works in it beside requests (of sweeping when it is done, by
+which process, and that its failures harm nobody); draining and closing it, in order. Nothing here decides anything
+about a request. Not here: parts that are a story of their own (beside), the doors.
 
 Invariant: `App.aclose` finishes what was accepted (saves above all) before it closes what they need.
 """
@@ -9,21 +10,21 @@ Invariant: `App.aclose` finishes what was accepted (saves above all) before it c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+import structlog
+
 from antiphon.api.health import ReadyProbe
-from antiphon.app.data_folder import prepare_data
 from antiphon.app.extensions import make_extension_tools
 from antiphon.app.keys import api_keys, deployment_keys, make_sealer, owner_key, stored_bodies
 from antiphon.app.measuring import Measuring
 from antiphon.app.outgoing import direct_target, make_fetcher
 from antiphon.app.router import make_router
 from antiphon.app.routing import learn, make_routes, several_upstreams
-from antiphon.app.sweeping import Sweeper
 from antiphon.app.tools import code_interpreter, container_endpoints, make_tools, open_rooms
 from antiphon.app.traces import close_tracer, open_tracer
 from antiphon.app.vector_stores import VectorSearch, open_search
@@ -52,8 +53,9 @@ from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.engine.running.usage_book import UsageBook
 from antiphon.engine.running.workers import Workers
-from antiphon.errors import Unavailable
+from antiphon.errors import StoreError, Unavailable
 from antiphon.ids import new_id, now
+from antiphon.local_keys import prepare_data
 from antiphon.observability.endings import Endings
 from antiphon.observability.metric_names import FOLLOWERS, INTERPRETERS, NOT_READY, RUNNING
 from antiphon.observability.metrics import Metrics
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from antiphon.tools.code_interpreter import ContainerRooms
 
 _GIVE_BACK_SECONDS = 1.0
+_log = structlog.get_logger(__name__)
 Door = Literal["envoy", "http"]
 
 
@@ -386,3 +389,50 @@ def _upstream(settings: Settings, door: Door) -> ModelDoor | UpstreamPool:
     called = {name: connect(direct_target(name, one)) for name, one in settings.every_upstream.items()}
     several = {name: several_upstreams(settings, group, called) for name, group in settings.groups.items()}
     return UpstreamPool(called, several)
+
+
+class Sweeper:
+    """Calls `sweep` at once and then every so many seconds: one sweep at a time, and none after `aclose`. It answers how
+    many things went, of each kind.
+
+    `take_turn`: whether this process is the one to do it, where several could; nobody else is for so many seconds.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        sweep: Callable[[], Awaitable[tuple[int, ...]]],
+        seconds: float,
+        take_turn: Callable[[str, float], Awaitable[bool]] | None = None,
+    ) -> None:
+        self._what = what
+        self._take_turn = take_turn
+        self._sweep = sweep
+        self._seconds = seconds
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin, in the running event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def aclose(self) -> None:
+        """End; what was begun is broken off."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                mine = self._take_turn is None or await self._take_turn(self._what, self._seconds)
+                gone = await self._sweep() if mine else ()
+            except StoreError as error:
+                _log.warning("sweep_failed", what=self._what, error=str(error))
+            except Exception:
+                _log.warning("sweep_failed", what=self._what, exc_info=True)
+            else:
+                if any(gone):
+                    _log.info("swept", what=self._what, gone=gone)
+            await asyncio.sleep(self._seconds)

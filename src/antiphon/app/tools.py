@@ -21,7 +21,6 @@ from antiphon.engine.ports.files import FileStore
 from antiphon.observability.metrics import Metrics
 from antiphon.tools.box import LazyTool, Places, Tool, Toolbox
 from antiphon.tools.tool_search import ToolSearch
-from antiphon.upstream.fetch import GuardedFetcher
 
 if TYPE_CHECKING:
     from antiphon.tools.code_interpreter import ContainerRooms
@@ -77,13 +76,9 @@ def _web_search(settings: Settings) -> WebSearch | None:
 
     service, usual = SERVICES[chosen.provider]
     key = chosen.api_key.get_secret_value() if chosen.api_key is not None else ""
-    pages = _page_fetcher(settings).fetch if chosen.pages else None
+    limits = {"total_bytes": chosen.page_bytes, "types": _PAGE_TYPES}
+    pages = make_fetcher(settings.fetch.model_copy(update=limits)).fetch if chosen.pages else None
     return WebSearch(service(chosen.url or usual, key=key, seconds=chosen.seconds), pages)
-
-
-def _page_fetcher(settings: Settings) -> GuardedFetcher:
-    limits = {"total_bytes": settings.web_search.page_bytes, "types": _PAGE_TYPES}
-    return make_fetcher(settings.fetch.model_copy(update=limits))
 
 
 def _mcp(settings: Settings) -> Tool:

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import aiohttp
 
-from antiphon.app.data_folder import prepare_data
 from antiphon.app.extensions import extensions
 from antiphon.app.keys import deployment_keys, key_problems
 from antiphon.app.traces import close_tracer, open_tracer
@@ -41,6 +40,7 @@ from antiphon.envoy.sidecars import endpoints
 from antiphon.envoy.versions import FEATURES, NEWEST, OLDEST, parse_version
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.extras import how_to_install
+from antiphon.local_keys import prepare_data
 from antiphon.stores.backend import Wanted
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.state_report import examine_state

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import structlog
 
-from antiphon.app.data_folder import prepare_data
 from antiphon.commands.children import ParentPipe
 from antiphon.commands.envoy_process import forget
 from antiphon.commands.flags import settings_file, settings_of
@@ -35,6 +34,7 @@ from antiphon.commands.starting import check_named_files, warn
 from antiphon.commands.supervisor import GivenUp, NotStarted
 from antiphon.config.settings import Settings
 from antiphon.errors import AntiphonError, ConfigError
+from antiphon.local_keys import prepare_data
 from antiphon.observability.logs import configure
 
 if TYPE_CHECKING:

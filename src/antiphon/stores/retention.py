@@ -1,7 +1,7 @@
 """How long things are kept: what is older goes, in pieces so small that no request waits for them.
 
 Lives here: the loop over pieces, what fits into one, and whose turn it is. Not here: what goes in a piece, which each
-backend deletes in its own way (`sqlite/retention.py`, `postgres/retention.py`); when it is done (`app/sweeping.py`),
+backend deletes in its own way (`sqlite/retention.py`, `postgres/retention.py`); when it is done (`app/build.py`),
 how long anything is kept (settings), files and vector stores (which say themselves when they expire).
 
 A chain goes as a whole, when its latest response is old: nothing is ever taken out of the middle of a conversation.

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from antiphon.config.limits import LimitSettings
-from antiphon.doors.extproc.ahead import RATE, SHARE, Ahead
+from antiphon.doors.extproc.immediate_response import RATE, SHARE, Ahead
 
 
 class _Clock:

@@ -9,9 +9,8 @@ import pytest
 
 from antiphon.config.limits import LimitSettings
 from antiphon.doors.extproc import wire
-from antiphon.doors.extproc.ahead import SHARE, Ahead
 from antiphon.doors.extproc.answers import head_metadata
-from antiphon.doors.extproc.immediate_response import Drive
+from antiphon.doors.extproc.immediate_response import SHARE, Ahead, Drive
 from antiphon.doors.extproc.peer import Peer, StreamCut
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import ClientAction, Finish, SendBody, SendHead

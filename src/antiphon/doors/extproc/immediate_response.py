@@ -9,18 +9,26 @@ Rules kept here, verified against Envoy 1.40.0:
 - Envoy cancels the call within milliseconds of the end, and as fast when the client leaves. The model call ends with
   the generator, so the generator is closed at once and not whenever it is collected.
 - There is no flow control between Envoy and the client: Envoy takes all it is sent. So a stream has a size, its end
-  included, and one that is written faster than clients read waits (`ahead.py`).
+  included, and one that is written faster than clients read waits (`Ahead`).
+
+How far a driven stream may be ahead of its client is arithmetic, since nobody here sees the client. Envoy tells us
+nothing, so a client is taken to read at `RATE`, several times as fast as models write, and what was written beyond that
+is what it may be behind. A stream that is ahead by more than its share waits, which holds its model back. A client that
+takes nothing at all is cut off by the listener (`timeouts.send`); until then Envoy holds for it at most its share and
+what `RATE` gives, and never more than a stream may have as a whole.
+
+Invariant: whatever the clients do, the shares of all streams together are at most `limits.drive_ahead_bytes`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing
-from typing import Any, cast
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any, Final, cast
 
+from antiphon.config.limits import LimitSettings
 from antiphon.doors.extproc import wire
-from antiphon.doors.extproc.ahead import Ahead, StreamAhead
 from antiphon.doors.extproc.answers import CostOf, final_metadata, head_metadata, whole_answer, with_request_id
 from antiphon.doors.extproc.peer import Peer, StreamCut
 from antiphon.engine.exchange.response_exchange import ResponseExchange
@@ -30,6 +38,10 @@ from antiphon.engine.running.runner import Runner
 from antiphon.errors import UpstreamFailed
 from antiphon.types.transport import Headers
 
+RATE: Final = 256 * 1024
+"""Bytes a second that a client is taken to read: some 800 tokens."""
+SHARE: Final = 8 << 20
+"""Bytes that a stream may be ahead where there are few of them: a burst is no flood."""
 _LOOK = 64 * 1024
 _TIMES_AT_THE_END = 4
 """How often the whole text stands in the events that end a response: its own, its part's, its item's, the last one."""
@@ -138,3 +150,45 @@ class Drive:
         else:
             headers = with_request_id(head.headers, self._request_id)
             await answer_whole(self._peer, head.status, headers, body, head_metadata(self._exchange.known.model), told)
+
+
+class Ahead:
+    """One per process. `clock` is any steady one, in seconds."""
+
+    def __init__(self, limits: LimitSettings, clock: Callable[[], float]) -> None:
+        self.limits = limits
+        self.clock = clock
+        self._streams = 0
+
+    @property
+    def share(self) -> int:
+        """What one stream may be ahead now."""
+        return min(SHARE, self.limits.drive_ahead_bytes // max(1, self._streams))
+
+    @contextmanager
+    def stream(self) -> Iterator[StreamAhead]:
+        """One stream, from its beginning to its end."""
+        self._streams += 1
+        try:
+            yield StreamAhead(self)
+        finally:
+            self._streams -= 1
+
+
+class StreamAhead:
+    """What one stream has written, and how much of it its client may not have read."""
+
+    __slots__ = ("_ahead", "_at", "_behind", "_seen")
+
+    def __init__(self, ahead: Ahead) -> None:
+        self._ahead = ahead
+        self._at = ahead.clock()
+        self._seen = 0
+        self._behind = 0.0
+
+    def seconds(self, written: int) -> float:
+        """How long to wait before more is written; `written` counts from the beginning."""
+        now = self._ahead.clock()
+        self._behind = max(0.0, self._behind - (now - self._at) * RATE) + written - self._seen
+        self._at, self._seen = now, written
+        return max(0.0, (self._behind - self._ahead.share) / RATE)

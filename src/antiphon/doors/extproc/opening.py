@@ -5,6 +5,7 @@ Lives here: what is known before any of the body is. Not here: reading the body,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 from antiphon.doors.context import DoorContext
@@ -26,34 +27,20 @@ class ProtocolError(AntiphonError):
     """Envoy is configured in a way that cannot work, or the peer is not Envoy. The message says what to change."""
 
 
+@dataclass(slots=True)
 class ClientRequest:
-    """One client request."""
+    """One client request. `path` is without its `query`. `is_exchange`: it makes a response. `trace`: the headers of
+    Envoy's own span, where it traces. `trailers`: whether some came at its end."""
 
-    __slots__ = ("body", "headers", "is_exchange", "method", "path", "query", "request_id", "trace", "trailers")
-
-    def __init__(
-        self,
-        method: str,
-        path: str,
-        query: str,
-        headers: Headers,
-        request_id: str,
-        *,
-        is_exchange: bool,
-        trace: Headers = (),
-    ) -> None:
-        """`path` is without its `query`. `is_exchange`: it makes a response. `trace`: the headers of Envoy's own span,
-        where it traces."""
-        self.method = method
-        self.path = path
-        self.query = query
-        self.headers = headers
-        self.request_id = request_id
-        self.is_exchange = is_exchange
-        self.trace = trace
-        self.body = b""
-        self.trailers = False
-        """Whether some came at its end."""
+    method: str
+    path: str
+    query: str
+    headers: Headers
+    request_id: str
+    is_exchange: bool
+    trace: Headers = ()
+    body: bytes = b""
+    trailers: bool = False
 
 
 def is_refused_before(opening: Received) -> bool:

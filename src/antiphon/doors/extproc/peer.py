@@ -9,11 +9,10 @@ then a failure can still become a proper error.
 
 from __future__ import annotations
 
-from antiphon.doors.extproc.answers import refusal_message
 from antiphon.doors.extproc.boxes import Inbox, Outbox, PeerLeft, left
 from antiphon.doors.extproc.received import Received
 from antiphon.doors.extproc.transport import MessageStream, StreamClosed
-from antiphon.errors import AntiphonError, ApiError
+from antiphon.errors import AntiphonError
 
 _AFTER_THE_END = 5.0
 
@@ -76,8 +75,3 @@ class Peer:
     async def let_end(self) -> None:
         """Everything was answered: Envoy is to end the stream, since ending it here could cut something."""
         await self.stream.let_end(_AFTER_THE_END)
-
-
-async def refuse(peer: Peer, error: ApiError, request_id: str) -> None:
-    """Answer with an error object at once."""
-    await peer.send(refusal_message(error, request_id))

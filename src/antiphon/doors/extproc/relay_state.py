@@ -230,7 +230,7 @@ class RelayState:
         if len(body) <= PART:
             self.outgoing.append(wire.request_body(body, True))
         else:
-            self.rest = _request_parts(body)
+            self.rest = (wire.request_body(part, last) for part, last in in_parts(body))
         self._tries = call.tries
         self.hear(now)
 
@@ -456,11 +456,6 @@ class RelayState:
             return UpstreamError(UpstreamFault.TIMED_OUT, said)
         more = f"after {self._given} bytes of the stream: the upstream is silent, or the client does not read"
         return UpstreamError(UpstreamFault.HELD, f"{said} {more}")
-
-
-def _request_parts(body: bytes) -> Iterator[bytes]:
-    for part, last in in_parts(body):
-        yield wire.request_body(part, last)
 
 
 def _response_parts(body: bytes, told: wire.Metadata, trailers: bool) -> Iterator[bytes]:

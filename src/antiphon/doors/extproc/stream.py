@@ -26,12 +26,11 @@ import structlog
 from antiphon.api.http import AnswerCut, ApiRequest
 from antiphon.doors.context import DoorContext
 from antiphon.doors.decoding import decoded
-from antiphon.doors.extproc.ahead import Ahead
-from antiphon.doors.extproc.answers import with_request_id
+from antiphon.doors.extproc.answers import refusal_message, with_request_id
 from antiphon.doors.extproc.boxes import PeerLeft
-from antiphon.doors.extproc.immediate_response import Drive, answer_streamed, answer_whole
+from antiphon.doors.extproc.immediate_response import Ahead, Drive, answer_streamed, answer_whole
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError, is_refused_before, owner_of, read_opening
-from antiphon.doors.extproc.peer import Peer, StreamCut, refuse
+from antiphon.doors.extproc.peer import Peer, StreamCut
 from antiphon.doors.extproc.received import Kind, Received
 from antiphon.doors.extproc.relay import Relay, translate_local_reply
 from antiphon.doors.extproc.transport import MessageStream
@@ -89,7 +88,7 @@ async def serve_stream(
         operation = context.router.operation_of(request.method, request.path)
         context.telemetry.metrics.request_finished(operation, error.status, refused.fault)
         _write_line(request, refused, 0.0)
-        await refuse(peer, error, request.request_id)
+        await peer.send(refusal_message(error, request.request_id))
     except (ProtocolError, PeerLeft, StreamCut):
         raise
     except Exception as bug:
@@ -97,7 +96,7 @@ async def serve_stream(
             raise
         _log.error("request_failed", request_id=request.request_id, error=type(bug).__name__, exc_info=True)
         failure = InternalError("The server had an error while processing your request.")
-        await refuse(peer, failure, request.request_id)
+        await peer.send(refusal_message(failure, request.request_id))
     await peer.let_end()
 
 

@@ -145,7 +145,7 @@ class Connection(web.RequestHandler):
             door,
             loop=loop,
             keepalive_timeout=idle_seconds,
-            access_log=None,
+            access_log=None,  # type: ignore[arg-type]  # it asks whether there is one
             auto_decompress=False,
             max_line_size=_HEADER_BYTES,
             max_field_size=_HEADER_BYTES,

@@ -1,7 +1,7 @@
 """Clearing up: who does it, and what goes because it is too old.
 
 Lives here: the port, and who holds what is going. Not here: what is too old (settings), when it is done
-(`app/sweeping.py`), how it goes (`stores/`).
+(`app/build.py`), how it goes (`stores/`).
 
 Invariant: what is younger than it is to be kept, or in use, is never deleted; no request waits for a sweep.
 """
