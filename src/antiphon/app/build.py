@@ -392,8 +392,8 @@ def _upstream(settings: Settings, door: Door) -> ModelDoor | UpstreamPool:
 
 
 class Sweeper:
-    """Calls `sweep` at once and then every so many seconds: one sweep at a time, and none after `aclose`. It answers how
-    many things went, of each kind.
+    """Calls `sweep` at once and then every so many seconds: one sweep at a time, and none after `aclose`. It answers
+    how many things went, of each kind.
 
     `take_turn`: whether this process is the one to do it, where several could; nobody else is for so many seconds.
     """

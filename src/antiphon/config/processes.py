@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from antiphon.config.section import MIB, BaseUrl, Secret, Section, TcpAddress, base_url, parse_address
+from antiphon.config.section import MIB, BaseUrl, HttpUrl, Secret, Section, TcpAddress, parse_address
 
 
 def _octal(value: Any) -> Any:
@@ -53,7 +53,7 @@ class TracingSettings(Section):
     endpoint: BaseUrl | None = None
     """Base URL of the collector (`http://collector:4318`), to which `/v1/traces` is added. Without an endpoint there
     are no traces, and nothing of OpenTelemetry is loaded."""
-    traces_endpoint: str | None = None
+    traces_endpoint: HttpUrl | None = None
     """The whole URL that spans are posted to, instead of `endpoint`. With neither:
     `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, or `/v1/traces` below `OTEL_EXPORTER_OTLP_ENDPOINT`."""
     headers: dict[str, Secret] = Field(default_factory=dict)
@@ -66,13 +66,6 @@ class TracingSettings(Section):
     service_name: str = "antiphon"
     """`service.name` of all spans. Unset: `OTEL_SERVICE_NAME`, or `service.name` in `OTEL_RESOURCE_ATTRIBUTES`. The
     sidecars' spans also carry the other attributes of `OTEL_RESOURCE_ATTRIBUTES`."""
-
-    @field_validator("traces_endpoint")
-    @classmethod
-    def _check_traces_endpoint(cls, value: str | None) -> str | None:
-        if value is not None:
-            base_url(value)
-        return value
 
     @property
     def traces_url(self) -> str | None:

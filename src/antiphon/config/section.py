@@ -92,13 +92,23 @@ def parse_address(text: str) -> tuple[str, int]:
     return host.strip("[]") or "0.0.0.0", int(port)
 
 
+def _address(text: str) -> str:
+    parse_address(text)
+    return text
+
+
 def _tcp_address(text: str) -> str:
     if parse_address(text)[0] == "unix":
         raise ValueError(f"{text} is not HOST:PORT")
     return text
 
 
-def base_url(value: str) -> str:
+def _url(value: str) -> str:
+    _base_url(value)
+    return value
+
+
+def _base_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("must be an http:// or https:// URL, for example http://127.0.0.1:11434/v1")
@@ -116,7 +126,11 @@ def base_url(value: str) -> str:
 
 Secret = Annotated[SecretStr, AfterValidator(_not_a_mask)]
 """A text that no rendering shows."""
+Address = Annotated[str, AfterValidator(_address)]
+"""`HOST:PORT` or `unix:PATH`."""
 TcpAddress = Annotated[str, AfterValidator(_tcp_address)]
 """`HOST:PORT`, not a Unix socket."""
-BaseUrl = Annotated[str, AfterValidator(base_url)]
+BaseUrl = Annotated[str, AfterValidator(_base_url)]
 """Of a server, without a slash at its end."""
+HttpUrl = Annotated[str, AfterValidator(_url)]
+"""By the same rules, as it was written."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 
 from antiphon.config.limits import CorsSettings, FetchSettings, LimitSettings, TimeoutSettings, WebSocketSettings
 from antiphon.config.owners import OwnerSettings, SealingSettings
@@ -27,7 +27,7 @@ from antiphon.config.processes import (
     SidecarSettings,
     TracingSettings,
 )
-from antiphon.config.section import Section, parse_address
+from antiphon.config.section import Address, Section, parse_address
 from antiphon.config.sources import merge, read_environment, read_file, read_other_names, without_unknown
 from antiphon.config.state import (
     BackgroundSettings,
@@ -49,7 +49,7 @@ _SAME_IN_A_GROUP = ("profile_flags", "models", "header_allow", "field_allow")
 
 
 class Settings(Section):
-    listen: str = "127.0.0.1:8080"
+    listen: Address = "127.0.0.1:8080"
     """Where clients connect, `HOST:PORT` (port 0: any free port)."""
     door: Literal["envoy", "http"] = "envoy"
     """Which door `antiphon up` opens."""
@@ -104,12 +104,6 @@ class Settings(Section):
     tracing: TracingSettings = TracingSettings()
     sidecar: SidecarSettings = SidecarSettings()
     envoy: EnvoySettings = EnvoySettings()
-
-    @field_validator("listen")
-    @classmethod
-    def _check_listen(cls, value: str) -> str:
-        parse_address(value)
-        return value
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
