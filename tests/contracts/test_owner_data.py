@@ -14,6 +14,7 @@ from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.stores import Stores
 from antiphon.stores.choice import backend_of
 from tests.contracts.file_contract import fields, keep
+from tests.contracts.job_contract import queued
 from tests.contracts.states import BODIES, settings_of
 from tests.contracts.store_contract import ALICE, BOB, item, record
 
@@ -85,6 +86,16 @@ async def test_an_export_has_everything_of_one_owner(data: OwnerData) -> None:
     assert (found["usage_days"]["upstream"], found["usage_days"]["calls"]) == ("u", 1)
     assert [row[1] for row in rows if row[0] == "responses"] == ["resp_a", "resp_a2"]
     assert "_b" not in str(rows) and await _export(data, "b:nobody") == []
+    await data.aclose()
+
+
+async def test_an_exported_response_says_how_far_it_is(data: OwnerData, state: Stores) -> None:
+    for name in ("running", "waiting"):
+        await state.background.enqueue(queued(name, owner="b:dan"), b"{}", None, limit=9)
+        if name == "running":
+            await state.background.claim("worker", 1000.0, 1)
+    states = {row[1]: row[3]["status"] for row in await _export(data, "b:dan") if row[0] == "responses"}
+    assert states == {"resp_running": "in_progress", "resp_waiting": "queued"}
     await data.aclose()
 
 

@@ -1,8 +1,10 @@
 """What is exported of an owner, and what of it is deleted, in the words of any backend.
 
-Lives here: the SQL, and how a row is exported. Not here: how a backend reads and deletes while others work
-(`sqlite/owner_data.py`, `postgres/owner_data.py`), vector stores where they have a database of their own, files'
-contents.
+Lives here: the SQL, how owners are counted, how a row is exported, and deleting vector stores. Not here: how a backend
+reads and deletes while others work (`sqlite/owner_data.py`, `postgres/owner_data.py`), files' contents.
+
+An export has vector stores and which files are in them, with their attributes; the chunks are the files' own text once
+more, and files are exported as such.
 
 Invariant: everything that has an owner is in what `owned` gives, or is a part or a count of that; tests compare it with
 the schemas.
@@ -11,24 +13,53 @@ the schemas.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from antiphon.engine.ports.owner_data import ExportedRow
+from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts
+from antiphon.stores.backend import VectorDatabase
 from antiphon.stores.bodies import Bodies
+from antiphon.stores.tables import Tables
 
 AT_ONCE = 100
 """Rows that are read, or deleted, at once."""
 
+_COUNTED = {
+    # Nobody is the owner of ids that must not be used (`postgres/withdrawals.py`).
+    "responses": "responses WHERE status <> 'withdrawn'",
+    "conversations": "conversations",
+    "prompts": "prompts",
+    "files": "files",
+    "vector_stores": "vector_stores WHERE owner IS NOT NULL",
+}
+_VECTOR_STORES = "SELECT id FROM vector_stores WHERE owner = :owner"
+
 # A row's JSON, and what the model was shown beyond it, where that was kept.
 _BOTH = "(SELECT 1 = 0 AS more UNION ALL SELECT 1 = 1) AS both_parts"
+
+
+def counting(*kinds: str) -> str:
+    """Counts these kinds: rows of a kind, an owner, and how many."""
+    return " UNION ALL ".join(
+        f"SELECT '{kind}', owner, count(*) FROM {_COUNTED[kind]} GROUP BY owner" for kind in kinds
+    )
+
+
+def counted(rows: Iterable[Iterable[Any]]) -> list[OwnerCounts]:
+    """Every owner of what these rows of `counting` count, in the order of their names."""
+    counts: dict[str, dict[str, int]] = {}
+    for kind, owner, count in rows:
+        counts.setdefault(owner, {})[kind] = count
+    return [OwnerCounts(owner, **counts[owner]) for owner in sorted(counts)]
 
 
 def owned(place: str) -> dict[str, str]:
     """What is exported of an owner, by kind: two columns that name a row, and its JSON (`body`), or the fields of that.
     `place`: an item's place in its conversation."""
     return {
-        "responses": "SELECT id, created_at, body FROM responses WHERE owner = :owner ORDER BY created_at, id",
+        "responses": """
+            SELECT id, created_at, status, body FROM responses WHERE owner = :owner ORDER BY created_at, id
+        """,
         "response_items": f"""
             SELECT i.response_id, CASE WHEN more THEN 'shown' WHEN i.dir = 0 THEN 'input' ELSE 'output' END AS part,
                    CASE WHEN more THEN i.shown ELSE i.body END AS body
@@ -58,9 +89,27 @@ def owned(place: str) -> dict[str, str]:
     }
 
 
+def owned_vectors(number: str, store: str) -> dict[str, str]:
+    """The same of vector stores. `number`: the column with a store's number, `store`: the one that refers to a
+    store."""
+    return {
+        "vector_stores": f"""
+            SELECT id, created_at, name, description, metadata, expires_days
+            FROM vector_stores WHERE owner = :owner ORDER BY {number}
+        """,
+        "vector_store_files": f"""
+            SELECT f.file_id, s.id AS store, f.filename, f.status, f.attributes
+            FROM vector_stores s JOIN vector_files f ON f.{store} = s.{number}
+            WHERE s.owner = :owner ORDER BY s.{number}, f.created_at
+        """,
+    }
+
+
 def exported(kind: str, fields: Mapping[str, Any], bodies: Bodies) -> ExportedRow:
     """The row, of its columns by name; `bodies` opens what is sealed."""
     (_, row_id), (_, of), *others = fields.items()
+    if kind == "responses":
+        return ExportedRow(kind, row_id, of, json.loads(bodies.open_response(fields["body"], fields["status"])))
     data = {name: json.loads(bodies.open(value)) if isinstance(value, bytes) else value for name, value in others}
     return ExportedRow(kind, row_id, of, data["body"] if list(data) == ["body"] else data)
 
@@ -86,3 +135,14 @@ DELETE FROM usage_days WHERE owner = :owner AND (day, model, upstream) IN (
 )""",
 )
 """Each in pieces, which lock rows in the order in which all others do."""
+
+
+async def delete_vector_stores(vectors: VectorDatabase, tables: Tables, owner: str) -> int:
+    """Delete the owner's vector stores with all that was made of their files; how many stores went. `tables`: of the
+    database that they are in. Raises `StoreError`."""
+    gone = 0
+    for (store_id,) in await tables.fetch(_VECTOR_STORES, {"owner": owner}):
+        gone += await vectors.stores.delete(owner, store_id)
+    while await vectors.ingestion.sweep():
+        pass
+    return gone

@@ -19,9 +19,10 @@ import pytest
 
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import StoreError
+from antiphon.stores.bodies import PLAIN
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
+from antiphon.stores.sqlite.owner_data import SqliteOwnerData
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.vector_admin import count_stores
 from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
 from tests.contracts.store_contract import ALICE, record, save_chain
 from tests.contracts.store_process import child_environment
@@ -283,10 +284,12 @@ async def test_a_program_that_forgets_to_close_still_ends(tmp_path: Path) -> Non
     assert done.returncode == 3
 
 
-async def test_who_looks_into_vector_stores_leaves_no_thread_behind(tmp_path: Path) -> None:
-    assert await count_stores(tmp_path) == {} and not list(tmp_path.iterdir())
+async def test_who_looks_into_vector_stores_makes_none_and_leaves_no_thread_behind(tmp_path: Path) -> None:
+    await (await open_sqlite(tmp_path, chain_items=10)).aclose()
+    data = SqliteOwnerData(tmp_path, PLAIN)
+    assert await data.owners() == [] and not (tmp_path / VECTORS_FILE).exists()
     made = await open_vector_database(tmp_path)
     await made.aclose()
     before = threading.active_count()
-    assert await count_stores(tmp_path) == {}
+    assert await data.owners() == [] and [row async for row in data.export(ALICE)] == []
     assert threading.active_count() <= before

@@ -42,11 +42,13 @@ async def test_an_owners_data_go_piece_by_piece(
         await stores.conversations.create(ALICE, f"conv_{number}", b"{}")
         await stores.prompts.create(ALICE, f"pmpt_{number}", None, b"{}", b"{}")
     await stores.responses.save(record("other", owner="b:bob"))
-    owners = {one.owner: (one.responses, one.conversations, one.prompts, one.files) for one in admin.list_owners(path)}
+    owners = {
+        one.owner: (one.responses, one.conversations, one.prompts, one.files) for one in admin.list_owners(tmp_path)
+    }
     assert owners == {"b:bob": (1, 0, 0, 0)} | ({ALICE: (there, there, there, 0)} if there else {})
     assert admin.has_rows(tmp_path, hashed=True) and admin.has_rows(tmp_path, hashed=False)
     assert admin.delete_owner(path, ALICE) == 3 * there and admin.delete_owner(path, ALICE) == 0
-    assert [one.owner for one in admin.list_owners(path)] == ["b:bob"]
+    assert [one.owner for one in admin.list_owners(tmp_path)] == ["b:bob"]
     assert admin.delete_owner(path, "b:bob") == 1 and not admin.has_rows(tmp_path, hashed=False)
 
 
@@ -62,7 +64,7 @@ def test_a_database_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / SESSIONS_FILE
     path.write_bytes(b"this is no database" * 100)
     for act in (
-        lambda: admin.list_owners(path),
+        lambda: admin.list_owners(tmp_path),
         lambda: list(admin.export_owner(path, ALICE)),
         lambda: admin.delete_owner(path, ALICE),
         lambda: admin.vacuum(path),
@@ -71,4 +73,4 @@ def test_a_database_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="not a database"):
             act()
     with pytest.raises(StoreError, match="cannot be opened"):
-        admin.list_owners(tmp_path / "none" / "x.db")
+        admin.list_owners(tmp_path / "none")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, closing, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +26,7 @@ from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.moved import check_not_moved
 from antiphon.stores.schema_steps import Applied, Schema, Step
-from antiphon.stores.sqlite.database import connect_writer, create_file, reader_uri, store_errors
+from antiphon.stores.sqlite.database import create_file, opened
 from antiphon.stores.sqlite.migrate import applied_steps, lacking, migrate, packaged_steps, undo
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
 from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
@@ -161,10 +161,8 @@ class SqliteSchema(Schema):
         return await asyncio.to_thread(self._on, lambda connection: lacking(connection, self.steps), writes=False)
 
     def _on(self, work: Callable[[sqlite3.Connection], T], *, writes: bool = True) -> T:
-        with store_errors("Changing the schema" if writes else "Reading the schema", self.path):
-            opened = connect_writer(self.path) if writes else sqlite3.connect(reader_uri(self.path), uri=True)
-            with closing(opened) as connection:
-                return work(connection)
+        with opened(self.path, "Changing the schema" if writes else "Reading the schema", writes=writes) as connection:
+            return work(connection)
 
 
 def sqlite_schemas(folder: Path) -> tuple[SqliteSchema, ...]:

@@ -34,7 +34,7 @@ from msgspec import Struct
 from antiphon.errors import StoreError
 from antiphon.stores.backend import Archived, KeyFiles, KeyName
 from antiphon.stores.blobs.disk import FILES_FOLDER, KEY, content_place, flush_folder
-from antiphon.stores.sqlite.database import reader_uri, store_errors
+from antiphon.stores.sqlite.database import opened, store_errors
 from antiphon.stores.sqlite.migrate import check_schema, packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
@@ -268,11 +268,7 @@ def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool
 
 def _copy_database(path: Path, to: Path) -> None:
     to.touch(mode=0o600)
-    with (
-        store_errors("Copying", path),
-        closing(sqlite3.connect(reader_uri(path), uri=True)) as source,
-        closing(sqlite3.connect(to)) as copy,
-    ):
+    with opened(path, "Copying") as source, closing(sqlite3.connect(to)) as copy:
         # In one read transaction: writers of other processes would otherwise make the copy begin anew, for ever.
         source.execute("BEGIN")
         source.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -364,7 +360,7 @@ def _made_of_stores(connection: sqlite3.Connection) -> list[str]:
 
 def _check_contents(draft: Path) -> None:
     path = draft / SESSIONS_FILE
-    with store_errors("Checking", path), closing(sqlite3.connect(reader_uri(path), uri=True)) as connection:
+    with opened(path, "Checking") as connection:
         wanted = {blob for (blob,) in connection.execute("SELECT blob FROM files")}
     held = {path.name for path in (draft / FILES_FOLDER).glob("??/??/*")}
     if missing := wanted - held:

@@ -136,6 +136,18 @@ def store_errors(doing: str, where: object) -> Iterator[None]:
         raise store_error(doing, where, error) from error
 
 
+@contextmanager
+def opened(path: Path, doing: str, *, writes: bool = False) -> Iterator[sqlite3.Connection]:
+    """A connection of its own for `doing` something there, which only reads unless it `writes`. Raises `StoreError`."""
+    with (
+        store_errors(doing, path),
+        closing(
+            connect_writer(path) if writes else sqlite3.connect(reader_uri(path), uri=True, isolation_level=None)
+        ) as connection,
+    ):
+        yield connection
+
+
 def _primary_code(error: sqlite3.Error) -> int:
     # Extended codes (SQLITE_BUSY_SNAPSHOT, SQLITE_IOERR_WRITE, …) carry the primary code in their low byte.
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF

@@ -1,7 +1,7 @@
 """`OwnerData` over the databases of a folder, while they are in use or not.
 
-Lives here: reading everything that belongs to an owner in `sessions.db`, deleting it, and giving unused space back. Not
-here: the SQL of that (`../owner_data.py`), vector stores (`vector_admin.py`), files' contents.
+Lives here: reading everything that belongs to an owner, deleting it, and giving unused space back. Not here: the SQL of
+that (`../owner_data.py`), files' contents.
 
 Invariant: nothing is made by being looked at.
 """
@@ -9,30 +9,33 @@ Invariant: nothing is made by being looked at.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts, Shrunk
 from antiphon.stores.bodies import Bodies
-from antiphon.stores.owner_data import AT_ONCE, DELETE, exported, owned
-from antiphon.stores.sqlite.database import connect_writer, reader_uri, store_error, wait_for_lock
+from antiphon.stores.owner_data import (
+    AT_ONCE,
+    DELETE,
+    counted,
+    counting,
+    delete_vector_stores,
+    exported,
+    owned,
+    owned_vectors,
+)
+from antiphon.stores.sqlite.database import opened, wait_for_lock
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from antiphon.stores.sqlite.tables import sqlite_sql
-from antiphon.stores.sqlite.vector_admin import count_stores, delete_stores, export_stores
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE
+from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
+from antiphon.stores.tables import Statement
 
 OWNED = {kind: sqlite_sql(sql) for kind, sql in owned("pos").items()}
-_OWNERS = """
-SELECT owner, sum(responses), sum(conversations), sum(prompts), sum(files) FROM (
-  SELECT owner, 1 AS responses, 0 AS conversations, 0 AS prompts, 0 AS files FROM responses
-  UNION ALL SELECT owner, 0, 1, 0, 0 FROM conversations
-  UNION ALL SELECT owner, 0, 0, 1, 0 FROM prompts
-  UNION ALL SELECT owner, 0, 0, 0, 1 FROM files
-) GROUP BY owner ORDER BY owner
-"""
+OWNED_VECTORS = owned_vectors("no", "store_no")
+_FORGET_KEYS = "DELETE FROM idempotency WHERE owner = :owner"
 
 # Owners that a key tells apart have names that begin with "b:" (`doors/owners.py`).
 _ANY = "SELECT EXISTS (SELECT 1 FROM {table})"
@@ -48,31 +51,31 @@ class SqliteOwnerData:
         self._bodies = bodies
         self._folder = folder
         self._path = folder / SESSIONS_FILE
+        self._vectors = folder / VECTORS_FILE
 
     async def owners(self) -> list[OwnerCounts]:
         """Every owner of anything."""
-        stores = await count_stores(self._folder)
-        found = {one.owner: one for one in list_owners(self._path)}
-        return [
-            replace(found.get(owner, OwnerCounts(owner)), vector_stores=stores.get(owner, 0))
-            for owner in sorted({*found, *stores})
-        ]
+        return list_owners(self._folder)
 
     async def export(self, owner: str) -> AsyncIterator[ExportedRow]:
         """Everything of an owner but files."""
-        for kind, fields in export_owner(self._path, owner):
-            yield exported(kind, fields, self._bodies)
-        for row in await export_stores(self._folder, owner):
-            yield ExportedRow(*row)
+        for path, kinds in ((self._path, OWNED), (self._vectors, OWNED_VECTORS)):
+            if path == self._path or path.exists():
+                for kind, fields in export_owner(path, owner, kinds):
+                    yield exported(kind, fields, self._bodies)
 
     async def delete(self, owner: str) -> int:
         """Everything of an owner but files: vector stores first, which refer to the rest."""
-        return await delete_stores(self._folder, owner) + delete_owner(self._path, owner)
+        gone = 0
+        if self._vectors.exists():
+            async with aclosing(await open_vector_database(self._folder)) as vectors:
+                gone += await delete_vector_stores(vectors, vectors.tables, owner)
+                gone += sum(await vectors.tables.run([Statement(_FORGET_KEYS, {"owner": owner})]))
+        return gone + delete_owner(self._path, owner)
 
     async def vacuum(self) -> list[Shrunk]:
         """Give unused space back; there must be room for a database twice."""
-        paths = [path for path in (self._path, self._folder / VECTORS_FILE) if path.exists()]
-        return [Shrunk(str(path), *vacuum(path)) for path in paths]
+        return [Shrunk(str(path), *vacuum(path)) for path in (self._path, self._vectors) if path.exists()]
 
     async def aclose(self) -> None:
         """Nothing stays open."""
@@ -86,28 +89,32 @@ def has_rows(folder: Path, *, hashed: bool) -> bool:
         path = folder / name
         if not path.exists():
             continue
-        with closing(_reader(path)) as connection:
-            there = {row[0] for row in _read(connection, path, "SELECT name FROM sqlite_schema", {})}
+        with opened(path, "Reading") as connection:
+            there = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
             for table in tables:
-                if table in there and next(_read(connection, path, question.format(table=table), {}))[0]:
+                if table in there and connection.execute(question.format(table=table)).fetchone()[0]:
                     return True
     return False
 
 
-def list_owners(path: Path) -> list[OwnerCounts]:
+def list_owners(folder: Path) -> list[OwnerCounts]:
     """Every owner of anything. Raises `StoreError`."""
-    with closing(_reader(path)) as connection:
-        return [OwnerCounts(*row) for row in _read(connection, path, _OWNERS, {})]
+    rows = []
+    for name, kinds in _TABLES.items():
+        if name == SESSIONS_FILE or (folder / name).exists():
+            with opened(folder / name, "Reading") as connection:
+                rows += connection.execute(counting(*kinds)).fetchall()
+    return counted(rows)
 
 
-def export_owner(path: Path, owner: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Everything of an owner, kind by kind, each row with its columns by name, as it was at one moment. Raises
-    `StoreError`."""
-    with closing(_reader(path)) as connection:
+def export_owner(path: Path, owner: str, kinds: Mapping[str, str] = OWNED) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Everything of an owner in this database, kind by kind, each row with its columns by name, as it was at one
+    moment. Raises `StoreError`."""
+    with opened(path, "Reading") as connection:
         connection.row_factory = sqlite3.Row
         connection.execute("BEGIN")
-        for kind, sql in OWNED.items():
-            for row in _read(connection, path, sql, {"owner": owner}):
+        for kind, sql in kinds.items():
+            for row in connection.execute(sql, {"owner": owner}):
                 yield kind, dict(row)
 
 
@@ -117,18 +124,11 @@ def delete_owner(path: Path, owner: str) -> int:
     Returns how many chains, conversations, prompts, keys and days of usage went. Raises `StoreError`.
     """
     gone = 0
-    with closing(_writer(path)) as connection:
+    with opened(path, "Deleting", writes=True) as connection:
         for sql in map(sqlite_sql, DELETE):
-            while True:
-                try:
-                    changed = wait_for_lock(
-                        lambda sql=sql: connection.execute(sql, {"owner": owner, "limit": AT_ONCE})  # type: ignore[misc]
-                    ).rowcount
-                except sqlite3.Error as error:
-                    raise store_error("Deleting", path, error) from error
+            piece = partial(connection.execute, sql, {"owner": owner, "limit": AT_ONCE})
+            while changed := wait_for_lock(piece).rowcount:
                 gone += changed
-                if not changed:
-                    break
     return gone
 
 
@@ -139,36 +139,12 @@ def vacuum(path: Path) -> tuple[int, int]:
     Writers wait while it runs, and the file is rewritten: there must be room for it twice.
     """
     before = _size(path)
-    with closing(_writer(path)) as connection:
-        try:
-            wait_for_lock(lambda: connection.execute("VACUUM"))
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.Error as error:
-            raise store_error("Rewriting", path, error) from error
+    with opened(path, "Rewriting", writes=True) as connection:
+        wait_for_lock(lambda: connection.execute("VACUUM"))
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return before, _size(path)
 
 
 def _size(path: Path) -> int:
     log = path.with_name(f"{path.name}-wal")
     return path.stat().st_size + (log.stat().st_size if log.exists() else 0)
-
-
-def _reader(path: Path) -> sqlite3.Connection:
-    try:
-        return sqlite3.connect(reader_uri(path), uri=True, isolation_level=None, timeout=5.0)
-    except sqlite3.Error as error:
-        raise store_error("Opening", path, error) from error
-
-
-def _writer(path: Path) -> sqlite3.Connection:
-    try:
-        return connect_writer(path)
-    except sqlite3.Error as error:
-        raise store_error("Opening", path, error) from error
-
-
-def _read(connection: sqlite3.Connection, path: Path, sql: str, named: dict[str, str]) -> Iterator[Any]:
-    try:
-        yield from connection.execute(sql, named)
-    except sqlite3.Error as error:
-        raise store_error("Reading", path, error) from error
