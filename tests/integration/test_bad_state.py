@@ -27,8 +27,7 @@ from antiphon.errors import StoreError
 from antiphon.stores.postgres.checks import indexes_of, lost_indexes
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import connecting_failed
-from antiphon.stores.postgres.migrate import migrate, packaged_steps
-from antiphon.stores.postgres.server_check import Server, check
+from antiphon.stores.postgres.migrate import Server, check, migrate, packaged_steps
 from tests.support.postgres import PATIENT, Pooler, PostgresServer, free_port, pooler_program
 
 CANARY = "canary-" + "p" * 20

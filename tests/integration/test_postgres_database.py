@@ -13,8 +13,7 @@ import pytest
 
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
-from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps
-from antiphon.stores.postgres.server_check import check_server
+from antiphon.stores.postgres.migrate import applied_steps, check_server, migrate, packaged_steps
 from tests.support.postgres import PATIENT, PostgresServer, free_port
 
 ADD = "INSERT INTO sweeps (what, due_at) VALUES ($1, now())"

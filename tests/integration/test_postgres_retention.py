@@ -19,7 +19,7 @@ from antiphon.errors import ChainBroken, ConversationLocked, StoreError
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.conversations import SqlConversations
 from antiphon.stores.postgres import retention as module
-from antiphon.stores.postgres import values
+from antiphon.stores.postgres import turns
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.retention import PostgresPieces
 from antiphon.stores.postgres.tables import PostgresTables
@@ -249,7 +249,7 @@ async def test_what_is_old_does_not_depend_on_the_clock_of_who_made_it(
 ) -> None:
     """One machine's clock is far off: its responses and conversations are as young, and as old, as anybody's."""
     wrong = time.time() + hours * 3600
-    monkeypatch.setattr(values, "now", lambda: wrong)
+    monkeypatch.setattr(turns, "now", lambda: wrong)
     conversations = SqlConversations(
         PostgresTables(stores.database),
         stores.keys,
@@ -317,7 +317,7 @@ async def test_events_jobs_and_files_are_timed_by_the_database(
     stores: TurnStores, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
 ) -> None:
     wrong = time.time() + hours * 3600
-    monkeypatch.setattr(values, "now", lambda: wrong)
+    monkeypatch.setattr(turns, "now", lambda: wrong)
     for name, ago in (("young", 60), ("old", 7200)):
         made = replace(queued(name), created_at=wrong - ago)
         await stores.background.enqueue(made, b"{}", piece(0, 1), limit=MOST, needs=("model:elsewhere",))

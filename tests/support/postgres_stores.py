@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.files import BlobStore
 from antiphon.ids import Clock, now
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs, PendingRows
@@ -22,12 +23,11 @@ from antiphon.stores.postgres.jobs import (
     QueuedTurns,
 )
 from antiphon.stores.postgres.notify import ListenTimes
-from antiphon.stores.postgres.readiness import DatabaseReadiness
-from antiphon.stores.postgres.responses import LOAD_ITEMS, PostgresResponseWriter
+from antiphon.stores.postgres.responses import LOAD_ITEMS, DatabaseReadiness, PostgresResponseWriter
 from antiphon.stores.postgres.signals import PostgresSignals
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.turn_groups import GroupLimits, Groups
-from antiphon.stores.postgres.turns import SavedTurns, Turn
+from antiphon.stores.postgres.turns import SavedTurns
 from antiphon.stores.postgres.withdrawals import Withdrawals
 from antiphon.stores.responses import SqlResponses
 
@@ -41,7 +41,7 @@ class TurnStores:
     database: Database
     keys: IdempotencyKeys
     withdrawals: Withdrawals
-    turns: Groups[Turn]
+    turns: Groups[ResponseRecord]
     responses: SqlResponses
     queued: Groups[NewJob]
     added: Groups[Addition]

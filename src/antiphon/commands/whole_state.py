@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import aclosing
 from pathlib import Path
 
 from antiphon.app.keys import OWNER_KEY, SEALING_KEY, deployment_keys, key_problems
@@ -127,16 +126,14 @@ def _keys(settings: Settings) -> Iterator[str]:
 
 async def show_keys(settings: Settings, *, accept: bool) -> int:
     """Print which keys the database goes with; with `accept` it goes with these from now on. The exit status."""
-    deployment = backend_of(settings.state, settings.data).deployment()
-    if deployment is None:
+    backend, keys = backend_of(settings.state, settings.data), deployment_keys(settings)
+    if accept:
+        await backend.accept_keys(keys)
+    recorded, own = await backend.recorded_keys(), keys.recorded()
+    if recorded is None:
         raise ConfigError(
             "state.url: machines share no database here; keys are those of the data folder or the settings"
         )
-    async with aclosing(deployment):
-        keys = deployment_keys(settings)
-        if accept:
-            await deployment.accept(keys)
-        recorded, own = dict(await deployment.read()), keys.recorded()
     rows = [["key", "fingerprint", "database", "these settings"]]
     for name in sorted({*recorded, *own} - {MOVING}):
         kind, _, mark = name.partition(":")

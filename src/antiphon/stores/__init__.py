@@ -50,13 +50,7 @@ async def open_stores(
 
 async def check_deployment(state: StateSettings, data: Path, keys: Keys) -> None:
     """Refuse a start with keys that do not go with the database. Raises `ConfigError` and `StoreError`."""
-    deployment = backend_of(state, data).deployment()
-    if deployment is None:
-        return
-    try:
-        await deployment.check(keys)
-    finally:
-        await deployment.aclose()
+    await backend_of(state, data).check_keys(keys)
 
 
 async def check_migrated(state: StateSettings, data: Path) -> None:

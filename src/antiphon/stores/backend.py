@@ -31,7 +31,7 @@ from antiphon.engine.ports.vector_stores import VectorStores
 from antiphon.errors import ConfigError
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.opening import open_blobs
-from antiphon.stores.deployment import Deployment, Keys
+from antiphon.stores.deployment import Keys, Recorded
 from antiphon.stores.schema_steps import Schema
 
 if TYPE_CHECKING:
@@ -204,9 +204,18 @@ class Backend(ABC):
         """All schemas of this state. `seconds`: how long one step may take; `within`: how long a server that does not
         answer is waited for."""
 
-    def deployment(self) -> Deployment | None:
-        """The rows of the database that machines share, to be closed; None where they share none."""
+    async def recorded_keys(self) -> Recorded | None:
+        """The keys that the database goes with which machines share; None where they share none."""
         return None
+
+    async def check_keys(self, keys: Keys) -> None:
+        """Note what is new of these keys, judged and written as one. Raises `ConfigError` where a process must not
+        start with them. Where machines share no database, any will do."""
+        return
+
+    async def accept_keys(self, keys: Keys) -> None:
+        """The database that machines share, if they do, goes with these keys from now on, and no others."""
+        return
 
     @abstractmethod
     def examine(self, wanted: Wanted, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:

@@ -19,7 +19,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from antiphon.errors import ConfigError
 
@@ -31,21 +31,6 @@ _ACCEPT = "to go on with these all the same, run `antiphon admin keys --accept` 
 
 Recorded = Mapping[str, str]
 """The rows: of the owner's key its fingerprint, of each sealing key what it is used for."""
-
-
-class Deployment(Protocol):
-    """The rows of a database."""
-
-    async def read(self) -> Recorded:
-        """All there are. Raises `StoreError`."""
-
-    async def check(self, keys: Keys) -> None:
-        """Note what is new of these keys, judged and written as one. Raises `ConfigError` and `StoreError`."""
-
-    async def accept(self, keys: Keys) -> None:
-        """The database goes with these keys from now on, and no others. Raises `StoreError`."""
-
-    async def aclose(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

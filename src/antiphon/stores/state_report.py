@@ -48,16 +48,13 @@ async def _shared(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator
                 yield Said("note", f"{schema.name} lacks {len(missing)} schema steps", "the next start applies them")
             else:
                 yield Said("ok", f"{schema.name} is new: the first start makes its schema")
-    deployment = backend_of(state, data).deployment()
-    if deployment is None:
-        return
     try:
-        recorded = await deployment.read()
+        recorded = await backend_of(state, data).recorded_keys()
     except AntiphonError:
         # Before the first start there is no table.
         return
-    finally:
-        await deployment.aclose()
+    if recorded is None:
+        return
     if not recorded:
         yield Said("ok", "no process has started on this database: the first one's keys are noted")
         return

@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 
 from antiphon.errors import StoreError, StoreReason
-from antiphon.stores.postgres import readiness
+from antiphon.stores.postgres import responses as readiness
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.readiness import DatabaseReadiness
+from antiphon.stores.postgres.responses import DatabaseReadiness
 
 PATIENCE = 20.0
 

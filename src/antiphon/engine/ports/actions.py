@@ -173,6 +173,11 @@ class ResponseRecord:
     """Whether the response sent calls that may have changed something."""
 
     @property
+    def size(self) -> int:
+        """The bytes of its body and its items."""
+        return len(self.body) + sum([item.size for item in (*self.input_items, *self.output_items)])
+
+    @property
     def counts(self) -> bool:
         """Whether it is the final result of its request: a failed response is not, unless it has sent calls."""
         return self.sent_calls or self.status in ("completed", "incomplete")

@@ -10,7 +10,7 @@ different keys one kind starts.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, aclosing
 
 from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import BlobStore
@@ -19,7 +19,7 @@ from antiphon.stores.backend import Backend, Said, StoreOptions, Stores, Wanted
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.bodies import Bodies
-from antiphon.stores.deployment import MOVING, Deployment, Keys, Recorded, to_note
+from antiphon.stores.deployment import MOVING, Keys, Recorded, to_note
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import open_postgres_schemas
 from antiphon.stores.postgres.opening import open_postgres, open_postgres_owners
@@ -59,10 +59,33 @@ class PostgresBackend(Backend):
         setting = "state.url" if self.state.direct_url is None else "state.direct_url"
         return open_postgres_schemas(url.get_secret_value(), seconds, setting, within=within)
 
-    def deployment(self) -> Deployment:
+    async def recorded_keys(self) -> Recorded:
         """See `Backend`."""
-        assert self.state.url is not None
-        return PostgresDeployment(self.state.url.get_secret_value(), self.state.deadline)
+        async with self._database() as database:
+            return {row["name"]: row["value"] for row in await database.fetch(_READ)}
+
+    async def check_keys(self, keys: Keys) -> None:
+        """See `Backend`."""
+
+        async def work(connection: Connection) -> None:
+            await connection.execute(_LOCK)
+            recorded = {row["name"]: row["value"] for row in await connection.fetch(_READ)}
+            await _write(connection, to_note(recorded, keys))
+
+        if to_note(await self.recorded_keys(), keys):
+            async with self._database() as database:
+                await database.transaction(work)
+
+    async def accept_keys(self, keys: Keys) -> None:
+        """See `Backend`."""
+
+        async def work(connection: Connection) -> None:
+            await connection.execute(_LOCK)
+            await connection.execute("DELETE FROM deployment WHERE name <> $1", MOVING)
+            await _write(connection, keys.recorded())
+
+        async with self._database() as database:
+            await database.transaction(work)
 
     async def examine(self, wanted: Wanted, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:
         """See `Backend`."""
@@ -76,42 +99,10 @@ class PostgresBackend(Backend):
         async for said in shared:
             yield said
 
-
-class PostgresDeployment:
-    """`Deployment` on a connection of its own."""
-
-    def __init__(self, url: str, seconds: float) -> None:
-        self._database = Database(url, DatabaseLimits(size=1, deadline=seconds))
-
-    async def read(self) -> Recorded:
-        """See `Deployment`."""
-        return {row["name"]: row["value"] for row in await self._database.fetch(_READ)}
-
-    async def check(self, keys: Keys) -> None:
-        """See `Deployment`."""
-        if not to_note(await self.read(), keys):
-            return
-
-        async def work(connection: Connection) -> None:
-            await connection.execute(_LOCK)
-            recorded = {row["name"]: row["value"] for row in await connection.fetch(_READ)}
-            await _write(connection, to_note(recorded, keys))
-
-        await self._database.transaction(work)
-
-    async def accept(self, keys: Keys) -> None:
-        """See `Deployment`."""
-
-        async def work(connection: Connection) -> None:
-            await connection.execute(_LOCK)
-            await connection.execute("DELETE FROM deployment WHERE name <> $1", MOVING)
-            await _write(connection, keys.recorded())
-
-        await self._database.transaction(work)
-
-    async def aclose(self) -> None:
-        """Close the connection."""
-        await self._database.aclose()
+    def _database(self) -> aclosing[Database]:
+        """One connection, while something is done with it."""
+        assert self.state.url is not None
+        return aclosing(Database(self.state.url.get_secret_value(), DatabaseLimits(1, self.state.deadline)))
 
 
 async def _write(connection: Connection, rows: dict[str, str]) -> None:

@@ -1,7 +1,7 @@
 """What an operator wants to know of a PostgreSQL server, beyond that it will do.
 
 Lives here: the questions, what is worth a note, and which indexes the steps of a schema make, read from their own text:
-one that is gone makes nothing wrong, and much slow. Not here: whether a start is possible at all (`server_check.py`),
+one that is gone makes nothing wrong, and much slow. Not here: whether a start is possible at all (`migrate.py`),
 the schema's steps (`stores/schema_steps.py`), the indexes of large vector stores, which are made again by themselves
 (`vector_indexes.py`).
 
@@ -26,8 +26,16 @@ from antiphon.stores.backend import Said, Wanted
 from antiphon.stores.postgres.connecting import Connection, connect, kinds_of_servers
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.failures import DIRECT_URL
-from antiphon.stores.postgres.migrate import SCHEMA, VECTOR_SCHEMA, VECTOR_STEPS, applied_steps, packaged_steps
-from antiphon.stores.postgres.server_check import ask_server, check, check_server
+from antiphon.stores.postgres.migrate import (
+    SCHEMA,
+    VECTOR_SCHEMA,
+    VECTOR_STEPS,
+    applied_steps,
+    ask_server,
+    check,
+    check_server,
+    packaged_steps,
+)
 from antiphon.stores.postgres.vector_table import VectorTable
 from antiphon.stores.schema_steps import Step
 

@@ -1,6 +1,6 @@
 """Opening one connection to PostgreSQL: to which server, and what holds on it.
 
-Lives here: the servers that a URL names, and which of them is used. Not here: how many connections there are, and when
+Lives here: the servers that a URL names, which of them is used, and the one way of all texts to the server and back. Not here: how many connections there are, and when
 one is given up (`database.py`), what a failure means (`failures.py`).
 
 A URL may name several servers, of which one is the primary and the others follow it. They are asked in turn, beginning
@@ -13,8 +13,13 @@ A process that gives a statement up closes its connection. A server that waits f
 process goes on with the next connection, until the server has none left. So a server is told to look, unless a pooler
 is before it: nothing is set for a session there, and the role needs that setting (`checks.py` says so).
 
+A client's ids and names are texts of any characters. UTF-8 has no surrogates, and PostgreSQL no U+0000; these, and the
+character that says so, are written as U+001A with four hexadecimal digits. All others stand as they are. Every parameter
+and every column of a connection goes that way, so no statement can leave it out.
+
 Invariants: every connection is to a server that took writes when it was opened; what was given up on one without a
-pooler ends within seconds, and gives its connection back.
+pooler ends within seconds, and gives its connection back; different texts stay different, and each comes back as it was
+given (as a column of its own: arrays of texts only go to the server).
 """
 
 from __future__ import annotations
@@ -23,16 +28,20 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 from typing import Any, Literal, TypeAlias
 
 import asyncpg
 
 from antiphon.config.state_url import read_state_url, without_servers
 from antiphon.errors import StoreError
-from antiphon.stores.postgres.values import plain, storable
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 Kind = Literal["primary", "read-only", "unusable"]
+
+_MARK = "\x1a"
+_ODD = re.compile(f"[\0{_MARK}\ud800-\udfff]")
+_WRITTEN = re.compile(f"{_MARK}([0-9a-f]{{4}})")
 
 READ_ONLY = "current_setting('transaction_read_only') = 'on'"
 """Whether this server takes no writes, as SQL; true of a standby, too."""
@@ -82,7 +91,7 @@ class Servers:
 
 
 async def connect(url: str, seconds: float, **settings: str) -> Connection:
-    """One connection, on which nothing is prepared under a name and texts may be any (`values.py`).
+    """One connection, on which nothing is prepared under a name and texts may be any.
 
     `settings`: of the server, for this connection; a pooler may not take any. Raises what the driver raises, and
     `StoreError` where no server takes writes.
@@ -153,6 +162,25 @@ def _most_telling(failures: list[Exception]) -> Exception:
     if answered:
         return StoreError(_NONE, reason="unavailable")
     return failures[-1]
+
+
+def storable(value: Any) -> Any:
+    """A parameter as the server takes it: a text or a list of them may hold what it cannot; all else stays."""
+    if type(value) is str:
+        return _ODD.sub(_write, value) if _ODD.search(value) else value
+    if type(value) is list and any(type(each) is str and _ODD.search(each) for each in value):
+        return [storable(each) for each in value]
+    return value
+
+
+def plain(data: bytes) -> str:
+    """The text that was given, of a column's bytes."""
+    text = data.decode()
+    return _WRITTEN.sub(lambda found: chr(int(found[1], 16)), text) if _MARK in text else text
+
+
+def _write(found: re.Match[str]) -> str:
+    return f"{_MARK}{ord(found[0]):04x}"
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]

@@ -20,8 +20,7 @@ from antiphon.errors import StoreError
 from antiphon.stores.deployment import MOVING
 from antiphon.stores.moved import COLUMNS, Row
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
-from antiphon.stores.postgres.migrate import migrate, packaged_steps
-from antiphon.stores.postgres.server_check import check_server
+from antiphon.stores.postgres.migrate import check_server, migrate, packaged_steps
 from antiphon.stores.postgres.vector_table import VectorTable, vector_text, width_of
 from antiphon.stores.postgres.vector_words import chunk_words
 

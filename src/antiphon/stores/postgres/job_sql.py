@@ -13,8 +13,8 @@ Invariant: every statement of a worker demands that the worker holds the job.
 from __future__ import annotations
 
 from antiphon.stores.jobs import JobSql
+from antiphon.stores.postgres.tables import NOW
 from antiphon.stores.postgres.turns import COLUMNS, GIVEN, WITH_IT
-from antiphon.stores.postgres.values import NOW
 
 # $1 to $27 as in `turns.py`, for one response; $28: request, $29: most jobs of an owner, $30: needs, $31 and $32: the
 # last event's number and the events, $33: the conversation. Fails (22012) unless all of it was stored, so that nothing

@@ -23,8 +23,7 @@ from antiphon.stores.postgres import job_sql as sql
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import code_of
 from antiphon.stores.postgres.turn_groups import Groups
-from antiphon.stores.postgres.turns import SavedTurns, Turn, turn_columns
-from antiphon.stores.postgres.values import age
+from antiphon.stores.postgres.turns import SavedTurns, age, turn_columns
 
 _TRIES = 5
 _DIVISION_BY_ZERO = "22012"
@@ -32,9 +31,9 @@ _DIVISION_BY_ZERO = "22012"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewJob:
-    """A response to be queued: `turn` is its row, which gets to its conversation when it is over."""
+    """A response to be queued: `record` is its row, which gets to its conversation when it is over."""
 
-    turn: Turn
+    record: ResponseRecord
     conversation_id: str | None
     request: bytes
     events: EventPiece | None
@@ -44,12 +43,12 @@ class NewJob:
     @property
     def id(self) -> str:
         """The response's."""
-        return self.turn.id
+        return self.record.id
 
     @property
     def size(self) -> int:
         """The bytes of it."""
-        return self.turn.size + len(self.request)
+        return self.record.size + len(self.request)
 
 
 class QueuedTurns:
@@ -64,7 +63,7 @@ class QueuedTurns:
         done = []
         for job in group:
             events = (job.events.last, job.events.data) if job.events is not None else (None, None)
-            given = [*turn_columns([job.turn], self._turns.keep), job.request, job.limit, job.needs, *events]
+            given = [*turn_columns([job.record], self._turns.keep), job.request, job.limit, job.needs, *events]
             try:
                 await self._database.write(sql.ENQUEUE, *given, job.conversation_id)
             except StoreError as error:
@@ -76,18 +75,18 @@ class QueuedTurns:
 
     async def stored(self, group: Sequence[NewJob]) -> Collection[str]:
         """Which of them are stored."""
-        return await self._turns.stored([job.turn for job in group])
+        return await self._turns.stored([job.record for job in group])
 
     async def explain(self, unit: NewJob) -> Exception:
         """Why it could not be stored."""
-        rows = await self._database.fetch(sql.COUNT_JOBS, unit.turn.record.owner)
+        rows = await self._database.fetch(sql.COUNT_JOBS, unit.record.owner)
         if unit.limit <= 0 or (rows and rows[0][0] >= unit.limit):
             return TooManyJobs(unit.limit)
-        return await self._turns.explain(unit.turn)
+        return await self._turns.explain(unit.record)
 
     def withdraw(self, unit: NewJob) -> None:
         """See to it that it is not stored."""
-        self._turns.withdraw(unit.turn)
+        self._turns.withdraw(unit.record)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,8 +163,8 @@ class PostgresJobWriter:
         self, record: ResponseRecord, request: bytes, events: EventPiece | None, limit: int, needs: list[str]
     ) -> None:
         """See `JobWriter.enqueue`."""
-        turn = Turn(replace(record, conversation_id=None))
-        await self._queued.run(NewJob(turn, record.conversation_id, request, events, needs, limit))
+        row = replace(record, conversation_id=None)
+        await self._queued.run(NewJob(row, record.conversation_id, request, events, needs, limit))
 
     async def claim(
         self, worker: str, seconds: float, limit: int, besides: list[str], able: list[str] | None

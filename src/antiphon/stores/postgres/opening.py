@@ -1,7 +1,7 @@
 """Opening the stores of a database.
 
 Lives here: who shares which connections. Not here: what a store means (`../responses.py`), connections (`database.py`),
-whether the server will do (`server_check.py`), the schema (`migrate.py`).
+whether the server will do (`migrate.py`), the schema (`migrate.py`).
 
 Invariant: opened stores have the schema of this build, and any number of processes may open the same database at once.
 """
@@ -32,12 +32,10 @@ from antiphon.stores.postgres.figures import PostgresFigures
 from antiphon.stores.postgres.files import SQL as FILE_SQL
 from antiphon.stores.postgres.job_sql import SQL as JOB_SQL
 from antiphon.stores.postgres.jobs import AddedEvents, PostgresJobWriter, QueuedTurns
-from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps
+from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps, reach_server
 from antiphon.stores.postgres.owner_data import PostgresOwnerData
-from antiphon.stores.postgres.readiness import DatabaseReadiness
-from antiphon.stores.postgres.responses import LOAD_ITEMS, PostgresResponseWriter
+from antiphon.stores.postgres.responses import LOAD_ITEMS, DatabaseReadiness, PostgresResponseWriter
 from antiphon.stores.postgres.retention import PostgresPieces
-from antiphon.stores.postgres.server_check import reach_server
 from antiphon.stores.postgres.signals import PostgresSignals
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.turn_groups import Groups, group_limits

@@ -1,15 +1,43 @@
-"""How PostgreSQL stores a response, and finds items by their ids.
+"""How PostgreSQL stores a response, finds items by their ids, and whether this process should be sent requests.
 
-Lives here: which queue a response goes to, and that SQL. Not here: what is alike in all backends (`../responses.py`),
-storing responses (`turns.py`, in groups: `turn_groups.py`), whether the database can be written to (`readiness.py`).
+Lives here: which queue a response goes to, that SQL, and when a database that does not answer makes the process
+unready. Not here: what is alike in all backends (`../responses.py`), storing responses (`turns.py`, in groups:
+`turn_groups.py`), connections (`database.py`), the answer to `/ready` (`api/health.py`), other reasons not to be ready.
+
+All replicas share the database. Where it is overloaded or away, a replica that leaves takes nothing away but what it
+could still serve, and all of them would leave at the same moment. So a question that goes unanswered is no reason: only
+a database to which nothing could be written for a while is one, which is what a replica sees that alone cannot reach
+it. What requests themselves write counts: while that succeeds nothing is asked, so a probe waits neither for a
+connection nor behind requests.
+
+Invariant: a process that has never written is not ready; one that was ready says no at the first question that is put
+`patience` seconds after the first one that found no answer, unless something was written (or, where the database was
+only slow, read) since.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
+from collections.abc import Callable
+
 from antiphon.engine.ports.actions import ResponseRecord
-from antiphon.stores.postgres.readiness import DatabaseReadiness
+from antiphon.engine.running.waiting import look_at
+from antiphon.errors import StoreError, StoreReason
+from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.turn_groups import Groups
-from antiphon.stores.postgres.turns import Turn
+
+_FRESH_SECONDS = 2.0
+# Less than `/ready` waits, so that what is said is said with its cause.
+_ANSWER_SECONDS = 1.5
+_SLOW: frozenset[StoreReason] = frozenset({"slow", "locked", "busy", "unknown"})
+# A real write, so that a full disk or a lost right is seen before a response fails for it. Of several rows, so that
+# processes do not wait for each other's commits.
+_PROBE = """
+INSERT INTO sweeps (what, due_at) VALUES ('probe ' || pg_backend_pid() % 16, now())
+ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at
+"""
 
 # One item per wanted id, however often clients have used the id: an output before an input, the newest before older
 # ones.
@@ -28,13 +56,61 @@ FROM found JOIN response_items i USING (response_id, dir, seq) CROSS JOIN whole
 """
 
 
+class DatabaseReadiness:
+    """`ping` of a database that is somebody else's to close."""
+
+    def __init__(self, database: Database, patience: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """`patience`: seconds without an answer after which the process is not ready; `clock`: the database's."""
+        self._database = database
+        self._patience = patience
+        self._clock = clock
+        self._probe: asyncio.Task[None] | None = None
+        self._begun = 0.0
+        self._unanswered: float | None = None
+        self._cause: StoreError | None = None
+
+    async def ping(self) -> None:
+        """Raise `StoreError` when requests should go elsewhere; within two seconds."""
+        if self._clock() - self._database.written < _FRESH_SECONDS:
+            self._unanswered = self._cause = None
+            return
+        # Questions that come while one is being answered share its answer, so they cannot multiply the writes.
+        if self._probe is None or self._probe.done():
+            self._begun = self._clock()
+            self._probe = asyncio.create_task(self._ask())
+            # Whoever asked may have left; an error nobody waits for is not worth a warning.
+            self._probe.add_done_callback(look_at)
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await asyncio.shield(self._probe)
+        except TimeoutError:
+            late = StoreError("Writing failed: PostgreSQL: it did not answer in time.", reason="slow")
+            self._excuse(self._cause or late)
+        except StoreError as error:
+            self._excuse(error)
+        else:
+            self._unanswered = self._cause = None
+
+    async def _ask(self) -> None:
+        try:
+            await self._database.write(_PROBE, again=True)
+        except StoreError as error:
+            self._cause = error
+            raise
+
+    def _excuse(self, failure: StoreError) -> None:
+        """Go on as if it had answered, unless that is too long ago. Raises the failure."""
+        database = self._database
+        answered = max(database.written, database.read) if failure.reason in _SLOW else database.written
+        if self._unanswered is None or answered > self._unanswered:
+            self._unanswered = max(self._begun, answered)
+        if database.written == -math.inf or self._clock() - self._unanswered >= self._patience:
+            raise failure
+
+
 class PostgresResponseWriter:
-    """`ResponseWriter` on groups of turns that the caller closes."""
+    """`ResponseWriter` on groups of responses that the caller closes."""
 
-    def __init__(self, turns: Groups[Turn], readiness: DatabaseReadiness) -> None:
-        self._turns = turns
+    def __init__(self, turns: Groups[ResponseRecord], readiness: DatabaseReadiness) -> None:
         self.ping = readiness.ping
-
-    async def save(self, record: ResponseRecord) -> None:
-        """Store a finished response with its items, all or nothing; see `History.save`."""
-        await self._turns.run(Turn(record))
+        self.save = turns.run

@@ -16,9 +16,10 @@ from typing import Any
 
 from antiphon.stores.pages import Row
 from antiphon.stores.postgres.database import Connection, Database, committed_once
-from antiphon.stores.postgres.values import NOW
 from antiphon.stores.tables import Counts, RowsMissing, Statement
 
+NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+"""The database's time, as columns have times."""
 # Each conversation has so many places for items, as a power of two.
 _PLACES = 24
 _WORDS = (

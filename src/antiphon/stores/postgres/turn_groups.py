@@ -86,6 +86,7 @@ def group_limits(timeouts: TimeoutSettings, *, connections: int, group: int = 64
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[U]):
     unit: U
+    size: int
     future: asyncio.Future[None]
     entered: float
     begun: bool = False
@@ -118,11 +119,12 @@ class Groups(Generic[U]):
         limits = self._limits
         if self._closing:
             raise StoreError("The store is closed.")
-        if len(self._queue) >= limits.waiting or (self._queue and self._bytes + unit.size > limits.waiting_bytes):
+        size = unit.size
+        if len(self._queue) >= limits.waiting or (self._queue and self._bytes + size > limits.waiting_bytes):
             raise StoreError(f"The store is overloaded: {len(self._queue)} writes are waiting.", reason="busy")
-        waiting = _Waiting(unit, loop.create_future(), loop.time())
+        waiting = _Waiting(unit, size, loop.create_future(), loop.time())
         self._queue.append(waiting)
-        self._bytes += unit.size
+        self._bytes += size
         self._wake()
         timer = loop.call_later(limits.seconds, self._expire, waiting)
         try:
@@ -163,14 +165,14 @@ class Groups(Generic[U]):
         ids: set[str] = set()
         size = 0
         while self._queue and len(group) < self._limits.group:
-            if group and size + self._queue[0].unit.size > self._limits.group_bytes:
+            if group and size + self._queue[0].size > self._limits.group_bytes:
                 break
             waiting = self._queue.popleft()
             if waiting.unit.id in ids:
                 later.append(waiting)
                 continue
             ids.add(waiting.unit.id)
-            size += waiting.unit.size
+            size += waiting.size
             waiting.begun = True
             group.append(waiting)
         self._queue.extendleft(reversed(later))
@@ -186,7 +188,7 @@ class Groups(Generic[U]):
         if waiting.begun or waiting not in self._queue:
             return False
         self._queue.remove(waiting)
-        self._bytes -= waiting.unit.size
+        self._bytes -= waiting.size
         return True
 
     async def _write(self, group: list[_Waiting[U]]) -> None:

@@ -15,38 +15,16 @@ all; a chain never crosses owners.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.errors import PredecessorGone, StoreError
+from antiphon.ids import now
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.values import NOW, age
+from antiphon.stores.postgres.tables import NOW
 from antiphon.stores.postgres.withdrawals import Withdrawals
 from antiphon.stores.tables import milliseconds
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Turn:
-    """A response to be stored; `size`: the bytes of its bodies."""
-
-    record: ResponseRecord
-    size: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "size", len(self.record.body) + items_size(self.record))
-
-    @property
-    def id(self) -> str:
-        """The response's."""
-        return self.record.id
-
-
-def items_size(record: ResponseRecord) -> int:
-    """The bytes of its items."""
-    return sum(item.size for item in (*record.input_items, *record.output_items))
-
 
 COLUMNS = """
   responses (id, owner, chain_id, prev_id, history_items, history_bytes, own_bytes, status, model, created_at,
@@ -153,13 +131,18 @@ SELECT EXISTS (SELECT 1 FROM responses WHERE id = $1::text) AS taken,
 """
 
 
-def turn_columns(turns: Sequence[Turn], keep: timedelta) -> list[Any]:
+def age(record: ResponseRecord) -> int:
+    """How long ago a response was completed (or made), in milliseconds: by one clock, this process's, so it is the same
+    wherever that stands. What is kept for a time is kept from `NOW` less this."""
+    return milliseconds(max(0.0, now() - (record.completed_at or record.created_at)))
+
+
+def turn_columns(records: Sequence[ResponseRecord], keep: timedelta) -> list[Any]:
     """The parameters $1 to $27; `keep`: how long a key is remembered."""
     rows: list[tuple[Any, ...]] = []
     items: list[tuple[Any, ...]] = []
-    for place, turn in enumerate(turns):
-        record, usage = turn.record, turn.record.usage
-        size = turn.size - len(record.body)
+    for place, record in enumerate(records):
+        usage, size = record.usage, record.size
         own = [
             (record.id, direction, seq, item.id, item.type, item.body, item.shown)
             for direction, given in enumerate((record.input_items, record.output_items))
@@ -172,8 +155,8 @@ def turn_columns(turns: Sequence[Turn], keep: timedelta) -> list[Any]:
                 record.owner,
                 record.previous_response_id,
                 max(1, len(own)),
+                size - len(record.body),
                 size,
-                turn.size,
                 record.status,
                 record.model,
                 milliseconds(record.created_at),
@@ -204,19 +187,17 @@ class SavedTurns:
         self._withdrawals = withdrawals
         self.keep = keep
 
-    async def write(self, group: Sequence[Turn]) -> Collection[str]:
+    async def write(self, group: Sequence[ResponseRecord]) -> Collection[str]:
         """Store what can be stored of the group; the ids of that. Raises `StoreError`: nothing, or nobody knows."""
         return [row[0] for row in await self._database.write(_SAVE, *turn_columns(group, self.keep))]
 
-    async def stored(self, group: Sequence[Turn]) -> Collection[str]:
+    async def stored(self, group: Sequence[ResponseRecord]) -> Collection[str]:
         """Which of these very turns are stored. Raises `StoreError`."""
-        records = [turn.record for turn in group]
-        columns = [each.id for each in records], [each.owner for each in records]
+        columns = [each.id for each in group], [each.owner for each in group]
         return [row[0] for row in await self._database.fetch(_STORED, *columns)]
 
-    async def explain(self, turn: Turn) -> Exception:
+    async def explain(self, record: ResponseRecord) -> Exception:
         """Why it could not be stored."""
-        record = turn.record
         key = record.once.key if record.once else None
         given = record.id, record.owner, record.previous_response_id, record.conversation_id, key
         (row,) = await self._database.fetch(_WHY_NOT, *given)
@@ -230,6 +211,6 @@ class SavedTurns:
             return StoreError("The request's idempotency key was given to another one meanwhile.")
         return StoreError("What the response depends on changed while it was stored.")
 
-    def withdraw(self, turn: Turn) -> None:
+    def withdraw(self, record: ResponseRecord) -> None:
         """Its client is told that it failed: should it take effect all the same, it is undone."""
-        self._withdrawals.add(turn.record)
+        self._withdrawals.add(record)
