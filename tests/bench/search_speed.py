@@ -29,7 +29,7 @@ from antiphon.engine.ports.indexing import Chunk
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.search.searcher import VectorStoreSearcher
 from antiphon.single_threaded_numpy import np
-from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
+from antiphon.stores.sqlite.opening import SqliteVectorDatabase, open_vector_database
 from antiphon.types.search import Filter, Ranking
 from tests.support.vector_stores import ALICE, open_vector_store_setup
 

@@ -29,9 +29,9 @@ from antiphon.single_threaded_numpy import np
 from antiphon.stores.backend import VectorDatabase
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres.database import Database, DatabaseLimits
+from antiphon.stores.postgres.opening import open_vectors
 from antiphon.stores.postgres.tables import PostgresTables
-from antiphon.stores.postgres.vector_database import open_vectors
-from antiphon.stores.sqlite.vector_database import open_vector_database
+from antiphon.stores.sqlite.opening import open_vector_database
 from antiphon.types.search import Filter
 from tests.bench.search_speed import STOP_WORDS, vocabulary
 from tests.support.postgres import PostgresServer

@@ -20,8 +20,7 @@ from antiphon.errors import StoreError
 from antiphon.stores.backend import KeyName
 from antiphon.stores.sqlite.backup import make_archive, open_archive
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, SqliteStores, open_sqlite, open_vector_database
 from tests.contracts.file_contract import content, fields, keep
 from tests.contracts.store_contract import ALICE, item, record
 

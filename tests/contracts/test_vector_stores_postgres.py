@@ -9,8 +9,8 @@ import pytest
 
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres.database import Database
+from antiphon.stores.postgres.opening import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.tables import PostgresTables
-from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from tests.contracts.vector_store_contract import VectorStoreContract
 from tests.support.postgres import PATIENT
 

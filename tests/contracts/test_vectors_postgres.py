@@ -20,10 +20,10 @@ from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.postgres import vector_table
 from antiphon.stores.postgres.chunk_index import APPROXIMATE, SEARCH_SETTINGS
 from antiphon.stores.postgres.database import Connection, Database
+from antiphon.stores.postgres.opening import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.tables import PostgresTables, run_steps
-from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.vector_table import VectorTable, vector_text
-from antiphon.stores.sqlite.vector_database import open_vector_database
+from antiphon.stores.sqlite.opening import open_vector_database
 from antiphon.stores.tables import Statement
 from antiphon.types.search import Filter
 from tests.contracts.made_up_vectors import MODEL, clustered, filled

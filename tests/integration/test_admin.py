@@ -19,9 +19,8 @@ from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.indexing import Chunk
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.local_keys import local_key
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
 from antiphon.stores.sqlite.owner_data import OWNED
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.records import RecordedRows, Records

@@ -21,7 +21,7 @@ from antiphon.errors import StoreError
 from antiphon.search import readers
 from antiphon.search.ingest import IngestPace
 from antiphon.search.readers import DocumentReaders, ReadingFailed
-from antiphon.stores.sqlite.vector_database import open_vector_database
+from antiphon.stores.sqlite.opening import open_vector_database
 from antiphon.stores.tables import Statement
 from tests.contracts.store_process import child_environment
 from tests.support.vector_stores import ALICE, VectorStoreSetup, WordEmbedder, open_vector_store_setup

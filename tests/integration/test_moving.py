@@ -32,8 +32,7 @@ from antiphon.stores.deployment import MOVING, Keys, to_note
 from antiphon.stores.moved import COLUMNS, MARK_FILE
 from antiphon.stores.moving import CONTENTS, move
 from antiphon.stores.postgres import importing
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
 from antiphon.stores.state_report import examine_state
 from tests.contracts.store_contract import ALICE, BOB, item, record
 from tests.support.gateway import start_gateway

@@ -17,8 +17,8 @@ from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.indexing import ingest_job
 from antiphon.stores.postgres import ingestion as work
 from antiphon.stores.postgres.database import Connection, Database
+from antiphon.stores.postgres.opening import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.tables import PostgresTables, run_steps
-from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.vector_sql import PostgresVectorSql
 from antiphon.stores.tables import Statement
 from tests.contracts.vector_store_contract import ALICE, claim, ingest, make, sweep

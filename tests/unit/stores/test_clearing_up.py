@@ -26,10 +26,16 @@ from antiphon.stores.sqlite import backup, database
 from antiphon.stores.sqlite.backup import make_archive, open_archive
 from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.database import create_file, free_bytes
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
+from antiphon.stores.sqlite.opening import (
+    SESSIONS_FILE,
+    VECTORS_FILE,
+    SqliteStores,
+    SqliteVectorDatabase,
+    open_sqlite,
+    open_vector_database,
+)
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.units import Unit
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
 from antiphon.stores.tables import Statement
 from tests.contracts.file_contract import content, fields, keep
@@ -81,7 +87,7 @@ async def test_a_start_that_fails_leaves_nothing(
             raise StoreError("no")
 
         monkeypatch.setattr("antiphon.stores.sqlite.opening.migrate", refuses)
-        monkeypatch.setattr("antiphon.stores.sqlite.vector_database.migrate", refuses)
+        monkeypatch.setattr("antiphon.stores.sqlite.opening.migrate", refuses)
     else:
         monkeypatch.setattr(failing, "start", fails)
     with pytest.raises(StoreError, match="no"):

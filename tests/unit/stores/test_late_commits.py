@@ -17,7 +17,7 @@ from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.vector_stores import NewFile, VectorStore
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite import vector_database
+from antiphon.stores.sqlite import opening
 from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
 from antiphon.stores.tables import Statement
 from tests.support.waiting import until
@@ -193,14 +193,14 @@ async def test_what_was_told_unknown_is_undone_by_the_next_transaction(path: Pat
 async def test_a_vector_store_that_was_told_to_have_failed_goes_again_and_its_key_with_it(
     tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare = vector_database._prepare
+    prepare = opening.prepare
 
-    def slow(connection: sqlite3.Connection) -> None:
-        prepare(connection)
+    def slow(connection: sqlite3.Connection, **given: Any) -> None:
+        prepare(connection, **given)
         connection.set_trace_callback(disk._trace)
 
-    monkeypatch.setattr(vector_database, "_prepare", slow)
-    opened = await vector_database.open_vector_database(tmp_path, timeouts=TimeoutSettings(save=2.0, settle=2.0))
+    monkeypatch.setattr(opening, "prepare", slow)
+    opened = await opening.open_vector_database(tmp_path, timeouts=TimeoutSettings(save=2.0, settle=2.0))
     once = OnceOnly("o", "k", "f")
 
     async def make() -> VectorStore:

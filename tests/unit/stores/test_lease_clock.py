@@ -15,9 +15,8 @@ from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ConversationLocked
 from antiphon.stores.retention import SqlRetention
 from antiphon.stores.sqlite import lease_clock
-from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_sqlite, open_vector_database
 from antiphon.stores.sqlite.retention import SqlitePieces
-from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from tests.contracts.job_contract import ONE, TWO, claim, queued
 from tests.contracts.store_contract import ALICE
 

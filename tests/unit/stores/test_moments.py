@@ -25,9 +25,8 @@ from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.retention import SqlRetention
 from antiphon.stores.sqlite import ingestion, lease_clock, retention
 from antiphon.stores.sqlite import jobs as job_store
-from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
+from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_sqlite, open_vector_database
 from antiphon.stores.sqlite.retention import SqlitePieces
-from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.contracts.job_contract import MOST, ONE, TWO, finished, piece, queued
 from tests.contracts.store_contract import ALICE, BOB, item

@@ -20,10 +20,9 @@ import pytest
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import StoreError
 from antiphon.stores.bodies import PLAIN
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
 from antiphon.stores.sqlite.owner_data import SqliteOwnerData
 from antiphon.stores.sqlite.readers import SqliteReaders
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
 from tests.contracts.store_contract import ALICE, record, save_chain
 from tests.contracts.store_process import child_environment
 

@@ -17,7 +17,7 @@ from antiphon.stores.sqlite import jobs as own_jobs
 from antiphon.stores.sqlite import response_rows, retention
 from antiphon.stores.sqlite import responses as own_responses
 from antiphon.stores.sqlite.database import connect_writer
-from antiphon.stores.sqlite.opening import SqliteStores, _prepare, open_sqlite
+from antiphon.stores.sqlite.opening import SESSION_STEPS, SqliteStores, open_sqlite, prepare
 from antiphon.stores.sqlite.readers import Row
 from antiphon.stores.sqlite.tables import SqliteTables, sqlite_sql
 from tests.contracts.store_contract import ALICE, record, save_chain
@@ -89,7 +89,7 @@ _MORE_NAMED = {
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
     """Five thousand responses in chains of ten, four items each, with the statistics of ANALYZE."""
     connection = connect_writer(tmp_path_factory.mktemp("queries") / "test.db")
-    _prepare(connection)
+    prepare(connection, SESSION_STEPS, ())
     connection.execute("BEGIN")
     for n in range(5000):
         root, owner = f"r{n - n % 10}", f"o{n // 10 % 7}"

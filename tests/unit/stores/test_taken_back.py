@@ -17,10 +17,15 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
+from antiphon.stores.sqlite.opening import (
+    SESSIONS_FILE,
+    VECTORS_FILE,
+    SqliteStores,
+    SqliteVectorDatabase,
+    open_vector_database,
+)
 from antiphon.stores.sqlite.statements import Step
 from antiphon.stores.sqlite.units import Undo
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.contracts.conversation_contract import in_conversation
 from tests.contracts.job_contract import MOST, piece, queued

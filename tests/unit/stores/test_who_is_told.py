@@ -17,9 +17,8 @@ from antiphon.engine.ports.vector_stores import FileError, NewFile, StoreChanges
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
 from antiphon.stores.retention import SqlRetention
 from antiphon.stores.sqlite import ingestion, retention, vector_sql
-from antiphon.stores.sqlite.opening import SqliteStores
+from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.retention import SqlitePieces
-from antiphon.stores.sqlite.vector_database import SqliteVectorDatabase, open_vector_database
 from tests.contracts.job_contract import MOST, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE, BOB, item
 from tests.contracts.store_contract import record as make_record

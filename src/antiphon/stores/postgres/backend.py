@@ -22,7 +22,7 @@ from antiphon.stores.bodies import Bodies
 from antiphon.stores.deployment import MOVING, Keys, Recorded, to_note
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import open_postgres_schemas
-from antiphon.stores.postgres.opening import open_postgres, open_postgres_owners
+from antiphon.stores.postgres.opening import open_postgres
 from antiphon.stores.schema_steps import Schema
 
 _READ = "SELECT name, value FROM deployment"
@@ -49,6 +49,8 @@ class PostgresBackend(Backend):
 
     async def open_owner_data(self, bodies: Bodies) -> OwnerData:
         """See `Backend`."""
+        from antiphon.stores.postgres.owner_data import open_postgres_owners
+
         return await open_postgres_owners(self.state, bodies)
 
     def open_schemas(self, *, seconds: float, within: float = 0.0) -> AbstractAsyncContextManager[Sequence[Schema]]:

@@ -1,7 +1,8 @@
 """Opening one connection to PostgreSQL: to which server, and what holds on it.
 
-Lives here: the servers that a URL names, which of them is used, and the one way of all texts to the server and back. Not here: how many connections there are, and when
-one is given up (`database.py`), what a failure means (`failures.py`).
+Lives here: the servers that a URL names, which of them is used, and the one way of all texts to the server and back.
+Not here: how many connections there are, and when one is given up (`database.py`), what a failure means
+(`failures.py`).
 
 A URL may name several servers, of which one is the primary and the others follow it. They are asked in turn, beginning
 with the one that was good last, and the first that takes writes is it. Each gets its share of the time, so that one
@@ -14,8 +15,8 @@ process goes on with the next connection, until the server has none left. So a s
 is before it: nothing is set for a session there, and the role needs that setting (`checks.py` says so).
 
 A client's ids and names are texts of any characters. UTF-8 has no surrogates, and PostgreSQL no U+0000; these, and the
-character that says so, are written as U+001A with four hexadecimal digits. All others stand as they are. Every parameter
-and every column of a connection goes that way, so no statement can leave it out.
+character that says so, are written as U+001A with four hexadecimal digits. All others stand as they are. Every
+parameter and every column of a connection goes that way, so no statement can leave it out.
 
 Invariants: every connection is to a server that took writes when it was opened; what was given up on one without a
 pooler ends within seconds, and gives its connection back; different texts stay different, and each comes back as it was

@@ -3,6 +3,8 @@
 Lives here: who shares which connections. Not here: what a store means (`../responses.py`), connections (`database.py`),
 whether the server will do (`migrate.py`), the schema (`migrate.py`).
 
+Vector stores need no connections of their own; closing them leaves those of the others open.
+
 Invariant: opened stores have the schema of this build, and any number of processes may open the same database at once.
 """
 
@@ -11,42 +13,64 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, Unpack
 
 from antiphon.config.state import StateSettings
 from antiphon.engine.ports.container_rows import SharedContainers
+from antiphon.engine.ports.figures import StoreFigures
 from antiphon.engine.ports.files import BlobStore
-from antiphon.errors import StoreError
-from antiphon.stores.backend import (
-    MATRIX_BYTES,
-    StoreOptions,
-    Stores,
-)
+from antiphon.stores.backend import MATRIX_BYTES, StoreOptions, Stores, VectorDatabase
 from antiphon.stores.blobs.pending import PendingBlobs, PendingRows
-from antiphon.stores.bodies import Bodies
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.opening import all_options, over_tables
+from antiphon.stores.postgres.chunk_index import PostgresChunkIndex
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.figures import PostgresFigures
 from antiphon.stores.postgres.files import SQL as FILE_SQL
+from antiphon.stores.postgres.ingestion import PostgresIngestion
 from antiphon.stores.postgres.job_sql import SQL as JOB_SQL
 from antiphon.stores.postgres.jobs import AddedEvents, PostgresJobWriter, QueuedTurns
-from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps, reach_server
-from antiphon.stores.postgres.owner_data import PostgresOwnerData
+from antiphon.stores.postgres.migrate import migrate, packaged_steps, reach_server
 from antiphon.stores.postgres.responses import LOAD_ITEMS, DatabaseReadiness, PostgresResponseWriter
 from antiphon.stores.postgres.retention import PostgresPieces
 from antiphon.stores.postgres.signals import PostgresSignals
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.turn_groups import Groups, group_limits
 from antiphon.stores.postgres.turns import SavedTurns
-from antiphon.stores.postgres.vector_database import PostgresVectorDatabase, open_vectors
+from antiphon.stores.postgres.vector_indexes import EXACT_VECTORS, VectorIndexes, own_connection
+from antiphon.stores.postgres.vector_sql import PostgresVectorSql
+from antiphon.stores.postgres.vector_table import VectorTable
 from antiphon.stores.postgres.withdrawals import Withdrawals
-from antiphon.stores.schema_steps import missing_steps
+from antiphon.stores.vector_stores import SqlVectorStores
 
 _CONNECT_SECONDS = 3.0
-# An operator's pieces wait for a busy server.
-_OPERATOR = DatabaseLimits(size=1, deadline=600.0)
+
+
+@dataclass(frozen=True)
+class PostgresVectorDatabase(VectorDatabase):
+    """`VectorDatabase` in PostgreSQL."""
+
+    stores: SqlVectorStores
+    ingestion: PostgresIngestion
+    index: PostgresChunkIndex
+    keys: IdempotencyKeys
+    table: VectorTable
+    indexes: VectorIndexes
+
+    @property
+    def figures(self) -> tuple[StoreFigures, ...]:
+        """None of its own."""
+        return ()
+
+    async def check_vectors(self) -> None:
+        """Make the table of vectors, with the extension that it needs, where it is not there yet."""
+        await self.table.there()
+
+    async def aclose(self) -> None:
+        """Stop looking after indexes."""
+        await self.indexes.aclose()
 
 
 @dataclass(frozen=True)
@@ -100,7 +124,7 @@ async def open_postgres(
     `blobs`: the contents of files, the stores' own from now on. The others are `StoreOptions`. Raises `StoreError`.
     """
     given = all_options(options)
-    url, direct_url = _urls(state)
+    url, direct_url = urls(state)
     connect = min(_CONNECT_SECONDS, state.deadline)
     database = Database(url, DatabaseLimits(size=state.pool, deadline=state.deadline, connect=connect))
     try:
@@ -140,20 +164,26 @@ async def open_postgres(
     )
 
 
-async def open_postgres_owners(state: StateSettings, bodies: Bodies) -> PostgresOwnerData:
-    """The data of all owners of that database, to be closed; `bodies` opens what is sealed. Raises `StoreError`."""
-    url, direct_url = _urls(state)
-    database = Database(url, _OPERATOR)
-    try:
-        if missing_steps(await applied_steps(database), packaged_steps()):
-            raise StoreError("The database lacks steps of this build's schema. Run `antiphon migrate up`.")
-    except BaseException:
-        await database.aclose()
-        raise
-    return PostgresOwnerData(direct_url, state.place.shown, database, bodies)
+def open_vectors(
+    database: Database, keys: IdempotencyKeys, *, direct_url: str, exact: int = EXACT_VECTORS
+) -> PostgresVectorDatabase:
+    """Vector stores on this database. `direct_url`: of the server itself, for work that takes minutes; `exact`: the
+    most vectors that a search compares one by one."""
+    table = VectorTable(database)
+    indexes = VectorIndexes(database, partial(own_connection, direct_url, database.setting_of(direct_url)), exact=exact)
+    tables = PostgresTables(database)
+    stores = SqlVectorStores(tables, keys, PostgresVectorSql())
+    return PostgresVectorDatabase(
+        stores,
+        PostgresIngestion(tables, database, table, indexes),
+        PostgresChunkIndex(tables, stores, table, indexes),
+        keys,
+        table,
+        indexes,
+    )
 
 
-def _urls(state: StateSettings) -> tuple[str, str]:
+def urls(state: StateSettings) -> tuple[str, str]:
     """The URL of the database, and of the server itself."""
     assert state.url is not None
     url = state.url.get_secret_value()

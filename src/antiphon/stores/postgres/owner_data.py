@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
+from antiphon.config.state import StateSettings
 from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts, Shrunk
 from antiphon.errors import StoreError
 from antiphon.stores.bodies import Bodies
@@ -28,10 +29,12 @@ from antiphon.stores.owner_data import (
     owned_vectors,
 )
 from antiphon.stores.postgres.connecting import Connection, connect
-from antiphon.stores.postgres.database import Database
+from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.failures import connecting_failed, store_error
+from antiphon.stores.postgres.migrate import applied_steps, packaged_steps
+from antiphon.stores.postgres.opening import open_vectors, urls
 from antiphon.stores.postgres.tables import PostgresTables, postgres_sql
-from antiphon.stores.postgres.vector_database import open_vectors
+from antiphon.stores.schema_steps import missing_steps
 from antiphon.stores.tables import Statement
 
 _CONNECT_SECONDS = 5.0
@@ -119,3 +122,17 @@ class PostgresOwnerData:
             raise store_error(doing, error) from error
         finally:
             connection.terminate()
+
+
+async def open_postgres_owners(state: StateSettings, bodies: Bodies) -> PostgresOwnerData:
+    """The data of all owners of that database, to be closed; `bodies` opens what is sealed. Raises `StoreError`."""
+    url, direct_url = urls(state)
+    # Pieces wait for a busy server.
+    database = Database(url, DatabaseLimits(size=1, deadline=600.0))
+    try:
+        if missing_steps(await applied_steps(database), packaged_steps()):
+            raise StoreError("The database lacks steps of this build's schema. Run `antiphon migrate up`.")
+    except BaseException:
+        await database.aclose()
+        raise
+    return PostgresOwnerData(direct_url, state.place.shown, database, bodies)

@@ -28,8 +28,7 @@ from antiphon.stores.moved import check_not_moved
 from antiphon.stores.schema_steps import Applied, Schema, Step
 from antiphon.stores.sqlite.database import create_file, opened
 from antiphon.stores.sqlite.migrate import applied_steps, lacking, migrate, packaged_steps, undo
-from antiphon.stores.sqlite.opening import SESSIONS_FILE, open_sqlite
-from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTOR_STEPS, VECTORS_FILE, open_sqlite
 
 T = TypeVar("T")
 

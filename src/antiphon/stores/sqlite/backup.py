@@ -36,8 +36,7 @@ from antiphon.stores.backend import Archived, KeyFiles, KeyName
 from antiphon.stores.blobs.disk import FILES_FOLDER, KEY, content_place, flush_folder
 from antiphon.stores.sqlite.database import opened, store_errors
 from antiphon.stores.sqlite.migrate import check_schema, packaged_steps
-from antiphon.stores.sqlite.opening import SESSIONS_FILE
-from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTOR_STEPS, VECTORS_FILE
 from antiphon.stores.sqlite.vector_sql import INDEX_PREFIX, INDEX_TABLE, index_table
 
 _MANIFEST = "manifest.json"

@@ -113,6 +113,19 @@ def wait_for_lock(action: Callable[[], T], seconds: float = LOCK_SECONDS) -> T:
             time.sleep(0.001)  # where SQLite returned at once, so that the loop never spins
 
 
+@contextmanager
+def locked(connection: sqlite3.Connection, seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """A transaction that has the write lock from its beginning, and is undone where anything fails in it."""
+    wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), seconds)
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
 def store_error(doing: str, where: object, error: BaseException) -> StoreError:
     """The `StoreError` for an error met while `doing` something there; `raise … from error` keeps the cause."""
     if isinstance(error, StoreError):

@@ -17,8 +17,7 @@ from antiphon.stores.moved import COLUMNS, EXTRA, VECTORS, Row
 from antiphon.stores.schema_steps import missing_steps
 from antiphon.stores.sqlite.database import store_error
 from antiphon.stores.sqlite.migrate import applied_steps, migrate, packaged_steps
-from antiphon.stores.sqlite.opening import SESSIONS_FILE
-from antiphon.stores.sqlite.vector_database import VECTOR_STEPS, VECTORS_FILE
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTOR_STEPS, VECTORS_FILE
 
 _STEP_BITS = 20
 _PLACES = (1 << _STEP_BITS) - 1

@@ -17,6 +17,7 @@ from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.jobs import PATIENCE, EventPiece, Job, TooManyJobs
 from antiphon.errors import PredecessorGone
 from antiphon.ids import now
+from antiphon.stores.conversations import RELEASE
 from antiphon.stores.idempotency import IdempotencyKeys
 from antiphon.stores.jobs import END_RESPONSE, INSERT_EVENTS, JobSql, ended_as
 from antiphon.stores.sqlite.lease_clock import lease_now
@@ -24,7 +25,6 @@ from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.response_rows import (
     INSERT_CONVERSATION_ITEMS,
     JOIN_CONVERSATION,
-    RELEASE_CONVERSATION,
     item_rows,
     save_steps,
     touch_chain,
@@ -211,7 +211,7 @@ class SqliteJobWriter:
             unit.append(Statement(PLACE_IN_CONVERSATION, named, rows=1))
             unit.append(Statement(INSERT_CONVERSATION_ITEMS, named))
         else:
-            unit.append(Statement(RELEASE_CONVERSATION, named))
+            unit.append(Statement(RELEASE, named))
         return await self._run(unit)
 
     async def _run(self, unit: list[Step]) -> bool:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from antiphon.stores.sqlite.database import wait_for_lock
+from antiphon.stores.sqlite.database import locked
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NOTED = "SELECT boot FROM lease_clock"
@@ -39,19 +39,13 @@ def prepare(connection: sqlite3.Connection, end_leases: Sequence[str]) -> None:
     noted = [(_boot,)]
     if connection.execute(_NOTED).fetchall() == noted:
         return
-    wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"))
-    try:
+    with locked(connection):
         # Again: another process may have been faster, and have taken leases since.
         if connection.execute(_NOTED).fetchall() != noted:
             for statement in end_leases:
                 connection.execute(statement)
             connection.execute(_NOTE[0])
             connection.execute(_NOTE[1], (_boot,))
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
 
 
 def _read_boot_id() -> str:

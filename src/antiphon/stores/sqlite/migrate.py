@@ -22,13 +22,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import cache
 from importlib.resources import files
-from typing import TypeVar
 
 from antiphon.errors import StoreError
 from antiphon.stores.schema_steps import Applied, Step, missing_steps, read_steps, step_to_undo
-from antiphon.stores.sqlite.database import wait_for_lock
-
-T = TypeVar("T")
+from antiphon.stores.sqlite.database import locked
 
 _HAS_TABLE = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'schema_migrations'"
 _CREATE_TABLE = "CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL)"
@@ -61,7 +58,7 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[Step]) -> list[Step]
     if not missing_steps(applied_steps(connection), steps):
         return []
 
-    def work() -> list[Step]:
+    with locked(connection):
         missing = list(missing_steps(applied_steps(connection), steps))  # another process may have been faster
         connection.execute(_CREATE_TABLE)
         for step in missing:
@@ -69,21 +66,16 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[Step]) -> list[Step]
             connection.execute(_RECORD, (step.version, step.sha256))
         if missing and connection.execute(_COLUMNS).fetchone()[0] > 2:
             connection.executemany(_DESCRIBE, [(step.name, step.serves, step.version) for step in steps])
-        return missing
-
-    return _locked(connection, work)
+    return missing
 
 
 def undo(connection: sqlite3.Connection, steps: Sequence[Step]) -> Step:
     """Undo the last step; raises `StoreError` where it cannot be undone."""
-
-    def work() -> Step:
+    with locked(connection):
         step = step_to_undo(applied_steps(connection), steps)
         _run(connection, step.name, step.down)
         connection.execute(_FORGET, (step.version,))
-        return step
-
-    return _locked(connection, work)
+    return step
 
 
 def applied_steps(connection: sqlite3.Connection) -> list[Applied]:
@@ -95,18 +87,6 @@ def applied_steps(connection: sqlite3.Connection) -> list[Applied]:
         name, serves = (*more, None, None)[:2]
         found.append(Applied(version, name or f"{version:04}", sha256, version if serves is None else serves))
     return found
-
-
-def _locked(connection: sqlite3.Connection, work: Callable[[], T]) -> T:
-    wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"))
-    try:
-        result = work()
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
-    return result
 
 
 def _run(connection: sqlite3.Connection, name: str, sql: str) -> None:

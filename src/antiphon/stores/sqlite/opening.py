@@ -4,8 +4,8 @@ Lives here: which files there are, and who shares which connections. Not here: w
 and how SQLite is driven (`database.py`, `writer.py`, `readers.py`, `migrate.py`).
 
 A data folder holds `sessions.db` (responses and their items, and what is known of files) and `files/` (the contents of
-files). Vector stores have a database of their own, `vectors.db` (`vector_database.py`): each has one write
-lock, and ingesting documents must not hold up turns.
+files). Vector stores have a database of their own, `vectors.db`: each has one write lock, and ingesting documents must
+not hold up turns.
 
 Invariant: an opened store has the schema of this build, and any number of processes may open the same folder.
 """
@@ -13,7 +13,9 @@ Invariant: an opened store has the schema of this build, and any number of proce
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -21,7 +23,8 @@ from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.signals import Pace
-from antiphon.stores.backend import MATRIX_BYTES, StoreOptions, Stores
+from antiphon.ids import Clock, now
+from antiphon.stores.backend import KEEP_SECONDS, MATRIX_BYTES, StoreOptions, Stores, VectorDatabase
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.blobs.pending import PendingBlobs
@@ -32,21 +35,26 @@ from antiphon.stores.jobs import AskingSignals, SqlJobs
 from antiphon.stores.opening import all_options, over_tables
 from antiphon.stores.responses import SqlResponses
 from antiphon.stores.sqlite import lease_clock
+from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.database import place_in
 from antiphon.stores.sqlite.files import SQL as FILE_SQL
 from antiphon.stores.sqlite.files import SqlitePendingRows
+from antiphon.stores.sqlite.ingestion import SqliteIngestion
 from antiphon.stores.sqlite.jobs import SQL as JOB_SQL
 from antiphon.stores.sqlite.jobs import SqliteJobWriter
 from antiphon.stores.sqlite.migrate import check_triggers, migrate, packaged_steps
 from antiphon.stores.sqlite.responses import LOAD_ITEMS, SqliteResponseWriter
 from antiphon.stores.sqlite.retention import SqlitePieces
 from antiphon.stores.sqlite.tables import SqliteTables
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE, SqliteVectorDatabase, open_vector_database
+from antiphon.stores.sqlite.vector_sql import SqliteVectorSql
+from antiphon.stores.vector_stores import SqlVectorStores
 
 # A look is a statement in this process.
 _PACE = Pace(look=0.05, claim=0.05, claim_most=0.25)
 
-SESSIONS_FILE = "sessions.db"
+_TIMEOUTS = TimeoutSettings()
+SESSIONS_FILE, VECTORS_FILE = "sessions.db", "vectors.db"
+SESSION_STEPS, VECTOR_STEPS = "migrations", "vector_migrations"
 
 _END_LEASES = (
     "UPDATE jobs SET lease_until = 1 WHERE lease_until > 0",
@@ -55,6 +63,30 @@ _END_LEASES = (
     "DELETE FROM sweeps",
     "UPDATE idempotency SET lease_until = 0 WHERE lease_until IS NOT NULL",
 )
+_END_VECTOR_LEASES = ("UPDATE vector_files SET lease_until = 0 WHERE status = 'in_progress'",)
+
+
+@dataclass(frozen=True)
+class SqliteVectorDatabase(VectorDatabase):
+    """`VectorDatabase` in a file: one writer and its readers."""
+
+    stores: SqlVectorStores
+    ingestion: SqliteIngestion
+    index: SqliteChunkIndex
+    keys: IdempotencyKeys
+    tables: SqliteTables
+
+    @property
+    def figures(self) -> tuple[SqliteTables, ...]:
+        """Of the one database."""
+        return (self.tables,)
+
+    async def check_vectors(self) -> None:
+        """They are columns like any other."""
+
+    async def aclose(self) -> None:
+        """Finish what was accepted, then close the database."""
+        await self.tables.aclose()
 
 
 @dataclass(frozen=True)
@@ -104,7 +136,8 @@ async def open_sqlite(
     """
     given = all_options(options)
     timeouts, upload_lease = given["timeouts"], given["upload_lease"]
-    tables = await SqliteTables.open(place_in(folder, SESSIONS_FILE), _prepare, timeouts)
+    preparing = partial(prepare, folder=SESSION_STEPS, end_leases=_END_LEASES)
+    tables = await SqliteTables.open(place_in(folder, SESSIONS_FILE), preparing, timeouts)
     writer, readers = tables.writer, tables.readers
     keys = IdempotencyKeys(tables, keep=given["keep_keys"], bodies=given["bodies"])
     contents = blobs
@@ -130,8 +163,31 @@ async def open_sqlite(
     )
 
 
-def _prepare(connection: sqlite3.Connection) -> None:
-    steps = packaged_steps()
+async def open_vector_database(
+    folder: Path | None,
+    *,
+    clock: Clock = now,
+    readers: int = 2,
+    timeouts: TimeoutSettings = _TIMEOUTS,
+    keep_keys: float = KEEP_SECONDS,
+    matrix_bytes: int = MATRIX_BYTES,
+) -> SqliteVectorDatabase:
+    """Open `vectors.db` in this folder, creating it where needed, or in memory. Raises `StoreError`.
+
+    `keep_keys`: seconds for which an idempotency key is remembered; `matrix_bytes`: memory for vectors.
+    """
+    preparing = partial(prepare, folder=VECTOR_STEPS, end_leases=_END_VECTOR_LEASES)
+    tables = await SqliteTables.open(place_in(folder, VECTORS_FILE), preparing, timeouts, readers)
+    keys = IdempotencyKeys(tables, keep=keep_keys, clock=clock)
+    stores = SqlVectorStores(tables, keys, SqliteVectorSql(), clock=clock)
+    index = SqliteChunkIndex(tables, stores, matrix_bytes=matrix_bytes, clock=clock)
+    stores.on_deleted = index.forget
+    return SqliteVectorDatabase(stores, SqliteIngestion(tables, clock), index, keys, tables)
+
+
+def prepare(connection: sqlite3.Connection, folder: str, end_leases: Sequence[str]) -> None:
+    """What a writer's connection gets first: the schema of the steps in this folder, and the clock of leases."""
+    steps = packaged_steps(folder)
     migrate(connection, steps)
     check_triggers(connection, steps)
-    lease_clock.prepare(connection, _END_LEASES)
+    lease_clock.prepare(connection, end_leases)

@@ -28,9 +28,8 @@ from antiphon.stores.owner_data import (
     owned_vectors,
 )
 from antiphon.stores.sqlite.database import opened, wait_for_lock
-from antiphon.stores.sqlite.opening import SESSIONS_FILE
+from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_vector_database
 from antiphon.stores.sqlite.tables import sqlite_sql
-from antiphon.stores.sqlite.vector_database import VECTORS_FILE, open_vector_database
 from antiphon.stores.tables import Statement
 
 OWNED = {kind: sqlite_sql(sql) for kind, sql in owned("pos").items()}

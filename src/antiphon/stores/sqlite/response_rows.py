@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
+from antiphon.stores.conversations import RELEASE
 from antiphon.stores.responses import DELETE, DELETE_LAST_OF_CHAIN
 from antiphon.stores.sqlite.statements import Insertion, Rows, Step
 from antiphon.stores.tables import Statement, milliseconds
@@ -68,7 +69,7 @@ VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
 # Only the response that holds the conversation's lock may add to it, and gives the lock back with it.
 JOIN_CONVERSATION: Final = """
 UPDATE conversations SET next_pos = next_pos + :joining, updated_at = max(updated_at, :at),
-                         locked_by = NULL, locked_until = 0
+                         locked_by = NULL
 WHERE owner = :owner AND id = :conversation_id AND locked_by = :id
 """
 INSERT_CONVERSATION_ITEMS: Final = """
@@ -83,7 +84,6 @@ LEAVE_NOTHING: Final = """
 DELETE FROM conversation_items
 WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :id
 """
-RELEASE_CONVERSATION = "UPDATE conversations SET locked_by = NULL, locked_until = 0 WHERE locked_by = :id"
 
 
 def save_steps(record: ResponseRecord) -> list[Step]:
@@ -146,7 +146,7 @@ def _with_conversation(
         # First, so that the response's row learns where its items begin.
         return [Statement(JOIN_CONVERSATION, named, rows=1), *steps, Statement(INSERT_CONVERSATION_ITEMS, named)]
     # A response that failed adds nothing: a second try must not find its question asked already.
-    return [*steps, Statement(RELEASE_CONVERSATION, named)]
+    return [*steps, Statement(RELEASE, named)]
 
 
 def touch_chain(response_id: str, at: int) -> Statement:

@@ -38,7 +38,7 @@ import structlog
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.database import LOCK_SECONDS, Place, place_of, store_error, wait_for_lock
+from antiphon.stores.sqlite.database import LOCK_SECONDS, Place, locked, place_of, store_error, wait_for_lock
 from antiphon.stores.sqlite.statements import Step
 from antiphon.stores.sqlite.units import (
     Answer,
@@ -348,14 +348,10 @@ class SqliteWriter:
     def _undo(self, connection: sqlite3.Connection, wrong: Sequence[Unit]) -> None:
         undone = [unit for unit in wrong if unit.undo]
         try:
-            wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), self._limits.lock_seconds)
-            for unit in undone:
-                run_steps(connection, unit.undo() if callable(unit.undo) else unit.undo)
-            connection.execute("COMMIT")
+            with locked(connection, self._limits.lock_seconds):
+                for unit in undone:
+                    run_steps(connection, unit.undo() if callable(unit.undo) else unit.undo)
         except Exception as cause:
-            if connection.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    connection.execute("ROLLBACK")
             _log.error(
                 "late_commit_not_undone", writes=len(undone), error=str(store_error("Undoing", self.place, cause))
             )
