@@ -23,7 +23,19 @@ if TYPE_CHECKING:
 def backend_of(state: StateSettings, data: Path) -> Backend:
     """The backend of this state. `data`: the data folder. Raises `ConfigError` when its driver is missing."""
     try:
-        return _BACKENDS[state.place.kind]()(state, data)
+        match state.place.kind:
+            case "sqlite":
+                from antiphon.stores.sqlite.backend import SqliteBackend
+
+                return SqliteBackend(state, data)
+            case "memory":
+                from antiphon.stores.sqlite.backend import MemoryBackend
+
+                return MemoryBackend(state, data)
+            case "postgresql":
+                from antiphon.stores.postgres.backend import PostgresBackend
+
+                return PostgresBackend(state, data)
     except ImportError:
         raise extra_missing("state.url: PostgreSQL", "postgres") from None
 
@@ -43,24 +55,3 @@ def import_into(url: str, name: str) -> DatabaseImport:
     except ImportError:
         raise extra_missing("--to: PostgreSQL", "postgres") from None
     return DatabaseImport(url, name)
-
-
-def _sqlite() -> type[Backend]:
-    from antiphon.stores.sqlite.backend import SqliteBackend
-
-    return SqliteBackend
-
-
-def _memory() -> type[Backend]:
-    from antiphon.stores.sqlite.backend import MemoryBackend
-
-    return MemoryBackend
-
-
-def _postgresql() -> type[Backend]:
-    from antiphon.stores.postgres.backend import PostgresBackend
-
-    return PostgresBackend
-
-
-_BACKENDS = {"sqlite": _sqlite, "memory": _memory, "postgresql": _postgresql}

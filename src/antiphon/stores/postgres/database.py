@@ -343,7 +343,7 @@ async def committed_once(database: Database, work: Callable[[Connection], Awaita
         result = await work(connection)
         return result
 
-    for last in [False] * (_COMMITS - 1) + [True]:
+    for tries in range(_COMMITS):
         try:
             return await database.transaction(numbered)
         except StoreError as error:
@@ -351,7 +351,7 @@ async def committed_once(database: Database, work: Callable[[Connection], Awaita
                 raise
             if await _has_committed(database, number, error):
                 return result
-            if last:
+            if tries == _COMMITS - 1:
                 raise StoreError(str(error), reason="unavailable") from error
     raise AssertionError("unreachable")
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
 from typing import Any, Unpack
 
 from antiphon.config.state import StateSettings
@@ -39,7 +38,7 @@ from antiphon.stores.postgres.signals import PostgresSignals
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.turn_groups import Groups, group_limits
 from antiphon.stores.postgres.turns import SavedTurns
-from antiphon.stores.postgres.vector_indexes import EXACT_VECTORS, VectorIndexes, own_connection
+from antiphon.stores.postgres.vector_indexes import EXACT_VECTORS, VectorIndexes
 from antiphon.stores.postgres.vector_sql import PostgresVectorSql
 from antiphon.stores.postgres.vector_table import VectorTable
 from antiphon.stores.postgres.withdrawals import Withdrawals
@@ -170,7 +169,7 @@ def open_vectors(
     """Vector stores on this database. `direct_url`: of the server itself, for work that takes minutes; `exact`: the
     most vectors that a search compares one by one."""
     table = VectorTable(database)
-    indexes = VectorIndexes(database, partial(own_connection, direct_url, database.setting_of(direct_url)), exact=exact)
+    indexes = VectorIndexes(database, direct_url, exact=exact)
     tables = PostgresTables(database)
     stores = SqlVectorStores(tables, keys, PostgresVectorSql())
     return PostgresVectorDatabase(

@@ -1,11 +1,17 @@
 """What PostgreSQL deletes of what is too old, piece by piece.
 
-Lives here: the transactions that delete, and how large the next one is. Not here: the SQL (`retention_sql.py`), the
-loop over pieces, and what is alike in all backends (`../retention.py`).
+Lives here: what is old, the transactions that delete it, and how large the next one is. Not here: the loop over pieces,
+and what is alike in all backends (`../retention.py`).
 
 A piece holds its locks while its statements run and not while the disk takes its commit, which is not waited for. How
 many rows go in one depends on how long they take: where a piece took longer than `_LONG`, the next one is half as
 large.
+
+What goes is locked in one statement and looked at in another, which sees what was done before the lock was had.
+`$1` of what locks is an age in milliseconds, by the database's clock.
+
+What a piece deletes is counted in rows, those included in which PostgreSQL keeps what is too long for a table's own
+(about 2000 bytes each): deleting a megabyte takes as long as deleting five hundred rows.
 
 Invariants: one piece is one transaction, of one process at a time, and deletes a bounded number of rows (`_ROWS`, or
 one response with its items and events); what goes is locked first, passing over what is in use at the moment, and
@@ -17,7 +23,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 
-from antiphon.stores.postgres import retention_sql as sql
+from antiphon.engine.ports.retention import SWEEPER
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.retention import Piece, fitting
 
@@ -26,6 +32,91 @@ _FEWEST_ROWS = 20
 _LOOKED_AT = 100
 _LONG = 0.05
 """Seconds of a piece's statements after which the next piece is smaller."""
+
+# What goes needs not be on the disk when others may have its locks: after a crash it is deleted once more.
+NO_WAIT = "SET LOCAL synchronous_commit = off"
+# Of all processes: "retention" in ASCII, shortened.
+ONE_AT_A_TIME = "SELECT pg_try_advisory_xact_lock(7310579610909569902)"
+_BEFORE = "((extract(epoch FROM now()) * 1000)::bigint - $1)"
+
+# A chain on which something is being saved is locked by that, and its time comes later. Whatever is added to a chain
+# makes it young, so it is no more among these when the lock is had.
+LOCK_CHAINS = f"""
+SELECT old.id FROM chains old
+WHERE old.updated_at < {_BEFORE} AND NOT EXISTS (
+  SELECT 1 FROM jobs j JOIN responses r ON r.id = j.response_id WHERE r.chain_id = old.id
+)
+ORDER BY old.updated_at LIMIT $2 FOR UPDATE OF old SKIP LOCKED
+"""
+# A chain's responses come in the order in which they were stored, its first one first. Rows are counted no further than
+# they matter ($2).
+RESPONSES = """
+SELECT chain.id AS chain_id, r.id, 1 + coalesce(r.own_bytes, 0) / 2000
+  + (SELECT count(*) FROM (SELECT 1 FROM response_items i WHERE i.response_id = r.id LIMIT $2) AS items)
+  + (SELECT coalesce(sum(1 + size / 2000), 0)::bigint FROM (
+      SELECT length(e.data) AS size FROM response_events e WHERE e.response_id = r.id LIMIT $2
+    ) AS events) AS rows
+FROM unnest($1::text[]) WITH ORDINALITY AS chain (id, place) LEFT JOIN responses r ON r.chain_id = chain.id
+ORDER BY chain.place, r.number LIMIT $2
+"""
+DELETE_CHAINS = "DELETE FROM chains WHERE id = ANY($1::text[]) RETURNING 1"
+# From here on nothing continues it (whoever saves looks at `expires_at`), and it stays the oldest.
+CLOSE_CHAIN = """
+UPDATE chains SET expires_at = (extract(epoch FROM now()) * 1000)::bigint, updated_at = 0 WHERE id = $1
+"""
+DELETE_RESPONSES = "DELETE FROM responses WHERE chain_id = $1 AND id = ANY($2::text[])"
+
+_IDLE = f"""(c.locked_by IS NULL OR c.locked_by = '{SWEEPER}' OR (
+  c.locked_until <= clock_timestamp() AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.response_id = c.locked_by)
+))"""
+LOCK_CONVERSATIONS = f"""
+SELECT c.owner, c.id FROM conversations c WHERE c.updated_at < {_BEFORE} AND {_IDLE}
+ORDER BY c.updated_at LIMIT $2 FOR UPDATE SKIP LOCKED
+"""
+CONVERSATIONS = f"""
+SELECT c.owner, c.id, 1 + c.bytes / 2000 + (
+  SELECT count(*) FROM (
+    SELECT 1 FROM conversation_items i WHERE i.owner = c.owner AND i.conversation_id = c.id LIMIT $3
+  ) AS items
+) AS rows
+FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS old (owner, id, place) JOIN conversations c USING (owner, id)
+WHERE {_IDLE} ORDER BY old.place
+"""
+CLOSE_CONVERSATION = f"""
+UPDATE conversations SET locked_by = '{SWEEPER}', locked_until = 'infinity', updated_at = 0
+WHERE owner = $1 AND id = $2
+"""
+DELETE_ITEMS = """
+DELETE FROM conversation_items WHERE owner = $1 AND conversation_id = $2 AND pos IN (
+  SELECT pos FROM (
+    SELECT pos, sum(1 + size / 2000) OVER (ORDER BY pos) AS rows, row_number() OVER (ORDER BY pos) AS place FROM (
+      SELECT pos, length(body) + coalesce(length(shown), 0) AS size FROM conversation_items
+      WHERE owner = $1 AND conversation_id = $2 ORDER BY pos LIMIT $3
+    ) AS first
+  ) AS counted WHERE rows <= $3 OR place = 1
+) RETURNING 1
+"""
+DELETE_CONVERSATIONS = """
+DELETE FROM conversations c USING unnest($1::text[], $2::text[]) AS old (owner, id)
+WHERE c.owner = old.owner AND c.id = old.id RETURNING 1
+"""
+
+# Streams come in the order of an index, which is near enough.
+LOCK_STREAMS = f"""
+SELECT r.id FROM responses r
+WHERE r.background = 1 AND r.stored_at < {_BEFORE} AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.response_id = r.id)
+ORDER BY r.created_at LIMIT $2 FOR NO KEY UPDATE OF r SKIP LOCKED
+"""
+STREAMS = """
+SELECT r.id, 1 + (
+  SELECT coalesce(sum(1 + size / 2000), 0)::bigint FROM (
+    SELECT length(e.data) AS size FROM response_events e WHERE e.response_id = r.id LIMIT $2
+  ) AS events
+) AS rows
+FROM unnest($1::text[]) WITH ORDINALITY AS r (id, place) ORDER BY r.place
+"""
+DELETE_EVENTS = "DELETE FROM response_events WHERE response_id = ANY($1::text[])"
+CLOSE_STREAMS = "UPDATE responses SET background = 2 WHERE id = ANY($1::text[]) RETURNING 1"
 
 _Work = Callable[[Connection, int], Awaitable[Piece]]
 
@@ -57,9 +148,9 @@ class PostgresPieces:
 
         async def piece(connection: Connection) -> Piece:
             nonlocal took
-            await connection.execute(sql.NO_WAIT)
+            await connection.execute(NO_WAIT)
             # As a statement of its own: the next ones see what the one before deleted.
-            if not (await connection.fetch(sql.ONE_AT_A_TIME))[0][0]:
+            if not (await connection.fetch(ONE_AT_A_TIME))[0][0]:
                 return 0, 0
             began = time.monotonic()
             done = await work(connection, age)
@@ -79,40 +170,40 @@ class PostgresPieces:
             self._rows = min(self._most, self._rows + max(1, self._rows // 4))
 
     async def _delete_responses(self, connection: Connection, age: int) -> Piece:
-        chains = [row[0] for row in await connection.fetch(sql.LOCK_CHAINS, age, _LOOKED_AT)]
+        chains = [row[0] for row in await connection.fetch(LOCK_CHAINS, age, _LOOKED_AT)]
         if not chains:
             return 0, 0
-        found = await connection.fetch(sql.RESPONSES, chains, self._rows + 1)
+        found = await connection.fetch(RESPONSES, chains, self._rows + 1)
         piece = fitting(found, self._rows)
         # Only the last one may have more responses than the piece.
         cut = found[len(piece)]["chain_id"] if len(piece) < len(found) else None
         whole = sorted({row["chain_id"] for row in piece} - {cut})
-        went = len(await connection.fetch(sql.DELETE_CHAINS, whole)) if whole else 0
+        went = len(await connection.fetch(DELETE_CHAINS, whole)) if whole else 0
         begun = [row["id"] for row in piece if row["chain_id"] == cut]
         if begun:
-            await connection.fetch(sql.CLOSE_CHAIN, cut)
-            await connection.fetch(sql.DELETE_RESPONSES, cut, begun)
+            await connection.fetch(CLOSE_CHAIN, cut)
+            await connection.fetch(DELETE_RESPONSES, cut, begun)
         return len(piece), went
 
     async def _delete_conversations(self, connection: Connection, age: int) -> Piece:
-        locked = await connection.fetch(sql.LOCK_CONVERSATIONS, age, _LOOKED_AT)
+        locked = await connection.fetch(LOCK_CONVERSATIONS, age, _LOOKED_AT)
         # Again, behind the lock: a job may have been stored meanwhile.
         owners, ids = [row["owner"] for row in locked], [row["id"] for row in locked]
-        piece = fitting(await connection.fetch(sql.CONVERSATIONS, owners, ids, self._rows + 1), self._rows)
+        piece = fitting(await connection.fetch(CONVERSATIONS, owners, ids, self._rows + 1), self._rows)
         if not piece:
             return 0, 0
         if piece[0]["rows"] > self._rows:
             first = piece[0]["owner"], piece[0]["id"]
-            await connection.fetch(sql.CLOSE_CONVERSATION, *first)
-            return len(await connection.fetch(sql.DELETE_ITEMS, *first, self._rows)), 0
+            await connection.fetch(CLOSE_CONVERSATION, *first)
+            return len(await connection.fetch(DELETE_ITEMS, *first, self._rows)), 0
         going = [row["owner"] for row in piece], [row["id"] for row in piece]
-        went = len(await connection.fetch(sql.DELETE_CONVERSATIONS, *going))
+        went = len(await connection.fetch(DELETE_CONVERSATIONS, *going))
         return went, went
 
     async def _delete_events(self, connection: Connection, age: int) -> Piece:
-        locked = [row[0] for row in await connection.fetch(sql.LOCK_STREAMS, age, _LOOKED_AT)]
-        piece = fitting(await connection.fetch(sql.STREAMS, locked, self._rows + 1), self._rows)
+        locked = [row[0] for row in await connection.fetch(LOCK_STREAMS, age, _LOOKED_AT)]
+        piece = fitting(await connection.fetch(STREAMS, locked, self._rows + 1), self._rows)
         ids = [row["id"] for row in piece]
-        await connection.fetch(sql.DELETE_EVENTS, ids)
-        went = len(await connection.fetch(sql.CLOSE_STREAMS, ids))
+        await connection.fetch(DELETE_EVENTS, ids)
+        went = len(await connection.fetch(CLOSE_STREAMS, ids))
         return went, went

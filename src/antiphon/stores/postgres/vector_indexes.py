@@ -17,7 +17,6 @@ Invariant: nothing waits for an index, and without one every search is right.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import asyncpg
 import structlog
@@ -70,20 +69,20 @@ def index_name(store: int, width: int) -> str:
 
 
 class VectorIndexes:
-    """Looks after the indexes. `connecting` opens the connection on which one is made: directly to the server, where
-    that is not what requests use."""
+    """Looks after the indexes. `url`: where one is made, directly at the server, where that is not what requests
+    use."""
 
     def __init__(
         self,
         database: Database,
-        connecting: Callable[[], Awaitable[Connection]],
+        url: str,
         *,
         exact: int = EXACT_VECTORS,
         every: float = _EVERY,
     ) -> None:
         """`exact`: the most vectors that are compared one by one; `every`: seconds between looks, of all processes."""
         self._database = database
-        self._connecting = connecting
+        self._url = url
         self.exact = exact
         self._every = every
         self._next = 0.0
@@ -143,7 +142,7 @@ class VectorIndexes:
     async def _work(self, drop: list[str], make: dict[str, str]) -> None:
         if not (drop or make):
             return
-        connection = self._making = await self._connecting()
+        connection = self._making = await self._connect()
         try:
             for name in drop:
                 await connection.execute(DROP.format(name=name))
@@ -158,14 +157,12 @@ class VectorIndexes:
             self._making = None
             connection.terminate()
 
-
-async def own_connection(url: str, setting: str) -> Connection:
-    """A connection for work that takes minutes, whatever limits the role has; those of a pooler's stay. `setting`: what
-    the URL is called. Raises `StoreError`."""
-    try:
+    async def _connect(self) -> Connection:
+        """A connection for work that takes minutes, whatever limits the role has; those of a pooler's stay."""
         try:
-            return await connect(url, _CONNECT_SECONDS, statement_timeout="0", lock_timeout="0")
-        except asyncpg.ProtocolViolationError:
-            return await connect(url, _CONNECT_SECONDS)
-    except _FAILURES as error:
-        raise connecting_failed(error, setting) from error
+            try:
+                return await connect(self._url, _CONNECT_SECONDS, statement_timeout="0", lock_timeout="0")
+            except asyncpg.ProtocolViolationError:
+                return await connect(self._url, _CONNECT_SECONDS)
+        except _FAILURES as error:
+            raise connecting_failed(error, self._database.setting_of(self._url)) from error
