@@ -13,7 +13,6 @@ Invariant: one frame out is one event or one error, a whole JSON object; whateve
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -31,10 +30,12 @@ from antiphon.errors import (
 from antiphon.translation.request_checks import has_half_characters, not_json
 from antiphon.translation.sse import EventTooLarge, SseDecoder
 from antiphon.translation.values import ServerSentEvent
-from antiphon.types.json import NULL, encode, given
+from antiphon.types.json import NULL, encode, given, try_decode
 from antiphon.types.transport import Headers
 
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
+_OBJECT = msgspec.json.Decoder(dict[str, object])
+_STRING = msgspec.json.Decoder(str | None)
 _STREAM_ID_LENGTH = 256
 _TERMINAL = frozenset({"response.completed", "response.failed", "response.incomplete"})
 # Sent by clients that tell when they are done with a response; asks for nothing.
@@ -109,11 +110,8 @@ def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | Rep
         )
     generate = _flag(fields.pop("generate", None), "generate", default=True)
     previous = fields.get("previous_response_id")
-    try:
-        previous_id = msgspec.json.decode(previous, type=str | None) if previous is not None else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        # The exchange says what is wrong with it.
-        previous_id = None
+    # The exchange says what is wrong with one that is no string.
+    previous_id = try_decode(_STRING, previous) if previous is not None else None
     # Codex says so, others leave it out: on a socket there is nothing but a stream.
     fields["stream"] = Raw(b"true")
     return ClientFrame(
@@ -154,7 +152,7 @@ def _left_out(kind: str, fields: dict[str, Raw]) -> Reply:
 
 def _text(value: Raw | None, name: str) -> str | None:
     try:
-        return msgspec.json.decode(value, type=str | None) if value is not None else None
+        return _STRING.decode(value) if value is not None else None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise invalid_type(name, "expected a string") from None
 
@@ -222,13 +220,11 @@ class NativeFrames(EventFrames):
     def _frames(self, events: list[ServerSentEvent]) -> list[bytes]:
         found = []
         for event in events:
-            try:
-                kind = _KIND.decode(event.data).type
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                # The sentinel; and what is no event says nothing to anybody.
+            read = try_decode(_KIND, event.data)
+            # The sentinel, and what is no event, says nothing to anybody.
+            if read is None or self._ended:
                 continue
-            if self._ended:
-                continue
+            kind = read.type
             if kind == "error":
                 self._error = event.data
                 continue
@@ -243,10 +239,7 @@ class NativeFrames(EventFrames):
         if self._error is None:
             return UpstreamFailed("The upstream broke off its answer.", code="upstream_cut")
         # Either spelling: the fields in an `error` object, or beside the type.
-        try:
-            found = msgspec.json.decode(self._error, type=dict[str, object])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            found = {}
+        found = try_decode(_OBJECT, self._error) or {}
         nested = found.get("error")
         return answered_error(502, (), encode({"error": nested if isinstance(nested, dict) else found}))
 
@@ -265,10 +258,7 @@ def error_frame(error: ApiError, request_id: str, tail: bytes = b"") -> bytes:
 
 def answered_error(status: int, headers: Headers, body: bytes) -> ApiError:
     """The error that an HTTP answer carries instead of a stream."""
-    found: object = None
-    if status >= 400:
-        with suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            found = msgspec.json.decode(body, type=dict[str, object]).get("error")
+    found = (try_decode(_OBJECT, body) or {}).get("error") if status >= 400 else None
     if isinstance(found, dict):
         parts = {
             name: value if isinstance(value := found.get(name), str) else None for name in ("type", "param", "code")

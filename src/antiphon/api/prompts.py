@@ -50,7 +50,7 @@ from antiphon.translation.read_items import check_item
 from antiphon.translation.read_request import read_request
 from antiphon.translation.request_checks import check_metadata, read_string
 from antiphon.translation.values import PromptTemplate
-from antiphon.types.json import ABSENT, encode, given, raw
+from antiphon.types.json import ABSENT, encode, given, raw, try_decode
 
 _LLAMA_STACK = re.compile(r"(Async)?(LlamaStack|Ogx)Client/")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -313,10 +313,9 @@ def _check_declared(value: Raw, names: tuple[str, ...]) -> None:
     """`variables` may be sent along; it has to be what is in the template."""
     if not given(value):
         return
-    try:
-        declared = _STRINGS.decode(value)
-    except msgspec.MsgspecError:
-        raise invalid_type("variables", "expected a list of names") from None
+    declared = try_decode(_STRINGS, value)
+    if declared is None:
+        raise invalid_type("variables", "expected a list of names")
     if different := sorted(set(declared) ^ set(names)):
         names_of = ", ".join(name[:64] for name in different)
         problem = f"{names_of} is declared and not used in the template as '{{{{name}}}}', or used and not declared"
@@ -358,10 +357,7 @@ def _read_version(value: Raw) -> int | None:
     """A version's number, as a number or a string."""
     if not given(value):
         return None
-    try:
-        text = str(_NUMBER.decode(value))
-    except msgspec.MsgspecError:
-        text = ""
+    text = str(try_decode(_NUMBER, value))
     if not _VERSION.fullmatch(text):
         raise invalid_parameter("version", "versions are numbered from 1 on")
     return int(text)

@@ -14,6 +14,7 @@ import msgspec
 from antiphon.engine.ports.hosted_tools import HostedTool
 from antiphon.errors import InvalidRequest
 from antiphon.translation.request_checks import wrong_type
+from antiphon.types.json import try_decode
 
 T = TypeVar("T")
 
@@ -28,10 +29,7 @@ def read_declared(tool: HostedTool, kind: type[T]) -> T:
 
 def read_arguments(arguments: str, kind: type[T]) -> T | None:
     """The arguments that a model wrote as a `kind`; None where they are none."""
-    try:
-        return msgspec.json.decode(arguments, type=kind)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return None
+    return try_decode(msgspec.json.Decoder(kind), arguments)
 
 
 def check_length(where: str, entries: list[str], limit: int) -> None:

@@ -16,7 +16,7 @@ from msgspec import Raw
 from antiphon.errors import ApiError
 from antiphon.translation.upstream_errors import as_event_failure
 from antiphon.translation.values import Ending
-from antiphon.types.json import decode_any
+from antiphon.types.json import decode_object
 
 # What other servers call a cut: `finish_details` (old vision models), Mistral, and gateways before Gemini or Claude.
 _FINISHES: Final = {
@@ -58,11 +58,7 @@ def plain_finish(reason: str) -> str:
 
 def finish_of(details: Raw) -> str:
     """The finish of an answer that says it in `finish_details` (old vision models)."""
-    try:
-        value = decode_any(bytes(details))
-    except ValueError:
-        return ""
-    kind = value.get("type") if isinstance(value, dict) else None
+    kind = decode_object(bytes(details)).get("type")
     return kind if isinstance(kind, str) else ""
 
 

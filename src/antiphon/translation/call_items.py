@@ -24,7 +24,7 @@ from antiphon.translation.native_calls import native_arguments
 from antiphon.translation.request_checks import required
 from antiphon.translation.tool_map import flat_name
 from antiphon.types.items import InputItem
-from antiphon.types.json import decode_any, encode, first, fragment_of, given, quoted, raw
+from antiphon.types.json import decode_any, encode, first, fragment_of, given, quoted, raw, try_decode
 from antiphon.types.shown import shown_of
 
 NAMED_OUTPUTS: Final = frozenset({"function_call_output", "custom_tool_call_output"})
@@ -130,9 +130,7 @@ def sound_arguments(where: str, value: Raw) -> Raw:
     if first(value) != b'"':
         raise invalid_type(f"{where}.arguments", "expected a string that holds JSON")
     text = _STRING.decode(value)
-    try:
-        _OBJECT.decode(text)
-    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+    if try_decode(_OBJECT, text) is None:
         # What a model broke off, or never was an object: the words are kept, the form is made sound.
         return NO_ARGUMENTS if not text.strip() else raw(encode({"invalid_arguments": text}).decode())
     return value

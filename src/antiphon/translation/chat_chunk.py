@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from antiphon.types.chat import Chunk, Delta
-from antiphon.types.json import ABSENT, decode_any, encode, fragment_of, quoted
+from antiphon.types.json import ABSENT, decode_any, decode_object, encode, fragment_of, quoted
 
 _decode: Final = msgspec.json.Decoder(Chunk).decode
 
@@ -72,11 +72,7 @@ def fragment(value: Raw) -> bytes:
 
 def read_transcript(data: bytes) -> bytes:
     """What an answer in sound says, as a fragment: Responses has no part for the sound itself."""
-    try:
-        audio = decode_any(data)
-    except ValueError:
-        return b""
-    transcript = audio.get("transcript") if isinstance(audio, dict) else None
+    transcript = decode_object(data).get("transcript")
     return fragment_of(transcript) if isinstance(transcript, str) else b""
 
 

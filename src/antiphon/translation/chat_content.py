@@ -32,7 +32,7 @@ from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request_checks import known_choice, read_value, required
 from antiphon.types.file_kinds import BYTES, FIRST_BYTES, FetchedFile, image_type, is_text
 from antiphon.types.items import InputItem, InputPart, KnownPart
-from antiphon.types.json import ABSENT, encode, first, fragment_of, given, quoted
+from antiphon.types.json import ABSENT, encode, first, fragment_of, given, quoted, try_decode
 from antiphon.types.tolerance import Tolerance
 from antiphon.types.views import ChatImage, FilePart, StoredParts
 
@@ -417,7 +417,4 @@ def _file_parts(raw: Raw) -> list[FilePart]:
         raw = Raw(b"[%b]" % bytes(raw))
     if first(raw) != b"[":
         return []
-    try:
-        return _FILE_PARTS.decode(raw)
-    except (msgspec.MsgspecError, RecursionError):
-        return []
+    return try_decode(_FILE_PARTS, raw) or []

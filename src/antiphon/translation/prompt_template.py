@@ -25,7 +25,7 @@ from antiphon.translation.parameters import PARAMETERS
 from antiphon.translation.request_checks import read_string, read_value
 from antiphon.translation.request_fields import FIELDS
 from antiphon.translation.values import PromptReference, PromptTemplate
-from antiphon.types.json import encode, first, given, raw
+from antiphon.types.json import encode, first, given, raw, try_decode
 from antiphon.types.views import PromptMember, PromptMessage, PromptValue
 
 TEMPLATE_FIELDS: Final = frozenset({*PARAMETERS, *(name for name, row in FIELDS.items() if row.template)})
@@ -141,10 +141,7 @@ class _Values:
         if first(value) == b'"':
             self._texts[name] = read_string(where, value)
             return
-        try:
-            read = _VALUE.decode(value)
-        except (msgspec.MsgspecError, RecursionError):
-            read = None
+        read = try_decode(_VALUE, value)
         if read is not None and read.type == "input_text" and read.text is not None:
             self._texts[name] = read.text
         elif read is not None and read.type in ("input_image", "input_file"):
@@ -157,10 +154,9 @@ class _Values:
             return
         if first(value) == b'"':
             value = raw([{"role": "user", "content": value}])
-        try:
-            sources = _RAWS.decode(value)
-        except msgspec.MsgspecError:
-            raise invalid_type("input", "expected a string or a list of messages") from None
+        sources = try_decode(_RAWS, value)
+        if sources is None:
+            raise invalid_type("input", "expected a string or a list of messages")
         for number, source in enumerate(sources):
             where = f"input[{number}]"
             message = read_value(where, _MESSAGE, source)
@@ -187,11 +183,8 @@ class _Values:
 
     def _part(self, part: Raw, where: str, *, user: bool) -> list[Any]:
         """A content part, which a picture or file in the middle of its text cuts into several."""
-        try:
-            read = _VALUE.decode(part)
-        except msgspec.MsgspecError:
-            return [part]
-        if read.type not in _TEXT_KINDS or read.text is None:
+        read = try_decode(_VALUE, part)
+        if read is None or read.type not in _TEXT_KINDS or read.text is None:
             return [part]
         fields: dict[str, Any] = dict(_FIELDS.decode(part))
         return _parts(list(self._pieces(read.text, where, parts=user)), fields)

@@ -51,7 +51,7 @@ from antiphon.translation.request_fields import (
 from antiphon.translation.tool_choice import CHOICE_MEMBERS, read_tool_choice
 from antiphon.translation.values import PromptTemplate
 from antiphon.types.items import InputItem, KnownItem
-from antiphon.types.json import ABSENT, first, given, raw
+from antiphon.types.json import ABSENT, first, given, raw, try_decode
 from antiphon.types.request import (
     CreateResponse,
     PromptCacheOptions,
@@ -80,18 +80,13 @@ _MANNER: Final = msgspec.json.Decoder(Manner)
 
 def read_model(body: bytes) -> str | None:
     """The model a body names, without looking at anything else; None when it names none."""
-    try:
-        return _ONLY_MODEL.decode(body).model
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return None
+    found = try_decode(_ONLY_MODEL, body)
+    return found.model if found is not None else None
 
 
 def read_manner(body: bytes) -> Manner:
     """How the answer to a body is to come that was read whole before, without looking at anything else."""
-    try:
-        return _MANNER.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return Manner()
+    return try_decode(_MANNER, body) or Manner()
 
 
 def read_request(

@@ -30,7 +30,7 @@ from antiphon.errors import (
     wrong_value,
 )
 from antiphon.translation.request_checks import check_choice, known_choice, read_value, required
-from antiphon.types.json import ABSENT, first, given
+from antiphon.types.json import ABSENT, first, given, try_decode
 from antiphon.types.tolerance import MAX_NAMES, Tolerance
 from antiphon.types.tools import Tool
 from antiphon.types.views import AllowedTools, CustomFormat, Skills, ToolEnvironment
@@ -345,10 +345,8 @@ def _is_callable(tool: Tool) -> bool:
 
 def _environment(value: Raw) -> str | None:
     """The type of a shell's environment; a shell without one is the client's."""
-    try:
-        return _ENVIRONMENT.decode(value).type if given(value) else None
-    except (msgspec.DecodeError, RecursionError):
-        return "unknown"
+    found = try_decode(_ENVIRONMENT, value) if given(value) else ToolEnvironment()
+    return found.type if found is not None else "unknown"
 
 
 def local_skills(where: str, environment: Raw) -> list[str]:

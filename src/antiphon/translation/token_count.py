@@ -18,9 +18,11 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from antiphon.types.json import encode
+from antiphon.types.json import ABSENT, encode, try_decode
 from antiphon.types.transport import Headers
 
+_FIELDS: Final = msgspec.json.Decoder(dict[str, Raw])
+_NUMBER: Final = msgspec.json.Decoder(int)
 _ASKED: Final = ("model", "messages", "tools", "chat_template_kwargs")
 _ESTIMATED: Final[Headers] = (("antiphon-estimated", "input_tokens"),)
 _MAX_COUNT: Final = 1 << 53
@@ -41,16 +43,12 @@ class TokenCounter:
 
     def question(self, chat: bytes) -> bytes:
         """What the server is asked about this chat request."""
-        fields = msgspec.json.decode(chat, type=dict[str, Raw])
+        fields = _FIELDS.decode(chat)
         return encode({**{name: fields[name] for name in _ASKED if name in fields}, **self.added})
 
     def read(self, answer: bytes) -> int | None:
         """The server's count, None when it gave none."""
-        try:
-            raw = msgspec.json.decode(answer, type=dict[str, Raw]).get(self.answer)
-            count = None if raw is None else msgspec.json.decode(raw, type=int)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
+        count = try_decode(_NUMBER, (try_decode(_FIELDS, answer) or {}).get(self.answer, ABSENT))
         return count if count is not None and 0 <= count < _MAX_COUNT else None
 
 

@@ -18,11 +18,11 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.types.chat import ChatUsage, UsageDetails
-from antiphon.types.json import decode_any, raw
+from antiphon.types.json import decode_object, raw, try_decode
 from antiphon.types.response import InputTokensDetails, OutputTokensDetails, UsageObject
 from antiphon.types.views import PassedAnswer
 
-_decode: Final = msgspec.json.Decoder(ChatUsage).decode
+_USAGE: Final = msgspec.json.Decoder(ChatUsage)
 _DETAILS: Final = tuple(name for name in ChatUsage.__struct_fields__ if name.endswith("_details"))
 _COUNTS: Final = tuple(name for name in ChatUsage.__struct_fields__ if name not in _DETAILS)
 _NO_DETAILS: Final = UsageDetails()
@@ -34,12 +34,7 @@ def read_usage(data: Raw) -> UsageObject | None:
     Details come from `prompt_tokens_details` / `completion_tokens_details`, or from the flat spellings of DeepSeek,
     Together, Databricks and SGLang.
     """
-    try:
-        found: ChatUsage | None = _decode(data)
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        found = _read_leniently(bytes(data))
-    if found is None:
-        return None
+    found = try_decode(_USAGE, data) or _read_leniently(bytes(data))
     prompt = _first(found.prompt_tokens, found.input_tokens)
     completion = _first(found.completion_tokens, found.output_tokens)
     if prompt is None and completion is None:
@@ -69,14 +64,9 @@ def _first(*counts: int | None) -> int | None:
     return None
 
 
-def _read_leniently(data: bytes) -> ChatUsage | None:
+def _read_leniently(data: bytes) -> ChatUsage:
     """What can be read of a usage that is not as it should be."""
-    try:
-        value = decode_any(data)
-    except ValueError:
-        return None
-    if not isinstance(value, dict):
-        return None
+    value = decode_object(data)
     details: dict[str, Any] = {name: _details(value.get(name)) for name in _DETAILS}
     return ChatUsage(**_counts(value, _COUNTS), **details)
 
@@ -97,11 +87,7 @@ def _count(value: object) -> int | None:
 
 def read_groq_usage(data: bytes) -> UsageObject | None:
     """Usage inside `x_groq` (older Groq)."""
-    try:
-        value = decode_any(data)
-    except ValueError:
-        return None
-    usage = value.get("usage") if isinstance(value, dict) else None
+    usage = decode_object(data).get("usage")
     return read_usage(raw(usage)) if isinstance(usage, dict) else None
 
 
@@ -135,14 +121,13 @@ def with_reasoning(usage: UsageObject, written: int, reasoned: int) -> UsageObje
     return usage
 
 
-_DECODER: Final = msgspec.json.Decoder(PassedAnswer)
+_PASSED: Final = msgspec.json.Decoder(PassedAnswer)
 
 
 def usage_of_answer(body: bytes) -> UsageObject | None:
     """What a whole JSON answer (or an event's data) says; None when it says nothing."""
-    try:
-        passed = _DECODER.decode(body)
-    except (ValueError, RecursionError):
+    passed = try_decode(_PASSED, body)
+    if passed is None:
         return None
     used = read_usage(passed.usage) if passed.usage else None
     return used or (read_usage(passed.response.usage) if passed.response is not None else None)

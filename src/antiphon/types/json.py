@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
+
+_Value = TypeVar("_Value")
 
 encode = msgspec.json.encode
 
@@ -70,6 +72,14 @@ def text_of(fragment: bytes) -> str:
     return text
 
 
+def try_decode(decoder: msgspec.json.Decoder[_Value], data: bytes | str | msgspec.Raw) -> _Value | None:
+    """What the decoder reads; None for another kind of value, and for what is no JSON or is nested too deeply."""
+    try:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+
+
 def decode_any(data: bytes | str) -> Any:
     """Decode JSON leniently: invalid UTF-8 is replaced, lone surrogates and NaN are accepted.
 
@@ -85,6 +95,15 @@ def decode_any(data: bytes | str) -> Any:
         return _without_surrogates(value) if "\\u" in text or "\\U" in text else value
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def decode_object(data: bytes | str) -> dict[str, Any]:
+    """The object that `decode_any` finds; empty for anything else."""
+    try:
+        value = decode_any(data)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _without_surrogates(value: Any) -> Any:

@@ -19,6 +19,7 @@ from antiphon.translation.item_kinds import CALLS
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.translation.truncation import Named
 from antiphon.types.items import InputItem
+from antiphon.types.json import try_decode
 from antiphon.types.views import Approval
 
 Approved = tuple[str, CallTarget, str]
@@ -115,14 +116,12 @@ def check_servers(items: Sequence[Named], new: Collection[str], declared: Collec
 
 
 _MODELS: Final = CALLS | {"reasoning"}
+_APPROVAL: Final = msgspec.json.Decoder(Approval)
 _OF_APPROVALS: Final = frozenset({"mcp_approval_request", "mcp_approval_response", "mcp_call"})
 
 
 def _read_approval(item: InputItem) -> Approval:
-    try:
-        return msgspec.json.decode(item.source, type=Approval)
-    except msgspec.DecodeError:
-        return Approval()
+    return try_decode(_APPROVAL, item.source) or Approval()
 
 
 def label_of(item: InputItem) -> str:

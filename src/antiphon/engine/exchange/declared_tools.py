@@ -16,12 +16,13 @@ from msgspec import Raw
 from antiphon.engine.ports.hosted_tools import HostedFunction, HostedTool, PreparedTool
 from antiphon.translation.read_tools import decode_tools, may_be_called, runs_here
 from antiphon.translation.truncation import Named
-from antiphon.types.json import encode
+from antiphon.types.json import encode, try_decode
 from antiphon.types.request import CreateResponse
 from antiphon.types.tools import Tool, ToolChoice
 from antiphon.types.views import RanInContainer
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
+_RAN: Final = msgspec.json.Decoder(RanInContainer)
 
 
 def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence[Named] = ()) -> tuple[HostedTool, ...]:
@@ -127,8 +128,6 @@ def _earlier(items: Sequence[Named]) -> str | None:
     """The container in which code ran last."""
     for _, item in reversed(items):
         if item.type == "code_interpreter_call":
-            try:
-                return msgspec.json.decode(item.source, type=RanInContainer).container_id
-            except msgspec.DecodeError:
-                return None
+            ran = try_decode(_RAN, item.source)
+            return ran.container_id if ran is not None else None
     return None

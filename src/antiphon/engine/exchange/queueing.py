@@ -19,12 +19,13 @@ import msgspec
 from antiphon.engine.ports.actions import RequestHead
 from antiphon.errors import InvalidRequest, Unavailable
 from antiphon.sealing import Sealer
-from antiphon.types.json import encode, given
+from antiphon.types.json import encode, given, try_decode
 from antiphon.types.tools import Tool
 from antiphon.types.transport import Headers
 from antiphon.types.views import QueuedCredentials
 
 _JOB: Final = "job"
+_CREDENTIALS: Final = msgspec.json.Decoder(QueuedCredentials)
 
 # Parts of the names of headers that carry credentials.
 _SECRETS: Final = ("auth", "key", "token", "secret", "cookie", "password", "credential")
@@ -121,8 +122,7 @@ def is_secret(name: str) -> bool:
 
 def _opens(tool: Tool) -> bool:
     """Whether a declaration holds what opens a server; one that cannot be read is refused when it is prepared."""
-    try:
-        found = msgspec.json.decode(tool.source, type=QueuedCredentials)
-    except msgspec.DecodeError:
+    found = try_decode(_CREDENTIALS, tool.source)
+    if found is None:
         return True
     return bool(found.authorization) or (given(found.headers) and bytes(found.headers) != b"{}")

@@ -22,7 +22,7 @@ from antiphon.translation.call_items import known_id
 from antiphon.translation.item_kinds import CALLS, HOSTED, OUTPUTS
 from antiphon.translation.values import Ending
 from antiphon.types.items import InputItem, OutputItem
-from antiphon.types.json import ABSENT, encode, first, given, text_of
+from antiphon.types.json import ABSENT, encode, first, given, text_of, try_decode
 from antiphon.types.response import Response, ResponseError
 from antiphon.types.shown import Shown, read_shown, shown_of, with_shown
 
@@ -272,9 +272,8 @@ def _whole_parts(content: Raw) -> Raw:
     """A list of parts with the members that the client left out; anything else as it is."""
     if first(content) != b"[" or not any(kind in bytes(content) for kind in _QUOTED):
         return content
-    try:
-        parts = _PARTS.decode(content)
-    except (msgspec.DecodeError, RecursionError):
+    parts = try_decode(_PARTS, content)
+    if parts is None:
         return content
     for number, part in enumerate(parts):
         kind = part.get("type")

@@ -42,7 +42,7 @@ from antiphon.types.items import (
     Reasoning,
     WebSearchCall,
 )
-from antiphon.types.json import ABSENT, encode, fragment_of, quoted
+from antiphon.types.json import ABSENT, encode, fragment_of, quoted, raw, try_decode
 from antiphon.types.response import UsageObject
 from antiphon.types.shown import Shown, ShownCall, highest_mark
 from antiphon.types.tools import ToolChoice
@@ -55,6 +55,8 @@ _PREFIXES: Final = {
     CallKind.MCP: "mcp",
     CallKind.HOSTED_TOOL_SEARCH: "tsc",
 }
+_CODE: Final = msgspec.json.Decoder(CodeArguments)
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 _LIMIT: Final = "The limit of tool calls for this response is reached. Answer with what is known."
 _TOO_MUCH: Final = "The results of this response's calls are larger than they may be together ('tools.result_bytes')."
 _OUTCOME_UNKNOWN: Final = (
@@ -358,10 +360,8 @@ class ToolTurns:
         elif target.kind is CallKind.WEB_SEARCH:
             item = WebSearchCall(id=item_id, status=status)
         elif target.kind is CallKind.CODE_INTERPRETER:
-            try:
-                code = msgspec.json.decode(arguments, type=CodeArguments).code
-            except (msgspec.DecodeError, UnicodeError, RecursionError):
-                code = arguments
+            read = try_decode(_CODE, arguments)
+            code = read.code if read is not None else arguments
             item = CodeInterpreterCall(id=item_id, status=status, code=code, container_id="")
         elif target.kind is CallKind.HOSTED_TOOL_SEARCH:
             item = HostedToolSearchCall(id=item_id, status=status, arguments=_object(arguments))
@@ -428,7 +428,5 @@ def _unknown(item: HostedItem) -> HostedItem:
 
 def _object(arguments: str) -> Raw:
     """What the model wrote, if it is an object."""
-    try:
-        return Raw(encode(msgspec.json.decode(arguments, type=dict[str, Raw])))
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
-        return Raw(b"{}")
+    read = try_decode(_OBJECT, arguments)
+    return raw(read or {})

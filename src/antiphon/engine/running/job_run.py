@@ -23,6 +23,7 @@ from antiphon.engine.ports.jobs import Job
 from antiphon.engine.ports.state import DoorWatch, History
 from antiphon.engine.running.runner import Runner
 from antiphon.observability.observation import Telemetry
+from antiphon.types.json import try_decode
 
 
 class Making(NamedTuple):
@@ -56,7 +57,10 @@ class _Error(msgspec.Struct):
 
 
 class _ErrorBody(msgspec.Struct):
-    error: _Error
+    error: _Error = msgspec.field(default_factory=_Error)
+
+
+_ERROR_BODY = msgspec.json.Decoder(_ErrorBody)
 
 
 @dataclass(eq=False)
@@ -105,7 +109,4 @@ class KeptRecord:
 
 def refusal(outcome: Outcome) -> _Error:
     """Why there was no model call, of an outcome with an error's body."""
-    try:
-        return msgspec.json.decode(b"".join(outcome.body), type=_ErrorBody).error
-    except msgspec.DecodeError:
-        return _Error()
+    return (try_decode(_ERROR_BODY, b"".join(outcome.body)) or _ErrorBody()).error
