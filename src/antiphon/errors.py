@@ -297,6 +297,17 @@ def wrong_value(message: str, name: str) -> InvalidRequest:
     return InvalidRequest(message, param=name, code="invalid_value")
 
 
+def missing_value(message: str, name: str) -> InvalidRequest:
+    """It must be there, where the message says all of it."""
+    return InvalidRequest(message, param=name, code="missing_required_parameter")
+
+
+def too_many_entries(name: str, length: int, limit: int, what: str = "entries") -> InvalidRequest:
+    """A list has more than `limit` of `what` its entries are called."""
+    message = f"'{name}' has {length} {what}; at most {limit} are allowed."
+    return InvalidRequest(message, param=name, code="array_above_max_length")
+
+
 def mutually_exclusive(one: str, other: str) -> InvalidRequest:
     """The error for two parameters of which only one is allowed."""
     return InvalidRequest(

@@ -17,8 +17,7 @@ from msgspec import Struct
 from antiphon.api.described import Parameter
 from antiphon.api.endpoint import Area, Route
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
-from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, no_such_model
-from antiphon.errors import InvalidRequest
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.translation.field_support import GROUPS, HOSTED_SUPPORT, support_of
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.support import SupportKind, here, refused, sent
@@ -96,15 +95,8 @@ class Capabilities(Area):
         """For `?model=…`; without it for models that no rule names. Each group maps names, as `antiphon-ignored` has
         them, to `{support, note}`; with a native upstream the groups are empty, since requests pass untouched."""
         model = query_value(request, "model")
-        route = self.routes.choose(model) if model is not None else self.routes.default
-        if model is None and route.mode == "disabled":
-            raise InvalidRequest(
-                "There is no upstream for models that no rule names; ask for one with '?model='.",
-                param="model",
-                code="missing_required_parameter",
-            )
-        if model is not None and not route.serves(model):
-            raise no_such_model(model[:256])
+        unnamed = "There is no upstream for models that no rule names; ask for one with '?model='."
+        route = self.routes.serving(model, unnamed)
         native = route.mode == "native"
         profile = route.profile if model is None else route.profile.for_model(route.model or model)
         groups: dict[str, Any] = {

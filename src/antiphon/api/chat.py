@@ -26,12 +26,12 @@ from antiphon.api.endpoint import Endpoint, Handler, Route, rows
 from antiphon.api.http import AnswerCut, ApiRequest, ApiResponse
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
 from antiphon.engine.exchange.failure import Failure, operation_in, refusal, transport_failure
-from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, no_such_model
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
-from antiphon.errors import ApiError, InvalidRequest
+from antiphon.errors import ApiError
 from antiphon.redaction import KnownSecrets, bytes_without
 from antiphon.translation.read_request import read_model
 from antiphon.translation.request_checks import not_json
@@ -82,15 +82,7 @@ class PassedOn:
             if path == "/embeddings" and self._embeddings is not None and self._is_own(model):
                 own = ModelRoute(self._routes.default.profile, passthrough=False)
                 return await self._pass(request, own, path, request.body, self._embeddings[1])
-            route = self._routes.choose(model) if model is not None else self._routes.default
-            if model is None and route.mode == "disabled":
-                raise InvalidRequest(
-                    "The body names no model, by which its upstream is chosen.",
-                    param="model",
-                    code="missing_required_parameter",
-                )
-            if model is not None and not route.serves(model):
-                raise no_such_model(model[:256])
+            route = self._routes.serving(model, "The body names no model, by which its upstream is chosen.")
             body = request.body if route.model is None else _renamed(request.body, route.model)
             return await self._pass(request, route, path, body)
 

@@ -26,6 +26,7 @@ from antiphon.errors import (
     invalid_parameter,
     invalid_type,
     unsupported_parameter,
+    wrong_value,
 )
 from antiphon.translation.request_checks import has_half_characters, not_json
 from antiphon.translation.sse import EventTooLarge, SseDecoder
@@ -94,9 +95,7 @@ def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | Rep
         return Reply(_not_injected(fields))
     if kind is None or (kind != "response.create" and strict):
         shown = f"'{kind[:64]}'" if kind is not None else "none"
-        raise InvalidRequest(
-            f"Invalid event type: {shown}. Supported is 'response.create'.", param="type", code="invalid_value"
-        )
+        raise wrong_value(f"Invalid event type: {shown}. Supported is 'response.create'.", "type")
     if kind != "response.create":
         return _left_out(kind, fields)
     lane = fields.pop("stream_id", None)

@@ -22,8 +22,8 @@ from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.ports.actions import OnceOnly, StoredItem
 from antiphon.engine.ports.idempotency import HEADER, AlreadyMade, fingerprint, read_key
 from antiphon.engine.ports.state import Page, PageQuery
-from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter
-from antiphon.translation.request_checks import not_json, wrong_type
+from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter, wrong_value
+from antiphon.translation.request_checks import not_json, not_utf8, wrong_type
 from antiphon.types.json import encode
 from antiphon.types.transport import Headers
 
@@ -150,9 +150,7 @@ def read_body(request: ApiRequest, kind: type[_Body]) -> _Body:
     except msgspec.ValidationError as error:
         raise wrong_type("", error) from None
     except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_json"
-        ) from None
+        raise not_utf8(error) from None
     except msgspec.DecodeError:
         raise not_json(body) from None
     except RecursionError:
@@ -238,9 +236,7 @@ def query_choice(request: ApiRequest, name: str, choices: tuple[str, ...], defau
         return default
     if text not in choices:
         supported = " and ".join(f"'{choice}'" for choice in choices)
-        raise InvalidRequest(
-            f"Invalid value for '{name}'. Supported values are: {supported}.", param=name, code="invalid_value"
-        )
+        raise wrong_value(f"Invalid value for '{name}'. Supported values are: {supported}.", name)
     return text
 
 

@@ -42,6 +42,7 @@ from antiphon.errors import (
     invalid_parameter,
     invalid_type,
     missing_parameter,
+    missing_value,
     unknown_parameter,
 )
 from antiphon.ids import IdFactory, is_id, new_id
@@ -259,11 +260,8 @@ def _read_fields(request: ApiRequest) -> dict[str, Raw]:
     for other in _OTHER_NAMES:
         if other in fields:
             if "instructions" in fields:
-                raise InvalidRequest(
-                    f"'{other}' is another name for 'instructions'; send one of them.",
-                    param=other,
-                    code="mutually_exclusive_parameters",
-                )
+                problem = f"'{other}' is another name for 'instructions'; send one of them."
+                raise InvalidRequest(problem, param=other, code="mutually_exclusive_parameters")
             fields["instructions"] = fields.pop(other)
     for name in fields:
         if name not in TEMPLATE_FIELDS and name not in _OWN_FIELDS:
@@ -282,10 +280,8 @@ def _read_template(fields: dict[str, Raw], before: dict[str, Raw]) -> bytes:
     description = _text("description", fields.get("description", ABSENT))
     kept = {name: value for name, value in template.items() if name != "description"}
     if not kept:
-        raise InvalidRequest(
-            "A prompt needs at least one of 'instructions', 'input' and the other fields of a request.",
-            param="instructions",
-            code="missing_required_parameter",
+        raise missing_value(
+            "A prompt needs at least one of 'instructions', 'input' and the other fields of a request.", "instructions"
         )
     body = encode(kept)
     names = variables_of(body)

@@ -40,7 +40,7 @@ from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import ResponseStore, StoredResponse, Upstream, UpstreamCallFailed
 from antiphon.engine.ports.stored_bodies import is_background, whole_body
 from antiphon.engine.running.background import Background
-from antiphon.errors import InvalidRequest, NotFound
+from antiphon.errors import NotFound, wrong_value
 from antiphon.ids import is_id
 from antiphon.observability.metrics import Metrics
 from antiphon.redaction import KnownSecrets, bytes_without
@@ -169,11 +169,7 @@ class Responses(Area):
 
     async def _get(self, request: ApiRequest, response_id: str) -> ApiResponse:
         if query_value(request, "starting_after") is not None:
-            raise InvalidRequest(
-                "'starting_after' needs 'stream=true'.",
-                param="starting_after",
-                code="invalid_value",
-            )
+            raise wrong_value("'starting_after' needs 'stream=true'.", "starting_after")
         return raw_response(_whole(await self._known(request, response_id)))
 
     async def _stream(self, request: ApiRequest, response_id: str) -> ApiResponse:
@@ -187,10 +183,8 @@ class Responses(Area):
             or not is_background(found.body)
             or not await self._background.has_stream(request.owner, response_id)
         ):
-            raise InvalidRequest(
-                "This response cannot be streamed because it was not created with 'background' and 'stream'.",
-                param="stream",
-                code="invalid_value",
+            raise wrong_value(
+                "This response cannot be streamed because it was not created with 'background' and 'stream'.", "stream"
             )
         headers: Headers = SSE_HEADERS
         if query_flag(request, "include_obfuscation"):

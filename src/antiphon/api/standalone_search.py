@@ -26,7 +26,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from antiphon.api.endpoint import Area, Route
 from antiphon.api.http import ApiRequest, ApiResponse, ignored_fields, json_response, read_known
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, ToolResult, ToolRunner
-from antiphon.errors import ApiError, InvalidRequest, missing_parameter
+from antiphon.errors import ApiError, InvalidRequest, invalid_parameter, missing_parameter
 from antiphon.ids import new_id
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.json import encode, given
@@ -158,9 +158,7 @@ class StandaloneSearch(Area):
             raise missing_parameter("commands")
         settings = body.settings or SearchSettings()
         if body.max_output_tokens is not None and body.max_output_tokens < 1:
-            raise InvalidRequest(
-                "Invalid 'max_output_tokens': expected 1 or more.", param="max_output_tokens", code="invalid_value"
-            )
+            raise invalid_parameter("max_output_tokens", "expected 1 or more")
         whole = _declaration(settings, body.commands.response_length)
         # Pages may be switched off, and what is wrong with the settings is said before anything is asked.
         prepared = await self._tools.prepare(request.owner, new_id("search"), (HostedTool(0, _TOOL, encode(whole)),))

@@ -54,7 +54,14 @@ from antiphon.engine.ports.files import FileStore
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.engine.ports.state import Page
 from antiphon.engine.ports.vector_stores import NewFile, VectorFile, VectorStore, VectorStores
-from antiphon.errors import InvalidRequest, NotFound, array_too_long, invalid_parameter, missing_parameter
+from antiphon.errors import (
+    InvalidRequest,
+    NotFound,
+    array_too_long,
+    invalid_parameter,
+    missing_parameter,
+    missing_value,
+)
 from antiphon.ids import IdFactory, is_id, is_name
 
 _MAX_BATCH = 2_000
@@ -299,7 +306,7 @@ def _no_such_batch(batch_id: str) -> NotFound:
 def _batch(body: AddFileBatch) -> Sequence[NewFile]:
     """The files of a batch, each once, still without their names."""
     if (body.file_ids is None) == (body.files is None):
-        raise InvalidRequest("Give either 'file_ids' or 'files'.", param="file_ids", code="missing_required_parameter")
+        raise missing_value("Give either 'file_ids' or 'files'.", "file_ids")
     attributes = read_attributes("attributes", body.attributes)
     chunking = read_chunking("chunking_strategy", body.chunking_strategy)
     new: dict[str, NewFile] = {}

@@ -57,6 +57,7 @@ from antiphon.errors import (
     invalid_parameter,
     missing_parameter,
     string_too_long,
+    wrong_value,
 )
 from antiphon.ids import IdFactory, is_id, new_id
 from antiphon.translation.request_checks import check_metadata
@@ -149,10 +150,8 @@ class VectorStoreApi(Area):
         if len(ids) > _MAX_FILES:
             raise array_too_long("file_ids", _MAX_FILES)
         if body.chunking_strategy is not None and not ids:
-            raise InvalidRequest(
-                "'chunking_strategy' is for the files in 'file_ids', and there are none.",
-                param="chunking_strategy",
-                code="invalid_value",
+            raise wrong_value(
+                "'chunking_strategy' is for the files in 'file_ids', and there are none.", "chunking_strategy"
             )
         chunking = read_chunking("chunking_strategy", body.chunking_strategy)
         try:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from antiphon.engine.ports.hosted_tools import HostedTool
-from antiphon.errors import InvalidRequest
+from antiphon.errors import too_many_entries
 from antiphon.translation.request_checks import wrong_type
 from antiphon.types.json import try_decode
 
@@ -35,8 +35,4 @@ def read_arguments(arguments: str, kind: type[T]) -> T | None:
 def check_length(where: str, entries: list[str], limit: int) -> None:
     """Raises `InvalidRequest` where a list has more than `limit` entries."""
     if len(entries) > limit:
-        raise InvalidRequest(
-            f"'{where}' has {len(entries)} entries; at most {limit} are allowed.",
-            param=where,
-            code="array_above_max_length",
-        )
+        raise too_many_entries(where, len(entries), limit)

@@ -20,7 +20,15 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest, RequestTooLarge, invalid_parameter, invalid_type, invalid_value, wrong_value
+from antiphon.errors import (
+    InvalidRequest,
+    RequestTooLarge,
+    invalid_parameter,
+    invalid_type,
+    invalid_value,
+    missing_value,
+    wrong_value,
+)
 from antiphon.translation.parameters import PARAMETERS
 from antiphon.translation.request_checks import read_string, read_value
 from antiphon.translation.request_fields import FIELDS
@@ -93,11 +101,7 @@ def fill(template: bytes, values: Mapping[str, Raw], max_bytes: int) -> tuple[li
     names = tuple(dict.fromkeys(seen.names))
     missing = [name for name in names if name not in values]
     if missing:
-        raise InvalidRequest(
-            f"Missing prompt variables: {', '.join(missing)}.",
-            param="prompt.variables",
-            code="missing_required_parameter",
-        )
+        raise missing_value(f"Missing prompt variables: {', '.join(missing)}.", "prompt.variables")
     if unknown := [name for name in values if name not in names]:
         raise InvalidRequest(
             f"Unknown prompt variables: {', '.join(name[:64] for name in unknown)}.",

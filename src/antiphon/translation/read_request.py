@@ -22,7 +22,10 @@ from antiphon.errors import (
     invalid_parameter,
     invalid_type,
     missing_parameter,
+    missing_value,
     mutually_exclusive,
+    too_many_entries,
+    unknown_parameter,
     unsupported_parameter,
     wrong_value,
 )
@@ -33,7 +36,7 @@ from antiphon.translation.parameters import PARAMETER_KINDS, read_parameter, spr
 from antiphon.translation.prompt_template import PromptNotLoaded, fill, read_reference, show_reference
 from antiphon.translation.read_items import read_items
 from antiphon.translation.read_tools import decode_tools, found_on_servers, read_tools
-from antiphon.translation.request_checks import not_json, read_string, read_value
+from antiphon.translation.request_checks import not_json, not_utf8, read_string, read_value
 from antiphon.translation.request_fields import (
     ENCRYPTED,
     FIELDS,
@@ -201,8 +204,8 @@ def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
     """Further members of the request that the operator lets through: they go on whatever the server's profile says.
     What is neither known nor let through is left out. Raises `InvalidRequest` where that is not to be."""
     for name in request.unknown.unknown(request.others, names | IGNORED):
-        unknown = f"Unknown parameter: '{name[:128]}'. This version does not know it; leave it out."
-        request.unknown.leave_out(name, InvalidRequest(unknown, param=name[:128], code="unknown_parameter"))
+        error = unknown_parameter(name[:128], "This version does not know it; leave it out.")
+        request.unknown.leave_out(name, error)
     request.allowed = names
     allowed = {name: value for name, value in request.others.items() if name in names}
     if allowed:
@@ -213,13 +216,9 @@ def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
 def missing_input(left_out: Sequence[str] = ()) -> InvalidRequest:
     """The error for a request that leaves the model nothing to answer; `left_out` is what nobody here knows of it."""
     unknown = [name for name in left_out if name.startswith("input.")]
-    return InvalidRequest(
-        f"'input' has nothing that is known here ({', '.join(unknown)} was left out)."
-        if unknown
-        else "'input' is missing or empty. Send a string or a list of items.",
-        param="input",
-        code="missing_required_parameter",
-    )
+    if unknown:
+        return missing_value(f"'input' has nothing that is known here ({', '.join(unknown)} was left out).", "input")
+    return missing_value("'input' is missing or empty. Send a string or a list of items.", "input")
 
 
 _INSIDE: Final = {
@@ -256,9 +255,7 @@ def _read_object(body: bytes) -> dict[str, Raw]:
             body.decode()
         return _TOP.decode(body)
     except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_json"
-        ) from None
+        raise not_utf8(error) from None
     except msgspec.ValidationError:
         raise InvalidRequest("The request body must be a JSON object.", code="invalid_type") from None
     except (msgspec.DecodeError, RecursionError) as error:
@@ -351,9 +348,5 @@ def _read_input(value: Raw, limit: int, tolerance: Tolerance) -> Sequence[InputI
     if not known:
         note_members("input", items, tolerance)
     if len(items) > limit:
-        raise InvalidRequest(
-            f"'input' has {len(items)} items; at most {limit} are allowed.",
-            param="input",
-            code="array_above_max_length",
-        )
+        raise too_many_entries("input", len(items), limit, "items")
     return items

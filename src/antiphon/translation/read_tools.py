@@ -26,6 +26,7 @@ from antiphon.errors import (
     invalid_type,
     invalid_value,
     missing_parameter,
+    too_many_entries,
     unsupported_parameter,
     wrong_value,
 )
@@ -188,11 +189,7 @@ def read_tools(
 
 
 def _too_many(where: str, count: int, limit: int) -> InvalidRequest:
-    return InvalidRequest(
-        f"'{where}' has {count} entries, those of namespaces included; at most {limit} are allowed.",
-        param=where,
-        code="array_above_max_length",
-    )
+    return too_many_entries(where, count, limit, "entries, those of namespaces included")
 
 
 def _unsupported(param: str, message: str) -> InvalidRequest:

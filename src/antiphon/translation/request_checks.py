@@ -117,6 +117,11 @@ def not_json(data: bytes, problem: str = "", what: str = "The request body") -> 
     return InvalidRequest(f"{what} is not valid JSON{f': {problem}' if problem else ''}.", code="invalid_json")
 
 
+def not_utf8(error: UnicodeDecodeError) -> InvalidRequest:
+    """The error for a body that is no text."""
+    return InvalidRequest(f"The request body is not valid UTF-8 (byte {error.start}).", code="invalid_json")
+
+
 def required(where: str, name: str, value: str | None) -> str:
     """The value. Raises `InvalidRequest` when it is absent or empty."""
     if not value:

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from antiphon.errors import ApiError, InvalidRequest, UpstreamFailed, UpstreamTimedOut
+from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut, unsupported_parameter
 from antiphon.redaction import KnownSecrets, redacted, without
 from antiphon.types.json import decode_any
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
@@ -482,11 +482,10 @@ def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiErro
     for kind, where in sent.items():
         if _MEDIA_REFUSED[kind].search(message) is not None:
             said = message if len(message) <= _MAX_PLAIN else f"{message[:_MAX_PLAIN]}…"
-            return InvalidRequest(
+            return unsupported_parameter(
                 f"Invalid '{where}': this model's server takes no {_MEDIA_NAMES[kind]}; send text, or name a model "
                 f"that takes them. It said: {said}",
-                param=where,
-                code="unsupported_parameter",
+                where,
             )
     return None
 

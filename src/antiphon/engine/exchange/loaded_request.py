@@ -34,7 +34,7 @@ from antiphon.engine.exchange.stored_items import (
 from antiphon.engine.ports.actions import Context, LoadContext, RequestHead, StoredItem
 from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.idempotency import HEADER
-from antiphon.errors import ApiError, InvalidRequest, NotFound
+from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter, unsupported_parameter
 from antiphon.sealing import is_sealed
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_content import FileNotFetched, file_ids, file_urls, forgive_history, stored_parts
@@ -93,11 +93,10 @@ def read_asked(
             wishes = Wishes(generate=False, error_events=wishes.error_events)
     route = options.routes.choose(request.model)
     if prompt is not None and route.mode == "native":
-        raise InvalidRequest(
+        raise unsupported_parameter(
             f"The model '{request.model}' is served by an upstream that takes requests as they are and knows no "
             "prompts of this server.",
-            param="prompt",
-            code="unsupported_parameter",
+            "prompt",
         )
     if not route.serves(request.model):
         raise no_such_model(request.model)
@@ -110,11 +109,10 @@ def read_asked(
 def _store_nothing(request: CreateResponse) -> None:
     """Its owner's responses are not stored. Raises `InvalidRequest` when it cannot do without."""
     if request.background:
-        raise InvalidRequest(
+        raise unsupported_parameter(
             "This server stores none of your responses ('owner.store_never'), and one that runs in the background is "
             "kept until it is fetched. Leave 'background' out.",
-            param="background",
-            code="unsupported_parameter",
+            "background",
         )
     request.store = False
 
@@ -340,11 +338,8 @@ def _history_of(request: CreateResponse, context: Context) -> tuple[StoredItem, 
         )
     if conversation is not None and context.conversation is None:
         if not conversation.startswith("conv_"):
-            raise InvalidRequest(
-                f"Invalid 'conversation': '{conversation}'. Expected an ID that begins with 'conv_'.",
-                param="conversation",
-                code="invalid_value",
-            )
+            problem = f"'{conversation}'. Expected an ID that begins with 'conv_'"
+            raise invalid_parameter("conversation", problem)
         raise NotFound(
             f"Conversation with id '{conversation}' not found.", param="conversation", code="conversation_not_found"
         )

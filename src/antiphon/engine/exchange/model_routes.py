@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 from msgspec import Raw
 
-from antiphon.errors import NotFound
+from antiphon.errors import NotFound, missing_value
 from antiphon.translation.profiles import UpstreamProfile, with_flags
 
 DEFAULT_UPSTREAM: Final = "default"
@@ -126,6 +126,18 @@ class ModelRoutes:
                 self._learned.setdefault(rule.route.upstream, profile)
         self.rules = tuple(ModelRule(rule.pattern, corrected(rule.route, upstream, profile)) for rule in self.rules)
         return told
+
+    def serving(self, model: str | None, unnamed: str) -> ModelRoute:
+        """Where requests for this model go, or those that name none. Raises `ApiError` where nothing serves them;
+        `unnamed` says so where the model had to be named."""
+        if model is None:
+            if self.default.mode == "disabled":
+                raise missing_value(unnamed, "model")
+            return self.default
+        route = self.choose(model)
+        if not route.serves(model):
+            raise no_such_model(model[:256])
+        return route
 
     def choose(self, model: str) -> ModelRoute:
         """The way of this model; one of mode `disabled` does not exist for clients."""

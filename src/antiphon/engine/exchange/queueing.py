@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 
 from antiphon.engine.ports.actions import RequestHead
-from antiphon.errors import InvalidRequest, Unavailable
+from antiphon.errors import InvalidRequest, Unavailable, unsupported_parameter
 from antiphon.sealing import Sealer
 from antiphon.types.json import encode, given, try_decode
 from antiphon.types.tools import Tool
@@ -57,10 +57,9 @@ def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[To
                 f"and use a connector of the gateway's ('connector_id')."
             )
     if problem:
-        raise InvalidRequest(
+        raise unsupported_parameter(
             f"A background response runs without its client, and this server keeps no client's credentials: {problem}",
-            param="background",
-            code="unsupported_parameter",
+            "background",
         )
 
 
@@ -87,12 +86,11 @@ def check_keyless(keyless: bool | None, *, seals: bool) -> None:
             code="upstream_not_reached",
             headers=(("retry-after", "5"),),
         )
-    raise InvalidRequest(
+    raise unsupported_parameter(
         "A background response runs without its client, its upstream wants a key, and this server keeps no client's "
         "credentials. Its operator can set 'background.client_credentials: seal', which keeps them encrypted until the "
         "response is over, or give the upstream a key of its own ('upstream.auth: inject').",
-        param="background",
-        code="unsupported_parameter",
+        "background",
     )
 
 

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from antiphon.engine.ports.hosted_tools import HostedTool
-from antiphon.errors import InvalidRequest, invalid_value, missing_parameter, unsupported_parameter
+from antiphon.errors import invalid_value, missing_parameter, missing_value, unsupported_parameter, wrong_value
 from antiphon.tools.declared import read_declared
 
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -128,11 +128,8 @@ def read_declaration(tool: HostedTool) -> McpDeclaration:
             "Tunnels are not available here; use 'server_url' or 'connector_id'.", f"{where}.tunnel_id"
         )
     if (declared.server_url is None) == (declared.connector_id is None):
-        raise InvalidRequest(
-            f"'{where}' needs either 'server_url' or 'connector_id'.",
-            param=f"{where}.server_url",
-            code="missing_required_parameter" if declared.server_url is None else "invalid_value",
-        )
+        error = missing_value if declared.server_url is None else wrong_value
+        raise error(f"'{where}' needs either 'server_url' or 'connector_id'.", f"{where}.server_url")
     if isinstance(declared.require_approval, str) and declared.require_approval not in ("always", "never"):
         raise invalid_value(f"{where}.require_approval", "use 'always', 'never' or an object of filters")
     _check_headers(f"{where}.headers", declared.headers or {})
@@ -211,11 +208,8 @@ class McpServers:
         if declared.connector_id is not None:
             connector = self._connectors.get(declared.connector_id)
             if connector is None:
-                raise InvalidRequest(
-                    f"There is no connector '{declared.connector_id[:64]}' here.",
-                    param=f"{where}.connector_id",
-                    code="invalid_value",
-                )
+                problem = f"There is no connector '{declared.connector_id[:64]}' here."
+                raise wrong_value(problem, f"{where}.connector_id")
             given = {name for name, _ in sent}
             own = [pair for pair in connector.headers if pair[0].lower() not in given]
             return McpServer(connector.url, tuple(sorted([*own, *sent])), registered=True)

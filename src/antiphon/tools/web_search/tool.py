@@ -20,7 +20,7 @@ from msgspec import Raw, Struct
 
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, Source, ToolResult
 from antiphon.engine.running.thread_pools import PAGES
-from antiphon.errors import ApiError, InvalidRequest
+from antiphon.errors import ApiError, wrong_value
 from antiphon.html_text import decode_page, html_links, html_text
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.declared import check_length, read_arguments, read_declared
@@ -106,11 +106,8 @@ class WebSearch:
         where = f"tools[{tool.index}]"
         declared = read_declared(tool, _Declaration)
         if declared.search_context_size not in (None, *_SIZES):
-            raise InvalidRequest(
-                f"Invalid value for '{where}.search_context_size'. Supported values are: {', '.join(_SIZES)}.",
-                param=f"{where}.search_context_size",
-                code="invalid_value",
-            )
+            name = f"{where}.search_context_size"
+            raise wrong_value(f"Invalid value for '{name}'. Supported values are: {', '.join(_SIZES)}.", name)
         for name in ("allowed_domains", "blocked_domains"):
             _check_domains(f"{where}.filters.{name}", getattr(declared.filters, name, None) or [])
         words = declared.user_location.words if declared.user_location is not None else ""
@@ -204,11 +201,8 @@ def _check_domains(where: str, domains: list[str]) -> None:
     check_length(where, domains, _MAX_DOMAINS)
     for domain in domains:
         if not _DOMAIN.fullmatch(domain.lower()):
-            raise InvalidRequest(
-                f"Invalid value in '{where}': {domain[:64]!r}. Use domains such as 'example.com', without a scheme.",
-                param=where,
-                code="invalid_value",
-            )
+            advice = "Use domains such as 'example.com', without a scheme."
+            raise wrong_value(f"Invalid value in '{where}': {domain[:64]!r}. {advice}", where)
 
 
 def _function(name: str, description: str, parameters: Raw) -> HostedFunction:
