@@ -20,14 +20,13 @@ from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
+    Kind,
     existing,
     ignored_fields,
     item_body,
-    json_response,
     list_response,
     made_again,
     made_is_gone,
-    no_such,
     once_of,
     raw_response,
     read_body,
@@ -37,7 +36,7 @@ from antiphon.engine.exchange.stored_items import is_reference, prepare_input, r
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.engine.ports.state import ConversationStore, OwnerRoom, Page, ResponseStore, StoredConversation
-from antiphon.errors import NotFound, missing_parameter
+from antiphon.errors import missing_parameter
 from antiphon.ids import IdFactory, is_name, new_id
 from antiphon.translation.item_kinds import note_members, only_known
 from antiphon.translation.read_items import check_item, read_items
@@ -83,6 +82,10 @@ class Conversation(Struct, kw_only=True):
 
 
 INCLUDE = Parameter("include", list[str], "Checked, and without effect: what there is, is in the stored items.")
+
+
+_CONVERSATIONS = Kind("Conversation", is_name, "conversation.deleted")
+_ITEMS = Kind("Item", is_name)
 
 
 class Conversations(Area):
@@ -139,10 +142,8 @@ class Conversations(Area):
         if metadata is UNSET:
             raise missing_parameter("metadata")
         check_metadata(metadata or {})
-        updated = None
-        if is_name(conversation_id):
-            updated = await self._store.update(request.owner, conversation_id, encode(metadata or {}))
-        return _shown(existing(updated, _no_such_conversation(conversation_id)))
+        update, kept = self._store.update, encode(metadata or {})
+        return _shown(await _CONVERSATIONS.find(conversation_id, lambda: update(request.owner, conversation_id, kept)))
 
     @Route(
         "DELETE",
@@ -153,19 +154,16 @@ class Conversations(Area):
     )
     async def delete(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`DELETE /v1/conversations/{id}`. Raises `ConversationLocked`, as does whatever changes its items."""
-        if not (is_name(conversation_id) and await self._store.delete(request.owner, conversation_id)):
-            raise _no_such_conversation(conversation_id)
-        return json_response({"id": conversation_id, "object": "conversation.deleted", "deleted": True})
+        return await _CONVERSATIONS.delete(conversation_id, lambda: self._store.delete(request.owner, conversation_id))
 
     @listing("/v1/conversations/{}/items", "List the items of a conversation", ListOf[AnyItem], INCLUDE)
     async def list_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
         """`GET /v1/conversations/{id}/items`, newest first unless asked otherwise."""
         tolerance = self._read_include(request)
         query = read_page(request)
-        page = await self._store.items(request.owner, conversation_id, query) if is_name(conversation_id) else None
-        page = existing(page, _no_such_conversation(conversation_id))
-        ignored = ignored_fields(tolerance.names)
-        return list_response(page, item_body, headers=ignored)
+        items = self._store.items
+        page = await _CONVERSATIONS.find(conversation_id, lambda: items(request.owner, conversation_id, query))
+        return list_response(page, item_body, headers=ignored_fields(tolerance.names))
 
     @Route(
         "POST",
@@ -184,7 +182,7 @@ class Conversations(Area):
             raise missing_parameter("items")
         items = await self._read_items(request, given_items, tolerance)
         if not (is_name(conversation_id) and await self._store.add_items(request.owner, conversation_id, items)):
-            raise _no_such_conversation(conversation_id)
+            raise _CONVERSATIONS.missing(conversation_id)
         return list_response(Page(items, False), item_body, headers=ignored_fields(tolerance.names))
 
     @Route(
@@ -199,8 +197,7 @@ class Conversations(Area):
         """`GET /v1/conversations/{id}/items/{item_id}`."""
         tolerance = self._read_include(request)
         await self._known(request, conversation_id)
-        item = await self._store.get_item(request.owner, conversation_id, item_id) if is_name(item_id) else None
-        item = existing(item, no_such("Item", item_id))
+        item = await _ITEMS.find(item_id, lambda: self._store.get_item(request.owner, conversation_id, item_id))
         return raw_response(item.body, headers=ignored_fields(tolerance.names))
 
     @Route("DELETE", "/v1/conversations/{}/items/{}", "Delete an item of a conversation", Conversation, errors=(409,))
@@ -208,12 +205,11 @@ class Conversations(Area):
         """`DELETE /v1/conversations/{id}/items/{item_id}`: answers with the conversation."""
         conversation = await self._known(request, conversation_id)
         if not (is_name(item_id) and await self._store.delete_item(request.owner, conversation_id, item_id)):
-            raise no_such("Item", item_id)
+            raise _ITEMS.missing(item_id)
         return _shown(conversation)
 
     async def _known(self, request: ApiRequest, conversation_id: str) -> StoredConversation:
-        found = await self._store.get(request.owner, conversation_id) if is_name(conversation_id) else None
-        return existing(found, _no_such_conversation(conversation_id))
+        return await _CONVERSATIONS.find(conversation_id, lambda: self._store.get(request.owner, conversation_id))
 
     async def _read_items(self, request: ApiRequest, value: Raw, tolerance: Tolerance) -> tuple[StoredItem, ...]:
         """The items as they are stored: references replaced by what they name, ids given."""
@@ -246,7 +242,3 @@ def _resource(conversation: StoredConversation) -> bytes:
 
 def _shown(conversation: StoredConversation) -> ApiResponse:
     return raw_response(_resource(conversation))
-
-
-def _no_such_conversation(conversation_id: str) -> NotFound:
-    return no_such("Conversation", conversation_id)

@@ -126,9 +126,29 @@ def existing(found: _Found | None, missing: NotFound) -> _Found:
     return found
 
 
-def no_such(what: str, object_id: str, where: str = "") -> NotFound:
-    """The 404 for an id in a path."""
-    return NotFound(f"{what} with id '{object_id[:_SHOWN_ID]}' not found{where}.")
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of objects that paths name by their ids: `what` they are called, `fits` says whether a text could be the
+    id of one, `gone` is the `object` of the answer when one was deleted. A store is not asked for other ids."""
+
+    what: str
+    fits: Callable[[str], bool]
+    gone: str = ""
+    where: str = ""
+
+    def missing(self, object_id: str) -> NotFound:
+        """The 404 for one that does not exist."""
+        return NotFound(f"{self.what} with id '{object_id[:_SHOWN_ID]}' not found{self.where}.")
+
+    async def find(self, object_id: str, ask: Callable[[], Awaitable[_Found | None]]) -> _Found:
+        """What the store finds by this id. Raises `NotFound`."""
+        return existing(await ask() if self.fits(object_id) else None, self.missing(object_id))
+
+    async def delete(self, object_id: str, ask: Callable[[], Awaitable[bool]]) -> ApiResponse:
+        """The answer once the store has deleted it. Raises `NotFound`."""
+        if not (self.fits(object_id) and await ask()):
+            raise self.missing(object_id)
+        return json_response({"id": object_id, "object": self.gone, "deleted": True})
 
 
 def error_response(error: ApiError, request_id: str = "") -> ApiResponse:

@@ -22,12 +22,11 @@ from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
+    Kind,
     existing,
-    json_response,
     list_response,
     made_again,
     made_is_gone,
-    no_such,
     query_choice,
     query_value,
     raw_response,
@@ -124,6 +123,9 @@ def _choosing(method: str, name: str) -> Route:
     return Route(method, pattern, "Choose the default version of a prompt", Prompt, body=DefaultVersion)
 
 
+_PROMPTS = Kind("Prompt", lambda one: is_id(one, "pmpt"), "prompt.deleted")
+
+
 class Prompts(Area):
     """The endpoints."""
 
@@ -164,15 +166,9 @@ class Prompts(Area):
     @listing("/v1/prompts/{}/versions", "List the versions of a prompt", ListOf[Prompt])
     async def list_versions(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`GET /v1/prompts/{id}/versions`: newest first unless asked otherwise; their numbers are the cursors."""
-        page = None
-        if is_id(prompt_id, "pmpt"):
-            page = await self._store.versions(request.owner, prompt_id, _page(request))
-        page = existing(page, no_such("Prompt", prompt_id))
-        return list_response(
-            page,
-            lambda one: _resource(request, one),
-            id_of=lambda one: str(one.version),
-        )
+        versions = self._store.versions
+        page = await _PROMPTS.find(prompt_id, lambda: versions(request.owner, prompt_id, _page(request)))
+        return list_response(page, lambda one: _resource(request, one), id_of=lambda one: str(one.version))
 
     @Route("GET", "/v1/prompts/{}/versions/{}", "Get a version of a prompt", Prompt)
     async def get_version(self, request: ApiRequest, prompt_id: str, version: str) -> ApiResponse:
@@ -208,32 +204,25 @@ class Prompts(Area):
         version = _read_version(fields.get("version", ABSENT))
         if version is None:
             raise missing_parameter("version")
-        made = None
-        if is_id(prompt_id, "pmpt"):
-            made = await self._store.set_default(request.owner, prompt_id, version)
-        return _shown(request, existing(made, no_such("Prompt", prompt_id)))
+        set_default = self._store.set_default
+        return _shown(request, await _PROMPTS.find(prompt_id, lambda: set_default(request.owner, prompt_id, version)))
 
     @Route("DELETE", "/v1/prompts/{}", "Delete a prompt", Deleted[Literal["prompt.deleted"]])
     async def delete(self, request: ApiRequest, prompt_id: str) -> ApiResponse:
         """`DELETE /v1/prompts/{id}`, with all its versions."""
-        if not (is_id(prompt_id, "pmpt") and await self._store.delete(request.owner, prompt_id)):
-            raise no_such("Prompt", prompt_id)
-        return json_response({"id": prompt_id, "object": "prompt.deleted", "deleted": True})
+        return await _PROMPTS.delete(prompt_id, lambda: self._store.delete(request.owner, prompt_id))
 
     async def _known(self, request: ApiRequest, prompt_id: str, version: str | None) -> StoredPrompt:
         number = None
         if version is not None:
             number = int(version) if _VERSION.fullmatch(version) else 0
-        found = await self._store.get(request.owner, prompt_id, number) if is_id(prompt_id, "pmpt") else None
-        return existing(found, no_such("Prompt", prompt_id))
+        return await _PROMPTS.find(prompt_id, lambda: self._store.get(request.owner, prompt_id, number))
 
     async def _last(self, request: ApiRequest, prompt_id: str) -> StoredPrompt:
         found = await self._known(request, prompt_id, None)
-        return (
-            found
-            if found.version == found.last_version
-            else await self._known(request, prompt_id, str(found.last_version))
-        )
+        if found.version == found.last_version:
+            return found
+        return await self._known(request, prompt_id, str(found.last_version))
 
     async def _change(
         self, request: ApiRequest, newest: StoredPrompt, fields: dict[str, Raw], before: dict[str, Raw] | None
@@ -251,7 +240,7 @@ class Prompts(Area):
             metadata=_read_metadata(fields.get("metadata", ABSENT)),
         )
         changed = await self._store.change(request.owner, newest.id, change)
-        return _shown(request, existing(changed, no_such("Prompt", newest.id)))
+        return _shown(request, existing(changed, _PROMPTS.missing(newest.id)))
 
 
 def _read_fields(request: ApiRequest) -> dict[str, Raw]:

@@ -23,11 +23,9 @@ from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
-    existing,
+    Kind,
     item_body,
-    json_response,
     list_response,
-    no_such,
     query_flag,
     query_number,
     query_value,
@@ -111,6 +109,9 @@ class NativeResponses:
         return ApiResponse(answer.status, (*kept, *length), body)
 
 
+_RESPONSES = Kind("Response", lambda one: is_id(one, "resp"), "response")
+
+
 class Responses(Area):
     """The endpoints. `native`: asked for responses that are not stored here."""
 
@@ -164,8 +165,7 @@ class Responses(Area):
             return found
 
     async def _known(self, request: ApiRequest, response_id: str) -> StoredResponse:
-        found = await self._store.get(request.owner, response_id) if is_id(response_id, "resp") else None
-        return existing(found, no_such("Response", response_id))
+        return await _RESPONSES.find(response_id, lambda: self._store.get(request.owner, response_id))
 
     async def _get(self, request: ApiRequest, response_id: str) -> ApiResponse:
         if query_value(request, "starting_after") is not None:
@@ -193,21 +193,20 @@ class Responses(Area):
         return ApiResponse(200, headers, b"", self._background.followers.follow(request.owner, response_id, after))
 
     async def _delete(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        if not (is_id(response_id, "resp") and await self._store.delete(request.owner, response_id)):
-            raise no_such("Response", response_id)
-        return json_response({"id": response_id, "object": "response", "deleted": True})
+        return await _RESPONSES.delete(response_id, lambda: self._store.delete(request.owner, response_id))
 
     async def _input_items(self, request: ApiRequest, response_id: str) -> ApiResponse:
         query = read_page(request)
-        page = await self._store.input_items(request.owner, response_id, query) if is_id(response_id, "resp") else None
-        page = existing(page, no_such("Response", response_id))
+        input_items = self._store.input_items
+        page = await _RESPONSES.find(response_id, lambda: input_items(request.owner, response_id, query))
         return list_response(page, item_body)
 
     async def _cancel(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        found = None
-        if self._background is not None and is_id(response_id, "resp"):
-            found = await self._background.cancel(request.owner, response_id)
-        return raw_response(_whole(existing(found, no_such("Response", response_id))))
+        background = self._background
+        if background is None:
+            raise _RESPONSES.missing(response_id)
+        found = await _RESPONSES.find(response_id, lambda: background.cancel(request.owner, response_id))
+        return raw_response(_whole(found))
 
 
 def _whole(found: StoredResponse) -> bytes:

@@ -27,7 +27,6 @@ from antiphon.api.http import (
     list_response,
     made_again,
     made_is_gone,
-    no_such,
     once_of,
     query_choice,
     query_number,
@@ -37,14 +36,15 @@ from antiphon.api.http import (
     read_page,
 )
 from antiphon.api.vector_shapes import (
+    BATCHES,
+    FILES,
+    STORES,
     AttributesInput,
     ChunkingInput,
     FileBatchObject,
     FileContentPage,
     TextPart,
     VectorStoreFileObject,
-    no_such_file,
-    no_such_store,
     read_attributes,
     read_chunking,
     show_batch,
@@ -62,7 +62,7 @@ from antiphon.errors import (
     missing_parameter,
     missing_value,
 )
-from antiphon.ids import IdFactory, is_id, is_name
+from antiphon.ids import IdFactory, is_name
 
 _MAX_BATCH = 2_000
 _CHUNKS_SHOWN = 1_000
@@ -135,7 +135,7 @@ class VectorFiles(Area):
             names = await self.filenames(request.owner, [body.file_id], "file_id")
             new = NewFile(body.file_id, names[body.file_id], attributes, chunking)
             if not await self._stores.add_files(request.owner, store_id, [new], once=once):
-                raise no_such_store(store_id)
+                raise STORES.missing(store_id)
         except AlreadyMade as earlier:
             found = await self._stores.get_file(request.owner, store_id, earlier.object_id)
             found = existing(found, made_is_gone("vector store's file"))
@@ -148,10 +148,12 @@ class VectorFiles(Area):
     )
     async def list(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`GET …/files`: newest first unless asked otherwise, of one status when `filter` says so."""
-        page = None
-        if is_id(store_id, "vs"):
-            page = await self._stores.list_files(request.owner, store_id, read_page(request), state=_state(request))
-        return _shown(existing(page, no_such_store(store_id)))
+        list_files = self._stores.list_files
+        return _shown(
+            await STORES.find(
+                store_id, lambda: list_files(request.owner, store_id, read_page(request), state=_state(request))
+            )
+        )
 
     @Route("GET", "/v1/vector_stores/{}/files/{}", "Get a file of a vector store", VectorStoreFileObject)
     async def get(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
@@ -186,9 +188,7 @@ class VectorFiles(Area):
     async def remove(self, request: ApiRequest, store_id: str, file_id: str) -> ApiResponse:
         """`DELETE …/files/{id}`: the file itself stays."""
         await self._known(request, store_id, file_id)
-        if not await self._stores.remove_file(request.owner, store_id, file_id):
-            raise no_such_file(file_id)
-        return json_response({"id": file_id, "object": "vector_store.file.deleted", "deleted": True})
+        return await FILES.delete(file_id, lambda: self._stores.remove_file(request.owner, store_id, file_id))
 
     @Route(
         "GET",
@@ -202,8 +202,8 @@ class VectorFiles(Area):
         """`GET …/files/{id}/content`: the text as it was cut, a thousand chunks a page."""
         first = query_number(request, "page", least=0, limit=1 << 20, default=0)
         await self._known(request, store_id, file_id)
-        found = await self._stores.file_text(request.owner, store_id, file_id, first, _CHUNKS_SHOWN + 1)
-        texts = existing(found, no_such_file(file_id))
+        file_text = self._stores.file_text
+        texts = await FILES.find(file_id, lambda: file_text(request.owner, store_id, file_id, first, _CHUNKS_SHOWN + 1))
         more = len(texts) > _CHUNKS_SHOWN
         return json_response(
             FileContentPage(
@@ -233,7 +233,7 @@ class VectorFiles(Area):
             batch_id = self._new_id("vsfb")
             files = [NewFile(one.file_id, names[one.file_id], one.attributes, one.chunking) for one in new]
             if not await self._stores.add_files(request.owner, store_id, files, batch_id=batch_id, once=once):
-                raise no_such_store(store_id)
+                raise STORES.missing(store_id)
         except AlreadyMade as earlier:
             return made_again(await self._shown_batch(request, store_id, earlier.object_id, ignored))
         return await self._shown_batch(request, store_id, batch_id, ignored)
@@ -247,12 +247,12 @@ class VectorFiles(Area):
     async def cancel_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
         """`POST …/file_batches/{id}/cancel`: what is not completed yet will not be."""
         if not (
-            is_id(store_id, "vs")
-            and is_id(batch_id, "vsfb")
+            STORES.fits(store_id)
+            and BATCHES.fits(batch_id)
             and await self._stores.cancel_batch(request.owner, store_id, batch_id)
         ):
             await self._store(request, store_id)
-            raise _no_such_batch(batch_id)
+            raise BATCHES.missing(batch_id)
         return await self._shown_batch(request, store_id, batch_id)
 
     @listing(
@@ -264,17 +264,16 @@ class VectorFiles(Area):
     async def list_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
         """`GET …/file_batches/{id}/files`."""
         page = None
-        if is_id(store_id, "vs") and is_id(batch_id, "vsfb"):
+        if STORES.fits(store_id) and BATCHES.fits(batch_id):
             page = await self._stores.list_files(
                 request.owner, store_id, read_page(request), state=_state(request), batch_id=batch_id
             )
         if page is None:
             await self._store(request, store_id)
-        return _shown(existing(page, _no_such_batch(batch_id)))
+        return _shown(existing(page, BATCHES.missing(batch_id)))
 
     async def _store(self, request: ApiRequest, store_id: str) -> VectorStore:
-        found = await self._stores.get(request.owner, store_id) if is_id(store_id, "vs") else None
-        return existing(found, no_such_store(store_id))
+        return await STORES.find(store_id, lambda: self._stores.get(request.owner, store_id))
 
     async def _open_store(self, request: ApiRequest, store_id: str) -> None:
         """Raises `ApiError` unless files can be added to the store."""
@@ -283,24 +282,19 @@ class VectorFiles(Area):
 
     async def _known(self, request: ApiRequest, store_id: str, file_id: str) -> VectorFile:
         await self._store(request, store_id)
-        found = await self._stores.get_file(request.owner, store_id, file_id) if is_name(file_id) else None
-        return existing(found, no_such_file(file_id))
+        return await FILES.find(file_id, lambda: self._stores.get_file(request.owner, store_id, file_id))
 
     async def _shown_batch(
         self, request: ApiRequest, store_id: str, batch_id: str, ignored: Sequence[str] = ()
     ) -> ApiResponse:
         batch = None
-        if is_id(store_id, "vs") and is_id(batch_id, "vsfb"):
+        if STORES.fits(store_id) and BATCHES.fits(batch_id):
             batch = await self._stores.get_batch(request.owner, store_id, batch_id)
         if batch is None:
             await self._store(request, store_id)
-        batch = existing(batch, _no_such_batch(batch_id))
+        batch = existing(batch, BATCHES.missing(batch_id))
         again = _POLL_AGAIN if batch.counts.in_progress else ()
         return raw_response(show_batch(batch), headers=(*ignored_fields(ignored), *again))
-
-
-def _no_such_batch(batch_id: str) -> NotFound:
-    return no_such("File batch", batch_id, " in the vector store")
 
 
 def _batch(body: AddFileBatch) -> Sequence[NewFile]:

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from antiphon.api.described import StandsFor
-from antiphon.api.http import ApiRequest, no_such, read_known
+from antiphon.api.http import ApiRequest, Kind, read_known
 from antiphon.engine.ports.vector_stores import AUTO_CHUNKING, Batch, Chunking, Counts, VectorFile, VectorStore
-from antiphon.errors import NotFound, invalid_parameter, missing_parameter, unknown_parameter
+from antiphon.errors import invalid_parameter, missing_parameter, unknown_parameter
+from antiphon.ids import is_id, is_name
 from antiphon.types.json import JsonObject, encode
 from antiphon.types.search import Attributes
 
@@ -23,6 +24,11 @@ _MAX_ATTRIBUTES, _MAX_KEY, _MAX_VALUE = 16, 64, 512
 _MIN_CHUNK, _MAX_CHUNK = 100, 4_096
 
 _Body = TypeVar("_Body", bound=Struct)
+
+
+STORES = Kind("Vector store", lambda one: is_id(one, "vs"), "vector_store.deleted")
+FILES = Kind("File", is_name, "vector_store.file.deleted", " in the vector store")
+BATCHES = Kind("File batch", lambda one: is_id(one, "vsfb"), where=" in the vector store")
 
 
 class Expiry(Struct):
@@ -277,16 +283,6 @@ def show_batch(batch: Batch) -> bytes:
             file_counts=_counts(counts),
         )
     )
-
-
-def no_such_store(store_id: str) -> NotFound:
-    """The 404 for an id in a path."""
-    return no_such("Vector store", store_id)
-
-
-def no_such_file(file_id: str) -> NotFound:
-    """The 404 for a file that is not in the store."""
-    return no_such("File", file_id, " in the vector store")
 
 
 def _counts(counts: Counts) -> FileCounts:

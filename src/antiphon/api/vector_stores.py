@@ -35,13 +35,13 @@ from antiphon.api.http import (
 )
 from antiphon.api.vector_files import VectorFiles
 from antiphon.api.vector_shapes import (
+    STORES,
     ChunkingInput,
     Expiry,
     SearchResult,
     SearchResultsPage,
     TextPart,
     VectorStoreObject,
-    no_such_store,
     read_chunking,
     read_expiry,
     read_strictly,
@@ -59,7 +59,7 @@ from antiphon.errors import (
     string_too_long,
     wrong_value,
 )
-from antiphon.ids import IdFactory, is_id, new_id
+from antiphon.ids import IdFactory, new_id
 from antiphon.translation.request_checks import check_metadata
 from antiphon.translation.search_options import FILTERS, RANKING, read_filters, read_ranking
 from antiphon.types.json import encode
@@ -181,8 +181,7 @@ class VectorStoreApi(Area):
     @Route("GET", "/v1/vector_stores/{}", "Get a vector store", VectorStoreObject)
     async def get(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`GET /v1/vector_stores/{id}`."""
-        found = await self._stores.get(request.owner, store_id) if is_id(store_id, "vs") else None
-        return raw_response(show_store(existing(found, no_such_store(store_id))))
+        return raw_response(show_store(await STORES.find(store_id, lambda: self._stores.get(request.owner, store_id))))
 
     @Route("POST", "/v1/vector_stores/{}", "Update a vector store", VectorStoreObject, body=UpdateVectorStore)
     async def update(self, request: ApiRequest, store_id: str) -> ApiResponse:
@@ -198,16 +197,13 @@ class VectorStoreApi(Area):
             expires_days=read_expiry(expiry),
             clear_expiry=body.expires_after is None,
         )
-        changed = await self._stores.update(request.owner, store_id, changes) if is_id(store_id, "vs") else None
-        changed = existing(changed, no_such_store(store_id))
+        changed = await STORES.find(store_id, lambda: self._stores.update(request.owner, store_id, changes))
         return raw_response(show_store(changed), headers=ignored_fields(ignored))
 
     @Route("DELETE", "/v1/vector_stores/{}", "Delete a vector store", Deleted[Literal["vector_store.deleted"]])
     async def delete(self, request: ApiRequest, store_id: str) -> ApiResponse:
         """`DELETE /v1/vector_stores/{id}`: the files themselves stay."""
-        if not (is_id(store_id, "vs") and await self._stores.delete(request.owner, store_id)):
-            raise no_such_store(store_id)
-        return json_response({"id": store_id, "object": "vector_store.deleted", "deleted": True})
+        return await STORES.delete(store_id, lambda: self._stores.delete(request.owner, store_id))
 
     @Route("POST", "/v1/vector_stores/{}/search", "Search a vector store", SearchResultsPage, body=SearchStore)
     async def search(self, request: ApiRequest, store_id: str) -> ApiResponse:
