@@ -31,10 +31,9 @@ from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.files import FileStore
 from antiphon.engine.ports.hosted_tools import ToolRunner
 from antiphon.engine.running.counted_calls import CountedUpstream
-from antiphon.engine.running.leases import Leases
-from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.leases import Leases, LockedConversations
+from antiphon.engine.running.loading import StoredFiles
 from antiphon.engine.running.runner import Runner
-from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
 from antiphon.observability.metrics import Metrics

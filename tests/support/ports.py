@@ -15,10 +15,9 @@ from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.held_keys import HeldKeys
 from antiphon.engine.running.keyless_upstreams import Keyless
-from antiphon.engine.running.leases import Leases
-from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.leases import Leases, LockedConversations
+from antiphon.engine.running.loading import Ports
 from antiphon.engine.running.lookout import Lookout
-from antiphon.engine.running.ports import Ports
 from antiphon.observability.metrics import Metrics
 from antiphon.tools.box import Toolbox
 from tests.support.memory_conversations import MemoryConversationStore

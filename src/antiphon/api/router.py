@@ -25,6 +25,7 @@ from antiphon.api.http import (
     raw_response,
 )
 from antiphon.api.models import ModelCatalog
+from antiphon.api.openapi import DOCUMENT_PATH, EXCHANGES, document
 from antiphon.api.responses import NativeResponses, Responses
 from antiphon.config.problems import advice
 from antiphon.engine.exchange.failure import refusal

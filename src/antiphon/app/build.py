@@ -39,18 +39,15 @@ from antiphon.engine.exchange.job_needs import able_to
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.running.background import Background
-from antiphon.engine.running.counted_jobs import CountedJobs
+from antiphon.engine.running.counted_calls import CountedJobs
 from antiphon.engine.running.followers import Followers
-from antiphon.engine.running.held_keys import HeldKeys
+from antiphon.engine.running.held_keys import HeldKeys, LeftCalls
 from antiphon.engine.running.job_run import Making
 from antiphon.engine.running.keyless_upstreams import Keyless
-from antiphon.engine.running.leases import Leases
-from antiphon.engine.running.left_calls import LeftCalls
-from antiphon.engine.running.locked_conversations import LockedConversations
+from antiphon.engine.running.leases import Leases, LockedConversations
+from antiphon.engine.running.loading import Ports, StoredFiles
 from antiphon.engine.running.lookout import Lookout
-from antiphon.engine.running.ports import Ports
 from antiphon.engine.running.runner import Runner
-from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.engine.running.usage_book import UsageBook
 from antiphon.engine.running.workers import Workers
 from antiphon.errors import StoreError, Unavailable

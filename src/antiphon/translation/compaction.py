@@ -2,7 +2,7 @@
 
 Lives here: what the model is asked for, what goes into a compaction and how one is taken apart again. Not here: when a
 conversation is compacted (`engine/exchange/loaded_request.py`), the model's call
-(`engine/exchange/compaction_turn.py`), sealing.
+(`engine/exchange/made_response.py`), sealing.
 
 What stays beside the summary: calls whose output has not come yet, with the reasoning before them (the client sends the
 output next), tools that items brought, and, where the conversation goes on in the same response, its latest turn.

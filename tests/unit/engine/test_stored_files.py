@@ -21,8 +21,8 @@ from antiphon.engine.ports.actions import (
     StoredItem,
 )
 from antiphon.engine.ports.files import FileFields
+from antiphon.engine.running.loading import StoredFiles
 from antiphon.engine.running.runner import Runner
-from antiphon.engine.running.stored_files import StoredFiles
 from antiphon.errors import ApiError, StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.types.file_kinds import FetchedFile

@@ -1,7 +1,7 @@
 """Readers of what an upstream answers, one for each form: a stream, a whole body, an error's body.
 
 Lives here: what is done with the bytes of one model call's answer. Not here: which form it is (`model_turn.py`), what
-follows from its end (`made_response.py`, `compaction_turn.py`). An answer that is not translated has a reader of its
+follows from its end (`made_response.py`). An answer that is not translated has a reader of its
 own (`native_request.py`).
 
 Invariant: no reader holds more than its limit.

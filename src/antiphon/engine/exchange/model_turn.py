@@ -1,7 +1,7 @@
 """One turn of the model: its call, and what is heard of its answer.
 
 Lives here: asking, choosing the reader of the answer, telling what the call has taken. Not here: what the model is
-asked and what follows from its words (`made_response.py`, `compaction_turn.py`), how bytes of an answer are read
+asked and what follows from its words (`made_response.py`), how bytes of an answer are read
 (`answer_readers.py`).
 
 Invariant: what a call has taken is told once, whatever its words are for.

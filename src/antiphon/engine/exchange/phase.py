@@ -2,7 +2,7 @@
 
 Lives here: the inputs that a phase may wait for, refusing, ending, asking for a model call, following a background
 response; what doors and observers may know of the request (`Known`). Not here: the phases (`native_request.py`,
-`counted_request.py`, `queued_request.py`, and of a response that is made here `made_response.py`, `compaction_turn.py`,
+`counted_request.py`, `queued_request.py`, and of a response that is made here `made_response.py`,
 `running_tools.py`, `response_end.py`), which input may come when (`states.py`).
 
 Invariant: `Finish` comes last and once; what is held is given back before the client hears of the end.

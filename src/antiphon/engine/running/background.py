@@ -20,7 +20,7 @@ from antiphon.engine.ports.jobs import EventPiece, JobEnd, JobStore
 from antiphon.engine.ports.state import ResponseStore, StoredResponse
 from antiphon.engine.ports.stored_bodies import ended_body, finished_items, is_background, is_over, last_events
 from antiphon.engine.running.followers import Followers
-from antiphon.engine.running.left_calls import LeftCalls
+from antiphon.engine.running.held_keys import LeftCalls
 from antiphon.errors import InternalError, InvalidRequest
 
 _TRIES = 20

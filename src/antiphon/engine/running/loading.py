@@ -1,17 +1,63 @@
-"""Loading what a request refers to: its history, its prompt, its items and files.
+"""What a runner works with, and loading what a request refers to: its history, its prompt, its items and files.
 
-Lives here: which store or fetcher an action asks, and what a client is told when one cannot answer. Not here: what is
-done with it (`engine/exchange/loaded_request.py`), and the stores.
+Lives here: the stores, upstreams and limits of one runner as one value, which of them a server may lack, which of them
+an action asks, what a client is told when one cannot answer, and how much of uploaded files a request may bring. Not
+here: their faces (`engine/ports/`), what is done with what was loaded (`engine/exchange/loaded_request.py`).
 
-Invariant: what goes wrong is a value, an `ApiError`.
+Invariants: `Ports` are frozen, a view over another history or upstream is a copy made by `dataclasses.replace`; what
+goes wrong is a value, an `ApiError`; a file that is missing, expired or somebody else's is one error.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import aclosing
+from dataclasses import KW_ONLY, dataclass
+
+from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import Context, LoadContext, StoredItem
-from antiphon.engine.running.ports import Ports
-from antiphon.errors import ApiError, StoreError, store_refusal, unsupported_parameter
+from antiphon.engine.ports.files import FileStore
+from antiphon.engine.ports.hosted_tools import ToolRunner
+from antiphon.engine.ports.state import FileFetcher, History, OwnerRoom, PromptStore, ResponseStore, Upstream
+from antiphon.engine.running.background import Background
+from antiphon.engine.running.held_keys import HeldKeys
+from antiphon.engine.running.keyless_upstreams import Keyless
+from antiphon.engine.running.leases import LockedConversations
+from antiphon.errors import ApiError, InvalidRequest, StoreError, store_refusal, unsupported_parameter
+from antiphon.ids import is_name
+from antiphon.observability.metrics import Metrics
 from antiphon.types.file_kinds import FetchedFile
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What is None is not available on this server."""
+
+    store: ResponseStore
+    """The responses that are stored, whatever history there is over them."""
+    upstream: Upstream
+    """What makes the model calls."""
+    _: KW_ONLY
+    timeouts: TimeoutSettings
+    metrics: Metrics
+    background: Background
+    conversations: LockedConversations
+    prompts: PromptStore
+    keys: HeldKeys
+    tools: ToolRunner
+    keyless: Keyless
+    files: FileFetcher | None = None
+    stored_files: StoredFiles | None = None
+    owner_room: OwnerRoom | None = None
+    over: History | None = None
+    """A history over the store: a connection's memory, or a job's record."""
+    keeps_locks: bool = False
+    """Whether a response's conversation is its job's, and goes with that."""
+
+    @property
+    def history(self) -> History:
+        """Where chains and items are read, and responses saved."""
+        return self.store if self.over is None else self.over
 
 
 class Loader:
@@ -98,3 +144,41 @@ def size_of(context: Context | ApiError, action: LoadContext) -> int:
     size = sum(item.size for item in history)
     size += sum(context.items[item_id].size for item_id in action.item_ids if item_id in context.items)
     return size + sum(len(file.data) for file in context.files.values() if isinstance(file, FetchedFile))
+
+
+_SHOWN_ID = 128
+
+
+class StoredFiles:
+    """Reads files of an owner for one request at a time; `max_bytes` is what they may be together."""
+
+    def __init__(self, files: FileStore, max_bytes: int) -> None:
+        self._files = files
+        self._limit = max_bytes
+
+    async def load(self, owner: str, ids: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
+        """Every id's file, or the error a client gets for it (a 400 without `param`). Raises `StoreError`.
+
+        A file is read once, and counted as often as it is named: that often it is sent.
+        """
+        found: dict[str, FetchedFile | ApiError] = {}
+        left = self._limit
+        for file_id, times in Counter(ids).items():
+            opened = await self._files.open(owner, file_id) if is_name(file_id) else None
+            if opened is None:
+                found[file_id] = InvalidRequest(
+                    f"File with id '{file_id[:_SHOWN_ID]}' not found.", code="file_not_found"
+                )
+                continue
+            async with aclosing(opened):
+                file = opened.file
+                if file.size * times > left:
+                    found[file_id] = InvalidRequest(
+                        f"The files of a request, each as often as it is named, may have {self._limit} bytes together; "
+                        "with this one they have more (files.input_bytes).",
+                        code="file_too_large",
+                    )
+                    continue
+                left -= file.size * times
+                found[file_id] = FetchedFile(file.name, file.media_type, await opened.read())
+        return found

@@ -36,8 +36,7 @@ from antiphon.engine.ports.actions import (
     SendHead,
 )
 from antiphon.engine.ports.state import History, Upstream
-from antiphon.engine.running.loading import Loader, size_of
-from antiphon.engine.running.ports import Ports
+from antiphon.engine.running.loading import Loader, Ports, size_of
 from antiphon.engine.running.repeated_requests import KeyedRequest, RepeatedRequests
 from antiphon.engine.running.saving import Saver
 from antiphon.engine.running.thread_pools import LARGE, apart
