@@ -1,8 +1,9 @@
 """Chat chunks become builder calls.
 
-Lives here: what the fields of a chunk lead to, in which order, and how an answer ends. A whole completion is one
-chunk whose delta is its message. Not here: reading bytes (`sse.py`, `chat_chunk.py`), how an ending and its reason are
-written (`answer_ending.py`), events (`builder.py`).
+Lives here: what the fields of a chunk lead to, in which order, how an answer ends, and how much an upstream may send
+without output: comments, empty deltas, and what nobody asked for do not count, however much of them comes. A whole
+completion is one chunk whose delta is its message. Not here: reading bytes (`sse.py`, `chat_chunk.py`), how an ending
+and its reason are written (`answer_ending.py`), events (`builder.py`).
 
 Invariants: bad chunks never raise, they become the failed path; `null` and the empty string never open an item; of
 several spellings of reasoning one is used, never two.
@@ -18,7 +19,7 @@ from msgspec import Raw
 
 from antiphon.redaction import KnownSecrets
 from antiphon.translation.alike import Alike
-from antiphon.translation.answer_ending import IdleBytes, ending_by, failed, finish_of, plain_finish, reported
+from antiphon.translation.answer_ending import ending_by, failed, finish_of, plain_finish, reported
 from antiphon.translation.beside_text import Annotations, ReasoningDetails, last_logprobs, read_logprobs
 from antiphon.translation.builder import ResponseBuilder
 from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk, read_transcript
@@ -43,6 +44,37 @@ _MAX_GARBAGE: Final = 1_000
 _TIERS: Final = frozenset({"default", "flex", "scale", "priority", "fast", "ultrafast"})
 _BLANK: Final = re.compile(rb"(?: |\\n|\\r|\\t)+")
 """A fragment of nothing but blanks and escaped line ends."""
+
+
+_BYTES_PER_BYTE: Final = 1024
+"""What an upstream may send for each byte of its output, beside what it may send without any."""
+
+
+class IdleBytes:
+    """`idle`: bytes that came since there was any output to speak of; `output`: bytes of output; `limit`: how many may
+    be idle."""
+
+    __slots__ = ("idle", "limit", "output")
+
+    def __init__(self, limit: int, output: int) -> None:
+        self.limit = limit
+        self.output = output
+        self.idle = 0
+
+    def exceeds(self, received: int, output: int) -> bool:
+        """So many bytes came, and there are so many of output now: whether too many are idle."""
+        idle = self.idle + received
+        if output != self.output:
+            # What came is paid for by what was emitted: a token with all that a server says of it is a kilobyte or so.
+            idle = max(0, idle - (output - self.output) * _BYTES_PER_BYTE)
+            self.output = output
+        self.idle = idle
+        return idle > self.limit
+
+    def failure(self) -> Ending:
+        """How an answer ends that has too many."""
+        limit = f"more than {self.limit} bytes (limits.no_output_bytes)"
+        return failed(f"The upstream sent {limit} without any output to speak of.", "upstream_no_output")
 
 
 class ChatStream:
