@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from antiphon.api.health import ReadyProbe
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.api.models import ModelCatalog, ModelSource, read_models
-from antiphon.api.router import Router
+from antiphon.api.router import ReadyProbe, Router
 from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoute, ModelRoutes, ModelRule
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.engine.ports.state import ResponseStore, StoredResponse
@@ -447,7 +446,7 @@ async def test_health_and_ready(quick: Setup) -> None:
 
 
 async def test_ready_does_not_wait_for_ever(quick: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antiphon.api.health._SECONDS", 0.02)
+    monkeypatch.setattr("antiphon.api.router._READY_SECONDS", 0.02)
     monkeypatch.setattr(quick.store, "ping", asyncio.Event().wait)
     assert (await quick.ask("/ready")).status == 503
 

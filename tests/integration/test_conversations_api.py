@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from antiphon.api.conversations import Conversations
-from antiphon.api.health import ReadyProbe
 from antiphon.api.models import ModelCatalog
-from antiphon.api.router import Router
+from antiphon.api.router import ReadyProbe, Router
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.state import ConversationStore, ResponseStore
 from antiphon.observability.metrics import Metrics

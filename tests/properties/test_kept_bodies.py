@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from antiphon.api.conversations import Conversations
-from antiphon.api.health import ReadyProbe
 from antiphon.api.http import ApiRequest, ApiResponse
 from antiphon.api.models import ModelCatalog
 from antiphon.api.prompts import Prompts
-from antiphon.api.router import Router
+from antiphon.api.router import ReadyProbe, Router
 from antiphon.observability.metrics import Metrics
 from antiphon.translation.prompt_template import TEMPLATE_FIELDS
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from antiphon.api.health import ReadyProbe
 from antiphon.api.models import ModelCatalog
-from antiphon.api.router import Router
+from antiphon.api.router import ReadyProbe, Router
 from antiphon.config.limits import LimitSettings, TimeoutSettings
 from antiphon.doors.context import Admission, DoorContext
 from antiphon.doors.extproc.server import ExtProcDoor, Mode, TransportName

@@ -17,10 +17,9 @@ from typing import Any, Self
 from antiphon.api.chat import PassedOn
 from antiphon.api.conversations import Conversations
 from antiphon.api.files import Files
-from antiphon.api.health import ReadyProbe
 from antiphon.api.models import ModelCatalog
 from antiphon.api.prompts import Prompts
-from antiphon.api.router import Router
+from antiphon.api.router import ReadyProbe, Router
 from antiphon.config.limits import LimitSettings, TimeoutSettings, WebSocketSettings
 from antiphon.doors.context import Admission, DoorContext
 from antiphon.doors.http.server import HttpDoor

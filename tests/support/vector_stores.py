@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from antiphon.api.files import Files
-from antiphon.api.health import ReadyProbe
 from antiphon.api.models import ModelCatalog
-from antiphon.api.router import Router
+from antiphon.api.router import ReadyProbe, Router
 from antiphon.api.vector_stores import QueryRewriter, VectorStoreApi
 from antiphon.config.state import VectorStoreSettings
 from antiphon.engine.ports.files import FileFields

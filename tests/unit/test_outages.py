@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 from structlog.testing import capture_logs
 
-from antiphon.api.health import ReadyProbe
+from antiphon.api.router import ReadyProbe
 from antiphon.errors import StoreError
 from antiphon.observability.outages import Outage
 

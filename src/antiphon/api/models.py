@@ -41,13 +41,13 @@ _PASSED = frozenset({"traceparent", "tracestate", "x-request-id"})
 _NO_LIST = frozenset({404, 405, 501})
 
 
-class ModelObject(Struct, kw_only=True):
+class ModelObject(Struct, kw_only=True, frozen=True):
     """A model."""
 
     id: str
     object: Literal["model"] = "model"
-    created: int
-    owned_by: str
+    created: int = 0
+    owned_by: str = "upstream"
 
 
 class ModelList(Struct, kw_only=True):
@@ -56,19 +56,6 @@ class ModelList(Struct, kw_only=True):
     object: Literal["list"] = "list"
     data: list[ModelObject]
     models: list[ModelObject] | UnsetType = UNSET
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """One model as OpenAI lists it."""
-
-    id: str
-    created: int = 0
-    owned_by: str = "upstream"
-
-    def shown(self) -> ModelObject:
-        """Its JSON object."""
-        return ModelObject(id=self.id, created=self.created, owned_by=self.owned_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +98,7 @@ class ModelCatalog(Area):
         self._patience = patience
         self._clock = clock
         self._key = token_bytes(32)
-        self._known: OrderedDict[bytes, tuple[float, tuple[Model, ...]]] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[float, tuple[ModelObject, ...]]] = OrderedDict()
 
     @Route("GET", "/v1/models", "List models", ModelList, errors=UPSTREAM_ERRORS)
     async def list(self, request: ApiRequest) -> ApiResponse:
@@ -122,18 +109,17 @@ class ModelCatalog(Area):
         field is there and empty, and Codex goes on with what it knows itself.
         """
         told = query_value(request, "client_version") is not None
-        shown = [model.shown() for model in await self._models(request)]
-        return json_response(ModelList(data=shown, models=[] if told else UNSET))
+        return json_response(ModelList(data=[*await self._models(request)], models=[] if told else UNSET))
 
     @Route("GET", "/v1/models/{*}", "Get a model", ModelObject, errors=UPSTREAM_ERRORS)
     async def get(self, request: ApiRequest, name: str) -> ApiResponse:
         """`GET /v1/models/{model}`; the name may hold slashes."""
         for model in await self._models(request):
             if model.id == name:
-                return json_response(model.shown())
+                return json_response(model)
         raise no_such_model(name[:256])
 
-    async def _models(self, request: ApiRequest) -> tuple[Model, ...]:
+    async def _models(self, request: ApiRequest) -> tuple[ModelObject, ...]:
         headers = self._upstream_headers(request.headers)
         key = self._digest(headers)
         known = self._known.get(key)
@@ -147,12 +133,12 @@ class ModelCatalog(Area):
             self._known.popitem(last=False)
         return models
 
-    async def _gather(self, headers: Headers) -> tuple[Model, ...]:
+    async def _gather(self, headers: Headers) -> tuple[ModelObject, ...]:
         """All upstreams' models; of several upstreams one that fails hides only its own."""
         answers = await asyncio.gather(
             *(self._ask(name, source, headers) for name, source in self._sources.items()), return_exceptions=True
         )
-        found: dict[str, Model] = {}
+        found: dict[str, ModelObject] = {}
         failures = []
         for (name, source), answer in zip(self._sources.items(), answers, strict=True):
             if isinstance(answer, ApiError):
@@ -165,7 +151,7 @@ class ModelCatalog(Area):
                         found.setdefault(model.id, model)
         for rule in self._routes.rules if self._routes is not None else ():
             if rule.exact and self._goes_to(rule.pattern, rule.route.upstreams[0]):
-                found.setdefault(rule.pattern, Model(rule.pattern))
+                found.setdefault(rule.pattern, ModelObject(id=rule.pattern))
         if failures and not found:
             raise failures[0]
         return tuple(found.values())
@@ -176,7 +162,7 @@ class ModelCatalog(Area):
         route = self._routes.choose(model)
         return upstream in route.upstreams and route.serves(model)
 
-    async def _ask(self, name: str, source: ModelSource, headers: Headers) -> tuple[Model, ...]:
+    async def _ask(self, name: str, source: ModelSource, headers: Headers) -> tuple[ModelObject, ...]:
         """One upstream's list. Raises `ApiError`, also when others wait for this one for too long."""
         try:
             async with asyncio.timeout(self._patience if len(self._sources) > 1 else None):
@@ -189,7 +175,7 @@ class ModelCatalog(Area):
             error.operation, error.upstream = "list_models", name
             raise
 
-    async def _read(self, name: str, source: ModelSource, headers: Headers) -> tuple[Model, ...]:
+    async def _read(self, name: str, source: ModelSource, headers: Headers) -> tuple[ModelObject, ...]:
         call = UpstreamRequest(
             method="GET",
             path="/models",
@@ -232,14 +218,14 @@ class ModelCatalog(Area):
         return hashed.digest()
 
 
-def _permit(listed: tuple[Model, ...], allowed: tuple[str, ...]) -> tuple[Model, ...]:
+def _permit(listed: tuple[ModelObject, ...], allowed: tuple[str, ...]) -> tuple[ModelObject, ...]:
     if not allowed:
         return listed
     by_id = {model.id: model for model in listed}
-    return tuple(by_id.get(name) or Model(name) for name in allowed)
+    return tuple(by_id.get(name) or ModelObject(id=name) for name in allowed)
 
 
-def read_models(body: bytes) -> tuple[Model, ...]:
+def read_models(body: bytes) -> tuple[ModelObject, ...]:
     """The models in an upstream's list: OpenAI's shape, a bare array, or Ollama's and Gemini's `models`.
 
     Entries that name no model are passed over; raises `UpstreamFailed` when it is no list at all.
@@ -262,9 +248,9 @@ def read_models(body: bytes) -> tuple[Model, ...]:
     return tuple(found.values())
 
 
-def _read_model(entry: Any) -> Model | None:
+def _read_model(entry: Any) -> ModelObject | None:
     if isinstance(entry, str):
-        return Model(entry) if entry else None
+        return ModelObject(id=entry) if entry else None
     if not isinstance(entry, dict):
         return None
     name = next((entry[key] for key in ("id", "name", "model") if isinstance(entry.get(key), str) and entry[key]), None)
@@ -272,8 +258,8 @@ def _read_model(entry: Any) -> Model | None:
         return None
     created = entry.get("created")
     owner = entry.get("owned_by")
-    return Model(
-        name,
-        int(created) if isinstance(created, (int, float)) and 0 <= created < 1 << 53 else 0,
-        owner if isinstance(owner, str) and owner else "upstream",
+    return ModelObject(
+        id=name,
+        created=int(created) if isinstance(created, (int, float)) and 0 <= created < 1 << 53 else 0,
+        owned_by=owner if isinstance(owner, str) and owner else "upstream",
     )

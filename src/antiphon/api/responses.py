@@ -32,7 +32,6 @@ from antiphon.api.http import (
     raw_response,
     read_page,
 )
-from antiphon.api.openapi import EVENTS
 from antiphon.engine.exchange.client_answer import SSE_HEADERS
 from antiphon.engine.exchange.failure import transport_failure
 from antiphon.engine.ports.actions import UpstreamRequest

@@ -1,31 +1,34 @@
 """The path table of everything but `POST /v1/responses`.
 
-Lives here: which method and path means which function, and that every error becomes an answer. Not here: how a path
-gets normalised (the doors, or Envoy), and what the functions do.
+Lives here: which method and path means which function, and that every error becomes an answer; whether the process
+lives (`/health`), and whether it should get requests (`/ready`). Not here: how a path gets normalised (the doors, or
+Envoy), what the other functions do, gRPC health (the ext_proc door), and what readiness consists of (given by the
+composition root).
 
 Invariant: `handle` never raises (but for cancellation), every error it answers is an OpenAI error object, and an
-`Idempotency-Key` that has no effect is named in `antiphon-ignored`.
+`Idempotency-Key` that has no effect is named in `antiphon-ignored`. `/health` asks nobody; `/ready` tells a stranger no
+more than yes or no and which of our own parts said no.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
 import structlog
 
 from antiphon.api.described import AnyObject, Unwell, Well
 from antiphon.api.endpoint import Endpoint, Route, document, rows_of
-from antiphon.api.health import ReadyProbe, health
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
     error_response,
+    json_response,
     nested_too_deeply,
     raw_response,
 )
 from antiphon.api.models import ModelCatalog
-from antiphon.api.openapi import DOCUMENT_PATH, EXCHANGES, document
 from antiphon.api.responses import NativeResponses, Responses
 from antiphon.config.problems import advice
 from antiphon.engine.exchange.failure import refusal
@@ -35,10 +38,51 @@ from antiphon.engine.ports.state import ResponseStore
 from antiphon.engine.running.background import Background
 from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError, store_refusal
 from antiphon.observability.metrics import Metrics
+from antiphon.observability.outages import Outage
+from antiphon.types.json import encode
 
-METRICS_PATH = "/metrics"
+Readiness = Callable[[], Awaitable[None]]
+"""Raises `StoreError` or `Unavailable` when requests should go elsewhere."""
+
+_READY_SECONDS = 2.0
+_NO_STORE = (("cache-control", "no-store"),)
 
 _log = structlog.get_logger(__name__)
+
+
+class ReadyProbe:
+    """`/ready` of one process. What keeps it from being ready is logged once, not at every probe, and that it
+    is ready again."""
+
+    def __init__(self, check: Readiness) -> None:
+        self._check = check
+        self._outage = Outage(_log, "not_ready", "ready_again")
+
+    @property
+    def not_ready_seconds(self) -> float:
+        """How long the answer has been no, from the first such probe to the last one."""
+        return self._outage.seconds
+
+    async def answer(self) -> ApiResponse:
+        """200 when requests can be served, else 503 with the reason."""
+        reason, cause = "", ""
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                await self._check()
+        except TimeoutError:
+            reason = "the store does not answer"
+        except StoreError as error:
+            reason, cause = error.words, str(error)
+        except ApiError as error:
+            reason = error.code or "unavailable"
+        if reason:
+            self._outage.failed(kind=reason, reason=reason, **({"cause": cause} if cause else {}))
+            return json_response(Unwell("unavailable", reason), 503, _NO_STORE)
+        self._outage.over()
+        return json_response(Well("ok"), headers=_NO_STORE)
+
+
+METRICS_PATH = "/metrics"
 
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -79,16 +123,13 @@ class Router:
 
     def reads_body(self, method: str, path: str) -> bool:
         """Whether the answer depends on the request's body; otherwise it is not read."""
-        return method in _WITH_BODY and any(
-            method in endpoint.methods for endpoint in self.endpoints if endpoint.match(path) is not None
-        )
+        endpoint, _ = self._find(path)
+        return method in _WITH_BODY and endpoint is not None and method in endpoint.methods
 
     def streams_body(self, method: str, path: str) -> bool:
         """Whether such a body is handed on as it comes (`reads_body` is true as well)."""
-        return any(
-            endpoint.streamed and method in endpoint.methods and endpoint.match(path) is not None
-            for endpoint in self.endpoints
-        )
+        endpoint, _ = self._find(path)
+        return endpoint is not None and endpoint.streamed and method in endpoint.methods
 
     def operation_of(self, method: str, path: str) -> str:
         """What a request does, by its method and the template of its path; `unknown` where there is no such."""
@@ -96,7 +137,8 @@ class Router:
 
     def is_open(self, path: str) -> bool:
         """Whether the path is answered without an identity (health and metrics)."""
-        return any(endpoint.open and endpoint.match(path) is not None for endpoint in self.endpoints)
+        endpoint, _ = self._find(path)
+        return endpoint is not None and endpoint.open
 
     def _find(self, path: str) -> tuple[Endpoint | None, tuple[str, ...]]:
         """Whose path it is, with its variables."""
@@ -154,7 +196,7 @@ class Router:
 
     @Route("GET", "/health", "Whether the process lives", Well, open=True)
     async def _show_health(self, _request: ApiRequest) -> ApiResponse:
-        return health()
+        return json_response(Well("ok"), headers=_NO_STORE)
 
     @Route(
         "GET",

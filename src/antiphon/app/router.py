@@ -10,11 +10,10 @@ from antiphon.api.chat import PassedOn
 from antiphon.api.conversations import Conversations
 from antiphon.api.endpoint import Endpoint
 from antiphon.api.files import Files
-from antiphon.api.health import ReadyProbe
 from antiphon.api.models import ModelCatalog, ModelSource
 from antiphon.api.prompts import Prompts
 from antiphon.api.responses import NativeResponses
-from antiphon.api.router import Router
+from antiphon.api.router import ReadyProbe, Router
 from antiphon.api.standalone_search import StandaloneSearch
 from antiphon.app.vector_stores import VectorSearch
 from antiphon.config.settings import Settings

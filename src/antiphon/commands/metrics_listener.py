@@ -18,7 +18,7 @@ from antiphon.errors import ConfigError
 from antiphon.observability.metrics import Metrics
 
 if TYPE_CHECKING:
-    from antiphon.api.health import ReadyProbe
+    from antiphon.api.router import ReadyProbe
 
 
 @asynccontextmanager

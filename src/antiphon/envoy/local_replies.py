@@ -66,7 +66,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
                 headers_to_add=[told],
             ),
             *([] if to_sidecar else [mapper(no_answer, *unreachable, status_code=502)]),
-            # As the sidecars say it (`api/health.py`).
+            # As the sidecars say it (`api/router.py`).
             {
                 **mapper("response.code_details == 'health_check_failed'", "", None),
                 "body_format_override": {"json_format": {"status": "unavailable", "reason": "shutting_down"}},

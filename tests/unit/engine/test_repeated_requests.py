@@ -9,7 +9,7 @@ import pytest
 from antiphon.engine.exchange.phase import Known
 from antiphon.engine.ports.actions import OnceOnly, RequestHead
 from antiphon.engine.ports.idempotency import fingerprint, in_progress
-from antiphon.engine.running.repeated_requests import KeyedRequest, RepeatedRequests
+from antiphon.engine.running.repeated_requests import KeyedRequest, read_keyed
 from antiphon.engine.running.thread_pools import LARGE
 from antiphon.errors import ApiError, StoreError
 
@@ -64,8 +64,7 @@ async def _read(
     keys: _Keys, exchange: _Exchange, key: str | None = "k", path: str = "/v1/responses?x=1", body: bytes = b"{}"
 ) -> KeyedRequest | None:
     head = RequestHead("POST", path, (("idempotency-key", key),) if key is not None else (), "me")
-    repeated = RepeatedRequests(cast(Any, keys), cast(Any, _Responses()))
-    return await repeated.read(cast(Any, exchange), head, body)
+    return await read_keyed(cast(Any, exchange), head, body, cast(Any, keys), cast(Any, _Responses()))
 
 
 async def test_without_a_key_there_is_nothing_to_do() -> None:

@@ -20,28 +20,23 @@ from antiphon.engine.running.thread_pools import LARGE, apart
 from antiphon.errors import ApiError, NotFound, StoreError, store_refusal
 
 
-class RepeatedRequests:
-    """Reads the keys of requests."""
-
-    def __init__(self, keys: HeldKeys, responses: ResponseStore) -> None:
-        self._keys = keys
-        self._responses = responses
-
-    async def read(self, exchange: ResponseExchange, head: RequestHead, body: bytes) -> KeyedRequest | None:
-        """The request, if it has an idempotency key; a wrong key is answered."""
-        given = head.header(HEADER)
-        if given is None:
-            return None
-        with _told_of_the_key(exchange):
-            key = read_key(given)
-            assert key is not None
-            path = head.path.partition("?")[0]
-            if len(body) < LARGE:
-                stands_for = fingerprint(head.method, path, body)
-            else:
-                stands_for = await apart(lambda: fingerprint(head.method, path, body))
-            return KeyedRequest(exchange, OnceOnly(head.owner, key, stands_for), self._keys, self._responses)
+async def read_keyed(
+    exchange: ResponseExchange, head: RequestHead, body: bytes, keys: HeldKeys, responses: ResponseStore
+) -> KeyedRequest | None:
+    """The request, if it has an idempotency key; a wrong key is answered."""
+    given = head.header(HEADER)
+    if given is None:
         return None
+    with _told_of_the_key(exchange):
+        key = read_key(given)
+        assert key is not None
+        path = head.path.partition("?")[0]
+        if len(body) < LARGE:
+            stands_for = fingerprint(head.method, path, body)
+        else:
+            stands_for = await apart(lambda: fingerprint(head.method, path, body))
+        return KeyedRequest(exchange, OnceOnly(head.owner, key, stands_for), keys, responses)
+    return None
 
 
 class KeyedRequest:

@@ -37,7 +37,7 @@ from antiphon.engine.ports.actions import (
 )
 from antiphon.engine.ports.state import History, Upstream
 from antiphon.engine.running.loading import Loader, Ports, size_of
-from antiphon.engine.running.repeated_requests import KeyedRequest, RepeatedRequests
+from antiphon.engine.running.repeated_requests import KeyedRequest, read_keyed
 from antiphon.engine.running.saving import Saver
 from antiphon.engine.running.thread_pools import LARGE, apart
 from antiphon.engine.running.unattended import Unattended
@@ -65,7 +65,6 @@ class Runner:
     def __init__(self, ports: Ports, common: _Common | None = None) -> None:
         self.ports = ports
         self._common = common or _Common()
-        self._repeated = RepeatedRequests(ports.keys, ports.store)
         self._loader = Loader(ports)
         self._saver = Saver(ports, self._common.saves)
 
@@ -83,7 +82,7 @@ class Runner:
             await apart(lambda: exchange.receive_request(head, body))
         keyed: KeyedRequest | None = None
         if exchange.awaits_prompt or exchange.makes_response:
-            keyed = await self._repeated.read(exchange, head, body)
+            keyed = await read_keyed(exchange, head, body, self.ports.keys, self.ports.store)
             if exchange.done:
                 return
         if exchange.awaits_prompt:

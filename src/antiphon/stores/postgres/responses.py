@@ -2,7 +2,7 @@
 
 Lives here: which queue a response goes to, that SQL, and when a database that does not answer makes the process
 unready. Not here: what is alike in all backends (`../responses.py`), storing responses (`turns.py`, in groups:
-`turn_groups.py`), connections (`database.py`), the answer to `/ready` (`api/health.py`), other reasons not to be ready.
+`turn_groups.py`), connections (`database.py`), the answer to `/ready` (`api/router.py`), other reasons not to be ready.
 
 All replicas share the database. Where it is overloaded or away, a replica that leaves takes nothing away but what it
 could still serve, and all of them would leave at the same moment. So a question that goes unanswered is no reason: only
