@@ -24,10 +24,12 @@ from antiphon.types.tolerance import Tolerance
 
 @dataclass(frozen=True, slots=True)
 class ItemKind:
-    """`means` is what becomes of such items, in a word; `members` are those that they have beside what any item may
-    have. `support` is its row in the table of what is supported, None for another spelling of one that has it."""
+    """`means` is what becomes of such items, in a word; `prefix` begins their ids; `members` are those that they have
+    beside what any item may have. `support` is its row in the table of what is supported, None for another spelling of
+    one that has it."""
 
     means: str
+    prefix: str
     support: Rule | None
     members: tuple[str, ...] = ()
 
@@ -55,53 +57,64 @@ _SAID: Final = "a user message that says from whom it is; what another server en
 _APPROVAL: Final = "the result of its request, with its `reason`; 400 if `tools` lacks the server of an approved call"
 
 ITEMS: Final = {
-    "message": ItemKind("message", _message),
-    "item_reference": ItemKind("reference", here("replaced by the stored item")),
-    "reasoning": ItemKind("reasoning", _reasoning),
-    "function_call": ItemKind("call", SENT, ("async", "encrypted_function_args")),
-    "function_call_output": ItemKind("output", sent(_ANSWERS)),
-    "custom_tool_call": ItemKind("call", _CALL, ("async",)),
-    "custom_tool_call_output": ItemKind("output", _OUTPUT),
-    "local_shell_call": ItemKind("call", _CALL),
-    "local_shell_call_output": ItemKind("output", _OUTPUT),
-    "shell_call": ItemKind("call", _CALL),
-    "shell_call_output": ItemKind("output", _OUTPUT, ("max_output_length",)),
-    "apply_patch_call": ItemKind("call", _CALL),
-    "apply_patch_call_output": ItemKind("output", _OUTPUT),
-    "tool_search_call": ItemKind("call", _CALL),
-    "tool_search_output": ItemKind("output", here("a tool message; its tools can be called from then on")),
-    "additional_tools": ItemKind("read before", here("its tools are added to `tools`")),
-    "compaction": ItemKind("compaction", here(_OPENED)),
-    "compaction_summary": ItemKind("compaction", None),
-    "context_compaction": ItemKind("compaction", None),
-    "agent_message": ItemKind("foreign message", here(_SAID), ("author", "recipient")),
-    "agent_reasoning": ItemKind("foreign reasoning", _reasoning, ("text",)),
+    "message": ItemKind("message", "msg", _message),
+    "item_reference": ItemKind("reference", "item", here("replaced by the stored item")),
+    "reasoning": ItemKind("reasoning", "rs", _reasoning),
+    "function_call": ItemKind("call", "fc", SENT, ("async", "encrypted_function_args")),
+    "function_call_output": ItemKind("output", "fco", sent(_ANSWERS)),
+    "custom_tool_call": ItemKind("call", "ctc", _CALL, ("async",)),
+    "custom_tool_call_output": ItemKind("output", "cto", _OUTPUT),
+    "local_shell_call": ItemKind("call", "lsh", _CALL),
+    "local_shell_call_output": ItemKind("output", "lsho", _OUTPUT),
+    "shell_call": ItemKind("call", "sh", _CALL),
+    "shell_call_output": ItemKind("output", "sho", _OUTPUT, ("max_output_length",)),
+    "apply_patch_call": ItemKind("call", "apc", _CALL),
+    "apply_patch_call_output": ItemKind("output", "apco", _OUTPUT),
+    "tool_search_call": ItemKind("call", "tsc", _CALL),
+    "tool_search_output": ItemKind("output", "tso", here("a tool message; its tools can be called from then on")),
+    "additional_tools": ItemKind("read before", "at", here("its tools are added to `tools`")),
+    "compaction": ItemKind("compaction", "cmp", here(_OPENED)),
+    "compaction_summary": ItemKind("compaction", "cmp", None),
+    "context_compaction": ItemKind("compaction", "item", None),
+    "agent_message": ItemKind("foreign message", "amsg", here(_SAID), ("author", "recipient")),
+    "agent_reasoning": ItemKind("foreign reasoning", "rs", _reasoning, ("text",)),
     "configuration_update": ItemKind(
         "read before",
+        "cu",
         here("effort and text format from here on, until the next; stored with its turn"),
         ("reasoning", "text"),
     ),
-    "web_search_call": ItemKind("hosted", _SHOWN),
-    "file_search_call": ItemKind("hosted", _SHOWN),
-    "image_generation_call": ItemKind("hosted", here("shown as a call and its result, without the image")),
-    "code_interpreter_call": ItemKind("hosted", _SHOWN),
-    "computer_call": ItemKind("hosted", _SHOWN),
+    "web_search_call": ItemKind("hosted", "ws", _SHOWN),
+    "file_search_call": ItemKind("hosted", "fs", _SHOWN),
+    "image_generation_call": ItemKind("hosted", "ig", here("shown as a call and its result, without the image")),
+    "code_interpreter_call": ItemKind("hosted", "ci", _SHOWN),
+    "computer_call": ItemKind("hosted", "cu", _SHOWN),
     "computer_call_output": ItemKind(
-        "output", here("added to the result of its call; the screenshot as an image"), ("acknowledged_safety_checks",)
+        "output",
+        "cuo",
+        here("added to the result of its call; the screenshot as an image"),
+        ("acknowledged_safety_checks",),
     ),
-    "mcp_call": ItemKind("hosted", _SHOWN, ("server_label", "error")),
-    "mcp_list_tools": ItemKind("hosted", _SHOWN),
-    "mcp_approval_request": ItemKind("hosted", here("shown to the model as the requested call, which waits")),
-    "mcp_approval_response": ItemKind("output", here(_APPROVAL)),
-    "program": ItemKind("hosted", _SHOWN),
-    "program_output": ItemKind("output", here("added to the result of its program"), ("result",)),
-    "compaction_trigger": ItemKind("trigger", here("as the last item: the answer is a compaction, made by the model")),
+    "mcp_call": ItemKind("hosted", "mcp", _SHOWN, ("server_label", "error")),
+    "mcp_list_tools": ItemKind("hosted", "mcpl", _SHOWN),
+    "mcp_approval_request": ItemKind("hosted", "mcpr", here("shown to the model as the requested call, which waits")),
+    "mcp_approval_response": ItemKind("output", "mcpa", here(_APPROVAL)),
+    "program": ItemKind("hosted", "cm", _SHOWN),
+    "program_output": ItemKind("output", "cmo", here("added to the result of its program"), ("result",)),
+    "compaction_trigger": ItemKind(
+        "trigger", "item", here("as the last item: the answer is a compaction, made by the model")
+    ),
 }
 """Every type that an item of an input may have, in a readable order."""
 
 
 ROLES: Final = ("user", "assistant", "system", "developer")
 """Whose words a message may be."""
+
+
+def prefix_of(kind: str) -> str:
+    """What the id of an item of this type begins with."""
+    return ITEMS[kind].prefix if kind in ITEMS else "item"
 
 
 def _meaning(means: str) -> frozenset[str]:

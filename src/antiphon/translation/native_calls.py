@@ -26,14 +26,6 @@ from antiphon.types.items import ApplyPatchCall, LocalShellCall, NativeCall, She
 from antiphon.types.json import decode_any, encode, first, raw
 from antiphon.types.views import PatchOperation, ShellAction
 
-NATIVE_PREFIXES: Final = {
-    CallKind.LOCAL_SHELL: "lsh",
-    CallKind.SHELL: "sh",
-    CallKind.APPLY_PATCH: "apc",
-    CallKind.TOOL_SEARCH: "tsc",
-}
-"""Id prefixes by kind."""
-
 _PATCHES: Final = ("create_file", "update_file", "delete_file")
 
 
@@ -41,7 +33,7 @@ def native_call(kind: CallKind, item_id: str, call_id: str, arguments: str) -> N
     """The finished item for these arguments, None when they do not have its form."""
     try:
         given = decode_any(arguments or "{}")
-        make, member, read = _FORMS[kind]
+        make, member, read = NATIVE_FORMS[kind]
         if not isinstance(given, dict) or (read_as := read(given)) is None:
             return None
         return make(id=item_id, status="completed", call_id=call_id, **{member: read_as})
@@ -96,7 +88,7 @@ def _operation(given: dict[str, Any]) -> Raw | None:
     return raw({"type": kind, "path": path, "diff": diff}) if isinstance(diff, str) else None
 
 
-_FORMS: Final[dict[CallKind, tuple[Callable[..., NativeCall], str, Callable[[dict[str, Any]], Raw | None]]]] = {
+NATIVE_FORMS: Final[dict[CallKind, tuple[Callable[..., NativeCall], str, Callable[[dict[str, Any]], Raw | None]]]] = {
     CallKind.LOCAL_SHELL: (LocalShellCall, "action", _exec_action),
     CallKind.SHELL: (ShellCall, "action", _shell_action),
     CallKind.APPLY_PATCH: (ApplyPatchCall, "operation", _operation),

@@ -22,7 +22,8 @@ from msgspec import UNSET, Raw, UnsetType
 
 from antiphon.translation.custom_input import CustomInput
 from antiphon.translation.hosted_events import begun, ended, opened
-from antiphon.translation.native_calls import NATIVE_PREFIXES, native_call, native_events
+from antiphon.translation.item_kinds import prefix_of
+from antiphon.translation.native_calls import NATIVE_FORMS, native_call, native_events
 from antiphon.translation.response_draft import EMPTY, LaterCall, ResponseDraft
 from antiphon.translation.tool_map import HOSTED_KINDS, CallKind, CallTarget
 from antiphon.types import events as ev
@@ -360,7 +361,7 @@ class OpenNativeCall(HeldCall):
         made: NativeCall | None = None
         if status == "completed":
             arguments = text_of(bytes(draft.text))
-            made = native_call(kind, draft.new_id(NATIVE_PREFIXES[kind]), self._call_id, arguments)
+            made = native_call(kind, draft.new_id(prefix_of(kind)), self._call_id, arguments)
         if made is None:
             self._close_as_function(status)
             return
@@ -446,7 +447,7 @@ def _namespace(target: CallTarget) -> str | UnsetType:
 OPEN_CALLS: Final[dict[CallKind, Callable[[ResponseDraft, str, CallTarget], OpenItem]]] = {
     CallKind.FUNCTION: OpenFunctionCall,
     CallKind.CUSTOM: OpenCustomCall,
-    **dict.fromkeys(NATIVE_PREFIXES, OpenNativeCall),
+    **dict.fromkeys(NATIVE_FORMS, OpenNativeCall),
     **dict.fromkeys(HOSTED_KINDS, OpenHostedCall),
 }
 """What is open while a call of each kind is made."""

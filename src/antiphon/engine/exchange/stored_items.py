@@ -19,47 +19,13 @@ from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
 from antiphon.errors import InvalidRequest
 from antiphon.ids import IdFactory
 from antiphon.translation.call_items import known_id
-from antiphon.translation.item_kinds import CALLS, HOSTED, OUTPUTS
+from antiphon.translation.item_kinds import CALLS, HOSTED, OUTPUTS, prefix_of
 from antiphon.translation.values import Ending
 from antiphon.types.items import InputItem, OutputItem
 from antiphon.types.json import ABSENT, encode, first, given, text_of, try_decode
 from antiphon.types.response import Response, ResponseError
 from antiphon.types.shown import Shown, read_shown, shown_of, with_shown
 
-_PREFIXES: Final = {
-    "message": "msg",
-    "function_call": "fc",
-    "function_call_output": "fco",
-    "reasoning": "rs",
-    "custom_tool_call": "ctc",
-    "custom_tool_call_output": "cto",
-    "compaction": "cmp",
-    "local_shell_call": "lsh",
-    "shell_call": "sh",
-    "apply_patch_call": "apc",
-    "tool_search_call": "tsc",
-    "tool_search_output": "tso",
-    "local_shell_call_output": "lsho",
-    "shell_call_output": "sho",
-    "apply_patch_call_output": "apco",
-    "additional_tools": "at",
-    "compaction_summary": "cmp",
-    "web_search_call": "ws",
-    "file_search_call": "fs",
-    "code_interpreter_call": "ci",
-    "image_generation_call": "ig",
-    "computer_call": "cu",
-    "computer_call_output": "cuo",
-    "mcp_list_tools": "mcpl",
-    "mcp_call": "mcp",
-    "mcp_approval_request": "mcpr",
-    "mcp_approval_response": "mcpa",
-    "program": "cm",
-    "program_output": "cmo",
-    "agent_message": "amsg",
-    "agent_reasoning": "rs",
-    "configuration_update": "cu",
-}
 # Nothing refers to these by their item.
 _PLAIN: Final = frozenset({"message", "reasoning", "function_call", "function_call_output"})
 _ITEM: Final = msgspec.json.Decoder(InputItem)
@@ -112,7 +78,7 @@ def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
     renamed: dict[str, str] = {}
     for item in items:
         kind = item.type or "message"
-        made = msgspec.structs.replace(item, type=kind, id=new_id(_PREFIXES.get(kind, "item")))
+        made = msgspec.structs.replace(item, type=kind, id=new_id(prefix_of(kind)))
         if kind in CALLS or kind in HOSTED:
             made = _as_shown(item, made)
         if item.id and kind not in _PLAIN:

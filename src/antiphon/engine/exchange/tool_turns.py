@@ -25,6 +25,7 @@ from antiphon.engine.exchange.stored_items import read_history, stored_output
 from antiphon.engine.ports.hosted_tools import HostedCall, PreparedTool, ToolResult
 from antiphon.translation.call_items import sound_arguments
 from antiphon.translation.citations import Citations
+from antiphon.translation.item_kinds import prefix_of
 from antiphon.translation.tool_map import HOSTED_KINDS, CallKind, CallTarget, HostedFunction, flat_name
 from antiphon.translation.truncation import Named
 from antiphon.types.items import (
@@ -48,13 +49,6 @@ from antiphon.types.shown import Shown, ShownCall, highest_mark
 from antiphon.types.tools import ToolChoice
 from antiphon.types.views import CodeArguments
 
-_PREFIXES: Final = {
-    CallKind.FILE_SEARCH: "fs",
-    CallKind.WEB_SEARCH: "ws",
-    CallKind.CODE_INTERPRETER: "ci",
-    CallKind.MCP: "mcp",
-    CallKind.HOSTED_TOOL_SEARCH: "tsc",
-}
 _CODE: Final = msgspec.json.Decoder(CodeArguments)
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 _LIMIT: Final = "The limit of tool calls for this response is reached. Answer with what is known."
@@ -353,7 +347,8 @@ class ToolTurns:
         )
 
     def _item(self, target: CallTarget, arguments: str, prepared: PreparedTool, approval: str | None) -> HostedItem:
-        item_id, status = self._new_id(_PREFIXES[target.kind]), "in_progress"
+        searches = target.kind is CallKind.HOSTED_TOOL_SEARCH
+        item_id, status = self._new_id(prefix_of("tool_search_call" if searches else target.kind)), "in_progress"
         item: HostedItem
         if target.kind is CallKind.FILE_SEARCH:
             item = FileSearchCall(id=item_id, status=status, queries=[])
@@ -363,7 +358,7 @@ class ToolTurns:
             read = try_decode(_CODE, arguments)
             code = read.code if read is not None else arguments
             item = CodeInterpreterCall(id=item_id, status=status, code=code, container_id="")
-        elif target.kind is CallKind.HOSTED_TOOL_SEARCH:
+        elif searches:
             item = HostedToolSearchCall(id=item_id, status=status, arguments=_object(arguments))
         else:
             item = McpCall(
