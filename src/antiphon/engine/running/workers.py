@@ -356,15 +356,15 @@ class Workers:
     ) -> str:
         """Run the exchange and end the response; its outcome. Raises `NoRoom` when there is none to begin."""
         job = run.job
+        stopped = ""
         if not self._may_begin(job.attempts):
+            stopped = _STOPPED
+        elif job.attempts > 1 and await self._background.claimed_items(job.owner, job.response_id) is not None:
+            stopped = LEFT_BEHIND
+        if stopped:
             run.ending = True
-            run.failure = Failure("ours", _STOPPED, code="server_error", operation="restart")
-            await self._end(job, "server_error", _STOPPED)
-            return "failed"
-        if job.attempts > 1 and await self._background.claimed_items(job.owner, job.response_id) is not None:
-            run.ending = True
-            run.failure = Failure("ours", LEFT_BEHIND, code="server_error", operation="restart")
-            await self._end(job, "server_error", LEFT_BEHIND)
+            run.failure = Failure("ours", stopped, code="server_error", operation="restart")
+            await self._end(job, "server_error", stopped)
             return "failed"
         stream = JobStream(
             self._jobs,
