@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule, corrected
+from antiphon.errors import InvalidRequest, NotFound
 from antiphon.translation.profiles import PROFILES
 
 _GENERIC, _VLLM = PROFILES["generic"], PROFILES["vllm"]
@@ -68,3 +69,14 @@ def test_what_the_operator_knows_better_holds_for_the_learned_profile_too() -> N
     assert learned.images is False and _VLLM.images is True
     assert learned.tokenizer == _VLLM.tokenizer == "vllm"
     assert corrected(replace(route, flags={}), "default", _VLLM).profile is _VLLM
+
+
+def test_what_serves_a_model_or_requests_that_name_none() -> None:
+    named = ModelRoute(_GENERIC, models=frozenset({"here"}))
+    routes = ModelRoutes(ModelRoute(_GENERIC), (ModelRule("h*", named),))
+    assert routes.serving(None, "Name one.") is routes.default
+    assert routes.serving("here", "Name one.") is named
+    with pytest.raises(NotFound, match="hidden"):
+        routes.serving("hidden", "Name one.")
+    with pytest.raises(InvalidRequest, match=r"Name one\."):
+        ModelRoutes(ModelRoute(_GENERIC, mode="disabled")).serving(None, "Name one.")
