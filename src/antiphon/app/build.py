@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal
 
 import structlog
 
-from antiphon.api.health import ReadyProbe
 from antiphon.api.router import ReadyProbe
 from antiphon.app.data_folder import prepare_data
 from antiphon.app.extensions import make_extension_tools
