@@ -21,9 +21,9 @@ from typing import Any
 import aiohttp
 import yaml
 
-from antiphon.tools.code_interpreter.local import try_out
 from tests.support.chat_server import Answer, ChatServer, Received, answer, chunk, event, json_answer, text_stream
 from tests.support.gateway import Gateway, start_gateway
+from tests.support.sandbox_trial import trial
 
 _DOORS: dict[str, tuple[str, ...]] = {"Envoy": ("--door", "envoy"), "HTTP door": ("--door", "http")}
 _ROUNDS = 4
@@ -123,7 +123,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench tools", description="What a round of a hosted tool adds.")
     parser.add_argument("--count", type=int, default=60, help="responses of each kind (default 60)")
     given = parser.parse_args()
-    why = try_out().reason
+    why = trial().reason
     names = [name for name in _TOOLS if name != "code_interpreter" or not why]
     if why:
         print(f"code_interpreter: {why}")

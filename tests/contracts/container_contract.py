@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from antiphon.engine.ports.container_rows import (
+from antiphon.engine.ports.containers import (
     ContainerInUse,
     ContainerLost,
     ContainerRow,

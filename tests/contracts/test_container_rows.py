@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from antiphon.engine.ports.container_rows import ContainerInUse, ContainerLost, ContainerRows
+from antiphon.engine.ports.containers import ContainerInUse, ContainerLost, ContainerRows
 from antiphon.engine.ports.files import new_blob_key
 from antiphon.stores.blobs.pending import PendingRows
 from antiphon.stores.postgres.containers import PostgresContainerRows

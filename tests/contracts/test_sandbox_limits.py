@@ -19,11 +19,12 @@ import pytest
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter import disk
 from antiphon.tools.code_interpreter.disk import SandboxFailed
-from antiphon.tools.code_interpreter.local import LocalSandbox, try_out
+from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.machine import COUNTED_FILES, Machine, Room, Run
 from tests.contracts.sandbox_contract import LIMITS, MEMORY, pieces
+from tests.support.sandbox_trial import trial
 
-_reason = cache(lambda room: try_out(rooms=(room,)).reason)
+_reason = cache(lambda room: trial(rooms=(room,)).reason)
 
 HASTY = LIMITS.model_copy(update={"seconds": 1.0})
 MANY = LIMITS.model_copy(update={"files": 2_000, "disk_bytes": 32 << 20})

@@ -25,13 +25,15 @@ from typing import Any
 import pytest
 import uvloop
 
+from antiphon.engine.ports.containers import shown_path
 from antiphon.tools.code_interpreter import local, machine
-from antiphon.tools.code_interpreter.disk import SandboxFailed, shown_path
-from antiphon.tools.code_interpreter.local import LocalSandbox, try_out
+from antiphon.tools.code_interpreter.disk import SandboxFailed
+from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.machine import Room, Run, command, environment
 from tests.contracts.sandbox_contract import LIMITS, MEMORY, SandboxContract
+from tests.support.sandbox_trial import trial
 
-_here = cache(try_out)
+_here = cache(trial)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,7 +76,7 @@ for name, text in ((b'a\xff.txt', 'one'), (b'\xc3\xa9', 'two'), (b'f\xff/\xe9', 
 
 @pytest.mark.parametrize("room", ["memory", "counted"])
 async def test_files_whose_names_are_no_text_are_kept_and_can_be_read(tmp_path: Path, room: Room) -> None:
-    if local.try_out(rooms=(room,)).reason:
+    if trial(rooms=(room,)).reason:
         pytest.skip("not on this machine")
     sandbox = LocalSandbox(tmp_path / "machines", LIMITS, room=room)
     try:
@@ -103,7 +105,7 @@ async def test_files_whose_names_are_no_text_are_kept_and_can_be_read(tmp_path: 
 
 
 async def test_what_is_too_deep_to_be_kept_is_said(tmp_path: Path) -> None:
-    if local.try_out(rooms=("memory",)).reason:
+    if trial(rooms=("memory",)).reason:
         pytest.skip("not on this machine")
     sandbox = LocalSandbox(tmp_path / "machines", LIMITS, room="memory")
     try:
@@ -479,8 +481,8 @@ def test_code_cannot_break_how_code_is_sent(
 
 
 async def test_what_is_not_a_python_is_an_answer(tmp_path: Path) -> None:
-    assert "cannot be started" in try_out(str(tmp_path / "none")).reason
-    assert "broke" in try_out("/bin/true").reason
+    assert "cannot be started" in trial(str(tmp_path / "none")).reason
+    assert "broke" in trial("/bin/true").reason
     broken = LocalSandbox(tmp_path / "machines", LIMITS.model_copy(update={"python": "/bin/true"}))
     with pytest.raises(SandboxFailed):
         await broken.run("a", "1", MEMORY)
@@ -511,7 +513,7 @@ def test_a_sandbox_that_holds_nothing_in_is_found_out(
         assert one != name or part in text
         (tmp_path / one).write_text(text.replace(part, instead) if one == name else text)
     monkeypatch.setattr(machine, "_PROGRAM", tmp_path / "interpreter.py")
-    said = try_out(rooms=(room,)).reason
+    said = trial(rooms=(room,)).reason
     if name == "space.py" and (room == "counted") != ("allowed" in part):
         assert said == _reason(room)
     else:
@@ -527,7 +529,7 @@ def test_code_that_is_quicker_than_the_counter_waits_for_it(monkeypatch: pytest.
             text = text.replace(part, instead)
         (tmp_path / one).write_text(text)
     monkeypatch.setattr(machine, "_PROGRAM", tmp_path / "interpreter.py")
-    assert try_out(rooms=("counted",)).reason == ""
+    assert trial(rooms=("counted",)).reason == ""
 
 
 _SLOW_TO_HEAR = (

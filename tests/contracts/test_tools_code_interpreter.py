@@ -13,11 +13,12 @@ import pytest
 
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter.containers import ContainerRooms
-from antiphon.tools.code_interpreter.local import LocalSandbox, try_out
+from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
 from tests.contracts.tool_contract import Setup, ToolContract
 from tests.support.memory_sandbox import MemorySandbox
+from tests.support.sandbox_trial import trial
 
 GOOD = {"type": "code_interpreter", "container": {"type": "auto", "memory_limit": "1g"}}
 CALLS = [
@@ -64,7 +65,7 @@ class TestCodeInterpreterLocally(ToolContract):
 
     @pytest.fixture
     def setup(self, tmp_path: Path) -> Setup:
-        if (reason := try_out().reason) and not os.environ.get("CI"):
+        if (reason := trial().reason) and not os.environ.get("CI"):
             pytest.skip(f"there is no local sandbox on this machine: {reason}")
         sandbox = LocalSandbox(tmp_path / "machines", CodeInterpreterSettings(seconds=5.0))
 

@@ -16,11 +16,11 @@ import openai
 import pytest
 import pytest_asyncio
 
-from antiphon.tools.code_interpreter.local import try_out
 from tests.support.chat_server import Answer, ChatServer, Received, answer, chunk, completion, event, json_answer
 from tests.support.gateway import Gateway, start_gateway
 from tests.support.judge import check_response
 from tests.support.postgres import PostgresServer
+from tests.support.sandbox_trial import trial
 from tests.support.seaweed import SeaweedServer
 from tests.support.state import OWNER_KEY, SEALING_KEY
 
@@ -73,7 +73,7 @@ def _model(delta: dict[str, Any]) -> Any:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=tuple(_ARGUMENTS))
 async def way(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Way]:
-    assert not try_out().reason, "these tests need the local sandbox"
+    assert not trial().reason, "these tests need the local sandbox"
     async with ChatServer() as server:
         data = tmp_path_factory.mktemp(request.param)
         gateway = await start_gateway(server.base_url, data, *_ARGUMENTS[request.param], environ=_ENVIRON)

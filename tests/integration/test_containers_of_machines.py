@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.ports.container_rows import SharedContainers
 from antiphon.engine.ports.containers import ContainerFailed, ContainerRequest
 from antiphon.engine.ports.files import FileFields
 from antiphon.errors import StoreError
@@ -22,7 +21,7 @@ from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.tools.code_interpreter import uses
 from antiphon.tools.code_interpreter.containers import ContainerRooms
-from antiphon.tools.code_interpreter.opening import OwnersContainers
+from antiphon.tools.code_interpreter.owners import OwnersContainers
 from antiphon.tools.code_interpreter.snapshots import Snapshots
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_sandbox import MemorySandbox
@@ -59,11 +58,11 @@ class Setup:
         self.folder = folder
         self.blobs = Blobs(folder / "blobs")
         self.pending = PendingBlobs(PendingRows(PostgresTables(database)), self.blobs, lease=900.0)
-        self.shared = SharedContainers(PostgresContainerRows(PostgresTables(database)), self.pending)
+        self.shared = PostgresContainerRows(PostgresTables(database), self.pending)
         self.sandboxes = [MemorySandbox(), MemorySandbox()]
         self.rooms = [
             ContainerRooms(
-                sandbox, self.shared.rows, None, snapshots=Snapshots(sandbox, self.pending, f"machine-{number}", ROOM)
+                sandbox, self.shared, None, snapshots=Snapshots(sandbox, self.pending, f"machine-{number}", ROOM)
             )
             for number, sandbox in enumerate(self.sandboxes)
         ]
@@ -75,7 +74,7 @@ class Setup:
 
     async def named(self) -> set[str]:
         """What rows name."""
-        rows = [await self.shared.rows.get(head.id) for head in await self.shared.rows.every(OWNER)]
+        rows = [await self.shared.get(head.id) for head in await self.shared.every(OWNER)]
         return {key for row in rows if row is not None for key in row.contents.blobs}
 
     async def run(self, machine: int, container_id: str, code: str) -> tuple[str, bool]:
@@ -195,7 +194,7 @@ async def test_a_machine_waits_for_another_one_and_not_for_ever(setup: Setup, mo
     await asyncio.wait_for(setup.sandboxes[0].begun.wait(), 30)
     async with setup.rooms[1]._uses.alone(made.id, patience=0.1) as use:
         with pytest.raises(ContainerFailed, match="in use"):
-            await use.take(lambda holder, seconds: setup.shared.rows.take(made.id, holder, seconds, OWNER))
+            await use.take(lambda holder, seconds: setup.shared.take(made.id, holder, seconds, OWNER))
     waiting = asyncio.create_task(setup.run(1, made.id, "2"))
     await asyncio.sleep(0)
     running.cancel()

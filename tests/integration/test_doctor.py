@@ -504,14 +504,17 @@ async def test_a_silent_server_does_not_hold_the_doctor_for_ever(
         (Trial("the kernel has no Landlock"), "problem", "no Landlock"),
     ],
 )
-def test_what_holds_code_in_is_said(
+async def test_what_holds_code_in_is_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trial: Trial, verdict: str, said: str
 ) -> None:
-    monkeypatch.setattr(doctor_command, "try_out", lambda python, folder: trial)
+    async def try_out(python: str, folder: Path) -> Trial:
+        return trial
+
+    monkeypatch.setattr(doctor_command, "try_out", try_out)
     chosen = CodeInterpreterSettings(sandbox="local")
-    (found,) = doctor_command._sandbox(Settings(data=tmp_path, code_interpreter=chosen))
+    (found,) = [one async for one in doctor_command._sandbox(Settings(data=tmp_path, code_interpreter=chosen))]
     assert found.verdict == verdict and said in found.what
-    assert list(doctor_command._sandbox(Settings(data=tmp_path))) == []
+    assert [one async for one in doctor_command._sandbox(Settings(data=tmp_path))] == []
 
 
 def _refused(*names: str) -> list[Support]:

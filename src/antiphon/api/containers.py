@@ -11,7 +11,7 @@ Invariant: an upload that breaks off leaves no file.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -40,12 +40,10 @@ from antiphon.api.http import (
 )
 from antiphon.api.multipart import FormDecoder, Part, PartData, PartEnd, boundary
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.engine.ports.container_rows import ContainerHead
 from antiphon.engine.ports.containers import (
-    ContainerFailed,
-    ContainerFile,
+    ContainerHead,
     ContainerRequest,
-    Containers,
+    RowFile,
     memory_limit,
     read_memory,
 )
@@ -60,6 +58,7 @@ from antiphon.errors import (
     unknown_cursor,
     unsupported_parameter,
 )
+from antiphon.tools.code_interpreter import ContainerRooms
 from antiphon.types.file_kinds import media_type_of, plain_name
 from antiphon.types.json import encode
 
@@ -69,8 +68,7 @@ _MAX_MINUTES = 20
 _MAX_NAME = 256
 _MAX_FILES = 100
 _MAX_FIELD = 4 * 1024
-_T = TypeVar("_T", ContainerHead, ContainerFile)
-_Result = TypeVar("_Result")
+_T = TypeVar("_T", ContainerHead, RowFile)
 
 
 _PAGE = (limit_parameter(_LISTED, 20), ORDER, AFTER)
@@ -144,8 +142,8 @@ class ContainerFileObject(Struct, kw_only=True):
 class ContainerApi(Area):
     """The endpoints. Of the settings: how much memory a container may have, and how long an unused one lives."""
 
-    def __init__(self, containers: Containers, settings: CodeInterpreterSettings) -> None:
-        self._containers = containers
+    def __init__(self, rooms: ContainerRooms, settings: CodeInterpreterSettings) -> None:
+        self._rooms = rooms
         self._settings = settings
 
     @Route("POST", "/v1/containers", "Create a container", ContainerObject, body=CreateContainer)
@@ -163,36 +161,32 @@ class ContainerApi(Area):
         file_ids = tuple(dict.fromkeys(body.file_ids or ()))
         if len(file_ids) > _MAX_FILES:
             raise invalid_parameter("file_ids", f"at most {_MAX_FILES} files")
-        made = await _done(
-            self._containers.create(
-                request.owner,
-                ContainerRequest(
-                    body.name,
-                    read_memory("memory_limit", body.memory_limit, self._settings.memory),
-                    _idle(body.expires_after, self._settings.idle),
-                    file_ids,
-                ),
-            )
+        asked = ContainerRequest(
+            body.name,
+            read_memory("memory_limit", body.memory_limit, self._settings.memory),
+            _idle(body.expires_after, self._settings.idle),
+            file_ids,
         )
+        made = await self._rooms.create(request.owner, asked)
         return raw_response(_show(made), headers=ignored_fields(ignored))
 
     @listing("/v1/containers", "List containers", ListOf[ContainerObject], _NAME, page=_PAGE)
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/containers`: newest first unless asked otherwise."""
-        every = await self._containers.list(request.owner)
+        every = await self._rooms.list(request.owner)
         name = query_value(request, "name")
         return _page(request, [one for one in every if name is None or one.name == name], _show)
 
     @Route("GET", "/v1/containers/{}", "Get a container", ContainerObject)
     async def get(self, request: ApiRequest, container_id: str) -> ApiResponse:
         """`GET /v1/containers/{id}`."""
-        found = await self._containers.get(request.owner, container_id)
+        found = await self._rooms.get(request.owner, container_id)
         return raw_response(_show(existing(found, _no_container(container_id))))
 
     @Route("DELETE", "/v1/containers/{}", "Delete a container", Deleted[Literal["container.deleted"]])
     async def delete(self, request: ApiRequest, container_id: str) -> ApiResponse:
         """`DELETE /v1/containers/{id}`; code that runs in it is waited for."""
-        if not await self._containers.delete(request.owner, container_id):
+        if not await self._rooms.delete(request.owner, container_id):
             raise _no_container(container_id)
         return json_response({"id": container_id, "object": "container.deleted", "deleted": True})
 
@@ -219,18 +213,19 @@ class ContainerApi(Area):
             body = read_body(replace(request, body=raw), CopyFile)
             if not body.file_id:
                 raise missing_parameter("file_id")
-            made = await self._copied(request.owner, container_id, body.file_id)
-        return raw_response(_show_file(existing(made, _no_container(container_id))))
+            made = await self._rooms.put_uploaded(request.owner, container_id, body.file_id)
+        return raw_response(_show_file(container_id, existing(made, _no_container(container_id))))
 
     @listing("/v1/containers/{}/files", "List the files of a container", ListOf[ContainerFileObject], page=_PAGE)
     async def list_files(self, request: ApiRequest, container_id: str) -> ApiResponse:
         """`GET /v1/containers/{id}/files`: newest first unless asked otherwise."""
-        return _page(request, await self._files(request.owner, container_id), _show_file)
+        files = await self._files(request.owner, container_id)
+        return _page(request, files, lambda file: _show_file(container_id, file))
 
     @Route("GET", "/v1/containers/{}/files/{}", "Get a file of a container", ContainerFileObject)
     async def get_file(self, request: ApiRequest, container_id: str, file_id: str) -> ApiResponse:
         """`GET /v1/containers/{id}/files/{id}`."""
-        return raw_response(_show_file(await self._file(request.owner, container_id, file_id)))
+        return raw_response(_show_file(container_id, await self._file(request.owner, container_id, file_id)))
 
     @Route(
         "DELETE",
@@ -241,7 +236,7 @@ class ContainerApi(Area):
     async def delete_file(self, request: ApiRequest, container_id: str, file_id: str) -> ApiResponse:
         """`DELETE /v1/containers/{id}/files/{id}`."""
         await self._file(request.owner, container_id, file_id)
-        if not await _done(self._containers.remove(request.owner, container_id, file_id)):
+        if not await self._rooms.remove(request.owner, container_id, file_id):
             raise _no_file(file_id)
         return json_response({"id": file_id, "object": "container.file.deleted", "deleted": True})
 
@@ -249,89 +244,65 @@ class ContainerApi(Area):
     async def content(self, request: ApiRequest, container_id: str, file_id: str) -> ApiResponse:
         """`GET /v1/containers/{id}/files/{id}/content`: the bytes, or a range of them."""
         found = await self._file(request.owner, container_id, file_id)
-        return await show_content(request, _Content(self._containers, request.owner, found))
+        return await show_content(request, _Content(self._rooms, request.owner, container_id, found))
 
-    async def _files(self, owner: str, container_id: str) -> Sequence[ContainerFile]:
-        found = await _done(self._containers.files(owner, container_id))
-        return existing(found, _no_container(container_id))
+    async def _files(self, owner: str, container_id: str) -> Sequence[RowFile]:
+        return existing(await self._rooms.files(owner, container_id), _no_container(container_id))
 
-    async def _file(self, owner: str, container_id: str, file_id: str) -> ContainerFile:
+    async def _file(self, owner: str, container_id: str, file_id: str) -> RowFile:
         for file in await self._files(owner, container_id):
             if file.id == file_id:
                 return file
         raise _no_file(file_id)
 
-    async def _copied(self, owner: str, container_id: str, file_id: str) -> ContainerFile | None:
-        return await _done(self._containers.put_uploaded(owner, container_id, file_id))
-
-    async def _from_form(self, request: ApiRequest, container_id: str) -> ContainerFile | None:
+    async def _from_form(self, request: ApiRequest, container_id: str) -> RowFile | None:
         """The file goes into the container as it comes, and is there when the form is whole."""
-        form = _Form(request)
-        part = await form.part()
-        while part is not None and part.name not in ("file", "file_id"):
-            async for _ in form.data():
-                continue
-            part = await form.part()
+        form = _read_form(request)
+        part = None
+        async for event in form:
+            if isinstance(event, Part) and event.name in ("file", "file_id"):
+                part = event
+                break
         if part is None:
             raise missing_parameter("file")
+        content = _content(form)
         if part.name == "file_id":
-            value = b"".join([piece[:_MAX_FIELD] async for piece in form.data()])[:_MAX_FIELD]
-            await form.finish()
-            return await self._copied(request.owner, container_id, value.decode("utf-8", "replace").strip())
+            value = b"".join([piece[:_MAX_FIELD] async for piece in content])[:_MAX_FIELD]
+            file_id = value.decode("utf-8", "replace").strip()
+            return await self._rooms.put_uploaded(request.owner, container_id, file_id)
         name = plain_name(part.filename or "")
         if not name:
             raise invalid_parameter("file", "it must be a file, with a file name")
-
-        async def pieces() -> AsyncIterator[bytes]:
-            async for piece in form.data():
-                yield piece
-            await form.finish()
-
-        return await _done(self._containers.put(request.owner, container_id, name, pieces()))
+        return await self._rooms.put(request.owner, container_id, name, content)
 
 
-class _Form:
-    """The parts of a form, one after the other."""
+async def _read_form(request: ApiRequest) -> AsyncIterator[Part | PartData | PartEnd]:
+    decoder = FormDecoder(boundary(request.header("content-type")))
+    async for piece in request.pieces():
+        for event in decoder.feed(piece):
+            yield event
+    decoder.finish()
 
-    def __init__(self, request: ApiRequest) -> None:
-        self._decoder = FormDecoder(boundary(request.header("content-type")))
-        self._events = self._read(request)
 
-    async def _read(self, request: ApiRequest) -> AsyncIterator[Part | PartData | PartEnd]:
-        async for piece in request.pieces():
-            for event in self._decoder.feed(piece):
-                yield event
-        self._decoder.finish()
-
-    async def part(self) -> Part | None:
-        """The next part, or None after the last."""
-        async for event in self._events:
-            if isinstance(event, Part):
-                return event
-        return None
-
-    async def data(self) -> AsyncIterator[bytes]:
-        """The content of the part."""
-        async for event in self._events:
-            if isinstance(event, PartEnd):
-                return
-            if isinstance(event, PartData):
-                yield event.data
-
-    async def finish(self) -> None:
-        """Read the rest, which must be a form too."""
-        async for _ in self._events:
-            continue
+async def _content(form: AsyncIterator[Part | PartData | PartEnd]) -> AsyncIterator[bytes]:
+    """The content of the part that has begun. It ends with the form, which must be one to its end."""
+    async for event in form:
+        if isinstance(event, PartEnd):
+            break
+        if isinstance(event, PartData):
+            yield event.data
+    async for _ in form:
+        continue
 
 
 class _Content:
     """A file in a container as `OpenFile`. Its id changes whenever it is written, so the id is its tag."""
 
-    def __init__(self, containers: Containers, owner: str, file: ContainerFile) -> None:
-        self._containers = containers
+    def __init__(self, rooms: ContainerRooms, owner: str, container_id: str, file: RowFile) -> None:
+        self._rooms = rooms
         self._owner = owner
-        self._file = file
-        name = file.path.rpartition("/")[2]
+        self._container_id = container_id
+        name = file.shown_path.rpartition("/")[2]
         self.file = StoredFile(
             file.id, name, "container", media_type_of(name), file.size, file.id, file.created_at, None
         )
@@ -340,21 +311,14 @@ class _Content:
 
     async def read(self, start: int = 0, limit: int | None = None) -> bytes:
         """Bytes as they are now. Raises `StoreError` when the file has gone."""
-        limit = self._file.size - start if limit is None else limit
-        data = await self._containers.read(self._owner, self._file.container_id, self._file.id, start, limit)
+        limit = self.file.size - start if limit is None else limit
+        data = await self._rooms.read(self._owner, self._container_id, self.file.id, start, limit)
         if data is None:
             raise StoreError("The file is gone.")
         return data
 
     async def aclose(self) -> None:
         """Nothing is held."""
-
-
-async def _done(doing: Awaitable[_Result]) -> _Result:
-    try:
-        return await doing
-    except ContainerFailed as failure:
-        raise InvalidRequest(str(failure), code="container_error") from None
 
 
 def _idle(expiry: ContainerExpiry | None, usual: float) -> float:
@@ -395,14 +359,14 @@ def _show(container: ContainerHead) -> bytes:
     )
 
 
-def _show_file(file: ContainerFile) -> bytes:
+def _show_file(container_id: str, file: RowFile) -> bytes:
     return encode(
         ContainerFileObject(
             id=file.id,
             created_at=int(file.created_at),
             bytes=file.size,
-            container_id=file.container_id,
-            path=f"/mnt/data/{file.path}",
+            container_id=container_id,
+            path=f"/mnt/data/{file.shown_path}",
             source=file.source,
         )
     )

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from antiphon.api.endpoint import Endpoint
 from antiphon.app.outgoing import make_fetcher, make_permit
 from antiphon.config.settings import Settings
-from antiphon.engine.ports.container_rows import SharedContainers
+from antiphon.engine.ports.containers import ContainerRows
 from antiphon.engine.ports.files import FileStore
 from antiphon.observability.metrics import Metrics
 from antiphon.tools.box import LazyTool, Places, Tool, Toolbox
@@ -43,7 +43,7 @@ def make_tools(
 
 
 async def open_rooms(
-    settings: Settings, files: FileStore | None, shared: SharedContainers | None = None
+    settings: Settings, files: FileStore | None, shared: ContainerRows | None = None
 ) -> ContainerRooms | None:
     """The rooms for code; None where the settings want none, or code cannot be held in here. Raises `ConfigError`."""
     if settings.code_interpreter.sandbox == "none":

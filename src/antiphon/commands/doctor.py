@@ -99,9 +99,13 @@ def _summary(findings: list[Finding]) -> str:
 
 async def _here(settings: Settings) -> AsyncIterator[Finding]:
     """What is asked of nobody else."""
-    for check in (_data_folder, _space, _extras, _keys, _extensions, _sandbox, _envoy):
+    for check in (_data_folder, _space, _extras, _keys, _extensions):
         for finding in check(settings):
             yield finding
+    async for finding in _sandbox(settings):
+        yield finding
+    for finding in _envoy(settings):
+        yield finding
 
 
 def _data_folder(settings: Settings) -> Iterator[Finding]:
@@ -159,11 +163,11 @@ def _extensions(_: Settings) -> Iterator[Finding]:
         yield Finding(_HERE, "ok", f"installed beside Antiphon: {one}")
 
 
-def _sandbox(settings: Settings) -> Iterator[Finding]:
+async def _sandbox(settings: Settings) -> AsyncIterator[Finding]:
     chosen = settings.code_interpreter
     if chosen.sandbox == "none":
         return
-    trial = try_out(chosen.python, settings.data / "containers")
+    trial = await try_out(chosen.python, settings.data / "containers")
     if trial.reason:
         yield Finding(_HERE, "problem", f"code_interpreter: code cannot be held in here: {trial.reason}")
     elif trial.room == "counted":

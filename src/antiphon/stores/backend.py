@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Required, TypedDict
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.config.state import BlobSettings, RetentionSettings, StateSettings
-from antiphon.engine.ports.container_rows import SharedContainers
+from antiphon.engine.ports.containers import ContainerRows
 from antiphon.engine.ports.figures import StoreFigures
 from antiphon.engine.ports.files import BlobStore, FileStore
 from antiphon.engine.ports.idempotency import IdempotencyStore
@@ -135,17 +135,14 @@ class Stores(ABC):
     keys: IdempotencyStore
     usage: UsageStore
     owner_room: OwnerRoom | None
+    containers: ContainerRows | None
+    """The rows of containers in which code runs, where several machines share them; otherwise they lie in the data
+    folder."""
 
     @property
     @abstractmethod
     def figures(self) -> tuple[StoreFigures, ...]:
         """Of every database that these stores are in."""
-
-    @property
-    def containers(self) -> SharedContainers | None:
-        """Containers in which code runs, where several machines share this state; otherwise they lie in the data
-        folder."""
-        return None
 
     @abstractmethod
     def has_vectors(self) -> bool:

@@ -174,7 +174,7 @@ async def test_output_files_and_marks(setup: Setup) -> None:
     files = await setup.rooms.files("owner", await setup.container(tool()))
     assert files is not None and source.annotation == {
         "type": "container_file_citation",
-        "container_id": files[0].container_id,
+        "container_id": await setup.container(tool()),
         "file_id": files[0].id,
         "filename": "a.txt",
     }

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from antiphon.config.tools import CodeInterpreterSettings, ToolSettings
-from antiphon.engine.ports.container_rows import ContainerHead, ContainerRow, RowFile
-from antiphon.engine.ports.containers import ContainerFailed, ContainerRequest
+from antiphon.engine.ports.containers import ContainerFailed, ContainerHead, ContainerRequest, ContainerRow, RowFile
 from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError, InvalidRequest, NotFound, StoreError
@@ -23,9 +22,8 @@ from antiphon.tools.box import LazyTool, Places, Toolbox, ToolFailed
 from antiphon.tools.code_interpreter import tool as interpreter_tool
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.disk import SandboxFailed
-from antiphon.tools.code_interpreter.machine import Run
-from antiphon.tools.code_interpreter.opening import OwnersContainers
-from antiphon.tools.code_interpreter.output import Output
+from antiphon.tools.code_interpreter.machine import Output, Run
+from antiphon.tools.code_interpreter.owners import OwnersContainers
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
 from antiphon.translation.tool_map import CallKind, CallTarget

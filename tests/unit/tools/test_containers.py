@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.engine.ports.container_rows import ContainerRow, RowFile
-from antiphon.engine.ports.containers import ContainerFailed, ContainerRequest
+from antiphon.engine.ports.containers import ContainerFailed, ContainerRequest, ContainerRow, RowFile
 from antiphon.errors import StoreError
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.records import RecordedRows, Records

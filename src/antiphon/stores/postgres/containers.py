@@ -9,12 +9,12 @@ rows of the contents that it names change in one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from antiphon.engine.ports.container_rows import (
+from antiphon.engine.ports.containers import (
     ContainerHead,
     ContainerInUse,
     ContainerLost,
@@ -22,12 +22,14 @@ from antiphon.engine.ports.container_rows import (
     RowContents,
     TooManyContainers,
 )
+from antiphon.stores.blobs.pending import KEEP, LET_GO, PendingBlobs
 from antiphon.stores.pages import Row
-from antiphon.stores.tables import RowsMissing, Statement, Tables, renewed
+from antiphon.stores.tables import RowsMissing, Statement, Tables, milliseconds, renewed
 
+# In the order of `ContainerHead`.
 _HEAD = """
-id, owner, name, extract(epoch FROM created_at)::float8 AS created_at,
-extract(epoch FROM last_active_at)::float8 AS last_active_at, idle_seconds, memory, runs, process, machine
+id, owner, name, extract(epoch FROM created_at)::float8,
+extract(epoch FROM last_active_at)::float8, idle_seconds, memory, runs, process, machine
 """
 _ROW = f"{_HEAD}, contents"
 _EXPIRED = "clock_timestamp() > last_active_at + make_interval(secs => idle_seconds)"
@@ -44,7 +46,7 @@ INSERT INTO containers (
   held_by, held_until
 ) SELECT
   :id, :owner, :name, clock_timestamp(), clock_timestamp(), :idle_seconds, :memory, 0, '', '', :contents, :holder,
-  clock_timestamp() + make_interval(secs => :seconds)
+  lease_in(:lease)
 FROM ({COUNT}) AS counted WHERE counted.mine < :per_owner AND counted.every < :limit
 ON CONFLICT (id) DO NOTHING RETURNING {_ROW}
 """
@@ -54,19 +56,16 @@ GET = f"SELECT {_ROW} FROM containers WHERE id = :id AND {_OF.format(owner=':own
 EVERY = f"""
 SELECT {_HEAD} FROM containers
 WHERE (:owner::text IS NULL OR owner = :owner) AND (:expired::boolean IS NULL OR :expired = ({_EXPIRED}))
-ORDER BY containers.created_at, id
+ORDER BY created_at, id
 """
-# What is there and was not taken is somebody else's at the moment. The holder may ask again.
 _WHICH = f"id = :id AND {_OF.format(owner=':owner')} AND (NOT :expired::boolean OR {_EXPIRED})"
+# The holder may ask again.
 TAKE = f"""
-WITH taken AS (
-  UPDATE containers SET held_by = :holder, held_until = clock_timestamp() + make_interval(secs => :seconds),
-    last_active_at = CASE WHEN CAST(:owner AS text) IS NULL THEN last_active_at ELSE clock_timestamp() END
-  WHERE {_WHICH} AND (held_by IS NULL OR held_until <= clock_timestamp() OR held_by = :holder) RETURNING *
-)
-SELECT true AS mine, {_ROW} FROM taken
-UNION ALL SELECT false, {_ROW} FROM containers WHERE {_WHICH} AND NOT EXISTS (SELECT FROM taken)
+UPDATE containers SET held_by = :holder, held_until = lease_in(:lease),
+  last_active_at = CASE WHEN :owner::text IS NULL THEN last_active_at ELSE clock_timestamp() END
+WHERE {_WHICH} AND (held_by IS NULL OR held_until <= lease_now() OR held_by = :holder) RETURNING {_ROW}
 """
+IS_THERE = f"SELECT 1 FROM containers WHERE {_WHICH}"
 RENEW = """
 WITH held AS MATERIALIZED (SELECT id FROM containers WHERE held_by IN (:holders...) ORDER BY id FOR UPDATE)
 UPDATE containers c SET held_until = lease_in(:lease) FROM held
@@ -77,28 +76,21 @@ UPDATE containers SET last_active_at = clock_timestamp(), runs = :runs, process 
   contents = :contents, held_by = NULL, held_until = NULL
 WHERE id = :id AND held_by = :holder
 """
-LET_GO_OF = "UPDATE containers SET held_by = NULL, held_until = NULL WHERE id = :id AND held_by = :holder"
+STOP_HOLDING = "UPDATE containers SET held_by = NULL, held_until = NULL WHERE id = :id AND held_by = :holder"
 DELETE = "DELETE FROM containers WHERE id = :id AND held_by = :holder"
-# A content that a sweep has taken is no snapshot any more.
-CAME = "DELETE FROM pending_blobs WHERE key IN (:came...) AND lease_until > taken()"
-WENT = """
-INSERT INTO pending_blobs (key, lease_until) SELECT unnest(:went::text[]), taken()
-ON CONFLICT (key) DO UPDATE SET lease_until = taken()
-"""
-
 _READ_CONTENTS = msgspec.json.Decoder(RowContents)
 
 
 class PostgresContainerRows:
     """`ContainerRows` on tables that are somebody else's to close."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, contents: PendingBlobs | None = None) -> None:
         self._tables = tables
+        self.contents = contents
 
     async def make(self, row: ContainerRow, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
         """See `ContainerRows.make`."""
-        limits = {"limit": limit, "per_owner": per_owner}
-        named = {**_named(row, holder), "seconds": seconds, **limits}
+        named = {**_named(row, holder), "lease": milliseconds(seconds), "limit": limit, "per_owner": per_owner}
         counted: list[Row] = []
         made: list[Row] = []
         count = Statement(COUNT, named, into=counted)
@@ -119,18 +111,22 @@ class PostgresContainerRows:
     async def every(self, owner: str | None = None, *, expired: bool | None = None) -> Sequence[ContainerHead]:
         """See `ContainerRows.every`."""
         rows = await self._tables.fetch(EVERY, {"owner": owner, "expired": expired})
-        return [ContainerHead(**{name: row[name] for name in ContainerHead.__struct_fields__}) for row in rows]
+        return [ContainerHead(*row) for row in rows]
 
     async def take(
         self, container_id: str, holder: str, seconds: float, owner: str | None = None, *, expired: bool = False
     ) -> ContainerRow | None:
         """See `ContainerRows.take`."""
-        named = {"id": container_id, "holder": holder, "seconds": seconds, "owner": owner, "expired": expired}
-        rows: list[Row] = []
-        await self._tables.run([Statement(TAKE, named, into=rows)], again=True)
-        if rows and not rows[0]["mine"]:
+        which = {"id": container_id, "owner": owner, "expired": expired}
+        taken: list[Row] = []
+        take = Statement(TAKE, {**which, "holder": holder, "lease": milliseconds(seconds)}, into=taken)
+        await self._tables.run([take], again=True)
+        if taken:
+            return _row(taken[0])
+        # What is there and was not taken was somebody else's at the moment.
+        if await self._tables.fetch(IS_THERE, which):
             raise ContainerInUse
-        return _row(rows[0]) if rows else None
+        return None
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         """See `Leased.renew`."""
@@ -140,20 +136,18 @@ class PostgresContainerRows:
         self, row: ContainerRow, holder: str, *, came: Sequence[str] = (), went: Sequence[str] = ()
     ) -> None:
         """See `ContainerRows.put_back`."""
-        unit = [Statement(PUT_BACK, _named(row, holder), rows=1)]
-        if came:
-            unit.append(Statement(CAME, {"came": list(came)}, rows=len(came)))
-        await self._held([*unit, *_went(went)])
+        kept = [Statement(KEEP, {"blob": key}, rows=1) for key in came]
+        await self._held(Statement(PUT_BACK, _named(row, holder), rows=1), *kept, *_went(went))
 
     async def let_go(self, container_id: str, holder: str) -> None:
         """See `ContainerRows.let_go`."""
-        await self._tables.run([Statement(LET_GO_OF, {"id": container_id, "holder": holder})], again=True)
+        await self._tables.run([Statement(STOP_HOLDING, {"id": container_id, "holder": holder})], again=True)
 
     async def delete(self, row: ContainerRow, holder: str) -> None:
         """See `ContainerRows.delete`."""
-        await self._held([Statement(DELETE, _named(row, holder), rows=1), *_went(row.contents.blobs)])
+        await self._held(Statement(DELETE, _named(row, holder), rows=1), *_went(row.contents.blobs))
 
-    async def _held(self, unit: Sequence[Statement]) -> None:
+    async def _held(self, *unit: Statement) -> None:
         try:
             await self._tables.run(unit)
         except RowsMissing:
@@ -164,10 +158,10 @@ def _named(row: ContainerRow, holder: str) -> dict[str, Any]:
     return {**msgspec.structs.asdict(row), "contents": msgspec.json.encode(row.contents), "holder": holder}
 
 
-def _went(keys: Collection[str]) -> list[Statement]:
-    return [Statement(WENT, {"went": list(keys)})] if keys else []
+def _went(keys: Iterable[str]) -> list[Statement]:
+    return [Statement(LET_GO, {"blob": key}) for key in keys]
 
 
 def _row(row: Row) -> ContainerRow:
-    head = {name: row[name] for name in ContainerHead.__struct_fields__}
-    return ContainerRow(**head, contents=_READ_CONTENTS.decode(row["contents"]))
+    *head, contents = row
+    return ContainerRow(*head, _READ_CONTENTS.decode(contents))

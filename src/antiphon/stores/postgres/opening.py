@@ -82,17 +82,12 @@ class PostgresStores(Stores):
     signals: PostgresSignals
     groups: tuple[Groups[Any], ...]
     withdrawals: Withdrawals
-    shared_containers: SharedContainers
+    containers: PostgresContainerRows
 
     @property
     def figures(self) -> tuple[PostgresFigures, ...]:
         """Of the one database."""
         return (PostgresFigures(self.database, self.groups),)
-
-    @property
-    def containers(self) -> SharedContainers:
-        """Those of all machines that share this database and the storage of contents."""
-        return self.shared_containers
 
     def has_vectors(self) -> bool:
         """Their tables are there anyway."""
@@ -159,7 +154,7 @@ async def open_postgres(
         direct_url=direct_url,
         groups=(turns, queued, added),
         withdrawals=withdrawals,
-        shared_containers=SharedContainers(PostgresContainerRows(tables), pending),
+        containers=PostgresContainerRows(tables, pending),
     )
 
 

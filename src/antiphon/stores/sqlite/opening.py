@@ -157,6 +157,7 @@ async def open_sqlite(
             pieces=SqlitePieces(writer, readers),
         ),
         signals=AskingSignals(tables, _PACE),
+        containers=None,
         folder=folder,
         tables=tables,
         timeouts=timeouts,

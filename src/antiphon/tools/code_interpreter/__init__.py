@@ -6,9 +6,9 @@ sandbox, which needs nothing but Linux; `containers.py` keeps what belongs to wh
 is what the model sees. `interpreter.py` and `confinement.py` run inside the sandbox.
 """
 
-from antiphon.tools.code_interpreter.containers import ContainerRooms
+from antiphon.tools.code_interpreter.containers import ContainerRooms, open_rooms
 from antiphon.tools.code_interpreter.local import HOLDS, try_out
-from antiphon.tools.code_interpreter.opening import OwnersContainers, open_rooms
+from antiphon.tools.code_interpreter.owners import OwnersContainers
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
 
 __all__ = ["HOLDS", "CodeInterpreter", "ContainerRooms", "OwnersContainers", "open_rooms", "try_out"]

@@ -1,6 +1,7 @@
 """Containers: machines of a sandbox that belong to somebody, and expire.
 
-Lives here: files in from `/v1/files`, the ids of files, runs, expiry. Not here: the sandbox (`local.py`), who may use a
+Lives here: opening them where they are wanted and this machine can hold code in; files in from `/v1/files`, the ids of
+files, runs, expiry. Not here: the sandbox (`local.py`), who may use a
 container now (`uses.py`), what is known of it (`ContainerRows`), in which process code runs (`neighbours.py`), files of
 containers that several machines share (`snapshots.py`), what the model sees (`tool.py`).
 
@@ -16,28 +17,30 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import structlog
 
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.engine.ports.container_rows import (
+from antiphon.engine.ports.containers import (
+    ContainerFailed,
     ContainerHead,
+    ContainerRequest,
     ContainerRow,
     ContainerRows,
     RowFile,
-    TooManyContainers,
+    shown_path,
 )
-from antiphon.engine.ports.containers import ContainerFailed, ContainerFile, ContainerRequest
 from antiphon.engine.ports.files import FileStore, OpenFile
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import NotFound, StoreError
 from antiphon.ids import Clock, is_name, new_id, now
-from antiphon.tools.code_interpreter.disk import SandboxFailed, SandboxFile, shown_path
-from antiphon.tools.code_interpreter.local import LocalSandbox
+from antiphon.local_keys import local_key
+from antiphon.tools.code_interpreter.disk import SandboxFailed, SandboxFile
+from antiphon.tools.code_interpreter.local import HOLDS, LocalSandbox, try_out
 from antiphon.tools.code_interpreter.machine import Run
 from antiphon.tools.code_interpreter.neighbours import Neighbours
-from antiphon.tools.code_interpreter.records import PREFIX
+from antiphon.tools.code_interpreter.records import PREFIX, RecordedRows, Records
 from antiphon.tools.code_interpreter.snapshots import Snapshots
 from antiphon.tools.code_interpreter.uses import PATIENCE, InUse, Use, Uses
 
@@ -45,6 +48,7 @@ _log = structlog.get_logger(__name__)
 
 _PIECE = 1 << 20
 _MAX_NAME = 255
+_MACHINE_DIGITS = 16
 _Files = list[RowFile]
 
 
@@ -54,13 +58,13 @@ class Ran:
     were gone already; `left_behind` are paths of files that could not be brought from another machine."""
 
     run: Run
-    files: tuple[ContainerFile, ...]
+    files: tuple[RowFile, ...]
     forgot: bool = False
     left_behind: tuple[str, ...] = ()
 
 
 class ContainerRooms:
-    """`Containers` over a sandbox. `limit` is how many there may be at once, `per_owner` how many of one owner."""
+    """All containers. `limit` is how many there may be at once, `per_owner` how many of one owner."""
 
     def __init__(
         self,
@@ -96,22 +100,22 @@ class ContainerRooms:
         return new_id(PREFIX)
 
     async def create(self, owner: str, request: ContainerRequest) -> ContainerHead:
-        """See `Containers.create`."""
+        """Make a container with these files in it. Raises `ContainerFailed`, `NotFound` for a file."""
         async with self._uses.alone(self.new_container_id()) as use:
             row = await self._make(use, owner, request)
             await self._snapshots.keep(row, use)
             return row
 
     async def get(self, owner: str, container_id: str) -> ContainerHead | None:
-        """See `Containers.get`."""
+        """The container, or None."""
         return await self._rows.get(container_id, owner)
 
     async def list(self, owner: str) -> Sequence[ContainerHead]:
-        """See `Containers.list`."""
+        """All of the owner's, oldest first."""
         return await self._rows.every(owner, expired=False)
 
     async def delete(self, owner: str, container_id: str) -> bool:
-        """See `Containers.delete`."""
+        """End it and delete its files; False when there is none. Raises `ContainerFailed`."""
         if await self._rows.get(container_id, owner) is None:
             return False
         return await self.drop(container_id, owner)
@@ -140,37 +144,35 @@ class ContainerRooms:
             forgot = run.fresh and row.runs > 0
             row.runs, row.process = row.runs + 1, process
             changed = await self._look(row)
-        return Ran(run, tuple(_shown_file(row, file) for file in changed), forgot, left_behind)
+        return Ran(run, tuple(changed), forgot, left_behind)
 
-    async def files(self, owner: str, container_id: str) -> Sequence[ContainerFile] | None:
-        """See `Containers.files`."""
+    async def files(self, owner: str, container_id: str) -> Sequence[RowFile] | None:
+        """Its files, oldest first; None where there is no such container. Raises `ContainerFailed`."""
         async with self._using(owner, container_id) as row:
             if row is None:
                 return None
             if self._snapshots.is_here(row):
                 await self._look(row)
-        return [_shown_file(row, file) for file in row.contents.files]
+        return row.contents.files
 
-    async def put(self, owner: str, container_id: str, name: str, pieces: AsyncIterator[bytes]) -> ContainerFile | None:
-        """See `Containers.put`."""
+    async def put(self, owner: str, container_id: str, name: str, pieces: AsyncIterator[bytes]) -> RowFile | None:
+        """Write a file of the user's into it. Raises `ContainerFailed`."""
         async with self._using(owner, container_id) as row:
             if row is None:
                 return None
             await self._bring(row)
-            file = await self._write(row, name, pieces)
-        return _shown_file(row, file)
+            return await self._write(row, name, pieces)
 
-    async def put_uploaded(self, owner: str, container_id: str, file_id: str) -> ContainerFile | None:
-        """See `Containers.put_uploaded`."""
+    async def put_uploaded(self, owner: str, container_id: str, file_id: str) -> RowFile | None:
+        """Copy an uploaded file into it. Raises `ContainerFailed`, `NotFound` for the file."""
         async with self._using(owner, container_id) as row:
             if row is None:
                 return None
             await self._bring(row)
-            file = await self._copy(row, file_id)
-        return _shown_file(row, file)
+            return await self._copy(row, file_id)
 
     async def read(self, owner: str, container_id: str, file_id: str, start: int, limit: int) -> bytes | None:
-        """See `Containers.read`."""
+        """Bytes of a file; None when there is no such file."""
         row = await self._rows.get(container_id, owner)
         file = row.file(file_id) if row is not None else None
         if row is None or file is None:
@@ -178,7 +180,7 @@ class ContainerRooms:
         return await self._snapshots.read(row, file, start, limit)
 
     async def remove(self, owner: str, container_id: str, file_id: str) -> bool:
-        """See `Containers.remove`."""
+        """Delete a file; False when there is none. Raises `ContainerFailed`."""
         async with self._using(owner, container_id) as row:
             file = row.file(file_id) if row is not None else None
             if row is None or file is None:
@@ -196,7 +198,7 @@ class ContainerRooms:
         if self._uploaded is not None and is_name(file_id):
             found = await self._uploaded.get(owner, file_id)
         if found is None:
-            raise NotFound(f"No such File object: {file_id[:128]}", param="file_ids")
+            raise _no_file(file_id)
         return found.name
 
     async def sweep(self) -> tuple[int, ...]:
@@ -287,12 +289,7 @@ class ContainerRooms:
             await self.check_uploaded(owner, file_id)
         new = ContainerRow(use.container_id, owner, request.name, 0.0, 0.0, request.idle_seconds, request.memory)
         limits = {"limit": self._limit, "per_owner": self._per_owner}
-        try:
-            row = await use.take(lambda holder, seconds: self._rows.make(new, holder, seconds, **limits))
-        except TooManyContainers as error:
-            if error.of_owner:
-                raise ContainerFailed("You have too many containers. Delete those that you no longer need.") from None
-            raise ContainerFailed("There are too many containers at the moment. Try again later.") from None
+        row = await use.take(lambda holder, seconds: self._rows.make(new, holder, seconds, **limits))
         assert row is not None
         await self._bring(row)
         try:
@@ -317,12 +314,13 @@ class ContainerRooms:
         return changed
 
     async def _copy(self, row: ContainerRow, file_id: str) -> RowFile:
-        name = await self.check_uploaded(row.owner, file_id)
-        opened = await self._uploaded.open(row.owner, file_id) if self._uploaded is not None else None
+        opened = None
+        if self._uploaded is not None and is_name(file_id):
+            opened = await self._uploaded.open(row.owner, file_id)
         if opened is None:
-            raise NotFound(f"No such File object: {file_id[:128]}", param="file_ids")
+            raise _no_file(file_id)
         async with aclosing(opened):
-            file = await self._write(row, name, _pieces(opened))
+            file = await self._write(row, opened.file.name, _pieces(opened))
         row.contents.copied.append(file_id)
         return file
 
@@ -338,6 +336,39 @@ class ContainerRooms:
         return RowFile(new_id("cfile"), found.path, found.size, found.version, self._clock(), source)
 
 
+async def open_rooms(
+    chosen: CodeInterpreterSettings, folder: Path, files: FileStore | None, shared: ContainerRows | None = None
+) -> ContainerRooms | None:
+    """The rooms in this folder; None where the settings want none, or code cannot be held in here, which is logged.
+    `shared`: the rows that several machines share; without, all of it is in the folder.
+
+    Raises `ConfigError`.
+    """
+    if chosen.sandbox == "none":
+        return None
+    # Tried out, not believed: kernels and container runtimes differ.
+    trial = await try_out(chosen.python, folder)
+    if trial.reason:
+        _log.error("code_interpreter_unavailable", reason=trial.reason)
+        return None
+    _log.info("code_interpreter_ready", room=trial.room, holds=HOLDS[trial.room])
+    sandbox = LocalSandbox(folder / "machines", chosen, trial.room)
+    neighbours = Neighbours(sandbox, chosen, chosen.sockets)
+    await neighbours.start()
+    # A machine is named by its folder: one with another disk has no files.
+    machine = local_key(folder, "machine").decode()[:_MACHINE_DIGITS] if shared is not None else ""
+    rows = shared if shared is not None else RecordedRows(Records(folder / "records"))
+    return ContainerRooms(
+        sandbox,
+        rows,
+        files,
+        limit=chosen.containers,
+        per_owner=chosen.per_owner,
+        neighbours=neighbours,
+        snapshots=Snapshots(sandbox, rows.contents, machine, chosen.disk_bytes),
+    )
+
+
 async def _pieces(opened: OpenFile) -> AsyncIterator[bytes]:
     start = 0
     while piece := await opened.read(start, _PIECE):
@@ -345,5 +376,5 @@ async def _pieces(opened: OpenFile) -> AsyncIterator[bytes]:
         yield piece
 
 
-def _shown_file(row: ContainerRow, file: RowFile) -> ContainerFile:
-    return ContainerFile(file.id, row.id, shown_path(file.path), file.size, file.created_at, file.source)
+def _no_file(file_id: str) -> NotFound:
+    return NotFound(f"No such File object: {file_id[:128]}", param="file_ids")

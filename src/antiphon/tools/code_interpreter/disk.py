@@ -29,7 +29,6 @@ Folder = Path | int
 _MAX_DEPTH = 32
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_NO_TEXT = re.compile("\0([0-9a-f]{2})")
 _NO_UTF8 = re.compile("[\udc80-\udcff]")
 _WRITTEN_OUT = re.compile("\0([89a-f][0-9a-f])")
 
@@ -49,11 +48,6 @@ class SandboxFile:
     path: str
     size: int
     version: str
-
-
-def shown_path(path: str) -> str:
-    """The path of a file as people and models read it."""
-    return _NO_TEXT.sub(r"\\x\1", path)
 
 
 @dataclass(slots=True)
@@ -282,26 +276,23 @@ def _make_folder(name: str, parent: int, owner: int) -> None:
             os.chown(name, owner, owner, dir_fd=parent, follow_symlinks=False)
 
 
-def _open_file(name: str, parent: int) -> int:
+def _open(name: str, parent: int, flags: int, mode: int) -> int:
+    """Open what is there; what was made so that nobody may look into it gets this mode first. Raises `OSError`."""
     try:
-        return os.open(name, _FILE, dir_fd=parent)
+        return os.open(name, flags, dir_fd=parent)
     except PermissionError:
-        os.chmod(name, 0o600, dir_fd=parent)
-        return os.open(name, _FILE, dir_fd=parent)
+        os.chmod(name, mode, dir_fd=parent)
+        return os.open(name, flags, dir_fd=parent)
+
+
+def _open_file(name: str, parent: int) -> int:
+    return _open(name, parent, _FILE, 0o600)
 
 
 def _open_folder(name: str, parent: int) -> int | None:
-    try:
-        return os.open(name, _FOLDER, dir_fd=parent)
-    except PermissionError:
-        # Made so that nobody may look into it.
-        try:
-            os.chmod(name, 0o700, dir_fd=parent)
-            return os.open(name, _FOLDER, dir_fd=parent)
-        except OSError:
-            return None
-    except OSError:
-        return None
+    with suppress(OSError):
+        return _open(name, parent, _FOLDER, 0o700)
+    return None
 
 
 def _walk(folder: Folder) -> Iterator[tuple[int, str, os.stat_result | None]]:

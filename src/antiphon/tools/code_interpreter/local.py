@@ -17,12 +17,9 @@ not seen to.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import secrets
-import socket
-import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
@@ -38,7 +35,7 @@ from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.running.thread_pools import SANDBOX
 from antiphon.tools.code_interpreter import disk
 from antiphon.tools.code_interpreter.disk import SandboxFailed, SandboxFile
-from antiphon.tools.code_interpreter.machine import START_SECONDS, Machine, Room, Run, command, environment, user_of
+from antiphon.tools.code_interpreter.machine import Machine, NotStarted, Room, Run, user_of
 
 _log = structlog.get_logger(__name__)
 
@@ -172,6 +169,8 @@ class LocalSandbox:
             await machine.start(self._python)
         except BaseException as error:
             self._machines.pop(key, None)
+            if isinstance(error, NotStarted):
+                _log.error("sandbox_refused", reason=error.reason[:500])
             if not isinstance(error, OSError):
                 raise
             _log.error("sandbox_not_started", error=type(error).__name__, exc_info=True)
@@ -230,55 +229,40 @@ class Trial:
     room: Room = "memory"
 
 
-def try_out(python: str = "", folder: Path | None = None, rooms: tuple[Room, ...] = get_args(Room)) -> Trial:
-    """Try the rooms in turn. Blocks for a moment.
+async def try_out(python: str = "", folder: Path | None = None, rooms: tuple[Room, ...] = get_args(Room)) -> Trial:
+    """Try the rooms in turn.
 
     `folder` is where containers are to be: as root, it depends on who may pass there.
     """
     reasons: list[str] = []
     for room in rooms:
-        reason = _try(python or sys.executable, (folder or Path(gettempdir())).absolute(), room)
+        reason = await _try(python or sys.executable, (folder or Path(gettempdir())).absolute(), room)
         if not reason:
             return Trial("", room)
         reasons.append(reason)
     return Trial("; ".join(dict.fromkeys(reasons)))
 
 
-def _try(python: str, folder: Path, room: Room) -> str:
+async def _try(python: str, folder: Path, room: Room) -> str:
     home = folder / f"trial-{secrets.token_hex(8)}"
-    ours, theirs = socket.socketpair()
+    machine = Machine(home, _LIMITS, 1 << 30, room)
     try:
-        make_home(home)
-        # What it waits for: that its files are there, or how many it may make.
-        ours.sendall(b"g" if room == "memory" else b"8\n")
-        done = subprocess.run(
-            command(python, home, _LIMITS, 1 << 30, room, theirs.fileno()),
-            input=json.dumps({"code": _ESCAPE, "mark": ""}).encode() + b"\n",
-            capture_output=True,
-            cwd="/",
-            env=environment(home),
-            start_new_session=True,
-            timeout=START_SECONDS,
-            check=False,
-            pass_fds=(theirs.fileno(),),
-        )
-        said = json.loads(done.stdout.partition(b"\n")[0] or b"{}")
-    except subprocess.TimeoutExpired:
-        return "it did not start in time"
-    except (OSError, ValueError) as error:
+        await SANDBOX.run(make_home, home)
+        await machine.start(python)
+        run = await machine.run(_ESCAPE)
+    except NotStarted as error:
+        return error.reason
+    except (OSError, SandboxFailed) as error:
         return f"it cannot be started: {error}"
     finally:
-        ours.close()
-        theirs.close()
-        delete_home(home)
-    if "refused" in said:
-        return str(said["refused"])
-    if b"escaped:;" in done.stderr:
+        await machine.end(keep=False)
+        await SANDBOX.run(delete_home, home)
+    if "escaped:;" in run.output:
         return ""
-    found = re.search(rb"escaped:([a-z,]+);", done.stderr)
+    found = re.search(r"escaped:([a-z,]+);", run.output)
     if found:
-        return f"code inside could do what it must not: {found[1].decode()}"
-    return f"it broke: {done.stderr[-300:].decode('utf-8', 'replace').strip() or 'no answer'}"
+        return f"code inside could do what it must not: {found[1]}"
+    return f"it broke: {run.output[-300:].strip() or run.lost or 'no answer'}"
 
 
 def make_home(home: Path) -> Path:

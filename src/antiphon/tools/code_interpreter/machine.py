@@ -39,7 +39,6 @@ from antiphon.engine.running.thread_pools import SANDBOX
 from antiphon.errors import Unavailable
 from antiphon.tools.code_interpreter import disk
 from antiphon.tools.code_interpreter.disk import SandboxFailed
-from antiphon.tools.code_interpreter.output import Output
 
 Room = Literal["memory", "counted"]
 
@@ -48,7 +47,7 @@ _PROGRAM = Path(__file__).with_name("interpreter.py")
 _PICTURE = re.compile(r"picture-\d{1,9}-\d{1,3}\.png")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAX_PICTURES = 10
-START_SECONDS, _GRACE, _LOOK = 60.0, 1.0, 0.1
+_START_SECONDS, _GRACE, _LOOK = 60.0, 1.0, 0.1
 _STOP_SECONDS, _STOP_LOOK = 5.0, 0.0005
 _DESCRIPTORS = 256
 _FIRST_USER = 1_000_000_000
@@ -74,6 +73,66 @@ class Run:
     failed: bool = False
     lost: str = ""
     fresh: bool = False
+
+
+class Output:
+    """What a run prints: its beginning and its end, up to `limit` bytes together, until the mark."""
+
+    def __init__(self, limit: int) -> None:
+        self._max_head = limit * 3 // 4
+        self._max_tail = limit - self._max_head
+        self.marked = asyncio.Event()
+        self._mark = b""
+        self._begin()
+
+    def _begin(self) -> None:
+        self._head, self._tail, self._held, self._left_out = bytearray(), bytearray(), b"", 0
+
+    def begin(self, mark: bytes) -> None:
+        """A new run."""
+        self._begin()
+        self._mark = mark
+        self.marked.clear()
+
+    def feed(self, data: bytes) -> None:
+        """More of it."""
+        if self.marked.is_set():
+            return
+        data = self._held + data
+        if self._mark:
+            before, mark, _ = data.partition(self._mark)
+            if mark:
+                self._held = b""
+                self._keep(before)
+                self.marked.set()
+                return
+        # Its end may be the beginning of the mark.
+        sure = max(0, len(data) - max(0, len(self._mark) - 1))
+        self._held = data[sure:]
+        self._keep(data[:sure])
+
+    def take(self) -> str:
+        """All of it."""
+        self._keep(self._held)
+        self._held = b""
+        gap = f"\n[{self._left_out} bytes are left out here.]\n".encode() if self._left_out else b""
+        return (bytes(self._head) + gap + bytes(self._tail)).decode("utf-8", "replace")
+
+    def _keep(self, data: bytes) -> None:
+        room = self._max_head - len(self._head)
+        self._head += data[:room]
+        self._tail += data[room:] if room < len(data) else b""
+        if (over := len(self._tail) - self._max_tail) > 0:
+            del self._tail[:over]
+            self._left_out += over
+
+
+class NotStarted(SandboxFailed):
+    """The process ended, or said why it cannot give up its rights: `reason`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("The sandbox cannot be started here.")
+        self.reason = reason
 
 
 class Machine:
@@ -114,7 +173,7 @@ class Machine:
         """Start it, and wait until it has given up its rights. Raises `SandboxFailed`, `OSError`."""
         await SANDBOX.run(disk.clear, self._home / "scratch")
         self._control, theirs = socket.socketpair()
-        self._control.settimeout(START_SECONDS)
+        self._control.settimeout(_START_SECONDS)
         try:
             with theirs, os.fdopen(await self._open_requests(), "rb", 0) as requests:
                 self._process = await asyncio.create_subprocess_exec(
@@ -136,7 +195,7 @@ class Machine:
             raise
         self._reading = asyncio.create_task(self._read())
         try:
-            async with asyncio.timeout(START_SECONDS):
+            async with asyncio.timeout(_START_SECONDS):
                 if self._room == "memory":
                     await self._furnish()
                 answer = await self._answer()
@@ -146,10 +205,10 @@ class Machine:
             await self.end()
             raise
         if answer is None or answer.get("ready") is not True:
-            refused = answer.get("refused") if answer else self._output.take()
             await self.end()
-            _log.error("sandbox_refused", reason=str(refused)[:500])
-            raise SandboxFailed("The sandbox cannot be started here.")
+            if answer is None:
+                raise NotStarted(f"it broke: {self._output.take()[-300:].strip() or 'no answer'}")
+            raise NotStarted(str(answer.get("refused")))
 
     async def _open_requests(self) -> int:
         """Open the pipe that sends code to the process; the caller must close the reading end. The event loop itself

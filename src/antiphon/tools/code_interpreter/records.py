@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from antiphon.engine.ports.container_rows import (
+from antiphon.engine.ports.containers import (
     ContainerHead,
     ContainerInUse,
     ContainerLost,
@@ -130,6 +130,8 @@ class Records:
 
 class RecordedRows:
     """`ContainerRows` over records. Leases do not run out here: the kernel ends them with their process."""
+
+    contents = None
 
     def __init__(self, records: Records, clock: Clock = now) -> None:
         self._records = records

@@ -20,7 +20,7 @@ from contextlib import AsyncExitStack, aclosing
 
 import structlog
 
-from antiphon.engine.ports.container_rows import ContainerContents, ContainerRow, RowFile, SnapshotWriter
+from antiphon.engine.ports.containers import ContainerContents, ContainerRow, RowFile, SnapshotWriter
 from antiphon.engine.ports.files import BlobReader
 from antiphon.errors import StoreError
 from antiphon.tools.code_interpreter.disk import SandboxFailed

@@ -19,7 +19,7 @@ from typing import Any
 from msgspec import Raw, Struct
 
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.engine.ports.containers import ContainerFailed, ContainerFile, ContainerRequest, read_memory
+from antiphon.engine.ports.containers import ContainerFailed, ContainerRequest, RowFile, read_memory
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, Source, ToolResult
 from antiphon.errors import InvalidRequest, NotFound, invalid_value, missing_parameter, unsupported_parameter
 from antiphon.tools.box import ToolFailed
@@ -101,7 +101,7 @@ class CodeInterpreter:
             raise ToolFailed(str(failure)) from None
         if ran is None:
             raise ToolFailed("the container has expired.")
-        return _result(call, ran, self._settings.show_pictures)
+        return _result(call, choice.container_id, ran, self._settings.show_pictures)
 
     async def aclose(self) -> None:
         """End all interpreters."""
@@ -161,7 +161,7 @@ def _code(arguments: str) -> str:
     return code
 
 
-def _result(call: HostedCall, ran: Ran, show_pictures: bool) -> ToolResult:
+def _result(call: HostedCall, container_id: str, ran: Ran, show_pictures: bool) -> ToolResult:
     run = ran.run
     images = tuple("data:image/png;base64," + b64encode(png).decode() for png in run.pictures)
     outputs: list[dict[str, Any]] = [{"type": "logs", "logs": run.output}] if run.output else []
@@ -180,7 +180,7 @@ def _result(call: HostedCall, ran: Ran, show_pictures: bool) -> ToolResult:
     shown = ran.files[:_MAX_FILES]
     if shown:
         written = "\n".join(
-            f"{{cite:{number}}} /mnt/data/{unmarked(file.path)} ({file.size} bytes)"
+            f"{{cite:{number}}} /mnt/data/{unmarked(file.shown_path)} ({file.size} bytes)"
             for number, file in enumerate(shown)
         )
         more = f"\nand {len(ran.files) - len(shown)} more" if len(ran.files) > len(shown) else ""
@@ -190,17 +190,17 @@ def _result(call: HostedCall, ran: Ran, show_pictures: bool) -> ToolResult:
         "\n".join(told) or "[It printed nothing.]",
         {"outputs": outputs},
         failed=bool(run.lost),
-        sources=tuple(_source(file) for file in shown),
+        sources=tuple(_source(container_id, file) for file in shown),
         images=images if show_pictures else (),
     )
 
 
-def _source(file: ContainerFile) -> Source:
+def _source(container_id: str, file: RowFile) -> Source:
     return Source(
         {
             "type": "container_file_citation",
-            "container_id": file.container_id,
+            "container_id": container_id,
             "file_id": file.id,
-            "filename": file.path,
+            "filename": file.shown_path,
         }
     )

@@ -16,8 +16,7 @@ from itertools import count
 
 import structlog
 
-from antiphon.engine.ports.container_rows import ContainerInUse, ContainerLost, ContainerRow, ContainerRows
-from antiphon.engine.ports.containers import ContainerFailed
+from antiphon.engine.ports.containers import ContainerFailed, ContainerInUse, ContainerLost, ContainerRow, ContainerRows
 from antiphon.engine.running.leases import Leases
 from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import StoreError

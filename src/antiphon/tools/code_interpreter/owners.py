@@ -1,73 +1,26 @@
-"""The rooms for code, where they are wanted and this machine can hold code in.
+"""What an operator does with the containers of one owner, while servers use them or not.
 
-Lives here: trying it out, and putting the parts together; and what an operator does with one owner's containers, while
-servers use them or not: counting them, reading what an export holds of them, deleting them. Not here: the parts, the
-command line (`commands/admin.py`), the databases (`stores/sqlite/owner_data.py`).
+Lives here: counting them, reading what an export holds of them, deleting them. Not here: the command line
+(`commands/admin.py`), what else an owner has (`stores/sqlite/owner_data.py`).
 
 Invariant: a folder without containers gets none by being looked at.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import structlog
 from msgspec.structs import replace
 
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.engine.ports.container_rows import ContainerRow, RowFile, SharedContainers
-from antiphon.engine.ports.files import FileStore
-from antiphon.local_keys import local_key
+from antiphon.engine.ports.containers import ContainerRow, ContainerRows, RowFile
 from antiphon.tools.code_interpreter.containers import ContainerRooms
-from antiphon.tools.code_interpreter.disk import shown_path
-from antiphon.tools.code_interpreter.local import HOLDS, LocalSandbox, try_out
-from antiphon.tools.code_interpreter.neighbours import Neighbours
+from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.snapshots import Snapshots
-
-_log = structlog.get_logger(__name__)
-
-_MACHINE_DIGITS = 16
-
-
-async def open_rooms(
-    chosen: CodeInterpreterSettings, folder: Path, files: FileStore | None, shared: SharedContainers | None = None
-) -> ContainerRooms | None:
-    """The rooms in this folder; None where the settings want none, or code cannot be held in here, which is logged.
-    `shared`: the rows and snapshots that several machines share; without, all of it is in the folder.
-
-    Raises `ConfigError`.
-    """
-    if chosen.sandbox == "none":
-        return None
-    # Tried out, not believed: kernels and container runtimes differ.
-    trial = await asyncio.to_thread(try_out, chosen.python, folder)
-    if trial.reason:
-        _log.error("code_interpreter_unavailable", reason=trial.reason)
-        return None
-    _log.info("code_interpreter_ready", room=trial.room, holds=HOLDS[trial.room])
-    sandbox = LocalSandbox(folder / "machines", chosen, trial.room)
-    neighbours = Neighbours(sandbox, chosen, chosen.sockets)
-    await neighbours.start()
-    snapshots = None
-    if shared is not None:
-        # A machine is named by its folder: one with another disk has no files.
-        machine = local_key(folder, "machine").decode()[:_MACHINE_DIGITS]
-        snapshots = Snapshots(sandbox, shared.contents, machine, chosen.disk_bytes)
-    return ContainerRooms(
-        sandbox,
-        shared.rows if shared is not None else RecordedRows(Records(folder / "records")),
-        files,
-        limit=chosen.containers,
-        per_owner=chosen.per_owner,
-        neighbours=neighbours,
-        snapshots=snapshots,
-    )
-
 
 _PART = 1 << 20
 
@@ -77,11 +30,11 @@ Row = tuple[str, str, Any, dict[str, Any]]
 class OwnersContainers:
     """The containers below a data folder, or, with `shared`, those of several machines."""
 
-    def __init__(self, data: Path, shared: SharedContainers | None = None) -> None:
-        folder, limits = data / "containers", CodeInterpreterSettings()
-        self._rows = shared.rows if shared is not None else RecordedRows(Records(folder / "records"))
-        self._sandbox = LocalSandbox(folder / "machines", limits)
-        self._snapshots = Snapshots(self._sandbox, shared.contents if shared is not None else None)
+    def __init__(self, data: Path, shared: ContainerRows | None = None) -> None:
+        folder = data / "containers"
+        self._rows = shared if shared is not None else RecordedRows(Records(folder / "records"))
+        self._sandbox = LocalSandbox(folder / "machines", CodeInterpreterSettings())
+        self._snapshots = Snapshots(self._sandbox, self._rows.contents)
 
     async def count(self) -> dict[str, int]:
         """How many each owner has; those that have expired and were not swept yet count."""
@@ -94,7 +47,7 @@ class OwnersContainers:
             fields = {"name": row.name, "last_active_at": row.last_active_at, "runs": row.runs}
             rows.append(("containers", row.id, row.created_at, fields))
             for file in await self._files(row):
-                described = {"path": shown_path(file.path), "bytes": file.size, "source": file.source}
+                described = {"path": file.shown_path, "bytes": file.size, "source": file.source}
                 rows.append(("container_files", file.id, row.id, described))
         return rows
 
@@ -104,7 +57,7 @@ class OwnersContainers:
         for row in await self._rows_of(owner):
             for file in await self._files(row):
                 if file.blob or self._snapshots.is_here(row):
-                    yield row.id, shown_path(file.path), self._read(row, file)
+                    yield row.id, file.shown_path, self._read(row, file)
 
     async def delete(self, owner: str) -> int:
         """Delete the owner's containers with their files; how many. Raises `StoreError`, and `ContainerFailed` for one
