@@ -190,7 +190,7 @@ async def test_a_file_whose_name_is_no_text_is_recorded_and_shown_readably(setup
     setup.sandbox.files[container]["a\0ff.txt"] = (b"abc", 1)
     for _ in range(2):
         (file,) = await setup.rooms.files("owner", container) or ()
-        assert file.path == "a\\xff.txt"
+        assert file.shown_path == "a\\xff.txt"
         assert await setup.rooms.remove("owner", container, file.id) is True
         assert setup.sandbox.files[container] == {}
         setup.sandbox.files[container]["a\0ff.txt"] = (b"abc", 2)
@@ -198,7 +198,7 @@ async def test_a_file_whose_name_is_no_text_is_recorded_and_shown_readably(setup
     assert "{cite:0} /mnt/data/b (1 bytes)" in result.output
     (found, _) = await setup.rooms.files("owner", container) or ()
     found = next(one for one in await setup.rooms.files("owner", container) or () if one.path != "b")
-    assert found.path == "a\\xff.txt"
+    assert found.shown_path == "a\\xff.txt"
 
 
 @pytest.mark.parametrize("show", [True, False])

@@ -58,6 +58,7 @@ class TooManyContainers(ContainerFailed):
             if of_owner
             else "There are too many containers at the moment. Try again later."
         )
+        self.of_owner = of_owner
 
 
 class RowFile(Struct):
