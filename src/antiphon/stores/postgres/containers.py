@@ -163,5 +163,5 @@ def _went(keys: Iterable[str]) -> list[Statement]:
 
 
 def _row(row: Row) -> ContainerRow:
-    *head, contents = row
-    return ContainerRow(*head, _READ_CONTENTS.decode(contents))
+    named = dict(zip(ContainerRow.__struct_fields__, row, strict=True))
+    return ContainerRow(**{**named, "contents": _READ_CONTENTS.decode(named["contents"])})
