@@ -39,7 +39,6 @@ from antiphon.engine.running.background import Background
 from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError, store_refusal
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outages import Outage
-from antiphon.types.json import encode
 
 Readiness = Callable[[], Awaitable[None]]
 """Raises `StoreError` or `Unavailable` when requests should go elsewhere."""

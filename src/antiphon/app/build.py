@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 
 from antiphon.api.router import ReadyProbe
-from antiphon.app.data_folder import prepare_data
 from antiphon.app.extensions import make_extension_tools
 from antiphon.app.keys import api_keys, deployment_keys, make_sealer, owner_key, stored_bodies
 from antiphon.app.measuring import Measuring

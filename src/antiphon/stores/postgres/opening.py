@@ -16,7 +16,6 @@ from datetime import timedelta
 from typing import Any, Unpack
 
 from antiphon.config.state import StateSettings
-from antiphon.engine.ports.container_rows import SharedContainers
 from antiphon.engine.ports.figures import StoreFigures
 from antiphon.engine.ports.files import BlobStore
 from antiphon.stores.backend import MATRIX_BYTES, StoreOptions, Stores, VectorDatabase
