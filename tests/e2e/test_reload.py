@@ -69,7 +69,8 @@ def envoys(gateway: Gateway) -> list[int]:
     """The process ids of the Envoys that run."""
     pid = gateway.process.pid
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if "envoy" in Path(f"/proc/{child}/cmdline").read_text().split("\0")[0]]
+    names = {child: Path(Path(f"/proc/{child}/cmdline").read_text().split("\0")[0]).name for child in children}
+    return [int(child) for child, name in names.items() if "envoy" in name]
 
 
 async def served(gateway: Gateway) -> None:

@@ -9,6 +9,11 @@ spoken to until then would abort it. How long a drain may take is not known at t
 Envoys (`guard.py`), and the parent ends them by SIGINT. An Envoy that follows one which died begins anew. Linux alone
 has all this, where there is shared memory (`/dev/shm`).
 
+An Envoy that is killed in its start leaves a mark in the shared memory, at which every further one ends. Only an Envoy
+takes the mark away: one with the number 0 makes the memory of its base id anew. So before the next try one without
+listeners starts and ends (`renewing_command`), with another socket than the Envoy that serves, which keeps the memory
+it has.
+
 Invariant: only this user can speak to a running Envoy about its restart.
 """
 
@@ -33,7 +38,6 @@ _LOG = '{"timestamp":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l","logger":"envoy.%n","m
 _FLUSH_MILLISECONDS = "200"
 _VALIDATE_SECONDS = 30.0
 _SHARED = Path("/dev/shm")
-_SHARED_BYTES, _FLAGS_AT = 104, 96
 _BASE = "envoy-base"
 """The file in a run's folder with the base id of its Envoys."""
 RELEASE_SECONDS = 3
@@ -42,16 +46,17 @@ _COUNTERS_SECONDS = "1s"
 
 
 class EnvoyProcess:
-    """How the Envoy of one generation is started, again where it died. `follows`: base id and number of the one whose
-    place it takes when it is started first."""
+    """How the Envoy of one generation is started, again where it died. When it is started first it takes the place of
+    the Envoy of the generation before (`_follows`)."""
 
     def __init__(self, binary: Path, version: EnvoyVersion, settings: Settings, folder: Path, shared: Path) -> None:
         self._command = [str(binary), "-c", str(folder / "envoy.yaml"), *_options(settings, shared)]
         self._version = version
         self._config = folder / "envoy.yaml"
         self._base = shared / _BASE
-        self._follows: tuple[str, int] | None = None
+        self._follows: EnvoyProcess | None = None
         self._epoch = 0
+        self._was_followed = False
 
     @classmethod
     async def prepare(cls, settings: Settings, folder: Path, shared: Path, former: EnvoyProcess | None) -> EnvoyProcess:
@@ -61,7 +66,11 @@ class EnvoyProcess:
         made = cls(binary, version, settings, folder, shared)
         made.write(settings)
         if former is not None:
-            made._follows = former._place()
+            if not former._base_id():
+                raise ConfigError(
+                    "this Envoy knows no hot restart (it takes Linux, and a /dev/shm to write in): restart"
+                )
+            made._follows = former
             await asyncio.to_thread(made._validate, settings)
         return made
 
@@ -71,13 +80,28 @@ class EnvoyProcess:
         whole["stats_flush_interval"] = _COUNTERS_SECONDS
         write_private(self._config, fill_in_secret(to_yaml(whole), settings))
 
+    @property
+    def renewing_admin(self) -> str:
+        """The admin port of the Envoy that makes the shared memory anew."""
+        return f"unix:{self._base.parent}/new.sock"
+
+    def renewing_command(self) -> list[str] | None:
+        """The command of the Envoy that makes the shared memory anew before the next start; None where it need not."""
+        if self._follows is None or not self._follows._was_followed:
+            return None
+        config = f"admin: {{address: {{pipe: {{path: {self.renewing_admin.removeprefix('unix:')}}}}}}}"
+        # The other socket's name is as long as that of the one that serves: there is no more room.
+        own = ["--config-yaml", config, "--socket-path", str(self._base.with_name("new")), "--log-level", "error"]
+        return [self._command[0], *own, "--base-id", self._base_id(), "--restart-epoch", "0", "--concurrency", "1"]
+
     def next_command(self) -> list[str]:
         """The command of the next start."""
-        if self._follows is not None:
-            (base, number), self._follows = self._follows, None
-            self._epoch = number + 1
-            _allow_another_try(_shared_memory(base))
-            chosen = ["--base-id", base]
+        former, self._follows = self._follows, None
+        self._was_followed = False
+        if former is not None:
+            former._was_followed = True
+            self._epoch = former._epoch + 1
+            chosen = ["--base-id", self._base_id()]
         elif not os.access(_SHARED, os.W_OK | os.X_OK):
             # Some containers have none; settings that change take a restart there.
             self._base.write_text("")
@@ -89,10 +113,8 @@ class EnvoyProcess:
             chosen = ["--use-dynamic-base-id", "--base-id-path", str(self._base)]
         return [*self._command, *chosen, "--restart-epoch", str(self._epoch)]
 
-    def _place(self) -> tuple[str, int]:
-        if not (base := self._base.read_text().strip()):
-            raise ConfigError("this Envoy knows no hot restart (it takes Linux, and a /dev/shm to write in): restart")
-        return base, self._epoch
+    def _base_id(self) -> str:
+        return self._base.read_text().strip()
 
     def forget(self) -> None:
         """Take away the shared memory that an Envoy leaves behind."""
@@ -112,19 +134,7 @@ def forget(shared: Path) -> None:
     """Take away the shared memory of the Envoys of the run that has this folder: they are gone."""
     with contextlib.suppress(OSError):
         if base := (shared / _BASE).read_text().strip():
-            _shared_memory(base).unlink()
-
-
-def _shared_memory(base: str) -> Path:
-    return _SHARED / f"envoy_shared_memory_{base}0"
-
-
-def _allow_another_try(memory: Path) -> None:
-    """An Envoy that was killed before it had started leaves a mark there, at which each further one would end."""
-    with contextlib.suppress(OSError), memory.open("r+b") as opened:
-        if memory.stat().st_size == _SHARED_BYTES:
-            opened.seek(_FLAGS_AT)
-            opened.write(bytes(_SHARED_BYTES - _FLAGS_AT))
+            (_SHARED / f"envoy_shared_memory_{base}0").unlink()
 
 
 def _options(settings: Settings, shared: Path) -> list[str]:

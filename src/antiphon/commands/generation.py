@@ -150,16 +150,20 @@ class Generation:
         # The sidecars first: Envoy's first health check then finds them.
         await poll(self._all_serving, "the sidecar processes", _worker_start(settings))
 
-        async def start() -> Child:
-            return await Child.start(
-                ENVOY,
-                binary.next_command(),
-                envoy_environment(settings),
-                pipe=self._around.pipe,
-                write_line=self._take_line,
-                foreign=True,
-            )
+        def run(command: list[str]) -> Awaitable[Child]:
+            environ, pipe = envoy_environment(settings), self._around.pipe
+            return Child.start(ENVOY, command, environ, pipe=pipe, write_line=self._take_line, foreign=True)
 
+        async def start() -> Child:
+            return await run(binary.next_command())
+
+        if (command := binary.renewing_command()) is not None:
+            renewing, its_admin = await run(command), EnvoyAdmin(binary.renewing_admin)
+            try:
+                await poll(its_admin.is_live, "the Envoy that makes the shared memory anew")
+            finally:
+                its_admin.close()
+                await renewing.stop(_STOP_SECONDS, foreign=True)
         self.envoy = self._supervise(ENVOY, start, is_ready=admin.is_live, is_alive=admin.is_live)
         await poll(admin.is_live, "Envoy")
         if former is not None:
