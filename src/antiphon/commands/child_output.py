@@ -15,7 +15,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.observability.log_lines import console_line, render, stamp
 from antiphon.observability.logs import write_line
@@ -46,7 +45,6 @@ class ChildOutput:
         self._heard = heard
         self._console = settings.log.format == "console"
         self._colors = self._console and sys.stderr.isatty()
-        self._door = settings.door
         self._failing: set[str] = set()
         self.everything_is_ready = False
         """Once true, this class forwards the reason for a child's end."""
@@ -54,15 +52,11 @@ class ChildOutput:
         """The names of the workers that said they listen; who starts one again takes its name out."""
         self.cut = 0
         """The number of requests that workers reported as cut at their end."""
-        self.port = 0
-        """Where the HTTP door listens, once a worker of it has said so."""
 
     def take(self, name: str, line: str) -> None:
         """Forward a line of a child; a worker's first line says that it listens, which is ours to tell."""
         if line.startswith(("ready: ", "serving: ")):
             self.serving.add(name)
-            if self._door == "http":
-                self.port = parse_address(line.removeprefix("ready: http://").removesuffix("/v1"))[1]
             return
         if name == ENVOY and self._heard(line):
             return

@@ -60,9 +60,9 @@ class EnvoyAdmin:
         stopped = await self._stat("^listener_manager\\.listener_stopped$", _SECONDS)
         return stopped is None or stopped > 0
 
-    async def requests_in_flight(self, stat_prefix: str, seconds: float) -> int:
-        """Requests on the listener with this prefix that Envoy has not answered whole; 0 when Envoy is gone."""
-        return await self._stat(f"^http\\.{stat_prefix}\\.downstream_rq_active$", seconds) or 0
+    async def requests_in_flight(self, seconds: float) -> int:
+        """Requests on the public listener that Envoy has not answered whole; 0 when Envoy is gone."""
+        return await self._stat("^http\\.antiphon\\.downstream_rq_active$", seconds) or 0
 
     def close(self) -> None:
         """Ask no more."""

@@ -49,7 +49,7 @@ from antiphon.errors import AntiphonError
 from antiphon.types.transport import SECRET_HEADER
 
 if TYPE_CHECKING:
-    from antiphon.commands.up_metrics import UpMetrics
+    from antiphon.commands.up_metrics import MergedMetrics
 
 _log = structlog.get_logger(__name__)
 
@@ -73,7 +73,7 @@ class Surroundings:
     folder: Path
     pipe: ParentPipe
     port: HeldPort
-    metrics: UpMetrics | None
+    metrics: MergedMetrics | None
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
 
@@ -152,7 +152,7 @@ class Generation:
 
         def run(command: list[str]) -> Awaitable[Child]:
             environ, pipe = envoy_environment(settings), self._around.pipe
-            return Child.start(ENVOY, command, environ, pipe=pipe, write_line=self._take_line, foreign=True)
+            return Child.start(ENVOY, command, environ, pipe=pipe, write_line=self._output.take, foreign=True)
 
         async def start() -> Child:
             return await run(binary.next_command())
@@ -223,7 +223,7 @@ class Generation:
             text = await ask(private, path, seconds, headers=headers, tls=tls)
             # What answered after a replacement may be either of the two.
             if text is not None and metrics is not None and process.life == life:
-                metrics.take(self.number, process, text.decode())
+                metrics.take(f"{self.number} {name}", life, text.decode())
             return text is not None
 
         process = self._supervise(name, start, is_ready=is_ready, is_alive=is_alive)
@@ -236,8 +236,8 @@ class Generation:
         files = [one.fileno() for one in sockets]
         words = [sys.executable, "-m", "antiphon", *command, "--config", str(file)]
         words += ["--sockets", ",".join(map(str, files))] if files else []
-        environ = worker_environment(self.settings)
-        return await Child.start(name, words, environ, pipe=self._around.pipe, write_line=self._take_line, files=files)
+        environ, write_line = worker_environment(self.settings), self._output.take
+        return await Child.start(name, words, environ, pipe=self._around.pipe, write_line=write_line, files=files)
 
     def _supervise(
         self,
@@ -261,9 +261,6 @@ class Generation:
         self._keeping.add(task)
         task.add_done_callback(gave_up)
         return process
-
-    def _take_line(self, name: str, line: str) -> None:
-        self._output.take(name, line)
 
     def _pass_on(self, line: str) -> bool:
         """Pass a line of Envoy's to the sidecars if it is for them; return whether it is."""
@@ -363,7 +360,7 @@ class Generation:
 
     async def requests_in_flight(self) -> int:
         """How many requests Envoy has not answered whole; 0 where there is no Envoy."""
-        return await self._admin.requests_in_flight("antiphon", self._hurry()) if self._admin is not None else 0
+        return await self._admin.requests_in_flight(self._hurry()) if self._admin is not None else 0
 
     @property
     def cut(self) -> int:
@@ -423,7 +420,13 @@ class Generation:
         await self.stop_workers()
         shutil.rmtree(self._folder, ignore_errors=True)
         if self._around.metrics is not None:
-            self._around.metrics.forget(self.number, self.workers)
+            self.forget_ended(self._around.metrics)
+
+    def forget_ended(self, metrics: MergedMetrics) -> None:
+        """The counts of workers that ended stay, and their gauges go."""
+        for process in self.workers:
+            ended = process.child is not None and process.child.status is not None
+            metrics.forget(f"{self.number} {process.name}", process.life + ended)
 
     def forget(self) -> None:
         """There is no further generation: take away what Envoy leaves for one."""

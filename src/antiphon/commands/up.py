@@ -38,7 +38,7 @@ from antiphon.local_keys import prepare_data
 from antiphon.observability.logs import configure
 
 if TYPE_CHECKING:
-    from antiphon.commands.up_metrics import UpMetrics
+    from antiphon.commands.up_metrics import MergedMetrics
 
 _log = structlog.get_logger(__name__)
 
@@ -260,23 +260,24 @@ class _Up:
     # Numbers
 
     @asynccontextmanager
-    async def _showing_metrics(self) -> AsyncIterator[UpMetrics | None]:
+    async def _showing_metrics(self) -> AsyncIterator[MergedMetrics | None]:
         listen = self._settings.metrics.listen
         if listen is None:
             yield None
             return
         # Most gateways need not load this.
         from antiphon.commands.metrics_listener import metrics_listener
-        from antiphon.commands.up_metrics import UpMetrics
+        from antiphon.commands.up_metrics import MergedMetrics, own_counts
 
-        metrics = UpMetrics()
+        metrics = MergedMetrics()
 
         async def measured() -> bytes:
             shown = [one for one in (self._now, self._former) if one is not None]
             workers = [process for one in shown for process in one.workers]
             await asyncio.gather(*(process.is_alive(_MEASURE_SECONDS) for process in workers))
-            now = self._now
-            return metrics.render(now.number if now else 0, now.processes if now else (), self._counts)
+            if self._now is not None:
+                self._now.forget_ended(metrics)
+            return metrics.render(own_counts(self._now.processes if self._now is not None else (), self._counts))
 
         async with metrics_listener(listen, measured) as at:
             _log.info("metrics", listen=at)

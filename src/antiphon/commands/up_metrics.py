@@ -37,8 +37,9 @@ _COUNTED = ("counter", "histogram", "summary")
 
 
 class MergedMetrics:
-    """What was read of every process, by its name. A name has one process at a time; each of them is a life of it,
-    numbered as they were started."""
+    """What was read of every process, by its name (with the number of its generation). A name has one process at a
+    time; each of them is a life of it, numbered as they were started. A process that ended is counted with what it had
+    counted, and shown no more."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[str, str]] = {}
@@ -118,39 +119,13 @@ class _Fixed(Collector):
         return self._metrics
 
 
-class UpMetrics:
-    """Processes of several generations have the same names, which the numbers of these tell apart. A process that ended
-    is counted with what it had counted, and shown no more."""
-
-    def __init__(self) -> None:
-        self._merged = MergedMetrics()
-
-    def take(self, generation: int, process: Supervised, text: str) -> None:
-        """A worker's text."""
-        self._merged.take(_key(generation, process), process.life, text)
-
-    def forget(self, generation: int, processes: Iterable[Supervised]) -> None:
-        """These have ended for good."""
-        for process in processes:
-            self._merged.forget(_key(generation, process), process.life + 1)
-
-    def render(self, generation: int, processes: Iterable[Supervised], reloads: ReloadCounts) -> bytes:
-        """The metrics of all workers as one, and our own; these are the processes of this generation."""
-        restarts = CounterMetricFamily(RESTARTS.name, RESTARTS.text, labels=tuple(RESTARTS.labels))
-        for process in processes:
-            ended = process.child is not None and process.child.status is not None
-            self._merged.forget(_key(generation, process), process.life + ended)
-            restarts.add_metric((process.name, "died"), process.died)
-            restarts.add_metric((process.name, "hung"), process.hung)
-        return self._merged.render([restarts, *_of_reloads(reloads)])
-
-
-def _key(generation: int, process: Supervised) -> str:
-    return f"{generation} {process.name}"
-
-
-def _of_reloads(reloads: ReloadCounts) -> list[Metric]:
+def own_counts(processes: Iterable[Supervised], reloads: ReloadCounts) -> list[Metric]:
+    """What the parent counts itself: how often processes were replaced, and what came of changes of settings."""
+    restarts = CounterMetricFamily(RESTARTS.name, RESTARTS.text, labels=tuple(RESTARTS.labels))
+    for process in processes:
+        restarts.add_metric((process.name, "died"), process.died)
+        restarts.add_metric((process.name, "hung"), process.hung)
     counted = CounterMetricFamily(RELOADS.name, RELOADS.text, labels=tuple(RELOADS.labels))
     for result, count in reloads.results.items():
         counted.add_metric((result,), count)
-    return [counted, gauge(RELOADED, float(reloads.last == "accepted"))]
+    return [restarts, counted, gauge(RELOADED, float(reloads.last == "accepted"))]

@@ -20,11 +20,13 @@ class SidecarEndpoint:
 
 
 def endpoints(settings: Settings) -> list[SidecarEndpoint]:
-    """Where each worker listens: `-0` in a socket's name, or the port, counts up."""
-    return [
-        SidecarEndpoint(numbered(settings.sidecar.grpc, number), numbered(settings.sidecar.http, number))
-        for number in range(settings.workers)
-    ]
+    """Where each worker listens."""
+    return [endpoint(settings, number) for number in range(settings.workers)]
+
+
+def endpoint(settings: Settings, number: int) -> SidecarEndpoint:
+    """Where the worker of this number listens."""
+    return SidecarEndpoint(numbered(settings.sidecar.grpc, number), numbered(settings.sidecar.http, number))
 
 
 def numbered(address: str, number: int) -> str:

@@ -1,0 +1,118 @@
+"""What `antiphon serve` and `antiphon extproc` have in common: one process that serves, alone or as a worker of `up`.
+
+Lives here: from the settings to an app, what runs beside the doors, and the end. Not here: the doors and how they drain
+(`serve.py`, `extproc.py`), signals (`process.py`).
+
+Invariant: however it ends, the doors are closed before the app.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from antiphon.app.build import App, Door, build
+from antiphon.commands.flags import settings_file, settings_of
+from antiphon.commands.metrics_listener import metrics_listener
+from antiphon.commands.orders import Obey, obeying, own_end
+from antiphon.commands.process import StopSignals, collect_by_time, keep_what_there_is, run_loop
+from antiphon.commands.reloading import SettingsFile, saying_that_a_restart_is_needed
+from antiphon.commands.service_manager import tell
+from antiphon.commands.upstream_warnings import asking_upstreams
+from antiphon.config.settings import Settings
+from antiphon.observability.logs import configure
+
+if TYPE_CHECKING:
+    from antiphon.doors.extproc.server import ExtProcDoor
+    from antiphon.doors.http.server import HttpDoor
+
+
+class ServingProcess:
+    """One that has an app and serves it."""
+
+    def __init__(
+        self,
+        arguments: argparse.Namespace,
+        settings: Settings,
+        file: SettingsFile | None,
+        signals: StopSignals,
+        app: App,
+    ) -> None:
+        self.arguments, self.settings, self.signals, self.app = arguments, settings, signals, app
+        self._file = file
+        self._doors: tuple[ExtProcDoor | HttpDoor, ...] = ()
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether `antiphon up` has started it, and tells it what to do."""
+        return self.arguments.parent_pipe is not None
+
+    @asynccontextmanager
+    async def closing(self, *doors: ExtProcDoor | HttpDoor) -> AsyncIterator[None]:
+        """Close these doors and the app at the end."""
+        self._doors = doors
+        try:
+            yield
+        finally:
+            await self._close_doors()
+            await self.app.aclose()
+
+    @asynccontextmanager
+    async def hearing(self, metrics: str | None, give_way: Callable[[], object], orders: Obey) -> AsyncIterator[None]:
+        """While this lasts, numbers are shown at the address `metrics`, and the process hears its parent's orders, or
+        of settings that changed. `give_way`: what its doors do when another process takes its place."""
+
+        def yield_place(_: dict[str, Any]) -> None:
+            give_way()
+            self.app.workers.retire()
+            self.signals.replace(self.settings.timeouts.response)
+
+        telemetry, loop = self.app.context.telemetry, asyncio.get_running_loop()
+        if self.is_worker:
+            told = obeying(own_end(), {"give_way": yield_place, **orders})
+        else:
+            watched = self._file if self.settings.reload.watch else None
+            told = saying_that_a_restart_is_needed(self.signals.hangup, watched)
+        asking = asking_upstreams(self.settings) if self.arguments.ask_upstreams else nullcontext()
+        async with metrics_listener(metrics, telemetry.metrics, self.app.ready), asking, told:
+            keep_what_there_is()
+            collect_by_time(loop.call_later)
+            telemetry.endings.by_time(loop)
+            yield
+
+    async def until_stopped(self, drain: Callable[[], Awaitable[bool]]) -> int:
+        """Serve until a signal comes, drain, and close the doors. The exit status."""
+        tell("READY=1")
+        drained = await self.signals.wait_and_drain(drain, self.app.context.admission)
+        # What is cut is in the numbers, and these can still be asked for.
+        await self._close_doors()
+        return 0 if drained else 1
+
+    async def _close_doors(self) -> None:
+        self.signals.closing()
+        await self.app.give_back()
+        await asyncio.gather(*(door.aclose() for door in self._doors))
+
+
+def run_serving(
+    arguments: argparse.Namespace,
+    door: Door,
+    check: Callable[[Settings], object],
+    serve: Callable[[ServingProcess], Awaitable[int]],
+) -> int:
+    """Serve as `serve` does; `check` looks at the settings where no parent has. The exit status."""
+    file = SettingsFile.of(settings_file(arguments))
+    settings = settings_of(arguments)
+    configure(settings.log.level, settings.log.format)
+    if arguments.parent_pipe is None:
+        check(settings)
+
+    async def run() -> int:
+        signals = StopSignals(arguments.parent_pipe, settings.timeouts.drain)
+        app = await signals.unless_stopped(build(settings, door=door))
+        return 0 if app is None else await serve(ServingProcess(arguments, settings, file, signals, app))
+
+    return run_loop(run())
