@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from antiphon.envoy.local_replies import mapper, where
-from antiphon.envoy.messages import Config
+from antiphon.envoy.local_replies import mapper
+from antiphon.envoy.messages import Config, where
 from antiphon.envoy.routes import NOT_FOUND, NOTHING, NOWHERE
 
 Parts = dict[str, Any]
@@ -49,8 +49,10 @@ def beside_others(found: Parts) -> Parts:
 
 
 def _only(ours: str, entry: Config) -> Config:
-    """The entry, limited to our clusters. Its own filter comes first, because it is cheap."""
-    chosen = entry["filter"]
+    """The entry, limited to our clusters. Its own filter, where it has one, comes first, because it is cheap."""
+    chosen = entry.get("filter")
+    if chosen is None:
+        return {**entry, "filter": where(ours)}
     filters = chosen["and_filter"]["filters"] if "and_filter" in chosen else [chosen]
     return {**entry, "filter": {"and_filter": {"filters": [*filters, where(ours)]}}}
 

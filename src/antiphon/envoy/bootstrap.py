@@ -27,7 +27,17 @@ from antiphon.envoy.clusters import clusters
 from antiphon.envoy.cors import cors_filters, cors_policy
 from antiphon.envoy.failure_lines import early_ends, failure_lines
 from antiphon.envoy.local_replies import REQUEST_ID, local_replies
-from antiphon.envoy.messages import FULL_DUPLEX, Config, address, http_filter, listener, router, typed
+from antiphon.envoy.messages import (
+    FULL_DUPLEX,
+    Config,
+    address,
+    early_headers,
+    http_filter,
+    http_manager,
+    listener,
+    log_lines,
+    typed,
+)
 from antiphon.envoy.own_metrics import metrics_cluster, metrics_listener
 from antiphon.envoy.picker import is_picked, stripped
 from antiphon.envoy.picker_listener import picker_listeners
@@ -105,9 +115,12 @@ _Dumper.add_representer(str, _text)
 
 def connection_manager(settings: Settings) -> Config:
     """The public listener's HTTP connection manager."""
-    manager = typed(
-        "filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix="antiphon",
+    manager = http_manager(
+        "antiphon",
+        public_routes(settings, to_nowhere=bool(settings.cors.origins)),
+        name="public",
+        filters=[*cors_filters(settings), _readiness(), extproc_filter(settings)],
+        host=virtual_host(settings),
         # Silence ends a stream after 5 minutes by default, in every phase; keep-alive comments come every 15 s.
         stream_idle_timeout="3600s",
         request_timeout="0s",
@@ -123,18 +136,6 @@ def connection_manager(settings: Settings) -> Config:
         early_header_mutation_extensions=[_strip_trust(settings)],
         upgrade_configs=[{"upgrade_type": "websocket", "enabled": False}],
         local_reply_config=local_replies(),
-        http_filters=[*cors_filters(settings), _readiness(), extproc_filter(settings), router()],
-        route_config={
-            "name": "public",
-            "virtual_hosts": [
-                {
-                    "name": "all",
-                    "domains": ["*"],
-                    **virtual_host(settings),
-                    "routes": public_routes(settings, to_nowhere=bool(settings.cors.origins)),
-                }
-            ],
-        },
     )
     manager.update(tracing(settings, begins=True))
     manager["access_log"] = [failure_lines(), early_ends(), *([_access_log()] if settings.envoy.access_log else [])]
@@ -217,9 +218,9 @@ def overload_manager(settings: Settings) -> Config:
 
 def model_door(settings: Settings) -> Config:
     """The private listener through which the sidecar makes its own model calls."""
-    manager = typed(
-        "filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix="model_door",
+    manager = http_manager(
+        "model_door",
+        model_door_routes(settings),
         stream_idle_timeout="3600s",
         # An upstream that breaks off is known to the sidecar, and so to the client, 1 s late by default.
         delayed_close_timeout="0.25s",
@@ -227,11 +228,6 @@ def model_door(settings: Settings) -> Config:
         merge_slashes=True,
         # What a native upstream answers passes untouched: Envoy's own words in its place must be error objects too.
         local_reply_config=local_replies(to_sidecar=True),
-        http_filters=[router()],
-        route_config={
-            "name": "model_door",
-            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": model_door_routes(settings)}],
-        },
     )
     manager.update(tracing(settings, begins=False))
     door = listener("model_door", settings.place(settings.sidecar.model_door), manager)
@@ -285,13 +281,7 @@ def _strip_trust(settings: Settings) -> Config:
     mutations: list[Config] = [prefix, *(stripped() if is_picked(settings) else [])]
     if not settings.owner.header.startswith("x-antiphon-"):
         mutations.append({"remove": settings.owner.header})
-    return {
-        "name": "strip_trust",
-        "typed_config": typed(
-            "http.early_header_mutation.header_mutation.v3.HeaderMutation",
-            mutations=mutations,
-        ),
-    }
+    return early_headers("strip_trust", mutations)
 
 
 def _access_log() -> Config:
@@ -308,10 +298,7 @@ def _access_log() -> Config:
         "input_tokens": "%DYNAMIC_METADATA(antiphon:input_tokens)%",
         "output_tokens": "%DYNAMIC_METADATA(antiphon:output_tokens)%",
     }
-    return {
-        "name": "stdout",
-        "typed_config": typed("access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": parts}),
-    }
+    return log_lines("stdout", parts)
 
 
 def _seconds(seconds: float) -> str:

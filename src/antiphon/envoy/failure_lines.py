@@ -15,7 +15,7 @@ Invariant: a request that the sidecar has a line of has no line `request` here.
 
 from __future__ import annotations
 
-from antiphon.envoy.messages import Config, typed
+from antiphon.envoy.messages import Config, log_lines
 from antiphon.types.transport import ENDED_EARLY
 
 _RESET_BEFORE = "response.code_details.startsWith('upstream_reset_before_response_started')"
@@ -66,7 +66,7 @@ def failure_lines() -> Config:
         "path": "%REQ(X-ENVOY-ORIGINAL-PATH?:PATH):256%",
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
-    return _lines("failures", _FAILED, parts)
+    return log_lines("failures", parts, _FAILED)
 
 
 def early_ends() -> Config:
@@ -85,7 +85,7 @@ def early_ends() -> Config:
         "model": "%DYNAMIC_METADATA(antiphon:model)%",
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
-    lines = _lines("early_ends", f"{_RELAYED} && ({_LEFT} || {_CUT})", parts)
+    lines = log_lines("early_ends", parts, f"{_RELAYED} && ({_LEFT} || {_CUT})")
     # What went well has no flag, and costs no look at the expression.
     lines["filter"] = {"and_filter": {"filters": [{"response_flag_filter": {}}, lines["filter"]]}}
     return lines
@@ -109,13 +109,4 @@ def failed_tries(upstream: str, head_seconds: float) -> Config:
         "seconds": f"%TYPED_CEL({_SECONDS})%",
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
-    return _lines("failed_tries", f"response.code == 429 || response.code >= 500 || {silent}", parts)
-
-
-def _lines(name: str, expression: str, parts: Config) -> Config:
-    chosen = typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=expression)
-    return {
-        "name": name,
-        "filter": {"extension_filter": {"name": "cel", "typed_config": chosen}},
-        "typed_config": typed("access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": parts}),
-    }
+    return log_lines("failed_tries", parts, f"response.code == 429 || response.code >= 500 || {silent}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from antiphon.envoy.messages import Config, error_body, typed
+from antiphon.envoy.messages import Config, error_body, where
 from antiphon.envoy.routes import NOT_FOUND, NOT_HANDLED, NOTHING, RESPONSES
 from antiphon.types.transport import LOCAL_REPLY, OWN_JSON, OWN_STREAM
 
@@ -121,12 +121,6 @@ def _kept(details: str, content_type: str) -> Config:
             "content_type": content_type,
         },
     }
-
-
-def where(expression: str) -> Config:
-    """A filter that is a CEL expression."""
-    kind = typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=expression)
-    return {"extension_filter": {"name": "cel", "typed_config": kind}}
 
 
 def mapper(expression: str, message: str, code: str | None, kind: str = "server_error", **fields: Any) -> Config:

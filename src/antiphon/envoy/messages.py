@@ -8,6 +8,7 @@ Invariant: nothing here reads settings.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 Config = dict[str, Any]
@@ -60,12 +61,7 @@ def direct_response(name: str, match: Config, status: int, body: str) -> Config:
         "name": name,
         "match": match,
         "direct_response": {"status": status, "body": {"inline_string": body}},
-        "response_headers_to_add": [
-            {
-                "header": {"key": "content-type", "value": "application/json"},
-                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-            }
-        ],
+        "response_headers_to_add": [overwritten("content-type", "application/json")],
     }
 
 
@@ -80,6 +76,49 @@ def http_filter(name: str, config: Config, *, disabled: bool = False) -> Config:
 def router() -> Config:
     """The last entry of `http_filters`."""
     return http_filter("envoy.filters.http.router", typed("filters.http.router.v3.Router"))
+
+
+def http_manager(
+    stat_prefix: str,
+    routes: list[Config],
+    *,
+    name: str = "",
+    filters: Sequence[Config] = (),
+    host: Config | None = None,
+    **fields: Any,
+) -> Config:
+    """An HTTP connection manager for every host; `host`: fields of its virtual host. Its routes have the `name`, or
+    that of its statistics. `filters` come before the router."""
+    virtual_host = {"name": "all", "domains": ["*"], **(host or {}), "routes": routes}
+    return typed(
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix=stat_prefix,
+        **fields,
+        http_filters=[*filters, router()],
+        route_config={"name": name or stat_prefix, "virtual_hosts": [virtual_host]},
+    )
+
+
+def early_headers(name: str, mutations: list[Config]) -> Config:
+    """An entry of `early_header_mutation_extensions`."""
+    config = typed("http.early_header_mutation.header_mutation.v3.HeaderMutation", mutations=mutations)
+    return {"name": name, "typed_config": config}
+
+
+def where(expression: str) -> Config:
+    """A filter of access logs and local replies that is a CEL expression."""
+    kind = typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=expression)
+    return {"extension_filter": {"name": "cel", "typed_config": kind}}
+
+
+def log_lines(name: str, parts: Config, expression: str | None = None) -> Config:
+    """An access log of JSON lines on standard output: of all requests, or of those for which the CEL expression
+    holds."""
+    return {
+        "name": name,
+        **({} if expression is None else {"filter": where(expression)}),
+        "typed_config": typed("access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": parts}),
+    }
 
 
 def listener(name: str, where: str | None, manager: Config) -> Config:

@@ -10,7 +10,7 @@ stays open while the public listener drains.
 from __future__ import annotations
 
 from antiphon.config.settings import Settings
-from antiphon.envoy.messages import Config, address, cluster, listener, router, typed
+from antiphon.envoy.messages import Config, address, cluster, http_manager, listener
 
 _ADMIN = "admin"
 
@@ -23,14 +23,12 @@ def metrics_listener(settings: Settings) -> list[Config]:
         {"name": "live", "match": {"path": "/live"}, "direct_response": {"status": 200}},
         {"name": "metrics", "match": {"path": "/stats/prometheus"}, "route": {"cluster": _ADMIN, "timeout": "10s"}},
     ]
-    manager = typed(
-        "filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix="metrics",
+    manager = http_manager(
+        "metrics",
+        routes,
         request_headers_timeout="10s",
         request_timeout="10s",
         common_http_protocol_options={"idle_timeout": "60s"},
-        http_filters=[router()],
-        route_config={"name": "metrics", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
     )
     return [listener("metrics", settings.envoy.metrics, manager)]
 

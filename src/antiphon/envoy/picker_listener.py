@@ -10,7 +10,16 @@ from __future__ import annotations
 
 from antiphon.config.settings import Settings
 from antiphon.envoy.local_replies import local_replies, mapper
-from antiphon.envoy.messages import FULL_DUPLEX, Config, http_filter, listener, router, typed
+from antiphon.envoy.messages import (
+    FULL_DUPLEX,
+    Config,
+    early_headers,
+    http_filter,
+    http_manager,
+    listener,
+    log_lines,
+    typed,
+)
 from antiphon.envoy.picker import DESTINATION, PICKED, PICKER, is_picked, stripped
 from antiphon.envoy.routes import BODY_LIMIT
 from antiphon.types.transport import LOCAL_REPLY, PICKER_REPLY
@@ -37,25 +46,14 @@ def picker_listeners(settings: Settings) -> list[Config]:
     """The listener where the picker stands, if there is one."""
     if not is_picked(settings):
         return []
-    manager = typed(
-        "filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix=PICKER,
+    manager = http_manager(
+        PICKER,
+        _routes(settings),
         stream_idle_timeout="3600s",
         delayed_close_timeout="0.25s",
-        early_header_mutation_extensions=[
-            {
-                "name": "only_the_picker_says_where",
-                "typed_config": typed(
-                    "http.early_header_mutation.header_mutation.v3.HeaderMutation", mutations=stripped()
-                ),
-            }
-        ],
+        early_header_mutation_extensions=[early_headers("only_the_picker_says_where", stripped())],
         local_reply_config=_replies(),
-        http_filters=[http_filter(PICKER, _filter()), router()],
-        route_config={
-            "name": PICKER,
-            "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _routes(settings)}],
-        },
+        filters=[http_filter(PICKER, _filter())],
     )
     manager["access_log"] = [_failed_picks()]
     return [listener(PICKER, None, manager)]
@@ -191,9 +189,4 @@ def _failed_picks() -> Config:
         "flags": "%RESPONSE_FLAGS%",
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
-    chosen = typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=_NO_ANSWER)
-    return {
-        "name": "failed_picks",
-        "filter": {"extension_filter": {"name": "cel", "typed_config": chosen}},
-        "typed_config": typed("access_loggers.stream.v3.StdoutAccessLog", log_format={"json_format": parts}),
-    }
+    return log_lines("failed_picks", parts, _NO_ANSWER)

@@ -20,11 +20,11 @@ from antiphon.envoy.messages import (
     Config,
     direct_response,
     error_body,
+    http_manager,
     internal_address,
     internal_http_options,
     listener,
     overwritten,
-    router,
     shaped_cluster,
     typed,
 )
@@ -93,22 +93,15 @@ def _group_cluster(group: UpstreamGroup) -> Config:
 
 def _upstream_listener(settings: Settings, name: str) -> Config:
     refused = direct_response("nothing", {"prefix": "/"}, 404, error_body(NOT_FOUND, "invalid_request_error", None))
-    host = {
-        "name": "all",
-        "domains": ["*"],
-        "routes": [*upstream_routes(settings, name), refused],
-        "response_headers_to_add": [overwritten(UPSTREAM_HEADER, name)],
-    }
-    manager = typed(
-        "filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix=_listener_name(name),
+    manager = http_manager(
+        _listener_name(name),
+        [*upstream_routes(settings, name), refused],
         stream_idle_timeout="3600s",
         # What breaks off is known in front 1 s late by default.
         delayed_close_timeout="0.25s",
         # What could not be reached is told as everywhere; in front of this it is a reason to ask another.
         local_reply_config=local_replies(to_sidecar=True),
-        http_filters=[router()],
-        route_config={"name": _listener_name(name), "virtual_hosts": [host]},
     )
+    manager["route_config"]["virtual_hosts"][0]["response_headers_to_add"] = [overwritten(UPSTREAM_HEADER, name)]
     manager["access_log"] = [failed_tries(name, settings.timeouts.head)]
     return listener(_listener_name(name), None, manager)
