@@ -183,31 +183,24 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="where it listens (port 0: any free port); default: %(default)s",
     )
-    _add_admin(commands)
-    _add_migrate(commands)
+    text = "what is kept, by owner: list, export, delete; purge what is too old; give space back; backup, restore"
+    _add_actions(commands, "admin", text, "Works whether or not a server runs.", _ADMIN, _OF_ADMIN)
+    text = "the schema of the databases: apply what is missing, look, undo"
+    _add_actions(commands, "migrate", text, "Works while servers run.", _MIGRATE, _OF_MIGRATE)
     check = commands.add_parser("health", help="exit 0 when a running instance answers (for container health checks)")
     health.add_arguments(check)
     return parser
 
 
-def _add_admin(commands: Any) -> None:
-    text = "what is kept, by owner: list, export, delete; purge what is too old; give space back; backup, restore"
-    admin = commands.add_parser("admin", help=text, description=f"{text}. Works whether or not a server runs.")
-    actions = admin.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, said in _ADMIN.items():
-        action = actions.add_parser(name, help=said, description=said)
-        add_flags(action, {"--data": DATA})
-        _add_arguments(action, _OF_ADMIN.get(name, {}))
-
-
-def _add_migrate(commands: Any) -> None:
-    text = "the schema of the databases: apply what is missing, look, undo"
-    migrate = commands.add_parser("migrate", help=text, description=f"{text}. Works while servers run.")
-    actions = migrate.add_subparsers(dest="action", required=True, metavar="ACTION")
-    for name, said in _MIGRATE.items():
-        action = actions.add_parser(name, help=said, description=said)
-        add_flags(action, {"--data": DATA})
-        _add_arguments(action, _OF_MIGRATE.get(name, {}))
+def _add_actions(
+    commands: Any, name: str, text: str, when: str, actions: dict[str, str], arguments: dict[str, _Arguments]
+) -> None:
+    command = commands.add_parser(name, help=text, description=f"{text}. {when}")
+    below = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for action, said in actions.items():
+        parser = below.add_parser(action, help=said, description=said)
+        add_flags(parser, {"--data": DATA})
+        _add_arguments(parser, arguments.get(action, {}))
 
 
 def _add_arguments(command: argparse.ArgumentParser, arguments: _Arguments) -> None:

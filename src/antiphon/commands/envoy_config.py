@@ -61,29 +61,20 @@ _GATEWAY_SECRETS = """\
 """
 
 
-def _envoy_gateway(settings: Settings, version: EnvoyVersion, place: Place) -> str:
+def _for_gateway(settings: Settings, form: str, version: EnvoyVersion, place: Place) -> str:
+    header, made = GATEWAY_FORMS[form]
     inside, sidecar = _in_pod(settings)
-    objects = gateway_api.objects(inside, sidecar, place, version)
-    last = told(gateway_api.coming_in(inside, sidecar, place, version))
-    return _GATEWAY_HEADER + _told(inside, sidecar, gateway_api.SYSTEM) + gateway_pod.to_text(objects) + _apart(last)
-
-
-def _istio(settings: Settings, version: EnvoyVersion, place: Place) -> str:
-    inside, sidecar = _in_pod(settings)
-    objects = istio.objects(inside, sidecar, place, version)
-    last = told(istio.coming_in(inside, sidecar, place, version))
-    return _ISTIO_HEADER + _told(inside, sidecar, place.namespace) + gateway_pod.to_text(objects) + _apart(last)
-
-
-def _apart(last: str) -> str:
-    return f"---\n{last}" if last else ""
+    objects = made.objects(inside, sidecar, place, version)
+    last = told(made.coming_in(inside, sidecar, place, version))
+    system = place.namespace if form == "istio" else gateway_api.SYSTEM
+    apart = f"---\n{last}" if last else ""
+    return header + _told(inside, sidecar, system) + gateway_pod.to_text(objects) + apart
 
 
 def _removal(settings: Settings, form: str, place: Place) -> str:
     """The commands that remove the objects that the same flags print without `--remove`."""
     inside, sidecar = _in_pod(settings)
-    going_out = {"envoy-gateway": gateway_api.going_out, "istio": istio.going_out}[form]
-    return _REMOVAL_HEADER + script(going_out(inside, sidecar, place))
+    return _REMOVAL_HEADER + script(GATEWAY_FORMS[form][1].going_out(inside, sidecar, place))
 
 
 def _in_pod(settings: Settings) -> tuple[Settings, Sidecar]:
@@ -101,8 +92,7 @@ def _told(inside: Settings, sidecar: Sidecar, namespace: str) -> str:
 Form = Callable[[Settings, Sequence[SidecarEndpoint], EnvoyVersion], str]
 FORMS: dict[str, Form] = {"bootstrap": _bootstrap, "snippet": snippet}
 """What can be printed for an Envoy, by the value of `--for`."""
-GatewayForm = Callable[[Settings, EnvoyVersion, Place], str]
-GATEWAY_FORMS: dict[str, GatewayForm] = {"envoy-gateway": _envoy_gateway, "istio": _istio}
+GATEWAY_FORMS = {"envoy-gateway": (_GATEWAY_HEADER, gateway_api), "istio": (_ISTIO_HEADER, istio)}
 """What can be printed for a gateway on Kubernetes, named by `--gateway`."""
 
 
@@ -139,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.remove:
             text = _removal(settings, arguments.form, place)
         else:
-            text = GATEWAY_FORMS[arguments.form](settings, version, place)
+            text = _for_gateway(settings, arguments.form, version, place)
     else:
         raise ConfigError(f"--for: {arguments.form!r} is unknown; choose one of {', '.join((*FORMS, *GATEWAY_FORMS))}")
     _print(text)

@@ -25,7 +25,17 @@ from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_pod
 from antiphon.envoy.beside_others import beside_others
 from antiphon.envoy.bootstrap import to_yaml
-from antiphon.envoy.gateway_pod import GATEWAY, NAME, Place, Sidecar, Step, deleted, merged_into, served_without
+from antiphon.envoy.gateway_pod import (
+    GATEWAY,
+    NAME,
+    Place,
+    Sidecar,
+    Step,
+    deleted,
+    kubernetes_object,
+    merged_into,
+    served_without,
+)
 from antiphon.envoy.gateway_routes import Rule, json_patches, rules
 from antiphon.envoy.messages import Config, error_body
 from antiphon.envoy.routes import NOT_FOUND
@@ -69,10 +79,7 @@ def objects(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVe
             if place.envoy_proxy is None
             else []
         ),
-        *(
-            ("Where a route leads that is not patched: to an address where nobody is.", _nowhere_object(place, *one))
-            for one in _nowhere()
-        ),
+        *(("Where a route leads that is not patched: to an address where nobody is.", one) for one in _nowhere(place)),
         *(
             [
                 (
@@ -145,12 +152,7 @@ def going_out(settings: Settings, sidecar: Sidecar, place: Place) -> list[Step]:
 
 
 def _object(group: str, kind: str, place: Place, spec: Config, *, name: str = NAME) -> Config:
-    return {
-        "apiVersion": f"{group}/{_VERSIONS[group]}",
-        "kind": kind,
-        "metadata": {"name": name, "namespace": place.namespace},
-        "spec": spec,
-    }
+    return kubernetes_object(f"{group}/{_VERSIONS[group]}", kind, name, place.namespace, spec=spec)
 
 
 def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVersion) -> Config:
@@ -208,27 +210,20 @@ def _nothing_here() -> Config:
     return {"directResponse": answer}
 
 
-def _nowhere() -> list[tuple[str, str, Config]]:
+def _nowhere(place: Place) -> list[Config]:
     """A Service with an address where nobody is."""
-    return [
-        ("v1", "Service", {"spec": {"ports": [{"name": "http", "port": 80}]}}),
-        (
-            "discovery.k8s.io/v1",
-            "EndpointSlice",
-            {
-                "addressType": "IPv4",
-                "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
-                "endpoints": [{"addresses": [_NOBODY], "conditions": {"ready": True}}],
-            },
-        ),
-    ]
-
-
-def _nowhere_object(place: Place, version: str, kind: str, rest: Config) -> Config:
-    about: Config = {"name": f"{NAME}-nowhere", "namespace": place.namespace}
-    if kind == "EndpointSlice":
-        about["labels"] = {"kubernetes.io/service-name": about["name"]}
-    return {"apiVersion": version, "kind": kind, "metadata": about, **rest}
+    name, port = f"{NAME}-nowhere", {"name": "http", "port": 80}
+    slice_ = kubernetes_object(
+        "discovery.k8s.io/v1",
+        "EndpointSlice",
+        name,
+        place.namespace,
+        addressType="IPv4",
+        ports=[{**port, "protocol": "TCP"}],
+        endpoints=[{"addresses": [_NOBODY], "conditions": {"ready": True}}],
+    )
+    slice_["metadata"]["labels"] = {"kubernetes.io/service-name": name}
+    return [kubernetes_object("v1", "Service", name, place.namespace, spec={"ports": [port]}), slice_]
 
 
 def _http_route(place: Place, made: Sequence[Rule]) -> Config:

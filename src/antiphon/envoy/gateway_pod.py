@@ -18,7 +18,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
@@ -202,12 +202,12 @@ def settings_map(sidecar: Sidecar, namespace: str, more: dict[str, str] | None =
 
 def config_map(name: str, namespace: str, data: dict[str, str]) -> Config:
     """A ConfigMap with these texts."""
-    return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": name, "namespace": namespace},
-        "data": data,
-    }
+    return kubernetes_object("v1", "ConfigMap", name, namespace, data=data)
+
+
+def kubernetes_object(version: str, kind: str, name: str, namespace: str, **fields: Any) -> Config:
+    """An object; `version` is that of its API, with its group."""
+    return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "namespace": namespace}, **fields}
 
 
 def to_text(named: Sequence[tuple[str, Config]]) -> str:

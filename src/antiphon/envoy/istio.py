@@ -24,7 +24,17 @@ from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_pod
 from antiphon.envoy.beside_others import beside_others
 from antiphon.envoy.bootstrap import to_yaml
-from antiphon.envoy.gateway_pod import GATEWAY, NAME, Place, Sidecar, Step, deleted, merged_into, served_without
+from antiphon.envoy.gateway_pod import (
+    GATEWAY,
+    NAME,
+    Place,
+    Sidecar,
+    Step,
+    deleted,
+    kubernetes_object,
+    merged_into,
+    served_without,
+)
 from antiphon.envoy.messages import Config, router, typed
 from antiphon.envoy.routes import NOTHING
 from antiphon.envoy.sidecars import SidecarEndpoint
@@ -139,16 +149,12 @@ def _deployment(settings: Settings, sidecar: Sidecar, place: Place, limits: Conf
 
 
 def _gateway(place: Place) -> Config:
-    return {
-        "apiVersion": f"{_GATEWAY_API}/v1",
-        "kind": "Gateway",
-        "metadata": {"name": place.name, "namespace": place.namespace},
-        "spec": {
-            "gatewayClassName": "istio",
-            **_infrastructure(),
-            "listeners": [{"name": "http", "protocol": "HTTP", "port": place.port}],
-        },
+    spec = {
+        "gatewayClassName": "istio",
+        **_infrastructure(),
+        "listeners": [{"name": "http", "protocol": "HTTP", "port": place.port}],
     }
+    return kubernetes_object(f"{_GATEWAY_API}/v1", "Gateway", place.name, place.namespace, spec=spec)
 
 
 def _infrastructure() -> Config:
@@ -156,15 +162,11 @@ def _infrastructure() -> Config:
 
 
 def _envoy_filter(found: Any, place: Place) -> Config:
-    return {
-        "apiVersion": "networking.istio.io/v1alpha3",
-        "kind": "EnvoyFilter",
-        "metadata": {"name": NAME, "namespace": place.namespace},
-        "spec": {
-            "targetRefs": [{"group": _GATEWAY_API, "kind": "Gateway", "name": place.name}],
-            "configPatches": list(_patches(found, place)),
-        },
+    spec = {
+        "targetRefs": [{"group": _GATEWAY_API, "kind": "Gateway", "name": place.name}],
+        "configPatches": list(_patches(found, place)),
     }
+    return kubernetes_object("networking.istio.io/v1alpha3", "EnvoyFilter", NAME, place.namespace, spec=spec)
 
 
 def _patches(found: Any, place: Place) -> Iterator[Config]:
