@@ -108,63 +108,6 @@ _STREAMED = (
     Parameter("include", list[str], "Without effect: what there is, is in the stored items."),
 )
 
-_ID = re.compile(r"[A-Za-z0-9_-]{1,256}")
-_SENT = frozenset({"traceparent", "tracestate", "x-request-id", "openai-beta"})
-# The business of whoever's credentials the call carries.
-_OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-project"})
-_KEPT = ("content-type", "retry-after")
-_KEPT_PREFIXES = ("openai-", "x-ratelimit-")
-
-
-class NativeResponses:
-    """The responses that the upstream of this name keeps itself. `passthrough` and `headers`: what of the client's goes
-    along."""
-
-    def __init__(
-        self,
-        upstream: Upstream,
-        name: str,
-        *,
-        passthrough: bool,
-        headers: Iterable[str] = (),
-        secrets: KnownSecrets = (),
-    ) -> None:
-        self._secrets = secrets
-        self._upstream = upstream
-        self._name = name
-        self._sent = _SENT | frozenset(headers) | (_OF_THE_ACCOUNT if passthrough else frozenset())
-
-    async def ask(self, request: ApiRequest, response_id: str, rest: str = "") -> ApiResponse | None:
-        """The upstream's answer as it is, or None when this can be no id of its. Raises `ApiError`.
-
-        `rest` is the path behind the id (`/input_items`, `/cancel`).
-        """
-        if not _ID.fullmatch(response_id):
-            return None
-        query = "?" + urlencode(request.query) if request.query else ""
-        headers: Headers = tuple((name, value) for name, value in request.headers if name in self._sent)
-        call = UpstreamRequest(
-            method="GET" if request.method == "HEAD" else request.method,
-            path=f"/responses/{response_id}{rest}{query}",
-            headers=(("accept", "application/json"), *headers),
-            upstream=self._name,
-        )
-        try:
-            async with self._upstream.call(call) as answer:
-                body = b"".join([part async for part in answer.body()])
-        except UpstreamCallFailed as failure:
-            told = transport_failure(failure.error)
-            told.operation, told.upstream = "ask_native", self._name
-            raise told from None
-        if answer.status >= 400:
-            body = bytes_without(body, self._secrets)
-        kept = tuple(
-            (name, value) for name, value in answer.headers if name in _KEPT or name.startswith(_KEPT_PREFIXES)
-        )
-        length = () if answer.status in (204, 304) else (("content-length", str(len(body))),)
-        return ApiResponse(answer.status, (*kept, *length), body)
-
-
 _RESPONSES = Kind("Response", lambda one: is_id(one, "resp"), "response")
 
 
