@@ -23,7 +23,7 @@ from typing import Any
 
 import uvloop
 
-from antiphon.engine.ports.state import ResponseStore
+from antiphon.stores.responses import ResponseStore
 from tests.bench.state_places import Place, places
 from tests.bench.state_rounds import Round, measured, median
 from tests.bench.state_stored import Key, measure_stored, stored_tables, told, turn

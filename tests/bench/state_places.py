@@ -18,8 +18,8 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from antiphon.config.state import StateSettings
-from antiphon.engine.ports.state import ResponseStore
 from antiphon.stores import open_stores
+from antiphon.stores.responses import ResponseStore
 from tests.bench import cpu
 from tests.support.postgres import Pooler, PostgresServer, pooler_program
 

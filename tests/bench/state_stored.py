@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
-from antiphon.engine.ports.state import ResponseStore
 from antiphon.ids import new_id
+from antiphon.stores.responses import ResponseStore
 from tests.bench.state_filling import ASKED, BODY, OWNERS, SAID, Chains, fill
 from tests.bench.state_places import POOLED, Place, places
 from tests.bench.state_rounds import Caller, Round, measured, median

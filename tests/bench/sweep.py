@@ -21,7 +21,7 @@ from antiphon.config.state import RetentionSettings
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.retention import PostgresPieces
 from antiphon.stores.postgres.tables import PostgresTables
-from antiphon.stores.retention import SqlRetention
+from antiphon.stores.retention import Retention
 from tests.contracts.store_contract import record
 from tests.support.memory import forget_peak, peak
 from tests.support.postgres import PostgresServer
@@ -111,7 +111,7 @@ async def _measure(server: PostgresServer, rows: int) -> None:
         database.took, database.statements, database.commits = [], [], []
         end = time.monotonic() + 10
         alone = await _turns(stores, "alone", lambda: time.monotonic() < end)
-        retention = SqlRetention(
+        retention = Retention(
             PostgresTables(database), PostgresPieces(database), RetentionSettings(responses=1000, events=None)
         )
         forget_peak()

@@ -27,7 +27,7 @@ from antiphon.engine.ports.indexing import CHUNK_BITS, Chunk, ChunkHit, KnownSto
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.single_threaded_numpy import np
 from antiphon.stores.backend import VectorDatabase
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.opening import open_vectors
 from antiphon.stores.postgres.tables import PostgresTables
@@ -172,7 +172,7 @@ async def _on_postgres(chunks: int, vectors: Floats, queries: Floats, texts: lis
     url = await server.new_database()
     # Whoever measures waits for a busy machine.
     async with aclosing(Database(url, DatabaseLimits(deadline=120.0))) as database:
-        stores = open_vectors(database, IdempotencyKeys(PostgresTables(database)), direct_url=url)
+        stores = open_vectors(database, IdempotencyStore(PostgresTables(database)), direct_url=url)
         seconds = await _fill(stores, vectors, texts)
         await database.write("ANALYZE")
         size = (await database.fetch("SELECT pg_database_size(current_database())"))[0][0] / 1e6

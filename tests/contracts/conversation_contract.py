@@ -15,7 +15,7 @@ import dataclasses
 import pytest
 
 from antiphon.engine.ports.actions import ResponseRecord
-from antiphon.engine.ports.state import ConversationStore, PageQuery, ResponseStore
+from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import (
     ChainBroken,
     ChainTooLong,
@@ -24,6 +24,8 @@ from antiphon.errors import (
     InvalidRequest,
     StoreError,
 )
+from antiphon.stores.conversations import ConversationStore
+from antiphon.stores.responses import ResponseStore
 from tests.contracts.store_contract import ALICE, BOB, CHAIN_ITEMS, ids, item, record
 
 NO_METADATA = b"{}"

@@ -17,8 +17,9 @@ from contextlib import aclosing
 
 import pytest
 
-from antiphon.engine.ports.files import FileFields, FileQuery, FileStore, NoRoom, StoredFile
+from antiphon.engine.ports.files import FileFields, FileQuery, NoRoom, StoredFile
 from antiphon.errors import StoreError
+from antiphon.stores.files import FileStore
 from tests.contracts.store_contract import ALICE, BOB
 
 OWNER_BYTES = 10_000_000

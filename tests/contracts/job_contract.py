@@ -16,9 +16,11 @@ from dataclasses import replace
 import pytest
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
-from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, JobStore, Progress, Queue, TooManyJobs
-from antiphon.engine.ports.state import PageQuery, ResponseStore
+from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
+from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import InvalidRequest, StoreError
+from antiphon.stores.jobs import JobStore
+from antiphon.stores.responses import ResponseStore
 from tests.contracts.store_contract import ALICE, BOB, item, record
 
 MOST = 100

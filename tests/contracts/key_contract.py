@@ -15,8 +15,9 @@ from dataclasses import replace
 import pytest
 
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.idempotency import AlreadyMade, IdempotencyStore, LeftBehind
+from antiphon.engine.ports.idempotency import AlreadyMade, LeftBehind
 from antiphon.errors import ApiError
+from antiphon.stores.idempotency import IdempotencyStore
 from tests.contracts.store_contract import ALICE, BOB
 
 ONCE = OnceOnly(ALICE, "key", "this request")

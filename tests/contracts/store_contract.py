@@ -15,8 +15,9 @@ from dataclasses import replace
 import pytest
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
-from antiphon.engine.ports.state import PageQuery, ResponseStore
+from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import ChainBroken, ChainTooLong, InvalidRequest, PredecessorGone, StoreError
+from antiphon.stores.responses import ResponseStore
 
 CHAIN_ITEMS = 1000
 """The limit that the fixtures open their stores with."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.engine.ports.state import ConversationStore, ResponseStore
 from antiphon.stores import Stores
+from antiphon.stores.conversations import ConversationStore
+from antiphon.stores.responses import ResponseStore
 from tests.contracts.conversation_contract import ConversationStoreContract
 
 

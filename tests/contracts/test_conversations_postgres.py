@@ -10,16 +10,16 @@ from contextlib import aclosing
 
 import pytest
 
-from antiphon.engine.ports.state import ConversationStore, ResponseStore
-from antiphon.stores.conversations import SqlConversations
+from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.postgres.tables import PostgresTables
+from antiphon.stores.responses import ResponseStore
 from tests.contracts.conversation_contract import ConversationStoreContract
 from tests.contracts.store_contract import CHAIN_ITEMS
 from tests.support.postgres_stores import TurnStores, turn_stores
 
 
-def _store(stores: TurnStores) -> SqlConversations:
-    return SqlConversations(
+def _store(stores: TurnStores) -> ConversationStore:
+    return ConversationStore(
         PostgresTables(stores.database),
         stores.keys,
         max_items=CHAIN_ITEMS,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.engine.ports.files import FileStore
 from antiphon.stores import Stores
+from antiphon.stores.files import FileStore
 from tests.contracts.file_contract import FileStoreContract
 
 

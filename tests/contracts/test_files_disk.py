@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from antiphon.engine.ports.files import FileQuery, NoRoom, new_blob_key
-from antiphon.engine.running.leases import Leases
 from antiphon.errors import StoreError
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.blobs.pending import FORGET, KEEP
-from antiphon.stores.files import SqlFiles
+from antiphon.stores.files import FileStore
+from antiphon.stores.leases import Leases
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from antiphon.stores.sqlite.tables import sqlite_sql
 from antiphon.stores.tables import Counts, Statement
@@ -37,7 +37,7 @@ async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
 
 
 @pytest.fixture
-def store(stores: SqliteStores) -> SqlFiles:
+def store(stores: SqliteStores) -> FileStore:
     return stores.files
 
 
@@ -56,14 +56,14 @@ async def run_out(stores: SqliteStores) -> None:
     await stores.tables.writer.run([Statement("UPDATE pending_blobs SET lease_until = 1 WHERE lease_until > 0")])
 
 
-async def test_only_this_user_can_read_what_is_on_disk(store: SqlFiles, tmp_path: Path) -> None:
+async def test_only_this_user_can_read_what_is_on_disk(store: FileStore, tmp_path: Path) -> None:
     await keep(store, fields("a"), b"x")
     assert {path.stat().st_mode & 0o777 for path in contents(tmp_path)} == {0o600}
     folders = [tmp_path / "files", *(path for path in (tmp_path / "files").rglob("*") if path.is_dir())]
     assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
 
 
-async def test_nothing_is_left_on_disk_of_what_is_gone(store: SqlFiles, tmp_path: Path) -> None:
+async def test_nothing_is_left_on_disk_of_what_is_gone(store: FileStore, tmp_path: Path) -> None:
     await keep(store, fields("a"), b"x")
     async with store.uploading() as upload:
         await upload.write(b"y")
@@ -75,7 +75,7 @@ async def test_nothing_is_left_on_disk_of_what_is_gone(store: SqlFiles, tmp_path
     assert contents(tmp_path) == []
 
 
-async def test_a_sweep_takes_what_expired(store: SqlFiles, tmp_path: Path) -> None:
+async def test_a_sweep_takes_what_expired(store: FileStore, tmp_path: Path) -> None:
     await keep(store, fields("old", at=NOW - 10, expires_at=NOW - 1), b"x")
     await keep(store, fields("new", expires_at=NOW + 86_400), b"y")
     assert await store.sweep() == (1, 0)
@@ -83,7 +83,7 @@ async def test_a_sweep_takes_what_expired(store: SqlFiles, tmp_path: Path) -> No
     assert await content(store, "file-new") == b"y"
 
 
-async def test_a_file_goes_at_the_moment_it_expires(stores: SqliteStores, store: SqlFiles, tmp_path: Path) -> None:
+async def test_a_file_goes_at_the_moment_it_expires(stores: SqliteStores, store: FileStore, tmp_path: Path) -> None:
     """Where it is gone for its owner, a sweep takes it from the disk as well."""
     at = 1_800_000_059.999
     timed = files_of(stores, store._blobs, clock=lambda: at)
@@ -123,7 +123,7 @@ async def test_what_is_sealed_was_flushed_before_it_got_its_place(
     await blobs.aclose()
 
 
-async def test_a_file_that_expired_is_told_of_before_it_goes(store: SqlFiles) -> None:
+async def test_a_file_that_expired_is_told_of_before_it_goes(store: FileStore) -> None:
     """And again by the next sweep, when telling failed."""
     told: list[tuple[str, str]] = []
 
@@ -142,7 +142,7 @@ async def test_a_file_that_expired_is_told_of_before_it_goes(store: SqlFiles) ->
 
 
 async def test_a_sweep_takes_no_upload_that_goes_on(
-    stores: SqliteStores, store: SqlFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stores: SqliteStores, store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither one that is being written, nor one whose content is whole and whose row is not there yet."""
     other = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
@@ -318,7 +318,7 @@ async def test_contents_of_before_are_looked_for_once(stores: SqliteStores, tmp_
 
 
 async def test_an_upload_that_is_cancelled_while_its_row_is_written(
-    stores: SqliteStores, store: SqlFiles, monkeypatch: pytest.MonkeyPatch
+    stores: SqliteStores, store: FileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lease is renewed until the row is there or not, so no sweep takes the content of a row that comes late."""
     run = stores.tables.writer.run
@@ -344,7 +344,7 @@ async def test_an_upload_that_is_cancelled_while_its_row_is_written(
 
 
 async def test_a_failing_disk_is_a_store_error(
-    store: SqlFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int, data: object) -> int:
         raise OSError(28, "No space left on device")
@@ -357,7 +357,7 @@ async def test_a_failing_disk_is_a_store_error(
     assert page is not None and page.items == ()
 
 
-async def test_a_content_that_somebody_took_away_is_a_store_error(store: SqlFiles, tmp_path: Path) -> None:
+async def test_a_content_that_somebody_took_away_is_a_store_error(store: FileStore, tmp_path: Path) -> None:
     await keep(store, fields("a"), b"x")
     contents(tmp_path)[0].unlink()
     with pytest.raises(StoreError, match="Opening a file failed"):
@@ -366,7 +366,7 @@ async def test_a_content_that_somebody_took_away_is_a_store_error(store: SqlFile
 
 
 async def test_an_upload_that_is_cancelled_while_it_begins(
-    store: SqlFiles, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: FileStore, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file that a thread makes when its upload is gone goes as well."""
     with _held(monkeypatch, "open") as (stands, goes_on):
@@ -399,7 +399,7 @@ def _held(monkeypatch: pytest.MonkeyPatch, name: str) -> Iterator[tuple[threadin
 
 
 async def test_who_leaves_during_a_flush_stops_nobody_and_leaves_nothing(
-    store: SqlFiles, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: FileStore, stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with _held(monkeypatch, "fsync") as (stands, goes_on):
         task = asyncio.create_task(keep(store, fields("a"), b"x"))
@@ -461,7 +461,7 @@ asyncio.run(main())
 
 
 async def test_a_killed_process_leaves_nothing_after_a_sweep(
-    store: SqlFiles, stores: SqliteStores, tmp_path: Path
+    store: FileStore, stores: SqliteStores, tmp_path: Path
 ) -> None:
     await keep(store, fields("mine"), b"x")
     child = await asyncio.create_subprocess_exec(

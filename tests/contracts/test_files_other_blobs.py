@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from antiphon.stores.blobs.memory import MemoryBlobs
-from antiphon.stores.files import SqlFiles
+from antiphon.stores.files import FileStore
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from tests.contracts.file_contract import OWNER_BYTES, FileStoreContract, fields, keep
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
@@ -28,21 +28,21 @@ def blobs() -> MemoryBlobs:
 
 
 @pytest.fixture
-def store(stores: SqliteStores, blobs: MemoryBlobs) -> SqlFiles:
+def store(stores: SqliteStores, blobs: MemoryBlobs) -> FileStore:
     return files_of(stores, blobs, owner_bytes=OWNER_BYTES)
 
 
 class TestFilesWithOtherBlobs(FileStoreContract):
     @pytest.fixture
-    def store(self, stores: SqliteStores, blobs: MemoryBlobs) -> SqlFiles:
+    def store(self, stores: SqliteStores, blobs: MemoryBlobs) -> FileStore:
         return files_of(stores, blobs, owner_bytes=OWNER_BYTES)
 
     @pytest.fixture
-    def peer(self, store: SqlFiles) -> SqlFiles:
+    def peer(self, store: FileStore) -> FileStore:
         return store
 
 
-async def test_nothing_is_left_of_what_is_no_file(store: SqlFiles, blobs: MemoryBlobs) -> None:
+async def test_nothing_is_left_of_what_is_no_file(store: FileStore, blobs: MemoryBlobs) -> None:
     await keep(store, fields("a"), b"x")
     async with store.uploading() as upload:
         await upload.write(b"on its way")

@@ -11,12 +11,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from antiphon.engine.ports.files import FileStore, NoRoom
+from antiphon.engine.ports.files import NoRoom
 from antiphon.errors import StoreError
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.blobs.pending import PendingBlobs, PendingRows
-from antiphon.stores.files import SqlFiles
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.files import FileStore
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.files import SQL
 from antiphon.stores.postgres.tables import PostgresTables
@@ -28,11 +28,11 @@ OVERDUE = "UPDATE pending_blobs SET lease_until = now() - interval '1 second' WH
 
 
 @asynccontextmanager
-async def opened(url: str, folder: Path) -> AsyncIterator[SqlFiles]:
+async def opened(url: str, folder: Path) -> AsyncIterator[FileStore]:
     database, blobs = Database(url, PATIENT), DiskBlobs(folder)
     tables = PostgresTables(database)
     pending = PendingBlobs(PendingRows(tables), blobs, lease=900.0)
-    files = SqlFiles(tables, IdempotencyKeys(tables), SQL, pending, blobs, owner_bytes=OWNER_BYTES)
+    files = FileStore(tables, IdempotencyStore(tables), SQL, pending, blobs, owner_bytes=OWNER_BYTES)
     yield files
     await files.aclose()
     await database.aclose()
@@ -66,7 +66,7 @@ async def url(postgres: PostgresServer) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def store(url: str, tmp_path: Path) -> AsyncIterator[SqlFiles]:
+async def store(url: str, tmp_path: Path) -> AsyncIterator[FileStore]:
     async with opened(url, tmp_path) as files:
         yield files
 
@@ -83,7 +83,7 @@ def contents(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-async def test_uploads_at_the_same_time_do_not_both_fit(store: SqlFiles, url: str, tmp_path: Path) -> None:
+async def test_uploads_at_the_same_time_do_not_both_fit(store: FileStore, url: str, tmp_path: Path) -> None:
     """Twice as many as there is room for, from two processes."""
     part = OWNER_BYTES // 5
     async with opened(url, tmp_path) as peer:
@@ -95,7 +95,7 @@ async def test_uploads_at_the_same_time_do_not_both_fit(store: SqlFiles, url: st
     assert len(contents(tmp_path)) == 5
 
 
-async def test_room_is_given_back_in_whatever_way_a_file_goes(store: SqlFiles, other: asyncpg.Connection[Any]) -> None:
+async def test_room_is_given_back_in_whatever_way_a_file_goes(store: FileStore, other: asyncpg.Connection[Any]) -> None:
     for name in "abc":
         await keep(store, fields(name), b"x")
     await keep(store, fields("b"), b"x" * 5000, owner=BOB)
@@ -109,7 +109,7 @@ async def test_room_is_given_back_in_whatever_way_a_file_goes(store: SqlFiles, o
 
 
 async def test_a_file_is_never_made_of_a_content_that_a_sweep_takes(
-    store: SqlFiles, other: asyncpg.Connection[Any], tmp_path: Path
+    store: FileStore, other: asyncpg.Connection[Any], tmp_path: Path
 ) -> None:
     async with store.uploading() as upload:
         await upload.write(b"x")
@@ -127,7 +127,7 @@ async def test_a_file_is_never_made_of_a_content_that_a_sweep_takes(
 
 
 async def test_a_sweep_passes_over_what_becomes_a_file_at_the_moment(
-    store: SqlFiles, other: asyncpg.Connection[Any], tmp_path: Path
+    store: FileStore, other: asyncpg.Connection[Any], tmp_path: Path
 ) -> None:
     async with store.uploading() as upload:
         await upload.write(b"x")
@@ -142,7 +142,7 @@ async def test_a_sweep_passes_over_what_becomes_a_file_at_the_moment(
 
 
 async def test_what_a_dead_process_left_is_swept(
-    store: SqlFiles, other: asyncpg.Connection[Any], tmp_path: Path
+    store: FileStore, other: asyncpg.Connection[Any], tmp_path: Path
 ) -> None:
     async with store.uploading() as upload:
         await upload.write(b"x")

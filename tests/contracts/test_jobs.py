@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from antiphon.engine.ports.actions import StoredItem
-from antiphon.engine.ports.jobs import JobEnd, JobStore
-from antiphon.engine.ports.state import ResponseStore
+from antiphon.engine.ports.jobs import JobEnd
 from antiphon.errors import ConversationLocked
 from antiphon.stores import Stores
+from antiphon.stores.jobs import JobStore
+from antiphon.stores.responses import ResponseStore
 from tests.contracts.job_contract import MOST, ONE, JobStoreContract, claim, finished, queued
 from tests.contracts.store_contract import ALICE, ids
 

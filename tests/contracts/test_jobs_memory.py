@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.engine.ports.jobs import JobStore
-from antiphon.engine.ports.state import ResponseStore
+from antiphon.stores.jobs import JobStore
+from antiphon.stores.responses import ResponseStore
 from tests.contracts.job_contract import JobStoreContract
 from tests.contracts.store_contract import CHAIN_ITEMS
 from tests.support.memory_jobs import MemoryJobStore

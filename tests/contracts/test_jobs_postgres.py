@@ -10,8 +10,8 @@ from contextlib import aclosing
 
 import pytest
 
-from antiphon.engine.ports.jobs import JobStore
-from antiphon.engine.ports.state import ResponseStore
+from antiphon.stores.jobs import JobStore
+from antiphon.stores.responses import ResponseStore
 from tests.contracts.job_contract import JobStoreContract
 from tests.support.postgres_stores import TurnStores, turn_stores
 

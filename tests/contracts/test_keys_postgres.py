@@ -8,8 +8,7 @@ from contextlib import aclosing
 import pytest
 
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.idempotency import IdempotencyStore
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import PostgresTables
 from tests.contracts.key_contract import ONCE, IdempotencyContract
@@ -25,10 +24,10 @@ class _OnPostgres(IdempotencyContract):
 
     @pytest.fixture
     def keys(self, database: Database) -> IdempotencyStore:
-        return IdempotencyKeys(PostgresTables(database))
+        return IdempotencyStore(PostgresTables(database))
 
     async def bind(self, keys: IdempotencyStore, once: OnceOnly, object_id: str) -> None:
-        assert isinstance(keys, IdempotencyKeys)
+        assert isinstance(keys, IdempotencyStore)
         await keys.make(once, object_id, [], [])
 
 
@@ -38,7 +37,7 @@ class TestPostgresKeys(_OnPostgres):
         return keys
 
     async def test_a_key_is_forgotten_when_its_time_is_over(self, database: Database) -> None:
-        keys = IdempotencyKeys(PostgresTables(database), keep=0)
+        keys = IdempotencyStore(PostgresTables(database), keep=0)
         await self.bind(keys, ONCE, "conv_1")
         assert await keys.made(ONCE) is None
         await self.bind(keys, ONCE, "conv_2")
@@ -46,7 +45,7 @@ class TestPostgresKeys(_OnPostgres):
         assert await database.fetch("SELECT 1 FROM idempotency") == []
 
     async def test_nothing_that_counts_is_swept(self, database: Database) -> None:
-        keys = IdempotencyKeys(PostgresTables(database))
+        keys = IdempotencyStore(PostgresTables(database))
         await self.bind(keys, ONCE, "conv_1")
         await keys.claim(OnceOnly(ALICE, "held", "f"), "resp_1", 1000)
         assert await keys.sweep() == (0,)
@@ -57,4 +56,4 @@ class TestTwoPostgresStoresOfKeys(_OnPostgres):
     @pytest.fixture
     async def peer(self, postgres_url: str) -> AsyncIterator[IdempotencyStore]:
         async with aclosing(Database(postgres_url, PATIENT)) as database:
-            yield IdempotencyKeys(PostgresTables(database))
+            yield IdempotencyStore(PostgresTables(database))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.idempotency import IdempotencyStore
 from antiphon.stores import Stores
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from tests.contracts.key_contract import IdempotencyContract
 
 
@@ -17,7 +16,7 @@ class _OnSqlite(IdempotencyContract):
         return stores.keys
 
     async def bind(self, keys: IdempotencyStore, once: OnceOnly, object_id: str) -> None:
-        assert isinstance(keys, IdempotencyKeys)
+        assert isinstance(keys, IdempotencyStore)
         await keys.make(once, object_id, [], [])
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from antiphon.engine.ports.actions import StoredPrompt
-from antiphon.engine.ports.state import PageQuery, PromptChange, PromptStore
+from antiphon.engine.ports.state import PageQuery, PromptChange
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
 from antiphon.stores import Stores
+from antiphon.stores.prompts import PromptStore
 from tests.contracts.states import open_state
 from tests.contracts.store_contract import ALICE, BOB
 from tests.support.memory_prompts import MemoryPromptStore

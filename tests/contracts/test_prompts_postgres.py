@@ -7,18 +7,17 @@ from contextlib import aclosing
 
 import pytest
 
-from antiphon.engine.ports.state import PromptStore
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import PostgresTables
-from antiphon.stores.prompts import SqlPrompts
+from antiphon.stores.prompts import PromptStore
 from tests.contracts.test_prompt_store import PromptStoreContract
 from tests.support.postgres import PATIENT
 
 
-def _store(database: Database) -> SqlPrompts:
+def _store(database: Database) -> PromptStore:
     tables = PostgresTables(database)
-    return SqlPrompts(tables, IdempotencyKeys(tables), page_bytes=1 << 24)
+    return PromptStore(tables, IdempotencyStore(tables), page_bytes=1 << 24)
 
 
 class _OnPostgres(PromptStoreContract):

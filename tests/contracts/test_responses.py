@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.engine.ports.state import ResponseStore
 from antiphon.stores import Stores
+from antiphon.stores.responses import ResponseStore
 from tests.contracts.store_contract import ResponseStoreContract
 
 

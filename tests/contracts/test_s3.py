@@ -21,7 +21,7 @@ from antiphon.stores import open_stores
 from antiphon.stores.blobs import s3
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.blobs.s3 import S3Blobs, store_error
-from antiphon.stores.files import SqlFiles
+from antiphon.stores.files import FileStore
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from tests.contracts.blob_contract import BlobStoreContract, Left, got, put
 from tests.contracts.file_contract import OWNER_BYTES, FileStoreContract, content, fields, keep
@@ -70,11 +70,11 @@ class TestS3Files(FileStoreContract):
     reads_on = False
 
     @pytest.fixture
-    def store(self, stores: SqliteStores) -> SqlFiles:
+    def store(self, stores: SqliteStores) -> FileStore:
         return stores.files
 
     @pytest.fixture
-    async def peer(self, stores: SqliteStores, tmp_path: Path, settings: BlobSettings) -> AsyncIterator[SqlFiles]:
+    async def peer(self, stores: SqliteStores, tmp_path: Path, settings: BlobSettings) -> AsyncIterator[FileStore]:
         opened = await open_sqlite(
             tmp_path, chain_items=CHAIN_ITEMS, owner_file_bytes=OWNER_BYTES, blobs=S3Blobs(settings)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.engine.ports.state import ResponseStore
+from antiphon.stores.responses import ResponseStore
 from tests.contracts.store_contract import CHAIN_ITEMS, ResponseStoreContract
 from tests.support.memory_store import MemoryResponseStore
 

@@ -10,8 +10,9 @@ from contextlib import aclosing
 
 import pytest
 
-from antiphon.engine.ports.state import PageQuery, ResponseStore
+from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import StoreError
+from antiphon.stores.responses import ResponseStore
 from tests.contracts.store_contract import ALICE, ResponseStoreContract, record
 from tests.support.postgres_stores import TurnStores, turn_stores
 

@@ -8,11 +8,11 @@ from contextlib import aclosing
 
 import pytest
 
-from antiphon.engine.ports.usage import UsageStore, UsageSum
+from antiphon.engine.ports.usage import UsageSum
 from antiphon.stores import Stores
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import PostgresTables
-from antiphon.stores.usage import UsageSums
+from antiphon.stores.usage import UsageStore
 from tests.support.postgres import PATIENT
 
 
@@ -80,4 +80,4 @@ class TestPostgresUsage(UsageStoreContract):
     @pytest.fixture
     async def store(self, postgres_url: str) -> AsyncIterator[UsageStore]:
         async with aclosing(Database(postgres_url, PATIENT)) as database:
-            yield UsageSums(PostgresTables(database))
+            yield UsageStore(PostgresTables(database))

@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.opening import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.tables import PostgresTables
@@ -40,7 +40,7 @@ class PostgresWorld:
 
 
 def opened(database: Database, url: str) -> PostgresVectorDatabase:
-    return open_vectors(database, IdempotencyKeys(PostgresTables(database)), direct_url=url)
+    return open_vectors(database, IdempotencyStore(PostgresTables(database)), direct_url=url)
 
 
 @pytest.fixture

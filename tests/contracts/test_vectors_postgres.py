@@ -16,7 +16,7 @@ from antiphon.engine.ports.state import Page, PageQuery
 from antiphon.engine.ports.vector_stores import FileError, NewFile
 from antiphon.errors import StoreError
 from antiphon.stores.backend import VectorDatabase
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.postgres import vector_table
 from antiphon.stores.postgres.chunk_index import APPROXIMATE, SEARCH_SETTINGS
 from antiphon.stores.postgres.database import Connection, Database
@@ -51,7 +51,7 @@ async def open_here(postgres_url: str) -> AsyncIterator[Opener]:
 
         async def opened(exact: int = 20_000, url: str = postgres_url) -> PostgresVectorDatabase:
             database = await stack.enter_async_context(aclosing(Database(url, PATIENT)))
-            stores = open_vectors(database, IdempotencyKeys(PostgresTables(database)), direct_url=url, exact=exact)
+            stores = open_vectors(database, IdempotencyStore(PostgresTables(database)), direct_url=url, exact=exact)
             return await stack.enter_async_context(aclosing(stores))
 
         yield opened

@@ -16,9 +16,10 @@ from antiphon.api.models import ModelCatalog, ModelSource, read_models
 from antiphon.api.router import ReadyProbe, Router
 from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoute, ModelRoutes, ModelRule
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
-from antiphon.engine.ports.state import ResponseStore, StoredResponse
+from antiphon.engine.ports.state import StoredResponse
 from antiphon.errors import StoreError, Unavailable, UpstreamFailed
 from antiphon.observability.metrics import Metrics
+from antiphon.stores.responses import ResponseStore
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from antiphon.upstream.several import UpstreamPool

@@ -14,8 +14,9 @@ from antiphon.api.conversations import Conversations
 from antiphon.api.models import ModelCatalog
 from antiphon.api.router import ReadyProbe, Router
 from antiphon.engine.ports.actions import StoredItem
-from antiphon.engine.ports.state import ConversationStore, ResponseStore
 from antiphon.observability.metrics import Metrics
+from antiphon.stores.conversations import ConversationStore
+from antiphon.stores.responses import ResponseStore
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.contracts.store_contract import record
 from tests.support.asked_router import AskedRouter

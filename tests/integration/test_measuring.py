@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from antiphon import __version__, compiled
-from antiphon.engine.running.thread_pools import SEARCH
+from antiphon.engine.waiting import SEARCH
 from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.stores.sqlite.readers import SqliteReaders

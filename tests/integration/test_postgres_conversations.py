@@ -10,13 +10,13 @@ from typing import Any
 import asyncpg
 import pytest
 
-from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import ConversationLocked, StoreError
-from antiphon.stores.conversations import SqlConversations
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.conversations import ConversationStore
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.tables import PostgresTables
+from antiphon.stores.retention import SWEEPER
 from tests.contracts.store_contract import ALICE, ids, item
 from tests.support.postgres import PATIENT, PostgresServer, blocked
 
@@ -60,9 +60,9 @@ async def database(url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def store(database: Database) -> SqlConversations:
-    keys = IdempotencyKeys(PostgresTables(database))
-    store = SqlConversations(PostgresTables(database), keys, max_items=100, history_bytes=1 << 20, page_bytes=1 << 20)
+async def store(database: Database) -> ConversationStore:
+    keys = IdempotencyStore(PostgresTables(database))
+    store = ConversationStore(PostgresTables(database), keys, max_items=100, history_bytes=1 << 20, page_bytes=1 << 20)
     await store.create(ALICE, "conv_a", NO_METADATA)
     return store
 
@@ -86,7 +86,7 @@ async def after_commit(other: asyncpg.Connection[Any], call: Awaitable[Any]) -> 
 
 @pytest.mark.parametrize("change", ["delete", "add", "take out", "lock"])
 async def test_whoever_waited_for_a_lock_finds_it_taken(
-    store: SqlConversations, other: asyncpg.Connection[Any], change: str
+    store: ConversationStore, other: asyncpg.Connection[Any], change: str
 ) -> None:
     await store.add_items(ALICE, "conv_a", (item("msg_1"),))
     await other.execute(LOCKED_BY, "resp_x", 1000.0)
@@ -103,7 +103,7 @@ async def test_whoever_waited_for_a_lock_finds_it_taken(
 
 @pytest.mark.parametrize("change", ["delete", "lock"])
 async def test_a_job_that_was_stored_meanwhile_keeps_its_conversation(
-    store: SqlConversations, other: asyncpg.Connection[Any], change: str
+    store: ConversationStore, other: asyncpg.Connection[Any], change: str
 ) -> None:
     await store.load(ALICE, "conv_a", holder="resp_x", seconds=0.0)
     await other.execute("SELECT 1 FROM conversations FOR UPDATE")
@@ -118,7 +118,7 @@ async def test_a_job_that_was_stored_meanwhile_keeps_its_conversation(
 
 @pytest.mark.parametrize("holder", ["", "resp_x"])
 async def test_whoever_takes_the_lock_sees_all_items(
-    store: SqlConversations, other: asyncpg.Connection[Any], holder: str
+    store: ConversationStore, other: asyncpg.Connection[Any], holder: str
 ) -> None:
     if holder:
         await store.load(ALICE, "conv_a", holder=holder, seconds=9.0)
@@ -128,14 +128,14 @@ async def test_whoever_takes_the_lock_sees_all_items(
 
 
 async def test_a_deleted_conversation_is_gone_for_who_waited(
-    store: SqlConversations, other: asyncpg.Connection[Any]
+    store: ConversationStore, other: asyncpg.Connection[Any]
 ) -> None:
     await other.execute("DELETE FROM conversations")
     assert await after_commit(other, store.load(ALICE, "conv_a", holder="resp_y", seconds=9.0)) is None
 
 
 async def test_a_response_that_was_cancelled_takes_no_lock(
-    store: SqlConversations, database: Database, other: asyncpg.Connection[Any]
+    store: ConversationStore, database: Database, other: asyncpg.Connection[Any]
 ) -> None:
     """Its worker does not know it yet."""
     await other.execute(ADD_JOB, "resp_x", ALICE)
@@ -150,7 +150,7 @@ async def test_a_response_that_was_cancelled_takes_no_lock(
     assert await store.load(ALICE, "conv_a", holder="resp_y", seconds=9.0) == ()
 
 
-async def test_what_is_being_cleared_away_is_not_there(store: SqlConversations, database: Database) -> None:
+async def test_what_is_being_cleared_away_is_not_there(store: ConversationStore, database: Database) -> None:
     await database.write("UPDATE conversations SET locked_by = $1, locked_until = 'infinity'", SWEEPER)
     assert await store.load(ALICE, "conv_a") is None
     assert await store.update(ALICE, "conv_a", b'{"a":"b"}') is None
@@ -158,7 +158,9 @@ async def test_what_is_being_cleared_away_is_not_there(store: SqlConversations, 
         await store.load(ALICE, "conv_a", holder="resp_y", seconds=9.0)
 
 
-async def test_places_go_on_behind_those_of_a_deleted_conversation(store: SqlConversations, database: Database) -> None:
+async def test_places_go_on_behind_those_of_a_deleted_conversation(
+    store: ConversationStore, database: Database
+) -> None:
     async def places() -> tuple[int, int]:
         row = (await database.fetch("SELECT first_pos, next_pos FROM conversations"))[0]
         return row[0], row[1]
@@ -171,11 +173,11 @@ async def test_places_go_on_behind_those_of_a_deleted_conversation(store: SqlCon
     assert (await places())[0] >= end
 
 
-async def test_many_that_make_one_conversation_make_it_once(store: SqlConversations, url: str) -> None:
+async def test_many_that_make_one_conversation_make_it_once(store: ConversationStore, url: str) -> None:
     async with aclosing(Database(url, PATIENT)) as second:
-        peer = SqlConversations(
+        peer = ConversationStore(
             PostgresTables(second),
-            IdempotencyKeys(PostgresTables(second)),
+            IdempotencyStore(PostgresTables(second)),
             max_items=100,
             history_bytes=1 << 20,
             page_bytes=1 << 20,
@@ -190,7 +192,7 @@ async def test_many_that_make_one_conversation_make_it_once(store: SqlConversati
 
 @pytest.mark.parametrize("fate", ["committed", "aborted"])
 async def test_a_commit_of_which_nobody_heard_is_asked_for(
-    store: SqlConversations, database: Database, other: asyncpg.Connection[Any], fate: str
+    store: ConversationStore, database: Database, other: asyncpg.Connection[Any], fate: str
 ) -> None:
     await other.execute("COMMIT")
     await other.execute(SLOW_COMMITS)
@@ -216,8 +218,10 @@ async def test_a_commit_that_cannot_be_asked_for_is_unknown(url: str, other: asy
     await other.execute("BEGIN")
     await other.execute("SELECT pg_advisory_xact_lock(7)")
     async with aclosing(Database(url, DatabaseLimits(deadline=0.3))) as database:
-        keys = IdempotencyKeys(PostgresTables(database))
-        store = SqlConversations(PostgresTables(database), keys, max_items=9, history_bytes=1 << 20, page_bytes=1 << 20)
+        keys = IdempotencyStore(PostgresTables(database))
+        store = ConversationStore(
+            PostgresTables(database), keys, max_items=9, history_bytes=1 << 20, page_bytes=1 << 20
+        )
         with pytest.raises(StoreError) as raised:
             await store.create(ALICE, "conv_b", NO_METADATA)
         assert raised.value.reason == "unknown"

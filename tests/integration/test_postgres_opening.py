@@ -26,7 +26,7 @@ from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.figures import TABLES
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.state_report import examine_state
-from antiphon.stores.usage import SqlOwnerRoom
+from antiphon.stores.usage import OwnerRoom
 from tests.contracts.file_contract import fields, keep
 from tests.contracts.store_contract import ALICE, BOB, item, record
 from tests.support.postgres import PATIENT, PostgresServer
@@ -123,10 +123,10 @@ async def test_an_owner_is_full_at_the_limit(stores: Stores, url: str) -> None:
         await stores.responses.save(record(f"r{n}"))
     async with aclosing(Database(url, PATIENT)) as database:
         ((total,),) = await database.fetch("SELECT sum(own_bytes)::bigint FROM responses")
-        await SqlOwnerRoom(PostgresTables(database), total + 1).check(ALICE)
+        await OwnerRoom(PostgresTables(database), total + 1).check(ALICE)
         with pytest.raises(OwnerFull):
-            await SqlOwnerRoom(PostgresTables(database), total).check(ALICE)
-        await SqlOwnerRoom(PostgresTables(database), 1).check("b:nobody")
+            await OwnerRoom(PostgresTables(database), total).check(ALICE)
+        await OwnerRoom(PostgresTables(database), 1).check("b:nobody")
 
 
 async def test_an_owners_data_are_counted_exported_and_deleted(

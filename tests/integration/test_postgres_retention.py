@@ -17,13 +17,13 @@ from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.errors import ChainBroken, ConversationLocked, StoreError
 from antiphon.stores.blobs.disk import DiskBlobs
-from antiphon.stores.conversations import SqlConversations
+from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.postgres import retention as module
 from antiphon.stores.postgres import turns
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.retention import PostgresPieces
 from antiphon.stores.postgres.tables import PostgresTables
-from antiphon.stores.retention import SqlRetention
+from antiphon.stores.retention import Retention
 from tests.contracts.file_contract import fields, keep
 from tests.contracts.job_contract import MOST, ONE, finished, piece, queued
 from tests.contracts.store_contract import ALICE, record
@@ -74,8 +74,8 @@ async def stores(url: str) -> AsyncIterator[TurnStores]:
 
 
 @pytest.fixture
-def conversations(stores: TurnStores) -> SqlConversations:
-    return SqlConversations(
+def conversations(stores: TurnStores) -> ConversationStore:
+    return ConversationStore(
         PostgresTables(stores.database),
         stores.keys,
         max_items=1000,
@@ -92,10 +92,10 @@ async def other(url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
     await connection.close()
 
 
-def _retention(stores: TurnStores, *, rows: int = 1000, **kept: float) -> SqlRetention:
+def _retention(stores: TurnStores, *, rows: int = 1000, **kept: float) -> Retention:
     pieces = PostgresPieces(stores.database, rows=rows)
     settings = RetentionSettings.model_validate({"events": None, **kept})
-    return SqlRetention(PostgresTables(stores.database), pieces, settings)
+    return Retention(PostgresTables(stores.database), pieces, settings)
 
 
 async def _count(connection: asyncpg.Connection[Any], *tables: str) -> Mapping[str, int]:
@@ -122,7 +122,7 @@ async def test_a_chain_goes_as_a_whole_when_its_latest_response_is_old(
 
 
 async def test_a_conversation_goes_with_its_items_unless_something_runs_on_it(
-    stores: TurnStores, conversations: SqlConversations, other: asyncpg.Connection[Any]
+    stores: TurnStores, conversations: ConversationStore, other: asyncpg.Connection[Any]
 ) -> None:
     for name in ("idle", "busy", "job", "over"):
         await conversations.create(ALICE, f"conv_{name}", b"{}", (StoredItem("msg_1", "message", b"{}"),))
@@ -138,7 +138,7 @@ async def test_a_conversation_goes_with_its_items_unless_something_runs_on_it(
 
 
 async def test_no_piece_is_larger_than_so_many_rows(
-    stores: TurnStores, conversations: SqlConversations, other: asyncpg.Connection[Any]
+    stores: TurnStores, conversations: ConversationStore, other: asyncpg.Connection[Any]
 ) -> None:
     """However large what goes is: a chain of many responses, many chains, a conversation of many items, streams."""
     prev = None
@@ -166,7 +166,7 @@ async def test_no_piece_is_larger_than_so_many_rows(
 
 async def test_what_is_going_is_not_used_any_more(
     stores: TurnStores,
-    conversations: SqlConversations,
+    conversations: ConversationStore,
     other: asyncpg.Connection[Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -204,7 +204,7 @@ async def test_what_is_going_is_not_used_any_more(
 
 
 async def test_what_is_in_use_at_the_moment_is_passed_over(
-    stores: TurnStores, conversations: SqlConversations, other: asyncpg.Connection[Any]
+    stores: TurnStores, conversations: ConversationStore, other: asyncpg.Connection[Any]
 ) -> None:
     """A chain on which something is being saved, a conversation that is being locked: nobody waits, nothing is lost."""
     for name in ("a", "b"):
@@ -250,7 +250,7 @@ async def test_what_is_old_does_not_depend_on_the_clock_of_who_made_it(
     """One machine's clock is far off: its responses and conversations are as young, and as old, as anybody's."""
     wrong = time.time() + hours * 3600
     monkeypatch.setattr(turns, "now", lambda: wrong)
-    conversations = SqlConversations(
+    conversations = ConversationStore(
         PostgresTables(stores.database),
         stores.keys,
         max_items=1000,
@@ -266,7 +266,7 @@ async def test_what_is_old_does_not_depend_on_the_clock_of_who_made_it(
 
 
 async def test_large_contents_count_as_the_rows_that_they_are_kept_in(
-    stores: TurnStores, conversations: SqlConversations, other: asyncpg.Connection[Any]
+    stores: TurnStores, conversations: ConversationStore, other: asyncpg.Connection[Any]
 ) -> None:
     large = b'"' + b"x" * 20_000 + b'"'
     for number in range(9):

@@ -13,7 +13,7 @@ import pytest
 
 from antiphon.engine.ports.indexing import Chunk, IngestJob
 from antiphon.engine.ports.vector_stores import Counts, FileError, NewFile
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.indexing import ingest_job
 from antiphon.stores.postgres import ingestion as work
 from antiphon.stores.postgres.database import Connection, Database
@@ -42,7 +42,7 @@ async def url(postgres: PostgresServer) -> AsyncIterator[str]:
 async def here(url: str) -> AsyncIterator[PostgresVectorDatabase]:
     async with (
         aclosing(Database(url, PATIENT)) as database,
-        aclosing(open_vectors(database, IdempotencyKeys(PostgresTables(database)), direct_url=url)) as stores,
+        aclosing(open_vectors(database, IdempotencyStore(PostgresTables(database)), direct_url=url)) as stores,
     ):
         yield stores
 
@@ -295,7 +295,7 @@ async def test_many_processes_that_use_a_store_write_that_down_once_a_minute(
     versions = set()
     for _ in range(3):
         async with aclosing(Database(url, PATIENT)) as database:
-            await open_vectors(database, IdempotencyKeys(PostgresTables(database)), direct_url=url).index.touch(
+            await open_vectors(database, IdempotencyStore(PostgresTables(database)), direct_url=url).index.touch(
                 ALICE, [STORE]
             )
         versions.add(await row())

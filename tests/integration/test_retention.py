@@ -15,7 +15,7 @@ import pytest
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.errors import ChainBroken, ConversationLocked, StoreError
-from antiphon.stores.retention import SqlRetention
+from antiphon.stores.retention import Retention
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
 from antiphon.stores.sqlite.retention import SqlitePieces
 from antiphon.stores.sqlite.statements import Step
@@ -37,10 +37,10 @@ def record(name: str, at: float, prev: str | None = None) -> ResponseRecord:
     return replace(make_record(name, prev=prev), created_at=at, completed_at=at)
 
 
-def _retention(stores: SqliteStores, now: float, **kept: float) -> SqlRetention:
+def _retention(stores: SqliteStores, now: float, **kept: float) -> Retention:
     pieces = SqlitePieces(stores.tables.writer, stores.tables.readers, lambda: now)
     settings = RetentionSettings.model_validate({"events": None, **kept})
-    return SqlRetention(stores.tables, pieces, settings)
+    return Retention(stores.tables, pieces, settings)
 
 
 def _count(folder: Path, table: str) -> int:

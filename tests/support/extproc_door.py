@@ -21,12 +21,12 @@ from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.hosted_tools import ToolRunner
-from antiphon.engine.ports.state import ResponseStore
 from antiphon.engine.running.runner import Runner
 from antiphon.ids import Clock
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
+from antiphon.stores.responses import ResponseStore
 from antiphon.upstream.client import HttpUpstream
 from antiphon.upstream.http import UpstreamTarget
 from tests.support.chat_server import ChatServer

@@ -27,11 +27,10 @@ from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.ports.files import FileStore
 from antiphon.engine.ports.hosted_tools import ToolRunner
 from antiphon.engine.running.counted_calls import CountedUpstream
-from antiphon.engine.running.leases import Leases, LockedConversations
 from antiphon.engine.running.loading import StoredFiles
+from antiphon.engine.running.locked_conversations import LockedConversations
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import Unavailable
 from antiphon.ids import new_id, now
@@ -39,6 +38,8 @@ from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
 from antiphon.sealing import Sealer
+from antiphon.stores.files import FileStore
+from antiphon.stores.leases import Leases
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.chat_server import DEADLINE, ChatServer

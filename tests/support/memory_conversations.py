@@ -15,6 +15,7 @@ from typing import TypeVar
 from antiphon.engine.ports.actions import OnceOnly, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import Page, PageQuery, StoredConversation
 from antiphon.errors import ConversationLocked, ConversationTooLong, InvalidRequest, StoreError
+from antiphon.stores.conversations import ConversationStore
 
 T = TypeVar("T")
 
@@ -42,7 +43,7 @@ class _Conversation:
             self.items.append(item)
 
 
-class MemoryConversationStore:
+class MemoryConversationStore(ConversationStore):
     """Keeps conversations in a dict. `MemoryResponseStore(conversations=…)` appends to them."""
 
     def __init__(self, *, max_items: int = 50_000, clock: Callable[[], float]) -> None:

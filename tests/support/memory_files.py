@@ -17,11 +17,12 @@ from pathlib import Path
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.files import FileFields, FileQuery, NoRoom, StoredFile
 from antiphon.engine.ports.state import Page
+from antiphon.stores.files import FileStore, FileUpload
 
 LEAST_ROOM = 4096
 
 
-class MemoryFileStore:
+class MemoryFileStore(FileStore):
     """Keeps files in a dict."""
 
     def __init__(self, *, owner_bytes: int | None = None, clock: Callable[[], float]) -> None:
@@ -35,15 +36,15 @@ class MemoryFileStore:
         yield _Upload(self)
 
     async def get(self, owner: str, file_id: str) -> StoredFile | None:
-        found = self._found(owner, file_id)
+        found = self._present(owner, file_id)
         return found[0] if found else None
 
     async def open(self, owner: str, file_id: str) -> _Open | None:
-        found = self._found(owner, file_id)
+        found = self._present(owner, file_id)
         return _Open(*found) if found else None
 
     async def list(self, owner: str, query: FileQuery) -> Page[StoredFile] | None:
-        files = [file for (whose, name), (file, _) in self.all.items() if whose == owner and self._found(owner, name)]
+        files = [file for (whose, name), (file, _) in self.all.items() if whose == owner and self._present(owner, name)]
         files.sort(key=lambda file: (file.created_at, file.id), reverse=query.descending)
         if query.after is not None:
             places = [place for place, file in enumerate(files) if file.id == query.after]
@@ -54,7 +55,7 @@ class MemoryFileStore:
         return Page(tuple(kept[: query.limit]), has_more=len(kept) > query.limit)
 
     async def delete(self, owner: str, file_id: str) -> bool:
-        return self._found(owner, file_id) is not None and bool(self.all.pop((owner, file_id)))
+        return self._present(owner, file_id) is not None and bool(self.all.pop((owner, file_id)))
 
     async def used(self, owner: str) -> int:
         return self.total(owner)
@@ -66,7 +67,7 @@ class MemoryFileStore:
         pass
 
     async def sweep(self) -> tuple[int, int]:
-        expired = [name for name in self.all if self._found(*name) is None]
+        expired = [name for name in self.all if self._present(*name) is None]
         for name in expired:
             if self.on_expired is not None:
                 await self.on_expired(*name)
@@ -76,22 +77,26 @@ class MemoryFileStore:
     def total(self, owner: str) -> int:
         return sum(max(file.size, LEAST_ROOM) for (whose, _), (file, _) in self.all.items() if whose == owner)
 
-    def _found(self, owner: str, file_id: str) -> tuple[StoredFile, bytes] | None:
+    def _present(self, owner: str, file_id: str) -> tuple[StoredFile, bytes] | None:
         found = self.all.get((owner, file_id))
         if found is not None and found[0].expires_at is not None and found[0].expires_at <= self._clock():
             return None
         return found
 
 
-class _Upload:
+class _Upload(FileUpload):
     def __init__(self, store: MemoryFileStore) -> None:
         self._store = store
         self._parts: builtins.list[bytes] = []
-        self.size = 0
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        return self._size
 
     async def write(self, data: bytes) -> None:
         self._parts.append(bytes(data))
-        self.size += len(data)
+        self._size += len(data)
 
     async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
         limit = self._store.limit

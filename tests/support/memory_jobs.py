@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.jobs import PATIENCE, EventPage, EventPiece, Job, JobEnd, Progress, Queue, TooManyJobs
 from antiphon.engine.ports.stored_bodies import with_status
+from antiphon.stores.jobs import JobStore
 from tests.support.memory_store import MemoryResponseStore
 
 
@@ -28,7 +29,7 @@ class _Held:
     until: float = 0.0
 
 
-class MemoryJobStore:
+class MemoryJobStore(JobStore):
     """Keeps jobs and events in dicts, which tests may read."""
 
     def __init__(self, responses: MemoryResponseStore, clock: Callable[[], float] = time.monotonic) -> None:

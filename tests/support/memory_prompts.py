@@ -8,9 +8,10 @@ from collections.abc import Callable
 from antiphon.engine.ports.actions import OnceOnly, StoredPrompt
 from antiphon.engine.ports.state import Page, PageQuery, PromptChange
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
+from antiphon.stores.prompts import PromptStore
 
 
-class MemoryPromptStore:
+class MemoryPromptStore(PromptStore):
     """Keeps all versions of a prompt in a list."""
 
     def __init__(self, *, clock: Callable[[], float]) -> None:

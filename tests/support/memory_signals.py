@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from antiphon.engine.ports.jobs import JobStore
 from antiphon.engine.ports.signals import News, Pace, Seen
+from antiphon.stores.jobs import JobStore
 
 _PACE = Pace(0.05, 0.05, 0.05)
 

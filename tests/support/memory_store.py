@@ -14,10 +14,11 @@ from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.errors import ChainBroken, ChainTooLong, InvalidRequest, PredecessorGone, StoreError
+from antiphon.stores.responses import ResponseStore
 from tests.support.memory_conversations import MemoryConversationStore, for_clients
 
 
-class MemoryResponseStore:
+class MemoryResponseStore(ResponseStore):
     """Keeps records in a dict; `records` may be read by tests."""
 
     def __init__(self, *, chain_items: int = 50_000, conversations: MemoryConversationStore | None = None) -> None:

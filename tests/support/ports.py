@@ -10,15 +10,18 @@ from antiphon.config.limits import TimeoutSettings
 from antiphon.config.state import BackgroundSettings
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.state import ResponseStore, Upstream
+from antiphon.engine.ports.state import Upstream
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.held_keys import HeldKeys
 from antiphon.engine.running.keyless_upstreams import Keyless
-from antiphon.engine.running.leases import Leases, LockedConversations
 from antiphon.engine.running.loading import Ports
+from antiphon.engine.running.locked_conversations import LockedConversations
 from antiphon.engine.running.lookout import Lookout
 from antiphon.observability.metrics import Metrics
+from antiphon.stores.idempotency import IdempotencyStore
+from antiphon.stores.leases import Leases
+from antiphon.stores.responses import ResponseStore
 from antiphon.tools.box import Toolbox
 from tests.support.memory_conversations import MemoryConversationStore
 from tests.support.memory_jobs import MemoryJobStore
@@ -27,8 +30,11 @@ from tests.support.memory_signals import MemorySignals
 from tests.support.memory_store import MemoryResponseStore
 
 
-class NoKeys:
+class NoKeys(IdempotencyStore):
     """An `IdempotencyStore` that remembers nothing: every key is free, every approval unused."""
+
+    def __init__(self) -> None:
+        """It has no tables."""
 
     async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
         return None

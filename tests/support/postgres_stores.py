@@ -9,9 +9,9 @@ from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.files import BlobStore
 from antiphon.ids import Clock, now
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs, PendingRows
-from antiphon.stores.files import SqlFiles
-from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.jobs import SqlJobs
+from antiphon.stores.files import FileStore
+from antiphon.stores.idempotency import IdempotencyStore
+from antiphon.stores.jobs import JobStore
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.files import SQL
 from antiphon.stores.postgres.job_sql import SQL as JOB_SQL
@@ -29,7 +29,7 @@ from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.turn_groups import GroupLimits, Groups
 from antiphon.stores.postgres.turns import SavedTurns
 from antiphon.stores.postgres.withdrawals import Withdrawals
-from antiphon.stores.responses import SqlResponses
+from antiphon.stores.responses import ResponseStore
 
 CHAIN_ITEMS = 1000
 
@@ -39,13 +39,13 @@ class TurnStores:
     """What stores turns, over connections of its own."""
 
     database: Database
-    keys: IdempotencyKeys
+    keys: IdempotencyStore
     withdrawals: Withdrawals
     turns: Groups[ResponseRecord]
-    responses: SqlResponses
+    responses: ResponseStore
     queued: Groups[NewJob]
     added: Groups[Addition]
-    background: SqlJobs
+    background: JobStore
     signals: PostgresSignals
 
     async def aclose(self) -> None:
@@ -70,7 +70,7 @@ def turn_stores(
 ) -> TurnStores:
     database = Database(url, connections)
     tables = PostgresTables(database)
-    keys = IdempotencyKeys(tables)
+    keys = IdempotencyStore(tables)
     withdrawals = Withdrawals(database)
     limits = limits or GroupLimits()
     saved = SavedTurns(database, withdrawals, keep=timedelta(seconds=keys.keep))
@@ -79,17 +79,17 @@ def turn_stores(
     signals = PostgresSignals(database, direct_url, times)
     added = Groups(AddedEvents(database, signals.changed), limits)
     writer = PostgresResponseWriter(turns, DatabaseReadiness(database, patience))
-    responses = SqlResponses(
+    responses = ResponseStore(
         tables, writer, LOAD_ITEMS, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes
     )
-    jobs = SqlJobs(tables, PostgresJobWriter(database, queued, added, signals.changed), JOB_SQL, ended=signals.changed)
+    jobs = JobStore(tables, PostgresJobWriter(database, queued, added, signals.changed), JOB_SQL, ended=signals.changed)
     return TurnStores(database, keys, withdrawals, turns, responses, queued, added, jobs, signals)
 
 
 def postgres_files(
     database: Database, blobs: BlobStore, *, owner_bytes: int | None = None, clock: Clock = now
-) -> SqlFiles:
+) -> FileStore:
     """Files in this database, with contents and a clock that a test chooses."""
     tables = PostgresTables(database)
     pending = PendingBlobs(PendingRows(tables), blobs, UPLOAD_LEASE_SECONDS)
-    return SqlFiles(tables, IdempotencyKeys(tables), SQL, pending, blobs, owner_bytes=owner_bytes, clock=clock)
+    return FileStore(tables, IdempotencyStore(tables), SQL, pending, blobs, owner_bytes=owner_bytes, clock=clock)

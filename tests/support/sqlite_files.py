@@ -1,18 +1,20 @@
-"""SqlFiles over SQLite's rows, with contents and a clock that a test chooses."""
+"""FileStore over SQLite's rows, with contents and a clock that a test chooses."""
 
 from __future__ import annotations
 
 from antiphon.engine.ports.files import BlobStore
 from antiphon.ids import Clock, now
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
-from antiphon.stores.files import SqlFiles
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.files import FileStore
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.sqlite.files import SQL, SqlitePendingRows
 from antiphon.stores.sqlite.opening import SqliteStores
 
 
-def files_of(stores: SqliteStores, blobs: BlobStore, *, owner_bytes: int | None = None, clock: Clock = now) -> SqlFiles:
-    """SqlFiles in the database of these stores."""
+def files_of(
+    stores: SqliteStores, blobs: BlobStore, *, owner_bytes: int | None = None, clock: Clock = now
+) -> FileStore:
+    """FileStore in the database of these stores."""
     tables = stores.tables
     pending = PendingBlobs(SqlitePendingRows(tables, UPLOAD_LEASE_SECONDS), blobs, UPLOAD_LEASE_SECONDS)
-    return SqlFiles(tables, IdempotencyKeys(tables), SQL, pending, blobs, owner_bytes=owner_bytes, clock=clock)
+    return FileStore(tables, IdempotencyStore(tables), SQL, pending, blobs, owner_bytes=owner_bytes, clock=clock)

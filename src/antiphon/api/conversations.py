@@ -35,9 +35,12 @@ from antiphon.api.http import (
 from antiphon.engine.exchange.stored_items import is_reference, prepare_input, resolve_references, stored_input
 from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.idempotency import AlreadyMade
-from antiphon.engine.ports.state import ConversationStore, OwnerRoom, Page, ResponseStore, StoredConversation
+from antiphon.engine.ports.state import Page, StoredConversation
 from antiphon.errors import missing_parameter
 from antiphon.ids import IdFactory, is_name, new_id
+from antiphon.stores.conversations import ConversationStore
+from antiphon.stores.responses import ResponseStore
+from antiphon.stores.usage import OwnerRoom
 from antiphon.translation.item_kinds import note_members, only_known
 from antiphon.translation.read_items import check_item, read_items
 from antiphon.translation.request_checks import check_metadata

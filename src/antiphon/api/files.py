@@ -42,7 +42,7 @@ from antiphon.api.http import (
     raw_response,
 )
 from antiphon.api.multipart import FormDecoder, Part, PartData, PartEnd, boundary
-from antiphon.engine.ports.files import FileFields, FileQuery, FileStore, FileUpload, NoRoom, StoredFile
+from antiphon.engine.ports.files import FileFields, FileQuery, NoRoom, StoredFile
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.errors import (
     InvalidRequest,
@@ -54,6 +54,7 @@ from antiphon.errors import (
 )
 from antiphon.ids import Clock, IdFactory, is_name, new_id, now
 from antiphon.observability.metrics import Metrics
+from antiphon.stores.files import FileStore, FileUpload
 from antiphon.types.file_kinds import FIRST_BYTES, image_type, media_type_of, plain_name
 from antiphon.types.json import encode
 

@@ -35,7 +35,7 @@ from antiphon.api.http import (
 )
 from antiphon.engine.ports.actions import StoredPrompt
 from antiphon.engine.ports.idempotency import AlreadyMade
-from antiphon.engine.ports.state import PageQuery, PromptChange, PromptStore
+from antiphon.engine.ports.state import PageQuery, PromptChange
 from antiphon.errors import (
     InvalidRequest,
     invalid_parameter,
@@ -45,6 +45,7 @@ from antiphon.errors import (
     unknown_parameter,
 )
 from antiphon.ids import IdFactory, is_id, new_id
+from antiphon.stores.prompts import PromptStore
 from antiphon.translation.prompt_template import TEMPLATE_FIELDS, variables_of
 from antiphon.translation.read_items import check_item
 from antiphon.translation.read_request import read_request

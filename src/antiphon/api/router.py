@@ -34,11 +34,11 @@ from antiphon.config.problems import advice
 from antiphon.engine.exchange.failure import refusal
 from antiphon.engine.exchange.options import EXCHANGE_PATHS
 from antiphon.engine.ports.idempotency import HEADER
-from antiphon.engine.ports.state import ResponseStore
 from antiphon.engine.running.background import Background
 from antiphon.errors import ApiError, InternalError, MethodNotAllowed, NotFound, StoreError, store_refusal
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outages import Outage
+from antiphon.stores.responses import ResponseStore
 
 Readiness = Callable[[], Awaitable[None]]
 """Raises `StoreError` or `Unavailable` when requests should go elsewhere."""

@@ -50,10 +50,9 @@ from antiphon.api.vector_shapes import (
     show_batch,
     show_file,
 )
-from antiphon.engine.ports.files import FileStore
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.engine.ports.state import Page
-from antiphon.engine.ports.vector_stores import NewFile, VectorFile, VectorStore, VectorStores
+from antiphon.engine.ports.vector_stores import NewFile, VectorFile, VectorStore
 from antiphon.errors import (
     InvalidRequest,
     NotFound,
@@ -63,6 +62,8 @@ from antiphon.errors import (
     missing_value,
 )
 from antiphon.ids import IdFactory, is_name
+from antiphon.stores.files import FileStore
+from antiphon.stores.vector_stores import VectorStores
 
 _MAX_BATCH = 2_000
 _CHUNKS_SHOWN = 1_000

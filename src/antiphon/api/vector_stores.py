@@ -47,9 +47,8 @@ from antiphon.api.vector_shapes import (
     read_strictly,
     show_store,
 )
-from antiphon.engine.ports.files import FileStore
 from antiphon.engine.ports.idempotency import AlreadyMade
-from antiphon.engine.ports.vector_stores import NewFile, Searcher, StoreChanges, VectorStores
+from antiphon.engine.ports.vector_stores import NewFile, Searcher, StoreChanges
 from antiphon.errors import (
     InvalidRequest,
     NotFound,
@@ -60,6 +59,8 @@ from antiphon.errors import (
     wrong_value,
 )
 from antiphon.ids import IdFactory, new_id
+from antiphon.stores.files import FileStore
+from antiphon.stores.vector_stores import VectorStores
 from antiphon.translation.request_checks import check_metadata
 from antiphon.translation.search_options import FILTERS, RANKING, read_filters, read_ranking
 from antiphon.types.json import encode

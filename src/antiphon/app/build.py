@@ -39,13 +39,12 @@ from antiphon.engine.exchange.job_needs import able_to
 from antiphon.engine.exchange.model_routes import ModelRoutes
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.running.background import Background
-from antiphon.engine.running.counted_calls import CountedJobs
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.held_keys import HeldKeys, LeftCalls
 from antiphon.engine.running.job_run import Making
 from antiphon.engine.running.keyless_upstreams import Keyless
-from antiphon.engine.running.leases import Leases, LockedConversations
 from antiphon.engine.running.loading import Ports, StoredFiles
+from antiphon.engine.running.locked_conversations import LockedConversations
 from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.usage_book import UsageBook
@@ -60,6 +59,7 @@ from antiphon.observability.observation import Telemetry
 from antiphon.observability.refusals import Refusals
 from antiphon.observability.served_ids import ServedIds
 from antiphon.stores import Stores, check_deployment, open_stores
+from antiphon.stores.leases import Leases
 from antiphon.tools.box import Places, Toolbox
 from antiphon.types.transport import SECRET_HEADER, Headers
 from antiphon.upstream.client import HttpUpstream
@@ -171,6 +171,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         timeouts=times,
         keep_keys=settings.idempotency.keep,
         bodies=kept_bodies,
+        measured=metrics.storage,
     )
     opened.push_async_callback(stores.aclose)
     # Before anything is stored.
@@ -184,11 +185,10 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     upstream = _upstream(settings, door)
     opened.push_async_callback(upstream.aclose)
     metrics.before_scrape(endings.told)
-    jobs = CountedJobs(stores.background, metrics)
     lookout = Lookout(stores.signals)
-    followers = Followers(jobs, lookout, keepalive=times.keepalive)
+    followers = Followers(stores.background, lookout, keepalive=times.keepalive)
     left_calls = LeftCalls(stores.keys, stores.responses)
-    background = Background(jobs, stores.responses, followers, settings.background, left_calls)
+    background = Background(stores.background, stores.responses, followers, settings.background, left_calls)
     vector_search = None
     if settings.files.enabled and settings.vector_stores.enabled:
         vector_search = await open_search(settings, stores, metrics)
@@ -284,7 +284,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     )
     workers = Workers(
         new_id("worker"),
-        jobs,
+        stores.background,
         background,
         lookout,
         Making(runner, context.new_exchange, telemetry),

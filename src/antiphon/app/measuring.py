@@ -22,15 +22,15 @@ from typing import Literal
 
 from antiphon import __version__, compiled
 from antiphon.config.settings import Settings
-from antiphon.engine.ports.figures import DatabaseFigures, StoreFigures
 from antiphon.engine.ports.jobs import Queue
-from antiphon.engine.running.thread_pools import SIZES, all_pools
+from antiphon.engine.waiting import SIZES, all_pools
 from antiphon.ids import now
 from antiphon.observability import metric_names as names
 from antiphon.observability.logs import dropped_lines
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.tallies import Labels
 from antiphon.stores import Stores
+from antiphon.stores.backend import DatabaseFigures, StoreFigures
 
 _QUEUE_SECONDS = 1.0
 _LOOK_SECONDS = 10.0

@@ -17,8 +17,8 @@ from antiphon.api.endpoint import Endpoint
 from antiphon.app.outgoing import make_fetcher, make_permit
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.containers import ContainerRows
-from antiphon.engine.ports.files import FileStore
 from antiphon.observability.metrics import Metrics
+from antiphon.stores.files import FileStore
 from antiphon.tools.box import LazyTool, Places, Tool, Toolbox
 from antiphon.tools.tool_search import ToolSearch
 

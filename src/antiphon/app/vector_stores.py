@@ -14,7 +14,6 @@ from antiphon.api.endpoint import Endpoint
 from antiphon.api.vector_stores import VectorStoreApi
 from antiphon.config.settings import Settings
 from antiphon.engine.exchange.model_routes import ModelRoutes
-from antiphon.engine.ports.files import FileStore
 from antiphon.engine.ports.indexing import Embedder
 from antiphon.engine.ports.state import Upstream
 from antiphon.engine.running.counted_calls import CountedUpstream
@@ -25,6 +24,7 @@ from antiphon.search.readers import DocumentReaders
 from antiphon.search.rewrite import ModelRewriter
 from antiphon.search.searcher import VectorStoreSearcher
 from antiphon.stores import Stores, VectorDatabase
+from antiphon.stores.files import FileStore
 from antiphon.tools.box import Tool
 from antiphon.tools.file_search import FileSearch
 from antiphon.types.transport import Headers

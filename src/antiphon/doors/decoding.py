@@ -6,7 +6,7 @@ Not here: what a coding is, and what a body may grow to (`request_body.py`).
 from __future__ import annotations
 
 from antiphon.doors.request_body import WholeBody, decode_now
-from antiphon.engine.running.thread_pools import DECODING
+from antiphon.engine.waiting import DECODING
 
 
 async def decoded(body: WholeBody) -> bytes:

@@ -25,14 +25,15 @@ from pathlib import Path
 import structlog
 
 from antiphon.config.state import VectorStoreSettings
-from antiphon.engine.ports.files import FileStore, OpenFile
+from antiphon.engine.ports.files import OpenFile
 from antiphon.engine.ports.indexing import Chunk, Embedder, EmbeddingFailed, Ingestion, IngestJob
 from antiphon.engine.ports.vector_stores import FileError
-from antiphon.engine.running.thread_pools import DOCUMENTS
+from antiphon.engine.waiting import DOCUMENTS
 from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outages import Outage
 from antiphon.search.readers import DocumentReaders, ReadingFailed
+from antiphon.stores.files import FileStore
 
 _log = structlog.get_logger(__name__)
 

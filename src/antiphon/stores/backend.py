@@ -1,44 +1,47 @@
 """What a backend is: a database in which state lies, what it is opened with, and what it gives.
 
-Lives here: what all backends offer, and the values they share. Not here: the choice of one (`choice.py`), any of them.
+Lives here: what all backends offer, the stores that they share, put together, and what their options are unless they
+are given. Not here: the choice of one (`choice.py`), any of them.
 
-Invariant: nothing here imports a backend; what others use of an opened one is a port (`engine/ports/`).
+Invariant: nothing here imports a backend; what others use of an opened one stands here, in a store that all share
+(`conversations.py`, …), or in a port (`engine/ports/`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Required, TypedDict
+from typing import Literal, Protocol, Required, TypedDict
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.config.state import BlobSettings, RetentionSettings, StateSettings
 from antiphon.engine.ports.containers import ContainerRows
-from antiphon.engine.ports.figures import StoreFigures
-from antiphon.engine.ports.files import BlobStore, FileStore
-from antiphon.engine.ports.idempotency import IdempotencyStore
+from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.indexing import ChunkIndex, Ingestion
-from antiphon.engine.ports.jobs import JobStore
 from antiphon.engine.ports.owner_data import OwnerData
-from antiphon.engine.ports.retention import Retention
 from antiphon.engine.ports.signals import Signals
-from antiphon.engine.ports.state import ConversationStore, OwnerRoom, PromptStore, ResponseStore
-from antiphon.engine.ports.usage import UsageStore
-from antiphon.engine.ports.vector_stores import VectorStores
 from antiphon.errors import ConfigError
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.opening import open_blobs
+from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
+from antiphon.stores.bodies import PLAIN, Bodies
+from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.deployment import Keys, Recorded
+from antiphon.stores.files import FileSql, FileStore
+from antiphon.stores.idempotency import KEEP_SECONDS, IdempotencyStore
+from antiphon.stores.jobs import JobSql, JobStore, JobWriter, Measured, Told, nobody
+from antiphon.stores.prompts import PromptStore
+from antiphon.stores.responses import ResponseStore, ResponseWriter
+from antiphon.stores.retention import Pieces, Retention
 from antiphon.stores.schema_steps import Schema
-
-if TYPE_CHECKING:
-    from antiphon.stores.bodies import Bodies
+from antiphon.stores.tables import Tables
+from antiphon.stores.usage import OwnerRoom, UsageStore
+from antiphon.stores.vector_stores import VectorStores
 
 MATRIX_BYTES = 1 << 30
-KEEP_SECONDS = 86_400.0
 
 KeyName = Literal["owner.key", "sealing.key"]
 KeyFiles = Mapping[KeyName, tuple[bytes, ...]]
@@ -96,6 +99,67 @@ class StoreOptions(TypedDict, total=False):
     """Seconds for which an idempotency key is remembered."""
     bodies: Bodies
     """Seals what is stored, and opens it."""
+    measured: Measured
+    """Around what workers do with jobs."""
+
+
+_DEFAULTS: StoreOptions = {
+    "chain_items": 1000,
+    "history_bytes": 64 << 20,
+    "page_bytes": 16 << 20,
+    "owner_file_bytes": None,
+    "upload_lease": UPLOAD_LEASE_SECONDS,
+    "owner_bytes": None,
+    "kept": RetentionSettings(events=None),
+    "timeouts": TimeoutSettings(),
+    "keep_keys": KEEP_SECONDS,
+    "bodies": PLAIN,
+    "measured": nullcontext,
+}
+
+
+def all_options(given: StoreOptions) -> StoreOptions:
+    """What was given, and all else as it is unless it is."""
+    return {**_DEFAULTS, **given}
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseFigures:
+    """What a database said when it was asked. All but `size` is of a server, and empty where there is none."""
+
+    size: int
+    """What the database takes, in bytes."""
+    tables: Mapping[str, int] = field(default_factory=dict)
+    """What each table takes with its indexes, in bytes."""
+    connections: Mapping[str, int] = field(default_factory=dict)
+    """Clients' connections to the whole server, by state."""
+    most_connections: int | None = None
+    """How many the server takes."""
+    oldest_xmin: int | None = None
+    """Transactions that have begun since the oldest that somebody still sees the database by."""
+
+
+class StoreFigures(Protocol):
+    """Figures of one database, as this process sees it."""
+
+    @property
+    def name(self) -> str:
+        """The database's name in labels."""
+
+    @property
+    def waiting(self) -> int:
+        """Writes that wait to be written."""
+
+    @property
+    def busy(self) -> int:
+        """Connections for reading that are in use."""
+
+    @property
+    def groups(self) -> Mapping[int, int]:
+        """How many transactions there were since the start, by how many writes each of them took along."""
+
+    async def look(self) -> DatabaseFigures:
+        """Ask it, with one question. Raises `StoreError`."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +170,8 @@ class VectorDatabase(ABC):
     ingestion: Ingestion
     index: ChunkIndex
     keys: IdempotencyStore
-
-    @property
-    @abstractmethod
-    def figures(self) -> tuple[StoreFigures, ...]:
-        """Of its own database; none where it shares one with the other stores."""
+    figures: tuple[StoreFigures, ...]
+    """Of its own database; none where it shares one with the other stores."""
 
     @abstractmethod
     async def check_vectors(self) -> None:
@@ -121,28 +182,46 @@ class VectorDatabase(ABC):
         """Finish what was accepted, then close what is its own."""
 
 
-@dataclass(frozen=True)
 class Stores(ABC):
     """Everything that is kept, but for vector stores, which are opened when they are wanted."""
 
-    responses: ResponseStore
-    conversations: ConversationStore
-    background: JobStore
-    signals: Signals
-    prompts: PromptStore
-    files: FileStore
-    retention: Retention
-    keys: IdempotencyStore
-    usage: UsageStore
-    owner_room: OwnerRoom | None
-    containers: ContainerRows | None
+    figures: tuple[StoreFigures, ...]
+    """Of every database that these stores are in."""
+    containers: ContainerRows | None = None
     """The rows of containers in which code runs, where several machines share them; otherwise they lie in the data
     folder."""
 
-    @property
-    @abstractmethod
-    def figures(self) -> tuple[StoreFigures, ...]:
-        """Of every database that these stores are in."""
+    def __init__(
+        self,
+        tables: Tables,
+        keys: IdempotencyStore,
+        options: StoreOptions,
+        *,
+        responses: tuple[ResponseWriter, str],
+        jobs: tuple[JobWriter, JobSql],
+        files: tuple[FileSql, PendingBlobs, BlobStore],
+        pieces: Pieces,
+        signals: Signals,
+        ended: Told = nobody,
+    ) -> None:
+        """The stores over these tables. `options` are all there are; the others are what the backend does in its own
+        way."""
+        self.keys = keys
+        self.signals = signals
+        bodies, page_bytes, owner_bytes = options["bodies"], options["page_bytes"], options["owner_bytes"]
+        items, history_bytes = options["chain_items"], options["history_bytes"]
+        self.responses = ResponseStore(
+            tables, *responses, chain_items=items, history_bytes=history_bytes, page_bytes=page_bytes, bodies=bodies
+        )
+        self.conversations = ConversationStore(
+            tables, keys, max_items=items, history_bytes=history_bytes, page_bytes=page_bytes, bodies=bodies
+        )
+        self.background = JobStore(tables, *jobs, bodies, ended, options["measured"])
+        self.prompts = PromptStore(tables, keys, page_bytes=page_bytes, bodies=bodies)
+        self.files = FileStore(tables, keys, *files, owner_bytes=options["owner_file_bytes"])
+        self.retention = Retention(tables, pieces, options["kept"])
+        self.usage = UsageStore(tables)
+        self.owner_room = None if owner_bytes is None else OwnerRoom(tables, owner_bytes)
 
     @abstractmethod
     def has_vectors(self) -> bool:

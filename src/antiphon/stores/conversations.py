@@ -1,4 +1,4 @@
-"""Conversations and their items: the `ConversationStore` over the tables of any backend.
+"""Conversations, their items in order, and the lock of the response that runs on one, in the tables of any backend.
 
 Lives here: the SQL, limits of a history, cursors and pages, and what a change comes to that found the conversation
 locked. Not here: how a backend runs statements (`tables.py`), how a response's own items join its conversation (in the
@@ -24,13 +24,13 @@ from functools import partial
 from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly, StoredItem
-from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.state import Page, PageQuery, StoredConversation
 from antiphon.errors import ConversationLocked, ConversationTooLong, HistoryTooLarge
 from antiphon.ids import Clock, now
 from antiphon.stores.bodies import PLAIN, Bodies
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.pages import Row, check_cursors, history_item, item_page, named_items, stored_item
+from antiphon.stores.retention import SWEEPER
 from antiphon.stores.tables import (
     RowsMissing,
     Statement,
@@ -154,13 +154,17 @@ WHERE c.owner = held.owner AND c.id = held.id AND c.locked_by IN (:holders...) R
 """
 
 
-class SqlConversations:
-    """`ConversationStore` on tables that the caller closes."""
+class ConversationStore:
+    """Conversations in tables that the caller closes.
+
+    Every method raises `StoreError` when the database cannot do it; none blocks the event loop. What changes items, or
+    deletes the conversation, raises `ConversationLocked` while a response runs on it.
+    """
 
     def __init__(
         self,
         tables: Tables,
-        keys: IdempotencyKeys,
+        keys: IdempotencyStore,
         *,
         max_items: int,
         history_bytes: int,
@@ -177,7 +181,6 @@ class SqlConversations:
         self._page_bytes = page_bytes
         self._bodies = bodies
         self._clock = clock
-        self.made = keys.made
 
     async def create(
         self,
@@ -187,11 +190,15 @@ class SqlConversations:
         items: Sequence[StoredItem] = (),
         once: OnceOnly | None = None,
     ) -> StoredConversation:
-        """Make a conversation with these items, all or nothing."""
+        """Make a conversation with these items, all or nothing. Raises `AlreadyMade` for a key that is bound."""
         named = self._named(owner, conversation_id, metadata)
         unit = [Statement(INSERT, named), *self._adding(owner, conversation_id, items)]
         await self._keys.make(once, conversation_id, unit, [Statement(DELETE, named)])
         return StoredConversation(conversation_id, named["at"] / 1000, metadata)
+
+    async def made(self, once: OnceOnly) -> str | None:
+        """The conversation that this very request made before, to be asked for before what it refers to."""
+        return await self._keys.made(once)
 
     async def get(self, owner: str, conversation_id: str) -> StoredConversation | None:
         """The conversation, or None."""
@@ -206,19 +213,22 @@ class SqlConversations:
         return await self.get(owner, conversation_id)
 
     async def delete(self, owner: str, conversation_id: str) -> bool:
-        """Delete the conversation with its items; False when there is none. Raises `ConversationLocked`."""
+        """Delete the conversation with its items; False when there is none. Responses made in it stay."""
         deleted = await self._change(DELETE, {"owner": owner, "id": conversation_id})
         return deleted or await self._missing(owner, conversation_id)
 
     async def list(self, owner: str, page: PageQuery) -> Page[StoredConversation]:
-        """A page of the owner's conversations, by their time of creation."""
+        """A page of the owner's conversations, by their time of creation; cursors are ids of conversations.
+
+        A cursor that is none is an `InvalidRequest`.
+        """
         await check_cursors(page, partial(self.get, owner), "There is no conversation with this id")
         rows = await self._tables.fetch(LIST[page.backward], {"owner": owner, **asked(page)})
         found = [self._conversation(row) for row in rows]
         return Page(page.shown(found), has_more=len(found) > page.limit)
 
     async def add_items(self, owner: str, conversation_id: str, items: Sequence[StoredItem]) -> bool:
-        """Append the items, all or none; False when there is no such conversation. Raises `ConversationLocked`."""
+        """Append the items, all or none; False when there is no such conversation."""
         named = {"owner": owner, "id": conversation_id}
         undo = [Statement(TAKE_BACK_ITEM, [named | {"item_id": item.id} for item in items], many=True)]
         try:
@@ -230,7 +240,11 @@ class SqlConversations:
         return True
 
     async def items(self, owner: str, conversation_id: str, page: PageQuery) -> Page[StoredItem] | None:
-        """A page of the items, or None; see `ConversationStore.items`."""
+        """A page of the items, or None when there is no such conversation.
+
+        It may end before `limit`, with `has_more`, where its items are large. A cursor that is not in the conversation
+        is an `InvalidRequest`.
+        """
         named = {"owner": owner, "id": conversation_id, **asked(page, self._page_bytes)}
         return item_page(await self._tables.fetch(ITEMS[page.backward], named), page, self._bodies)
 
@@ -240,14 +254,15 @@ class SqlConversations:
         return self._bodies.open_item(stored_item(rows[0])) if rows else None
 
     async def delete_item(self, owner: str, conversation_id: str, item_id: str) -> bool:
-        """Take one item out; False when it is not there. Raises `ConversationLocked`."""
+        """Take one item out; False when it is not there."""
         gone = await self._change(DELETE_ITEM, {"owner": owner, "id": conversation_id, "item_id": item_id})
         if gone or await self.get_item(owner, conversation_id, item_id) is None:
             return gone
         raise ConversationLocked()
 
     async def find_items(self, owner: str, item_ids: Sequence[str]) -> dict[str, StoredItem]:
-        """The owner's items with these ids, in whatever conversation; absent ones are left out."""
+        """The owner's items with these ids, in whatever conversation; absent ones are left out. Raises
+        `HistoryTooLarge`."""
         if not item_ids:
             return {}
         named = {"owner": owner, "ids": sorted(set(item_ids)), "bytes": self._history_bytes}
@@ -257,7 +272,12 @@ class SqlConversations:
     async def load(
         self, owner: str, conversation_id: str, *, holder: str = "", seconds: float = 0.0, create: bool = False
     ) -> tuple[StoredItem, ...] | None:
-        """All items, oldest first, and the lock for `holder`; see `ConversationStore.load`."""
+        """All items, oldest first; None when there is no such conversation (with `create` it is made).
+
+        With a `holder` (a response's id) the conversation is locked for it first, for so many seconds; while another
+        has it this raises `ConversationLocked`. The same holder may come again. Saving that response
+        (`ResponseStore.save`) or `release` gives the lock back. Raises `ConversationTooLong` and `HistoryTooLarge`.
+        """
         named = {"owner": owner, "id": conversation_id}
         if holder or create:
             taken = await self._take(named, holder, seconds, create)

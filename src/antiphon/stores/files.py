@@ -1,4 +1,4 @@
-"""Uploaded files: the `FileStore` over the tables of any backend and any `BlobStore`.
+"""Uploaded files, in the tables of any backend and any `BlobStore`.
 
 Lives here: the SQL, the order of row and content, and the sweep of what expired. Not here: what the backends say
 differently (`sqlite/files.py`, `postgres/files.py`), contents that are no file's (`blobs/pending.py`), where contents
@@ -24,15 +24,16 @@ from antiphon.engine.ports.files import (
     FileFields,
     FileQuery,
     NoRoom,
+    OpenFile,
     StoredFile,
 )
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.engine.ports.state import Page
-from antiphon.engine.running.waiting import to_the_end
+from antiphon.engine.waiting import to_the_end
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, now
 from antiphon.stores.blobs.pending import KEEP, LET_GO, PendingBlob, PendingBlobs
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.pages import Row
 from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, changed, milliseconds
 
@@ -89,13 +90,17 @@ ON CONFLICT (key) DO UPDATE SET lease_until = taken()
 """
 
 
-class SqlFiles:
-    """`FileStore`; the tables are the caller's to close, the contents' storage is its own."""
+class FileStore:
+    """Files of all owners. Every method raises `StoreError` when the storage cannot do it.
+
+    A file that is missing, expired or another owner's is the same answer: None or False. The tables are the caller's to
+    close, the contents' storage is its own.
+    """
 
     def __init__(
         self,
         tables: Tables,
-        keys: IdempotencyKeys,
+        keys: IdempotencyStore,
         sql: FileSql,
         pending: PendingBlobs,
         blobs: BlobStore,
@@ -120,18 +125,18 @@ class SqlFiles:
         await self._pending.aclose()
 
     @asynccontextmanager
-    async def uploading(self) -> AsyncIterator[FileUploading]:
+    async def uploading(self) -> AsyncIterator[FileUpload]:
         """Begin a new file."""
         async with self._pending.uploading() as blob:
-            yield FileUploading(self, blob)
+            yield FileUpload(self, blob)
 
     async def get(self, owner: str, file_id: str) -> StoredFile | None:
         """The file, or None."""
         kept = await self._found(owner, file_id)
         return kept.file if kept is not None else None
 
-    async def open(self, owner: str, file_id: str) -> OpenedFile | None:
-        """The file with its content open, or None."""
+    async def open(self, owner: str, file_id: str) -> OpenFile | None:
+        """The file with its content open, or None; to be closed by the caller."""
         kept = await self._found(owner, file_id)
         if kept is None:
             return None
@@ -186,7 +191,8 @@ class SqlFiles:
             raise ContentTaken from None
 
     async def delete(self, owner: str, file_id: str) -> bool:
-        """Delete the file; False when there is none."""
+        """Delete the file; False when there is none. Its content goes with it, or with the next sweep where the storage
+        fails. Who reads it at the moment: as `BlobReader`."""
         kept = await self._found(owner, file_id)
         if kept is None:
             return False
@@ -202,11 +208,12 @@ class SqlFiles:
         return int(rows[0][0]) if rows else 0
 
     async def kept_bytes(self) -> int:
-        """The contents of all files of all owners."""
+        """Bytes of all files of all owners."""
         return int((await self._tables.fetch(KEPT, {}))[0][0])
 
     async def sweep(self) -> tuple[int, int]:
-        """Delete expired files, and contents that are no file's any more; how many of each."""
+        """Delete expired files, and the contents of pending blobs whose lease is over; how many of each. Any process
+        may do it at any time."""
         left = await self._pending.sweep()
         return await self._sweep_expired(), left
 
@@ -234,10 +241,10 @@ class SqlFiles:
         return {"now_ms": milliseconds(self._clock())}
 
 
-class FileUploading:
-    """A file on its way in."""
+class FileUpload:
+    """A file on its way in; nothing of it is left unless `keep` returned."""
 
-    def __init__(self, files: SqlFiles, blob: PendingBlob) -> None:
+    def __init__(self, files: FileStore, blob: PendingBlob) -> None:
         self._files = files
         self._blob = blob
 
@@ -247,11 +254,13 @@ class FileUploading:
         return self._blob.size
 
     async def write(self, data: bytes) -> None:
-        """Append to the content. Raises `StoreError`, also for an upload that a sweep took."""
+        """Append to the content. Raises `StoreError`, also when the upload stood still for so long that a sweep took
+        it."""
         await self._blob.write(data)
 
     async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
-        """Make it the owner's file. Raises `NoRoom`, `AlreadyMade`."""
+        """Make it the owner's file, durable once this returns. Raises `NoRoom`, and `AlreadyMade` for a key that is
+        bound to the same fields and content."""
         blob = await self._blob.seal()
         file = StoredFile(
             fields.id,
@@ -280,7 +289,7 @@ class FileUploading:
 
 
 class OpenedFile:
-    """A file with its content open."""
+    """`OpenFile`: a file with its content open."""
 
     def __init__(self, file: StoredFile, content: BlobReader) -> None:
         self.file = file

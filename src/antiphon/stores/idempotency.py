@@ -1,4 +1,4 @@
-"""The keys of requests: the `IdempotencyStore` over the tables of any backend.
+"""The keys of requests, in the tables of any backend.
 
 Lives here: the SQL, and the statements that other stores put into the unit that makes something. Not here: what a key
 is, and what clients are told (`engine/ports/idempotency.py`); how a backend runs statements (`tables.py`).
@@ -26,11 +26,12 @@ from antiphon.engine.ports.idempotency import (
     in_progress,
 )
 from antiphon.ids import Clock, now
-from antiphon.stores.backend import KEEP_SECONDS
 from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.pages import Row
 from antiphon.stores.tables import RowsMissing, Statement, Tables, milliseconds, renewed
 
+KEEP_SECONDS = 86_400.0
+"""Seconds for which a key is remembered, unless the settings say otherwise."""
 _PIECE = 500
 _TRIES = 3
 
@@ -118,8 +119,8 @@ SWEEP_GONE = _SWEEP.format(
 )
 
 
-class IdempotencyKeys:
-    """`IdempotencyStore` on tables that the caller closes."""
+class IdempotencyStore:
+    """Keys of all owners, in tables that the caller closes. Every method raises `StoreError`."""
 
     def __init__(
         self,
@@ -171,7 +172,10 @@ class IdempotencyKeys:
                     raise  # it was not for the key
 
     async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
-        """Hold the key; see `IdempotencyStore.claim`."""
+        """Hold the key for what is to be made, for so many seconds; None, or what was made with it before.
+
+        Raises `ApiError`: the key stands for another request, or its request is being served. Raises `LeftBehind`.
+        """
         named = self._named(once, object_id) | {"lease": milliseconds(seconds)}
         for _ in range(_TRIES):
             claim = Statement(CLAIM, named, rows=1)
@@ -186,7 +190,7 @@ class IdempotencyKeys:
         raise in_progress()
 
     async def made(self, once: OnceOnly) -> str | None:
-        """What was made with the key; see `IdempotencyStore.made`."""
+        """What this very request made with the key before; None whenever `claim` is to say more."""
         rows = await self._tables.fetch(MADE, self._named(once, ""))
         return str(rows[0][0]) if rows else None
 
@@ -196,15 +200,17 @@ class IdempotencyKeys:
         explain(once, [(row[0], row[1], row[2], row[3]) for row in rows])
 
     async def release(self, once: OnceOnly, object_id: str) -> None:
-        """Give the key back; see `IdempotencyStore.release`."""
+        """Give the key back if it is held for this object and nothing was stored."""
         await self._tables.run([Statement(RELEASE, self._named(once, object_id))], again=True)
 
     async def stay(self, once: OnceOnly, object_id: str) -> None:
-        """It stays taken; see `IdempotencyStore.stay`."""
+        """Keep the key used, without a lease, although nothing may be stored with it; `object_id` must hold the
+        key."""
         await self._tables.run([Statement(BIND, self._named(once, object_id))], again=True)
 
     async def spend(self, owner: str, requests: Collection[str], response_id: str) -> dict[str, str]:
-        """Note who answered these requests for approval; see `IdempotencyStore.spend`."""
+        """Record that this response uses the answers to these approval requests. Returns those that another response
+        has used, each with that response; these do not change. Idempotent."""
         by_key = {approval_key(each): each for each in requests}
         # All units lock the rows in one order.
         keys = sorted(by_key)
@@ -218,13 +224,17 @@ class IdempotencyKeys:
         return {by_key[row[0]]: row[1] for row in rows}
 
     async def unspend(self, owner: str, response_id: str) -> None:
-        """Forget what this response has answered."""
+        """Release the approvals that this response uses."""
         await self._tables.run([Statement(UNSPEND, {"owner": owner, "id": response_id})], again=True)
 
     async def claim_calls(
         self, owner: str, response_id: str, record: bytes, seconds: float, *, by: str, once: OnceOnly | None = None
     ) -> bool:
-        """Note that calls are sent; see `IdempotencyStore.claim_calls`."""
+        """Record, with a lease of so many seconds, that this response sends calls now. `record` is the content for the
+        process that finds the lease expired. Idempotent; a later claim replaces the record.
+
+        False, without a record, where another process took this one for dead: a process other than `by` has claimed
+        calls of the response, or the response no longer holds the key `once`."""
         named: dict[str, Any] = {"owner": owner, "key": calls_key(response_id), "id": response_id, "by": by}
         named |= {"lease": milliseconds(seconds), "record": self._bodies.seal(record)}
         unit = [] if once is None else [Statement(HOLD_KEY, named | {"held": once.key}, rows=1)]
@@ -240,20 +250,21 @@ class IdempotencyKeys:
         return self._bodies.open(bytes(rows[0][0])) if rows else None
 
     async def left_calls(self) -> list[tuple[str, str]]:
-        """Responses with an expired claim; see `IdempotencyStore.left_calls`."""
+        """Responses with an expired claim, as pairs of owner and response id; a limited number at a time."""
         rows = await self._tables.fetch(LEFT_CALLS, {"limit": _PIECE})
         return [(row[0], row[1]) for row in rows]
 
     async def end_calls(self, owner: str, response_id: str) -> None:
-        """The response is over."""
+        """Delete the response's claim, because the response is over."""
         await self._tables.run([Statement(END_CALLS, {"owner": owner, "key": calls_key(response_id)})], again=True)
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Hold the keys of these objects for so long; which still were held."""
+        """Hold the keys of these objects for so many seconds from now; which still were held."""
         return await renewed(self._tables, RENEW, holders, seconds)
 
     async def sweep(self) -> tuple[int]:
-        """Forget what has expired; how many keys went."""
+        """Forget what is too old, and the keys whose holder is gone for as long as a key is remembered; how many
+        went."""
         gone = 0
         while True:
             named = {"limit": self._piece, "past": -milliseconds(self.keep), **self._date()}

@@ -21,7 +21,7 @@ from antiphon.engine.ports.vector_stores import Chunking, FileError, SearchHit
 from antiphon.ids import Clock, now
 from antiphon.stores.pages import Row
 from antiphon.stores.tables import Statement, Tables, changed, milliseconds, renewed
-from antiphon.stores.vector_stores import SqlVectorStores
+from antiphon.stores.vector_stores import VectorStores
 
 HELD = "claim = :claim AND {number} = :no AND status = 'in_progress'"
 """The file that a claim holds, under the number that it had when it was claimed."""
@@ -122,7 +122,7 @@ class SqlChunkIndex:
     hits_sql: str
     """Selects number, file, file's name, attributes, text and store of the `:chunks` that are in the `:stores`."""
 
-    def __init__(self, tables: Tables, stores: SqlVectorStores, *, clock: Clock = now) -> None:
+    def __init__(self, tables: Tables, stores: VectorStores, *, clock: Clock = now) -> None:
         """`clock`: the date where the database has none."""
         self._tables = tables
         self._stores = stores

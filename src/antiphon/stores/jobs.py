@@ -17,6 +17,7 @@ piece of a stream has the numbers of the events in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
@@ -101,6 +102,10 @@ class JobSql:
     release: str
 
 
+Measured: TypeAlias = Callable[[str], AbstractContextManager[object]]
+"""Around an operation of this name: how long it takes, and how it ends."""
+
+
 class JobWriter(Protocol):
     """The hot path: see the methods of these names of `JobStore`. What it gets is sealed already, and what it gives is
     still. Every method raises `StoreError`."""
@@ -122,13 +127,22 @@ class JobWriter(Protocol):
         """End the response with this record."""
 
 
-class SqlJobs:
-    """`JobStore` on tables that the caller closes."""
+class JobStore:
+    """Jobs and the streams of background responses, in tables that the caller closes. Leases last so many seconds by
+    the store's own clock. Every method raises `StoreError`."""
 
     def __init__(
-        self, tables: Tables, writer: JobWriter, sql: JobSql, bodies: Bodies = PLAIN, ended: Told = nobody
+        self,
+        tables: Tables,
+        writer: JobWriter,
+        sql: JobSql,
+        bodies: Bodies = PLAIN,
+        ended: Told = nobody,
+        measured: Measured = nullcontext,
     ) -> None:
-        """`ended` is called with responses that ended early: their workers must stop."""
+        """`ended` is called with responses that ended early: their workers must stop. `measured`: around what changes
+        something, but for `enqueue`."""
+        self._measured = measured
         self._ended = ended
         self._tables = tables
         self._writer = writer
@@ -144,7 +158,12 @@ class SqlJobs:
         limit: int,
         needs: Collection[str] = (),
     ) -> None:
-        """Store the queued response and its job; see `JobStore.enqueue`."""
+        """Store the queued response with its input and its job, all or nothing. `needs`: what a worker must be able to,
+        to run it.
+
+        Raises `TooManyJobs` when the owner has `limit` jobs. Of a `previous_response_id` holds what holds for
+        `ResponseStore.save`.
+        """
         sealed = self._bodies.seal_record(record), self._bodies.seal(request), self._sealed(events)
         await self._writer.enqueue(*sealed, limit, sorted(needs))
 
@@ -157,9 +176,20 @@ class SqlJobs:
         *,
         able: Collection[str] | None = None,
     ) -> list[Job]:
-        """Take up to `limit` jobs; see `JobStore.claim`."""
+        """Take up to `limit` jobs that nobody holds, and hold them for so long: first those whose holder is gone, then
+        by turns of their owners, an owner's oldest first. All of them or, with an error, none. One that somebody writes
+        to at this moment may be left for the next time.
+
+        Only what needs nothing but what the worker is `able` to (None: everything), and what was made more than
+        `PATIENCE` seconds ago: where nobody is able to run it, whoever takes it says so.
+
+        None of those `besides`, which the worker still runs: nobody takes over from itself. What the worker holds
+        already and is not among them comes along: an earlier claim of which it heard nothing. Their responses are
+        `in_progress` from now on.
+        """
         fitting = None if able is None else sorted(able)
-        claimed = await self._writer.claim(worker, seconds, limit, sorted(besides), fitting)
+        with self._measured("claim"):
+            claimed = await self._writer.claim(worker, seconds, limit, sorted(besides), fitting)
         bodies = self._bodies
         return [
             replace(job, request=bodies.open(job.request), body=bodies.open_response(job.body, "in_progress"))
@@ -167,40 +197,54 @@ class SqlJobs:
         ]
 
     async def held(self, worker: str) -> frozenset[str]:
-        """The responses whose jobs this worker holds."""
+        """The responses whose jobs this worker holds. What it claimed and is not in here is over."""
         rows = await self._tables.fetch(HELD, {"worker": worker}, own=True)
         return frozenset([row[0] for row in rows])
 
     async def queue(self) -> Queue:
-        """What waits for a worker."""
+        """What waits for a worker, whoever was its last."""
         row = (await self._tables.fetch(self._sql.queue, {}, own=True))[0]
         return Queue(row[0], None if row[1] is None else row[1] / 1000)
 
     async def renew(self, worker: str, response_ids: Collection[str], seconds: float) -> frozenset[str]:
-        """Hold these of the worker's jobs for so many seconds more; returns which it still held."""
+        """Hold these of the worker's jobs for so many seconds from now; returns which of them it still held."""
         named = {"worker": worker, "lease": milliseconds(seconds), "ids": sorted(response_ids)}
         rows: list[Row] = []
-        await self._tables.run([Statement(RENEW, named, into=rows)], again=True)
+        with self._measured("renew"):
+            await self._tables.run([Statement(RENEW, named, into=rows)], again=True)
         return frozenset([row[0] for row in rows])
 
     async def release(self, worker: str, response_id: str, *, pause: float = 0.0, attempted: bool = False) -> None:
-        """Give a job back; see `JobStore.release`."""
+        """Give a job back; nobody takes it up for `pause` seconds. `attempted`: whether the claim counts as an
+        attempt."""
         named = {"worker": worker, "id": response_id, "pause": milliseconds(pause), "uncounted": 0 if attempted else 1}
         # Once it is given back the worker does not hold it, so a second time does nothing.
-        await self._tables.run([Statement(self._sql.release, named)], again=True)
+        with self._measured("release"):
+            await self._tables.run([Statement(self._sql.release, named)], again=True)
 
     async def append(self, worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
-        """Add to the stream; see `JobStore.append`."""
-        return await self._writer.append(worker, response_id, self._sealed_piece(events), restart)
+        """Add to the stream; False when the worker does not hold the job. `restart`: these are the first events of an
+        attempt, those of earlier ones but for `created` and `queued` go.
+
+        What the same attempt has written from these numbers on is written anew: whoever did not hear what became of a
+        write may repeat it, and may add to it.
+        """
+        with self._measured("append"):
+            return await self._writer.append(worker, response_id, self._sealed_piece(events), restart)
 
     async def finish(
         self, worker: str, record: ResponseRecord, events: EventPiece | None, *, restart: bool = False
     ) -> bool:
-        """End the response with this record; see `JobStore.finish`."""
-        return await self._writer.finish(worker, self._bodies.seal_record(record), self._sealed(events), restart)
+        """End the response with this record (its input is stored already) and these last events; the job goes.
+
+        False when the worker does not hold the job, or the response's conversation is not its own any more: nothing is
+        changed. `restart` as in `append`.
+        """
+        with self._measured("finish"):
+            return await self._writer.finish(worker, self._bodies.seal_record(record), self._sealed(events), restart)
 
     async def end(self, ending: JobEnd) -> bool:
-        """End a response early; see `JobStore.end`."""
+        """End a response early; the job goes. False when it is over already, or its stream went on meanwhile."""
         bodies, events = self._bodies, self._sealed(ending.events)
         body, items = bodies.seal(ending.body), [bodies.seal_item(item) for item in ending.output_items]
         named = {"id": ending.response_id, "worker": ending.worker, "last_event": ending.last_event}
@@ -218,13 +262,15 @@ class SqlJobs:
             unit.append(Statement(INSERT_OUTPUT, rows, many=True))
         if events is not None:
             unit.append(Statement(INSERT_EVENTS, named | {"last": events.last, "data": events.data}))
-        if not await changed(self._tables, Statement(LOCK, named, rows=1, into=[]), *unit):
-            return False
-        self._ended([ending.response_id])
-        return True
+        with self._measured("end"):
+            done = await changed(self._tables, Statement(LOCK, named, rows=1, into=[]), *unit)
+        if done:
+            self._ended([ending.response_id])
+        return done
 
     async def unlock(self, response_id: str) -> None:
-        """Give back the conversation that this response has locked, if its job is gone."""
+        """Give back the conversation that this response has locked, if its job is gone: a worker that did not know that
+        yet may have taken the lock again."""
         await self._tables.run([Statement(UNLOCK, {"id": response_id})], again=True)
 
     async def progress(self, response_ids: Collection[str]) -> dict[str, Progress]:

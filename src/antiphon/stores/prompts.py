@@ -1,4 +1,4 @@
-"""Prompts and their versions: the `PromptStore` over the tables of any backend.
+"""Prompts and their versions, in the tables of any backend.
 
 Lives here: the SQL, cursors and pages, what a change comes to, and how rows become values. Not here: how a backend runs
 statements (`tables.py`), what a template may hold (`translation/prompt_template.py`).
@@ -16,7 +16,7 @@ from antiphon.engine.ports.state import Page, PageQuery, PromptChange
 from antiphon.errors import VersionConflict, unknown_cursor
 from antiphon.ids import Clock, now
 from antiphon.stores.bodies import PLAIN, Bodies
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.pages import Row, cut_off
 from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, changed, milliseconds, within
 
@@ -77,11 +77,12 @@ WHERE id = :id AND owner = :owner
 DELETE = "DELETE FROM prompts WHERE id = :id AND owner = :owner"
 
 
-class SqlPrompts:
-    """`PromptStore` on tables that the caller closes."""
+class PromptStore:
+    """Prompts and their versions, in tables that the caller closes. Every method raises `StoreError` when the database
+    cannot do it."""
 
     def __init__(
-        self, tables: Tables, keys: IdempotencyKeys, *, page_bytes: int, bodies: Bodies = PLAIN, clock: Clock = now
+        self, tables: Tables, keys: IdempotencyStore, *, page_bytes: int, bodies: Bodies = PLAIN, clock: Clock = now
     ) -> None:
         """`page_bytes`: where a page of versions ends before its rows do; `bodies` seals templates and metadata."""
         self._tables = tables
@@ -99,7 +100,7 @@ class SqlPrompts:
         body: bytes,
         once: OnceOnly | None = None,
     ) -> StoredPrompt:
-        """Make a prompt whose first version is `body`."""
+        """Make a prompt whose first version is `body`. Raises `AlreadyMade` for a key that is bound."""
         at = milliseconds(self._clock())
         seal = self._bodies.seal
         named: dict[str, Any] = {"id": prompt_id, "owner": owner, "name": name, "at": at}
@@ -114,7 +115,8 @@ class SqlPrompts:
         return self._prompt(rows[0]) if rows else None
 
     async def list(self, owner: str, page: PageQuery) -> Page[StoredPrompt]:
-        """A page of the owner's prompts, each in its default version; `after` and `before` are meant in that order."""
+        """A page of the owner's prompts, each in its default version, by their time of creation; cursors are ids of
+        prompts, one of which counts, `after` before `before`. One that is none is an `InvalidRequest`."""
         cursor = None
         for name, cursor in page.cursors[:1]:
             if await self.get(owner, cursor) is None:
@@ -124,7 +126,11 @@ class SqlPrompts:
         return Page(page.shown([self._prompt(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> Page[StoredPrompt] | None:
-        """A page of a prompt's versions; see `PromptStore.versions`."""
+        """A page of a prompt's versions, by their numbers, which are the cursors; None when there is no such prompt.
+
+        It may end before `limit`, with `has_more`, where its versions are large. A cursor that is none is an
+        `InvalidRequest`.
+        """
         newest = await self.get(owner, prompt_id)
         if newest is None:
             return None
@@ -139,7 +145,8 @@ class SqlPrompts:
         return Page(page.shown([self._prompt(row) for row in found]), has_more=cut or len(rows) > page.limit)
 
     async def change(self, owner: str, prompt_id: str, change: PromptChange) -> StoredPrompt | None:
-        """Make the change, all of it or none; returns the version that is its result. Raises `VersionConflict`."""
+        """Make the change, all of it or none; returns the version that is its result, or None when there is no such
+        prompt. Raises `VersionConflict`."""
         named = {
             "id": prompt_id,
             "owner": owner,

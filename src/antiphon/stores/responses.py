@@ -1,4 +1,4 @@
-"""Responses and their items: the `ResponseStore` over the tables of any backend.
+"""Responses and their items, in the tables of any backend.
 
 Lives here: the SQL that reads and deletes, the limits of a history and what of one may be missing, cursors and pages.
 Not here: storing a response, and finding items by their ids, which each backend does in its own way
@@ -21,12 +21,12 @@ from functools import partial
 from typing import Any, Protocol
 
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
-from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
 from antiphon.engine.ports.stored_bodies import is_over, unfinished_response
 from antiphon.errors import ChainBroken, ChainTooLong, HistoryTooLarge
 from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.pages import Row, check_cursors, history_item, item_page, named_items, response_page, stored_item
+from antiphon.stores.retention import SWEEPER
 from antiphon.stores.tables import Statement, Tables, asked, both_ways, within
 
 # Newest turn first in `turn`. The owner is checked in the seed only, and joins keep their order: any further condition
@@ -147,8 +147,12 @@ class ResponseWriter(Protocol):
         """See `ResponseStore.ping`."""
 
 
-class SqlResponses:
-    """`ResponseStore` on tables that the caller closes."""
+class ResponseStore:
+    """Responses and their items, durable once `save` returned, in tables that the caller closes: a `History`, and what
+    clients see of it.
+
+    Every method raises `StoreError` when the database cannot do it; none blocks the event loop.
+    """
 
     def __init__(
         self,
@@ -172,7 +176,6 @@ class SqlResponses:
         self._history_bytes = history_bytes
         self._page_bytes = page_bytes
         self._bodies = bodies
-        self.ping = writer.ping
 
     def save(self, record: ResponseRecord) -> Coroutine[Any, Any, None]:
         """Store a finished response with its items, all or nothing; see `History.save`."""
@@ -220,6 +223,11 @@ class SqlResponses:
         found = named_items(item_ids, await self._tables.fetch(self._find_items, named), self._history_bytes)
         return {item_id: self._bodies.open_item(item) for item_id, item in found.items()}
 
+    async def ping(self) -> None:
+        """Raise `StoreError` when requests should go elsewhere (for `/ready`): a database of this machine's own
+        cannot be written to and read, or one that is shared could not be for long."""
+        await self._writer.ping()
+
     async def get(self, owner: str, response_id: str) -> StoredResponse | None:
         """The response with its output items, or None."""
         rows = await self._tables.fetch(GET, {"id": response_id, "owner": owner})
@@ -234,7 +242,8 @@ class SqlResponses:
         return any((await self._tables.run(deleting(owner, response_id)))[-2:])
 
     async def list(self, owner: str, page: PageQuery) -> Page[StoredResponse]:
-        """A page of the owner's responses; `after` and `before` are meant in the asked order, one of them counts."""
+        """A page of the owner's responses, by their time of creation; cursors are ids of responses, one of which
+        counts, `after` before `before`. One that is none is an `InvalidRequest`."""
         if page.after is not None:
             page = replace(page, before=None)
         await check_cursors(page, partial(self._find, owner), "There is no response with this id")

@@ -22,6 +22,8 @@ from antiphon.config.state import RetentionSettings
 from antiphon.stores.pages import R
 from antiphon.stores.tables import Statement, Tables, changed, milliseconds
 
+SWEEPER = "retention"
+"""Who holds the lock of a conversation that is going; it never runs out."""
 TAKE_TURN = """
 INSERT INTO sweeps (what, due_at) VALUES (:what, lease_in(:pause))
 ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at WHERE sweeps.due_at <= lease_now()
@@ -46,8 +48,9 @@ class Pieces(Protocol):
         stays, and is looked at no more (`background`: 2)."""
 
 
-class SqlRetention:
-    """`Retention` on tables that the caller closes."""
+class Retention:
+    """Deletes what is older than it is to be kept, from tables that the caller closes. Every method raises
+    `StoreError`."""
 
     def __init__(self, tables: Tables, pieces: Pieces, kept: RetentionSettings) -> None:
         self._tables = tables
@@ -60,7 +63,8 @@ class SqlRetention:
         return await changed(self._tables, Statement(TAKE_TURN, named, rows=1))
 
     async def sweep(self) -> tuple[int, int, int]:
-        """Delete everything that is too old; how many chains, conversations and streams of events went."""
+        """Delete everything that is too old, in small pieces; how many chains, conversations and streams of events
+        went."""
         pieces, kept = self._pieces, self._kept
         return (
             await _sweep(pieces.chains, kept.responses),

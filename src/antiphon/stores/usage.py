@@ -1,5 +1,4 @@
-"""The sums of what model calls took, by day, and what an owner may still store: the `UsageStore` and the `OwnerRoom`
-over the tables of any backend.
+"""The sums of what model calls took, by day, and what an owner may still store, in the tables of any backend.
 
 Lives here: the SQL. Not here: which calls are counted (`observability/observation.py`), when they are written
 (`engine/running/usage_book.py`), counting what an owner stores (triggers of each backend's migrations).
@@ -34,14 +33,14 @@ DELETE FROM usage_days WHERE ({", ".join(KEY)}) IN (
 OWNER_BYTES = "SELECT CAST(coalesce(sum(bytes), 0) AS bigint) FROM owner_bytes WHERE owner = :owner"
 
 
-class UsageSums:
-    """`UsageStore` on tables that the caller closes."""
+class UsageStore:
+    """The sums, in tables that the caller closes. Every method raises `StoreError`."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
     async def add(self, sums: Sequence[UsageSum]) -> None:
-        """See `UsageStore`."""
+        """Add these to what there is of the same day, owner, model and upstream, all or none."""
         rows = [
             {name: getattr(one, name) for name in KEY} | {name: min(getattr(one, name), _MOST) for name in NUMBERS}
             for one in sorted(sums, key=attrgetter(*KEY))
@@ -49,7 +48,8 @@ class UsageSums:
         await self._tables.run([Statement(ADD, rows, many=True)])
 
     async def sums(self, by: Sequence[By], *, since: str = "", until: str = "", owner: str = "") -> list[UsageSum]:
-        """See `UsageStore`."""
+        """The sums of these days (`YYYY-MM-DD`, both included; empty: all), in the order of `by`; what they are not
+        told apart by is empty."""
         told_apart = ", ".join(dict.fromkeys(by))
         sql = f"""
         SELECT {told_apart + "," if by else ""} {", ".join(f"CAST(sum({name}) AS bigint)" for name in NUMBERS)}
@@ -62,15 +62,15 @@ class UsageSums:
         return [UsageSum(**{name: row[number] for number, name in enumerate(names)}) for row in rows]
 
     async def forget(self, before: str) -> int:
-        """See `UsageStore`."""
+        """Delete the sums of all days before this one; how many rows."""
         gone = 0
         while count := (await self._tables.run([Statement(FORGET, {"before": before})], again=True))[0]:
             gone += count
         return gone
 
 
-class SqlOwnerRoom:
-    """`OwnerRoom` on tables that the caller closes; `limit` bytes for each owner.
+class OwnerRoom:
+    """What an owner may still store: `limit` bytes in all. The tables are the caller's to close.
 
     It is asked before a model is, and not again when the response is saved: what was paid for is kept. So an owner may
     pass the limit by what ran at that moment.
@@ -81,6 +81,6 @@ class SqlOwnerRoom:
         self._limit = limit
 
     async def check(self, owner: str) -> None:
-        """Raises `OwnerFull`."""
+        """Raises `OwnerFull` when the owner has stored as much as one may, and `StoreError`."""
         if (await self._tables.fetch(OWNER_BYTES, {"owner": owner}))[0][0] >= self._limit:
             raise OwnerFull(self._limit)

@@ -1,4 +1,4 @@
-"""Vector stores, their files and batches: the `VectorStores` port over the tables of any backend.
+"""Vector stores, their files and batches, in the tables of any backend.
 
 Lives here: the SQL that the backends share, in which order statements run, cursors and pages. Not here: what the
 backends say differently (`sqlite/vector_sql.py`, `postgres/vector_sql.py`), chunks, ingestion and searching, of which
@@ -34,7 +34,7 @@ from antiphon.engine.ports.vector_stores import (
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
 from antiphon.stores.attributes import AttributeSql
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.pages import Row, check_cursors
 from antiphon.stores.tables import RowsMissing, Statement, Tables, asked, both_ways, changed, milliseconds
 from antiphon.types.search import Attributes
@@ -175,11 +175,15 @@ GROUP BY b.id, s.id
         """What cancels the files of a batch that are in progress."""
 
 
-class SqlVectorStores:
-    """`VectorStores` on tables that the caller closes. `on_work` is called when there are files to ingest, or something
-    to clear up; `on_deleted` with the id of a store that is gone."""
+class VectorStores:
+    """Stores, their files and batches, and the work of ingestion, in tables that the caller closes; durable once a
+    method returned. Every method raises `StoreError` when the database cannot do it; none blocks the event loop.
 
-    def __init__(self, tables: Tables, keys: IdempotencyKeys, sql: VectorSql, *, clock: Clock = now) -> None:
+    `on_work` is called when there are files to ingest, or something to clear up; `on_deleted` with the id of a store
+    that is gone.
+    """
+
+    def __init__(self, tables: Tables, keys: IdempotencyStore, sql: VectorSql, *, clock: Clock = now) -> None:
         """`clock`: the date where the database has none."""
         self._tables = tables
         self._keys = keys
@@ -201,7 +205,7 @@ class SqlVectorStores:
         files: Sequence[NewFile] = (),
         once: OnceOnly | None = None,
     ) -> VectorStore:
-        """Make a store; see `VectorStores.create`."""
+        """Make a store, with these files to ingest. With a key only once: raises `AlreadyMade` with the store's id."""
         named = self._named(owner, store_id, name=name, description=description, metadata=metadata, days=expires_days)
         unit = [*self._sql.create(named), *self._additions(named | {"batch_id": None}, files)]
         await self._keys.make(once, store_id, unit, self._sql.delete(named))
@@ -213,7 +217,7 @@ class SqlVectorStores:
         return made
 
     async def made(self, once: OnceOnly) -> str | None:
-        """What this very request made before."""
+        """What this very request made before, to be asked for before what it refers to."""
         return await self._keys.made(once)
 
     async def get(self, owner: str, store_id: str) -> VectorStore | None:
@@ -222,13 +226,13 @@ class SqlVectorStores:
         return _vector_store(rows[0]) if rows else None
 
     async def list(self, owner: str, page: PageQuery) -> Page[VectorStore]:
-        """A page of the owner's stores, by their time of creation."""
+        """A page of the owner's stores, by their time of creation. A cursor that is none is an `InvalidRequest`."""
         await check_cursors(page, partial(self.get, owner), "There is no vector store with this id")
         rows = await self._tables.fetch(self._sql.stores[page.backward], self._named(owner, "", **asked(page)))
         return Page(page.shown([_vector_store(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def update(self, owner: str, store_id: str, changes: StoreChanges) -> VectorStore | None:
-        """Change the store; see `VectorStores.update`."""
+        """Change the store, which counts as being active; None when there is none."""
         given = {"name": changes.name, "metadata": changes.metadata, "days": changes.expires_days}
         named = self._named(owner, store_id, new_name=changes.name is not None, clear=changes.clear_expiry, **given)
         if not await self._changed([Statement(self._sql.update_store, named, rows=1)]):
@@ -263,7 +267,11 @@ class SqlVectorStores:
         batch_id: str | None = None,
         once: OnceOnly | None = None,
     ) -> bool:
-        """Add files for ingestion; see `VectorStores.add_files`."""
+        """Add files for ingestion, as a batch when it is named; False when there is no such store.
+
+        A file that is there already is ingested anew, and until that is over it is not found. With a key only once:
+        raises `AlreadyMade` with the id of the batch, or of the first file.
+        """
         named = self._named(owner, store_id, batch_id=batch_id)
         unit = [Statement(self._sql.hold_used, named, rows=1)]
         if batch_id is not None:
@@ -286,7 +294,8 @@ class SqlVectorStores:
     async def list_files(
         self, owner: str, store_id: str, page: PageQuery, *, state: str | None = None, batch_id: str | None = None
     ) -> Page[VectorFile] | None:
-        """A page of files; see `VectorStores.list_files`."""
+        """A page of the store's (or the batch's) files; None when there is no such store or batch. A cursor that is
+        none is an `InvalidRequest`."""
         if batch_id is not None:
             if await self.get_batch(owner, store_id, batch_id) is None:
                 return None
@@ -336,7 +345,7 @@ class SqlVectorStores:
     async def file_text(
         self, owner: str, store_id: str, file_id: str, first: int, limit: int
     ) -> tuple[str, ...] | None:
-        """The text of some of the file's chunks; see `VectorStores.file_text`."""
+        """The text of up to `limit` of the file's chunks from number `first` on; None when there is no such file."""
         named = self._named(owner, store_id, file_id=file_id, first=first, limit=limit)
         rows = await self._tables.fetch(self._sql.file_text, named)
         return tuple([row[0] for row in rows if row[0] is not None]) if rows else None

@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
-from antiphon.engine.running.thread_pools import apart
+from antiphon.engine.waiting import apart
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.declared import read_arguments
 from antiphon.translation.tool_map import CallKind, HostedFunction

@@ -19,7 +19,7 @@ import aiohttp
 
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import UpstreamAnswer, UpstreamCallFailed
-from antiphon.engine.running.waiting import look_at
+from antiphon.engine.waiting import look_at
 from antiphon.types.transport import NO_MODEL_DOOR, Headers, UpstreamError, UpstreamFault
 from antiphon.upstream.http import Connections, HttpAnswer, UpstreamTarget
 from antiphon.upstream.silence import Silence

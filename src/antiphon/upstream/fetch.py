@@ -31,7 +31,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from antiphon.config.limits import FetchSettings
-from antiphon.engine.running.thread_pools import Pool
+from antiphon.engine.waiting import Pool
 from antiphon.errors import ApiError, InvalidRequest, Unavailable
 from antiphon.types.file_kinds import FetchedFile
 from antiphon.upstream.addresses import AddressRule

@@ -10,8 +10,9 @@ import pytest
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.idempotency import in_progress
 from antiphon.engine.running.held_keys import HeldKeys
-from antiphon.engine.running.leases import Leases
 from antiphon.errors import ApiError, StoreError
+from antiphon.stores.idempotency import IdempotencyStore
+from antiphon.stores.leases import Leases
 
 
 class Store:
@@ -169,7 +170,7 @@ async def test_closing_ends_everything(time: Time) -> None:
     assert asyncio.all_tasks() == before
 
 
-class Keys(Store):
+class Keys(Store, IdempotencyStore):
     """Keys that nobody else holds, unless `claimed` says what becomes of a claim."""
 
     def __init__(self) -> None:

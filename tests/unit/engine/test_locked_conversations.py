@@ -12,10 +12,11 @@ import pytest
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead
-from antiphon.engine.running.leases import Leases, LockedConversations
+from antiphon.engine.running.locked_conversations import LockedConversations
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ConversationLocked, StoreError
 from antiphon.observability.metrics import Metrics
+from antiphon.stores.leases import Leases
 from tests.support.chat_server import event
 from tests.support.exchanges import JSON, SSE, exchange_options, make_exchange
 from tests.support.fixed import fixed_clock

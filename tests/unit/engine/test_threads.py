@@ -13,7 +13,7 @@ import pytest
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import RequestHead
 from antiphon.engine.running.runner import Runner
-from antiphon.engine.running.thread_pools import DECODING, LARGE, RECORDS, SANDBOX, SEARCH, Pool, apart
+from antiphon.engine.waiting import DECODING, LARGE, RECORDS, SANDBOX, SEARCH, Pool, apart
 from antiphon.errors import Unavailable
 from antiphon.observability.metrics import Metrics
 from tests.support.ports import make_ports

@@ -10,16 +10,17 @@ import pytest
 import structlog
 
 from antiphon.engine.ports.actions import Usage
-from antiphon.engine.ports.usage import By, Spent, UsageSum
+from antiphon.engine.ports.usage import Spent, UsageSum
 from antiphon.engine.running import usage_book
 from antiphon.engine.running.usage_book import UsageBook
 from antiphon.errors import StoreError
+from antiphon.stores.usage import UsageStore
 from tests.support.waiting import until
 
 _DAY = 86_400.0
 
 
-class Kept:
+class Kept(UsageStore):
     """A store that keeps what it is given, fails when told to, and waits where it is held."""
 
     def __init__(self) -> None:
@@ -33,12 +34,6 @@ class Kept:
         if self.failure is not None:
             raise self.failure
         self.written.append(list(sums))
-
-    async def sums(self, by: Sequence[By], *, since: str = "", until: str = "", owner: str = "") -> list[UsageSum]:
-        raise NotImplementedError
-
-    async def forget(self, before: str) -> int:
-        raise NotImplementedError
 
 
 def _spent(tokens: int = 1, **changed: Any) -> Spent:

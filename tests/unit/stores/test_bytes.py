@@ -18,7 +18,7 @@ from antiphon.engine.ports.actions import StoredItem
 from antiphon.engine.ports.jobs import EventPiece, JobEnd
 from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import HistoryTooLarge
-from antiphon.stores.retention import SqlRetention
+from antiphon.stores.retention import Retention
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import migrate, packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores, open_sqlite
@@ -314,7 +314,7 @@ async def test_what_an_owner_takes_is_counted_however_rows_come_and_go(stores: S
         SqlitePieces(stores.tables.writer, stores.tables.readers),
         RetentionSettings(responses=1.0, events=None),
     )
-    await SqlRetention(stores.tables, pieces, kept).sweep()
+    await Retention(stores.tables, pieces, kept).sweep()
     check()
 
 

@@ -13,7 +13,7 @@ import pytest
 from antiphon.config.state import RetentionSettings
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ConversationLocked
-from antiphon.stores.retention import SqlRetention
+from antiphon.stores.retention import Retention
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_sqlite, open_vector_database
 from antiphon.stores.sqlite.retention import SqlitePieces
@@ -126,7 +126,7 @@ async def test_retention_leaves_a_conversation_alone_on_which_a_response_runs(st
     await stores.conversations.load(ALICE, "conv_1", holder="resp_x", seconds=30)
     pieces = SqlitePieces(stores.tables.writer, stores.tables.readers, lambda: time.time() + HOUR)
     kept = RetentionSettings(conversations=1, events=None)
-    old = SqlRetention(stores.tables, pieces, kept)
+    old = Retention(stores.tables, pieces, kept)
     assert (await old.sweep())[1] == 0
     await stores.conversations.load(ALICE, "conv_1", holder="resp_x", seconds=0)
     assert (await old.sweep())[1] == 1

@@ -11,7 +11,7 @@ import pytest
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.idempotency import AlreadyMade, LeftBehind
 from antiphon.errors import ApiError, StoreError
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.schema_steps import Step
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.database import connect_writer, create_file, store_error, wait_for_lock
@@ -161,8 +161,8 @@ class _Units:
     async def fetch(self, sql: str, named: Any, *, own: bool = False) -> list[tuple[str, str, int | None, int | None]]:
         return self.rows.pop(0) if self.rows else []
 
-    def keys(self) -> IdempotencyKeys:
-        return IdempotencyKeys(SqliteTables(self, self), clock=lambda: 5.0)  # type: ignore[arg-type]
+    def keys(self) -> IdempotencyStore:
+        return IdempotencyStore(SqliteTables(self, self), clock=lambda: 5.0)  # type: ignore[arg-type]
 
 
 ONCE = OnceOnly(ALICE, "k", "f")

@@ -19,10 +19,10 @@ from antiphon.engine.ports.jobs import JobEnd
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ApiError, ConversationLocked
 from antiphon.stores.blobs.disk import DiskBlobs
-from antiphon.stores.conversations import SqlConversations
-from antiphon.stores.files import SqlFiles
-from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.retention import SqlRetention
+from antiphon.stores.conversations import ConversationStore
+from antiphon.stores.files import FileStore
+from antiphon.stores.idempotency import IdempotencyStore
+from antiphon.stores.retention import Retention
 from antiphon.stores.sqlite import ingestion, lease_clock, retention
 from antiphon.stores.sqlite import jobs as job_store
 from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_sqlite, open_vector_database
@@ -184,7 +184,7 @@ async def test_who_may_end_a_response(
     assert await jobs.end(without) and not await jobs.end(without)
 
 
-# SqlConversations
+# ConversationStore
 
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
@@ -226,7 +226,7 @@ def _once(key: str = "k", fingerprint: str = "f", owner: str = ALICE) -> OnceOnl
 async def test_a_claimed_key_is_free_when_its_lease_is_over(
     stores: SqliteStores, clocks: Clocks, off: int, come: bool
 ) -> None:
-    keys = IdempotencyKeys(stores.tables, clock=clocks.date)
+    keys = IdempotencyStore(stores.tables, clock=clocks.date)
     for key in ("k", "other"):
         assert await keys.claim(_once(key), f"resp_{key}", 10.0) is None
     clocks.lease += 5 * SECOND
@@ -245,7 +245,7 @@ async def test_a_claimed_key_is_free_when_its_lease_is_over(
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
 async def test_a_key_is_remembered_for_so_long(stores: SqliteStores, clocks: Clocks, off: int, come: bool) -> None:
-    keys = IdempotencyKeys(stores.tables, keep=60.0, clock=clocks.date)
+    keys = IdempotencyStore(stores.tables, keep=60.0, clock=clocks.date)
     await keys.make(_once(), "conv_a", [], [])
     assert await keys.made(_once()) == "conv_a" and await keys.made(_once(fingerprint="else")) is None
     assert await keys.made(_once(owner=BOB)) is None and await keys.made(_once("other")) is None
@@ -262,7 +262,7 @@ async def test_a_key_is_remembered_for_so_long(stores: SqliteStores, clocks: Clo
 
 @pytest.mark.parametrize(("off", "come"), MOMENTS)
 async def test_keys_are_swept_when_they_are_over(stores: SqliteStores, clocks: Clocks, off: int, come: bool) -> None:
-    keys = IdempotencyKeys(stores.tables, keep=60.0, clock=clocks.date)
+    keys = IdempotencyStore(stores.tables, keep=60.0, clock=clocks.date)
     await keys.make(_once(), "conv_a", [], [])
     clocks.wall += 1
     await keys.make(_once("later"), "conv_b", [], [])
@@ -274,7 +274,7 @@ async def test_keys_are_swept_when_they_are_over(stores: SqliteStores, clocks: C
 
 
 async def test_only_who_holds_a_key_gives_it_back(stores: SqliteStores, clocks: Clocks) -> None:
-    keys = IdempotencyKeys(stores.tables, clock=clocks.date)
+    keys = IdempotencyStore(stores.tables, clock=clocks.date)
     assert await keys.claim(_once(), "resp_a", 10.0) is None
     for once, holder in ((_once(), "resp_b"), (_once("other"), "resp_a"), (_once(owner=BOB), "resp_a")):
         await keys.release(once, holder)
@@ -290,17 +290,17 @@ async def test_only_who_holds_a_key_gives_it_back(stores: SqliteStores, clocks: 
 async def test_keys_are_swept_piece_by_piece(
     stores: SqliteStores, clocks: Clocks, monkeypatch: pytest.MonkeyPatch, there: int
 ) -> None:
-    keys = IdempotencyKeys(stores.tables, keep=1.0, clock=clocks.date, piece=2)
+    keys = IdempotencyStore(stores.tables, keep=1.0, clock=clocks.date, piece=2)
     for number in range(there):
         await keys.make(_once(f"k{number}"), f"conv_{number}", [], [])
     clocks.wall += 2 * SECOND
     assert await keys.sweep() == (there,) and await keys.sweep() == (0,)
 
 
-# SqlFiles
+# FileStore
 
 
-def _files(stores: SqliteStores, folder: Path, clocks: Clocks) -> SqlFiles:
+def _files(stores: SqliteStores, folder: Path, clocks: Clocks) -> FileStore:
     return files_of(stores, DiskBlobs(folder / "files"), clock=clocks.date)
 
 
@@ -403,16 +403,16 @@ async def test_an_expired_store_is_not_used_any_more(
 # Ages
 
 
-def _retention(stores: SqliteStores, clocks: Clocks, **kept: float) -> SqlRetention:
+def _retention(stores: SqliteStores, clocks: Clocks, **kept: float) -> Retention:
     given = RetentionSettings.model_validate({"events": None, **kept})
     pieces = SqlitePieces(stores.tables.writer, stores.tables.readers, clocks.date)
-    return SqlRetention(stores.tables, pieces, given)
+    return Retention(stores.tables, pieces, given)
 
 
-def _conversations(stores: SqliteStores, clocks: Clocks) -> SqlConversations:
-    keys = IdempotencyKeys(stores.tables)
+def _conversations(stores: SqliteStores, clocks: Clocks) -> ConversationStore:
+    keys = IdempotencyStore(stores.tables)
     rows = stores.tables
-    return SqlConversations(rows, keys, max_items=9, history_bytes=99, page_bytes=99, clock=clocks.date)
+    return ConversationStore(rows, keys, max_items=9, history_bytes=99, page_bytes=99, clock=clocks.date)
 
 
 @pytest.mark.parametrize(("off", "gone"), [(-1, 0), (0, 0), (1, 1)])

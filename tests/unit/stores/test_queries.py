@@ -12,7 +12,7 @@ import pytest
 from antiphon.errors import ChainBroken, ChainTooLong
 from antiphon.stores import jobs, responses
 from antiphon.stores.bodies import PLAIN
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.sqlite import jobs as own_jobs
 from antiphon.stores.sqlite import response_rows, retention
 from antiphon.stores.sqlite import responses as own_responses
@@ -164,11 +164,11 @@ class CountingTables(SqliteTables):
         return rows
 
 
-def counted(stores: SqliteStores, chain_items: int) -> tuple[responses.SqlResponses, CountingTables]:
+def counted(stores: SqliteStores, chain_items: int) -> tuple[responses.ResponseStore, CountingTables]:
     tables = CountingTables(stores.tables.writer, stores.tables.readers)
-    writer = own_responses.SqliteResponseWriter(stores.tables.writer, stores.tables.readers, IdempotencyKeys(tables))
+    writer = own_responses.SqliteResponseWriter(stores.tables.writer, stores.tables.readers, IdempotencyStore(tables))
     limits = {"chain_items": chain_items, "history_bytes": 1 << 20, "page_bytes": 1 << 20}
-    return responses.SqlResponses(tables, writer, own_responses.LOAD_ITEMS, bodies=PLAIN, **limits), tables
+    return responses.ResponseStore(tables, writer, own_responses.LOAD_ITEMS, bodies=PLAIN, **limits), tables
 
 
 async def test_two_hundred_turns_are_one_query(tmp_path: Path) -> None:

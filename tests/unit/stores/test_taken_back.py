@@ -16,7 +16,7 @@ import pytest
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.files import FileFields
 from antiphon.engine.ports.vector_stores import NewFile
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.sqlite.opening import (
     SESSIONS_FILE,
     VECTORS_FILE,
@@ -80,7 +80,7 @@ async def _before(stores: SqliteStores) -> None:
     await stores.conversations.load(ALICE, "conv_there", holder="resp_c", seconds=60)
     await stores.conversations.create(ALICE, "conv_free", b"{}", [item("msg_free")])
     await stores.prompts.create(ALICE, "pmpt_there", None, b"{}", b"{}")
-    assert isinstance(stores.keys, IdempotencyKeys)
+    assert isinstance(stores.keys, IdempotencyStore)
     await stores.keys.make(OTHER, "conv_there", [], [])
     await stores.files.sweep()
 

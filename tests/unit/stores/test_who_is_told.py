@@ -15,7 +15,7 @@ from antiphon.engine.ports.indexing import Chunk, IngestJob
 from antiphon.engine.ports.state import PageQuery, PromptChange
 from antiphon.engine.ports.vector_stores import FileError, NewFile, StoreChanges
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
-from antiphon.stores.retention import SqlRetention
+from antiphon.stores.retention import Retention
 from antiphon.stores.sqlite import ingestion, retention, vector_sql
 from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.retention import SqlitePieces
@@ -244,10 +244,10 @@ async def test_which_versions_can_be_named(stores: SqliteStores, cursor: str, fi
 # SqlitePieces, one by one
 
 
-def _aged(stores: SqliteStores, now: float, **kept: float) -> SqlRetention:
+def _aged(stores: SqliteStores, now: float, **kept: float) -> Retention:
     given: dict[str, Any] = {"events": None, **kept}
     pieces = SqlitePieces(stores.tables.writer, stores.tables.readers, lambda: now)
-    return SqlRetention(stores.tables, pieces, RetentionSettings(**given))
+    return Retention(stores.tables, pieces, RetentionSettings(**given))
 
 
 @pytest.mark.parametrize("items", [7, 8, 9, 10, 11, 25])

@@ -38,7 +38,7 @@ from antiphon.doors.request_body import WholeBody, too_slow
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.failure import Failure, refusal
 from antiphon.engine.ports.actions import CancelReason, Finish, RequestHead
-from antiphon.engine.running.waiting import to_the_end
+from antiphon.engine.waiting import to_the_end
 from antiphon.errors import ApiError, InternalError
 from antiphon.observability.observation import Observation
 from antiphon.observability.outcome import write_outcome

@@ -1,7 +1,7 @@
 """Files that clients uploaded, as the API, the runner and whoever reads them see them.
 
-Lives here: what a file is, and the ports `FileStore` (rows and contents together) and `BlobStore` (contents alone).
-Not here: SQL, disks and object storage (`stores/`), the HTTP side (`api/files.py`).
+Lives here: what a file is, and the ports `OpenFile` and `BlobStore` (contents alone). Not here: rows and contents
+together (`stores/files.py`), disks and object storage (`stores/blobs/`), the HTTP side (`api/files.py`).
 
 A content and its row lie in two places that no transaction spans. So every content that is not (or no longer) a file's
 is a *pending blob*, a row beside the files', and every step is one that a crash may follow:
@@ -19,15 +19,11 @@ lies in a `BlobStore` that neither a file's row nor a pending row names. An expi
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from typing import Protocol
-
-from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.state import Page
 
 
 class NoRoom(Exception):
@@ -157,58 +153,3 @@ class OpenFile(Protocol):
 
     async def aclose(self) -> None:
         """Let it go."""
-
-
-class FileUpload(Protocol):
-    """A file on its way in; nothing of it is left unless `keep` returned."""
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-
-    async def write(self, data: bytes) -> None:
-        """Append to the content, and renew the upload's lease when it is time. Raises `StoreError`, also when the
-        upload stood still for so long that a sweep took it."""
-
-    async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
-        """Make it the owner's file, durable once this returns. Raises `NoRoom`, and `AlreadyMade` for a key that is
-        bound to the same fields and content."""
-
-
-class FileStore(Protocol):
-    """Files of all owners. Every method raises `StoreError` when the storage cannot do it.
-
-    A file that is missing, expired or another owner's is the same answer: None or False.
-    """
-
-    on_expired: Callable[[str, str], Awaitable[None]] | None
-    """Called with owner and id before an expired file goes."""
-
-    def uploading(self) -> AbstractAsyncContextManager[FileUpload]:
-        """Begin a new file."""
-
-    async def get(self, owner: str, file_id: str) -> StoredFile | None:
-        """The file, or None."""
-
-    async def open(self, owner: str, file_id: str) -> OpenFile | None:
-        """The file with its content open, or None; to be closed by the caller."""
-
-    async def list(self, owner: str, query: FileQuery) -> Page[StoredFile] | None:
-        """A page by time of creation, or None when `after` is no file of the owner."""
-
-    async def delete(self, owner: str, file_id: str) -> bool:
-        """Delete the file; False when there is none. Its content goes with it, or with the next sweep where the storage
-        fails. Who reads it at the moment: as `BlobReader`."""
-
-    async def used(self, owner: str) -> int:
-        """Bytes of all the owner's files together."""
-
-    async def kept_bytes(self) -> int:
-        """Bytes of all files of all owners."""
-
-    async def sweep(self) -> tuple[int, int]:
-        """Delete expired files, and the contents of pending blobs whose lease is over; how many of each. Any process
-        may do it at any time."""
-
-    async def aclose(self) -> None:
-        """Let reads and writes of contents end."""

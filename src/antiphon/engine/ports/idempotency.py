@@ -1,8 +1,8 @@
 """`Idempotency-Key`: a request that is sent again makes nothing a second time.
 
-Lives here: what a key is, the port that keeps keys, and what a request is told whose key is known. Not here: the keys
-that responses of this process hold (`engine/running/held_keys.py`), where keys are kept (`stores/`: in the unit that
-stores what was made), what is given again (`api/`, the exchange).
+Lives here: what a key is, and what a request is told whose key is known. Not here: where keys are kept
+(`stores/idempotency.py`: in the unit that stores what was made), the keys that responses of this process hold
+(`engine/running/held_keys.py`), what is given again (`api/`, the exchange).
 
 A key belongs to its owner and stands for one request: its method, path and body, byte for byte (of an upload: its
 fields and its content). The same key with another request is a 422, as in the IETF's draft of the header; while the
@@ -21,11 +21,10 @@ served is given what it made before anything that it refers to is looked for, si
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.state import Leased
 from antiphon.errors import ApiError, InvalidRequest
 
 HEADER = "idempotency-key"
@@ -52,54 +51,6 @@ class LeftBehind(Exception):
     def __init__(self, object_id: str) -> None:
         super().__init__(object_id)
         self.object_id = object_id
-
-
-class IdempotencyStore(Leased, Protocol):
-    """Keys of all owners. Every method raises `StoreError`."""
-
-    async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
-        """Hold the key for what is to be made; None, or what was made with it before.
-
-        Raises `ApiError`: the key stands for another request, or its request is being served. Raises `LeftBehind`.
-        """
-
-    async def made(self, once: OnceOnly) -> str | None:
-        """What this very request made with the key before; None whenever `claim` is to say more."""
-
-    async def release(self, once: OnceOnly, object_id: str) -> None:
-        """Give the key back if it is held for this object and nothing was stored."""
-
-    async def stay(self, once: OnceOnly, object_id: str) -> None:
-        """Keep the key used, without a lease, although nothing may be stored with it; `object_id` must hold the key."""
-
-    async def spend(self, owner: str, requests: Collection[str], response_id: str) -> dict[str, str]:
-        """Record that this response uses the answers to these approval requests. Returns those that another response
-        has used, each with that response; these do not change. Idempotent."""
-
-    async def unspend(self, owner: str, response_id: str) -> None:
-        """Release the approvals that this response uses."""
-
-    async def claim_calls(
-        self, owner: str, response_id: str, record: bytes, seconds: float, *, by: str, once: OnceOnly | None = None
-    ) -> bool:
-        """Record, with a lease of so many seconds, that this response sends calls now. `record` is the content for the
-        process that finds the lease expired. Idempotent; a later claim replaces the record.
-
-        False, without a record, where another process took this one for dead: a process other than `by` has claimed
-        calls of the response, or the response no longer holds the key `once`."""
-
-    async def claimed_calls(self, owner: str, response_id: str) -> bytes | None:
-        """The record of a response that has claimed calls."""
-
-    async def left_calls(self) -> list[tuple[str, str]]:
-        """Responses with an expired claim, as pairs of owner and response id; a limited number at a time."""
-
-    async def end_calls(self, owner: str, response_id: str) -> None:
-        """Delete the response's claim, because the response is over."""
-
-    async def sweep(self) -> tuple[int]:
-        """Forget what is too old, and the keys whose holder is gone for as long as a key is remembered; how many
-        went."""
 
 
 def read_key(value: str | None) -> str | None:

@@ -1,7 +1,7 @@
-"""What the engine needs from the world, as protocols; implementations live elsewhere and never import each other.
+"""What the engine needs from the world: values of what is stored, and protocols of what is done in several ways.
 
-Lives here: the store and the upstream as the runner and the API see them. Not here: SQL, sockets, any
-implementation.
+Lives here: histories and upstreams as the runner sees them, and what stores and lists give. Not here: stores
+(`stores/`), SQL, sockets, any implementation.
 
 Invariant: every read and write names the owner, and "missing" and "belongs to somebody else" are one answer.
 """
@@ -15,10 +15,8 @@ from typing import Generic, Protocol, TypeVar
 
 from antiphon.engine.ports.actions import (
     Chain,
-    OnceOnly,
     ResponseRecord,
     StoredItem,
-    StoredPrompt,
     UpstreamRequest,
 )
 from antiphon.errors import AntiphonError, ApiError
@@ -116,36 +114,6 @@ class History(Protocol):
         """The owner's items with these ids (input or output of any response); absent ones are left out."""
 
 
-class ResponseStore(History, Protocol):
-    """Responses and their items, durable once `save` returned."""
-
-    async def get(self, owner: str, response_id: str) -> StoredResponse | None:
-        """The response with its output items, or None."""
-
-    async def delete(self, owner: str, response_id: str) -> bool:
-        """Delete the response and its items; False when there is none for this owner."""
-
-    async def list(self, owner: str, page: PageQuery) -> Page[StoredResponse]:
-        """A page of the owner's responses, by their time of creation; cursors are ids of responses.
-
-        A cursor that is none is an `InvalidRequest`.
-        """
-
-    async def input_items(self, owner: str, response_id: str, page: PageQuery) -> Page[StoredItem] | None:
-        """A page of the response's own input items, or None when the response does not exist."""
-
-    async def ping(self) -> None:
-        """Raise `StoreError` when requests should go elsewhere (for `/ready`): a database of this machine's own
-        cannot be written to and read, or one that is shared could not be for long."""
-
-
-class OwnerRoom(Protocol):
-    """What an owner may still store."""
-
-    async def check(self, owner: str) -> None:
-        """Raises `OwnerFull` when the owner has stored as much as one may, and `StoreError`."""
-
-
 @dataclass(frozen=True, slots=True)
 class StoredConversation:
     """A conversation without its items: `created_at` in seconds, `metadata` as its JSON object."""
@@ -156,77 +124,13 @@ class StoredConversation:
 
 
 class Leased(Protocol):
-    """Something that is held for a time and must be renewed (`engine/running/leases.py`)."""
+    """Something that is held for a time and must be renewed (`stores/leases.py`)."""
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
         """Hold what these holders hold for so many seconds from now; returns who still held something.
 
         Raises `StoreError`.
         """
-
-
-class ConversationStore(Leased, Protocol):
-    """Conversations, their items in order, and the lock of the response that runs on one.
-
-    Every method raises `StoreError` when the database cannot do it. What changes items, or deletes the conversation,
-    raises `ConversationLocked` while a response runs on it.
-    """
-
-    async def create(
-        self,
-        owner: str,
-        conversation_id: str,
-        metadata: bytes,
-        items: Sequence[StoredItem] = (),
-        once: OnceOnly | None = None,
-    ) -> StoredConversation:
-        """Make a conversation with these items, all or nothing. Raises `AlreadyMade` for a key that is bound."""
-
-    async def made(self, once: OnceOnly) -> str | None:
-        """The conversation that this very request made before, to be asked for before what it refers to."""
-
-    async def get(self, owner: str, conversation_id: str) -> StoredConversation | None:
-        """The conversation, or None."""
-
-    async def update(self, owner: str, conversation_id: str, metadata: bytes) -> StoredConversation | None:
-        """Replace the metadata; None when there is no such conversation."""
-
-    async def delete(self, owner: str, conversation_id: str) -> bool:
-        """Delete the conversation with its items; False when there is none. Responses made in it stay."""
-
-    async def list(self, owner: str, page: PageQuery) -> Page[StoredConversation]:
-        """A page of the owner's conversations, by their time of creation; cursors are ids of conversations."""
-
-    async def add_items(self, owner: str, conversation_id: str, items: Sequence[StoredItem]) -> bool:
-        """Append the items, all or none; False when there is no such conversation."""
-
-    async def items(self, owner: str, conversation_id: str, page: PageQuery) -> Page[StoredItem] | None:
-        """A page of the items, or None when there is no such conversation.
-
-        A cursor that is not in the conversation is an `InvalidRequest`.
-        """
-
-    async def get_item(self, owner: str, conversation_id: str, item_id: str) -> StoredItem | None:
-        """One item of the conversation, or None."""
-
-    async def delete_item(self, owner: str, conversation_id: str, item_id: str) -> bool:
-        """Take one item out; False when it is not there."""
-
-    async def find_items(self, owner: str, item_ids: Sequence[str]) -> dict[str, StoredItem]:
-        """The owner's items with these ids, in whatever conversation; absent ones are left out."""
-
-    async def load(
-        self, owner: str, conversation_id: str, *, holder: str = "", seconds: float = 0.0, create: bool = False
-    ) -> tuple[StoredItem, ...] | None:
-        """All items, oldest first; None when there is no such conversation (with `create` it is made).
-
-        With a `holder` (a response's id) the conversation is locked for it first, for so many seconds; while another
-        has it this raises `ConversationLocked`. The same holder may come again. Saving that response
-        (`ResponseStore.save`) or `release` gives the lock back. Raises `ConversationTooLong`.
-        """
-
-    async def release(self, holder: str) -> None:
-        """Give the lock back, if `holder` has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,49 +145,6 @@ class PromptChange:
     renamed: bool = False
     name: str | None = None
     metadata: bytes | None = None
-
-
-class PromptStore(Protocol):
-    """Prompts and their versions. Every method raises `StoreError` when the database cannot do it."""
-
-    async def create(
-        self,
-        owner: str,
-        prompt_id: str,
-        name: str | None,
-        metadata: bytes,
-        body: bytes,
-        once: OnceOnly | None = None,
-    ) -> StoredPrompt:
-        """Make a prompt whose first version is `body`. Raises `AlreadyMade` for a key that is bound."""
-
-    async def get(self, owner: str, prompt_id: str, version: int | None = None) -> StoredPrompt | None:
-        """This version, or the default one; None when there is no such prompt or version."""
-
-    async def list(self, owner: str, page: PageQuery) -> Page[StoredPrompt]:
-        """A page of the owner's prompts, by their time of creation; cursors are ids of prompts.
-
-        A cursor that is none is an `InvalidRequest`.
-        """
-
-    async def versions(self, owner: str, prompt_id: str, page: PageQuery) -> Page[StoredPrompt] | None:
-        """A page of a prompt's versions, by their numbers, which are the cursors; None when there is no such prompt.
-
-        It may end before `limit`, with `has_more`, where its versions are large. A cursor that is none is an
-        `InvalidRequest`.
-        """
-
-    async def change(self, owner: str, prompt_id: str, change: PromptChange) -> StoredPrompt | None:
-        """Make the change, all of it or none; returns the version that is its result.
-
-        None when there is no such prompt. Raises `VersionConflict`.
-        """
-
-    async def set_default(self, owner: str, prompt_id: str, version: int) -> StoredPrompt | None:
-        """Make this version the default; None when there is no such prompt or version."""
-
-    async def delete(self, owner: str, prompt_id: str) -> bool:
-        """Delete the prompt with all its versions; False when there is none."""
 
 
 class FileFetcher(Protocol):

@@ -1,12 +1,11 @@
-"""What model calls took, and who keeps the sums.
+"""What model calls took, and who is told of them.
 
-Lives here: the values and the ports. Not here: prices (`config/upstreams.py`), when sums are written
-(`engine/running/usage_book.py`), the SQL (`stores/`).
+Lives here: the values and the port. Not here: prices (`config/upstreams.py`), when sums are written
+(`engine/running/usage_book.py`), who keeps them (`stores/usage.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -77,17 +76,3 @@ class UsageLedger(Protocol):
 
     def note(self, spent: Spent) -> None:
         """One call was made."""
-
-
-class UsageStore(Protocol):
-    """Who keeps the sums."""
-
-    async def add(self, sums: Sequence[UsageSum]) -> None:
-        """Add these to what there is of the same day, owner, model and upstream, all or none. Raises `StoreError`."""
-
-    async def sums(self, by: Sequence[By], *, since: str = "", until: str = "", owner: str = "") -> list[UsageSum]:
-        """The sums of these days (`YYYY-MM-DD`, both included; empty: all), in the order of `by`; what they are not
-        told apart by is empty. Raises `StoreError`."""
-
-    async def forget(self, before: str) -> int:
-        """Delete the sums of all days before this one; how many rows. Raises `StoreError`."""

@@ -18,9 +18,10 @@ from collections.abc import AsyncGenerator, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from antiphon.engine.ports.jobs import JobStore, Progress
+from antiphon.engine.ports.jobs import Progress
 from antiphon.engine.ports.stored_bodies import is_over
 from antiphon.engine.running.lookout import Lookout
+from antiphon.stores.jobs import JobStore
 from antiphon.translation.encode import DONE, KEEPALIVE
 
 _PIECES = 64

@@ -18,11 +18,12 @@ import msgspec
 import structlog
 
 from antiphon.engine.ports.actions import OnceOnly, ResponseRecord, StoredItem
-from antiphon.engine.ports.idempotency import IdempotencyStore, LeftBehind, in_progress
-from antiphon.engine.ports.state import ResponseStore
+from antiphon.engine.ports.idempotency import LeftBehind, in_progress
 from antiphon.engine.ports.stored_bodies import is_over
-from antiphon.engine.running.leases import Leases
 from antiphon.errors import ApiError, PredecessorGone, StoreError
+from antiphon.stores.idempotency import IdempotencyStore
+from antiphon.stores.leases import Leases
+from antiphon.stores.responses import ResponseStore
 
 _log = structlog.get_logger(__name__)
 

@@ -14,9 +14,10 @@ from collections.abc import Callable
 
 import structlog
 
-from antiphon.engine.ports.jobs import EventPiece, Job, JobStore, count_events
+from antiphon.engine.ports.jobs import EventPiece, Job, count_events
 from antiphon.errors import StoreError
 from antiphon.observability.outages import Outage
+from antiphon.stores.jobs import JobStore
 from antiphon.translation.encode import DONE, KEEPALIVE
 
 _log = structlog.get_logger(__name__)

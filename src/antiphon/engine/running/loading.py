@@ -16,16 +16,19 @@ from dataclasses import KW_ONLY, dataclass
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import Context, LoadContext, StoredItem
-from antiphon.engine.ports.files import FileStore
 from antiphon.engine.ports.hosted_tools import ToolRunner
-from antiphon.engine.ports.state import FileFetcher, History, OwnerRoom, PromptStore, ResponseStore, Upstream
+from antiphon.engine.ports.state import FileFetcher, History, Upstream
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.held_keys import HeldKeys
 from antiphon.engine.running.keyless_upstreams import Keyless
-from antiphon.engine.running.leases import LockedConversations
+from antiphon.engine.running.locked_conversations import LockedConversations
 from antiphon.errors import ApiError, InvalidRequest, StoreError, store_refusal, unsupported_parameter
 from antiphon.ids import is_name
 from antiphon.observability.metrics import Metrics
+from antiphon.stores.files import FileStore
+from antiphon.stores.prompts import PromptStore
+from antiphon.stores.responses import ResponseStore
+from antiphon.stores.usage import OwnerRoom
 from antiphon.types.file_kinds import FetchedFile
 
 

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import OnceOnly, RequestHead
 from antiphon.engine.ports.idempotency import HEADER, fingerprint, read_key
-from antiphon.engine.ports.state import ResponseStore
 from antiphon.engine.running.held_keys import HeldKeys
-from antiphon.engine.running.thread_pools import LARGE, apart
+from antiphon.engine.waiting import LARGE, apart
 from antiphon.errors import ApiError, NotFound, StoreError, store_refusal
+from antiphon.stores.responses import ResponseStore
 
 
 async def read_keyed(

@@ -39,10 +39,9 @@ from antiphon.engine.ports.state import History, Upstream
 from antiphon.engine.running.loading import Loader, Ports, size_of
 from antiphon.engine.running.repeated_requests import KeyedRequest, read_keyed
 from antiphon.engine.running.saving import Saver
-from antiphon.engine.running.thread_pools import LARGE, apart
 from antiphon.engine.running.unattended import Unattended
 from antiphon.engine.running.upstream_pump import UpstreamPump
-from antiphon.engine.running.waiting import look_at
+from antiphon.engine.waiting import LARGE, apart, look_at
 from antiphon.errors import ApiError, StoreError, store_refusal
 
 Work = CallUpstream | RunTools

@@ -21,7 +21,7 @@ import structlog
 from antiphon.engine.ports.actions import Enqueue, ReleaseConversation, ResponseRecord, SaveResponse
 from antiphon.engine.ports.jobs import EventPiece, count_events
 from antiphon.engine.running.loading import Ports
-from antiphon.engine.running.waiting import look_at
+from antiphon.engine.waiting import look_at
 from antiphon.errors import ApiError, StoreError
 
 _log = structlog.get_logger(__name__)

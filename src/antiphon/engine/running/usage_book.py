@@ -1,6 +1,6 @@
 """What model calls took, summed in memory and written once a second.
 
-Lives here: the `UsageLedger` of a process. Not here: the store (`engine/ports/usage.py`), prices.
+Lives here: the `UsageLedger` of a process. Not here: the sums that are kept (`stores/usage.py`), prices.
 
 A write for each call would double what an unstored response costs, so sums are written together. Invariants: nobody
 waits for a note; a sum that could not be written is written later, never twice; at most `_MOST` different sums wait,
@@ -16,9 +16,10 @@ from contextlib import suppress
 
 import structlog
 
-from antiphon.engine.ports.usage import Spent, UsageStore, UsageSum
+from antiphon.engine.ports.usage import Spent, UsageSum
 from antiphon.errors import StoreError
 from antiphon.observability.outages import Outage
+from antiphon.stores.usage import UsageStore
 
 _MOST = 20_000
 _log = structlog.get_logger(__name__)

@@ -28,7 +28,7 @@ from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.exchange.running_tools import LEFT_BEHIND
 from antiphon.engine.ports.actions import Finish, ResponseRecord, SendBody, SendHead
-from antiphon.engine.ports.jobs import EventPiece, Job, JobRequest, JobStore
+from antiphon.engine.ports.jobs import EventPiece, Job, JobRequest
 from antiphon.engine.ports.signals import Pace
 from antiphon.engine.ports.state import DoorWatch
 from antiphon.engine.ports.stored_bodies import is_over
@@ -41,6 +41,7 @@ from antiphon.engine.running.upstream_retry import PatientUpstream
 from antiphon.errors import ApiError, NoRoom, StoreError, Unavailable
 from antiphon.observability.observation import Observation
 from antiphon.observability.outages import Outage
+from antiphon.stores.jobs import JobStore
 
 _log = structlog.get_logger(__name__)
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from antiphon.engine.ports.files import Blob
-from antiphon.engine.running.waiting import to_the_end
+from antiphon.engine.waiting import to_the_end
 from antiphon.errors import StoreError, file_failure
 
 T = TypeVar("T")

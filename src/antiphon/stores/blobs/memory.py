@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from antiphon.engine.ports.files import Blob
 from antiphon.errors import StoreError
@@ -79,7 +80,7 @@ class MemoryBlobWriter:
 class MemoryBlobReader:
     """An open content, which lies on no disk."""
 
-    path = None
+    path: Path | None = None
 
     def __init__(self, data: bytes) -> None:
         self._data = data

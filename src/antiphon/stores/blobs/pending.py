@@ -16,9 +16,9 @@ from contextlib import asynccontextmanager
 import structlog
 
 from antiphon.engine.ports.files import Blob, BlobReader, BlobStore, BlobWriter, new_blob_key
-from antiphon.engine.running.leases import Leases
-from antiphon.engine.running.waiting import to_the_end
+from antiphon.engine.waiting import to_the_end
 from antiphon.errors import StoreError
+from antiphon.stores.leases import Leases
 from antiphon.stores.tables import Statement, Tables, milliseconds, renewed
 
 _log = structlog.get_logger(__name__)
@@ -123,10 +123,6 @@ class PendingBlobs:
         """Whether this process holds it, as far as it knows."""
         return self._leases.holds(self.rows, key)
 
-    async def is_held(self, key: str) -> bool:
-        """Whether a file can still be made of it."""
-        return await self.rows.is_held(key)
-
     async def open(self, key: str) -> BlobReader:
         """Open a content. Raises `StoreError`."""
         return await self._blobs.open(key)
@@ -194,13 +190,9 @@ class PendingBlob:
 
     async def seal(self) -> Blob:
         """Make the content durable. Raises `StoreError`, also when a sweep took it."""
-        if not await self.is_held():
+        if not await self._pending.rows.is_held(self.key):
             raise self.lost()
         return await self.content.seal()
-
-    async def is_held(self) -> bool:
-        """Whether a file can still be made of it."""
-        return await self._pending.is_held(self.key)
 
     def lost(self) -> StoreError:
         """What is said of an upload that a sweep took."""

@@ -26,6 +26,7 @@ from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 from obstore.exceptions import BaseError
@@ -33,7 +34,7 @@ from obstore.store import S3Store
 
 from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import Blob
-from antiphon.engine.running.waiting import look_at, to_the_end
+from antiphon.engine.waiting import look_at, to_the_end
 from antiphon.errors import StoreError, StoreReason
 from antiphon.stores.blobs.disk import checked_key
 
@@ -254,7 +255,7 @@ class S3BlobReader:
     """An open content, which lies on no disk of this machine. Who reads on where the last read ended is read ahead
     for."""
 
-    path = None
+    path: Path | None = None
 
     def __init__(self, blobs: S3Blobs, pieces: list[tuple[str, int]]) -> None:
         self._blobs = blobs

@@ -24,7 +24,7 @@ from antiphon.stores.postgres.vector_sql import ATTRIBUTES
 from antiphon.stores.postgres.vector_table import VectorTable, vector_text, width_of
 from antiphon.stores.postgres.vector_words import query_words
 from antiphon.stores.tables import Statement, Tables
-from antiphon.stores.vector_stores import SqlVectorStores
+from antiphon.stores.vector_stores import VectorStores
 from antiphon.types.search import Filter
 
 # BM25 takes a word that most documents have for one that says nothing. In a store of three chunks that is every word,
@@ -114,7 +114,7 @@ class PostgresChunkIndex(SqlChunkIndex):
     number = "number"
     hits_sql = HITS
 
-    def __init__(self, tables: Tables, stores: SqlVectorStores, table: VectorTable, indexes: VectorIndexes) -> None:
+    def __init__(self, tables: Tables, stores: VectorStores, table: VectorTable, indexes: VectorIndexes) -> None:
         super().__init__(tables, stores)
         self._table = table
         self._indexes = indexes

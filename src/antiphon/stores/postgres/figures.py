@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from antiphon.engine.ports.figures import DatabaseFigures
+from antiphon.stores.backend import DatabaseFigures
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.turn_groups import Groups
 
@@ -61,7 +61,7 @@ FROM (
 class PostgresFigures:
     """`StoreFigures` of a database and the groups that are written to it."""
 
-    name = "postgresql"
+    name: str = "postgresql"
 
     def __init__(self, database: Database, groups: Sequence[Groups[Any]]) -> None:
         self._database = database

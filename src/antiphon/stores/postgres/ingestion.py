@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from antiphon.engine.ports.indexing import Chunk, IngestJob
-from antiphon.engine.running.thread_pools import DOCUMENTS
+from antiphon.engine.waiting import DOCUMENTS
 from antiphon.stores.indexing import HELD, SqlIngestion, ingest_job
 from antiphon.stores.pages import Row
 from antiphon.stores.postgres.database import Connection, Database

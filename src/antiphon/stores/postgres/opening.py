@@ -16,12 +16,10 @@ from datetime import timedelta
 from typing import Any, Unpack
 
 from antiphon.config.state import StateSettings
-from antiphon.engine.ports.figures import StoreFigures
 from antiphon.engine.ports.files import BlobStore
-from antiphon.stores.backend import MATRIX_BYTES, StoreOptions, Stores, VectorDatabase
+from antiphon.stores.backend import MATRIX_BYTES, StoreOptions, Stores, VectorDatabase, all_options
 from antiphon.stores.blobs.pending import PendingBlobs, PendingRows
-from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.opening import all_options, over_tables
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.postgres.chunk_index import PostgresChunkIndex
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
@@ -41,7 +39,7 @@ from antiphon.stores.postgres.vector_indexes import EXACT_VECTORS, VectorIndexes
 from antiphon.stores.postgres.vector_sql import PostgresVectorSql
 from antiphon.stores.postgres.vector_table import VectorTable
 from antiphon.stores.postgres.withdrawals import Withdrawals
-from antiphon.stores.vector_stores import SqlVectorStores
+from antiphon.stores.vector_stores import VectorStores
 
 _CONNECT_SECONDS = 3.0
 
@@ -50,17 +48,8 @@ _CONNECT_SECONDS = 3.0
 class PostgresVectorDatabase(VectorDatabase):
     """`VectorDatabase` in PostgreSQL."""
 
-    stores: SqlVectorStores
-    ingestion: PostgresIngestion
-    index: PostgresChunkIndex
-    keys: IdempotencyKeys
     table: VectorTable
     indexes: VectorIndexes
-
-    @property
-    def figures(self) -> tuple[StoreFigures, ...]:
-        """None of its own."""
-        return ()
 
     async def check_vectors(self) -> None:
         """Make the table of vectors, with the extension that it needs, where it is not there yet."""
@@ -71,22 +60,39 @@ class PostgresVectorDatabase(VectorDatabase):
         await self.indexes.aclose()
 
 
-@dataclass(frozen=True)
 class PostgresStores(Stores):
     """Everything that is kept, over the connections of one process."""
 
-    keys: IdempotencyKeys
-    database: Database
-    direct_url: str
     signals: PostgresSignals
-    groups: tuple[Groups[Any], ...]
-    withdrawals: Withdrawals
-    containers: PostgresContainerRows
 
-    @property
-    def figures(self) -> tuple[PostgresFigures, ...]:
-        """Of the one database."""
-        return (PostgresFigures(self.database, self.groups),)
+    def __init__(self, database: Database, state: StateSettings, blobs: BlobStore, options: StoreOptions) -> None:
+        tables = PostgresTables(database)
+        keys = IdempotencyStore(tables, keep=options["keep_keys"], bodies=options["bodies"])
+        self._withdrawals = Withdrawals(database)
+        saved = SavedTurns(database, self._withdrawals, keep=timedelta(seconds=keys.keep))
+        limits = group_limits(options["timeouts"], connections=state.pool)
+        _, self._direct_url = urls(state)
+        signals = PostgresSignals(database, None if state.direct_url is None else self._direct_url)
+        turns, added = Groups(saved, limits), Groups(AddedEvents(database, signals.changed), limits)
+        queued = Groups(QueuedTurns(database, saved), replace(limits, group=1))
+        pending = PendingBlobs(PendingRows(tables), blobs, options["upload_lease"])
+        # 0 is never.
+        readiness = DatabaseReadiness(database, state.unready_after or math.inf)
+        super().__init__(
+            tables,
+            keys,
+            options,
+            responses=(PostgresResponseWriter(turns, readiness), LOAD_ITEMS),
+            jobs=(PostgresJobWriter(database, queued, added, signals.changed), JOB_SQL),
+            files=(FILE_SQL, pending, blobs),
+            pieces=PostgresPieces(database),
+            signals=signals,
+            ended=signals.changed,
+        )
+        self.database = database
+        self._groups: tuple[Groups[Any], ...] = (turns, queued, added)
+        self.figures = (PostgresFigures(database, self._groups),)
+        self.containers = PostgresContainerRows(tables, pending)
 
     def has_vectors(self) -> bool:
         """Their tables are there anyway."""
@@ -94,15 +100,15 @@ class PostgresStores(Stores):
 
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> PostgresVectorDatabase:
         """Open them. The server compares vectors: nothing of them is kept here."""
-        return open_vectors(self.database, self.keys, direct_url=self.direct_url)
+        return open_vectors(self.database, self.keys, direct_url=self._direct_url)
 
     async def aclose(self) -> None:
         """Finish what was accepted, then close the connections."""
         await self.files.aclose()
-        for groups in self.groups:
+        for groups in self._groups:
             await groups.aclose()
         await self.signals.aclose()
-        await self.withdrawals.aclose()
+        await self._withdrawals.aclose()
         await self.database.aclose()
 
 
@@ -117,7 +123,7 @@ async def open_postgres(
     `blobs`: the contents of files, the stores' own from now on. The others are `StoreOptions`. Raises `StoreError`.
     """
     given = all_options(options)
-    url, direct_url = urls(state)
+    url, _ = urls(state)
     connect = min(_CONNECT_SECONDS, state.deadline)
     database = Database(url, DatabaseLimits(size=state.pool, deadline=state.deadline, connect=connect))
     try:
@@ -126,51 +132,24 @@ async def open_postgres(
     except BaseException:
         await database.aclose()
         raise
-    tables = PostgresTables(database)
-    keys = IdempotencyKeys(tables, keep=given["keep_keys"], bodies=given["bodies"])
-    withdrawals = Withdrawals(database)
-    saved = SavedTurns(database, withdrawals, keep=timedelta(seconds=keys.keep))
-    limits = group_limits(given["timeouts"], connections=state.pool)
-    signals = PostgresSignals(database, None if state.direct_url is None else direct_url)
-    turns, added = Groups(saved, limits), Groups(AddedEvents(database, signals.changed), limits)
-    queued = Groups(QueuedTurns(database, saved), replace(limits, group=1))
-    pending = PendingBlobs(PendingRows(tables), blobs, given["upload_lease"])
-    # 0 is never.
-    readiness = DatabaseReadiness(database, state.unready_after or math.inf)
-    return PostgresStores(
-        **over_tables(
-            tables,
-            keys,
-            given,
-            responses=(PostgresResponseWriter(turns, readiness), LOAD_ITEMS),
-            jobs=(PostgresJobWriter(database, queued, added, signals.changed), JOB_SQL),
-            ended=signals.changed,
-            files=(FILE_SQL, pending, blobs),
-            pieces=PostgresPieces(database),
-        ),
-        signals=signals,
-        database=database,
-        direct_url=direct_url,
-        groups=(turns, queued, added),
-        withdrawals=withdrawals,
-        containers=PostgresContainerRows(tables, pending),
-    )
+    return PostgresStores(database, state, blobs, given)
 
 
 def open_vectors(
-    database: Database, keys: IdempotencyKeys, *, direct_url: str, exact: int = EXACT_VECTORS
+    database: Database, keys: IdempotencyStore, *, direct_url: str, exact: int = EXACT_VECTORS
 ) -> PostgresVectorDatabase:
     """Vector stores on this database. `direct_url`: of the server itself, for work that takes minutes; `exact`: the
     most vectors that a search compares one by one."""
     table = VectorTable(database)
     indexes = VectorIndexes(database, direct_url, exact=exact)
     tables = PostgresTables(database)
-    stores = SqlVectorStores(tables, keys, PostgresVectorSql())
+    stores = VectorStores(tables, keys, PostgresVectorSql())
     return PostgresVectorDatabase(
         stores,
         PostgresIngestion(tables, database, table, indexes),
         PostgresChunkIndex(tables, stores, table, indexes),
         keys,
+        (),
         table,
         indexes,
     )

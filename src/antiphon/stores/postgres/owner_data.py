@@ -17,7 +17,7 @@ from antiphon.config.state import StateSettings
 from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts, Shrunk
 from antiphon.errors import StoreError
 from antiphon.stores.bodies import Bodies
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.owner_data import (
     AT_ONCE,
     DELETE,
@@ -86,7 +86,7 @@ class PostgresOwnerData:
     async def delete(self, owner: str) -> int:
         """Everything of an owner but files, in pieces that let requests through."""
         tables = PostgresTables(self._database)
-        async with aclosing(open_vectors(self._database, IdempotencyKeys(tables), direct_url=self._url)) as vectors:
+        async with aclosing(open_vectors(self._database, IdempotencyStore(tables), direct_url=self._url)) as vectors:
             gone = await delete_vector_stores(vectors, tables, owner)
         for sql in DELETE:
             piece = Statement(sql, {"owner": owner, "limit": AT_ONCE})

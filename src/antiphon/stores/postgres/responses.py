@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 
 from antiphon.engine.ports.actions import ResponseRecord
-from antiphon.engine.running.waiting import look_at
+from antiphon.engine.waiting import look_at
 from antiphon.errors import StoreError, StoreReason
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.turn_groups import Groups

@@ -23,9 +23,8 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 
-from antiphon.engine.ports.retention import SWEEPER
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.retention import Piece, fitting
+from antiphon.stores.retention import SWEEPER, Piece, fitting
 
 _ROWS = 500
 _FEWEST_ROWS = 20

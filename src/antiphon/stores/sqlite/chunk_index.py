@@ -18,7 +18,7 @@ from antiphon.ids import Clock, now
 from antiphon.stores.indexing import SqlChunkIndex, chunk_hits
 from antiphon.stores.sqlite.vector_sql import ATTRIBUTES, index_table
 from antiphon.stores.tables import Tables
-from antiphon.stores.vector_stores import SqlVectorStores
+from antiphon.stores.vector_stores import VectorStores
 from antiphon.types.search import Filter
 from antiphon.types.search_terms import query_terms
 
@@ -56,7 +56,7 @@ class SqliteChunkIndex(SqlChunkIndex):
     hits_sql = HITS
 
     def __init__(
-        self, tables: Tables, stores: SqlVectorStores, *, matrix_bytes: int = 1 << 30, clock: Clock = now
+        self, tables: Tables, stores: VectorStores, *, matrix_bytes: int = 1 << 30, clock: Clock = now
     ) -> None:
         super().__init__(tables, stores, clock=clock)
         self._matrix_bytes = matrix_bytes

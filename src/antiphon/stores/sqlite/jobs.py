@@ -18,7 +18,7 @@ from antiphon.engine.ports.jobs import PATIENCE, EventPiece, Job, TooManyJobs
 from antiphon.errors import PredecessorGone
 from antiphon.ids import now
 from antiphon.stores.conversations import RELEASE
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.jobs import END_RESPONSE, INSERT_EVENTS, JobSql, ended_as
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import SqliteReaders
@@ -121,7 +121,7 @@ WHERE response_id = :id AND worker = :worker
 class SqliteJobWriter:
     """`JobWriter` on a writer and readers that somebody else owns and closes."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyKeys) -> None:
+    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyStore) -> None:
         self._keys = keys
         self._writer = writer
         self._readers = readers

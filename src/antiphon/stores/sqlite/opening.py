@@ -21,19 +21,15 @@ from typing import Unpack
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.files import BlobStore
-from antiphon.engine.ports.retention import SWEEPER
 from antiphon.engine.ports.signals import Pace
 from antiphon.ids import Clock, now
-from antiphon.stores.backend import KEEP_SECONDS, MATRIX_BYTES, StoreOptions, Stores, VectorDatabase
+from antiphon.stores.backend import MATRIX_BYTES, StoreOptions, Stores, VectorDatabase, all_options
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.blobs.pending import PendingBlobs
-from antiphon.stores.conversations import SqlConversations
-from antiphon.stores.files import SqlFiles
-from antiphon.stores.idempotency import IdempotencyKeys
-from antiphon.stores.jobs import AskingSignals, SqlJobs
-from antiphon.stores.opening import all_options, over_tables
-from antiphon.stores.responses import SqlResponses
+from antiphon.stores.idempotency import KEEP_SECONDS, IdempotencyStore
+from antiphon.stores.jobs import AskingSignals
+from antiphon.stores.retention import SWEEPER
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.database import place_in
@@ -47,7 +43,7 @@ from antiphon.stores.sqlite.responses import LOAD_ITEMS, SqliteResponseWriter
 from antiphon.stores.sqlite.retention import SqlitePieces
 from antiphon.stores.sqlite.tables import SqliteTables
 from antiphon.stores.sqlite.vector_sql import SqliteVectorSql
-from antiphon.stores.vector_stores import SqlVectorStores
+from antiphon.stores.vector_stores import VectorStores
 
 # A look is a statement in this process.
 _PACE = Pace(look=0.05, claim=0.05, claim_most=0.25)
@@ -70,16 +66,8 @@ _END_VECTOR_LEASES = ("UPDATE vector_files SET lease_until = 0 WHERE status = 'i
 class SqliteVectorDatabase(VectorDatabase):
     """`VectorDatabase` in a file: one writer and its readers."""
 
-    stores: SqlVectorStores
-    ingestion: SqliteIngestion
     index: SqliteChunkIndex
-    keys: IdempotencyKeys
     tables: SqliteTables
-
-    @property
-    def figures(self) -> tuple[SqliteTables, ...]:
-        """Of the one database."""
-        return (self.tables,)
 
     async def check_vectors(self) -> None:
         """They are columns like any other."""
@@ -89,23 +77,31 @@ class SqliteVectorDatabase(VectorDatabase):
         await self.tables.aclose()
 
 
-@dataclass(frozen=True)
 class SqliteStores(Stores):
     """Everything that is kept in one database: one writer and its readers, shared by all stores."""
 
-    responses: SqlResponses
-    conversations: SqlConversations
-    background: SqlJobs
-    files: SqlFiles
-    keys: IdempotencyKeys
-    folder: Path | None
-    tables: SqliteTables
-    timeouts: TimeoutSettings
-
-    @property
-    def figures(self) -> tuple[SqliteTables, ...]:
-        """Of the one database."""
-        return (self.tables,)
+    def __init__(self, folder: Path | None, tables: SqliteTables, blobs: BlobStore, options: StoreOptions) -> None:
+        """`folder`: where the database lies, if it is not in memory."""
+        writer, readers = tables.writer, tables.readers
+        keys = IdempotencyStore(tables, keep=options["keep_keys"], bodies=options["bodies"])
+        # Only a folder may hold contents from before they had rows.
+        list_before = blobs.keys if isinstance(blobs, DiskBlobs) else None
+        lease = options["upload_lease"]
+        pending = PendingBlobs(SqlitePendingRows(tables, lease, list_before), blobs, lease)
+        super().__init__(
+            tables,
+            keys,
+            options,
+            responses=(SqliteResponseWriter(writer, readers, keys), LOAD_ITEMS),
+            jobs=(SqliteJobWriter(writer, readers, keys), JOB_SQL),
+            files=(FILE_SQL, pending, blobs),
+            pieces=SqlitePieces(writer, readers),
+            signals=AskingSignals(tables, _PACE),
+        )
+        self.folder = folder
+        self.tables = tables
+        self.figures = (tables,)
+        self._timeouts = options["timeouts"]
 
     def has_vectors(self) -> bool:
         """Whether there is a database of vector stores: in memory whoever opens one finds it empty."""
@@ -114,7 +110,7 @@ class SqliteStores(Stores):
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> SqliteVectorDatabase:
         """Open it. Raises `StoreError`."""
         return await open_vector_database(
-            self.folder, timeouts=self.timeouts, keep_keys=self.keys.keep, matrix_bytes=matrix_bytes
+            self.folder, timeouts=self._timeouts, keep_keys=self.keys.keep, matrix_bytes=matrix_bytes
         )
 
     async def aclose(self) -> None:
@@ -135,33 +131,12 @@ async def open_sqlite(
     others are `StoreOptions`. Raises `StoreError`.
     """
     given = all_options(options)
-    timeouts, upload_lease = given["timeouts"], given["upload_lease"]
     preparing = partial(prepare, folder=SESSION_STEPS, end_leases=_END_LEASES)
-    tables = await SqliteTables.open(place_in(folder, SESSIONS_FILE), preparing, timeouts)
-    writer, readers = tables.writer, tables.readers
-    keys = IdempotencyKeys(tables, keep=given["keep_keys"], bodies=given["bodies"])
+    tables = await SqliteTables.open(place_in(folder, SESSIONS_FILE), preparing, given["timeouts"])
     contents = blobs
     if contents is None:
         contents = MemoryBlobs() if folder is None else DiskBlobs(folder / FILES_FOLDER)
-    # Only a folder may hold contents from before they had rows.
-    list_before = contents.keys if isinstance(contents, DiskBlobs) else None
-    pending = PendingBlobs(SqlitePendingRows(tables, upload_lease, list_before), contents, upload_lease)
-    return SqliteStores(
-        **over_tables(
-            tables,
-            keys,
-            given,
-            responses=(SqliteResponseWriter(writer, readers, keys), LOAD_ITEMS),
-            jobs=(SqliteJobWriter(writer, readers, keys), JOB_SQL),
-            files=(FILE_SQL, pending, contents),
-            pieces=SqlitePieces(writer, readers),
-        ),
-        signals=AskingSignals(tables, _PACE),
-        containers=None,
-        folder=folder,
-        tables=tables,
-        timeouts=timeouts,
-    )
+    return SqliteStores(folder, tables, contents, given)
 
 
 async def open_vector_database(
@@ -179,11 +154,11 @@ async def open_vector_database(
     """
     preparing = partial(prepare, folder=VECTOR_STEPS, end_leases=_END_VECTOR_LEASES)
     tables = await SqliteTables.open(place_in(folder, VECTORS_FILE), preparing, timeouts, readers)
-    keys = IdempotencyKeys(tables, keep=keep_keys, clock=clock)
-    stores = SqlVectorStores(tables, keys, SqliteVectorSql(), clock=clock)
+    keys = IdempotencyStore(tables, keep=keep_keys, clock=clock)
+    stores = VectorStores(tables, keys, SqliteVectorSql(), clock=clock)
     index = SqliteChunkIndex(tables, stores, matrix_bytes=matrix_bytes, clock=clock)
     stores.on_deleted = index.forget
-    return SqliteVectorDatabase(stores, SqliteIngestion(tables, clock), index, keys, tables)
+    return SqliteVectorDatabase(stores, SqliteIngestion(tables, clock), index, keys, (tables,), tables)
 
 
 def prepare(connection: sqlite3.Connection, folder: str, end_leases: Sequence[str]) -> None:

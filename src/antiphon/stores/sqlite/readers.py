@@ -27,7 +27,7 @@ from typing import Any
 import aiosqlite
 import structlog
 
-from antiphon.engine.running.waiting import look_at
+from antiphon.engine.waiting import look_at
 from antiphon.errors import StoreError
 from antiphon.stores.sqlite.database import Place, place_of, store_error
 

@@ -12,9 +12,9 @@ import sqlite3
 from functools import partial
 
 from antiphon.engine.ports.actions import ResponseRecord
-from antiphon.engine.running.waiting import look_at
+from antiphon.engine.waiting import look_at
 from antiphon.errors import PredecessorGone, StoreError
-from antiphon.stores.idempotency import IdempotencyKeys
+from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.response_rows import save_steps, unsave_steps
 from antiphon.stores.sqlite.tables import sqlite_steps
@@ -46,7 +46,7 @@ PROBE_WRITE = "PRAGMA user_version = 1"
 class SqliteResponseWriter:
     """`ResponseWriter` on a writer and readers that the caller closes."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyKeys) -> None:
+    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyStore) -> None:
         self._writer = writer
         self._readers = readers
         self._keys = keys

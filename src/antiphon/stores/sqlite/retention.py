@@ -13,9 +13,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from antiphon.engine.ports.retention import SWEEPER
 from antiphon.ids import Clock, now
-from antiphon.stores.retention import Piece, fitting
+from antiphon.stores.retention import SWEEPER, Piece, fitting
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import Row, SqliteReaders
 from antiphon.stores.sqlite.writer import SqliteWriter

@@ -15,8 +15,8 @@ from functools import lru_cache
 from typing import Any
 
 from antiphon.config.limits import TimeoutSettings
-from antiphon.engine.ports.figures import DatabaseFigures
-from antiphon.engine.running.thread_pools import SIZES
+from antiphon.engine.waiting import SIZES
+from antiphon.stores.backend import DatabaseFigures
 from antiphon.stores.sqlite.database import Place
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.readers import Row, SqliteReaders

@@ -31,11 +31,12 @@ from antiphon.engine.ports.containers import (
     RowFile,
     shown_path,
 )
-from antiphon.engine.ports.files import FileStore, OpenFile
-from antiphon.engine.running.waiting import to_the_end
+from antiphon.engine.ports.files import OpenFile
+from antiphon.engine.waiting import to_the_end
 from antiphon.errors import NotFound, StoreError
 from antiphon.ids import Clock, is_name, new_id, now
 from antiphon.local_keys import local_key
+from antiphon.stores.files import FileStore
 from antiphon.tools.code_interpreter.disk import SandboxFailed, SandboxFile
 from antiphon.tools.code_interpreter.local import HOLDS, LocalSandbox, try_out
 from antiphon.tools.code_interpreter.machine import Run

@@ -32,7 +32,7 @@ from typing import get_args
 import structlog
 
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.engine.running.thread_pools import SANDBOX
+from antiphon.engine.waiting import SANDBOX
 from antiphon.tools.code_interpreter import disk
 from antiphon.tools.code_interpreter.disk import SandboxFailed, SandboxFile
 from antiphon.tools.code_interpreter.machine import Machine, NotStarted, Room, Run, user_of

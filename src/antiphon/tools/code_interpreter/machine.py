@@ -35,7 +35,7 @@ from typing import Literal
 import structlog
 
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.engine.running.thread_pools import SANDBOX
+from antiphon.engine.waiting import SANDBOX
 from antiphon.errors import Unavailable
 from antiphon.tools.code_interpreter import disk
 from antiphon.tools.code_interpreter.disk import SandboxFailed

@@ -32,7 +32,7 @@ import structlog
 from msgspec import Struct
 
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.engine.running.waiting import to_the_end
+from antiphon.engine.waiting import to_the_end
 from antiphon.errors import ConfigError
 from antiphon.tools.code_interpreter.disk import SandboxFailed
 from antiphon.tools.code_interpreter.local import LocalSandbox

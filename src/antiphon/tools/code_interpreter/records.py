@@ -28,7 +28,7 @@ from antiphon.engine.ports.containers import (
     RowContents,
     TooManyContainers,
 )
-from antiphon.engine.running.thread_pools import RECORDS
+from antiphon.engine.waiting import RECORDS
 from antiphon.errors import StoreError, file_failure
 from antiphon.ids import Clock, is_id, now
 

@@ -1,7 +1,8 @@
 """Files of containers that several machines share: a snapshot at the end of a use, fetched where a container goes on.
 
 Lives here: what a snapshot holds, when there is a new one, and whether a machine's files are those of the row. Not
-here: where snapshots lie (`ContainerContents`), files (`local.py`), who holds the container meanwhile (`uses.py`).
+here: where snapshots lie (`stores/blobs/pending.py`), files (`local.py`), who holds the container meanwhile
+(`uses.py`).
 
 A snapshot is one content with all files of a container, one behind the other; the row says where each begins. A use
 that made or changed a file ends with a new one, and the one before goes. Where one machine has all of the state there

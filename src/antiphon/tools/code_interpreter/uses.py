@@ -17,9 +17,9 @@ from itertools import count
 import structlog
 
 from antiphon.engine.ports.containers import ContainerFailed, ContainerInUse, ContainerLost, ContainerRow, ContainerRows
-from antiphon.engine.running.leases import Leases
-from antiphon.engine.running.waiting import to_the_end
+from antiphon.engine.waiting import to_the_end
 from antiphon.errors import StoreError
+from antiphon.stores.leases import Leases
 
 _log = structlog.get_logger(__name__)
 

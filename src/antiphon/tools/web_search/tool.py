@@ -19,7 +19,7 @@ from urllib.parse import urldefrag, urljoin
 from msgspec import Raw, Struct
 
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, Source, ToolResult
-from antiphon.engine.running.thread_pools import PAGES
+from antiphon.engine.waiting import PAGES
 from antiphon.errors import ApiError, wrong_value
 from antiphon.html_text import decode_page, html_links, html_text
 from antiphon.tools.box import ToolFailed

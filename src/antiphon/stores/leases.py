@@ -1,24 +1,21 @@
-"""What this process holds for a time, renewed while it lives; conversations that responses hold so.
+"""What this process holds for a time, renewed while it lives.
 
-Lives here: one task per process that renews every lease before it runs out; loading a conversation, locked for its
-response, and giving it back. Not here: how a store keeps a lease, when a conversation is taken and given back
-(`engine/exchange/phase.py`), and what becomes of a lease that was lost: whoever acts on one names itself, and the store
+Lives here: one task per process that renews every lease before it runs out. Not here: what is held (a conversation's
+lock), how a store keeps it, and what becomes of a lease that was lost: whoever acts on one names itself, and the store
 finds that it holds nothing.
 
-Invariants: what was dropped is not renewed again, what was taken is renewed until it is dropped or the store says that
-it was lost, and the task ends when nothing is held. A conversation's lock is renewed until the response was saved, was
-queued (its job keeps the conversation then), or gave it back; if all of that fails it runs out.
+Invariant: what was dropped is not renewed again, what was taken is renewed until it is dropped or the store says that
+it was lost, and the task ends when nothing is held.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 import structlog
 
-from antiphon.engine.ports.actions import LoadContext, StoredItem
-from antiphon.engine.ports.state import ConversationStore, Leased
+from antiphon.engine.ports.state import Leased
 from antiphon.errors import StoreError
 from antiphon.observability.outages import Outage
 
@@ -84,47 +81,3 @@ class Leases:
                 for holder, hold in asked.items():
                     if holder not in held and holders.get(holder) is hold:
                         self.drop(store, holder)
-
-
-class LockedConversations:
-    """One per process. `create_unknown`: a conversation that does not exist is made when a response names it."""
-
-    def __init__(self, store: ConversationStore, leases: Leases, *, create_unknown: bool = False) -> None:
-        self._store = store
-        self._leases = leases
-        self._create = create_unknown
-
-    async def load(self, action: LoadContext) -> tuple[StoredItem, ...] | None:
-        """The items of the action's conversation, or None. Raises `ApiError`, among them `ConversationLocked`."""
-        assert action.conversation is not None
-        items = await self._store.load(
-            action.owner,
-            action.conversation,
-            holder=action.lock_for,
-            seconds=self._leases.seconds,
-            create=self._create,
-        )
-        if action.lock_for and items is not None:
-            self._leases.hold(self._store, action.lock_for)
-        return items
-
-    async def find_items(self, owner: str, item_ids: Sequence[str]) -> dict[str, StoredItem]:
-        """Items that clients added to a conversation themselves, by their ids."""
-        return await self._store.find_items(owner, item_ids)
-
-    def forget(self, response_id: str) -> None:
-        """The response was saved or queued: the lock is the store's business now."""
-        self._leases.drop(self._store, response_id)
-
-    async def aclose(self) -> None:
-        """Renew no lock any more."""
-        await self._leases.aclose()
-
-    async def release(self, response_id: str) -> None:
-        """Give the lock back; if that is not possible, it runs out."""
-        self._leases.drop(self._store, response_id)
-        try:
-            await self._store.release(response_id)
-        except StoreError as error:
-            # Whatever failed before has a line of its own.
-            _log.info("conversation_not_released", response_id=response_id, error=str(error))

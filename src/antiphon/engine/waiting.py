@@ -1,6 +1,7 @@
-"""Work that would hold up every other stream: done in a thread, each kind in threads of its own.
+"""Waiting for work that must not hold up other streams, must not be left half done, or has nobody who waits for it.
 
-Lives here: the kinds, how many threads each has, and how a request waits for one. Not here: what the work is.
+Lives here: threads for such work, of which each kind has its own, and how a request waits for one; and asyncio work
+that outlives the cancellation of who waits for it. Not here: what the work is.
 
 A thread does not make Python faster, but it takes turns with the event loop: the others wait for a millisecond at a
 time (`process.run_loop` sets how long a turn is), not for tens of them.
@@ -19,12 +20,11 @@ import asyncio
 import contextvars
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from weakref import WeakSet
 
-from antiphon.engine.running.waiting import to_the_end
 from antiphon.errors import Unavailable
 
 P = ParamSpec("P")
@@ -121,3 +121,27 @@ def all_pools() -> tuple[Pool, ...]:
 async def apart(work: Callable[[], T]) -> T:
     """Do the work in a thread and wait for its end; what it returns."""
     return await to_the_end(_TRANSLATION.run(work))
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Wait for bounded work although this task is cancelled meanwhile; what it returns or raises.
+
+    A cancellation is raised once the work has ended well; what the work itself raises comes before it.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    result = task.result()
+    if cancelled:
+        raise asyncio.CancelledError
+    return result
+
+
+def look_at(task: asyncio.Future[Any]) -> None:
+    """Take the outcome of what nobody waits for any more, so that it is not reported as never retrieved."""
+    if not task.cancelled():
+        task.exception()
