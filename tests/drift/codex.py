@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.drift.found import Reading
-from tests.schemas.shapes import shape_of
+from tests.support.shapes import shape_of
 
 _SCHEMAS = "codex_app_server_protocol.schemas.json"
 _ITEM = "ResponseItem"

@@ -1,6 +1,6 @@
 """What clients of the Responses API can send and understand, as pairs of a kind and a name.
 
-Lives here: the kinds, and how places (`tests/schemas/shapes.py`) and words of a program become pairs. Not here: how a
+Lives here: the kinds, and how places (`tests/support/shapes.py`) and words of a program become pairs. Not here: how a
 package is read (`read_python.py`, `python_types.py`, `typescript.py`, `codex.py`), what Antiphon has a row for
 (`rows.py`).
 

@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.schemas.openai_client import WITHOUT, operations
-from tests.schemas.shapes import shape_of
+from tests.support.openai_client import WITHOUT, operations
+from tests.support.shapes import shape_of
 
 # Area, module below `openai.types`, name.
 _TYPES = (

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from tests.drift.found import Reading
 from tests.drift.typescript import Package, words_of
-from tests.schemas.openai_client import WITHOUT
-from tests.schemas.shapes import shape_of
+from tests.support.openai_client import WITHOUT
+from tests.support.shapes import shape_of
 
 _RESPONSES = "resources/responses/responses.d.ts"
 _MEMBER = re.compile(r"^ {6}([a-z_]+)(?=[:,])", re.MULTILINE)

@@ -24,7 +24,7 @@ from tests.drift import client_table, codex, read_npm, read_python
 from tests.drift.found import Reading
 from tests.drift.report import KNOWN, lines_of, reasons_in, table, unused
 from tests.drift.rows import own_rows
-from tests.schemas.openai_client import FILE as COMPARED
+from tests.support.openai_client import FILE as COMPARED
 
 ROOT = Path(__file__).parents[2]
 _FROM_PYPI = ("openai-agents", "langchain-openai")
@@ -77,7 +77,7 @@ def watch(folder: Path) -> int:
         print(f"| {reading.client} | {reading.version} | {len(reading.found)} | {reading.sure} |")
     newest, compared = readings[0].version, json.loads(COMPARED.read_text())["version"]
     if newest != compared:
-        print(f"\ndocs/api-differences.md is about {compared}: `python -m tests.schemas.openai_client` writes it anew.")
+        print(f"\ndocs/api-differences.md is about {compared}: `python -m tests.support.openai_client` writes it anew.")
     explained = [line for line in lines if line.why]
     unknown = [line for line in lines if not line.why]
     print(f"\nWithout a row, with a reason ({KNOWN.relative_to(ROOT)}): {len(explained)}\n\n{table(explained)}")

@@ -15,7 +15,7 @@ from tests.drift.found import Found, Reading, of_places
 from tests.drift.report import Line, Reason, lines_of, reasons_in, table, unused
 from tests.drift.rows import own_rows
 from tests.drift.typescript import Package, words_of
-from tests.schemas.shapes import shape_of
+from tests.support.shapes import shape_of
 
 MADE = Path(__file__).parent / "made_up"
 ROWS = own_rows()

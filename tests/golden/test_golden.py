@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.golden.rendering import EXPECTED, expected_path, render
+from tests.support.goldens import EXPECTED, expected_path, render
 from tests.support.recordings import Recording, all_recordings
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.golden.oracle import Answer, read_answer
-from tests.golden.rendering import replay
+from tests.support.goldens import replay
 from tests.support.judge import parse_sse
 from tests.support.recordings import Recording, all_recordings
 

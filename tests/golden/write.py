@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.golden.rendering import expected_path, render
+from tests.support.goldens import expected_path, render
 from tests.support.recordings import all_recordings
 
 _ODD = {

@@ -11,7 +11,7 @@ import yaml
 from antiphon.config.settings import Settings, load_settings
 from antiphon.envoy.bootstrap import bootstrap
 from antiphon.envoy.sidecars import endpoints
-from tests.helm.rendering import (
+from tests.support.chart_rendering import (
     CHART,
     ROOT,
     VERSIONS,
@@ -24,7 +24,7 @@ from tests.helm.rendering import (
     render,
     validate,
 )
-from tests.helm.value_sets import GATEWAY, REFUSED, TAKEN, UPSTREAM, Values, postgresql
+from tests.support.chart_values import GATEWAY, REFUSED, TAKEN, UPSTREAM, Values, postgresql
 
 _SECRETS = {"ANTIPHON_STATE__URL": "postgresql://a@db/a", "ANTIPHON_STATE__DIRECT_URL": "postgresql://a@db/a"}
 

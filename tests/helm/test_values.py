@@ -15,9 +15,9 @@ import yaml
 from antiphon import __version__
 from antiphon.config.settings import Settings
 from scripts.generate_chart import secret_paths, settings_schema
-from tests.helm.rendering import CHART, ROOT, Object, Refused, containers, one, pods, render
-from tests.helm.value_sets import GATEWAY, TAKEN, UPSTREAM, Values, postgresql
-from tests.monitoring.prometheus import NotInstalled, promtool
+from tests.support.chart_rendering import CHART, ROOT, Object, Refused, containers, one, pods, render
+from tests.support.chart_values import GATEWAY, TAKEN, UPSTREAM, Values, postgresql
+from tests.support.prometheus import NotInstalled, promtool
 
 
 def _spec(objects: list[Object], name: str = "antiphon") -> Object:

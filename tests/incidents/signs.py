@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from tests.monitoring.files import RULES
+from tests.support.monitoring_files import RULES
 
 SCRAPE_SECONDS = 15
 Sample = Mapping[str, float]

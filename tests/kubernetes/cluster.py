@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from tests.helm.rendering import CHART, ROOT
+from tests.support.chart_rendering import CHART, ROOT
 
 _LOAD = ("tests/rollout/clients.py", "tests/support/streams.py", "tests/kubernetes/load.py")
 _CHAT = (

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from tests.helm.rendering import Refused, render
-from tests.helm.value_sets import REFUSED
 from tests.kubernetes.cluster import Place, Wrong, run
 from tests.kubernetes.course import PARTS, Course, Stage
 from tests.kubernetes.database import reachable_postgres
+from tests.support.chart_rendering import Refused, render
+from tests.support.chart_values import REFUSED
 
 SHAPES = ("sidecar", "gateway", "http")
 _SHOWN = 6

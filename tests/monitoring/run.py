@@ -1,6 +1,7 @@
 """`scripts/monitoring`: the dashboard and the alerts, tried with a real Prometheus.
 
-Lives here: what must be seen, and when. Not here: the traffic (`traffic.py`), Prometheus (`prometheus.py`).
+Lives here: what must be seen, and when. Not here: the traffic (`traffic.py`), Prometheus
+(`tests/support/prometheus.py`).
 
 The rules are used as they are but for their times, which are divided, so that five minutes are some seconds. First
 everything works and clients do wrong things: no alert may fire. Then upstreams, tools and a tenant break, each in its
@@ -30,9 +31,18 @@ import aiohttp
 import yaml
 
 from tests.monitoring import traffic
-from tests.monitoring.files import FOLDER, PROMETHEUS, RULES, Expression, alerts, panel_expressions, rules, scaled
-from tests.monitoring.prometheus import NotInstalled, Prometheus, program, promtool, running_prometheus
 from tests.monitoring.traffic import Job, Place
+from tests.support.monitoring_files import (
+    FOLDER,
+    PROMETHEUS,
+    RULES,
+    Expression,
+    alerts,
+    panel_expressions,
+    rules,
+    scaled,
+)
+from tests.support.prometheus import NotInstalled, Prometheus, program, promtool, running_prometheus
 
 _SCALE = 20
 _RATE = f"[{300 // _SCALE}s]"

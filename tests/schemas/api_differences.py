@@ -1,7 +1,7 @@
 """docs/api-differences.md: our document beside OpenAI's, that of Open Responses, and the types of OpenAI's client.
 
-Lives here: what is compared with what, and the tables. Not here: what a place is (`shapes.py`), the words of our own
-page (`api_page.py`).
+Lives here: what is compared with what, and the tables. Not here: what a place is
+(`tests/support/shapes.py`), the words of our own page (`api_page.py`).
 
 A row stands for all that is below it; where one side says nothing of what is inside a place, nothing is compared there.
 """
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.schemas.api_page import cells
-from tests.schemas.openai_client import FILE, WITHOUT
-from tests.schemas.shapes import Shape, above_of, shape_of
+from tests.support.openai_client import FILE, WITHOUT
+from tests.support.shapes import Shape, above_of, shape_of
 
 _FOLDER = Path(__file__).parent
 _AREAS = ("responses", "conversations", "models", "files", "vector_stores", "containers", "embeddings", "chat")

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.schemas.api_differences import page as differences
 from tests.schemas.api_page import page, words
-from tests.schemas.shapes import Shape, above_of, shape_of
+from tests.support.shapes import Shape, above_of, shape_of
 from tests.support.whole_api import whole_document
 
 WHOLE: dict[str, Any] = {

@@ -10,7 +10,7 @@ import pytest
 
 from tests.incidents.scenes import SCENES
 from tests.incidents.signs import Lines, fired, moved, promtool, read_sample, total
-from tests.monitoring.files import alerts, panel_expressions
+from tests.support.monitoring_files import alerts, panel_expressions
 
 _TEXT = """# TYPE a_total counter
 a_total{x="1",y="p q"} 2.0

@@ -10,7 +10,7 @@ import yaml
 
 from antiphon.observability.metric_names import METRICS, OF_UP, Described
 from antiphon.observability.metrics import Metrics
-from tests.monitoring.files import (
+from tests.support.monitoring_files import (
     DASHBOARD,
     FOLDER,
     PROMETHEUS,

@@ -9,8 +9,8 @@ import pytest
 
 from antiphon.sealing import Sealer
 from antiphon.translation.think_tags import ThinkTags
-from tests.golden.rendering import replay
 from tests.support.exchanges import Outcome, limits, run
+from tests.support.goldens import replay
 from tests.support.judge import check_stream, parse_sse
 from tests.support.recordings import all_recordings
 

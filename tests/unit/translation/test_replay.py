@@ -9,7 +9,7 @@ import pytest
 
 from antiphon.translation.encode import DONE
 from antiphon.translation.replay import replayed
-from tests.golden.rendering import replay
+from tests.support.goldens import replay
 from tests.support.judge import check_stream, fold, parse_sse
 from tests.support.recordings import Recording, all_recordings
 

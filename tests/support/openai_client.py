@@ -1,6 +1,6 @@
 """Writes openai-client.json: what the published Python client of OpenAI has, as operations and places of its types.
 
-`python -m tests.schemas.openai_client FOLDER`, where FOLDER holds an unpacked wheel. Names only; the page of
+`python -m tests.support.openai_client FOLDER`, where FOLDER holds an unpacked wheel. Names only; the page of
 differences is made of the file, so that it is the same on every machine.
 """
 
@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.schemas.shapes import shape_of
+from tests.support.shapes import shape_of
 
-FILE = Path(__file__).parent / "openai-client.json"
+FILE = Path(__file__).parents[1] / "schemas" / "openai-client.json"
 _CALL = re.compile(r'self\._(get|post|delete|put|patch|get_api_list)\(\s*(?:path_template\(\s*)?f?"([^"]+)"')
 _LISTED = re.compile(r'self\._get_api_list\(\s*(?:path_template\(\s*)?f?"([^"]+)"[\s\S]{0,900}?method="(\w+)"')
 WITHOUT = {

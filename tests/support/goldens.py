@@ -18,7 +18,7 @@ from tests.support.exchanges import Outcome, run
 from tests.support.judge import parse_sse
 from tests.support.recordings import Recording
 
-EXPECTED = Path(__file__).parent / "expected"
+EXPECTED = Path(__file__).parents[1] / "golden" / "expected"
 _SHOWN = ("item_id", "output_index", "status")
 
 

@@ -1,6 +1,7 @@
 """A Prometheus of our own: started on a folder, asked, stopped.
 
-Lives here: the two programs and the questions. Not here: what they are asked about (`run.py`), the files (`files.py`).
+Lives here: the two programs and the questions. Not here: what they are asked about, and the files
+(`monitoring_files.py`).
 
 Invariant: what is started here is stopped here, by its own handle.
 """

@@ -1,6 +1,6 @@
 """What deployments/monitoring says: the expressions of panels and rules, and what these ask for.
 
-Lives here: reading the files. Not here: a Prometheus (`run.py`).
+Lives here: reading the files. Not here: a Prometheus (`prometheus.py`).
 
 Invariant: an expression is read as text, by the few forms that the files use; what it does not understand is named.
 """
