@@ -9,7 +9,7 @@ import statistics
 
 import pytest
 
-from tests.bench.history import run
+from lab.bench.history import run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 

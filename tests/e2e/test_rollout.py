@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.variants import Process
+from lab.bench.variants import Process
 from tests.rollout.course import Load, roll
 from tests.rollout.replicas import MODES, Mode, Plan
 from tests.rollout.report import table

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.bench.variants import Process
+from lab.bench.variants import Process
 from tests.rollout.builds import Build, make_builds
 from tests.rollout.course import Load, roll, upgrade
 from tests.rollout.replicas import Plan

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.bench import cpu
+from lab.bench import cpu
 
 DOORS: dict[str, tuple[str, ...]] = {
     "http": ("--door", "http"),

@@ -26,8 +26,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.bench import cpu
-from tests.bench.variants import Process
+from lab.bench import cpu
+from lab.bench.variants import Process
 from tests.faults_run.clients import Clients, Ledger
 from tests.faults_run.gateway import DOORS, DRAIN, Gateway
 

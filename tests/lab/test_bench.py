@@ -17,9 +17,9 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.bench import cpu, gate, gate_instructions, gate_time, machine, peers, run, upstream, variants
-from tests.bench.report import Result, tables
-from tests.bench.targets import judge, targets_table
+from lab.bench import cpu, gate, gate_instructions, gate_time, machine, peers, run, upstream, variants
+from lab.bench.report import Result, tables
+from lab.bench.targets import judge, targets_table
 
 
 def test_what_can_be_asked_is_told(capsys: pytest.CaptureFixture[str]) -> None:

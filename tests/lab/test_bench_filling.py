@@ -10,9 +10,9 @@ from typing import Any
 import asyncpg
 
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
-from tests.bench.state_filling import Chains, fill
-from tests.bench.state_places import Place
-from tests.bench.state_stored import turn
+from lab.bench.state_filling import Chains, fill
+from lab.bench.state_places import Place
+from lab.bench.state_stored import turn
 
 _KIND = Chains(count=3, depth=4)
 _OWNER = "b:of-turns"

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench.variants import Process
+from lab.bench.variants import Process
 from tests.rollout.builds import HERE, Build, make_builds
 from tests.rollout.course import Course, Load, restart_all, roll, upgrade
 from tests.rollout.replicas import MODES, Plan

@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from tests.bench.variants import Process
+from lab.bench.variants import Process
 from tests.support.gateway import Gateway, running, start_gateway
 from tests.support.postgres import free_port
 

@@ -31,8 +31,8 @@ import aiohttp
 from antiphon.commands.children import ParentPipe
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
-from tests.bench import cpu
-from tests.bench.variants import Process
+from lab.bench import cpu
+from lab.bench.variants import Process
 
 _MIB = 1 << 20
 _SETTLE_SECONDS = 10.0

@@ -1,0 +1,67 @@
+"""An external processor that changes nothing: what ext_proc itself costs.
+
+Lives here: the same server as Antiphon's, with the least an ext_proc service can do for a message. Not here: anything
+of Antiphon but its transports and the wire format. Run as `python -m lab.bench.echo SOCKET TRANSPORT`.
+
+Invariant: what Envoy sends is what it gets back, message by message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import cast
+
+import uvloop
+
+from antiphon.doors.extproc import wire
+from antiphon.doors.extproc.received import Kind
+from antiphon.doors.extproc.server import TransportName, open_transport
+from antiphon.doors.extproc.transport import CallFailed, MessageStream, Presented
+
+
+def _echo(message: bytes) -> bytes:
+    received = wire.decode(message)
+    match received.kind:
+        case Kind.RESPONSE_BODY:
+            return wire.response_body(received.body, received.end)
+        case Kind.REQUEST_BODY:
+            return wire.request_body(received.body, received.end)
+        case Kind.REQUEST_HEADERS:
+            return wire.request_head((), ())
+        case Kind.RESPONSE_HEADERS:
+            return wire.response_head((), ())
+    return wire.response_trailers()
+
+
+class Echo:
+    """`Calls` of a service that does nothing."""
+
+    async def process(self, stream: MessageStream, presented: Presented) -> None:
+        while (message := await stream.receive()) is not None:
+            await stream.send(_echo(message))
+
+    def refusal(self, presented: Presented) -> CallFailed | None:
+        return None
+
+    def health(self, service: str) -> bool:
+        return True
+
+
+async def _serve(path: str, transport: TransportName) -> None:
+    server = open_transport(transport, Echo())
+    await server.listen(f"unix:{path}")
+    print("ready: 0", flush=True)
+    # The parent holds the other end: its end is ours.
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await server.aclose(grace=0.1)
+
+
+def main() -> None:
+    """Serve until standard input ends."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(sys.argv[1], cast(TransportName, sys.argv[2])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""`scripts/bench --gate`: what a chunk and a request may cost. Fails when one costs more than its limit.
+
+Lives here: which way it is measured, the limits' file, and the verdict. Not here: counting instructions
+(`gate_instructions.py`), and CPU time where that cannot be (`gate_time.py`).
+
+Instructions are compared with absolute limits, 5 % above what was counted when they were written. They hold for one
+kind of interpreter. Where valgrind is missing, or nobody has counted with this interpreter yet, CPU time is compared
+with the echo's instead, and a line says so.
+
+Invariant: the gate never passes without having measured something.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from antiphon.observability.logs import configure
+from lab.bench import gate_instructions, gate_time
+
+LIMITS = Path(__file__).with_name("gate_limits.json")
+_ROOM = 1.05
+_STALE = 0.9
+"""Of a limit: what costs less than this has become so much cheaper that the limit holds nothing any more."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print each cost beside its limit; the exit status is 1 when one exceeds it."""
+    parser = argparse.ArgumentParser(prog="scripts/bench --gate", description="What a chunk and a request may cost.")
+    parser.add_argument("--renew", action="store_true", help="write the limits anew, 5 %% above what is counted now")
+    parser.add_argument("--time", action="store_true", help="by CPU time, as where there is no valgrind")
+    given = parser.parse_args(arguments)
+    limits = json.loads(LIMITS.read_text())
+    if given.renew:
+        if not gate_instructions.available():
+            parser.error("--renew counts instructions: install valgrind")
+        return _renew(limits)
+    known = limits["limits"].get(gate_instructions.interpreter())
+    if given.time:
+        return _by_time()
+    if not gate_instructions.available():
+        print("gate: valgrind is not installed (Debian: apt install valgrind): CPU TIME INSTEAD, WHICH SEES LESS")
+        return _by_time()
+    if known is None:
+        here = gate_instructions.interpreter()
+        print(f"gate: no limits for {here} (scripts/bench --gate --renew): CPU TIME INSTEAD, WHICH SEES LESS")
+        return _by_time()
+    return _by_instructions(known)
+
+
+def _by_instructions(known: dict[str, Any]) -> int:
+    status = 0
+    for kind, spent in gate_instructions.count().items():
+        limit = known[kind]
+        good = spent <= limit
+        status |= not good
+        print(f"gate: instructions per {kind}: {spent:,.0f} (at most {limit:,}) {'good' if good else 'TOO MANY'}")
+        if spent < limit * _STALE:
+            print(f"gate: {spent / limit:.0%} of the limit of {known['counted']}: scripts/bench --gate --renew")
+    return status
+
+
+def _renew(limits: dict[str, Any]) -> int:
+    """Only what was counted on this interpreter is written."""
+    counted = gate_instructions.count()
+    entry: dict[str, Any] = {"counted": datetime.datetime.now(datetime.UTC).date().isoformat()}
+    for kind, spent in counted.items():
+        entry[kind] = round(spent * _ROOM)
+        print(f"gate: instructions per {kind}: {spent:,.0f}; from now on at most {entry[kind]:,}")
+    limits["limits"][gate_instructions.interpreter()] = entry
+    LIMITS.write_text(json.dumps(limits, indent=2) + "\n")
+    return 0
+
+
+def _by_time() -> int:
+    configure("error", "json")
+    status = 0
+    for kind, (ours, echo) in gate_time.measure().items():
+        bound = gate_time.BOUNDS[kind]
+        good = ours / echo <= bound
+        status |= not good
+        said = f"{ours:.1f} µs, echo {echo:.1f} µs: {ours / echo:.1f}x (at most {bound:g}x)"
+        print(f"gate: CPU time per {kind}: {said} {'good' if good else 'TOO MUCH'}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

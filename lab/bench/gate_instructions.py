@@ -1,0 +1,121 @@
+"""The gate by instructions: what a chunk and a request cost, counted by valgrind, the same on a busy machine.
+
+Lives here: the program that is counted (`python -m lab.bench.gate_instructions`), and how valgrind's counts are read.
+Not here: the path (`gate_path.py`), what is too much (`gate.py`, `gate_limits.json`).
+
+The program starts, and does each part a few times so that the interpreter and the caches of this project learn; then it
+has valgrind begin to count (`vgdb`: before, all runs at several times the speed). It calls `getsid` between the parts,
+which nothing else here does, and callgrind begins a new count whenever that is called. Log lines go where they go in a
+container, into a pipe.
+
+Invariant: two runs of the same code differ by less than 0.2 %. So nothing in a counted part may depend on a clock.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import uvloop
+
+from antiphon.observability.logs import configure
+from antiphon.translation import chat_stream
+from antiphon.translation.splice import splice, splice_in_python
+from lab.bench.gate_path import CHUNKS, Paths, open_paths
+
+_SECONDS = 540.0
+_SUMMARY = re.compile(rb"^summary: (\d+)", re.MULTILINE)
+KINDS = ("chunk", "chunk in a crowd", "request")
+"""A chunk alone in its message, a chunk among 64 in one, all of a small JSON request."""
+_TIMES = {"chunk": 6, "chunk in a crowd": 12, "request": 80}
+_LEARNING = {"chunk": 6, "chunk in a crowd": 6, "request": 100}
+
+
+def available() -> bool:
+    """Whether valgrind is installed."""
+    return all(map(shutil.which, ("valgrind", "vgdb")))
+
+
+def interpreter() -> str:
+    """What counts depend on beside the code: the interpreter, how it was built, and what of Antiphon is compiled."""
+    optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
+    compiled = not (chat_stream.__file__ or "").endswith(".py")
+    parts = [f"{platform.python_implementation()} {sys.version_info.major}.{sys.version_info.minor}"]
+    parts += ["with PGO" if optimised else "without PGO", platform.machine(), "compiled" if compiled else "pure"]
+    if splice is not splice_in_python:
+        parts.append("splice in C")
+    return ", ".join(parts)
+
+
+def count() -> dict[str, float]:
+    """Instructions by kind, per chunk and per request. Under a minute on a quiet machine."""
+    with TemporaryDirectory(prefix="antiphon-gate-") as folder:
+        counts = Path(folder) / "counts"
+        command = (
+            *("valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no", "--dump-before=getsid"),
+            *(f"--callgrind-out-file={counts}", sys.executable, "-m", "lab.bench.gate_instructions"),
+        )
+        # Another seed is another order in every set, and other collisions in every dictionary.
+        environment = {**os.environ, "PYTHONHASHSEED": "0"}
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=_SECONDS, check=False)
+        if done.returncode:
+            raise SystemExit(f"bench: the counted program failed:\n{done.stderr.decode(errors='replace')[-1000:]}")
+        # `counts.1` is all that came before the first part; each part is begun and ended by a call.
+        found = {}
+        for number, kind in enumerate(KINDS):
+            summary = _SUMMARY.search((counts.parent / f"counts.{2 * number + 2}").read_bytes())
+            assert summary is not None, "no sum in what callgrind wrote"
+            found[kind] = int(summary[1]) / (_TIMES[kind] * _per(kind))
+        return found
+
+
+def _per(kind: str) -> int:
+    return 1 if kind == "request" else CHUNKS
+
+
+async def _serve_all() -> None:
+    async with open_paths() as paths:
+        for kind in KINDS:
+            await _serve(paths, kind, _LEARNING[kind])
+        _begin_to_count()
+        for kind in KINDS:
+            # Also so that valgrind has translated what comes.
+            await _serve(paths, kind, 1)
+            gc.collect()
+            os.getsid(0)
+            await _serve(paths, kind, _TIMES[kind])
+            os.getsid(0)
+
+
+def _begin_to_count() -> None:
+    """Valgrind looks for commands while a program works, not while it waits."""
+    with subprocess.Popen(["vgdb", f"--pid={os.getpid()}", "instrumentation", "on"]) as command:
+        while command.poll() is None:
+            pass
+    if command.returncode:
+        raise SystemExit("bench: valgrind did not begin to count")
+
+
+async def _serve(paths: Paths, kind: str, times: int) -> None:
+    messages = {"chunk": paths.stream, "chunk in a crowd": paths.crowd, "request": paths.short}[kind]
+    for _ in range(times):
+        await paths.relay(messages, _per(kind))
+    paths.tell()
+
+
+def main() -> None:
+    """Be counted."""
+    configure("info", "json")
+    uvloop.run(_serve_all())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""The gate's path: the messages of Envoy straight into the processor, in one process and without a socket.
+
+Lives here: the messages, the relay and the echo over them, and the application they run in. Not here: what is counted
+(`gate_instructions.py`, `gate_time.py`), and limits (`gate.py`).
+
+Messages as Envoy sends them go into the processor, and what it sends is dropped. The echo is the one of the benchmark:
+it decodes each message and sends it back.
+
+Invariant: what a path does depends on no clock: ended responses are told of when the caller says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import cast
+
+from antiphon.app.build import build
+from antiphon.commands.process import keep_what_there_is
+from antiphon.config.limits import LimitSettings
+from antiphon.config.settings import load_settings
+from antiphon.doors.context import DoorContext
+from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
+from antiphon.doors.extproc.body_messages import RESPONSE_BODY
+from antiphon.doors.extproc.immediate_response import Ahead
+from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
+from antiphon.doors.extproc.transport import Presented, StreamClosed
+from lab.bench.echo import Echo
+from lab.bench.upstream import completion, stream_events
+
+CHUNKS = 400
+CROWD = 64
+"""Chunks in one message, as Envoy puts them together when it is in a hurry."""
+_STREAM = b'{"model":"m","input":"Say something.","stream":true,"store":false}'
+_LATER = 3600.0
+_LEAST_EVENT = 100
+
+
+@dataclass
+class _Messages:
+    """A `MessageStream` of messages made in advance; ends when all were taken. Like Envoy, it waits for nothing.
+    Behind a part of the upstream's body only its empty end is there before it is waited for: parts are answered as one.
+    """
+
+    messages: list[bytes]
+    at: int = 0
+    here: bool = True
+    sent: int = 0
+    size: int = 0
+    last: bytes = field(default=b"", repr=False)
+
+    async def receive(self) -> bytes | None:
+        self.here = True
+        return self.receive_now()
+
+    def receive_now(self) -> bytes | None:
+        if self.at == len(self.messages) or not self.here:
+            return None
+        message = self.messages[self.at]
+        self.at += 1
+        self.here = message[0] != RESPONSE_BODY or self.at == len(self.messages) - 1
+        return message
+
+    async def begin(self) -> None:
+        pass
+
+    async def let_end(self, seconds: float) -> None:
+        pass
+
+    async def settle(self) -> None:
+        pass
+
+    def send_now(self, message: bytes) -> bool:
+        if self.at > len(self.messages):
+            raise StreamClosed("gone")
+        self.sent += 1
+        self.size += len(message)
+        self.last = message
+        return True
+
+    async def send(self, message: bytes) -> None:
+        self.send_now(message)
+
+
+def _headers(target: pb.HttpHeaders, pairs: Sequence[tuple[str, str]]) -> None:
+    for name, value in pairs:
+        header = target.headers.headers.add()
+        header.key, header.raw_value = name, value.encode()
+
+
+def _conversation(body: bytes, head: Sequence[tuple[str, str]], parts: Sequence[bytes]) -> list[bytes]:
+    """All Envoy says in one exchange."""
+    duplex = pb.ProcessingMode.FULL_DUPLEX_STREAMED
+    first = pb.ProcessingRequest()
+    first.protocol_config.request_body_mode = duplex
+    first.protocol_config.response_body_mode = duplex
+    _headers(
+        first.request_headers,
+        (
+            (":authority", "127.0.0.1:10000"),
+            (":path", "/v1/responses"),
+            (":method", "POST"),
+            (":scheme", "http"),
+            ("content-type", "application/json"),
+            ("authorization", "Bearer bench"),
+            ("content-length", str(len(body))),
+            ("x-forwarded-proto", "http"),
+            ("x-request-id", "0c1f6a0e-8f6c-4a7e-9d0c-0f5f3a7b2c11"),
+        ),
+    )
+    request = pb.ProcessingRequest()
+    request.request_body.body = body
+    # Envoy 1.40 ends a body with an empty part of its own, whatever its length is known to be.
+    request_end = pb.ProcessingRequest()
+    request_end.request_body.end_of_stream = True
+    answer = pb.ProcessingRequest()
+    _headers(answer.response_headers, ((":status", "200"), *head, ("x-envoy-upstream-service-time", "1")))
+    messages = [first, request, request_end, answer]
+    for part in parts:
+        message = pb.ProcessingRequest()
+        message.response_body.body = part
+        messages.append(message)
+    end = pb.ProcessingRequest()
+    end.response_body.end_of_stream = True
+    messages.append(end)
+    # Envoy 1.40 appends an empty metadata_context to every message.
+    return [message.SerializeToString() + b"\x42\x00" for message in messages]
+
+
+def in_crowds(size: int) -> list[bytes]:
+    """A stream of chunks, so many in each message."""
+    events = stream_events(CHUNKS)
+    crowds = [b"".join(events[at : at + size]) for at in range(0, len(events), size)]
+    return _conversation(_STREAM, (("content-type", "text/event-stream"),), crowds)
+
+
+class Paths:
+    """Both paths over the same messages."""
+
+    def __init__(self, context: DoorContext) -> None:
+        self._context = context
+        self._options = ProcessorOptions(always_drive=False, ahead=Ahead(LimitSettings(), time.monotonic))
+        short = b'{"model":"m","input":"Say something.","store":false}'
+        self.stream = in_crowds(1)
+        self.crowd = in_crowds(CROWD)
+        self.short = _conversation(short, (("content-type", "application/json"),), [completion()])
+
+    async def relay(self, messages: list[bytes], events: int) -> None:
+        """Through the processor; at least so many events come out."""
+        stream = _Messages(messages)
+        await serve_stream(self._context, stream, self._options)
+        if stream.size < events * _LEAST_EVENT or len(stream.last) > 4096 + stream.size // 2:
+            raise SystemExit(f"bench: the relay sent {stream.sent} messages, {stream.size} bytes")
+
+    async def echo(self, messages: list[bytes], _events: int) -> None:
+        """Through the no-op."""
+        stream = _Messages(messages)
+        await Echo().process(stream, Presented(None))
+        if stream.sent != len(messages):
+            raise SystemExit(f"bench: the echo sent {stream.sent} messages")
+
+    def tell(self) -> None:
+        """Tell of the responses that ended."""
+        self._context.telemetry.endings.tell()
+
+
+class _NoHurry:
+    """Of an event loop what `Endings` asks for. Under valgrind 50 ms pass after a few requests: `tell` comes first."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def call_later(self, _delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        return self._loop.call_later(_LATER, callback)
+
+
+@asynccontextmanager
+async def open_paths() -> AsyncIterator[Paths]:
+    """Both paths in an application on a new data folder."""
+    with TemporaryDirectory(prefix="antiphon-gate-") as folder:
+        app = await build(load_settings({"data": str(Path(folder) / "data")}), door="envoy")
+        try:
+            keep_what_there_is()
+            app.context.telemetry.endings.by_time(cast(asyncio.AbstractEventLoop, _NoHurry()))
+            yield Paths(app.context)
+        finally:
+            await app.aclose()

@@ -1,0 +1,265 @@
+"""The figures of a run as Markdown.
+
+Lives here: the tables, and what a number looks like. Not here: any computing beyond units (`run.py`).
+
+Invariant: a figure that was not measured is a dash, never a zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypedDict
+
+from lab.bench.variants import LABELS, Values
+
+_TAILS = ("first_event_p999", "under_way_p999")
+_QUANTILES = ("p50", "p99", "p999")
+
+
+class Result(TypedDict):
+    """What `--json` writes. Times are in microseconds, memory in bytes; each table by variant, then by figure."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    median: dict[str, Values]
+    added_to_envoy: dict[str, Values]
+    ratio_to_envoy: dict[str, Values]
+    ratio_to_echo: dict[str, Values]
+    cpu_us_per_chunk: dict[str, Values]
+    memory_bytes_per_stream: dict[str, Values]
+    apart: dict[str, dict[str, Values]]
+    complaints: list[str]
+    rounds: list[dict[str, Values]]
+
+
+def tables(result: Result) -> str:
+    """Latency and cost, rates, ratios, what was measured apart."""
+    streams = result["settings"]["streams"]
+    machine, settings = result["machine"], result["settings"]
+    parts = [
+        f"{settings['rounds']} rounds, {settings['seconds']:g} s a measurement; {machine['cores']} cores, "
+        f"Python {machine['python']}, other programs took {machine['others_share']:.0%} of the cores; "
+        "log level info, into a pipe",
+        _latency(result),
+        _rates(result, streams),
+        _waits(result, streams),
+        _streamed(result, streams),
+        _stored(result, streams),
+        _others(result),
+        _ratios(result, streams),
+        *_apart(result),
+    ]
+    if result["complaints"]:
+        parts.append("Errors:\n\n" + "\n".join(f"- {line}" for line in result["complaints"]))
+    return "\n\n".join(parts)
+
+
+def _label(name: str) -> str:
+    return LABELS.get(name, name)
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _pair(values: Values, first: str, second: str, scale: float, digits: int, sign: str = "") -> str:
+    cells = [f"{values[key] / scale:{sign}.{digits}f}" if key in values else "-" for key in (first, second)]
+    return " / ".join(cells) if cells != ["-", "-"] else "-"
+
+
+def _latency(result: Result) -> str:
+    head = [
+        "variant",
+        "first event, ms, p50 / p99",
+        "added to Envoy alone",
+        "chunk under way, ms, p50 / p99",
+        "added to Envoy alone",
+        "CPU µs per paced chunk, sidecar / Envoy",
+        "CPU µs per burst chunk, sidecar / Envoy",
+        "CPU µs per saturated chunk, sidecar / Envoy",
+        "KiB per open stream, sidecar / Envoy",
+    ]
+    rows = []
+    for name, values in result["median"].items():
+        added = result["added_to_envoy"].get(name, {}) if name not in ("envoy", "direct") else {}
+        spent, memory = result["cpu_us_per_chunk"][name], result["memory_bytes_per_stream"].get(name, {})
+        rows.append(
+            [
+                _label(name),
+                _pair(values, "first_event_p50", "first_event_p99", 1000, 2),
+                _pair(added, "first_event_p50", "first_event_p99", 1000, 2, "+"),
+                _pair(values, "under_way_p50", "under_way_p99", 1000, 2),
+                _pair(added, "under_way_p50", "under_way_p99", 1000, 2, "+"),
+                _pair(spent, "paced sidecar", "paced envoy", 1, 0),
+                _pair(spent, "burst sidecar", "burst envoy", 1, 1),
+                _pair(spent, "saturated sidecar", "saturated envoy", 1, 1),
+                _pair(memory, "sidecar", "envoy", 1024, 0),
+            ]
+        )
+    return _table(head, rows)
+
+
+def _figure(values: Values, key: str, digits: int = 0) -> str:
+    return f"{values[key]:,.{digits}f}".replace(",", " ") if key in values else "-"
+
+
+def _rates(result: Result, streams: list[int]) -> str:
+    head = [
+        "variant",
+        *(f"JSON requests/s, {number} at once" for number in streams),
+        *(f"chunks/s, {number} streams" for number in streams),
+        "chunks/s, 200 streams, saturated",
+    ]
+    keys = [f"requests_{number}" for number in streams] + [f"chunks_{number}" for number in streams] + ["saturated"]
+    return _table(
+        head, ([_label(name), *(_figure(values, key) for key in keys)] for name, values in result["median"].items())
+    )
+
+
+def _waits(result: Result, streams: list[int]) -> str:
+    """That a request takes its turn: the slowest beside the usual ones."""
+    head = ["small JSON requests, ms, p50 / p99", *(f"{number} at once" for number in streams)]
+    return _table(
+        head,
+        (
+            [
+                _label(name),
+                *(_pair(values, f"whole_{number}_p50", f"whole_{number}_p99", 1000, 1) for number in streams),
+            ]
+            for name, values in result["median"].items()
+        ),
+    )
+
+
+def _streamed(result: Result, streams: list[int]) -> str:
+    """What a client of a stream waits for."""
+    head = ["streams with a chunk each 20 ms: ms, p50 / p99 / p99.9"]
+    for number in streams:
+        head += [f"first event, {number}", f"between events, {number}", f"chunk under way, {number}"]
+    rows = []
+    for name, values in result["median"].items():
+        cells = [_three(values, f"{key}_{number}") for number in streams for key in ("first_event", "gap", "under_way")]
+        if any(cell != "-" for cell in cells):
+            rows.append([_label(name), *cells])
+    return _table(head, rows)
+
+
+def _three(values: Values, key: str) -> str:
+    cells = [_figure({"v": values[one] / 1000}, "v", 2) if (one := f"{key}_{q}") in values else "-" for q in _QUANTILES]
+    return " / ".join(cells) if any(cell != "-" for cell in cells) else "-"
+
+
+def _stored(result: Result, streams: list[int]) -> str:
+    """`store: true`, which is the API's default, beside `store: false`."""
+    many = [number for number in streams if number > 1]
+    head = ["`store: false` / `store: true`"]
+    head += [f"JSON requests/s, {number} at once" for number in many]
+    head += [f"chunks/s in bursts, {number} streams" for number in many]
+    head += ["CPU µs per request, sidecar / Envoy", "the same, stored"]
+    rows = []
+    for name, values in result["median"].items():
+        spent = result["cpu_us_per_chunk"][name]
+        if not any(key.startswith("json ") for key in spent):
+            continue
+        keys = [f"requests_{number}" for number in many] + [f"chunks_{number}" for number in many]
+        cells = [f"{_figure(values, key)} / {_figure(values, f'stored_{key}')}" for key in keys]
+        costs = [_pair(spent, f"{kind} sidecar", f"{kind} envoy", 1, 0) for kind in ("json", "stored")]
+        rows.append([_label(name), *cells, *costs])
+    return _table(head, rows)
+
+
+def _others(result: Result) -> str:
+    """Everything that is not short requests and text."""
+    head = [
+        "variant",
+        "requests of 100 KB/s",
+        "requests of 5 MB/s",
+        "stored requests/s behind 20 turns of history, 16 at once",
+        "tool argument chunks/s, 16 streams",
+        "reasoning chunks/s, 16 streams",
+        "CPU µs per tool chunk, sidecar / Envoy",
+        "per reasoning chunk",
+        "CPU ms per request of 5 MB",
+        "first event, ms, p99.9",
+        "chunk under way, ms, p99.9",
+        "the same beside 5 MB requests, ms, p50 / p99 / max (alone)",
+    ]
+    rates = ("size_100000", "size_5000000", "chained", "tools", "reasoning")
+    rows = []
+    for name, values in result["median"].items():
+        spent = result["cpu_us_per_chunk"][name]
+        costs = [_pair(spent, f"{kind} sidecar", f"{kind} envoy", 1, 1) for kind in ("tools", "reasoning")]
+        costs.append(_pair(spent, "large sidecar", "large envoy", 1000, 1))
+        tails = [_figure({"v": values[key] / 1000}, "v", 2) if key in values else "-" for key in _TAILS]
+        rows.append([_label(name), *(_figure(values, key) for key in rates), *costs, *tails, _stalled(values)])
+    return _table(head, rows)
+
+
+def _stalled(values: Values) -> str:
+    if "stalled_max" not in values:
+        return "-"
+    cells = []
+    for quantile in ("p50", "p99", "max"):
+        with_load, alone = values[f"stalled_{quantile}"] / 1000, values[f"calm_{quantile}"] / 1000
+        cells.append(f"{with_load:.1f} ({alone:.1f})")
+    return " / ".join(cells)
+
+
+def _ratios(result: Result, streams: list[int]) -> str:
+    head = ["ratio to Envoy alone / to the no-op ext_proc", "first event p50", "chunk under way p50"]
+    head += [f"requests/s, {number}" for number in streams] + [f"chunks/s, {number}" for number in streams]
+    head += ["chunks/s, saturated"]
+    keys = ["first_event_p50", "under_way_p50"]
+    keys += [f"requests_{number}" for number in streams] + [f"chunks_{number}" for number in streams]
+    keys += ["saturated"]
+    rows = []
+    for name in result["median"]:
+        if name in ("direct", "envoy"):
+            continue
+        envoy, echo = result["ratio_to_envoy"].get(name, {}), result["ratio_to_echo"].get(name, {})
+        rows.append([_label(name), *(f"{_figure(envoy, key, 3)} / {_figure(echo, key, 2)}" for key in keys)])
+    return _table(head, rows)
+
+
+def _apart(result: Result) -> list[str]:
+    """Starts, long turns, several processes, other load generators."""
+    apart = result["apart"]
+    parts = []
+    if starts := apart.get("start"):
+        head = ["a sidecar", "start to ready, s", "idle memory, MiB", "of it its own (not files), MiB"]
+        rows = [
+            [
+                name,
+                f"{values['ready_seconds']:.2f}",
+                f"{values['idle_bytes'] / (1 << 20):.0f}",
+                f"{values['idle_own_bytes'] / (1 << 20):.0f}",
+            ]
+            for name, values in starts.items()
+        ]
+        parts.append(_table(head, rows))
+    if turns := apart.get("turns"):
+        kinds = list(next(iter(turns.values())))
+        head = ["longest turn of a sidecar's event loop, ms", *kinds]
+        parts.append(
+            _table(head, ([name, *(f"{values[kind]:.1f}" for kind in kinds)] for name, values in turns.items()))
+        )
+    if workers := apart.get("workers"):
+        head = ["sidecar processes"]
+        kinds = ["requests", "chunks", "saturated"]
+        names = ["JSON requests/s, 16 at once", "chunks/s, 16 streams", "chunks/s, 200 streams, saturated"]
+        for name in names:
+            head += [name, "cores used, sidecars / Envoy"]
+        rows = []
+        for number, values in workers.items():
+            cells = [number]
+            for kind in kinds:
+                cells += [_figure(values, kind), _pair(values, f"{kind}_sidecar_cores", f"{kind}_envoy_cores", 1, 2)]
+            rows.append(cells)
+        parts.append(_table(head, rows))
+    if generators := apart.get("generators"):
+        head = ["JSON requests/s, 16 at once, as counted by", "ours", "wrk", "h2load"]
+        keys = ("ours", "wrk", "h2load")
+        rows = [[_label(name), *(_figure(values, key) for key in keys)] for name, values in generators.items()]
+        parts.append(_table(head, rows))
+    return parts

@@ -1,0 +1,213 @@
+"""`scripts/bench telemetry`: what watching costs, per chunk and per small request, as ratios to none of it.
+
+Lives here: the variants (none of it; metrics and log lines, as always; traces of 1 % and of all requests beside them),
+and the aims. Not here: the paths and the messages, which are the gate's (`gate_path.py`).
+
+All in one process without sockets, and in turns: what is divided by is the processor's own work alone, so that a real
+process's ratios are smaller. Log lines go into a pipe that is read, spans to a server that takes them; what the
+exporter's thread does for them counts. The least of each variant is taken, as in the gate. Traces of 1 % are what it
+costs to be left out, and one hundredth of what it costs more to be traced: too few requests would be among a batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import uvloop
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+from antiphon.app.build import App, build
+from antiphon.commands.process import keep_what_there_is
+from antiphon.config.processes import TracingSettings
+from antiphon.config.settings import load_settings
+from antiphon.doors.context import DoorContext
+from antiphon.observability.logs import configure
+from antiphon.observability.observation import Observation, Telemetry
+from antiphon.observability.otel import Tracer
+from antiphon.types.transport import Headers
+from lab.bench import telemetry_processes as processes
+from lab.bench.gate_path import CHUNKS, Paths
+from lab.bench.unwatched import Nobody
+
+_ROUNDS = 150
+_STREAMS, _REQUESTS = 1, 25
+_PLAIN, _LEFT_OUT = "metrics and logs", "left out"
+_FEW, _ALL = "with traces of 1 %", "with traces of all"
+_AIMS = {"chunk": 1.03, "request": 1.10}
+"""Of what everything but traces of all requests may cost, to none of it."""
+
+_COLLECTOR = """
+import asyncio
+async def serve(reader, writer):
+    while head := await reader.readuntil(b"\\r\\n\\r\\n"):
+        size = int(head.lower().partition(b"content-length:")[2].partition(b"\\r")[0])
+        await reader.readexactly(size)
+        writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 0\\r\\n\\r\\n")
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await asyncio.to_thread(__import__("sys").stdin.read)
+asyncio.run(main())
+"""
+
+
+class _Off(Telemetry):
+    """None of it."""
+
+    def observe(self, door: str, request_id: str, owner: str, headers: Headers | None = ()) -> Observation:
+        return Nobody(request_id)
+
+
+class _Variant:
+    def __init__(self, context: DoorContext, spans: BatchSpanProcessor | None = None) -> None:
+        self.paths = Paths(context)
+        self._endings = context.telemetry.endings
+        self._spans = spans
+
+    async def cpu(self, kind: str) -> float:
+        """Microseconds of CPU for one chunk or one request."""
+        messages, times, per = (
+            (self.paths.stream, _STREAMS, CHUNKS) if kind == "chunk" else (self.paths.short, _REQUESTS, 1)
+        )
+        gc.collect()
+        started = time.process_time()
+        for _ in range(times):
+            await self.paths.relay(messages, per)
+        self._endings.tell()
+        if self._spans is not None:
+            self._spans.force_flush()
+        return (time.process_time() - started) / (times * per) * 1e6
+
+
+def _variants(app: App, collector: str) -> dict[str, _Variant]:
+    context = app.context
+
+    def traced(share: float) -> _Variant:
+        spans = BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{collector}/v1/traces"), max_queue_size=1 << 16)
+        tracer = Tracer(TracingSettings(endpoint=collector, sample=share), "bench", spans)
+        return _Variant(replace(context, telemetry=replace(context.telemetry, tracer=tracer)), spans)
+
+    return {
+        "nothing": _Variant(replace(context, telemetry=_Off(context.telemetry.metrics))),
+        _PLAIN: _Variant(context),
+        _LEFT_OUT: traced(0.0),
+        _ALL: traced(1.0),
+    }
+
+
+async def _measure(collector: str, rounds: int) -> dict[str, dict[str, float]]:
+    with TemporaryDirectory(prefix="antiphon-bench-") as folder:
+        app = await build(load_settings({"data": str(Path(folder) / "data")}), door="envoy")
+        try:
+            variants = _variants(app, collector)
+            keep_what_there_is()
+            app.context.telemetry.endings.by_time(asyncio.get_running_loop())
+            samples: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in variants} for kind in _AIMS}
+            for number in range(rounds + 1):
+                for kind, by_name in samples.items():
+                    for name, variant in variants.items():
+                        spent = await variant.cpu(kind)
+                        if number:
+                            by_name[name].append(spent)
+            least = {kind: {name: min(all_of) for name, all_of in one.items()} for kind, one in samples.items()}
+            for one in least.values():
+                left_out = one.pop(_LEFT_OUT)
+                one[_FEW] = left_out + (one[_ALL] - left_out) / 100
+            return least
+        finally:
+            await app.aclose()
+
+
+@contextmanager
+def _collector() -> Iterator[str]:
+    """A process that takes whatever is posted to it; its URL."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", _COLLECTOR], **pipes) as process:  # type: ignore[call-overload]
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
+
+
+@contextmanager
+def _log_reader() -> Iterator[None]:
+    """Standard error is a pipe that somebody reads, as under a supervisor."""
+    before = os.dup(2)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as reader:
+        assert reader.stdin is not None
+        os.dup2(reader.stdin.fileno(), 2)
+        try:
+            configure("info", "json")
+            yield
+        finally:
+            os.dup2(before, 2)
+            configure("error", "json")
+            reader.stdin.close()
+
+
+def _tell_in_process(found: dict[str, dict[str, float]]) -> bool:
+    """Print the ratios; whether every aim is met."""
+    met = True
+    for kind, by_name in found.items():
+        nothing = by_name["nothing"]
+        print(f"CPU per {kind}, in process: {nothing:.2f} µs with nothing of it")
+        for name, spent in by_name.items():
+            if name != "nothing":
+                met &= _tell(name, spent, spent / nothing, _AIMS[kind] if name != _ALL else None)
+    return met
+
+
+def _tell_processes(found: dict[str, dict[str, list[float]]]) -> bool:
+    """Print the ratios; whether the aim is met."""
+    met = True
+    for door, by_name in found.items():
+        nothing = statistics.median(by_name[processes.NOTHING])
+        print(f"CPU per request, {processes.DOORS[door]}: {nothing:.1f} µs with nothing of it")
+        for name, spent in by_name.items():
+            if name != processes.NOTHING:
+                met &= _tell(name, statistics.median(spent), processes.ratio(by_name, name), _AIMS["request"])
+    return met
+
+
+def _tell(name: str, spent: float, ratio: float, aim: float | None) -> bool:
+    met = aim is None or ratio <= aim
+    verdict = "" if aim is None else f" (at most {aim:g}) {'good' if met else 'TOO MUCH'}"
+    print(f"  {name:19} {spent:8.2f} µs  {ratio:.3f}x{verdict}", flush=True)
+    return met
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the ratios; the exit status is 1 when an aim is missed."""
+    parser = argparse.ArgumentParser(prog="scripts/bench telemetry", description="What metrics, logs and traces cost.")
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, help="in process (0: none)")
+    parser.add_argument("--process-rounds", type=int, default=20, help="of real processes (0: none)")
+    parser.add_argument("--seconds", type=float, default=0.4, help="how long a real process is asked in a round")
+    parser.add_argument("--connections", type=int, default=16, help="that ask a real process at once")
+    parser.add_argument("--doors", default=",".join(processes.DOORS), help="which real processes")
+    given = parser.parse_args(arguments)
+    met = True
+    if given.process_rounds:
+        doors = given.doors.split(",")
+        measured = processes.measure(doors, given.process_rounds, given.seconds, given.connections)
+        met &= _tell_processes(asyncio.run(measured))
+    if given.rounds:
+        with _collector() as collector, _log_reader(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            met &= _tell_in_process(runner.run(_measure(collector, given.rounds)))
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""What watching costs real processes: `antiphon serve`, and `antiphon extproc` behind Envoy, per small request.
+
+Lives here: the processes, their turns and the ratios. Not here: the same without sockets (`telemetry.py`), the process
+that watches nothing (`unwatched.py`).
+
+All processes run all the time and are asked in turns, by as many connections; what counts is the CPU time of the one
+that is asked, of all its threads, divided by the requests it answered. Ratios are taken within a round, and the median
+of the rounds is told, which the machine's other work moves less than sums. Envoy's own time is none of it.
+
+Invariant: every process is stopped by the one that started it, and ends by itself when that one is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from antiphon.commands.children import ParentPipe
+from antiphon.commands.envoy_admin import EnvoyAdmin
+from antiphon.config.settings import load_settings
+from antiphon.envoy.binary import find_envoy
+from antiphon.envoy.bootstrap import bootstrap, to_yaml
+from antiphon.envoy.sidecars import SidecarEndpoint
+from lab.bench import cpu
+from lab.bench.load import Job
+from lab.bench.variants import RESPONSES, Process, poll
+
+DOORS = {"serve": "antiphon serve", "extproc": "antiphon extproc, behind Envoy"}
+NOTHING, PIPE = "nothing", "on, lines to a pipe"
+_WATCHED = {
+    PIPE: ("antiphon", "info", True),
+    "on, lines to a file": ("antiphon", "info", False),
+    "on, without lines": ("antiphon", "error", True),
+    NOTHING: ("lab.bench.unwatched", "error", True),
+}
+"""The program, its `log.level`, and whether its standard error is a pipe that is read, as under a supervisor."""
+
+_PIPED = 'exec "$@" 2> >(exec cat > "$0")'
+
+
+@dataclass
+class Asked:
+    """A process, and where it is asked."""
+
+    process: Process
+    port: int
+
+
+async def measure(doors: list[str], rounds: int, seconds: float, connections: int) -> dict[str, dict[str, list[float]]]:
+    """CPU microseconds for one request by door, process and round."""
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="antiphon-bench-")))
+        pipe = ParentPipe()
+        stack.callback(pipe.close)
+        upstream = await _helper(stack, folder, "upstream", wait=True)
+        load = await _helper(stack, folder, "load", wait=False)
+        asked: dict[str, dict[str, Asked]] = {door: {} for door in doors}
+        for door in doors:
+            for number, name in enumerate(_WATCHED):
+                place = folder / f"{door}-{number}"
+                place.mkdir()
+                asked[door][name] = await _start(stack, door, name, int(upstream.ready), place, pipe)
+        found: dict[str, dict[str, list[float]]] = {door: {name: [] for name in _WATCHED} for door in doors}
+        for number in range(rounds + 1):
+            for door in doors:
+                # Who comes first is another one each time.
+                names = list(_WATCHED)[number % len(_WATCHED) :] + list(_WATCHED)[: number % len(_WATCHED)]
+                for name in names:
+                    spent = await _ask(load, asked[door][name], seconds, connections)
+                    if number:
+                        found[door][name].append(spent)
+        return found
+
+
+def ratio(by_name: dict[str, list[float]], name: str) -> float:
+    """The median of the rounds' ratios to the process that watches nothing."""
+    return statistics.median(one / none for one, none in zip(by_name[name], by_name[NOTHING], strict=True))
+
+
+async def _helper(stack: AsyncExitStack, folder: Path, name: str, *, wait: bool) -> Process:
+    process = await Process.start(folder / f"{name}.log", sys.executable, "-m", f"lab.bench.{name}", wait=wait)
+    stack.push_async_callback(process.stop)
+    return process
+
+
+async def _start(stack: AsyncExitStack, door: str, name: str, upstream: int, folder: Path, pipe: ParentPipe) -> Asked:
+    program, level, piped = _WATCHED[name]
+    before = ("/bin/bash", "-c", _PIPED, str(folder / "lines")) if piped else ()
+    return await start(stack, door, (*before, sys.executable, "-m", program), level, upstream, folder, pipe)
+
+
+async def start(
+    stack: AsyncExitStack,
+    door: str,
+    program: Sequence[str],
+    level: str,
+    upstream: int,
+    folder: Path,
+    pipe: ParentPipe,
+) -> Asked:
+    """Start a door's process, with an Envoy before it where it needs one, until it serves."""
+    command = [
+        *(*program, door, "--upstream", f"http://127.0.0.1:{upstream}/v1", "--auth", "none"),
+        *("--listen", "127.0.0.1:0", "--data", str(folder / "data"), "--log-level", level, "--log-format", "json"),
+    ]
+    process = await Process.start(folder / "log", *command, wait=door == "serve", pipe=pipe)
+    stack.push_async_callback(process.stop)
+    if door == "serve":
+        return Asked(process, int(process.ready.removesuffix("/v1").rpartition(":")[2]))
+    grpc, http = folder / "data" / "sidecar-0.grpc.sock", folder / "data" / "sidecar-0.http.sock"
+    await poll(process, lambda: _there(grpc, http))
+    settings = load_settings(
+        {
+            "upstream": {"url": f"http://127.0.0.1:{upstream}/v1", "auth": "none"},
+            "data": str(folder / "data"),
+            "listen": "127.0.0.1:0",
+        }
+    )
+    config = bootstrap(settings, sidecars=[SidecarEndpoint(f"unix:{grpc}", f"unix:{http}")])
+    (folder / "envoy.yaml").write_text(to_yaml(config))
+    envoy = await Process.start(
+        folder / "envoy.log",
+        *(str(find_envoy(None)), "-c", str(folder / "envoy.yaml"), "--disable-hot-restart", "--log-level", "warning"),
+        wait=False,
+        pipe=pipe,
+    )
+    stack.push_async_callback(envoy.stop)
+    admin = EnvoyAdmin(settings.place(settings.envoy.admin))
+    await poll(envoy, admin.is_live)
+    return Asked(process, await admin.bound_port("public") or 0)
+
+
+async def _there(*sockets: Path) -> bool:
+    return all(socket.exists() for socket in sockets)
+
+
+async def _ask(load: Process, asked: Asked, seconds: float, connections: int) -> float:
+    """Microseconds of the process's CPU for one request."""
+    job = Job(
+        port=asked.port,
+        path=RESPONSES.path,
+        body=RESPONSES.body("json", stream=False),
+        connections=connections,
+        seconds=seconds,
+        grace=5.0,
+        chunks=0,
+        marker="",
+        stamps=False,
+        stagger=0.0,
+    )
+    before = cpu.cpu_seconds([asked.process.pid])
+    answer: dict[str, Any] = json.loads(await load.ask(json.dumps(job)))
+    if answer["errors"] or answer["unfinished"] or not answer["requests"]:
+        raise SystemExit(f"bench: {answer['complaint'] or 'requests were not answered'}")
+    spent = cpu.cpu_seconds([asked.process.pid]) - before
+    return spent / int(answer["requests"]) * 1e6

@@ -1,0 +1,48 @@
+"""The program with nothing that watches responses: `python -m lab.bench.unwatched serve …`, to compare with alone.
+
+Lives here: what stands in for an observation. Not here: who compares (`telemetry.py`, `telemetry_processes.py`).
+
+No setting turns metrics and usage off, so this takes away the one place where responses are observed: of none of them
+anything is counted, summed up, traced or written.
+"""
+
+from __future__ import annotations
+
+from antiphon.engine.exchange.failure import Failure
+from antiphon.engine.exchange.response_exchange import ResponseExchange
+from antiphon.engine.ports.observer import Unobserved
+from antiphon.observability.observation import Observation, Telemetry
+from antiphon.types.transport import Headers
+
+
+class Nobody(Unobserved, Observation):
+    """Nobody watches, and nothing is told at the end."""
+
+    def __init__(self, request_id: str = "") -> None:
+        self.door = ""
+        self.request_id = request_id
+
+    def begin_job(self, request_id: str, headers: Headers, attempt: int) -> None:
+        pass
+
+    def drop(self) -> None:
+        pass
+
+    def end(self, exchange: ResponseExchange, outcome: str, failure: Failure | None = None, **known: object) -> None:
+        pass
+
+
+def _observe(_: Telemetry, door: str, request_id: str, owner: str, headers: Headers | None = ()) -> Observation:
+    return Nobody(request_id)
+
+
+def main() -> int:
+    """The program's own command line."""
+    from antiphon.cli import main as antiphon
+
+    Telemetry.observe = _observe  # type: ignore[method-assign,assignment]
+    return antiphon()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

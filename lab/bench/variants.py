@@ -1,0 +1,348 @@
+"""What is compared, and how each of it is started and stopped.
+
+Lives here: the processes of every variant, the requests they are sent, and which of their processes count as sidecar
+and which as Envoy. Not here: the load (`load.py`), what is measured (`run.py`).
+
+The variants without Antiphon run on its own Envoy configuration, cut down to one route: the same connection manager,
+cluster and number of threads, so that the difference is the external processor and nothing else.
+
+Invariant: every process is stopped by the one that started it, by its id, and ends by itself when that one is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import antiphon
+from antiphon.commands import guard
+from antiphon.commands.children import ParentPipe
+from antiphon.commands.envoy_admin import EnvoyAdmin
+from antiphon.config.settings import load_settings
+from antiphon.envoy.binary import find_envoy
+from antiphon.envoy.bootstrap import bootstrap, to_yaml
+from antiphon.envoy.sidecars import SidecarEndpoint
+from lab.bench import cpu
+
+Values = dict[str, float]
+
+_START_SECONDS = 30.0
+_STOP_SECONDS = 8.0
+_CHAIN = 20
+_PURE = "-pure"
+_SOURCES = Path(__file__).parents[2] / "src"
+_PROCESSOR, _ROUTER = "envoy.filters.http.ext_proc", "envoy.filters.http.router"
+
+LABELS = {
+    "direct": "no proxy (client to upstream)",
+    "envoy": "Envoy alone",
+    "echo": "Envoy + no-op ext_proc",
+    "echo-grpcio": "Envoy + no-op ext_proc, grpc.aio",
+    "relay": "Antiphon, relay",
+    "relay-grpcio": "Antiphon, relay, grpc.aio",
+    "drive": "Antiphon, drive",
+    "drive-grpcio": "Antiphon, drive, grpc.aio",
+    "http": "Antiphon, HTTP door (no Envoy)",
+    "relay-pure": "Antiphon, relay, not compiled",
+    "http-pure": "Antiphon, HTTP door, not compiled",
+}
+
+
+def usual() -> list[str]:
+    """The variants that are measured when nobody says which: both builds where Antiphon is compiled."""
+    return [name for name in LABELS if antiphon.compiled() or not name.endswith(_PURE)]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a variant is asked, and what stands once in every event that carries a piece of what is generated.
+
+    `markers` are by the kind of stream (`burst` and `paced` are text). `prefix` stands before every model's name.
+    """
+
+    path: str
+    markers: dict[str, str]
+    fields: Callable[[str], dict[str, Any]]
+    prefix: str = ""
+
+    def body(self, model: str, *, stream: bool, size: int = 0, **more: Any) -> str:
+        """A request of this model, with this many bytes of user text."""
+        said = _SAID if not size else (_SAID * (size // len(_SAID) + 1))[:size]
+        return json.dumps({"model": self.prefix + model, "stream": stream, **self.fields(said), **more})
+
+    def marker(self, model: str) -> str:
+        """What to count in the answer of this model."""
+        kind = model.partition("-")[0]
+        return self.markers.get(kind, self.markers["burst"])
+
+
+_SAID = "Say something that is long enough to be worth streaming. "
+CHAT = Protocol(
+    "/v1/chat/completions",
+    {"burst": '"content":"', "tools": '"arguments":"', "reasoning": '"reasoning_content":"'},
+    lambda said: {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": said}]},
+)
+# Nothing is stored, unless a job says so: the disk is not part of the comparison.
+RESPONSES = Protocol(
+    "/v1/responses",
+    {"burst": '"delta":"'},
+    lambda said: {"instructions": "Be brief.", "input": said, "store": False},
+)
+
+
+@dataclass
+class Process:
+    """A process of the benchmark's own, with its standard streams."""
+
+    handle: asyncio.subprocess.Process
+    ready: str = ""
+    log: Path | None = None
+    reader: asyncio.subprocess.Process | None = None
+    """Of its log lines, where they go into a pipe."""
+
+    @classmethod
+    async def start(
+        cls,
+        log: Path,
+        *command: str,
+        wait: bool = True,
+        pipe: ParentPipe | None = None,
+        piped: bool = False,
+        environment: Mapping[str, str] | None = None,
+    ) -> Process:
+        """Start it; with `wait`, until it prints `ready: …`. `pipe` is for programs that do not read their input.
+
+        `piped`: its log lines go into a pipe that is read, as in a container, instead of into the file itself.
+        """
+        if pipe is not None:
+            # A moment, since a program that gets none does not hear SIGTERM.
+            command = (sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), "0.05", *command)
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
+        reader = None
+        with log.open("wb") as file, contextlib.ExitStack() as ends:
+            errors: BinaryIO = file
+            if piped:
+                read_end, write_end = os.pipe()
+                source = ends.enter_context(os.fdopen(read_end, "rb"))
+                errors = ends.enter_context(os.fdopen(write_end, "wb"))
+                reader = await asyncio.create_subprocess_exec("cat", stdin=source, stdout=file, start_new_session=True)
+            handle = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+                env={**plain, **(environment or {})},
+                limit=1 << 22,
+                pass_fds=(pipe.reading,) if pipe is not None else (),
+                # Ctrl-C reaches the benchmark alone, which stops its processes in order.
+                start_new_session=True,
+            )
+        self = cls(handle, log=log, reader=reader)
+        if wait:
+            assert handle.stdout is not None
+            try:
+                async with asyncio.timeout(_START_SECONDS):
+                    line = (await handle.stdout.readline()).decode()
+            except BaseException:
+                await self.stop()
+                raise
+            if not line.startswith("ready: "):
+                await self.stop()
+                raise RuntimeError(f"{command[0]} did not start:\n{log.read_text()[-4000:]}")
+            self.ready = line.removeprefix("ready: ").strip()
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.handle.pid
+
+    async def ask(self, line: str) -> str:
+        """Write a line, read a line."""
+        assert self.handle.stdin is not None
+        assert self.handle.stdout is not None
+        self.handle.stdin.write(line.encode() + b"\n")
+        answer = await self.handle.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"a process of the benchmark ended:\n{self.log.read_text()[-4000:] if self.log else ''}")
+        return answer.decode()
+
+    async def stop(self) -> None:
+        """End its input and signal it; kill it when that was not enough."""
+        if self.handle.stdin is not None:
+            self.handle.stdin.close()
+        for number, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _STOP_SECONDS)):
+            if self.handle.returncode is not None:
+                break
+            with contextlib.suppress(ProcessLookupError):
+                self.handle.send_signal(number)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self.handle.wait()
+        if self.reader is not None:
+            # It ends when nobody is left who could write.
+            try:
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await self.reader.wait()
+            except TimeoutError:
+                self.reader.kill()
+
+
+@dataclass
+class Variant:
+    """A running variant: where it is asked and which processes are its sidecar and its Envoy."""
+
+    name: str
+    protocol: Protocol
+    port: int
+    peer: bool = False
+    """Somebody else's program: it does only some of the jobs."""
+    chain: str = ""
+    """The last of a chain of stored responses, where there can be one."""
+    processes: list[Process] = field(default_factory=list)
+    sidecar: list[int] = field(default_factory=list)
+    """All processes but Envoy's; of a peer the topmost, and what is below them counts too."""
+    envoy: list[int] = field(default_factory=list)
+
+    def cpu_seconds(self) -> Values:
+        """What each part worked so far, `sidecar` and `envoy`, where there are processes to ask."""
+        count = cpu.tree_seconds if self.peer else cpu.cpu_seconds
+        parts = {"sidecar": self.sidecar, "envoy": self.envoy}
+        return {part: count(pids) for part, pids in parts.items() if pids}
+
+    async def stop(self) -> None:
+        """Stop all of it, the front first."""
+        for process in reversed(self.processes):
+            await process.stop()
+
+
+async def start_variant(name: str, upstream: int, folder: Path, pipe: ParentPipe, *, workers: int = 1) -> Variant:
+    """Start one variant in front of the upstream on this port; it ends at the latest when the pipe is closed.
+
+    `workers`: how many processes of Antiphon's there are behind one Envoy.
+    """
+    folder.mkdir()
+    if name == "direct":
+        return Variant(name, CHAT, upstream)
+    if name == "envoy" or name.startswith("echo"):
+        return await _start_envoy(name, upstream, folder, pipe)
+    return await _start_antiphon(name, upstream, folder, pipe, workers)
+
+
+async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPipe, workers: int) -> Variant:
+    mode, transport = _mode_and_transport(name)
+    environment = {"PYTHONPATH": str(_SOURCES)} if name.endswith(_PURE) else {}
+    door = ("--door", "http") if mode == "http" else ("--mode", mode, "--transport", transport)
+    process = await Process.start(
+        folder / "log",
+        *(sys.executable, "-m", "antiphon", "up", "--upstream", f"http://127.0.0.1:{upstream}/v1"),
+        *("--listen", "127.0.0.1:0", "--data", str(folder / "data"), *door),
+        *("--workers", str(workers)),
+        pipe=pipe,
+        piped=True,
+        environment=environment,
+    )
+    port = int(process.ready.removesuffix("/v1").rpartition(":")[2])
+    variant = Variant(name, RESPONSES, port, processes=[process])
+    # The parent copies its children's log lines: that is part of what a request costs.
+    for pid in (process.pid, *cpu.children(process.pid)):
+        (variant.envoy if cpu.program(pid).startswith("envoy") else variant.sidecar).append(pid)
+    if len(variant.sidecar) <= workers or bool(variant.envoy) == (mode == "http"):
+        await variant.stop()
+        raise RuntimeError(f"{name}: its processes were not recognised")
+    variant.chain = await asyncio.to_thread(_store_chain, port, _CHAIN)
+    return variant
+
+
+def _store_chain(port: int, turns: int) -> str:
+    """Store a chain of responses as the load's own owner would; returns the last one's id."""
+    last = ""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_START_SECONDS)
+    with contextlib.closing(connection):
+        for _ in range(turns):
+            more: dict[str, Any] = {"previous_response_id": last} if last else {}
+            headers = {"content-type": "application/json", "authorization": "Bearer bench"}
+            body = RESPONSES.body("json", stream=False, store=True, **more)
+            connection.request("POST", RESPONSES.path, body, headers)
+            last = json.load(connection.getresponse())["id"]
+    return last
+
+
+def _mode_and_transport(name: str) -> tuple[str, str]:
+    """A variant's name says what it is; without a transport it is on the fast one."""
+    mode, _, transport = name.removesuffix(_PURE).partition("-")
+    return mode, transport or "http2"
+
+
+async def _start_envoy(name: str, upstream: int, folder: Path, pipe: ParentPipe) -> Variant:
+    variant = Variant(name, CHAT, 0)
+    try:
+        mode, transport = _mode_and_transport(name)
+        if mode == "echo":
+            sidecar = await Process.start(
+                folder / "echo.log",
+                *(sys.executable, "-m", "lab.bench.echo", str(folder / "echo.sock"), transport),
+            )
+            variant.processes.append(sidecar)
+            variant.sidecar.append(sidecar.pid)
+        config = folder / "envoy.yaml"
+        config.write_text(to_yaml(plain_bootstrap(upstream, folder, with_filter=mode == "echo")))
+        envoy = await Process.start(
+            folder / "envoy.log",
+            *(str(find_envoy(None)), "-c", str(config), "--disable-hot-restart", "--log-level", "warning"),
+            wait=False,
+            pipe=pipe,
+        )
+        variant.processes.append(envoy)
+        admin = EnvoyAdmin(f"unix:{folder / 'envoy-admin.sock'}")
+        await poll(envoy, admin.is_live)
+        variant.port = await admin.bound_port("public") or 0
+        variant.envoy = [pid for pid in (envoy.pid, *cpu.children(envoy.pid)) if cpu.program(pid).startswith("envoy")]
+        if not variant.port or not variant.envoy:
+            raise RuntimeError(f"{name}: Envoy was not recognised")
+    except BaseException:
+        await variant.stop()
+        raise
+    return variant
+
+
+def plain_bootstrap(upstream: int, folder: Path, *, with_filter: bool) -> dict[str, Any]:
+    """Antiphon's bootstrap with one route to the upstream, and its filter on or gone."""
+    settings = load_settings(
+        {"upstream": {"url": f"http://127.0.0.1:{upstream}/v1"}, "data": str(folder), "listen": "127.0.0.1:0"}
+    )
+    config = bootstrap(settings, sidecars=[SidecarEndpoint(f"unix:{folder}/echo.sock", f"unix:{folder}/none.sock")])
+    static = config["static_resources"]
+    static["listeners"] = static["listeners"][:1]
+    wanted = ("model", "sidecar_grpc") if with_filter else ("model",)
+    static["clusters"] = [cluster for cluster in static["clusters"] if cluster["name"] in wanted]
+    for cluster in static["clusters"]:
+        cluster.pop("health_checks", None)
+    manager = static["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    # Without what else Antiphon's Envoy does, such as answering health checks.
+    filters = {one["name"]: one for one in manager["http_filters"]}
+    filters[_PROCESSOR].pop("disabled", None)
+    manager["http_filters"] = [filters[name] for name in ((_PROCESSOR, _ROUTER) if with_filter else (_ROUTER,))]
+    for host in manager["route_config"]["virtual_hosts"]:
+        host["routes"] = [route for route in host["routes"] if route.get("name") == "model/chat/completions"]
+    return config
+
+
+async def poll(process: Process, ready: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until it is ready; raises when it ends instead."""
+    async with asyncio.timeout(_START_SECONDS):
+        while not await ready():
+            if process.handle.returncode is not None:
+                raise RuntimeError(
+                    f"a process did not start:\n{process.log.read_text()[-4000:] if process.log else ''}"
+                )
+            await asyncio.sleep(0.05)
