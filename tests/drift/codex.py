@@ -1,6 +1,6 @@
 """What Codex has: by the JSON schema that its own program writes, and by what it asks a recording server.
 
-Lives here: both readings. Not here: Codex against Antiphon (`tests/clients`).
+Lives here: both readings. Not here: Codex against Antiphon (`lab/clients`).
 
 Items and content parts: sure. Codex writes the schema of its app server's protocol, in which an item is what it keeps
 and sends again. Fields, tools, values of `include` and routes: those of plain turns by HTTP, one for each model of the

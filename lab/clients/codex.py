@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.clients.processes import Installed
+from lab.clients.processes import Installed
 from tests.support.strict_upstream import StrictUpstream
 
 PNG = base64.b64decode(

@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from tests.clients.codex import PNG, Codex, call, images, tool_names, tool_texts
-from tests.clients.codex_threads import THREADS
-from tests.clients.processes import Installed, Result
+from lab.clients.codex import PNG, Codex, call, images, tool_names, tool_texts
+from lab.clients.codex_threads import THREADS
+from lab.clients.processes import Installed, Result
 from tests.support.strict_upstream import StrictUpstream
 
 HERE = Path(__file__).parent

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.clients.codex_scenarios import run_codex
-from tests.clients.processes import Installed, Result
-from tests.clients.tool_servers import ToolServers
+from lab.clients.codex_scenarios import run_codex
+from lab.clients.processes import Installed, Result
+from lab.clients.tool_servers import ToolServers
 from tests.support.gateway import start_gateway
 from tests.support.strict_upstream import StrictUpstream
 
