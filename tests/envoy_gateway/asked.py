@@ -135,7 +135,7 @@ async def hosts(session: aiohttp.ClientSession, url: str) -> str:
 
 async def conformance(url: str) -> str:
     """The official suite. Raises `Wrong`."""
-    command = [sys.executable, "-m", "tests.conformance.run", "--url", f"{url}/v1", "--model", "demo", "--key", "x"]
+    command = [sys.executable, "-m", "lab.conformance.run", "--url", f"{url}/v1", "--model", "demo", "--key", "x"]
     told = await run(*command, "--header", "antiphon-dialect:openresponses", seconds=300)
     last = told.strip().splitlines()[-1]
     if "17 of 17" not in last:

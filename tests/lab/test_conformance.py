@@ -13,10 +13,10 @@ from aiohttp import web
 
 from antiphon.demo_upstream import chunks, completion, reply
 from antiphon.sealing import Sealer
-from tests.conformance import checks, run
-from tests.conformance.checks import Answer, Check
-from tests.conformance.client import Result, Server, run_all, run_scenario
-from tests.conformance.scenarios import NOT_YET, SCENARIOS, Scenario
+from lab.conformance import checks, run
+from lab.conformance.checks import Answer, Check
+from lab.conformance.client import Result, Server, run_all, run_scenario
+from lab.conformance.scenarios import NOT_YET, SCENARIOS, Scenario
 from tests.support import chat_server
 from tests.support.chat_server import DONE_EVENT, Received, event, json_answer
 from tests.support.exchanges import run as run_exchange

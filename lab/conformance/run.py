@@ -21,7 +21,7 @@ from pathlib import Path
 from aiohttp import web
 
 from antiphon.demo_upstream import make_app
-from tests.conformance.client import Result, Server, run_all
+from lab.conformance.client import Result, Server, run_all
 from tests.support.gateway import start_gateway
 
 DOORS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import aiohttp
 
-from tests.conformance.checks import Answer, Check
-from tests.conformance.scenarios import NOT_YET, SCENARIOS, Scenario
+from lab.conformance.checks import Answer, Check
+from lab.conformance.scenarios import NOT_YET, SCENARIOS, Scenario
 
 Verdict = Literal["pass", "fail", "not yet"]
 _ENDS = ("response.completed", "response.failed", "response.incomplete", "error")

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tests.conformance.checks import (
+from lab.conformance.checks import (
     Check,
     compacted,
     compaction_schema,
