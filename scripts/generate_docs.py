@@ -27,10 +27,13 @@ ROOT = Path(__file__).parent.parent
 # What reads the table of routes is used by tests as well.
 sys.path.insert(0, str(ROOT))
 
+from lab.drift.client_table import KEPT  # noqa: E402
 from scripts.described_spans import CONTENT, MEANINGS, SPANS  # noqa: E402
 from tests.drift.client_table import KEPT  # noqa: E402
 from tests.schemas import api_differences, api_document, api_page  # noqa: E402
 from tests.support.whole_api import whole_router  # noqa: E402
+from tests.schemas import api_differences, api_page  # noqa: E402
+from tests.support.whole_api import whole_document  # noqa: E402
 
 
 def configuration() -> str:

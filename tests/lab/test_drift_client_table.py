@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from lab.clients.run import CLIENTS
-from tests.drift.client_table import PACKAGES, Run, table, versions_in
+from lab.drift.client_table import PACKAGES, Run, table, versions_in
 
 DAY = datetime.date(2026, 11, 23)
 

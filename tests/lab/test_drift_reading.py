@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.drift import codex, read_npm, read_python
-from tests.drift.found import Found, Reading, of_places
-from tests.drift.report import Line, Reason, lines_of, reasons_in, table, unused
-from tests.drift.rows import own_rows
-from tests.drift.typescript import Package, words_of
+from lab.drift import codex, read_npm, read_python
+from lab.drift.found import Found, Reading, of_places
+from lab.drift.report import Line, Reason, lines_of, reasons_in, table, unused
+from lab.drift.rows import own_rows
+from lab.drift.typescript import Package, words_of
 from tests.support.shapes import shape_of
 
 MADE = Path(__file__).parent / "made_up"

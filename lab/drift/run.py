@@ -20,10 +20,10 @@ import venv
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.drift import client_table, codex, read_npm, read_python
-from tests.drift.found import Reading
-from tests.drift.report import KNOWN, lines_of, reasons_in, table, unused
-from tests.drift.rows import own_rows
+from lab.drift import client_table, codex, read_npm, read_python
+from lab.drift.found import Reading
+from lab.drift.report import KNOWN, lines_of, reasons_in, table, unused
+from lab.drift.rows import own_rows
 from tests.support.openai_client import FILE as COMPARED
 
 ROOT = Path(__file__).parents[2]

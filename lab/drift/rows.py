@@ -23,7 +23,7 @@ from antiphon.translation.field_support import all_names
 from antiphon.translation.item_kinds import HOSTED, ITEMS, members_of
 from antiphon.translation.read_tools import TOOL_MEMBERS
 from antiphon.types.items import KnownPart
-from tests.drift.found import Found, of_places
+from lab.drift.found import Found, of_places
 from tests.support.openai_client import WITHOUT
 from tests.support.shapes import Shape, shape_of
 from tests.support.whole_api import whole_document

@@ -14,8 +14,8 @@ import json
 import re
 from pathlib import Path
 
-from tests.drift.found import Reading
-from tests.drift.typescript import Package, words_of
+from lab.drift.found import Reading
+from lab.drift.typescript import Package, words_of
 from tests.support.openai_client import WITHOUT
 from tests.support.shapes import shape_of
 

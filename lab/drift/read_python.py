@@ -19,7 +19,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from tests.drift.found import Reading
+from lab.drift.found import Reading
 
 ROOT = Path(__file__).parents[2]
 _EVERYBODY_HAS = (
@@ -41,7 +41,7 @@ def installed(folder: Path) -> dict[str, str]:
 
 def read_openai(python: Path, folder: Path, version: str) -> list[Reading]:
     """The client's types, read by `python`, an interpreter of its environment; and those of its beta."""
-    command = [str(python), "-m", "tests.drift.python_types", str(folder)]
+    command = [str(python), "-m", "lab.drift.python_types", str(folder)]
     told = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     given: dict[str, Any] = json.loads(told.stdout)
     stable = Reading("openai (Python)", version, "its types and resources: sure")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from tests.drift.found import KINDS, Found, Reading
-from tests.drift.rows import Rows, within
+from lab.drift.found import KINDS, Found, Reading
+from lab.drift.rows import Rows, within
 
 KNOWN = Path(__file__).parent / "known.toml"
 

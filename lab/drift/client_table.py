@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.drift.read_npm import version_of
-from tests.drift.read_python import installed
+from lab.drift.read_npm import version_of
+from lab.drift.read_python import installed
 
 KEPT = Path(__file__).parent / "clients.md"
 """The table of the last run that was kept; `scripts/docs` puts it into docs/compatibility.md."""

@@ -1,4 +1,4 @@
-"""What the types of OpenAI's Python client have, printed as JSON: `python -m tests.drift.python_types FOLDER`.
+"""What the types of OpenAI's Python client have, printed as JSON: `python -m lab.drift.python_types FOLDER`.
 
 It runs in an environment of that client, since its types are imported; FOLDER holds the package. Not here: what the
 places mean (`found.py`).

@@ -22,7 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.drift.found import Reading
+from lab.drift.found import Reading
 from tests.support.shapes import shape_of
 
 _SCHEMAS = "codex_app_server_protocol.schemas.json"
