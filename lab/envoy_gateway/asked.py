@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.envoy_gateway.managed import NAMESPACE, Managed, pods
+from lab.envoy_gateway.managed import NAMESPACE, Managed, pods
 from tests.kubernetes.cluster import Wrong, eventually, run
 
 

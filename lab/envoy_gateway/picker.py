@@ -16,9 +16,9 @@ from typing import Any
 
 import aiohttp
 
-from tests.envoy_gateway import chat_pod
-from tests.envoy_gateway.asked import answer, background, stream
-from tests.envoy_gateway.managed import NAMESPACE, Managed, Object, address_of, apply
+from lab.envoy_gateway import chat_pod
+from lab.envoy_gateway.asked import answer, background, stream
+from lab.envoy_gateway.managed import NAMESPACE, Managed, Object, address_of, apply
 from tests.kubernetes.cluster import Wrong, eventually, run
 from tests.scheduler.run import LABEL, picker_kinds, picker_process, pool
 

@@ -23,7 +23,7 @@ import aiohttp
 from yarl import URL
 
 from antiphon import cli
-from tests.envoy_gateway.managed import SYSTEM, Managed, Object, apply
+from lab.envoy_gateway.managed import SYSTEM, Managed, Object, apply
 from tests.kubernetes.cluster import Wrong, eventually, run
 
 NAMESPACE, _NAME = "antiphon-others-run", "shared"

@@ -23,11 +23,11 @@ from typing import Any
 
 import aiohttp
 
-from tests.envoy_gateway.asked import answer, besides, conformance, encrypted, hosts, many, replaced, stream
-from tests.envoy_gateway.managed import GATEWAY, NAMESPACE, Managed, address_of, of_gateway, restart
-from tests.envoy_gateway.others import beside
-from tests.envoy_gateway.picker import picked
-from tests.envoy_gateway.policies import policies
+from lab.envoy_gateway.asked import answer, besides, conformance, encrypted, hosts, many, replaced, stream
+from lab.envoy_gateway.managed import GATEWAY, NAMESPACE, Managed, address_of, of_gateway, restart
+from lab.envoy_gateway.others import beside
+from lab.envoy_gateway.picker import picked
+from lab.envoy_gateway.policies import policies
 from tests.kubernetes.cluster import Wrong, run
 from tests.kubernetes.database import reachable_postgres
 
