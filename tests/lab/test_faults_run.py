@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from tests.faults_run import clients as under_test
-from tests.faults_run.clients import Clients, Ledger
-from tests.faults_run.run import Door, _print, growth
-from tests.faults_run.upstream import KINDS
+from lab.faults import clients as under_test
+from lab.faults.clients import Clients, Ledger
+from lab.faults.run import Door, _print, growth
+from lab.faults.upstream import KINDS
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 

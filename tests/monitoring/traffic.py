@@ -21,7 +21,7 @@ from typing import Any
 import aiohttp
 import yaml
 
-from tests.faults_run.gateway import Gateway as Processes
+from lab.faults.gateway import Gateway as Processes
 from tests.support.chat_server import (
     Answer,
     ChatServer,

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from tests.faults_run.upstream import KINDS
+from lab.faults.upstream import KINDS
 
 HUNG_AFTER = 60.0
 _CHECKS_AT_ONCE = 16

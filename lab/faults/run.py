@@ -28,8 +28,8 @@ from pathlib import Path
 
 from lab.bench import cpu
 from lab.bench.variants import Process
-from tests.faults_run.clients import Clients, Ledger
-from tests.faults_run.gateway import DOORS, DRAIN, Gateway
+from lab.faults.clients import Clients, Ledger
+from lab.faults.gateway import DOORS, DRAIN, Gateway
 
 _MIB = 1 << 20
 _STOP_WITHIN = DRAIN + 2.0
@@ -250,7 +250,7 @@ async def _main(given: argparse.Namespace, folder: Path) -> int:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    upstream = await Process.start(folder / "upstream.log", sys.executable, "-m", "tests.faults_run.upstream")
+    upstream = await Process.start(folder / "upstream.log", sys.executable, "-m", "lab.faults.upstream")
     started = time.monotonic()
     try:
         for door in doors:
