@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.incidents.scenes import SCENES
-from tests.incidents.signs import Lines, fired, moved, promtool, read_sample, total
+from lab.incidents.scenes import SCENES
+from lab.incidents.signs import Lines, fired, moved, promtool, read_sample, total
 from tests.support.monitoring_files import alerts, panel_expressions
 
 _TEXT = """# TYPE a_total counter

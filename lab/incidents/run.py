@@ -28,8 +28,8 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.incidents.scenes import SCENES, Job, Place, Scene, everyday, holding
-from tests.incidents.signs import SCRAPE_SECONDS, Lines, Sample, fired, moved, promtool, read_sample, shown
+from lab.incidents.scenes import SCENES, Job, Place, Scene, everyday, holding
+from lab.incidents.signs import SCRAPE_SECONDS, Lines, Sample, fired, moved, promtool, read_sample, shown
 from tests.support.chat_server import ChatServer
 from tests.support.gateway import start_gateway
 from tests.support.mcp_server import open_mcp_server

@@ -16,7 +16,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.incidents.signs import Sample, total
+from lab.incidents.signs import Sample, total
 from tests.support.chat_server import (
     Answer,
     ChatServer,
