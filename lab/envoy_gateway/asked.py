@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from lab.envoy_gateway.managed import NAMESPACE, Managed, pods
-from tests.kubernetes.cluster import Wrong, eventually, run
+from lab.kubernetes.cluster import Wrong, eventually, run
 
 
 async def answer(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from antiphon import cli
-from tests.kubernetes.cluster import Wrong, eventually, run
+from lab.kubernetes.cluster import Wrong, eventually, run
 from tests.support.certificates import Authority
 
 NAMESPACE, GATEWAY = "antiphon-gateway-run", "ai"

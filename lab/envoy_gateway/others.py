@@ -24,7 +24,7 @@ from yarl import URL
 
 from antiphon import cli
 from lab.envoy_gateway.managed import SYSTEM, Managed, Object, apply
-from tests.kubernetes.cluster import Wrong, eventually, run
+from lab.kubernetes.cluster import Wrong, eventually, run
 
 NAMESPACE, _NAME = "antiphon-others-run", "shared"
 _ECHO = """

@@ -19,7 +19,7 @@ import aiohttp
 from lab.envoy_gateway import chat_pod
 from lab.envoy_gateway.asked import answer, background, stream
 from lab.envoy_gateway.managed import NAMESPACE, Managed, Object, address_of, apply
-from tests.kubernetes.cluster import Wrong, eventually, run
+from lab.kubernetes.cluster import Wrong, eventually, run
 from tests.scheduler.run import LABEL, picker_kinds, picker_process, pool
 
 _PODS = 3

@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 import yaml
 
-from tests.kubernetes.cluster import Wrong, eventually, run
+from lab.kubernetes.cluster import Wrong, eventually, run
 
 _CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hello"}]}
 _TEXT = {"model": "demo", "input": "hello"}

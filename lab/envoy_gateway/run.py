@@ -2,7 +2,7 @@
 
 Lives here: the parts of a run by name, and the table. Not here: what is printed (`antiphon/envoy/gateway_api.py`),
 applying it (`managed.py`), what is asked (`asked.py`, `policies.py`, `picker.py`), kubectl
-(`tests/kubernetes/cluster.py`).
+(`lab/kubernetes/cluster.py`).
 
 Invariant: it ends with status 0 only if every row is good; it deletes the namespace it made.
 """
@@ -28,8 +28,8 @@ from lab.envoy_gateway.managed import GATEWAY, NAMESPACE, Managed, address_of, o
 from lab.envoy_gateway.others import beside
 from lab.envoy_gateway.picker import picked
 from lab.envoy_gateway.policies import policies
-from tests.kubernetes.cluster import Wrong, run
-from tests.kubernetes.database import reachable_postgres
+from lab.kubernetes.cluster import Wrong, run
+from lab.kubernetes.database import reachable_postgres
 
 PARTS = (
     "suite",

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from tests.kubernetes.cluster import Place, Wrong, run
-from tests.kubernetes.course import PARTS, Course, Stage
-from tests.kubernetes.database import reachable_postgres
+from lab.kubernetes.cluster import Place, Wrong, run
+from lab.kubernetes.course import PARTS, Course, Stage
+from lab.kubernetes.database import reachable_postgres
 from tests.support.chart_rendering import Refused, render
 from tests.support.chart_values import REFUSED
 

@@ -18,8 +18,8 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.kubernetes.cluster import Place, Wrong, eventually, processes_of, run
-from tests.kubernetes.database import Reachable
+from lab.kubernetes.cluster import Place, Wrong, eventually, processes_of, run
+from lab.kubernetes.database import Reachable
 
 _WARM, _REST = 8.0, 3.0
 # Words come half a second apart: streams of 5 s, and of 20.
