@@ -30,8 +30,8 @@ from pathlib import Path
 import aiohttp
 import yaml
 
-from tests.monitoring import traffic
-from tests.monitoring.traffic import Job, Place
+from lab.monitoring import traffic
+from lab.monitoring.traffic import Job, Place
 from tests.support.monitoring_files import (
     FOLDER,
     PROMETHEUS,
