@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from tests.mutation.operators import find_mutants
-from tests.mutation.probes import marked
+from lab.mutation.operators import find_mutants
+from lab.mutation.probes import marked
 
 _SOURCE = '''"""A module."""
 

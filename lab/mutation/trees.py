@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.mutation import chosen_tests
-from tests.mutation.operators import Mutant
+from lab.mutation import chosen_tests
+from lab.mutation.operators import Mutant
 
 ROOT = Path(__file__).resolve().parents[2]
 _PYTEST = (
@@ -30,7 +30,7 @@ _PYTEST = (
     "-p",
     "no:cacheprovider",
     "-p",
-    "tests.mutation.chosen_tests",
+    "lab.mutation.chosen_tests",
     "--hypothesis-seed=0",
     "-m",
     "not slow and not e2e",

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import orjson
 
-from tests.mutation import probes
-from tests.mutation.judges import around, near
-from tests.mutation.operators import Mutant
-from tests.mutation.trees import ROOT, run_tests
+from lab.mutation import probes
+from lab.mutation.judges import around, near
+from lab.mutation.operators import Mutant
+from lab.mutation.trees import ROOT, run_tests
 
 KEPT = ROOT / ".mutation/reached.json"
 

@@ -33,10 +33,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 
-from tests.mutation.judges import judges
-from tests.mutation.operators import OPERATORS, Mutant, find_mutants
-from tests.mutation.reaching import Reached, Record
-from tests.mutation.trees import ROOT, changed, copy_tree, run_tests
+from lab.mutation.judges import judges
+from lab.mutation.operators import OPERATORS, Mutant, find_mutants
+from lab.mutation.reaching import Reached, Record
+from lab.mutation.trees import ROOT, changed, copy_tree, run_tests
 
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 NOTICED = Path(__file__).with_name("noticed.txt")

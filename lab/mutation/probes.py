@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tests.mutation.operators import Mutant
+from lab.mutation.operators import Mutant
 
 _MODULE = "marks_of_mutants"
 _NOTES = "marks_of_mutants.txt"
