@@ -1,6 +1,6 @@
 """The clients of `scripts/kubernetes`, in a pod of their own: what they saw is one line of JSON at the end.
 
-Lives here: which clients there are, and when they stop. Not here: what they ask and judge (`tests/rollout/clients.py`,
+Lives here: which clients there are, and when they stop. Not here: what they ask and judge (`lab/rollout/clients.py`,
 which comes along in the same ConfigMap), what is done to the pods meanwhile.
 
 Invariant: it needs aiohttp and the standard library alone; after its stop file is there it ends by itself.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.rollout.clients import Clients, Seen
+from lab.rollout.clients import Clients, Seen
 
 STOP = Path("/tmp/stop")
 _POLL = 0.1

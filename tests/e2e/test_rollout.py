@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from lab.bench.variants import Process
-from tests.rollout.course import Load, roll
-from tests.rollout.replicas import MODES, Mode, Plan
-from tests.rollout.report import table
+from lab.rollout.course import Load, roll
+from lab.rollout.replicas import MODES, Mode, Plan
+from lab.rollout.report import table
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_rolling_restart(mode: Mode, folder: Path) -> None:
-    upstream = await Process.start(folder / "upstream.log", sys.executable, "-m", "tests.rollout.upstream")
+    upstream = await Process.start(folder / "upstream.log", sys.executable, "-m", "lab.rollout.upstream")
     try:
         # The drain is long enough for any machine: what is shown is that nothing needs to be cut.
         plan, load = Plan(mode, replicas=2, notice=5.0, drain=120.0), Load(streams=8, others=1, seconds=3.0)

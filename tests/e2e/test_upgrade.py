@@ -18,11 +18,11 @@ import aiohttp
 import pytest
 
 from lab.bench.variants import Process
-from tests.rollout.builds import Build, make_builds
-from tests.rollout.course import Load, roll, upgrade
-from tests.rollout.replicas import Plan
-from tests.rollout.report import table
-from tests.rollout.shared import bucket_settings, machines
+from lab.rollout.builds import Build, make_builds
+from lab.rollout.course import Load, roll, upgrade
+from lab.rollout.replicas import Plan
+from lab.rollout.report import table
+from lab.rollout.shared import bucket_settings, machines
 from tests.support.postgres import PostgresServer
 from tests.support.seaweed import SeaweedServer
 
@@ -38,7 +38,7 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Build, Build, Buil
 
 @pytest.fixture
 async def upstream(folder: Path) -> AsyncIterator[str]:
-    process = await Process.start(folder / "upstream.log", sys.executable, "-m", "tests.rollout.upstream")
+    process = await Process.start(folder / "upstream.log", sys.executable, "-m", "lab.rollout.upstream")
     yield process.ready
     await process.stop()
 

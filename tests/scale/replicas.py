@@ -30,7 +30,7 @@ OWNER_KEY, SEALING_KEY = "scale-owner-key-0123456789", "scale-sealing-key-012345
 @asynccontextmanager
 async def demo(folder: Path, pause: float = 0.0) -> AsyncIterator[str]:
     """The demo's chat server as a process of its own; its URL."""
-    command = (sys.executable, "-m", "tests.rollout.upstream", "--pause", str(pause))
+    command = (sys.executable, "-m", "lab.rollout.upstream", "--pause", str(pause))
     process = await Process.start(folder / "upstream.log", *command)
     try:
         yield process.ready

@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab.bench.variants import Process
-from tests.rollout.builds import HERE, Build, make_builds
-from tests.rollout.course import Course, Load, restart_all, roll, upgrade
-from tests.rollout.replicas import MODES, Plan
-from tests.rollout.report import table
-from tests.rollout.shared import STATES, opened
+from lab.rollout.builds import HERE, Build, make_builds
+from lab.rollout.course import Course, Load, restart_all, roll, upgrade
+from lab.rollout.replicas import MODES, Plan
+from lab.rollout.report import table
+from lab.rollout.shared import STATES, opened
 
 
 async def _main(given: argparse.Namespace, folder: Path) -> int:
@@ -32,7 +32,7 @@ async def _main(given: argparse.Namespace, folder: Path) -> int:
     # So many that each replica has some.
     long = 2 * given.replicas if given.others else 0
     load = Load(given.streams, given.others, given.seconds, given.pause, long, 2 * given.drain)
-    command = (sys.executable, "-m", "tests.rollout.upstream", "--pause", str(given.pause))
+    command = (sys.executable, "-m", "lab.rollout.upstream", "--pause", str(given.pause))
     folder.mkdir(parents=True, exist_ok=True)
     build: Build = HERE
     course: Course = restart_all

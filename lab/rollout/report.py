@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from tests.rollout.course import Result
+from lab.rollout.course import Result
 
 _SHOWN = 8
 

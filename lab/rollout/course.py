@@ -18,9 +18,9 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.rollout.builds import HERE, Build
-from tests.rollout.clients import Clients, Seen
-from tests.rollout.replicas import Mode, Plan, Restart, Service
+from lab.rollout.builds import HERE, Build
+from lab.rollout.clients import Clients, Seen
+from lab.rollout.replicas import Mode, Plan, Restart, Service
 
 _LONG = "background, longer than a drain"
 _PATIENCE = 120.0

@@ -30,8 +30,8 @@ from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.messages import Config, address, http_filter, listener, typed
 from antiphon.envoy.sidecars import endpoints
-from tests.rollout.builds import HERE, Build
-from tests.rollout.shared import ONE_FOLDER, Shared
+from lab.rollout.builds import HERE, Build
+from lab.rollout.shared import ONE_FOLDER, Shared
 
 Mode = Literal["http", "envoy"]
 MODES: tuple[Mode, ...] = ("http", "envoy")
