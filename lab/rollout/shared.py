@@ -1,6 +1,6 @@
 """What the replicas of a rollout share.
 
-Lives here: the settings that name it. Not here: databases (`tests/scale/states.py`), who uses it (`replicas.py`).
+Lives here: the settings that name it. Not here: databases (`lab/scale/states.py`), who uses it (`replicas.py`).
 
 `sqlite` is one data folder for all of them, as on one machine. `postgres` and `pgbouncer` (four connections to the
 server) are machines: a data folder for each, keys from the settings, contents of files in a bucket.
@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.scale.states import KINDS
-from tests.scale.states import opened as opened_state
+from lab.scale.states import KINDS
+from lab.scale.states import opened as opened_state
 from tests.support.seaweed import BUCKET, KEY_ID, SECRET, SeaweedServer
 
 STATES = KINDS

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.scale.chains import chains
-from tests.scale.failover import Run as Failover
-from tests.scale.failover import failover, pair_of
-from tests.scale.jobs import Run, jobs, jobs_settings
-from tests.scale.model import model
-from tests.scale.owners import OWNERS_SETTINGS, owners
-from tests.scale.replicas import Replicas, demo
-from tests.scale.standby import WAYS
-from tests.scale.states import State
+from lab.scale.chains import chains
+from lab.scale.failover import Run as Failover
+from lab.scale.failover import failover, pair_of
+from lab.scale.jobs import Run, jobs, jobs_settings
+from lab.scale.model import model
+from lab.scale.owners import OWNERS_SETTINGS, owners
+from lab.scale.replicas import Replicas, demo
+from lab.scale.standby import WAYS
+from lab.scale.states import State
 from tests.support.postgres import PostgresServer, pooler_program
 
 pytestmark = pytest.mark.e2e

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from tests.scale.clients import sessions
-from tests.scale.hole import Hole
-from tests.scale.replicas import Replicas
-from tests.scale.report import Report
-from tests.scale.states import State
+from lab.scale.clients import sessions
+from lab.scale.hole import Hole
+from lab.scale.replicas import Replicas
+from lab.scale.report import Report
+from lab.scale.states import State
 
 _WARM_SECONDS = 2.0
 _SETTLED = 20

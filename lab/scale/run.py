@@ -18,22 +18,22 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.scale.chains import chains
-from tests.scale.clock import CLOCK_SETTINGS, clock, fake_clocks
-from tests.scale.failover import Run as Failover
-from tests.scale.failover import failover, pair_of
-from tests.scale.faults import faults, faults_of
-from tests.scale.hole import hole
-from tests.scale.jobs import Run as Jobs
-from tests.scale.jobs import jobs, jobs_settings
-from tests.scale.kills import Run as Kills
-from tests.scale.kills import kills
-from tests.scale.model import model
-from tests.scale.owners import OWNERS_SETTINGS, owners
-from tests.scale.replicas import Replicas, demo
-from tests.scale.report import Report
-from tests.scale.standby import WAYS
-from tests.scale.states import KINDS, State, opened
+from lab.scale.chains import chains
+from lab.scale.clock import CLOCK_SETTINGS, clock, fake_clocks
+from lab.scale.failover import Run as Failover
+from lab.scale.failover import failover, pair_of
+from lab.scale.faults import faults, faults_of
+from lab.scale.hole import hole
+from lab.scale.jobs import Run as Jobs
+from lab.scale.jobs import jobs, jobs_settings
+from lab.scale.kills import Run as Kills
+from lab.scale.kills import kills
+from lab.scale.model import model
+from lab.scale.owners import OWNERS_SETTINGS, owners
+from lab.scale.replicas import Replicas, demo
+from lab.scale.report import Report
+from lab.scale.standby import WAYS
+from lab.scale.states import KINDS, State, opened
 
 # Of processes that were killed: what they held can be used again after this many seconds.
 _LEASES: dict[str, Any] = {"conversations": {"lease": 5}, "idempotency": {"lease": 5}}

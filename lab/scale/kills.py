@@ -12,11 +12,11 @@ import random
 import time
 from dataclasses import dataclass
 
-from tests.scale.chaos import chaos
-from tests.scale.replicas import Replicas
-from tests.scale.report import Report, milliseconds
-from tests.scale.states import State
-from tests.scale.talks import Talks
+from lab.scale.chaos import chaos
+from lab.scale.replicas import Replicas
+from lab.scale.report import Report, milliseconds
+from lab.scale.states import State
+from lab.scale.talks import Talks
 
 
 @dataclass

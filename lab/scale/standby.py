@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from tests.scale.hole import hole
+from lab.scale.hole import hole
 from tests.support.postgres import Pooler, PostgresServer
 
 WAYS = ("hosts", "pgbouncer", "address")

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tests.scale.replicas import Replicas
-from tests.scale.states import State
+from lab.scale.replicas import Replicas
+from lab.scale.states import State
 
 _DOWN_SECONDS = 1.0
 

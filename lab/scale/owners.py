@@ -16,9 +16,9 @@ from typing import Any
 
 import aiohttp
 
-from tests.scale.clients import read, sessions
-from tests.scale.replicas import Replicas
-from tests.scale.report import Report
+from lab.scale.clients import read, sessions
+from lab.scale.replicas import Replicas
+from lab.scale.report import Report
 from tests.support.strangers import (
     IN_BODIES,
     MISSING,

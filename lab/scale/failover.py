@@ -17,10 +17,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from tests.scale.replicas import Replicas
-from tests.scale.report import Report, milliseconds
-from tests.scale.standby import Pair, way_to
-from tests.scale.talks import Talks
+from lab.scale.replicas import Replicas
+from lab.scale.report import Report, milliseconds
+from lab.scale.standby import Pair, way_to
+from lab.scale.talks import Talks
 
 _WAITS = 120.0
 _LENGTH = 10

@@ -18,8 +18,8 @@ from typing import Any
 
 import aiohttp
 
-from tests.scale.clients import Refused, Turn, answer_to, at_once, insisted, is_whole, read, said, sessions, streamed
-from tests.scale.replicas import Replicas
+from lab.scale.clients import Refused, Turn, answer_to, at_once, insisted, is_whole, read, said, sessions, streamed
+from lab.scale.replicas import Replicas
 from tests.support.streams import Failed
 
 

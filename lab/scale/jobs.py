@@ -18,12 +18,12 @@ from typing import Any
 
 import aiohttp
 
-from tests.scale.chaos import chaos
-from tests.scale.clients import Refused, at_once, insisted, read, sessions
-from tests.scale.model import Model
-from tests.scale.replicas import Replicas
-from tests.scale.report import Report, milliseconds
-from tests.scale.states import State
+from lab.scale.chaos import chaos
+from lab.scale.clients import Refused, at_once, insisted, read, sessions
+from lab.scale.model import Model
+from lab.scale.replicas import Replicas
+from lab.scale.report import Report, milliseconds
+from lab.scale.states import State
 from tests.support.streams import DONE, TERMINAL, Cut, Failed, frames, output_text
 
 _WAITS = 900.0

@@ -17,10 +17,10 @@ from typing import Any
 
 import aiohttp
 
-from tests.scale.clients import answer_to, read, sessions, streamed
-from tests.scale.model import Model
-from tests.scale.replicas import Replicas
-from tests.scale.report import Report
+from lab.scale.clients import answer_to, read, sessions, streamed
+from lab.scale.model import Model
+from lab.scale.replicas import Replicas
+from lab.scale.report import Report
 from tests.support.streams import Cut, Failed, output_text
 
 LEASE = 2.0

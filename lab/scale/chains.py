@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from tests.scale.clients import Refused, Turn, answer_to, at_once, is_whole, read, said, sessions, streamed
-from tests.scale.replicas import Replicas
-from tests.scale.report import Report, milliseconds
+from lab.scale.clients import Refused, Turn, answer_to, at_once, is_whole, read, said, sessions, streamed
+from lab.scale.replicas import Replicas
+from lab.scale.report import Report, milliseconds
 from tests.support.streams import Cut, Failed
 
 
