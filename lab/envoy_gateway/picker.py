@@ -1,7 +1,7 @@
 """The real endpoint picker behind the managed Envoy: pods of a pool, and where each call went.
 
 Lives here: the pool's pods, what is asked, where it must go. Not here: the picker's program and its kinds
-(`tests/scheduler/run.py`), the chat servers (`chat_pod.py`).
+(`lab/scheduler/run.py`), the chat servers (`chat_pod.py`).
 
 Invariant: `upstream.url` leads nowhere, so that whatever was answered was picked.
 """
@@ -20,7 +20,7 @@ from lab.envoy_gateway import chat_pod
 from lab.envoy_gateway.asked import answer, background, stream
 from lab.envoy_gateway.managed import NAMESPACE, Managed, Object, address_of, apply
 from lab.kubernetes.cluster import Wrong, eventually, run
-from tests.scheduler.run import LABEL, picker_kinds, picker_process, pool
+from lab.scheduler.run import LABEL, picker_kinds, picker_process, pool
 
 _PODS = 3
 _CHAINS, _TURNS = 6, 4
