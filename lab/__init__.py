@@ -4,5 +4,5 @@ Lives here: a folder for each program. Not here: tests (`tests/`, those of these
 tests and programs share (`tests/support`).
 
 Invariant: programs import `tests.support` and `antiphon`; no test imports a program but those of `tests/lab` and a few
-long ones (`tests/unit/test_lab_imports.py`).
+long ones (`tests/lab/test_imports.py`).
 """

@@ -216,7 +216,7 @@ def test_a_line_without_a_reason_is_told_apart_and_old_reasons_are_told() -> Non
 
 
 def test_the_reasons_that_are_kept_can_be_read() -> None:
-    reasons = reasons_in((Path(__file__).parents[2] / "tests" / "drift" / "known.toml").read_text())
+    reasons = reasons_in((Path(__file__).parents[2] / "lab" / "drift" / "known.toml").read_text())
     assert len(reasons) > 20
     assert not [name for reason in reasons for name in reason.names if ROWS.has(Found(reason.kind, name))]
 
