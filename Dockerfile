@@ -10,17 +10,17 @@ RUN { command -v strip && command -v tini-static; } > /dev/null \
 WORKDIR /src
 COPY pyproject.toml requirements.lock README.md CHANGELOG.md LICENSE ./
 COPY src ./src
-COPY scripts/build_*.py scripts/locked.py ./scripts/
+COPY scripts/lib/build_*.py scripts/lib/locked.py ./scripts/lib/
 # PIP_ARGS points pip at another source, for example a folder of wheels: --build-arg PIP_ARGS="--no-index --find-links /wheels"
 ARG PIP_ARGS=""
-# COMPILED=1 compiles the hot modules (scripts/build_compiled.py). By default the sources alone are installed: compiling
+# COMPILED=1 compiles the hot modules (scripts/lib/build_compiled.py). By default the sources alone are installed: compiling
 # takes minutes of a core, many more where another architecture is emulated, and downloads a compiler and all extras.
 ARG COMPILED=""
 # What builds, like what runs, is pinned and checked by its hash (requirements.lock).
 RUN { [ "${COMPILED:-0}" = 0 ] || command -v gcc > /dev/null \
         || { apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; }; } \
     && if [ "${COMPILED:-0}" = 0 ]; then more= on=false; else more=compile on=true; fi \
-    && python3 scripts/locked.py build $more > /build.txt \
+    && python3 scripts/lib/locked.py build $more > /build.txt \
     && python3 -m venv /opt/tools \
     && /opt/tools/bin/pip install --no-cache-dir --disable-pip-version-check ${PIP_ARGS} --require-hashes -r /build.txt \
     && HATCH_BUILD_HOOK_ENABLE_CUSTOM=$on /opt/tools/bin/python -m hatchling build --target wheel --directory /wheel
@@ -29,7 +29,7 @@ ARG EXTRAS=fast,mcp,otel,postgres,s3
 # Left out is what no process of ours reads: the installer, tests of libraries, and in libraries the names for debuggers.
 # (Folders *.libs are left alone: their files were rewritten after linking, and strip damages such files.) Compiled
 # bytecode stays: the file system is read-only, and without it every start and every health check compiles anew.
-RUN python3 scripts/locked.py core $(echo "$EXTRAS" | tr , ' ') > /run.txt \
+RUN python3 scripts/lib/locked.py core $(echo "$EXTRAS" | tr , ' ') > /run.txt \
     && python3 -m venv /opt/antiphon \
     && /opt/antiphon/bin/pip install --no-cache-dir --disable-pip-version-check ${PIP_ARGS} --require-hashes -r /run.txt \
     && /opt/antiphon/bin/pip install --no-cache-dir --disable-pip-version-check --no-index --no-deps /wheel/*.whl \

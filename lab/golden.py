@@ -1,4 +1,4 @@
-"""`scripts/golden`: write the goldens, name what changed, and point at outcomes that deserve a second look."""
+"""`scripts/lab golden`: write the goldens, name what changed, and point at outcomes that deserve a second look."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`scripts/profile`: a flame graph of the sidecar under load.
+"""`scripts/lab profile`: a flame graph of the sidecar under load.
 
 Lives here: starting one variant under load with a sampler beside it. Not here: the load (`load.py`) and the processes
 (`variants.py`).
@@ -73,7 +73,7 @@ async def _run(given: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; the exit status is the sampler's."""
-    parser = argparse.ArgumentParser(prog="scripts/profile", description="A flame graph of the sidecar under load.")
+    parser = argparse.ArgumentParser(prog="scripts/lab profile", description="A flame graph of the sidecar under load.")
     parser.add_argument("--variant", default="relay", help="relay, relay-grpcio, drive, drive-grpcio or http")
     parser.add_argument("--model", default="burst-200", help="burst-N, tools-N, reasoning-N or json")
     parser.add_argument("--streams", type=int, default=16, help="connections (default 16)")

@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -23,6 +22,8 @@ from antiphon.stores.postgres.retention import PostgresPieces
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.retention import Retention
 from tests.contracts.store_contract import record
+from antiphon.stores.retention import SqlRetention
+from lab.bench.state_stored import turn
 from tests.support.memory import forget_peak, peak
 from tests.support.postgres import PostgresServer
 from tests.support.postgres_stores import TurnStores, turn_stores
@@ -57,7 +58,7 @@ async def _turns(stores: TurnStores, name: str, running: Callable[[], bool]) -> 
     took: list[float] = []
     prev = None
     while running():
-        made = replace(record(f"{name}{len(took)}", prev=prev), created_at=time.time(), completed_at=time.time())
+        made = turn("a:", prev)
         begun = time.perf_counter()
         await stores.responses.save(made)
         took.append(time.perf_counter() - begun)

@@ -1,4 +1,4 @@
-"""`scripts/clients`: real clients against Antiphon in Envoy, in front of a strict chat server; a table at the end.
+"""`scripts/lab clients`: real clients against Antiphon in Envoy, in front of a strict chat server; a table at the end.
 
 Lives here: starting everything, running each client's scenarios, the table. Not here: the scenarios of the libraries
 (`scenarios_*.py`, `*.mjs`) and of the Codex CLI (`codex_scenarios.py`).
@@ -132,7 +132,7 @@ async def _run_all(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run them; the exit status is 0 when all passed."""
-    parser = argparse.ArgumentParser(prog="scripts/clients", description="Real clients, end to end through Envoy.")
+    parser = argparse.ArgumentParser(prog="scripts/lab clients", description="Real clients, end to end through Envoy.")
     parser.add_argument("names", nargs="*", help=f"which of {', '.join(CLIENTS)} (default: all)")
     parser.add_argument("--folder", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--mode", choices=(*MODES, "both"), default="both", help="who calls the model (default: both)")

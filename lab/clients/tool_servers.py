@@ -1,4 +1,4 @@
-"""The servers that tools need in `scripts/clients`: a stand-in of SearXNG with a page, and an MCP server of others.
+"""The servers that tools need in `scripts/lab clients`: a stand-in of SearXNG with a page, and an MCP server of others.
 
 Lives here: starting and stopping them. Not here: what clients do with the tools (`scenarios_tools.py`,
 `tools_node.mjs`).

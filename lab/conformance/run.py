@@ -1,4 +1,4 @@
-"""`scripts/conformance`: the scenarios of Open Responses' compliance suite against every door, or any server.
+"""`scripts/lab conformance`: the scenarios of Open Responses' compliance suite against every door, or any server.
 
 Lives here: starting the doors in front of the demo chat server, flags, the table, the exit status. Not here: the
 scenarios (`scenarios.py`).
@@ -99,7 +99,7 @@ async def _run(arguments: argparse.Namespace) -> dict[str, list[Result]]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run and print; the exit status is 1 when a scenario failed."""
     parser = argparse.ArgumentParser(
-        prog="scripts/conformance",
+        prog="scripts/lab conformance",
         description="The 17 scenarios of Open Responses' compliance suite, against our doors or any server.",
     )
     parser.add_argument("--url", help="base URL of a running server, with /v1 (default: start our own doors)")

@@ -1,7 +1,7 @@
-"""Real clients (`scripts/clients`) in the pinned versions and in those published last, as a table.
+"""Real clients (`scripts/lab clients`) in the pinned versions and in those published last, as a table.
 
 Lives here: which package each set of scenarios is about, versions as they are installed, the table. Not here: the
-scenarios, installing (`scripts/clients`).
+scenarios, installing (`scripts/lab clients`).
 
 The newest versions are those that can be installed together: where one wants what no index has, it is an earlier one.
 """
@@ -39,12 +39,12 @@ PACKAGES: dict[str, tuple[str, str]] = {
     "ai_sdk_open": ("node", "@ai-sdk/open-responses"),
     "codex": ("node", "@openai/codex"),
 }
-"""For each name that `scripts/clients` knows: where its package is installed, and what it is called."""
+"""For each name that `scripts/lab clients` knows: where its package is installed, and what it is called."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is installed in a folder of `scripts/clients`, and how many scenarios went well, by its names."""
+    """What is installed in a folder of `scripts/lab clients`, and how many scenarios went well, by its names."""
 
     versions: Mapping[str, str]
     counts: Mapping[str, Mapping[str, int]]
@@ -61,7 +61,7 @@ def run(root: Path, *, keep: bool) -> int:
     with tempfile.TemporaryDirectory(prefix="antiphon-drift-") as results:
         for folder, flags in ((".clients", []), (".clients-newest", ["--newest"])):
             told = Path(results) / f"{folder}.json"
-            ran = subprocess.run([str(root / "scripts/clients"), *flags, "--json", str(told)], check=False)
+            ran = subprocess.run([str(root / "scripts" / "lab"), "clients", *flags, "--json", str(told)], check=False)
             if not told.is_file():
                 # Scenarios that failed are in it; without it nothing was installed, or nothing could be started.
                 return ran.returncode or 1

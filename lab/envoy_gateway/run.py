@@ -1,4 +1,4 @@
-"""`scripts/envoy-gateway`: what `antiphon envoy-config --for envoy-gateway` prints, on a real Envoy Gateway.
+"""`scripts/lab envoy-gateway`: what `antiphon envoy-config --for envoy-gateway` prints, on a real Envoy Gateway.
 
 Lives here: the parts of a run by name, and the table. Not here: what is printed (`antiphon/envoy/gateway_api.py`),
 applying it (`managed.py`), what is asked (`asked.py`, `policies.py`, `picker.py`), kubectl
@@ -194,7 +194,7 @@ async def _main(given: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/envoy-gateway", description=(__doc__ or "").split("\n\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="scripts/lab envoy-gateway", description=(__doc__ or "").split("\n\n", 1)[0])
     parser.add_argument("--image", required=True, help="Antiphon's image, as the node has it")
     parser.add_argument("--next", help="the one that is upgraded to")
     parser.add_argument("--envoy-image", help="an image for the managed Envoy (default: Envoy Gateway's own)")

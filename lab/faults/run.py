@@ -1,4 +1,4 @@
-"""`scripts/faults`: everything that can break breaks, for a while, in every door; nothing hangs, lies or is lost.
+"""`scripts/lab faults`: everything that can break breaks, for a while, in every door; nothing hangs, lies or is lost.
 
 Lives here: the phases, the faults, the table and the judgement. Not here: clients (`clients.py`), the broken chat
 server (`upstream.py`), processes (`gateway.py`).
@@ -268,7 +268,7 @@ async def _main(given: argparse.Namespace, folder: Path) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit status is 0 when every count was as it must be."""
     parser = argparse.ArgumentParser(
-        prog="scripts/faults", description="Everything breaks; nothing may hang or be lost."
+        prog="scripts/lab faults", description="Everything breaks; nothing may hang or be lost."
     )
     parser.add_argument("--seconds", type=float, default=1800.0, help="how long, all doors together (default 1800)")
     parser.add_argument("--doors", default=",".join(DOORS), help=f"which, in this order (default {','.join(DOORS)})")

@@ -1,4 +1,4 @@
-"""A chat server that is broken in every way that was seen or feared, for `scripts/faults`.
+"""A chat server that is broken in every way that was seen or feared, for `scripts/lab faults`.
 
 Lives here: the kinds, and what a client may be told of each. Not here: clients, gateways, the judgement (`run.py`).
 

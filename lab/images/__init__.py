@@ -1,1 +1,1 @@
-"""`scripts/images`: the image and the compose files on a Docker engine."""
+"""`scripts/lab images`: the image and the compose files on a Docker engine."""

@@ -1,4 +1,4 @@
-"""`scripts/images`: the image is built and weighed, and each compose file is run on a Docker engine.
+"""`scripts/lab images`: the image is built and weighed, and each compose file is run on a Docker engine.
 
 Lives here: what is built, what is asked, and what the answers must be. Not here: the engine, which DOCKER_HOST names,
 and the images beside ours, whose names the compose files take from the environment.
@@ -275,7 +275,7 @@ def _grafana_files() -> None:
 
 def _environment(tag: str) -> dict[str, str]:
     """Keys of this run's own, and free ports."""
-    lines = run("scripts/compose-keys").splitlines()
+    lines = run("deployments/compose/new-keys").splitlines()
     keys = dict(line.split("=", 1) for line in lines)
     ports = {}
     with contextlib.ExitStack() as held:
@@ -291,7 +291,7 @@ def _there(image: str) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/images", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="scripts/lab images", description=__doc__.splitlines()[0])
     parser.add_argument("--base", default=os.environ.get("BASE", "python:3.11-slim"), help="base image (BASE)")
     parser.add_argument("--build-flag", action="append", default=[], help="flag for docker build (--network=host)")
     parser.add_argument("--limit", type=float, default=150.0, metavar="MB", help="most that is added to the base")
@@ -300,7 +300,7 @@ def main() -> int:
     parser.add_argument("--no-build", metavar="IMAGE", help="try this image, and build none")
     given = parser.parse_args()
     if shutil.which("docker") is None:
-        print("scripts/images: docker is not installed", file=sys.stderr)
+        print("scripts/lab images: docker is not installed", file=sys.stderr)
         return 1
     how = (given.base, given.build_flag, given.compiled)
     try:
@@ -331,7 +331,7 @@ def main() -> int:
         print(scaled_out(env, prometheus(env["PROMETHEUS_PORT"]), [_SCALED, _MONITORING], services), flush=True)
         print("grafana: " + ("started" if grafana else "NOT RUN, its image is not there; provisioning fits the mounts"))
     except Wrong as wrong:
-        print(f"scripts/images: {wrong}", file=sys.stderr)
+        print(f"scripts/lab images: {wrong}", file=sys.stderr)
         return 1
     print("images: all good")
     return 0

@@ -1,4 +1,4 @@
-"""`scripts/incidents`: five incidents, each as an operator sees it, and how soon.
+"""`scripts/lab incidents`: five incidents, each as an operator sees it, and how soon.
 
 Lives here: the run, and what must be seen. Not here: what breaks (`scenes.py`), how signs are read (`signs.py`).
 
@@ -206,7 +206,9 @@ def _run(scene: Scene, calm: int, scrapes: int) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit status is 0 when every sign was there."""
-    parser = argparse.ArgumentParser(prog="scripts/incidents", description="Five incidents, as an operator sees them.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/lab incidents", description="Five incidents, as an operator sees them."
+    )
     parser.add_argument("--calm", type=int, default=6, help="seconds in which all is well (default 6)")
     parser.add_argument("--scrapes", type=int, default=45, help="seconds of each incident (default 45)")
     parser.add_argument("--only", default="", help="only incidents whose names hold this")

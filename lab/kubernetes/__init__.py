@@ -1,1 +1,1 @@
-"""`scripts/kubernetes`: the chart on a real cluster. No test of pytest's: it needs one."""
+"""`scripts/lab kubernetes`: the chart on a real cluster. No test of pytest's: it needs one."""

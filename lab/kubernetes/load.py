@@ -1,4 +1,4 @@
-"""The clients of `scripts/kubernetes`, in a pod of their own: what they saw is one line of JSON at the end.
+"""The clients of `scripts/lab kubernetes`, in a pod of their own: what they saw is one line of JSON at the end.
 
 Lives here: which clients there are, and when they stop. Not here: what they ask and judge (`lab/rollout/clients.py`,
 which comes along in the same ConfigMap), what is done to the pods meanwhile.

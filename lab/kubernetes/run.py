@@ -1,4 +1,4 @@
-"""`scripts/kubernetes`: the chart on the cluster of KUBECONFIG, shape by shape; the tables, and the judgement.
+"""`scripts/lab kubernetes`: the chart on the cluster of KUBECONFIG, shape by shape; the tables, and the judgement.
 
 Lives here: the command line, what is printed. Not here: what is done (`course.py`).
 
@@ -108,7 +108,9 @@ async def _main(given: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit status is 0 when everything was as it must be."""
-    parser = argparse.ArgumentParser(prog="scripts/kubernetes", description="The chart on the cluster of KUBECONFIG.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/lab kubernetes", description="The chart on the cluster of KUBECONFIG."
+    )
     parser.add_argument("--image", required=True, help="REPOSITORY:TAG of Antiphon, on the nodes already")
     parser.add_argument("--next", required=True, help="the one that is upgraded to")
     parser.add_argument("--envoy", default="docker.io/envoyproxy/envoy:v1.40.0", help="Envoy's image")

@@ -1,4 +1,4 @@
-"""`scripts/monitoring`: the dashboard and the alerts, tried with a real Prometheus.
+"""`scripts/lab monitoring`: the dashboard and the alerts, tried with a real Prometheus.
 
 Lives here: what must be seen, and when. Not here: the traffic (`traffic.py`), Prometheus
 (`tests/support/prometheus.py`).
@@ -235,14 +235,16 @@ async def _run(folder: Path, report: Report, calm: float) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit status is 0 when nothing was wrong, 2 when there is no Prometheus."""
-    parser = argparse.ArgumentParser(prog="scripts/monitoring", description="Dashboard and alerts with a Prometheus.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/lab monitoring", description="Dashboard and alerts with a Prometheus."
+    )
     parser.add_argument("--calm", type=float, default=40.0, help="seconds in which nothing may fire (default 40)")
     given = parser.parse_args(arguments)
     try:
         _, version = promtool("--version")
         program("prometheus")
     except NotInstalled as missing:
-        print(f"scripts/monitoring: {missing}", file=sys.stderr)
+        print(f"scripts/lab monitoring: {missing}", file=sys.stderr)
         return 2
     # What the servers of the tools say is of no concern.
     logging.disable(logging.WARNING)

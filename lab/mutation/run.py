@@ -1,10 +1,10 @@
-"""Mutation testing: `scripts/mutate` changes the source in small ways, one at a time, and sees whether a test notices.
+"""`scripts/lab mutate`: changes the source in small ways, one at a time, and sees whether a test notices.
 
-    scripts/mutate --sample 20                     # so many, spread over the packages
-    scripts/mutate --package stores --package doors --sample 40
-    scripts/mutate --file src/antiphon/translation/sse.py
-    scripts/mutate --list --package tools          # what there is, without running anything
-    scripts/mutate --noticed --at-least 90         # a few that were noticed before, as in CI
+    scripts/lab mutate --sample 20                     # so many, spread over the packages
+    scripts/lab mutate --package stores --package doors --sample 40
+    scripts/lab mutate --file src/antiphon/translation/sse.py
+    scripts/lab mutate --list --package tools          # what there is, without running anything
+    scripts/lab mutate --noticed --at-least 90         # a few that were noticed before, as in CI
 
 Lives here: choosing mutants, running the tests that judge each in a copy of the tree, and the table. Not here: what is
 changed (`operators.py`), which tests judge what (`judges.py`, `reaching.py`), the copies (`trees.py`), what no test can
@@ -174,7 +174,7 @@ def score(counts: Counter[str]) -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/mutate", description=__doc__.split("\n\n")[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(prog="scripts/lab mutate", description=__doc__.split("\n\n")[0] if __doc__ else "")
     parser.add_argument("--package", action="append", choices=GROUPS, help="only these (default: all)")
     parser.add_argument("--file", action="append", default=[], help="only this source file")
     parser.add_argument("--operator", action="append", choices=OPERATORS, help="only these operators")

@@ -1,1 +1,1 @@
-"""`scripts/reload`: settings change again and again under load, and no client may notice."""
+"""`scripts/lab reload`: settings change again and again under load, and no client may notice."""

@@ -1,6 +1,6 @@
 """A gateway whose settings change again and again while clients ask without a pause: nobody notices.
 
-    scripts/reload [--door http|envoy] [--swaps 100] [--invalid 10] [--workers 3] [--clients 12]
+    scripts/lab reload [--door http|envoy] [--swaps 100] [--invalid 10] [--workers 3] [--clients 12]
 
 Each swap gives the one model another name at its upstream, which the answers show, and changes settings of stores,
 tools, workers and Envoy. A stream that has begun goes on when the settings are other ones. Every so often the file is

@@ -1,1 +1,1 @@
-"""`scripts/rollout`: replicas are restarted one after the other under load, and no client may notice."""
+"""`scripts/lab rollout`: replicas are restarted one after the other under load, and no client may notice."""

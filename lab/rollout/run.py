@@ -1,4 +1,4 @@
-"""`scripts/rollout`: a rolling restart or upgrade under load, in both modes; the tables, and the judgement.
+"""`scripts/lab rollout`: a rolling restart or upgrade under load, in both modes; the tables, and the judgement.
 
 Lives here: the command line. Not here: what happens (`course.py`), what is printed (`report.py`).
 
@@ -63,7 +63,7 @@ async def _main(given: argparse.Namespace, folder: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit status is 0 when nothing failed and nothing was cut."""
-    parser = argparse.ArgumentParser(prog="scripts/rollout", description="A rollout that nobody notices.")
+    parser = argparse.ArgumentParser(prog="scripts/lab rollout", description="A rollout that nobody notices.")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="which doors (default: http envoy)")
     parser.add_argument(
         "--state", help=f"{', '.join(STATES)} or a postgresql:// URL (default sqlite, with --upgrade postgres)"

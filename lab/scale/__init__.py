@@ -1,1 +1,1 @@
-"""`scripts/scale`: several replicas on one state, and what must hold whoever is asked, killed, frozen or cut off."""
+"""`scripts/lab scale`: replicas on one state, and what must hold whoever is asked, killed, frozen or cut off."""

@@ -1,4 +1,4 @@
-"""`scripts/scale`: which run, on which state, of which size; the tables, and the judgement.
+"""`scripts/lab scale`: which run, on which state, of which size; the tables, and the judgement.
 
 Lives here: the command line and what every run needs. Not here: the runs.
 
@@ -123,7 +123,7 @@ async def _clock(given: argparse.Namespace, folder: Path) -> Report:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="scripts/scale", description="Several replicas on one state.")
+    parser = argparse.ArgumentParser(prog="scripts/lab scale", description="Several replicas on one state.")
     runs = parser.add_subparsers(dest="run", required=True)
 
     def add(

@@ -388,7 +388,7 @@ async def _show(run: Run, servers: Servers, picker: asyncio.subprocess.Process) 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="scripts/scheduler", description=__doc__)
+    parser = argparse.ArgumentParser(prog="scripts/lab scheduler", description=__doc__)
     parser.add_argument("--mode", choices=("auto", "relay", "drive"), default="auto", help="settings.mode")
     parser.add_argument("--port", type=int, default=18180, help="the first of four ports in a row")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""`scripts/soak`: everything at once, for a while, and nothing may be left behind.
+"""`scripts/lab soak`: everything at once, for a while, and nothing may be left behind.
 
 Lives here: the mixed load, what each job must see, and the judgement at the end: memory, open files, requests in
 flight, logs, exit status. Not here: speed (`scripts/bench`).
@@ -630,7 +630,9 @@ def _report(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit status is 0 when nothing was wrong."""
-    parser = argparse.ArgumentParser(prog="scripts/soak", description="Mixed load for a while; nothing may be left.")
+    parser = argparse.ArgumentParser(
+        prog="scripts/lab soak", description="Mixed load for a while; nothing may be left."
+    )
     parser.add_argument("--seconds", type=float, default=30.0, help="how long (default 30)")
     parser.add_argument("--streams", type=int, default=24, help="jobs at once (default 24)")
     parser.add_argument("--mode", default="auto", choices=("auto", "relay", "drive", "http"))

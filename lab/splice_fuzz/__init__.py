@@ -1,1 +1,1 @@
-"""What no argument must do to the splice in C: `scripts/splice-fuzz`."""
+"""What no argument must do to the splice in C: `scripts/lab splice-fuzz`."""

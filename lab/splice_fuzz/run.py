@@ -1,7 +1,7 @@
-"""`scripts/splice-fuzz`: random and recorded streams through the splice in C, beside the one in Python.
+"""`scripts/lab splice-fuzz`: random and recorded streams through the splice in C, beside the one in Python.
 
 Lives here: the arguments, and the comparison. Not here: the sanitizers, under which the extension is compiled and this
-process runs (`scripts/splice-fuzz`), and examples (`tests/unit/translation/test_splice.py`).
+process runs (`scripts/lab splice-fuzz`), and examples (`tests/unit/translation/test_splice.py`).
 
 Three kinds of calls take turns: chunks cut from the recorded streams with other texts in them and a few bytes changed;
 strings of the few bytes that mean something; and arguments that no caller has, of which it is only asked that they do
@@ -158,7 +158,7 @@ def _fuzz(splice: Splice, seed: int, seconds: float) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Call it until the time is over."""
-    parser = argparse.ArgumentParser(prog="scripts/splice-fuzz", description="Fuzz the splice in C.")
+    parser = argparse.ArgumentParser(prog="scripts/lab splice-fuzz", description="Fuzz the splice in C.")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long (default 60)")
     parser.add_argument("--seed", type=int, default=0, help="another one is another run; 0: one of the clock")
     parser.add_argument("--extension", type=Path, required=True, help=argparse.SUPPRESS)

@@ -77,7 +77,7 @@ async def _serves(python: Path, server: ChatServer, data: Path) -> str:
 
 async def test_the_pure_wheel_takes_the_place_of_the_compiled_one(server: ChatServer, folder: Path) -> None:
     (compiled,) = Path(antiphon.__file__).parents[1].glob("wheel/*.whl")
-    _run("scripts/wheels", folder / "dist")
+    _run("scripts/lab", "build-wheel", folder / "dist")
     (pure,) = (folder / "dist").glob("antiphon-*-py3-none-any.whl")
     python = _environment(folder / "env")
 

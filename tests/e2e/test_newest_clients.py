@@ -1,6 +1,6 @@
 """What this month's clients send, through every door: what is unknown is named, what is newer than Chat is served.
 
-Not here: the clients themselves (`scripts/clients`), each thing in all its forms (`tests/unit/translation`).
+Not here: the clients themselves (`scripts/lab clients`), each thing in all its forms (`tests/unit/translation`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A real nginx with the shipped configuration in front of two HTTP doors: what must come through it, and how.
 
-`scripts/proxies` runs the same, with files as large as they may be, and fails where nginx is absent.
+`scripts/lab proxies` runs the same, with files as large as they may be, and fails where nginx is absent.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Two replicas behind a real Envoy that checks their health are restarted one after the other, and no client notices.
 
 Everything that is asked for goes on meanwhile: streams, changes, uploads, WebSockets, background streams. The larger
-run is `scripts/rollout`.
+run is `scripts/lab rollout`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Two replicas on one state, as on two machines: chains, background responses while one is killed, owners.
 
-The larger runs are `scripts/scale`.
+The larger runs are `scripts/lab scale`.
 """
 
 from __future__ import annotations

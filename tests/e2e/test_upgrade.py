@@ -1,7 +1,7 @@
 """A rolling upgrade that no client notices, over a schema that first gains and then loses something; background
 responses that one build queues and another one runs.
 
-The larger run is `scripts/rollout --upgrade`.
+The larger run is `scripts/lab rollout --upgrade`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Real engines and gateways in front of them, started once for all tests here.
 
-Lives here: which servers and models there are. Not here: installing (`scripts/engines`), gateways (`doors.py`).
+Lives here: which servers and models there are. Not here: installing (`scripts/lab engines`), gateways (`doors.py`).
 
-Without `ENGINES_FOLDER`, which `scripts/engines` sets, none of these tests is there.
+Without `ENGINES_FOLDER`, which `scripts/lab engines` sets, none of these tests is there.
 """
 
 from __future__ import annotations

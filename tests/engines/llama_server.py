@@ -1,8 +1,8 @@
 """llama.cpp's own server as a process of the tests, and what it says of itself.
 
 Lives here: starting and stopping it, its slots, what it answers when it is asked directly. Not here: its models
-(`tiny_model.py`), the program (`scripts/llama_server.py`), how it gets
-here (`scripts/engine-files`).
+(`tiny_model.py`), the program (`scripts/lib/llama_server.py`), how it gets
+here (`scripts/lib/engine-files`).
 
 Invariant: every server started here is stopped here, by its own handle.
 """
@@ -18,13 +18,13 @@ from typing import Any
 
 import aiohttp
 
-_PROGRAM = Path(__file__).parents[2] / "scripts" / "llama_server.py"
+_PROGRAM = Path(__file__).parents[2] / "scripts" / "lib" / "llama_server.py"
 _START_SECONDS = 120.0
 _ANSWER_SECONDS = 120.0
 
 
 def installed() -> Path:
-    """The folder with what `scripts/engines` has unpacked; it says where by this variable."""
+    """The folder with what `scripts/lab engines` has unpacked; it says where by this variable."""
     return Path(os.environ["ENGINES_FOLDER"])
 
 

@@ -168,7 +168,7 @@ def test_a_sidecar_is_stopped_after_its_envoy() -> None:
 
 def test_the_plain_manifests_are_current_and_valid() -> None:
     helm()
-    done = subprocess.run([ROOT / "scripts" / "kubernetes-manifests", "--check"], capture_output=True, text=True)
+    done = subprocess.run([ROOT / "scripts" / "lab", "kubernetes-manifests", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     files = sorted((ROOT / "deployments" / "kubernetes").glob("*.yaml"))
     assert len(files) == 4

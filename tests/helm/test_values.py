@@ -14,7 +14,7 @@ import yaml
 
 from antiphon import __version__
 from antiphon.config.settings import Settings
-from scripts.generate_chart import secret_paths, settings_schema
+from scripts.lib.generate_chart import secret_paths, settings_schema
 from tests.support.chart_rendering import CHART, ROOT, Object, Refused, containers, one, pods, render
 from tests.support.chart_values import GATEWAY, TAKEN, UPSTREAM, Values, postgresql
 from tests.support.prometheus import NotInstalled, promtool

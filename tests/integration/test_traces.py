@@ -35,7 +35,7 @@ from antiphon.errors import ConfigError
 from antiphon.ids import now
 from antiphon.observability import otel
 from antiphon.observability.span_names import ERROR
-from scripts.described_spans import SPANS
+from scripts.lib.described_spans import SPANS
 from tests.support import extproc_door
 from tests.support.chat_server import Answer, ChatServer, answer, chunk, event, text_stream
 from tests.support.extproc_door import SSE

@@ -1,4 +1,4 @@
-"""A plugin of pytest's for `scripts/steady`: every test runs `STEADY_TIMES` times."""
+"""A plugin of pytest's for `scripts/lab steady`: every test runs `STEADY_TIMES` times."""
 
 from __future__ import annotations
 

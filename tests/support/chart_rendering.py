@@ -26,7 +26,7 @@ kubernetes_validate = pytest.importorskip(
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deployments" / "helm" / "antiphon"
 VERSIONS = ("1.29.0", "1.34.0")
-"""The oldest Kubernetes that the chart takes, and the one that `scripts/kubernetes` was run on."""
+"""The oldest Kubernetes that the chart takes, and the one that `scripts/lab kubernetes` was run on."""
 
 # Modules with the definitions of kinds that are not Kubernetes' own, and the folder in each.
 _CRDS = {

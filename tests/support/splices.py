@@ -11,7 +11,7 @@ from typing import Any
 
 from antiphon.translation.splice import Splice, splice_in_python
 
-_BUILDER = Path(__file__).parents[2] / "scripts" / "build_splice.py"
+_BUILDER = Path(__file__).parents[2] / "scripts" / "lib" / "build_splice.py"
 
 
 @cache
@@ -51,7 +51,7 @@ def load(file: Path) -> Splice:
 
 @cache
 def _builder() -> Any:
-    """`scripts/build_splice.py`, which is no module of a package."""
+    """`scripts/lib/build_splice.py`, which is no module of a package."""
     spec = importlib.util.spec_from_file_location("build_splice", _BUILDER)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from scripts.build_rules import problems
+from scripts.lib.build_rules import problems
 
 
 def _found(source: str, other: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""The Dockerfile and the compose files: what a platform team expects of them. `scripts/images` runs them."""
+"""The Dockerfile and the compose files: what a platform team expects of them. `scripts/lab images` runs them."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_no_text_names_a_package_that_no_index_has() -> None:
     """`pip install antiphon[…]` would ask an index, which has none, or somebody else's."""
     texts = [
         path
-        for folder in ("src", "docs", "deployments", "scripts", "lab/bench")
+        for folder in ("src", "docs", "deployments", "scripts", "lab")
         for path in (SOURCES / folder).rglob("*")
         if path.is_file() and path.suffix in {"", ".py", ".md", ".sh", ".service", ".yaml", ".tpl", ".txt"}
     ]

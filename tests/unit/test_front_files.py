@@ -1,6 +1,6 @@
 """What stands in front, as far as files tell: limits of time that outlast Antiphon's, Kong's file, systemd's unit.
 
-`scripts/proxies` gives what is optional here: KONG_SCHEMA, the JSON schema of Kong's declarative file.
+`scripts/lab proxies` gives what is optional here: KONG_SCHEMA, the JSON schema of Kong's declarative file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What requirements.lock has, and which part of it `scripts/locked.py` prints."""
+"""What requirements.lock has, and which part of it `scripts/lib/locked.py` prints."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 REPOSITORY = Path(__file__).parents[2]
+LOCKED = "scripts/lib/locked.py"
 LOCK = (REPOSITORY / "requirements.lock").read_text()
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
@@ -24,7 +25,7 @@ VERSIONS = re.findall(r"^([^\s#=]+)==(\S+)", LOCK, re.MULTILINE)
 
 def printed(*names: str) -> list[str]:
     """What is printed for these names: each package with its version."""
-    done = subprocess.run([sys.executable, "scripts/locked.py", *names], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, LOCKED, *names], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return re.findall(r"^(\S+)==", done.stdout, re.MULTILINE)
 
@@ -58,16 +59,14 @@ def test_all_parts_together_are_the_whole_file() -> None:
 
 
 def test_a_name_that_is_none_is_told() -> None:
-    done = subprocess.run([sys.executable, "scripts/locked.py", "x"], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, LOCKED, "x"], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2 and "no extra 'x'" in done.stderr
 
 
 def test_what_is_not_locked_is_told(tmp_path: Path) -> None:
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "locked.py").write_text((REPOSITORY / "scripts" / "locked.py").read_text())
+    (tmp_path / "scripts" / "lib").mkdir(parents=True)
+    (tmp_path / LOCKED).write_text((REPOSITORY / LOCKED).read_text())
     (tmp_path / "requirements.lock").write_text("")
     (tmp_path / "pyproject.toml").write_text((REPOSITORY / "pyproject.toml").read_text())
-    done = subprocess.run(
-        [sys.executable, tmp_path / "scripts" / "locked.py", "build"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, tmp_path / LOCKED, "build"], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "scripts/setup --raise 'hatchling'" in done.stderr

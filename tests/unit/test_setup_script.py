@@ -17,7 +17,7 @@ PYTHON = f"""#!/usr/bin/env bash
 case "$*" in
   -c*) exit 0 ;;
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
-  scripts/locked.py*) exec {sys.executable} "$@" ;;
+  scripts/lib/locked.py*) exec {sys.executable} "$@" ;;
   "-m pip "*)
     echo "$*" >> asked
     if [ -e broken ]; then echo "ERROR: no such package" >&2; exit 1; fi
@@ -31,9 +31,9 @@ esac
 class _Checkout:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        (folder / "scripts").mkdir()
+        (folder / "scripts" / "lib").mkdir(parents=True)
         (folder / "python").write_text(PYTHON)
-        for name in ("scripts/setup", "scripts/locked.py", "pyproject.toml", "requirements.lock"):
+        for name in ("scripts/setup", "scripts/lib/locked.py", "pyproject.toml", "requirements.lock"):
             (folder / name).write_text((REPOSITORY / name).read_text())
         for name in ("scripts/setup", "python"):
             (folder / name).chmod(0o755)

@@ -314,7 +314,7 @@ def test_what_cannot_be_undone_is_a_named_fault(encoding: str, data: bytes, faul
 
 def test_the_generated_classes_are_current() -> None:
     done = subprocess.run(
-        [str(_ROOT / "scripts" / "protos"), "--check"],
+        [str(_ROOT / "scripts" / "lab"), "protos", "--check"],
         env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,

@@ -58,7 +58,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     table = copy / "translation" / "request_fields.py"
     before, rest = table.read_text().split(_BEFORE)
     table.write_text(before + _ROW + _BEFORE + rest)
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join((str(sources), str(ROOT), str(ROOT / "scripts")))}
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join((str(sources), str(ROOT), str(ROOT / "scripts" / "lib")))}
     ran = subprocess.run([sys.executable, "-c", _PROGRAM], env=environ, capture_output=True, text=True, check=True)
     answers: dict[str, Any] = json.loads(ran.stdout)
     return answers

@@ -1,0 +1,40 @@
+"""Hatchling's build hook of the compiled wheel: what `scripts/lab build-wheel --compiled` adds to the pure one.
+
+Off unless `HATCH_BUILD_HOOK_ENABLE_CUSTOM=true` says so, so that `pip install .` needs no compiler. The sources are in
+the wheel too: tracebacks show them.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+# Hatchling runs this file by its path.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from build_compiled import build_compiled
+from build_splice import build_splice
+
+
+class CompiledWheel(BuildHookInterface[Any]):
+    """Compiles into a folder that lasts as long as the build."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, and say where in the wheel the files belong."""
+        if self.target_name != "wheel" or version == "editable":
+            return
+        self._folder = tempfile.TemporaryDirectory(prefix="antiphon-wheel-")
+        into = Path(self._folder.name)
+        made = [*build_compiled(into), build_splice(into / "antiphon" / "translation")]
+        build_data["force_include"] |= {str(one): str(one.relative_to(into)) for one in made}
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """The wheel is written."""
+        if self.target_name == "wheel" and version != "editable":
+            self._folder.cleanup()

@@ -1,0 +1,218 @@
+"""What compiled modules may not do, found without compiling them.
+
+Lives here: one function per rule, over the syntax of all modules that are compiled. Who calls it: `scripts/check`, by
+`scripts/lib/build_compiled.py --check`, and each build before it compiles. Not here: which modules are compiled, and
+which are not because of what they hold (`scripts/lib/build_compiled.py`).
+
+The compiler (mypyc of mypy 2.4) refuses most of this after a minute, the C compiler some of it after three; what it
+takes and understands differently is found last, by a test on the compiled build. What depends on types is for mypy,
+and a value that is not what its type says raises a `TypeError` there.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+Problem = tuple[ast.AST, str]
+Classes = Mapping[str, ast.ClassDef]
+
+# An attribute is a member of a C struct with an underscore before its name. These names are C's, the compiler's or the
+# platform's then.
+_TAKEN_BY_C = frozenset(
+    {
+        *("Alignas", "Alignof", "Atomic", "Bool", "Complex", "Generic", "Imaginary", "Noreturn", "Static_assert"),
+        *("Thread_local", "_alignof", "_amd64", "_asm", "_attribute", "_auto_type", "_complex", "_const", "_imag"),
+        *("_inline", "_int128", "_k8", "_linux", "_null", "_real", "_restrict", "_seg_fs", "_seg_gs", "_signed"),
+        *("_thread", "_typeof", "_unix", "_volatile", "_x86_64"),
+    }
+)
+_TRANSPARENT = {"Protocol", "Generic", "ABC", "object"}
+# Made by the interpreter, with everything a class can have.
+_NOT_NATIVE = {"Enum", "IntEnum", "StrEnum", "Flag", "IntFlag", "NamedTuple", "TypedDict"}
+_WEAK = {"WeakKeyDictionary", "WeakSet", "WeakValueDictionary", "ref"}
+_SHARED = {"ClassVar", "Final"}
+
+
+def problems(compiled: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
+    """What is wrong in the compiled sources (by their paths), and in others that use them, as lines for a reader."""
+    trees = {path: ast.parse(source) for path, source in compiled.items()}
+    all_classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    # By their names: two of one name are one too many for whoever reads, and rare.
+    classes = {node.name: node for node in all_classes if not _names_of_bases(node) & _NOT_NATIVE}
+    found = [(path, *problem) for path, tree in trees.items() for rule in _RULES for problem in rule(tree, classes)]
+    trees |= {path: ast.parse(source) for path, source in others.items()}
+    found += [(path, *each) for path, tree in trees.items() for rule in _RULES_FOR_ALL for each in rule(tree, classes)]
+    # What stands in two `with` is found in each.
+    return list(dict.fromkeys(f"{path}:{getattr(node, 'lineno', 1)}: {why}" for path, node, why in found))
+
+
+# The rules: what in a module breaks each of them. `classes` are the compiled ones, by their names.
+
+
+def names_taken_by_c(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in _TAKEN_BY_C:
+            yield node, f"C keeps the name _{node.attr} for itself: call the attribute {node.attr} otherwise"
+        elif isinstance(node, ast.ClassDef):
+            for name, statement in _values_of(node):
+                if name in _TAKEN_BY_C:
+                    yield statement, f"C keeps the name _{name} for itself: call the attribute {name} otherwise"
+
+
+def nested_classes(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
+    top = {id(node) for node in _outside_functions(tree)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and id(node) not in top:
+            yield node, f"class {node.name} is inside another or a function: put it into the module"
+
+
+def several_bases(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
+    for node in _classes_in(tree):
+        bases = [name for name in map(_last_name, node.bases) if name not in _TRANSPARENT]
+        concrete = [not (name in classes and "Protocol" in _names_of_bases(classes[name])) for name in bases]
+        if sum(concrete) > 1:
+            yield node, f"class {node.name} has several bases that are no Protocols"
+        elif any(concrete[1:]):
+            yield node, f"class {node.name} has a Protocol before its base: the base comes first"
+
+
+def bodies_of_classes(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
+    allowed = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Pass, ast.AnnAssign, ast.ClassDef)
+    for node in _classes_in(tree):
+        for statement in node.body:
+            match statement:
+                case ast.Assign(targets=[ast.Name()]) | ast.Expr(value=ast.Constant()):
+                    pass
+                case _ if not isinstance(statement, allowed):
+                    yield statement, "the body of a class holds functions and values with one name each, no more"
+
+
+def leaving_loops(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.With():
+                guarded: list[ast.AST] = [*node.body]
+            case ast.Try(finalbody=[_, *_]):
+                guarded = [*node.body, *node.handlers, *node.orelse]
+            case _:
+                continue
+        for leaving in _leaving(guarded):
+            yield leaving, "break and continue do not lead out of `with`, nor out of `try` with `finally`: use a flag"
+
+
+def unknown_syntax(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.TryStar():
+                yield node, "there is no except* in compiled modules"
+            case ast.Constant(value=str(text)) if any("\ud800" <= letter <= "\udfff" for letter in text):
+                yield node, "a literal holds no lone surrogate: chr() makes one"
+            case ast.Delete(targets=targets) if any(isinstance(one, ast.Attribute) for one in targets):
+                yield node, "an attribute is not deleted: what may be missing is None"
+
+
+def no_dictionary(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr="__dict__") | ast.Name(id="vars"):
+                yield node, "an object of a compiled class has no __dict__, which vars() shows too"
+
+
+def values_of_classes(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in classes:
+            known = classes[node.value.id]
+            if any(node.attr in _own_values(one) for one in (known, *_ancestors(known, classes))):
+                yield node, f"{node.attr} is a default of the objects of {known.name}, not the class's: say ClassVar"
+
+
+def held_weakly(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and _last_name(node.value) in _WEAK:
+            named = {each.id for each in ast.walk(node.slice) if isinstance(each, ast.Name)}
+            for name in sorted(named & classes.keys()):
+                yield node, f"{name} is a compiled class, of which there are no weak references"
+
+
+Rule = Callable[[ast.Module, Classes], Iterator[Problem]]
+_RULES: tuple[Rule, ...] = (
+    names_taken_by_c,
+    nested_classes,
+    several_bases,
+    bodies_of_classes,
+    leaving_loops,
+    unknown_syntax,
+    no_dictionary,
+)
+# Compiled classes are used from interpreted modules too.
+_RULES_FOR_ALL: tuple[Rule, ...] = (values_of_classes, held_weakly)
+
+
+def _last_name(node: ast.expr) -> str:
+    """`C` of `C`, `module.C` and `C[T]`."""
+    match node:
+        case ast.Subscript():
+            return _last_name(node.value)
+        case ast.Attribute():
+            return node.attr
+        case ast.Name():
+            return node.id
+    return ""
+
+
+def _names_of_bases(node: ast.ClassDef) -> set[str]:
+    return {_last_name(base) for base in node.bases}
+
+
+def _outside_functions(tree: ast.Module) -> Iterator[ast.stmt]:
+    """The module's own statements, those under `if` and `try` too."""
+    waiting: list[ast.stmt] = list(tree.body)
+    while waiting:
+        statement = waiting.pop()
+        yield statement
+        if isinstance(statement, ast.If | ast.Try):
+            waiting += [each for each in ast.iter_child_nodes(statement) if isinstance(each, ast.stmt)]
+
+
+def _classes_in(tree: ast.Module) -> Iterator[ast.ClassDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and not _names_of_bases(node) & _NOT_NATIVE:
+            yield node
+
+
+def _values_of(node: ast.ClassDef) -> Iterator[tuple[str, ast.stmt]]:
+    for statement in node.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                yield name, statement
+
+
+def _own_values(node: ast.ClassDef) -> set[str]:
+    """The values in its body that its objects have for themselves when it is compiled."""
+    return {
+        name
+        for name, statement in _values_of(node)
+        if getattr(statement, "value", None) is not None
+        and not (isinstance(statement, ast.AnnAssign) and _last_name(statement.annotation) in _SHARED)
+    }
+
+
+def _ancestors(node: ast.ClassDef, classes: Classes) -> list[ast.ClassDef]:
+    found: list[ast.ClassDef] = []
+    for name in map(_last_name, node.bases):
+        base = classes.get(name)
+        if base is not None and base is not node:
+            found += [base, *_ancestors(base, classes)]
+    return found
+
+
+def _leaving(statements: Sequence[ast.AST]) -> Iterator[ast.AST]:
+    """Each `break` and `continue` whose loop is outside these."""
+    for statement in statements:
+        if isinstance(statement, ast.Break | ast.Continue):
+            yield statement
+        elif isinstance(statement, ast.For | ast.While):
+            yield from _leaving(statement.orelse)
+        elif not isinstance(statement, ast.FunctionDef):
+            yield from _leaving(list(ast.iter_child_nodes(statement)))
