@@ -24,10 +24,6 @@ from typing import Any
 import uvloop
 
 from antiphon.stores.responses import ResponseStore
-from tests.bench.state_places import Place, places
-from tests.bench.state_rounds import Round, measured, median
-from tests.bench.state_stored import Key, measure_stored, stored_tables, told, turn
-from antiphon.engine.ports.state import ResponseStore
 from lab.bench.state_places import Place, places
 from lab.bench.state_rounds import Round, measured, median
 from lab.bench.state_stored import Key, measure_stored, stored_tables, told, turn

@@ -20,7 +20,6 @@ from pydantic import SecretStr
 from antiphon.config.state import StateSettings
 from antiphon.stores import open_stores
 from antiphon.stores.responses import ResponseStore
-from tests.bench import cpu
 from lab.bench import cpu
 from tests.support.postgres import Pooler, PostgresServer, pooler_program
 

@@ -17,9 +17,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
 from antiphon.ids import new_id
 from antiphon.stores.responses import ResponseStore
-from tests.bench.state_filling import ASKED, BODY, OWNERS, SAID, Chains, fill
-from tests.bench.state_places import POOLED, Place, places
-from tests.bench.state_rounds import Caller, Round, measured, median
 from lab.bench.state_filling import ASKED, BODY, OWNERS, SAID, Chains, fill
 from lab.bench.state_places import POOLED, Place, places
 from lab.bench.state_rounds import Caller, Round, measured, median

@@ -21,8 +21,6 @@ from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.retention import PostgresPieces
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.retention import Retention
-from tests.contracts.store_contract import record
-from antiphon.stores.retention import SqlRetention
 from lab.bench.state_stored import turn
 from tests.support.memory import forget_peak, peak
 from tests.support.postgres import PostgresServer
@@ -53,16 +51,16 @@ async def _fill(url: str, rows: int) -> None:
     await connection.close()
 
 
-async def _turns(stores: TurnStores, name: str, running: Callable[[], bool]) -> list[float]:
+async def _turns(stores: TurnStores, running: Callable[[], bool]) -> list[float]:
     """Turns one after the other; seconds of each."""
     took: list[float] = []
     prev = None
     while running():
-        made = turn("a:", prev)
+        made = turn("b:turns", prev)
         begun = time.perf_counter()
         await stores.responses.save(made)
         took.append(time.perf_counter() - begun)
-        prev = f"{name}{len(took) - 1}" if len(took) % 50 else None
+        prev = made.id if len(took) % 50 else None
         await asyncio.sleep(0.005)
     return took
 
@@ -111,7 +109,7 @@ async def _measure(server: PostgresServer, rows: int) -> None:
     async with aclosing(turn_stores(url)) as stores, aclosing(_Timed(url)) as database:
         database.took, database.statements, database.commits = [], [], []
         end = time.monotonic() + 10
-        alone = await _turns(stores, "alone", lambda: time.monotonic() < end)
+        alone = await _turns(stores, lambda: time.monotonic() < end)
         retention = Retention(
             PostgresTables(database), PostgresPieces(database), RetentionSettings(responses=1000, events=None)
         )
@@ -119,7 +117,7 @@ async def _measure(server: PostgresServer, rows: int) -> None:
         before = peak()
         begun = time.perf_counter()
         sweeping = asyncio.ensure_future(retention.sweep())
-        beside = asyncio.ensure_future(_turns(stores, "beside", lambda: not sweeping.done()))
+        beside = asyncio.ensure_future(_turns(stores, lambda: not sweeping.done()))
         gone, _, _ = await sweeping
         seconds = time.perf_counter() - begun
         print(

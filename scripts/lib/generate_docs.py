@@ -28,13 +28,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from lab.drift.client_table import KEPT  # noqa: E402
-from scripts.described_spans import CONTENT, MEANINGS, SPANS  # noqa: E402
-from tests.drift.client_table import KEPT  # noqa: E402
+from scripts.lib.described_spans import CONTENT, MEANINGS, SPANS  # noqa: E402
 from tests.schemas import api_differences, api_document, api_page  # noqa: E402
 from tests.support.whole_api import whole_router  # noqa: E402
-from scripts.lib.described_spans import CONTENT, MEANINGS, SPANS  # noqa: E402
-from tests.schemas import api_differences, api_page  # noqa: E402
-from tests.support.whole_api import whole_document  # noqa: E402
 
 
 def configuration() -> str:
@@ -279,8 +275,8 @@ without `strict` (OpenAI makes these strict itself where it can); tools that ite
 
 `scripts/lab clients` runs real clients through Envoy, in relay and in drive, in front of a chat server that refuses
 what the strictest would. A scenario went well when the client saw what it should and the chat server refused nothing.
-This table is of the last `scripts/lab drift --clients --keep`: the versions that the tests pin, and the newest that could be
-installed together that day.
+This table is of the last `scripts/lab drift --clients --keep`: the versions that the tests pin, and the newest that
+could be installed together that day.
 
 """
 _SUITES = ROOT / "lab" / "drift" / "suites.md"
