@@ -41,7 +41,14 @@ def problems(compiled: Mapping[str, str], others: Mapping[str, str]) -> list[str
     # By their names: two of one name are one too many for whoever reads, and rare.
     classes = {node.name: node for node in all_classes if not _names_of_bases(node) & _NOT_NATIVE}
     found = [(path, *problem) for path, tree in trees.items() for rule in _RULES for problem in rule(tree, classes)]
-    trees |= {path: ast.parse(source) for path, source in others.items()}
+    interpreted = {path: ast.parse(source) for path, source in others.items()}
+    found += [
+        (path, *each)
+        for path, tree in interpreted.items()
+        for rule in _RULES_FOR_OTHERS
+        for each in rule(tree, classes)
+    ]
+    trees |= interpreted
     found += [(path, *each) for path, tree in trees.items() for rule in _RULES_FOR_ALL for each in rule(tree, classes)]
     # What stands in two `with` is found in each.
     return list(dict.fromkeys(f"{path}:{getattr(node, 'lineno', 1)}: {why}" for path, node, why in found))
@@ -135,6 +142,15 @@ def held_weakly(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
                 yield node, f"{name} is a compiled class, of which there are no weak references"
 
 
+def interpreted_subclasses(tree: ast.Module, classes: Classes) -> Iterator[Problem]:
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for base in (classes[name] for name in _names_of_bases(node) - own if name in classes):
+                if not any("Protocol" in _names_of_bases(one) for one in (base, *_ancestors(base, classes))):
+                    yield node, f"{node.name} is interpreted and derives from {base.name}, which is compiled"
+
+
 Rule = Callable[[ast.Module, Classes], Iterator[Problem]]
 _RULES: tuple[Rule, ...] = (
     names_taken_by_c,
@@ -147,6 +163,7 @@ _RULES: tuple[Rule, ...] = (
 )
 # Compiled classes are used from interpreted modules too.
 _RULES_FOR_ALL: tuple[Rule, ...] = (values_of_classes, held_weakly)
+_RULES_FOR_OTHERS: tuple[Rule, ...] = (interpreted_subclasses,)
 
 
 def _last_name(node: ast.expr) -> str:

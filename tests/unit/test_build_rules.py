@@ -75,3 +75,10 @@ def test_interpreted_modules_use_compiled_classes_as_they_are() -> None:
         "class A:\n    x = 1", "class B:\n    y = 1\n\nB.y\nA.x\nheld: WeakSet[A]\nothers: WeakSet[B]\ndel b.z"
     )
     assert [one.partition(" ")[0] for one in found] == ["b.py:5:", "b.py:6:"]
+
+
+def test_an_interpreted_class_does_not_derive_from_a_compiled_one() -> None:
+    compiled = "class A: ...\nclass P(Protocol): ...\nclass _Same: ..."
+    assert _found(compiled, "class B(A): ...") == ["b.py:1: B is interpreted and derives from A, which is compiled"]
+    # A Protocol has nothing that is compiled, and a module's own class is another one.
+    assert not _found(compiled, "class B(P): ...\nclass _Same: ...\nclass C(_Same): ...")

@@ -1,13 +1,13 @@
 """A request for an upstream that speaks Responses itself: it goes on as it came, and so does its answer.
 
 Lives here: when it is refused, what is done with the answer's head, its bytes and its end, what becomes of one that
-breaks off; the search for what the request must not name. Not here: which models are native (`model_routes.py`).
+breaks off. Not here: what the request must not name (`native_references.py`), which models are native
+(`model_routes.py`).
 
 A stream goes on at once. What is no stream waits for its end: until then a failure can be an error object.
 
-With a key of the gateway's and several owners, all clients share one account there, and what it keeps (responses,
-conversations, prompts, files, vector stores, containers) is everybody's who knows an id. So such requests name nothing
-of the kind, and the answers' headers say nothing of the account.
+With a key of the gateway's and several owners, all clients share one account there: then the answers' headers say
+nothing of the account.
 
 Invariants: nothing of the request is kept here; the answer's bytes are the upstream's, untouched, but for a key of ours
 in an error; nothing is put behind a stream that broke off.
@@ -15,20 +15,19 @@ in an error; nothing is put behind a stream that broke off.
 
 from __future__ import annotations
 
-import json
 from collections import deque
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 from antiphon.engine.exchange.answer_readers import AnswerReader
 from antiphon.engine.exchange.call_headers import end_to_end, of_nobody
 from antiphon.engine.exchange.failure import not_answered, transport_failure
 from antiphon.engine.exchange.model_routes import ModelRoute, no_such_model
+from antiphon.engine.exchange.native_references import refuse_references
 from antiphon.engine.exchange.options import RESPONSES_PATH
 from antiphon.engine.exchange.phase import ExchangeCore, Phase, whose
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import Action, CancelReason, SendBody, SendHead, Usage
-from antiphon.errors import ApiError, InvalidRequest, UpstreamFailed, UpstreamTimedOut
+from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
 from antiphon.redaction import KnownSecrets, bytes_without
 from antiphon.translation.usage import usage_of_answer, usage_of_stream
 from antiphon.types.response import UsageObject
@@ -177,60 +176,3 @@ class NativeRequest(Phase):
         if used is not None:
             self.core.known.spent = used
             self.core.observer.call_used(Usage.of(used))
-
-
-_STATE = ("previous_response_id", "conversation", "prompt")
-_KEPT_THERE = frozenset({"file_id", "file_ids", "vector_store_ids", "container"})
-_WORDS = tuple(name.encode() for name in (*_STATE, *_KEPT_THERE, "item_reference"))
-
-
-def refuse_references(body: bytes) -> None:
-    """Raises `InvalidRequest` when the request names something that the upstream keeps for the gateway's account."""
-    if b"\\u" not in body and not any(word in body for word in _WORDS):
-        return
-    try:
-        # Every pair, not the last of each name: which one the upstream takes is not known here.
-        request = json.loads(body, object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError):
-        raise InvalidRequest("The request body is not valid JSON.", code="invalid_json") from None
-    for name, value in request if isinstance(request, _Pairs) else ():
-        if name in _STATE and value is not None:
-            raise _refused(name)
-        if name in ("input", "tools"):
-            for place in _references(value):
-                raise _refused(place if place == "item_reference" else f"{name}: {place}")
-
-
-class _Pairs(list[tuple[str, Any]]):
-    """An object as its pairs."""
-
-
-def _references(value: Any) -> Iterator[str]:
-    """Names under which ids of things that are kept there stand."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, _Pairs):
-            for name, part in value:
-                if (name in _KEPT_THERE and _is_id(part)) or (name == "type" and part == "item_reference"):
-                    yield name if name != "type" else "item_reference"
-                elif name not in ("parameters", "input_schema"):
-                    waiting.append(part)
-        elif isinstance(value, list):
-            waiting += value
-
-
-def _is_id(value: Any) -> bool:
-    if isinstance(value, list) and not isinstance(value, _Pairs):
-        return any(isinstance(part, str) for part in value)
-    return isinstance(value, str)
-
-
-def _refused(name: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"'{name}' names something that this model's upstream keeps for the gateway's account, which all clients "
-        "share: send the content itself. (The operator may set owner.source to single, or let clients bring their own "
-        "keys with auth: passthrough.)",
-        param=name.rpartition(" ")[2] if name not in _STATE else name,
-        code="unsupported_parameter",
-    )

@@ -1,0 +1,72 @@
+"""What a request to an upstream that speaks Responses itself must not name.
+
+Lives here: the search for such names. Not here: when they are refused (`native_request.py`).
+
+With a key of the gateway's and several owners, all clients share one account there, and what it keeps (responses,
+conversations, prompts, files, vector stores, containers) is everybody's who knows an id. So such requests name nothing
+of the kind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from antiphon.errors import InvalidRequest
+
+_STATE = ("previous_response_id", "conversation", "prompt")
+_KEPT_THERE = frozenset({"file_id", "file_ids", "vector_store_ids", "container"})
+_WORDS = tuple(name.encode() for name in (*_STATE, *_KEPT_THERE, "item_reference"))
+
+
+def refuse_references(body: bytes) -> None:
+    """Raises `InvalidRequest` when the request names something that the upstream keeps for the gateway's account."""
+    if b"\\u" not in body and not any(word in body for word in _WORDS):
+        return
+    try:
+        # Every pair, not the last of each name: which one the upstream takes is not known here.
+        request = json.loads(body, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError):
+        raise InvalidRequest("The request body is not valid JSON.", code="invalid_json") from None
+    for name, value in request if isinstance(request, _Pairs) else ():
+        if name in _STATE and value is not None:
+            raise _refused(name)
+        if name in ("input", "tools"):
+            for place in _references(value):
+                raise _refused(place if place == "item_reference" else f"{name}: {place}")
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object as its pairs."""
+
+
+def _references(value: Any) -> Iterator[str]:
+    """Names under which ids of things that are kept there stand."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, _Pairs):
+            for name, part in value:
+                if (name in _KEPT_THERE and _is_id(part)) or (name == "type" and part == "item_reference"):
+                    yield name if name != "type" else "item_reference"
+                elif name not in ("parameters", "input_schema"):
+                    waiting.append(part)
+        elif isinstance(value, list):
+            waiting += value
+
+
+def _is_id(value: Any) -> bool:
+    if isinstance(value, list) and not isinstance(value, _Pairs):
+        return any(isinstance(part, str) for part in value)
+    return isinstance(value, str)
+
+
+def _refused(name: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"'{name}' names something that this model's upstream keeps for the gateway's account, which all clients "
+        "share: send the content itself. (The operator may set owner.source to single, or let clients bring their own "
+        "keys with auth: passthrough.)",
+        param=name.rpartition(" ")[2] if name not in _STATE else name,
+        code="unsupported_parameter",
+    )
