@@ -46,8 +46,8 @@ from antiphon.errors import (
 )
 from antiphon.ids import IdFactory, is_id, new_id
 from antiphon.stores.prompts import PromptStore
+from antiphon.translation.check_item import check_item
 from antiphon.translation.prompt_template import TEMPLATE_FIELDS, variables_of
-from antiphon.translation.read_items import check_item
 from antiphon.translation.read_request import read_request
 from antiphon.translation.request_checks import check_metadata, read_string
 from antiphon.translation.values import PromptTemplate

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from msgspec import Raw, Struct
 
-from antiphon.translation.chat_chunk import NotAChunk, decode_chunk, fragment, is_utf8
+from antiphon.translation.chat_chunk import NotAChunk, decode_chunk, fragment
 from antiphon.translation.open_items import TextOf
 from antiphon.types.chat import Chunk, ToolCallDelta
-from antiphon.types.json import ABSENT, given
+from antiphon.types.json import ABSENT, given, is_utf8
 
 _OTHER_TEXT = b"another text, 7f3a91"
 _PREFIXES = (b"data: ", b"data:")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from msgspec import Raw
 
 from antiphon.ids import IdFactory
+from antiphon.translation import error_words
 from antiphon.translation.open_items import (
     OPEN_CALLS,
     OpenCustomCall,
@@ -31,7 +32,6 @@ from antiphon.translation.open_items import (
 )
 from antiphon.translation.response_draft import ResponseDraft
 from antiphon.translation.tool_map import HOSTED_KINDS, CallTarget
-from antiphon.translation.upstream_errors import event_error_type
 from antiphon.translation.values import BuilderOptions
 from antiphon.types import events as ev
 from antiphon.types.items import Compaction, HostedItem
@@ -285,3 +285,14 @@ def _reasoning_form(options: BuilderOptions) -> type[OpenReasoning]:
     if options.reasoning_as_summary:
         return OpenSummary
     return OpenOwnReasoning if options.open_responses_names else OpenReasoning
+
+
+def event_error_type(code: str) -> str:
+    """The `type` in an `error` event, for a failed response's code."""
+    if code == "rate_limit_exceeded":
+        return "too_many_requests"
+    if code == "insufficient_quota":
+        return "insufficient_quota"
+    if code in error_words.OF_THE_CLIENT:
+        return "invalid_request_error"
+    return "server_error"

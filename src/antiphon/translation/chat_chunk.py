@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from antiphon.types.chat import Chunk, Delta
-from antiphon.types.json import ABSENT, decode_any, decode_object, encode, fragment_of, quoted
+from antiphon.types.json import ABSENT, decode_any, decode_object, encode, fragment_of, is_utf8, quoted
 
 _decode: Final = msgspec.json.Decoder(Chunk).decode
 
@@ -74,15 +74,6 @@ def read_transcript(data: bytes) -> bytes:
     """What an answer in sound says, as a fragment: Responses has no part for the sound itself."""
     transcript = decode_object(data).get("transcript")
     return fragment_of(transcript) if isinstance(transcript, str) else b""
-
-
-def is_utf8(data: bytes) -> bool:
-    """Whether these bytes are text."""
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _plain(delta: Delta | None) -> bool:

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
-from antiphon.errors import InvalidRequest, wrong_value
+from antiphon.errors import InvalidRequest
 from antiphon.translation.foreign_items import ForeignContent
 from antiphon.translation.item_kinds import COMPACTIONS, OUTPUTS
 from antiphon.translation.truncation import Named, estimate_tokens, is_user
@@ -47,19 +47,6 @@ Unseal = Callable[[str, str], bytes]
 
 _ITEM: Final = msgspec.json.Decoder(InputItem)
 _PAYLOAD: Final = msgspec.json.Decoder(SealedCompaction)
-
-
-def take_trigger(items: list[InputItem]) -> bool:
-    """Whether the input ends in a `compaction_trigger`, which is taken out. Raises `InvalidRequest` for any other."""
-    asked = bool(items) and items[-1].type == "compaction_trigger"
-    if asked:
-        items.pop()
-    for number, item in enumerate(items):
-        if item.type == "compaction_trigger":
-            raise wrong_value(
-                f"Invalid 'input[{number}]': a 'compaction_trigger' must be the last item.", f"input[{number}]"
-            )
-    return asked
 
 
 def split(items: Sequence[Named], *, latest: bool) -> tuple[list[Named], list[InputItem]]:

@@ -26,6 +26,7 @@ from antiphon.translation.item_kinds import prefix_of
 from antiphon.translation.native_calls import NATIVE_FORMS, native_call, native_events
 from antiphon.translation.response_draft import EMPTY, LaterCall, ResponseDraft
 from antiphon.translation.tool_map import HOSTED_KINDS, CallKind, CallTarget
+from antiphon.translation.values import Seal
 from antiphon.types import events as ev
 from antiphon.types.items import (
     CustomToolCall,
@@ -41,9 +42,6 @@ from antiphon.types.items import (
     SummaryText,
 )
 from antiphon.types.json import encode, quoted, text_of
-
-Seal = Callable[[bytes], str]
-"""Makes an item's `encrypted_content` of its payload."""
 
 
 class TextOf(Enum):

@@ -30,11 +30,10 @@ from antiphon.errors import (
     wrong_value,
 )
 from antiphon.ids import is_name
-from antiphon.translation.compaction import take_trigger
+from antiphon.translation.input_items import read_items, take_trigger
 from antiphon.translation.item_kinds import note_members, only_known
 from antiphon.translation.parameters import PARAMETER_KINDS, read_parameter, spread_extra_body
 from antiphon.translation.prompt_template import PromptNotLoaded, fill, read_reference, show_reference
-from antiphon.translation.read_items import read_items
 from antiphon.translation.read_tools import decode_tools, found_on_servers, read_tools
 from antiphon.translation.request_checks import not_json, not_utf8, read_string, read_value
 from antiphon.translation.request_fields import (

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from antiphon.translation.chat_chunk import is_utf8
+from antiphon.types.json import is_utf8
 
 _JOINT: Final = b" "
 # Any number of fragments with a blank between them. A lone surrogate has no UTF-8: what may be one is read in full.

@@ -106,17 +106,6 @@ def as_event_failure(error: ApiError) -> tuple[str, str]:
     return code, message
 
 
-def event_error_type(code: str) -> str:
-    """The `type` in an `error` event, for a failed response's code."""
-    if code == "rate_limit_exceeded":
-        return "too_many_requests"
-    if code == "insufficient_quota":
-        return "insufficient_quota"
-    if code in said.OF_THE_CLIENT:
-        return "invalid_request_error"
-    return "server_error"
-
-
 def passed_headers(headers: Headers) -> Headers:
     """Of an upstream's headers those that tell a client when it may try again and what it has left."""
     return tuple(

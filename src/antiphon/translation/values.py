@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 from antiphon.errors import ApiError
-from antiphon.translation.open_items import Seal
 from antiphon.translation.tool_map import ToolMap
 from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.tolerance import Tolerance
+
+Seal = Callable[[bytes], str]
+"""Makes a reasoning item's `encrypted_content` of its payload."""
 
 
 class Ending(Struct, frozen=True):

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from antiphon.engine.ports.actions import RequestHead
 from antiphon.errors import ApiError
+from antiphon.translation.builder import event_error_type
 from antiphon.translation.upstream_errors import (
     as_event_failure,
-    event_error_type,
     map_upstream_answer,
     passed_headers,
     read_stream_error,

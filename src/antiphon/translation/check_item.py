@@ -1,7 +1,7 @@
-"""Items that a client adds to a conversation without asking a model anything.
+"""Checks of items that a client adds to a conversation or a prompt without asking a model anything.
 
-Lives here: reading them, and refusing what no later request could be translated with. Not here: items of a request's
-`input` (`read_request.py`), where the model's server decides what is too much.
+Lives here: refusing what no later request could be translated with. Not here: reading the items (`input_items.py`),
+items of a request's `input` (`read_request.py`), where the model's server decides what is too much.
 
 Invariant: an item that passes here is refused later only for its place (an output without its call) or for what this
 model's server cannot take (pictures, files).
@@ -12,9 +12,8 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
-from msgspec import Raw
 
-from antiphon.errors import array_too_long, invalid_parameter, invalid_value
+from antiphon.errors import invalid_parameter, invalid_value
 from antiphon.translation.call_items import call_of, native_output
 from antiphon.translation.chat_content import ContentRules, FileNotFetched, joined_text, message_content, output_content
 from antiphon.translation.configuration import CONFIGURATION, read_updates
@@ -22,30 +21,12 @@ from antiphon.translation.foreign_items import agent_content
 from antiphon.translation.item_kinds import CALLS, COMPACTIONS, FOREIGN_MESSAGES, OUTPUTS, ROLES
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.read_tools import decode_tools, read_tools
-from antiphon.translation.request_checks import read_value, required
+from antiphon.translation.request_checks import required
 from antiphon.types.items import InputItem
-from antiphon.types.json import given
 from antiphon.types.tolerance import Tolerance
 
-_SOURCES: Final = msgspec.json.Decoder(list[Raw])
-_ITEM: Final = msgspec.json.Decoder(InputItem)
 _MAX_TOOLS: Final = 1_024
 _TAKES_ALL: Final = UpstreamProfile("any", images=True, files="part", audio_input=True)
-
-
-def read_items(name: str, value: Raw, limit: int) -> list[InputItem]:
-    """The items of a list, each with its `source`; null and absent are no items. Raises `InvalidRequest`."""
-    if not given(value):
-        return []
-    sources = read_value(name, _SOURCES, value)
-    if len(sources) > limit:
-        raise array_too_long(name, limit, len(sources))
-    items = []
-    for number, source in enumerate(sources):
-        item = read_value(f"{name}[{number}]", _ITEM, source)
-        item.source = source
-        items.append(item)
-    return items
 
 
 def check_item(where: str, item: InputItem, tolerance: Tolerance) -> None:
