@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 import uvloop
 
 from antiphon.observability.logs import configure
-from antiphon.translation import chat_stream
+from antiphon.translation.answer import stream as chat_stream
 from antiphon.translation.splice import splice, splice_in_python
 from lab.bench.gate_path import CHUNKS, Paths, open_paths
 

@@ -2,7 +2,7 @@
 
 Lives here: which table answers for which kind. Not here: reasons for what has no row (`known.toml`).
 
-- The table of what is supported (`translation/field_support.py`): fields, values of `include`, tools, forms of
+- The table of what is supported (`translation/request/field_support.py`): fields, values of `include`, tools, forms of
   `tool_choice`, items, content parts.
 - Our own OpenAPI document, which is made of the table of routes and of the types: routes, events, output items, fields
   of all of them, values.
@@ -18,10 +18,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from antiphon.translation.chat_content import KNOWN_PARTS
-from antiphon.translation.field_support import all_names
+from antiphon.translation.chat.content import KNOWN_PARTS
 from antiphon.translation.item_kinds import HOSTED, ITEMS, members_of
-from antiphon.translation.read_tools import TOOL_MEMBERS
+from antiphon.translation.request.field_support import all_names
+from antiphon.translation.request.tools import TOOL_MEMBERS
 from antiphon.types.items import KnownPart
 from lab.drift.found import Found, of_places
 from tests.support.openai_client import WITHOUT

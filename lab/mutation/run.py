@@ -2,7 +2,7 @@
 
     scripts/lab mutate --sample 20                     # so many, spread over the packages
     scripts/lab mutate --package stores --package doors --sample 40
-    scripts/lab mutate --file src/antiphon/translation/sse.py
+    scripts/lab mutate --file src/antiphon/translation/answer/sse.py
     scripts/lab mutate --list --package tools          # what there is, without running anything
     scripts/lab mutate --noticed --at-least 90         # a few that were noticed before, as in CI
 

@@ -2,7 +2,8 @@
 
 Lives here: every exception that a client may come to see, each with the HTTP status, `type`, `code` and `param` it
 gets, and the words for what is wrong with a parameter. Not here: exceptions that the package which raises them catches,
-how an upstream's error is mapped (`translation/upstream_errors.py`), how an error is written to a socket (the doors).
+how an upstream's error is mapped (`translation/answer/upstream_errors.py`), how an error is written to a socket (the
+doors).
 
 Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}` with all four keys, and
 `request_id` where the request has one; no message ever holds a secret or an upstream credential.

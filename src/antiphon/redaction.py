@@ -3,7 +3,7 @@
 Lives here: the shapes of credentials, of account ids, of internal addresses and file paths, and of stack traces; and
 finding secrets that are known exactly (the gateway's own keys, the token that a client's call carries) in whatever form
 they stand there. Not here: which secrets there are (`app/build.py` reads the settings, the exchange knows its client),
-which texts are passed on at all (`translation/upstream_errors.py`).
+which texts are passed on at all (`translation/answer/upstream_errors.py`).
 
 A message is not understood here, only searched: what looks like a secret goes, even if it is none. What helps a user
 (model names, parameter names, numbers, public URLs without their query) stays.

@@ -17,8 +17,8 @@ from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.errors import InvalidRequest
-from antiphon.translation import field_support
 from antiphon.translation.profiles import PROFILES
+from antiphon.translation.request import field_support
 from tests.support.http_door import RawAnswer, RawClient, post_bytes
 
 GROUPS = ("fields", "parameters", "include", "tools", "tool_choice", "items", "content")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.translation.encode import KEEPALIVE
+from antiphon.translation.events.encode import KEEPALIVE
 from tests.support.chat_server import Reset, Wait, WaitGone, answer, event, json_answer, text_stream
 from tests.support.extproc_door import open_door, request_body, sse_events
 

@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from antiphon.config.limits import TimeoutSettings
-from antiphon.translation.encode import KEEPALIVE
+from antiphon.translation.events.encode import KEEPALIVE
 from tests.support.chat_server import DONE_EVENT, answer, completion, event, text_stream
 from tests.support.exchanges import limits
 from tests.support.extproc_door import JSON, SSE, OpenDoor, open_door, request_body, sse_events

@@ -12,7 +12,7 @@ from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedT
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.tools.box import Toolbox
 from antiphon.tools.tool_search import ToolSearch
-from antiphon.translation.encode import KEEPALIVE
+from antiphon.translation.events.encode import KEEPALIVE
 from tests.support.chat_server import DEADLINE, answer, chunk, completion, event, json_answer, text_stream
 from tests.support.extproc_door import open_door, request_body, sse_events
 from tests.support.hosted_tools import ScriptedTools

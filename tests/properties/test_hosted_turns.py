@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.actions import Chain, Context, RequestHead, RunTools
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
-from antiphon.translation.citations import Source
+from antiphon.translation.events.citations import Source
 from tests.support.effort import examples
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
 from tests.support.hosted_tools import ScriptedTools

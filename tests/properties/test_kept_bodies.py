@@ -16,7 +16,7 @@ from antiphon.api.models import ModelCatalog
 from antiphon.api.prompts import Prompts
 from antiphon.api.router import ReadyProbe, Router
 from antiphon.observability.metrics import Metrics
-from antiphon.translation.prompt_template import TEMPLATE_FIELDS
+from antiphon.translation.request.prompt_template import TEMPLATE_FIELDS
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
 from tests.support.effort import examples
 from tests.support.memory_conversations import MemoryConversationStore

@@ -9,7 +9,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antiphon.translation.sse import SseDecoder
+from antiphon.translation.answer.sse import SseDecoder
 from tests.support.effort import examples
 from tests.support.exchanges import run
 from tests.support.judge import check_stream, parse_sse

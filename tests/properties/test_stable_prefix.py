@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
-from antiphon.translation.citations import Source
+from antiphon.translation.events.citations import Source
 from antiphon.translation.profiles import PROFILES
 from tests.support.hosted_tools import ScriptedTools
 from tests.support.model_turns import model_turn

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antiphon.translation.field_support import GROUPS
+from antiphon.translation.request.field_support import GROUPS
 from tests.support.effort import examples
 from tests.support.exchanges import JSON, Outcome, run
 from tests.support.strict_chat import check_chat_request

@@ -22,8 +22,8 @@ from antiphon.api.described import EVENTS, UPSTREAM_ERRORS, AnyItem, Parameter
 from antiphon.api.endpoint import Endpoint, Route, operation_id, tag_of
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH
 from antiphon.engine.ports.idempotency import HEADER
-from antiphon.translation.initial_response import WHOLE_RESPONSE
-from antiphon.translation.prompt_template import TEMPLATE_FIELDS
+from antiphon.translation.events.initial_response import WHOLE_RESPONSE
+from antiphon.translation.request.prompt_template import TEMPLATE_FIELDS
 from antiphon.types import events
 from antiphon.types.response import Response, UsageObject
 from tests.schemas.json_schema import Schemas

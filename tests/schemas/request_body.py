@@ -1,7 +1,7 @@
 """The body of `POST /v1/responses`, as the API's own document describes it.
 
 Lives here: the schema, made of the tables and types that read a request. Not here: reading one
-(`translation/read_request.py`), what becomes of each part (`translation/field_support.py`).
+(`translation/request/body.py`), what becomes of each part (`translation/request/field_support.py`).
 
 A choice that OpenAI adds to is a list of words or any other string: the latter is left out and named.
 
@@ -14,12 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, get_type_hints
 
-from antiphon.translation.field_support import GROUPS
 from antiphon.translation.item_kinds import COMPACTIONS, ITEMS, OUTPUTS, ROLES
-from antiphon.translation.parameters import PARAMETER_KINDS
-from antiphon.translation.read_tools import NAMED, TOOL_MEMBERS
-from antiphon.translation.request_checks import NAME
-from antiphon.translation.request_fields import (
+from antiphon.translation.request.checks import NAME
+from antiphon.translation.request.field_support import GROUPS
+from antiphon.translation.request.fields import (
     EFFORTS,
     FIELDS,
     FORMATS,
@@ -29,7 +27,9 @@ from antiphon.translation.request_fields import (
     VERBOSITIES,
     Field,
 )
-from antiphon.translation.tool_choice import MODES
+from antiphon.translation.request.parameters import PARAMETER_KINDS
+from antiphon.translation.request.tool_choice import MODES
+from antiphon.translation.request.tools import NAMED, TOOL_MEMBERS
 from antiphon.types.tools import Tool
 from tests.schemas.json_schema import Schema, Schemas
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.sealing import Sealer
-from antiphon.translation.citations import Source
+from antiphon.translation.events.citations import Source
 from antiphon.translation.tool_map import CallKind
 from tests.support.exchanges import JSON, SSE, Outcome, run
 from tests.support.hosted_tools import ScriptedTools

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from antiphon.config.limits import LimitSettings
-from antiphon.translation import encode, event_reader
+from antiphon.translation.answer import event_reader
+from antiphon.translation.events import encode
 from antiphon.translation.splice import Splice
 from tests.support.exchanges import Outcome, run
 from tests.support.splices import implementations

@@ -19,7 +19,7 @@ from antiphon.api.frames import (
     read_client_frame,
 )
 from antiphon.errors import ApiError, InvalidRequest
-from antiphon.translation.encode import DONE, KEEPALIVE
+from antiphon.translation.events.encode import DONE, KEEPALIVE
 from tests.support.effort import examples
 
 

@@ -56,7 +56,7 @@ def _name(path: Path) -> str:
 
 
 def test_there_is_a_core() -> None:
-    assert {"engine/exchange/response_exchange.py", "types/events.py", "translation/builder.py"} <= {
+    assert {"engine/exchange/response_exchange.py", "types/events.py", "translation/events/builder.py"} <= {
         _name(path) for path in PURE
     }
 

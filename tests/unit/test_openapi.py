@@ -19,9 +19,9 @@ from antiphon.api.endpoint import document
 from antiphon.api.files import Files
 from antiphon.api.vector_stores import VectorStoreApi
 from antiphon.engine.exchange.options import EXCHANGE_PATHS
-from antiphon.translation.field_support import GROUPS
 from antiphon.translation.item_kinds import ITEMS
-from antiphon.translation.request_fields import REQUEST_FIELDS
+from antiphon.translation.request.field_support import GROUPS
+from antiphon.translation.request.fields import REQUEST_FIELDS
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode
 from tests.schemas import api_document
@@ -151,8 +151,8 @@ def test_a_request_has_all_its_fields() -> None:
 
 
 def _how(name: str) -> str:
-    from antiphon.translation.field_support import support_of
     from antiphon.translation.profiles import PROFILES
+    from antiphon.translation.request.field_support import support_of
 
     return support_of(PROFILES["generic"], name).note if name in GROUPS["Fields"] else ""
 

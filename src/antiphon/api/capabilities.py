@@ -1,7 +1,7 @@
 """`GET /v1/antiphon/capabilities`: what becomes of everything a request can hold, for one model.
 
 Lives here: the answer's shape, and what settings change in the table. Not here: the table
-(`translation/field_support.py`), the choice of an upstream (`engine/exchange/model_routes.py`).
+(`translation/request/field_support.py`), the choice of an upstream (`engine/exchange/model_routes.py`).
 
 Invariant: nothing is asked of an upstream, and nothing but names is told about it: no address, no key.
 """
@@ -18,8 +18,8 @@ from antiphon.api.described import Parameter
 from antiphon.api.endpoint import Area, Route
 from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_value
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
-from antiphon.translation.field_support import GROUPS, HOSTED_SUPPORT, support_of
 from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.request.field_support import GROUPS, HOSTED_SUPPORT, support_of
 from antiphon.translation.support import SupportKind, here, refused, sent
 
 _FETCHED = "content.input_file.file_url"

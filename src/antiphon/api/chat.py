@@ -33,9 +33,9 @@ from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.errors import ApiError
 from antiphon.redaction import KnownSecrets, bytes_without
-from antiphon.translation.read_request import read_model
-from antiphon.translation.request_checks import not_json
-from antiphon.translation.upstream_errors import map_upstream_answer
+from antiphon.translation.answer.upstream_errors import map_upstream_answer
+from antiphon.translation.request.body import read_model
+from antiphon.translation.request.checks import not_json
 from antiphon.types.json import encode, raw
 from antiphon.types.transport import TRIED_HEADER, UPSTREAM_HEADER, Headers, UpstreamError, header_value
 

@@ -41,11 +41,11 @@ from antiphon.ids import IdFactory, is_name, new_id
 from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.responses import ResponseStore
 from antiphon.stores.usage import OwnerRoom
-from antiphon.translation.check_item import check_item
-from antiphon.translation.input_items import read_items
+from antiphon.translation.chat.check_item import check_item
 from antiphon.translation.item_kinds import note_members, only_known
-from antiphon.translation.request_checks import check_metadata
-from antiphon.translation.request_fields import check_include
+from antiphon.translation.request.checks import check_metadata
+from antiphon.translation.request.fields import check_include
+from antiphon.translation.request.items import read_items
 from antiphon.types.json import ABSENT, JsonObject, encode, given
 from antiphon.types.tolerance import Tolerance
 

@@ -28,8 +28,8 @@ from antiphon.errors import (
     unsupported_parameter,
     wrong_value,
 )
-from antiphon.translation.request_checks import has_half_characters, not_json
-from antiphon.translation.sse import EventTooLarge, SseDecoder
+from antiphon.translation.answer.sse import EventTooLarge, SseDecoder
+from antiphon.translation.request.checks import has_half_characters, not_json
 from antiphon.translation.values import ServerSentEvent
 from antiphon.types.json import NULL, encode, given, try_decode
 from antiphon.types.transport import Headers

@@ -23,7 +23,7 @@ from antiphon.engine.ports.actions import OnceOnly, StoredItem
 from antiphon.engine.ports.idempotency import HEADER, AlreadyMade, fingerprint, read_key
 from antiphon.engine.ports.state import Page, PageQuery
 from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter, wrong_value
-from antiphon.translation.request_checks import not_json, not_utf8, wrong_type
+from antiphon.translation.request.checks import not_json, not_utf8, wrong_type
 from antiphon.types.json import encode
 from antiphon.types.transport import Headers
 

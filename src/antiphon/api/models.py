@@ -30,7 +30,7 @@ from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamCallFailed
 from antiphon.errors import ApiError, UpstreamFailed
 from antiphon.redaction import KnownSecrets, bearer_token
-from antiphon.translation.upstream_errors import is_about_the_key, map_upstream_answer, own_credentials_refused
+from antiphon.translation.answer.upstream_errors import is_about_the_key, map_upstream_answer, own_credentials_refused
 from antiphon.types.json import decode_any
 from antiphon.types.transport import Headers, header_value
 

@@ -1,7 +1,7 @@
 """Prompts: templates of requests, kept here in numbered versions. OpenAI's API uses them but cannot make them.
 
 Lives here: create, list, get, change, delete, the versions, and which of them is the default one. Not here: what is put
-into a template (`translation/prompt_template.py`), and what `prompt` in a request leads to (the exchange).
+into a template (`translation/request/prompt_template.py`), and what `prompt` in a request leads to (the exchange).
 
 A prompt that does not exist, a version that does not, and those of somebody else give the same answer, byte for byte
 apart from the id.
@@ -46,10 +46,10 @@ from antiphon.errors import (
 )
 from antiphon.ids import IdFactory, is_id, new_id
 from antiphon.stores.prompts import PromptStore
-from antiphon.translation.check_item import check_item
-from antiphon.translation.prompt_template import TEMPLATE_FIELDS, variables_of
-from antiphon.translation.read_request import read_request
-from antiphon.translation.request_checks import check_metadata, read_string
+from antiphon.translation.chat.check_item import check_item
+from antiphon.translation.request.body import read_request
+from antiphon.translation.request.checks import check_metadata, read_string
+from antiphon.translation.request.prompt_template import TEMPLATE_FIELDS, variables_of
 from antiphon.translation.values import PromptTemplate
 from antiphon.types.json import ABSENT, encode, given, raw, try_decode
 

@@ -61,8 +61,8 @@ from antiphon.errors import (
 from antiphon.ids import IdFactory, new_id
 from antiphon.stores.files import FileStore
 from antiphon.stores.vector_stores import VectorStores
-from antiphon.translation.request_checks import check_metadata
-from antiphon.translation.search_options import FILTERS, RANKING, read_filters, read_ranking
+from antiphon.translation.request.checks import check_metadata
+from antiphon.translation.request.search_options import FILTERS, RANKING, read_filters, read_ranking
 from antiphon.types.json import encode
 from antiphon.types.transport import Headers
 

@@ -21,8 +21,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from antiphon.errors import ConfigError
-from antiphon.translation.field_support import all_names
 from antiphon.translation.profiles import PROFILES, UpstreamProfile
+from antiphon.translation.request.field_support import all_names
 
 if TYPE_CHECKING:
     # Read by the parser of the command line, which loads nothing that costs time.

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from antiphon.config.section import BaseUrl, Secret, Section
-from antiphon.translation.parameters import DECIDED_HERE
 from antiphon.translation.profiles import read_flags
-from antiphon.translation.request_fields import REQUEST_FIELDS
+from antiphon.translation.request.fields import REQUEST_FIELDS
+from antiphon.translation.request.parameters import DECIDED_HERE
 from antiphon.types.json import encode
 
 _OF_THE_BODY = frozenset(

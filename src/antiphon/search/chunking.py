@@ -1,7 +1,7 @@
 """Cutting a text into chunks that overlap.
 
 Lives here: where chunks begin and end, and the estimate of how many tokens a text has. Not here: what the text is
-(`extract.py`), how a model's own server counts (`translation/token_count.py`).
+(`extract.py`), how a model's own server counts (`translation/chat/token_count.py`).
 
 A text is first cut into pieces: sentences and lines. A chunk is as many pieces as fit; it ends rather with a paragraph
 when one ends in its second half. The next chunk begins with as many of the last pieces as fit into the overlap.

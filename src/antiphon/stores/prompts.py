@@ -1,7 +1,7 @@
 """Prompts and their versions, in the tables of any backend.
 
 Lives here: the SQL, cursors and pages, what a change comes to, and how rows become values. Not here: how a backend runs
-statements (`tables.py`), what a template may hold (`translation/prompt_template.py`).
+statements (`tables.py`), what a template may hold (`translation/request/prompt_template.py`).
 
 Invariants: every statement names the owner. A version never changes once it is there, and its number is given out by
 the prompt's row.

@@ -1,7 +1,7 @@
 """Tools that run here: what a model may call without the client's doing anything.
 
 Lives here: one module for each tool, and `box.py`, which holds them together. Not here: when a call runs and what its
-item looks like (`engine/exchange/tool_turns.py`, `translation/hosted_events.py`).
+item looks like (`engine/exchange/tool_turns.py`, `translation/events/hosted_events.py`).
 
 To add a tool: a class with `types`, `prepare` and `run` (`box.Tool`), a `CallKind` and an item in `types/items.py` with
 its events, and one line in `app/tools.py`. The tool contract suite runs on it.

@@ -13,7 +13,7 @@ import msgspec
 
 from antiphon.engine.ports.hosted_tools import HostedTool
 from antiphon.errors import too_many_entries
-from antiphon.translation.request_checks import wrong_type
+from antiphon.translation.request.checks import wrong_type
 from antiphon.types.json import try_decode
 
 T = TypeVar("T")

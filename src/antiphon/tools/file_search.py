@@ -1,7 +1,7 @@
 """`file_search`: the model searches the vector stores that the request names.
 
 Lives here: the declaration, the function the model is shown, and what it reads of the hits. Not here: searching
-(`engine/ports/vector_stores.Searcher`), marks and annotations (`translation/citations.py`).
+(`engine/ports/vector_stores.Searcher`), marks and annotations (`translation/events/citations.py`).
 
 Invariant: only stores that the declaration names are searched, and only the owner's.
 """
@@ -17,8 +17,8 @@ from antiphon.engine.ports.vector_stores import Searcher, SearchHit
 from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter, missing_parameter, unknown_parameter
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.declared import check_length, read_arguments, read_declared
-from antiphon.translation.citations import unmarked
-from antiphon.translation.search_options import read_filters, read_ranking
+from antiphon.translation.events.citations import unmarked
+from antiphon.translation.request.search_options import read_filters, read_ranking
 from antiphon.translation.tool_map import CallKind, HostedFunction
 
 _PARAMETERS = Raw(

@@ -1,7 +1,7 @@
 r"""The text inside `{"input": "…"}`, taken out while it streams.
 
 Lives here: finding one JSON string inside the JSON of a call's arguments, cut anywhere. Not here: which calls are of
-custom tools (`tool_map.py`), events (`builder.py`).
+custom tools (`tool_map.py`), events (`translation/events/builder.py`).
 
 A fragment of arguments is whole at its outer level (each chunk is JSON of its own), so a line end of the input arrives
 as `\\n` and is `\n` once decoded; that inner level is cut wherever the server cut it.

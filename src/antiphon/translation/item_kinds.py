@@ -1,9 +1,9 @@
 """The types of items that are known here: a row for each.
 
 Lives here: the whole list, what each type is and how it is told, and leaving out what is not on it: items, and members
-of those that are. Not here: the code that makes messages of them (`chat_messages.py`), items that only refer to others.
+of those that are. Not here: the code that makes messages of them (`chat/messages.py`), items that only refer to others.
 
-Invariant: what passes has a type that `chat_messages.py` knows, or none (a message by its role, a reference by its id).
+Invariant: what passes has a type that `chat/messages.py` knows, or none (a message by its role, a reference by its id).
 """
 
 from __future__ import annotations

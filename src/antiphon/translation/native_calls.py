@@ -1,8 +1,8 @@
 """Calls of shells, patches and tool searches: a chat function's arguments become the client's own form.
 
 Lives here: reading those arguments into items, what comes between such a call's added and done events, and writing
-earlier items back as arguments. Not here: which functions stand for them (`chat_tools.py`), indices and numbers
-(`builder.py`).
+earlier items back as arguments. Not here: which functions stand for them (`chat/tools.py`), indices and numbers
+(`translation/events/builder.py`).
 
 Such a call is emitted once its arguments are whole, so each text has one delta. Grammar and fields as observed: an item
 is added empty, a shell tells its commands one by one, a patch its diff (none when a file is deleted), the others

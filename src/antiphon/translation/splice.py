@@ -1,8 +1,9 @@
 """From chunks that are alike to their events: cutting out the texts, and putting each into its event.
 
-Lives here: what is done for each chunk of a run, in Python, and the choice between that and the same in C
-(`_splice.c`, which is there where it was compiled: `scripts/lib/build_splice.py`). Not here: what chunks have in common
-(`alike.py`), what an event looks like (`encode.py`), what becomes of the text (`response_draft.py`).
+Lives here: what is done for each chunk of a run, in Python, and the choice between that and the same in C (`_splice.c`,
+which is there where it was compiled: `scripts/lib/build_splice.py`). Not here: what chunks have in common
+(`translation/answer/alike.py`), what an event looks like (`translation/events/encode.py`), what becomes of the text
+(`translation/events/response_draft.py`).
 
 Why C: with it a chunk takes 0.80 of the sidecar's CPU in a burst and 0.88 under saturation.
 

@@ -1,7 +1,7 @@
 """What becomes of a part of a request, in a word: the values of the table of what is supported.
 
-Lives here: the words, and how a rule depends on the upstream's profile. Not here: the rows (`request_fields.py` for
-fields, `field_support.py` for everything else).
+Lives here: the words, and how a rule depends on the upstream's profile. Not here: the rows (`request/fields.py` for
+fields, `translation/request/field_support.py` for everything else).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which chat function stands for which Responses tool, for one request.
 
 Lives here: the names chat servers see, and the way back from a call to the tool it means. Not here: declarations
-(`chat_tools.py`), the items of calls (`builder.py`).
+(`chat/tools.py`), the items of calls (`translation/events/builder.py`).
 
 Chat servers know one kind of tool, a function with a flat name of at most 64 characters; Responses has kinds and
 namespaces. A name that does not fit is shortened, with a hash of the whole, so that the same tool has the same name in

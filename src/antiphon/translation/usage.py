@@ -1,7 +1,7 @@
 """Token usage, in every place and spelling a provider puts it.
 
 Lives here: reading a chat usage object into ours, finding the usage of an answer that passes untouched, and the sum of
-several model calls. Not here: when it is read (`chat_stream.py`, `engine/exchange/native_request.py`), when it is
+several model calls. Not here: when it is read (`answer/stream.py`, `engine/exchange/native_request.py`), when it is
 summed (the phases of `engine/exchange/`).
 
 Invariant: absent counts stay absent as a whole (no usage at all is None, never zeros), and every number is a

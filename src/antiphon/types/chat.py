@@ -1,7 +1,7 @@
 """Chat Completions shapes: the request we send (exact) and the chunk we accept (tolerant).
 
 Lives here: typed views of the fields that are used. Not here: what a wrong shape is turned into
-(`translation/chat_chunk.py`), nor any vendor's name.
+(`translation/answer/chunk.py`), nor any vendor's name.
 
 Invariant: decoding into these never copies text; text fields stay raw JSON until they are emitted.
 """
@@ -41,7 +41,7 @@ class ChatMessage(Struct, omit_defaults=True, gc=False):
 
 class ChatRequest(Struct, omit_defaults=True):
     """A Chat Completions request, in the order it is written. The fields that go to the server as they are follow it
-    (`translation/chat_request.py`)."""
+    (`translation/chat/body.py`)."""
 
     model: str
     messages: list[ChatMessage]

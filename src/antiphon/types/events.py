@@ -1,7 +1,7 @@
 """Stream events: one class per event, as OpenAI's service sends them.
 
-Lives here: names and fields. Not here: counters, ids, or when an event is sent (`translation/builder.py`), and the
-framing on the wire (`translation/encode.py`).
+Lives here: names and fields. Not here: counters, ids, or when an event is sent (`translation/events/builder.py`), and
+the framing on the wire (`translation/events/encode.py`).
 
 Invariant: `type` comes first and every event has a `sequence_number`.
 """

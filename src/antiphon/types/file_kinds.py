@@ -2,7 +2,7 @@
 
 Lives here: plain names, media types, which files are text, which pictures models look at, and a file as the translation
 gets it (`FetchedFile`). Not here: reading a file (`search/` reads documents), fetching one (`upstream/fetch.py`), and
-what a chat server takes (`translation/chat_content.py`).
+what a chat server takes (`translation/chat/content.py`).
 
 Invariant: a plain name holds no path, no control character and nothing that turns the direction of writing; a media
 type is in lower case and without parameters.

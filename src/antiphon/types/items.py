@@ -1,7 +1,7 @@
 """Items and content parts: what a client sends in `input`, what is stored, what is emitted.
 
 Lives here: the one tolerant shape all input items share (`InputItem`, clients omit and add keys freely) and the exact
-shapes of output items. Not here: how items become chat messages (`translation/chat_messages.py`).
+shapes of output items. Not here: how items become chat messages (`translation/chat/messages.py`).
 
 Sources: Open Responses schema `ItemParam` and `ItemField`; OpenAI's observed field tables.
 

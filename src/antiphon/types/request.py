@@ -1,7 +1,7 @@
 """The create-response body.
 
 Lives here: what is read of it, with the types of what is inside the fields. Not here: types, limits and fates of the
-fields (`translation/request_fields.py`), combinations and errors (`translation/read_request.py`).
+fields (`translation/request/fields.py`), combinations and errors (`translation/request/body.py`).
 
 Source: OpenAI's CreateResponse and Open Responses' CreateResponseBody.
 

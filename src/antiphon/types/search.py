@@ -1,7 +1,7 @@
 """What a search is asked: conditions on attributes, and how to rank.
 
-Lives here: the values. Not here: how they are read from a request (`translation/search_options.py`), and what they mean
-in a database.
+Lives here: the values. Not here: how they are read from a request (`translation/request/search_options.py`), and what
+they mean in a database.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the model was shown of an item where that is more than the item says.
 
 Lives here: the form in which it is kept beside a stored item, and an item that was read back with it. Not here: what it
-becomes in a chat (`translation/chat_messages.py`), keeping it (`engine/exchange/`, `stores/`).
+becomes in a chat (`translation/chat/messages.py`), keeping it (`engine/exchange/`, `stores/`).
 
 A model server finds a conversation in its prefix cache only if its beginning is the same, byte for byte, every time. A
 search's item tells a client what was looked for, and its results only if the client asked for them; the model has read

@@ -1,7 +1,7 @@
 """Tools as clients declare them, and the choice among them.
 
 Lives here: the one tolerant shape of all tool types, and what every form of `tool_choice` comes down to. Not here:
-which types can be called (`translation/read_tools.py`) and what they become (`translation/chat_tools.py`).
+which types can be called (`translation/request/tools.py`) and what they become (`translation/chat/tools.py`).
 
 Invariant: schemas and grammars stay raw slices of the request.
 """

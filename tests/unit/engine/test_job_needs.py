@@ -8,7 +8,7 @@ import pytest
 from antiphon.engine.exchange.job_needs import able_to, job_needs
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.read_request import read_request
+from antiphon.translation.request.body import read_request
 
 PROFILE = UpstreamProfile("test")
 TYPES = frozenset(("code_interpreter", "web_search"))

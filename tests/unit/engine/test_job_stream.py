@@ -9,7 +9,7 @@ import pytest
 
 from antiphon.engine.ports.jobs import EventPiece, Job
 from antiphon.engine.running.job_stream import JobStream
-from antiphon.translation.encode import DONE, KEEPALIVE
+from antiphon.translation.events.encode import DONE, KEEPALIVE
 from tests.support.waiting import until
 
 _EVENT = b"data: 1\n\n"

@@ -26,7 +26,7 @@ from antiphon.engine.ports.actions import (
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import InternalError
 from antiphon.observability.metrics import Metrics
-from antiphon.translation.encode import DONE
+from antiphon.translation.events.encode import DONE
 from antiphon.translation.profiles import PROFILES
 from antiphon.translation.values import PromptReference
 from antiphon.types.file_kinds import FetchedFile

@@ -12,7 +12,7 @@ from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import Finish, FollowResponse, LoadContext, RequestHead, SendHead
 from antiphon.engine.ports.state import StoredResponse
 from antiphon.errors import NotFound
-from antiphon.translation.read_request import read_manner
+from antiphon.translation.request.body import read_manner
 from antiphon.types.views import Manner
 from tests.support.exchanges import JSON, Outcome, make_exchange, pump, run
 from tests.support.judge import check_response, check_stream, parse_sse

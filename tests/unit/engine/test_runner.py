@@ -30,7 +30,7 @@ from antiphon.engine.ports.state import UpstreamAnswer
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ApiError, OwnerFull, StoreError
 from antiphon.observability.metrics import Metrics
-from antiphon.translation.encode import KEEPALIVE
+from antiphon.translation.events.encode import KEEPALIVE
 from antiphon.types.transport import UpstreamError, UpstreamFault
 from tests.support.chat_server import event, text_stream
 from tests.support.exchanges import SSE, limits, make_exchange

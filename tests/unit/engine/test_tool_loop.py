@@ -12,7 +12,7 @@ from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, Chain, Context, RequestHead, RunTools
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.errors import InvalidRequest, StoreError
-from antiphon.translation.citations import Source, unmarked
+from antiphon.translation.events.citations import Source, unmarked
 from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
 from tests.support.hosted_tools import ScriptedTools
 from tests.support.judge import check_response, check_stream, parse_sse

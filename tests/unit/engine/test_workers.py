@@ -32,7 +32,7 @@ from antiphon.errors import NoRoom, StoreError
 from antiphon.ids import new_id
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
-from antiphon.translation.encode import DONE
+from antiphon.translation.events.encode import DONE
 from antiphon.types.transport import Headers
 from tests.support.exchanges import exchange_options
 from tests.support.judge import check_stream, parse_sse

@@ -22,7 +22,7 @@ from antiphon.tools.code_interpreter.disk import SandboxFailed
 from antiphon.tools.code_interpreter.machine import Run
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
-from antiphon.translation.read_request import read_request
+from antiphon.translation.request.body import read_request
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from antiphon.translation.alike import Alike, learn
-from antiphon.translation.chat_chunk import read_chunk
-from antiphon.translation.open_items import TextOf
+from antiphon.translation.answer.alike import Alike, learn
+from antiphon.translation.answer.chunk import read_chunk
+from antiphon.translation.events.open_items import TextOf
 from antiphon.translation.splice import cut
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from antiphon.translation.beside_text import Annotations
+from antiphon.translation.answer.beside_text import Annotations
+from antiphon.translation.answer.upstream_errors import media_refusal
 from antiphon.translation.think_tags import ThinkTags
-from antiphon.translation.upstream_errors import media_refusal
 from antiphon.translation.usage import read_usage
 
 

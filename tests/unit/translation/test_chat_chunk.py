@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.translation.chat_chunk import NotAChunk, fragment, read_chunk, read_transcript
+from antiphon.translation.answer.chunk import NotAChunk, fragment, read_chunk, read_transcript
 from antiphon.types.chat import Delta
 from antiphon.types.json import text_of
 

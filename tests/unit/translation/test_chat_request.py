@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.chat_request import translate_request
+from antiphon.translation.chat.body import translate_request
 from antiphon.translation.profiles import PROFILES, choose_profile
-from antiphon.translation.read_request import read_request
+from antiphon.translation.request.body import read_request
 from antiphon.translation.values import ItemSources
 from tests.support.exchanges import run
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from antiphon.translation.sse import EventTooLarge, SseDecoder
-from antiphon.translation.upstream_errors import as_event_failure, map_upstream_answer, read_stream_error
+from antiphon.translation.answer.sse import EventTooLarge, SseDecoder
+from antiphon.translation.answer.upstream_errors import as_event_failure, map_upstream_answer, read_stream_error
 from tests.support.exchanges import limits, run
 from tests.support.judge import check_stream, parse_sse
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from msgspec import Raw
 
-from antiphon.translation.citations import Citations, Source
+from antiphon.translation.events.citations import Citations, Source
 
 
 def _fed(parts: list[str], sources: int = 2, known: int = 0) -> tuple[str, int]:

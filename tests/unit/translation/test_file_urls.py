@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.chat_content import file_ids, file_urls, forgive_history, stored_parts
+from antiphon.translation.chat.content import file_ids, file_urls, forgive_history, stored_parts
 from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.items import InputItem
 

@@ -16,12 +16,12 @@ from msgspec import Raw
 
 from antiphon.engine.exchange.phase import refused_for
 from antiphon.errors import InvalidRequest
-from antiphon.translation.answer_ending import finish_of
-from antiphon.translation.beside_text import Annotations, ReasoningDetails, read_logprobs
-from antiphon.translation.call_items import hosted_call
-from antiphon.translation.chat_chunk import NotAChunk, read_chunk, read_transcript
-from antiphon.translation.parameters import read_parameter
-from antiphon.translation.request_checks import read_value
+from antiphon.translation.answer.beside_text import Annotations, ReasoningDetails, read_logprobs
+from antiphon.translation.answer.chunk import NotAChunk, read_chunk, read_transcript
+from antiphon.translation.answer.ending import finish_of
+from antiphon.translation.chat.call_items import hosted_call
+from antiphon.translation.request.checks import read_value
+from antiphon.translation.request.parameters import read_parameter
 from antiphon.translation.usage import read_groq_usage, read_usage
 from antiphon.types.items import InputItem
 from tests.support.exchanges import JSON, run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.translation.upstream_errors import is_about_the_key
+from antiphon.translation.answer.upstream_errors import is_about_the_key
 
 
 @pytest.mark.parametrize(

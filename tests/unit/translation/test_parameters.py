@@ -12,9 +12,9 @@ from msgspec import Raw
 
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.sealing import Sealer
-from antiphon.translation.parameters import DECIDED_HERE, PARAMETERS
 from antiphon.translation.profiles import PROFILES, read_flags, with_flags
-from antiphon.translation.request_fields import REQUEST_FIELDS
+from antiphon.translation.request.fields import REQUEST_FIELDS
+from antiphon.translation.request.parameters import DECIDED_HERE, PARAMETERS
 from tests.support.effort import examples
 from tests.support.exchanges import JSON, Outcome, run
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.prompt_template import fill, read_reference, variables_of
+from antiphon.translation.request.prompt_template import fill, read_reference, variables_of
 
 IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
 FILE = {"type": "input_file", "file_url": "https://example.com/a.pdf"}

@@ -9,8 +9,8 @@ import pytest
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.check_item import check_item
-from antiphon.translation.input_items import read_items
+from antiphon.translation.chat.check_item import check_item
+from antiphon.translation.request.items import read_items
 from antiphon.types.json import ABSENT
 from antiphon.types.tolerance import Tolerance
 

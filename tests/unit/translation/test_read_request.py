@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.read_request import read_request
-from antiphon.translation.request_checks import has_half_characters
+from antiphon.translation.request.body import read_request
+from antiphon.translation.request.checks import has_half_characters
 from antiphon.types.request import CreateResponse
 
 _MESSAGE = {"role": "user", "content": "x"}

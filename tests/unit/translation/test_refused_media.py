@@ -9,8 +9,8 @@ import pytest
 
 from antiphon.engine.exchange.failure import refusal
 from antiphon.engine.exchange.states import State
-from antiphon.translation.builder import event_error_type
-from antiphon.translation.upstream_errors import map_upstream_answer
+from antiphon.translation.answer.upstream_errors import map_upstream_answer
+from antiphon.translation.events.builder import event_error_type
 from tests.support.exchanges import JSON, run
 
 IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo="}

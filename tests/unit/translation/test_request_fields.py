@@ -20,7 +20,7 @@ _ROW = '    Field("dialect", str, longest=8, forward=_if_passed, echo=None),\n'
 _PROGRAM = """
 import json
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
-from antiphon.translation.field_support import support_of
+from antiphon.translation.request.field_support import support_of
 from antiphon.translation.profiles import PROFILES, with_flags
 from generate_docs import compatibility
 from tests.schemas.api_document import document
@@ -55,7 +55,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     sources = tmp_path_factory.mktemp("sources")
     copy = sources / "antiphon"
     shutil.copytree(Path(antiphon.__file__).parent, copy, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    table = copy / "translation" / "request_fields.py"
+    table = copy / "translation" / "request" / "fields.py"
     before, rest = table.read_text().split(_BEFORE)
     table.write_text(before + _ROW + _BEFORE + rest)
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join((str(sources), str(ROOT), str(ROOT / "scripts" / "lib")))}

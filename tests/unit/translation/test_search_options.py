@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.search_options import read_filters, read_ranking
+from antiphon.translation.request.search_options import read_filters, read_ranking
 from antiphon.types.search import Filter, Ranking
 
 _YEAR = {"type": "gte", "key": "year", "value": 2020}

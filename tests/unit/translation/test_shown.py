@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from msgspec import Raw
 
-from antiphon.translation.chat_messages import translate_items
+from antiphon.translation.chat.messages import translate_items
+from antiphon.translation.chat.truncation import estimate_tokens
 from antiphon.translation.profiles import PROFILES
-from antiphon.translation.truncation import estimate_tokens
 from antiphon.translation.values import ItemSources
 from antiphon.types.items import InputItem
 from antiphon.types.json import encode

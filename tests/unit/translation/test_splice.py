@@ -221,7 +221,8 @@ _WHICH = """
 import sys
 import antiphon.translation
 antiphon.translation.__path__.insert(0, sys.argv[1])
-from antiphon.translation import encode, splice
+from antiphon.translation import splice
+from antiphon.translation.events import encode
 print("Python" if encode.splice is splice.splice_in_python else "C")
 """
 _ABSENT = "import sys; sys.modules['antiphon.translation._splice'] = None"

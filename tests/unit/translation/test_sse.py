@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.translation.sse import EventTooLarge, SseDecoder
+from antiphon.translation.answer.sse import EventTooLarge, SseDecoder
 
 
 def _read(*pieces: bytes, limit: int = 1000) -> list[tuple[bytes, bytes]]:

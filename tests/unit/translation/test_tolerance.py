@@ -11,8 +11,8 @@ import pytest
 from msgspec import Raw
 
 from antiphon.engine.ports.actions import RequestHead
-from antiphon.translation.field_support import GROUPS
-from antiphon.translation.read_request import allow_fields, read_request
+from antiphon.translation.request.body import allow_fields, read_request
+from antiphon.translation.request.field_support import GROUPS
 from antiphon.types.tolerance import Tolerance
 from tests.support.exchanges import JSON, Outcome, make_exchange, run
 from tests.support.hosted_tools import ScriptedTools

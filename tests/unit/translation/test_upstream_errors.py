@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from antiphon.engine.ports.actions import RequestHead
 from antiphon.errors import ApiError
-from antiphon.translation.builder import event_error_type
-from antiphon.translation.upstream_errors import (
+from antiphon.translation.answer.upstream_errors import (
     as_event_failure,
     map_upstream_answer,
     passed_headers,
     read_stream_error,
 )
+from antiphon.translation.events.builder import event_error_type
 from tests.support.exchanges import JSON, Outcome, make_exchange, pump, run
 from tests.support.recordings import Recording, all_recordings
 

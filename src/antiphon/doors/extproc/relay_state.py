@@ -55,7 +55,7 @@ from antiphon.engine.ports.actions import (
     UpstreamRequest,
 )
 from antiphon.errors import ApiError
-from antiphon.translation.upstream_errors import map_transport_error
+from antiphon.translation.answer.upstream_errors import map_transport_error
 from antiphon.types.transport import (
     BACKEND_HEADER,
     OWN_JSON,

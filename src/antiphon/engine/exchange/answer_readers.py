@@ -10,8 +10,8 @@ Invariant: no reader holds more than its limit.
 from __future__ import annotations
 
 from antiphon.engine.ports.actions import Action, SendBody
-from antiphon.translation.builder import ResponseBuilder
-from antiphon.translation.chat_stream import ChatStream
+from antiphon.translation.answer.stream import ChatStream
+from antiphon.translation.events.builder import ResponseBuilder
 from antiphon.translation.values import Ending
 
 

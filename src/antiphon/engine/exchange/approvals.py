@@ -15,9 +15,9 @@ from typing import Final
 import msgspec
 
 from antiphon.errors import InvalidRequest, invalid_parameter
+from antiphon.translation.chat.truncation import Named
 from antiphon.translation.item_kinds import CALLS
 from antiphon.translation.tool_map import CallKind, CallTarget
-from antiphon.translation.truncation import Named
 from antiphon.types.items import InputItem
 from antiphon.types.json import try_decode
 from antiphon.types.views import Approval

@@ -1,7 +1,8 @@
 """Headers between the client and the upstream.
 
 Lives here: which of a client's headers go on with a model call, and which of an upstream's come back. Not here: rate
-limits and the like of a translated answer (`translation/upstream_errors.py`), credentials that are added on the way.
+limits and the like of a translated answer (`translation/answer/upstream_errors.py`), credentials that are added on the
+way.
 
 Invariant: what goes on is on a list; nothing that belongs to one connection crosses.
 """

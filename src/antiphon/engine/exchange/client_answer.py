@@ -1,7 +1,7 @@
 """What a client is sent of one exchange: heads, events, whole answers, refusals.
 
 Lives here: the forms of an answer, and that there is one head. Not here: when it is sent and what is in it
-(the phases), events (`translation/builder.py`).
+(the phases), events (`translation/events/builder.py`).
 
 Invariant: `SendHead` comes once, before any `SendBody`.
 """
@@ -13,8 +13,8 @@ from typing import Final
 from antiphon.engine.exchange.call_headers import JSON_TYPE
 from antiphon.engine.ports.actions import Action, SendBody, SendHead
 from antiphon.errors import ApiError, UpstreamFailed
-from antiphon.translation.builder import ResponseBuilder
-from antiphon.translation.upstream_errors import passed_headers
+from antiphon.translation.answer.upstream_errors import passed_headers
+from antiphon.translation.events.builder import ResponseBuilder
 from antiphon.translation.values import Ending
 from antiphon.types.transport import UPSTREAM_HEADER, Headers
 

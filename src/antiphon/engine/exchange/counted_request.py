@@ -1,7 +1,7 @@
 """`POST /v1/responses/input_tokens`: how many tokens a request has.
 
 Lives here: whether the server is asked, and that an estimate answers in its place. Not here: how a server is asked and
-what it answers (`translation/token_count.py`).
+what it answers (`translation/chat/token_count.py`).
 
 Invariant: whatever becomes of the call, there is an answer.
 """
@@ -15,8 +15,8 @@ from antiphon.engine.exchange.phase import ExchangeCore, Phase
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import Context
 from antiphon.errors import ApiError
-from antiphon.translation.token_count import COUNTERS, counted
-from antiphon.translation.truncation import estimate_body
+from antiphon.translation.chat.token_count import COUNTERS, counted
+from antiphon.translation.chat.truncation import estimate_body
 from antiphon.types.transport import Headers, UpstreamError
 
 

@@ -1,7 +1,7 @@
 """The declared tools that run here, as the toolbox gets them.
 
 Lives here: which they are, and what each is told of its conversation. Not here: their calls (`tool_turns.py`), reading
-declarations (`translation/read_tools.py`). Pure.
+declarations (`translation/request/tools.py`). Pure.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Raw
 
 from antiphon.engine.ports.hosted_tools import HostedFunction, HostedTool, PreparedTool
-from antiphon.translation.read_tools import decode_tools, may_be_called, runs_here
-from antiphon.translation.truncation import Named
+from antiphon.translation.chat.truncation import Named
+from antiphon.translation.request.tools import decode_tools, may_be_called, runs_here
 from antiphon.types.json import encode, try_decode
 from antiphon.types.request import CreateResponse
 from antiphon.types.tools import Tool, ToolChoice

@@ -2,8 +2,8 @@
 
 Lives here: whose fault it was, what was being done, and the cause; an error in transport with its cause, and one of a
 call that Envoy answered itself, because no upstream did. Not here: what the client is told (`errors.py`,
-`translation/upstream_errors.py`), which answers are Envoy's (`envoy/local_replies.py`, `envoy/picker_listener.py`),
-where the line is written (the doors, by `observability/outcome.py`).
+`translation/answer/upstream_errors.py`), which answers are Envoy's (`envoy/local_replies.py`,
+`envoy/picker_listener.py`), where the line is written (the doors, by `observability/outcome.py`).
 
 Invariant: nothing in it is content of a request or of an answer but an upstream's own error message, which was searched
 for credentials before.
@@ -18,7 +18,7 @@ from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason
 from antiphon.errors import ApiError, NoRoom, UpstreamFailed, UpstreamTimedOut
 from antiphon.redaction import KnownSecrets
-from antiphon.translation.upstream_errors import map_transport_error, map_upstream_answer
+from antiphon.translation.answer.upstream_errors import map_transport_error, map_upstream_answer
 from antiphon.types.transport import PICKER_REPLY, Headers, UpstreamError, UpstreamFault
 
 Fault = Literal["client", "upstream", "ours", "cancelled", "unknown"]

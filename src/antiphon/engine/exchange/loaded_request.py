@@ -36,17 +36,17 @@ from antiphon.engine.ports.hosted_tools import PreparedTool
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter, unsupported_parameter
 from antiphon.sealing import is_sealed
-from antiphon.translation.builder import ResponseBuilder
-from antiphon.translation.chat_content import FileNotFetched, file_ids, file_urls, forgive_history, stored_parts
-from antiphon.translation.chat_request import translate_request
-from antiphon.translation.compaction import expand_compactions
-from antiphon.translation.configuration import read_updates
-from antiphon.translation.foreign_items import ForeignContent
-from antiphon.translation.initial_response import echo_configuration, start_response
-from antiphon.translation.openai_forms import check_forms
-from antiphon.translation.read_request import allow_fields, missing_input, read_request
+from antiphon.translation.chat.body import translate_request
+from antiphon.translation.chat.compaction import expand_compactions
+from antiphon.translation.chat.content import FileNotFetched, file_ids, file_urls, forgive_history, stored_parts
+from antiphon.translation.chat.foreign_items import ForeignContent
+from antiphon.translation.chat.truncation import Named, estimate_tokens
+from antiphon.translation.events.builder import ResponseBuilder
+from antiphon.translation.events.initial_response import echo_configuration, start_response
+from antiphon.translation.request.body import allow_fields, missing_input, read_request
+from antiphon.translation.request.configuration import read_updates
+from antiphon.translation.request.openai_forms import check_forms
 from antiphon.translation.tool_map import HostedFunction
-from antiphon.translation.truncation import Named, estimate_tokens
 from antiphon.translation.values import BuilderOptions, ChatTranslation, ItemSources, PromptReference, PromptTemplate
 from antiphon.types.file_kinds import FetchedFile
 from antiphon.types.items import InputItem

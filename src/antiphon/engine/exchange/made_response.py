@@ -3,7 +3,7 @@
 Lives here: the order of loading, compaction, tools and answer, the turns in which the model answers, and the turn in
 which it sums the conversation up, before the answer or instead of it. Not here: what is loaded and when a compaction is
 due (`loaded_request.py`), the other phases (`running_tools.py`, `response_end.py`), the form of a compaction
-(`translation/compaction.py`), how the model is called (`model_turn.py`), which input may come when (`states.py`).
+(`translation/chat/compaction.py`), how the model is called (`model_turn.py`), which input may come when (`states.py`).
 
 Invariants: a conversation is compacted before tools are prepared for it, and both before the model answers; nothing of
 the turn that sums up reaches the client but the compaction, and what it cost.
@@ -27,9 +27,9 @@ from antiphon.engine.exchange.stored_items import item_body
 from antiphon.engine.exchange.tool_turns import citations_of
 from antiphon.engine.ports.actions import Context
 from antiphon.errors import ApiError
-from antiphon.translation.builder import ResponseBuilder
-from antiphon.translation.compaction import ask_for_summary, compaction_payload, expand_compactions, split
-from antiphon.translation.parameters import SHAPING
+from antiphon.translation.chat.compaction import ask_for_summary, compaction_payload, expand_compactions, split
+from antiphon.translation.events.builder import ResponseBuilder
+from antiphon.translation.request.parameters import SHAPING
 from antiphon.translation.tool_map import ToolMap
 from antiphon.translation.usage import usage_object
 from antiphon.translation.values import BuilderOptions, ChatTranslation, Ending

@@ -18,9 +18,9 @@ from antiphon.engine.exchange.phase import Phase, whose
 from antiphon.engine.exchange.response_end import ResponseEnd
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason, Usage
-from antiphon.translation.builder import ResponseBuilder
-from antiphon.translation.chat_stream import ChatStream
-from antiphon.translation.citations import Citations
+from antiphon.translation.answer.stream import ChatStream
+from antiphon.translation.events.builder import ResponseBuilder
+from antiphon.translation.events.citations import Citations
 from antiphon.translation.tool_map import ToolMap
 from antiphon.translation.values import ChatTranslation, Ending
 from antiphon.types.transport import Headers, UpstreamError, header_value

@@ -38,13 +38,13 @@ from antiphon.engine.ports.observer import UNOBSERVED, Observer
 from antiphon.errors import ApiError, ExchangeStateError, InvalidRequest, StoreError
 from antiphon.ids import Clock, IdFactory
 from antiphon.redaction import KnownSecrets, bearer_token
-from antiphon.translation.builder import ResponseBuilder
-from antiphon.translation.upstream_errors import (
+from antiphon.translation.answer.upstream_errors import (
     as_event_failure,
     is_about_the_key,
     map_upstream_answer,
     own_credentials_refused,
 )
+from antiphon.translation.events.builder import ResponseBuilder
 from antiphon.translation.usage import add_usage
 from antiphon.translation.values import Ending
 from antiphon.types.json import encode

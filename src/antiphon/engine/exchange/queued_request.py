@@ -27,7 +27,7 @@ from antiphon.engine.exchange.stored_items import make_record
 from antiphon.engine.ports.actions import Context, Enqueue, LoadContext
 from antiphon.engine.ports.jobs import JobRequest
 from antiphon.errors import ApiError, StoreError, store_refusal
-from antiphon.translation.prompt_template import pin_prompt
+from antiphon.translation.request.prompt_template import pin_prompt
 from antiphon.translation.values import Ending
 from antiphon.types.json import encode
 

@@ -22,8 +22,8 @@ from antiphon.engine.exchange.stored_items import make_record, prepare_input, st
 from antiphon.engine.exchange.tool_turns import ToolTurns
 from antiphon.engine.ports.actions import CancelReason, ResponseRecord, SaveResponse
 from antiphon.errors import ApiError, StoreError, store_refusal
-from antiphon.translation.compaction import latest_users
-from antiphon.translation.encode import DONE
+from antiphon.translation.chat.compaction import latest_users
+from antiphon.translation.events.encode import DONE
 from antiphon.translation.usage import add_usage, usage_object
 from antiphon.translation.values import Ending
 from antiphon.types.json import encode

@@ -49,11 +49,11 @@ from antiphon.engine.ports.state import StoredResponse
 from antiphon.engine.ports.stored_bodies import whole_body
 from antiphon.errors import ApiError, StoreError
 from antiphon.ids import Clock, IdFactory
-from antiphon.translation.encode import DONE, KEEPALIVE
-from antiphon.translation.initial_response import with_fallback
-from antiphon.translation.prompt_template import PromptNotLoaded
-from antiphon.translation.read_request import read_manner, read_model
-from antiphon.translation.replay import replayed
+from antiphon.translation.events.encode import DONE, KEEPALIVE
+from antiphon.translation.events.initial_response import with_fallback
+from antiphon.translation.events.replay import replayed
+from antiphon.translation.request.body import read_manner, read_model
+from antiphon.translation.request.prompt_template import PromptNotLoaded
 from antiphon.translation.values import PromptReference, PromptTemplate
 from antiphon.types.transport import (
     LOCAL_REPLY,

@@ -18,7 +18,7 @@ from msgspec import UNSET, Raw
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem, Usage
 from antiphon.errors import InvalidRequest
 from antiphon.ids import IdFactory
-from antiphon.translation.call_items import known_id
+from antiphon.translation.chat.call_items import known_id
 from antiphon.translation.item_kinds import CALLS, HOSTED, OUTPUTS, prefix_of
 from antiphon.translation.values import Ending
 from antiphon.types.items import InputItem, OutputItem

@@ -2,7 +2,7 @@
 
 Lives here: which calls run, in what order their items are emitted, what the model reads of their results, and when the
 client must be asked first. Not here: running them (`tools/`), the turns themselves (`running_tools.py`), events
-(`translation/hosted_events.py`). Pure.
+(`translation/events/hosted_events.py`). Pure.
 
 Calls run at the same time, but their items are emitted one after the other, in the order of the calls: at most one item
 is open at a time. What the client is to do (a call of its own, an approval) stands among them at its place.
@@ -23,11 +23,11 @@ from antiphon.engine.exchange.approvals import Approved, label_of
 from antiphon.engine.exchange.loaded_request import LoadedRequest
 from antiphon.engine.exchange.stored_items import read_history, stored_output
 from antiphon.engine.ports.hosted_tools import HostedCall, PreparedTool, ToolResult
-from antiphon.translation.call_items import sound_arguments
-from antiphon.translation.citations import Citations
+from antiphon.translation.chat.call_items import sound_arguments
+from antiphon.translation.chat.truncation import Named
+from antiphon.translation.events.citations import Citations
 from antiphon.translation.item_kinds import prefix_of
 from antiphon.translation.tool_map import HOSTED_KINDS, CallKind, CallTarget, HostedFunction, flat_name
-from antiphon.translation.truncation import Named
 from antiphon.types.items import (
     CodeInterpreterCall,
     FileSearchCall,
@@ -321,7 +321,7 @@ class ToolTurns:
 
     def _end_search(self, item: HostedToolSearchCall, result: ToolResult) -> None:
         """A search for tools is two items. One that failed has found nothing and is `incomplete`: of that the model is
-        told (`translation/call_items.py`), in later requests too."""
+        told (`translation/chat/call_items.py`), in later requests too."""
         found = Raw(encode(result.fields.get("tools", [])))
         status = "incomplete" if result.failed else "completed"
         output = HostedToolSearchOutput(id=self._new_id("tso"), status=status, tools=found)

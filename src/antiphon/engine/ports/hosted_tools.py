@@ -1,8 +1,8 @@
 """What the engine and the tools that run here tell each other.
 
 Lives here: a hosted tool's declaration, what the model is shown of it, a call, its outcome, and the port behind which
-the tools run (`tools/`). Not here: running anything, items and events (`translation/builder.py`), the order of turns
-(`engine/exchange/made_response.py`).
+the tools run (`tools/`). Not here: running anything, items and events (`translation/events/builder.py`), the order of
+turns (`engine/exchange/made_response.py`).
 
 Invariant: a call is answered by exactly one `ToolResult`, whatever happens to the tool; a failure is a result that the
 model can read.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from antiphon.errors import ApiError
-from antiphon.translation.citations import Source
+from antiphon.translation.events.citations import Source
 from antiphon.translation.tool_map import CallTarget, HostedFunction
 from antiphon.types.items import HostedItem
 

@@ -22,7 +22,7 @@ from antiphon.engine.ports.jobs import Progress
 from antiphon.engine.ports.stored_bodies import is_over
 from antiphon.engine.running.lookout import Lookout
 from antiphon.stores.jobs import JobStore
-from antiphon.translation.encode import DONE, KEEPALIVE
+from antiphon.translation.events.encode import DONE, KEEPALIVE
 
 _PIECES = 64
 # Nobody depends on this one: it is there for what nobody thought of.

@@ -18,7 +18,7 @@ from antiphon.engine.ports.jobs import EventPiece, Job, count_events
 from antiphon.errors import StoreError
 from antiphon.observability.outages import Outage
 from antiphon.stores.jobs import JobStore
-from antiphon.translation.encode import DONE, KEEPALIVE
+from antiphon.translation.events.encode import DONE, KEEPALIVE
 
 _log = structlog.get_logger(__name__)
 

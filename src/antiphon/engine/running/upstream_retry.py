@@ -23,7 +23,7 @@ import structlog
 from antiphon.engine.ports.actions import UpstreamRequest
 from antiphon.engine.ports.state import Upstream, UpstreamAnswer, UpstreamCallFailed
 from antiphon.observability.metrics import Metrics
-from antiphon.translation.upstream_errors import map_upstream_answer
+from antiphon.translation.answer.upstream_errors import map_upstream_answer
 from antiphon.types.transport import Headers, UpstreamFault
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0

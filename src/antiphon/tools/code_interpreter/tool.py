@@ -25,7 +25,7 @@ from antiphon.errors import InvalidRequest, NotFound, invalid_value, missing_par
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.code_interpreter.containers import ContainerRooms, Ran
 from antiphon.tools.declared import read_arguments, read_declared
-from antiphon.translation.citations import unmarked
+from antiphon.translation.events.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 
 _PARAMETERS = Raw(

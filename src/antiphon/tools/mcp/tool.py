@@ -24,7 +24,7 @@ from antiphon.ids import new_id
 from antiphon.observability.tracing import trace_headers
 from antiphon.tools.mcp.connections import McpConnections, ServerFailed
 from antiphon.tools.mcp.servers import McpDeclaration, McpServer, McpServers, RemoteTool, read_declaration
-from antiphon.translation.citations import unmarked
+from antiphon.translation.events.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.items import McpListTools
 from antiphon.types.json import decode_any, encode

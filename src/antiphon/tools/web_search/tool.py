@@ -25,7 +25,7 @@ from antiphon.html_text import decode_page, html_links, html_text
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.declared import check_length, read_arguments, read_declared
 from antiphon.tools.web_search.providers import Place, SearchProvider, WebHit, fits_domains
-from antiphon.translation.citations import unmarked
+from antiphon.translation.events.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.file_kinds import FetchedFile
 

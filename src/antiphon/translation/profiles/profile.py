@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import msgspec
 
-from antiphon.translation.parameters import EVERY_PARAMETER
+from antiphon.translation.request.parameters import EVERY_PARAMETER
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class UpstreamProfile:
     answer that begins with `<think>`, or in everything before `</think>` because the template opened it; `stream_usage`
     asks for usage in streams.
 
-    Beside both: `tokenizer` is how the server counts the tokens of a request (`translation/token_count.py`).
+    Beside both: `tokenizer` is how the server counts the tokens of a request (`translation/chat/token_count.py`).
 
     `by_model` says what differs for some of its models, `overrides` what the operator knows better (`with_flags`).
 

@@ -6,8 +6,8 @@ is documented. Not here: what holds for a family of models wherever it is served
 
 from __future__ import annotations
 
-from antiphon.translation.parameters import STANDARD_PARAMETERS
 from antiphon.translation.profiles.profile import UpstreamProfile, on_models
+from antiphon.translation.request.parameters import STANDARD_PARAMETERS
 
 VENDORS = (
     # Azure OpenAI, and Azure AI Foundry, which serves other makers' models behind the same endpoint.

@@ -1,0 +1,186 @@
+"""What chat servers say of a text beside its words: where it comes from, how likely its tokens were, and details of the
+reasoning before it.
+
+Lives here: reading the shapes chat servers use. Annotations: OpenAI's nested and flat `url_citation`, Perplexity's list
+of `citations`. Log probabilities, in Responses' form (`{token, bytes, logprob, top_logprobs}`, as observed; Chat allows
+`bytes` to be null). The text in `reasoning_details`, and what of them must be kept for the next turn. Not here: when
+any of it is used (`stream.py`), the events (`translation/events/builder.py`, which seals details too).
+
+Invariants: every annotation that is emitted is a `url_citation` with all its keys, and its offsets lie in the text;
+every entry of log probabilities has all four keys with the right types, or is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+from msgspec import Raw
+
+from antiphon.types.json import ABSENT, decode_any, encode, fragment_of
+
+_MAX_FOUND: Final = 1000
+
+
+class Annotations:
+    """What one answer was annotated with; placed in the text when that is whole."""
+
+    def __init__(self) -> None:
+        self._found: list[dict[str, Any]] = []
+        self._placed = 0
+        self._sources = self._titles = ABSENT
+
+    def __bool__(self) -> bool:
+        return bool(self._found) or self._sources is not ABSENT
+
+    def receive(self, data: Raw) -> None:
+        """The `annotations` of a delta or message: new ones, or all so far."""
+        for entry in _objects(_list(data)):
+            inner = entry.get("url_citation")
+            citation = inner if isinstance(inner, dict) else entry
+            url = citation.get("url")
+            # Files that a server read (`type: file`) have no place in a text.
+            if entry.get("type") == "url_citation" and isinstance(url, str) and len(self._found) < _MAX_FOUND:
+                found = {key: citation.get(key) for key in ("url", "title", "start_index", "end_index")}
+                if found not in self._found:
+                    self._found.append(found)
+
+    def receive_sources(self, urls: Raw, results: Raw) -> None:
+        """A list of URLs to which `[1]`, `[2]`, … in the text refer, and what was found there (it has the titles).
+
+        Each chunk repeats all of it, so it is read when the text is whole.
+        """
+        self._sources, self._titles = urls, results
+
+    def place(self, text: str) -> list[Raw]:
+        """The annotations of this text, in Responses' form: all that no earlier text of the answer got."""
+        found, self._placed = self._found[self._placed :], len(self._found)
+        made = [self._citation(one, len(text)) for one in found]
+        if not self._found:
+            # A server that sends both says the same twice.
+            made += self._marked(text)
+        return [Raw(encode(citation)) for citation in made]
+
+    def _marked(self, text: str) -> Iterator[dict[str, Any]]:
+        sources = [source for source in _list(self._sources) if isinstance(source, str)]
+        titles = {str(result.get("url")): result.get("title") for result in _objects(_list(self._titles))}
+        for marker in re.finditer(r"\[(\d{1,3})\]", text):
+            number = int(marker[1])
+            if 1 <= number <= len(sources):
+                url = sources[number - 1]
+                place = {"start_index": marker.start(), "end_index": marker.end()}
+                yield self._citation({"url": url, "title": titles.get(url), **place}, len(text))
+
+    @staticmethod
+    def _citation(found: dict[str, Any], length: int) -> dict[str, Any]:
+        title = found.get("title")
+        start, end = (_offset(found.get(key), length) for key in ("start_index", "end_index"))
+        if end == 0 and start == 0:
+            # Said of the whole text, not of a place in it.
+            end = length
+        return {
+            "type": "url_citation",
+            "url": found["url"],
+            "title": title if isinstance(title, str) else "",
+            "start_index": min(start, end),
+            "end_index": end,
+        }
+
+
+def _offset(value: Any, length: int) -> int:
+    return min(max(value, 0), length) if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _list(data: Raw) -> list[Any]:
+    value = _decoded(data)
+    return value[:_MAX_FOUND] if isinstance(value, list) else []
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _decoded(data: Raw) -> Any:
+    """What was sent, None where that is no JSON."""
+    try:
+        return decode_any(bytes(data)) if data is not ABSENT else None
+    except ValueError:
+        return None
+
+
+# Log probabilities
+
+
+def read_logprobs(data: Raw) -> list[Raw]:
+    """The entries for the tokens of the content; those of reasoning and refusals are no part of a text."""
+    value = _decoded(data)
+    entries = value.get("content") if isinstance(value, dict) else None
+    return [Raw(encode(made)) for entry in _objects(entries) if (made := _entry(entry)) is not None]
+
+
+def last_logprobs(entries: list[Raw], text: str) -> list[Raw]:
+    """Those entries at the end that make up the text: servers list the tokens of hidden reasoning before them."""
+    left = len(text.encode("utf-8", "replace"))
+    number = len(entries)
+    while number and left > 0:
+        number -= 1
+        left -= len(decode_any(bytes(entries[number]))["bytes"])
+    return entries[number:] if left >= 0 else entries[number + 1 :]
+
+
+def _entry(entry: dict[str, Any]) -> dict[str, Any] | None:
+    made = _token(entry)
+    if made is None:
+        return None
+    made["top_logprobs"] = [top for other in _objects(entry.get("top_logprobs")) if (top := _token(other)) is not None]
+    return made
+
+
+def _token(entry: dict[str, Any]) -> dict[str, Any] | None:
+    token, logprob, octets = entry.get("token"), entry.get("logprob"), entry.get("bytes")
+    if not isinstance(token, str) or isinstance(logprob, bool) or not isinstance(logprob, int | float):
+        return None
+    if not isinstance(octets, list) or not all(isinstance(octet, int) and 0 <= octet < 256 for octet in octets):
+        octets = list(token.encode("utf-8", "replace"))
+    # JSON knows no infinity, and no float holds every integer; OpenAI's own floor is -9999.
+    return {"token": token, "bytes": octets, "logprob": float(min(max(logprob, -9999.0), 9999.0))}
+
+
+# Details of reasoning
+
+_JOINED: Final = ("text", "summary")
+
+
+class ReasoningDetails:
+    """What some servers say about the reasoning of one answer beside its text, and want to see again. Pieces of one
+    detail that were streamed apart are kept as one."""
+
+    def __init__(self) -> None:
+        self._kept: list[dict[str, Any]] = []
+
+    def receive(self, data: Raw) -> bytes:
+        """Take in what a delta says; returns the text in it, as a fragment."""
+        parts = []
+        for detail in _objects(_decoded(data)):
+            text = detail.get("text") or detail.get("summary")
+            if isinstance(text, str):
+                parts.append(text)
+            self._keep(detail)
+        return fragment_of("".join(parts))
+
+    def take(self) -> list[Raw]:
+        """What must be sent back, as it was received."""
+        kept, self._kept = self._kept, []
+        return [Raw(encode(detail)) for detail in kept]
+
+    def _keep(self, detail: dict[str, Any]) -> None:
+        last = self._kept[-1] if self._kept else None
+        if last is not None and all(last.get(key) == detail.get(key) for key in ("type", "index", "id")):
+            for key, value in detail.items():
+                if key in _JOINED and isinstance(value, str) and isinstance(last.get(key), str):
+                    last[key] += value
+                elif value is not None:
+                    last[key] = value
+        else:
+            self._kept.append(dict(detail))

@@ -1,0 +1,61 @@
+"""How an upstream's answer ended, and the finish reasons by which servers say it.
+
+Lives here: the endings and the many spellings of `finish_reason`. Not here: which ending an answer has
+(`stream.py`), what a client is told of one (`engine/exchange/client_answer.py`).
+
+Invariant: a finish reason is lower case, and every word for a cut is one of Chat Completions' own.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Raw
+
+from antiphon.errors import ApiError
+from antiphon.translation.answer.upstream_errors import as_event_failure
+from antiphon.translation.values import Ending
+from antiphon.types.json import decode_object
+
+# What other servers call a cut: `finish_details` (old vision models), Mistral, and gateways before Gemini or Claude.
+_FINISHES: Final = {
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
+    "safety": "content_filter",
+    "recitation": "content_filter",
+}
+
+
+def failed(message: str, code: str = "server_error") -> Ending:
+    """An ending by a failure, with the code and message that a client is told."""
+    return Ending("failed", code=code, message=message)
+
+
+def reported(error: ApiError) -> Ending:
+    """An error that the upstream put into its answer."""
+    code, message = as_event_failure(error)
+    return Ending("failed", code=code, message=message, error=error)
+
+
+def ending_by(finish: str) -> Ending:
+    """The ending that a finish reason means, in Chat Completions' words."""
+    if finish == "length":
+        return Ending("incomplete", reason="max_output_tokens")
+    if finish == "content_filter":
+        return Ending("incomplete", reason="content_filter")
+    if finish == "error":
+        return failed("The upstream reported an error.")
+    return Ending("completed")
+
+
+def plain_finish(reason: str) -> str:
+    """The finish reason in Chat Completions' words. Some servers shout."""
+    reason = reason.lower()
+    return _FINISHES.get(reason, reason)
+
+
+def finish_of(details: Raw) -> str:
+    """The finish of an answer that says it in `finish_details` (old vision models)."""
+    kind = decode_object(bytes(details)).get("type")
+    return kind if isinstance(kind, str) else ""

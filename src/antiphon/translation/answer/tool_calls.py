@@ -1,0 +1,253 @@
+"""Tool calls put together from deltas, one after the other.
+
+Lives here: which delta belongs to which call, when a call may be opened, and what is wrong with calls in the end. Chat
+servers interleave calls, omit the index, repeat it with a new id, send names late; Responses clients get one open item
+at a time. Not here: the events (`translation/events/builder.py`), which tool a name means (`translation/tool_map.py`).
+
+Invariants: calls are opened in the order in which they first appeared; a call is opened only once its name is known;
+the arguments emitted are the concatenation of the fragments received for that call; a call that `tool_choice` or
+`parallel_tool_calls` forbids is never emitted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from antiphon.translation.answer.chunk import fragment
+from antiphon.translation.answer.ending import failed
+from antiphon.translation.events.builder import ResponseBuilder
+from antiphon.translation.tool_map import ToolMap
+from antiphon.translation.values import Ending
+from antiphon.types.chat import ToolCallDelta
+from antiphon.types.json import text_of
+
+_LONGEST_ID: Final = 64
+_PLACEHOLDER: Final = [b"{}"]
+"""What some servers (Bedrock's and Gemini's models behind gateways) send before the arguments; or all of them."""
+
+
+class TooManyToolCalls(Exception):
+    """The model made more calls than the limit allows."""
+
+
+@dataclass(slots=True)
+class _Call:
+    key: int | None
+    id: str = ""
+    name: str = ""
+    waiting: list[bytes] = field(default_factory=list)
+    sent: list[bytes] = field(default_factory=list)
+    done: bool = False
+    suppressed: bool = False
+    bare: bool = False
+
+
+class ToolCalls:
+    """Feeds a builder with calls; `flush` when no more deltas can come."""
+
+    def __init__(self, builder: ResponseBuilder, tools: ToolMap, limit: int) -> None:
+        self._builder = builder
+        self._tools = tools
+        self._limit = limit
+        self._calls: list[_Call] = []
+        self._first = 0
+        self._open: _Call | None = None
+        self._ids = set(tools.call_ids)
+        self.broken = False
+        """Whether arguments came for a call that was closed already, so that what was emitted is wrong."""
+        self.forbidden = ""
+        """The name of a tool the model called although the request does not allow it."""
+        self.made = 0
+        """How many calls were emitted, those of tools that run here among them."""
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether more arguments must come for a call that was begun."""
+        return any(not (call.done or call.suppressed or _is_whole(call)) for call in self._calls[self._first :])
+
+    def failure(self, *, refused: bool, answered: bool) -> Ending | None:
+        """What is wrong with the calls of an answer that is complete otherwise, None if nothing is.
+
+        `refused`: the model declined to answer; `answered`: it gave any output that the client can see.
+        """
+        if any(not call.name and (call.waiting or call.id) for call in self._calls):
+            # It cannot be emitted.
+            return failed("The upstream sent a tool call without a name.", "upstream_invalid")
+        if self.broken:
+            return failed("The upstream continued a tool call after it had ended.", "upstream_invalid")
+        if self._tools.required and not self.made and not refused:
+            called = f"called '{self.forbidden[:64]}' instead" if self.forbidden else "called none"
+            return failed(
+                f"tool_choice requires the call of a tool that it names or allows, and the model {called}. Try again, "
+                "or let the model choose ('auto'); its server may not support the choice.",
+                "tool_choice_not_followed",
+            )
+        if self.forbidden and not answered:
+            return failed(
+                f"The model called the tool '{self.forbidden[:64]}', which tool_choice does not allow, and answered "
+                "nothing else. Try again, or allow the tool.",
+                "model_error",
+            )
+        return None
+
+    def receive(self, delta: ToolCallDelta) -> None:
+        """One entry of `tool_calls`. Raises `TooManyToolCalls`."""
+        function, custom = delta.function, delta.custom
+        if function is not None:
+            name, part = function.name or "", fragment(function.arguments)
+        elif custom is not None:
+            name, part = custom.name or "", fragment(custom.input)
+        else:
+            name, part = "", b""
+        call = self._find(delta, name, part)
+        if call is None:
+            if not (delta.id or name or part):
+                return
+            if len(self._calls) >= self._limit:
+                raise TooManyToolCalls
+            call = _Call(delta.index)
+            self._calls.append(call)
+        # First value wins: later ones are repetitions, or null or "" instead of absent.
+        call.id = call.id or delta.id or ""
+        call.name = call.name or name
+        call.bare = call.bare or (custom is not None and function is None)
+        if part and not self._is_repetition(call, part):
+            if call.done:
+                self.broken = True
+                return
+            if part[:1] == b"{" and call.waiting == _PLACEHOLDER:
+                call.waiting = []
+            call.waiting.append(part)
+        self._advance()
+
+    def continues(self, delta: ToolCallDelta) -> bool:
+        """Whether this entry is of the call that is open, and all that came of it was emitted: `splice` may be used
+        for more like it."""
+        call = self._open
+        if call is None or call is not self._calls[-1] or call.done or call.suppressed or call.waiting:
+            return False
+        return self._find(delta, "", b"") is call
+
+    def splice(self, data: bytes, before: bytes, behind: bytes) -> int:
+        """More arguments of the open call, of the chunks at the beginning of `data` that are these bytes before and
+        behind a text. How many bytes these are; none when they must be read in full."""
+        call = self._open
+        assert call is not None, "no call is open"
+        # What begins like arguments may be a repetition of them all: it is looked at by itself.
+        text, used = self._builder.draft.splice(data, before, behind, b"{")
+        if text:
+            call.sent.append(text)
+        return used
+
+    def flush(self) -> None:
+        """No more deltas come: emit every call that waited for an earlier one."""
+        for call in self._calls[self._first :]:
+            if call.name:
+                self._emit(call, True)
+            call.done = True
+        self._first = len(self._calls)
+        self._open = None
+
+    def _find(self, delta: ToolCallDelta, name: str, part: bytes) -> _Call | None:
+        """The call this delta continues, or None for a new one."""
+        last = self._calls[-1] if self._calls else None
+        if delta.index is None:
+            if last is None or (delta.id and delta.id != last.id) or (name and not delta.id and last.name):
+                return None
+            return last
+        for call in reversed(self._calls):
+            if call.key == delta.index:
+                # The same index with another id and a name is a new call (seen: Gemini behind OpenRouter).
+                other = bool(delta.id and call.id and delta.id != call.id and name)
+                if name and not delta.id and (name != call.name or part[:1] == b"{"):
+                    # Without ids: another name, or other arguments, after a whole call (seen: Ollama behind LiteLLM).
+                    other = _is_another(call, name, part)
+                return None if other else call
+        return None
+
+    @staticmethod
+    def _is_repetition(call: _Call, part: bytes) -> bool:
+        """Whether a server sends the whole call again at its end, or blanks after it."""
+        if not part.strip(b" ") and call.done:
+            return True
+        return part[:1] == b"{" and bool(call.sent) and part == b"".join(call.sent) and part[-1:] == b"}"
+
+    def _advance(self) -> None:
+        """Emit what can be emitted: the open call's fragments, and the next call once the open one is whole."""
+        while self._first < len(self._calls):
+            call = self._calls[self._first]
+            if not call.name:
+                return
+            followed = self._first + 1 < len(self._calls)
+            self._emit(call, followed)
+            if not followed or not _is_whole(call):
+                return
+            call.done = True
+            self._open = None
+            self._first += 1
+
+    def _emit(self, call: _Call, last: bool) -> None:
+        """Emit what there is of a call; `last` when the next one has begun, or nothing more comes."""
+        if call.suppressed:
+            call.sent += call.waiting
+            call.waiting = []
+            return
+        if self._open is not call:
+            if not self._may_emit(call):
+                call.suppressed = True
+                self._emit(call, last)
+                return
+            if not _is_usable(call.id):
+                # Clients refuse ids that are too long, or hold what they cannot.
+                call.id = f"call_{hashlib.sha256(call.id.encode('utf-8', 'replace')).hexdigest()[:32]}"
+            if call.id in self._ids:
+                # Two calls with one id could not be told apart; some servers count from 0 in every answer.
+                call.id = ""
+            self._ids.add(call.id)
+            self.made += 1
+            # A custom tool of the server's own kind: its input is no JSON.
+            self._builder.open_call(call.id, self._tools.target(call.name), bare=call.bare)
+            self._open = call
+        if call.waiting and (last or call.waiting != _PLACEHOLDER):
+            for part in call.waiting:
+                self._builder.arguments(part)
+            call.sent += call.waiting
+            call.waiting = []
+
+    def _may_emit(self, call: _Call) -> bool:
+        if not self._tools.may_call(call.name):
+            self.forbidden = call.name
+            return False
+        return not (self._tools.single and self.made)
+
+
+def _is_another(call: _Call, name: str, part: bytes) -> bool:
+    """Whether a name and arguments that come under a call's index, without an id, begin another call."""
+    had = b"".join((*call.sent, *call.waiting))
+    if not (call.name and had and _is_whole(call)):
+        # The name comes in pieces, or again and again, or after the arguments.
+        return False
+    return name != call.name or (part != had and call.waiting != _PLACEHOLDER)
+
+
+def _is_usable(call_id: str) -> bool:
+    """Whether clients and chat servers take the id back: 64 characters at most, none that needs escaping."""
+    return len(call_id) <= _LONGEST_ID and call_id.isascii() and call_id.isprintable() and '"' not in call_id
+
+
+def _is_whole(call: _Call) -> bool:
+    """Whether the arguments are complete JSON, so that no more of them can come."""
+    if call.bare:
+        return False
+    try:
+        msgspec.json.decode(text_of(b"".join((*call.sent, *call.waiting))))
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True

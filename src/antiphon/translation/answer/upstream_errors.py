@@ -1,0 +1,386 @@
+"""What an upstream's error means to a client.
+
+Lives here: error bodies in all their shapes, the status a client gets, the code of a failed response, which of an
+upstream's headers a client needs. Not here: the words by which servers say what went wrong
+(`translation/error_words.py`), retries (Envoy's work), what counts as a secret (`redaction.py`), servers whose profile
+is known to take no images (`translation/chat/content.py`), which keys go where (the doors, Envoy).
+
+Statuses keep what they say to a client: its own mistakes (4xx), limits (429), and an upstream that is broken, busy or
+slow (5xx). Some are changed: 402 (no credit) is OpenAI's 429 `insufficient_quota`, and what only the gateway could have
+done wrong (405, 415 and the like, redirects, a 404 about the path) is a 502. Codes are OpenAI's where the meaning is
+known, whatever the upstream called it: clients (Codex above all) decide by them whether to try again.
+
+A refusal of an image or audio is about the client's input, also where the server calls it its own error: llama.cpp and
+Ollama answer 500, OpenRouter 404. Without this a client's SDK would send the same picture again and again. It is only
+taken for one when the request held such a part.
+
+A 401 is always about the key. A 403 is where its code or its text plainly says so, a 400 where its code does
+(Gemini's): most others are about the model, the region or the content, which a client can do something about. Nothing
+that an upstream says of the gateway's key reaches a client.
+
+Invariant: the outcome is always an OpenAI error object; no text of the upstream's is passed on that was not searched
+for secrets, and none longer than 2,000 characters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut, unsupported_parameter
+from antiphon.redaction import KnownSecrets, redacted, without
+from antiphon.translation import error_words as said
+from antiphon.types.json import decode_any, decode_object
+from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
+
+_MAX_MESSAGE: Final = 2_000
+_MAX_PLAIN: Final = 300
+_MAX_HEADER: Final = 256
+_CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_PARAM: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]-]{0,127}")
+
+_PASSED_HEADERS: Final = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
+_PASSED_PREFIXES: Final = ("x-ratelimit-", "ratelimit-", "anthropic-ratelimit-")
+
+_MISCONFIGURED: Final = (
+    "The upstream does not have the requested path. The client's request is correct; the upstream's URL in this "
+    "server's settings may lack a prefix such as /v1."
+)
+
+
+def map_upstream_answer(
+    status: int, headers: Headers, body: bytes, secrets: KnownSecrets = (), sent: Mapping[str, str] | None = None
+) -> ApiError:
+    """The error for an upstream's non-2xx answer; `secrets` are known exactly and must not stand in it.
+
+    `sent`: where the request held what not every model takes (`media_refusal`).
+    """
+    for start, fault in said.ENVOY_REPLIES:
+        if body.startswith(start):
+            return map_transport_error(UpstreamError(fault, "Envoy's local reply"))
+    told = _read(body, secrets)
+    message = (
+        told.message or _plain_text(headers, body, secrets) or f"The upstream answered {status} without an explanation."
+    )
+    if (refused := media_refusal(status, message, sent or {})) is not None:
+        return refused
+    if status == 404 and (not told.message or said.NO_PATH.search(message)) and "model" not in message.lower():
+        return UpstreamFailed(f"{_MISCONFIGURED} It said: {message}", code="upstream_misconfigured")
+    passed = tuple(pair for pair in passed_headers(headers) if without(pair[1], secrets) == pair[1])
+    return _judge(status, told, message, passed)
+
+
+def map_transport_error(error: UpstreamError) -> ApiError:
+    """The error for a call that failed in transport."""
+    if error.fault in (UpstreamFault.TIMED_OUT, UpstreamFault.HELD):
+        return UpstreamTimedOut("The upstream took too long to answer.", code="upstream_timeout")
+    if error.fault is UpstreamFault.UNREACHABLE:
+        return UpstreamFailed("The upstream cannot be reached.", code="upstream_unreachable")
+    if error.fault is UpstreamFault.TOO_LARGE:
+        return UpstreamFailed("The upstream's answer is too large.", code="upstream_too_large")
+    return UpstreamFailed("The upstream broke off its answer.", code="upstream_cut")
+
+
+def read_stream_error(data: bytes, secrets: KnownSecrets = ()) -> ApiError:
+    """The error for one that came inside a 2xx answer: its status is the number it names, else 502."""
+    told = _read(data, secrets)
+    return _judge(told.number or 0, told, told.message or "The upstream reported an error.", ())
+
+
+def as_event_failure(error: ApiError) -> tuple[str, str]:
+    """(code, message) of a failed response for an error that can no longer be an HTTP answer.
+
+    Codex takes its waiting time from the words "try again in", so a `retry-after` is put into them.
+    """
+    message = error.message
+    code = error.code or ("rate_limit_exceeded" if error.status == 429 else "server_error")
+    if code == "upstream_error":
+        code = "server_error"
+    if code == "rate_limit_exceeded" and "try again in" not in message.lower():
+        hint = said.AGAIN.search(message)
+        seconds = hint[1] if hint is not None else _retry_seconds(error.headers)
+        if seconds:
+            message = f"{message.rstrip('. ')}. Please try again in {seconds}s."
+    return code, message
+
+
+def passed_headers(headers: Headers) -> Headers:
+    """Of an upstream's headers those that tell a client when it may try again and what it has left."""
+    return tuple(
+        (name, value)
+        for name, value in headers
+        if (name in _PASSED_HEADERS or name.startswith(_PASSED_PREFIXES))
+        and len(value) <= _MAX_HEADER
+        and value.isascii()
+        and value.isprintable()
+        and ((form := _FORMS.get(name)) is None or form(value))
+    )
+
+
+def _at_most(limit: int) -> Callable[[str], bool]:
+    return lambda value: _NUMBER.fullmatch(value) is not None and float(value) <= limit
+
+
+# Of what tells a client how long to wait, only what makes sense: some wait for whatever is said. (OpenAI's SDKs read
+# parts of seconds too.)
+_NUMBER: Final = re.compile(r"\d{1,12}(\.\d{1,6})?")
+_DATE: Final = re.compile(r"[A-Z][a-z]{2}, \d{2} [A-Z][a-z]{2} \d{4} \d{2}:\d{2}:\d{2} GMT")
+_DAY: Final = 86_400
+_FORMS: Final[dict[str, Callable[[str], bool]]] = {
+    "retry-after": lambda value: _at_most(_DAY)(value) or _DATE.fullmatch(value) is not None,
+    "retry-after-ms": _at_most(_DAY * 1000),
+    "x-should-retry": lambda value: value in ("true", "false"),
+}
+
+
+# What was told
+
+
+@dataclass(slots=True)
+class _Told:
+    """What an error body says, searched for secrets. `number` is a status that stands in it."""
+
+    message: str = ""
+    type: str = ""
+    code: str = ""
+    param: str = ""
+    number: int = 0
+
+
+def _judge(status: int, told: _Told, message: str, headers: Headers) -> ApiError:
+    """Status, type, code and param; `status` 0 when the error came without one."""
+    words = f"{told.code} {told.type}"
+    text = f"{words} {message}"
+    kind = told.type if told.type in said.KNOWN_TYPES else ""
+    code = told.code or None
+    param = told.param or None
+
+    if _is_quota(status, text, message):
+        return _error(429, message, "insufficient_quota", "insufficient_quota", None, headers)
+    if _is_context(status, told, message):
+        return _error(400, message, "invalid_request_error", "context_length_exceeded", "input", headers)
+    if status == 429 or (status in (0, 400, 403, 503) and said.RATE.search(words if status else text)):
+        if code is None or said.RATE.search(code):
+            code = "rate_limit_exceeded"
+        return _error(429, message, kind or "rate_limit_error", code, param, headers)
+    if _is_no_model(status, text, message):
+        return _error(status or 404, message, "invalid_request_error", "model_not_found", "model", headers)
+    if status == 401:
+        return _error(401, message, kind or "invalid_request_error", code or "invalid_api_key", param, headers)
+    if status in said.CLIENT_STATUSES:
+        return _error(status, message, kind or "invalid_request_error", code, param, headers)
+    if status == 529 or (status in (0, 503) and said.OVERLOADED.search(text)):
+        return _error(503, message, "server_error", "server_is_overloaded", None, headers)
+    shown = status if status in said.SERVER_STATUSES else 502
+    return _error(shown, message, "server_error", code or "upstream_error", None, headers)
+
+
+def _is_quota(status: int, text: str, message: str) -> bool:
+    if status == 402:
+        return True
+    # A quota that is there again in some seconds (Gemini's words for a rate limit) is none that has run out.
+    return status in (0, 403, 429) and said.QUOTA.search(text) is not None and not said.AGAIN.search(message)
+
+
+def _is_context(status: int, told: _Told, message: str) -> bool:
+    if told.type in said.CONTEXT_TYPES or told.code in said.CONTEXT_TYPES:
+        return True
+    return status in (0, 400, 413, 422) and said.CONTEXT.search(message) is not None
+
+
+def _is_no_model(status: int, text: str, message: str) -> bool:
+    if status == 404:
+        return "model" in message.lower() or said.NO_MODEL.search(text) is not None
+    return status in (0, 400) and said.NO_MODEL.search(text) is not None
+
+
+def _error(status: int, message: str, kind: str, code: str | None, param: str | None, headers: Headers) -> ApiError:
+    made = UpstreamFailed if status >= 500 else ApiError
+    return made(message, status=status, type=kind, code=code, param=param, headers=headers)
+
+
+def _retry_seconds(headers: Headers) -> str:
+    """The seconds of `retry-after-ms` or `retry-after`, empty when neither is a plain number."""
+    headers = passed_headers(headers)
+    milliseconds = header_value(headers, "retry-after-ms") or ""
+    if milliseconds.isdecimal() and len(milliseconds) < 10:
+        return f"{int(milliseconds) / 1000:g}"
+    seconds = header_value(headers, "retry-after") or ""
+    return seconds if re.fullmatch(r"\d{1,7}(\.\d{1,3})?", seconds) else ""
+
+
+# Shapes
+
+
+def _read(body: bytes, secrets: KnownSecrets) -> _Told:
+    """What the body says, whichever of the shapes seen it has."""
+    try:
+        value = decode_any(body)
+    except ValueError:
+        return _Told()
+    if isinstance(value, list):
+        # Gemini's compatible endpoint wraps the object in a list.
+        value = next((item for item in value if isinstance(item, dict)), None)
+    if not isinstance(value, dict):
+        return _Told(message=redacted(value, _MAX_MESSAGE, secrets)) if isinstance(value, str) else _Told()
+    told = _Told()
+    inner = value.get("error")
+    if isinstance(inner, list):
+        inner = next((item for item in inner if isinstance(item, dict)), None) or " ".join(_words(inner))
+    if inner is None and isinstance(value.get("errors"), list):
+        inner = next((item for item in value["errors"] if isinstance(item, dict)), None)
+    sources = [value]
+    if isinstance(inner, dict):
+        sources = [inner, value]
+    elif isinstance(inner, str):
+        told.message = inner
+    for source in sources:
+        _take(told, source)
+    told.message = redacted(told.message, _MAX_MESSAGE, secrets)
+    # Deepseek gives the type once more as the code.
+    told.code = (
+        told.code if _CODE.fullmatch(told.code) and told.code not in said.KNOWN_TYPES - {"insufficient_quota"} else ""
+    )
+    told.param = _our_param(told.param)
+    # Names are short and passed on as they are: one that holds anything secret is none.
+    told.code, told.param = (
+        name if redacted(name, _MAX_MESSAGE, secrets) == name else "" for name in (told.code, told.param)
+    )
+    return told
+
+
+def _take(told: _Told, source: dict[str, Any]) -> None:
+    """Fill what is still empty from one object."""
+    for name in ("code", "status", "status_code", "raw_status_code"):
+        value = source.get(name)
+        if isinstance(value, str) and value.isdecimal() and len(value) == 3:
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            told.number = told.number or (value if 400 <= value < 600 else 0)
+        elif isinstance(value, str) and name in ("code", "status"):
+            told.code = told.code or value
+    for name in ("type", "error_type", "__type"):
+        value = source.get(name)
+        if isinstance(value, str) and value != "error":
+            told.type = told.type or value
+    if isinstance(source.get("param"), str):
+        told.param = told.param or source["param"]
+    if not told.message:
+        told.message = _message(source)
+
+
+def _message(source: dict[str, Any]) -> str:
+    text = ""
+    for name in ("message", "detail", "msg", "Message", "error_message", "title", "reason"):
+        text = " ".join(_words(source.get(name)))
+        if text:
+            break
+    # What really went wrong, where the message is a general one (Azure's `details`, OpenRouter's `metadata.raw`).
+    more = " ".join(_words(source.get("details")))
+    metadata = source.get("metadata")
+    if isinstance(metadata, dict) and isinstance(metadata.get("raw"), str):
+        raw = metadata["raw"][: 2 * _MAX_MESSAGE]
+        more = _message_in(decode_object(raw)) or raw
+    if more and more not in text:
+        text = f"{text.rstrip('. ')}: {more}" if text else more
+    return text
+
+
+def _message_in(value: dict[str, Any]) -> str:
+    """The message of an error inside another."""
+    inner = value.get("error")
+    if isinstance(inner, str):
+        return inner
+    return " ".join(_words((inner if isinstance(inner, dict) else value).get("message")))
+
+
+def _words(value: Any, depth: int = 0) -> list[str]:
+    """The texts in a message that may be one, a list of problems (`{"loc": […], "msg": …}`), or an object."""
+    if isinstance(value, str):
+        return [value] if value.strip() else []
+    if depth > 3:
+        return []
+    if isinstance(value, list):
+        found = [" ".join(_words(item, depth + 1)) for item in value[:10]]
+        return ["; ".join(text for text in found if text)] if any(found) else []
+    if isinstance(value, dict):
+        text = next(
+            (value[name] for name in ("msg", "message", "detail") if isinstance(value.get(name), (str, list))), ""
+        )
+        words = _words(text, depth + 1)
+        where = value.get("loc")
+        if words and isinstance(where, list):
+            place = ".".join(str(part) for part in where[:8] if isinstance(part, (str, int)) and part != "body")
+            return [f"{place[:200]}: {words[0]}"] if place else words
+        return words
+    return []
+
+
+def _our_param(name: str) -> str:
+    """The client's name for a parameter of the chat request, empty when it is no name."""
+    if not _PARAM.fullmatch(name):
+        return ""
+    top = re.split(r"[.\[]", name, maxsplit=1)[0]
+    return said.PARAMS.get(top, name)
+
+
+def _plain_text(headers: Headers, body: bytes, secrets: KnownSecrets) -> str:
+    """A short text that is no page: servers and proxies answer `Unauthorized` or `404 page not found`."""
+    kind = (header_value(headers, "content-type") or "").lower()
+    if not 0 < len(body) <= _MAX_PLAIN or "html" in kind or "json" in kind or "xml" in kind:
+        return ""
+    try:
+        text = body.decode().strip()
+    except UnicodeDecodeError:
+        return ""
+    if not text or text[0] in "<{[" or "\n" in text or not text.isprintable():
+        return ""
+    return redacted(text, _MAX_PLAIN, secrets)
+
+
+# Images and audio that a model's server refuses
+
+
+def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiError | None:
+    """The client's error when an upstream's (its status and message) says that its model takes no such input.
+
+    `sent`: where the first part of each kind stands in the request.
+    """
+    if status not in said.MEDIA_STATUSES:
+        return None
+    for kind, where in sent.items():
+        if said.MEDIA_REFUSED[kind].search(message) is not None:
+            quoted = message if len(message) <= _MAX_PLAIN else f"{message[:_MAX_PLAIN]}…"
+            return unsupported_parameter(
+                f"Invalid '{where}': this model's server takes no {said.MEDIA_NAMES[kind]}; send text, or name a model "
+                f"that takes them. It said: {quoted}",
+                where,
+            )
+    return None
+
+
+# The gateway's own key
+
+_LOOKED_AT: Final = 16 << 10
+
+
+def is_about_the_key(status: int, body: bytes) -> bool:
+    """Whether an upstream's answer refuses the credentials of the call, as far as it plainly says so."""
+    if status == 401:
+        return True
+    looked_at = body[:_LOOKED_AT]
+    if status in (400, 403) and said.KEY_CODE.search(looked_at) is not None:
+        return True
+    # A key that may not use a model is for the client to know, who can name another.
+    return status == 403 and said.KEY_WORDS.search(looked_at) is not None and said.MODEL.search(looked_at) is None
+
+
+def own_credentials_refused() -> ApiError:
+    """The error for a refusal that no client can do anything about: its own key did not reach the upstream."""
+    return UpstreamFailed(
+        "The upstream refused this gateway's own credentials; yours are not in question. Its operator must look at "
+        "'upstream.api_key'.",
+        code="upstream_credentials_refused",
+    )

@@ -1,0 +1,230 @@
+"""A create-response request becomes a Chat Completions request.
+
+Lives here: the fields beside messages and tools, by profile. Not here: reading and checking them
+(`translation/request/body.py`), the messages (`messages.py`), tools (`tools.py`).
+
+Invariant: what a strict chat server would refuse is never sent: an empty `tools`, a `tool_choice` without tools,
+`stream_options` without a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeVar, cast
+
+from msgspec import UNSET, Raw, UnsetType, defstruct
+
+from antiphon.errors import unsupported_parameter, wrong_value
+from antiphon.translation.chat.messages import instruct, translate_items
+from antiphon.translation.chat.tools import make_chat_tools
+from antiphon.translation.chat.truncation import keep_latest
+from antiphon.translation.item_kinds import FOREIGN_REASONING
+from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.request.fields import EFFORTS, FORWARDED, SAMPLING, Field
+from antiphon.translation.request.openai_forms import check_json_word
+from antiphon.translation.request.parameters import laid_over
+from antiphon.translation.tool_map import HostedFunction
+from antiphon.translation.values import ChatTranslation, ItemSources
+from antiphon.types.chat import ChatMessage, ChatRequest
+from antiphon.types.items import InputItem
+from antiphon.types.json import encode, raw
+from antiphon.types.request import CreateResponse, ReasoningOptions, TextOptions
+
+_CHAT_REQUEST: Final = cast(
+    type[ChatRequest],
+    defstruct(
+        "ChatRequest",
+        [(name, row.kind | UnsetType, UNSET) for name, row in FORWARDED.items()],
+        bases=(ChatRequest,),
+        omit_defaults=True,
+    ),
+)
+"""With the fields that go to the server as they are."""
+_USAGE: Final = Raw(b'{"include_usage":true}')
+_JSON_OBJECT: Final = Raw(b'{"type":"json_object"}')
+_SOME_OBJECT: Final = Raw(b'{"type":"json_object","schema":{"type":"object"}}')
+_ANY_OBJECT: Final = Raw(b'{"type":"json_schema","json_schema":{"name":"object","schema":{"type":"object"}}}')
+
+
+def translate_request(
+    request: CreateResponse,
+    items: Sequence[tuple[str, InputItem]],
+    profile: UpstreamProfile,
+    *,
+    model: str | None = None,
+    sources: ItemSources,
+    max_tools: int = 1024,
+    context_tokens: int | None = None,
+    hosted: Mapping[int, Sequence[HostedFunction]] | None = None,
+    extra: Mapping[str, Raw] | None = None,
+) -> ChatTranslation:
+    """Translate a whole request. Raises `InvalidRequest`.
+
+    `items` is the history and the input, `sources` what they refer to; `model` the upstream's name of the model, when
+    it differs; `context_tokens` what the model takes, where that is known; `hosted` the functions of tools that run
+    here; `extra` what the operator adds to every request of the model, unless the request says it itself.
+    """
+    made = make_chat_tools(
+        request.tools,
+        request.tool_choice,
+        items,
+        profile,
+        parallel=request.parallel_tool_calls,
+        limit=max_tools,
+        hosted=hosted,
+    )
+    ignored: list[str] = []
+    if made.strict_left_out:
+        ignored.append("tools.function.strict")
+    if profile.replay_reasoning == "off" and any(item.type in _REASONING for item in request.input):
+        ignored.append("input.reasoning")
+    if request.truncation == "auto":
+        if context_tokens is None:
+            ignored.append("truncation")
+        else:
+            fixed = sum(len(bytes(tool)) for tool in made.declarations) + len(bytes(request.instructions or b""))
+            items = keep_latest(items, context_tokens - fixed // 4 - (request.max_output_tokens or 0))
+    if request.logprobs and not profile.logprobs:
+        raise unsupported_parameter(
+            "This model's server gives no log probabilities; leave 'top_logprobs' and "
+            "'message.output_text.logprobs' out.",
+            "top_logprobs" if request.top_logprobs else "include",
+        )
+    reasoning, text = request.reasoning, request.text
+    sent: dict[str, str] = {}
+    messages = translate_items(request.instructions, items, profile, sources, sent, made.map)
+    if not messages and not all(item.type == "additional_tools" for _, item in items):
+        # No chat server answers an empty list. Tools alone are what Codex warms a connection up with.
+        raise wrong_value("'input' has no message or call that a model could answer.", "input")
+    if sources.tolerance.strict and text is not None and text.format is not None and text.format.type == "json_object":
+        check_json_word(messages)
+    response_format = _response_format(text, profile, messages)
+    chat = _CHAT_REQUEST(
+        model=model or request.model,
+        messages=messages,
+        stream=True if request.stream else UNSET,
+        stream_options=_USAGE if request.stream and profile.stream_usage else UNSET,
+        tools=made.declarations or UNSET,
+        tool_choice=made.choice,
+        parallel_tool_calls=_or_unset(request.parallel_tool_calls)
+        if made.declarations and profile.parallel_tool_calls
+        else UNSET,
+        response_format=response_format,
+        reasoning_effort=_effort(reasoning, profile, ignored),
+        logprobs=True if request.logprobs else UNSET,
+        top_logprobs=_or_unset(request.top_logprobs) if request.logprobs else UNSET,
+    )
+    _forward(_SAMPLING, request, chat, profile, ignored)
+    if text is not None and text.verbosity is not None:
+        if profile.verbosity:
+            chat.verbosity = text.verbosity
+        else:
+            ignored.append("text.verbosity")
+    _forward(_OTHERS, request, chat, profile, ignored)
+    if request.max_output_tokens is not None:
+        setattr(chat, profile.token_limit_field, request.max_output_tokens)
+    more = _more_members(chat, request, profile, extra or {}, ignored)
+    body = encode(chat)
+    if more:
+        body = b"%b,%b" % (body[:-1], encode(more)[1:])
+    return ChatTranslation(body, made.map, tuple(ignored), sent)
+
+
+_SAMPLING: Final = [row for row in FORWARDED.values() if row.name in SAMPLING]
+_OTHERS: Final = [row for row in FORWARDED.values() if row.name not in SAMPLING]
+
+
+def _forward(
+    rows: list[Field], request: CreateResponse, chat: ChatRequest, profile: UpstreamProfile, ignored: list[str]
+) -> None:
+    """Send the fields of these rows where the upstream takes them; name them as ignored where not."""
+    if not request.forwarded:
+        return
+    for row in rows:
+        value = request.forwarded.get(row.name)
+        if value is None or value in row.unsent:
+            continue
+        if row.forwarded_to(profile):
+            setattr(chat, row.name, value)
+        else:
+            ignored.append(row.name)
+
+
+def _more_members(
+    chat: ChatRequest,
+    request: CreateResponse,
+    profile: UpstreamProfile,
+    extra: Mapping[str, Raw],
+    ignored: list[str],
+) -> dict[str, Raw]:
+    """What goes along beside the fields of Chat Completions that are known here."""
+    asked: dict[str, Raw] = {}
+    for name, value in request.parameters.items():
+        if name in profile.parameters or name in request.allowed:
+            asked[profile.seed_field if name == "seed" else name] = value
+        else:
+            ignored.append(name)
+    if not extra:
+        return asked
+    unsaid = {name: value for name, value in extra.items() if getattr(chat, name, UNSET) is UNSET}
+    return laid_over(unsaid, asked)
+
+
+_REASONING: Final = frozenset({"reasoning", *FOREIGN_REASONING})
+
+
+# Some models know no more than to reason or not to.
+_PLACES: Final = {**{name: place for place, name in enumerate(EFFORTS)}, "default": EFFORTS.index("medium")}
+
+
+def _effort(reasoning: ReasoningOptions | None, profile: UpstreamProfile, ignored: list[str]) -> str | UnsetType:
+    """The effort in the server's words: the nearest one it knows."""
+    if reasoning is None or reasoning.effort is None or reasoning.effort not in EFFORTS:
+        # One that nobody knows was named when it was read.
+        return UNSET
+    if not profile.reasoning_effort:
+        ignored.append("reasoning.effort")
+        return UNSET
+    known = profile.effort_values
+    if known is None or reasoning.effort in known:
+        return reasoning.effort
+    place = _PLACES[reasoning.effort]
+    if place:
+        # To reason a little is not to reason not at all.
+        known = tuple(value for value in known if value != "none") or known
+    # Of two that are as near, the one that thinks longer.
+    return min(known, key=lambda value: (abs(_PLACES[value] - place), -_PLACES[value]))
+
+
+_T = TypeVar("_T")
+
+
+def _or_unset(value: _T | None) -> _T | UnsetType:
+    return UNSET if value is None else value
+
+
+def _response_format(
+    text: TextOptions | None, profile: UpstreamProfile, messages: list[ChatMessage]
+) -> Raw | UnsetType:
+    """The chat form of `text.format`.
+
+    A server that knows weaker forms only gets the strongest it knows, and the schema as an instruction.
+    """
+    if text is None or text.format is None or text.format.type == "text":
+        return UNSET
+    kind = profile.structured_output
+    if text.format.type == "json_object":
+        if kind == "off" or not profile.json_object:
+            instruct(messages, "Answer with one JSON object and nothing else.")
+            return UNSET if kind == "off" else _ANY_OBJECT
+        return _SOME_OBJECT if profile.json_object_schema else _JSON_OBJECT
+    if kind != "json_schema":
+        schema = bytes(text.format.schema).decode()
+        instruct(messages, f"Answer with JSON that matches this JSON schema, and nothing else:\n{schema}")
+        return _JSON_OBJECT if kind == "json_object" else UNSET
+    schema_format: dict[str, Any] = {"name": text.format.name, "schema": text.format.schema}
+    if text.format.description is not None:
+        schema_format["description"] = text.format.description
+    if text.format.strict is not None:
+        schema_format["strict"] = text.format.strict
+    return raw({"type": "json_schema", "json_schema": schema_format})

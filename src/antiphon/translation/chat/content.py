@@ -1,0 +1,420 @@
+"""Content parts of Responses items become chat content.
+
+Lives here: strings and parts of messages and of tool outputs, by what the upstream takes; which files they name, once
+the translation has met one, and which of those may be missing. Not here: which message they go into
+(`messages.py`), fetching and reading files (`engine/running/loading.py`).
+
+Invariant: text is spliced, never decoded; a part that cannot be expressed is a 400 that names it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from antiphon.errors import (
+    ApiError,
+    InvalidRequest,
+    invalid_parameter,
+    invalid_type,
+    invalid_value,
+    missing_parameter,
+    mutually_exclusive,
+    unsupported_parameter,
+)
+from antiphon.translation.chat.foreign_items import ENCRYPTED_OUTPUT
+from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.request.checks import known_choice, read_value, required
+from antiphon.types.file_kinds import BYTES, FIRST_BYTES, FetchedFile, image_type, is_text
+from antiphon.types.items import InputItem, InputPart, KnownPart
+from antiphon.types.json import ABSENT, encode, first, fragment_of, given, quoted, try_decode
+from antiphon.types.tolerance import Tolerance
+from antiphon.types.views import ChatImage, FilePart, StoredParts
+
+_PARTS: Final = msgspec.json.Decoder(list[InputPart])
+_KNOWN_PARTS: Final = msgspec.json.Decoder(list[KnownPart])
+_OBJECTS: Final = msgspec.json.Decoder(list[dict[str, Raw]])
+_NO_EFFECT: Final = frozenset({"prompt_cache_breakpoint"})
+_MEMBERS: Final = _NO_EFFECT | frozenset(KnownPart.__struct_fields__)
+_EMPTY: Final = Raw(b'""')
+_IMAGES: Final = ("input_image", "image_url", "computer_screenshot")
+_TEXT: Final = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
+KNOWN_PARTS: Final = frozenset({*_IMAGES, *_TEXT, "refusal", "input_file", "input_audio"})
+"""Every type that a content part may have; some are those of Chat Completions, or of items that models make."""
+
+
+_CHAT_IMAGE: Final = msgspec.json.Decoder(ChatImage)
+_ENDINGS: Final = {
+    ".pdf": "application/pdf",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".gif": "image/gif",
+    ".webp": "image/webp",
+    ".docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    ".xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    ".pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+}
+_DETAILS: Final = ("low", "high", "auto", "original")
+
+
+class ContentRules:
+    """What may stand in a message: the upstream's profile, and the files that were fetched by URL or read by id.
+
+    `sent` notes where the first part of a kind that not every model takes stood (`image`, `audio`). `tolerance`
+    decides about parts that nobody here knows.
+    """
+
+    __slots__ = ("files", "profile", "sent", "tolerance")
+
+    def __init__(
+        self,
+        profile: UpstreamProfile,
+        files: Mapping[str, FetchedFile | ApiError],
+        sent: dict[str, str] | None = None,
+        tolerance: Tolerance | None = None,
+    ) -> None:
+        self.profile = profile
+        self.files = files
+        self.sent = sent
+        self.tolerance = Tolerance() if tolerance is None else tolerance
+
+    def known(self, where: str, content: Raw) -> list[tuple[str, InputPart]]:
+        """The parts whose kind is known, each with its place. Raises `InvalidRequest` for others in strict mode, and
+        for members that nobody here knows."""
+        parts: Sequence[InputPart]
+        try:
+            parts = _KNOWN_PARTS.decode(content)
+        except (msgspec.ValidationError, RecursionError):
+            parts = _parts(where, content)
+            self._note_members(where, parts, content)
+        kept = []
+        for number, part in enumerate(parts):
+            place = f"{where}[{number}]"
+            if part.type is None or part.type in KNOWN_PARTS:
+                kept.append((place, part))
+            else:
+                error = invalid_value(f"{place}.type", f"{part.type[:64]!r} is not supported in a message")
+                self.tolerance.leave_out(f"content.{part.type}", error)
+        return kept
+
+    def _note_members(self, where: str, parts: Sequence[InputPart], content: Raw) -> None:
+        for number, (part, source) in enumerate(zip(parts, _OBJECTS.decode(content), strict=True)):
+            if part.type not in KNOWN_PARTS:
+                continue
+            for name in _NO_EFFECT.intersection(source):
+                self.tolerance.note(f"content.{part.type}.{name}")
+            for name in self.tolerance.unknown(source, _MEMBERS):
+                place = f"{where}[{number}].{name}"
+                error = unsupported_parameter(f"Unknown member: '{place}'.", place)
+                self.tolerance.leave_out(f"content.{part.type}.{name}", error)
+
+    def note(self, kind: str, where: str) -> None:
+        if self.sent is not None:
+            self.sent.setdefault(kind, where)
+
+
+def message_content(where: str, role: str, content: Raw, rules: ContentRules) -> Raw | None:
+    """The chat content of a message: a JSON string, or for users with more than text an array of parts. None where all
+    its parts were left out."""
+    if not given(content):
+        raise missing_parameter(f"{where}.content")
+    if first(content) == b'"':
+        return content
+    parts = rules.known(f"{where}.content", content)
+    if not parts and _says_something(content):
+        return None
+    if role == "assistant":
+        return quoted(b"".join(_text(place, part) for place, part in parts))
+    if all(part.type in _TEXT for _, part in parts):
+        if len(parts) == 1 or role != "user":
+            return quoted(rb"\n".join(_text(place, part) for place, part in parts))
+    elif role != "user":
+        raise invalid_parameter(f"{where}.content", f"{role} messages take text only")
+    if not parts:
+        return _EMPTY
+    made = [bytes(_part(place, part, rules)) for place, part in parts]
+    if not rules.profile.images and all(part.startswith(_TEXT_PART) for part in made):
+        # Servers of models that read text only often take a string only.
+        return quoted(rb"\n".join(_inside(part) for part in made))
+    return Raw(b"[%b]" % b",".join(made))
+
+
+def _says_something(parts: Raw | bytes) -> bool:
+    """Whether there is something in a list."""
+    return bool(bytes(parts)[1:-1].strip())
+
+
+def output_content(where: str, output: Raw, rules: ContentRules) -> tuple[bytes, list[Raw]]:
+    """A tool output as a text fragment, and the images in it as chat parts."""
+    if not given(output):
+        raise missing_parameter(f"{where}.output")
+    data = bytes(output)
+    if data[:1] == b'"':
+        return data[1:-1], []
+    if data[:1] == b"{":
+        part = _parts(f"{where}.output", Raw(b"[%b]" % data))[0]
+        if first(part.text) == b'"' and (part.type is None or part.type in _TEXT):
+            # One part, not in a list.
+            return bytes(part.text)[1:-1], []
+        if part.type in _IMAGES:
+            data = b"[%b]" % data
+    if data[:1] == b"{":
+        # An object instead of a string of JSON: the model gets the JSON.
+        return encode(data.decode())[1:-1], []
+    if data[:1] != b"[":
+        raise invalid_type(f"{where}.output", "expected a string or a list of content parts")
+    text, images = [], []
+    parts = rules.known(f"{where}.output", Raw(data))
+    if not parts and any(part.type == "encrypted_content" for part in _parts(f"{where}.output", Raw(data))):
+        # What another server found for a client's search: the conversation goes on, and the model may search again.
+        return fragment_of(ENCRYPTED_OUTPUT), []
+    if not parts and _says_something(data):
+        # The call waits for it: a result without its content is none.
+        raise invalid_value(f"{where}.output", "none of its parts is of a type that is supported here")
+    for name, part in parts:
+        if part.type in _TEXT:
+            text.append(_text(name, part))
+        else:
+            made = _part(name, part, rules)
+            if bytes(made).startswith(_TEXT_PART):
+                text.append(_inside(bytes(made)))
+            else:
+                images.append(made)
+    # An empty output is an error for some servers, and tells the model nothing.
+    return rb"\n".join(text) or (_SHOWN_BELOW if images else b""), images
+
+
+def joined_text(where: str, content: Raw, rules: ContentRules) -> bytes:
+    """All text of a reasoning item's content or summary, as a fragment."""
+    if first(content) != b"[":
+        return b""
+    parts = rules.known(where, content)
+    return rb"\n\n".join(_text(where, part) for _, part in parts if given(part.text))
+
+
+def _parts(where: str, content: Raw) -> list[InputPart]:
+    return read_value(where, _PARTS, content)
+
+
+def _text(where: str, part: InputPart) -> bytes:
+    value = part.refusal if part.type == "refusal" else part.text if part.type in _TEXT else ABSENT
+    if first(value) != b'"':
+        raise invalid_parameter(
+            where, f"a part of type {str(part.type)[:64]!r} cannot stand here, or its text is missing"
+        )
+    return bytes(value)[1:-1]
+
+
+_TEXT_PART: Final = b'{"type":"text","text":"'
+_SHOWN_BELOW: Final = b"(The output is in the next message.)"
+
+
+def _part(where: str, part: InputPart, rules: ContentRules) -> Raw:
+    """One content part of a user message, as a chat part."""
+    kind = part.type
+    if kind in _TEXT:
+        return _text_part(_text(where, part))
+    if kind in _IMAGES:
+        return _image(where, part, rules)
+    if kind == "input_file":
+        return _file(where, part, rules)
+    if kind == "input_audio":
+        if not rules.profile.audio_input:
+            raise _unsupported(where, "This model's server takes no audio; send text.")
+        if first(part.input_audio) != b"{":
+            raise missing_parameter(f"{where}.input_audio")
+        rules.note("audio", where)
+        return Raw(b'{"type":"input_audio","input_audio":%b}' % bytes(part.input_audio))
+    kind = required(where, "type", kind)
+    raise invalid_value(f"{where}.type", f"{kind[:64]!r} is not supported in a message")
+
+
+def _text_part(fragment: bytes) -> Raw:
+    return Raw(b'%b%b"}' % (_TEXT_PART, fragment))
+
+
+def _inside(part: bytes) -> bytes:
+    """The fragment of a text part."""
+    return part[len(_TEXT_PART) : -2]
+
+
+def _image(where: str, part: InputPart, rules: ContentRules) -> Raw:
+    if not rules.profile.images:
+        raise _unsupported(where, "This model's server takes no images; send text.")
+    _check_source(where, image_url=_says(part.image_url), file_id=part.file_id is not None)
+    if first(part.image_url) == b"{":
+        # As Chat Completions has it.
+        url = _CHAT_IMAGE.decode(part.image_url)
+        return _image(where, InputPart(image_url=url.url, detail=url.detail or part.detail), rules)
+    if first(part.image_url) == b'"' and bytes(part.image_url) != b'""':
+        detail = _detail(where, part.detail, rules)
+        rules.note("image", where)
+        return Raw(
+            b'{"type":"image_url","image_url":{"url":%b,"detail":"%b"}}' % (bytes(part.image_url), detail.encode())
+        )
+    if part.file_id is not None:
+        file = _brought(f"{where}.file_id", part.file_id, rules)
+        kind = image_type(file.data[:FIRST_BYTES])
+        if kind is None:
+            raise invalid_parameter(f"{where}.file_id", "the file is no PNG, JPEG, GIF or WebP picture")
+        return _image(where, InputPart(image_url=Raw(b'"%b"' % _data_url(kind, file.data)), detail=part.detail), rules)
+    raise missing_parameter(f"{where}.image_url")
+
+
+def _says(value: Raw) -> bool:
+    return given(value) and bytes(value) != b'""'
+
+
+def _check_source(where: str, **sources: bool) -> None:
+    """Raise if a part has more than one source: it is unclear which one the client means."""
+    sent = [name for name, there in sources.items() if there]
+    if len(sent) > 1:
+        raise mutually_exclusive(*(f"{where}.{name}" for name in sent[:2]))
+
+
+def _detail(where: str, detail: str | None, rules: ContentRules) -> str:
+    """How closely a picture is looked at, in the words of Chat Completions."""
+    known = known_choice(f"{where}.detail", detail, _DETAILS, rules.tolerance)
+    return "high" if detail == "original" else detail or "auto" if known else "auto"
+
+
+def _file(where: str, part: InputPart, rules: ContentRules) -> Raw:
+    """A file: as text where it is text, else as a file part for servers that have one."""
+    by_url, by_id = part.file_url is not None, part.file_id is not None
+    _check_source(where, file_data=_says(part.file_data), file_url=by_url, file_id=by_id)
+    if part.file_url is not None:
+        return _brought_file(where, _brought(f"{where}.file_url", part.file_url, rules), part, rules)
+    if first(part.file_data) == b'"':
+        name = part.filename or "file"
+        header = bytes(memoryview(part.file_data)[1:128]).partition(b",")[0].replace(rb"\/", b"/")
+        media_type = header[5:].split(b";")[0].decode("ascii", "replace") if header.startswith(b"data:") else ""
+        if is_text(name, media_type):
+            return _as_text(name, _decoded(where, bytes(part.file_data)[1:-1]))
+        data = bytes(part.file_data)
+        if not media_type:
+            # Chat servers want a data URL; here it may be base64 alone.
+            media_type = next((kind for ending, kind in _ENDINGS.items() if name.lower().endswith(ending)), BYTES)
+            data = b'"data:%b;base64,%b' % (media_type.encode(), data[1:])
+        return _file_part(where, name, media_type, data, part, rules)
+    if part.file_id is not None:
+        return _brought_file(where, _brought(f"{where}.file_id", part.file_id, rules), part, rules)
+    raise missing_parameter(f"{where}.file_data")
+
+
+def _brought(where: str, name: str, rules: ContentRules) -> FetchedFile:
+    """The file of this URL or id."""
+    found = rules.files.get(name)
+    if found is None:
+        raise FileNotFetched(where)
+    if isinstance(found, ApiError):
+        raise InvalidRequest(found.message, param=where, code=found.code)
+    return found
+
+
+def _brought_file(where: str, file: FetchedFile, part: InputPart, rules: ContentRules) -> Raw:
+    name, media_type = part.filename or file.name, file.media_type
+    if is_text(name, media_type):
+        return _as_text(name, file.data)
+    return _file_part(where, name, media_type, b'"%b"' % _data_url(media_type, file.data), part, rules)
+
+
+def _data_url(media_type: str, data: bytes) -> bytes:
+    return b"data:%b;base64,%b" % (media_type.encode(), base64.b64encode(data))
+
+
+def _file_part(where: str, name: str, media_type: str, data: bytes, part: InputPart, rules: ContentRules) -> Raw:
+    """A data URL as what it holds: a picture, or another file."""
+    if media_type.startswith("image/") and rules.profile.images:
+        return _image(where, InputPart(image_url=Raw(data), detail=part.detail), rules)
+    if rules.profile.files != "part":
+        raise _unsupported(where, f"This model's server takes no files of this kind ({name[:64]}); send its text.")
+    return Raw(b'{"type":"file","file":{"filename":%b,"file_data":%b}}' % (encode(name), data))
+
+
+def _as_text(name: str, data: bytes) -> Raw:
+    text = data.decode("utf-8", "replace").removeprefix("\ufeff")
+    return _text_part(encode(f"File {name}:\n{text}")[1:-1])
+
+
+def _decoded(where: str, data: bytes) -> bytes:
+    try:
+        data = data.replace(rb"\/", b"/")
+        return base64.b64decode(data.partition(b",")[2] if data.startswith(b"data:") else data, validate=True)
+    except binascii.Error:
+        raise invalid_parameter(f"{where}.file_data", "it is not base64") from None
+
+
+def _unsupported(where: str, what: str) -> InvalidRequest:
+    return unsupported_parameter(f"Invalid '{where}': {what}", where)
+
+
+# Which files a request wants fetched or read: one without them costs nothing, and what cannot be read is left to the
+# translation, where it is an error.
+
+_GONE: Final = FetchedFile("unavailable.txt", "text/plain", b"[This file is no longer available.]")
+
+
+_FILE_PARTS: Final = msgspec.json.Decoder(list[FilePart])
+_STORED: Final = msgspec.json.Decoder(StoredParts)
+
+
+class FileNotFetched(InvalidRequest):
+    """The translation met a `file_url` or `file_id` whose file is not there (yet): the files are to be fetched, and it
+    begins again.
+
+    A client sees it only for a file that a second translation still misses.
+    """
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"The file of '{where}' was not fetched.", param=where, code="file_download_failed")
+
+
+def file_urls(items: Iterable[InputItem | StoredParts]) -> list[str]:
+    """The URLs in messages and tool outputs, in their order, with repetitions."""
+    return [part.file_url for part in _file_parts_of(items) if _is_fetched(part) and part.file_url]
+
+
+def file_ids(items: Iterable[InputItem | StoredParts]) -> list[str]:
+    """The ids of files in messages and tool outputs, pictures among them."""
+    return [part.file_id for part in _file_parts_of(items) if part.file_id and not _is_fetched(part)]
+
+
+def stored_parts(bodies: Iterable[bytes]) -> list[StoredParts]:
+    """Items as they are stored, for the contents that have parts."""
+    return [_STORED.decode(body) for body in bodies]
+
+
+def forgive_history(
+    files: Mapping[str, FetchedFile | ApiError], input_names: Iterable[str]
+) -> dict[str, FetchedFile | ApiError]:
+    """The files, with a note for the model in place of each that could not be fetched and that only history names.
+
+    A conversation must go on after a signed URL has expired or a file was deleted; what this request itself names stays
+    an error.
+    """
+    named = set(input_names)
+    return {name: _GONE if isinstance(file, ApiError) and name not in named else file for name, file in files.items()}
+
+
+def _is_fetched(part: FilePart) -> bool:
+    # A part with both is taken by its URL, as the translation does.
+    return part.type == "input_file" and part.file_url is not None
+
+
+def _file_parts_of(items: Iterable[InputItem | StoredParts]) -> Iterator[FilePart]:
+    return (part for item in items for raw in (item.content, item.output) for part in _file_parts(raw))
+
+
+def _file_parts(raw: Raw) -> list[FilePart]:
+    if first(raw) == b"{":
+        # One part, not in a list.
+        raw = Raw(b"[%b]" % bytes(raw))
+    if first(raw) != b"[":
+        return []
+    return try_decode(_FILE_PARTS, raw) or []

@@ -1,0 +1,78 @@
+"""Items that other agents and other servers have made, as messages that any model can read.
+
+Lives here: what agents tell each other (`agent_message`), reasoning in Codex's older form (`agent_reasoning`), notes in
+place of what only its maker can open. Not here: where the messages stand (`messages.py`), items of hosted tools
+(`call_items.py`).
+
+Sources: `AgentMessage` of OpenAI's beta types; Codex's rollouts of July 2026 (`agent_reasoning`); Codex since 0.138,
+which puts what one agent tells another into an `encrypted_content` part, because OpenAI's server has encrypted it by
+then. Where no server did, the words stand there as the model wrote them.
+
+Invariant: every word that can be read here reaches the model; what cannot is named.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from antiphon.errors import InvalidRequest
+from antiphon.types.items import InputItem
+from antiphon.types.json import first, given, raw
+from antiphon.types.views import AgentNames, AgentPart, SaidText
+
+COMPACTED_ELSEWHERE: Final = (
+    "(Earlier parts of this conversation were compacted by another server. What stood there cannot be read here.)"
+)
+ENCRYPTED_OUTPUT: Final = "(The output was encrypted by another server and cannot be read here.)"
+ENCRYPTED_PART: Final = "content.encrypted_content"
+"""How a part that only its maker can open is named."""
+
+_CLOSED: Final = re.compile(rb'"((gAAAA|as1_)[\w=-]*|[\w=-]{64,})?"')
+"""What no model writes to another: a token as OpenAI's (Fernet) and ours begin, or one that long; or nothing."""
+_PARTS: Final = msgspec.json.Decoder(list[Raw])
+
+
+class ForeignContent(InvalidRequest):
+    """Encrypted content that was not made here."""
+
+
+_AGENTS: Final = msgspec.json.Decoder(AgentNames)
+_PART: Final = msgspec.json.Decoder(AgentPart)
+_SAID: Final = msgspec.json.Decoder(SaidText)
+
+
+def agent_content(item: InputItem) -> tuple[Raw, bool]:
+    """The content of a message between agents, as that of a user's message that says from whom it is; and whether a
+    part of it cannot be read. Raises `msgspec.MsgspecError` for what is no such message."""
+    agents = _AGENTS.decode(item.source)
+    between = f"from {agents.author or 'another agent'} to {agents.recipient or 'this agent'}"
+    if first(item.content) == b'"':
+        sent = [raw({"type": "input_text", "text": item.content})]
+    else:
+        sent = _PARTS.decode(item.content) if given(item.content) else []
+    kept = [read for part in sent if (read := _readable(part)) is not None]
+    closed = len(kept) < len(sent)
+    head = {"type": "input_text", "text": f"Message {between}{' (encrypted)' if closed else ''}:"}
+    return raw([head, *kept]), closed
+
+
+def _readable(part: Raw) -> Raw | None:
+    """The part, as text where it is called encrypted and is not; None for what only its maker can open."""
+    told = _PART.decode(part)
+    if told.type != "encrypted_content":
+        return part
+    if first(told.encrypted_content) != b'"' or _CLOSED.fullmatch(told.encrypted_content):
+        return None
+    return raw({"type": "input_text", "text": told.encrypted_content})
+
+
+def agent_thought(item: InputItem) -> bytes:
+    """The text of an `agent_reasoning`, as a fragment. Raises ValueError for what is no text."""
+    text = _SAID.decode(item.source).text
+    if given(text) and first(text) != b'"':
+        raise ValueError("a thought that is no text")
+    return bytes(text)[1:-1] if given(text) else b""

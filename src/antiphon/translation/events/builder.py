@@ -1,0 +1,298 @@
+"""The builder: the only maker of items, ids, indices, sequence numbers and events.
+
+Lives here: the grammar of a response: its lifecycle, and which item is open. Not here: what an open item emits
+(`open_items.py`), numbers and bytes (`response_draft.py`), what a chat chunk means (`translation/answer/stream.py`),
+and when a response is saved or sent (`engine/exchange/response_end.py`).
+
+Invariants: at most one item is open; an item that was opened is closed exactly once, in order; `sequence_number` is
+0, 1, 2, … without gaps; `response` always equals the fold of the events made so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from msgspec import Raw
+
+from antiphon.ids import IdFactory
+from antiphon.translation import error_words
+from antiphon.translation.events.open_items import (
+    OPEN_CALLS,
+    OpenCustomCall,
+    OpenHostedItem,
+    OpenItem,
+    OpenLaterCall,
+    OpenMessage,
+    OpenOwnReasoning,
+    OpenReasoning,
+    OpenRefusal,
+    OpenSummary,
+    OpenText,
+    TextOf,
+)
+from antiphon.translation.events.response_draft import ResponseDraft
+from antiphon.translation.tool_map import HOSTED_KINDS, CallTarget
+from antiphon.translation.values import BuilderOptions
+from antiphon.types import events as ev
+from antiphon.types.items import Compaction, HostedItem
+from antiphon.types.json import fragment_of, raw
+from antiphon.types.response import Response, ResponseError
+
+
+class ResponseBuilder:
+    """Builds one response. Methods append framed events, which `take` returns."""
+
+    def __init__(self, response: Response, options: BuilderOptions, new_id: IdFactory) -> None:
+        self.response = response
+        self._options = options
+        self._started = False
+        self._open: OpenItem | None = None
+        # What the items write to: how much there is of them, and the numbers of events.
+        self.draft = ResponseDraft(
+            new_id,
+            events=options.events,
+            obfuscate=options.obfuscate,
+            max_bytes=options.max_bytes,
+            number=options.first_number,
+        )
+        self._reasoning = _reasoning_form(options)
+        response.output = self.draft.output
+
+    def take(self) -> bytes:
+        """All events since the last call, as bytes."""
+        draft = self.draft
+        out = draft.out
+        if not out:
+            return b""
+        draft.out = []
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether there is any output, a call of a tool that runs here among it."""
+        return bool(self.draft.output or self.draft.hosted_calls) or self._open is not None
+
+    @property
+    def seals(self) -> bool:
+        """Whether reasoning is sealed, so that the client brings back what the upstream wants to see again."""
+        return self._options.seal is not None
+
+    def take_hosted_calls(self) -> list[tuple[CallTarget, str, str]]:
+        """Calls of tools that run here since the last call of this, and those of the client's own behind them: the
+        tool, the call's id, the arguments as text. Nothing of them was emitted yet."""
+        calls, self.draft.hosted_calls = self.draft.hosted_calls, []
+        self.draft.calling = False
+        return calls
+
+    # Lifecycle
+
+    def queue(self) -> None:
+        """`response.created`, `response.queued`: what a background stream begins with, before it is run."""
+        self.response.status = "queued"
+        self.draft.emit(ev.ResponseCreated(self.draft.next(), self.response))
+        self.draft.emit(ev.ResponseQueued(self.draft.next(), self.response))
+
+    def start(self) -> None:
+        """`response.created`, `response.in_progress`; the second call does nothing. A stream that goes on (it was
+        queued) was created already."""
+        if self._started:
+            return
+        self._started = True
+        draft = self.draft
+        if not draft.events:
+            return
+        if not self._options.first_number:
+            draft.emit(ev.ResponseCreated(draft.next(), self.response))
+        draft.emit(ev.ResponseInProgress(draft.next(), self.response))
+
+    def complete(self, completed_at: float) -> None:
+        """The terminal event `response.completed`. Items are closed already (`close`)."""
+        self._settle("completed")
+        self.response.completed_at = int(completed_at)
+        self.draft.emit(ev.ResponseCompleted(self.draft.next(), self.response))
+
+    def incomplete(self, reason: str) -> None:
+        """The terminal event `response.incomplete`; `reason` is max_output_tokens or content_filter."""
+        self._settle("incomplete")
+        self.response.incomplete_details = raw({"reason": reason})
+        self.draft.emit(ev.ResponseIncomplete(self.draft.next(), self.response))
+
+    def fail(self, code: str, message: str) -> None:
+        """The `error` event (where it is wanted) and the terminal event `response.failed`."""
+        self._settle("failed")
+        self.response.error = ResponseError(code=code, message=message)
+        if self._options.error_events:
+            detail = ev.ErrorDetail(type=event_error_type(code), code=code, message=message, param=None)
+            self.draft.emit(ev.ErrorEvent(self.draft.next(), code=code, message=message, param=None, error=detail))
+        self.draft.emit(ev.ResponseFailed(self.draft.next(), self.response))
+
+    def _settle(self, status: str) -> None:
+        assert self._open is None, "an item is still open"
+        self.response.status = status
+
+    # Messages and reasoning
+
+    def text(self, fragment: bytes, logprobs: Sequence[Raw] = ()) -> None:
+        """More text of the answer, with the log probabilities of its tokens where they were asked for."""
+        item = self._open
+        if item.__class__ is not OpenText:
+            item = self._open_text()
+        if logprobs:
+            item.add_with_logprobs(fragment, logprobs)
+        else:
+            self.draft.add(fragment)
+
+    def empty_message(self) -> None:
+        """Open a message without text: an answer that is complete and empty (observed: no deltas, text "")."""
+        self._open_text()
+
+    def annotate(self, make: Callable[[str], Sequence[Raw]]) -> None:
+        """Annotations of the open text: `make` gets the text so far. Does nothing when no text is open."""
+        item = self._open
+        if isinstance(item, OpenText):
+            for annotation in make(item.text()):
+                item.annotate(annotation)
+
+    def cite(self, annotation: Raw) -> None:
+        """An annotation at the end of the text so far."""
+        item = self._open
+        if not isinstance(item, OpenText):
+            item = self._open_text()
+        item.annotate(annotation)
+
+    def refusal(self, fragment: bytes) -> None:
+        """More text of a refusal."""
+        if not isinstance(self._open, OpenRefusal):
+            self._close("completed")
+            self._open = OpenRefusal(self.draft)
+        self.draft.add(fragment)
+
+    def reasoning(self, fragment: bytes) -> None:
+        """More reasoning text."""
+        if not isinstance(self._open, OpenReasoning):
+            self._open_reasoning()
+        self.draft.add(fragment)
+
+    def reasoning_details(self, details: Sequence[Raw]) -> None:
+        """What the upstream wants to see again with this reasoning; carried by the client, if at all, sealed."""
+        if self.seals:
+            self._open_reasoning().add_details(details)
+
+    def sign_next_call(self, signature: Raw) -> None:
+        """What the upstream wants to see again with the call that follows. Carried like `reasoning_details`."""
+        self._open_reasoning().sign(signature)
+
+    def compaction(self, encrypted_content: str) -> None:
+        """What stands for the conversation so far (observed: nothing comes between its added and done events)."""
+        self._close("completed")
+        draft = self.draft
+        item, index = Compaction(id=draft.new_id("cmp"), encrypted_content=encrypted_content), len(draft.output)
+        draft.added(index, item)
+        draft.done(index, item)
+
+    def _open_text(self) -> OpenText:
+        self._close("completed")
+        self._open = item = OpenText(self.draft)
+        return item
+
+    def _open_reasoning(self) -> OpenReasoning:
+        """The open reasoning, or a new one."""
+        item = self._open
+        if not isinstance(item, OpenReasoning):
+            self._close("completed")
+            self._open = item = self._reasoning(self.draft, self._options.seal)
+        return item
+
+    # Calls
+
+    def open_call(self, call_id: str, target: CallTarget, *, bare: bool = False) -> None:
+        """Begin a call of this tool; its arguments follow with `arguments`. `bare`: of a custom tool, whatever the kind
+        of `target`, and what follows is its input itself, not JSON around it."""
+        if isinstance(self._open, OpenMessage):
+            self._open.phase = "commentary"
+        self._close("completed")
+        draft = self.draft
+        draft.calling = True
+        call_id = call_id or draft.new_id("call")
+        if draft.hosted_calls and (bare or target.kind not in HOSTED_KINDS):
+            self._open = OpenLaterCall(draft, call_id, target, bare=bare)
+        else:
+            self._open = self._begun(call_id, target, bare)
+
+    def _begun(self, call_id: str, target: CallTarget, bare: bool) -> OpenItem:
+        if bare:
+            return OpenCustomCall(self.draft, call_id, target, bare=True)
+        return OPEN_CALLS[target.kind](self.draft, call_id, target)
+
+    def emit_later(self, target: CallTarget, call_id: str, arguments: str) -> None:
+        """A call of the client's tool that waited for its place."""
+        self._close("completed")
+        draft = self.draft
+        told = draft.later.pop(call_id)
+        # It was counted when it came.
+        draft.size -= told.size
+        draft.written -= told.size
+        item = self._begun(call_id, target, told.bare)
+        if arguments:
+            item.add(fragment_of(arguments))
+        item.close(told.status)
+
+    def emit_all_later(self) -> None:
+        """No tool runs any more: the client's calls that wait for one are emitted."""
+        for target, call_id, arguments in self.take_hosted_calls():
+            if call_id in self.draft.later:
+                self.emit_later(target, call_id, arguments)
+
+    def arguments(self, fragment: bytes) -> None:
+        """More arguments of the open call."""
+        item = self._open
+        assert item is not None, "no call is open"
+        item.add(fragment)
+
+    # More of whatever is open
+
+    @property
+    def text_of(self) -> TextOf | None:
+        """What the open text is of, where it is emitted as it comes, so that `ResponseDraft.splice` may be used."""
+        return None if self._open is None else self._open.text_of
+
+    # Tools that run here
+
+    def hosted(self, item: HostedItem) -> None:
+        """Begin the item of a tool that runs now; `item` holds what is known before it ends."""
+        self._close("completed")
+        self._open = OpenHostedItem(self.draft, item)
+
+    def hosted_done(self, item: HostedItem) -> None:
+        """The tool that began last has ended; `item` is what it is now."""
+        open_item, self._open = self._open, None
+        assert isinstance(open_item, OpenHostedItem), "no tool runs"
+        open_item.end(item)
+
+    def close(self, status: str) -> None:
+        """The turn is over: close the open item, if there is one, as `completed` or `incomplete`."""
+        if isinstance(self._open, OpenMessage) and status == "completed":
+            self._open.phase = "commentary" if self.draft.calling else "final_answer"
+        self._close(status)
+
+    def _close(self, status: str) -> None:
+        if self._open is not None:
+            self._open.close(status)
+            self._open = None
+
+
+def _reasoning_form(options: BuilderOptions) -> type[OpenReasoning]:
+    if options.reasoning_as_summary:
+        return OpenSummary
+    return OpenOwnReasoning if options.open_responses_names else OpenReasoning
+
+
+def event_error_type(code: str) -> str:
+    """The `type` in an `error` event, for a failed response's code."""
+    if code == "rate_limit_exceeded":
+        return "too_many_requests"
+    if code == "insufficient_quota":
+        return "insufficient_quota"
+    if code in error_words.OF_THE_CLIENT:
+        return "invalid_request_error"
+    return "server_error"

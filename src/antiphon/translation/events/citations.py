@@ -1,0 +1,138 @@
+"""Citations of what tools found: marks in the model's text become annotations.
+
+Lives here: the mark a model writes, taking it out of the text as it streams, and the annotation in its place. Not here:
+annotations that the upstream makes itself (`translation/answer/beside_text.py`), running tools.
+
+A tool's result shows each source with its mark, `【3】`, and the model repeats the mark behind what it took from there.
+Models write variants of it (`【3†source】`, `【3, 4】`); all of them are understood. What only looks like a mark stays.
+
+Invariant: text is never lost: what is held back comes out with the next piece or at the end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from msgspec import Raw
+
+from antiphon.types.json import decode_any, fragment_of, raw
+
+_OPEN, _CLOSE = "【", "】"
+_MAX_LENGTH: Final = 64
+_LONGEST_SENTENCE: Final = 500
+_MARK: Final = re.compile(r"\s*(\d{1,4}(?:\s*,\s*\d{1,4})*)\s*(?:[†:|][^【】]*)?")
+_OPENERS: Final = (_OPEN.encode(), rb"\u3010")
+_SENTENCE: Final = re.compile(r"(?<=[.!?。])\s+|\n+")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Something that can be cited: the annotation without its place in the text (`type`, `file_id`, …)."""
+
+    annotation: dict[str, Any]
+
+
+def mark(number: int) -> str:
+    """How a model cites the source of this number."""
+    return f"{_OPEN}{number}{_CLOSE}"
+
+
+def _lenient(fragment: bytes) -> str:
+    text = decode_any(b'"%b"' % fragment)
+    return text if isinstance(text, str) else ""
+
+
+def unmarked(text: str) -> str:
+    """A stranger's text, in which nothing can be taken for a mark of ours."""
+    return text.replace(_OPEN, "[").replace(_CLOSE, "]").replace("{cite:", "{cite :")
+
+
+class Citations:
+    """The sources of one response, and the marks in one message's text."""
+
+    def __init__(self, known: int = 0) -> None:
+        """`known`: the highest number of the responses before, whose sources are theirs to name."""
+        self._known = known
+        self._sources: list[Source] = []
+        self._held = ""
+        self._length = 0
+        self._tail = ""
+        """The last sentence so far, which a citation is about."""
+
+    @property
+    def highest(self) -> int:
+        """The highest number that the model was shown."""
+        return self._known + len(self._sources)
+
+    def add(self, sources: tuple[Source, ...], output: str) -> str:
+        """Make sources known; returns the tool's output with their marks in place of `{cite:N}`."""
+        first = self.highest + 1
+        self._sources += sources
+        return re.sub(
+            r"\{cite:(\d{1,4})\}",
+            lambda found: mark(first + int(found[1])) if int(found[1]) < len(sources) else "",
+            output,
+        )
+
+    def feed(self, fragment: bytes) -> Iterator[bytes | Raw]:
+        """More text, as a fragment: fragments without marks, and annotations where those were."""
+        text = _lenient(fragment)
+        if not self._held and not any(opener in fragment for opener in _OPENERS):
+            self._count(text)
+            yield fragment
+            return
+        text, self._held = self._held + text, ""
+        yield from self._cut(text)
+
+    def end(self) -> bytes:
+        """The message is over: what was held back is text."""
+        held, self._held = self._held, ""
+        self._length, self._tail = 0, ""
+        return fragment_of(held)
+
+    def _cut(self, text: str) -> Iterator[bytes | Raw]:
+        while text:
+            before, opener, rest = text.partition(_OPEN)
+            if before:
+                self._count(before)
+                yield fragment_of(before)
+            if not opener:
+                return
+            inner, closer, after = rest.partition(_CLOSE)
+            if not closer and len(rest) <= _MAX_LENGTH and _OPEN not in rest:
+                self._held = opener + rest
+                return
+            cited = self._cited(inner) if closer else None
+            if cited is None:
+                self._count(opener)
+                yield fragment_of(opener)
+                text = rest
+                continue
+            yield from (self._placed(source) for source in cited)
+            text = after
+
+    def _cited(self, inner: str) -> list[Source] | None:
+        found = _MARK.fullmatch(inner)
+        if found is None:
+            return None
+        numbers = [int(number) for number in found[1].split(",")]
+        return [self._sources[number - self._known - 1] for number in numbers if self._known < number <= self.highest]
+
+    def _placed(self, source: Source) -> Raw:
+        annotation = dict(source.annotation)
+        if annotation.get("type") == "file_citation":
+            annotation["index"] = self._length
+        else:
+            annotation["start_index"] = self._length - len(self._tail)
+            annotation["end_index"] = self._length
+        return raw(annotation)
+
+    def _count(self, text: str) -> None:
+        self._length += len(text)
+        tail = self._tail + text
+        # A sentence begins with its first letter: right after a full stop a mark is about the sentence before it.
+        begins = max((end.end() for end in _SENTENCE.finditer(tail) if end.end() < len(tail)), default=0)
+        self._tail = tail[begins:][-_LONGEST_SENTENCE:]

@@ -1,0 +1,451 @@
+"""The item of a response that is open: one small object for each kind, from its added event to its done event.
+
+Lives here: which events an item of each kind has, and what its text becomes when it is whole. Not here: which item is
+opened when (`builder.py`), numbers, bytes and counts (`response_draft.py`), the events of finished calls that have a
+form of their own (`translation/native_calls.py`) and of tools that run here (`hosted_events.py`).
+
+Text comes as fragments (`types/json.py`): escaped JSON, never decoded on its way. Grammar and fields: observed from
+OpenAI's service; see `types/events.py`.
+
+Invariants: making an object emits the item's added event, `close` its done event, and nothing follows; the deltas
+between them join to the text of the item.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any, ClassVar, Final
+
+from msgspec import UNSET, Raw, UnsetType
+
+from antiphon.translation.custom_input import CustomInput
+from antiphon.translation.events.hosted_events import begun, ended, opened
+from antiphon.translation.events.response_draft import EMPTY, LaterCall, ResponseDraft
+from antiphon.translation.item_kinds import prefix_of
+from antiphon.translation.native_calls import NATIVE_FORMS, native_call, native_events
+from antiphon.translation.tool_map import HOSTED_KINDS, CallKind, CallTarget
+from antiphon.translation.values import Seal
+from antiphon.types import events as ev
+from antiphon.types.items import (
+    CustomToolCall,
+    FunctionCall,
+    HostedItem,
+    Message,
+    MessagePhase,
+    NativeCall,
+    OutputText,
+    Reasoning,
+    ReasoningText,
+    Refusal,
+    SummaryText,
+)
+from antiphon.types.json import encode, quoted, text_of
+
+
+class TextOf(Enum):
+    """What text is of."""
+
+    MESSAGE = "message"
+    REASONING = "reasoning"
+    CALL = "call"
+
+
+class OpenItem:
+    """An item that was begun and is not done: `add` its text, then `close` it once.
+
+    The text itself stands in the draft, since one item is open at a time: what takes every token is one kind of object.
+    It is no ABC: tokens ask `isinstance` of their item, which would cost four times as much. That each kind has its
+    `close` is for the type checker to see.
+    """
+
+    __slots__ = ("_draft", "_index")
+
+    text_of: ClassVar[TextOf | None] = None
+    """What its text is, where all that happens to a fragment is that it is added to the draft."""
+
+    def __init__(self, draft: ResponseDraft) -> None:
+        self._draft = draft
+        self._index = len(draft.output)
+
+    def add(self, fragment: bytes) -> None:
+        """More of its text, with a delta event. Raises `OutputTooLarge`."""
+        self._draft.add(fragment)
+
+    @abstractmethod
+    def close(self, status: str) -> None:
+        """The item is over, `completed` or `incomplete`: what is known of it goes out, and it joins the output.
+
+        Never fails: what is too large is so before.
+        """
+
+
+# Messages and reasoning
+
+
+class OpenMessage(OpenItem):
+    """The base of messages. `phase` is set before it is closed, where it is known then."""
+
+    __slots__ = ("phase",)
+
+    def __init__(self, draft: ResponseDraft) -> None:
+        super().__init__(draft)
+        self.phase: MessagePhase | UnsetType = UNSET
+
+
+class OpenText(OpenMessage):
+    """A message whose one part is text. Log probabilities and annotations come with it."""
+
+    __slots__ = ("_annotations", "_item", "_logprobs", "_part")
+
+    text_of: ClassVar[TextOf | None] = TextOf.MESSAGE
+
+    def __init__(self, draft: ResponseDraft) -> None:
+        super().__init__(draft)
+        self._logprobs: list[Raw] = []
+        self._annotations: list[Raw] = []
+        self._part = OutputText(annotations=[], logprobs=[], text=EMPTY)
+        self._item = _begin_message(draft, self._index, self._part)
+        draft.begin_text(ev.OutputTextDelta(0, self._item.id, self._index, 0, EMPTY, []))
+
+    def add_with_logprobs(self, fragment: bytes, logprobs: Sequence[Raw]) -> None:
+        """More text, with the log probabilities of its tokens. Raises `OutputTooLarge`."""
+        draft = self._draft
+        draft.hold(fragment)
+        draft.size += sum(len(bytes(entry)) for entry in logprobs)
+        self._logprobs.extend(logprobs)
+        delta = ev.OutputTextDelta(draft.next(), self._item.id, self._index, 0, quoted(fragment), list(logprobs))
+        draft.emit_delta(delta, fragment)
+
+    def annotate(self, annotation: Raw) -> None:
+        """An annotation of the text so far."""
+        draft, number = self._draft, len(self._annotations)
+        self._annotations.append(annotation)
+        draft.emit(ev.OutputTextAnnotationAdded(draft.next(), self._item.id, self._index, 0, number, annotation))
+
+    def text(self) -> str:
+        """The text so far."""
+        return text_of(bytes(self._draft.text))
+
+    def close(self, status: str) -> None:
+        """See `OpenItem.close`."""
+        draft, item, part, text = self._draft, self._item, self._part, self._draft.end_text()
+        item.status, item.phase = status, self.phase
+        part.text = text
+        part.annotations = self._annotations
+        if draft.events:
+            draft.emit(ev.OutputTextDone(draft.next(), item.id, self._index, 0, text, self._logprobs))
+            draft.emit(ev.ContentPartDone(draft.next(), item.id, self._index, 0, part))
+        # Observed: the part's own event goes without them, the item's has them.
+        part.logprobs = self._logprobs
+        draft.done(self._index, item)
+
+
+class OpenRefusal(OpenMessage):
+    """A message whose one part is a refusal. Its deltas are never padded."""
+
+    __slots__ = ("_item", "_part")
+
+    def __init__(self, draft: ResponseDraft) -> None:
+        super().__init__(draft)
+        self._part = Refusal(refusal=EMPTY)
+        self._item = _begin_message(draft, self._index, self._part)
+        draft.begin_text(ev.RefusalDelta(0, self._item.id, self._index, 0, EMPTY), padded=False)
+
+    def close(self, status: str) -> None:
+        """See `OpenItem.close`."""
+        draft, item, part, text = self._draft, self._item, self._part, self._draft.end_text()
+        item.status, item.phase = status, self.phase
+        part.refusal = text
+        draft.emit(ev.RefusalDone(draft.next(), item.id, self._index, 0, text))
+        draft.emit(ev.ContentPartDone(draft.next(), item.id, self._index, 0, part))
+        draft.done(self._index, item)
+
+
+def _begin_message(draft: ResponseDraft, index: int, part: OutputText | Refusal) -> Message:
+    item = Message(id=draft.new_id("msg"), status="in_progress", content=[])
+    draft.added(index, item)
+    if draft.events:
+        draft.emit(ev.ContentPartAdded(draft.next(), item.id, index, 0, part))
+    item.content.append(part)
+    return item
+
+
+class OpenReasoning(OpenItem):
+    """Reasoning, with text of its own. Where it is sealed, the client carries what the upstream wants to see again."""
+
+    __slots__ = ("_details", "_item", "_seal", "_signature")
+
+    text_of: ClassVar[TextOf | None] = TextOf.REASONING
+
+    # The member that its one part stands in, that part, and the events of both.
+    _parts: ClassVar[str] = "content"
+    _part: ClassVar[type[Any]] = ReasoningText
+    _part_added: ClassVar[type[Any]] = ev.ContentPartAdded
+    _delta: ClassVar[type[Any]] = ev.ReasoningTextDelta
+    _done: ClassVar[type[Any]] = ev.ReasoningTextDone
+    _part_done: ClassVar[type[Any]] = ev.ContentPartDone
+
+    def __init__(self, draft: ResponseDraft, seal: Seal | None) -> None:
+        super().__init__(draft)
+        self._seal = seal
+        self._details: list[Raw] = []
+        self._signature: Raw | None = None
+        self._item = Reasoning(id=draft.new_id("rs"), summary=[])
+        self._begin()
+
+    def add_details(self, details: Sequence[Raw]) -> None:
+        """What the upstream wants to see again with this reasoning. Raises `OutputTooLarge`."""
+        self._draft.count(sum(len(bytes(detail)) for detail in details))
+        self._details.extend(details)
+
+    def sign(self, signature: Raw) -> None:
+        """What the upstream wants to see again with the call that follows. Raises `OutputTooLarge`."""
+        self._draft.count(len(bytes(signature)))
+        self._signature = signature
+
+    def close(self, status: str) -> None:
+        """See `OpenItem.close`; reasoning has no status."""
+        text = self._draft.end_text()
+        self._draft.reasoned += len(bytes(text)) - 2
+        if self._seal is not None:
+            payload: dict[str, object] = {"text": text, "details": self._details}
+            if self._signature is not None:
+                payload["call"] = self._signature
+            self._item.encrypted_content = self._seal(encode(payload))
+        self._end(text)
+        self._draft.done(self._index, self._item)
+
+    def _begin(self) -> None:
+        draft, item, index = self._draft, self._item, self._index
+        setattr(item, self._parts, [])
+        if self._seal is not None:
+            item.encrypted_content = self._seal(b"{}")
+        draft.added(index, item)
+        if draft.events:
+            draft.emit(self._part_added(draft.next(), item.id, index, 0, self._part(EMPTY)))
+        draft.begin_text(self._delta(0, item.id, index, 0, EMPTY))
+
+    def _end(self, text: Raw) -> None:
+        draft, item, index = self._draft, self._item, self._index
+        part = self._part(text)
+        setattr(item, self._parts, [part])
+        draft.emit(self._done(draft.next(), item.id, index, 0, text))
+        draft.emit(self._part_done(draft.next(), item.id, index, 0, part))
+
+
+class OpenOwnReasoning(OpenReasoning):
+    """The same, with the event names of Open Responses."""
+
+    __slots__ = ()
+
+    _delta: ClassVar[type[Any]] = ev.ReasoningDelta
+    _done: ClassVar[type[Any]] = ev.ReasoningDone
+
+
+class OpenSummary(OpenReasoning):
+    """Reasoning whose text is shown as its summary."""
+
+    __slots__ = ()
+
+    _parts: ClassVar[str] = "summary"
+    _part: ClassVar[type[Any]] = SummaryText
+    _part_added: ClassVar[type[Any]] = ev.ReasoningSummaryPartAdded
+    _delta: ClassVar[type[Any]] = ev.ReasoningSummaryTextDelta
+    _done: ClassVar[type[Any]] = ev.ReasoningSummaryTextDone
+    _part_done: ClassVar[type[Any]] = ev.ReasoningSummaryPartDone
+
+
+# Calls
+
+
+class OpenFunctionCall(OpenItem):
+    """A call of a function: its arguments are emitted as they come."""
+
+    __slots__ = ("_item",)
+
+    text_of: ClassVar[TextOf | None] = TextOf.CALL
+
+    def __init__(self, draft: ResponseDraft, call_id: str, target: CallTarget) -> None:
+        super().__init__(draft)
+        self._item = FunctionCall(
+            id=draft.new_id("fc"),
+            status="in_progress",
+            arguments=EMPTY,
+            call_id=call_id,
+            name=target.name,
+            namespace=_namespace(target),
+            encrypted_function_args=[] if target.told_plain else UNSET,
+        )
+        draft.added(self._index, self._item)
+        draft.begin_text(ev.FunctionCallArgumentsDelta(0, self._item.id, self._index, EMPTY))
+
+    def close(self, status: str) -> None:
+        """See `OpenItem.close`."""
+        if not self._draft.text and status == "completed":
+            # No arguments at all (seen: databricks): clients parse them as JSON, and OpenAI sends an empty object.
+            self._draft.append(b"{}")
+        draft, item, text = self._draft, self._item, self._draft.end_text()
+        item.arguments = text
+        item.status = status
+        draft.emit(ev.FunctionCallArgumentsDone(draft.next(), item.id, self._index, text, item.name))
+        draft.done(self._index, item)
+
+
+class OpenCustomCall(OpenItem):
+    """A call of a custom tool: what is emitted is the text inside its arguments (`bare`: they are that text)."""
+
+    __slots__ = ("_input", "_item")
+
+    def __init__(self, draft: ResponseDraft, call_id: str, target: CallTarget, *, bare: bool = False) -> None:
+        super().__init__(draft)
+        self._input = CustomInput(bare=bare)
+        self._item = CustomToolCall(
+            id=draft.new_id("ctc"),
+            status="in_progress",
+            call_id=call_id,
+            name=target.name,
+            input=EMPTY,
+            namespace=_namespace(target),
+        )
+        draft.added(self._index, self._item)
+        draft.begin_text(ev.CustomToolCallInputDelta(0, self._item.id, self._index, EMPTY))
+
+    def add(self, fragment: bytes) -> None:
+        """More arguments. Raises `OutputTooLarge`."""
+        if piece := self._input.feed(fragment):
+            super().add(piece)
+
+    def close(self, status: str) -> None:
+        """See `OpenItem.close`."""
+        draft, item = self._draft, self._item
+        if piece := self._input.end():
+            draft.append(piece)
+        if not self._input.complete:
+            # Half an input must not look like one that can be run.
+            draft.cut_calls = draft.cut_calls or status == "completed"
+            status = "incomplete"
+        text = self._draft.end_text()
+        item.input = text
+        item.status = status
+        draft.emit(ev.CustomToolCallInputDone(draft.next(), item.id, self._index, text))
+        draft.done(self._index, item)
+
+
+class HeldCall(OpenItem):
+    """The base of calls of which nothing is emitted before their arguments are whole."""
+
+    __slots__ = ("_call_id", "_target")
+
+    def __init__(self, draft: ResponseDraft, call_id: str, target: CallTarget) -> None:
+        super().__init__(draft)
+        self._call_id = call_id
+        self._target = target
+
+    def add(self, fragment: bytes) -> None:
+        """More arguments. Raises `OutputTooLarge`."""
+        self._draft.hold(fragment)
+
+
+class OpenNativeCall(HeldCall):
+    """A call with a form of its own, which is known only when its arguments are whole."""
+
+    __slots__ = ()
+
+    def close(self, status: str) -> None:
+        """Emit the call in its own form, or as a function call where its arguments do not fit."""
+        draft, kind = self._draft, self._target.kind
+        made: NativeCall | None = None
+        if status == "completed":
+            arguments = text_of(bytes(draft.text))
+            made = native_call(kind, draft.new_id(prefix_of(kind)), self._call_id, arguments)
+        if made is None:
+            self._close_as_function(status)
+            return
+        draft.end_text()
+        for event in native_events(made, self._index, draft.next):
+            draft.emit(event)
+        draft.output.append(made)
+
+    def _close_as_function(self, status: str) -> None:
+        draft = self._draft
+        arguments = draft.take_text()
+        call = OpenFunctionCall(draft, self._call_id, self._target)
+        if arguments:
+            draft.append(arguments)
+        call.close(status)
+
+
+class OpenHostedCall(HeldCall):
+    """A call of a tool that runs here: nothing of it is emitted before the tool runs."""
+
+    __slots__ = ()
+
+    def close(self, status: str) -> None:
+        """The call is whole, as far as the model wrote it: it waits to be run."""
+        draft = self._draft
+        arguments = text_of(bytes(draft.text))
+        draft.end_text()
+        draft.hosted_calls.append((self._target, self._call_id, arguments))
+
+
+class OpenLaterCall(HeldCall):
+    """A call of the client's tool behind one of a tool that runs here: it is emitted when that has run, so that items
+    come in the order of the calls."""
+
+    __slots__ = ("_bare",)
+
+    def __init__(self, draft: ResponseDraft, call_id: str, target: CallTarget, *, bare: bool = False) -> None:
+        super().__init__(draft, call_id, target)
+        self._bare = bare
+
+    def close(self, status: str) -> None:
+        """The call is over: it waits for its place."""
+        draft = self._draft
+        fragment = draft.take_text()
+        draft.written += len(fragment)
+        if status == "completed" and self._target.kind is CallKind.CUSTOM and not self._bare:
+            whole = CustomInput()
+            whole.feed(fragment)
+            whole.end()
+            draft.cut_calls = draft.cut_calls or not whole.complete
+        draft.hosted_calls.append((self._target, self._call_id, text_of(fragment)))
+        draft.later[self._call_id] = LaterCall(status, self._bare, len(fragment))
+
+
+class OpenHostedItem(OpenItem):
+    """A tool that runs now; `item` holds what is known before it ends."""
+
+    __slots__ = ("_item",)
+
+    def __init__(self, draft: ResponseDraft, item: HostedItem) -> None:
+        super().__init__(draft)
+        self._item = item
+        draft.emit(ev.OutputItemAdded(draft.next(), self._index, opened(item)))
+        for event, more in begun(item):
+            draft.emit(event(draft.next(), item.id, self._index, *more))
+
+    def end(self, item: HostedItem) -> None:
+        """The tool has ended; `item` is what it is now."""
+        draft = self._draft
+        for event, more in ended(item):
+            draft.emit(event(draft.next(), item.id, self._index, *more))
+        draft.done(self._index, item)
+
+    def close(self, status: str) -> None:
+        """The tool did not end: the item stays as it was."""
+        self._draft.done(self._index, self._item)
+
+
+def _namespace(target: CallTarget) -> str | UnsetType:
+    return UNSET if target.namespace is None else target.namespace
+
+
+OPEN_CALLS: Final[dict[CallKind, Callable[[ResponseDraft, str, CallTarget], OpenItem]]] = {
+    CallKind.FUNCTION: OpenFunctionCall,
+    CallKind.CUSTOM: OpenCustomCall,
+    **dict.fromkeys(NATIVE_FORMS, OpenNativeCall),
+    **dict.fromkeys(HOSTED_KINDS, OpenHostedCall),
+}
+"""What is open while a call of each kind is made."""

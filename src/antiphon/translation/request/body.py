@@ -1,0 +1,351 @@
+"""A create-response body becomes a `CreateResponse`, or an error that says what to change.
+
+Lives here: types, combinations, and what becomes of every field that is not translated (ignored and named, or a 400).
+Not here: the plain fields and their limits (`fields.py`, a row each), tools (`tools.py`), the response
+object (`translation/events/initial_response.py`), the chat request (`translation/chat/body.py`).
+
+Invariant: whatever the bytes, the outcome is a valid `CreateResponse` or an `InvalidRequest` with `param`; no field
+is dropped without being named in `ignored`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from antiphon.errors import (
+    InvalidRequest,
+    invalid_parameter,
+    invalid_type,
+    missing_parameter,
+    missing_value,
+    mutually_exclusive,
+    too_many_entries,
+    unknown_parameter,
+    unsupported_parameter,
+    wrong_value,
+)
+from antiphon.ids import is_name
+from antiphon.translation.item_kinds import note_members, only_known
+from antiphon.translation.request.checks import not_json, not_utf8, read_string, read_value
+from antiphon.translation.request.fields import (
+    ENCRYPTED,
+    FIELDS,
+    FORWARDED,
+    IGNORED,
+    INCLUDES,
+    LOGPROBS,
+    OF_CHAT,
+    READ_APART,
+    REQUEST_FIELDS,
+    SAMPLING,
+    check_values,
+    read_threshold,
+)
+from antiphon.translation.request.items import read_items, take_trigger
+from antiphon.translation.request.parameters import PARAMETER_KINDS, read_parameter, spread_extra_body
+from antiphon.translation.request.prompt_template import PromptNotLoaded, fill, read_reference, show_reference
+from antiphon.translation.request.tool_choice import CHOICE_MEMBERS, read_tool_choice
+from antiphon.translation.request.tools import decode_tools, found_on_servers, read_tools
+from antiphon.translation.values import PromptTemplate
+from antiphon.types.items import InputItem, KnownItem
+from antiphon.types.json import ABSENT, first, given, raw, try_decode
+from antiphon.types.request import (
+    CreateResponse,
+    PromptCacheOptions,
+    StreamOptions,
+)
+from antiphon.types.tolerance import MAX_NAMES, Tolerance
+from antiphon.types.tools import Tool
+from antiphon.types.views import ConversationName, Manner, OnlyModel
+
+_DECODERS: Final = {name: msgspec.json.Decoder(row.kind | None) for name, row in FIELDS.items() if row.kind is not None}
+_HELD: Final = frozenset(CreateResponse.__struct_fields__)
+_INPUT: Final = msgspec.json.Decoder(list[InputItem])
+_KNOWN_INPUT: Final = msgspec.json.Decoder(list[KnownItem])
+_SOURCES: Final = msgspec.json.Decoder(list[Raw])
+_PLAIN_ITEMS: Final = frozenset(
+    {None, "message", "function_call", "function_call_output", "reasoning", "item_reference"}
+)
+_TOP: Final = msgspec.json.Decoder(dict[str, Raw])
+
+_CONVERSATION: Final = msgspec.json.Decoder(str | ConversationName)
+
+
+_ONLY_MODEL: Final = msgspec.json.Decoder(OnlyModel)
+_MANNER: Final = msgspec.json.Decoder(Manner)
+
+
+def read_model(body: bytes) -> str | None:
+    """The model a body names, without looking at anything else; None when it names none."""
+    found = try_decode(_ONLY_MODEL, body)
+    return found.model if found is not None else None
+
+
+def read_manner(body: bytes) -> Manner:
+    """How the answer to a body is to come that was read whole before, without looking at anything else."""
+    return try_decode(_MANNER, body) or Manner()
+
+
+def read_request(
+    body: bytes,
+    *,
+    max_items: int,
+    max_tools: int,
+    hosted: frozenset[str] = frozenset(),
+    prompt: PromptTemplate | None = None,
+    max_prompt_bytes: int = 1 << 26,
+    strict: bool = False,
+    refuse_tools: bool = False,
+) -> CreateResponse:
+    """Read a create-response body; `hosted` are the types of tools that run here, `prompt` what its `prompt` names,
+    which with its variables may take `max_prompt_bytes`. `strict`: refuse unknown parts; `refuse_tools`: refuse tools
+    that do not run here.
+
+    Raises `InvalidRequest`, and `PromptNotLoaded` for a body that names a prompt when none is given.
+    """
+    fields = _read_object(body)
+    tolerance = Tolerance(strict=strict, refuse_tools=refuse_tools)
+    messages: list[InputItem] = []
+    reference = read_reference(fields.get("prompt", ABSENT))
+    if reference is not None:
+        if prompt is None:
+            raise PromptNotLoaded(reference)
+        said, filled = fill(prompt.body, reference.variables, max_prompt_bytes)
+        # What the request says itself wins.
+        fields = {**filled, **{name: value for name, value in fields.items() if given(value)}}
+        fields["prompt"] = show_reference(reference, prompt)
+        messages = read_items("prompt.input", raw(said), max_items)
+        for message in messages:
+            message.type = "message"
+    values: dict[str, Any] = {}
+    ignored: list[str] = []
+    if "extra_body" in fields:
+        fields, ignored = spread_extra_body(fields, REQUEST_FIELDS - SAMPLING)
+    parameters: dict[str, Raw] = {}
+    unknown: dict[str, Raw] = {}
+    # A request has few of the many fields there are: only those are looked at.
+    for name, value in fields.items():
+        if name in _DECODERS:
+            if (decoded := read_value(name, _DECODERS[name], value)) is not None:
+                values[name] = decoded
+        elif name in PARAMETER_KINDS:
+            if (parameter := read_parameter(name, value)) is not None:
+                parameters[name] = parameter
+        elif name in OF_CHAT and given(value):
+            wanted = f"'{name}' belongs to Chat Completions; the Responses API takes {OF_CHAT[name]}."
+            raise unsupported_parameter(wanted, name)
+        elif name not in READ_APART:
+            unknown[name] = value
+    ignored += IGNORED.intersection(unknown)
+    ignored.sort()
+    check_values(values, tolerance)
+    ignored += _ignored_inside(fields)
+    ignored += _ignored_values(values, hosted)
+    if values.get("background") and values.get("store") is False:
+        raise wrong_value(
+            "'background' needs 'store': a response that runs in the background is kept until it is fetched.",
+            "background",
+        )
+    include: list[str] = values.pop("include", [])
+    options: StreamOptions | None = values.get("stream_options")
+    cache: PromptCacheOptions | None = values.get("prompt_cache_options")
+    previous: str | None = values.pop("previous_response_id", None) or None
+    declared = decode_tools("tools", fields.get("tools", ABSENT))
+    tools, left_out = read_tools("tools", declared, max_tools, hosted, tolerance)
+    items = only_known("input", _read_input(fields.get("input", ABSENT), max_items, tolerance), tolerance)
+    compact = take_trigger(items)
+    brought, others = _brought_tools(items, tools, max_tools, tolerance)
+    ignored += islice(sorted({*left_out, *others}), MAX_NAMES)
+    request = CreateResponse(
+        model=_read_model(fields.get("model", ABSENT)),
+        input=items,
+        instructions=_read_instructions(fields.get("instructions", ABSENT)),
+        previous_response_id=previous,
+        prompt=fields.get("prompt"),
+        prompt_messages=messages,
+        conversation=_read_conversation(fields.get("conversation", ABSENT), previous),
+        tools=tuple(tools),
+        tool_choice=read_tool_choice(
+            fields.get("tool_choice", ABSENT),
+            [*tools, *brought],
+            left_out,
+            declared=declared,
+            limit=max_tools,
+            continued=previous is not None or given(fields.get("conversation", ABSENT)),
+            hosted=hosted - {"tool_search"},
+        ),
+        metadata=fields["metadata"] if values.pop("metadata", None) is not None else None,
+        logprobs=LOGPROBS in include or bool(values.get("top_logprobs")),
+        encrypted_reasoning=ENCRYPTED in include,
+        obfuscation=bool(options is not None and options.include_obfuscation),
+        prewarm=bool(cache is not None and cache.prewarm),
+        include=frozenset(include),
+        compact=compact,
+        compact_threshold=read_threshold(values.get("context_management", []), tolerance),
+        parameters=parameters,
+        others=unknown,
+        ignored=tuple(ignored),
+        unknown=tolerance,
+        forwarded={name: value for name, value in values.items() if name in FORWARDED},
+        **{name: value for name, value in values.items() if name in _HELD},
+    )
+    if not (request.input or request.previous_response_id or request.conversation or messages):
+        raise missing_input(tolerance.names)
+    return request
+
+
+def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
+    """Further members of the request that the operator lets through: they go on whatever the server's profile says.
+    What is neither known nor let through is left out. Raises `InvalidRequest` where that is not to be."""
+    for name in request.unknown.unknown(request.others, names | IGNORED):
+        error = unknown_parameter(name[:128], "This version does not know it; leave it out.")
+        request.unknown.leave_out(name, error)
+    request.allowed = names
+    allowed = {name: value for name, value in request.others.items() if name in names}
+    if allowed:
+        request.parameters = {**request.parameters, **allowed}
+        request.ignored = tuple(name for name in request.ignored if name not in allowed)
+
+
+def missing_input(left_out: Sequence[str] = ()) -> InvalidRequest:
+    """The error for a request that leaves the model nothing to answer; `left_out` is what nobody here knows of it."""
+    unknown = [name for name in left_out if name.startswith("input.")]
+    if unknown:
+        return missing_value(f"'input' has nothing that is known here ({', '.join(unknown)} was left out).", "input")
+    return missing_value("'input' is missing or empty. Send a string or a list of items.", "input")
+
+
+_INSIDE: Final = {
+    **{place: names for row in FIELDS.values() for place, names in row.members()},
+    **dict.fromkeys(("tool_choice", "tool_choice.tools[]"), CHOICE_MEMBERS),
+}
+"""What the objects in fields may have, by their places."""
+_WITH_MEMBERS: Final = frozenset(place.partition(".")[0].removesuffix("[]") for place in _INSIDE)
+
+
+def _brought_tools(
+    items: list[InputItem], declared: list[Tool], limit: int, tolerance: Tolerance
+) -> tuple[list[Tool], list[str]]:
+    """The tools that items of the input bring (Codex, tool searches) beside the declared ones, and what of them is left
+    out."""
+    servers = {tool.server_label for tool in declared if tool.type == "mcp"}
+    tools: list[Tool] = []
+    left_out: list[str] = []
+    for number, item in enumerate(items):
+        if item.type in ("additional_tools", "tool_search_output"):
+            where = f"input[{number}].tools"
+            sent = decode_tools(where, item.tools)
+            kept, others = read_tools(where, sent, limit, tolerance=tolerance, brought=item.type)
+            if any(label not in servers for label, _ in found_on_servers(sent)):
+                left_out.append("tools.mcp")
+            tools += kept
+            left_out += others
+    return tools, left_out
+
+
+def _read_object(body: bytes) -> dict[str, Raw]:
+    try:
+        if not body.isascii():
+            body.decode()
+        return _TOP.decode(body)
+    except UnicodeDecodeError as error:
+        raise not_utf8(error) from None
+    except msgspec.ValidationError:
+        raise InvalidRequest("The request body must be a JSON object.", code="invalid_type") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        if not body.strip():
+            raise InvalidRequest("The request body is empty.", code="invalid_json") from None
+        raise not_json(body, str(error)) from None
+
+
+def _ignored_inside(fields: dict[str, Raw]) -> list[str]:
+    """Unknown keys of the objects in fields, as dotted names, each once, the first of them."""
+    if _WITH_MEMBERS.isdisjoint(fields):
+        return []
+    unknown = {
+        f"{place.replace('[]', '')}.{key}": None
+        for place, known in _INSIDE.items()
+        if place.partition(".")[0].removesuffix("[]") in fields
+        for inside in _objects(fields, place.split("."))
+        for key in islice((key for key in inside if key not in known), MAX_NAMES)
+    }
+    return sorted(islice(unknown, MAX_NAMES))
+
+
+def _objects(fields: dict[str, Raw], path: list[str]) -> Iterator[dict[str, Raw]]:
+    """The objects at a place: `text.format`, or `tool_choice.tools[]` for each of a list."""
+    name, *further = path
+    value = fields.get(name.removesuffix("[]"), ABSENT)
+    inner = _SOURCES.decode(value) if name.endswith("[]") and first(value) == b"[" else [value]
+    for one in inner:
+        if first(one) == b"{":
+            yield from _objects(_TOP.decode(one), further) if further else [_TOP.decode(one)]
+
+
+def _ignored_values(values: dict[str, Any], hosted: frozenset[str]) -> list[str]:
+    """Known fields whose value has no effect here."""
+    return [
+        f"include:{include}"
+        for include in values.get("include") or ()
+        if include not in (ENCRYPTED, LOGPROBS) and include in INCLUDES and include.partition("_call")[0] not in hosted
+    ]
+
+
+def _read_model(value: Raw) -> str:
+    if not given(value):
+        raise missing_parameter("model")
+    model = read_string("model", value)
+    if not model.strip():
+        raise invalid_parameter("model", "it is empty")
+    return model
+
+
+def _read_conversation(value: Raw, previous: str | None) -> str | None:
+    """The id, given as a string or in an object."""
+    if not given(value):
+        return None
+    if previous:
+        raise mutually_exclusive("previous_response_id", "conversation")
+    named = read_value("conversation", _CONVERSATION, value)
+    conversation = named if isinstance(named, str) else named.id
+    if not is_name(conversation):
+        raise invalid_parameter("conversation", "an id has 1 to 64 letters, digits, underscores or dashes")
+    return conversation
+
+
+def _read_instructions(value: Raw) -> Raw | None:
+    if not given(value):
+        return None
+    read_string("instructions", value)
+    return value
+
+
+def _read_input(value: Raw, limit: int, tolerance: Tolerance) -> Sequence[InputItem]:
+    if not given(value):
+        return []
+    data = bytes(value)
+    if data[:1] == b'"':
+        read_string("input", value)
+        return [InputItem(type="message", role="user", content=value)] if data != b'""' else []
+    if data[:1] != b"[":
+        raise invalid_type("input", "expected a string or a list of items")
+    try:
+        items: Sequence[InputItem] = _KNOWN_INPUT.decode(data)
+        known = not any(given(item.source) for item in items)
+    except (msgspec.ValidationError, RecursionError):
+        loose = read_value("input", _INPUT, value)
+        items, known = loose, False
+    if not known or any(item.type not in _PLAIN_ITEMS for item in items):
+        # What is shown or stored as it came needs its bytes; the usual items do not.
+        for item, source in zip(items, _SOURCES.decode(data), strict=True):
+            item.source = source
+    if not known:
+        note_members("input", items, tolerance)
+    if len(items) > limit:
+        raise too_many_entries("input", len(items), limit, "items")
+    return items

@@ -1,0 +1,78 @@
+"""What items of a conversation change about its responses from there on (`configuration_update`).
+
+Lives here: reading such items, and the request as they leave it. Not here: what the settings mean
+(`translation/chat/body.py`).
+
+Source: OpenAI's `ResponseConfigurationUpdateItemParam`: effort and text format, each until a later update replaces it.
+
+Invariant: the last update of a setting wins, over the request's own field too: the field is what the conversation began
+with, and clients leave it alone so that the engine's prefix cache holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from antiphon.translation.request.checks import known_choice, read_value
+from antiphon.translation.request.fields import EFFORTS, check_format
+from antiphon.types.items import InputItem
+from antiphon.types.request import CreateResponse, ReasoningOptions, TextFormat, TextOptions
+from antiphon.types.tolerance import Tolerance
+from antiphon.types.views import ConfigurationUpdate, KeptConfiguration, ReasoningUpdate, TextUpdate
+
+CONFIGURATION: Final = "configuration_update"
+
+
+_UPDATE: Final = msgspec.json.Decoder(ConfigurationUpdate)
+_SETTINGS: Final = msgspec.json.Decoder(KeptConfiguration)
+
+
+@dataclass(slots=True)
+class Configuration:
+    """What the updates of a conversation come to. UNSET: nothing was said."""
+
+    effort: str | UnsetType | None = UNSET
+    format: TextFormat | UnsetType | None = UNSET
+
+    def apply(self, request: CreateResponse) -> bool:
+        """Have the request say so; whether there was anything to say."""
+        if self.effort is not UNSET:
+            before = request.reasoning or ReasoningOptions()
+            request.reasoning = msgspec.structs.replace(before, effort=self.effort)
+        if self.format is not UNSET:
+            request.text = msgspec.structs.replace(request.text or TextOptions(), format=self.format)
+        return self.effort is not UNSET or self.format is not UNSET
+
+
+def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -> Configuration:
+    """The updates among the items, each with how an error names it. Raises `InvalidRequest`."""
+    found = Configuration()
+    for where, item in items:
+        if item.type == CONFIGURATION:
+            _read(where, item, found, tolerance)
+    return found
+
+
+def _note_members(source: Raw, tolerance: Tolerance) -> None:
+    """What nobody here knows of the settings in an update is named."""
+    settings = _SETTINGS.decode(source)
+    for name, known, sent in (("reasoning", ReasoningUpdate, settings.reasoning), ("text", TextUpdate, settings.text)):
+        for inner in tolerance.unknown(sent or (), known.__struct_fields__):
+            tolerance.note(f"input.{CONFIGURATION}.{name}.{inner}")
+
+
+def _read(where: str, item: InputItem, found: Configuration, tolerance: Tolerance) -> None:
+    update = read_value(where, _UPDATE, item.source)
+    _note_members(item.source, tolerance)
+    if update.reasoning is not None and (effort := update.reasoning.effort) is not UNSET:
+        known = known_choice(f"{where}.reasoning.effort", effort, EFFORTS, tolerance)
+        found.effort = effort if known else found.effort
+    if update.text is not None and (form := update.text.format) is not UNSET:
+        if form is not None:
+            check_format(f"{where}.text.format", form)
+        found.format = form

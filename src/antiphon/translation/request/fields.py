@@ -1,0 +1,411 @@
+"""The fields of a create-response request: one row for each.
+
+A row says a field's type and limits, what becomes of it, and how a response repeats it. From the rows follow reading
+(`body.py`), checks, the chat request (`translation/chat/body.py`), the response
+(`translation/events/initial_response.py`), the API's document, and the table of what is supported with its page in the
+docs.
+
+Lives here, too: the values of `include`, how limits are checked, and those of what is inside `text`, `reasoning` and
+`context_management`.
+
+A field that goes to the chat server as it is needs nothing but its row. A field with a meaning here has an attribute of
+`CreateResponse` too, and code that reads it.
+
+Not here: what chat servers know and the Responses API does not (`parameters.py`), items, tools and content parts.
+
+Invariants: what is in no row is unknown: left out and named, or refused (`types/tolerance.py`); every error names its
+field in `param`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, get_args, get_origin
+
+from msgspec import UNSET, Struct, structs
+
+from antiphon.errors import (
+    array_too_long,
+    invalid_parameter,
+    invalid_type,
+    invalid_value,
+    missing_parameter,
+    wrong_value,
+)
+from antiphon.translation.profiles import UpstreamProfile
+from antiphon.translation.request.checks import NAME, check_choice, check_metadata, known_choice
+from antiphon.translation.support import NAMED, SENT, Rule, Support, here, logprobs, named, sent
+from antiphon.types.json import first, given
+from antiphon.types.request import (
+    ContextManagement,
+    PromptCacheOptions,
+    ReasoningOptions,
+    StreamOptions,
+    TextFormat,
+    TextOptions,
+)
+from antiphon.types.tolerance import Tolerance
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """`kind` is the type, None where a reader of its own reads the field. A null is as if the field were not there.
+
+    Limits: `least` and `most`, the `longest` text, or `words`: another word is left out and named, since OpenAI adds to
+    them, and a new one changes how, not what is asked.
+
+    Fate: `forward` tells whether a server of some profile takes the field as it is (else it is named), and `unsent` are
+    values that ask for what the server does anyway. Of other fields `fate` says what becomes of them, or of each member
+    or value, where these differ.
+
+    `echo` is what a response shows where the request says nothing; UNSET: responses do not show the field, or code of
+    its own decides how. `template`: a prompt's template can say it.
+    """
+
+    name: str
+    kind: Any = None
+    fate: Rule | Mapping[str, Rule] = SENT
+    least: int | None = None
+    most: int = 2**53
+    longest: int | None = None
+    words: tuple[str, ...] = ()
+    forward: Callable[[UpstreamProfile, str], bool] | None = None
+    unsent: tuple[str, ...] = ()
+    note: str = ""
+    echo: Any = UNSET
+    template: bool = False
+
+    @property
+    def echo_kind(self) -> Any:
+        """The type of the member that repeats it."""
+        return self.kind | None if self.echo is None else self.kind
+
+    def rules(self) -> Mapping[str, Rule]:
+        """What becomes of it, by the names in the table of what is supported."""
+        if self.forward is not None:
+            return {self.name: self._forwarded}
+        if isinstance(self.fate, Mapping):
+            return {f"{self.name}.{inside}": rule for inside, rule in self.fate.items()}
+        return {self.name: self.fate}
+
+    def forwarded_to(self, profile: UpstreamProfile) -> bool:
+        """Whether a server of this profile takes it as it is."""
+        return self.forward is not None and self.forward(profile, self.name)
+
+    def members(self) -> Iterator[tuple[str, frozenset[str]]]:
+        """The names in each object that it holds, by the object's place: `text.format`, `context_management[]`."""
+        if get_origin(self.kind) is list:
+            yield from _members(f"{self.name}[]", get_args(self.kind)[0])
+        else:
+            yield from _members(self.name, self.kind)
+
+    def _forwarded(self, profile: UpstreamProfile) -> Support:
+        return Support("translated" if self.forwarded_to(profile) else "ignorable", self.note)
+
+
+def _members(place: str, kind: Any) -> Iterator[tuple[str, frozenset[str]]]:
+    if isinstance(kind, type) and issubclass(kind, Struct):
+        yield place, frozenset(kind.__struct_fields__)
+        for field in structs.fields(kind):
+            for inner in get_args(field.type):
+                yield from _members(f"{place}.{field.name}", inner)
+
+
+def _always(profile: UpstreamProfile, name: str) -> bool:
+    return True
+
+
+def _with_penalties(profile: UpstreamProfile, name: str) -> bool:
+    return profile.penalties
+
+
+def _if_passed(profile: UpstreamProfile, name: str) -> bool:
+    return name in profile.passed_fields
+
+
+def _max_output_tokens(profile: UpstreamProfile) -> Support:
+    return sent(f"`{profile.token_limit_field}`")
+
+
+def _parallel(profile: UpstreamProfile) -> Support:
+    if profile.parallel_tool_calls:
+        return sent("with `false`, further calls of a model that makes them anyway are left out too")
+    return here("with `false`, calls after the first are left out")
+
+
+def _json_schema(profile: UpstreamProfile) -> Support:
+    if profile.structured_output == "json_schema":
+        return sent("`response_format`")
+    if profile.structured_output == "json_object":
+        return here("`json_object`, and the schema as an instruction")
+    return here("the schema as an instruction")
+
+
+def _json_object(profile: UpstreamProfile) -> Support:
+    if profile.structured_output == "off":
+        return here("an instruction")
+    if not profile.json_object:
+        return here("`json_schema` of any object, and an instruction")
+    return sent("`response_format`, with a schema" if profile.json_object_schema else "`response_format`")
+
+
+def _verbosity(profile: UpstreamProfile) -> Support:
+    return SENT if profile.verbosity else NAMED
+
+
+def _effort(profile: UpstreamProfile) -> Support:
+    if not profile.reasoning_effort:
+        return NAMED
+    known = profile.effort_values
+    return sent(f"the nearest of {', '.join(known)}" if known else "`reasoning_effort`")
+
+
+_ROWS: Final = (
+    Field("model", fate=sent("an alias becomes the upstream's name"), template=True),
+    Field("input", template=True),
+    Field("instructions", fate=sent("the system message"), template=True),
+    Field("previous_response_id", str, here("the stored turns are sent again")),
+    Field("store", bool, here("kept by the gateway"), echo=True),
+    Field("stream", bool),
+    Field("stream_options", StreamOptions, {"include_obfuscation": here("padding only when it is asked for")}),
+    Field("max_output_tokens", int, _max_output_tokens, least=16, echo=None, template=True),
+    Field(
+        "max_tool_calls",
+        int,
+        here("limits the calls of hosted tools that run here, all together"),
+        least=1,
+        echo=None,
+        template=True,
+    ),
+    Field("metadata", dict[str, str], here("kept and echoed by the gateway; not sent on")),
+    Field("temperature", float, least=0, most=2, forward=_always, echo=1.0, template=True),
+    Field("top_p", float, least=0, most=1, forward=_always, echo=1.0, template=True),
+    Field("presence_penalty", float, least=-2, most=2, forward=_with_penalties, echo=0.0, template=True),
+    Field("frequency_penalty", float, least=-2, most=2, forward=_with_penalties, echo=0.0, template=True),
+    Field("top_logprobs", int, logprobs, least=0, most=20, echo=0, template=True),
+    Field("parallel_tool_calls", bool, _parallel, echo=True, template=True),
+    Field(
+        "text",
+        TextOptions,
+        {
+            "format.text": sent("the default of chat: nothing is sent"),
+            "format.json_schema": _json_schema,
+            "format.json_object": _json_object,
+            "verbosity": _verbosity,
+        },
+        template=True,
+    ),
+    Field(
+        "reasoning",
+        ReasoningOptions,
+        {
+            "effort": _effort,
+            "summary": here("the server's reasoning as it is, in summary parts"),
+            "generate_summary": here("like `reasoning.summary`"),
+            "mode": NAMED,
+            "context": NAMED,
+        },
+        template=True,
+    ),
+    Field(
+        "truncation",
+        str,
+        {
+            "auto": named("where `context_tokens` is set: emulated, the oldest turns are left out"),
+            "disabled": sent("the default of chat: nothing is sent"),
+        },
+        words=("auto", "disabled"),
+        echo="disabled",
+        template=True,
+    ),
+    Field(
+        "service_tier",
+        str,
+        words=("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
+        forward=_if_passed,
+        unsent=("auto", "default"),
+        note="`auto` and `default` need nothing and are never named",
+        echo="auto",
+        template=True,
+    ),
+    Field("safety_identifier", str, longest=128, forward=_if_passed, echo=None),
+    Field("prompt_cache_key", str, longest=1024, forward=_if_passed, echo=None),
+    Field("prompt_cache_retention", str, forward=_if_passed, echo=None),
+    Field(
+        "prompt_cache_options",
+        PromptCacheOptions,
+        {
+            "prewarm": here("answered at once and empty, without a model call"),
+            "mode": NAMED,
+            "ttl": NAMED,
+            "comparison_response_id": NAMED,
+        },
+    ),
+    Field("user", str, forward=_if_passed, echo=None),
+    Field(
+        "context_management",
+        list[ContextManagement],
+        here("a summary by the same model, before the answer; without a number, `context_tokens` decides"),
+        template=True,
+    ),
+    Field("moderation", fate=NAMED),
+    Field("access_programs", fate=NAMED),
+    Field("image", fate=NAMED),
+    Field("multi_agent", fate=NAMED),
+    Field("background_options", fate=named("a background response runs as soon as its turn has come")),
+    Field("client_metadata", fate=named("what Codex says of itself")),
+    Field(
+        "background",
+        bool,
+        here("queued and run by the gateway; needs `store`, and an upstream that works without the client's key"),
+        echo=False,
+    ),
+    Field(
+        "conversation", fate=here("its items before the input; a response that is stored and does not fail joins it")
+    ),
+    Field(
+        "prompt", fate=here("a template kept by the gateway (`/v1/prompts`): its messages first, its fields as sent")
+    ),
+    # Tables of their own say what becomes of their values.
+    Field("include", list[str], {}, template=True),
+    Field("tools", fate={}, template=True),
+    Field("tool_choice", fate={}, template=True),
+)
+FIELDS: Final = {row.name: row for row in _ROWS}
+"""The rows by name, in a readable order."""
+
+FORWARDED: Final = {row.name: row for row in _ROWS if row.forward is not None}
+ECHOED: Final = {row.name: row for row in _ROWS if row.echo is not UNSET}
+IGNORED: Final = frozenset(row.name for row in _ROWS if isinstance(row.fate, Support) and row.fate.kind == "ignorable")
+READ_APART: Final = frozenset(row.name for row in _ROWS if row.kind is None) - IGNORED
+OF_CHAT: Final = {
+    "messages": "'input'",
+    "response_format": "'text.format'",
+    "max_tokens": "'max_output_tokens'",
+    "max_completion_tokens": "'max_output_tokens'",
+    "functions": "'tools'",
+    "function_call": "'tool_choice'",
+    "reasoning_effort": "'reasoning.effort'",
+    "verbosity": "'text.verbosity'",
+    "logprobs": "'include' with 'message.output_text.logprobs', and 'top_logprobs'",
+}
+"""Fields of Chat Completions, which are a 400, and what the Responses API takes instead."""
+
+REQUEST_FIELDS: Final = {*FIELDS, *OF_CHAT} - IGNORED
+"""Members of a request that have a meaning of their own here."""
+
+SAMPLING: Final = frozenset(row.name for row in _ROWS if row.forward in (_always, _with_penalties))
+"""Those that mean the same inside `extra_body`."""
+
+_HOSTED: Final = named("unless the gateway is set up to run the tool")
+ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
+INCLUDES: Final[dict[str, Rule]] = {
+    ENCRYPTED: here("sealed by the gateway with its own key"),
+    LOGPROBS: logprobs,
+    "file_search_call.results": _HOSTED,
+    "web_search_call.results": NAMED,
+    "web_search_call.action.sources": _HOSTED,
+    "message.input_image.image_url": NAMED,
+    "computer_call_output.output.image_url": NAMED,
+    "code_interpreter_call.outputs": _HOSTED,
+}
+"""Values of `include`, and what becomes of each."""
+
+
+# Limits. Not msgspec's constraints (`Meta`, `Literal`): their errors name neither the value nor whether it is too small
+# or too large, and `code` and message say both, so that each would have to be looked for again.
+
+EFFORTS: Final = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+SUMMARIES: Final = ("auto", "concise", "detailed")
+VERBOSITIES: Final = ("low", "medium", "high")
+FORMATS: Final = ("text", "json_object", "json_schema")
+LEAST_THRESHOLD: Final = 1000
+_MOST_ENTRIES: Final = 32
+
+
+def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
+    """Raise `InvalidRequest` for the first value outside its range or length; `values` are decoded fields.
+
+    A choice that nobody knows is left out of them (an effort stays, for the echo).
+    """
+    for name, value in tuple(values.items()):
+        row = FIELDS[name]
+        if row.least is not None and not row.least <= value <= row.most:
+            below = value < row.least
+            kind = "integer" if isinstance(value, int) else "decimal"
+            problem = f"below the minimum of {row.least:g}" if below else f"above the maximum of {row.most:g}"
+            code = f"{kind}_{'below_min' if below else 'above_max'}_value"
+            raise invalid_parameter(name, f"{value} is {problem}", code)
+        if row.words and not known_choice(name, value, row.words, tolerance):
+            del values[name]
+        if row.longest is not None and len(value) > row.longest:
+            raise invalid_parameter(name, f"it may have at most {row.longest} characters", "string_above_max_length")
+    text: TextOptions | None = values.get("text")
+    if text is not None:
+        _check_text(text, tolerance)
+    reasoning: ReasoningOptions | None = values.get("reasoning")
+    if reasoning is not None:
+        known_choice("reasoning.effort", reasoning.effort, EFFORTS, tolerance)
+        # A summary in a manner that nobody knows is a summary.
+        for name in ("summary", "generate_summary"):
+            if not known_choice(f"reasoning.{name}", getattr(reasoning, name), SUMMARIES, tolerance):
+                setattr(reasoning, name, "auto")
+    check_metadata(values.get("metadata", {}))
+    check_include(values.get("include", ()), tolerance)
+
+
+def read_threshold(entries: list[ContextManagement], tolerance: Tolerance) -> int | None:
+    """The tokens from which a conversation is compacted: 0 for the server's own number, None for never."""
+    if len(entries) > _MOST_ENTRIES:
+        raise array_too_long("context_management", _MOST_ENTRIES, len(entries))
+    threshold = None
+    for number, entry in enumerate(entries):
+        where = f"context_management[{number}]"
+        if entry.type != "compaction":
+            error = invalid_value(f"{where}.type", f"{entry.type[:64]!r}. Supported values are: compaction")
+            tolerance.leave_out(f"context_management:{entry.type}", error)
+            continue
+        if entry.compact_threshold is not None and entry.compact_threshold < LEAST_THRESHOLD:
+            problem = f"{entry.compact_threshold} is below the minimum of {LEAST_THRESHOLD}"
+            raise invalid_parameter(f"{where}.compact_threshold", problem, "integer_below_min_value")
+        threshold = entry.compact_threshold or 0
+    return threshold
+
+
+def _check_text(text: TextOptions, tolerance: Tolerance) -> None:
+    if not known_choice("text.verbosity", text.verbosity, VERBOSITIES, tolerance):
+        text.verbosity = None
+    if text.format is not None:
+        check_format("text.format", text.format)
+
+
+def check_format(where: str, form: TextFormat) -> None:
+    """Raise `InvalidRequest` unless a text format is whole. What nobody knows is refused: the caller counts on it."""
+    check_choice(f"{where}.type", form.type, FORMATS)
+    if form.type == "json_schema":
+        if not form.name:
+            raise missing_parameter(f"{where}.name")
+        if not NAME.fullmatch(form.name):
+            raise invalid_parameter(f"{where}.name", "use 1 to 64 letters, digits, underscores or dashes")
+        if not given(form.schema):
+            raise missing_parameter(f"{where}.schema")
+        if first(form.schema) != b"{":
+            raise invalid_type(f"{where}.schema", "expected an object, the JSON schema of the answer")
+
+
+_MOST_INCLUDES: Final = 32
+
+
+def check_include(values: Sequence[str], tolerance: Tolerance) -> None:
+    """Leave out the values of `include` that OpenAI does not have. Raises `InvalidRequest` in strict mode, and for too
+    many values."""
+    if len(values) > _MOST_INCLUDES:
+        raise array_too_long("include", _MOST_INCLUDES, len(values))
+    for number, include in enumerate(values):
+        if include not in INCLUDES:
+            error = wrong_value(
+                f"Invalid value for 'include[{number}]': {include[:64]!r}. Supported: {', '.join(sorted(INCLUDES))}.",
+                "include",
+            )
+            tolerance.leave_out(f"include:{include}", error)

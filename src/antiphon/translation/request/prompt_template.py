@@ -1,0 +1,233 @@
+"""Prompt templates: what may stand in one, its variables, and how a request's values are put into it.
+
+Lives here: `{{name}}` in instructions and in the text of messages, replaced by texts, pictures and files. Not here:
+what the other fields mean (they are those of a create-response request, read by `body.py`), how prompts are
+kept.
+
+A template's messages stand before everything else, like instructions: they are no part of the response's own input, and
+of no later turn. What the request says itself wins over the template, field by field.
+
+Invariant: a variable that the template has and the request does not give is a 400, and so is one that it gives and the
+template does not have; a value is never searched for variables.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from antiphon.errors import (
+    InvalidRequest,
+    RequestTooLarge,
+    invalid_parameter,
+    invalid_type,
+    invalid_value,
+    missing_value,
+    wrong_value,
+)
+from antiphon.translation.request.checks import read_string, read_value
+from antiphon.translation.request.fields import FIELDS
+from antiphon.translation.request.parameters import PARAMETERS
+from antiphon.translation.values import PromptReference, PromptTemplate
+from antiphon.types.json import encode, first, given, raw, try_decode
+from antiphon.types.views import PromptMember, PromptMessage, PromptValue
+
+TEMPLATE_FIELDS: Final = frozenset({*PARAMETERS, *(name for name, row in FIELDS.items() if row.template)})
+"""What a template can say of a request."""
+
+_VARIABLE: Final = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_.-]{0,63})\s*\}\}")
+_VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
+_TEXT_KINDS: Final = ("input_text", "output_text", "text")
+
+
+class PromptNotLoaded(Exception):
+    """A request names a prompt, which has to be loaded before anything else of the request can be read."""
+
+    def __init__(self, reference: PromptReference) -> None:
+        super().__init__(reference.id)
+        self.reference = reference
+
+
+_REFERENCE: Final = msgspec.json.Decoder(PromptMember)
+_VALUE: Final = msgspec.json.Decoder(PromptValue)
+_FIELDS: Final = msgspec.json.Decoder(dict[str, Raw])
+_RAWS: Final = msgspec.json.Decoder(list[Raw])
+_MESSAGE: Final = msgspec.json.Decoder(PromptMessage)
+
+
+def read_reference(value: Raw) -> PromptReference | None:
+    """A request's `prompt`. Raises `InvalidRequest`."""
+    if not given(value):
+        return None
+    read = read_value("prompt", _REFERENCE, value)
+    version = None
+    if read.version is not None:
+        if not _VERSION.fullmatch(str(read.version)):
+            raise invalid_parameter(
+                "prompt.version", f"{str(read.version)[:64]!r} is no version; versions are numbered from 1 on"
+            )
+        version = int(read.version)
+    return PromptReference(read.id, version, read.variables or {})
+
+
+def show_reference(reference: PromptReference, prompt: PromptTemplate) -> Raw:
+    """A request's `prompt` as the response shows it: with the version that was used."""
+    return raw({"id": reference.id, "version": str(prompt.version), "variables": reference.variables})
+
+
+def pin_prompt(body: bytes, shown: Raw) -> bytes:
+    """A request that means this version of its prompt whenever it is read again; `shown` is what the response shows."""
+    return encode({**_FIELDS.decode(body), "prompt": shown})
+
+
+def variables_of(template: bytes) -> tuple[str, ...]:
+    """The names of a template's variables, in the order in which they stand there. Raises `InvalidRequest`."""
+    seen = _Values({}, collect=True)
+    seen.fill(template)
+    return tuple(dict.fromkeys(seen.names))
+
+
+def fill(template: bytes, values: Mapping[str, Raw], max_bytes: int) -> tuple[list[Raw], dict[str, Raw]]:
+    """Put the values into the template, a JSON object: the messages that come first, and fields of a request.
+
+    Raises `InvalidRequest`, and `RequestTooLarge` for a result of more than so many bytes, before it is made.
+    """
+    seen = _Values({}, collect=True)
+    seen.fill(template)
+    names = tuple(dict.fromkeys(seen.names))
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise missing_value(f"Missing prompt variables: {', '.join(missing)}.", "prompt.variables")
+    if unknown := [name for name in values if name not in names]:
+        raise InvalidRequest(
+            f"Unknown prompt variables: {', '.join(name[:64] for name in unknown)}.",
+            param="prompt.variables",
+            code="unknown_parameter",
+        )
+    # A variable may stand in the template as often as one likes.
+    if len(template) + sum(len(values[name]) for name in seen.names) > max_bytes:
+        raise RequestTooLarge(
+            f"With its variables, each as often as it is used, the prompt takes more than {max_bytes} bytes, the most "
+            "that a request may have (limits.request_body_bytes).",
+            param="prompt.variables",
+            code="request_too_large",
+        )
+    return _Values(values).fill(template)
+
+
+class _Values:
+    """Replaces variables; with `collect` it only notes their names, and leaves everything as it is."""
+
+    def __init__(self, values: Mapping[str, Raw], *, collect: bool = False) -> None:
+        self._collect = collect
+        self.names: list[str] = []
+        self._texts: dict[str, str] = {}
+        self._parts: dict[str, Raw] = {}
+        for name, value in values.items():
+            self._read(name, value)
+
+    def fill(self, template: bytes) -> tuple[list[Raw], dict[str, Raw]]:
+        fields = _FIELDS.decode(template)
+        fields.pop("description", None)  # for people
+        messages = list(self._messages(fields.pop("input", Raw())))
+        instructions = fields.get("instructions")
+        if instructions is not None and given(instructions):
+            text = read_string("instructions", instructions)
+            fields["instructions"] = raw("".join(map(str, self._pieces(text, "instructions", parts=False))))
+        return messages, fields
+
+    def _read(self, name: str, value: Raw) -> None:
+        where = f"prompt.variables.{name[:64]}"
+        if first(value) == b'"':
+            self._texts[name] = read_string(where, value)
+            return
+        read = try_decode(_VALUE, value)
+        if read is not None and read.type == "input_text" and read.text is not None:
+            self._texts[name] = read.text
+        elif read is not None and read.type in ("input_image", "input_file"):
+            self._parts[name] = value
+        else:
+            raise invalid_type(where, "expected a string, or a part of type input_text, input_image or input_file")
+
+    def _messages(self, value: Raw) -> Iterable[Raw]:
+        if not given(value):
+            return
+        if first(value) == b'"':
+            value = raw([{"role": "user", "content": value}])
+        sources = try_decode(_RAWS, value)
+        if sources is None:
+            raise invalid_type("input", "expected a string or a list of messages")
+        for number, source in enumerate(sources):
+            where = f"input[{number}]"
+            message = read_value(where, _MESSAGE, source)
+            if message.type != "message":
+                raise invalid_value(f"{where}.type", "a prompt holds messages only")
+            yield self._message(where, source, message)
+
+    def _message(self, where: str, source: Raw, message: PromptMessage) -> Raw:
+        user = message.role == "user"
+        if first(message.content) == b'"':
+            pieces = list(self._pieces(read_string(f"{where}.content", message.content), where, parts=user))
+            if all(isinstance(piece, str) for piece in pieces):
+                content: Any = "".join(str(piece) for piece in pieces)
+            else:
+                content = _parts(pieces, {"type": "input_text"})
+        elif first(message.content) == b"[":
+            content = []
+            for part in _RAWS.decode(message.content):
+                content += self._part(part, where, user=user)
+        else:
+            return source
+        fields: dict[str, Any] = dict(_FIELDS.decode(source))
+        return raw({**fields, "content": content})
+
+    def _part(self, part: Raw, where: str, *, user: bool) -> list[Any]:
+        """A content part, which a picture or file in the middle of its text cuts into several."""
+        read = try_decode(_VALUE, part)
+        if read is None or read.type not in _TEXT_KINDS or read.text is None:
+            return [part]
+        fields: dict[str, Any] = dict(_FIELDS.decode(part))
+        return _parts(list(self._pieces(read.text, where, parts=user)), fields)
+
+    def _pieces(self, text: str, where: str, *, parts: bool) -> Iterable[str | Raw]:
+        """The text in pieces: between variables, their texts, and (where `parts` may stand) pictures and files."""
+        at = 0
+        for found in _VARIABLE.finditer(text):
+            yield text[at : found.start()]
+            at = found.end()
+            name = found[1]
+            self.names.append(name)
+            if self._collect:
+                yield found[0]
+            elif name in self._texts:
+                yield self._texts[name]
+            elif parts:
+                yield self._parts[name]
+            else:
+                raise wrong_value(
+                    f"The prompt variable '{name}' is a picture or a file; it stands in '{where}', which takes text "
+                    "only.",
+                    f"prompt.variables.{name}",
+                )
+        yield text[at:]
+
+
+def _parts(pieces: list[str | Raw], like: dict[str, Any]) -> list[Any]:
+    """Content parts: neighbouring texts as one part with the keys of `like`, everything else as it is."""
+    parts: list[Any] = []
+    text = ""
+    for piece in pieces:
+        if isinstance(piece, Raw):
+            if text:
+                parts.append({**like, "text": text})
+            parts.append(piece)
+            text = ""
+        else:
+            text += piece
+    if text or not parts:
+        parts.append({**like, "text": text})
+    return parts

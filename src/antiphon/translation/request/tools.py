@@ -1,0 +1,404 @@
+"""Tools read from a create-response body, and from items that bring tools.
+
+Lives here: which tools can be called, which are left out and named, which are refused. Not here: the choice among them
+(`tool_choice.py`), their chat form (`translation/chat/tools.py`).
+
+A tool can be called when the client runs it: functions, custom tools, namespaces of both, the shells, apply_patch and a
+tool search of the client's. A hosted tool that nobody here can run never fails a request by being offered, except those
+without which the answer would be wrong.
+
+Invariant: what is kept has a valid name and, within one list, is kept once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import islice
+from typing import Final
+
+import msgspec
+from msgspec import Raw
+
+from antiphon.errors import (
+    InvalidRequest,
+    invalid_parameter,
+    invalid_type,
+    invalid_value,
+    missing_parameter,
+    too_many_entries,
+    unsupported_parameter,
+    wrong_value,
+)
+from antiphon.translation.request.checks import check_choice, known_choice, read_value, required
+from antiphon.types.json import ABSENT, first, given, try_decode
+from antiphon.types.tolerance import MAX_NAMES, Tolerance
+from antiphon.types.tools import Tool
+from antiphon.types.views import AllowedTools, CustomFormat, Skills, ToolEnvironment
+
+NAMED: Final = ("function", "custom", "namespace")
+"""Types of tools that have a name of their own."""
+
+UNNAMED: Final = ("local_shell", "shell", "apply_patch", "tool_search")
+"""Types of tools that the client runs and that have their type for a name."""
+
+SEARCHED: Final = "tool_search_output"
+"""The type of items that bring what a search has found."""
+
+WEB_SEARCHES: Final = (
+    *("web_search", "web_search_2025_08_26"),
+    *("web_search_preview", "web_search_preview_2025_03_11"),
+)
+"""The versions of a hosted tool."""
+
+_REFUSED: Final = {
+    "code_interpreter": "the operator has not set it up ('code_interpreter.sandbox')",
+    "mcp": "the server lacks the extra 'mcp', or its operator has switched it off ('mcp.enabled')",
+}
+"""Without these tools an answer would be wrong; by the setting that has them run here."""
+
+_NONE: Final = "this server does not implement it"
+_NOT_HERE: Final = {
+    "web_search": "the operator has not set it up ('web_search.provider')",
+    "file_search": "the operator has switched it off ('vector_stores.enabled')",
+    "image_generation": _NONE,
+    "computer": _NONE,
+    "computer_use_preview": _NONE,
+    "programmatic_tool_calling": _NONE,
+}
+"""Known hosted tools that are left out where they do not run, each with the reason."""
+
+_NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
+_LONGEST_NAME: Final = 128
+_RAW_LIST: Final = msgspec.json.Decoder(list[Raw])
+_TOOL: Final = msgspec.json.Decoder(Tool)
+
+
+_FOUND: Final = msgspec.json.Decoder(AllowedTools)
+_ENVIRONMENT: Final = msgspec.json.Decoder(ToolEnvironment)
+_SKILLS: Final = msgspec.json.Decoder(Skills)
+_FORMAT: Final = msgspec.json.Decoder(CustomFormat)
+_OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
+_NESTED: Final = " Chat Completions has a function's fields under 'function'; the Responses API has them beside 'type'."
+
+
+def decode_tools(where: str, value: Raw) -> list[Tool]:
+    """The declarations in an array, each with its source. Raises `InvalidRequest`."""
+    if not given(value):
+        return []
+    sources = read_value(where, _RAW_LIST, value)
+    tools = []
+    for number, source in enumerate(sources):
+        tool = read_value(f"{where}[{number}]", _TOOL, source)
+        tool.source = source
+        tools.append(tool)
+    return tools
+
+
+def found_on_servers(tools: Sequence[Tool]) -> list[tuple[str, str]]:
+    """The tools of MCP servers among those that a search has found: label and name of each."""
+    found = []
+    for tool in tools:
+        if tool.type == "mcp" and tool.server_label is not None:
+            names = _FOUND.decode(tool.source).allowed_tools
+            found += [(tool.server_label, name) for name in (names if isinstance(names, list) else ())]
+    return found
+
+
+def hosted_name(kind: str) -> str:
+    """The name by which a choice means a hosted tool, whatever version of it was declared."""
+    return "web_search" if kind.startswith("web_search") else kind
+
+
+def why_not_here(kind: str) -> str:
+    """Why a hosted tool of this type does not run here, with the setting that changes it."""
+    return _REFUSED.get(kind) or _NOT_HERE.get(hosted_name(kind), _NONE)
+
+
+def runs_here(tool: Tool, hosted: frozenset[str]) -> bool:
+    """Whether a declared tool is one of these types that run here."""
+    return tool.type in hosted and (tool.type != "tool_search" or tool.execution != "client")
+
+
+def read_tools(
+    where: str,
+    tools: list[Tool],
+    limit: int,
+    hosted: frozenset[str] = frozenset(),
+    tolerance: Tolerance | None = None,
+    *,
+    brought: str | None = None,
+) -> tuple[list[Tool], list[str]]:
+    """The tools that can be called, and the names of what is left out (`tools.web_search`). Raises `InvalidRequest`.
+
+    `hosted` are the types of tools that run here; `tolerance` decides about members that nobody here knows. `brought`
+    is the type of the item that brings them: those never run here, but for tools of MCP servers that a search has found
+    (`found_on_servers`).
+    """
+    if len(tools) > limit:
+        raise _too_many(where, len(tools), limit)
+    count = len(tools)
+    kept: list[Tool] = []
+    left_out: list[str] = []
+    names: set[str] = set()
+    for number, tool in enumerate(tools):
+        place = f"{where}[{number}]"
+        if runs_here(tool, hosted):
+            name = f"{hosted_name(tool.type)} {tool.server_label or ''} (hosted)"
+            if name in names:
+                raise wrong_value(f"The hosted tool {hosted_name(tool.type)!r} is declared twice.", place)
+            names.add(name)
+            left_out += _unused(place, tool, (), tolerance)
+            if not may_be_called(tool):
+                left_out.append(_left_out(f"{place}.allowed_callers", _uncallable(place), tolerance))
+            elif hosted_name(tool.type) == "web_search" and bytes(tool.external_web_access) not in _LIVE:
+                # There is no cache of the web here, and the web itself is not to be asked.
+                left_out.append(_left_out(f"tools.{tool.type}", _uncached(where, place), tolerance))
+            else:
+                kept.append(tool)
+            continue
+        if tool.type == "mcp" and brought == SEARCHED:
+            continue
+        if tool.type in _REFUSED:
+            raise _refused(where, place, tool, brought=brought is not None)
+        if not _is_callable(tool):
+            name, known = f"tools.{tool.type}", hosted_name(tool.type) in _NOT_HERE or tool.type in UNNAMED
+            if tolerance is not None and not known:
+                tolerance.leave_out(name, _unknown(place, tool))
+                _left_out(name, _unknown(place, tool), tolerance)
+            else:
+                left_out.append(_left_out(name, _unavailable(where, place, tool), tolerance))
+            continue
+        members = decode_tools(f"{place}.tools", tool.tools) if tool.type == "namespace" else []
+        name = _check(place, tool, members)
+        left_out += _unused(place, tool, members, tolerance)
+        if tool.type == "namespace":
+            count += len(members)
+            if count > limit:
+                raise _too_many(where, count, limit)
+            inner = [f"{place}.tools[{at}]" for at, one in enumerate(members) if not may_be_called(one)]
+            left_out += [_left_out(f"{one}.allowed_callers", _uncallable(one), tolerance) for one in inner]
+        elif not may_be_called(tool):
+            left_out.append(_left_out(f"{place}.allowed_callers", _uncallable(place), tolerance))
+            continue
+        if name in names:
+            raise wrong_value(f"Two tools are called {name!r}; names must be unique.", f"{place}.name")
+        names.add(name)
+        kept.append(tool)
+    return kept, left_out
+
+
+def _too_many(where: str, count: int, limit: int) -> InvalidRequest:
+    return too_many_entries(where, count, limit, "entries, those of namespaces included")
+
+
+def _unsupported(param: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message, param=param, code="unsupported_tool")
+
+
+def _refused(where: str, place: str, tool: Tool, *, brought: bool) -> InvalidRequest:
+    if not brought:
+        return _unavailable(where, place, tool)
+    why = f"cannot be brought by an item. Declare it in 'tools' instead of '{where}'"
+    return _unsupported(f"{place}.type", f"The hosted tool '{tool.type}' {why}.")
+
+
+def _left_out(name: str, error: InvalidRequest, tolerance: Tolerance | None) -> str:
+    """Leave a tool out; return its name. Raises `error` if the settings refuse such a request."""
+    if tolerance is not None:
+        tolerance.leave_out_tool(name, error)
+    return name
+
+
+def _unavailable(where: str, place: str, tool: Tool) -> InvalidRequest:
+    why = f"cannot run here: {why_not_here(tool.type)}. Remove it from '{where}'"
+    return _unsupported(f"{place}.type", f"The hosted tool '{tool.type}' {why}.")
+
+
+def _uncached(where: str, place: str) -> InvalidRequest:
+    return _unsupported(
+        f"{place}.external_web_access",
+        "'external_web_access' is false, and this server has no offline copy of the web to search. Leave it out, or "
+        f"remove the tool from '{where}'.",
+    )
+
+
+def _uncallable(place: str) -> InvalidRequest:
+    return _unsupported(
+        f"{place}.allowed_callers",
+        "'allowed_callers' allows only programmatic calls, which this server does not support. Add "
+        "'direct' to 'allowed_callers', or remove the tool.",
+    )
+
+
+_COMMON: Final = frozenset({"type", "allowed_callers", "defer_loading"})
+_WEB_SEARCH: Final = frozenset(
+    {
+        *("type", "filters", "user_location", "search_context_size", "search_content_types"),
+        "external_web_access",
+    }
+)
+TOOL_MEMBERS: Final = {
+    "function": _COMMON | {"name", "description", "parameters", "strict", "async", "output_schema"},
+    "custom": _COMMON | {"name", "description", "format", "async"},
+    "namespace": _COMMON | {"name", "description", "tools"},
+    "local_shell": _COMMON,
+    "shell": _COMMON | {"environment"},
+    "apply_patch": _COMMON,
+    "tool_search": _COMMON | {"execution", "description", "parameters"},
+    **dict.fromkeys(WEB_SEARCHES, _WEB_SEARCH),
+    "file_search": frozenset(
+        {"type", "vector_store_ids", "vector_store_id", "max_num_results", "filters", "filter", "ranking_options"}
+    ),
+    "code_interpreter": frozenset({"type", "allowed_callers", "container"}),
+    "mcp": _COMMON
+    | {"server_label", "server_url", "connector_id", "tunnel_id", "server_description", "authorization", "headers"}
+    | {"allowed_tools", "require_approval"},
+}
+"""What each type of tool is declared with."""
+_NO_EFFECT: Final = frozenset({"output_schema", "search_content_types"})
+_OF_A_CLIENTS_SEARCH: Final = frozenset({"description", "parameters"})
+_EXECUTIONS: Final = ("client", "server")
+_LIVE: Final = (b"", b"null", b"true", b'"live"')
+"""Values of `external_web_access` that let a search ask the web."""
+
+
+_INSIDE: Final = {
+    "custom": {"format": frozenset({"type", "syntax", "definition"})},
+    "shell": {"environment": frozenset({"type", "skills"})},
+    "web_search": {"user_location": frozenset({"type", "country", "region", "city", "timezone"})},
+    "file_search": {"ranking_options": frozenset({"ranker", "score_threshold", "hybrid_search"})},
+    "code_interpreter": {"container": frozenset({"type", "file_ids", "memory_limit", "network_policy"})},
+}
+"""What the objects in a declaration hold."""
+
+
+def _unused(where: str, tool: Tool, members: Sequence[Tool], tolerance: Tolerance | None) -> list[str]:
+    """The members of a declaration that are known and have no effect; those that nobody knows are left out.
+
+    None of a tool of another package, which alone knows, and without a `tolerance`: they were named before.
+    """
+    known = TOOL_MEMBERS.get(tool.type)
+    if known is None or tolerance is None:
+        return []
+    no_effect = _NO_EFFECT
+    if tool.type == "tool_search":
+        execution = tool.execution
+        if not known_choice(f"{where}.execution", execution, _EXECUTIONS, tolerance) or execution != "client":
+            no_effect |= _OF_A_CLIENTS_SEARCH
+    declared = _OBJECT.decode(tool.source)
+    for name in tolerance.unknown(declared, known):
+        error = unsupported_parameter(f"Unknown member: '{where}.{name}'.", f"{where}.{name}")
+        tolerance.leave_out(f"tools.{tool.type}.{name}", error)
+    unused = [f"tools.{tool.type}.{name}" for name in sorted(no_effect & known) if given(declared.get(name, ABSENT))]
+    for place, known_inside in _INSIDE.get(tool.type, {}).items():
+        inside = declared.get(place, ABSENT)
+        names = _OBJECT.decode(inside) if first(inside) == b"{" else ()
+        unused += [
+            f"tools.{tool.type}.{place}.{name}"
+            for name in islice((name for name in names if name not in known_inside), MAX_NAMES)
+        ]
+    if _for_programs_too(tool):
+        unused.append(f"tools.{tool.type}.allowed_callers")
+    for number, inner in enumerate(members):
+        unused += _unused(f"{where}.tools[{number}]", inner, (), tolerance)
+    return unused
+
+
+def _for_programs_too(tool: Tool) -> bool:
+    """Whether programs of the model's may call a tool besides the model itself."""
+    return (
+        first(tool.allowed_callers) == b"[" and may_be_called(tool) and len(_RAW_LIST.decode(tool.allowed_callers)) > 1
+    )
+
+
+def may_be_called(tool: Tool) -> bool:
+    """Whether the model itself may call a tool, and not only a program of its (which nothing runs here)."""
+    callers = tool.allowed_callers
+    if first(callers) != b"[":
+        return True
+    named = _RAW_LIST.decode(callers)
+    return not named or b'"direct"' in map(bytes, named)
+
+
+def _unknown(place: str, tool: Tool) -> InvalidRequest:
+    # Needed for a mistake alone.
+    import difflib
+
+    near = difflib.get_close_matches(tool.type[:64], TOOL_MEMBERS, n=1, cutoff=0.8)
+    meant = f"Did you mean '{near[0]}'?" if near else "This version knows no such tool; leave it out."
+    return wrong_value(f"Unknown type of tool: {tool.type[:64]!r}. {meant}", f"{place}.type")
+
+
+def _is_callable(tool: Tool) -> bool:
+    if tool.type == "tool_search":
+        # Where nothing here searches, all tools are shown.
+        return tool.execution == "client"
+    if tool.type == "shell":
+        # A shell in a container of the server's is a hosted tool.
+        return _environment(tool.environment) in (None, "local")
+    return tool.type in NAMED or tool.type in UNNAMED
+
+
+def _environment(value: Raw) -> str | None:
+    """The type of a shell's environment; a shell without one is the client's."""
+    found = try_decode(_ENVIRONMENT, value) if given(value) else ToolEnvironment()
+    return found.type if found is not None else "unknown"
+
+
+def local_skills(where: str, environment: Raw) -> list[str]:
+    """What a client's shell has skills for, in a line each. Raises `InvalidRequest`."""
+    if not given(environment):
+        return []
+    skills = read_value(f"{where}.environment", _SKILLS, environment).skills or []
+    lines = (f"{one.name}{f' ({one.path})' if one.path else ''}: {one.description or ''}" for one in skills)
+    return [line.rstrip(": ") for line in lines]
+
+
+def _check(where: str, tool: Tool, members: Sequence[Tool], *, spaced: bool = False) -> str:
+    """The tool's name, once it is known to be a proper tool; `members` are a namespace's; `spaced`: inside of one."""
+    if given(tool.parameters) and first(tool.parameters) != b"{":
+        raise invalid_type(f"{where}.parameters", "expected an object")
+    if tool.type in UNNAMED:
+        if tool.type == "shell":
+            local_skills(where, tool.environment)
+        return tool.type
+    if tool.name is None:
+        raise missing_parameter(f"{where}.name", _NESTED if _is_nested(tool.source) else "")
+    if tool.type == "namespace":
+        if not tool.name or len(tool.name) > 256:
+            raise invalid_parameter(f"{where}.name", "use 1 to 256 characters")
+        names: set[str] = set()
+        for number, inner in enumerate(members):
+            place = f"{where}.tools[{number}]"
+            if inner.type not in ("function", "custom"):
+                raise invalid_value(f"{place}.type", "a namespace holds functions and custom tools")
+            name = _check(place, inner, (), spaced=True)
+            if name in names:
+                raise wrong_value(
+                    f"Two tools of the namespace {tool.name!r} are called {name!r}; names must be unique.",
+                    f"{place}.name",
+                )
+            names.add(name)
+        return f"{tool.name} (namespace)"
+    # Names of MCP tools (in namespaces) may hold anything: the model is shown a name that fits
+    # (`translation/tool_map.py`).
+    if not (0 < len(tool.name) <= _LONGEST_NAME and (spaced or _NAME.fullmatch(tool.name))):
+        raise invalid_parameter(f"{where}.name", f"use 1 to {_LONGEST_NAME} letters, digits, underscores or dashes")
+    if tool.type == "custom" and given(tool.format):
+        _check_format(f"{where}.format", tool.format)
+    return tool.name
+
+
+def _is_nested(source: Raw) -> bool:
+    """Whether a function was declared as Chat Completions has it."""
+    return first(source) == b"{" and "function" in _OBJECT.decode(source)
+
+
+def _check_format(where: str, value: Raw) -> None:
+    """A custom tool's format: text, or a grammar with its definition."""
+    form = read_value(where, _FORMAT, value)
+    check_choice(f"{where}.type", form.type, ("text", "grammar"))
+    if form.type == "grammar":
+        required(where, "definition", form.definition)
+        check_choice(f"{where}.syntax", form.syntax, ("lark", "regex"))
