@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from antiphon.commands.children import ParentPipe
+from antiphon.supervisor.children import ParentPipe
 from lab.bench import cpu
 from lab.bench.load import Job
 from lab.bench.rounds import BURST, say

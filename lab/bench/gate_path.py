@@ -21,7 +21,6 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 from antiphon.app.build import build
-from antiphon.commands.process import keep_what_there_is
 from antiphon.config.limits import LimitSettings
 from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext
@@ -30,6 +29,7 @@ from antiphon.doors.extproc.body_messages import RESPONSE_BODY
 from antiphon.doors.extproc.immediate_response import Ahead
 from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
 from antiphon.doors.extproc.transport import Presented, StreamClosed
+from antiphon.supervisor.process import keep_what_there_is
 from lab.bench.echo import Echo
 from lab.bench.upstream import completion, stream_events
 

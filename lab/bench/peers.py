@@ -23,7 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlsplit
 
-from antiphon.commands.children import ParentPipe
+from antiphon.supervisor.children import ParentPipe
 from lab.bench.rounds import say
 from lab.bench.variants import RESPONSES, Process, Protocol, Variant
 

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from antiphon.commands.children import ParentPipe
+from antiphon.supervisor.children import ParentPipe
 from lab.bench import cpu
 from lab.bench.load import Job
 from lab.bench.variants import Process, start_variant

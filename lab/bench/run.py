@@ -28,8 +28,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from antiphon.commands.children import ParentPipe
 from antiphon.extras import how_to_install
+from antiphon.supervisor.children import ParentPipe
 from lab.bench.apart import Apart, measure_apart
 from lab.bench.machine import QUIET, Watch
 from lab.bench.peers import read_pids, start_peer

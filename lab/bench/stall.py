@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import cast
 
 from antiphon.app.build import build
-from antiphon.commands.process import collect_by_time, keep_what_there_is, run_loop
 from antiphon.config.settings import load_settings
 from antiphon.doors.extproc.server import ExtProcDoor, TransportName
 from antiphon.observability.logs import configure
+from antiphon.supervisor.process import collect_by_time, keep_what_there_is, run_loop
 from lab.bench.core import large_requests
 from lab.bench.variants import Process
 from tests.support.fake_envoy import FakeEnvoy

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from antiphon.commands.children import ParentPipe
+from antiphon.supervisor.children import ParentPipe
 from lab.bench import cpu
 from lab.bench import telemetry_processes as processes
 from lab.bench.core import source_of

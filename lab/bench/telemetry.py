@@ -30,13 +30,13 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from antiphon.app.build import App, build
-from antiphon.commands.process import keep_what_there_is
 from antiphon.config.processes import TracingSettings
 from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext
 from antiphon.observability.logs import configure
 from antiphon.observability.observation import Observation, Telemetry
 from antiphon.observability.otel import Tracer
+from antiphon.supervisor.process import keep_what_there_is
 from antiphon.types.transport import Headers
 from lab.bench import telemetry_processes as processes
 from lab.bench.gate_path import CHUNKS, Paths

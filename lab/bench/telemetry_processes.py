@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from antiphon.commands.children import ParentPipe
-from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.config.settings import load_settings
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.sidecars import SidecarEndpoint
+from antiphon.supervisor.children import ParentPipe
+from antiphon.supervisor.envoy_admin import EnvoyAdmin
 from lab.bench import cpu
 from lab.bench.load import Job
 from lab.bench.variants import RESPONSES, Process, poll

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import antiphon
-from antiphon.commands import guard
-from antiphon.commands.children import ParentPipe
-from antiphon.commands.envoy_admin import EnvoyAdmin
 from antiphon.config.settings import load_settings
 from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.sidecars import SidecarEndpoint
+from antiphon.supervisor import parent_guard
+from antiphon.supervisor.children import ParentPipe
+from antiphon.supervisor.envoy_admin import EnvoyAdmin
 from lab.bench import cpu
 
 Values = dict[str, float]
@@ -125,7 +125,15 @@ class Process:
         """
         if pipe is not None:
             # A moment, since a program that gets none does not hear SIGTERM.
-            command = (sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), "0.05", *command)
+            command = (
+                sys.executable,
+                "-I",
+                "-S",
+                str(Path(parent_guard.__file__)),
+                str(pipe.reading),
+                "0.05",
+                *command,
+            )
         plain = {name: value for name, value in os.environ.items() if not name.startswith("ANTIPHON_")}
         reader = None
         with log.open("wb") as file, contextlib.ExitStack() as ends:

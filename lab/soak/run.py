@@ -28,9 +28,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from antiphon.commands.children import ParentPipe
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
+from antiphon.supervisor.children import ParentPipe
 from lab.bench import cpu
 from lab.bench.variants import Process
 

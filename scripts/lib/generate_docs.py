@@ -11,7 +11,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_origin
 
-from antiphon.commands.reloading import FIXED
 from antiphon.config.section import Section, descriptions, section_in
 from antiphon.config.settings import Settings, load_settings, settings_schema
 from antiphon.engine.exchange.states import TRANSITIONS, Input, State
@@ -19,6 +18,7 @@ from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.sidecars import endpoints
 from antiphon.observability.metric_names import METRICS, OF_UP
 from antiphon.observability.span_names import ERROR
+from antiphon.supervisor.changed_settings import FIXED
 from antiphon.translation.profiles import PROFILES, UpstreamProfile
 from antiphon.translation.profiles.profile import FAMILIES
 from antiphon.translation.request.field_support import GROUPS, support_of

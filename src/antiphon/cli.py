@@ -264,8 +264,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def import_command(name: str) -> Any:
-    """The module of a command."""
-    return import_module(f"antiphon.commands.{name.replace('-', '_')}")
+    """The module of a command. A command with parts of its own has them in a folder."""
+    module = name.replace("-", "_")
+    return import_module(f"antiphon.commands.{module}{'.command' if name in ('admin', 'doctor') else ''}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 Lives here: that `health`, which containers run every few seconds, starts without the rest of the program; that a
 container which is told to leave while it starts does. Not here: the command line (`cli.py`), what a command does
-(`commands/`), how a server leaves that serves (`commands/process.py`).
+(`commands/`), how a server leaves that serves (`supervisor/process.py`).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from antiphon.commands.asking import ask
+from antiphon.supervisor.http_probe import ask
 from tests.support.chat_server import Answer, ChatServer, Received, Wait, answer, completion
 from tests.support.gateway import Answered, Gateway, post, start_gateway
 from tests.support.waiting import until

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import antiphon
-from antiphon.commands.asking import ask
+from antiphon.supervisor.http_probe import ask
 from tests.support.chat_server import ChatServer
 from tests.support.gateway import post, start_gateway
 from tests.support.metrics import value_of

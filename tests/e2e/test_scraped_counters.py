@@ -18,7 +18,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from antiphon.commands.asking import ask
+from antiphon.supervisor.http_probe import ask
 from tests.support.chat_server import ChatServer
 from tests.support.counters import Watcher
 from tests.support.gateway import Gateway, post, start_gateway

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from antiphon.cli import main
-from antiphon.commands import doctor as doctor_command
-from antiphon.commands.upstream_probes import Support
-from antiphon.commands.upstream_report import fitting_profile
+from antiphon.commands.doctor import command as doctor_command
+from antiphon.commands.doctor.upstream_probes import Support
+from antiphon.commands.doctor.upstream_report import fitting_profile
 from antiphon.config.settings import Settings
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter.local import Trial
@@ -486,7 +486,7 @@ async def test_a_native_upstream_is_only_reached(doctor: Doctor) -> None:
 async def test_a_silent_server_does_not_hold_the_doctor_for_ever(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("antiphon.commands.upstream_probes._SECONDS", 0.05)
+    monkeypatch.setattr("antiphon.commands.doctor.upstream_probes._SECONDS", 0.05)
     async with ChatServer() as server:
         server.default = lambda request: never()
         report = await doctor(server.base_url)

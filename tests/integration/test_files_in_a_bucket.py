@@ -11,7 +11,7 @@ import pytest
 
 from antiphon.app.build import build
 from antiphon.cli import main
-from antiphon.commands.whole_state import backup, restore
+from antiphon.commands.admin.whole_state import backup, restore
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from antiphon.cli import main
-from antiphon.commands import starting, upstream_warnings
-from antiphon.commands.starting import (
+from antiphon.commands import start_checks as starting
+from antiphon.commands import upstream_warnings
+from antiphon.commands.doctor.upstream_probes import certificate_advice
+from antiphon.commands.start_checks import (
     warn_of_contents_here,
     warn_of_few_descriptors,
     warn_of_open_listener,
 )
-from antiphon.commands.upstream_probes import certificate_advice
 from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
 from tests.support.certificates import Authority

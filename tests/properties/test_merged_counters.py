@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antiphon.commands.up_metrics import MergedMetrics
 from antiphon.observability.metrics import Metrics
+from antiphon.supervisor.merged_metrics import MergedMetrics
 from tests.support.counters import Watcher
 from tests.support.effort import examples
 

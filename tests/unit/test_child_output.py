@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from antiphon.commands.child_output import ChildOutput, last_words
 from antiphon.config.settings import Settings
 from antiphon.observability.logs import configure
+from antiphon.supervisor.child_output import ChildOutput, last_words
 
 Captured = pytest.CaptureFixture[str]
 

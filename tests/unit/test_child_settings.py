@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from antiphon.commands.child_settings import file_values, placed_in, plain_environment, secret_environment
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.upstreams import UpstreamSettings
+from antiphon.supervisor.child_settings import file_values, placed_in, plain_environment, secret_environment
 
 S = "s3cret-s3cret-s3cret"
 CASES: dict[str, dict[str, Any]] = {

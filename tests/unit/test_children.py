@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import antiphon
-from antiphon.commands.children import Child, ParentPipe, describe_status
+from antiphon.supervisor.children import Child, ParentPipe, describe_status
 
 SOURCE = Path(antiphon.__file__).parent.parent
 SECONDS = 90.0
@@ -124,7 +124,7 @@ async def test_who_guards_a_program_ends_with_it(parent: _Parent, foreign: bool)
 
 PARENT = """
 import asyncio, os, sys
-from antiphon.commands.children import Child, ParentPipe
+from antiphon.supervisor.children import Child, ParentPipe
 
 async def main():
     pipe = ParentPipe()

@@ -6,7 +6,6 @@ import argparse
 import json
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import jsonschema_rs
@@ -14,7 +13,7 @@ import pytest
 import yaml
 
 from antiphon import __version__, cli, compiled
-from antiphon.cli import main, make_parser
+from antiphon.cli import import_command, main, make_parser
 from antiphon.commands.flags import settings_of
 from antiphon.config.upstreams import AuthMode
 
@@ -39,7 +38,7 @@ def _commands() -> list[str]:
 
 @pytest.mark.parametrize("command", _commands())
 def test_every_command_has_a_module_and_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert callable(import_module(f"antiphon.commands.{command.replace('-', '_')}").run)
+    assert callable(import_command(command).run)
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0

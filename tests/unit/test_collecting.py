@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 
-from antiphon.commands.process import collect_by_time
+from antiphon.supervisor.process import collect_by_time
 
 
 class _Loop:

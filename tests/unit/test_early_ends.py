@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.commands.child_output import ChildOutput
-from antiphon.commands.early_ends import ORDER, pass_on, take
-from antiphon.commands.orders import Obey, Orders, take_orders
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.observability.endings import EarlyEnd, EarlyEnds
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
+from antiphon.supervisor.child_output import ChildOutput
+from antiphon.supervisor.early_ends import ORDER, pass_on, take
+from antiphon.supervisor.worker_orders import Obey, Orders, take_orders
 from tests.support.exchanges import SSE, make_exchange
 from tests.support.fake_time import in_fake_time
 from tests.support.metrics import value_of

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from antiphon.commands.listen_address import HeldPort
 from antiphon.config.section import parse_address
+from antiphon.supervisor.listen_address import HeldPort
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from itertools import permutations
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from antiphon.commands.up_metrics import MergedMetrics
 from antiphon.observability.metric_names import BUILD, FOLLOWERS, METRICS, QUEUED
 from antiphon.observability.metrics import Metrics
+from antiphon.supervisor.merged_metrics import MergedMetrics
 
 _SUM = """\
 # TYPE it_seconds histogram

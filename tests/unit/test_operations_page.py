@@ -53,7 +53,7 @@ def _written() -> dict[str, set[str]]:
         found[event].add(level)
     # Of what a child writes that is no line of a log.
     for level, event in re.findall(
-        r'"level": "(\w+)", "message": "(\w+)"', (_SOURCE / "commands" / "child_output.py").read_text()
+        r'"level": "(\w+)", "message": "(\w+)"', (_SOURCE / "supervisor" / "child_output.py").read_text()
     ):
         found[event].add(level)
     # Its level is chosen by Envoy.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from antiphon.commands.admin import read_by, read_day, show_usage
+from antiphon.commands.admin.command import read_by, read_day, show_usage
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import PriceSettings, price_of
 from antiphon.engine.ports.usage import UsageSum

@@ -19,7 +19,7 @@ SECONDS = 90.0
 SERVES = """
 import asyncio, os, sys, time
 from collections import Counter
-from antiphon.commands.process import StopSignals, run_loop
+from antiphon.supervisor.process import StopSignals, run_loop
 from antiphon.observability.logs import configure
 
 configure("info", "json")

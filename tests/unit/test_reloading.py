@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.commands import reloading
-from antiphon.commands.orders import Orders, take_orders
-from antiphon.commands.reloading import (
+from antiphon.config.settings import load_settings
+from antiphon.errors import ConfigError
+from antiphon.supervisor import changed_settings as reloading
+from antiphon.supervisor.changed_settings import (
     ReloadCounts,
     SettingsFile,
     check_change,
     reasons,
     saying_that_a_restart_is_needed,
 )
-from antiphon.config.settings import load_settings
-from antiphon.errors import ConfigError
+from antiphon.supervisor.worker_orders import Orders, take_orders
 
 
 def replaced(path: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.commands import run_folder as module
-from antiphon.commands.run_folder import run_folder, write_private
 from antiphon.errors import ConfigError
+from antiphon.supervisor import run_folder as module
+from antiphon.supervisor.run_folder import run_folder, write_private
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.commands.service_manager import tell
+from antiphon.supervisor.service_manager import tell
 
 
 @pytest.mark.parametrize("abstract", [False, True])

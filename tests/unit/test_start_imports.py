@@ -20,8 +20,15 @@ _LATER = {
         "pypdfium2",
         "docx",
     ),
-    *("openpyxl", "pptx", "zstandard", "antiphon.stores.postgres", "antiphon.commands.doctor", "antiphon.envoy.istio"),
-    *("antiphon.envoy.gateway_api", "antiphon.envoy.merging", "antiphon.commands.up_metrics"),
+    *(
+        "openpyxl",
+        "pptx",
+        "zstandard",
+        "antiphon.stores.postgres",
+        "antiphon.commands.doctor.command",
+        "antiphon.envoy.istio",
+    ),
+    *("antiphon.envoy.gateway_api", "antiphon.envoy.merging", "antiphon.supervisor.merged_metrics"),
 }
 # The parent of the workers serves nothing itself.
 _SERVING = {
@@ -35,14 +42,14 @@ _UNASKED = {
     "prometheus_client",
     *("antiphon.envoy.bootstrap", "antiphon.search.extract", "antiphon.html_text"),
 }
-_OF_THE_PARENT = {"antiphon.commands.supervisor", "antiphon.commands.up"}
+_OF_THE_PARENT = {"antiphon.supervisor.supervision", "antiphon.commands.up"}
 _BOTH = {"antiphon.config.settings", "structlog"}
 
 
 @pytest.mark.parametrize(
     ("module", "needed", "not_before"),
     [
-        ("up", {"antiphon.commands.supervisor"}, _LATER | _SERVING),
+        ("up", {"antiphon.supervisor.supervision"}, _LATER | _SERVING),
         (
             "extproc",
             {"antiphon.doors.extproc.server"},

@@ -16,8 +16,8 @@ from typing import NoReturn
 import pytest
 from structlog.testing import capture_logs
 
-from antiphon.commands.children import Child, ParentPipe
-from antiphon.commands.supervisor import GivenUp, RestartPolicy, Supervised, tell_first
+from antiphon.supervisor.children import Child, ParentPipe
+from antiphon.supervisor.supervision import GivenUp, RestartPolicy, Supervised, tell_first
 from tests.support.waiting import until
 
 SECONDS = 90.0

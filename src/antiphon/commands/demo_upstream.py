@@ -9,10 +9,10 @@ import signal
 
 from aiohttp import web
 
-from antiphon.commands.process import run_loop
 from antiphon.config.section import parse_address
 from antiphon.demo_upstream import make_app
 from antiphon.errors import ConfigError
+from antiphon.supervisor.process import run_loop
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,7 +17,6 @@ from typing import Any
 
 import yaml
 
-from antiphon.commands.child_settings import file_values, secret_environment
 from antiphon.commands.flags import settings_of
 from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_api, gateway_pod, istio
@@ -29,6 +28,7 @@ from antiphon.envoy.sidecars import SidecarEndpoint, endpoints
 from antiphon.envoy.snippet import parts, snippet
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, parse_version
 from antiphon.errors import AntiphonError, ConfigError
+from antiphon.supervisor.child_settings import file_values, secret_environment
 
 _HEADER = """\
 # Envoy bootstrap for Antiphon, printed by `antiphon envoy-config`. Made for Envoy {version}.

@@ -9,12 +9,12 @@ from functools import partial
 
 import structlog
 
-from antiphon.commands import early_ends
 from antiphon.commands.serving_process import ServingProcess, run_serving
-from antiphon.commands.starting import sidecar_tls, warn_of_contents_here
+from antiphon.commands.start_checks import sidecar_tls, warn_of_contents_here
 from antiphon.doors.extproc.server import ExtProcDoor
 from antiphon.doors.http.server import HttpDoor
 from antiphon.envoy.sidecars import endpoint, numbered
+from antiphon.supervisor import early_ends
 
 _log = structlog.get_logger(__name__)
 

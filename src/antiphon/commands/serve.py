@@ -7,13 +7,13 @@ import socket
 
 import structlog
 
-from antiphon.commands.listen_address import refuse_own_upstream
-from antiphon.commands.process import QUIET_SECONDS
 from antiphon.commands.serving_process import ServingProcess, run_serving
-from antiphon.commands.starting import warn
+from antiphon.commands.start_checks import warn
 from antiphon.config.settings import Settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.observability.served_ids import take_lost
+from antiphon.supervisor.listen_address import refuse_own_upstream
+from antiphon.supervisor.process import QUIET_SECONDS
 
 _log = structlog.get_logger(__name__)
 

@@ -1,7 +1,7 @@
 """What `antiphon serve` and `antiphon extproc` have in common: one process that serves, alone or as a worker of `up`.
 
 Lives here: from the settings to an app, what runs beside the doors, and the end. Not here: the doors and how they drain
-(`serve.py`, `extproc.py`), signals (`process.py`).
+(`serve.py`, `extproc.py`), signals (`supervisor/process.py`).
 
 Invariant: however it ends, the doors are closed before the app.
 """
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from antiphon.app.build import App, Door, build
 from antiphon.commands.flags import settings_file, settings_of
 from antiphon.commands.metrics_listener import metrics_listener
-from antiphon.commands.orders import Obey, obeying, own_end
-from antiphon.commands.process import StopSignals, collect_by_time, keep_what_there_is, run_loop
-from antiphon.commands.reloading import SettingsFile, saying_that_a_restart_is_needed
-from antiphon.commands.service_manager import tell
 from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
 from antiphon.observability.logs import configure
+from antiphon.supervisor.changed_settings import SettingsFile, saying_that_a_restart_is_needed
+from antiphon.supervisor.process import StopSignals, collect_by_time, keep_what_there_is, run_loop
+from antiphon.supervisor.service_manager import tell
+from antiphon.supervisor.worker_orders import Obey, obeying, own_end
 
 if TYPE_CHECKING:
     from antiphon.doors.extproc.server import ExtProcDoor

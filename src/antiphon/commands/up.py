@@ -1,7 +1,7 @@
 """`antiphon up`: everything, started, watched and drained.
 
-Lives here: one generation of processes after the other (`generation.py`), as settings change, and the end of all. Not
-here: what a generation is, reading the settings again (`reloading.py`).
+Lives here: one generation of processes after the other (`supervisor/generation.py`), as settings change, and the end of
+all. Not here: what a generation is, reading the settings again (`supervisor/changed_settings.py`).
 
 Invariants: `ready: URL` is the one line on standard output, printed after a request through the listener was answered;
 a signal lets requests in flight finish and refuses new ones; when a child that dies or hangs cannot be replaced all
@@ -21,24 +21,24 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import structlog
 
-from antiphon.commands.children import ParentPipe
-from antiphon.commands.envoy_process import forget
 from antiphon.commands.flags import settings_file, settings_of
-from antiphon.commands.generation import Generation, Surroundings
-from antiphon.commands.listen_address import HeldPort, free_address, refuse_own_upstream
-from antiphon.commands.process import end_at_the_latest, hears_hangup, on_terminal
-from antiphon.commands.reloading import ReloadCounts, SettingsFile, check_change, reasons
-from antiphon.commands.run_folder import run_folder
-from antiphon.commands.service_manager import tell
-from antiphon.commands.starting import check_named_files, warn
-from antiphon.commands.supervisor import GivenUp, NotStarted
+from antiphon.commands.start_checks import check_named_files, warn
 from antiphon.config.settings import Settings
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.local_keys import prepare_data
 from antiphon.observability.logs import configure
+from antiphon.supervisor.changed_settings import ReloadCounts, SettingsFile, check_change, reasons
+from antiphon.supervisor.children import ParentPipe
+from antiphon.supervisor.envoy_process import forget
+from antiphon.supervisor.generation import Generation, Surroundings
+from antiphon.supervisor.listen_address import HeldPort, free_address, refuse_own_upstream
+from antiphon.supervisor.process import end_at_the_latest, hears_hangup, on_terminal
+from antiphon.supervisor.run_folder import run_folder
+from antiphon.supervisor.service_manager import tell
+from antiphon.supervisor.supervision import GivenUp, NotStarted
 
 if TYPE_CHECKING:
-    from antiphon.commands.up_metrics import MergedMetrics
+    from antiphon.supervisor.merged_metrics import MergedMetrics
 
 _log = structlog.get_logger(__name__)
 
@@ -267,7 +267,7 @@ class _Up:
             return
         # Most gateways need not load this.
         from antiphon.commands.metrics_listener import metrics_listener
-        from antiphon.commands.up_metrics import MergedMetrics, own_counts
+        from antiphon.supervisor.merged_metrics import MergedMetrics, own_counts
 
         metrics = MergedMetrics()
 

@@ -1,7 +1,7 @@
 """Whether the upstreams answer when a gateway starts, which starts without them too.
 
-Lives here: asking each once. Not here: what else an operator should know (`starting.py`), what upstreams can do
-(`doctor.py`).
+Lives here: asking each once. Not here: what else an operator should know (`start_checks.py`), what upstreams can do
+(`commands/doctor/command.py`).
 
 Invariants: each warning is one line, with what to do about it; nothing waits for an upstream; no secret is in a line.
 """
@@ -16,7 +16,7 @@ import structlog
 
 from antiphon.app.outgoing import direct_target
 from antiphon.app.trust import section
-from antiphon.commands.upstream_probes import (
+from antiphon.commands.doctor.upstream_probes import (
     PLAIN_HTTP_QUESTION,
     ChatProbes,
     certificate_advice,

@@ -1,8 +1,8 @@
 """Listening, for every door: the place of a socket file, why an address cannot be had, how much may come at once.
 
 Lives here: what is known before anything listens. Not here: opening the listeners (`http/listener.py`,
-`extproc/server.py`, `commands/listen_address.py`), raising the limit of open files (`commands/process.py`), refusing
-(`http/listener.py`, admission). It imports no library, so the parent process can use it.
+`extproc/server.py`, `supervisor/listen_address.py`), raising the limit of open files (`supervisor/process.py`),
+refusing (`http/listener.py`, admission). It imports no library, so the parent process can use it.
 
 Invariants: a socket file that somebody still listens on is never taken over; what is let in never takes the last
 descriptors: those of databases, files and the port on which this process is asked whether it lives. A process without

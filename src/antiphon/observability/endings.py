@@ -3,7 +3,7 @@ reported who ended them.
 
 Lives here: the queue of ended responses, and its times; requests that wait for a report of Envoy's, and reports that
 come before the request ends. Not here: lines and metrics of responses (`observation.py`), Envoy's line
-(`envoy/failure_lines.py`) and its way to the worker (`commands/early_ends.py`).
+(`envoy/failure_lines.py`) and its way to the worker (`supervisor/early_ends.py`).
 
 Telling of one response takes half the time among others of its kind that it takes between two pieces of serving, where
 none of its code and data is at hand in the processor; and one write of many lines wakes their reader once. So a

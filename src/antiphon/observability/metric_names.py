@@ -267,4 +267,4 @@ RELOADED = _shared(
     "Whether the settings that were read last are in use: 1, or 0 while they were refused.",
 )
 OF_UP = (RESTARTS, RELOADS, RELOADED)
-"""Told by `antiphon up` itself, in `commands/up_metrics.py`."""
+"""Told by `antiphon up` itself, in `supervisor/merged_metrics.py`."""

@@ -2,7 +2,7 @@
 
 Lives here: the verbs, and what comes before the text. Not here: names, labels and buckets (`metric_names.py`), the
 numbers (`tallies.py`), the text (`exposition.py`), where it is served (`api/router.py`,
-`commands/metrics_listener.py`), and adding up those of several processes (`commands/up_metrics.py`).
+`commands/metrics_listener.py`), and adding up those of several processes (`supervisor/merged_metrics.py`).
 
 Invariant: a metric is touched once per response or operation, never per chunk. What others know already (sizes, queues)
 is asked for at a scrape, and a scrape waits for nobody longer than `_REFRESH_SECONDS`.

@@ -1,7 +1,7 @@
 """What an operator wants to know of the place where state lies, before and while processes use it.
 
 Lives here: what is said of the schema and of shared keys. Not here: what a backend says of itself (`Backend.examine`),
-how it is shown (`commands/doctor.py`).
+how it is shown (`commands/doctor/command.py`).
 
 Invariants: nothing is made or changed by being looked at; no password is in what is said.
 """

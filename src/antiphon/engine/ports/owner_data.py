@@ -1,7 +1,7 @@
 """What an operator does with the data of one owner, or with all that is kept, while it is in use or not.
 
 Lives here: the port, and how an owner's data are counted and exported. Not here: the command line
-(`commands/admin.py`), the contents of files (their own store), containers.
+(`commands/admin/command.py`), the contents of files (their own store), containers.
 
 Invariant: everything that has an owner is counted, exported and deleted.
 """

@@ -1,7 +1,8 @@
 """`OwnerData` over PostgreSQL.
 
 Lives here: reading everything that belongs to an owner, deleting it, and giving unused space back. Not here: the SQL of
-that where it is alike in all backends (`../owner_data.py`), the command line (`commands/admin.py`), files' contents.
+that where it is alike in all backends (`../owner_data.py`), the command line (`commands/admin/command.py`), files'
+contents.
 
 It works on a connection of its own, without the limits of requests: counting takes as long as there are rows.
 

@@ -1,7 +1,7 @@
 """One archive of a data folder, made while servers use it, and a data folder made from one.
 
 Lives here: what is in the archive, the order in which it is read, and the checks before anything is put in place. Not
-here: settings, what a key is for (`commands/whole_state.py`).
+here: settings, what a key is for (`commands/admin/whole_state.py`).
 
 The archive is an uncompressed tar file: the databases as they were at one moment each (SQLite's online backup), the
 contents of files as `files/<key>`, the keys that were made in the data folder, and at its end `manifest.json` with the

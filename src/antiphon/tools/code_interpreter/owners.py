@@ -1,7 +1,7 @@
 """What an operator does with the containers of one owner, while servers use them or not.
 
 Lives here: counting them, reading what an export holds of them, deleting them. Not here: the command line
-(`commands/admin.py`), what else an owner has (`stores/sqlite/owner_data.py`).
+(`commands/admin/command.py`), what else an owner has (`stores/sqlite/owner_data.py`).
 
 Invariant: a folder without containers gets none by being looked at.
 """

@@ -1,6 +1,6 @@
 """Run a program that ends when its parent does, however that ends.
 
-Lives here: the few lines between `fork` and `exec`. Run as a file: `python guard.py PIPE SECONDS PROGRAM ARGS…`.
+Lives here: the few lines between `fork` and `exec`. Run as a file: `python parent_guard.py PIPE SECONDS PROGRAM ARGS…`.
 
 PIPE is the reading end of a pipe whose writing end only the parent holds. This process becomes PROGRAM (its process id,
 output and exit status are the program's own); a small fork of it watches the pipe, sees its end when the parent is

@@ -12,7 +12,7 @@ import asyncio
 import json
 from typing import Any
 
-from antiphon.commands.asking import NO_ANSWER, Connection
+from antiphon.supervisor.http_probe import NO_ANSWER, Connection
 
 _SECONDS = 5.0
 

@@ -1,7 +1,7 @@
 """What the upstreams can do, held against the profiles in force: findings, and what to change.
 
 Lives here: which models to ask, what a failure means for the operator, whose profile fits. Not here: asking
-(`upstream_probes.py`), printing (`doctor.py`).
+(`upstream_probes.py`), printing (`command.py`).
 
 Invariant: a verdict of `problem` is something that keeps ordinary requests from being served; what only some requests
 need is a `note` with its advice.
@@ -18,7 +18,7 @@ from antiphon.app.extensions import known_profiles
 from antiphon.app.outgoing import direct_target
 from antiphon.app.routing import make_routes
 from antiphon.app.trust import section
-from antiphon.commands.upstream_probes import (
+from antiphon.commands.doctor.upstream_probes import (
     PLAIN_HTTP_QUESTION,
     ChatProbes,
     Support,

@@ -2,7 +2,7 @@
 
 Lives here: adding up what the processes' texts say, remembering what ended ones had counted, and the text of `/metrics`
 of the parent. Imported only where somebody is to be shown it. Not here: asking the workers (`generation.py`), names and
-labels (`observability/metric_names.py`), the listener (`metrics_listener.py`).
+labels (`observability/metric_names.py`), the listener (`commands/metrics_listener.py`).
 
 Invariants: a counter never goes backwards, whichever process ended, was replaced, did not answer this time or answered
 late: sums are exact, since those of floats depend on their order, and one bit less is a reset to Prometheus. What a
@@ -21,10 +21,10 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from antiphon.commands.reloading import ReloadCounts
-from antiphon.commands.supervisor import Supervised
 from antiphon.observability.exposition import gauge
 from antiphon.observability.metric_names import METRICS, RELOADED, RELOADS, RESTARTS
+from antiphon.supervisor.changed_settings import ReloadCounts
+from antiphon.supervisor.supervision import Supervised
 
 _Labels = tuple[tuple[str, str], ...]
 _Key = tuple[str, _Labels]

@@ -1,7 +1,7 @@
 """What a chat server really supports, found out by asking it about a dozen small requests, and which one it is.
 
 Lives here: the probes and what their answers mean, paths of their own that servers have. Not here: printing and judging
-(`doctor.py`, `upstream_report.py`), the signs in a list of models and choosing a profile by host name
+(`command.py`, `upstream_report.py`), the signs in a list of models and choosing a profile by host name
 (`translation/profiles`), using what was found (an operator does, by settings).
 
 Invariants: a probe never raises and asks for at most `_TOKENS` tokens; what it reports holds no credential; who a

@@ -1,7 +1,7 @@
 """Supervision of a child process: it is watched, and started again when it ends or hangs.
 
 Lives here: when a child counts as dead or hung, how long to wait before the next one, and when to give up. Not here:
-one child's life (`children.py`), which processes there are (`up.py`).
+one child's life (`children.py`), which processes there are (`commands/up.py`).
 
 Invariants: a child that does not answer is killed after `RestartPolicy.hung` seconds at most; between two starts there
 is a pause that doubles with every quick death; after `RestartPolicy.deaths` quick deaths in a row, or one before
@@ -18,9 +18,9 @@ from typing import NoReturn
 
 import structlog
 
-from antiphon.commands.child_output import last_words
-from antiphon.commands.children import Child, describe_status
 from antiphon.errors import AntiphonError, ConfigError
+from antiphon.supervisor.child_output import last_words
+from antiphon.supervisor.children import Child, describe_status
 
 _log = structlog.get_logger(__name__)
 

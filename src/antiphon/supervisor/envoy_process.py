@@ -1,13 +1,13 @@
 """Envoy's command line and configuration file, and what its hot restart needs.
 
 Lives here: files and arguments. Not here: the configuration (`envoy/`), when an Envoy is started (`generation.py`,
-`supervisor.py`).
+`supervision.py`).
 
 Hot restart: the next Envoy finds the former by its base id and number, takes its listeners and counters, and has it
 drain. After `RELEASE_SECONDS` it tells the former to end by SIGTERM, and speaks to it no more; one that cannot be
 spoken to until then would abort it. How long a drain may take is not known at the start, so SIGTERM is blocked for
-Envoys (`guard.py`), and the parent ends them by SIGINT. An Envoy that follows one which died begins anew. Linux alone
-has all this, where there is shared memory (`/dev/shm`).
+Envoys (`parent_guard.py`), and the parent ends them by SIGINT. An Envoy that follows one which died begins anew. Linux
+alone has all this, where there is shared memory (`/dev/shm`).
 
 An Envoy that is killed in its start leaves a mark in the shared memory, at which every further one ends. Only an Envoy
 takes the mark away: one with the number 0 makes the memory of its base id anew. So before the next try one without
@@ -25,14 +25,14 @@ import os
 import subprocess
 from pathlib import Path
 
-from antiphon.commands.child_settings import envoy_environment
-from antiphon.commands.run_folder import write_private
 from antiphon.config.settings import Settings
 from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.envoy.sidecars import endpoints
 from antiphon.envoy.versions import EnvoyVersion
 from antiphon.errors import ConfigError
+from antiphon.supervisor.child_settings import envoy_environment
+from antiphon.supervisor.run_folder import write_private
 
 _LOG = '{"timestamp":"%Y-%m-%dT%H:%M:%S.%fZ","level":"%l","logger":"envoy.%n","message":"%j"}'
 _FLUSH_MILLISECONDS = "200"

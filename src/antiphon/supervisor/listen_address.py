@@ -10,11 +10,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from antiphon.commands.asking import ask
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.doors.listening import why_not
 from antiphon.errors import ConfigError
+from antiphon.supervisor.http_probe import ask
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _WILDCARDS = ("0.0.0.0", "::")

@@ -24,9 +24,9 @@ from typing import Any, TextIO, cast
 import msgspec
 
 from antiphon.app.keys import known_bodies, lost_keys, new_keys, owner_key
+from antiphon.commands.admin.whole_state import backup, move_state, restore, show_keys
 from antiphon.commands.flags import settings_of
 from antiphon.commands.tables import printable, write_table
-from antiphon.commands.whole_state import backup, move_state, restore, show_keys
 from antiphon.config.settings import Settings
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.files import FileQuery, StoredFile

@@ -1,6 +1,6 @@
 """Telling the service manager (systemd, `Type=notify`) that this process is ready, reads its settings again, or stops.
 
-Lives here: the one datagram of sd_notify(3). Not here: when it is told (`process.py`, `reloading.py` and the
+Lives here: the one datagram of sd_notify(3). Not here: when it is told (`process.py`, `changed_settings.py` and the
 commands that serve).
 
 Invariants: without a service manager that asked for it (`NOTIFY_SOCKET`) nothing happens; telling never waits and never

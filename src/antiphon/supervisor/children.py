@@ -18,9 +18,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from antiphon.commands import guard
-from antiphon.commands.orders import Orders
-from antiphon.commands.process import CLOSING_SECONDS, ORPHAN_SECONDS
+from antiphon.supervisor import parent_guard
+from antiphon.supervisor.process import CLOSING_SECONDS, ORPHAN_SECONDS
+from antiphon.supervisor.worker_orders import Orders
 
 _KEPT_LINES = 20
 _LONGEST_LINE = 64 * 1024
@@ -76,7 +76,8 @@ class Child:
         get `--parent-pipe`, and are killed only when they do not end by themselves. Those read their orders on standard
         input. `files` are descriptors that it gets too."""
         seconds = 0.0 if foreign else _ORPHANS_END_SECONDS
-        guarded = [sys.executable, "-I", "-S", str(Path(guard.__file__)), str(pipe.reading), f"{seconds:g}", *command]
+        guard = str(Path(parent_guard.__file__))
+        guarded = [sys.executable, "-I", "-S", guard, str(pipe.reading), f"{seconds:g}", *command]
         orders = None if foreign else Orders()
         try:
             process = await asyncio.create_subprocess_exec(

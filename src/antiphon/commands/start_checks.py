@@ -2,8 +2,9 @@
 
 Lives here: certificates that cannot be used, who could spend the gateway's keys, what other machines cannot read. Not
 here: what certificates are for (`app/trust.py`, `doors/tls.py`, `envoy/clusters.py`), whether the upstreams answer
-(`upstream_warnings.py`), settings that are wrong (`antiphon.config`), what upstreams can do (`doctor.py`). A bootstrap
-for another machine (`envoy-config`) names files that are not here: they are not checked.
+(`upstream_warnings.py`), settings that are wrong (`antiphon.config`), what upstreams can do
+(`commands/doctor/command.py`). A bootstrap for another machine (`envoy-config`) names files that are not here: they are
+not checked.
 
 Invariants: what cannot be used is a `ConfigError` that names the setting and the file, whichever door is open; each
 warning is one line, with what to do about it; no secret is in a line.

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import structlog
 
-from antiphon.commands.service_manager import tell as tell_manager
 from antiphon.config.section import field_paths, parse_address
 from antiphon.config.settings import Settings
 from antiphon.errors import AntiphonError, ConfigError
+from antiphon.supervisor.service_manager import tell as tell_manager
 
 _log = structlog.get_logger(__name__)
 

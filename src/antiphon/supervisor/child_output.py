@@ -5,7 +5,7 @@ reading a child's pipes (`children.py`), writing the log (`observability/`).
 
 Invariants: no line of a child reaches standard output; none is lost but the one that says that it listens, those that
 are meant for another child, and, until everything is ready, the reason for which it ends, which the supervisor writes
-(`supervisor.py`).
+(`supervision.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the serving commands share.
 
 Lives here: the event loop, when Python's collector looks for cycles, signals, the parent's pipe, draining, and the end
-that always comes. Not here: doors and the rest of what serves (`extproc.py`, `serve.py`).
+that always comes. Not here: doors and the rest of what serves (`commands/extproc.py`, `commands/serve.py`).
 
 By itself the collector counts objects, and there are few: a request leaves next to nothing behind, so that hours may
 pass. But one cycle may hold a request's body and what was read of its answer, megabytes for each failed call. What
@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
-from antiphon.commands.service_manager import tell
 from antiphon.observability.logs import flush
+from antiphon.supervisor.service_manager import tell
 
 if TYPE_CHECKING:
     from antiphon.doors.context import Admission

@@ -27,10 +27,10 @@ import aiohttp
 from antiphon.app.extensions import extensions
 from antiphon.app.keys import deployment_keys, key_problems
 from antiphon.app.traces import close_tracer, open_tracer
+from antiphon.commands.doctor.upstream_report import Finding, examine
 from antiphon.commands.flags import settings_of
-from antiphon.commands.starting import CONTENTS_ADVICE, check_sidecar_files, contents_are_here_alone
+from antiphon.commands.start_checks import CONTENTS_ADVICE, check_sidecar_files, contents_are_here_alone
 from antiphon.commands.tables import printable
-from antiphon.commands.upstream_report import Finding, examine
 from antiphon.config.processes import TracingSettings
 from antiphon.config.section import MIB
 from antiphon.config.settings import Settings

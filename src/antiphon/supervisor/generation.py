@@ -1,9 +1,9 @@
 """One generation of `antiphon up`: the processes that serve with one set of settings.
 
 Lives here: which processes there are, when they count as ready, handing over to the next generation, and how they end.
-Not here: when there is another generation (`up.py`), when a child is started again (`supervisor.py`), one child's life
-(`children.py`) and settings (`child_settings.py`), Envoy's configuration (`envoy/`) and admin port (`envoy_admin.py`),
-forwarding output (`child_output.py`), adding up metrics (`up_metrics.py`).
+Not here: when there is another generation (`commands/up.py`), when a child is started again (`supervision.py`), one
+child's life (`children.py`) and settings (`child_settings.py`), Envoy's configuration (`envoy/`) and admin port
+(`envoy_admin.py`), forwarding output (`child_output.py`), adding up metrics (`merged_metrics.py`).
 
 Invariants: `start` leaves the former generation as it was when it fails; a request ends in the generation in which it
 began; a child that dies or hangs is replaced, Envoy too, and the others go on.
@@ -31,25 +31,25 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import structlog
 
-from antiphon.commands.asking import ask, own_tls
-from antiphon.commands.child_output import ENVOY, ChildOutput
-from antiphon.commands.child_settings import envoy_environment, file_values, placed_in, worker_environment
-from antiphon.commands.children import Child, ParentPipe, describe_status
-from antiphon.commands.early_ends import pass_on
-from antiphon.commands.envoy_admin import EnvoyAdmin
-from antiphon.commands.envoy_process import RELEASE_SECONDS, EnvoyProcess
-from antiphon.commands.listen_address import HeldPort, answers, join_address
-from antiphon.commands.process import CLOSING_SECONDS, COUNTS_SECONDS, QUIET_SECONDS
-from antiphon.commands.run_folder import write_private
-from antiphon.commands.supervisor import RestartPolicy, Supervised, tell_first
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.envoy.sidecars import endpoints
 from antiphon.errors import AntiphonError
+from antiphon.supervisor.child_output import ENVOY, ChildOutput
+from antiphon.supervisor.child_settings import envoy_environment, file_values, placed_in, worker_environment
+from antiphon.supervisor.children import Child, ParentPipe, describe_status
+from antiphon.supervisor.early_ends import pass_on
+from antiphon.supervisor.envoy_admin import EnvoyAdmin
+from antiphon.supervisor.envoy_process import RELEASE_SECONDS, EnvoyProcess
+from antiphon.supervisor.http_probe import ask, own_tls
+from antiphon.supervisor.listen_address import HeldPort, answers, join_address
+from antiphon.supervisor.process import CLOSING_SECONDS, COUNTS_SECONDS, QUIET_SECONDS
+from antiphon.supervisor.run_folder import write_private
+from antiphon.supervisor.supervision import RestartPolicy, Supervised, tell_first
 from antiphon.types.transport import SECRET_HEADER
 
 if TYPE_CHECKING:
-    from antiphon.commands.up_metrics import MergedMetrics
+    from antiphon.supervisor.merged_metrics import MergedMetrics
 
 _log = structlog.get_logger(__name__)
 

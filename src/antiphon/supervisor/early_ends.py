@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from antiphon.commands.orders import Orders
 from antiphon.observability.endings import EarlyEnd, EarlyEnds
+from antiphon.supervisor.worker_orders import Orders
 from antiphon.types.transport import ENDED_EARLY
 
 ORDER = "stream_ended"

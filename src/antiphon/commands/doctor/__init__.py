@@ -1,0 +1,1 @@
+"""`antiphon doctor`: probes of the installation and of the upstreams, and the report about them."""
