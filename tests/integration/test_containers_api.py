@@ -17,6 +17,7 @@ from antiphon.engine.ports.files import FileFields
 from antiphon.errors import ApiError
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
+from tests.support.fake_time import in_fake_time
 from tests.support.memory_files import MemoryFileStore
 from tests.support.memory_sandbox import MemorySandbox
 
@@ -279,6 +280,27 @@ async def test_one_thing_at_a_time_in_a_container(api: Api) -> None:
     assert ran is not None and ran.run.output == "2\n"
     assert (await deleting)[0] == 200 and [one.id for one in await api.rooms.list(ALICE)] == [other]
     assert not api.rooms._uses.locks
+
+
+def test_deleting_a_container_whose_code_does_not_end_says_so(tmp_path: Path) -> None:
+    async def work() -> None:
+        api = Api(tmp_path / "containers")
+        container = await api.made()
+        api.sandbox.hangs = True
+        running = asyncio.create_task(api.rooms.run(ALICE, container, "1"))
+        await api.sandbox.begun.wait()
+        status, error = await api.send("DELETE", f"/v1/containers/{container}")
+        assert status == 400 and (error["type"], error["code"]) == ("invalid_request_error", "container_error")
+        assert error["message"].startswith("The container is in use.")
+        # Nobody else is told that there is one, and it is all there.
+        assert (await api.send("DELETE", f"/v1/containers/{container}", owner=BOB))[0] == 404
+        assert (await api.send("GET", f"/v1/containers/{container}"))[0] == 200
+        running.cancel()
+        await asyncio.wait({running})
+        assert (await api.send("DELETE", f"/v1/containers/{container}"))[0] == 200
+        await api.rooms.aclose()
+
+    in_fake_time(work())
 
 
 async def test_a_record_that_cannot_be_read_harms_only_itself(api: Api, tmp_path: Path) -> None:
