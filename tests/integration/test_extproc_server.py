@@ -84,7 +84,7 @@ async def test_a_file_is_not_removed(tmp_path: Path) -> None:
 
 async def test_a_path_that_is_too_long_is_named(tmp_path: Path) -> None:
     async with open_door(tmp_path) as opened:
-        with pytest.raises(ConfigError, match="shorter data folder"):
+        with pytest.raises(ConfigError, match="shorter path"):
             await ExtProcDoor(opened.context, mode="auto").start(f"unix:{tmp_path}/{'x' * 100}.sock")
 
 

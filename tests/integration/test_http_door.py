@@ -861,6 +861,12 @@ async def test_other_files_are_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "data"
 
 
+async def test_a_socket_path_may_be_too_long(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is longer than 107 bytes: use a shorter path"):
+        async with open_http_door(address=f"unix:{tmp_path / ('x' * 108)}"):
+            pass
+
+
 @pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:99999", "127.0.0.1:x", "unix:" + "/x" * 200, "256.1.1.1:80"])
 async def test_addresses_that_cannot_be_bound(address: str) -> None:
     with pytest.raises(ConfigError):

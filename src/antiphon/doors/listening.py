@@ -43,7 +43,9 @@ def why_not(error: OSError) -> str:
 def make_room(path: Path) -> None:
     """Remove the socket file that a dead process left. Raises `ConfigError` for one that is in use."""
     if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
-        raise ConfigError(f"unix:{path} is longer than {_LONGEST_SOCKET_PATH} bytes: use a shorter data folder")
+        raise ConfigError(
+            f"unix:{path} is longer than {_LONGEST_SOCKET_PATH} bytes: use a shorter path (or data folder)"
+        )
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise ConfigError(f"unix:{path} exists and is no socket")
