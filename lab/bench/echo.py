@@ -15,7 +15,7 @@ from typing import cast
 import uvloop
 
 from antiphon.doors.extproc import wire
-from antiphon.doors.extproc.received import Kind
+from antiphon.doors.extproc.received import MessageKind
 from antiphon.doors.extproc.server import TransportName, open_transport
 from antiphon.doors.extproc.transport import CallFailed, MessageStream, Presented
 
@@ -23,13 +23,13 @@ from antiphon.doors.extproc.transport import CallFailed, MessageStream, Presente
 def _echo(message: bytes) -> bytes:
     received = wire.decode(message)
     match received.kind:
-        case Kind.RESPONSE_BODY:
+        case MessageKind.RESPONSE_BODY:
             return wire.response_body(received.body, received.end)
-        case Kind.REQUEST_BODY:
+        case MessageKind.REQUEST_BODY:
             return wire.request_body(received.body, received.end)
-        case Kind.REQUEST_HEADERS:
+        case MessageKind.REQUEST_HEADERS:
             return wire.request_head((), ())
-        case Kind.RESPONSE_HEADERS:
+        case MessageKind.RESPONSE_HEADERS:
             return wire.response_head((), ())
     return wire.response_trailers()
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import structlog
 
 from antiphon.config.state import VectorStoreSettings
-from antiphon.engine.ports.indexing import Chunk
+from antiphon.engine.ports.indexing import DocumentChunk
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.search.searcher import VectorStoreSearcher
 from antiphon.single_threaded_numpy import np
@@ -92,7 +92,9 @@ async def _fill(database: SqliteVectorDatabase, store_id: str, chunks: int, vect
         jobs = await database.ingestion.claim([f"c{start}-{n}" for n in range(len(new))], 1e9)
         spent += time.perf_counter() - begun
         for job in jobs:
-            pieces = [Chunk(text(_CHUNK_WORDS), _CHUNK_WORDS, vector) for vector in vectors.make(_CHUNKS_PER_FILE)]
+            pieces = [
+                DocumentChunk(text(_CHUNK_WORDS), _CHUNK_WORDS, vector) for vector in vectors.make(_CHUNKS_PER_FILE)
+            ]
             begun = time.perf_counter()
             await database.ingestion.append(job, 0, Path(job.filename).stem, pieces)
             await database.ingestion.complete(job, chunks=len(pieces), usage_bytes=0, model=vectors.model)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import structlog
 
-from antiphon.engine.ports.indexing import CHUNK_BITS, Chunk, ChunkHit, KnownStore
+from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, DocumentChunk, KnownStore
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.single_threaded_numpy import np
 from antiphon.stores.backend import VectorDatabase
@@ -80,7 +80,9 @@ async def _fill(database: VectorDatabase, vectors: Floats, texts: list[str]) -> 
         for job in await database.ingestion.claim([f"claim-{name}" for name in names], 1e6):
             first = int(job.file_id[5:]) * _CHUNKS_PER_FILE
             rows = range(first, first + _CHUNKS_PER_FILE)
-            chunks = [Chunk(texts[row % len(texts)], _WORDS, vectors[row].astype("<f2").tobytes()) for row in rows]
+            chunks = [
+                DocumentChunk(texts[row % len(texts)], _WORDS, vectors[row].astype("<f2").tobytes()) for row in rows
+            ]
             await database.ingestion.append(job, 0, "a", chunks)
             await database.ingestion.complete(job, chunks=len(chunks), usage_bytes=0, model=_MODEL)
     return time.perf_counter() - begun

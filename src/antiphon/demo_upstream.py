@@ -59,7 +59,7 @@ class DemoError(Exception):
 
 
 @dataclass(frozen=True)
-class Reply:
+class DemoReply:
     """What is answered, before it has the shape of a completion or of chunks."""
 
     id: str
@@ -75,7 +75,7 @@ class Reply:
 # What it answers
 
 
-def reply(request: Object) -> Reply:
+def reply(request: Object) -> DemoReply:
     """The answer to a Chat Completions request. Raises `DemoError`."""
     model = request.get("model")
     if model not in MODELS:
@@ -96,7 +96,7 @@ def reply(request: Object) -> Reply:
     limit = request.get("max_completion_tokens") or request.get("max_tokens")
     if isinstance(limit, int) and not calls and len(_words(text)) > limit:
         text, finish_reason = "".join(_words(text)[:limit]), "length"
-    return Reply(
+    return DemoReply(
         id=f"chatcmpl-demo-{key}",
         model=model,
         text=text,
@@ -247,7 +247,7 @@ def _usage(messages: list[Object], text: str, reasoning: str, calls: tuple[Objec
 # The shape of it
 
 
-def completion(answer: Reply) -> Object:
+def completion(answer: DemoReply) -> Object:
     """The JSON answer."""
     message: Object = {"role": "assistant", "content": answer.text or None}
     if answer.reasoning:
@@ -258,7 +258,7 @@ def completion(answer: Reply) -> Object:
     return {**_begun(answer, "chat.completion"), "choices": [choice], "usage": answer.usage}
 
 
-def chunks(answer: Reply, *, usage: bool) -> Iterator[Object]:
+def chunks(answer: DemoReply, *, usage: bool) -> Iterator[Object]:
     """The streamed answer, chunk by chunk; `usage` adds the last one."""
     yield _chunk(answer, {"role": "assistant", "content": ""})
     for word in _words(answer.reasoning):
@@ -278,12 +278,12 @@ def chunks(answer: Reply, *, usage: bool) -> Iterator[Object]:
         yield {**_begun(answer, "chat.completion.chunk"), "choices": [], "usage": answer.usage}
 
 
-def _chunk(answer: Reply, delta: Object, finish_reason: str | None = None) -> Object:
+def _chunk(answer: DemoReply, delta: Object, finish_reason: str | None = None) -> Object:
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
     return {**_begun(answer, "chat.completion.chunk"), "choices": [choice]}
 
 
-def _begun(answer: Reply, kind: str) -> Object:
+def _begun(answer: DemoReply, kind: str) -> Object:
     return {"id": answer.id, "object": kind, "created": _CREATED, "model": answer.model}
 
 

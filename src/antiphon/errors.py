@@ -23,7 +23,7 @@ Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}`
     │   ├── RequestTooLarge      413
     │   │   └── HistoryTooLarge  what a request refers to is over the limit of bytes
     │   ├── OwnerFull            429, an owner has stored as much as one may
-    │   ├── NoRoom               503, or 429 for an owner: the requests in flight take all there is
+    │   ├── AtCapacity           503, or 429 for an owner: the requests in flight take all there is
     │   ├── InternalError        500
     │   ├── UpstreamFailed       502 (or the status the upstream's answer is mapped to)
     │   ├── Unavailable          503
@@ -230,7 +230,7 @@ class OwnerFull(ApiError):
         )
 
 
-class NoRoom(ApiError):
+class AtCapacity(ApiError):
     """What is in flight takes all that `setting` allows, to the whole process or to one `owner`; another moment will
     do. These come in floods, so they are counted and told together (`observability/refusals.py`)."""
 

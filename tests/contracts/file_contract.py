@@ -17,7 +17,7 @@ from contextlib import aclosing
 
 import pytest
 
-from antiphon.engine.ports.files import FileFields, FileQuery, NoRoom, StoredFile
+from antiphon.engine.ports.files import FileFields, FileQuery, OwnerStorageFull, StoredFile
 from antiphon.errors import StoreError
 from antiphon.stores.files import FileStore
 from tests.contracts.store_contract import ALICE, BOB
@@ -158,12 +158,12 @@ class FileStoreContract:
     async def test_no_more_than_an_owner_may_have(self, store: FileStore, peer: FileStore) -> None:
         await keep(store, fields("a"), b"x" * 9_000_000)
         assert await peer.used(ALICE) == 9_000_000
-        with pytest.raises(NoRoom):
+        with pytest.raises(OwnerStorageFull):
             await keep(store, fields("b"), b"x" * 1_000_001)
         assert await peer.get(ALICE, "file-b") is None
         await keep(store, fields("c"), b"x" * 1_000_000, owner=BOB)
         await keep(store, fields("d"), b"x" * 1_000_000)
-        with pytest.raises(NoRoom):
+        with pytest.raises(OwnerStorageFull):
             await keep(store, fields("e"))  # even an empty file takes room
         assert await store.delete(ALICE, "file-d")
         await keep(store, fields("e"))
@@ -172,7 +172,7 @@ class FileStoreContract:
         async def one(number: int) -> bool:
             try:
                 await keep(store if number % 2 else peer, fields(f"{number}"), b"x" * 3_000_000)
-            except NoRoom:
+            except OwnerStorageFull:
                 return False
             return True
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from antiphon.engine.ports.indexing import Chunk
+from antiphon.engine.ports.indexing import DocumentChunk
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.stores.backend import VectorDatabase
 from antiphon.types.search import Attributes
@@ -38,6 +38,6 @@ async def filled(
     names = [f"{store_id}-{number}" for number in range(len(files))]
     for job in await database.ingestion.claim(names, 3600):
         vectors = files[int(job.file_id[5:])][1]
-        chunks = [Chunk(f"chunk {place}", 2, vector) for place, vector in enumerate(vectors)]
+        chunks = [DocumentChunk(f"chunk {place}", 2, vector) for place, vector in enumerate(vectors)]
         assert await database.ingestion.append(job, 0, "a", chunks)
         assert await database.ingestion.complete(job, chunks=len(chunks), usage_bytes=0, model=model)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.engine.ports.files import FileQuery, NoRoom, new_blob_key
+from antiphon.engine.ports.files import FileQuery, OwnerStorageFull, new_blob_key
 from antiphon.errors import StoreError
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.blobs.pending import FORGET, KEEP
@@ -70,7 +70,7 @@ async def test_nothing_is_left_on_disk_of_what_is_gone(store: FileStore, tmp_pat
         assert len(contents(tmp_path)) == 2
     assert len(contents(tmp_path)) == 1
     await store.delete(ALICE, "file-a")
-    with pytest.raises(NoRoom):
+    with pytest.raises(OwnerStorageFull):
         await keep(store, fields("b"), b"x" * (OWNER_BYTES + 1))
     assert contents(tmp_path) == []
 

@@ -20,7 +20,7 @@ from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter import disk
 from antiphon.tools.code_interpreter.disk import SandboxFailed
 from antiphon.tools.code_interpreter.local import LocalSandbox
-from antiphon.tools.code_interpreter.machine import COUNTED_FILES, Machine, Room, Run
+from antiphon.tools.code_interpreter.machine import COUNTED_FILES, CodeRun, Machine, Room
 from tests.contracts.sandbox_contract import LIMITS, MEMORY, pieces
 from tests.support.sandbox_trial import trial
 
@@ -74,7 +74,7 @@ async def make(tmp_path: Path, room: Room) -> AsyncIterator[_Sandboxes]:
     await made.aclose()
 
 
-async def _run(sandbox: LocalSandbox, code: str) -> Run:
+async def _run(sandbox: LocalSandbox, code: str) -> CodeRun:
     return await sandbox.run("a", code, MEMORY)
 
 

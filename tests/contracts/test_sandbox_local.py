@@ -29,7 +29,7 @@ from antiphon.engine.ports.containers import shown_path
 from antiphon.tools.code_interpreter import local, machine
 from antiphon.tools.code_interpreter.disk import SandboxFailed
 from antiphon.tools.code_interpreter.local import LocalSandbox
-from antiphon.tools.code_interpreter.machine import Room, Run, command, environment
+from antiphon.tools.code_interpreter.machine import CodeRun, Room, command, environment
 from tests.contracts.sandbox_contract import LIMITS, MEMORY, SandboxContract
 from tests.support.sandbox_trial import trial
 
@@ -62,7 +62,7 @@ class TestLocalSandboxWhereNothingCanBeMounted(SandboxContract):
         await made.aclose()
 
 
-async def _run(sandbox: LocalSandbox, code: str) -> Run:
+async def _run(sandbox: LocalSandbox, code: str) -> CodeRun:
     return await sandbox.run("a", code, MEMORY)
 
 

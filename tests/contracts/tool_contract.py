@@ -1,4 +1,4 @@
-"""What every tool that runs here must do (`tools.box.Tool`).
+"""What every tool that runs here must do (`tools.box.ServerTool`).
 
 Lives here: the tests. Each tool runs this suite in a `test_tools_*.py` of its own, which also says how it is set up.
 
@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from antiphon.config.tools import ToolSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, ToolResult
 from antiphon.errors import ApiError
-from antiphon.tools.box import Tool, Toolbox, ToolFailed
+from antiphon.tools.box import ServerTool, Toolbox, ToolFailed
 from antiphon.translation.tool_map import HOSTED_KINDS, CallTarget, flat_name
 from tests.support.exchanges import Outcome, converse
 from tests.support.judge import check_response, check_stream, parse_sse
@@ -42,7 +42,7 @@ class Setup:
     entered, and gives the event that is set when one has begun.
     """
 
-    tool: Tool
+    tool: ServerTool
     declaration: dict[str, Any]
     calls: list[tuple[str, dict[str, Any]]]
     wrong: list[tuple[dict[str, Any], str]]

@@ -12,9 +12,9 @@ from typing import Protocol
 
 import pytest
 
-from antiphon.engine.ports.indexing import Chunk, IngestJob
+from antiphon.engine.ports.indexing import DocumentChunk, IngestJob
 from antiphon.engine.ports.state import PageQuery
-from antiphon.engine.ports.vector_stores import Chunking, Counts, FileError, NewFile, StoreChanges
+from antiphon.engine.ports.vector_stores import Chunking, FileError, FileStateCounts, NewFile, StoreChanges
 from antiphon.errors import InvalidRequest
 from antiphon.stores.backend import VectorDatabase
 from antiphon.types.search import Filter
@@ -49,7 +49,7 @@ async def claim(database: VectorDatabase, *names: str) -> list[IngestJob]:
 
 
 async def ingest(database: VectorDatabase, job: IngestJob, *texts: str) -> None:
-    chunks = [Chunk(text, len(text.split())) for text in texts]
+    chunks = [DocumentChunk(text, len(text.split())) for text in texts]
     assert await database.ingestion.append(job, 0, Path(job.filename).stem, chunks)
     assert await database.ingestion.complete(job, chunks=len(texts), usage_bytes=sum(map(len, texts)), model=None)
 
@@ -86,7 +86,7 @@ class VectorStoreContract:
         assert (store.name, store.metadata, store.expires_days) == ("one", b'{"a":"b"}', 2)
         assert store.created_at == pytest.approx(await world.now(), abs=60)
         assert store.expires_at == store.created_at + 2 * DAY
-        assert store.counts == Counts() and store.usage_bytes == 0 and not store.expired
+        assert store.counts == FileStateCounts() and store.usage_bytes == 0 and not store.expired
 
     async def test_a_stranger_sees_and_changes_nothing(self, here: VectorDatabase) -> None:
         store_id = await make(here, "one", NewFile("file-1", "a.txt"))
@@ -144,15 +144,15 @@ class VectorStoreContract:
         assert file is not None and (file.state, file.chunking) == ("in_progress", Chunking("static", 200, 50))
         (job,) = await claim(here)
         assert (job.owner, job.file_id, job.filename, job.attempts) == (ALICE, "file-1", "wings.txt", 1)
-        await here.ingestion.append(job, 0, "wings", [Chunk("birds fly", 2)])
+        await here.ingestion.append(job, 0, "wings", [DocumentChunk("birds fly", 2)])
         assert await found(there, store_id, "birds") == []  # not before it is completed
-        await here.ingestion.append(job, 1, "wings", [Chunk("planes too", 2)])
+        await here.ingestion.append(job, 1, "wings", [DocumentChunk("planes too", 2)])
         assert await here.ingestion.complete(job, chunks=2, usage_bytes=19, model=None)
         assert await found(there, store_id, "birds") == ["file-1"]
         assert await there.stores.file_text(ALICE, store_id, "file-1", 0, 10) == ("birds fly", "planes too")
         assert await there.stores.file_text(ALICE, store_id, "file-1", 1, 10) == ("planes too",)
         store = await there.stores.get(ALICE, store_id)
-        assert store is not None and (store.counts, store.usage_bytes) == (Counts(completed=1), 19)
+        assert store is not None and (store.counts, store.usage_bytes) == (FileStateCounts(completed=1), 19)
         assert await claim(here, "c2") == []
 
     async def test_of_many_that_claim_each_file_goes_to_one(self, here: VectorDatabase, there: VectorDatabase) -> None:
@@ -170,14 +170,14 @@ class VectorStoreContract:
     ) -> None:
         store_id = await make(here, "one", NewFile("file-1", "a.txt"))
         (dead,) = await claim(here, "dead")
-        await here.ingestion.append(dead, 0, "a", [Chunk("old birds", 2)])
+        await here.ingestion.append(dead, 0, "a", [DocumentChunk("old birds", 2)])
         await world.passes(55)
         assert await claim(there, "early") == []
         await world.passes(6)
         (job,) = await claim(there, "next")
         assert job.attempts == 2 and job.number != dead.number
         # The first one was only slow: what it does now changes nothing.
-        assert not await here.ingestion.append(dead, 1, "a", [Chunk("late birds", 2)])
+        assert not await here.ingestion.append(dead, 1, "a", [DocumentChunk("late birds", 2)])
         assert not await here.ingestion.complete(dead, chunks=2, usage_bytes=1, model=None)
         assert not await here.ingestion.fail(dead, FileError("server_error", "no"))
         assert await here.ingestion.renew(["dead", "next"], 60) == {"next"}
@@ -203,7 +203,7 @@ class VectorStoreContract:
     async def test_a_failed_file_says_why(self, here: VectorDatabase, there: VectorDatabase, world: World) -> None:
         store_id = await make(here, "one", NewFile("file-1", "a.txt"))
         (job,) = await claim(here)
-        await here.ingestion.append(job, 0, "a", [Chunk("birds", 1)])
+        await here.ingestion.append(job, 0, "a", [DocumentChunk("birds", 1)])
         assert await here.ingestion.fail(job, FileError("invalid_file", "It is broken."))
         file = await there.stores.get_file(ALICE, store_id, "file-1")
         assert file is not None and (file.state, file.error) == ("failed", FileError("invalid_file", "It is broken."))
@@ -221,7 +221,7 @@ class VectorStoreContract:
         assert await found(there, store_id, "birds") == ["file-1"]
         # Its batch keeps it.
         batch = await there.stores.get_batch(ALICE, store_id, "vsfb_1")
-        assert batch is not None and batch.counts == Counts(in_progress=1)
+        assert batch is not None and batch.counts == FileStateCounts(in_progress=1)
         (job,) = await claim(here, "c3")
         await ingest(here, job, "new birds")
         await sweep(here)
@@ -238,11 +238,15 @@ class VectorStoreContract:
         await ingest(here, first, "birds")
         await here.ingestion.fail(second, FileError("unsupported_file", "no"))
         batch = await there.stores.get_batch(ALICE, store_id, "vsfb_1")
-        assert batch is not None and batch.counts == Counts(in_progress=2, completed=1, failed=1)
+        assert batch is not None and batch.counts == FileStateCounts(in_progress=2, completed=1, failed=1)
         assert await there.stores.cancel_batch(ALICE, store_id, "vsfb_1")
         batch = await here.stores.get_batch(ALICE, store_id, "vsfb_1")
-        assert batch is not None and batch.cancelled and batch.counts == Counts(completed=1, failed=1, cancelled=2)
-        assert not await here.ingestion.append(_third, 0, "a", [Chunk("birds", 1)])
+        assert (
+            batch is not None
+            and batch.cancelled
+            and batch.counts == FileStateCounts(completed=1, failed=1, cancelled=2)
+        )
+        assert not await here.ingestion.append(_third, 0, "a", [DocumentChunk("birds", 1)])
         page = await there.stores.list_files(ALICE, store_id, PageQuery(), state="cancelled", batch_id="vsfb_1")
         assert page is not None and {file.state for file in page.items} == {"cancelled"} and len(page.items) == 2
         assert await there.stores.list_files(ALICE, store_id, PageQuery(), batch_id="vsfb_none") is None
@@ -286,11 +290,11 @@ class VectorStoreContract:
         store_id = await make(here, "one", NewFile("file-1", "a.txt", {"n": 1}), NewFile("file-2", "b.txt"))
         first, second = await claim(here, "c1", "c2")
         await ingest(here, first, *(f"birds {number}" for number in range(1_200)))
-        await here.ingestion.append(second, 0, "b", [Chunk("birds", 1)])
+        await here.ingestion.append(second, 0, "b", [DocumentChunk("birds", 1)])
         await there.stores.remove_file(ALICE, store_id, "file-1")
         assert await there.stores.delete(ALICE, store_id)
         assert not await there.stores.delete(ALICE, store_id)
-        assert not await here.ingestion.append(second, 1, "b", [Chunk("birds", 1)])
+        assert not await here.ingestion.append(second, 1, "b", [DocumentChunk("birds", 1)])
         await sweep(here)
         for table in ("chunks", "vector_files", "file_attributes", "vector_batches", "vector_trash", "vector_stores"):
             assert await world.count(table) == 0, table
@@ -306,7 +310,7 @@ class VectorStoreContract:
         await world.passes(DAY / 2 + 1)
         await sweep(here)
         store = await there.stores.get(ALICE, store_id)
-        assert store is not None and not store.expired and store.counts == Counts(completed=1)
+        assert store is not None and not store.expired and store.counts == FileStateCounts(completed=1)
         # To the moment: what is gone for its owner is swept.
         await world.passes((store.expires_at or 0.0) - await world.now())
         store = await there.stores.get(ALICE, store_id)
@@ -315,7 +319,7 @@ class VectorStoreContract:
         await sweep(there)
         assert await world.count("chunks") == 0
         store = await here.stores.get(ALICE, store_id)
-        assert store is not None and store.expired and store.counts == Counts()
+        assert store is not None and store.expired and store.counts == FileStateCounts()
         assert not await here.stores.add_files(ALICE, store_id, [NewFile("file-2", "b.txt")])
 
     @pytest.mark.parametrize(
@@ -451,7 +455,7 @@ class VectorStoreContract:
 
         await changed()
         first, second, third = await claim(here, "c1", "c2", "c3")
-        await here.ingestion.append(first, 0, "a", [Chunk("birds", 1)])
+        await here.ingestion.append(first, 0, "a", [DocumentChunk("birds", 1)])
         assert not await changed()
         await here.ingestion.complete(first, chunks=1, usage_bytes=1, model=None)
         assert await changed()

@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from antiphon.config.settings import Settings
-from antiphon.envoy.merging import Wanted, merged
+from antiphon.envoy.merging import MergeTarget, merged
 from antiphon.envoy.sidecars import endpoints
 from antiphon.envoy.snippet import parts
 from antiphon.types.transport import NO_MODEL_DOOR
@@ -89,7 +89,7 @@ async def _started(folder: Path, chat: ChatServer, *, without: str = "", status:
     if without:
         ours[without] = []
     told: list[str] = []
-    whole = merged(theirs, ours, Wanted(), told.append)
+    whole = merged(theirs, ours, MergeTarget(), told.append)
     # Whatever of theirs is not as it was.
     assert told == ["connection manager: stream_idle_timeout: 30s is now 3600s"]
     async with envoy_and_sidecar(folder, whole, {**given, "data": str(folder)}) as alive:

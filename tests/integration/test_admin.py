@@ -16,7 +16,7 @@ from antiphon.cli import main
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.ports.containers import ContainerRequest
 from antiphon.engine.ports.files import FileFields
-from antiphon.engine.ports.indexing import Chunk
+from antiphon.engine.ports.indexing import DocumentChunk
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.local_keys import local_key
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
@@ -54,7 +54,7 @@ def data(tmp_path: Path) -> Path:
                 files=[NewFile(f"file-{name}", f"{name}.txt", {"n": 1})],
             )
         for job in await database.ingestion.claim(["1", "2", "3"], 60):
-            await database.ingestion.append(job, 0, "", [Chunk(f"text of {job.owner}", 3)])
+            await database.ingestion.append(job, 0, "", [DocumentChunk(f"text of {job.owner}", 3)])
             await database.ingestion.complete(job, chunks=1, usage_bytes=1, model=None)
         await database.aclose()
         for owner, text in ((ALICE, b"of alice"), (BOB, b"of bob")):

@@ -17,7 +17,7 @@ from antiphon.config.settings import Settings
 from antiphon.engine.exchange.budget import Budget
 from antiphon.engine.ports.actions import Chain
 from antiphon.engine.running.connection_memory import ConnectionMemory, SocketMemory
-from antiphon.errors import NoRoom
+from antiphon.errors import AtCapacity
 from tests.contracts.store_contract import item, record
 from tests.integration.test_websocket import UNSTORED, connected
 from tests.support.background_app import processes
@@ -42,7 +42,7 @@ def test_a_hold_gives_back_what_it_took_once() -> None:
     with budget.hold("a") as one, budget.hold("b") as other:
         one.add(60)
         other.add(40)
-        with pytest.raises(NoRoom):
+        with pytest.raises(AtCapacity):
             other.add(1)
         one.close()
         other.add(1)

@@ -18,6 +18,9 @@ from antiphon.cli import main
 from antiphon.commands.doctor import command as doctor_command
 from antiphon.commands.doctor.upstream_probes import Support
 from antiphon.commands.doctor.upstream_report import fitting_profile
+from antiphon.commands import doctor as doctor_command
+from antiphon.commands.upstream_probes import ProbedFeature
+from antiphon.commands.upstream_report import fitting_profile
 from antiphon.config.settings import Settings
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter.local import Trial
@@ -517,13 +520,13 @@ async def test_what_holds_code_in_is_said(
     assert [one async for one in doctor_command._sandbox(Settings(data=tmp_path))] == []
 
 
-def _refused(*names: str) -> list[Support]:
-    return [Support(name, False, "", refused=True) for name in names]
+def _refused(*names: str) -> list[ProbedFeature]:
+    return [ProbedFeature(name, False, "", refused=True) for name in names]
 
 
 def test_the_current_profile_stays_while_nothing_is_refused() -> None:
     current = PROFILES["vllm"]
-    assert fitting_profile([Support("logprobs", False, "taken, but there are none")], current) is current
+    assert fitting_profile([ProbedFeature("logprobs", False, "taken, but there are none")], current) is current
 
 
 def test_the_profile_that_leaves_out_all_that_is_refused_fits() -> None:

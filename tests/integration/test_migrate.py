@@ -19,12 +19,14 @@ from antiphon.stores import check_migrated, open_stores
 from antiphon.stores.postgres import migrate as postgres_migrate
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps, undo
-from antiphon.stores.schema_steps import Step
+from antiphon.stores.schema_steps import SchemaStep
 from tests.support.postgres import PATIENT, PostgresServer, blocked
 
-ONE = Step(1, "0001_one.sql", "CREATE TABLE one (n integer)")
-TWO = Step(2, "0002_two.sql", "-- serves: 1\nALTER TABLE one ADD COLUMN more text", "ALTER TABLE one DROP COLUMN more")
-SLOW = Step(2, "0002_slow.sql", "SELECT pg_sleep(60)")
+ONE = SchemaStep(1, "0001_one.sql", "CREATE TABLE one (n integer)")
+TWO = SchemaStep(
+    2, "0002_two.sql", "-- serves: 1\nALTER TABLE one ADD COLUMN more text", "ALTER TABLE one DROP COLUMN more"
+)
+SLOW = SchemaStep(2, "0002_slow.sql", "SELECT pg_sleep(60)")
 
 
 @pytest.fixture
@@ -121,7 +123,7 @@ async def test_a_step_is_undone_and_applied_again(database: Database) -> None:
 
 
 async def test_a_step_that_fails_leaves_nothing(database: Database) -> None:
-    broken = Step(2, "0002_broken.sql", "CREATE TABLE two (n integer); CREATE TABLE one (n integer)")
+    broken = SchemaStep(2, "0002_broken.sql", "CREATE TABLE two (n integer); CREATE TABLE one (n integer)")
     with pytest.raises(StoreError):
         await migrate(database, [ONE, broken])
     assert [one.version for one in await applied_steps(database)] == [1]

@@ -22,11 +22,11 @@ import pytest
 
 from antiphon.config.state import BlobSettings, StateSettings
 from antiphon.engine.ports.files import FileFields
-from antiphon.engine.ports.indexing import Chunk
+from antiphon.engine.ports.indexing import DocumentChunk
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import ConfigError, StoreError
 from antiphon.stores import open_stores
-from antiphon.stores.backend import Wanted
+from antiphon.stores.backend import StateNeeds
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.deployment import MOVING, Keys, to_note
 from antiphon.stores.moved import COLUMNS, MARK_FILE
@@ -89,7 +89,9 @@ async def fill(data: Path) -> None:
             )
         for job in await database.ingestion.claim(["1", "2"], 60):
             vector = bytes(range(60, 76))
-            await database.ingestion.append(job, 0, "a title", [Chunk("words of it 漢字", 3, vector), Chunk("more", 1)])
+            await database.ingestion.append(
+                job, 0, "a title", [DocumentChunk("words of it 漢字", 3, vector), DocumentChunk("more", 1)]
+            )
             await database.ingestion.complete(job, chunks=2, usage_bytes=1, model="m")
         await database.stores.create(
             BOB,
@@ -228,7 +230,7 @@ async def test_no_process_starts_on_a_folder_that_is_or_was_moved(
     monkeypatch.setattr(importing.DatabaseImport, "add", add)
     with pytest.raises(ConfigError, match=r"is being moved to postgresql://.*to its end.*delete .*moved\.json"):
         await start()
-    said = [one async for one in examine_state(StateSettings(), tmp_path, Wanted(Keys(None, ()), 1, vectors=False))]
+    said = [one async for one in examine_state(StateSettings(), tmp_path, StateNeeds(Keys(None, ()), 1, vectors=False))]
     assert [one.verdict for one in said] == ["problem"] and "is being moved" in said[0].what
     # Given up, and used again: what is there does not go with it any more.
     (tmp_path / MARK_FILE).unlink()

@@ -23,7 +23,7 @@ def _permit(monkeypatch: pytest.MonkeyPatch, registered: tuple[str, ...] = (), *
             raise OSError("no such name")
         return list(found.pop(0)) if isinstance(found[0], tuple) else list(found)
 
-    monkeypatch.setattr("antiphon.upstream.fetch.Names.__call__", resolve)
+    monkeypatch.setattr("antiphon.upstream.fetch.HostResolver.__call__", resolve)
     settings = load_settings({"upstream": {"url": "http://127.0.0.1:1/v1"}, "fetch": fetch})
     return make_permit(settings, registered)
 

@@ -18,7 +18,7 @@ from antiphon.engine.ports.owner_data import OwnerCounts
 from antiphon.engine.ports.usage import Spent, UsageSum
 from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores import Stores, backend_of, open_stores
-from antiphon.stores.backend import Wanted
+from antiphon.stores.backend import StateNeeds
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.deployment import Keys
 from antiphon.stores.postgres import owner_data, vector_table
@@ -188,7 +188,7 @@ async def test_with_embeddings_a_server_without_the_extension_is_refused(
     state = StateSettings(url=SecretStr(url))
 
     async def problems(*, vectors: bool) -> list[str]:
-        wanted = Wanted(Keys(None, ()), 4, vectors=vectors)
+        wanted = StateNeeds(Keys(None, ()), 4, vectors=vectors)
         return [one.what async for one in examine_state(state, tmp_path, wanted) if "vector'" in one.what]
 
     assert await problems(vectors=True) == ["the extension 'vector' can be used"]

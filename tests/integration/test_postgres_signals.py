@@ -23,6 +23,8 @@ from antiphon.engine.running.workers import Workers
 from antiphon.stores.postgres import signals as signals_module
 from antiphon.stores.postgres.notify import CHANNEL, Listener, ListenTimes, Note, Notifier, read_note
 from antiphon.translation.events.encode import DONE
+from antiphon.stores.postgres.notify import CHANNEL, ListenTimes, Note, NotificationListener, Notifier, read_note
+from antiphon.translation.encode import DONE
 from tests.contracts.job_contract import EVENTS, MOST, ONE, claim, finished, piece, queued
 from tests.contracts.store_contract import ALICE
 from tests.support.postgres import PostgresServer
@@ -175,13 +177,13 @@ async def test_a_lost_connection_is_made_anew_and_meanwhile_it_asks(
             assert await anext(stream) == EVENTS.data
             # No new connection until it is said.
             gate = asyncio.Event()
-            connect = Listener._listen
+            connect = NotificationListener._listen
 
-            async def later(listener: Listener) -> None:
+            async def later(listener: NotificationListener) -> None:
                 await gate.wait()
                 await connect(listener)
 
-            monkeypatch.setattr(Listener, "_listen", later)
+            monkeypatch.setattr(NotificationListener, "_listen", later)
             admin = await asyncpg.connect(direct, statement_cache_size=0)
             opened.push_async_callback(admin.close)
             killed = await admin.fetch(

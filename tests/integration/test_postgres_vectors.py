@@ -11,8 +11,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from antiphon.engine.ports.indexing import Chunk, IngestJob
-from antiphon.engine.ports.vector_stores import Counts, FileError, NewFile
+from antiphon.engine.ports.indexing import DocumentChunk, IngestJob
+from antiphon.engine.ports.vector_stores import FileError, FileStateCounts, NewFile
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.indexing import ingest_job
 from antiphon.stores.postgres import ingestion as work
@@ -112,7 +112,7 @@ async def test_what_a_lost_claim_writes_changes_nothing(
     await take(other)
     writing = asyncio.create_task(
         {
-            "append": lambda: here.ingestion.append(job, 0, "a", [Chunk("birds", 1)]),
+            "append": lambda: here.ingestion.append(job, 0, "a", [DocumentChunk("birds", 1)]),
             "complete": lambda: here.ingestion.complete(job, chunks=0, usage_bytes=0, model=None),
             "fail": lambda: here.ingestion.fail(job, FileError("server_error", "no")),
         }[write]()
@@ -167,7 +167,7 @@ async def test_a_store_that_gets_files_meanwhile_is_deleted_with_them(
     await other.execute("COMMIT")
     assert await deleting
     assert await claim(here, "c2") == [], "nobody makes chunks for nobody"
-    assert not await here.ingestion.append(job, 0, "a", [Chunk("birds", 1)])
+    assert not await here.ingestion.append(job, 0, "a", [DocumentChunk("birds", 1)])
     await sweep(here)
     assert await rows(here, "vector_files") == 0
 
@@ -195,7 +195,7 @@ async def test_expiry_and_a_claim_at_once(here: PostgresVectorDatabase, other: C
     assert not deleted
     assert len(await other.fetch(work.DELETE_FILES, number, 10)) == 1
     assert await claim(here, "c2") == []
-    appending = asyncio.create_task(here.ingestion.append(job, 0, "a", [Chunk("birds", 1)]))
+    appending = asyncio.create_task(here.ingestion.append(job, 0, "a", [DocumentChunk("birds", 1)]))
     await blocked(other)
     await other.execute("COMMIT")
     assert not await appending
@@ -223,7 +223,7 @@ async def test_many_change_one_store_at_once(here: PostgresVectorDatabase) -> No
     async def ingester(name: str) -> None:
         for turn in range(20):
             for job in await claim(here, f"{name}-{turn}-1", f"{name}-{turn}-2"):
-                if await here.ingestion.append(job, 0, "a", [Chunk("birds", 1)]):
+                if await here.ingestion.append(job, 0, "a", [DocumentChunk("birds", 1)]):
                     await here.ingestion.complete(job, chunks=1, usage_bytes=1, model=None)
 
     async def owner(number: int) -> None:
@@ -252,7 +252,7 @@ async def test_two_that_sweep_take_nothing_that_stays(here: PostgresVectorDataba
     await sweep(here)
     assert await rows(here, "chunks") == 1
     store = await here.stores.get(ALICE, STORE)
-    assert store is not None and store.counts == Counts(completed=1)
+    assert store is not None and store.counts == FileStateCounts(completed=1)
 
 
 async def test_what_one_machine_ingests_another_finds(postgres: PostgresServer, tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ from antiphon.translation.request.parameters import PARAMETER_KINDS
 from antiphon.translation.request.tool_choice import MODES
 from antiphon.translation.request.tools import NAMED, TOOL_MEMBERS
 from antiphon.types.tools import Tool
+from antiphon.translation.tool_choice import MODES
+from antiphon.types.tools import ToolDeclaration
 from tests.schemas.json_schema import Schema, Schemas
 
 _TEXT: Schema = {"type": "string"}
@@ -215,7 +217,7 @@ def _items() -> Schema:
 
 
 def _tools(schemas: Schemas) -> Schema:
-    hints = get_type_hints(Tool, include_extras=True)
+    hints = get_type_hints(ToolDeclaration, include_extras=True)
     kinds = {name if name != "unhurried" else "async": kind for name, kind in hints.items()}
     members: dict[str, Mapping[str, Schema] | None] = {}
     hosted = [name.removeprefix("tools.") for name in GROUPS["Tools"] if name.count(".") == 1 and " " not in name]

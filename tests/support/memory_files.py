@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from antiphon.engine.ports.actions import OnceOnly
-from antiphon.engine.ports.files import FileFields, FileQuery, NoRoom, StoredFile
+from antiphon.engine.ports.files import FileFields, FileQuery, OwnerStorageFull, StoredFile
 from antiphon.engine.ports.state import Page
 from antiphon.stores.files import FileStore, FileUpload
 
@@ -101,7 +101,7 @@ class _Upload(FileUpload):
     async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
         limit = self._store.limit
         if limit is not None and max(self.size, LEAST_ROOM) + self._store.total(owner) > limit:
-            raise NoRoom
+            raise OwnerStorageFull
         data = b"".join(self._parts)
         file = StoredFile(
             fields.id,

@@ -20,7 +20,7 @@ from typing import Any
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter.disk import SandboxFailed, SandboxFile
 from antiphon.tools.code_interpreter.local import LocalSandbox
-from antiphon.tools.code_interpreter.machine import Run
+from antiphon.tools.code_interpreter.machine import CodeRun
 
 
 class MemorySandbox(LocalSandbox):
@@ -30,7 +30,7 @@ class MemorySandbox(LocalSandbox):
         super().__init__(Path("/nowhere"), limits or CodeInterpreterSettings())
         self.files: dict[str, dict[str, tuple[bytes, int]]] = {}
         self.variables: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self.answer: Run | SandboxFailed | None = None
+        self.answer: CodeRun | SandboxFailed | None = None
         self.ran: list[tuple[str, str, int]] = []
         self.begun = asyncio.Event()
         self.hangs = False
@@ -40,7 +40,7 @@ class MemorySandbox(LocalSandbox):
     def interpreters(self) -> int:
         return len(self.variables)
 
-    async def run(self, key: str, code: str, memory: int) -> Run:
+    async def run(self, key: str, code: str, memory: int) -> CodeRun:
         """Run it here."""
         self.ran.append((key, code, memory))
         self.begun.set()
@@ -78,7 +78,7 @@ class MemorySandbox(LocalSandbox):
         output, limit = printed.getvalue(), self._limits.output_bytes
         if len(output) > limit:
             output = f"{output[: limit // 2]}\n[left out]\n{output[-limit // 2 :]}"
-        return Run(output, failed=failed, fresh=fresh)
+        return CodeRun(output, failed=failed, fresh=fresh)
 
     async def put(self, key: str, path: str, pieces: AsyncIterator[bytes]) -> SandboxFile:
         """Keep it."""

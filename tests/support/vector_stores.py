@@ -21,7 +21,7 @@ from antiphon.api.router import ReadyProbe, Router
 from antiphon.api.vector_stores import QueryRewriter, VectorStoreApi
 from antiphon.config.state import VectorStoreSettings
 from antiphon.engine.ports.files import FileFields
-from antiphon.engine.ports.indexing import Chunk, Embedder, EmbeddingFailed
+from antiphon.engine.ports.indexing import DocumentChunk, Embedder, EmbeddingFailed
 from antiphon.engine.ports.vector_stores import Chunking, FileError
 from antiphon.ids import new_id, now
 from antiphon.observability.metrics import Metrics
@@ -83,7 +83,7 @@ class DirectReaders(DocumentReaders):
             raise ReadingFailed(FileError(error.code, error.message)) from None
         await asyncio.sleep(0)
         chunks = cut(document.text, chunking.size, chunking.overlap)
-        yield Piece(document.title, [Chunk(text, tokens) for text, tokens in chunks])
+        yield Piece(document.title, [DocumentChunk(text, tokens) for text, tokens in chunks])
 
     async def rest(self, seconds: float) -> None:
         pass

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from antiphon.tools.web_search.providers import Place, WebHit
+from antiphon.tools.web_search.providers import UserLocation, WebHit
 
 
 async def ask_service(provider: Any, query: str = "rain", **more: Any) -> list[WebHit]:
     """What it finds; closed afterwards, whatever came of it."""
-    given: dict[str, Any] = {"limit": 3, "domains": [], "place": Place(), **more}
+    given: dict[str, Any] = {"limit": 3, "domains": [], "place": UserLocation(), **more}
     try:
         return list(await provider.search(query, **given))
     finally:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from antiphon.api.frames import (
     ClientFrame,
     EventFrames,
+    FrameReply,
     NativeFrames,
-    Reply,
     answered_error,
     error_frame,
     read_client_frame,
@@ -50,7 +50,7 @@ def test_any_bytes_are_a_frame_or_an_error(data: Any) -> None:
     except InvalidRequest as refused:
         assert refused.code
         return
-    if isinstance(frame, Reply):
+    if isinstance(frame, FrameReply):
         # An event that is no request, or that nobody here knows.
         assert json.loads(frame.frame)["type"]
         return
@@ -60,7 +60,7 @@ def test_any_bytes_are_a_frame_or_an_error(data: Any) -> None:
 def test_input_that_cannot_steer_is_given_back() -> None:
     asked = {"type": "response.steer", "previous_response_id": "resp_1", "input": [{"role": "user", "content": "wait"}]}
     reply = read_client_frame(json.dumps(asked).encode())
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, FrameReply)
     said = json.loads(reply.frame)
     assert (said["type"], said["error"]["code"]) == ("response.steer.failed", "steering_not_supported")
     assert said["steer"] == {"previous_response_id": "resp_1", "input": asked["input"]}
@@ -71,7 +71,7 @@ def test_input_for_a_response_that_is_over_is_given_back() -> None:
     output = {"type": "function_call_output", "call_id": "call_1", "output": "6"}
     asked = {"type": "response.inject", "response_id": "resp_1", "input": [output], "stream_id": "main"}
     reply = read_client_frame(json.dumps(asked).encode(), strict=True)
-    assert isinstance(reply, Reply)
+    assert isinstance(reply, FrameReply)
     said = json.loads(reply.frame)
     assert (said["type"], said["error"]["code"]) == ("response.inject.failed", "response_already_completed")
     assert (said["response_id"], said["input"], said["stream_id"]) == ("resp_1", [output], "main")

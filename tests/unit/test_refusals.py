@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
-from antiphon.errors import NoRoom
+from antiphon.errors import AtCapacity
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.refusals import Refusals
 
@@ -52,9 +52,9 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> _Loop:
 def test_a_flood_is_a_line_a_second(loop: _Loop) -> None:
     metrics = Metrics()
     refusals = Refusals(metrics.refused.add)
-    whole = NoRoom("all is taken", "limits.concurrent_requests")
-    one = NoRoom("your share is taken", "limits.owner_requests", owner="a" * 64)
-    other = NoRoom("your share is taken", "limits.owner_requests", owner="b" * 64)
+    whole = AtCapacity("all is taken", "limits.concurrent_requests")
+    one = AtCapacity("your share is taken", "limits.owner_requests", owner="a" * 64)
+    other = AtCapacity("your share is taken", "limits.owner_requests", owner="b" * 64)
     with structlog.testing.capture_logs() as logs:
         for _ in range(1_000):
             refusals.note(whole)

@@ -20,7 +20,7 @@ from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
-    Kind,
+    ObjectKind,
     existing,
     ignored_fields,
     item_body,
@@ -88,8 +88,8 @@ class Conversation(Struct, kw_only=True):
 INCLUDE = Parameter("include", list[str], "Checked, and without effect: what there is, is in the stored items.")
 
 
-_CONVERSATIONS = Kind("Conversation", is_name, "conversation.deleted")
-_ITEMS = Kind("Item", is_name)
+_CONVERSATIONS = ObjectKind("Conversation", is_name, "conversation.deleted")
+_ITEMS = ObjectKind("Item", is_name)
 
 
 class Conversations(Area):

@@ -42,7 +42,7 @@ from antiphon.api.http import (
     raw_response,
 )
 from antiphon.api.multipart import FormDecoder, Part, PartData, PartEnd, boundary
-from antiphon.engine.ports.files import FileFields, FileQuery, NoRoom, StoredFile
+from antiphon.engine.ports.files import FileFields, FileQuery, OwnerStorageFull, StoredFile
 from antiphon.engine.ports.idempotency import AlreadyMade
 from antiphon.errors import (
     InvalidRequest,
@@ -148,7 +148,7 @@ class Files(Area):
             except AlreadyMade as earlier:
                 found = await self._files.get(request.owner, earlier.object_id)
                 return made_again(raw_response(show_file(existing(found, made_is_gone("file")))))
-            except NoRoom:
+            except OwnerStorageFull:
                 raise InvalidRequest(
                     "Your files would be larger than they may be together. Delete files that you no longer need.",
                     param="file",

@@ -67,14 +67,14 @@ class ClientFrame:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class FrameReply:
     """A frame that is answered by this one, and by nothing else. `left_out` names an event that nobody here knows."""
 
     frame: bytes
     left_out: str = ""
 
 
-def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | Reply | None:
+def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | FrameReply | None:
     """Read a text frame; None when it asks for nothing. Raises `InvalidRequest`, in strict mode for unknown events
     too."""
     try:
@@ -90,9 +90,9 @@ def read_client_frame(data: bytes, *, strict: bool = False) -> ClientFrame | Rep
     if kind in _ACKNOWLEDGEMENTS:
         return None
     if kind == "response.steer":
-        return Reply(_not_steered(fields))
+        return FrameReply(_not_steered(fields))
     if kind == "response.inject":
-        return Reply(_not_injected(fields))
+        return FrameReply(_not_injected(fields))
     if kind is None or (kind != "response.create" and strict):
         shown = f"'{kind[:64]}'" if kind is not None else "none"
         raise wrong_value(f"Invalid event type: {shown}. Supported is 'response.create'.", "type")
@@ -141,12 +141,12 @@ def _not_injected(fields: dict[str, Raw]) -> bytes:
     return encode({"type": "response.inject.failed", "sequence_number": 0, **told})
 
 
-def _left_out(kind: str, fields: dict[str, Raw]) -> Reply:
+def _left_out(kind: str, fields: dict[str, Raw]) -> FrameReply:
     """An event of our own that names one which nobody here knows: clients pass over events that they do not know."""
     name = f"event:{kind[:64]}"
     told: dict[str, object] = {"type": "antiphon.ignored", "sequence_number": 0, "ignored": [name]}
     lane = fields.get("stream_id")
-    return Reply(encode(told if lane is None else told | {"stream_id": lane}), name)
+    return FrameReply(encode(told if lane is None else told | {"stream_id": lane}), name)
 
 
 def _text(value: Raw | None, name: str) -> str | None:

@@ -127,7 +127,7 @@ def existing(found: _Found | None, missing: NotFound) -> _Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ObjectKind:
     """One kind of objects that paths name by their ids: `what` they are called, `fits` says whether a text could be the
     id of one, `gone` is the `object` of the answer when one was deleted. A store is not asked for other ids."""
 

@@ -22,7 +22,7 @@ from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
-    Kind,
+    ObjectKind,
     existing,
     list_response,
     made_again,
@@ -124,7 +124,7 @@ def _choosing(method: str, name: str) -> Route:
     return Route(method, pattern, "Choose the default version of a prompt", Prompt, body=DefaultVersion)
 
 
-_PROMPTS = Kind("Prompt", lambda one: is_id(one, "pmpt"), "prompt.deleted")
+_PROMPTS = ObjectKind("Prompt", lambda one: is_id(one, "pmpt"), "prompt.deleted")
 
 
 class Prompts(Area):

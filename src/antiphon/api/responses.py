@@ -23,7 +23,7 @@ from antiphon.api.endpoint import Area, Route, listing
 from antiphon.api.http import (
     ApiRequest,
     ApiResponse,
-    Kind,
+    ObjectKind,
     item_body,
     list_response,
     query_flag,
@@ -109,7 +109,7 @@ _STREAMED = (
     Parameter("include", list[str], "Without effect: what there is, is in the stored items."),
 )
 
-_RESPONSES = Kind("Response", lambda one: is_id(one, "resp"), "response")
+_RESPONSES = ObjectKind("Response", lambda one: is_id(one, "resp"), "response")
 
 
 class Responses(Area):

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from antiphon.api.described import StandsFor
-from antiphon.api.http import ApiRequest, Kind, read_known
-from antiphon.engine.ports.vector_stores import AUTO_CHUNKING, Batch, Chunking, Counts, VectorFile, VectorStore
+from antiphon.api.http import ApiRequest, ObjectKind, read_known
+from antiphon.engine.ports.vector_stores import AUTO_CHUNKING, Batch, Chunking, FileStateCounts, VectorFile, VectorStore
 from antiphon.errors import invalid_parameter, missing_parameter, unknown_parameter
 from antiphon.ids import is_id, is_name
 from antiphon.types.json import JsonObject, encode
@@ -26,9 +26,9 @@ _MIN_CHUNK, _MAX_CHUNK = 100, 4_096
 _Body = TypeVar("_Body", bound=Struct)
 
 
-STORES = Kind("Vector store", lambda one: is_id(one, "vs"), "vector_store.deleted")
-FILES = Kind("File", is_name, "vector_store.file.deleted", " in the vector store")
-BATCHES = Kind("File batch", lambda one: is_id(one, "vsfb"), where=" in the vector store")
+STORES = ObjectKind("Vector store", lambda one: is_id(one, "vs"), "vector_store.deleted")
+FILES = ObjectKind("File", is_name, "vector_store.file.deleted", " in the vector store")
+BATCHES = ObjectKind("File batch", lambda one: is_id(one, "vsfb"), where=" in the vector store")
 
 
 class Expiry(Struct):
@@ -285,7 +285,7 @@ def show_batch(batch: Batch) -> bytes:
     )
 
 
-def _counts(counts: Counts) -> FileCounts:
+def _counts(counts: FileStateCounts) -> FileCounts:
     return FileCounts(counts.in_progress, counts.completed, counts.failed, counts.cancelled, counts.total)
 
 

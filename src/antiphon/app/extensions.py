@@ -4,8 +4,8 @@ Lives here: finding, loading and checking them, each once per process. Not here:
 profile is (`translation/profiles/`), those that are part of this package.
 
 An entry point of the group `antiphon.tools` has the type for a name under which requests declare the tool, and leads to
-a class or function that makes a `Tool` when it is called without arguments. One of the group `antiphon.profiles` has a
-profile's name and leads to the `UpstreamProfile`.
+a class or function that makes a `ServerTool` when it is called without arguments. One of the group `antiphon.profiles`
+has a profile's name and leads to the `UpstreamProfile`.
 
 Invariant: a package that is installed is used or ends the start with an error that names it; nothing of it replaces
 what is here, and no two packages share a name.
@@ -26,7 +26,7 @@ from antiphon.translation.request.field_support import all_names
 
 if TYPE_CHECKING:
     # Read by the parser of the command line, which loads nothing that costs time.
-    from antiphon.tools.box import Tool
+    from antiphon.tools.box import ServerTool
 
 _GROUPS: dict[Literal["tool", "profile"], str] = {"tool": "antiphon.tools", "profile": "antiphon.profiles"}
 _TYPES = frozenset(name.split(".")[1] for name in all_names() if name.startswith("tools."))
@@ -71,12 +71,12 @@ def known_profiles() -> Mapping[str, UpstreamProfile]:
     return {**PROFILES, **{one.name: one.value for one in extensions() if one.kind == "profile"}}
 
 
-def make_extension_tools() -> Iterator[Tool]:
+def make_extension_tools() -> Iterator[ServerTool]:
     """The tools of other packages. Raises `ConfigError`."""
     for one in extensions():
         if one.kind != "tool":
             continue
-        make: Callable[[], Tool] = one.value
+        make: Callable[[], ServerTool] = one.value
         try:
             tool = make()
             types = tool.types

@@ -16,7 +16,7 @@ from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.errors import ConfigError
 from antiphon.types.transport import Headers
 from antiphon.upstream.addresses import AddressRule
-from antiphon.upstream.fetch import GuardedFetcher, Names
+from antiphon.upstream.fetch import GuardedFetcher, HostResolver
 from antiphon.upstream.http import UpstreamTarget
 
 
@@ -52,7 +52,7 @@ def make_permit(settings: Settings, registered: Iterable[str]) -> Callable[[str,
         raise ConfigError(f"fetch.allow_private: {error}") from None
 
     # Hosts that clients name do not take the threads of those that the operator named.
-    names, own_names = Names(), Names()
+    names, own_names = HostResolver(), HostResolver()
 
     async def permit(host: str, port: int, secure: bool, is_registered: bool) -> str:
         judge = own if is_registered else rule

@@ -19,7 +19,7 @@ from antiphon.config.settings import Settings
 from antiphon.engine.ports.containers import ContainerRows
 from antiphon.observability.metrics import Metrics
 from antiphon.stores.files import FileStore
-from antiphon.tools.box import LazyTool, Places, Tool, Toolbox
+from antiphon.tools.box import LazyTool, Places, ServerTool, Toolbox
 from antiphon.tools.tool_search import ToolSearch
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _PAGE_TYPES = ("text/*", "application/xhtml+xml", "application/json", "applicati
 
 
 def make_tools(
-    settings: Settings, metrics: Metrics, further: Iterable[Tool] = (), places: Places | None = None
+    settings: Settings, metrics: Metrics, further: Iterable[ServerTool] = (), places: Places | None = None
 ) -> Toolbox:
     """The tools that these settings make available, and further ones, which share the process's places. Raises
     `ConfigError`."""
@@ -53,7 +53,7 @@ async def open_rooms(
     return await sandbox.open_rooms(settings.code_interpreter, settings.data / "containers", files, shared)
 
 
-def code_interpreter(settings: Settings, rooms: ContainerRooms) -> Tool:
+def code_interpreter(settings: Settings, rooms: ContainerRooms) -> ServerTool:
     """The tool that runs code in these rooms."""
     from antiphon.tools.code_interpreter import CodeInterpreter
 
@@ -81,7 +81,7 @@ def _web_search(settings: Settings) -> WebSearch | None:
     return WebSearch(service(chosen.url or usual, key=key, seconds=chosen.seconds), pages)
 
 
-def _mcp(settings: Settings) -> Tool:
+def _mcp(settings: Settings) -> ServerTool:
     # Imported here, when it is first needed: the SDK takes longer to load than everything else together.
     from antiphon.tools.mcp.connections import McpConnections
     from antiphon.tools.mcp.servers import Connector, McpServers

@@ -25,7 +25,7 @@ from antiphon.search.rewrite import ModelRewriter
 from antiphon.search.searcher import VectorStoreSearcher
 from antiphon.stores import Stores, VectorDatabase
 from antiphon.stores.files import FileStore
-from antiphon.tools.box import Tool
+from antiphon.tools.box import ServerTool
 from antiphon.tools.file_search import FileSearch
 from antiphon.types.transport import Headers
 from antiphon.upstream.client import HttpUpstream
@@ -52,7 +52,7 @@ class VectorSearch:
             rewriter = ModelRewriter(upstream, routes, self.rewrite_model, seconds=self.rewrite_seconds).rewrite
         return VectorStoreApi(self.stores.stores, self.searcher, self.files, rewriter=rewriter).endpoints()
 
-    def tool(self) -> Tool:
+    def tool(self) -> ServerTool:
         """The tool `file_search`."""
         return FileSearch(self.searcher)
 

@@ -22,8 +22,8 @@ from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_api, gateway_pod, istio
 from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
-from antiphon.envoy.gateway_pod import NAME, Place, Sidecar, parse_hostname, parse_place, script, told
-from antiphon.envoy.merging import Wanted, merged, read
+from antiphon.envoy.gateway_pod import NAME, GatewayTarget, Sidecar, parse_hostname, parse_place, script, told
+from antiphon.envoy.merging import MergeTarget, merged, read
 from antiphon.envoy.sidecars import SidecarEndpoint, endpoints
 from antiphon.envoy.snippet import parts, snippet
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, parse_version
@@ -61,7 +61,7 @@ _GATEWAY_SECRETS = """\
 """
 
 
-def _for_gateway(settings: Settings, form: str, version: EnvoyVersion, place: Place) -> str:
+def _for_gateway(settings: Settings, form: str, version: EnvoyVersion, place: GatewayTarget) -> str:
     header, made = GATEWAY_FORMS[form]
     inside, sidecar = _in_pod(settings)
     objects = made.objects(inside, sidecar, place, version)
@@ -71,7 +71,7 @@ def _for_gateway(settings: Settings, form: str, version: EnvoyVersion, place: Pl
     return header + _told(inside, sidecar, system) + gateway_pod.to_text(objects) + apart
 
 
-def _removal(settings: Settings, form: str, place: Place) -> str:
+def _removal(settings: Settings, form: str, place: GatewayTarget) -> str:
     """The commands that remove the objects that the same flags print without `--remove`."""
     inside, sidecar = _in_pod(settings)
     return _REMOVAL_HEADER + script(GATEWAY_FORMS[form][1].going_out(inside, sidecar, place))
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.into is not None:
         if arguments.form != "snippet":
             raise ConfigError("--into takes the parts of an existing Envoy: give it with --for snippet")
-        wanted = Wanted(arguments.into_listener, arguments.into_virtual_host)
+        wanted = MergeTarget(arguments.into_listener, arguments.into_virtual_host)
         text = _merged(settings, version, arguments.into, wanted)
     elif arguments.form in FORMS:
         text = FORMS[arguments.form](settings, endpoints(settings), version)
@@ -160,7 +160,7 @@ def _print(text: str) -> None:
         raise AntiphonError(f"the output cannot be written: {error.strerror}") from None
 
 
-def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Wanted) -> str:
+def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: MergeTarget) -> str:
     try:
         text = file.read_text(encoding="utf-8")
         if not text.strip():

@@ -71,7 +71,7 @@ class Admission:
 
     def admit(self, owner: str, kind: Kind = "request", *, promised: bool = False) -> AbstractContextManager[None]:
         """Hold a place for one request of this owner; entering raises `Unavailable` when draining (unless it was
-        `promised`), `NoRoom` when full."""
+        `promised`), `AtCapacity` when full."""
         return _Admitted(self, owner, kind, promised)
 
     def begin(self, owner: str, kind: Kind, *, promised: bool = False) -> Hold:

@@ -11,7 +11,7 @@ for it; where it leads, filter, clusters and the model door are those of our boo
 answers that a gateway needs.
 
 On a Gateway that others use nothing holds for their routes (`beside_others.py`), and what is theirs (the Gateway, an
-EnvoyProxy) is only told how to change. On one of its own (`Place.own`) Antiphon says everything.
+EnvoyProxy) is only told how to change. On one of its own (`GatewayTarget.own`) Antiphon says everything.
 
 Invariant: no secret is printed, only names of keys.
 """
@@ -28,9 +28,9 @@ from antiphon.envoy.bootstrap import to_yaml
 from antiphon.envoy.gateway_pod import (
     GATEWAY,
     NAME,
-    Place,
+    CommandStep,
+    GatewayTarget,
     Sidecar,
-    Step,
     deleted,
     kubernetes_object,
     merged_into,
@@ -57,7 +57,9 @@ TLS_SECRET = f"{NAME}-tls"
 """The certificate of listeners with TLS, in the Gateway's namespace."""
 
 
-def objects(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVersion) -> list[tuple[str, Config]]:
+def objects(
+    settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion
+) -> list[tuple[str, Config]]:
     """The objects in the order in which they are applied, each with its comment. `settings`: `gateway_pod.inside`'s."""
     found: Any = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
     if not place.own:
@@ -104,7 +106,7 @@ def objects(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVe
     ]
 
 
-def coming_in(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVersion) -> list[Step]:
+def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion) -> list[CommandStep]:
     """What is done to an object of others' when all `objects` are there."""
     if place.own:
         return []
@@ -118,7 +120,7 @@ def coming_in(settings: Settings, sidecar: Sidecar, place: Place, version: Envoy
     return [merged_into(comment, place.namespace, GATEWAY, place.name, _infrastructure())]
 
 
-def going_out(settings: Settings, sidecar: Sidecar, place: Place) -> list[Step]:
+def going_out(settings: Settings, sidecar: Sidecar, place: GatewayTarget) -> list[CommandStep]:
     """What takes all of it away again, in this order."""
     space, label = place.namespace, "gateway.envoyproxy.io/owning-gateway-"
     chosen = f"{label}namespace={space},{label}name={place.name}"
@@ -151,11 +153,11 @@ def going_out(settings: Settings, sidecar: Sidecar, place: Place) -> list[Step]:
     ]
 
 
-def _object(group: str, kind: str, place: Place, spec: Config, *, name: str = NAME) -> Config:
+def _object(group: str, kind: str, place: GatewayTarget, spec: Config, *, name: str = NAME) -> Config:
     return kubernetes_object(f"{group}/{_VERSIONS[group]}", kind, name, place.namespace, spec=spec)
 
 
-def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVersion) -> Config:
+def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion) -> Config:
     """Its spec. All about the pod is in the patch, so that nothing else of an EnvoyProxy of others' is replaced."""
     pod = gateway_pod.pod(settings, sidecar, user=_USER, own=place.own)
     envoy = {"name": "envoy", **gateway_pod.envoys_share(settings)}
@@ -184,7 +186,7 @@ def _infrastructure() -> Config:
     return {"infrastructure": {"parametersRef": {"group": _ENVOY_GATEWAY, "kind": "EnvoyProxy", "name": NAME}}}
 
 
-def _gateway(place: Place) -> Config:
+def _gateway(place: GatewayTarget) -> Config:
     spec = {
         "gatewayClassName": "eg",
         **_infrastructure(),
@@ -200,7 +202,7 @@ def _listener(name: str) -> Config:
     return {"name": name, "protocol": "HTTPS", "port": 443, "tls": tls}
 
 
-def _of_gateway(place: Place) -> Config:
+def _of_gateway(place: GatewayTarget) -> Config:
     return {"group": _GATEWAY_API, "kind": "Gateway", "name": place.name}
 
 
@@ -210,7 +212,7 @@ def _nothing_here() -> Config:
     return {"directResponse": answer}
 
 
-def _nowhere(place: Place) -> list[Config]:
+def _nowhere(place: GatewayTarget) -> list[Config]:
     """A Service with an address where nobody is."""
     name, port = f"{NAME}-nowhere", {"name": "http", "port": 80}
     slice_ = kubernetes_object(
@@ -226,7 +228,7 @@ def _nowhere(place: Place) -> list[Config]:
     return [kubernetes_object("v1", "Service", name, place.namespace, spec={"ports": [port]}), slice_]
 
 
-def _http_route(place: Place, made: Sequence[Rule]) -> Config:
+def _http_route(place: GatewayTarget, made: Sequence[Rule]) -> Config:
     nothing = {"group": _ENVOY_GATEWAY, "kind": "HTTPRouteFilter", "name": NAME}
     last = {
         "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
@@ -244,6 +246,6 @@ def _http_route(place: Place, made: Sequence[Rule]) -> Config:
     return _object(_GATEWAY_API, "HTTPRoute", place, spec)
 
 
-def _patch_policy(place: Place, entries: list[Config]) -> Config:
+def _patch_policy(place: GatewayTarget, entries: list[Config]) -> Config:
     spec = {"targetRef": _of_gateway(place), "type": "JSONPatch", "jsonPatches": entries}
     return _object(_ENVOY_GATEWAY, "EnvoyPatchPolicy", place, spec)

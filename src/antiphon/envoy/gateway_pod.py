@@ -49,7 +49,7 @@ _WAIT = "--timeout=300s"
 _DATA = Path("/var/lib/antiphon")
 
 
-class Place(NamedTuple):
+class GatewayTarget(NamedTuple):
     """Which Gateway it is, and which of its listeners."""
 
     namespace: str
@@ -73,7 +73,7 @@ class Sidecar(NamedTuple):
     secrets: tuple[str, ...]
 
 
-def parse_place(text: str, listeners: str, port: str) -> Place:
+def parse_place(text: str, listeners: str, port: str) -> GatewayTarget:
     """`NAMESPACE/NAME`, names with commas between, and a number. Raises `ConfigError`."""
     namespace, slash, name = text.partition("/")
     if not (slash and namespace and name) or "/" in name:
@@ -83,7 +83,7 @@ def parse_place(text: str, listeners: str, port: str) -> Place:
         raise ConfigError(f"--listener: {listeners!r}: give the names of the Gateway's listeners, as http,https")
     if not re.fullmatch("[1-9][0-9]{0,4}", port) or int(port) > _LAST_PORT:
         raise ConfigError(f"--gateway-port: {port[:40]!r} is no port: give it as a number from 1 to {_LAST_PORT}")
-    return Place(namespace, name, named, int(port))
+    return GatewayTarget(namespace, name, named, int(port))
 
 
 def parse_hostname(text: str) -> str:
@@ -215,30 +215,32 @@ def to_text(named: Sequence[tuple[str, Config]]) -> str:
     return "".join(f"---\n{_commented(comment)}{to_yaml(one)}" for comment, one in named)
 
 
-class Step(NamedTuple):
+class CommandStep(NamedTuple):
     """A command and a comment that says why it is needed."""
 
     comment: str
     command: tuple[str, ...]
 
 
-def kubectl(comment: str, namespace: str, *words: str) -> Step:
+def kubectl(comment: str, namespace: str, *words: str) -> CommandStep:
     """A `kubectl` command in a namespace."""
-    return Step(comment, ("kubectl", "-n", namespace, *words))
+    return CommandStep(comment, ("kubectl", "-n", namespace, *words))
 
 
-def merged_into(comment: str, namespace: str, kind: str, name: str, spec: Config) -> Step:
+def merged_into(comment: str, namespace: str, kind: str, name: str, spec: Config) -> CommandStep:
     """Merge fields into the spec of an existing object; null removes a field."""
     patch = json.dumps({"spec": spec}, separators=(",", ":"))
     return kubectl(comment, namespace, "patch", kind, name, "--type=merge", "--patch", patch)
 
 
-def deleted(comment: str, namespace: str, *objects: str) -> Step:
+def deleted(comment: str, namespace: str, *objects: str) -> CommandStep:
     """Delete objects, each as KIND/NAME; objects that do not exist are no error."""
     return kubectl(comment, namespace, "delete", "--ignore-not-found", *objects)
 
 
-def served_without(comment: str, namespace: str, gateway: str, system: str, label: str) -> tuple[Step, Step]:
+def served_without(
+    comment: str, namespace: str, gateway: str, system: str, label: str
+) -> tuple[CommandStep, CommandStep]:
     """Wait until the Gateway's controller has accepted the change and rolled out its pods. `label` selects its
     Deployment in the namespace `system`."""
     return (
@@ -247,12 +249,12 @@ def served_without(comment: str, namespace: str, gateway: str, system: str, labe
     )
 
 
-def script(steps: Sequence[Step]) -> str:
+def script(steps: Sequence[CommandStep]) -> str:
     """The steps as a shell script."""
     return "".join(f"{_commented(one.comment)}{shlex.join(one.command)}\n" for one in steps)
 
 
-def told(steps: Sequence[Step]) -> str:
+def told(steps: Sequence[CommandStep]) -> str:
     """The steps as comments of a YAML file."""
     return _commented(script(steps)) if steps else ""
 

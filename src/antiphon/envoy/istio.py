@@ -27,9 +27,9 @@ from antiphon.envoy.bootstrap import to_yaml
 from antiphon.envoy.gateway_pod import (
     GATEWAY,
     NAME,
-    Place,
+    CommandStep,
+    GatewayTarget,
     Sidecar,
-    Step,
     deleted,
     kubernetes_object,
     merged_into,
@@ -52,7 +52,9 @@ _MARGIN = 10
 """Seconds that a pod gets beyond `timeouts.drain`."""
 
 
-def objects(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVersion) -> list[tuple[str, Config]]:
+def objects(
+    settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion
+) -> list[tuple[str, Config]]:
     """The objects in the order in which they are applied, each with its comment. `settings`: `gateway_pod.inside`'s."""
     found: Any = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
     if not place.own:
@@ -80,7 +82,7 @@ def objects(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVe
     ]
 
 
-def coming_in(settings: Settings, sidecar: Sidecar, place: Place, version: EnvoyVersion) -> list[Step]:
+def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion) -> list[CommandStep]:
     """What is done to an object of others' when all `objects` are there."""
     if place.own:
         return []
@@ -88,7 +90,7 @@ def coming_in(settings: Settings, sidecar: Sidecar, place: Place, version: Envoy
     return [merged_into(comment, place.namespace, GATEWAY, place.name, _infrastructure())]
 
 
-def going_out(settings: Settings, sidecar: Sidecar, place: Place) -> list[Step]:
+def going_out(settings: Settings, sidecar: Sidecar, place: GatewayTarget) -> list[CommandStep]:
     """What takes all of it away again, in this order."""
     space = place.namespace
     steps = [deleted("1. The patches of Envoy's configuration.", space, f"envoyfilter/{NAME}")]
@@ -116,7 +118,7 @@ def _most_connections(limits: Config) -> int:
     return int(own["max_active_downstream_connections"])
 
 
-def _deployment(settings: Settings, sidecar: Sidecar, place: Place, limits: Config) -> Config:
+def _deployment(settings: Settings, sidecar: Sidecar, place: GatewayTarget, limits: Config) -> Config:
     share = gateway_pod.envoys_share(settings)
     of_process = {}
     if limits:
@@ -148,7 +150,7 @@ def _deployment(settings: Settings, sidecar: Sidecar, place: Place, limits: Conf
     }
 
 
-def _gateway(place: Place) -> Config:
+def _gateway(place: GatewayTarget) -> Config:
     spec = {
         "gatewayClassName": "istio",
         **_infrastructure(),
@@ -161,7 +163,7 @@ def _infrastructure() -> Config:
     return {"infrastructure": {"parametersRef": {"group": "", "kind": "ConfigMap", "name": _OVERLAY}}}
 
 
-def _envoy_filter(found: Any, place: Place) -> Config:
+def _envoy_filter(found: Any, place: GatewayTarget) -> Config:
     spec = {
         "targetRefs": [{"group": _GATEWAY_API, "kind": "Gateway", "name": place.name}],
         "configPatches": list(_patches(found, place)),
@@ -169,7 +171,7 @@ def _envoy_filter(found: Any, place: Place) -> Config:
     return kubernetes_object("networking.istio.io/v1alpha3", "EnvoyFilter", NAME, place.namespace, spec=spec)
 
 
-def _patches(found: Any, place: Place) -> Iterator[Config]:
+def _patches(found: Any, place: GatewayTarget) -> Iterator[Config]:
     port = place.port
     listener = {"portNumber": port}
     routes = {"routeConfiguration": {"portNumber": port}}

@@ -54,7 +54,7 @@ def read(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
 
 
-class Wanted(NamedTuple):
+class MergeTarget(NamedTuple):
     """Where to: names, or None where there is but one."""
 
     listener: str | None = None
@@ -67,7 +67,7 @@ class _Place(NamedTuple):
     host: Config
 
 
-def merged(theirs: Any, parts: Config, wanted: Wanted, tell: Callable[[str], None]) -> Config:
+def merged(theirs: Any, parts: Config, wanted: MergeTarget, tell: Callable[[str], None]) -> Config:
     """The whole configuration with the parts in it. `tell` gets a line for each thing that is not as it was.
 
     Raises `ConfigError` where there is no such place, or not one alone, or a name is taken.
@@ -99,7 +99,7 @@ def merged(theirs: Any, parts: Config, wanted: Wanted, tell: Callable[[str], Non
     return dict(whole)
 
 
-def _find(whole: Any, wanted: Wanted) -> _Place:
+def _find(whole: Any, wanted: MergeTarget) -> _Place:
     if not isinstance(whole, dict) or not _message(whole, "static_resources"):
         raise ConfigError("--into: the file is no Envoy bootstrap with static_resources")
     places = list(_places(whole))

@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from antiphon.observability.metric_names import Described
-from antiphon.observability.tallies import Counts, Spread
+from antiphon.observability.tallies import LabelledCounter, LabelledHistogram
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -24,7 +24,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 class Exposition(Collector):
     """A registry of these, which are asked at every rendering, and of what is known of the process."""
 
-    def __init__(self, kept: Sequence[Counts | Spread]) -> None:
+    def __init__(self, kept: Sequence[LabelledCounter | LabelledHistogram]) -> None:
         self._kept = kept
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -47,10 +47,10 @@ def gauge(described: Described, value: float) -> Metric:
     return family
 
 
-def _family(kept: Counts | Spread) -> Metric:
+def _family(kept: LabelledCounter | LabelledHistogram) -> Metric:
     one = kept.described
     labels = tuple(one.labels)
-    if isinstance(kept, Spread):
+    if isinstance(kept, LabelledHistogram):
         histogram = HistogramMetricFamily(one.name, one.text, labels=labels)
         for values, buckets, total in kept.spreads():
             histogram.add_metric(values, buckets, sum_value=total)

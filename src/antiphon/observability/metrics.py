@@ -22,13 +22,13 @@ from antiphon.errors import StoreError
 from antiphon.observability import metric_names as names
 from antiphon.observability.outages import Outage
 from antiphon.observability.storage_operation import StorageOperation
-from antiphon.observability.tallies import Counts, Names, Reading, Spread
+from antiphon.observability.tallies import BoundedLabelValues, LabelledCounter, LabelledHistogram, Reading
 
 if TYPE_CHECKING:
     from antiphon.observability.exposition import Exposition
 
 _REFRESH_SECONDS = 1.0
-_Kept = TypeVar("_Kept", Counts, Spread)
+_Kept = TypeVar("_Kept", LabelledCounter, LabelledHistogram)
 _log = structlog.get_logger(__name__)
 
 
@@ -37,54 +37,54 @@ class Metrics:
 
     def __init__(self, database: str = "sqlite") -> None:
         self._database = database
-        self._kept: dict[str, Counts | Spread] = {}
+        self._kept: dict[str, LabelledCounter | LabelledHistogram] = {}
         self._refreshers: list[Callable[[], Awaitable[None]]] = []
         self._outage = Outage(_log, "metrics_not_fresh", "metrics_fresh_again")
-        self._codes, self._models, self._tools_named = Names(), Names(), Names()
-        self._responses = self._keep(Counts(names.RESPONSES))
-        self._failures = self._keep(Counts(names.FAILURES))
-        self._duration = self._keep(Spread(names.DURATION))
-        self._first_event = self._keep(Spread(names.FIRST_EVENT))
-        self._event_gap = self._keep(Spread(names.EVENT_GAP))
-        self._tokens = self._keep(Counts(names.TOKENS))
-        self._cost = self._keep(Counts(names.COST))
-        self._requests = self._keep(Counts(names.REQUESTS))
-        self._upstream_calls = self._keep(Counts(names.UPSTREAM_CALLS))
-        self._upstream_head = self._keep(Spread(names.UPSTREAM_HEAD))
-        self._tools = self._keep(Spread(names.TOOLS))
-        self._tool_results = self._keep(Counts(names.TOOL_RESULTS))
-        self._storage = self._keep(Counts(names.STORAGE))
-        self._storage_seconds = self._keep(Spread(names.STORAGE_SECONDS))
-        self.files = self._keep(Counts(names.FILES))
+        self._codes, self._models, self._tools_named = BoundedLabelValues(), BoundedLabelValues(), BoundedLabelValues()
+        self._responses = self._keep(LabelledCounter(names.RESPONSES))
+        self._failures = self._keep(LabelledCounter(names.FAILURES))
+        self._duration = self._keep(LabelledHistogram(names.DURATION))
+        self._first_event = self._keep(LabelledHistogram(names.FIRST_EVENT))
+        self._event_gap = self._keep(LabelledHistogram(names.EVENT_GAP))
+        self._tokens = self._keep(LabelledCounter(names.TOKENS))
+        self._cost = self._keep(LabelledCounter(names.COST))
+        self._requests = self._keep(LabelledCounter(names.REQUESTS))
+        self._upstream_calls = self._keep(LabelledCounter(names.UPSTREAM_CALLS))
+        self._upstream_head = self._keep(LabelledHistogram(names.UPSTREAM_HEAD))
+        self._tools = self._keep(LabelledHistogram(names.TOOLS))
+        self._tool_results = self._keep(LabelledCounter(names.TOOL_RESULTS))
+        self._storage = self._keep(LabelledCounter(names.STORAGE))
+        self._storage_seconds = self._keep(LabelledHistogram(names.STORAGE_SECONDS))
+        self.files = self._keep(LabelledCounter(names.FILES))
         """Files that are over: `completed`, `failed`, or `retried` when one is given back."""
-        self.searches = self._keep(Spread(names.SEARCHES))
+        self.searches = self._keep(LabelledHistogram(names.SEARCHES))
         """Seconds of searches that went by `words` alone or by `vectors` too."""
-        self.refused = self._keep(Counts(names.REFUSED))
+        self.refused = self._keep(LabelledCounter(names.REFUSED))
         """Requests that found no room, by the setting."""
-        self.cut = self._keep(Counts(names.CUT))
+        self.cut = self._keep(LabelledCounter(names.CUT))
         """Requests that a drain had no time for, by kind."""
         for kind in names.CUT_KINDS:
             # A process that cuts something ends: what it has not shown before would be no increase.
             self.cut.add(kind, by=0)
-        self.compactions = self._keep(Counts(names.COMPACTIONS))
+        self.compactions = self._keep(LabelledCounter(names.COMPACTIONS))
         """Conversations that were summed up."""
         self._refused_for = {
-            "conversation_locked": self._keep(Counts(names.CONFLICTS)),
-            "invalid_encrypted_content": self._keep(Counts(names.SEALS_REFUSED)),
+            "conversation_locked": self._keep(LabelledCounter(names.CONFLICTS)),
+            "invalid_encrypted_content": self._keep(LabelledCounter(names.SEALS_REFUSED)),
         }
-        self.attempts = self._keep(Counts(names.ATTEMPTS))
+        self.attempts = self._keep(LabelledCounter(names.ATTEMPTS))
         """Runs of background responses: `first` or `again`."""
-        self.given_back = self._keep(Counts(names.GIVEN_BACK))
+        self.given_back = self._keep(LabelledCounter(names.GIVEN_BACK))
         """Runs that others go on with."""
-        self.lost = self._keep(Counts(names.LOST))
+        self.lost = self._keep(LabelledCounter(names.LOST))
         """Runs that others had taken over."""
-        self.in_flight = self._keep(Counts(names.IN_FLIGHT))
+        self.in_flight = self._keep(LabelledCounter(names.IN_FLIGHT))
         """Responses being served."""
-        self.lag = self._keep(Spread(names.LAG))
+        self.lag = self._keep(LabelledHistogram(names.LAG))
         """How late the event loop was."""
-        self.writer_group = self._keep(Spread(names.WRITER_GROUP))
+        self.writer_group = self._keep(LabelledHistogram(names.WRITER_GROUP))
         """Units of one transaction, by database."""
-        self._read = {one.name: Counts(one) for one in names.METRICS if one.name not in self._kept}
+        self._read = {one.name: LabelledCounter(one) for one in names.METRICS if one.name not in self._kept}
         self._exposition: Exposition | None = None
 
     # What happens

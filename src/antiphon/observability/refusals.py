@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from antiphon.errors import NoRoom
+from antiphon.errors import AtCapacity
 
 _log = structlog.get_logger(__name__)
 _OWNER_LENGTH = 12
@@ -33,9 +33,9 @@ class Refusals:
         self._seconds = seconds
         self._numbers: dict[str, Counter[str]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._last: dict[str, NoRoom] = {}
+        self._last: dict[str, AtCapacity] = {}
 
-    def note(self, full: NoRoom) -> None:
+    def note(self, full: AtCapacity) -> None:
         """One more was refused."""
         setting = full.setting
         self._count(setting)

@@ -14,14 +14,14 @@ from types import TracebackType
 
 from antiphon.errors import StoreError
 from antiphon.observability import span_names
-from antiphon.observability.tallies import Counts, Spread
+from antiphon.observability.tallies import LabelledCounter, LabelledHistogram
 from antiphon.observability.tracing import is_traced, span
 
 
 class StorageOperation:
     """(As a generator, around another for a span that is not kept, it took five times as long.)"""
 
-    def __init__(self, operation: str, database: str, ended: Counts, seconds: Spread) -> None:
+    def __init__(self, operation: str, database: str, ended: LabelledCounter, seconds: LabelledHistogram) -> None:
         self._operation = operation
         self._database = database
         self._ended = ended

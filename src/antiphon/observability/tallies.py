@@ -25,7 +25,7 @@ NAME_LENGTH: Final = 256
 OTHER: Final = "other"
 
 
-class Names:
+class BoundedLabelValues:
     """The values of a label that others choose (a model's name, an upstream's error code): the first hundred."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Names:
         return value
 
 
-class Counts:
+class LabelledCounter:
     """A counter, or a gauge that goes up and down with what it counts: one number for each set of labels. What somebody
     else counts is asked of those who know it, at a scrape."""
 
@@ -67,7 +67,7 @@ class Counts:
         return values
 
 
-class Spread:
+class LabelledHistogram:
     """A histogram: how many values lie below each bound, for each set of labels."""
 
     def __init__(self, described: Described) -> None:

@@ -26,7 +26,7 @@ import structlog
 
 from antiphon.config.state import VectorStoreSettings
 from antiphon.engine.ports.files import OpenFile
-from antiphon.engine.ports.indexing import Chunk, Embedder, EmbeddingFailed, Ingestion, IngestJob
+from antiphon.engine.ports.indexing import DocumentChunk, Embedder, EmbeddingFailed, Ingestion, IngestJob
 from antiphon.engine.ports.vector_stores import FileError
 from antiphon.engine.waiting import DOCUMENTS
 from antiphon.errors import StoreError
@@ -224,7 +224,7 @@ class Ingester:
             seconds=round(time.perf_counter() - started, 6),
         )
 
-    async def _embedded(self, chunks: list[Chunk]) -> list[Chunk]:
+    async def _embedded(self, chunks: list[DocumentChunk]) -> list[DocumentChunk]:
         if self._embedder is None:
             return chunks
         vectors = await self._embedder.embed([chunk.text for chunk in chunks])

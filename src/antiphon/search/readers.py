@@ -28,7 +28,7 @@ import msgspec
 import structlog
 
 from antiphon.config.state import VectorStoreSettings
-from antiphon.engine.ports.indexing import Chunk
+from antiphon.engine.ports.indexing import DocumentChunk
 from antiphon.engine.ports.vector_stores import Chunking, FileError, FileErrorCode
 from antiphon.search.read_messages import LENGTH, ReadAnswer, ReadRequest
 
@@ -42,7 +42,7 @@ class Piece:
     """Some chunks of a document."""
 
     title: str
-    chunks: list[Chunk]
+    chunks: list[DocumentChunk]
 
 
 class ReadingFailed(Exception):
@@ -126,7 +126,7 @@ class DocumentReaders:
                     reusable = not answer.dying
                     raise ReadingFailed(FileError(_code(answer.code), answer.message))
                 reusable = answer.end
-                yield Piece(answer.title, [Chunk(text, tokens) for text, tokens in answer.chunks])
+                yield Piece(answer.title, [DocumentChunk(text, tokens) for text, tokens in answer.chunks])
                 if answer.end:
                     return
         finally:

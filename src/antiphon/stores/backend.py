@@ -57,7 +57,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class StateNeeds:
     """What the settings ask of the state. `connections`: of all processes of this machine together."""
 
     keys: Keys
@@ -294,7 +294,7 @@ class Backend(ABC):
         return
 
     @abstractmethod
-    def examine(self, wanted: Wanted, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:
+    def examine(self, wanted: StateNeeds, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:
         """What can be said of the place to an operator; `shared`: what is said of the schema and the keys."""
 
     def make_archive(self, target: Path, keys: KeyFiles, *, with_keys: bool, with_contents: bool) -> Archived:

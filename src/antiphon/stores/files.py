@@ -23,8 +23,8 @@ from antiphon.engine.ports.files import (
     BlobStore,
     FileFields,
     FileQuery,
-    NoRoom,
     OpenFile,
+    OwnerStorageFull,
     StoredFile,
 )
 from antiphon.engine.ports.idempotency import AlreadyMade
@@ -164,7 +164,8 @@ class FileStore:
         return Page(tuple(found[: query.limit]), has_more=len(found) > query.limit)
 
     async def insert(self, owner: str, kept: KeptFile, once: OnceOnly | None) -> None:
-        """The file's row comes and its pending row goes. Raises `NoRoom`, `ContentTaken`, `AlreadyMade`, `ApiError`."""
+        """The file's row comes and its pending row goes. Raises `OwnerStorageFull`, `ContentTaken`, `AlreadyMade` and
+        `ApiError`."""
         file = kept.file
         ends = file.expires_at
         named: dict[str, Any] = {
@@ -187,7 +188,7 @@ class FileStore:
             await self._keys.make(once, file.id, unit, [Statement(DELETE, named), Statement(LET_GO, named)])
         except RowsMissing:
             if await self._pending.rows.is_held(kept.blob):
-                raise NoRoom from None
+                raise OwnerStorageFull from None
             raise ContentTaken from None
 
     async def delete(self, owner: str, file_id: str) -> bool:
@@ -259,8 +260,8 @@ class FileUpload:
         await self._blob.write(data)
 
     async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
-        """Make it the owner's file, durable once this returns. Raises `NoRoom`, and `AlreadyMade` for a key that is
-        bound to the same fields and content."""
+        """Make it the owner's file, durable once this returns. Raises `OwnerStorageFull`, and `AlreadyMade` for a key
+        that is bound to the same fields and content."""
         blob = await self._blob.seal()
         file = StoredFile(
             fields.id,
@@ -282,7 +283,7 @@ class FileUpload:
         except ContentTaken:
             self._blob.settled = False
             raise self._blob.lost() from None
-        except (NoRoom, AlreadyMade, ApiError):
+        except (OwnerStorageFull, AlreadyMade, ApiError):
             self._blob.settled = False
             raise
         return file

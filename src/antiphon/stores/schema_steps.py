@@ -37,7 +37,7 @@ _EMPTY = """\
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class SchemaStep:
     """One numbered step of the schema. `down` undoes it, where it can be undone."""
 
     version: int
@@ -73,7 +73,7 @@ class Schema(ABC):
     `folder`: where their files are in this installation."""
 
     name: str
-    steps: tuple[Step, ...]
+    steps: tuple[SchemaStep, ...]
     folder: Path
 
     @abstractmethod
@@ -81,15 +81,15 @@ class Schema(ABC):
         """What the database has; nothing when there is none. Raises `StoreError`."""
 
     @abstractmethod
-    async def up(self) -> Sequence[Step]:
+    async def up(self) -> Sequence[SchemaStep]:
         """Apply what is missing; what this call applied. Raises `StoreError`."""
 
     @abstractmethod
-    async def undo(self) -> Step:
+    async def undo(self) -> SchemaStep:
         """Undo the last step. Raises `StoreError` where it cannot be."""
 
 
-def read_steps(folder: Traversable) -> tuple[Step, ...]:
+def read_steps(folder: Traversable) -> tuple[SchemaStep, ...]:
     """The steps shipped with this build, in order. Raises `StoreError` where there is none, or one is missing."""
     texts = {entry.name: entry for entry in folder.iterdir()}
     steps = []
@@ -97,14 +97,14 @@ def read_steps(folder: Traversable) -> tuple[Step, ...]:
         if match := _NAME.fullmatch(name):
             down = texts.get(f"{name.removesuffix('.sql')}.down.sql")
             undone = "" if down is None else down.read_text(encoding="utf-8")
-            steps.append(Step(int(match[1]), name, entry.read_text(encoding="utf-8"), undone))
+            steps.append(SchemaStep(int(match[1]), name, entry.read_text(encoding="utf-8"), undone))
     steps.sort(key=lambda step: step.version)
     if [step.version for step in steps] != list(range(1, len(steps) + 1)) or not steps:
         raise StoreError("This installation is incomplete: its schema files are missing or misnumbered.")
     return tuple(steps)
 
 
-def missing_steps(applied: Sequence[Applied], steps: Sequence[Step]) -> Sequence[Step]:
+def missing_steps(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> Sequence[SchemaStep]:
     """The steps that this database has not seen; raises `StoreError` for one this build cannot serve from."""
     for known, step in zip(applied, steps, strict=False):
         if (known.version, known.sha256) != (step.version, step.sha256):
@@ -127,7 +127,7 @@ def oldest_schema(applied: Sequence[Applied]) -> int:
     return max((one.serves for one in applied), default=0)
 
 
-def step_to_undo(applied: Sequence[Applied], steps: Sequence[Step]) -> Step:
+def step_to_undo(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> SchemaStep:
     """The last step that was applied. Raises `StoreError` where it cannot be undone."""
     missing_steps(applied, steps)
     if not applied:

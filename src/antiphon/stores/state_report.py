@@ -13,13 +13,13 @@ from pathlib import Path
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import AntiphonError
-from antiphon.stores.backend import Said, Wanted
+from antiphon.stores.backend import Said, StateNeeds
 from antiphon.stores.choice import backend_of
 from antiphon.stores.deployment import Keys, to_note
 from antiphon.stores.schema_steps import missing_steps, oldest_schema
 
 
-async def examine_state(state: StateSettings, data: Path, wanted: Wanted) -> AsyncIterator[Said]:
+async def examine_state(state: StateSettings, data: Path, wanted: StateNeeds) -> AsyncIterator[Said]:
     """Everything that can be said, each as soon as it is known; never raises `AntiphonError`."""
     try:
         async for said in backend_of(state, data).examine(wanted, _shared(state, data, wanted.keys)):

@@ -24,8 +24,8 @@ from antiphon.engine.ports.state import Page, PageQuery
 from antiphon.engine.ports.vector_stores import (
     Batch,
     Chunking,
-    Counts,
     FileError,
+    FileStateCounts,
     NewFile,
     StoreChanges,
     VectorFile,
@@ -423,5 +423,5 @@ def _attributes_json(attributes: Attributes) -> bytes:
     return json.dumps(dict(attributes), ensure_ascii=False).encode()
 
 
-def _counts(row: Row) -> Counts:
-    return Counts(row["in_progress"], row["completed"], row["failed"], row["cancelled"])
+def _counts(row: Row) -> FileStateCounts:
+    return FileStateCounts(row["in_progress"], row["completed"], row["failed"], row["cancelled"])

@@ -41,7 +41,7 @@ class ToolFailed(Exception):
     """A call failed in a way that the model should know of: the message is written for it."""
 
 
-class Tool(Protocol):
+class ServerTool(Protocol):
     """One tool. `types` are the declared types it serves."""
 
     types: frozenset[str]
@@ -59,18 +59,18 @@ class Tool(Protocol):
 class LazyTool:
     """A tool that is made when it is first needed, in a thread: what it imports would make every start longer."""
 
-    def __init__(self, types: frozenset[str], make: Callable[[], Tool]) -> None:
+    def __init__(self, types: frozenset[str], make: Callable[[], ServerTool]) -> None:
         self.types = types
         self._make = make
-        self._tool: Tool | None = None
+        self._tool: ServerTool | None = None
         self._making = asyncio.Lock()
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
-        """See `Tool.prepare`."""
+        """See `ServerTool.prepare`."""
         return await (await self._made()).prepare(owner, response_id, tool)
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """See `Tool.run`."""
+        """See `ServerTool.run`."""
         return await (await self._made()).run(call)
 
     async def aclose(self) -> None:
@@ -78,7 +78,7 @@ class LazyTool:
         if self._tool is not None:
             await self._tool.aclose()
 
-    async def _made(self) -> Tool:
+    async def _made(self) -> ServerTool:
         async with self._making:
             if self._tool is None:
                 self._tool = await asyncio.to_thread(self._make)
@@ -90,7 +90,7 @@ class Toolbox:
 
     def __init__(
         self,
-        tools: Iterable[Tool],
+        tools: Iterable[ServerTool],
         limits: ToolSettings,
         metrics: Metrics | None = None,
         places: Places | None = None,

@@ -17,7 +17,7 @@ from msgspec import Raw, Struct, field
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT
 from antiphon.types.tolerance import Tolerance
-from antiphon.types.tools import Tool, ToolChoice
+from antiphon.types.tools import ToolChoice, ToolDeclaration
 
 
 class TextFormat(Struct):
@@ -74,7 +74,7 @@ class CreateResponse(Struct):
     conversation: str | None = None
     prompt: Raw | None = None
     prompt_messages: list[InputItem] = []
-    tools: tuple[Tool, ...] = ()
+    tools: tuple[ToolDeclaration, ...] = ()
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     max_output_tokens: int | None = None

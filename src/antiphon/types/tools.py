@@ -13,7 +13,7 @@ from msgspec import Raw, Struct, field
 from antiphon.types.json import ABSENT
 
 
-class Tool(Struct):
+class ToolDeclaration(Struct):
     """Any tool declaration. `tools` are a namespace's; `source` is the declaration as it was sent (for the echo).
     `unhurried` (`async`): the conversation goes on before its calls have their output."""
 

@@ -29,7 +29,7 @@ _GRACE = 1.0
 """Connections that end together do not end at the same moment."""
 
 
-class DoorWatch:
+class EnvoyDoorWatch:
     """Made by `watch_door`."""
 
     def __init__(self, target: UpstreamTarget) -> None:
@@ -87,9 +87,9 @@ class DoorWatch:
 
 
 @asynccontextmanager
-async def watch_door(target: UpstreamTarget) -> AsyncIterator[DoorWatch]:
+async def watch_door(target: UpstreamTarget) -> AsyncIterator[EnvoyDoorWatch]:
     """Watch the model door for as long as this is open."""
-    watch = DoorWatch(target)
+    watch = EnvoyDoorWatch(target)
     task = asyncio.get_running_loop().create_task(watch.run())
     try:
         await watch.tried.wait()

@@ -74,7 +74,7 @@ class GuardedFetcher:
         self._limits = limits
         self._rule = rule
         self._tls = tls
-        self._resolve = resolve or Names()
+        self._resolve = resolve or HostResolver()
         self._places = asyncio.Semaphore(limits.concurrent)
 
     async def fetch(
@@ -327,7 +327,7 @@ def _only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
     return make
 
 
-class Names:
+class HostResolver:
     """Every address that the system's resolver knows for a host.
 
     In threads of its own: a name server that a client controls may take its time. Raises `OSError`, also when all of

@@ -9,7 +9,7 @@ import pytest
 
 from antiphon.doors.context import Admission
 from antiphon.engine.exchange.budget import Budget
-from antiphon.errors import NoRoom, Unavailable
+from antiphon.errors import AtCapacity, Unavailable
 
 
 async def test_a_drain_counts_what_ends_and_what_is_left() -> None:
@@ -43,7 +43,7 @@ async def test_one_place_is_one_request_and_comes_back() -> None:
     for _ in range(2):
         with admission.admit("o"):
             assert admission.active == 1 and admission.in_flight == {"request": 1}
-            with pytest.raises(NoRoom), admission.admit("o"):
+            with pytest.raises(AtCapacity), admission.admit("o"):
                 pass
         assert admission.active == 0 and admission.in_flight == {}
     assert not admission.ended, "it does not leave"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, read_part, write_part
-from antiphon.doors.extproc.received import Kind
+from antiphon.doors.extproc.received import MessageKind
 
 SIZES = (0, 1, 2, 100, 116, 117, 118, 119, 120, 121, 122, 125, 126, 127, 128, 129, 231, 16_370, 16_383, 16_384, 70_000)
 LARGE_SIZES = (300_000, 2_097_140, 2_097_151, 2_097_152)
@@ -40,7 +40,7 @@ def test_every_size_is_read_and_written_alike(kind: int, end: bool, size: int) -
     for tail in (b"", b"\x42\x00"):
         received = wire.decode(asked + tail)
         assert (received.body, received.end) == (body, end)
-        assert received.kind is (Kind.REQUEST_BODY if kind == REQUEST_BODY else Kind.RESPONSE_BODY)
+        assert received.kind is (MessageKind.REQUEST_BODY if kind == REQUEST_BODY else MessageKind.RESPONSE_BODY)
         if (size > 0 or end) and size <= 2_097_140:
             assert read_part(asked + tail) == (body, end)
     if size:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from antiphon.doors.extproc import head_reader, wire
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from antiphon.doors.extproc.received import Kind, Received
+from antiphon.doors.extproc.received import MessageKind, Received
 
 NAMES = st.sampled_from((":method", ":path", "accept", "x-envoy-a", "X-B")) | st.text(max_size=140)
 RAW = st.binary(max_size=400) | st.text(max_size=40).map(str.encode)
@@ -17,9 +17,9 @@ ENTRIES = st.lists(st.tuples(NAMES, RAW, st.text(max_size=3)), max_size=12)
 _DUPLEX = pb.ProcessingMode.FULL_DUPLEX_STREAMED
 
 
-def _message(kind: Kind, entries: list[tuple[str, bytes, str]], *, end: bool = False) -> bytes:
+def _message(kind: MessageKind, entries: list[tuple[str, bytes, str]], *, end: bool = False) -> bytes:
     request = pb.ProcessingRequest()
-    head = request.request_headers if kind is Kind.REQUEST_HEADERS else request.response_headers
+    head = request.request_headers if kind is MessageKind.REQUEST_HEADERS else request.response_headers
     head.end_of_stream = end
     head.headers.SetInParent()
     for name, raw, value in entries:
@@ -54,14 +54,14 @@ def _is_read_alike(message: bytes) -> bool:
     return _outcome(wire.decode, message) == expected == _outcome(wire.decode, message)
 
 
-@given(st.sampled_from((Kind.REQUEST_HEADERS, Kind.RESPONSE_HEADERS)), ENTRIES, st.booleans(), TAILS)
-def test_any_head(kind: Kind, entries: list[tuple[str, bytes, str]], end: bool, behind: bytes) -> None:
+@given(st.sampled_from((MessageKind.REQUEST_HEADERS, MessageKind.RESPONSE_HEADERS)), ENTRIES, st.booleans(), TAILS)
+def test_any_head(kind: MessageKind, entries: list[tuple[str, bytes, str]], end: bool, behind: bytes) -> None:
     assert _is_read_alike(_message(kind, entries, end=end) + behind)
 
 
 @given(st.data())
 def test_damaged_heads(data: st.DataObject) -> None:
-    whole = _message(Kind.REQUEST_HEADERS, data.draw(ENTRIES), end=True) + _behind(modes=True)
+    whole = _message(MessageKind.REQUEST_HEADERS, data.draw(ENTRIES), end=True) + _behind(modes=True)
     at = data.draw(st.integers(0, len(whole)))
     damage = data.draw(st.binary(max_size=2))
     assert _is_read_alike(whole[:at] + damage + whole[at + data.draw(st.integers(0, 2)) :])
@@ -78,12 +78,12 @@ def test_a_head_that_ends_before_its_length() -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 99, *range(108, 132), 16_370, 16_384, 70_000])
 def test_every_length_of_a_value(size: int) -> None:
-    assert _is_read_alike(_message(Kind.RESPONSE_HEADERS, [("server", b"v" * size, "")]))
+    assert _is_read_alike(_message(MessageKind.RESPONSE_HEADERS, [("server", b"v" * size, "")]))
 
 
 def test_a_usual_head_asks_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [(":path", b"/v1/responses", ""), ("authorization", b"Bearer s", ""), ("x-empty", b"", "")]
-    message = _message(Kind.REQUEST_HEADERS, entries) + b"\x42\x00" + _behind(modes=True)
+    message = _message(MessageKind.REQUEST_HEADERS, entries) + b"\x42\x00" + _behind(modes=True)
     expected = wire.decode(message)
     monkeypatch.setattr(wire, "pb", None)
     assert wire.decode(message) == expected
@@ -110,22 +110,24 @@ def test_a_usual_head_asks_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_no_credential_is_kept(name: str) -> None:
-    message = _message(Kind.REQUEST_HEADERS, [(name, b"s3cret", ""), (":path", b"/v1/x?key=s3cret", "")])
+    message = _message(MessageKind.REQUEST_HEADERS, [(name, b"s3cret", ""), (":path", b"/v1/x?key=s3cret", "")])
     assert (name, "s3cret") in wire.decode(message).headers
     assert "s3cret" not in str((head_reader._kept, wire._settings))
 
 
 def test_what_is_kept_has_a_bound() -> None:
     for number in range(3000):
-        wire.decode(_message(Kind.REQUEST_HEADERS, [("user-agent", b"%d" % number, "")]))
-        wire.decode(_message(Kind.REQUEST_HEADERS, []) + b"\x5a\x03\x08" + bytes((number & 127 | 128, number >> 7)))
+        wire.decode(_message(MessageKind.REQUEST_HEADERS, [("user-agent", b"%d" % number, "")]))
+        wire.decode(
+            _message(MessageKind.REQUEST_HEADERS, []) + b"\x5a\x03\x08" + bytes((number & 127 | 128, number >> 7))
+        )
         assert len(head_reader._kept) <= 1024
     assert len(wire._settings) <= 64
-    wire.decode(_message(Kind.REQUEST_HEADERS, [("user-agent", b"long" * 64, "")]))
+    wire.decode(_message(MessageKind.REQUEST_HEADERS, [("user-agent", b"long" * 64, "")]))
     assert "longlong" not in str(head_reader._kept)
 
 
 def test_metadata_of_other_filters_is_not_kept() -> None:
-    message = _message(Kind.REQUEST_HEADERS, [(":method", b"GET", "")]) + _behind(modes=True, attribute="s3cret")
+    message = _message(MessageKind.REQUEST_HEADERS, [(":method", b"GET", "")]) + _behind(modes=True, attribute="s3cret")
     assert wire.decode(message).modes is not None
     assert b"s3cret" not in b"".join(wire._settings)

@@ -9,7 +9,7 @@ from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.answers import head_metadata, in_parts, with_request_id
 from antiphon.doors.extproc.boxes import PeerLeft
 from antiphon.doors.extproc.peer import Peer
-from antiphon.doors.extproc.received import Kind, Received
+from antiphon.doors.extproc.received import MessageKind, Received
 
 _OWN = (("x-request-id", "theirs"),)
 
@@ -84,7 +84,7 @@ _TRAILERS = pb.ProcessingRequest(response_trailers=pb.HttpTrailers())
 
 
 def _body(body: bytes, end: bool = False) -> Received:
-    return Received(Kind.RESPONSE_BODY, body=body, end=end)
+    return Received(MessageKind.RESPONSE_BODY, body=body, end=end)
 
 
 @pytest.mark.parametrize("waits", [True, False])
@@ -99,13 +99,16 @@ def _body(body: bytes, end: bool = False) -> Received:
         ),
         ([_part(b"a", True), _part(b"b")], [_body(b"a", True), _body(b"b")]),
         ([_part(b"a"), _part(b"b", True), _part(b"c")], [_body(b"ab", True), _body(b"c")]),
-        ([_part(b"a"), _part(b"b"), _TRAILERS], [_body(b"ab"), Received(Kind.RESPONSE_TRAILERS)]),
-        ([_part(b"a"), _TRAILERS, None, _part(b"b")], [_body(b"a"), Received(Kind.RESPONSE_TRAILERS), _body(b"b")]),
+        ([_part(b"a"), _part(b"b"), _TRAILERS], [_body(b"ab"), Received(MessageKind.RESPONSE_TRAILERS)]),
+        (
+            [_part(b"a"), _TRAILERS, None, _part(b"b")],
+            [_body(b"a"), Received(MessageKind.RESPONSE_TRAILERS), _body(b"b")],
+        ),
         ([_part(b"1234"), _part(b"56"), _part(b"78"), _part(b"9")], [_body(b"123456"), _body(b"789")]),
         # What the client sends is counted part by part.
         (
             [_asked(b"a"), _asked(b"b", True)],
-            [Received(Kind.REQUEST_BODY, body=b"a"), Received(Kind.REQUEST_BODY, body=b"b", end=True)],
+            [Received(MessageKind.REQUEST_BODY, body=b"a"), Received(MessageKind.REQUEST_BODY, body=b"b", end=True)],
         ),
     ],
 )

@@ -16,7 +16,7 @@ from antiphon.doors.extproc import wire
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.answers import final_metadata, in_parts
 from antiphon.doors.extproc.content_coding import decoder_for
-from antiphon.doors.extproc.received import Kind
+from antiphon.doors.extproc.received import MessageKind
 from antiphon.engine.ports.actions import Finish, Usage
 from tests.support.wire_judge import compose, judge
 
@@ -38,7 +38,7 @@ def _headers(*pairs: tuple[str, bytes], end: bool = False) -> pb.ProcessingReque
 def test_request_headers_keep_order_and_duplicates_and_are_lower_case() -> None:
     request = _headers((":path", b"/v1/responses"), ("X-A", b"1"), ("x-a", b"2"), end=True)
     received = wire.decode(request.SerializeToString())
-    assert received.kind is Kind.REQUEST_HEADERS
+    assert received.kind is MessageKind.REQUEST_HEADERS
     assert received.headers == ((":path", "/v1/responses"), ("x-a", "1"), ("x-a", "2"))
     assert received.end
 
@@ -61,11 +61,11 @@ def test_body_parts() -> None:
     request = pb.ProcessingRequest()
     request.request_body.body = b"\x00\xff"
     received = wire.decode(request.SerializeToString())
-    assert (received.kind, received.body, received.end) == (Kind.REQUEST_BODY, b"\x00\xff", False)
+    assert (received.kind, received.body, received.end) == (MessageKind.REQUEST_BODY, b"\x00\xff", False)
     response = pb.ProcessingRequest()
     response.response_body.end_of_stream = True
     received = wire.decode(response.SerializeToString())
-    assert (received.kind, received.body, received.end) == (Kind.RESPONSE_BODY, b"", True)
+    assert (received.kind, received.body, received.end) == (MessageKind.RESPONSE_BODY, b"", True)
 
 
 def test_the_empty_metadata_context_that_envoy_appends_is_ignored() -> None:
@@ -95,7 +95,7 @@ def test_observability_mode_is_seen() -> None:
 
 
 def test_a_message_of_a_newer_envoy_is_other() -> None:
-    assert wire.decode(b"").kind is Kind.OTHER
+    assert wire.decode(b"").kind is MessageKind.OTHER
 
 
 @pytest.mark.parametrize("junk", [b"\xff", b"\x12\xff", b"GET / HTTP/1.1\r\n"])
@@ -256,7 +256,7 @@ def test_we_read_what_an_independent_library_writes() -> None:
         ],
     )
     received = [wire.decode(message) for message in messages]
-    assert [message.kind for message in received] == [kind for kind in Kind if kind is not Kind.OTHER]
+    assert [message.kind for message in received] == [kind for kind in MessageKind if kind is not MessageKind.OTHER]
     assert received[0].headers == ((":status", "200"), ("a", "\udce9"))
     assert [message.end for message in received] == [True, False, False, False, True, False]
     assert received[0].modes == ("FULL_DUPLEX_STREAMED", "STREAMED")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from antiphon.doors.http.connection import Connection, DoorServer
+from antiphon.doors.http.connection import DoorServer, HttpConnection
 
 
 class _Transport(asyncio.Transport):
@@ -54,7 +54,7 @@ async def server() -> AsyncIterator[DoorServer]:
     await made.shutdown(0.0)
 
 
-def _connected(server: DoorServer) -> tuple[Connection, _Transport]:
+def _connected(server: DoorServer) -> tuple[HttpConnection, _Transport]:
     connection, transport = server(), _Transport()
     connection.connection_made(transport)
     return connection, transport

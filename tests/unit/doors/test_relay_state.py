@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from antiphon.config.limits import TimeoutSettings
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.opening import ClientRequest
-from antiphon.doors.extproc.received import Kind, Received
+from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.doors.extproc.relay_state import RelayState
 from antiphon.engine.ports.actions import CallUpstream, RequestHead
 from tests.support.exchanges import make_exchange
@@ -79,7 +79,7 @@ class _Relayed:
 
 
 def _head(status: str = "200", *, end: bool = False) -> Received:
-    return Received(Kind.RESPONSE_HEADERS, ((":status", status), *_SSE), b"", end)
+    return Received(MessageKind.RESPONSE_HEADERS, ((":status", status), *_SSE), b"", end)
 
 
 @given(cuts=st.sets(st.integers(1, len(_STREAM) - 1), max_size=8), trailers=st.booleans(), late=st.booleans())
@@ -91,12 +91,12 @@ def test_a_stream_in_any_parts_is_the_same_stream(cuts: set[int], trailers: bool
     assert relayed.kinds == ["request_headers", "request_body"], "an early failure still gets its own status"
     for begin, end in itertools.pairwise(at):
         last = end == len(_STREAM) and not (trailers or late)
-        relayed.take(Received(Kind.RESPONSE_BODY, (), _STREAM[begin:end], last))
+        relayed.take(Received(MessageKind.RESPONSE_BODY, (), _STREAM[begin:end], last))
     if trailers:
-        relayed.take(Received(Kind.RESPONSE_TRAILERS))
+        relayed.take(Received(MessageKind.RESPONSE_TRAILERS))
     elif late:
         assert not relayed.state.finished, "it ends with its upstream"
-        relayed.take(Received(Kind.RESPONSE_BODY, (), b"", True))
+        relayed.take(Received(MessageKind.RESPONSE_BODY, (), b"", True))
     assert relayed.state.finished
     kinds = relayed.kinds[2:]
     assert kinds[0] == "response_headers" and kinds.count("response_headers") == 1
@@ -126,7 +126,7 @@ def test_a_large_request_goes_out_in_parts_of_which_the_last_ends_it() -> None:
 def test_an_upstream_that_does_not_end_is_waited_for_so_long(end_seconds: float) -> None:
     relayed = _Relayed(end_seconds=end_seconds)
     relayed.take(_head())
-    relayed.take(Received(Kind.RESPONSE_BODY, (), _STREAM, False))
+    relayed.take(Received(MessageKind.RESPONSE_BODY, (), _STREAM, False))
     relayed.pass_time(end_seconds - 0.1)
     assert not relayed.state.finished
     relayed.pass_time(0.2)
@@ -140,7 +140,7 @@ def test_an_upstream_that_does_not_end_is_waited_for_so_long(end_seconds: float)
 def test_a_silent_stream_gets_comments_and_then_an_end_with_its_cause() -> None:
     relayed = _Relayed()
     relayed.take(_head())
-    relayed.take(Received(Kind.RESPONSE_BODY, (), _STREAM[:80], False))
+    relayed.take(Received(MessageKind.RESPONSE_BODY, (), _STREAM[:80], False))
     relayed.pass_time(3 * _TIMES.keepalive + 1)
     assert relayed.body.count(b": keep-alive") == 3 and not relayed.state.finished
     relayed.pass_time(_TIMES.idle)
@@ -162,7 +162,7 @@ def test_an_error_of_the_upstreams_is_told_as_one(bodiless: bool) -> None:
     relayed = _Relayed(stream=False)
     relayed.take(_head("503", end=bodiless))
     if not bodiless:
-        relayed.take(Received(Kind.RESPONSE_BODY, (), b"busy", True))
+        relayed.take(Received(MessageKind.RESPONSE_BODY, (), b"busy", True))
     (head, *rest) = relayed.said[2:]
     common = head.response_headers.response
     body = common.body_mutation.body if bodiless else relayed.body

@@ -16,7 +16,7 @@ from antiphon.doors import request_body
 from antiphon.doors.decoding import decoded
 from antiphon.doors.request_body import WholeBody, content_codings, decode_now
 from antiphon.engine.exchange.budget import Budget, Hold
-from antiphon.errors import ApiError, InvalidRequest, NoRoom, RequestTooLarge
+from antiphon.errors import ApiError, AtCapacity, InvalidRequest, RequestTooLarge
 from tests.support.compression import zstd_streamed
 from tests.support.effort import examples
 
@@ -270,7 +270,7 @@ def test_what_cannot_fit_now_is_not_read() -> None:
     with budget.hold("") as other, budget.hold("") as hold:
         other.add(11)
         WholeBody((("content-length", "9"),), hold, 100)
-        with pytest.raises(NoRoom):
+        with pytest.raises(AtCapacity):
             WholeBody((("content-length", "10"),), hold, 100)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from antiphon.engine.exchange.budget import Budget
-from antiphon.errors import ApiError, NoRoom, RequestTooLarge
+from antiphon.errors import ApiError, AtCapacity, RequestTooLarge
 
 _MAX, _SHARE = 100, 60
 _STEPS = st.lists(
@@ -16,14 +16,14 @@ _STEPS = st.lists(
 _OWNERS = ("a", "a", "a", "b", "b", "c", "", "")
 
 
-def _budget(refused: list[NoRoom] | None = None) -> Budget:
+def _budget(refused: list[AtCapacity] | None = None) -> Budget:
     told = refused if refused is not None else []
     return Budget(_MAX, "limits.all", share=_SHARE, share_setting="limits.one", refused=told.append)
 
 
 @given(_STEPS)
 def test_nobody_has_more_than_his_share_and_all_comes_back(steps: list[tuple[str, int, int]]) -> None:
-    refused: list[NoRoom] = []
+    refused: list[AtCapacity] = []
     budget = _budget(refused)
     holds = [budget.hold(owner) for owner in _OWNERS]
     expected = 0
@@ -43,7 +43,7 @@ def test_nobody_has_more_than_his_share_and_all_comes_back(steps: list[tuple[str
             assert sum(before) + size > _MAX or (owner and held + size > _SHARE)
             # Another moment would do, unless what it holds itself is too much already.
             never = hold.size + size > (_SHARE if owner else _MAX)
-            assert isinstance(error, RequestTooLarge if never else NoRoom)
+            assert isinstance(error, RequestTooLarge if never else AtCapacity)
             expected += not never
         sizes = [one.size for one in holds]
         assert min(sizes) >= 0 and budget.used == sum(sizes) <= _MAX
@@ -60,12 +60,12 @@ def test_an_owner_with_his_share_leaves_room_for_others() -> None:
     budget = _budget()
     with budget.hold("a") as first, budget.hold("a") as second, budget.hold("b") as other:
         first.add(50)
-        with pytest.raises(NoRoom) as own:
+        with pytest.raises(AtCapacity) as own:
             second.add(20)
         other.add(40)
         assert (own.value.status, own.value.code) == (429, "rate_limit_exceeded")
         assert "'limits.one'" in own.value.message and ("retry-after", "1") in own.value.headers
-        with pytest.raises(NoRoom) as all_of_it:
+        with pytest.raises(AtCapacity) as all_of_it:
             other.add(11)
         assert (all_of_it.value.status, all_of_it.value.code) == (503, "overloaded")
         assert "'limits.all'" in all_of_it.value.message and ("retry-after", "1") in all_of_it.value.headers
@@ -80,7 +80,7 @@ def test_without_shares_an_owner_may_have_all() -> None:
 
 def test_what_would_never_fit_is_another_error_than_what_does_not_fit_now() -> None:
     """Trying again is of use only where it was somebody else's bytes that were in the way, or earlier ones."""
-    refused: list[NoRoom] = []
+    refused: list[AtCapacity] = []
     budget = _budget(refused)
     with budget.hold("a") as first, budget.hold("a") as second, budget.hold("") as nobodys:
         first.add(10)
@@ -96,9 +96,9 @@ def test_what_would_never_fit_is_another_error_than_what_does_not_fit_now() -> N
         assert refused == [], "nobody counts what no room could be made for"
         # The same bytes asked for by another request of the same owner fit once the first has gone.
         for ask in (second.add, second.check):
-            with pytest.raises(NoRoom):
+            with pytest.raises(AtCapacity):
                 ask(_SHARE - 9)
-        with pytest.raises(NoRoom):
+        with pytest.raises(AtCapacity):
             nobodys.check(_MAX - 15)
         assert len(refused) == 3
 
@@ -123,7 +123,7 @@ def test_all_of_it_fits_and_one_more_does_not(owner: str, held: int) -> None:
         hold.check(limit - held)
         hold.add(limit - held)
         for refused in (hold.check, hold.add):
-            with pytest.raises(RequestTooLarge if not held else NoRoom):
+            with pytest.raises(RequestTooLarge if not held else AtCapacity):
                 refused(1)
         hold.add(0)
         assert budget.used == limit

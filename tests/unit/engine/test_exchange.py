@@ -29,6 +29,8 @@ from antiphon.engine.ports.hosted_tools import ToolResult
 from antiphon.engine.ports.state import StoredResponse
 from antiphon.errors import ApiError, ExchangeStateError, NoRoom, StoreError
 from antiphon.translation.events.encode import KEEPALIVE
+from antiphon.errors import ApiError, AtCapacity, ExchangeStateError, StoreError
+from antiphon.translation.encode import KEEPALIVE
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import LOCAL_REPLY, UpstreamError, UpstreamFault
 from tests.support.exchanges import JSON, SSE, Outcome, limits, make_exchange, pump, run
@@ -119,7 +121,7 @@ def _happen(exchange: ResponseExchange, happening: Input) -> None:
     elif happening is Input.FOLLOWED:
         exchange.receive_followed()
     elif happening is Input.TURNED_AWAY:
-        exchange.turn_away(NoRoom("There is no room.", "limits.requests"))
+        exchange.turn_away(AtCapacity("There is no room.", "limits.requests"))
     elif happening is Input.AGAIN:
         exchange.answer_again(_STORED)
     elif happening is Input.LIMIT:

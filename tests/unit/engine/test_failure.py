@@ -7,7 +7,7 @@ import pytest
 from antiphon.engine.exchange.failure import Failure, Fault, cancelled, ended_early, refusal
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason
-from antiphon.errors import ApiError, NoRoom, UpstreamFailed, UpstreamTimedOut
+from antiphon.errors import ApiError, AtCapacity, UpstreamFailed, UpstreamTimedOut
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_what_an_upstream_said_is_left_out_where_nothing_may_rest() -> None:
 
 
 def test_what_was_refused_for_want_of_room_is_counted_elsewhere() -> None:
-    assert refusal(NoRoom("full", "limits.all")).counted and not refusal(ApiError("no", status=503)).counted
+    assert refusal(AtCapacity("full", "limits.all")).counted and not refusal(ApiError("no", status=503)).counted
 
 
 def test_what_was_being_done_is_told() -> None:

@@ -28,7 +28,7 @@ from antiphon.engine.running.job_stream import JobStream
 from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.workers import Workers
-from antiphon.errors import NoRoom, StoreError
+from antiphon.errors import AtCapacity, StoreError
 from antiphon.ids import new_id
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
@@ -338,7 +338,7 @@ async def test_a_process_that_is_full_gives_jobs_back() -> None:
     @contextmanager
     def admit() -> Iterator[None]:
         if not places:
-            raise NoRoom("full", "limits.concurrent_requests")
+            raise AtCapacity("full", "limits.concurrent_requests")
         yield
 
     def make(_: str) -> AbstractContextManager[None]:
@@ -621,7 +621,7 @@ async def test_an_owner_with_his_share_waits_and_others_go_on() -> None:
 
     def admit(_: str) -> AbstractContextManager[None]:
         if has_his_share:
-            raise NoRoom("full", "limits.owner_requests", owner="alice")
+            raise AtCapacity("full", "limits.owner_requests", owner="alice")
         return nullcontext()
 
     process = Process(admit=admit)

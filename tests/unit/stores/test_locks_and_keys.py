@@ -12,7 +12,7 @@ from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.idempotency import AlreadyMade, LeftBehind
 from antiphon.errors import ApiError, StoreError
 from antiphon.stores.idempotency import IdempotencyStore
-from antiphon.stores.schema_steps import Step
+from antiphon.stores.schema_steps import SchemaStep
 from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.database import connect_writer, create_file, store_error, wait_for_lock
 from antiphon.stores.sqlite.migrate import migrate
@@ -119,7 +119,7 @@ def test_what_an_error_of_the_database_means(code: int, reason: str, words: str)
 def test_steps_that_fail_leave_no_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     with pytest.raises(sqlite3.OperationalError):
-        migrate(connection, [Step(1, "0001_a.sql", "CREATE TABLE a (n);\nCREATE TABLE a (n);\n")])
+        migrate(connection, [SchemaStep(1, "0001_a.sql", "CREATE TABLE a (n);\nCREATE TABLE a (n);\n")])
     assert not connection.in_transaction
     assert connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
     connection.execute("CREATE TABLE lease_clock (boot TEXT)")

@@ -11,21 +11,21 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import StoreError
-from antiphon.stores.schema_steps import Step
+from antiphon.stores.schema_steps import SchemaStep
 from antiphon.stores.sqlite.database import connect_writer
 from antiphon.stores.sqlite.migrate import applied_steps, migrate, packaged_steps, undo
 from antiphon.stores.sqlite.opening import SESSIONS_FILE
 from tests.contracts.store_process import StoreProcess
 
-ONE = Step(1, "0001_one.sql", "-- a comment; with a semicolon\nCREATE TABLE one (n INTEGER);\n")
-TWO = Step(
+ONE = SchemaStep(1, "0001_one.sql", "-- a comment; with a semicolon\nCREATE TABLE one (n INTEGER);\n")
+TWO = SchemaStep(
     2,
     "0002_two.sql",
     "CREATE TABLE two (n INTEGER);\n"
     "CREATE TRIGGER copy AFTER INSERT ON one BEGIN\n  INSERT INTO two VALUES (new.n);\n  SELECT ';';\nEND;\n"
     "-- the end\n",
 )
-BROKEN = Step(3, "0003_broken.sql", "CREATE TABLE three (n INTEGER);\nCREATE TABLE one (n INTEGER);\n")
+BROKEN = SchemaStep(3, "0003_broken.sql", "CREATE TABLE three (n INTEGER);\nCREATE TABLE one (n INTEGER);\n")
 
 
 @pytest.fixture
@@ -68,13 +68,13 @@ def test_a_step_that_fails_leaves_nothing(database: sqlite3.Connection) -> None:
 
 def test_half_a_statement_is_refused(database: sqlite3.Connection) -> None:
     with pytest.raises(StoreError, match="0001_half"):
-        migrate(database, [Step(1, "0001_half.sql", "CREATE TABLE one (n INTEGER);\nCREATE TABLE two (\n")])
+        migrate(database, [SchemaStep(1, "0001_half.sql", "CREATE TABLE one (n INTEGER);\nCREATE TABLE two (\n")])
     assert tables(database) == set()
 
 
 def test_an_edited_step_is_refused(database: sqlite3.Connection) -> None:
     migrate(database, [ONE])
-    edited = Step(1, "0001_one.sql", ONE.sql.replace("one", "uno"))
+    edited = SchemaStep(1, "0001_one.sql", ONE.sql.replace("one", "uno"))
     with pytest.raises(StoreError, match=r"0001_one\.sql"):
         migrate(database, [edited, TWO])
     assert tables(database) == {"schema_migrations", "one"}
@@ -87,9 +87,9 @@ def test_a_newer_database_is_refused(database: sqlite3.Connection) -> None:
 
 
 SERVES = next(step for step in packaged_steps() if step.name.endswith("_serves.sql"))
-KNOWN = [ONE, TWO, Step(3, "0003_serves.sql", SERVES.sql)]
-ADDS = Step(4, "0004_adds.sql", "-- serves: 2\nCREATE TABLE four (n INTEGER);\n", down="DROP TABLE four;\n")
-TAKES = Step(5, "0005_takes.sql", "-- serves: 4\nDROP TRIGGER copy;\n")
+KNOWN = [ONE, TWO, SchemaStep(3, "0003_serves.sql", SERVES.sql)]
+ADDS = SchemaStep(4, "0004_adds.sql", "-- serves: 2\nCREATE TABLE four (n INTEGER);\n", down="DROP TABLE four;\n")
+TAKES = SchemaStep(5, "0005_takes.sql", "-- serves: 4\nDROP TRIGGER copy;\n")
 
 
 def test_a_newer_database_whose_steps_only_add_is_served(database: sqlite3.Connection) -> None:
@@ -117,7 +117,7 @@ def test_the_last_step_is_undone_where_that_is_possible(database: sqlite3.Connec
 
 
 def test_a_step_undone_by_half_a_statement_stands(database: sqlite3.Connection) -> None:
-    steps = [*KNOWN, Step(4, ADDS.name, ADDS.sql, down="DROP TABLE four;\nDROP TABLE (\n")]
+    steps = [*KNOWN, SchemaStep(4, ADDS.name, ADDS.sql, down="DROP TABLE four;\nDROP TABLE (\n")]
     migrate(database, steps)
     with pytest.raises(StoreError, match="0004_adds"):
         undo(database, steps)

@@ -9,12 +9,16 @@ import pytest
 from antiphon.config.state import StateSettings
 from antiphon.errors import ConfigError, StoreError
 from antiphon.stores.choice import backend_of
-from antiphon.stores.schema_steps import Applied, Step, create_step, missing_steps, oldest_schema, read_steps
+from antiphon.stores.schema_steps import Applied, SchemaStep, create_step, missing_steps, oldest_schema, read_steps
 
-STEPS = (Step(1, "0001_a.sql", "a"), Step(2, "0002_b.sql", "-- serves: 1\nb"), Step(3, "0003_c.sql", "c"))
+STEPS = (
+    SchemaStep(1, "0001_a.sql", "a"),
+    SchemaStep(2, "0002_b.sql", "-- serves: 1\nb"),
+    SchemaStep(3, "0003_c.sql", "c"),
+)
 
 
-def had(*steps: Step) -> list[Applied]:
+def had(*steps: SchemaStep) -> list[Applied]:
     return [Applied(step.version, step.name, step.sha256, step.serves) for step in steps]
 
 
@@ -47,7 +51,9 @@ def test_a_folder_with_a_gap_is_refused(tmp_path: Path, names: list[str]) -> Non
         (had(*STEPS[:2]), STEPS[:1], ()),
     ],
 )
-def test_what_is_missing(applied: list[Applied], known: tuple[Step, ...], missing: tuple[Step, ...]) -> None:
+def test_what_is_missing(
+    applied: list[Applied], known: tuple[SchemaStep, ...], missing: tuple[SchemaStep, ...]
+) -> None:
     assert tuple(missing_steps(applied, known)) == missing
 
 
@@ -57,11 +63,11 @@ def test_what_is_missing(applied: list[Applied], known: tuple[Step, ...], missin
         (had(*STEPS), STEPS[:2], r"newer.*0003_c.*schema 3.*knows schema 2"),
         # One of the newer ones suffices.
         (had(*STEPS), STEPS[:1], "newer"),
-        (had(Step(1, "0001_a.sql", "other")), STEPS, "another text"),
-        (had(Step(2, "0002_b.sql", "b")), STEPS, "another text"),
+        (had(SchemaStep(1, "0001_a.sql", "other")), STEPS, "another text"),
+        (had(SchemaStep(2, "0002_b.sql", "b")), STEPS, "another text"),
     ],
 )
-def test_what_cannot_be_served(applied: list[Applied], known: tuple[Step, ...], words: str) -> None:
+def test_what_cannot_be_served(applied: list[Applied], known: tuple[SchemaStep, ...], words: str) -> None:
     with pytest.raises(StoreError, match=words):
         missing_steps(applied, known)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from antiphon.config.state import RetentionSettings
-from antiphon.engine.ports.indexing import Chunk, IngestJob
+from antiphon.engine.ports.indexing import DocumentChunk, IngestJob
 from antiphon.engine.ports.state import PageQuery, PromptChange
 from antiphon.engine.ports.vector_stores import FileError, NewFile, StoreChanges
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
@@ -132,7 +132,7 @@ async def _claimed(database: SqliteVectorDatabase, *claims: str) -> list[IngestJ
 
 
 async def _ingest(database: SqliteVectorDatabase, job: IngestJob, count: int) -> None:
-    chunks = [Chunk(f"word{number} birds", 2) for number in range(count)]
+    chunks = [DocumentChunk(f"word{number} birds", 2) for number in range(count)]
     assert await database.ingestion.append(job, 0, "title", chunks)
     assert await database.ingestion.complete(job, chunks=count, usage_bytes=count, model="m")
 
@@ -190,7 +190,7 @@ async def test_a_failed_file_leaves_nothing_and_counts(vectors: SqliteVectorData
     await _make(vectors, "a", "file-1", "file-2")
     assert await vectors.ingestion.waiting() == 2
     one, two = await _claimed(vectors, "c1", "c2")
-    assert await vectors.ingestion.append(one, 0, "t", [Chunk("birds", 1)])
+    assert await vectors.ingestion.append(one, 0, "t", [DocumentChunk("birds", 1)])
     assert await vectors.ingestion.fail(one, FileError("invalid_file", "It is broken."))
     assert not await vectors.ingestion.fail(one, FileError("invalid_file", "again"))
     assert await vectors.ingestion.waiting() == 1

@@ -19,7 +19,7 @@ from antiphon.errors import InvalidRequest
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.code_interpreter.containers import ContainerRooms, Ran
 from antiphon.tools.code_interpreter.disk import SandboxFailed
-from antiphon.tools.code_interpreter.machine import Run
+from antiphon.tools.code_interpreter.machine import CodeRun
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
 from antiphon.translation.request.body import read_request
@@ -204,7 +204,7 @@ async def test_a_file_whose_name_is_no_text_is_recorded_and_shown_readably(setup
 @pytest.mark.parametrize("show", [True, False])
 async def test_pictures_are_outputs_and_can_be_shown_to_the_model(setup: Setup, show: bool) -> None:
     setup.tool = CodeInterpreter(setup.rooms, CodeInterpreterSettings(memory=1 << 30, idle=100, show_pictures=show))
-    setup.sandbox.answer = Run("text\n", pictures=(PNG, PNG))
+    setup.sandbox.answer = CodeRun("text\n", pictures=(PNG, PNG))
     result = await setup.run("plot()")
     url = "data:image/png;base64," + b64encode(PNG).decode()
     assert result.images == ((url, url) if show else ())
@@ -213,13 +213,13 @@ async def test_pictures_are_outputs_and_can_be_shown_to_the_model(setup: Setup, 
 
 
 async def test_what_was_lost_is_said_and_an_error_is_no_failure(setup: Setup) -> None:
-    setup.sandbox.answer = Run("Traceback", failed=True)
+    setup.sandbox.answer = CodeRun("Traceback", failed=True)
     assert not (await setup.run("1 / 0")).failed
-    setup.sandbox.answer = Run("partly", failed=True, lost="the interpreter ended")
+    setup.sandbox.answer = CodeRun("partly", failed=True, lost="the interpreter ended")
     result = await setup.run("crash()")
     assert result.failed and "the interpreter ended. All variables are gone" in result.output
     assert result.fields["outputs"][0]["logs"] == "partly"
-    setup.sandbox.answer = Run("1", fresh=True)
+    setup.sandbox.answer = CodeRun("1", fresh=True)
     assert (await setup.run("1")).output.startswith("[This is a new interpreter: variables of earlier calls are gone")
 
 
@@ -254,7 +254,7 @@ async def test_a_sandbox_that_fails_is_told(setup: Setup) -> None:
 
 async def test_files_that_were_left_behind_are_told(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run(*_: object) -> Ran:
-        return Ran(Run("printed\n"), (), True, ("a", "b\u30101\u3011"))
+        return Ran(CodeRun("printed\n"), (), True, ("a", "b\u30101\u3011"))
 
     monkeypatch.setattr(setup.tool.rooms, "run", run)
     told = (await setup.run("1")).output.splitlines()

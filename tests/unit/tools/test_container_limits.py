@@ -22,7 +22,7 @@ from antiphon.tools.box import LazyTool, Places, Toolbox, ToolFailed
 from antiphon.tools.code_interpreter import tool as interpreter_tool
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.disk import SandboxFailed
-from antiphon.tools.code_interpreter.machine import Output, Run
+from antiphon.tools.code_interpreter.machine import CodeRun, Output
 from antiphon.tools.code_interpreter.owners import OwnersContainers
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from antiphon.tools.code_interpreter.tool import CodeInterpreter
@@ -433,14 +433,14 @@ async def test_so_many_files_are_named(made: Rooms, files: int, named: int) -> N
 @pytest.mark.parametrize(
     ("run", "output", "outputs"),
     [
-        (Run(""), "[It printed nothing.]", []),
-        (Run(" \n"), "[It printed nothing.]", [" \n"]),
-        (Run("a\n\n"), "a", ["a\n\n"]),
-        (Run("", (b"p",)), "[1 picture, shown to the user.]", ["image"]),
-        (Run("a", (b"p", b"q")), "a\n[2 pictures, shown to the user.]", ["a", "image", "image"]),
+        (CodeRun(""), "[It printed nothing.]", []),
+        (CodeRun(" \n"), "[It printed nothing.]", [" \n"]),
+        (CodeRun("a\n\n"), "a", ["a\n\n"]),
+        (CodeRun("", (b"p",)), "[1 picture, shown to the user.]", ["image"]),
+        (CodeRun("a", (b"p", b"q")), "a\n[2 pictures, shown to the user.]", ["a", "image", "image"]),
     ],
 )
-async def test_what_the_model_reads(made: Rooms, run: Run, output: str, outputs: list[str]) -> None:
+async def test_what_the_model_reads(made: Rooms, run: CodeRun, output: str, outputs: list[str]) -> None:
     made.sandbox.answer = run
     result = await CodeInterpreter(made.rooms, CodeInterpreterSettings()).run(_call())
     assert result.output == output and not result.failed and result.images == ()

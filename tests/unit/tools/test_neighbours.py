@@ -17,7 +17,7 @@ from antiphon.errors import ConfigError
 from antiphon.tools.code_interpreter import neighbours as module
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.disk import SandboxFailed
-from antiphon.tools.code_interpreter.machine import Run
+from antiphon.tools.code_interpreter.machine import CodeRun
 from antiphon.tools.code_interpreter.neighbours import HELLO, Ask, Neighbours, NoMessage, framed, read_message
 from antiphon.tools.code_interpreter.records import RecordedRows, Records
 from tests.support.memory_sandbox import MemorySandbox
@@ -95,7 +95,7 @@ async def test_a_container_that_is_deleted_leaves_no_interpreter(several: list[P
 
 
 async def test_what_code_gave_comes_whole(several: list[Process]) -> None:
-    run = Run("caf\xe9\0", (b"\x89PNG\0", b"\xff" * 1000), True, "it ended", True)
+    run = CodeRun("caf\xe9\0", (b"\x89PNG\0", b"\xff" * 1000), True, "it ended", True)
     several[1].sandbox.answer = run
     assert await several[0].neighbours.run(several[1].neighbours.process, KEY, "1", 5) == (
         run,

@@ -15,7 +15,7 @@ import pytest
 
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter import disk, local, machine
-from antiphon.tools.code_interpreter.disk import SandboxFailed, Use
+from antiphon.tools.code_interpreter.disk import DiskUse, SandboxFailed
 from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.machine import Machine, Room, command, environment, file_bytes, user_of
 
@@ -62,11 +62,11 @@ def test_what_there_is_is_added_up(tmp_path: Path) -> None:
     _tree(tmp_path, "a", "b/c", "b/d/", data=bytes(5_000))
     blocks = sum(one.stat().st_blocks * 512 for one in (tmp_path / "a", tmp_path / "b/c"))
     folders = sum(one.stat().st_blocks * 512 for one in (tmp_path / "b", tmp_path / "b/d"))
-    assert disk.use_of(tmp_path, 9) == Use(blocks + folders, 4)
+    assert disk.use_of(tmp_path, 9) == DiskUse(blocks + folders, 4)
     # Each file with at least so many bytes; a folder is no file.
-    assert disk.use_of(tmp_path, 9, 1 << 20) == Use((2 << 20) + folders, 4)
+    assert disk.use_of(tmp_path, 9, 1 << 20) == DiskUse((2 << 20) + folders, 4)
     assert [disk.use_of(tmp_path, limit).count for limit in (0, 2, 3, 4)] == [1, 3, 4, 4]
-    assert disk.use_of(tmp_path / "none", 9) == Use()
+    assert disk.use_of(tmp_path / "none", 9) == DiskUse()
     opened = disk.open_folder(tmp_path)
     assert disk.use_of(opened, 9).count == 4 and not os.get_inheritable(opened)
     os.close(opened)
@@ -511,7 +511,7 @@ async def _parts(*parts: bytes) -> Any:
 async def test_how_much_may_be_put_into_a_machine(tmp_path: Path, sizes: tuple[int, ...], fits: bool) -> None:
     sandbox = _sandbox(tmp_path, disk_bytes=100)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(disk, "use_of", lambda *given: Use())
+        patched.setattr(disk, "use_of", lambda *given: DiskUse())
         if fits:
             made = await sandbox.put("a", "f", _parts(*map(bytes, sizes)))
             assert made.size == sum(sizes) and await sandbox.list("a") == [made]
@@ -523,14 +523,15 @@ async def test_how_much_may_be_put_into_a_machine(tmp_path: Path, sizes: tuple[i
 
 
 @pytest.mark.parametrize(
-    ("use", "fits"), [(Use(99, 4), True), (Use(99, 5), False), (Use(100, 4), False), (Use(101, 0), False)]
+    ("use", "fits"),
+    [(DiskUse(99, 4), True), (DiskUse(99, 5), False), (DiskUse(100, 4), False), (DiskUse(101, 0), False)],
 )
 async def test_a_full_machine_takes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: Use, fits: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: DiskUse, fits: bool
 ) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def used(*given: Any) -> Use:
+    def used(*given: Any) -> DiskUse:
         asked.append(given)
         return use
 

@@ -14,7 +14,7 @@ import pytest
 
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter import machine
-from antiphon.tools.code_interpreter.machine import Machine, Run
+from antiphon.tools.code_interpreter.machine import CodeRun, Machine
 
 LIMITS = CodeInterpreterSettings(seconds=10.0, output_bytes=1024)
 SAID = "\n[Stopped: it took longer than 10 seconds.]"
@@ -173,7 +173,7 @@ async def test_in_a_counted_room_it_may_hold_nothing_that_is_deleted(
 # A whole run
 
 
-async def _run(playing: Playing, monkeypatch: pytest.MonkeyPatch, *, lost: str = "", printed: str = "out") -> Run:
+async def _run(playing: Playing, monkeypatch: pytest.MonkeyPatch, *, lost: str = "", printed: str = "out") -> CodeRun:
     async def frozen() -> str:
         return lost
 
@@ -192,10 +192,10 @@ async def _run(playing: Playing, monkeypatch: pytest.MonkeyPatch, *, lost: str =
 
 async def test_a_run_that_went_well(playing: Playing, monkeypatch: pytest.MonkeyPatch) -> None:
     playing.answers(failed=False, pictures=[])
-    assert await _run(playing, monkeypatch) == Run("out", (), False, "", True)
+    assert await _run(playing, monkeypatch) == CodeRun("out", (), False, "", True)
     assert playing.process.signals == [signal.SIGCONT] and playing.machine.begun and playing.machine.alive
     playing.answers(failed=True)
-    assert await _run(playing, monkeypatch, printed="") == Run("", (), True, "", False)
+    assert await _run(playing, monkeypatch, printed="") == CodeRun("", (), True, "", False)
     sent = playing.process.stdin.lines
     assert [one["code"] for one in sent] == ["code", "code"] and sent[0]["mark"] != sent[1]["mark"]
     assert not playing.process.stdin.closed
@@ -220,7 +220,7 @@ async def test_a_run_whose_process_must_end(playing: Playing, monkeypatch: pytes
     else:
         playing.process.stdout.feed_eof()
     run = await _run(playing, monkeypatch, lost=why)
-    assert run == Run("out", (), True, why or "the interpreter ended", True)
+    assert run == CodeRun("out", (), True, why or "the interpreter ended", True)
     assert playing.process.returncode == -9 and playing.process.stdin.closed and not playing.machine.alive
 
 

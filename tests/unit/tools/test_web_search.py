@@ -12,7 +12,15 @@ from antiphon.config.limits import FetchSettings
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.tools.box import ToolFailed
-from antiphon.tools.web_search.providers import Brave, Place, SearchProvider, Searxng, Tavily, WebHit, fits_domains
+from antiphon.tools.web_search.providers import (
+    Brave,
+    SearchProvider,
+    Searxng,
+    Tavily,
+    UserLocation,
+    WebHit,
+    fits_domains,
+)
 from antiphon.tools.web_search.tool import Link, WebSearch, around, by_lines, page_links, page_text
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.file_kinds import FetchedFile
@@ -36,7 +44,7 @@ class _Provider(SearchProvider):
         self.closed = False
 
     async def search(
-        self, query: str, *, limit: int, domains: Sequence[str], place: Place, days: int | None = None
+        self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
         self.asked.append({"query": query, "limit": limit, "domains": list(domains), "place": place})
         if self.fails:
@@ -279,7 +287,7 @@ async def test_searxng(service: ChatServer) -> None:
 async def test_brave(service: ChatServer) -> None:
     results = [{"url": "https://a.example", "title": "A", "description": "one", "extra_snippets": ["two"]}]
     service.script(json_answer({"web": {"results": results}}))
-    hits = await ask_service(Brave(service.url(""), key="k3y"), "rain in May", place=Place(country="de"))
+    hits = await ask_service(Brave(service.url(""), key="k3y"), "rain in May", place=UserLocation(country="de"))
     assert hits == [WebHit("https://a.example", "A", "one\ntwo")]
     (asked,) = service.requests
     assert asked.header("x-subscription-token") == "k3y" and "country=DE" in asked.path and "k3y" not in asked.path

@@ -11,7 +11,15 @@ import pytest
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
 from antiphon.errors import ApiError, InvalidRequest
 from antiphon.tools.box import ToolFailed
-from antiphon.tools.web_search.providers import Brave, Place, SearchProvider, Searxng, Tavily, WebHit, fits_domains
+from antiphon.tools.web_search.providers import (
+    Brave,
+    SearchProvider,
+    Searxng,
+    Tavily,
+    UserLocation,
+    WebHit,
+    fits_domains,
+)
 from antiphon.tools.web_search.tool import Link, WebSearch, around, by_lines, page_links, page_text
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.file_kinds import FetchedFile
@@ -30,7 +38,7 @@ class _Provider(SearchProvider):
         self.closed = 0
 
     async def search(
-        self, query: str, *, limit: int, domains: Sequence[str], place: Place, days: int | None = None
+        self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
         self.asked.append({"query": query, "limit": limit, "domains": domains, "place": place, "days": days})
         return self.hits[:limit]
@@ -78,7 +86,7 @@ async def test_how_much_each_size_shows(size: str, results: int, characters: int
     provider = _Provider([WebHit(f"https://a.example/{number}", "A", "x" * 3_000) for number in range(20)])
     declared = {} if size == "medium" else {"search_context_size": size}
     found = await WebSearch(provider).run(_call("web_search", {"query": " rain ", "days": 3}, **declared))
-    assert provider.asked == [{"query": "rain", "limit": results, "domains": [], "place": Place(), "days": 3}]
+    assert provider.asked == [{"query": "rain", "limit": results, "domains": [], "place": UserLocation(), "days": 3}]
     assert found.output.count("{cite:") == results and found.output.split("\n\n")[0].endswith("\n" + "x" * characters)
     assert found.output.count("x" * characters) == results and "x" * (characters + 1) not in found.output
     for length in (page - 1, page, page + 1):
@@ -173,7 +181,7 @@ async def test_where_the_user_is_is_said_and_asked_as_far_as_it_is_known() -> No
     provider = _Provider()
     where = {"type": "approximate", "country": "DE", "region": None, "city": "B" * 101, "timezone": "Europe/Berlin"}
     await WebSearch(provider).run(_call("web_search", {"query": "x"}, user_location=where))
-    assert provider.asked[0]["place"].words == f"{'B' * 100}, DE, Europe/Berlin" and Place().words == ""
+    assert provider.asked[0]["place"].words == f"{'B' * 100}, DE, Europe/Berlin" and UserLocation().words == ""
     prepared = await WebSearch(provider).prepare("owner", "resp_1", _tool(external_web_access=True))
     assert "about here" not in prepared.functions[0].description
 
@@ -266,7 +274,7 @@ async def test_services_are_asked_for_no_more_than_they_give(service: ChatServer
 @pytest.mark.parametrize(("country", "sent"), [("", None), ("d", None), ("de", "DE"), ("deu", None)])
 async def test_a_country_has_two_letters(service: ChatServer, country: str, sent: str | None) -> None:
     service.script(json_answer({"web": {"results": []}}))
-    await ask_service(Brave(service.url("")), place=Place(country=country))
+    await ask_service(Brave(service.url("")), place=UserLocation(country=country))
     assert (f"country={sent}" in service.requests[0].path) is (sent is not None)
     assert sent is not None or "country" not in service.requests[0].path
 

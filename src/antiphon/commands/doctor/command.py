@@ -41,7 +41,7 @@ from antiphon.envoy.versions import FEATURES, NEWEST, OLDEST, parse_version
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.extras import how_to_install
 from antiphon.local_keys import prepare_data
-from antiphon.stores.backend import Wanted
+from antiphon.stores.backend import StateNeeds
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.state_report import examine_state
 from antiphon.tools.code_interpreter import HOLDS, try_out
@@ -180,7 +180,7 @@ async def _sandbox(settings: Settings) -> AsyncIterator[Finding]:
 async def _state(settings: Settings) -> AsyncIterator[Finding]:
     """Where everything else is kept: the server, its schema, the keys that machines share."""
     keys = deployment_keys(settings)
-    wanted = Wanted(keys, settings.workers * settings.state.pool, vectors=settings.embeddings.url is not None)
+    wanted = StateNeeds(keys, settings.workers * settings.state.pool, vectors=settings.embeddings.url is not None)
     async for said in examine_state(settings.state, settings.data, wanted):
         yield Finding(_STATE, said.verdict, said.what, said.advice)
     if contents_are_here_alone(settings):

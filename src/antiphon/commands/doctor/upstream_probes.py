@@ -115,7 +115,7 @@ class Answer:
 
 
 @dataclass
-class Support:
+class ProbedFeature:
     """One thing the server can or cannot do. `refused` says that asking for it fails; `detail` how it was seen."""
 
     name: str
@@ -124,8 +124,8 @@ class Support:
     refused: bool = False
 
 
-def _refusal(name: str, answer: Answer) -> Support:
-    return Support(name, False, answer.problem, refused=answer.refused)
+def _refusal(name: str, answer: Answer) -> ProbedFeature:
+    return ProbedFeature(name, False, answer.problem, refused=answer.refused)
 
 
 class ChatProbes:
@@ -142,10 +142,10 @@ class ChatProbes:
         """`GET` a path below the base URL."""
         return await self._call("GET", path, b"")
 
-    async def run(self, model: str, *, images: bool = False) -> AsyncIterator[Support]:
+    async def run(self, model: str, *, images: bool = False) -> AsyncIterator[ProbedFeature]:
         """All probes, each when it is over; the first, `answers`, tells whether the others make sense."""
         plain = await self._chat(model, "Say hello.")
-        limit = Support("max_tokens", True, "taken")
+        limit = ProbedFeature("max_tokens", True, "taken")
         if plain.status == 400 and b"max_completion_tokens" in plain.body:
             limit = _refusal("max_tokens", plain)
             self._limit_field = "max_completion_tokens"
@@ -153,10 +153,10 @@ class ChatProbes:
         message = plain.message
         if message is None:
             detail = plain.problem if plain.status != 200 else "HTTP 200, but no completion"
-            yield Support("answers", False, detail, refused=plain.refused)
+            yield ProbedFeature("answers", False, detail, refused=plain.refused)
             return
         said = "text" if message.get("content") else f"no text within {_TOKENS} tokens"
-        yield Support("answers", True, said)
+        yield ProbedFeature("answers", True, said)
         yield limit
         self._note_thinking(message)
         for support in await self._stream(model):
@@ -170,29 +170,29 @@ class ChatProbes:
         yield await self._role(model)
         if images:
             yield await self._image(model)
-        yield Support("reasoning that is shown", bool(self._thinking), self._thinking or "none was seen")
+        yield ProbedFeature("reasoning that is shown", bool(self._thinking), self._thinking or "none was seen")
 
     # One probe each
 
-    async def _stream(self, model: str) -> list[Support]:
+    async def _stream(self, model: str) -> list[ProbedFeature]:
         asked = await self._chat(model, "Say hello.", stream=True, stream_options={"include_usage": True})
         answer = asked if asked.status == 200 else await self._chat(model, "Say hello.", stream=True)
         if answer.status != 200:
             return [_refusal("streaming", answer)]
         kind = answer.headers.get("content-type", "")
         if "text/event-stream" not in kind:
-            return [Support("streaming", False, f"the answer is {kind or 'of no type'}")]
+            return [ProbedFeature("streaming", False, f"the answer is {kind or 'of no type'}")]
         chunks = _chunks(answer.body)
         ended = any(choice.get("finish_reason") for chunk in chunks for choice in objects(chunk.get("choices")))
         counted = any(isinstance(chunk.get("usage"), dict) for chunk in chunks)
-        usage = Support("usage in streams", counted, "counted" if counted else "taken, but there is none")
+        usage = ProbedFeature("usage in streams", counted, "counted" if counted else "taken, but there is none")
         return [
-            Support("streaming", True, f"{len(chunks)} chunks"),
+            ProbedFeature("streaming", True, f"{len(chunks)} chunks"),
             usage if asked.status == 200 else _refusal("usage in streams", asked),
-            Support("finish_reason in streams", ended, "there" if ended else "the stream just ends"),
+            ProbedFeature("finish_reason in streams", ended, "there" if ended else "the stream just ends"),
         ]
 
-    async def _tools(self, model: str) -> AsyncIterator[Support]:
+    async def _tools(self, model: str) -> AsyncIterator[ProbedFeature]:
         said = "What is the weather in Paris? Use the tool."
         offered = await self._chat(model, said, tools=[_TOOL])
         yield self._called("tools", offered)
@@ -202,52 +202,52 @@ class ChatProbes:
         whole = _streamed_arguments(streamed)
         fits = _is_json(whole)
         detail = "the arguments are JSON" if fits else "broken JSON" if whole else "no call was made"
-        yield Support("tool calls in streams", fits, detail, refused=streamed.refused)
+        yield ProbedFeature("tool calls in streams", fits, detail, refused=streamed.refused)
         yield self._called("tool_choice required", await self._chat(model, said, tools=[_TOOL], tool_choice="required"))
         yield self._called("a named tool_choice", await self._chat(model, said, tools=[_TOOL], tool_choice=_NAMED))
         yield await self._taken("parallel_tool_calls", model, tools=[_TOOL], parallel_tool_calls=False)
 
-    def _called(self, name: str, answer: Answer) -> Support:
+    def _called(self, name: str, answer: Answer) -> ProbedFeature:
         if (message := answer.message) is None:
             return _refusal(name, answer)
         self._note_thinking(message)
         calls = message.get("tool_calls")
-        return Support(name, bool(calls), "the tool was called" if calls else "taken, but no call was made")
+        return ProbedFeature(name, bool(calls), "the tool was called" if calls else "taken, but no call was made")
 
-    async def _formats(self, model: str) -> AsyncIterator[Support]:
+    async def _formats(self, model: str) -> AsyncIterator[ProbedFeature]:
         said = 'Answer with JSON: {"ok": true}'
         schema = {"type": "json_schema", "json_schema": {"name": "probe", "schema": _SCHEMA, "strict": True}}
         for name, response_format in (("json_schema", schema), ("json_object", {"type": "json_object"})):
             answer = await self._chat(model, said, response_format=response_format)
             fits = _is_json((answer.message or {}).get("content"))
             detail = "the answer is JSON" if fits else "taken, but the answer is no JSON"
-            yield Support(name, fits, detail) if answer.message is not None else _refusal(name, answer)
+            yield ProbedFeature(name, fits, detail) if answer.message is not None else _refusal(name, answer)
 
-    async def _logprobs(self, model: str) -> Support:
+    async def _logprobs(self, model: str) -> ProbedFeature:
         answer = await self._chat(model, "Say hello.", limit=_FEW, logprobs=True, top_logprobs=1)
         if answer.status != 200:
             return _refusal("logprobs", answer)
         present = any(choice.get("logprobs") for choice in objects(answer.json.get("choices")))
-        return Support("logprobs", present, "present" if present else "taken, but there are none")
+        return ProbedFeature("logprobs", present, "present" if present else "taken, but there are none")
 
-    async def _role(self, model: str) -> Support:
+    async def _role(self, model: str) -> ProbedFeature:
         messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
         return await self._answered("developer role", model, messages)
 
-    async def _image(self, model: str) -> Support:
+    async def _image(self, model: str) -> ProbedFeature:
         parts = [{"type": "text", "text": "Which colour?"}, {"type": "image_url", "image_url": {"url": _PIXEL}}]
         return await self._answered("images", model, [{"role": "user", "content": parts}])
 
-    async def _answered(self, name: str, model: str, messages: list[dict[str, Any]]) -> Support:
+    async def _answered(self, name: str, model: str, messages: list[dict[str, Any]]) -> ProbedFeature:
         answer = await self._chat(model, "", limit=_FEW, messages=messages)
-        return Support(name, True, "taken") if answer.status == 200 else _refusal(name, answer)
+        return ProbedFeature(name, True, "taken") if answer.status == 200 else _refusal(name, answer)
 
-    async def _taken(self, name: str, model: str, **fields: Any) -> Support:
+    async def _taken(self, name: str, model: str, **fields: Any) -> ProbedFeature:
         answer = await self._chat(model, "Say hello.", limit=_FEW, **fields)
         if (message := answer.message) is None:
             return _refusal(name, answer)
         self._note_thinking(message)
-        return Support(name, True, "taken")
+        return ProbedFeature(name, True, "taken")
 
     def _note_thinking(self, message: dict[str, Any]) -> None:
         content = message.get("content")

@@ -21,7 +21,7 @@ from antiphon.app.trust import section
 from antiphon.commands.doctor.upstream_probes import (
     PLAIN_HTTP_QUESTION,
     ChatProbes,
-    Support,
+    ProbedFeature,
     certificate_advice,
     identify,
     objects,
@@ -164,7 +164,7 @@ class _Upstream:
         if said:
             # As the server does once it runs (`upstream/identity.py`).
             self._route = corrected(self._route, self._name, PROFILES[told])
-        found: list[Support] = []
+        found: list[ProbedFeature] = []
         profile = self._route.profile.for_model(chosen)
         async for support in probes.run(chosen, images=images):
             found.append(support)
@@ -189,7 +189,7 @@ class _Upstream:
         chat = [name for name in names if not any(word in name.lower() for word in _NOT_FOR_CHAT)]
         return next(iter((*chat, *names)), "")
 
-    def _judge(self, support: Support, profile: UpstreamProfile) -> Finding:
+    def _judge(self, support: ProbedFeature, profile: UpstreamProfile) -> Finding:
         """One probe's outcome, for this profile."""
         finding = self._find("ok", f"{support.name}: {'yes' if support.works else 'no'} ({support.detail})")
         if support.works:
@@ -206,7 +206,7 @@ class _Upstream:
             finding.verdict, finding.advice = "note", _ADVICE.get(support.name, "")
         return finding
 
-    def _fit(self, found: list[Support], profile: UpstreamProfile, known: str, *, said: bool) -> Finding:
+    def _fit(self, found: list[ProbedFeature], profile: UpstreamProfile, known: str, *, said: bool) -> Finding:
         """Whether the profile in force is the best one."""
         names = ", ".join(one.name for one in found if one.refused and one.name in _SENDS and _SENDS[one.name](profile))
         refused = f"sends what this server refuses: {names}" if names else ""
@@ -246,7 +246,7 @@ class _Upstream:
             return f"{key} is wrong, or not allowed to list models"
         return f"set {key}, or name a variable with a client's key: --key-env NAME"
 
-    async def _why_not(self, answer: Support, probes: ChatProbes, names: list[str], listed: int) -> str:
+    async def _why_not(self, answer: ProbedFeature, probes: ChatProbes, names: list[str], listed: int) -> str:
         if any(f"HTTP {status}" in answer.detail for status in (401, 403)):
             return self._credentials()
         if "HTTP 404" in answer.detail and (url := await url_with_prefix(probes, self._upstream.url)):
@@ -258,7 +258,7 @@ class _Upstream:
         return "try the same request with curl, and see the server's log"
 
 
-def fitting_profile(found: Iterable[Support], current: UpstreamProfile, known: str = "") -> UpstreamProfile:
+def fitting_profile(found: Iterable[ProbedFeature], current: UpstreamProfile, known: str = "") -> UpstreamProfile:
     """The profile under which the server refuses least; the current one unless another is better.
 
     `known` is the profile of the server that says what it is. It goes before others that are as good.

@@ -13,12 +13,12 @@ from __future__ import annotations
 from typing import Final
 
 from antiphon.doors.extproc import wire
-from antiphon.doors.extproc.received import Kind, Received
+from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.doors.extproc.transport import MessageStream, StreamClosed
 from antiphon.errors import AntiphonError
 
 # Each is asked for often; a member of an enumeration is looked for in its class every time.
-_RESPONSE_BODY: Final = Kind.RESPONSE_BODY
+_RESPONSE_BODY: Final = MessageKind.RESPONSE_BODY
 
 # So many bytes of an upstream's body are enough to be handled at once: then others have their turn.
 _GATHERED = 64 * 1024

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from antiphon.doors.context import DoorContext
-from antiphon.doors.extproc.received import Kind, Received
+from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.errors import AntiphonError, NotFound
 from antiphon.ids import new_id
 from antiphon.types.request_ids import sent_id, with_own_id
 from antiphon.types.transport import Headers, header_value
 
 # Each is asked for often; a member of an enumeration is looked for in its class every time.
-_RESPONSE_HEADERS: Final = Kind.RESPONSE_HEADERS
-_REQUEST_HEADERS: Final = Kind.REQUEST_HEADERS
+_RESPONSE_HEADERS: Final = MessageKind.RESPONSE_HEADERS
+_REQUEST_HEADERS: Final = MessageKind.REQUEST_HEADERS
 
 _PLAIN_PATHS: Final = frozenset({"/health", "/ready"})
 _DUPLEX: Final = "FULL_DUPLEX_STREAMED"

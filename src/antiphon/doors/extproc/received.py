@@ -13,7 +13,7 @@ from msgspec import Struct
 from antiphon.types.transport import Headers
 
 
-class Kind(Enum):
+class MessageKind(Enum):
     """What a message from Envoy carries."""
 
     REQUEST_HEADERS = "request_headers"
@@ -33,7 +33,7 @@ class Received(Struct, gc=False):
     Envoy ignores every answer.
     """
 
-    kind: Kind
+    kind: MessageKind
     headers: Headers = ()
     body: bytes = b""
     end: bool = False

@@ -16,7 +16,7 @@ from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.answers import CostOf
 from antiphon.doors.extproc.opening import ClientRequest
 from antiphon.doors.extproc.peer import Peer, StreamCut
-from antiphon.doors.extproc.received import Kind, Received
+from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.doors.extproc.relay_state import RelayState, local_reply
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, Finish, OwnAction
@@ -130,7 +130,7 @@ async def translate_local_reply(peer: Peer, received: Received, request_id: str)
     if received.end:
         await peer.send(wire.response_replaced(headers, (), body, {"status": "error"}))
         return
-    while (await peer.receive()).kind not in (Kind.RESPONSE_BODY, Kind.RESPONSE_TRAILERS):
+    while (await peer.receive()).kind not in (MessageKind.RESPONSE_BODY, MessageKind.RESPONSE_TRAILERS):
         pass
     await peer.send(wire.response_head(headers, ()))
     await peer.send(wire.response_body(body, end=True, metadata={"status": "error"}))

@@ -40,7 +40,7 @@ from antiphon.doors.extproc.answers import (
 from antiphon.doors.extproc.boxes import Outbox
 from antiphon.doors.extproc.content_coding import Inflate, decoder_for
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError
-from antiphon.doors.extproc.received import Kind, Received
+from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.exchange.time_limits import FOREVER
 from antiphon.engine.ports.actions import (
@@ -67,9 +67,9 @@ from antiphon.types.transport import (
 )
 
 # Each is asked for often; a member of an enumeration is looked for in its class every time.
-_RESPONSE_BODY: Final = Kind.RESPONSE_BODY
-_RESPONSE_HEADERS: Final = Kind.RESPONSE_HEADERS
-_RESPONSE_TRAILERS: Final = Kind.RESPONSE_TRAILERS
+_RESPONSE_BODY: Final = MessageKind.RESPONSE_BODY
+_RESPONSE_HEADERS: Final = MessageKind.RESPONSE_HEADERS
+_RESPONSE_TRAILERS: Final = MessageKind.RESPONSE_TRAILERS
 
 # Parts of a stream are small while its model writes.
 _LARGE: Final = 4 * 1024
@@ -164,7 +164,7 @@ class RelayState:
         self._headed = False
         self._bodiless = False
         self._body_begun = False
-        self._end: Kind | None = None
+        self._end: MessageKind | None = None
         self._decoder: Inflate | None = None
         # What Envoy was told.
         self._head_answered = False
@@ -283,7 +283,7 @@ class RelayState:
             self._headed = True
             self.due_changed = True
 
-    def _upstream_ended(self, how: Kind) -> None:
+    def _upstream_ended(self, how: MessageKind) -> None:
         self._end = how
         error = None
         decoder = self._decoder

@@ -31,7 +31,7 @@ from antiphon.doors.extproc.boxes import PeerLeft
 from antiphon.doors.extproc.immediate_response import Ahead, Drive, answer_streamed, answer_whole
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError, is_refused_before, owner_of, read_opening
 from antiphon.doors.extproc.peer import Peer, StreamCut
-from antiphon.doors.extproc.received import Kind, Received
+from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.doors.extproc.relay import Relay, translate_local_reply
 from antiphon.doors.extproc.transport import MessageStream
 from antiphon.doors.request_body import WholeBody, too_slow
@@ -163,12 +163,12 @@ async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, h
                     last = _last(await peer.receive(), body)
         except TimeoutError:
             raise too_slow(context.timeouts.request) from None
-    if last.kind is Kind.RESPONSE_HEADERS:
+    if last.kind is MessageKind.RESPONSE_HEADERS:
         await translate_local_reply(peer, last, request.request_id)
         return False
-    if last.kind is Kind.REQUEST_TRAILERS:
+    if last.kind is MessageKind.REQUEST_TRAILERS:
         request.trailers = True
-    elif last.kind is not Kind.REQUEST_BODY:
+    elif last.kind is not MessageKind.REQUEST_BODY:
         raise ProtocolError(f"{last.kind.value} came before the request's end")
     request.body = await decoded(body)
     return True
@@ -176,7 +176,7 @@ async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, h
 
 def _last(received: Received, body: WholeBody) -> Received | None:
     """Take what came into the body; the message itself when no more of the body follows."""
-    if received.kind is not Kind.REQUEST_BODY:
+    if received.kind is not MessageKind.REQUEST_BODY:
         return received
     body.add(received.body)
     return received if received.end else None

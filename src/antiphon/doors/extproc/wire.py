@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, read_part, varint, write_part
 from antiphon.doors.extproc.head_reader import REQUEST_HEADERS, RESPONSE_HEADERS, read_head
-from antiphon.doors.extproc.received import Kind, Received
+from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.types.transport import BACKEND_HEADER, Headers
 
 Metadata = dict[str, str | int]
@@ -53,11 +53,14 @@ _Settings = tuple[tuple[str, str] | None, bool]
 """The two body modes, where a message names them, and whether Envoy ignores the answers."""
 _MOST_SETTINGS: Final = 64
 
-_KINDS: Final = {kind.value: kind for kind in Kind}
-_BODY_KINDS: Final = {bytes((REQUEST_BODY,)): Kind.REQUEST_BODY, bytes((RESPONSE_BODY,)): Kind.RESPONSE_BODY}
+_KINDS: Final = {kind.value: kind for kind in MessageKind}
+_BODY_KINDS: Final = {
+    bytes((REQUEST_BODY,)): MessageKind.REQUEST_BODY,
+    bytes((RESPONSE_BODY,)): MessageKind.RESPONSE_BODY,
+}
 _HEAD_KINDS: Final = {
-    bytes((REQUEST_HEADERS,)): Kind.REQUEST_HEADERS,
-    bytes((RESPONSE_HEADERS,)): Kind.RESPONSE_HEADERS,
+    bytes((REQUEST_HEADERS,)): MessageKind.REQUEST_HEADERS,
+    bytes((RESPONSE_HEADERS,)): MessageKind.RESPONSE_HEADERS,
 }
 
 
@@ -114,11 +117,13 @@ def _decode_by_classes(message: bytes) -> Received:
     name = request.WhichOneof("request")
     if name == "response_body":
         part = request.response_body
-        return Received(Kind.RESPONSE_BODY, body=part.body, end=part.end_of_stream)
+        return Received(MessageKind.RESPONSE_BODY, body=part.body, end=part.end_of_stream)
     if name == "request_body":
         part = request.request_body
-        return Received(Kind.REQUEST_BODY, body=part.body, end=part.end_of_stream)
-    received = Received(_KINDS.get(name or "", Kind.OTHER), modes=_modes(request), observing=request.observability_mode)
+        return Received(MessageKind.REQUEST_BODY, body=part.body, end=part.end_of_stream)
+    received = Received(
+        _KINDS.get(name or "", MessageKind.OTHER), modes=_modes(request), observing=request.observability_mode
+    )
     if name == "request_headers" or name == "response_headers":
         head = request.request_headers if name == "request_headers" else request.response_headers
         received.headers = tuple(

@@ -56,17 +56,17 @@ class DoorServer(web.Server):
         self._idle_seconds = idle_seconds
         self.head_seconds = head_seconds
         self.send_seconds = send_seconds
-        self._open: set[Connection] = set()
+        self._open: set[HttpConnection] = set()
         # A connection was closed.
         self._fewer = asyncio.Event()
 
-    def __call__(self) -> Connection:
-        return Connection(self, self._idle_seconds)
+    def __call__(self) -> HttpConnection:
+        return HttpConnection(self, self._idle_seconds)
 
     def _request(self, *given: Any) -> web.BaseRequest:
         request = _Request(*given, asyncio.get_running_loop(), leaving=self._leaving)
         connection = request.protocol
-        assert isinstance(connection, Connection)
+        assert isinstance(connection, HttpConnection)
         connection.request_begins()
         return request
 
@@ -75,10 +75,10 @@ class DoorServer(web.Server):
         """Connections that are open."""
         return len(self._open)
 
-    def opened(self, connection: Connection) -> None:
+    def opened(self, connection: HttpConnection) -> None:
         self._open.add(connection)
 
-    def closed(self, connection: Connection) -> None:
+    def closed(self, connection: HttpConnection) -> None:
         self._open.discard(connection)
         self._fewer.set()
 
@@ -131,7 +131,7 @@ class _Request(web.BaseRequest):
         return super().keep_alive and not self._is_last and not self._leaving()
 
 
-class Connection(web.RequestHandler):
+class HttpConnection(web.RequestHandler):
     """One connection: bytes that are no HTTP get an OpenAI error object, and silence ends."""
 
     __slots__ = (

@@ -28,7 +28,7 @@ from antiphon.api.http import AnswerCut, ApiRequest, error_response
 from antiphon.api.router import METRICS_PATH, Router, unknown_url
 from antiphon.doors.context import DoorContext, Kind
 from antiphon.doors.decoding import decoded
-from antiphon.doors.http.connection import Connection, DoorServer
+from antiphon.doors.http.connection import DoorServer, HttpConnection
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
 from antiphon.doors.http.listener import Listener
 from antiphon.doors.http.path import split_target
@@ -402,7 +402,7 @@ def _peer_address(request: web.BaseRequest) -> str:
 
 def _is_promised(request: web.BaseRequest) -> bool:
     connection = request.protocol
-    return isinstance(connection, Connection) and connection.promised
+    return isinstance(connection, HttpConnection) and connection.promised
 
 
 def _and_close(error: ApiError) -> ApiError:

@@ -26,8 +26,8 @@ from msgspec.structs import replace
 from antiphon.api.frames import (
     ClientFrame,
     EventFrames,
+    FrameReply,
     NativeFrames,
-    Reply,
     answered_error,
     error_frame,
     read_client_frame,
@@ -268,7 +268,7 @@ class WebSocketConnection:
             frame = read_client_frame(data, strict=context.strict)
             if frame is None:
                 return
-            if isinstance(frame, Reply):
+            if isinstance(frame, FrameReply):
                 if frame.left_out:
                     _log.warning(
                         "event", left_out=(frame.left_out,), request_id=self._head.request_id, door="websocket"

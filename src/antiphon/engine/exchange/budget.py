@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Literal
 
-from antiphon.errors import NoRoom, RequestTooLarge
+from antiphon.errors import AtCapacity, RequestTooLarge
 
 _MEASURES: Final = {"bytes": "take as much", "requests": "are as many"}
 
@@ -37,7 +37,7 @@ class Budget:
         unit: Literal["bytes", "requests"] = "bytes",
         share: int = 0,
         share_setting: str = "",
-        refused: Callable[[NoRoom], None] = lambda _: None,
+        refused: Callable[[AtCapacity], None] = lambda _: None,
     ) -> None:
         self.limit = limit
         self.setting = setting
@@ -78,11 +78,11 @@ class Budget:
                 # Only what is not 0 is kept.
                 del self._owners[owner]
 
-    def refuse(self, owner: str = "") -> NoRoom:
+    def refuse(self, owner: str = "") -> AtCapacity:
         """The refusal of what would fit at another moment, and a call of `refused`."""
         held = _MEASURES[self._unit]
         if owner:
-            full = NoRoom(
+            full = AtCapacity(
                 f"Your requests in flight, background responses that run among them, {held} as this server allows one "
                 f"owner at once ({self.share} {self._unit}, '{self._share_setting}'). Wait for some of them to end, "
                 "then try again.",
@@ -90,7 +90,7 @@ class Budget:
                 owner=owner,
             )
         else:
-            full = NoRoom(
+            full = AtCapacity(
                 f"The requests in flight {held} as this server allows at once ({self.limit} {self._unit}, "
                 f"'{self.setting}'). Try again shortly.",
                 self.setting,
@@ -122,10 +122,10 @@ class Hold:
         self._budget = budget
         self._owner = owner
         self.size = 0
-        self.refusal: NoRoom | None = None
+        self.refusal: AtCapacity | None = None
 
     def check(self, size: int) -> None:
-        """Raise `NoRoom` unless so many more would fit now, `RequestTooLarge` if they never would."""
+        """Raise `AtCapacity` unless so many more would fit now, `RequestTooLarge` if they never would."""
         budget, owner = self._budget, self._owner
         if owner and budget.used_by(owner) + size > budget.share:
             if self.size + size > budget.share:

@@ -18,7 +18,7 @@ from antiphon.translation.chat.truncation import Named
 from antiphon.translation.request.tools import decode_tools, may_be_called, runs_here
 from antiphon.types.json import encode, try_decode
 from antiphon.types.request import CreateResponse
-from antiphon.types.tools import Tool, ToolChoice
+from antiphon.types.tools import ToolChoice, ToolDeclaration
 from antiphon.types.views import RanInContainer
 
 _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
@@ -44,7 +44,7 @@ def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence
     return tuple(found)
 
 
-def _searchable(tools: Sequence[Tool], choice: ToolChoice | None) -> tuple[bytes, ...]:
+def _searchable(tools: Sequence[ToolDeclaration], choice: ToolChoice | None) -> tuple[bytes, ...]:
     """The declarations of the deferred tools that may be found; of a namespace those members alone."""
     deferred = list(_deferred(tools))
     if choice is not None and choice.searches:
@@ -92,7 +92,7 @@ def _with_tools(source: bytes, servers: dict[str, list[HostedFunction]]) -> byte
     return encode({**declared, "tools": tools})
 
 
-def _deferred(tools: Sequence[Tool]) -> Iterator[tuple[Tool | None, list[Tool]]]:
+def _deferred(tools: Sequence[ToolDeclaration]) -> Iterator[tuple[ToolDeclaration | None, list[ToolDeclaration]]]:
     """The deferred tools, each alone or with the others of its namespace."""
     for tool in tools:
         if tool.type in ("function", "custom") and tool.defer_loading:
@@ -114,7 +114,7 @@ _MCP: Final = b'"mcp"'
 _SHOWN_OF_A_SERVER: Final = ("type", "server_label", "server_description")
 
 
-def _declaration(space: Tool | None, members: list[Tool]) -> bytes:
+def _declaration(space: ToolDeclaration | None, members: list[ToolDeclaration]) -> bytes:
     if space is None:
         return bytes(members[0].source)
     if space.type == "mcp":

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import CancelReason
-from antiphon.errors import ApiError, NoRoom, UpstreamFailed, UpstreamTimedOut
+from antiphon.errors import ApiError, AtCapacity, UpstreamFailed, UpstreamTimedOut
 from antiphon.redaction import KnownSecrets
 from antiphon.translation.answer.upstream_errors import map_transport_error, map_upstream_answer
 from antiphon.types.transport import PICKER_REPLY, Headers, UpstreamError, UpstreamFault
@@ -122,7 +122,7 @@ def refusal(
     operation = error.operation or operation_in(state)
     cause = error.cause or (error.message if quoted or not (at_it and upstream_status) else _NOT_QUOTED)
     asked, answered = (upstream, upstream_status) if at_it else (error.upstream, 0)
-    counted = isinstance(error, NoRoom)
+    counted = isinstance(error, AtCapacity)
     return Failure(fault, cause, error.status, error.code or "", operation, asked, answered, counted)
 
 

@@ -20,7 +20,7 @@ from antiphon.engine.ports.actions import RequestHead
 from antiphon.errors import InvalidRequest, Unavailable, unsupported_parameter
 from antiphon.sealing import Sealer
 from antiphon.types.json import encode, given, try_decode
-from antiphon.types.tools import Tool
+from antiphon.types.tools import ToolDeclaration
 from antiphon.types.transport import Headers
 from antiphon.types.views import QueuedCredentials
 
@@ -40,7 +40,7 @@ class QueuedResponse:
     first_number: int
 
 
-def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[Tool], *, seals: bool) -> None:
+def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[ToolDeclaration], *, seals: bool) -> None:
     """Whether the request can run without its client. `kept` are the headers that its model call takes along; `seals`:
     credentials among them can be kept.
 
@@ -118,7 +118,7 @@ def is_secret(name: str) -> bool:
     return any(part in name for part in _SECRETS)
 
 
-def _opens(tool: Tool) -> bool:
+def _opens(tool: ToolDeclaration) -> bool:
     """Whether a declaration holds what opens a server; one that cannot be read is refused when it is prepared."""
     found = try_decode(_CREDENTIALS, tool.source)
     if found is None:

@@ -26,7 +26,7 @@ from secrets import token_hex
 from typing import Protocol
 
 
-class NoRoom(Exception):
+class OwnerStorageFull(Exception):
     """The owner's files would be larger than they may be together."""
 
 

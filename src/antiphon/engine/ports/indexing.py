@@ -45,7 +45,7 @@ class Embedder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class DocumentChunk:
     """A piece of a document: `vector` is float16, or None without embeddings."""
 
     text: str
@@ -87,7 +87,7 @@ class Ingestion(Protocol):
     async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
         """Give a file back; nobody takes it up for `pause` seconds. `attempted`: whether the attempt counts."""
 
-    async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[Chunk]) -> bool:
+    async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
         """Write chunks from place `first` on."""
 
     async def complete(self, job: IngestJob, *, chunks: int, usage_bytes: int, model: str | None) -> bool:

@@ -64,7 +64,7 @@ AUTO_CHUNKING = Chunking()
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class FileStateCounts:
     """Files by their state."""
 
     in_progress: int = 0
@@ -100,7 +100,7 @@ class VectorStore:
     expires_at: float | None
     expired: bool
     usage_bytes: int
-    counts: Counts
+    counts: FileStateCounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class Batch:
     store_id: str
     created_at: float
     cancelled: bool
-    counts: Counts
+    counts: FileStateCounts
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ _ERROR_BODY = msgspec.json.Decoder(_ErrorBody)
 
 
 @dataclass(eq=False)
-class Run:
+class JobRun:
     """A job that runs here. `lost`: it is not this worker's any more; `ending`: its last unit is being written."""
 
     job: Job

@@ -33,12 +33,12 @@ from antiphon.engine.ports.signals import Pace
 from antiphon.engine.ports.state import DoorWatch
 from antiphon.engine.ports.stored_bodies import is_over
 from antiphon.engine.running.background import Background
-from antiphon.engine.running.job_run import DoorGone, KeptRecord, Making, Outcome, Run, no_door, refusal
+from antiphon.engine.running.job_run import DoorGone, JobRun, KeptRecord, Making, Outcome, no_door, refusal
 from antiphon.engine.running.job_stream import JobStream
 from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.upstream_retry import PatientUpstream
-from antiphon.errors import ApiError, NoRoom, StoreError, Unavailable
+from antiphon.errors import ApiError, AtCapacity, StoreError, Unavailable
 from antiphon.observability.observation import Observation
 from antiphon.observability.outages import Outage
 from antiphon.stores.jobs import JobStore
@@ -141,7 +141,7 @@ class Workers:
         self._metrics = making.telemetry.metrics
         self._watch_door = watch_door or no_door
         self._able = able
-        self._running: dict[str, Run] = {}
+        self._running: dict[str, JobRun] = {}
         self._woken = asyncio.Event()
         self._claiming = True
         self._closing = False
@@ -285,13 +285,13 @@ class Workers:
             self._renew_at = loop.time() + lease / 3
         self._claims.found()
         for job in jobs:
-            run = self._running[job.response_id] = Run(job)
+            run = self._running[job.response_id] = JobRun(job)
             run.task = loop.create_task(self._run(run))
         self._lookout.wake_soon()
 
     # Running one
 
-    async def _run(self, run: Run) -> None:
+    async def _run(self, run: JobRun) -> None:
         making, job = self._making, run.job
         exchange = making.new_exchange()
         observed = making.telemetry.observe("background", "", job.owner, None)
@@ -321,10 +321,10 @@ class Workers:
             outcome = "given_back"
             self._metrics.given_back.add()
             await self._give_back(job, pause=pause, attempted=True)
-        except (Unavailable, NoRoom) as full:
+        except (Unavailable, AtCapacity) as full:
             # Not begun, so there is nothing to tell of it: it waits in the queue again, where it holds nothing.
             outcome = ""
-            if isinstance(full, NoRoom) and full.owner:
+            if isinstance(full, AtCapacity) and full.owner:
                 # Its owner has his share; the jobs of others go on.
                 await self._give_back(job, pause=_FULL_PAUSE)
             else:
@@ -353,9 +353,9 @@ class Workers:
                 observed.drop()
 
     async def _serve(
-        self, making: Making, run: Run, exchange: ResponseExchange, observed: Observation, hold: Hold
+        self, making: Making, run: JobRun, exchange: ResponseExchange, observed: Observation, hold: Hold
     ) -> str:
-        """Run the exchange and end the response; its outcome. Raises `NoRoom` when there is none to begin."""
+        """Run the exchange and end the response; its outcome. Raises `AtCapacity` when there is none to begin."""
         job = run.job
         stopped = ""
         if not self._may_begin(job.attempts):

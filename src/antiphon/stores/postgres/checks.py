@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
-from antiphon.stores.backend import Said, Wanted
+from antiphon.stores.backend import Said, StateNeeds
 from antiphon.stores.postgres.connecting import Connection, connect, kinds_of_servers
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.failures import DIRECT_URL
@@ -37,7 +37,7 @@ from antiphon.stores.postgres.migrate import (
     packaged_steps,
 )
 from antiphon.stores.postgres.vector_table import VectorTable
-from antiphon.stores.schema_steps import Step
+from antiphon.stores.schema_steps import SchemaStep
 
 _TRIPS = 9
 _SLOW_TRIP = 0.005
@@ -79,7 +79,7 @@ LEFT JOIN pg_index i ON i.indexrelid = to_regclass(name) WHERE i.indisvalid IS N
 """
 
 
-async def examine(state: StateSettings, wanted: Wanted) -> AsyncIterator[Said]:
+async def examine(state: StateSettings, wanted: StateNeeds) -> AsyncIterator[Said]:
     """Everything of the server at `state.url`; what is a problem is the last. Raises `StoreError`."""
     assert state.url is not None
     database = Database(state.url.get_secret_value(), DatabaseLimits(size=2, deadline=state.deadline))
@@ -298,7 +298,7 @@ async def _indexes(database: Database) -> AsyncIterator[Said]:
         yield Said("ok", f"all {len(wanted)} indexes of the schema are there")
 
 
-def indexes_of(steps: Sequence[Step]) -> dict[str, str]:
+def indexes_of(steps: Sequence[SchemaStep]) -> dict[str, str]:
     """The indexes that these steps leave, each with how it is made again. Those of primary keys and other rules of a
     table have the names that PostgreSQL gives them."""
     made: dict[str, str] = {}

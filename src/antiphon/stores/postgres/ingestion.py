@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from antiphon.engine.ports.indexing import Chunk, IngestJob
+from antiphon.engine.ports.indexing import DocumentChunk, IngestJob
 from antiphon.engine.waiting import DOCUMENTS
 from antiphon.stores.indexing import HELD, SqlIngestion, ingest_job
 from antiphon.stores.pages import Row
@@ -145,7 +145,7 @@ class PostgresIngestion(SqlIngestion):
         await self._tables.run([Statement(CLAIM, named, into=rows)], again=True)
         return [ingest_job(row) for row in rows]
 
-    async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[Chunk]) -> bool:
+    async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
         """Write chunks from place `first` on."""
         words, lengths, vectors = await DOCUMENTS.run(_prepared, title, chunks)
         width = next((width_of(chunk.vector) for chunk in chunks if chunk.vector is not None), None)
@@ -192,7 +192,7 @@ async def _clear_up(connection: Connection) -> bool:
     return bool(over or trash)
 
 
-def _prepared(title: str, chunks: Sequence[Chunk]) -> tuple[list[str], list[int], list[str | None]]:
+def _prepared(title: str, chunks: Sequence[DocumentChunk]) -> tuple[list[str], list[int], list[str | None]]:
     """Of each chunk its words, how many there are, and its vector."""
     words, lengths, vectors = [], [], []
     for chunk in chunks:

@@ -30,7 +30,7 @@ import structlog
 from antiphon.errors import StoreError
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 from antiphon.stores.postgres.failures import URL, code_of, may_heal
-from antiphon.stores.schema_steps import Applied, Schema, Step, missing_steps, read_steps, step_to_undo
+from antiphon.stores.schema_steps import Applied, Schema, SchemaStep, missing_steps, read_steps, step_to_undo
 
 T = TypeVar("T")
 
@@ -131,21 +131,21 @@ async def reach_server(database: Database, within: float) -> None:
         await asyncio.sleep(min(_AGAIN_SECONDS, left))
 
 
-def packaged_steps(folder: str = "migrations") -> tuple[Step, ...]:
+def packaged_steps(folder: str = "migrations") -> tuple[SchemaStep, ...]:
     """The steps shipped with this build, in order, numbered 1, 2, 3, … without a gap."""
     return read_steps(files("antiphon.stores.postgres") / folder)
 
 
-async def migrate(database: Database, steps: Sequence[Step], table: str = SCHEMA) -> list[Step]:
+async def migrate(database: Database, steps: Sequence[SchemaStep], table: str = SCHEMA) -> list[SchemaStep]:
     """Apply the steps that are missing, one transaction each; returns those that this call applied. `table`: where
     they are noted.
 
     Raises `StoreError` for a database that this build cannot serve from.
     """
-    done: list[Step] = []
+    done: list[SchemaStep] = []
     while missing := missing_steps(await applied_steps(database, table), steps):
 
-        async def one(connection: Connection) -> Step | None:
+        async def one(connection: Connection) -> SchemaStep | None:
             await connection.execute(_CREATE.format(table=table))
             missing = missing_steps(await _read(connection, table), steps)
             if not missing:
@@ -161,11 +161,11 @@ async def migrate(database: Database, steps: Sequence[Step], table: str = SCHEMA
     return done
 
 
-async def undo(database: Database, steps: Sequence[Step], table: str = SCHEMA) -> Step:
+async def undo(database: Database, steps: Sequence[SchemaStep], table: str = SCHEMA) -> SchemaStep:
     """Undo the last step; raises `StoreError` where it cannot be undone."""
     step_to_undo(await applied_steps(database, table), steps)
 
-    async def one(connection: Connection) -> Step:
+    async def one(connection: Connection) -> SchemaStep:
         step = step_to_undo(await _read(connection, table), steps)
         await connection.execute(step.down)
         await connection.execute(_FORGET.format(table=table), step.version)
@@ -251,11 +251,11 @@ class PostgresSchema(Schema):
         """See `Schema`."""
         return await applied_steps(self.database, self.table)
 
-    async def up(self) -> Sequence[Step]:
+    async def up(self) -> Sequence[SchemaStep]:
         """See `Schema`."""
         return await migrate(self.database, self.steps, self.table)
 
-    async def undo(self) -> Step:
+    async def undo(self) -> SchemaStep:
         """See `Schema`."""
         return await undo(self.database, self.steps, self.table)
 

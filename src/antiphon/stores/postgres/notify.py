@@ -160,7 +160,7 @@ class ListenTimes:
     longest_pause: float = 10.0
 
 
-class Listener:
+class NotificationListener:
     """Hears from `start` to `aclose`. `hear` is called with what others tell, and with `anything` whenever hearing
     begins or ends; `ask_for_echo` sends the note that must come back."""
 

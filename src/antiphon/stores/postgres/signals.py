@@ -20,7 +20,7 @@ from antiphon.engine.ports.signals import News, Pace, Seen
 from antiphon.ids import new_id
 from antiphon.stores.jobs import look
 from antiphon.stores.postgres.database import Database
-from antiphon.stores.postgres.notify import Listener, ListenTimes, Notifier
+from antiphon.stores.postgres.notify import ListenTimes, NotificationListener, Notifier
 from antiphon.stores.postgres.tables import PostgresTables
 
 ASKING = Pace(look=0.05, claim=0.25, claim_most=1.0)
@@ -47,7 +47,7 @@ class PostgresSignals:
         self._direct_url = direct_url
         self._times = times
         self.notifier = Notifier(database, new_id("process"))
-        self._listener: Listener | None = None
+        self._listener: NotificationListener | None = None
         # When the marks run low, by the event loop's clock.
         self._watched: dict[str, float] = {}
 
@@ -75,7 +75,7 @@ class PostgresSignals:
         """Hear, if the server can be reached directly."""
         if self._direct_url is not None and self._listener is None:
             name, echo = self.notifier.name, self.notifier.ask_for_echo
-            self._listener = Listener(self._direct_url, name, hear, echo, self._times)
+            self._listener = NotificationListener(self._direct_url, name, hear, echo, self._times)
             self._listener.start()
 
     async def look(self, followed: Collection[str], worker: str | None) -> Seen:

@@ -21,11 +21,11 @@ from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.errors import ConfigError
-from antiphon.stores.backend import Archived, Backend, KeyFiles, Said, StoreOptions, Stores, Wanted
+from antiphon.stores.backend import Archived, Backend, KeyFiles, Said, StateNeeds, StoreOptions, Stores
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.moved import check_not_moved
-from antiphon.stores.schema_steps import Applied, Schema, Step
+from antiphon.stores.schema_steps import Applied, Schema, SchemaStep
 from antiphon.stores.sqlite.database import create_file, opened
 from antiphon.stores.sqlite.migrate import applied_steps, lacking, migrate, packaged_steps, undo
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTOR_STEPS, VECTORS_FILE, open_sqlite
@@ -71,7 +71,7 @@ class SqliteBackend(Backend):
         """See `Backend`."""
         return nullcontext(sqlite_schemas(self._folder))
 
-    async def examine(self, wanted: Wanted, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:
+    async def examine(self, wanted: StateNeeds, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:
         """See `Backend`."""
         self.check_not_moved()
         async for said in shared:
@@ -122,7 +122,7 @@ class MemoryBackend(Backend):
         """See `Backend`."""
         raise ConfigError("state.url: memory: has no schema; name a database in state.url")
 
-    async def examine(self, wanted: Wanted, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:
+    async def examine(self, wanted: StateNeeds, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:
         """See `Backend`."""
         yield Said("note", "everything is in memory", "nothing outlives the process; name a database in state.url")
 
@@ -143,12 +143,12 @@ class SqliteSchema(Schema):
             return []
         return await asyncio.to_thread(self._on, applied_steps, writes=False)
 
-    async def up(self) -> Sequence[Step]:
+    async def up(self) -> Sequence[SchemaStep]:
         """See `Schema`."""
         create_file(self.path)
         return await asyncio.to_thread(self._on, lambda connection: migrate(connection, self.steps))
 
-    async def undo(self) -> Step:
+    async def undo(self) -> SchemaStep:
         """See `Schema`."""
         create_file(self.path)
         return await asyncio.to_thread(self._on, lambda connection: undo(connection, self.steps))

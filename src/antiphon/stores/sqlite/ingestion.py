@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from antiphon.engine.ports.indexing import CHUNK_BITS, Chunk, IngestJob
+from antiphon.engine.ports.indexing import CHUNK_BITS, DocumentChunk, IngestJob
 from antiphon.ids import Clock, now
 from antiphon.stores.indexing import HELD, SqlIngestion, ingest_job
 from antiphon.stores.sqlite.lease_clock import lease_now
@@ -89,7 +89,7 @@ class SqliteIngestion(SqlIngestion):
         await self._tables.run([*unit, Statement(CLAIMED, {"claims": list(claims)}, into=jobs)])
         return [ingest_job(job) for job in jobs]
 
-    async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[Chunk]) -> bool:
+    async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
         """Write chunks from place `first` on."""
         start = (job.number << CHUNK_BITS) + first
         rows = [(start + place, one.tokens, one.vector, one.text) for place, one in enumerate(chunks)]

@@ -24,7 +24,7 @@ from functools import cache
 from importlib.resources import files
 
 from antiphon.errors import StoreError
-from antiphon.stores.schema_steps import Applied, Step, missing_steps, read_steps, step_to_undo
+from antiphon.stores.schema_steps import Applied, SchemaStep, missing_steps, read_steps, step_to_undo
 from antiphon.stores.sqlite.database import locked
 
 _HAS_TABLE = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'schema_migrations'"
@@ -44,12 +44,12 @@ _SHOWN = 64
 _Entry = tuple[str, str, str, str | None]
 
 
-def packaged_steps(folder: str = "migrations") -> tuple[Step, ...]:
+def packaged_steps(folder: str = "migrations") -> tuple[SchemaStep, ...]:
     """The steps shipped with this build, in order, numbered 1, 2, 3, … without a gap."""
     return read_steps(files("antiphon.stores.sqlite") / folder)
 
 
-def migrate(connection: sqlite3.Connection, steps: Sequence[Step]) -> list[Step]:
+def migrate(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> list[SchemaStep]:
     """Apply the steps that are missing, all or none; returns those that this call applied.
 
     Raises `StoreError` for a database this build cannot serve.
@@ -69,7 +69,7 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[Step]) -> list[Step]
     return missing
 
 
-def undo(connection: sqlite3.Connection, steps: Sequence[Step]) -> Step:
+def undo(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> SchemaStep:
     """Undo the last step; raises `StoreError` where it cannot be undone."""
     with locked(connection):
         step = step_to_undo(applied_steps(connection), steps)
@@ -108,7 +108,7 @@ def _statements(name: str, sql: str) -> Iterator[str]:
 
 def check_schema(
     connection: sqlite3.Connection,
-    steps: Sequence[Step],
+    steps: Sequence[SchemaStep],
     later: Callable[[sqlite3.Connection], Iterable[str]] | None = None,
     prefix: str = "\0",
 ) -> None:
@@ -136,7 +136,7 @@ def check_schema(
             _compare(found, _entries(ours))
 
 
-def lacking(connection: sqlite3.Connection, steps: Sequence[Step]) -> tuple[int, dict[str, str]]:
+def lacking(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> tuple[int, dict[str, str]]:
     """How many tables and indexes the applied ones of these steps made, and those that are not there any more (`index
     jobs_due`), each with the statement that makes it. A newer build's steps may have taken some away: of those nothing
     is said."""
@@ -151,7 +151,7 @@ def lacking(connection: sqlite3.Connection, steps: Sequence[Step]) -> tuple[int,
     return len(made), gone
 
 
-def check_triggers(connection: sqlite3.Connection, steps: tuple[Step, ...]) -> None:
+def check_triggers(connection: sqlite3.Connection, steps: tuple[SchemaStep, ...]) -> None:
     """Raises `StoreError` for a trigger that none of the steps makes (a newer one that does serves no older build)."""
     names = {name for (name,) in connection.execute(_TRIGGERS)}
     if foreign := sorted(names - _triggers_of(steps)) if names else ():
@@ -162,7 +162,7 @@ def check_triggers(connection: sqlite3.Connection, steps: tuple[Step, ...]) -> N
 
 
 @cache
-def _triggers_of(steps: tuple[Step, ...]) -> frozenset[str]:
+def _triggers_of(steps: tuple[SchemaStep, ...]) -> frozenset[str]:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as ours:
         migrate(ours, steps)
         return frozenset(name for (name,) in ours.execute(_TRIGGERS))

@@ -39,11 +39,11 @@ from antiphon.local_keys import local_key
 from antiphon.stores.files import FileStore
 from antiphon.tools.code_interpreter.disk import SandboxFailed, SandboxFile
 from antiphon.tools.code_interpreter.local import HOLDS, LocalSandbox, try_out
-from antiphon.tools.code_interpreter.machine import Run
+from antiphon.tools.code_interpreter.machine import CodeRun
 from antiphon.tools.code_interpreter.neighbours import Neighbours
 from antiphon.tools.code_interpreter.records import PREFIX, RecordedRows, Records
 from antiphon.tools.code_interpreter.snapshots import Snapshots
-from antiphon.tools.code_interpreter.uses import PATIENCE, InUse, Use, Uses
+from antiphon.tools.code_interpreter.uses import PATIENCE, ContainerUse, InUse, Uses
 
 _log = structlog.get_logger(__name__)
 
@@ -58,7 +58,7 @@ class Ran:
     """Code that was run: how it went, and the files that it made or changed. `forgot`: the variables of earlier runs
     were gone already; `left_behind` are paths of files that could not be brought from another machine."""
 
-    run: Run
+    run: CodeRun
     files: tuple[RowFile, ...]
     forgot: bool = False
     left_behind: tuple[str, ...] = ()
@@ -240,7 +240,7 @@ class ContainerRooms:
                 await self._drop(row, use)
             return row is not None
 
-    async def _drop(self, row: ContainerRow, use: Use) -> None:
+    async def _drop(self, row: ContainerRow, use: ContainerUse) -> None:
         await use.delete(row)
         await self._neighbours.delete(row.process, row.id)
         await self._snapshots.forget(row.contents.blobs)
@@ -267,7 +267,7 @@ class ContainerRooms:
                 raise
             await self._snapshots.keep(row, use)
 
-    async def _put_back_after_failure(self, row: ContainerRow, use: Use) -> None:
+    async def _put_back_after_failure(self, row: ContainerRow, use: ContainerUse) -> None:
         # What failed is what the caller is told.
         try:
             await use.put_back(row)
@@ -284,7 +284,7 @@ class ContainerRooms:
                 "The container's files are on another machine and cannot be brought here at the moment. Try again."
             ) from None
 
-    async def _make(self, use: Use, owner: str, request: ContainerRequest) -> ContainerRow:
+    async def _make(self, use: ContainerUse, owner: str, request: ContainerRequest) -> ContainerRow:
         """A container that is in use from now on."""
         for file_id in request.file_ids:
             await self.check_uploaded(owner, file_id)

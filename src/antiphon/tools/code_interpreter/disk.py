@@ -51,7 +51,7 @@ class SandboxFile:
 
 
 @dataclass(slots=True)
-class Use:
+class DiskUse:
     """What a machine takes: bytes on the disk, files and folders. `deep`: folders within folders without end."""
 
     bytes: int = 0
@@ -64,9 +64,9 @@ def open_folder(folder: Folder, name: str = ".") -> int:
     return os.open(folder / name, _FOLDER) if isinstance(folder, Path) else os.open(name, _FOLDER, dir_fd=folder)
 
 
-def use_of(folder: Folder, limit: int, least: int = 0) -> Use:
+def use_of(folder: Folder, limit: int, least: int = 0) -> DiskUse:
     """Add up a folder, each file with at least so many bytes; it stops counting beyond `limit` entries."""
-    use = Use()
+    use = DiskUse()
     for depth, _, state in _walk(folder):
         use.count += 1
         if depth >= _MAX_DEPTH:

@@ -35,7 +35,7 @@ from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.waiting import SANDBOX
 from antiphon.tools.code_interpreter import disk
 from antiphon.tools.code_interpreter.disk import SandboxFailed, SandboxFile
-from antiphon.tools.code_interpreter.machine import Machine, NotStarted, Room, Run, user_of
+from antiphon.tools.code_interpreter.machine import CodeRun, Machine, Room, SandboxNotStarted, user_of
 
 _log = structlog.get_logger(__name__)
 
@@ -61,7 +61,7 @@ class LocalSandbox:
         """How many interpreters live."""
         return len(self._machines)
 
-    async def run(self, key: str, code: str, memory: int) -> Run:
+    async def run(self, key: str, code: str, memory: int) -> CodeRun:
         """Run code in this machine, which is made if need be. One at a time for each key."""
         async with self._places:
             machine = await self._machine(key, min(memory, self._limits.memory))
@@ -169,7 +169,7 @@ class LocalSandbox:
             await machine.start(self._python)
         except BaseException as error:
             self._machines.pop(key, None)
-            if isinstance(error, NotStarted):
+            if isinstance(error, SandboxNotStarted):
                 _log.error("sandbox_refused", reason=error.reason[:500])
             if not isinstance(error, OSError):
                 raise
@@ -250,7 +250,7 @@ async def _try(python: str, folder: Path, room: Room) -> str:
         await SANDBOX.run(make_home, home)
         await machine.start(python)
         run = await machine.run(_ESCAPE)
-    except NotStarted as error:
+    except SandboxNotStarted as error:
         return error.reason
     except (OSError, SandboxFailed) as error:
         return f"it cannot be started: {error}"

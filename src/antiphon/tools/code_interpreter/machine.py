@@ -64,7 +64,7 @@ _READ, _READ_FREELY, _REST = 64 * 1024, 4 << 20, 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class CodeRun:
     """How code went. `output` is what it printed, `pictures` are PNG files. `lost` says why the variables are gone, and
     is empty while they are there; `fresh` that there were none when it began."""
 
@@ -127,7 +127,7 @@ class Output:
             self._left_out += over
 
 
-class NotStarted(SandboxFailed):
+class SandboxNotStarted(SandboxFailed):
     """The process ended, or said why it cannot give up its rights: `reason`."""
 
     def __init__(self, reason: str) -> None:
@@ -207,8 +207,8 @@ class Machine:
         if answer is None or answer.get("ready") is not True:
             await self.end()
             if answer is None:
-                raise NotStarted(f"it broke: {self._output.take()[-300:].strip() or 'no answer'}")
-            raise NotStarted(str(answer.get("refused")))
+                raise SandboxNotStarted(f"it broke: {self._output.take()[-300:].strip() or 'no answer'}")
+            raise SandboxNotStarted(str(answer.get("refused")))
 
     async def _open_requests(self) -> int:
         """Open the pipe that sends code to the process; the caller must close the reading end. The event loop itself
@@ -224,7 +224,7 @@ class Machine:
             raise
         return taking
 
-    async def run(self, code: str) -> Run:
+    async def run(self, code: str) -> CodeRun:
         """Send the code, watch it, freeze the process again. `begun` says that it has been sent one."""
         process = self._process
         assert process is not None and self._requests is not None
@@ -264,7 +264,7 @@ class Machine:
         failed = bool(lost) or bool(said) or answer is None or answer.get("failed") is not False
         if disk.is_cut_off(self._known[1]):
             said += _TOO_DEEP
-        return Run(self._output.take() + said, pictures, failed, lost, fresh)
+        return CodeRun(self._output.take() + said, pictures, failed, lost, fresh)
 
     # Files
 

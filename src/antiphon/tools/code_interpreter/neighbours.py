@@ -36,7 +36,7 @@ from antiphon.engine.waiting import to_the_end
 from antiphon.errors import ConfigError
 from antiphon.tools.code_interpreter.disk import SandboxFailed
 from antiphon.tools.code_interpreter.local import LocalSandbox
-from antiphon.tools.code_interpreter.machine import Run
+from antiphon.tools.code_interpreter.machine import CodeRun
 
 _log = structlog.get_logger(__name__)
 
@@ -64,10 +64,10 @@ class Ask(Struct, array_like=True):
     memory: int = 0
 
 
-class Answer(Struct, array_like=True):
+class RunReply(Struct, array_like=True):
     """What became of a call; or `refused`, the message of a `SandboxFailed`."""
 
-    run: Run
+    run: CodeRun
     refused: str = ""
 
 
@@ -106,7 +106,7 @@ class Neighbours:
             why = error.strerror or str(error)
             raise ConfigError(f"code_interpreter.sockets: no socket can be made in {self._folder}: {why}") from None
 
-    async def run(self, holder: str, key: str, code: str, memory: int) -> tuple[Run, str]:
+    async def run(self, holder: str, key: str, code: str, memory: int) -> tuple[CodeRun, str]:
         """Run code where the interpreter is (`holder`, the process that ran code there last; empty: none), else here;
         and which process ran it. Raises `SandboxFailed`."""
         if holder != self.process:
@@ -152,7 +152,7 @@ class Neighbours:
 
     # To others
 
-    async def _hand(self, holder: str, ask: Ask) -> Run | None:
+    async def _hand(self, holder: str, ask: Ask) -> CodeRun | None:
         """What another process made of it; None when that is gone, and nothing was done."""
         if self._folder is None or not _PROCESS.fullmatch(holder):
             return None
@@ -167,7 +167,7 @@ class Neighbours:
             async with asyncio.timeout(self._run_seconds):
                 writer.write(message)
                 await writer.drain()
-                answer = await read_message(reader, Answer, self._answer_bytes)
+                answer = await read_message(reader, RunReply, self._answer_bytes)
         except TimeoutError:
             raise SandboxFailed("The process that has the interpreter did not answer in time.") from None
         except NoMessage as error:
@@ -175,7 +175,7 @@ class Neighbours:
             raise SandboxFailed("The process that has the interpreter gave no answer that can be read.") from None
         except (asyncio.IncompleteReadError, OSError):
             _log.warning("interpreter_process_ended", container=ask.key, process=holder)
-            return Run("", failed=True, lost="the process that it was in ended")
+            return CodeRun("", failed=True, lost="the process that it was in ended")
         finally:
             await to_the_end(_leave(reader, writer))
         if answer.refused:
@@ -233,7 +233,7 @@ class Neighbours:
         finally:
             writer.close()
 
-    async def _while_connected(self, reader: asyncio.StreamReader, ask: Ask) -> Answer | None:
+    async def _while_connected(self, reader: asyncio.StreamReader, ask: Ask) -> RunReply | None:
         working, hanging_up = asyncio.create_task(self._done(ask)), asyncio.create_task(reader.read(1))
         try:
             await asyncio.wait({working, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
@@ -243,17 +243,17 @@ class Neighbours:
             hanging_up.cancel()
             await to_the_end(asyncio.wait({working, hanging_up}))
 
-    async def _done(self, ask: Ask) -> Answer:
+    async def _done(self, ask: Ask) -> RunReply:
         try:
             if ask.do == "drop":
                 await self._sandbox.delete(ask.key)
-                return Answer(Run(""))
-            return Answer(await self._sandbox.run(ask.key, ask.code, ask.memory))
+                return RunReply(CodeRun(""))
+            return RunReply(await self._sandbox.run(ask.key, ask.code, ask.memory))
         except SandboxFailed as failure:
-            return Answer(Run(""), refused=str(failure))
+            return RunReply(CodeRun(""), refused=str(failure))
 
 
-def framed(message: Ask | Answer) -> bytes:
+def framed(message: Ask | RunReply) -> bytes:
     """The bytes of a message."""
     body = msgspec.msgpack.encode(message)
     return _LENGTH.pack(len(body)) + body

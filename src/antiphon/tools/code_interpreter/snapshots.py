@@ -26,7 +26,7 @@ from antiphon.engine.ports.files import BlobReader
 from antiphon.errors import StoreError
 from antiphon.tools.code_interpreter.disk import SandboxFailed
 from antiphon.tools.code_interpreter.local import LocalSandbox
-from antiphon.tools.code_interpreter.uses import Use
+from antiphon.tools.code_interpreter.uses import ContainerUse
 
 _log = structlog.get_logger(__name__)
 
@@ -91,7 +91,7 @@ class Snapshots:
         async with aclosing(await self._opened(file.blob)) as opened:
             return await opened.read(file.at + start, limit) if limit else b""
 
-    async def keep(self, row: ContainerRow, use: Use) -> None:
+    async def keep(self, row: ContainerRow, use: ContainerUse) -> None:
         """Put the row back, with a new snapshot if files have changed. What cannot be written stays on this machine
         alone, which the log says; the next use tries again. Raises `ContainerFailed`, `StoreError`."""
         async with AsyncExitStack() as opened:

@@ -52,7 +52,7 @@ class Uses:
         self._numbers = count(1)
 
     @asynccontextmanager
-    async def alone(self, container_id: str, *, patience: float = PATIENCE) -> AsyncIterator[Use]:
+    async def alone(self, container_id: str, *, patience: float = PATIENCE) -> AsyncIterator[ContainerUse]:
         """One's turn in this process; the container is to be taken in it. Raises `InUse` when it cannot be had within
         so many seconds."""
         held = self.locks.setdefault(container_id, _Lock())
@@ -66,7 +66,7 @@ class Uses:
                     await held.lock.acquire()
             except TimeoutError:
                 raise InUse from None
-            use = Use(self, f"{self._process}-{next(self._numbers)}", container_id, deadline)
+            use = ContainerUse(self, f"{self._process}-{next(self._numbers)}", container_id, deadline)
             try:
                 yield use
             finally:
@@ -80,7 +80,7 @@ class Uses:
                 self.locks.pop(container_id, None)
 
 
-class Use:
+class ContainerUse:
     """One use of a container, held from when it is taken until it is put back or deleted."""
 
     def __init__(self, uses: Uses, holder: str, container_id: str, deadline: float) -> None:

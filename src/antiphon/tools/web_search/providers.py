@@ -39,7 +39,7 @@ class WebHit:
     text: str
 
 
-class Place(Struct, frozen=True):
+class UserLocation(Struct, frozen=True):
     """About where the user is, as a request says it; what is not known is empty or None. `country` has two letters."""
 
     country: str | None = None
@@ -74,7 +74,7 @@ class SearchProvider:
         self._session: aiohttp.ClientSession | None = None
 
     async def search(
-        self, query: str, *, limit: int, domains: Sequence[str], place: Place, days: int | None = None
+        self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
         """The best results, at most so many. With `domains` only from those (and their subdomains); with `days` of
         about that age at most, as far as the service can tell.
@@ -139,7 +139,7 @@ class Searxng(SearchProvider):
     name = "searxng"
 
     async def search(
-        self, query: str, *, limit: int, domains: Sequence[str], place: Place, days: int | None = None
+        self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
         """SearXNG hands the query to other engines, most of which understand `site:`."""
         sent = {"q": _with_sites(query, domains), "format": "json"}
@@ -159,7 +159,7 @@ class Brave(SearchProvider):
     name = "brave"
 
     async def search(
-        self, query: str, *, limit: int, domains: Sequence[str], place: Place, days: int | None = None
+        self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
         """Results of the web section, with their further snippets."""
         sent = {"q": _with_sites(query, domains), "count": str(min(limit, 20)), "extra_snippets": "true"}
@@ -183,7 +183,7 @@ class Tavily(SearchProvider):
     name = "tavily"
 
     async def search(
-        self, query: str, *, limit: int, domains: Sequence[str], place: Place, days: int | None = None
+        self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
         """Tavily takes domains itself."""
         body: dict[str, Any] = {"query": query, "max_results": min(limit, 20)}

@@ -26,6 +26,8 @@ from antiphon.tools.box import ToolFailed
 from antiphon.tools.declared import check_length, read_arguments, read_declared
 from antiphon.tools.web_search.providers import Place, SearchProvider, WebHit, fits_domains
 from antiphon.translation.events.citations import unmarked
+from antiphon.tools.web_search.providers import SearchProvider, UserLocation, WebHit, fits_domains
+from antiphon.translation.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.file_kinds import FetchedFile
 
@@ -62,7 +64,7 @@ class _Filters(Struct, forbid_unknown_fields=True):
 
 class _Declaration(Struct):
     filters: _Filters | None = None
-    user_location: Place | None = None
+    user_location: UserLocation | None = None
     search_context_size: str | None = None
 
     @property
@@ -140,7 +142,7 @@ class WebSearch:
             raise ToolFailed("'query' is empty.")
         action: dict[str, Any] = {"type": "search", "query": query, "queries": [query]}
         limit, characters, _ = _SIZES[declared.search_context_size or "medium"]
-        place = declared.user_location or Place()
+        place = declared.user_location or UserLocation()
         try:
             hits = await self._provider.search(
                 query, limit=limit, domains=declared.allowed, place=place, days=arguments.days

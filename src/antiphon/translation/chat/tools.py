@@ -35,7 +35,7 @@ from antiphon.translation.values import ChatTools
 from antiphon.types.items import InputItem
 from antiphon.types.json import ABSENT, first, given, raw
 from antiphon.types.shown import shown_of
-from antiphon.types.tools import Tool, ToolChoice
+from antiphon.types.tools import ToolChoice, ToolDeclaration
 from antiphon.types.views import CustomFormat
 
 _NO_PARAMETERS: Final = Raw(b'{"type":"object","properties":{}}')
@@ -97,7 +97,7 @@ _NATIVE: Final[dict[str, tuple[CallKind, str, Raw]]] = {
 
 
 def make_chat_tools(
-    tools: Iterable[Tool],
+    tools: Iterable[ToolDeclaration],
     choice: ToolChoice | None,
     items: Iterable[tuple[str, InputItem]],
     profile: UpstreamProfile,
@@ -222,7 +222,9 @@ class _Maker:
         shown = {"name": name, "description": function.description, "parameters": function.parameters}
         self._made[name] = raw({"type": "function", "function": shown})
 
-    def add(self, where: str, tool: Tool, *, hide_deferred: bool, namespace: Tool | None = None) -> None:
+    def add(
+        self, where: str, tool: ToolDeclaration, *, hide_deferred: bool, namespace: ToolDeclaration | None = None
+    ) -> None:
         if tool.type == "namespace":
             for number, inner in enumerate(decode_tools(f"{where}.tools", tool.tools)):
                 if not may_be_called(inner):
@@ -312,7 +314,7 @@ def _members(value: Raw) -> dict[str, Raw]:
     return _SCHEMA.decode(value) if first(value) == b"{" else {}
 
 
-def _custom_description(tool: Tool) -> str:
+def _custom_description(tool: ToolDeclaration) -> str:
     parts = [tool.description] if tool.description else []
     # Looked at when the tools were read: a grammar has its definition.
     form = msgspec.json.decode(tool.format, type=CustomFormat) if given(tool.format) else None

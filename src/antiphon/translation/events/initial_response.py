@@ -18,7 +18,7 @@ from antiphon.translation.request.fields import ECHOED, FORWARDED
 from antiphon.types.json import given, raw
 from antiphon.types.request import CreateResponse, TextOptions
 from antiphon.types.response import ConversationReference, Response
-from antiphon.types.tools import Tool
+from antiphon.types.tools import ToolDeclaration
 
 _AUTO: Final = Raw(b'"auto"')
 _NO_METADATA: Final = Raw(b"{}")
@@ -112,7 +112,7 @@ def _instructions(request: CreateResponse) -> Raw | None:
     return raw(said)
 
 
-def _tool(tool: Tool) -> Raw:
+def _tool(tool: ToolDeclaration) -> Raw:
     """A function with all five keys, a tool search with its own, whatever else as it was declared (nothing secret is in
     those)."""
     if tool.type == "mcp":

@@ -60,7 +60,7 @@ from antiphon.types.request import (
     StreamOptions,
 )
 from antiphon.types.tolerance import MAX_NAMES, Tolerance
-from antiphon.types.tools import Tool
+from antiphon.types.tools import ToolDeclaration
 from antiphon.types.views import ConversationName, Manner, OnlyModel
 
 _DECODERS: Final = {name: msgspec.json.Decoder(row.kind | None) for name, row in FIELDS.items() if row.kind is not None}
@@ -229,12 +229,12 @@ _WITH_MEMBERS: Final = frozenset(place.partition(".")[0].removesuffix("[]") for 
 
 
 def _brought_tools(
-    items: list[InputItem], declared: list[Tool], limit: int, tolerance: Tolerance
-) -> tuple[list[Tool], list[str]]:
+    items: list[InputItem], declared: list[ToolDeclaration], limit: int, tolerance: Tolerance
+) -> tuple[list[ToolDeclaration], list[str]]:
     """The tools that items of the input bring (Codex, tool searches) beside the declared ones, and what of them is left
     out."""
     servers = {tool.server_label for tool in declared if tool.type == "mcp"}
-    tools: list[Tool] = []
+    tools: list[ToolDeclaration] = []
     left_out: list[str] = []
     for number, item in enumerate(items):
         if item.type in ("additional_tools", "tool_search_output"):

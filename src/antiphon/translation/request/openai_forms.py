@@ -23,7 +23,7 @@ from antiphon.translation.request.tools import decode_tools
 from antiphon.types.chat import ChatMessage
 from antiphon.types.json import decode_any, first, given
 from antiphon.types.request import CreateResponse
-from antiphon.types.tools import Tool
+from antiphon.types.tools import ToolDeclaration
 from antiphon.types.views import CustomFormat
 
 _FORBIDDEN: Final = ("allOf", "oneOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas")
@@ -67,7 +67,7 @@ def check_json_word(messages: Iterable[ChatMessage]) -> None:
         )
 
 
-def _declared(where: str, tools: Iterable[Tool]) -> Iterator[tuple[str, Tool]]:
+def _declared(where: str, tools: Iterable[ToolDeclaration]) -> Iterator[tuple[str, ToolDeclaration]]:
     """All tools, including those in namespaces, each with its place in the request."""
     for number, tool in enumerate(tools):
         place = f"{where}[{number}]"

@@ -18,7 +18,7 @@ from antiphon.errors import array_too_long, missing_parameter, unsupported_param
 from antiphon.translation.request.checks import check_choice, read_string, read_value
 from antiphon.translation.request.tools import NAMED, UNNAMED, decode_tools, hosted_name, why_not_here
 from antiphon.types.json import given, raw
-from antiphon.types.tools import Tool, ToolChoice
+from antiphon.types.tools import ToolChoice, ToolDeclaration
 from antiphon.types.views import AnyToolChoice, NamedTool
 
 _KnownTool = tuple[str | None, str | None, str | None]
@@ -38,10 +38,10 @@ _CHOICE: Final = msgspec.json.Decoder(AnyToolChoice)
 
 def read_tool_choice(
     value: Raw,
-    tools: list[Tool],
+    tools: list[ToolDeclaration],
     left_out: list[str],
     *,
-    declared: Sequence[Tool] = (),
+    declared: Sequence[ToolDeclaration] = (),
     limit: int,
     continued: bool = False,
     hosted: frozenset[str] = frozenset(),
@@ -136,7 +136,7 @@ def _allowed(choice: AnyToolChoice, known: set[_KnownTool] | None, hosted: froze
     return ToolChoice(mode, echo, frozenset(allowed))
 
 
-def _known(tools: list[Tool]) -> set[_KnownTool]:
+def _known(tools: list[ToolDeclaration]) -> set[_KnownTool]:
     known: set[_KnownTool] = set()
     for tool in tools:
         if tool.type == "namespace":

@@ -33,7 +33,7 @@ from antiphon.errors import (
 from antiphon.translation.request.checks import check_choice, known_choice, read_value, required
 from antiphon.types.json import ABSENT, first, given, try_decode
 from antiphon.types.tolerance import MAX_NAMES, Tolerance
-from antiphon.types.tools import Tool
+from antiphon.types.tools import ToolDeclaration
 from antiphon.types.views import AllowedTools, CustomFormat, Skills, ToolEnvironment
 
 NAMED: Final = ("function", "custom", "namespace")
@@ -71,7 +71,7 @@ _NOT_HERE: Final = {
 _NAME: Final = re.compile(r"[a-zA-Z0-9_-]+")
 _LONGEST_NAME: Final = 128
 _RAW_LIST: Final = msgspec.json.Decoder(list[Raw])
-_TOOL: Final = msgspec.json.Decoder(Tool)
+_TOOL: Final = msgspec.json.Decoder(ToolDeclaration)
 
 
 _FOUND: Final = msgspec.json.Decoder(AllowedTools)
@@ -82,7 +82,7 @@ _OBJECT: Final = msgspec.json.Decoder(dict[str, Raw])
 _NESTED: Final = " Chat Completions has a function's fields under 'function'; the Responses API has them beside 'type'."
 
 
-def decode_tools(where: str, value: Raw) -> list[Tool]:
+def decode_tools(where: str, value: Raw) -> list[ToolDeclaration]:
     """The declarations in an array, each with its source. Raises `InvalidRequest`."""
     if not given(value):
         return []
@@ -95,7 +95,7 @@ def decode_tools(where: str, value: Raw) -> list[Tool]:
     return tools
 
 
-def found_on_servers(tools: Sequence[Tool]) -> list[tuple[str, str]]:
+def found_on_servers(tools: Sequence[ToolDeclaration]) -> list[tuple[str, str]]:
     """The tools of MCP servers among those that a search has found: label and name of each."""
     found = []
     for tool in tools:
@@ -115,20 +115,20 @@ def why_not_here(kind: str) -> str:
     return _REFUSED.get(kind) or _NOT_HERE.get(hosted_name(kind), _NONE)
 
 
-def runs_here(tool: Tool, hosted: frozenset[str]) -> bool:
+def runs_here(tool: ToolDeclaration, hosted: frozenset[str]) -> bool:
     """Whether a declared tool is one of these types that run here."""
     return tool.type in hosted and (tool.type != "tool_search" or tool.execution != "client")
 
 
 def read_tools(
     where: str,
-    tools: list[Tool],
+    tools: list[ToolDeclaration],
     limit: int,
     hosted: frozenset[str] = frozenset(),
     tolerance: Tolerance | None = None,
     *,
     brought: str | None = None,
-) -> tuple[list[Tool], list[str]]:
+) -> tuple[list[ToolDeclaration], list[str]]:
     """The tools that can be called, and the names of what is left out (`tools.web_search`). Raises `InvalidRequest`.
 
     `hosted` are the types of tools that run here; `tolerance` decides about members that nobody here knows. `brought`
@@ -138,7 +138,7 @@ def read_tools(
     if len(tools) > limit:
         raise _too_many(where, len(tools), limit)
     count = len(tools)
-    kept: list[Tool] = []
+    kept: list[ToolDeclaration] = []
     left_out: list[str] = []
     names: set[str] = set()
     for number, tool in enumerate(tools):
@@ -196,7 +196,7 @@ def _unsupported(param: str, message: str) -> InvalidRequest:
     return InvalidRequest(message, param=param, code="unsupported_tool")
 
 
-def _refused(where: str, place: str, tool: Tool, *, brought: bool) -> InvalidRequest:
+def _refused(where: str, place: str, tool: ToolDeclaration, *, brought: bool) -> InvalidRequest:
     if not brought:
         return _unavailable(where, place, tool)
     why = f"cannot be brought by an item. Declare it in 'tools' instead of '{where}'"
@@ -210,7 +210,7 @@ def _left_out(name: str, error: InvalidRequest, tolerance: Tolerance | None) -> 
     return name
 
 
-def _unavailable(where: str, place: str, tool: Tool) -> InvalidRequest:
+def _unavailable(where: str, place: str, tool: ToolDeclaration) -> InvalidRequest:
     why = f"cannot run here: {why_not_here(tool.type)}. Remove it from '{where}'"
     return _unsupported(f"{place}.type", f"The hosted tool '{tool.type}' {why}.")
 
@@ -273,7 +273,9 @@ _INSIDE: Final = {
 """What the objects in a declaration hold."""
 
 
-def _unused(where: str, tool: Tool, members: Sequence[Tool], tolerance: Tolerance | None) -> list[str]:
+def _unused(
+    where: str, tool: ToolDeclaration, members: Sequence[ToolDeclaration], tolerance: Tolerance | None
+) -> list[str]:
     """The members of a declaration that are known and have no effect; those that nobody knows are left out.
 
     None of a tool of another package, which alone knows, and without a `tolerance`: they were named before.
@@ -305,14 +307,14 @@ def _unused(where: str, tool: Tool, members: Sequence[Tool], tolerance: Toleranc
     return unused
 
 
-def _for_programs_too(tool: Tool) -> bool:
+def _for_programs_too(tool: ToolDeclaration) -> bool:
     """Whether programs of the model's may call a tool besides the model itself."""
     return (
         first(tool.allowed_callers) == b"[" and may_be_called(tool) and len(_RAW_LIST.decode(tool.allowed_callers)) > 1
     )
 
 
-def may_be_called(tool: Tool) -> bool:
+def may_be_called(tool: ToolDeclaration) -> bool:
     """Whether the model itself may call a tool, and not only a program of its (which nothing runs here)."""
     callers = tool.allowed_callers
     if first(callers) != b"[":
@@ -321,7 +323,7 @@ def may_be_called(tool: Tool) -> bool:
     return not named or b'"direct"' in map(bytes, named)
 
 
-def _unknown(place: str, tool: Tool) -> InvalidRequest:
+def _unknown(place: str, tool: ToolDeclaration) -> InvalidRequest:
     # Needed for a mistake alone.
     import difflib
 
@@ -330,7 +332,7 @@ def _unknown(place: str, tool: Tool) -> InvalidRequest:
     return wrong_value(f"Unknown type of tool: {tool.type[:64]!r}. {meant}", f"{place}.type")
 
 
-def _is_callable(tool: Tool) -> bool:
+def _is_callable(tool: ToolDeclaration) -> bool:
     if tool.type == "tool_search":
         # Where nothing here searches, all tools are shown.
         return tool.execution == "client"
@@ -355,7 +357,7 @@ def local_skills(where: str, environment: Raw) -> list[str]:
     return [line.rstrip(": ") for line in lines]
 
 
-def _check(where: str, tool: Tool, members: Sequence[Tool], *, spaced: bool = False) -> str:
+def _check(where: str, tool: ToolDeclaration, members: Sequence[ToolDeclaration], *, spaced: bool = False) -> str:
     """The tool's name, once it is known to be a proper tool; `members` are a namespace's; `spaced`: inside of one."""
     if given(tool.parameters) and first(tool.parameters) != b"{":
         raise invalid_type(f"{where}.parameters", "expected an object")
