@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from antiphon.engine.ports.vector_stores import Searcher, SearchHit
+from antiphon.engine.ports.vector_stores import FoundChunk, Searcher
 from antiphon.errors import NotFound
 from antiphon.tools.file_search import FileSearch
 from antiphon.types.search import DEFAULT_RANKING, Filter, Ranking
@@ -29,7 +29,7 @@ class _Fixed(Searcher):
         limit: int = 10,
         filters: Filter | None = None,
         ranking: Ranking = DEFAULT_RANKING,
-    ) -> list[SearchHit]:
+    ) -> list[FoundChunk]:
         if owner != OWNER or set(vector_store_ids) != {"vs_1"}:
             raise NotFound("There is no such vector store.")
         if not queries:
@@ -39,7 +39,7 @@ class _Fixed(Searcher):
             await asyncio.Event().wait()
         text = "It rains. {cite:1} \u30109\u3011"
         return [
-            SearchHit(f"file-{n}", f"a{n}.txt", 0.9, {"year": 2026, "wet": True}, text, "vs_1") for n in range(limit)
+            FoundChunk(f"file-{n}", f"a{n}.txt", 0.9, {"year": 2026, "wet": True}, text, "vs_1") for n in range(limit)
         ]
 
 

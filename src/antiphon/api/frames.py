@@ -46,11 +46,11 @@ _TOLD = frozenset({"retry-after", "retry-after-ms", "x-should-retry", "x-request
 _TOLD_PREFIX = "x-ratelimit-"
 
 
-class _Kind(Struct):
+class _FrameType(Struct):
     type: str
 
 
-_KIND = msgspec.json.Decoder(_Kind)
+_KIND = msgspec.json.Decoder(_FrameType)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class PartEnd:
 FormEvent = Part | PartData | PartEnd
 
 
-class _State(Enum):
+class _FormState(Enum):
     PREAMBLE = auto()
     HEAD = auto()
     BODY = auto()
@@ -83,7 +83,7 @@ class FormDecoder:
         self._delimiter = b"\r\n--" + boundary
         # The first boundary may stand at the very start, where its line break is left out.
         self._buffer = bytearray(b"\r\n")
-        self._state = _State.PREAMBLE
+        self._state = _FormState.PREAMBLE
         self._parts = 0
 
     def feed(self, data: bytes) -> list[FormEvent]:
@@ -96,18 +96,18 @@ class FormDecoder:
 
     def finish(self) -> None:
         """The body is over. Raises `InvalidRequest` when the form is not."""
-        if self._state is not _State.EPILOGUE:
+        if self._state is not _FormState.EPILOGUE:
             raise _broken("it ends before its last boundary")
 
     def _step(self, events: list[FormEvent]) -> bool:
         """One step on; False when more bytes are needed for it."""
-        if self._state is _State.HEAD:
+        if self._state is _FormState.HEAD:
             return self._read_head(events)
-        if self._state is _State.EPILOGUE:
+        if self._state is _FormState.EPILOGUE:
             self._buffer.clear()
             return False
         place = self._buffer.find(self._delimiter)
-        in_body = self._state is _State.BODY
+        in_body = self._state is _FormState.BODY
         found = place >= 0
         if not found:
             # All but what may be the first bytes of a boundary.
@@ -124,13 +124,13 @@ class FormDecoder:
                 events.append(PartData(bytes(self._buffer[:place])))
             events.append(PartEnd())
         del self._buffer[: place + len(self._delimiter)]
-        self._state = _State.HEAD
+        self._state = _FormState.HEAD
         return True
 
     def _read_head(self, events: list[FormEvent]) -> bool:
         """What follows a boundary: the last one's dashes, or the end of its line and a part's headers."""
         if self._buffer[:2] == b"--":
-            self._state = _State.EPILOGUE
+            self._state = _FormState.EPILOGUE
             return True
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0:
@@ -145,7 +145,7 @@ class FormDecoder:
             raise _broken(f"it has more than {_MAX_PARTS} parts")
         events.append(_read_part(lines[1:]))
         del self._buffer[: end + 4]
-        self._state = _State.BODY
+        self._state = _FormState.BODY
         return True
 
 

@@ -110,7 +110,7 @@ class StandaloneSearchBody(Struct):
     max_output_tokens: int | None = None
 
 
-class TextResult(Struct):
+class SearchHit(Struct):
     """What a search found; `ref_id` is its address."""
 
     type: Literal["text_result"]
@@ -124,7 +124,7 @@ class StandaloneSearchAnswer(Struct):
     """What each command has to say, in their order; `results` where something was searched for."""
 
     output: str
-    results: list[TextResult] | UnsetType = UNSET
+    results: list[SearchHit] | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +181,7 @@ class StandaloneSearch(Area):
             answer.results = [hit for _, hits in answers for hit in hits]
         return json_response(answer, headers=ignored_fields(ignored))
 
-    async def _run(
-        self, owner: str, run: str, whole: dict[str, Any], command: _Command
-    ) -> tuple[str, list[TextResult]]:
+    async def _run(self, owner: str, run: str, whole: dict[str, Any], command: _Command) -> tuple[str, list[SearchHit]]:
         """What one command has to say, and what a search found."""
         if command.said:
             return command.said, []
@@ -274,14 +272,14 @@ def _page(title: str, ref: str, settings: SearchSettings, arguments: dict[str, A
     return _Command(title, name, {"url": ref, **arguments})
 
 
-def _found(result: ToolResult) -> list[TextResult]:
+def _found(result: ToolResult) -> list[SearchHit]:
     """What a search found, one by one, as the tool told it: title, address, text."""
     texts = _CITE.split(result.output)[2::2]
     hits = []
     for source, text in zip(result.sources, texts, strict=False):
         url, title = str(source.annotation.get("url")), str(source.annotation.get("title"))
         snippet = text.partition(f"\n{url}\n")[2].strip()
-        hits.append(TextResult("text_result", url, url, title, snippet))
+        hits.append(SearchHit("text_result", url, url, title, snippet))
     return hits
 
 

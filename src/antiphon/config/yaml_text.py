@@ -21,7 +21,7 @@ _HARMLESS = re.compile(r"'(<[a-z ]+>|[^\w\s])'")
 def read_yaml(text: str) -> Any:
     """What the text says. Raises `NotYaml`."""
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, _UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise NotYaml(_problem(error)) from None
 
@@ -41,7 +41,7 @@ def _problem(error: Exception) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: {said}" if mark is not None else said
 
 
-class _Loader(yaml.SafeLoader):
+class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that is given twice, which YAML parsers settle in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -27,7 +27,7 @@ _KEPT = ("resource_monitors", "actions", "bootstrap_extensions")
 """Lists in which Envoy takes a name once: an entry of theirs stays."""
 
 
-class _Loader(yaml.SafeLoader):
+class _EnvoyYamlLoader(yaml.SafeLoader):
     """Knows the plain words that Envoy's yaml-cpp knows."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
@@ -42,7 +42,7 @@ _WORDS = (
     ("merge", r"<<"),
 )
 for _kind, _pattern in _WORDS:
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), None)
+    _EnvoyYamlLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"(?:{_pattern})\Z"), None)
 
 
 def read(text: str) -> Any:
@@ -51,7 +51,7 @@ def read(text: str) -> Any:
         # Not all of JSON is YAML: tabs may indent it.
         return json.loads(text)
     except ValueError:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_EnvoyYamlLoader)
 
 
 class MergeTarget(NamedTuple):

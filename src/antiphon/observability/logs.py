@@ -32,7 +32,7 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     structlog.configure(
         processors=[partial(as_console, colors=sys.stderr.isatty()) if console else as_json],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=_Output,
+        logger_factory=_StderrLogger,
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
@@ -108,7 +108,7 @@ def _open_output(*, console: bool) -> None:
         _out = LogOutput(sys.stderr.fileno(), tell)
 
 
-class _Output:
+class _StderrLogger:
     """Standard error, a line at a time."""
 
     def __init__(self, *_: Any) -> None:

@@ -143,7 +143,7 @@ class _Complaints(logging.Handler):
             _log.warning("traces_not_sent", cause=record.getMessage()[:_CAUSE_LENGTH], advice=_ADVICE)
 
 
-class _Session(requests.Session):
+class _CollectorSession(requests.Session):
     """What a collector answers is not read: its status says all there is to know, and its body may have no end."""
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
@@ -158,7 +158,9 @@ class _Session(requests.Session):
 def _sender(settings: TracingSettings) -> SpanProcessor:
     headers = {name: value.get_secret_value() for name, value in settings.headers.items()}
     return BatchSpanProcessor(
-        OTLPSpanExporter(endpoint=settings.traces_url, headers=headers, timeout=_EXPORT_SECONDS, session=_Session()),
+        OTLPSpanExporter(
+            endpoint=settings.traces_url, headers=headers, timeout=_EXPORT_SECONDS, session=_CollectorSession()
+        ),
         max_queue_size=_QUEUE,
         schedule_delay_millis=1_000,
         max_export_batch_size=_BATCH,

@@ -55,7 +55,7 @@ class IngestPace:
     rest: float = 60.0
 
 
-class _Lost(Exception):
+class _ClaimLost(Exception):
     """The claim is somebody else's, or the file is gone."""
 
 
@@ -152,7 +152,7 @@ class Ingester:
                 with suppress(StoreError, TimeoutError):
                     async with asyncio.timeout(_CLOSE_SECONDS):
                         await self._ingestion.release(job, attempted=False)
-        except _Lost:
+        except _ClaimLost:
             _log.info("ingestion_lost", file_id=job.file_id, vector_store_id=job.store_id)
         except StoreError as error:
             # The claim runs out, and the file is taken up again.
@@ -193,7 +193,7 @@ class Ingester:
                         chunks = await self._embedded(piece.chunks)
                         title = f"{Path(job.filename).stem} {piece.title}".strip()
                         if not await self._ingestion.append(job, places, title, chunks):
-                            raise _Lost
+                            raise _ClaimLost
                         places += len(chunks)
                         used += sum(len(one.text.encode()) + len(one.vector or b"") for one in chunks)
         except ReadingFailed as failed:
@@ -214,7 +214,7 @@ class Ingester:
             return
         model = self._embedder.model if self._embedder is not None else None
         if not await self._ingestion.complete(job, chunks=places, usage_bytes=used, model=model):
-            raise _Lost
+            raise _ClaimLost
         self._metrics.files.add("completed")
         _log.info(
             "file_ingested",
@@ -242,7 +242,7 @@ class Ingester:
 
     async def _fail(self, job: IngestJob, error: FileError) -> None:
         if not await self._ingestion.fail(job, error):
-            raise _Lost
+            raise _ClaimLost
         self._metrics.files.add("failed")
         _log.info("file_not_ingested", file_id=job.file_id, vector_store_id=job.store_id, code=error.code)
 

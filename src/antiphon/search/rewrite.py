@@ -35,12 +35,12 @@ class _Message(msgspec.Struct):
     content: str | None = None
 
 
-class _Choice(msgspec.Struct):
+class _CompletionChoice(msgspec.Struct):
     message: _Message
 
 
-class _Answer(msgspec.Struct):
-    choices: list[_Choice]
+class _Completion(msgspec.Struct):
+    choices: list[_CompletionChoice]
 
 
 class ModelRewriter:
@@ -79,7 +79,7 @@ class ModelRewriter:
             async with asyncio.timeout(self._seconds), self._upstream.call(request) as answer:
                 data = b"".join([part async for part in answer.body()])
                 if answer.status == 200:
-                    return _query(msgspec.json.decode(data, type=_Answer)) or query
+                    return _query(msgspec.json.decode(data, type=_Completion)) or query
                 problem = f"status {answer.status}"
         except TimeoutError:
             problem = "timed out"
@@ -91,7 +91,7 @@ class ModelRewriter:
         return query
 
 
-def _query(answer: _Answer) -> str:
+def _query(answer: _Completion) -> str:
     text = answer.choices[0].message.content if answer.choices else None
     lines = _THOUGHTS.sub("", text or "").strip().splitlines()
     return lines[0].strip().strip("\"'`").strip()[:_MAX_QUERY] if lines else ""

@@ -24,7 +24,7 @@ from dataclasses import replace
 import structlog
 
 from antiphon.engine.ports.indexing import ChunkHit, ChunkIndex, Embedder, EmbeddingFailed, KnownStore
-from antiphon.engine.ports.vector_stores import SearchHit
+from antiphon.engine.ports.vector_stores import FoundChunk
 from antiphon.errors import InvalidRequest, NotFound, StoreError
 from antiphon.ids import is_id
 from antiphon.observability import span_names as names
@@ -62,7 +62,7 @@ class VectorStoreSearcher:
         limit: int = 10,
         filters: Filter | None = None,
         ranking: Ranking = DEFAULT_RANKING,
-    ) -> list[SearchHit]:
+    ) -> list[FoundChunk]:
         """The best hits of all queries over all stores together; see `Searcher.search`."""
         # Whether the stores are there is no retrieval.
         with span(names.RETRIEVAL, "client") if queries else nullcontext() as traced:

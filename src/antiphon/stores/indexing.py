@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from antiphon.engine.ports.indexing import ChunkHit, IngestJob, KnownStore
-from antiphon.engine.ports.vector_stores import Chunking, FileError, SearchHit
+from antiphon.engine.ports.vector_stores import Chunking, FileError, FoundChunk
 from antiphon.ids import Clock, now
 from antiphon.stores.pages import Row
 from antiphon.stores.tables import Statement, Tables, changed, milliseconds, renewed
@@ -134,11 +134,11 @@ class SqlChunkIndex:
         rows = await self._tables.fetch(KNOWN.format(number=self.number), named)
         return [KnownStore(row[0], row[1], row[2], bool(row[3])) for row in rows]
 
-    async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, SearchHit]:
+    async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, FoundChunk]:
         """The chunks' texts with their files; those that are gone, or in another store than these, are left out."""
         named = {"chunks": list(chunks), "stores": [store.number for store in stores]}
         rows = await self._tables.fetch(self.hits_sql, named)
-        return {row[0]: SearchHit(row[1], row[2], 0.0, json.loads(row[3]), row[4], row[5]) for row in rows}
+        return {row[0]: FoundChunk(row[1], row[2], 0.0, json.loads(row[3]), row[4], row[5]) for row in rows}
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
         """Note that the stores were used now."""

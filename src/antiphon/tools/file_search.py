@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import Raw, Struct
 
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedTool, Source, ToolResult
-from antiphon.engine.ports.vector_stores import Searcher, SearchHit
+from antiphon.engine.ports.vector_stores import FoundChunk, Searcher
 from antiphon.errors import ApiError, InvalidRequest, NotFound, invalid_parameter, missing_parameter, unknown_parameter
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.declared import check_length, read_arguments, read_declared
@@ -37,7 +37,7 @@ _SHOWN_RESULTS = 10
 _MAX_STORES = 16
 
 
-class _Declaration(Struct):
+class _FileSearchDeclaration(Struct):
     vector_store_ids: list[str] = []
     vector_store_id: str | None = None
     max_num_results: int | None = None
@@ -46,7 +46,7 @@ class _Declaration(Struct):
     filter: Any = None
 
 
-class _Arguments(Struct):
+class _FileSearchArguments(Struct):
     queries: list[str] = []
     query: str | None = None
 
@@ -62,7 +62,7 @@ class FileSearch:
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
         """Check the declaration, and that the stores exist. Raises `InvalidRequest`."""
         where = f"tools[{tool.index}]"
-        declared = read_declared(tool, _Declaration)
+        declared = read_declared(tool, _FileSearchDeclaration)
         if declared.filter is not None:
             # Passed over, it would let documents in that the client means to keep out.
             raise unknown_parameter(f"{where}.filter", "Did you mean 'filters'?")
@@ -86,7 +86,7 @@ class FileSearch:
 
     async def run(self, call: HostedCall) -> ToolResult:
         """Search for all queries of a call together."""
-        declared = read_declared(call.tool, _Declaration)
+        declared = read_declared(call.tool, _FileSearchDeclaration)
         queries = _queries(call.arguments)
         if not queries:
             raise ToolFailed("'queries' must be a list of one to five strings.")
@@ -112,19 +112,19 @@ class FileSearch:
         """Nothing is held."""
 
 
-def _stores(declared: _Declaration) -> list[str]:
+def _stores(declared: _FileSearchDeclaration) -> list[str]:
     """The stores by their ids; some clients name one alone."""
     alone = [declared.vector_store_id] if declared.vector_store_id else []
     return list(dict.fromkeys([*declared.vector_store_ids, *alone]))
 
 
 def _queries(arguments: str) -> list[str]:
-    given = read_arguments(arguments, _Arguments) or _Arguments()
+    given = read_arguments(arguments, _FileSearchArguments) or _FileSearchArguments()
     found = [query.strip() for query in (*given.queries, given.query or "") if query.strip()]
     return found[:_MAX_QUERIES]
 
 
-def _told(hits: list[SearchHit]) -> str:
+def _told(hits: list[FoundChunk]) -> str:
     if not hits:
         return "Nothing was found."
     return "\n\n".join(
@@ -133,7 +133,7 @@ def _told(hits: list[SearchHit]) -> str:
     )
 
 
-def _result(hit: SearchHit) -> dict[str, Any]:
+def _result(hit: FoundChunk) -> dict[str, Any]:
     return {
         "file_id": hit.file_id,
         "filename": hit.filename,
@@ -144,5 +144,5 @@ def _result(hit: SearchHit) -> dict[str, Any]:
     }
 
 
-def _source(hit: SearchHit) -> Source:
+def _source(hit: FoundChunk) -> Source:
     return Source({"type": "file_citation", "file_id": hit.file_id, "filename": hit.filename})

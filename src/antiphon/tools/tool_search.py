@@ -55,7 +55,7 @@ _TOLD = (
 )
 
 
-class _Arguments(Struct):
+class _ToolSearchArguments(Struct):
     query: str = ""
 
 
@@ -107,7 +107,7 @@ class ToolSearch:
 
     async def run(self, call: HostedCall) -> ToolResult:
         """One search."""
-        query = (read_arguments(call.arguments, _Arguments) or _Arguments()).query
+        query = (read_arguments(call.arguments, _ToolSearchArguments) or _ToolSearchArguments()).query
         if not query.strip():
             raise ToolFailed("the arguments must be an object with 'query', a string.")
         found = await apart(lambda: find(query, call.tool.searchable))

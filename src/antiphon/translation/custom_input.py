@@ -30,7 +30,7 @@ _CLOSING: Final = re.compile(r"\s*\}\s*")
 _LONGEST_OPENING: Final = 64
 
 
-class _State(Enum):
+class _InputState(Enum):
     OPENING = auto()
     INSIDE = auto()
     CLOSING = auto()
@@ -43,7 +43,7 @@ class CustomInput:
     """One call's arguments. Feed fragments; `end` when no more come. `bare`: they are the input itself."""
 
     def __init__(self, *, bare: bool = False) -> None:
-        self._state = _State.BARE if bare else _State.OPENING
+        self._state = _InputState.BARE if bare else _InputState.OPENING
         self._text = ""
         self.complete = False
 
@@ -51,34 +51,34 @@ class CustomInput:
         """The piece of the input that these arguments add, as a fragment."""
         text = text_of(fragment)
         self._text += text
-        if self._state is _State.OPENING:
+        if self._state is _InputState.OPENING:
             self._state = self._opened()
-        if self._state is _State.BARE:
+        if self._state is _InputState.BARE:
             text, self._text = self._text, ""
             return fragment_of(text)
-        return self._inside() if self._state is _State.INSIDE else b""
+        return self._inside() if self._state is _InputState.INSIDE else b""
 
     def end(self) -> bytes:
         """What is left to give out; sets `complete`."""
-        if self._state is _State.CLOSING:
+        if self._state is _InputState.CLOSING:
             self.complete = _CLOSING.fullmatch(self._text) is not None or _is_object('{"input":""' + self._text)
-        elif self._state is _State.BARE:
+        elif self._state is _InputState.BARE:
             self.complete = True
-        elif self._state in (_State.OPENING, _State.WHOLE):
+        elif self._state in (_InputState.OPENING, _InputState.WHOLE):
             return self._judge_whole()
         return b""
 
-    def _opened(self) -> _State:
+    def _opened(self) -> _InputState:
         """What the beginning turns out to be."""
         start = self._text.lstrip()
         if not start:
-            return _State.OPENING
+            return _InputState.OPENING
         if start[0] != "{":
-            return _State.BARE
+            return _InputState.BARE
         if found := _OPENING.match(self._text):
             self._text = self._text[found.end() :]
-            return _State.INSIDE
-        return _State.WHOLE if len(start) > _LONGEST_OPENING else _State.OPENING
+            return _InputState.INSIDE
+        return _InputState.WHOLE if len(start) > _LONGEST_OPENING else _InputState.OPENING
 
     def _inside(self) -> bytes:
         text = self._text
@@ -86,7 +86,7 @@ class CustomInput:
         assert found is not None
         end = found.end()
         if text[end : end + 1] == '"':
-            self._state, self._text = _State.CLOSING, text[end + 1 :]
+            self._state, self._text = _InputState.CLOSING, text[end + 1 :]
         else:
             # An escape waits for its end.
             self._text = text[end:]

@@ -34,7 +34,7 @@ def only_thought(text: bytes) -> bytes | None:
     return None if found is None or _CLOSE in found[1] else found[1]
 
 
-class _State(Enum):
+class _ThinkState(Enum):
     START = auto()
     THINKING = auto()
     TEXT = auto()
@@ -44,7 +44,7 @@ class ThinkTags:
     """One answer's content. `done` says that from now on everything is text."""
 
     def __init__(self, *, opened: bool) -> None:
-        self._state = _State.THINKING if opened else _State.START
+        self._state = _ThinkState.THINKING if opened else _ThinkState.START
         self._held = b""
         self._fresh = True
         self._unclosed: list[bytes] | None = [] if opened else None
@@ -52,35 +52,35 @@ class ThinkTags:
     @property
     def done(self) -> bool:
         """Whether nothing can be reasoning any more, and nothing is held."""
-        return self._state is _State.TEXT and not self._fresh
+        return self._state is _ThinkState.TEXT and not self._fresh
 
     def feed(self, fragment: bytes) -> tuple[bytes, bytes]:
         """Reasoning and text that this content adds, as fragments."""
-        if self._state is _State.START and not self._held and fragment[:1] not in _MAY_START:
+        if self._state is _ThinkState.START and not self._held and fragment[:1] not in _MAY_START:
             # The usual answer: no tags at all.
-            self._state, self._fresh = _State.TEXT, False
+            self._state, self._fresh = _ThinkState.TEXT, False
             return b"", fragment
         if b"\\u003" in fragment:
             fragment = _ESCAPED.sub(lambda m: m[1] + (b"<" if m[2] in b"cC" else b">"), fragment)
         data, self._held = self._held + fragment, b""
-        if self._state is _State.START:
+        if self._state is _ThinkState.START:
             start = _after_blanks(data)
             # Blanks without end are text: to hold them for ever would be to read them again with every one that comes.
             if len(data) < _MAX_HELD and len(data) - start < len(_OPEN) and _OPEN.startswith(data[start:]):
                 self._held = data
                 return b"", b""
             if not data.startswith(_OPEN, start):
-                self._state, self._fresh = _State.TEXT, False
+                self._state, self._fresh = _ThinkState.TEXT, False
                 return b"", data
-            self._state, data = _State.THINKING, data[start + len(_OPEN) :]
-        if self._state is _State.THINKING:
+            self._state, data = _ThinkState.THINKING, data[start + len(_OPEN) :]
+        if self._state is _ThinkState.THINKING:
             return self._think(data)
         return b"", self._text(data)
 
     def end(self) -> tuple[bytes, bytes]:
         """What was held back, now that nothing follows."""
         held, self._held = self._held, b""
-        if self._state is _State.THINKING:
+        if self._state is _ThinkState.THINKING:
             if held and self._unclosed is not None:
                 self._unclosed.append(held)
             return held, b""
@@ -89,7 +89,7 @@ class ThinkTags:
     @property
     def unclosed(self) -> bytes:
         """All that was given out as reasoning only because the template was said to open it; no end of it came."""
-        return b"".join(self._unclosed or ()) if self._state is _State.THINKING else b""
+        return b"".join(self._unclosed or ()) if self._state is _ThinkState.THINKING else b""
 
     def _think(self, data: bytes) -> tuple[bytes, bytes]:
         if self._fresh:
@@ -104,7 +104,7 @@ class ThinkTags:
             self._fresh = False
         end = data.find(_CLOSE)
         if end >= 0:
-            self._state, self._fresh, self._unclosed = _State.TEXT, True, None
+            self._state, self._fresh, self._unclosed = _ThinkState.TEXT, True, None
             return data[:end], self._text(data[end + len(_CLOSE) :])
         for size in range(min(len(_CLOSE) - 1, len(data)), 0, -1):
             if _CLOSE.startswith(data[-size:]):

@@ -59,15 +59,15 @@ class ErrorEvent(Event, tag="error"):
     error: ErrorDetail
 
 
-class _Output(Event):
+class _OutputItemEvent(Event):
     output_index: int
     item: OutputItem
 
 
-class OutputItemAdded(_Output, tag="response.output_item.added"): ...
+class OutputItemAdded(_OutputItemEvent, tag="response.output_item.added"): ...
 
 
-class OutputItemDone(_Output, tag="response.output_item.done"): ...
+class OutputItemDone(_OutputItemEvent, tag="response.output_item.done"): ...
 
 
 class _Part(Event):
@@ -149,94 +149,94 @@ class ReasoningSummaryTextDone(_Summary, tag="response.reasoning_summary_text.do
     text: JsonText
 
 
-class _Call(Event):
+class _CallEvent(Event):
     item_id: str
     output_index: int
 
 
-class FunctionCallArgumentsDelta(_Call, tag="response.function_call_arguments.delta"):
+class FunctionCallArgumentsDelta(_CallEvent, tag="response.function_call_arguments.delta"):
     delta: JsonText
 
 
-class FunctionCallArgumentsDone(_Call, tag="response.function_call_arguments.done"):
+class FunctionCallArgumentsDone(_CallEvent, tag="response.function_call_arguments.done"):
     arguments: JsonText
     name: str
 
 
-class CustomToolCallInputDelta(_Call, tag="response.custom_tool_call_input.delta"):
+class CustomToolCallInputDelta(_CallEvent, tag="response.custom_tool_call_input.delta"):
     delta: JsonText
 
 
-class CustomToolCallInputDone(_Call, tag="response.custom_tool_call_input.done"):
+class CustomToolCallInputDone(_CallEvent, tag="response.custom_tool_call_input.done"):
     input: JsonText
 
 
-class FileSearchInProgress(_Call, tag="response.file_search_call.in_progress"): ...
+class FileSearchInProgress(_CallEvent, tag="response.file_search_call.in_progress"): ...
 
 
-class FileSearchSearching(_Call, tag="response.file_search_call.searching"): ...
+class FileSearchSearching(_CallEvent, tag="response.file_search_call.searching"): ...
 
 
-class FileSearchCompleted(_Call, tag="response.file_search_call.completed"): ...
+class FileSearchCompleted(_CallEvent, tag="response.file_search_call.completed"): ...
 
 
-class WebSearchInProgress(_Call, tag="response.web_search_call.in_progress"): ...
+class WebSearchInProgress(_CallEvent, tag="response.web_search_call.in_progress"): ...
 
 
-class WebSearchSearching(_Call, tag="response.web_search_call.searching"): ...
+class WebSearchSearching(_CallEvent, tag="response.web_search_call.searching"): ...
 
 
-class WebSearchCompleted(_Call, tag="response.web_search_call.completed"): ...
+class WebSearchCompleted(_CallEvent, tag="response.web_search_call.completed"): ...
 
 
-class CodeInterpreterInProgress(_Call, tag="response.code_interpreter_call.in_progress"): ...
+class CodeInterpreterInProgress(_CallEvent, tag="response.code_interpreter_call.in_progress"): ...
 
 
-class CodeInterpreterCodeDelta(_Call, tag="response.code_interpreter_call_code.delta"):
+class CodeInterpreterCodeDelta(_CallEvent, tag="response.code_interpreter_call_code.delta"):
     delta: str
 
 
-class CodeInterpreterCodeDone(_Call, tag="response.code_interpreter_call_code.done"):
+class CodeInterpreterCodeDone(_CallEvent, tag="response.code_interpreter_call_code.done"):
     code: str
 
 
-class CodeInterpreterInterpreting(_Call, tag="response.code_interpreter_call.interpreting"): ...
+class CodeInterpreterInterpreting(_CallEvent, tag="response.code_interpreter_call.interpreting"): ...
 
 
-class CodeInterpreterCompleted(_Call, tag="response.code_interpreter_call.completed"): ...
+class CodeInterpreterCompleted(_CallEvent, tag="response.code_interpreter_call.completed"): ...
 
 
-class McpListToolsInProgress(_Call, tag="response.mcp_list_tools.in_progress"): ...
+class McpListToolsInProgress(_CallEvent, tag="response.mcp_list_tools.in_progress"): ...
 
 
-class McpListToolsCompleted(_Call, tag="response.mcp_list_tools.completed"): ...
+class McpListToolsCompleted(_CallEvent, tag="response.mcp_list_tools.completed"): ...
 
 
-class McpListToolsFailed(_Call, tag="response.mcp_list_tools.failed"): ...
+class McpListToolsFailed(_CallEvent, tag="response.mcp_list_tools.failed"): ...
 
 
-class McpCallInProgress(_Call, tag="response.mcp_call.in_progress"): ...
+class McpCallInProgress(_CallEvent, tag="response.mcp_call.in_progress"): ...
 
 
-class McpCallArgumentsDelta(_Call, tag="response.mcp_call_arguments.delta"):
+class McpCallArgumentsDelta(_CallEvent, tag="response.mcp_call_arguments.delta"):
     delta: str
 
 
-class McpCallArgumentsDone(_Call, tag="response.mcp_call_arguments.done"):
+class McpCallArgumentsDone(_CallEvent, tag="response.mcp_call_arguments.done"):
     arguments: str
 
 
-class McpCallCompleted(_Call, tag="response.mcp_call.completed"): ...
+class McpCallCompleted(_CallEvent, tag="response.mcp_call.completed"): ...
 
 
-class McpCallFailed(_Call, tag="response.mcp_call.failed"): ...
+class McpCallFailed(_CallEvent, tag="response.mcp_call.failed"): ...
 
 
-class ApplyPatchDiffDelta(_Call, tag="response.apply_patch_call_operation_diff.delta"):
+class ApplyPatchDiffDelta(_CallEvent, tag="response.apply_patch_call_operation_diff.delta"):
     delta: str
 
 
-class ApplyPatchDiffDone(_Call, tag="response.apply_patch_call_operation_diff.done"):
+class ApplyPatchDiffDone(_CallEvent, tag="response.apply_patch_call_operation_diff.done"):
     diff: str
 
 

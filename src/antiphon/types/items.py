@@ -116,20 +116,20 @@ class SummaryText(Struct, tag_field="type", tag="summary_text"):
     text: JsonText
 
 
-class _Item(Struct, kw_only=True):
+class _EmittedItem(Struct, kw_only=True):
     """What all items that are emitted have."""
 
     id: str
     type: str
 
 
-class _Tracked(_Item, kw_only=True):
+class _Tracked(_EmittedItem, kw_only=True):
     """Those of which it is said how far they are."""
 
     status: ItemStatus
 
 
-class _Call(_Tracked, kw_only=True):
+class _ClientCall(_Tracked, kw_only=True):
     """Calls that the client answers."""
 
     call_id: str
@@ -148,7 +148,7 @@ class Message(_Tracked, kw_only=True):
     role: Literal["assistant"] = "assistant"
 
 
-class Reasoning(_Item, kw_only=True):
+class Reasoning(_EmittedItem, kw_only=True):
     """A reasoning item. It has no `status` (observed 197 of 197); `content` is absent when the text is a summary,
     `encrypted_content` when it was not asked for."""
 
@@ -170,7 +170,7 @@ class FunctionCall(_Tracked, kw_only=True):
     encrypted_function_args: list[str] | UnsetType = UNSET
 
 
-class CustomToolCall(_Call, kw_only=True):
+class CustomToolCall(_ClientCall, kw_only=True):
     """A call of a custom tool; `input` is free text."""
 
     type: Literal["custom_tool_call"] = "custom_tool_call"
@@ -179,14 +179,14 @@ class CustomToolCall(_Call, kw_only=True):
     namespace: str | UnsetType = UNSET
 
 
-class LocalShellCall(_Call, kw_only=True):
+class LocalShellCall(_ClientCall, kw_only=True):
     """A command for the client's machine; `action` is `{type: exec, command, env, …}`."""
 
     type: Literal["local_shell_call"] = "local_shell_call"
     action: JsonObject
 
 
-class ShellCall(_Call, kw_only=True):
+class ShellCall(_ClientCall, kw_only=True):
     """Command lines for a shell; `action` is `{commands, timeout_ms, max_output_length}`."""
 
     type: Literal["shell_call"] = "shell_call"
@@ -194,14 +194,14 @@ class ShellCall(_Call, kw_only=True):
     environment: Raw = Raw(b'{"type":"local"}')
 
 
-class ApplyPatchCall(_Call, kw_only=True):
+class ApplyPatchCall(_ClientCall, kw_only=True):
     """A change of one file; `operation` is `{type, path, diff}`."""
 
     type: Literal["apply_patch_call"] = "apply_patch_call"
     operation: JsonObject
 
 
-class ToolSearchCall(_Call, kw_only=True):
+class ToolSearchCall(_ClientCall, kw_only=True):
     """A search for tools that the client performs; `arguments` is an object."""
 
     type: Literal["tool_search_call"] = "tool_search_call"
@@ -213,7 +213,7 @@ NativeCall = LocalShellCall | ShellCall | ApplyPatchCall | ToolSearchCall
 """Calls that are emitted whole: nothing comes between their added and done events."""
 
 
-class Compaction(_Item, kw_only=True):
+class Compaction(_EmittedItem, kw_only=True):
     """What stands for an earlier part of the conversation; it has no `status`."""
 
     type: Literal["compaction"] = "compaction"
@@ -275,7 +275,7 @@ class McpCall(_Tracked, kw_only=True):
     server_label: str
 
 
-class McpListTools(_Item, kw_only=True):
+class McpListTools(_EmittedItem, kw_only=True):
     """The tools of an MCP server; no `status`."""
 
     type: Literal["mcp_list_tools"] = "mcp_list_tools"
@@ -284,7 +284,7 @@ class McpListTools(_Item, kw_only=True):
     error: Raw | UnsetType = UNSET
 
 
-class McpApprovalRequest(_Item, kw_only=True):
+class McpApprovalRequest(_EmittedItem, kw_only=True):
     """A call that the client must approve first; no `status`."""
 
     type: Literal["mcp_approval_request"] = "mcp_approval_request"

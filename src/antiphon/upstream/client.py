@@ -83,7 +83,7 @@ class HttpUpstream:
             _let_go(error)
             raise _failed(UpstreamFault.CUT, f"{_describe(error)} before the head") from None
         try:
-            yield _Answer(response, self._idle_seconds, self._body_limit)
+            yield _UpstreamAnswer(response, self._idle_seconds, self._body_limit)
         finally:
             # At its end aiohttp has taken the connection back already; otherwise it must not be kept, and the
             # upstream shall learn at once that nobody listens any more.
@@ -107,7 +107,7 @@ class HttpUpstream:
         return self._connections
 
 
-class _Answer:
+class _UpstreamAnswer:
     """An answer whose head has arrived."""
 
     def __init__(self, response: HttpAnswer, idle_seconds: float, body_limit: int) -> None:

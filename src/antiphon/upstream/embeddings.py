@@ -28,13 +28,13 @@ from antiphon.types.json import encode
 _FINAL = frozenset({400, 413, 422})
 
 
-class _Item(msgspec.Struct):
+class _Embedding(msgspec.Struct):
     embedding: list[float] | str
     index: int | None = None
 
 
-class _Answer(msgspec.Struct):
-    data: list[_Item]
+class _EmbeddingsAnswer(msgspec.Struct):
+    data: list[_Embedding]
 
 
 class HttpEmbedder:
@@ -95,7 +95,7 @@ class HttpEmbedder:
 
     def _read(self, body: bytes, count: int) -> list[bytes]:
         try:
-            items = msgspec.json.decode(body, type=_Answer).data
+            items = msgspec.json.decode(body, type=_EmbeddingsAnswer).data
             if all(item.index is not None for item in items):
                 items.sort(key=lambda item: item.index or 0)
             vectors = [_vector(item.embedding) for item in items]

@@ -34,7 +34,7 @@ _NOBODY_THERE = frozenset({502, 503, 504})
 
 
 @dataclass
-class _Member:
+class _WeightedUpstream:
     name: str
     upstream: Upstream
     weight: int
@@ -72,7 +72,7 @@ class SeveralUpstreams:
     ) -> None:
         self._weighted = bool(weights)
         self._members = [
-            _Member(name, upstream, weight, name in passthrough)
+            _WeightedUpstream(name, upstream, weight, name in passthrough)
             for (name, upstream), weight in zip(upstreams.items(), weights or [1] * len(upstreams), strict=True)
         ]
         self._clock = clock
@@ -103,7 +103,7 @@ class SeveralUpstreams:
                 yield _Answered(answer, answer.status, (*headers, *said))
                 return
 
-    def _order(self) -> list[_Member]:
+    def _order(self) -> list[_WeightedUpstream]:
         """All of them, those that were found to be dead last."""
         now = self._clock()
         members = self._members
@@ -113,18 +113,18 @@ class SeveralUpstreams:
         # (Sorting keeps the order among equals.)
         return sorted(members, key=lambda member: member.left_out_until > now)
 
-    def _note(self, member: _Member, *, answered: bool) -> None:
+    def _note(self, member: _WeightedUpstream, *, answered: bool) -> None:
         member.failures = 0 if answered else member.failures + 1
         if member.failures >= _FAILURES:
             member.failures = 0
             member.left_out_until = self._clock() + _LEFT_OUT
 
     @staticmethod
-    def _tell(member: _Member, after: _Member, cause: str) -> None:
+    def _tell(member: _WeightedUpstream, after: _WeightedUpstream, cause: str) -> None:
         _log.warning("upstream_passed_over", upstream=member.name, next=after.name, cause=cause)
 
 
-def _for(request: UpstreamRequest, member: _Member) -> UpstreamRequest:
+def _for(request: UpstreamRequest, member: _WeightedUpstream) -> UpstreamRequest:
     """The call as this one gets it."""
     headers = request.headers
     if not member.passthrough:

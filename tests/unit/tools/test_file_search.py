@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool
-from antiphon.engine.ports.vector_stores import Searcher, SearchHit
+from antiphon.engine.ports.vector_stores import FoundChunk, Searcher
 from antiphon.errors import InvalidRequest, NotFound
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.file_search import FileSearch
 from antiphon.translation.tool_map import CallKind, CallTarget
 from antiphon.types.search import DEFAULT_RANKING, Filter, Ranking
 
-HIT = SearchHit("file-1", "a【1】.txt", 0.456, {"k": 1}, "It rains.【2】", "vs_1")
+HIT = FoundChunk("file-1", "a【1】.txt", 0.456, {"k": 1}, "It rains.【2】", "vs_1")
 
 
 class _Searcher(Searcher):
-    def __init__(self, *hits: SearchHit) -> None:
+    def __init__(self, *hits: FoundChunk) -> None:
         self.hits = list(hits)
         self.asked: list[tuple[Any, ...]] = []
         self.fails: Exception | None = None
@@ -34,7 +34,7 @@ class _Searcher(Searcher):
         limit: int = 10,
         filters: Filter | None = None,
         ranking: Ranking = DEFAULT_RANKING,
-    ) -> list[SearchHit]:
+    ) -> list[FoundChunk]:
         self.asked.append((owner, vector_store_ids, queries, limit, filters, ranking))
         if self.fails is not None:
             raise self.fails

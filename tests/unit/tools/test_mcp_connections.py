@@ -18,7 +18,15 @@ from mcp.types import CONNECTION_CLOSED
 
 from antiphon.config.tools import McpSettings
 from antiphon.tools.mcp import connections
-from antiphon.tools.mcp.connections import McpConnections, Refused, ServerFailed, _Bounded, _failure, _Guarded, _Session
+from antiphon.tools.mcp.connections import (
+    McpConnections,
+    Refused,
+    ServerFailed,
+    _Bounded,
+    _failure,
+    _Guarded,
+    _McpSession,
+)
 from antiphon.tools.mcp.servers import McpServer
 
 SERVER = McpServer("https://a.example/mcp", (("authorization", "Bearer t"),))
@@ -37,7 +45,7 @@ class Played:
         self.fails: BaseException | None = None
         self.entered = self.left = 0
 
-    async def enter(self, session: _Session, stack: AsyncExitStack) -> Any:
+    async def enter(self, session: _McpSession, stack: AsyncExitStack) -> Any:
         @asynccontextmanager
         async def held() -> AsyncIterator[None]:
             self.entered += 1
@@ -57,10 +65,10 @@ class Played:
 def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     made = Played()
 
-    async def enter(self: _Session, stack: AsyncExitStack) -> Any:
+    async def enter(self: _McpSession, stack: AsyncExitStack) -> Any:
         return await made.enter(self, stack)
 
-    monkeypatch.setattr(_Session, "_enter", enter)
+    monkeypatch.setattr(_McpSession, "_enter", enter)
     return made
 
 

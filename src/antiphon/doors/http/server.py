@@ -64,7 +64,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
-class _Call:
+class _RequestRecord:
     """What is known of one request, for its log line."""
 
     id: str
@@ -185,7 +185,7 @@ class HttpDoor:
         context = self._context
         headers = tuple((name.lower(), value) for name, value in request.headers.items())
         given = sent_id(headers)
-        call = _Call(given or new_id("req"), request.method)
+        call = _RequestRecord(given or new_id("req"), request.method)
         call.headers = headers if given else with_own_id(headers, call.id)
         # Behind Envoy it is Envoy's filter that says which pages may read.
         origins = () if self._private else context.cors_origins
@@ -219,7 +219,7 @@ class HttpDoor:
         finally:
             self._write_log(call)
 
-    async def _answer(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, call: _RequestRecord) -> web.StreamResponse:
         call.path = request.raw_path.partition("?")[0]
         call.path, query = split_target(request.raw_path)
         if (preflight := self._preflight(request, call)) is not None:
@@ -265,7 +265,7 @@ class HttpDoor:
                 return await send_stream(request, answer.status, headers, answer.stream)
         return make_response(answer.status, (*answer.headers, *call.added), answer.body)
 
-    def _preflight(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse | None:
+    def _preflight(self, request: web.BaseRequest, call: _RequestRecord) -> web.StreamResponse | None:
         """The answer to a browser that asks, without credentials, what a page of an origin may do."""
         origin = request.headers.get("origin", "")
         asks = call.method == "OPTIONS" and "access-control-request-method" in request.headers
@@ -273,7 +273,7 @@ class HttpDoor:
             return None
         return make_response(204, (("x-request-id", call.id), *cors.preflight_headers(origin)), b"")
 
-    def _check_peer(self, request: web.BaseRequest, call: _Call) -> None:
+    def _check_peer(self, request: web.BaseRequest, call: _RequestRecord) -> None:
         """Whether the peer is our gateway; drops the headers that only the gateway may set when it is not."""
         headers = call.headers
         self._check_single(request)
@@ -297,7 +297,7 @@ class HttpDoor:
                 raise InvalidRequest(f"The header {name} stands more than once. Send it once.", code="duplicate_header")
 
     async def _serve_exchange(
-        self, request: web.BaseRequest, call: _Call, owner: str, hold: Hold
+        self, request: web.BaseRequest, call: _RequestRecord, owner: str, hold: Hold
     ) -> web.StreamResponse:
         if not self._drive_exchanges and call.path == RESPONSES_PATH:
             raise NotFound("Responses are created through the gateway, not on this port.", code="unknown_url")
@@ -321,7 +321,7 @@ class HttpDoor:
             call.outcome = "error"
             raise
 
-    async def _serve_socket(self, request: web.BaseRequest, call: _Call) -> web.StreamResponse:
+    async def _serve_socket(self, request: web.BaseRequest, call: _RequestRecord) -> web.StreamResponse:
         """A WebSocket: its requests are admitted one by one, so that an idle connection holds up nothing."""
         check_handshake(request, self._context.websocket, len(self._sockets))
         owner = self._context.owners.resolve(call.headers)
@@ -351,7 +351,7 @@ class HttpDoor:
     def _leaving(self) -> CancelReason:
         return CancelReason.SHUTTING_DOWN if self._closing else CancelReason.CLIENT_GONE
 
-    async def _read_body(self, request: web.BaseRequest, call: _Call, hold: Hold) -> bytes:
+    async def _read_body(self, request: web.BaseRequest, call: _RequestRecord, hold: Hold) -> bytes:
         """The whole body, decompressed, within the limits of size, memory and time."""
         seconds = self._context.timeouts.request
         try:
@@ -374,7 +374,7 @@ class HttpDoor:
             raise _misframed() from None
         return await decoded(body)
 
-    def _write_log(self, call: _Call) -> None:
+    def _write_log(self, call: _RequestRecord) -> None:
         if call.response is not None:
             observed, exchange = call.response
             observed.end(exchange, call.outcome, call.failure, path=call.path, status=call.status)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from antiphon.engine.ports.vector_stores import Chunking, FileError, SearchHit
+from antiphon.engine.ports.vector_stores import Chunking, FileError, FoundChunk
 from antiphon.errors import AntiphonError
 from antiphon.types.search import Filter
 
@@ -139,7 +139,7 @@ class ChunkIndex(Protocol):
         """The chunks whose vectors of this model are nearest to the vector (float16, of length 1), best first; the
         score is the cosine. None of another width."""
 
-    async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, SearchHit]:
+    async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, FoundChunk]:
         """The chunks' texts with their files (`score` 0); those that are gone, or not in these stores, are left out."""
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:

@@ -27,11 +27,11 @@ _DONE_LINE = b"event: response.output_item.done\n"
 _DATA = b"data: "
 
 
-class _Kind(msgspec.Struct):
+class _BackgroundFlag(msgspec.Struct):
     background: bool = False
 
 
-class _Item(msgspec.Struct):
+class _StoredItem(msgspec.Struct):
     id: str = ""
     type: str = ""
 
@@ -40,8 +40,8 @@ class _ItemDone(msgspec.Struct):
     item: Raw
 
 
-_KIND = msgspec.json.Decoder(_Kind)
-_ITEM = msgspec.json.Decoder(_Item)
+_KIND = msgspec.json.Decoder(_BackgroundFlag)
+_ITEM = msgspec.json.Decoder(_StoredItem)
 _ITEM_DONE = msgspec.json.Decoder(_ItemDone)
 
 

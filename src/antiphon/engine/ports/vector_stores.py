@@ -20,7 +20,7 @@ FileState = Literal["in_progress", "completed", "cancelled", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class SearchHit:
+class FoundChunk:
     """One chunk that fits a query: `score` is 0..1, `text` the chunk, `attributes` the file's."""
 
     file_id: str
@@ -43,7 +43,7 @@ class Searcher(Protocol):
         limit: int = 10,
         filters: Filter | None = None,
         ranking: Ranking = DEFAULT_RANKING,
-    ) -> list[SearchHit]:
+    ) -> list[FoundChunk]:
         """The best hits of all queries over all stores together, best first.
 
         Raises `NotFound` for a store that is not the owner's, `InvalidRequest` for an expired one, `StoreError`.

@@ -181,7 +181,7 @@ class Database:
                 done = await self._on(connection, deadline, work)
                 self._succeeded(doing)
                 return done
-            except _Lost as lost:
+            except _ConnectionLost as lost:
                 cause = lost.cause
                 if hopeless(cause):
                     raise store_error(doing, cause, setting=self.setting) from cause
@@ -215,7 +215,7 @@ class Database:
             return result
         except _NothingDone as error:
             self._leave(error.__cause__)
-            raise _Lost(error.__cause__ or error, nothing_done=True) from error.__cause__
+            raise _ConnectionLost(error.__cause__ or error, nothing_done=True) from error.__cause__
         except Exception as error:
             closed = connection.is_closed()
             # Between two of its messages asyncpg does not look whether it was told to end the connection.
@@ -225,7 +225,9 @@ class Database:
                 raise
             self._leave(error)
             # An `InterfaceError` comes before anything is sent: the connection was closed already.
-            raise _Lost(error, nothing_done=isinstance(error, asyncpg.InterfaceError) or read_only(error)) from error
+            raise _ConnectionLost(
+                error, nothing_done=isinstance(error, asyncpg.InterfaceError) or read_only(error)
+            ) from error
         finally:
             timer.cancel()
             self._give_back(connection, good)
@@ -378,7 +380,7 @@ class _NothingDone(Exception):
     """The connection was lost, its cause says how, before a commit was asked for."""
 
 
-class _Lost(Exception):
+class _ConnectionLost(Exception):
     """The connection is of no use any more."""
 
     def __init__(self, cause: BaseException, *, nothing_done: bool = False) -> None:

@@ -50,7 +50,7 @@ _ELSEWHERE = (
 _WITHOUT_CONTENT = "SELECT owner, id, blob FROM files"
 
 
-class _Member(Struct):
+class _ArchiveMember(Struct):
     size: int
     sha256: str
 
@@ -59,7 +59,7 @@ class _Manifest(Struct):
     format: Literal[1]
     created_at: int
     keys: dict[KeyName, list[str]]
-    members: dict[str, _Member]
+    members: dict[str, _ArchiveMember]
     with_contents: bool = True
 
 
@@ -155,14 +155,14 @@ class _Packed:
 
     def __init__(self, archive: tarfile.TarFile) -> None:
         self._archive = archive
-        self._members: dict[str, _Member] = {}
+        self._members: dict[str, _ArchiveMember] = {}
 
     def add(self, name: str, path: Path) -> None:
         with path.open("rb") as content:
             size = os.fstat(content.fileno()).st_size
             hashed = _Hashed(content)
             self._archive.addfile(_member(name, size), hashed)
-        self._members[name] = _Member(size, hashed.sha256.hexdigest())
+        self._members[name] = _ArchiveMember(size, hashed.sha256.hexdigest())
 
     def finish(self, keys: Mapping[KeyName, list[str]], with_contents: bool) -> None:
         body = msgspec.json.encode(_Manifest(1, int(time.time()), dict(keys), self._members, with_contents))
@@ -280,7 +280,7 @@ def _copy_database(path: Path, to: Path) -> None:
 
 def _unpack(source: Path, draft: Path) -> _Manifest:
     """Write what is in the archive under the names that can be there, and hold it against its manifest."""
-    found: dict[str, _Member] = {}
+    found: dict[str, _ArchiveMember] = {}
     manifest: _Manifest | None = None
     with tarfile.open(source, mode="r|") as archive:
         for member in archive:
@@ -297,7 +297,7 @@ def _unpack(source: Path, draft: Path) -> _Manifest:
             with _private(path) as out:
                 hashed = _Hashed(content)
                 shutil.copyfileobj(hashed, out, 1 << 20)
-            found[member.name] = _Member(member.size, hashed.sha256.hexdigest())
+            found[member.name] = _ArchiveMember(member.size, hashed.sha256.hexdigest())
     if manifest is None:
         raise StoreError(f"{source} has no end: it was cut off, or is no backup. {_ELSEWHERE}")
     if found != manifest.members:

@@ -54,16 +54,16 @@ class _Auto(Struct):
     network_policy: _Policy | None = None
 
 
-class _Declaration(Struct):
+class _CodeInterpreterDeclaration(Struct):
     container: str | _Auto | None = None
 
 
-class _Arguments(Struct):
+class _CodeArguments(Struct):
     code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
+class _ContainerChoice:
     """Where the calls of one declaration run. With `make` the container is made if it is not there."""
 
     container_id: str
@@ -79,7 +79,7 @@ class CodeInterpreter:
     def __init__(self, rooms: ContainerRooms, settings: CodeInterpreterSettings) -> None:
         self.rooms = rooms
         self._settings = settings
-        self._choices: OrderedDict[tuple[str, int], _Choice] = OrderedDict()
+        self._choices: OrderedDict[tuple[str, int], _ContainerChoice] = OrderedDict()
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
         """Check the declaration and choose the container. Raises `ApiError`."""
@@ -107,7 +107,7 @@ class CodeInterpreter:
         """End all interpreters."""
         await self.rooms.aclose()
 
-    async def _chosen(self, owner: str, response_id: str, tool: HostedTool) -> _Choice:
+    async def _chosen(self, owner: str, response_id: str, tool: HostedTool) -> _ContainerChoice:
         """The same container for all calls of one declaration."""
         key = (response_id, tool.index)
         known = self._choices.get(key)
@@ -118,9 +118,9 @@ class CodeInterpreter:
             self._choices.popitem(last=False)
         return chosen
 
-    async def _choose(self, owner: str, tool: HostedTool) -> _Choice:
+    async def _choose(self, owner: str, tool: HostedTool) -> _ContainerChoice:
         where = f"tools[{tool.index}].container"
-        container = read_declared(tool, _Declaration).container
+        container = read_declared(tool, _CodeInterpreterDeclaration).container
         if container is None:
             raise missing_parameter(where)
         if isinstance(container, str):
@@ -128,7 +128,7 @@ class CodeInterpreter:
                 raise InvalidRequest(
                     f"There is no container {container[:64]!r}; it may have expired.", param=where, code="not_found"
                 )
-            return _Choice(container)
+            return _ContainerChoice(container)
         if container.type != "auto":
             raise invalid_value(f"{where}.type", "it must be 'auto'")
         if container.network_policy is not None and container.network_policy.type != "disabled":
@@ -147,14 +147,14 @@ class CodeInterpreter:
         if tool.earlier is not None:
             earlier = await self.rooms.get(owner, tool.earlier)
             if earlier is not None and (container.memory_limit is None or earlier.memory == memory):
-                return _Choice(earlier.id, file_ids)
+                return _ContainerChoice(earlier.id, file_ids)
         request = ContainerRequest(_NAME, memory, self._settings.idle)
-        return _Choice(self.rooms.new_container_id(), file_ids, request)
+        return _ContainerChoice(self.rooms.new_container_id(), file_ids, request)
 
 
 def _code(arguments: str) -> str:
     """The code, as the item shows it: models that do not keep to the form write the code itself."""
-    given = read_arguments(arguments, _Arguments)
+    given = read_arguments(arguments, _CodeArguments)
     code = arguments if given is None else given.code
     if not code.strip():
         raise ToolFailed("there is no code in it; the arguments must be a JSON object with the string 'code'.")

@@ -61,7 +61,7 @@ class McpConnections:
         self._permit = permit
         self._max_sessions = max_sessions
         self._limits = limits
-        self._sessions: OrderedDict[tuple[str, str], _Session] = OrderedDict()
+        self._sessions: OrderedDict[tuple[str, str], _McpSession] = OrderedDict()
 
     @contextlib.asynccontextmanager
     async def session(self, server: McpServer, response_id: str) -> AsyncIterator[ClientSession]:
@@ -70,7 +70,7 @@ class McpConnections:
         kept = self._sessions.get(key)
         if kept is None or kept.ended:
             self._make_room()
-            made = kept = self._sessions[key] = _Session(server, self._permit, self._limits)
+            made = kept = self._sessions[key] = _McpSession(server, self._permit, self._limits)
             # Forgotten when it is over, whatever ended it.
             made.task.add_done_callback(lambda _: self._drop(key, made))
         self._sessions.move_to_end(key)
@@ -97,7 +97,7 @@ class McpConnections:
             raise ServerFailed("Too many connections are open; try again later.", 503)
         self._drop(*idle)
 
-    def _drop(self, key: tuple[str, str], session: _Session) -> None:
+    def _drop(self, key: tuple[str, str], session: _McpSession) -> None:
         session.close()
         if self._sessions.get(key) is session:
             del self._sessions[key]
@@ -112,7 +112,7 @@ class McpConnections:
             await session.closed()
 
 
-class _Session:
+class _McpSession:
     """One session, and the task that holds its contexts."""
 
     def __init__(self, server: McpServer, permit: Permit, limits: McpSettings) -> None:

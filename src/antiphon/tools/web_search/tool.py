@@ -62,7 +62,7 @@ class _Filters(Struct, forbid_unknown_fields=True):
     blocked_domains: list[str] | None = None
 
 
-class _Declaration(Struct):
+class _WebSearchDeclaration(Struct):
     filters: _Filters | None = None
     user_location: UserLocation | None = None
     search_context_size: str | None = None
@@ -78,7 +78,7 @@ class _Declaration(Struct):
         return fits_domains(url, self.allowed) and not (blocked and fits_domains(url, blocked))
 
 
-class _Arguments(Struct):
+class _WebSearchArguments(Struct):
     query: str = ""
     url: str = ""
     pattern: str = ""
@@ -106,7 +106,7 @@ class WebSearch:
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
         """Check the declaration. Raises `InvalidRequest`."""
         where = f"tools[{tool.index}]"
-        declared = read_declared(tool, _Declaration)
+        declared = read_declared(tool, _WebSearchDeclaration)
         if declared.search_context_size not in (None, *_SIZES):
             name = f"{where}.search_context_size"
             raise wrong_value(f"Invalid value for '{name}'. Supported values are: {', '.join(_SIZES)}.", name)
@@ -124,10 +124,10 @@ class WebSearch:
 
     async def run(self, call: HostedCall) -> ToolResult:
         """One search, or one look at a page."""
-        arguments = read_arguments(call.arguments, _Arguments)
+        arguments = read_arguments(call.arguments, _WebSearchArguments)
         if arguments is None:
             raise ToolFailed("the arguments must be a JSON object of strings.")
-        declared = read_declared(call.tool, _Declaration)
+        declared = read_declared(call.tool, _WebSearchDeclaration)
         if call.target.name == "web_search":
             return await self._search(call, arguments, declared)
         return await self._look(call, arguments, declared)
@@ -136,7 +136,9 @@ class WebSearch:
         """Close the connections to the service."""
         await self._provider.aclose()
 
-    async def _search(self, call: HostedCall, arguments: _Arguments, declared: _Declaration) -> ToolResult:
+    async def _search(
+        self, call: HostedCall, arguments: _WebSearchArguments, declared: _WebSearchDeclaration
+    ) -> ToolResult:
         query = arguments.query.strip()
         if not query:
             raise ToolFailed("'query' is empty.")
@@ -159,7 +161,9 @@ class WebSearch:
             sources=tuple(_source(hit.url, hit.title) for hit in hits),
         )
 
-    async def _look(self, call: HostedCall, arguments: _Arguments, declared: _Declaration) -> ToolResult:
+    async def _look(
+        self, call: HostedCall, arguments: _WebSearchArguments, declared: _WebSearchDeclaration
+    ) -> ToolResult:
         url, finding = arguments.url.strip(), call.target.name == "find_in_page"
         action: dict[str, Any] = {"type": "open_page", "url": url}
         if finding:
@@ -184,7 +188,7 @@ class WebSearch:
         told = f"{{cite:0}} {unmarked(title)}\n\n{unmarked(text)}"
         return ToolResult(call.call_id, told, {"action": action}, sources=(_source(url, title),))
 
-    async def _read(self, url: str, declared: _Declaration, read: Callable[[FetchedFile], _Read]) -> _Read:
+    async def _read(self, url: str, declared: _WebSearchDeclaration, read: Callable[[FetchedFile], _Read]) -> _Read:
         if not declared.allows(url):
             raise ToolFailed("the request does not allow this domain.")
         assert self._pages is not None

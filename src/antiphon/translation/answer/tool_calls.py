@@ -35,7 +35,7 @@ class TooManyToolCalls(Exception):
 
 
 @dataclass(slots=True)
-class _Call:
+class _OpenCall:
     key: int | None
     id: str = ""
     name: str = ""
@@ -53,9 +53,9 @@ class ToolCalls:
         self._builder = builder
         self._tools = tools
         self._limit = limit
-        self._calls: list[_Call] = []
+        self._calls: list[_OpenCall] = []
         self._first = 0
-        self._open: _Call | None = None
+        self._open: _OpenCall | None = None
         self._ids = set(tools.call_ids)
         self.broken = False
         """Whether arguments came for a call that was closed already, so that what was emitted is wrong."""
@@ -112,7 +112,7 @@ class ToolCalls:
                 return
             if len(self._calls) >= self._limit:
                 raise TooManyToolCalls
-            call = _Call(delta.index)
+            call = _OpenCall(delta.index)
             self._calls.append(call)
         # First value wins: later ones are repetitions, or null or "" instead of absent.
         call.id = call.id or delta.id or ""
@@ -155,7 +155,7 @@ class ToolCalls:
         self._first = len(self._calls)
         self._open = None
 
-    def _find(self, delta: ToolCallDelta, name: str, part: bytes) -> _Call | None:
+    def _find(self, delta: ToolCallDelta, name: str, part: bytes) -> _OpenCall | None:
         """The call this delta continues, or None for a new one."""
         last = self._calls[-1] if self._calls else None
         if delta.index is None:
@@ -173,7 +173,7 @@ class ToolCalls:
         return None
 
     @staticmethod
-    def _is_repetition(call: _Call, part: bytes) -> bool:
+    def _is_repetition(call: _OpenCall, part: bytes) -> bool:
         """Whether a server sends the whole call again at its end, or blanks after it."""
         if not part.strip(b" ") and call.done:
             return True
@@ -193,7 +193,7 @@ class ToolCalls:
             self._open = None
             self._first += 1
 
-    def _emit(self, call: _Call, last: bool) -> None:
+    def _emit(self, call: _OpenCall, last: bool) -> None:
         """Emit what there is of a call; `last` when the next one has begun, or nothing more comes."""
         if call.suppressed:
             call.sent += call.waiting
@@ -221,14 +221,14 @@ class ToolCalls:
             call.sent += call.waiting
             call.waiting = []
 
-    def _may_emit(self, call: _Call) -> bool:
+    def _may_emit(self, call: _OpenCall) -> bool:
         if not self._tools.may_call(call.name):
             self.forbidden = call.name
             return False
         return not (self._tools.single and self.made)
 
 
-def _is_another(call: _Call, name: str, part: bytes) -> bool:
+def _is_another(call: _OpenCall, name: str, part: bytes) -> bool:
     """Whether a name and arguments that come under a call's index, without an id, begin another call."""
     had = b"".join((*call.sent, *call.waiting))
     if not (call.name and had and _is_whole(call)):
@@ -242,7 +242,7 @@ def _is_usable(call_id: str) -> bool:
     return len(call_id) <= _LONGEST_ID and call_id.isascii() and call_id.isprintable() and '"' not in call_id
 
 
-def _is_whole(call: _Call) -> bool:
+def _is_whole(call: _OpenCall) -> bool:
     """Whether the arguments are complete JSON, so that no more of them can come."""
     if call.bare:
         return False
