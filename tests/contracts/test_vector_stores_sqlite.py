@@ -11,9 +11,10 @@ import pytest
 
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite import ingestion, lease_clock
+from antiphon.stores.sqlite import lease_clock
 from antiphon.stores.sqlite.opening import SqliteVectorDatabase, open_vector_database
-from antiphon.stores.sqlite.vector_sql import index_table
+from antiphon.stores.sqlite.vectors import ingestion
+from antiphon.stores.sqlite.vectors.sql import index_table
 from tests.contracts.vector_store_contract import ALICE, VectorStoreContract, claim, found, ingest, make, sweep
 
 

@@ -17,12 +17,12 @@ from antiphon.engine.ports.vector_stores import FileError, NewFile
 from antiphon.errors import StoreError
 from antiphon.stores.backend import VectorDatabase
 from antiphon.stores.idempotency import IdempotencyStore
-from antiphon.stores.postgres import vector_table
-from antiphon.stores.postgres.chunk_index import APPROXIMATE, SEARCH_SETTINGS
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.opening import PostgresVectorDatabase, open_vectors
 from antiphon.stores.postgres.tables import PostgresTables, run_steps
-from antiphon.stores.postgres.vector_table import VectorTable, vector_text
+from antiphon.stores.postgres.vectors import table as vector_table
+from antiphon.stores.postgres.vectors.chunk_index import APPROXIMATE, SEARCH_SETTINGS
+from antiphon.stores.postgres.vectors.table import VectorTable, vector_text
 from antiphon.stores.sqlite.opening import open_vector_database
 from antiphon.stores.tables import Statement
 from antiphon.types.search import Filter

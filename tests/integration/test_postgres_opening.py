@@ -21,10 +21,11 @@ from antiphon.stores import Stores, backend_of, open_stores
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.deployment import Keys
-from antiphon.stores.postgres import owner_data, vector_table
+from antiphon.stores.postgres import owner_data
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.figures import TABLES
 from antiphon.stores.postgres.tables import PostgresTables
+from antiphon.stores.postgres.vectors import table as vector_table
 from antiphon.stores.state_report import examine_state
 from antiphon.stores.usage import OwnerRoom
 from tests.contracts.file_contract import fields, keep

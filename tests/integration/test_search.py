@@ -10,8 +10,8 @@ import pytest
 
 from antiphon.engine.ports.indexing import EmbeddingFailed, KnownStore
 from antiphon.errors import InvalidRequest, NotFound
-from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
-from antiphon.stores.sqlite.matrices import Matrices
+from antiphon.stores.sqlite.vectors.chunk_index import SqliteChunkIndex
+from antiphon.stores.sqlite.vectors.matrices import Matrices
 from antiphon.types.search import Filter, Ranking
 from tests.support.vector_stores import ALICE, BOB, VectorStoreSetup, WordEmbedder, open_vector_store_setup
 

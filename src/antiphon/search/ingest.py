@@ -1,7 +1,7 @@
 """The worker that turns files into chunks that can be found.
 
 Lives here: claiming files, renewing claims, reading, embedding, writing, and clearing up. Not here: how a document is
-read (`readers.py`), SQL (`stores/sqlite/ingestion.py`).
+read (`readers.py`), SQL (`stores/sqlite/vectors/ingestion.py`).
 
 One task looks for work when it is told that there is some, when a file is done, and every `idle` seconds (other
 processes add files too). Each file is a task of its own, at most `files` at once.

@@ -3,7 +3,7 @@ tables of any backend.
 
 Lives here: holding claimed files, completing or failing them; which stores an owner has, and the texts of chunks. Not
 here: claiming files, writing chunks and clearing up, matching words and comparing vectors, which each backend does in
-its own way (`sqlite/ingestion.py`, `sqlite/chunk_index.py` and PostgreSQL's), who runs the work (`search/ingest.py`),
+its own way (`sqlite/vectors/` and PostgreSQL's), who runs the work (`search/ingest.py`),
 ranking and fusion (`search/`), what clients see (`vector_stores.py`).
 
 Invariants: leases are judged by the clock of leases alone. A file is found only when it is completed. A search names

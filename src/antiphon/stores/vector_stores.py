@@ -1,7 +1,7 @@
 """Vector stores, their files and batches, in the tables of any backend.
 
 Lives here: the SQL that the backends share, in which order statements run, cursors and pages. Not here: what the
-backends say differently (`sqlite/vector_sql.py`, `postgres/vector_sql.py`), chunks, ingestion and searching, of which
+backends say differently (`sqlite/vectors/sql.py`, `postgres/vectors/sql.py`), chunks, ingestion and searching, of which
 each backend has its own.
 
 Whatever adds or takes files changes the store's row first, so two of them never wait for each other in a circle, and a

@@ -24,7 +24,6 @@ from antiphon.stores.blobs import disk as on_disk
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.sqlite import backup, database
 from antiphon.stores.sqlite.backup import make_archive, open_archive
-from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.database import create_file, free_bytes
 from antiphon.stores.sqlite.opening import (
     SESSIONS_FILE,
@@ -36,6 +35,7 @@ from antiphon.stores.sqlite.opening import (
 )
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.units import Unit
+from antiphon.stores.sqlite.vectors.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
 from antiphon.stores.tables import Statement
 from tests.contracts.file_contract import content, fields, keep

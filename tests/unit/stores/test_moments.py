@@ -23,10 +23,11 @@ from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.files import FileStore
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.retention import Retention
-from antiphon.stores.sqlite import ingestion, lease_clock, retention
 from antiphon.stores.sqlite import jobs as job_store
+from antiphon.stores.sqlite import lease_clock, retention
 from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_sqlite, open_vector_database
 from antiphon.stores.sqlite.retention import SqlitePieces
+from antiphon.stores.sqlite.vectors import ingestion
 from antiphon.stores.sqlite.writer import SqliteWriter
 from tests.contracts.job_contract import MOST, ONE, TWO, finished, piece, queued
 from tests.contracts.store_contract import ALICE, BOB, item

@@ -3,7 +3,7 @@
 Lives here: the questions, what is worth a note, and which indexes the steps of a schema make, read from their own text:
 one that is gone makes nothing wrong, and much slow. Not here: whether a start is possible at all (`migrate.py`),
 the schema's steps (`stores/schema_steps.py`), the indexes of large vector stores, which are made again by themselves
-(`vector_indexes.py`).
+(`vectors/indexes.py`).
 
 A pooler is known by the process ids: a server tells a client the number of the process that serves it, a pooler makes
 one up. In transaction mode two clients that ask in turn get the same process. Which limits a pooler has it tells only
@@ -36,7 +36,7 @@ from antiphon.stores.postgres.migrate import (
     check_server,
     packaged_steps,
 )
-from antiphon.stores.postgres.vector_table import VectorTable
+from antiphon.stores.postgres.vectors.table import VectorTable
 from antiphon.stores.schema_steps import SchemaStep
 
 _TRIPS = 9

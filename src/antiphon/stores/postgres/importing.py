@@ -21,8 +21,8 @@ from antiphon.stores.deployment import MOVING
 from antiphon.stores.moved import COLUMNS, Row
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import check_server, migrate, packaged_steps
-from antiphon.stores.postgres.vector_table import VectorTable, vector_text, width_of
-from antiphon.stores.postgres.vector_words import chunk_words
+from antiphon.stores.postgres.vectors.table import VectorTable, vector_text, width_of
+from antiphon.stores.postgres.vectors.words import chunk_words
 
 _SECONDS = 120.0
 _AT_ONCE = 100

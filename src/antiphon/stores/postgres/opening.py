@@ -20,12 +20,10 @@ from antiphon.engine.ports.files import BlobStore
 from antiphon.stores.backend import MATRIX_BYTES, StoreOptions, Stores, VectorDatabase, all_options
 from antiphon.stores.blobs.pending import PendingBlobs, PendingRows
 from antiphon.stores.idempotency import IdempotencyStore
-from antiphon.stores.postgres.chunk_index import PostgresChunkIndex
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.figures import PostgresFigures
 from antiphon.stores.postgres.files import SQL as FILE_SQL
-from antiphon.stores.postgres.ingestion import PostgresIngestion
 from antiphon.stores.postgres.job_sql import SQL as JOB_SQL
 from antiphon.stores.postgres.jobs import AddedEvents, PostgresJobWriter, QueuedTurns
 from antiphon.stores.postgres.migrate import migrate, packaged_steps, reach_server
@@ -35,9 +33,11 @@ from antiphon.stores.postgres.signals import PostgresSignals
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.turn_groups import Groups, group_limits
 from antiphon.stores.postgres.turns import SavedTurns
-from antiphon.stores.postgres.vector_indexes import EXACT_VECTORS, VectorIndexes
-from antiphon.stores.postgres.vector_sql import PostgresVectorSql
-from antiphon.stores.postgres.vector_table import VectorTable
+from antiphon.stores.postgres.vectors.chunk_index import PostgresChunkIndex
+from antiphon.stores.postgres.vectors.indexes import EXACT_VECTORS, VectorIndexes
+from antiphon.stores.postgres.vectors.ingestion import PostgresIngestion
+from antiphon.stores.postgres.vectors.sql import PostgresVectorSql
+from antiphon.stores.postgres.vectors.table import VectorTable
 from antiphon.stores.postgres.withdrawals import Withdrawals
 from antiphon.stores.vector_stores import VectorStores
 

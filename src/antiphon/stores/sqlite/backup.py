@@ -37,7 +37,7 @@ from antiphon.stores.blobs.disk import FILES_FOLDER, KEY, content_place, flush_f
 from antiphon.stores.sqlite.database import opened, store_errors
 from antiphon.stores.sqlite.migrate import check_schema, packaged_steps
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTOR_STEPS, VECTORS_FILE
-from antiphon.stores.sqlite.vector_sql import INDEX_PREFIX, INDEX_TABLE, index_table
+from antiphon.stores.sqlite.vectors.sql import INDEX_PREFIX, INDEX_TABLE, index_table
 
 _MANIFEST = "manifest.json"
 _WORK = ".backup"

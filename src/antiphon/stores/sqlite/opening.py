@@ -31,18 +31,18 @@ from antiphon.stores.idempotency import KEEP_SECONDS, IdempotencyStore
 from antiphon.stores.jobs import AskingSignals
 from antiphon.stores.retention import SWEEPER
 from antiphon.stores.sqlite import lease_clock
-from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.database import place_in
 from antiphon.stores.sqlite.files import SQL as FILE_SQL
 from antiphon.stores.sqlite.files import SqlitePendingRows
-from antiphon.stores.sqlite.ingestion import SqliteIngestion
 from antiphon.stores.sqlite.jobs import SQL as JOB_SQL
 from antiphon.stores.sqlite.jobs import SqliteJobWriter
 from antiphon.stores.sqlite.migrate import check_triggers, migrate, packaged_steps
 from antiphon.stores.sqlite.responses import LOAD_ITEMS, SqliteResponseWriter
 from antiphon.stores.sqlite.retention import SqlitePieces
 from antiphon.stores.sqlite.tables import SqliteTables
-from antiphon.stores.sqlite.vector_sql import SqliteVectorSql
+from antiphon.stores.sqlite.vectors.chunk_index import SqliteChunkIndex
+from antiphon.stores.sqlite.vectors.ingestion import SqliteIngestion
+from antiphon.stores.sqlite.vectors.sql import SqliteVectorSql
 from antiphon.stores.vector_stores import VectorStores
 
 # A look is a statement in this process.

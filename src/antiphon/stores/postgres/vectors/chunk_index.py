@@ -1,8 +1,8 @@
 """What a search reads: the `ChunkIndex` port over PostgreSQL.
 
 Lives here: matching words with their rank, finding the nearest vectors. Not here: what is alike in all backends
-(`../indexing.py`), what is a word (`vector_words.py`), how any of it was written (`ingestion.py`), which stores have
-an index of vectors (`vector_indexes.py`).
+(`stores/indexing.py`), what is a word (`words.py`), how any of it was written (`ingestion.py`), which stores have
+an index of vectors (`indexes.py`).
 
 Up to `exact` vectors that may be found (of completed files that a filter lets through) are compared one by one: that
 finds the nearest, however few they are. More are looked for in the store's index, which goes on through its graph until
@@ -19,10 +19,10 @@ from typing import Any
 from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.stores.indexing import SqlChunkIndex, chunk_hits
 from antiphon.stores.pages import Row
-from antiphon.stores.postgres.vector_indexes import VectorIndexes, index_name
-from antiphon.stores.postgres.vector_sql import ATTRIBUTES
-from antiphon.stores.postgres.vector_table import VectorTable, vector_text, width_of
-from antiphon.stores.postgres.vector_words import query_words
+from antiphon.stores.postgres.vectors.indexes import VectorIndexes, index_name
+from antiphon.stores.postgres.vectors.sql import ATTRIBUTES
+from antiphon.stores.postgres.vectors.table import VectorTable, vector_text, width_of
+from antiphon.stores.postgres.vectors.words import query_words
 from antiphon.stores.tables import Statement, Tables
 from antiphon.stores.vector_stores import VectorStores
 from antiphon.types.search import Filter

@@ -1,6 +1,6 @@
 """What PostgreSQL says of vector stores in its own way.
 
-Lives here: that SQL. Not here: what is alike in all backends (`../vector_stores.py`), ingestion (`ingestion.py`),
+Lives here: that SQL. Not here: what is alike in all backends (`stores/vector_stores.py`), ingestion (`ingestion.py`),
 searching (`chunk_index.py`).
 
 A deleted store has no owner from then on, so nothing finds it; `Ingestion.sweep` clears its files and the row away in

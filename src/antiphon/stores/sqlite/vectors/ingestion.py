@@ -1,7 +1,7 @@
 """The durable side of ingestion: the `Ingestion` port over SQLite.
 
 Lives here: claiming files, writing chunks with their words, and clearing up. Not here: what is alike in all backends
-(`../indexing.py`), searching (`chunk_index.py`).
+(`stores/indexing.py`), searching (`chunk_index.py`).
 
 Invariant: chunks and their words are written and deleted in one unit, and only once: a statement that would take words
 out of an index a second time is undone with its unit.
@@ -17,7 +17,7 @@ from antiphon.ids import Clock, now
 from antiphon.stores.indexing import HELD, SqlIngestion, ingest_job
 from antiphon.stores.sqlite.lease_clock import lease_now
 from antiphon.stores.sqlite.tables import SqliteTables
-from antiphon.stores.sqlite.vector_sql import BUMP, DELETE_ALL, TRASH_FILES, index_table
+from antiphon.stores.sqlite.vectors.sql import BUMP, DELETE_ALL, TRASH_FILES, index_table
 from antiphon.stores.tables import Statement, changed, milliseconds
 from antiphon.types.search_terms import index_text
 

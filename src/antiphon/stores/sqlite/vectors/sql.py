@@ -1,7 +1,8 @@
 """What SQLite says of vector stores in its own way.
 
 Lives here: numbers of files, the full-text index of each store, and noting chunks that are to be cleared away. Not
-here: what is alike in all backends (`../vector_stores.py`), ingestion (`ingestion.py`), searching (`chunk_index.py`).
+here: what is alike in all backends (`stores/vector_stores.py`), ingestion (`ingestion.py`), searching
+(`chunk_index.py`).
 
 Invariant: whatever takes a file away notes its number in `vector_trash` in the same unit, and `Ingestion.sweep` clears
 its chunks away.

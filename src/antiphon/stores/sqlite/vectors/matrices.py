@@ -26,7 +26,7 @@ from antiphon.single_threaded_numpy import np
 from antiphon.types.search import Filter
 
 if TYPE_CHECKING:
-    from antiphon.stores.sqlite.chunk_index import SqliteChunkIndex
+    from antiphon.stores.sqlite.vectors.chunk_index import SqliteChunkIndex
 
 _FILES_PER_READ = 64
 _ENTRY_BYTES = 1 << 10

@@ -1,8 +1,8 @@
 """The durable side of ingestion: the `Ingestion` port over PostgreSQL.
 
 Lives here: claiming files, writing chunks with their words and vectors, and clearing up. Not here: what is alike in all
-backends (`../indexing.py`), searching (`chunk_index.py`), the table of vectors (`vector_table.py`) and their indexes
-(`vector_indexes.py`).
+backends (`stores/indexing.py`), searching (`chunk_index.py`), the table of vectors (`table.py`) and their indexes
+(`indexes.py`).
 
 Whoever writes chunks locks their file's row first, and finds it under its claim and number or writes nothing. Whatever
 takes a number from a file notes it in `vector_trash` (a trigger does), so no chunk comes after its number is there.
@@ -22,9 +22,9 @@ from antiphon.engine.waiting import DOCUMENTS
 from antiphon.stores.indexing import HELD, SqlIngestion, ingest_job
 from antiphon.stores.pages import Row
 from antiphon.stores.postgres.database import Connection, Database
-from antiphon.stores.postgres.vector_indexes import VectorIndexes
-from antiphon.stores.postgres.vector_table import VectorTable, vector_text, width_of
-from antiphon.stores.postgres.vector_words import chunk_words
+from antiphon.stores.postgres.vectors.indexes import VectorIndexes
+from antiphon.stores.postgres.vectors.table import VectorTable, vector_text, width_of
+from antiphon.stores.postgres.vectors.words import chunk_words
 from antiphon.stores.tables import Statement, Tables, milliseconds
 
 SWEPT_CHUNKS = 500

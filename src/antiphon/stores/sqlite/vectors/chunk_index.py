@@ -1,7 +1,7 @@
 """What a search reads: the `ChunkIndex` port over SQLite.
 
 Lives here: matching words with their rank, the files a filter lets through, vectors. Not here: what is alike in all
-backends (`../indexing.py`), comparing vectors (`matrices.py`), how any of it was written (`ingestion.py`).
+backends (`stores/indexing.py`), comparing vectors (`matrices.py`), how any of it was written (`ingestion.py`).
 
 Invariant: only completed files are found, and a filter is part of the statement that ranks.
 """
@@ -16,14 +16,14 @@ from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.errors import StoreError
 from antiphon.ids import Clock, now
 from antiphon.stores.indexing import SqlChunkIndex, chunk_hits
-from antiphon.stores.sqlite.vector_sql import ATTRIBUTES, index_table
+from antiphon.stores.sqlite.vectors.sql import ATTRIBUTES, index_table
 from antiphon.stores.tables import Tables
 from antiphon.stores.vector_stores import VectorStores
 from antiphon.types.search import Filter
 from antiphon.types.search_terms import query_terms
 
 if TYPE_CHECKING:
-    from antiphon.stores.sqlite.matrices import Matrices
+    from antiphon.stores.sqlite.vectors.matrices import Matrices
 
 TITLE_WEIGHT, TEXT_WEIGHT = 2.0, 1.0
 
@@ -89,7 +89,7 @@ class SqliteChunkIndex(SqlChunkIndex):
     def matrices(self) -> Matrices:
         """The vectors in memory; made when somebody who has NumPy first asks for them."""
         if self._matrices is None:
-            from antiphon.stores.sqlite.matrices import Matrices
+            from antiphon.stores.sqlite.vectors.matrices import Matrices
 
             self._matrices = Matrices(self, self._matrix_bytes)
         return self._matrices

@@ -1,7 +1,7 @@
 """The table of vectors, and the extension of PostgreSQL that it needs.
 
 Lives here: making both when they are first needed, what to do where that cannot be, and how a vector is written to a
-statement. Not here: what is read of it (`chunk_index.py`), its indexes (`vector_indexes.py`).
+statement. Not here: what is read of it (`chunk_index.py`), its indexes (`indexes.py`).
 
 Words do without the extension: a database that has none keeps vector stores all the same, as long as no embeddings
 server is configured.
