@@ -9,7 +9,7 @@ import pytest
 
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.owner_data import OwnerCounts, OwnerData
-from antiphon.engine.ports.usage import UsageSum
+from antiphon.engine.ports.usage_sums import UsageSum
 from antiphon.engine.ports.vector_stores import NewFile
 from antiphon.stores import Stores
 from antiphon.stores.choice import backend_of

@@ -8,11 +8,11 @@ from contextlib import aclosing
 
 import pytest
 
-from antiphon.engine.ports.usage import UsageSum
+from antiphon.engine.ports.usage_sums import UsageSum
 from antiphon.stores import Stores
+from antiphon.stores.owner_usage import UsageStore
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import PostgresTables
-from antiphon.stores.usage import UsageStore
 from tests.support.postgres import PATIENT
 
 

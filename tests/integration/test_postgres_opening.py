@@ -15,19 +15,19 @@ from antiphon.config.settings import load_settings
 from antiphon.config.state import StateSettings
 from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.owner_data import OwnerCounts
-from antiphon.engine.ports.usage import Spent, UsageSum
+from antiphon.engine.ports.usage_sums import CallUsage, UsageSum
 from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores import Stores, backend_of, open_stores
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.deployment import Keys
+from antiphon.stores.owner_usage import OwnerQuota
 from antiphon.stores.postgres import owner_data
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.figures import TABLES
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.vectors import table as vector_table
 from antiphon.stores.state_report import examine_state
-from antiphon.stores.usage import OwnerRoom
 from tests.contracts.file_contract import fields, keep
 from tests.contracts.store_contract import ALICE, BOB, item, record
 from tests.support.postgres import PATIENT, PostgresServer
@@ -59,7 +59,7 @@ async def _fill(stores: Stores, owner: str) -> None:
     await stores.prompts.create(owner, f"pmpt_{name}", "n\0", b"{}", b'{"instructions":"x"}')
     await keep(stores.files, fields(name), b"x", owner=owner)
     spent = UsageSum("2026-01-01", owner, "m\0", "u")
-    spent.add(Spent(owner, "m\0", "u", Usage(1, 2, 3)))
+    spent.add(CallUsage(owner, "m\0", "u", Usage(1, 2, 3)))
     await stores.usage.add([spent])
     vectors = await stores.open_vectors()
     await vectors.stores.create(owner, f"vs_{name}", name="v", description=None, metadata=b"{}", expires_days=None)
@@ -124,10 +124,10 @@ async def test_an_owner_is_full_at_the_limit(stores: Stores, url: str) -> None:
         await stores.responses.save(record(f"r{n}"))
     async with aclosing(Database(url, PATIENT)) as database:
         ((total,),) = await database.fetch("SELECT sum(own_bytes)::bigint FROM responses")
-        await OwnerRoom(PostgresTables(database), total + 1).check(ALICE)
+        await OwnerQuota(PostgresTables(database), total + 1).check(ALICE)
         with pytest.raises(OwnerFull):
-            await OwnerRoom(PostgresTables(database), total).check(ALICE)
-        await OwnerRoom(PostgresTables(database), 1).check("b:nobody")
+            await OwnerQuota(PostgresTables(database), total).check(ALICE)
+        await OwnerQuota(PostgresTables(database), 1).check("b:nobody")
 
 
 async def test_an_owners_data_are_counted_exported_and_deleted(

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from antiphon.commands.admin.command import read_by, read_day, show_usage
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import PriceSettings, price_of
-from antiphon.engine.ports.usage import UsageSum
+from antiphon.engine.ports.usage_sums import UsageSum
 from antiphon.errors import ConfigError
 from antiphon.stores.sqlite.opening import open_sqlite
 

@@ -39,6 +39,7 @@ from antiphon.engine.ports.state import Page, StoredConversation
 from antiphon.errors import missing_parameter
 from antiphon.ids import IdFactory, is_name, new_id
 from antiphon.stores.conversations import ConversationStore
+from antiphon.stores.owner_usage import OwnerQuota
 from antiphon.stores.responses import ResponseStore
 from antiphon.stores.usage import OwnerRoom
 from antiphon.translation.chat.check_item import check_item
@@ -101,7 +102,7 @@ class Conversations(Area):
         responses: ResponseStore,
         make_id: IdFactory = new_id,
         *,
-        owner_room: OwnerRoom | None = None,
+        owner_room: OwnerQuota | None = None,
         strict: bool = False,
     ) -> None:
         """`strict`: items and parts of unknown types are refused, not left out."""

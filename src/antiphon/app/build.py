@@ -47,7 +47,7 @@ from antiphon.engine.running.loading import Ports, StoredFiles
 from antiphon.engine.running.locked_conversations import LockedConversations
 from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
-from antiphon.engine.running.usage_book import UsageBook
+from antiphon.engine.running.usage_recorder import UsageRecorder
 from antiphon.engine.running.workers import Workers
 from antiphon.errors import StoreError, Unavailable
 from antiphon.ids import new_id, now
@@ -176,9 +176,9 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     opened.push_async_callback(stores.aclose)
     # Before anything is stored.
     await check_deployment(settings.state, settings.data, deployment_keys(settings))
-    book = UsageBook(stores.usage)
-    book.start()
-    opened.push_async_callback(book.aclose)
+    usage_recorder = UsageRecorder(stores.usage)
+    usage_recorder.start()
+    opened.push_async_callback(usage_recorder.aclose)
     served, endings = ServedIds(), Endings()
     opened.callback(served.close)
     opened.callback(endings.close)
@@ -265,7 +265,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         vector_search=vector_search,
         containers=container_endpoints(settings, rooms) if rooms is not None else (),
     )
-    telemetry = Telemetry(metrics, tracer, book, price_of(settings.prices), endings, served)
+    telemetry = Telemetry(metrics, tracer, usage_recorder, price_of(settings.prices), endings, served)
     options = _exchange_options(settings, routes, toolbox.types)
     context = DoorContext(
         new_exchange=lambda: ResponseExchange(options, new_id, now),

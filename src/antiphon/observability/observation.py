@@ -21,7 +21,7 @@ from antiphon.config.upstreams import PriceSettings
 from antiphon.engine.exchange.failure import Failure, ended_early
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, Usage
-from antiphon.engine.ports.usage import Spent, UsageLedger
+from antiphon.engine.ports.usage_sums import CallUsage, UsageLedger
 from antiphon.observability.endings import EarlyEnd, Endings
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outcome import with_cause, write_outcome
@@ -281,7 +281,7 @@ class Observation:
             total += cost
             self._metrics.spent(model, upstream, usage, cost / 1e6, estimated=estimated)
             if telemetry.ledger is not None:
-                telemetry.ledger.note(Spent(self._owner, model, upstream, usage, estimated, cost))
+                telemetry.ledger.note(CallUsage(self._owner, model, upstream, usage, estimated, cost))
         return total
 
     def _tokens(self) -> dict[str, int | bool]:

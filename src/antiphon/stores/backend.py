@@ -33,12 +33,12 @@ from antiphon.stores.deployment import Keys, Recorded
 from antiphon.stores.files import FileSql, FileStore
 from antiphon.stores.idempotency import KEEP_SECONDS, IdempotencyStore
 from antiphon.stores.jobs import JobSql, JobStore, JobWriter, Measured, Told, nobody
+from antiphon.stores.owner_usage import OwnerQuota, UsageStore
 from antiphon.stores.prompts import PromptStore
 from antiphon.stores.responses import ResponseStore, ResponseWriter
 from antiphon.stores.retention import Pieces, Retention
 from antiphon.stores.schema_steps import Schema
 from antiphon.stores.tables import Tables
-from antiphon.stores.usage import OwnerRoom, UsageStore
 from antiphon.stores.vector_stores import VectorStores
 
 MATRIX_BYTES = 1 << 30
@@ -221,7 +221,7 @@ class Stores(ABC):
         self.files = FileStore(tables, keys, *files, owner_bytes=options["owner_file_bytes"])
         self.retention = Retention(tables, pieces, options["kept"])
         self.usage = UsageStore(tables)
-        self.owner_room = None if owner_bytes is None else OwnerRoom(tables, owner_bytes)
+        self.owner_room = None if owner_bytes is None else OwnerQuota(tables, owner_bytes)
 
     @abstractmethod
     def has_vectors(self) -> bool:

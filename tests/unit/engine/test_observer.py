@@ -10,7 +10,7 @@ import structlog
 from antiphon.config.upstreams import PriceSettings
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead, RunTools, Usage
-from antiphon.engine.ports.usage import Spent
+from antiphon.engine.ports.usage_sums import CallUsage
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Observation, Telemetry
 from antiphon.types.transport import LOCAL_REPLY, Headers, UpstreamError, UpstreamFault
@@ -231,10 +231,10 @@ def test_a_response_that_ends_while_its_tools_run_took_what_its_calls_did(reason
 
 
 def test_what_was_spent_is_noted_for_its_owner_at_its_price() -> None:
-    spent: list[Spent] = []
+    spent: list[CallUsage] = []
 
     class Ledger:
-        def note(self, one: Spent) -> None:
+        def note(self, one: CallUsage) -> None:
             spent.append(one)
 
     metrics = Metrics()
@@ -247,7 +247,7 @@ def test_what_was_spent_is_noted_for_its_owner_at_its_price() -> None:
     exchange.receive_upstream_data(_CHUNK + _LAST)
     with structlog.testing.capture_logs() as lines:
         observed.end(exchange, "completed")
-    assert spent == [Spent("o", "m", "default", Usage(5, 2, 7), False, 30)]
+    assert spent == [CallUsage("o", "m", "default", Usage(5, 2, 7), False, 30)]
     assert value_of(metrics.render().decode(), "antiphon_cost_total", model="m") == 30 / 1e6
     assert lines[0]["cost"] == 30 / 1e6 and lines[0]["input_tokens"] == 5 and "estimated" not in lines[0]
 

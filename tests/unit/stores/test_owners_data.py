@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import OwnerFull, StoreError
+from antiphon.stores.owner_usage import OwnerQuota
 from antiphon.stores.sqlite import owner_data as admin
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, SqliteStores
-from antiphon.stores.usage import OwnerRoom
 from tests.contracts.store_contract import ALICE, record
 
 # Room of an owner
@@ -19,7 +19,7 @@ from tests.contracts.store_contract import ALICE, record
 async def test_an_owner_is_full_at_the_limit(stores: SqliteStores, more: int, full: bool) -> None:
     await stores.responses.save(record("a"))
     rows = await stores.tables.readers.fetch("SELECT bytes FROM owner_bytes WHERE owner = :owner", {"owner": ALICE})
-    room = OwnerRoom(stores.tables, rows[0][0] + more)
+    room = OwnerQuota(stores.tables, rows[0][0] + more)
     if full:
         with pytest.raises(OwnerFull):
             await room.check(ALICE)

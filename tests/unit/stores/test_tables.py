@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from antiphon.stores import conversations, idempotency, prompts, usage
+from antiphon.stores import conversations, idempotency, prompts
+from antiphon.stores import owner_usage as usage
 from antiphon.stores.postgres.tables import postgres_sql
 from antiphon.stores.sqlite.tables import sqlite_sql
 

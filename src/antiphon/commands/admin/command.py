@@ -31,10 +31,10 @@ from antiphon.config.settings import Settings
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.ports.files import FileQuery, StoredFile
 from antiphon.engine.ports.owner_data import OwnerData
-from antiphon.engine.ports.usage import KEY, By, UsageSum
+from antiphon.engine.ports.usage_sums import KEY, By, UsageSum
 from antiphon.errors import ConfigError
 from antiphon.stores import Stores, backend_of, open_stores
-from antiphon.stores.usage import UsageStore
+from antiphon.stores.owner_usage import UsageStore
 from antiphon.tools.code_interpreter import OwnersContainers
 
 _KINDS = ("responses", "conversations", "prompts", "files", "vector_stores", "containers")

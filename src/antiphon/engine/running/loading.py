@@ -26,9 +26,9 @@ from antiphon.errors import ApiError, InvalidRequest, StoreError, store_refusal,
 from antiphon.ids import is_name
 from antiphon.observability.metrics import Metrics
 from antiphon.stores.files import FileStore
+from antiphon.stores.owner_usage import OwnerQuota
 from antiphon.stores.prompts import PromptStore
 from antiphon.stores.responses import ResponseStore
-from antiphon.stores.usage import OwnerRoom
 from antiphon.types.file_kinds import FetchedFile
 
 
@@ -51,7 +51,7 @@ class Ports:
     keyless: Keyless
     files: FileFetcher | None = None
     stored_files: StoredFiles | None = None
-    owner_room: OwnerRoom | None = None
+    owner_room: OwnerQuota | None = None
     over: History | None = None
     """A history over the store: a connection's memory, or a job's record."""
     keeps_locks: bool = False

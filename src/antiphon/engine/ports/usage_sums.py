@@ -1,7 +1,7 @@
 """What model calls took, and who is told of them.
 
 Lives here: the values and the port. Not here: prices (`config/upstreams.py`), when sums are written
-(`engine/running/usage_book.py`), who keeps them (`stores/usage.py`).
+(`engine/running/usage_recorder.py`), who keeps them (`stores/owner_usage.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KEY: tuple[By, ...] = ("day", "owner", "model", "upstream")
 """What tells sums apart."""
 
 
-class Spent(Struct, frozen=True):
+class CallUsage(Struct, frozen=True):
     """One model call of an owner's. `estimated`: the upstream said nothing, and the numbers are made of sizes. `cost`
     is in millionths of the prices' currency."""
 
@@ -46,7 +46,7 @@ class UsageSum(Struct):
     estimated_output_tokens: int = 0
     cost: int = 0
 
-    def add(self, spent: Spent) -> None:
+    def add(self, spent: CallUsage) -> None:
         """One call more."""
         usage = spent.usage
         self.cost += spent.cost
@@ -74,5 +74,5 @@ NUMBERS = tuple(name for name in UsageSum.__struct_fields__ if name not in KEY)
 class UsageLedger(Protocol):
     """Who is told of every model call. Never waits, never fails."""
 
-    def note(self, spent: Spent) -> None:
+    def note(self, spent: CallUsage) -> None:
         """One call was made."""

@@ -1,6 +1,6 @@
 """What model calls took, summed in memory and written once a second.
 
-Lives here: the `UsageLedger` of a process. Not here: the sums that are kept (`stores/usage.py`), prices.
+Lives here: the `UsageLedger` of a process. Not here: the sums that are kept (`stores/owner_usage.py`), prices.
 
 A write for each call would double what an unstored response costs, so sums are written together. Invariants: nobody
 waits for a note; a sum that could not be written is written later, never twice; at most `_MOST` different sums wait,
@@ -16,10 +16,10 @@ from contextlib import suppress
 
 import structlog
 
-from antiphon.engine.ports.usage import Spent, UsageSum
+from antiphon.engine.ports.usage_sums import CallUsage, UsageSum
 from antiphon.errors import StoreError
 from antiphon.observability.outages import Outage
-from antiphon.stores.usage import UsageStore
+from antiphon.stores.owner_usage import UsageStore
 
 _MOST = 20_000
 _log = structlog.get_logger(__name__)
@@ -29,7 +29,7 @@ _Sums = dict[_Key, UsageSum]
 _DAY = 86_400
 
 
-class UsageBook:
+class UsageRecorder:
     """One per process."""
 
     def __init__(self, store: UsageStore, *, seconds: float = 1.0, clock: Callable[[], float] = time.time) -> None:
@@ -52,7 +52,7 @@ class UsageBook:
         """Begin to write."""
         self._task = asyncio.get_running_loop().create_task(self._write_on())
 
-    def note(self, spent: Spent) -> None:
+    def note(self, spent: CallUsage) -> None:
         """See `UsageLedger`."""
         now = self._clock()
         if now // _DAY != self._day[0]:
@@ -107,7 +107,7 @@ class UsageBook:
             if not await self.write():
                 self._noted.set()
 
-    def _add(self, key: _Key, spent: Spent) -> None:
+    def _add(self, key: _Key, spent: CallUsage) -> None:
         found = self._waiting.get(key)
         if found is None:
             if len(self._waiting) >= _MOST:

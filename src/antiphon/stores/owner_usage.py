@@ -1,7 +1,7 @@
 """The sums of what model calls took, by day, and what an owner may still store, in the tables of any backend.
 
 Lives here: the SQL. Not here: which calls are counted (`observability/observation.py`), when they are written
-(`engine/running/usage_book.py`), counting what an owner stores (triggers of each backend's migrations).
+(`engine/running/usage_recorder.py`), counting what an owner stores (triggers of each backend's migrations).
 
 Invariants: no number is one that a column cannot hold, or cannot add up: an upstream that counts beyond all measure
 would otherwise keep the sums of all others from being written. Rows are added to in one order, so processes that add
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import attrgetter
 
-from antiphon.engine.ports.usage import KEY, NUMBERS, By, UsageSum
+from antiphon.engine.ports.usage_sums import KEY, NUMBERS, By, UsageSum
 from antiphon.errors import OwnerFull
 from antiphon.stores.tables import Statement, Tables
 
@@ -69,7 +69,7 @@ class UsageStore:
         return gone
 
 
-class OwnerRoom:
+class OwnerQuota:
     """What an owner may still store: `limit` bytes in all. The tables are the caller's to close.
 
     It is asked before a model is, and not again when the response is saved: what was paid for is kept. So an owner may

@@ -10,11 +10,11 @@ import pytest
 import structlog
 
 from antiphon.engine.ports.actions import Usage
-from antiphon.engine.ports.usage import Spent, UsageSum
-from antiphon.engine.running import usage_book
-from antiphon.engine.running.usage_book import UsageBook
+from antiphon.engine.ports.usage_sums import CallUsage, UsageSum
+from antiphon.engine.running import usage_recorder
+from antiphon.engine.running.usage_recorder import UsageRecorder
 from antiphon.errors import StoreError
-from antiphon.stores.usage import UsageStore
+from antiphon.stores.owner_usage import UsageStore
 from tests.support.waiting import until
 
 _DAY = 86_400.0
@@ -36,15 +36,15 @@ class Kept(UsageStore):
         self.written.append(list(sums))
 
 
-def _spent(tokens: int = 1, **changed: Any) -> Spent:
-    return Spent(
+def _spent(tokens: int = 1, **changed: Any) -> CallUsage:
+    return CallUsage(
         **{"owner": "o", "model": "m", "upstream": "u", "usage": Usage(tokens, 2, tokens + 2, 1, 0, 1), **changed}
     )
 
 
 async def test_calls_of_one_day_owner_model_and_upstream_are_one_sum() -> None:
     store, at = Kept(), [0.0]
-    book = UsageBook(store, clock=lambda: at[0])
+    book = UsageRecorder(store, clock=lambda: at[0])
     book.note(_spent(5, cost=10))
     book.note(_spent(7, cost=20))
     book.note(_spent(3, estimated=True, cost=1))
@@ -66,7 +66,7 @@ async def test_calls_of_one_day_owner_model_and_upstream_are_one_sum() -> None:
 
 async def test_what_is_noted_is_written_by_itself() -> None:
     store = Kept()
-    book = UsageBook(store, seconds=0)
+    book = UsageRecorder(store, seconds=0)
     book.start()
     book.note(_spent())
     await until(lambda: len(store.written) == 1)
@@ -78,7 +78,7 @@ async def test_what_is_noted_is_written_by_itself() -> None:
 
 async def test_the_end_writes_what_there_is() -> None:
     store = Kept()
-    book = UsageBook(store, seconds=3600)
+    book = UsageRecorder(store, seconds=3600)
     book.start()
     book.note(_spent())
     await book.aclose()
@@ -88,7 +88,7 @@ async def test_the_end_writes_what_there_is() -> None:
 async def test_what_was_not_written_is_written_later_with_what_came_meanwhile() -> None:
     store = Kept()
     store.failure = StoreError("the disk is full")
-    book = UsageBook(store)
+    book = UsageRecorder(store)
     book.note(_spent(5))
     book.note(_spent(owner="p"))
     with structlog.testing.capture_logs() as lines:
@@ -106,7 +106,7 @@ async def test_what_was_not_written_is_written_later_with_what_came_meanwhile() 
 async def test_what_may_have_been_written_is_not_written_again() -> None:
     store = Kept()
     store.failure = StoreError("nobody knows", reason="unknown")
-    book = UsageBook(store)
+    book = UsageRecorder(store)
     book.note(_spent())
     with structlog.testing.capture_logs() as lines:
         assert not await book.write()
@@ -119,7 +119,7 @@ async def test_what_may_have_been_written_is_not_written_again() -> None:
 async def test_a_write_under_way_at_the_end_is_seen_through(fails: bool) -> None:
     store = Kept()
     store.gate = asyncio.Event()
-    book = UsageBook(store, seconds=0)
+    book = UsageRecorder(store, seconds=0)
     book.start()
     book.note(_spent())
     await asyncio.sleep(0)
@@ -138,9 +138,9 @@ async def test_a_write_under_way_at_the_end_is_seen_through(fails: bool) -> None
 
 
 async def test_a_sum_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(usage_book, "_MOST", 2)
+    monkeypatch.setattr(usage_recorder, "_MOST", 2)
     store = Kept()
-    book = UsageBook(store)
+    book = UsageRecorder(store)
     with structlog.testing.capture_logs() as lines:
         for owner in ("a", "b", "c", "a"):
             book.note(_spent(owner=owner))
