@@ -11,10 +11,10 @@ from collections.abc import Callable
 import pytest
 
 from antiphon.engine.exchange.answer_readers import AnswerReader
-from antiphon.engine.exchange.asked import Wishes
-from antiphon.engine.exchange.loaded_request import read_asked
+from antiphon.engine.exchange.loaded_request import parse_request
 from antiphon.engine.exchange.made_response import MadeResponse
 from antiphon.engine.exchange.options import RESPONSES_PATH
+from antiphon.engine.exchange.parsed_request import DeliveryOptions
 from antiphon.engine.exchange.phase import ExchangeCore, Phase
 from antiphon.engine.exchange.states import Input, State, StateMachine
 from antiphon.engine.ports.actions import Context, Finish
@@ -56,9 +56,9 @@ def test_a_request_that_waits_for_nothing_takes_nothing(what: str) -> None:
 @pytest.mark.parametrize("what", ["a tool's result", "a claim"])
 def test_a_response_without_tools_takes_nothing_of_one(what: str) -> None:
     core = _core()
-    asked = read_asked(core, RESPONSES_PATH, b'{"model":"m","input":"hi"}', wishes=Wishes())
+    parsed = parse_request(core, RESPONSES_PATH, b'{"model":"m","input":"hi"}', delivery=DeliveryOptions())
     with pytest.raises(ExchangeStateError, match=what):
-        _INPUTS[what](MadeResponse(core, asked))
+        _INPUTS[what](MadeResponse(core, parsed))
 
 
 def test_a_state_that_the_input_does_not_lead_to_is_refused() -> None:

@@ -9,8 +9,8 @@ Invariant: whatever becomes of the call, there is an answer.
 from __future__ import annotations
 
 from antiphon.engine.exchange.answer_readers import BodyReader
-from antiphon.engine.exchange.asked import Asked
 from antiphon.engine.exchange.loaded_request import LoadedRequest
+from antiphon.engine.exchange.parsed_request import ParsedRequest
 from antiphon.engine.exchange.phase import ExchangeCore, Phase
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import Context
@@ -23,9 +23,9 @@ from antiphon.types.transport import Headers, UpstreamError
 class CountedRequest(Phase):
     """One such request."""
 
-    def __init__(self, core: ExchangeCore, asked: Asked) -> None:
+    def __init__(self, core: ExchangeCore, parsed: ParsedRequest) -> None:
         super().__init__(core)
-        self._loaded = LoadedRequest(core, asked, self._proceed)
+        self._loaded = LoadedRequest(core, parsed, self._proceed)
         self._estimate = 0
         self._body = BodyReader(0)
         core.known.needs_drive = True

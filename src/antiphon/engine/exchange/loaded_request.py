@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from antiphon.engine.exchange.approvals import Answers, answered_already, check_servers, label_of, read_answers
-from antiphon.engine.exchange.asked import Asked, Wishes
 from antiphon.engine.exchange.call_headers import DIALECT
 from antiphon.engine.exchange.declared_tools import hosted_tools
 from antiphon.engine.exchange.model_routes import no_such_model
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH
+from antiphon.engine.exchange.parsed_request import DeliveryOptions, ParsedRequest
 from antiphon.engine.exchange.phase import ExchangeCore
 from antiphon.engine.exchange.queueing import QueuedResponse
 from antiphon.engine.exchange.stored_items import (
@@ -59,15 +59,15 @@ _FULL: Final = 0.8
 """How full a context may be when the request names no number."""
 
 
-def read_asked(
+def parse_request(
     core: ExchangeCore,
     path: str,
     body: bytes,
     *,
-    wishes: Wishes,
+    delivery: DeliveryOptions,
     prompt: PromptTemplate | None = None,
     queued: QueuedResponse | None = None,
-) -> Asked:
+) -> ParsedRequest:
     """Read a body; `prompt` is the one it names. Raises `ApiError`, and `PromptNotLoaded` when it names one and none is
     given."""
     options, head = core.options, core.head
@@ -90,7 +90,7 @@ def read_asked(
         if queued is None and not options.stores(head.owner):
             _store_nothing(request)
         if request.prewarm:
-            wishes = Wishes(generate=False, error_events=wishes.error_events)
+            delivery = DeliveryOptions(generate=False, error_events=delivery.error_events)
     route = options.routes.choose(request.model)
     if prompt is not None and route.mode == "native":
         raise unsupported_parameter(
@@ -103,7 +103,7 @@ def read_asked(
     allow_fields(request, route.fields)
     if options.strict and route.mode != "native":
         check_forms(request)
-    return Asked(request, route, route.profile.for_model(route.model or request.model), wishes, path, queued)
+    return ParsedRequest(request, route, route.profile.for_model(route.model or request.model), delivery, path, queued)
 
 
 def _store_nothing(request: CreateResponse) -> None:
@@ -124,19 +124,19 @@ class LoadedRequest:
     """
 
     def __init__(
-        self, core: ExchangeCore, asked: Asked, proceed: Callable[[], None], *, answers_approvals: bool = False
+        self, core: ExchangeCore, parsed: ParsedRequest, proceed: Callable[[], None], *, answers_approvals: bool = False
     ) -> None:
-        request = asked.request
+        request = parsed.request
         self.core = core
         self.request = request
-        self.profile = asked.profile
-        self.wishes = asked.wishes
-        self.compacts = asked.path == COMPACT_PATH
+        self.profile = parsed.profile
+        self.delivery = parsed.delivery
+        self.compacts = parsed.path == COMPACT_PATH
         """Whether its answer is the compaction alone."""
-        self.in_background = asked.queued is not None
+        self.in_background = parsed.queued is not None
         """Whether its client has its answer, and a worker makes the response now."""
-        self.builder = self._make_builder(asked)
-        unknown = request.compact_threshold == 0 and asked.route.context_tokens is None
+        self.builder = self._make_builder(parsed)
+        unknown = request.compact_threshold == 0 and parsed.route.context_tokens is None
         self.ignored = (*request.ignored, "context_management") if unknown else request.ignored
         """What of the request has no effect."""
         self.items: list[Named] = []
@@ -152,7 +152,7 @@ class LoadedRequest:
         self._answers: Answers | None = None
         self.used: frozenset[str] = frozenset()
         """The approval requests of the conversation whose answers another response has used."""
-        core.route = asked.route
+        core.route = parsed.route
         known = core.known
         known.model, known.response_id, known.streaming = request.model, self.builder.response.id, request.stream
         known.stored = known.quoted = request.store
@@ -162,7 +162,7 @@ class LoadedRequest:
     @property
     def needs_compaction(self) -> bool:
         """Whether the conversation is to be compacted before the model answers."""
-        if self.compacted or not self.wishes.generate:
+        if self.compacted or not self.delivery.generate:
             return False
         return self.request.compact or self._is_too_long()
 
@@ -277,8 +277,8 @@ class LoadedRequest:
             self._stored = stored_input(prepare_input(self.request.input, self.core.new_id))
         return self._stored
 
-    def _make_builder(self, asked: Asked) -> ResponseBuilder:
-        core, request, queued = self.core, asked.request, asked.queued
+    def _make_builder(self, parsed: ParsedRequest) -> ResponseBuilder:
+        core, request, queued = self.core, parsed.request, parsed.queued
         options, dialect = core.options, core.head.header(DIALECT)
         reasoning = request.reasoning
         as_summary = options.reasoning_as == "summary" or (
@@ -295,7 +295,7 @@ class LoadedRequest:
             BuilderOptions(
                 events=request.stream,
                 first_number=queued.first_number if queued is not None and request.stream else 0,
-                error_events=asked.wishes.error_events,
+                error_events=parsed.delivery.error_events,
                 reasoning_as_summary=as_summary,
                 open_responses_names=dialect == "openresponses" if dialect else options.open_responses_names,
                 obfuscate=request.obfuscation,

@@ -15,11 +15,11 @@ from collections.abc import Callable
 
 import msgspec
 
-from antiphon.engine.exchange.asked import Asked
 from antiphon.engine.exchange.declared_tools import hosted_tools
 from antiphon.engine.exchange.loaded_request import LoadedRequest
 from antiphon.engine.exchange.model_turn import ModelTurn
 from antiphon.engine.exchange.options import COMPACT_PATH
+from antiphon.engine.exchange.parsed_request import ParsedRequest
 from antiphon.engine.exchange.phase import ExchangeCore, Phase, refused_for
 from antiphon.engine.exchange.response_end import ResponseEnd
 from antiphon.engine.exchange.running_tools import RunningTools
@@ -58,15 +58,15 @@ class AnswerTurn(ModelTurn):
 class MadeResponse(Phase):
     """One such response. It is a phase itself while what the request refers to is loaded."""
 
-    def __init__(self, core: ExchangeCore, asked: Asked) -> None:
+    def __init__(self, core: ExchangeCore, parsed: ParsedRequest) -> None:
         super().__init__(core)
-        request, known = asked.request, core.known
-        compacts = asked.path == COMPACT_PATH
-        self._loaded = loaded = LoadedRequest(core, asked, self._proceed, answers_approvals=not compacts)
+        request, known = parsed.request, core.known
+        compacts = parsed.path == COMPACT_PATH
+        self._loaded = loaded = LoadedRequest(core, parsed, self._proceed, answers_approvals=not compacts)
         self._end = ResponseEnd(loaded)
         self._tools = RunningTools(self._end, prepared=self._proceed, ran=self._go_on)
         self._answer = AnswerTurn(self._end, self._tools)
-        known.makes_response = asked.wishes.generate and not compacts
+        known.makes_response = parsed.delivery.generate and not compacts
         hosted = hosted_tools(request, core.options.tool_types)
         known.needs_drive = compacts or request.compact_threshold is not None or request.background or bool(hosted)
 
@@ -93,7 +93,7 @@ class MadeResponse(Phase):
             return
         loaded.name_ignored(chat)
         loaded.prepare_stored()
-        if loaded.wishes.generate:
+        if loaded.delivery.generate:
             self._answer.begin(chat)
         else:
             # An answer without output, which later requests can continue.

@@ -120,7 +120,7 @@ class ModelTurn(Phase, ABC):
             self._over(None)
         else:
             mapped = transport_failure(error)
-            core.note_failure(whose(refusal(mapped, state, core.asked), error))
+            core.note_failure(whose(refusal(mapped, state, core.upstream_name), error))
             self._over(Ending("failed", code=mapped.code or "server_error", message=mapped.message))
 
     def _end_refused(self) -> None:

@@ -168,7 +168,7 @@ class ExchangeCore:
         """Whether its key and approvals stay used at the end: its calls may have changed something, or it succeeded."""
 
     @property
-    def asked(self) -> str:
+    def upstream_name(self) -> str:
         """Which upstream is asked, for the log: of several the one that has answered, once that is known."""
         return self.call.answered_by or self.route.upstream
 
@@ -224,7 +224,7 @@ class ExchangeCore:
 
     def failure_of(self, error: ApiError) -> Failure:
         """The failure behind an error that the client gets."""
-        return refusal(error, self.machine.state, self.asked, self.call.status, quoted=self.known.quoted)
+        return refusal(error, self.machine.state, self.upstream_name, self.call.status, quoted=self.known.quoted)
 
     def release(self) -> None:
         """Nothing will be added to the conversation: others may have it, before the client hears of the end."""

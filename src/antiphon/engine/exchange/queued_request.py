@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from msgspec import Raw
 
-from antiphon.engine.exchange.asked import Asked
 from antiphon.engine.exchange.call_headers import continued, kept_for_later
 from antiphon.engine.exchange.job_needs import job_needs
 from antiphon.engine.exchange.loaded_request import LoadedRequest
+from antiphon.engine.exchange.parsed_request import ParsedRequest
 from antiphon.engine.exchange.phase import ExchangeCore, Phase
 from antiphon.engine.exchange.queueing import (
     check_background,
@@ -35,16 +35,16 @@ from antiphon.types.json import encode
 class QueuedRequest(Phase):
     """One such request, with its body. Raises `InvalidRequest` when it cannot run without its client."""
 
-    def __init__(self, core: ExchangeCore, asked: Asked, body: bytes) -> None:
+    def __init__(self, core: ExchangeCore, parsed: ParsedRequest, body: bytes) -> None:
         super().__init__(core)
-        options, request = core.options, asked.request
-        self._kept = kept_for_later(asked.route)
+        options, request = core.options, parsed.request
+        self._kept = kept_for_later(parsed.route)
         check_background(core.head, self._kept, request.tools, seals=options.seal_credentials)
-        self._loaded = LoadedRequest(core, asked, self._proceed, answers_approvals=True)
+        self._loaded = LoadedRequest(core, parsed, self._proceed, answers_approvals=True)
         self._body = body if request.prompt is None else pin_prompt(body, request.prompt)
         self._asks_keyless = False
         self._keyless = False
-        core.known.makes_response, core.known.needs_drive = asked.wishes.generate, True
+        core.known.makes_response, core.known.needs_drive = parsed.delivery.generate, True
 
     def begin(self) -> None:
         """Ask for what the request refers to, or go on without. Raises `ApiError`."""

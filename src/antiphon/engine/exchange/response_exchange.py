@@ -17,15 +17,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from antiphon.engine.exchange.asked import Wishes
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.client_answer import REPLAYED
 from antiphon.engine.exchange.counted_request import CountedRequest
 from antiphon.engine.exchange.failure import cancelled, local_fault
-from antiphon.engine.exchange.loaded_request import prompt_of, read_asked
+from antiphon.engine.exchange.loaded_request import parse_request, prompt_of
 from antiphon.engine.exchange.made_response import MadeResponse
 from antiphon.engine.exchange.native_request import NativeRequest
 from antiphon.engine.exchange.options import COMPACT_PATH, COUNT_PATH, RESPONSES_PATH, ExchangeOptions
+from antiphon.engine.exchange.parsed_request import DeliveryOptions
 from antiphon.engine.exchange.phase import ExchangeCore, Known, Phase, refused_for
 from antiphon.engine.exchange.queued_request import QueuedRequest
 from antiphon.engine.exchange.queueing import QueuedResponse, open_headers
@@ -322,7 +322,7 @@ class ResponseExchange:
         if state is State.SAVING:
             # Everything was received: the row that is being written is the truth.
             return
-        ended = cancelled(reason, state, core.asked)
+        ended = cancelled(reason, state, core.upstream_name)
         core.note_failure(ended)
         if state in _UNBEGUN:
             # Whoever left follows nothing any more, not even what a door had no time to begin with.
@@ -350,7 +350,7 @@ class ResponseExchange:
             tried = header_value(headers, TRIED_HEADER) or ""
             self._receive_source(name, int(tried) if tried.isdecimal() else 1)
         self._silent = True
-        core.observer.head_came(core.asked, core.call.status)
+        core.observer.head_came(core.upstream_name, core.call.status)
         if local is not None and (fault := local_fault(local)) is UpstreamFault.CUT:
             core.observer.call_ended(fault.value)
         core.phase.receive_head(status, headers)
@@ -434,13 +434,13 @@ class ResponseExchange:
         self, path: str, body: bytes, prompt: PromptTemplate | None
     ) -> CountedRequest | QueuedRequest | MadeResponse:
         """The request, which is for a chat server. Raises `ApiError` and `PromptNotLoaded`."""
-        core, wishes = self._core, Wishes(self.generate, self.error_events)
-        asked = read_asked(core, path, body, wishes=wishes, prompt=prompt, queued=self._queued)
+        core, delivery = self._core, DeliveryOptions(self.generate, self.error_events)
+        parsed = parse_request(core, path, body, delivery=delivery, prompt=prompt, queued=self._queued)
         if path == COUNT_PATH:
-            return CountedRequest(core, asked)
-        if path != COMPACT_PATH and asked.request.background and self._queued is None:
-            return QueuedRequest(core, asked, body)
-        return MadeResponse(core, asked)
+            return CountedRequest(core, parsed)
+        if path != COMPACT_PATH and parsed.request.background and self._queued is None:
+            return QueuedRequest(core, parsed, body)
+        return MadeResponse(core, parsed)
 
 
 def _answer_with(core: ExchangeCore, manner: Manner, stored: StoredResponse) -> None:

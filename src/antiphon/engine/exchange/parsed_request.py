@@ -1,4 +1,4 @@
-"""What an exchange was asked, once its body was read.
+"""A request whose body was read: what the client asks for, and where its model is.
 
 Lives here: the values. Not here: reading them (`loaded_request.py`).
 
@@ -16,20 +16,20 @@ from antiphon.translation.profiles import UpstreamProfile
 from antiphon.types.request import CreateResponse
 
 
-class Wishes(Struct, frozen=True):
+class DeliveryOptions(Struct, frozen=True):
     """What a door wants otherwise than usual (`ResponseExchange.generate`, `ResponseExchange.error_events`)."""
 
     generate: bool = True
     error_events: bool = True
 
 
-class Asked(Struct, frozen=True):
+class ParsedRequest(Struct, frozen=True):
     """A body that was read, and where its model is. `path` is the one it came by; `queued`: it is run now, as the
     response that was queued."""
 
     request: CreateResponse
     route: ModelRoute
     profile: UpstreamProfile
-    wishes: Wishes
+    delivery: DeliveryOptions
     path: str
     queued: QueuedResponse | None = None
