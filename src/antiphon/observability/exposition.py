@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from antiphon.observability.metric_names import Described
+from antiphon.observability.metric_names import MetricDefinition
 from antiphon.observability.tallies import LabelledCounter, LabelledHistogram
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -40,15 +40,15 @@ class Exposition(Collector):
         return generate_latest(self._registry)
 
 
-def gauge(described: Described, value: float) -> Metric:
+def gauge(definition: MetricDefinition, value: float) -> Metric:
     """A gauge without labels."""
-    family = GaugeMetricFamily(described.name, described.text)
+    family = GaugeMetricFamily(definition.name, definition.text)
     family.add_metric((), value)
     return family
 
 
 def _family(kept: LabelledCounter | LabelledHistogram) -> Metric:
-    one = kept.described
+    one = kept.definition
     labels = tuple(one.labels)
     if isinstance(kept, LabelledHistogram):
         histogram = HistogramMetricFamily(one.name, one.text, labels=labels)

@@ -19,7 +19,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class MetricDefinition:
     """A metric as its reader sees it. `labels`: what values each has; `merged`: how those of several processes become
     one."""
 
@@ -31,20 +31,20 @@ class Described:
     merged: Literal["sum", "max"] = "sum"
 
 
-def _counter(name: str, text: str, **labels: str) -> Described:
-    return Described(name, "counter", text, labels)
+def _counter(name: str, text: str, **labels: str) -> MetricDefinition:
+    return MetricDefinition(name, "counter", text, labels)
 
 
-def _seconds(name: str, text: str, buckets: tuple[float, ...] = _SECONDS, **labels: str) -> Described:
-    return Described(name, "histogram", text, labels, buckets)
+def _seconds(name: str, text: str, buckets: tuple[float, ...] = _SECONDS, **labels: str) -> MetricDefinition:
+    return MetricDefinition(name, "histogram", text, labels, buckets)
 
 
-def _gauge(name: str, text: str, **labels: str) -> Described:
-    return Described(name, "gauge", text, labels)
+def _gauge(name: str, text: str, **labels: str) -> MetricDefinition:
+    return MetricDefinition(name, "gauge", text, labels)
 
 
-def _shared(name: str, text: str, **labels: str) -> Described:
-    return Described(name, "gauge", text, labels, merged="max")
+def _shared(name: str, text: str, **labels: str) -> MetricDefinition:
+    return MetricDefinition(name, "gauge", text, labels, merged="max")
 
 
 _OUTCOMES = (
@@ -248,7 +248,7 @@ BUILD = _shared(
     code="`compiled`, or `sources`",
 )
 
-METRICS = tuple(one for one in tuple(globals().values()) if isinstance(one, Described))
+METRICS = tuple(one for one in tuple(globals().values()) if isinstance(one, MetricDefinition))
 """All of the above, in this order, which is that of the docs."""
 
 RESTARTS = _counter(

@@ -149,7 +149,7 @@ class Metrics:
 
     # What is read at a scrape
 
-    def read(self, one: names.Described, source: Callable[[], Reading]) -> None:
+    def read(self, one: names.MetricDefinition, source: Callable[[], Reading]) -> None:
         """Ask `source` for this gauge at every scrape; several sources are added up."""
         self._read[one.name].sources.append(source)
 
@@ -200,5 +200,5 @@ class Metrics:
         return Exposition([kept[one.name] for one in names.METRICS])
 
     def _keep(self, one: _Kept) -> _Kept:
-        self._kept[one.described.name] = one
+        self._kept[one.definition.name] = one
         return one

@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from antiphon.observability.metric_names import Described
+from antiphon.observability.metric_names import MetricDefinition
 
 Labels = tuple[str, ...]
 Reading = float | Mapping[Labels, float]
@@ -46,11 +46,11 @@ class LabelledCounter:
     """A counter, or a gauge that goes up and down with what it counts: one number for each set of labels. What somebody
     else counts is asked of those who know it, at a scrape."""
 
-    def __init__(self, described: Described) -> None:
-        self.described = described
+    def __init__(self, definition: MetricDefinition) -> None:
+        self.definition = definition
         self.sources: list[Callable[[], Reading]] = []
         """Each tells a number, or numbers by the values of the labels; all of them are added up."""
-        self._values: dict[Labels, float] = {} if described.labels else {(): 0}
+        self._values: dict[Labels, float] = {} if definition.labels else {(): 0}
 
     def add(self, *labels: str, by: float = 1) -> None:
         """So many more, or less."""
@@ -70,10 +70,10 @@ class LabelledCounter:
 class LabelledHistogram:
     """A histogram: how many values lie below each bound, for each set of labels."""
 
-    def __init__(self, described: Described) -> None:
-        self.described = described
-        self._bounds = described.buckets
-        self._rows: dict[Labels, list[float]] = {} if described.labels else {(): self._row()}
+    def __init__(self, definition: MetricDefinition) -> None:
+        self.definition = definition
+        self._bounds = definition.buckets
+        self._rows: dict[Labels, list[float]] = {} if definition.labels else {(): self._row()}
 
     def add(self, value: float, *labels: str, times: int = 1) -> None:
         """One more value, or so many that are the same."""
