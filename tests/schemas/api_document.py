@@ -136,7 +136,7 @@ def document(endpoints: Iterable[Endpoint]) -> dict[str, Any]:
         for method, operation in endpoint.methods.items():
             names = _variables(operation.handler)
             path = path_of(endpoint.pattern, names)
-            made = _operation(schemas, path, names, operation.said, taken)
+            made = _operation(schemas, path, names, operation.route, taken)
             paths.setdefault(path, {})[method.lower()] = made
     _complete(schemas)
     _add_links(paths)

@@ -80,7 +80,7 @@ class Operation:
     """Who answers one method of a path, and what is said of it."""
 
     handler: Handler
-    said: Route
+    route: Route
 
     async def __call__(self, request: ApiRequest, *variables: str) -> ApiResponse:
         """The answer; `variables` are those of the pattern, in their order."""
@@ -111,9 +111,9 @@ def rows(routes: Iterable[tuple[Route, Handler]]) -> tuple[Endpoint, ...]:
         Endpoint(
             pattern,
             {method: operations[method] for method in _METHODS if method in operations},
-            open=any(one.said.open for one in operations.values()),
-            streamed=any(one.said.streamed for one in operations.values()),
-            keyed=any(one.said.keyed for one in operations.values()),
+            open=any(one.route.open for one in operations.values()),
+            streamed=any(one.route.streamed for one in operations.values()),
+            keyed=any(one.route.keyed for one in operations.values()),
         )
         for pattern, operations in found.items()
     )
@@ -165,7 +165,7 @@ def document(endpoints: Iterable[Endpoint]) -> bytes:
     for endpoint in endpoints:
         path = written.get(_VARIABLE.sub("{}", endpoint.pattern), endpoint.pattern)
         for method, operation in endpoint.methods.items():
-            summary = operation.said.summary
+            summary = operation.route.summary
             said = described.get(path, {}).get(method.lower(), {})
             if said.get("summary") != summary:
                 own = {"operationId": operation_id(summary, taken), "summary": summary, "tags": [tag_of(path)]}

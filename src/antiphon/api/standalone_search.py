@@ -135,7 +135,7 @@ class _Command:
     name: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
     domains: list[str] | None = None
-    said: str = ""
+    error: str = ""
 
 
 class StandaloneSearch(Area):
@@ -183,8 +183,8 @@ class StandaloneSearch(Area):
 
     async def _run(self, owner: str, run: str, whole: dict[str, Any], command: _Command) -> tuple[str, list[SearchHit]]:
         """What one command has to say, and what a search found."""
-        if command.said:
-            return command.said, []
+        if command.error:
+            return command.error, []
         declared = whole
         if command.domains is not None:
             filters = {**whole.get("filters", {}), "allowed_domains": command.domains}
@@ -238,10 +238,12 @@ def _commands(commands: SearchCommands, settings: SearchSettings, now: float, *,
         title = f"{find.pattern[:200]!r} in {find.ref_id[:500]}"
         yield _page(title, find.ref_id, settings, {"pattern": find.pattern}, reads=reads)
     for asked in commands.time or ():
-        yield _Command(f"Time at UTC{asked.utc_offset[:10]}", said=_time(asked.utc_offset, now))
+        yield _Command(f"Time at UTC{asked.utc_offset[:10]}", error=_time(asked.utc_offset, now))
     for name in _MISSING:
         if given(getattr(commands, name)):
-            yield _Command(f"Command {name}", said="This command does not exist here. Search for it with search_query.")
+            yield _Command(
+                f"Command {name}", error="This command does not exist here. Search for it with search_query."
+            )
 
 
 def _search(query: SearchQuery, allowed: list[str]) -> _Command:
@@ -256,18 +258,18 @@ def _search(query: SearchQuery, allowed: list[str]) -> _Command:
     both = [one for one in wanted if not allowed or any(_within(one, other) for other in allowed)]
     both += [other for other in allowed if any(_within(other, one) for one in wanted if one not in both)]
     if not both:
-        return _Command(title, said="The request does not allow these domains.")
+        return _Command(title, error="The request does not allow these domains.")
     return _Command(title, "web_search", arguments, domains=both)
 
 
 def _page(title: str, ref: str, settings: SearchSettings, arguments: dict[str, Any], *, reads: bool) -> _Command:
     if not reads:
-        return _Command(title, said="Pages cannot be opened here; only searches work.")
+        return _Command(title, error="Pages cannot be opened here; only searches work.")
     if settings.external_web_access not in (None, True, "live"):
-        return _Command(title, said="The request allows no access to live pages; only searches work.")
+        return _Command(title, error="The request allows no access to live pages; only searches work.")
     ref = ref.strip()
     if not _ADDRESS.match(ref):
-        return _Command(title, said="This reference is not known. Give the page's address (https://…) as ref_id.")
+        return _Command(title, error="This reference is not known. Give the page's address (https://…) as ref_id.")
     name = "find_in_page" if "pattern" in arguments else "open_page"
     return _Command(title, name, {"url": ref, **arguments})
 
