@@ -41,7 +41,7 @@ from antiphon.engine.exchange.response_exchange import ExchangeOptions, Response
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.held_keys import HeldKeys, LeftCalls
-from antiphon.engine.running.job_run import Making
+from antiphon.engine.running.job_run import JobEnvironment
 from antiphon.engine.running.keyless_upstreams import Keyless
 from antiphon.engine.running.loading import Ports, StoredFiles
 from antiphon.engine.running.locked_conversations import LockedConversations
@@ -287,7 +287,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         stores.background,
         background,
         lookout,
-        Making(runner, context.new_exchange, telemetry),
+        JobEnvironment(runner, context.new_exchange, telemetry),
         settings.background,
         admit=lambda owner: admission.admit(owner, "background"),
         bodies=bodies,

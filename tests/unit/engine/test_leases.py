@@ -228,7 +228,7 @@ async def test_a_key_is_renewed_until_its_response_is_stored_or_will_not_be(leas
     for number in range(3):
         assert await keys.claim(OnceOnly("owner", f"key_{number}", "f"), f"resp_{number}") is None
     await time.pass_by()
-    keys.kept("resp_0")
+    keys.hand_to_store("resp_0")
     await keys.release("resp_1")
     await time.pass_by()
     assert [holders for holders, _ in store.renewed] == [{"resp_0", "resp_1", "resp_2"}, {"resp_2"}]
@@ -265,7 +265,7 @@ async def test_a_key_is_given_back_at_most_once_whatever_the_store_says(leases: 
     await keys.release("resp_2")
     assert store.given_back == [("key", "resp_1")] and keys.of("resp_1") is None
     await keys.claim(once, "resp_1")
-    keys.kept("resp_1")
+    keys.hand_to_store("resp_1")
     assert keys.of("resp_1") is None
     await keys.release("resp_1")
     assert store.given_back == [("key", "resp_1")], "it is the stored response's now"
@@ -286,7 +286,7 @@ async def test_what_a_response_holds_is_given_back_or_stays(leases: Leases, coun
     given = (store.stayed, store.given_back, store.unspent)
     assert given == ((key, [], []) if counts else ([], key, [("owner", "resp_1"), ("owner", "resp_2")]))
     await keys.use_approvals("owner", ("mcpr_3",), "resp_4")
-    keys.kept("resp_4")
+    keys.hand_to_store("resp_4")
     assert not keys.holds("resp_4")
 
 

@@ -35,7 +35,7 @@ class _Held:
     def of(self, response_id: str) -> OnceOnly | None:
         return self.held.get(response_id)
 
-    def kept(self, response_id: str) -> None:
+    def hand_to_store(self, response_id: str) -> None:
         self.done.append(f"kept {response_id}")
         self.held.pop(response_id, None)
 

@@ -23,7 +23,7 @@ from antiphon.engine.ports.jobs import EventPiece, Job
 from antiphon.engine.ports.signals import Pace
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
-from antiphon.engine.running.job_run import Making
+from antiphon.engine.running.job_run import JobEnvironment
 from antiphon.engine.running.job_stream import JobStream
 from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
@@ -138,7 +138,7 @@ class Process:
             self.jobs,
             self.background,
             self.lookout,
-            Making(self.runner, self.exchange, Telemetry(metrics)),
+            JobEnvironment(self.runner, self.exchange, Telemetry(metrics)),
             self.settings,
             admit=admit or (lambda _: nullcontext()),
             bodies=bodies or Budget(1 << 20, "limits.bytes_in_flight"),
@@ -382,7 +382,7 @@ async def test_a_job_that_cannot_be_read_is_a_failed_response(process: Process) 
         process.jobs,
         process.background,
         process.lookout,
-        Making(process.runner, process.exchange, Telemetry(Metrics())),
+        JobEnvironment(process.runner, process.exchange, Telemetry(Metrics())),
         process.settings,
         admit=lambda _: nullcontext(),
         bodies=Budget(1 << 20, "limits.bytes_in_flight"),

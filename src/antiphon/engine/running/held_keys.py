@@ -173,7 +173,7 @@ class HeldKeys:
         """Whether this response holds a key, uses approvals, or has claimed calls."""
         return response_id in self._held or response_id in self._answering or response_id in self._calling
 
-    def kept(self, response_id: str) -> None:
+    def hand_to_store(self, response_id: str) -> None:
         """What it holds is the store's: it was stored, and its key with it; or another goes on with it."""
         self._answering.pop(response_id, None)
         called = self._calling.pop(response_id, None)

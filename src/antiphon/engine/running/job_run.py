@@ -26,7 +26,7 @@ from antiphon.observability.observation import Telemetry
 from antiphon.types.json import try_decode
 
 
-class Making(NamedTuple):
+class JobEnvironment(NamedTuple):
     """What responses are made with."""
 
     runner: Runner
@@ -90,7 +90,7 @@ class Outcome:
     finish: Finish | None = None
 
 
-class KeptRecord:
+class DeferredHistory:
     """A `History` that keeps the finished response instead of writing it: its job's last unit does that.
 
     `on_save`: from now on what is sent is that unit's too.

@@ -195,7 +195,7 @@ class Runner:
         """This process does nothing more for a response that another may go on with: the lock of its conversation is
         not renewed any longer, and the approvals that it uses stay used."""
         self.ports.conversations.forget(response_id)
-        self.ports.keys.kept(response_id)
+        self.ports.keys.hand_to_store(response_id)
 
     async def abandon(self, exchange: ResponseExchange, reason: CancelReason) -> None:
         """The request ends here without its end: write the row as failed. Shielded, at most the save's timeout; while

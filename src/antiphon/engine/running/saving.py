@@ -96,7 +96,7 @@ class Saver:
                 return
             if keys.calls(record.id):
                 await asyncio.wait({self.keep_going(keys.end_calls(record.id))}, timeout=_RELEASE_SECONDS)
-            keys.kept(record.id)
+            keys.hand_to_store(record.id)
         if keys.holds(record.id) or (not kept and record.conversation_id is not None):
             # What could not write just now may not be able to write this: the client hears of it all the same, and
             # what is held goes when the disk goes on, or runs out.

@@ -33,7 +33,7 @@ from antiphon.engine.ports.signals import Pace
 from antiphon.engine.ports.state import DoorWatch
 from antiphon.engine.ports.stored_bodies import is_over
 from antiphon.engine.running.background import Background
-from antiphon.engine.running.job_run import DoorGone, JobRun, KeptRecord, Making, Outcome, no_door, refusal
+from antiphon.engine.running.job_run import DeferredHistory, DoorGone, JobEnvironment, JobRun, Outcome, no_door, refusal
 from antiphon.engine.running.job_stream import JobStream
 from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
@@ -118,7 +118,7 @@ class Workers:
         jobs: JobStore,
         background: Background,
         lookout: Lookout,
-        making: Making,
+        environment: JobEnvironment,
         settings: BackgroundSettings,
         *,
         admit: Callable[[str], AbstractContextManager[None]],
@@ -133,12 +133,12 @@ class Workers:
         self.name = name
         self._jobs = jobs
         self._background = background
-        self._making = making
+        self._environment = environment
         self._settings = settings
         self._batch = batch
         self._admit = admit
         self._bodies = bodies
-        self._metrics = making.telemetry.metrics
+        self._metrics = environment.telemetry.metrics
         self._watch_door = watch_door or no_door
         self._able = able
         self._running: dict[str, JobRun] = {}
@@ -292,9 +292,9 @@ class Workers:
     # Running one
 
     async def _run(self, run: JobRun) -> None:
-        making, job = self._making, run.job
-        exchange = making.new_exchange()
-        observed = making.telemetry.observe("background", "", job.owner, None)
+        environment, job = self._environment, run.job
+        exchange = environment.new_exchange()
+        observed = environment.telemetry.observe("background", "", job.owner, None)
         exchange.observe(observed)
         self._metrics.attempts.add("first" if job.attempts <= 1 else "again")
         outcome = "cancelled"
@@ -305,7 +305,7 @@ class Workers:
                 self._background.followers.written_here(job.response_id),
             ):
                 hold.add(len(job.request))
-                outcome = await self._serve(making, run, exchange, observed, hold)
+                outcome = await self._serve(environment, run, exchange, observed, hold)
         except asyncio.CancelledError:
             exchange.break_off()
             if run.lost:
@@ -343,7 +343,7 @@ class Workers:
                 await self._end(job, "server_error", "The server had an error while processing your request.")
         finally:
             del self._running[job.response_id]
-            making.runner.forget(job.response_id)
+            environment.runner.forget(job.response_id)
             self._claims.soon()
             self._woken.set()
             if outcome:
@@ -353,7 +353,7 @@ class Workers:
                 observed.drop()
 
     async def _serve(
-        self, making: Making, run: JobRun, exchange: ResponseExchange, observed: Observation, hold: Hold
+        self, environment: JobEnvironment, run: JobRun, exchange: ResponseExchange, observed: Observation, hold: Hold
     ) -> str:
         """Run the exchange and end the response; its outcome. Raises `AtCapacity` when there is none to begin."""
         job = run.job
@@ -375,14 +375,14 @@ class Workers:
             written=lambda: self._background.followers.changed(job.response_id),
             on_lost=run.lose,
         )
-        kept = KeptRecord(making.runner.ports.store, stream.hold_back)
+        kept = DeferredHistory(environment.runner.ports.store, stream.hold_back)
         upstream = PatientUpstream(
-            making.runner.ports.upstream,
+            environment.runner.ports.upstream,
             self._settings.patience,
             self._metrics,
             response_id=job.response_id,
         )
-        runner = making.runner.over(kept, upstream, keeps_locks=True)
+        runner = environment.runner.over(kept, upstream, keeps_locks=True)
         exchange.hold = hold
         try:
             asked = _REQUEST.decode(job.request)
@@ -451,7 +451,7 @@ class Workers:
 
     async def _is_finished(self, record: ResponseRecord) -> bool:
         """Whether an earlier try, of which nobody knew what became, was the one that ended it."""
-        found = await self._making.runner.ports.store.get(record.owner, record.id)
+        found = await self._environment.runner.ports.store.get(record.owner, record.id)
         return found is not None and found.body == record.body
 
     async def _end(self, job: Job, code: str, message: str) -> None:
