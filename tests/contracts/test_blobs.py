@@ -25,7 +25,7 @@ class TestMemoryBlobs(BlobStoreContract):
     @pytest.fixture
     def left(self, blobs: MemoryBlobs) -> Left:
         async def look() -> list[str]:
-            return [*blobs.kept, *blobs.drafts]
+            return [*blobs.contents, *blobs.drafts]
 
         return look
 

@@ -48,6 +48,6 @@ async def test_nothing_is_left_of_what_is_no_file(store: FileStore, blobs: Memor
         await upload.write(b"on its way")
         assert await store.sweep() == (0, 0)
         assert len(blobs.drafts) == 1
-    assert list(blobs.kept.values()) == [b"x"] and not blobs.drafts
+    assert list(blobs.contents.values()) == [b"x"] and not blobs.drafts
     await store.delete(ALICE, "file-a")
-    assert not blobs.kept
+    assert not blobs.contents

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
-from antiphon.stores.backend import Said, StateNeeds
+from antiphon.stores.backend import StateFinding, StateNeeds
 from antiphon.stores.deployment import Keys
 from antiphon.stores.postgres.checks import examine
 from antiphon.stores.postgres.connecting import connect
@@ -170,4 +170,4 @@ async def test_doctor_says_what_each_server_is(primary: PostgresServer, replica:
         (False, False, True),
     ]
     assert any("asynchronous" in one.what for one in said) and "secret-word" not in str(said)
-    assert Said("ok", f"{state.place.shown}: PostgreSQL {said[0].what.rsplit(' ', 1)[1]}") == said[0]
+    assert StateFinding("ok", f"{state.place.shown}: PostgreSQL {said[0].what.rsplit(' ', 1)[1]}") == said[0]

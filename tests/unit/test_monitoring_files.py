@@ -8,7 +8,7 @@ import re
 import pytest
 import yaml
 
-from antiphon.observability.metric_names import METRICS, OF_UP, Described
+from antiphon.observability.metric_names import METRICS, OF_UP, MetricDefinition
 from antiphon.observability.metrics import Metrics
 from tests.support.monitoring_files import (
     DASHBOARD,
@@ -30,7 +30,7 @@ _OWN = {"up": _TARGET, "ALERTS": {"alertname", "alertstate", "severity"}}
 _RECORDED = {rule["record"] for rule in rules() if "record" in rule}
 
 
-def _series(one: Described) -> dict[str, set[str]]:
+def _series(one: MetricDefinition) -> dict[str, set[str]]:
     labels = {*one.labels, *_TARGET}
     if one.kind != "histogram":
         return {one.name: labels}

@@ -22,7 +22,7 @@ from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_api, gateway_pod, istio
 from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
-from antiphon.envoy.gateway_pod import NAME, GatewayTarget, Sidecar, parse_hostname, parse_place, script, told
+from antiphon.envoy.gateway_pod import NAME, GatewayTarget, Sidecar, as_comments, parse_hostname, parse_place, script
 from antiphon.envoy.merging import MergeTarget, merged, read
 from antiphon.envoy.sidecars import SidecarEndpoint, endpoints
 from antiphon.envoy.snippet import parts, snippet
@@ -65,7 +65,7 @@ def _for_gateway(settings: Settings, form: str, version: EnvoyVersion, place: Ga
     header, made = GATEWAY_FORMS[form]
     inside, sidecar = _in_pod(settings)
     objects = made.objects(inside, sidecar, place, version)
-    last = told(made.coming_in(inside, sidecar, place, version))
+    last = as_comments(made.coming_in(inside, sidecar, place, version))
     system = place.namespace if form == "istio" else gateway_api.SYSTEM
     apart = f"---\n{last}" if last else ""
     return header + _told(inside, sidecar, system) + gateway_pod.to_text(objects) + apart

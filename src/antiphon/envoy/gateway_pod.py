@@ -254,7 +254,7 @@ def script(steps: Sequence[CommandStep]) -> str:
     return "".join(f"{_commented(one.comment)}{shlex.join(one.command)}\n" for one in steps)
 
 
-def told(steps: Sequence[CommandStep]) -> str:
+def as_comments(steps: Sequence[CommandStep]) -> str:
     """The steps as comments of a YAML file."""
     return _commented(script(steps)) if steps else ""
 

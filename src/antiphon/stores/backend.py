@@ -32,7 +32,7 @@ from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.deployment import Keys, Recorded
 from antiphon.stores.files import FileSql, FileStore
 from antiphon.stores.idempotency import KEEP_SECONDS, IdempotencyStore
-from antiphon.stores.jobs import JobSql, JobStore, JobWriter, Measured, Told, nobody
+from antiphon.stores.jobs import ChangeListener, JobSql, JobStore, JobWriter, Measured, notify_nobody
 from antiphon.stores.owner_usage import OwnerQuota, UsageStore
 from antiphon.stores.prompts import PromptStore
 from antiphon.stores.responses import ResponseStore, ResponseWriter
@@ -48,7 +48,7 @@ KeyFiles = Mapping[KeyName, tuple[bytes, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class StateFinding:
     """One thing that was found; `advice` says what to do."""
 
     verdict: Literal["ok", "note", "problem"]
@@ -202,7 +202,7 @@ class Stores(ABC):
         files: tuple[FileSql, PendingBlobs, BlobStore],
         pieces: Pieces,
         signals: Signals,
-        ended: Told = nobody,
+        ended: ChangeListener = notify_nobody,
     ) -> None:
         """The stores over these tables. `options` are all there are; the others are what the backend does in its own
         way."""
@@ -294,7 +294,7 @@ class Backend(ABC):
         return
 
     @abstractmethod
-    def examine(self, wanted: StateNeeds, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:
+    def examine(self, wanted: StateNeeds, shared: AsyncIterator[StateFinding]) -> AsyncIterator[StateFinding]:
         """What can be said of the place to an operator; `shared`: what is said of the schema and the keys."""
 
     def make_archive(self, target: Path, keys: KeyFiles, *, with_keys: bool, with_contents: bool) -> Archived:

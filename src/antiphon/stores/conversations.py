@@ -35,10 +35,10 @@ from antiphon.stores.tables import (
     RowsMissing,
     Statement,
     Tables,
-    asked,
     both_ways,
     changed,
     milliseconds,
+    page_parameters,
     renewed,
     within,
 )
@@ -223,7 +223,7 @@ class ConversationStore:
         A cursor that is none is an `InvalidRequest`.
         """
         await check_cursors(page, partial(self.get, owner), "There is no conversation with this id")
-        rows = await self._tables.fetch(LIST[page.backward], {"owner": owner, **asked(page)})
+        rows = await self._tables.fetch(LIST[page.backward], {"owner": owner, **page_parameters(page)})
         found = [self._conversation(row) for row in rows]
         return Page(page.shown(found), has_more=len(found) > page.limit)
 
@@ -245,7 +245,7 @@ class ConversationStore:
         It may end before `limit`, with `has_more`, where its items are large. A cursor that is not in the conversation
         is an `InvalidRequest`.
         """
-        named = {"owner": owner, "id": conversation_id, **asked(page, self._page_bytes)}
+        named = {"owner": owner, "id": conversation_id, **page_parameters(page, self._page_bytes)}
         return item_page(await self._tables.fetch(ITEMS[page.backward], named), page, self._bodies)
 
     async def get_item(self, owner: str, conversation_id: str, item_id: str) -> StoredItem | None:

@@ -49,7 +49,7 @@ class ContentTaken(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class KeptFile:
+class FileRow:
     """A file and the key of its content."""
 
     file: StoredFile
@@ -163,7 +163,7 @@ class FileStore:
         found = [_kept(row).file for row in rows]
         return Page(tuple(found[: query.limit]), has_more=len(found) > query.limit)
 
-    async def insert(self, owner: str, kept: KeptFile, once: OnceOnly | None) -> None:
+    async def insert(self, owner: str, kept: FileRow, once: OnceOnly | None) -> None:
         """The file's row comes and its pending row goes. Raises `OwnerStorageFull`, `ContentTaken`, `AlreadyMade` and
         `ApiError`."""
         file = kept.file
@@ -234,7 +234,7 @@ class FileStore:
             gone += len(went)
         return gone
 
-    async def _found(self, owner: str, file_id: str) -> KeptFile | None:
+    async def _found(self, owner: str, file_id: str) -> FileRow | None:
         rows = await self._tables.fetch(self._sql.find, {"owner": owner, "id": file_id, **self._date()})
         return _kept(rows[0]) if rows else None
 
@@ -279,7 +279,7 @@ class FileUpload:
         self._blob.settled = True
         try:
             # Until it has ended the content is neither a file's nor nobody's.
-            await to_the_end(self._files.insert(owner, KeptFile(file, blob.key), once))
+            await to_the_end(self._files.insert(owner, FileRow(file, blob.key), once))
         except ContentTaken:
             self._blob.settled = False
             raise self._blob.lost() from None
@@ -310,7 +310,7 @@ class OpenedFile:
         await self._content.aclose()
 
 
-def _kept(row: Row) -> KeptFile:
+def _kept(row: Row) -> FileRow:
     """The file of a row that has a column of each name."""
     file = StoredFile(
         id=row["id"],
@@ -322,7 +322,7 @@ def _kept(row: Row) -> KeptFile:
         created_at=row["created_at"] / 1000,
         expires_at=row["expires_at"] / 1000 if row["expires_at"] is not None else None,
     )
-    return KeptFile(file, row["blob"])
+    return FileRow(file, row["blob"])
 
 
 def _as_kept(seconds: float) -> float:

@@ -84,11 +84,11 @@ ORDER BY cut.place
 """
 
 
-Told: TypeAlias = Callable[[Collection[str]], None]
+ChangeListener: TypeAlias = Callable[[Collection[str]], None]
 """Called with the ids of responses that changed."""
 
 
-def nobody(response_ids: Collection[str]) -> None:
+def notify_nobody(response_ids: Collection[str]) -> None:
     """Calls no one."""
 
 
@@ -137,7 +137,7 @@ class JobStore:
         writer: JobWriter,
         sql: JobSql,
         bodies: Bodies = PLAIN,
-        ended: Told = nobody,
+        ended: ChangeListener = notify_nobody,
         measured: Measured = nullcontext,
     ) -> None:
         """`ended` is called with responses that ended early: their workers must stop. `measured`: around what changes

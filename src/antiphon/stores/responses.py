@@ -27,7 +27,7 @@ from antiphon.errors import ChainBroken, ChainTooLong, HistoryTooLarge
 from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.pages import Row, check_cursors, history_item, item_page, named_items, response_page, stored_item
 from antiphon.stores.retention import SWEEPER
-from antiphon.stores.tables import Statement, Tables, asked, both_ways, within
+from antiphon.stores.tables import Statement, Tables, both_ways, page_parameters, within
 
 # Newest turn first in `turn`. The owner is checked in the seed only, and joins keep their order: any further condition
 # on `responses` in the recursive step makes SQLite build a Bloom filter over the whole table on every call, once
@@ -247,7 +247,7 @@ class ResponseStore:
         if page.after is not None:
             page = replace(page, before=None)
         await check_cursors(page, partial(self._find, owner), "There is no response with this id")
-        named = {"owner": owner, **asked(page, self._page_bytes)}
+        named = {"owner": owner, **page_parameters(page, self._page_bytes)}
         return response_page(await self._tables.fetch(LIST[page.backward], named), page, self._bodies)
 
     async def input_items(self, owner: str, response_id: str, page: PageQuery) -> Page[StoredItem] | None:
@@ -256,7 +256,7 @@ class ResponseStore:
         `after` and `before` are meant in the asked order. With `before` alone the page is the one that ends just
         before that item. An id that is not in the list is an `InvalidRequest`.
         """
-        named = {"id": response_id, "owner": owner, **asked(page, self._page_bytes)}
+        named = {"id": response_id, "owner": owner, **page_parameters(page, self._page_bytes)}
         return item_page(await self._tables.fetch(INPUT_ITEMS[page.backward], named), page, self._bodies)
 
     async def _find(self, owner: str, response_id: str) -> Row | None:

@@ -13,22 +13,22 @@ from pathlib import Path
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import AntiphonError
-from antiphon.stores.backend import Said, StateNeeds
+from antiphon.stores.backend import StateFinding, StateNeeds
 from antiphon.stores.choice import backend_of
 from antiphon.stores.deployment import Keys, to_note
 from antiphon.stores.schema_steps import missing_steps, oldest_schema
 
 
-async def examine_state(state: StateSettings, data: Path, wanted: StateNeeds) -> AsyncIterator[Said]:
+async def examine_state(state: StateSettings, data: Path, wanted: StateNeeds) -> AsyncIterator[StateFinding]:
     """Everything that can be said, each as soon as it is known; never raises `AntiphonError`."""
     try:
         async for said in backend_of(state, data).examine(wanted, _shared(state, data, wanted.keys)):
             yield said
     except AntiphonError as error:
-        yield Said("problem", str(error))
+        yield StateFinding("problem", str(error))
 
 
-async def _shared(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator[Said]:
+async def _shared(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator[StateFinding]:
     async with backend_of(state, data).open_schemas(seconds=state.deadline) as schemas:
         for schema in schemas:
             applied = await schema.applied()
@@ -37,17 +37,19 @@ async def _shared(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator
                 newer = len(applied) - len(schema.steps)
                 more = f", and {newer} of a newer build" if newer else ""
                 serves = f"builds from schema {oldest_schema(applied)} on can serve"
-                yield Said("ok", f"{schema.name}: schema {len(schema.steps)}{more}; {serves}")
+                yield StateFinding("ok", f"{schema.name}: schema {len(schema.steps)}{more}; {serves}")
             elif state.migrate == "check":
-                yield Said(
+                yield StateFinding(
                     "problem",
                     f"{schema.name} lacks {len(missing)} schema steps",
                     "run 'antiphon migrate up', then start",
                 )
             elif applied:
-                yield Said("note", f"{schema.name} lacks {len(missing)} schema steps", "the next start applies them")
+                yield StateFinding(
+                    "note", f"{schema.name} lacks {len(missing)} schema steps", "the next start applies them"
+                )
             else:
-                yield Said("ok", f"{schema.name} is new: the first start makes its schema")
+                yield StateFinding("ok", f"{schema.name} is new: the first start makes its schema")
     try:
         recorded = await backend_of(state, data).recorded_keys()
     except AntiphonError:
@@ -56,7 +58,7 @@ async def _shared(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator
     if recorded is None:
         return
     if not recorded:
-        yield Said("ok", "no process has started on this database: the first one's keys are noted")
+        yield StateFinding("ok", "no process has started on this database: the first one's keys are noted")
         return
     to_note(recorded, keys)
-    yield Said("ok", "owner.key and sealing.keys are those of the other machines")
+    yield StateFinding("ok", "owner.key and sealing.keys are those of the other machines")

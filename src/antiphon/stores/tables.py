@@ -110,7 +110,7 @@ def both_ways(sql: str) -> tuple[str, str]:
     return sql.format(order="ASC", after=">"), sql.format(order="DESC", after="<")
 
 
-def asked(page: PageQuery, size: int = 0) -> dict[str, Any]:
+def page_parameters(page: PageQuery, size: int = 0) -> dict[str, Any]:
     """The parameters of a query that lies between two cursors: `:low`, `:high`, `:limit`, `:bytes` (of `size`)."""
     low, high = page.bounds
     return {"low": low, "high": high, "limit": page.limit + 1, "bytes": size}

@@ -36,7 +36,7 @@ from antiphon.ids import Clock, now
 from antiphon.stores.attributes import AttributeSql
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.pages import Row, check_cursors
-from antiphon.stores.tables import RowsMissing, Statement, Tables, asked, both_ways, changed, milliseconds
+from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, changed, milliseconds, page_parameters
 from antiphon.types.search import Attributes
 
 _ACTIVE_MS = 60_000
@@ -228,7 +228,9 @@ class VectorStores:
     async def list(self, owner: str, page: PageQuery) -> Page[VectorStore]:
         """A page of the owner's stores, by their time of creation. A cursor that is none is an `InvalidRequest`."""
         await check_cursors(page, partial(self.get, owner), "There is no vector store with this id")
-        rows = await self._tables.fetch(self._sql.stores[page.backward], self._named(owner, "", **asked(page)))
+        rows = await self._tables.fetch(
+            self._sql.stores[page.backward], self._named(owner, "", **page_parameters(page))
+        )
         return Page(page.shown([_vector_store(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def update(self, owner: str, store_id: str, changes: StoreChanges) -> VectorStore | None:
@@ -303,7 +305,7 @@ class VectorStores:
             return None
         find = partial(self.get_file, owner, store_id)
         await check_cursors(page, find, "There is no file with this id in the vector store")
-        named = self._named(owner, store_id, state=state, batch_id=batch_id, **asked(page))
+        named = self._named(owner, store_id, state=state, batch_id=batch_id, **page_parameters(page))
         rows = await self._tables.fetch(self._sql.files[page.backward], named)
         return Page(page.shown([_vector_file(row) for row in rows]), has_more=len(rows) > page.limit)
 

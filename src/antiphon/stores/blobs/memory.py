@@ -23,7 +23,7 @@ class MemoryBlobs:
     """`BlobStore`; `kept` are the whole contents, `drafts` those on their way."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, bytes] = {}
+        self.contents: dict[str, bytes] = {}
         self.drafts: dict[str, bytearray] = {}
 
     @asynccontextmanager
@@ -37,13 +37,13 @@ class MemoryBlobs:
 
     async def open(self, key: str) -> MemoryBlobReader:
         """Open a content. Raises `StoreError` when it is not there."""
-        if checked_key(key) not in self.kept:
+        if checked_key(key) not in self.contents:
             raise StoreError("There is no such content.")
-        return MemoryBlobReader(self.kept[key])
+        return MemoryBlobReader(self.contents[key])
 
     async def delete(self, key: str) -> None:
         """Delete all of a content, if it is there."""
-        self.kept.pop(checked_key(key), None)
+        self.contents.pop(checked_key(key), None)
         self.drafts.pop(key, None)
 
     async def aclose(self) -> None:
@@ -73,7 +73,7 @@ class MemoryBlobWriter:
         """It is whole."""
         if self.closed:
             raise StoreError("This content is closed.")
-        self._blobs.kept[self._key] = bytes(self._blobs.drafts.pop(self._key))
+        self._blobs.contents[self._key] = bytes(self._blobs.drafts.pop(self._key))
         return Blob(self._key, self.size, self._hash.hexdigest())
 
 

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.owner_data import OwnerData
-from antiphon.stores.backend import Backend, Said, StateNeeds, StoreOptions, Stores
+from antiphon.stores.backend import Backend, StateFinding, StateNeeds, StoreOptions, Stores
 from antiphon.stores.blobs.disk import FILES_FOLDER
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.bodies import Bodies
@@ -89,7 +89,7 @@ class PostgresBackend(Backend):
         async with self._database() as database:
             await database.transaction(work)
 
-    async def examine(self, wanted: StateNeeds, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:
+    async def examine(self, wanted: StateNeeds, shared: AsyncIterator[StateFinding]) -> AsyncIterator[StateFinding]:
         """See `Backend`."""
         from antiphon.stores.postgres.checks import examine
 

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
-from antiphon.stores.backend import Said, StateNeeds
+from antiphon.stores.backend import StateFinding, StateNeeds
 from antiphon.stores.postgres.connecting import Connection, connect, kinds_of_servers
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.failures import DIRECT_URL
@@ -79,14 +79,14 @@ LEFT JOIN pg_index i ON i.indexrelid = to_regclass(name) WHERE i.indisvalid IS N
 """
 
 
-async def examine(state: StateSettings, wanted: StateNeeds) -> AsyncIterator[Said]:
+async def examine(state: StateSettings, wanted: StateNeeds) -> AsyncIterator[StateFinding]:
     """Everything of the server at `state.url`; what is a problem is the last. Raises `StoreError`."""
     assert state.url is not None
     database = Database(state.url.get_secret_value(), DatabaseLimits(size=2, deadline=state.deadline))
     try:
         server = await ask_server(database)
         check(server)
-        yield Said("ok", f"{state.place.shown}: PostgreSQL {server.shown}")
+        yield StateFinding("ok", f"{state.place.shown}: PostgreSQL {server.shown}")
         async for said in _servers(database, state):
             yield said
         yield await _round_trip(database)
@@ -105,35 +105,37 @@ async def examine(state: StateSettings, wanted: StateNeeds) -> AsyncIterator[Sai
         await database.aclose()
 
 
-async def _servers(database: Database, state: StateSettings) -> AsyncIterator[Said]:
+async def _servers(database: Database, state: StateSettings) -> AsyncIterator[StateFinding]:
     assert state.url is not None
     kinds = await kinds_of_servers(state.url.get_secret_value(), state.deadline)
     if not kinds:
         return
     for place, kind in kinds.items():
         if kind == "unusable":
-            yield Said("note", f"server {place} cannot be reached, or lets nobody in", "there is no failover to it")
+            yield StateFinding(
+                "note", f"server {place} cannot be reached, or lets nobody in", "there is no failover to it"
+            )
         else:
             does = "takes writes" if kind == "primary" else "follows, or is read-only"
-            yield Said("ok", f"server {place} {does}")
+            yield StateFinding("ok", f"server {place} {does}")
     if list(kinds.values()).count("primary") > 1:
-        yield Said(
+        yield StateFinding(
             "note",
             "several servers in state.url take writes",
             "unless these are poolers before one primary, stop all others at once: what is written there is lost",
         )
     (row,) = await database.fetch(_WAITS)
     if row["waits"]:
-        yield Said("ok", "what is acknowledged is on a standby, too (synchronous replication)")
+        yield StateFinding("ok", "what is acknowledged is on a standby, too (synchronous replication)")
     else:
-        yield Said(
+        yield StateFinding(
             "note",
             "replication is asynchronous: a failover loses what was acknowledged last",
             "set synchronous_standby_names, and synchronous_commit to on, if that must not be",
         )
 
 
-async def _round_trip(database: Database) -> Said:
+async def _round_trip(database: Database) -> StateFinding:
     took = []
     for _ in range(_TRIPS):
         begun = time.perf_counter()
@@ -142,44 +144,46 @@ async def _round_trip(database: Database) -> Said:
     median = statistics.median(took)
     what = f"a question takes {median * 1000:.1f} ms there and back"
     if median > _SLOW_TRIP:
-        return Said("note", what, "every turn waits for some of these: put the database nearer")
-    return Said("ok", what)
+        return StateFinding("note", what, "every turn waits for some of these: put the database nearer")
+    return StateFinding("ok", what)
 
 
-async def _clock(database: Database) -> Said:
+async def _clock(database: Database) -> StateFinding:
     before = time.time()
     (row,) = await database.fetch("SELECT extract(epoch FROM clock_timestamp())::float8")
     ahead = row[0] - (before + time.time()) / 2
     if abs(ahead) > _CLOCK_SECONDS:
         direction = "ahead of" if ahead > 0 else "behind"
-        return Said(
+        return StateFinding(
             "note",
             f"the database's clock is {abs(ahead):.1f} s {direction} this machine's",
             "leases go by the database's alone, but times that clients see are this machine's: run NTP",
         )
-    return Said("ok", f"clocks differ by {abs(ahead) * 1000:.0f} ms")
+    return StateFinding("ok", f"clocks differ by {abs(ahead) * 1000:.0f} ms")
 
 
-async def _connections(database: Database, wanted: int) -> Said:
+async def _connections(database: Database, wanted: int) -> StateFinding:
     (row,) = await database.fetch(_CONNECTIONS)
     what = f"{row['used']} of {row['most']} connections of the server are in use; this machine takes {wanted} at most"
     if row["used"] + wanted > row["most"]:
-        return Said("note", what, "raise max_connections, lower state.pool or workers, or put a pooler before it")
-    return Said("ok", what)
+        return StateFinding(
+            "note", what, "raise max_connections, lower state.pool or workers, or put a pooler before it"
+        )
+    return StateFinding("ok", what)
 
 
-async def _pooler(database: Database, state: StateSettings) -> AsyncIterator[Said]:
+async def _pooler(database: Database, state: StateSettings) -> AsyncIterator[StateFinding]:
     if not await database.transaction(_is_pooled):
-        yield Said("ok", "no pooler is before the server")
+        yield StateFinding("ok", "no pooler is before the server")
         return
     assert state.url is not None
     if not await _shares(state.url.get_secret_value(), state.deadline):
-        yield Said(
+        yield StateFinding(
             "note",
             "the pooler keeps a connection for each client (pool_mode = session)",
             "set pool_mode = transaction: as it is, it holds as many connections as it has clients",
         )
-    yield Said(
+    yield StateFinding(
         "ok",
         "a pooler is before the server",
         "pgbouncer's server_login_retry = 1, server_connect_timeout = 3 and query_wait_timeout = 4 make a restart of "
@@ -187,19 +191,19 @@ async def _pooler(database: Database, state: StateSettings) -> AsyncIterator[Sai
     )
     (row,) = await database.fetch(_LOOKS)
     if not row["looks"]:
-        yield Said(
+        yield StateFinding(
             "note",
             "behind the pooler, a statement that is given up goes on, and keeps a connection of the server",
             "ALTER ROLE … SET client_connection_check_interval = '1s' for the role of state.url: without it, a table "
             "that somebody locks uses up max_connections",
         )
     if state.direct_url is None:
-        yield Said(
+        yield StateFinding(
             "note", "state.direct_url is not set", "set it to the server itself: long work and LISTEN pass no pooler"
         )
 
 
-async def _direct(database: Database, state: StateSettings) -> AsyncIterator[Said]:
+async def _direct(database: Database, state: StateSettings) -> AsyncIterator[StateFinding]:
     """What `state.direct_url` leads to; what is a problem is the last. Raises `StoreError`."""
     if state.direct_url is None:
         return
@@ -208,19 +212,19 @@ async def _direct(database: Database, state: StateSettings) -> AsyncIterator[Sai
     try:
         await check_server(direct)
         if tuple((await direct.fetch(_WHICH))[0]) != tuple((await database.fetch(_WHICH))[0]):
-            yield Said(
+            yield StateFinding(
                 "problem",
                 "state.direct_url leads to another database than state.url",
                 "name the same one in both: as it is, steps of the schema and indexes are made in the wrong one",
             )
         elif await direct.transaction(_is_pooled):
-            yield Said(
+            yield StateFinding(
                 "note",
                 "state.direct_url leads through a pooler, which does not pass on what processes tell each other",
                 "name the server itself, for LISTEN, or leave it out: as it is, processes ask the database instead",
             )
         else:
-            yield Said("ok", "state.direct_url leads to the server itself, past any pooler")
+            yield StateFinding("ok", "state.direct_url leads to the server itself, past any pooler")
     finally:
         await direct.aclose()
 
@@ -249,20 +253,22 @@ async def _shares(url: str, seconds: float) -> bool:
     return False
 
 
-async def _vector(database: Database, *, needed: bool) -> Said:
+async def _vector(database: Database, *, needed: bool) -> StateFinding:
     try:
         await VectorTable(database).check()
     except StoreError as error:
         return (
-            Said("problem", str(error)) if needed else Said("ok", "without embeddings: vector stores search by words")
+            StateFinding("problem", str(error))
+            if needed
+            else StateFinding("ok", "without embeddings: vector stores search by words")
         )
-    return Said("ok", "the extension 'vector' can be used")
+    return StateFinding("ok", "the extension 'vector' can be used")
 
 
-async def _tables(database: Database) -> AsyncIterator[Said]:
+async def _tables(database: Database) -> AsyncIterator[StateFinding]:
     owners = [str(row[0]) for row in await database.fetch(_FOREIGN)]
     if owners:
-        yield Said(
+        yield StateFinding(
             "note",
             f"tables belong to {', '.join(owners)}, and not to the role of state.url",
             "run 'antiphon migrate up' as that one, and set state.migrate: check here",
@@ -272,14 +278,14 @@ async def _tables(database: Database) -> AsyncIterator[Said]:
     except StoreError:
         return
     if row[0] > _OLD_TRANSACTION:
-        yield Said(
+        yield StateFinding(
             "note",
             f"a transaction is open for {row[0] // 60} minutes",
             "nothing that was deleted since can be cleared away; set idle_in_transaction_session_timeout",
         )
 
 
-async def _indexes(database: Database) -> AsyncIterator[Said]:
+async def _indexes(database: Database) -> AsyncIterator[StateFinding]:
     """Of the steps that were applied; a newer build's may have taken some away."""
     steps = {SCHEMA: packaged_steps(), VECTOR_SCHEMA: packaged_steps(VECTOR_STEPS)}
     wanted: dict[str, str] = {}
@@ -293,9 +299,9 @@ async def _indexes(database: Database) -> AsyncIterator[Said]:
     lost = await lost_indexes(database, list(wanted))
     for name, what in lost.items():
         before = "" if what == "missing" else f"unless it is just being made: DROP INDEX CONCURRENTLY {name}; "
-        yield Said("note", f"the index {name} is {what}: its queries are slow", before + wanted[name])
+        yield StateFinding("note", f"the index {name} is {what}: its queries are slow", before + wanted[name])
     if not lost:
-        yield Said("ok", f"all {len(wanted)} indexes of the schema are there")
+        yield StateFinding("ok", f"all {len(wanted)} indexes of the schema are there")
 
 
 def indexes_of(steps: Sequence[SchemaStep]) -> dict[str, str]:

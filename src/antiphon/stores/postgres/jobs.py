@@ -18,7 +18,7 @@ from datetime import timedelta
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.jobs import PATIENCE, EventPiece, Job, TooManyJobs
 from antiphon.errors import StoreError
-from antiphon.stores.jobs import Told, ended_as, nobody
+from antiphon.stores.jobs import ChangeListener, ended_as, notify_nobody
 from antiphon.stores.postgres import job_sql as sql
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import code_of
@@ -111,7 +111,7 @@ class _NotHeld(Exception):
 class AddedEvents:
     """`Units` of pieces of streams. To add one twice is to add it once, so nothing has to be asked or undone."""
 
-    def __init__(self, database: Database, changed: Told = nobody) -> None:
+    def __init__(self, database: Database, changed: ChangeListener = notify_nobody) -> None:
         self._database = database
         self._changed = changed
 
@@ -151,7 +151,11 @@ class PostgresJobWriter:
     """`JobWriter` on a database and groups that are somebody else's to close."""
 
     def __init__(
-        self, database: Database, queued: Groups[NewJob], added: Groups[Addition], changed: Told = nobody
+        self,
+        database: Database,
+        queued: Groups[NewJob],
+        added: Groups[Addition],
+        changed: ChangeListener = notify_nobody,
     ) -> None:
         """`changed` is called with responses that others wait for (`signals.py`)."""
         self._database = database

@@ -21,7 +21,7 @@ from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.errors import ConfigError
-from antiphon.stores.backend import Archived, Backend, KeyFiles, Said, StateNeeds, StoreOptions, Stores
+from antiphon.stores.backend import Archived, Backend, KeyFiles, StateFinding, StateNeeds, StoreOptions, Stores
 from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.moved import check_not_moved
@@ -71,7 +71,7 @@ class SqliteBackend(Backend):
         """See `Backend`."""
         return nullcontext(sqlite_schemas(self._folder))
 
-    async def examine(self, wanted: StateNeeds, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:
+    async def examine(self, wanted: StateNeeds, shared: AsyncIterator[StateFinding]) -> AsyncIterator[StateFinding]:
         """See `Backend`."""
         self.check_not_moved()
         async for said in shared:
@@ -122,9 +122,11 @@ class MemoryBackend(Backend):
         """See `Backend`."""
         raise ConfigError("state.url: memory: has no schema; name a database in state.url")
 
-    async def examine(self, wanted: StateNeeds, shared: AsyncIterator[Said]) -> AsyncIterator[Said]:
+    async def examine(self, wanted: StateNeeds, shared: AsyncIterator[StateFinding]) -> AsyncIterator[StateFinding]:
         """See `Backend`."""
-        yield Said("note", "everything is in memory", "nothing outlives the process; name a database in state.url")
+        yield StateFinding(
+            "note", "everything is in memory", "nothing outlives the process; name a database in state.url"
+        )
 
 
 def _of_one_process() -> ConfigError:
@@ -173,16 +175,18 @@ def sqlite_schemas(folder: Path) -> tuple[SqliteSchema, ...]:
     )
 
 
-async def examine_schemas(folder: Path) -> AsyncIterator[Said]:
+async def examine_schemas(folder: Path) -> AsyncIterator[StateFinding]:
     """Tables and indexes that a database file lacks: without an index queries are slow, without a table requests
     fail."""
     for schema in sqlite_schemas(folder):
         number, gone = await schema.lacking()
         for name, sql in gone.items():
             if name.startswith("table"):
-                yield Said("problem", f"{schema.name} lacks the {name}", "restore a backup (antiphon admin restore)")
+                yield StateFinding(
+                    "problem", f"{schema.name} lacks the {name}", "restore a backup (antiphon admin restore)"
+                )
             else:
                 made = f"create it again with sqlite3: {' '.join(sql.split())}" if sql else "restore a backup"
-                yield Said("note", f"{schema.name}: the {name} is missing: its queries are slow", made)
+                yield StateFinding("note", f"{schema.name}: the {name} is missing: its queries are slow", made)
         if number and not gone:
-            yield Said("ok", f"{schema.name}: all {number} tables and indexes of the schema are there")
+            yield StateFinding("ok", f"{schema.name}: all {number} tables and indexes of the schema are there")
