@@ -91,7 +91,7 @@ async def test_uploads_at_the_same_time_do_not_both_fit(store: FileStore, url: s
             *[keep((store, peer)[n % 2], fields(f"n{n}"), b"x" * part) for n in range(10)], return_exceptions=True
         )
     assert sum(isinstance(one, OwnerStorageFull) for one in results) == 5
-    assert await store.used(ALICE) == 5 * part == await store.kept_bytes()
+    assert await store.used(ALICE) == 5 * part == await store.stored_bytes()
     assert len(contents(tmp_path)) == 5
 
 

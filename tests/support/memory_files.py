@@ -60,7 +60,7 @@ class MemoryFileStore(FileStore):
     async def used(self, owner: str) -> int:
         return self.total(owner)
 
-    async def kept_bytes(self) -> int:
+    async def stored_bytes(self) -> int:
         return sum(file.size for file, _ in self.all.values())
 
     async def aclose(self) -> None:

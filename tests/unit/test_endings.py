@@ -60,7 +60,7 @@ async def test_what_went_well_is_told_some_at_a_time_and_in_order() -> None:
     # And the next ones wait again.
     _adds(ends, told, 3)
     assert told == [1, 2]
-    await ends.told()
+    await ends.tell_before_scrape()
     assert told == [1, 2, 3]
 
 
@@ -101,7 +101,7 @@ async def test_a_failure_is_counted_and_written_at_once(pipe: int, failure: Fail
     telemetry.observe("http", "req_1", "owner").end(make_exchange(), outcome, failure)
     counted = f'outcome="{outcome}"'
     assert (counted in telemetry.metrics.render().decode()) is told_now
-    telemetry.metrics.before_scrape(telemetry.endings.told)
+    telemetry.metrics.before_scrape(telemetry.endings.tell_before_scrape)
     assert counted in (await telemetry.metrics.scraped()).decode()
     (line,) = os.read(pipe, 1 << 16).splitlines()
     said = json.loads(line)

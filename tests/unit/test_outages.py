@@ -14,12 +14,12 @@ def test_an_outage_is_two_lines_however_often_it_is_met() -> None:
     now = 100.0
     outage = Outage(structlog.get_logger(), "lost", "found", clock=lambda: now)
     with capture_logs() as lines:
-        outage.over()
+        outage.recovered()
         for now in (100.0, 101.0, 102.5):
             outage.failed(error=f"at {now}")
         now = 104.0
-        outage.over(rows=3)
-        outage.over()
+        outage.recovered(rows=3)
+        outage.recovered()
         outage.failed(error="another")
     assert lines == [
         {"event": "lost", "log_level": "warning", "error": "at 100.0"},
@@ -37,7 +37,7 @@ def test_each_kind_is_told_once_and_what_nobody_asked_about_for_long_is_another_
         now = 601.0
         outage.failed(kind="a", why="later")
         now = 602.0
-        outage.over()
+        outage.recovered()
     assert [line.get("why") for line in lines] == ["a", "b", "later", None]
     assert (lines[-1]["seconds"], lines[-1]["failures"]) == (1.0, 1)
 
@@ -56,7 +56,7 @@ def test_how_long_it_lasts_is_told_up_to_the_last_try() -> None:
     now = 732.0
     outage.failed()
     assert outage.seconds == 1.0
-    outage.over()
+    outage.recovered()
     assert outage.seconds == 0
 
 

@@ -77,7 +77,7 @@ class ReadyProbe:
         if reason:
             self._outage.failed(kind=reason, reason=reason, **({"cause": cause} if cause else {}))
             return json_response(Unwell("unavailable", reason), 503, _NO_STORE)
-        self._outage.over()
+        self._outage.recovered()
         return json_response(Well("ok"), headers=_NO_STORE)
 
 

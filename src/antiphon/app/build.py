@@ -184,7 +184,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     opened.callback(endings.close)
     upstream = _upstream(settings, door)
     opened.push_async_callback(upstream.aclose)
-    metrics.before_scrape(endings.told)
+    metrics.before_scrape(endings.tell_before_scrape)
     lookout = Lookout(stores.signals)
     followers = Followers(stores.background, lookout, keepalive=times.keepalive)
     left_calls = LeftCalls(stores.keys, stores.responses)

@@ -104,7 +104,7 @@ class Measuring:
     async def _look_around(self) -> None:
         self._free = await SIZES.run(_free_bytes, self._data)
         self._said = {one.name: await one.look() for one in self._databases}
-        self._blobs = await self._stores.files.kept_bytes()
+        self._blobs = await self._stores.files.stored_bytes()
 
 
 class LoopLag:

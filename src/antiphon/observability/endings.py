@@ -139,6 +139,6 @@ class Endings:
         self.early.close()
         self.tell()
 
-    async def told(self) -> None:
+    async def tell_before_scrape(self) -> None:
         """The same, for who can wait."""
         self.tell()

@@ -173,7 +173,7 @@ class Metrics:
             if failed:
                 self._outage.failed(cause=str(failed[0]) or type(failed[0]).__name__)
             else:
-                self._outage.over()
+                self._outage.recovered()
         if self._exposition is None:
             self._exposition = await asyncio.to_thread(self._expose)
         return self.render()

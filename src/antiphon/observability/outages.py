@@ -55,7 +55,7 @@ class Outage:
             self._kinds.add(kind)
             self._log.warning(self._begins, **said)
 
-    def over(self, **said: Any) -> None:
+    def recovered(self, **said: Any) -> None:
         """It worked. The line says how long it did not, in seconds, and how often it was tried (`failures`)."""
         if self._failures:
             seconds = round(self._clock() - self._since, 3)

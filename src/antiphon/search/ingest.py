@@ -115,7 +115,7 @@ class Ingester:
             more = False
             try:
                 more = await self._look()
-                self._outage.over()
+                self._outage.recovered()
             except StoreError as error:
                 self._outage.failed(error=str(error))
             except Exception:

@@ -208,7 +208,7 @@ class FileStore:
         rows = await self._tables.fetch(self._sql.used, {"owner": owner})
         return int(rows[0][0]) if rows else 0
 
-    async def kept_bytes(self) -> int:
+    async def stored_bytes(self) -> int:
         """Bytes of all files of all owners."""
         return int((await self._tables.fetch(KEPT, {}))[0][0])
 

@@ -77,7 +77,7 @@ class Leases:
                     # The next try is in time still, and the one after it.
                     self._outage_of(store).failed(error=str(error))
                     continue
-                self._outage_of(store).over()
+                self._outage_of(store).recovered()
                 for holder, hold in asked.items():
                     if holder not in held and holders.get(holder) is hold:
                         self.drop(store, holder)

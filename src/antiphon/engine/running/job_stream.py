@@ -129,7 +129,7 @@ class JobStream:
                     pause = _RETRY
                     self._changed.set()
                 else:
-                    self._outage.over(response_id=self._job.response_id)
+                    self._outage.recovered(response_id=self._job.response_id)
                     self._unwritten = None
                     if self._parts:
                         self._changed.set()

@@ -87,7 +87,7 @@ class Lookout:
             self._looked_at = loop.time()
             try:
                 await self._look(*asked)
-                self._outage.over()
+                self._outage.recovered()
                 failures = 0
             except StoreError as error:
                 self._outage.failed(error=str(error))

@@ -96,7 +96,7 @@ class UsageRecorder:
             else:
                 self._outage.failed(cause=str(error), sums=len(taken), kept=kept)
             return False
-        self._outage.over()
+        self._outage.recovered()
         return True
 
     async def _write_on(self) -> None:

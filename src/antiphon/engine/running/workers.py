@@ -235,7 +235,7 @@ class Workers:
             self._woken.clear()
             try:
                 if await self._look():
-                    self._outage.over()
+                    self._outage.recovered()
             except StoreError as error:
                 self._outage.failed(error=str(error))
             except Exception:

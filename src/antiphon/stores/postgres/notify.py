@@ -133,7 +133,7 @@ class Notifier:
             try:
                 await self._database.write(_NOTIFY, CHANNEL, Note(self.name, news).encode(), again=True)
                 self.sent += 1
-                self._outage.over()
+                self._outage.recovered()
             except StoreError as error:
                 self._outage.failed(error=str(error))
             if not self._closed:

@@ -100,7 +100,7 @@ class Withdrawals:
             self._done += 1
             if was_stored:
                 _log.warning("late_save_undone", response_id=record.id)
-        self._outage.over(responses=self._done)
+        self._outage.recovered(responses=self._done)
         self._done = 0
 
     async def _withdraw(self, record: ResponseRecord) -> bool:
