@@ -36,7 +36,7 @@ from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.engine.ports.actions import RequestHead, ResponseRecord
 from antiphon.engine.ports.jobs import EventPiece
 from antiphon.engine.running.followers import Followers
-from antiphon.engine.running.lookout import Lookout
+from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.stores import open_stores
 from antiphon.stores.postgres.database import Database
 from lab.bench import cpu
@@ -154,9 +154,9 @@ async def _node(name: str, other: str, url: str, direct: str | None, streams: in
     with tempfile.TemporaryDirectory() as folder:
         stores = await open_stores(_state(url, direct), Path(folder), chain_items=100)
         async with aclosing(stores):
-            jobs, lookout = stores.background, Lookout(stores.signals)
-            followers = Followers(jobs, lookout)
-            lookout.start()
+            jobs, signal_watcher = stores.background, SignalWatcher(stores.signals)
+            followers = Followers(jobs, signal_watcher)
+            signal_watcher.start()
             mine = [f"resp_{name}_{number}" for number in range(streams)]
             now = time.time()
             for one in mine:

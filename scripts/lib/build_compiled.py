@@ -42,7 +42,7 @@ COMPILED = (
     "antiphon/observability/outcome.py",
     "antiphon/observability/response_spans.py",
     "antiphon/observability/storage_operation.py",
-    "antiphon/observability/tallies.py",
+    "antiphon/observability/metric_values.py",
     "antiphon/doors/*.py",
     "antiphon/doors/http/*.py",
     "antiphon/doors/extproc/*.py",

@@ -1,7 +1,7 @@
 """What one process hears of another over a real PostgreSQL: told or by asking, directly and behind pgbouncer.
 
-A process is a set of stores with connections of its own, its followers and its lookout; what runs in it is held by name
-alone.
+A process is a set of stores with connections of its own, its followers and its signal watcher; what runs in it is held
+by name alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from antiphon.engine.ports.jobs import JobEnd
 from antiphon.engine.ports.signals import News, Pace
 from antiphon.engine.running.followers import Followers
-from antiphon.engine.running.lookout import Lookout
+from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.engine.running.workers import Workers
 from antiphon.stores.postgres import signals as signals_module
 from antiphon.stores.postgres.notify import CHANNEL, Listener, ListenTimes, Note, Notifier, read_note
@@ -55,7 +55,7 @@ class Worker(Workers):
 @dataclass
 class Process:
     stores: TurnStores
-    lookout: Lookout
+    signal_watcher: SignalWatcher
     followers: Followers
     worker: Worker
 
@@ -63,13 +63,13 @@ class Process:
 @asynccontextmanager
 async def process(url: str, direct_url: str | None) -> AsyncIterator[Process]:
     async with aclosing(turn_stores(url, direct_url=direct_url, times=TIMES)) as stores:
-        lookout, worker = Lookout(stores.signals), Worker()
-        followers = Followers(stores.background, lookout)
-        lookout.holding = worker
-        lookout.start()
+        signal_watcher, worker = SignalWatcher(stores.signals), Worker()
+        followers = Followers(stores.background, signal_watcher)
+        signal_watcher.holding = worker
+        signal_watcher.start()
         if direct_url is not None:
             await until(lambda: stores.signals.hears)
-        yield Process(stores, lookout, followers, worker)
+        yield Process(stores, signal_watcher, followers, worker)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ async def test_what_one_cancels_stops_in_the_other(only_told: None, two: tuple[P
     one, other = two
     response_id = await begin(one)
     one.worker.running = frozenset({response_id})
-    one.lookout.wake()
+    one.signal_watcher.wake()
     await asyncio.sleep(0)
     assert await other.stores.background.end(JobEnd(response_id, "cancelled", b"{}", (), 1, None))
     await within(30, lambda: one.worker.lost == {response_id})
@@ -209,7 +209,7 @@ async def test_a_pooler_is_not_taken_for_the_server(request: pytest.FixtureReque
     pooled = request.getfixturevalue("pgbouncer").url(await postgres.new_database())
     with capture_logs() as lines:
         async with aclosing(turn_stores(pooled, direct_url=pooled, times=TIMES)) as stores:
-            Lookout(stores.signals).start()
+            SignalWatcher(stores.signals).start()
             await until(lambda: any(line["event"] == "notifications_lost" for line in lines))
             assert not stores.signals.hears and stores.signals.pace == signals_module.ASKING
     (line,) = (line for line in lines if line["event"] == "notifications_lost")

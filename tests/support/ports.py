@@ -17,7 +17,7 @@ from antiphon.engine.running.held_keys import HeldKeys
 from antiphon.engine.running.keyless_upstreams import Keyless
 from antiphon.engine.running.loading import Ports
 from antiphon.engine.running.locked_conversations import LockedConversations
-from antiphon.engine.running.lookout import Lookout
+from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.observability.metrics import Metrics
 from antiphon.stores.idempotency import IdempotencyStore
 from antiphon.stores.leases import Leases
@@ -75,7 +75,7 @@ def make_ports(store: ResponseStore | None = None, upstream: Upstream | None = N
     """These ports, and others in place of those that are not given."""
     kept = store or MemoryResponseStore()
     jobs = MemoryJobStore(MemoryResponseStore())
-    followers = Followers(jobs, Lookout(MemorySignals(jobs)))
+    followers = Followers(jobs, SignalWatcher(MemorySignals(jobs)))
     others: dict[str, Any] = {
         "timeouts": TimeoutSettings(),
         "metrics": Metrics(),

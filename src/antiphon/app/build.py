@@ -45,8 +45,8 @@ from antiphon.engine.running.job_run import JobEnvironment
 from antiphon.engine.running.keyless_upstreams import Keyless
 from antiphon.engine.running.loading import Ports, StoredFiles
 from antiphon.engine.running.locked_conversations import LockedConversations
-from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
+from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.engine.running.usage_recorder import UsageRecorder
 from antiphon.engine.running.workers import Workers
 from antiphon.errors import StoreError, Unavailable
@@ -185,8 +185,8 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     upstream = _upstream(settings, door)
     opened.push_async_callback(upstream.aclose)
     metrics.before_scrape(endings.tell_before_scrape)
-    lookout = Lookout(stores.signals)
-    followers = Followers(stores.background, lookout, keepalive=times.keepalive)
+    signal_watcher = SignalWatcher(stores.signals)
+    followers = Followers(stores.background, signal_watcher, keepalive=times.keepalive)
     left_calls = LeftCalls(stores.keys, stores.responses)
     background = Background(stores.background, stores.responses, followers, settings.background, left_calls)
     vector_search = None
@@ -286,7 +286,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         new_id("worker"),
         stores.background,
         background,
-        lookout,
+        signal_watcher,
         JobEnvironment(runner, context.new_exchange, telemetry),
         settings.background,
         admit=lambda owner: admission.admit(owner, "background"),
@@ -331,7 +331,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     metrics.read(NOT_READY, lambda: ready.not_ready_seconds)
     identities.start()
     workers.start()
-    lookout.start()
+    signal_watcher.start()
     for sweeper in sweepers:
         sweeper.start()
     if vector_search is not None:

@@ -27,8 +27,8 @@ from antiphon.engine.waiting import SIZES, all_pools
 from antiphon.ids import now
 from antiphon.observability import metric_names as names
 from antiphon.observability.logs import dropped_lines
+from antiphon.observability.metric_values import Labels
 from antiphon.observability.metrics import Metrics
-from antiphon.observability.tallies import Labels
 from antiphon.stores import Stores
 from antiphon.stores.backend import DatabaseFigures, StoreFigures
 

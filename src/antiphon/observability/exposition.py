@@ -1,7 +1,7 @@
 """The text of metrics, as Prometheus reads it.
 
 Lives here: what prometheus_client is needed for: families made of numbers, those it knows of the process itself, the
-text. Not here: the numbers (`tallies.py`), when they are asked for (`metrics.py`).
+text. Not here: the numbers (`metric_values.py`), when they are asked for (`metrics.py`).
 
 Imported at the first scrape (16 ms, 1.5 MiB): a process serves without it.
 """
@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from antiphon.observability.metric_names import MetricDefinition
-from antiphon.observability.tallies import LabelledCounter, LabelledHistogram
+from antiphon.observability.metric_values import LabelledCounter, LabelledHistogram
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

@@ -1,10 +1,10 @@
 """Which metrics there are: names, labels, buckets, meanings. `docs/metrics.md` is made of this table.
 
-Lives here: the table. Not here: numbers (`tallies.py`), who touches them (`metrics.py`).
+Lives here: the table. Not here: numbers (`metric_values.py`), who touches them (`metrics.py`).
 
 Invariants: every name begins with `antiphon_`, except four that are older than the prefix. Label values come from
-closed sets, or `tallies.BoundedLabelValues` bounds them; no owner, path or id is a label value. All times are seconds,
-all sizes bytes. A gauge of something that processes share (`merged: max`) is not summed.
+closed sets, or `metric_values.BoundedLabelValues` bounds them; no owner, path or id is a label value. All times are
+seconds, all sizes bytes. A gauge of something that processes share (`merged: max`) is not summed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the process measures, and when: one verb for each thing that happens.
 
 Lives here: the verbs, and what comes before the text. Not here: names, labels and buckets (`metric_names.py`), the
-numbers (`tallies.py`), the text (`exposition.py`), where it is served (`api/router.py`,
+numbers (`metric_values.py`), the text (`exposition.py`), where it is served (`api/router.py`,
 `commands/metrics_listener.py`), and adding up those of several processes (`supervisor/merged_metrics.py`).
 
 Invariant: a metric is touched once per response or operation, never per chunk. What others know already (sizes, queues)
@@ -20,9 +20,9 @@ import structlog
 from antiphon.engine.ports.actions import Usage
 from antiphon.errors import StoreError
 from antiphon.observability import metric_names as names
+from antiphon.observability.metric_values import BoundedLabelValues, LabelledCounter, LabelledHistogram, Reading
 from antiphon.observability.outages import Outage
 from antiphon.observability.storage_operation import StorageOperation
-from antiphon.observability.tallies import BoundedLabelValues, LabelledCounter, LabelledHistogram, Reading
 
 if TYPE_CHECKING:
     from antiphon.observability.exposition import Exposition

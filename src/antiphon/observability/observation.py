@@ -23,12 +23,12 @@ from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, Usage
 from antiphon.engine.ports.usage_sums import CallUsage, UsageLedger
 from antiphon.observability.endings import EarlyEnd, Endings
+from antiphon.observability.metric_values import NAME_LENGTH
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.outcome import with_cause, write_outcome
 from antiphon.observability.response_spans import ResponseSpans
 from antiphon.observability.served_ids import ServedIds
 from antiphon.observability.span_names import ATTEMPT
-from antiphon.observability.tallies import NAME_LENGTH
 from antiphon.observability.tracing import read_parent
 from antiphon.types.transport import Headers, UpstreamFault
 

@@ -17,8 +17,8 @@ from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Usage
 from antiphon.observability import span_names as names
+from antiphon.observability.metric_values import NAME_LENGTH
 from antiphon.observability.span_names import Value
-from antiphon.observability.tallies import NAME_LENGTH
 from antiphon.observability.tracing import set_current
 from antiphon.types.transport import Headers
 

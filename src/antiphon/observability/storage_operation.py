@@ -14,7 +14,7 @@ from types import TracebackType
 
 from antiphon.errors import StoreError
 from antiphon.observability import span_names
-from antiphon.observability.tallies import LabelledCounter, LabelledHistogram
+from antiphon.observability.metric_values import LabelledCounter, LabelledHistogram
 from antiphon.observability.tracing import is_traced, span
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.doors.extproc import answers, boxes
+from antiphon.doors.extproc import answers, message_queues
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.answers import head_metadata, in_parts, with_request_id
-from antiphon.doors.extproc.boxes import PeerLeft
+from antiphon.doors.extproc.message_queues import PeerLeft
 from antiphon.doors.extproc.peer import Peer
 from antiphon.doors.extproc.received import MessageKind, Received
 
@@ -118,7 +118,7 @@ async def test_parts_of_an_answer_that_are_here_come_as_one(
     received: list[Received],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(boxes, "_GATHERED", 6)
+    monkeypatch.setattr(message_queues, "_GATHERED", 6)
     other_end = Peer(_Stream(*messages))
     found = []
     for _ in received:

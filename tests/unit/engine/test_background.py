@@ -11,7 +11,7 @@ from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.jobs import EventPiece, JobEnd
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
-from antiphon.engine.running.lookout import Lookout
+from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.errors import InternalError, InvalidRequest
 from tests.support.memory_jobs import MemoryJobStore
 from tests.support.memory_signals import MemorySignals
@@ -44,7 +44,7 @@ class Setup:
     def __init__(self) -> None:
         self.responses = MemoryResponseStore()
         self.jobs = _Jobs(self.responses, lambda: 1000.0)
-        followers = _Followers(self.jobs, Lookout(MemorySignals(self.jobs)))
+        followers = _Followers(self.jobs, SignalWatcher(MemorySignals(self.jobs)))
         self.told: list[str] = []
         followers.told = self.told
         settings: Any = type("Settings", (), {"per_owner": 2})

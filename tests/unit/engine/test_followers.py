@@ -13,6 +13,8 @@ from antiphon.engine.running import followers
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.lookout import Lookout
 from antiphon.translation.events.encode import KEEPALIVE
+from antiphon.engine.running.signal_watcher import SignalWatcher
+from antiphon.translation.encode import KEEPALIVE
 from tests.contracts.job_contract import MOST, queued
 from tests.contracts.store_contract import ALICE
 from tests.support.memory_jobs import MemoryJobStore
@@ -25,7 +27,7 @@ async def test_comments_are_as_far_apart_as_is_set_however_often_it_looks(monkey
     jobs = MemoryJobStore(MemoryResponseStore())
     await jobs.enqueue(queued("a"), b"{}", None, limit=MOST)
     times: list[float] = []
-    followed = Followers(jobs, Lookout(MemorySignals(jobs, Pace(0.002, 1.0, 1.0))), keepalive=0.1).follow(
+    followed = Followers(jobs, SignalWatcher(MemorySignals(jobs, Pace(0.002, 1.0, 1.0))), keepalive=0.1).follow(
         ALICE, "resp_a"
     )
     async with asyncio.timeout(30), aclosing(followed) as sent:

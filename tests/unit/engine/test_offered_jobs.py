@@ -61,7 +61,7 @@ async def test_what_is_given_back_is_told() -> None:
 
 async def test_what_others_left_is_taken_when_they_say_so() -> None:
     process = Process(pace=_SELDOM)
-    process.lookout.start()
+    process.signal_watcher.start()
     process.workers.start()
     await until(lambda: process.jobs.claims)
     process.background.offer_job = lambda response_id: process.signals.hear(News(queued=True))

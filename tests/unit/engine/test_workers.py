@@ -25,8 +25,8 @@ from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.job_run import JobEnvironment
 from antiphon.engine.running.job_stream import JobStream
-from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
+from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.engine.running.workers import Workers
 from antiphon.errors import AtCapacity, StoreError
 from antiphon.ids import new_id
@@ -122,10 +122,10 @@ class Process:
         self.jobs = Jobs(self.responses)
         self.model = Model()
         self.signals = MemorySignals(self.jobs, pace)
-        self.lookout = Lookout(self.signals)
+        self.signal_watcher = SignalWatcher(self.signals)
         # Without the rules that settings have: leases here are short.
         self.settings = BackgroundSettings.model_construct(**{"workers": 4, "lease": 30.0, **options})
-        followers = Followers(self.jobs, self.lookout)
+        followers = Followers(self.jobs, self.signal_watcher)
         self.background = Background(self.jobs, self.responses, followers, self.settings)
         self.metrics = metrics = Metrics()
         self.runner = Runner(
@@ -137,7 +137,7 @@ class Process:
             "worker_1",
             self.jobs,
             self.background,
-            self.lookout,
+            self.signal_watcher,
             JobEnvironment(self.runner, self.exchange, Telemetry(metrics)),
             self.settings,
             admit=admit or (lambda _: nullcontext()),
@@ -256,7 +256,7 @@ async def test_what_another_process_writes_is_noticed(process: Process) -> None:
     assert b"response.queued" in await anext(stream)
     for number in range(2, 5):
         waiting = asyncio.ensure_future(anext(stream))
-        await until(lambda: process.lookout._task is not None)
+        await until(lambda: process.signal_watcher._task is not None)
         data = b"event: x\ndata: %d\n\n" % number
         await process.jobs.append("worker_2", response_id, EventPiece(number, data))
         async with asyncio.timeout(30):
@@ -381,7 +381,7 @@ async def test_a_job_that_cannot_be_read_is_a_failed_response(process: Process) 
         "worker_2",
         process.jobs,
         process.background,
-        process.lookout,
+        process.signal_watcher,
         JobEnvironment(process.runner, process.exchange, Telemetry(Metrics())),
         process.settings,
         admit=lambda _: nullcontext(),
@@ -501,7 +501,7 @@ async def test_followers_leave_nothing_behind(process: Process) -> None:
     assert followers._followers
     await stream.aclose()
     process.model.gate.set()
-    await until(lambda: process.lookout._task is None or process.lookout._task.done())
+    await until(lambda: process.signal_watcher._task is None or process.signal_watcher._task.done())
     assert not followers._followers
     assert [part async for part in followers.follow("stranger", response_id)] == []
 

@@ -1,6 +1,6 @@
 """The other end of one stream: waiting for what Envoy sends, and sending.
 
-Lives here: the waits. Not here: what is here already and what leaves at once (`boxes.py`), what is sent
+Lives here: the waits. Not here: what is here already and what leaves at once (`message_queues.py`), what is sent
 (`answers.py`, `wire.py`), and when it is legal (`stream.py`, `relay_state.py`, `immediate_response.py`).
 
 Invariant: whoever answers does it through a `Peer`, so `Peer.answered` tells whether Envoy was told anything yet; until
@@ -9,7 +9,7 @@ then a failure can still become a proper error.
 
 from __future__ import annotations
 
-from antiphon.doors.extproc.boxes import Inbox, Outbox, PeerLeft, left
+from antiphon.doors.extproc.message_queues import Inbox, Outbox, PeerLeft, left
 from antiphon.doors.extproc.received import Received
 from antiphon.doors.extproc.transport import MessageStream, StreamClosed
 from antiphon.errors import AntiphonError
@@ -38,8 +38,8 @@ class Peer:
         return self.outbox.answered
 
     async def receive(self) -> Received:
-        """The next message, parts of the upstream's body as one (`boxes.py`). Raises `PeerLeft` when there is none any
-        more."""
+        """The next message, parts of the upstream's body as one (`message_queues.py`). Raises `PeerLeft` when there
+        is none any more."""
         received = self.receive_now()
         if received is not None:
             return received

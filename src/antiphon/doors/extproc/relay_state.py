@@ -37,8 +37,8 @@ from antiphon.doors.extproc.answers import (
     whole_answer,
     with_request_id,
 )
-from antiphon.doors.extproc.boxes import Outbox
 from antiphon.doors.extproc.content_coding import Inflate, decoder_for
+from antiphon.doors.extproc.message_queues import Outbox
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError
 from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.engine.exchange.response_exchange import ResponseExchange

@@ -18,8 +18,8 @@ from typing import Literal
 import structlog
 
 from antiphon.doors.context import DoorContext
-from antiphon.doors.extproc.boxes import PeerLeft
 from antiphon.doors.extproc.immediate_response import Ahead
+from antiphon.doors.extproc.message_queues import PeerLeft
 from antiphon.doors.extproc.opening import ProtocolError
 from antiphon.doors.extproc.peer import StreamCut
 from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream

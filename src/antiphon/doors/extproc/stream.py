@@ -27,8 +27,8 @@ from antiphon.api.http import AnswerCut, ApiRequest
 from antiphon.doors.context import DoorContext
 from antiphon.doors.decoding import decoded
 from antiphon.doors.extproc.answers import refusal_message, with_request_id
-from antiphon.doors.extproc.boxes import PeerLeft
 from antiphon.doors.extproc.immediate_response import Ahead, Drive, answer_streamed, answer_whole
+from antiphon.doors.extproc.message_queues import PeerLeft
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError, is_refused_before, owner_of, read_opening
 from antiphon.doors.extproc.peer import Peer, StreamCut
 from antiphon.doors.extproc.received import MessageKind, Received

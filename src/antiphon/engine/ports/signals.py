@@ -1,7 +1,7 @@
 """How a process hears of what others did: to streams that are followed here, to jobs that run here, to the queue.
 
-Lives here: the values and the port. Not here: who waits for what (`engine/running/lookout.py`), when workers ask for
-jobs (`engine/running/workers.py`), how a backend hears (`stores/`).
+Lives here: the values and the port. Not here: who waits for what (`engine/running/signal_watcher.py`), when workers
+ask for jobs (`engine/running/workers.py`), how a backend hears (`stores/`).
 
 A store is asked again and again, as often as it says (`Pace`); one that is told by the others can be asked seldom.
 What is heard is never more than a reason to look: news may come twice, late, for nothing, or not at all.

@@ -5,7 +5,7 @@ heads and status codes (`api/`, `engine/exchange/response_exchange.py`).
 
 What is sent was read from the store, by followers in the writing process as well: so all of them see the same, and
 nothing that is not durable yet. In that process a wake-up follows every write; of what others write the process's
-lookout tells (`lookout.py`).
+signal watcher tells (`signal_watcher.py`).
 
 Invariant: events come in their order and once; the stream ends with `[DONE]` exactly when the response is over. When
 the process leaves it ends without: any other process reads on from the last event's number.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from antiphon.engine.ports.jobs import Progress
 from antiphon.engine.ports.stored_bodies import is_over
-from antiphon.engine.running.lookout import Lookout
+from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.stores.jobs import JobStore
 from antiphon.translation.events.encode import DONE, KEEPALIVE
 
@@ -40,10 +40,10 @@ class _Follower:
 class Followers:
     """One per process. `keepalive`: seconds of silence after which a comment is sent."""
 
-    def __init__(self, jobs: JobStore, lookout: Lookout, *, keepalive: float = 15.0) -> None:
+    def __init__(self, jobs: JobStore, signal_watcher: SignalWatcher, *, keepalive: float = 15.0) -> None:
         self._jobs = jobs
-        self._lookout = lookout
-        lookout.following = self
+        self._signal_watcher = signal_watcher
+        signal_watcher.following = self
         self._keepalive = keepalive
         self._followers: dict[str, set[_Follower]] = {}
         self._here: set[str] = set()
@@ -71,7 +71,7 @@ class Followers:
             self._here.discard(response_id)
             self.changed(response_id)
             if response_id in self._followers:
-                self._lookout.wake_soon()
+                self._signal_watcher.wake_soon()
 
     def changed(self, response_id: str) -> None:
         """The response's stream went on, or is over."""
@@ -88,7 +88,7 @@ class Followers:
         me = _Follower(after)
         self._followers.setdefault(response_id, set()).add(me)
         if response_id not in self._here:
-            self._lookout.wake_soon()
+            self._signal_watcher.wake_soon()
         try:
             sent = loop.time()
             while True:

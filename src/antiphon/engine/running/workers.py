@@ -6,7 +6,7 @@ one (`background.py`).
 
 One task renews leases and claims jobs: at once when a response is queued in this process, else when it is time
 (`ClaimPace`). That a job is not this worker's any more (it was cancelled, deleted or taken over) the process's
-lookout tells (`lookout.py`).
+signal watcher tells (`signal_watcher.py`).
 
 Invariants: a job runs here only while this worker holds it; a response ends with one unit that also ends its job, so
 nothing half-done is ever seen; when the process is stopped, its jobs are given back or ended, as the setting says.
@@ -35,8 +35,8 @@ from antiphon.engine.ports.stored_bodies import is_over
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.job_run import DeferredHistory, DoorGone, JobEnvironment, JobRun, Outcome, no_door, refusal
 from antiphon.engine.running.job_stream import JobStream
-from antiphon.engine.running.lookout import Lookout
 from antiphon.engine.running.runner import Runner
+from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.engine.running.upstream_retry import PatientUpstream
 from antiphon.errors import ApiError, AtCapacity, StoreError, Unavailable
 from antiphon.observability.observation import Observation
@@ -117,7 +117,7 @@ class Workers:
         name: str,
         jobs: JobStore,
         background: Background,
-        lookout: Lookout,
+        signal_watcher: SignalWatcher,
         environment: JobEnvironment,
         settings: BackgroundSettings,
         *,
@@ -146,14 +146,14 @@ class Workers:
         self._claiming = True
         self._closing = False
         self._renew_at = 0.0
-        self._signals = lookout.signals
+        self._signals = signal_watcher.signals
         self._claims = ClaimPace(lambda: self._signals.pace)
         self._offered: set[str] = set()
         self._task: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._outage = Outage(_log, "jobs_not_read", "jobs_read_again")
-        self._lookout = lookout
-        lookout.holding = self
+        self._signal_watcher = signal_watcher
+        signal_watcher.holding = self
         background.wake_workers = self.wake
         background.offer_job = self.offer
 
@@ -172,7 +172,7 @@ class Workers:
         self._claims.soon()
         self._woken.set()
         if self._running:
-            self._lookout.wake()
+            self._signal_watcher.wake()
 
     def offer(self, response_id: str) -> None:
         """A job was queued here. If this worker does not take it, the others are told."""
@@ -287,7 +287,7 @@ class Workers:
         for job in jobs:
             run = self._running[job.response_id] = JobRun(job)
             run.task = loop.create_task(self._run(run))
-        self._lookout.wake_soon()
+        self._signal_watcher.wake_soon()
 
     # Running one
 

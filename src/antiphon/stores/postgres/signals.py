@@ -1,7 +1,7 @@
 """Noticing what other processes wrote to PostgreSQL.
 
 Lives here: the one question, how often it must be asked, and who is watched. Not here: notes between processes
-(`notify.py`), who waits for what (`engine/running/lookout.py`).
+(`notify.py`), who waits for what (`engine/running/signal_watcher.py`).
 
 Without `state.direct_url` the store is asked, and nobody is told anything. With it processes tell each other, and as
 long as this one hears, asking is a net for what was lost. Who writes a stream tells of it only while somebody watches.

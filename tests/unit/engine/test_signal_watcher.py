@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from antiphon.engine.ports.jobs import Progress
 from antiphon.engine.ports.signals import News, Pace, Seen
 from antiphon.engine.running.followers import Followers
-from antiphon.engine.running.lookout import Lookout
+from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.engine.running.workers import ClaimPace, Workers
 from antiphon.errors import StoreError
 from tests.support.fake_time import in_fake_time
@@ -93,8 +93,8 @@ class Running(Workers):
         self._waits.jobs += 1
 
 
-def lookout(signals: Script, waits: Waits) -> Lookout:
-    made = Lookout(signals)
+def signal_watcher(signals: Script, waits: Waits) -> SignalWatcher:
+    made = SignalWatcher(signals)
     made.following, made.holding = Following(waits), Running(waits)
     made.start()
     return made
@@ -103,7 +103,7 @@ def lookout(signals: Script, waits: Waits) -> Lookout:
 def test_one_question_for_all_that_is_waited_for_as_often_as_the_pace_says() -> None:
     async def scenario() -> None:
         signals, waits = Script(held=frozenset({"resp_r"})), Waits(["resp_a", "resp_b"], frozenset({"resp_r"}))
-        lookout(signals, waits).wake()
+        signal_watcher(signals, waits).wake()
         await asyncio.sleep(0.12)
         assert signals.asked == [(at, ("resp_a", "resp_b"), "worker_1") for at in (0.0, 0.05, 0.1)]
         assert waits.looks[0]["resp_b"].last_event == 3 and waits.kept[0] == ({"resp_r"}, {"resp_r"})
@@ -120,7 +120,7 @@ def test_one_question_for_all_that_is_waited_for_as_often_as_the_pace_says() -> 
 def test_what_this_process_did_is_looked_at_at_once_and_what_others_did_not_more_often_than_bearable() -> None:
     async def scenario() -> None:
         signals, waits = Script(Pace(10.0, 1.0, 1.0)), Waits(["resp_a"], frozenset({"resp_r"}))
-        watch = lookout(signals, waits)
+        watch = signal_watcher(signals, waits)
         watch.wake()
         await asyncio.sleep(0.01)
         watch.wake()
@@ -151,7 +151,7 @@ def test_what_this_process_did_is_looked_at_at_once_and_what_others_did_not_more
 def test_who_is_woken_by_what_others_say(news: News, changes: list[str], jobs: int, looks: int) -> None:
     async def scenario() -> None:
         signals, waits = Script(Pace(10.0, 1.0, 1.0)), Waits(["resp_a"], frozenset({"resp_r"}))
-        lookout(signals, waits).wake()
+        signal_watcher(signals, waits).wake()
         await asyncio.sleep(1)
         signals.hear(news)
         await asyncio.sleep(1)
@@ -164,7 +164,7 @@ def test_a_store_that_fails_is_asked_less_and_less_often() -> None:
     async def scenario() -> None:
         signals, waits = Script(failures=6), Waits(["resp_a"])
         with capture_logs() as lines:
-            lookout(signals, waits).wake()
+            signal_watcher(signals, waits).wake()
             await asyncio.sleep(3.85)
         gaps = [round(later - earlier, 6) for earlier, later in zip(signals.times, signals.times[1:], strict=False)]
         assert gaps[:8] == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 0.05, 0.05]

@@ -31,7 +31,7 @@ _APART = 0.05
 _LONGEST_AFTER_FAILURE = 1.0
 
 
-class Lookout:
+class SignalWatcher:
     """One per process; `following` and `holding` say so themselves."""
 
     def __init__(self, signals: Signals) -> None:
