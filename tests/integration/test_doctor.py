@@ -16,11 +16,8 @@ import pytest
 
 from antiphon.cli import main
 from antiphon.commands.doctor import command as doctor_command
-from antiphon.commands.doctor.upstream_probes import Support
+from antiphon.commands.doctor.upstream_probes import ProbedFeature
 from antiphon.commands.doctor.upstream_report import fitting_profile
-from antiphon.commands import doctor as doctor_command
-from antiphon.commands.upstream_probes import ProbedFeature
-from antiphon.commands.upstream_report import fitting_profile
 from antiphon.config.settings import Settings
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter.local import Trial

@@ -21,10 +21,15 @@ from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.engine.running.workers import Workers
 from antiphon.stores.postgres import signals as signals_module
-from antiphon.stores.postgres.notify import CHANNEL, Listener, ListenTimes, Note, Notifier, read_note
+from antiphon.stores.postgres.notify import (
+    CHANNEL,
+    ListenTimes,
+    Note,
+    NotificationListener,
+    Notifier,
+    read_note,
+)
 from antiphon.translation.events.encode import DONE
-from antiphon.stores.postgres.notify import CHANNEL, ListenTimes, Note, NotificationListener, Notifier, read_note
-from antiphon.translation.encode import DONE
 from tests.contracts.job_contract import EVENTS, MOST, ONE, claim, finished, piece, queued
 from tests.contracts.store_contract import ALICE
 from tests.support.postgres import PostgresServer

@@ -30,8 +30,6 @@ from antiphon.translation.request.fields import (
 from antiphon.translation.request.parameters import PARAMETER_KINDS
 from antiphon.translation.request.tool_choice import MODES
 from antiphon.translation.request.tools import NAMED, TOOL_MEMBERS
-from antiphon.types.tools import Tool
-from antiphon.translation.tool_choice import MODES
 from antiphon.types.tools import ToolDeclaration
 from tests.schemas.json_schema import Schema, Schemas
 

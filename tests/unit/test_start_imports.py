@@ -28,7 +28,12 @@ _LATER = {
         "antiphon.commands.doctor.command",
         "antiphon.envoy.istio",
     ),
-    *("antiphon.envoy.istio", "antiphon.envoy.gateway_api", "antiphon.envoy.merging", "antiphon.supervisor.merged_metrics"),
+    *(
+        "antiphon.envoy.istio",
+        "antiphon.envoy.gateway_api",
+        "antiphon.envoy.merging",
+        "antiphon.supervisor.merged_metrics",
+    ),
 }
 # The parent of the workers serves nothing itself.
 _SERVING = {

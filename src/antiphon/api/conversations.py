@@ -41,7 +41,6 @@ from antiphon.ids import IdFactory, is_name, new_id
 from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.owner_usage import OwnerQuota
 from antiphon.stores.responses import ResponseStore
-from antiphon.stores.usage import OwnerRoom
 from antiphon.translation.chat.check_item import check_item
 from antiphon.translation.item_kinds import note_members, only_known
 from antiphon.translation.request.checks import check_metadata

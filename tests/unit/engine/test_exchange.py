@@ -27,10 +27,8 @@ from antiphon.engine.ports.actions import (
 )
 from antiphon.engine.ports.hosted_tools import ToolResult
 from antiphon.engine.ports.state import StoredResponse
-from antiphon.errors import ApiError, ExchangeStateError, NoRoom, StoreError
-from antiphon.translation.events.encode import KEEPALIVE
 from antiphon.errors import ApiError, AtCapacity, ExchangeStateError, StoreError
-from antiphon.translation.encode import KEEPALIVE
+from antiphon.translation.events.encode import KEEPALIVE
 from antiphon.translation.profiles import PROFILES
 from antiphon.types.transport import LOCAL_REPLY, UpstreamError, UpstreamFault
 from tests.support.exchanges import JSON, SSE, Outcome, limits, make_exchange, pump, run

@@ -11,10 +11,8 @@ import pytest
 from antiphon.engine.ports.signals import Pace
 from antiphon.engine.running import followers
 from antiphon.engine.running.followers import Followers
-from antiphon.engine.running.lookout import Lookout
-from antiphon.translation.events.encode import KEEPALIVE
 from antiphon.engine.running.signal_watcher import SignalWatcher
-from antiphon.translation.encode import KEEPALIVE
+from antiphon.translation.events.encode import KEEPALIVE
 from tests.contracts.job_contract import MOST, queued
 from tests.contracts.store_contract import ALICE
 from tests.support.memory_jobs import MemoryJobStore

@@ -24,10 +24,8 @@ from antiphon.errors import ApiError, wrong_value
 from antiphon.html_text import decode_page, html_links, html_text
 from antiphon.tools.box import ToolFailed
 from antiphon.tools.declared import check_length, read_arguments, read_declared
-from antiphon.tools.web_search.providers import Place, SearchProvider, WebHit, fits_domains
-from antiphon.translation.events.citations import unmarked
 from antiphon.tools.web_search.providers import SearchProvider, UserLocation, WebHit, fits_domains
-from antiphon.translation.citations import unmarked
+from antiphon.translation.events.citations import unmarked
 from antiphon.translation.tool_map import CallKind, HostedFunction
 from antiphon.types.file_kinds import FetchedFile
 
