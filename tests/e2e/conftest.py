@@ -54,7 +54,7 @@ class Setup:
     server: ChatServer
 
 
-class _Setups:
+class Setups:
     def __init__(self, folder: pytest.TempPathFactory) -> None:
         self._folder = folder
         self._made: dict[Door, Setup] = {}
@@ -77,22 +77,21 @@ class _Setups:
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="session")
-async def setups(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[_Setups]:
-    made = _Setups(tmp_path_factory)
+async def setups(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Setups]:
+    made = Setups(tmp_path_factory)
     yield made
     await made.stop()
 
 
 @pytest_asyncio.fixture(params=DOORS, loop_scope="session")
-async def setup(request: pytest.FixtureRequest, setups: _Setups) -> AsyncIterator[Setup]:
+async def setup(request: pytest.FixtureRequest, setups: Setups) -> AsyncIterator[Setup]:
     """Each kind of gateway in turn, its chat server as new."""
     made = await setups.get(request.param)
-    made.server.requests.clear()
-    made.server._script.clear()
+    made.server.forget()
     yield made
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def doors(setups: _Setups) -> dict[Door, Setup]:
+async def doors(setups: Setups) -> dict[Door, Setup]:
     """All gateways."""
     return {door: await setups.get(door) for door in DOORS}

@@ -225,10 +225,10 @@ def _seen(answered: Answered) -> tuple[int, str, str, str, bytes, bool]:
 async def test_every_door_sends_the_same_bytes(scenario: Scenario, doors: dict[Door, Setup]) -> None:
     seen = {}
     for door, setup in doors.items():
-        setup.server._script.clear()
+        setup.server.forget_script()
         setup.server.script(*scenario.answers)
         answered = await post(setup.gateway.base_url + scenario.path, scenario.request, {"x-request-id": "same"})
-        setup.server._script.clear()
+        setup.server.forget_script()
         seen[door] = _seen(answered)
         if not _permitted(scenario, door):
             _check(scenario, answered)

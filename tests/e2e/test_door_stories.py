@@ -238,7 +238,7 @@ async def _tell(story: tuple[Step, ...], base_url: str) -> list[tuple[int, str, 
 async def test_every_door_tells_the_same_story(name: str, doors: dict[Door, Setup]) -> None:
     told = {}
     for door, setup in doors.items():
-        setup.server._script.clear()
+        setup.server.forget_script()
         told[door] = await _tell(STORIES[name], setup.gateway.base_url)
     for door in DOORS:
         for step, here, there in zip(STORIES[name], told[door], told["http"], strict=True):

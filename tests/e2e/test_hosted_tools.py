@@ -37,8 +37,7 @@ class Setup:
 
     def turns(self, *turns: list[bytes]) -> None:
         """What the model does, turn by turn."""
-        self.chat.requests.clear()
-        self.chat._script.clear()
+        self.chat.forget()
         self.chat.script(*(answer(parts=parts) for parts in turns))
 
     def client(self, key: str = "alice") -> openai.AsyncOpenAI:

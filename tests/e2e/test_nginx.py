@@ -54,10 +54,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 
 @pytest.fixture
 def service(shared: Service) -> Service:
-    shared.server.requests.clear()
-    shared.server._script.clear()
-    while not shared.server._arrived.empty():
-        shared.server._arrived.get_nowait()
+    shared.server.forget()
     return shared
 
 

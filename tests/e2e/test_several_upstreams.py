@@ -51,8 +51,7 @@ class Place:
 
     def clear(self) -> None:
         for server in (self.a, self.b):
-            server.requests.clear()
-            server._script.clear()
+            server.forget()
 
 
 def _settings(a: ChatServer, b: ChatServer) -> dict[str, Any]:

@@ -16,13 +16,12 @@ import openai
 import pytest
 import pytest_asyncio
 
-from antiphon.stores.blobs.s3 import S3Blobs
-from tests.e2e.conftest import Setup, _Setups
+from tests.e2e.conftest import Setup, Setups
 from tests.support.chat_server import ChatServer
 from tests.support.gateway import post, start_gateway
 from tests.support.judge import check_stream, parse_sse
 from tests.support.memory import forget_peak, peak
-from tests.support.seaweed import KEY_ID, SECRET
+from tests.support.seaweed import KEY_ID, SECRET, SeaweedServer
 from tests.support.waiting import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
@@ -32,7 +31,7 @@ PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 100
 
 
 @pytest_asyncio.fixture(params=("relay", "http"), loop_scope="session")
-async def way(request: pytest.FixtureRequest, setups: _Setups) -> Setup:
+async def way(request: pytest.FixtureRequest, setups: Setups) -> Setup:
     """The two ways to the API: Envoy's own route, and the HTTP door."""
     return await setups.get(request.param)
 
@@ -228,11 +227,11 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, s
     """Where contents lie: the settings that say so, and what lies there."""
     if request.param == "disk":
         return {}, lambda: [str(path) for path in (tmp_path / "files").rglob("*") if path.is_file()]
-    blobs = request.getfixturevalue("seaweed").settings()
-    store = S3Blobs(blobs)._store
+    seaweed: SeaweedServer = request.getfixturevalue("seaweed")
+    blobs = seaweed.settings()
     given = {"url": blobs.url, "endpoint": blobs.endpoint, "key_id": KEY_ID, "secret": SECRET}
     environ = {f"ANTIPHON_BLOBS__{name.upper()}": str(value) for name, value in given.items()}
-    return environ, lambda: [one["path"] for some in store.list() for one in some]
+    return environ, lambda: seaweed.keys(blobs)
 
 
 async def test_what_a_killed_process_left_is_gone_after_the_next_start(

@@ -72,8 +72,7 @@ async def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 
 
 def _completion(server: ChatServer) -> None:
-    server.requests.clear()
-    server._script.clear()
+    server.forget()
     server.script(answer(200, JSON, [json.dumps(completion()).encode()]))
 
 
@@ -119,8 +118,7 @@ async def test_chat_completions_find_their_upstream_too(place: Place) -> None:
         (place.native, "native-1", "/deep/v9", "native-1", "Bearer key-of-native"),
     ):
         for below in ("/chat/completions", "/embeddings"):
-            server.requests.clear()
-            server._script.clear()
+            server.forget()
             server.script(json_answer({"odd": 1}))
             headers = {"authorization": "Bearer mine", "x-antiphon-backend": "nobody"}
             answered = await post(place.gateway.base_url + below, {"model": model}, headers)
@@ -138,8 +136,7 @@ async def test_a_disabled_model_does_not_exist(place: Place) -> None:
 
 
 async def test_native_json_passes_untouched(place: Place) -> None:
-    place.native.requests.clear()
-    place.native._script.clear()
+    place.native.forget()
     body = b'{"id": "resp_theirs",  "object":"response", "odd": [1]}'
     place.native.script(answer(200, (*JSON, ("x-theirs", "1")), [body]))
     sent = b'{"model": "native-1", "input": 5, "unknown_field": {"a": 1}}'
@@ -155,8 +152,7 @@ async def test_native_json_passes_untouched(place: Place) -> None:
 
 async def test_native_streams_over_a_websocket(place: Place) -> None:
     """Each event is a frame; a stream without an end gets one, and the prewarm asks nobody."""
-    place.native.requests.clear()
-    place.native._script.clear()
+    place.native.forget()
     stream = (("content-type", "text/event-stream"),)
     created, delta = b'{"type":"response.created","odd":1.50}', b'{"type":"response.odd.delta"}'
     done = b'{"type":"response.completed","response":{"id":"resp_theirs"}}'
@@ -191,7 +187,7 @@ async def test_native_streams_over_a_websocket(place: Place) -> None:
 
 
 async def test_native_streams_pass_untouched(place: Place) -> None:
-    place.native._script.clear()
+    place.native.forget_script()
     parts = [b'event: response.created\ndata: {"odd":1}\n', b"\n", b"event: x\ndata: y\n\n"]
     place.native.script(answer(200, (("content-type", "text/event-stream"),), parts))
     answered = await post(place.gateway.base_url + "/responses", {"model": "native-1", "input": "hi", "stream": True})
@@ -200,7 +196,7 @@ async def test_native_streams_pass_untouched(place: Place) -> None:
 
 
 async def test_the_request_id_of_a_native_upstream_is_the_only_one(place: Place) -> None:
-    place.native._script.clear()
+    place.native.forget_script()
     theirs = (
         *JSON,
         ("x-request-id", "req_theirs"),
@@ -222,8 +218,7 @@ async def test_the_request_id_of_a_native_upstream_is_the_only_one(place: Place)
 
 async def test_native_requests_keep_what_the_client_accepts(place: Place) -> None:
     for accept in ("application/json", "text/event-stream"):
-        place.native.requests.clear()
-        place.native._script.clear()
+        place.native.forget()
         place.native.script(answer(200, JSON, [b"{}"]))
         await post(place.gateway.base_url + "/responses", _TEXT, {"accept": accept, "openai-beta": "x=1"})
         (seen,) = place.native.requests
@@ -231,7 +226,7 @@ async def test_native_requests_keep_what_the_client_accepts(place: Place) -> Non
 
 
 async def test_a_native_stream_that_breaks_off_is_cut(place: Place) -> None:
-    place.native._script.clear()
+    place.native.forget_script()
     place.native.script(answer(200, (("content-type", "text/event-stream"),), [b"data: one\n\n", Close()]))
     answered = await post(place.gateway.base_url + "/responses", {**_TEXT, "stream": True})
     # In relay Envoy may drop the first part together with the connection, and tells so by itself.
@@ -239,7 +234,7 @@ async def test_a_native_stream_that_breaks_off_is_cut(place: Place) -> None:
 
 
 async def test_a_native_answer_that_breaks_off_is_an_error(place: Place) -> None:
-    place.native._script.clear()
+    place.native.forget_script()
     place.native.script(answer(200, JSON, [b'{"id": ', Close()]))
     answered = await post(place.gateway.base_url + "/responses", _TEXT)
     if not answered.cut:
@@ -258,8 +253,7 @@ async def test_ids_of_the_only_native_upstream_are_its_own(place: Place) -> None
     """With a single owner they are read, listed, deleted and cancelled there; ids of our own stay here."""
     _completion(place.default)
     made = json.loads((await post(place.gateway.base_url + "/responses", {"model": "any", "input": "hi"})).body)
-    place.native.requests.clear()
-    place.native._script.clear()
+    place.native.forget()
     body = b'{"id":"resp_theirs", "odd": 1}'
     calls = (
         ("GET", "/responses/resp_theirs?include=a&include=b"),
@@ -285,7 +279,7 @@ async def test_ids_of_the_only_native_upstream_are_its_own(place: Place) -> None
 
 
 async def test_native_errors_pass_untouched(place: Place) -> None:
-    place.native._script.clear()
+    place.native.forget_script()
     body = b'{"error":{"message":"theirs"}}'
     place.native.script(answer(422, (*JSON, ("retry-after", "7")), [body]))
     answered = await post(place.gateway.base_url + "/responses", {"model": "native-1", "input": "hi"})
@@ -293,7 +287,7 @@ async def test_native_errors_pass_untouched(place: Place) -> None:
 
 
 async def test_translated_streams_of_another_upstream(place: Place) -> None:
-    place.other._script.clear()
+    place.other.forget_script()
     place.other.script(answer(parts=text_stream("hello")))
     answered = await post(place.gateway.base_url + "/responses", {"model": "other-x", "input": "hi", "stream": True})
     assert b"response.completed" in answered.body and b"hello" in answered.body
@@ -305,7 +299,7 @@ async def test_models_of_all_upstreams_are_one_list(place: Place) -> None:
         (place.other, ["other-a", "any"]),
         (place.native, ["native-1"]),
     ):
-        server._script.clear()
+        server.forget_script()
         listed = {"data": [{"id": name, "object": "model"} for name in names]}
         server.script(answer(200, JSON, [json.dumps(listed).encode()]))
     async with aiohttp.ClientSession() as session, session.get(place.gateway.base_url + "/models") as response:

@@ -11,7 +11,7 @@ import openai
 import pytest
 import pytest_asyncio
 
-from tests.e2e.conftest import Setup, _Setups
+from tests.e2e.conftest import Setup, Setups
 from tests.support.chat_server import answer, chunk, event, text_stream
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="session")]
@@ -20,7 +20,7 @@ STATIC: dict[str, Any] = {"type": "static", "static": {"max_chunk_size_tokens": 
 
 
 @pytest_asyncio.fixture(params=("relay", "http"), loop_scope="session")
-async def way(request: pytest.FixtureRequest, setups: _Setups) -> Setup:
+async def way(request: pytest.FixtureRequest, setups: Setups) -> Setup:
     """The two ways to the API: Envoy's own route, and the HTTP door."""
     return await setups.get(request.param)
 

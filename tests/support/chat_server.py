@@ -248,6 +248,17 @@ class ChatServer:
         """Queue answers for the next requests."""
         self._script.extend(answers)
 
+    def forget_script(self) -> None:
+        """Answer by `default` again."""
+        self._script.clear()
+
+    def forget(self) -> None:
+        """Be as new: nothing is scripted, and nobody has asked yet."""
+        self.forget_script()
+        self.requests.clear()
+        while not self._arrived.empty():
+            self._arrived.get_nowait()
+
     @property
     def base_url(self) -> str:
         """For `upstream.url`."""

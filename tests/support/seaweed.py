@@ -17,6 +17,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from obstore.store import S3Store
+
 from antiphon.config.state import BlobSettings
 
 BUCKET = "contents"
@@ -81,6 +83,14 @@ class SeaweedServer:
         """Settings with a prefix of its own."""
         given = {"url": f"s3://{BUCKET}/t{next(self._names)}", "endpoint": self.endpoint, "key_id": KEY_ID}
         return BlobSettings.model_validate({**given, "secret": SECRET, **other})
+
+    def keys(self, settings: BlobSettings) -> list[str]:
+        """The keys of what lies under the prefix of these settings."""
+        bucket, prefix = settings.place
+        given = {"endpoint": self.endpoint, "access_key_id": KEY_ID, "secret_access_key": SECRET}
+        options = {"client_options": {"allow_http": True}, "virtual_hosted_style_request": False}
+        store = S3Store(bucket, prefix=prefix, region=settings.region, **given, **options)
+        return [one["path"] for some in store.list() for one in some]
 
     def stop(self) -> None:
         self._process.kill()

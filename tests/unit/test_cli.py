@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, suppress
+from importlib import import_module
 from pathlib import Path
 
 import jsonschema_rs
@@ -14,6 +16,8 @@ import yaml
 
 from antiphon import __version__, cli, compiled
 from antiphon.cli import import_command, main, make_parser
+from antiphon import __version__, compiled
+from antiphon.cli import main, make_parser
 from antiphon.commands.flags import settings_of
 from antiphon.config.upstreams import AuthMode
 
@@ -31,12 +35,16 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def _commands() -> list[str]:
-    actions = make_parser()._actions
-    return list(next(action for action in actions if isinstance(action, argparse._SubParsersAction)).choices)
+def _choices(*words: str) -> list[str]:
+    """What may follow these words, as the answer to a mistake lists it."""
+    with redirect_stderr(io.StringIO()) as said, suppress(SystemExit):
+        make_parser().parse_args([*words, "mistaken"])
+    _, _, found = said.getvalue().strip().partition("choose one of ")
+    assert found
+    return found.split(", ")
 
 
-@pytest.mark.parametrize("command", _commands())
+@pytest.mark.parametrize("command", _choices())
 def test_every_command_has_a_module_and_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert callable(import_command(command).run)
     with pytest.raises(SystemExit) as end:
@@ -59,7 +67,7 @@ def test_help_says_what_can_be_given_and_what_is_otherwise(capsys: pytest.Captur
     assert "UPSTREAM.URL" not in shown
 
 
-@pytest.mark.parametrize("action", list(cli._ADMIN))
+@pytest.mark.parametrize("action", _choices("admin"))
 def test_every_action_of_admin_has_help_of_its_own(action: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["admin", action, "--help"])

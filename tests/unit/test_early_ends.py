@@ -100,7 +100,7 @@ def test_a_word_that_nobody_asks_for_is_forgotten() -> None:
     [
         (LEFT, "cancelled", "cancelled", "cancelled", "client_gone", "info"),
         (BROKEN, "cut", "failed", "upstream", "upstream_cut", "warning"),
-        (BROKEN._replace(status=502), "cut", "error", "upstream", "upstream_cut", "warning"),
+        (EarlyEnd(BROKEN.client_left, BROKEN.details, 502), "cut", "error", "upstream", "upstream_cut", "warning"),
         (None, "cancelled", "cancelled", "unknown", "connection_ended", "info"),
     ],
 )

@@ -100,10 +100,11 @@ class EarlyEnds:
 
 
 class Endings:
-    """One per process, for the event loop's thread alone."""
+    """One per process, for the event loop's thread alone. At most `most` wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, most: int = _MOST) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._most = most
         self._waiting: deque[Callable[[], None]] = deque()
         self._timer: asyncio.Handle | None = None
         self.early = EarlyEnds()
@@ -115,7 +116,7 @@ class Endings:
     def add(self, tell: Callable[[], None], *, now: bool) -> None:
         """Tell this, `now` or among others."""
         self._waiting.append(tell)
-        if now or self._loop is None or len(self._waiting) >= _MOST:
+        if now or self._loop is None or len(self._waiting) >= self._most:
             self.tell()
         elif self._timer is None:
             self._timer = self._loop.call_later(_SECONDS, self.tell)
