@@ -57,7 +57,7 @@ class TestCodeInterpreter(ToolContract):
             sandbox.hangs = False
 
         tool = _tool(sandbox, tmp_path)
-        return Setup(tool, GOOD, CALLS, WRONG, slow, held=lambda: len(sandbox.variables) + len(tool.rooms._uses.locks))
+        return Setup(tool, GOOD, CALLS, WRONG, slow, held=lambda: len(sandbox.variables) + len(tool.rooms.uses.locks))
 
 
 class TestCodeInterpreterLocally(ToolContract):

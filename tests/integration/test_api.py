@@ -54,7 +54,7 @@ def record(response_id: str = "resp_1", owner: str = OWNER, inputs: int = 3) -> 
 class Setup:
     """A router with everything real behind it."""
 
-    def __init__(self, store: ResponseStore, server: ChatServer, **catalog: Any) -> None:
+    def __init__(self, store: ResponseStore, server: ChatServer, *, ready_seconds: float = 2.0, **catalog: Any) -> None:
         self.store = store
         self.server = server
         self.metrics = Metrics()
@@ -64,7 +64,8 @@ class Setup:
         self.models = ModelCatalog(
             self.upstream, clock=lambda: self.now, sources={DEFAULT_UPSTREAM: ModelSource(**catalog)}
         )
-        self.router = Router(store=store, models=self.models, ready=ReadyProbe(self._ready), metrics=self.metrics)
+        ready = ReadyProbe(self._ready, seconds=ready_seconds)
+        self.router = Router(store=store, models=self.models, ready=ready, metrics=self.metrics)
 
     async def _ready(self) -> None:
         if self.unready is not None:
@@ -446,10 +447,17 @@ async def test_health_and_ready(quick: Setup) -> None:
         assert (await quick.ask("/health")).status == 200
 
 
-async def test_ready_does_not_wait_for_ever(quick: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antiphon.api.router._READY_SECONDS", 0.02)
-    monkeypatch.setattr(quick.store, "ping", asyncio.Event().wait)
-    assert (await quick.ask("/ready")).status == 503
+class _Silent(MemoryResponseStore):
+    """One that does not answer."""
+
+    async def ping(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_ready_does_not_wait_for_ever(server: ChatServer) -> None:
+    setup = Setup(_Silent(), server, ready_seconds=0.02)
+    assert (await setup.ask("/ready")).status == 503
+    await setup.upstream.aclose()
 
 
 async def test_metrics(quick: Setup) -> None:

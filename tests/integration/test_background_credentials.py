@@ -174,12 +174,11 @@ async def test_what_an_answer_without_a_key_says(statuses: list[int], expected: 
         await upstream.aclose()
 
 
-async def test_a_server_that_does_not_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antiphon.engine.running.keyless_upstreams._SECONDS", 0.05)
+async def test_a_server_that_does_not_answer_is_asked_again() -> None:
     async with ChatServer() as chat:
         chat.script(never())
         upstream = HttpUpstream(UpstreamTarget(chat.base_url))
-        keyless = Keyless(upstream)
+        keyless = Keyless(upstream, seconds=0.05)
         assert await keyless.ask("default") is None
         assert await keyless.ask("default") is True
         await upstream.aclose()

@@ -40,7 +40,7 @@ class Api:
         self.uploaded = MemoryFileStore(clock=lambda: self.now)
         rows = RecordedRows(Records(folder), lambda: self.now)
         self.rooms = ContainerRooms(self.sandbox, rows, self.uploaded, per_owner=5, clock=lambda: self.now)
-        self._endpoints = ContainerApi(self.rooms, CodeInterpreterSettings(memory=2 << 30, idle=1_200)).endpoints()
+        self.endpoints = ContainerApi(self.rooms, CodeInterpreterSettings(memory=2 << 30, idle=1_200)).endpoints()
 
     async def send(
         self, method: str, path: str, body: Any = None, *, owner: str = ALICE, headers: tuple[Any, ...] = ()
@@ -52,7 +52,7 @@ class Api:
             for at in range(0, len(raw), 7):
                 yield raw[at : at + 7]
 
-        for route in self._endpoints:
+        for route in self.endpoints:
             found = route.match(path)
             if found is None:
                 continue
@@ -95,7 +95,7 @@ def api(tmp_path: Path) -> Api:
 
 async def test_a_container_from_its_making_to_its_end(api: Api) -> None:
     body = {"name": "mine", "memory_limit": "1g", "expires_after": {"anchor": "last_active_at", "minutes": 5}}
-    assert not any(route.keyed for route in api._endpoints), "the router names a key that has no effect"
+    assert not any(route.keyed for route in api.endpoints), "the router names a key that has no effect"
     status, made = await api.send("POST", "/v1/containers", body)
     assert status == 200 and made == {
         "id": made["id"],
@@ -267,11 +267,11 @@ async def test_one_thing_at_a_time_in_a_container(api: Api) -> None:
     first = asyncio.create_task(api.rooms.run(ALICE, container, "1"))
     await api.sandbox.begun.wait()
     second = asyncio.create_task(api.rooms.run(ALICE, container, "2"))
-    while api.rooms._uses.locks[container].users < 2:
+    while api.rooms.uses.users(container) < 2:
         await asyncio.sleep(0)
     deleting = asyncio.create_task(api.send("DELETE", f"/v1/containers/{container}"))
     other = await api.made()
-    while api.rooms._uses.locks[container].users < 3:
+    while api.rooms.uses.users(container) < 3:
         await asyncio.sleep(0)
     assert len(api.sandbox.ran) == 1 and not deleting.done()
     api.sandbox.hangs = False
@@ -279,7 +279,7 @@ async def test_one_thing_at_a_time_in_a_container(api: Api) -> None:
     ran = await second
     assert ran is not None and ran.run.output == "2\n"
     assert (await deleting)[0] == 200 and [one.id for one in await api.rooms.list(ALICE)] == [other]
-    assert not api.rooms._uses.locks
+    assert not api.rooms.uses.locks
 
 
 def test_deleting_a_container_whose_code_does_not_end_says_so(tmp_path: Path) -> None:

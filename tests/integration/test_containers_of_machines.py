@@ -19,7 +19,6 @@ from antiphon.stores.blobs.pending import PendingBlobs, PendingRows
 from antiphon.stores.postgres.containers import PostgresContainerRows
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import PostgresTables
-from antiphon.tools.code_interpreter import uses
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.owners import OwnersContainers
 from antiphon.tools.code_interpreter.snapshots import Snapshots
@@ -59,13 +58,15 @@ class Setup:
         self.blobs = Blobs(folder / "blobs")
         self.pending = PendingBlobs(PendingRows(PostgresTables(database)), self.blobs, lease=900.0)
         self.shared = PostgresContainerRows(PostgresTables(database), self.pending)
+        self.uploaded = MemoryFileStore(clock=lambda: 0.0)
         self.sandboxes = [MemorySandbox(), MemorySandbox()]
-        self.rooms = [
-            ContainerRooms(
-                sandbox, self.shared, None, snapshots=Snapshots(sandbox, self.pending, f"machine-{number}", ROOM)
-            )
-            for number, sandbox in enumerate(self.sandboxes)
-        ]
+        self.rooms = [self.rooms_of(machine) for machine in range(2)]
+
+    def rooms_of(self, machine: int, **times: float) -> ContainerRooms:
+        """A process of this machine."""
+        sandbox = self.sandboxes[machine]
+        snapshots = Snapshots(sandbox, self.pending, f"machine-{machine}", ROOM)
+        return ContainerRooms(sandbox, self.shared, self.uploaded, snapshots=snapshots, **times)
 
     async def keys(self) -> set[str]:
         """What lies in the storage."""
@@ -187,12 +188,12 @@ async def test_what_is_larger_than_the_room_has_no_copy(setup: Setup) -> None:
     assert files is not None and [file.path for file in files] == ["small"]
 
 
-async def test_a_machine_waits_for_another_one_and_not_for_ever(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_machine_waits_for_another_one_and_not_for_ever(setup: Setup) -> None:
     made = await setup.rooms[0].create(OWNER, REQUEST)
     setup.sandboxes[0].hangs = True
     running = asyncio.create_task(setup.rooms[0].run(OWNER, made.id, "1"))
     await asyncio.wait_for(setup.sandboxes[0].begun.wait(), 30)
-    async with setup.rooms[1]._uses.alone(made.id, patience=0.1) as use:
+    async with setup.rooms[1].uses.alone(made.id, patience=0.1) as use:
         with pytest.raises(ContainerFailed, match="in use"):
             await use.take(lambda holder, seconds: setup.shared.take(made.id, holder, seconds, OWNER))
     waiting = asyncio.create_task(setup.run(1, made.id, "2"))
@@ -218,17 +219,15 @@ async def test_what_a_machine_does_after_its_lease_is_lost_changes_nothing(setup
     assert await setup.run(0, made.id, "open('a').read()") == ("'after'\n", True)
 
 
-async def test_a_late_end_is_an_error_and_leaves_no_copy(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_late_end_is_an_error_and_leaves_no_copy(setup: Setup) -> None:
     made = await setup.rooms[0].create(OWNER, REQUEST)
-    bring = setup.rooms[0]._look
-
-    async def lose(row: object) -> object:
-        await setup.database.write("UPDATE containers SET held_by = 'another'")
-        return await bring(row)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(setup.rooms[0], "_look", lose)
+    setup.sandboxes[0].hangs = True
+    running = asyncio.create_task(setup.rooms[0].run(OWNER, made.id, "_ = open('a', 'w').write('late')"))
+    await asyncio.wait_for(setup.sandboxes[0].begun.wait(), 30)
+    await setup.database.write("UPDATE containers SET held_by = 'another'")
+    setup.sandboxes[0].go_on.set()
     with pytest.raises(ContainerFailed, match="stood still"):
-        await setup.rooms[0].run(OWNER, made.id, "_ = open('a', 'w').write('late')")
+        await running
     assert await setup.named() == set()
     # No row names it: it goes when its lease is over.
     await setup.database.write("UPDATE pending_blobs SET lease_until = now() - interval '1 second'")
@@ -238,10 +237,7 @@ async def test_a_late_end_is_an_error_and_leaves_no_copy(setup: Setup, monkeypat
 
 
 async def test_uploads_of_a_new_container_are_found_elsewhere(setup: Setup) -> None:
-    files = MemoryFileStore(clock=lambda: 0.0)
-    for rooms in setup.rooms:
-        rooms._uploaded = files
-    async with files.uploading() as upload:
+    async with setup.uploaded.uploading() as upload:
         await upload.write(b"from files")
         await upload.keep(OWNER, FileFields("file-1", "in.txt", "user_data", "text/plain", 0.0))
     made = await setup.rooms[0].create(OWNER, ContainerRequest("n", 1 << 30, 600.0, ("file-1",)))
@@ -302,16 +298,15 @@ async def test_a_crash_while_a_copy_is_written_leaves_it_to_the_sweep(setup: Set
     assert await setup.pending.sweep() == 1 and len(await setup.keys()) == 1
 
 
-async def test_leases_are_renewed_while_code_runs(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_leases_are_renewed_while_code_runs(setup: Setup) -> None:
     made = await setup.rooms[0].create(OWNER, REQUEST)
-    monkeypatch.setattr(setup.rooms[0]._uses.leases, "seconds", 0.03)
-    monkeypatch.setattr(uses, "LEASE_SECONDS", 0.001)
     setup.sandboxes[0].hangs = True
-    running = asyncio.create_task(setup.rooms[0].run(OWNER, made.id, "1"))
-    await asyncio.wait_for(setup.sandboxes[0].begun.wait(), 30)
-    left = "SELECT held_until > clock_timestamp() + interval '0.005 seconds' FROM containers"
-    async with asyncio.timeout(30):
-        while not (await setup.database.fetch(left))[0][0]:
-            await asyncio.sleep(0.005)
-    running.cancel()
-    await asyncio.wait({running})
+    async with aclosing(setup.rooms_of(0, lease=3.0)) as rooms:
+        running = asyncio.create_task(rooms.run(OWNER, made.id, "1"))
+        await asyncio.wait_for(setup.sandboxes[0].begun.wait(), 30)
+        ((first,),) = await setup.database.fetch("SELECT held_until FROM containers")
+        async with asyncio.timeout(30):
+            while not (await setup.database.fetch("SELECT held_until > $1 FROM containers", first))[0][0]:
+                await asyncio.sleep(0.005)
+        running.cancel()
+        await asyncio.wait({running})

@@ -34,6 +34,7 @@ class MemorySandbox(LocalSandbox):
         self.ran: list[tuple[str, str, int]] = []
         self.begun = asyncio.Event()
         self.hangs = False
+        self.go_on = asyncio.Event()
         self._versions = itertools.count()
 
     @property
@@ -45,7 +46,7 @@ class MemorySandbox(LocalSandbox):
         self.ran.append((key, code, memory))
         self.begun.set()
         if self.hangs:
-            await asyncio.Event().wait()
+            await self.go_on.wait()
         if isinstance(self.answer, SandboxFailed):
             raise self.answer
         if self.answer is not None:

@@ -53,8 +53,10 @@ class ReadyProbe:
     """`/ready` of one process. What keeps it from being ready is logged once, not at every probe, and that it
     is ready again."""
 
-    def __init__(self, check: Readiness) -> None:
+    def __init__(self, check: Readiness, *, seconds: float = _READY_SECONDS) -> None:
+        """A check that takes longer than so many seconds is a no."""
         self._check = check
+        self._seconds = seconds
         self._outage = Outage(_log, "not_ready", "ready_again")
 
     @property
@@ -66,7 +68,7 @@ class ReadyProbe:
         """200 when requests can be served, else 503 with the reason."""
         reason, cause = "", ""
         try:
-            async with asyncio.timeout(_READY_SECONDS):
+            async with asyncio.timeout(self._seconds):
                 await self._check()
         except TimeoutError:
             reason = "the store does not answer"

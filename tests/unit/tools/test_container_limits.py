@@ -172,7 +172,7 @@ async def test_a_container_whose_files_cannot_be_copied_is_none(made: Rooms, mon
     monkeypatch.setattr(made.sandbox, "put", refuses)
     with pytest.raises(ContainerFailed, match="is full"):
         await made.rooms.create(OWNER, ContainerRequest("n", 1 << 30, 60.0, (file_id,)))
-    assert made.records.every() == [] and not made.rooms._uses.locks
+    assert made.records.every() == [] and not made.rooms.uses.locks
     one = await made.rooms.create(OWNER, REQUEST)
     made.now += 7
     with pytest.raises(ContainerFailed, match="is full"):
@@ -221,7 +221,7 @@ async def test_what_the_sandbox_cannot_do_is_told(made: Rooms, monkeypatch: pyte
         return
     with pytest.raises(ContainerFailed, match="broken"):
         await (made.rooms.remove(OWNER, one.id, file.id) if failing == "remove" else made.rooms.run(OWNER, one.id, "1"))
-    assert not made.rooms._uses.locks
+    assert not made.rooms.uses.locks
 
 
 async def test_what_a_process_left_is_cleared_unless_somebody_uses_it(made: Rooms) -> None:
@@ -229,12 +229,12 @@ async def test_what_a_process_left_is_cleared_unless_somebody_uses_it(made: Room
     await made.rooms.put(OWNER, one.id, "a", _bytes(b"x"))
     for name in ("cntr_left", "cntr_used"):
         made.sandbox.files[name] = {}
-    async with made.rooms._uses.alone("cntr_used"):
+    async with made.rooms.uses.alone("cntr_used"):
         assert await made.rooms.sweep() == (0,)
         assert set(made.sandbox.files) == {one.id, "cntr_used"}
     assert await made.rooms.sweep() == (0,) and set(made.sandbox.files) == {one.id}
     await made.rooms.drop(one.id)
-    assert made.sandbox.files == {} and made.records.every() == [] and not made.rooms._uses.locks
+    assert made.sandbox.files == {} and made.records.every() == [] and not made.rooms.uses.locks
     assert sorted(one.name for one in made.folder.iterdir()) == []
 
 

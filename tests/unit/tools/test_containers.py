@@ -68,11 +68,11 @@ async def test_a_sweep_leaves_what_is_in_use_and_takes_the_rest(records: _SlowRe
     at = 1e6
     elsewhere = Records(tmp_path).lock(first.id)
     assert elsewhere is not None
-    async with asyncio.timeout(30), rooms._uses.alone(second.id):
+    async with asyncio.timeout(30), rooms.uses.alone(second.id):
         assert await rooms.sweep() == (1,)
     assert {head.id for head in records.every()} == {first.id, second.id}
     os.close(elsewhere)
-    assert await rooms.sweep() == (2,) and records.every() == [] and not rooms._uses.locks
+    assert await rooms.sweep() == (2,) and records.every() == [] and not rooms.uses.locks
     assert third.id != second.id
 
 
@@ -81,9 +81,9 @@ async def test_of_two_that_delete_a_container_one_did(records: _SlowRecords) -> 
     rooms = ContainerRooms(MemorySandbox(), RecordedRows(records), None)
     made = await rooms.create(OWNER, REQUEST)
     async with asyncio.timeout(30):
-        async with rooms._uses.alone(made.id):
+        async with rooms.uses.alone(made.id):
             both = [asyncio.create_task(rooms.delete(OWNER, made.id)) for _ in range(2)]
-            await until(lambda: rooms._uses.locks[made.id].users == 3)
+            await until(lambda: rooms.uses.locks[made.id].users == 3)
         assert sorted(await asyncio.gather(*both)) == [False, True]
 
 
@@ -95,14 +95,14 @@ async def test_waiting_for_a_container_ends(
     elsewhere = Records(tmp_path).lock(made.id)
     assert elsewhere is not None
     with pytest.raises(ContainerFailed, match="in use"):
-        async with rooms._uses.alone(made.id, patience=0.1) as use:
+        async with rooms.uses.alone(made.id, patience=0.1) as use:
             await use.take(lambda holder, seconds: rooms._rows.take(made.id, holder, seconds, OWNER))
     os.close(elsewhere)
-    async with rooms._uses.alone(made.id):
+    async with rooms.uses.alone(made.id):
         with pytest.raises(ContainerFailed, match="in use"):
-            async with rooms._uses.alone(made.id, patience=0.1):
+            async with rooms.uses.alone(made.id, patience=0.1):
                 pass
-    assert not rooms._uses.locks
+    assert not rooms.uses.locks
 
 
 async def test_of_somebody_elses_container_no_more_is_read_than_whose_it_is(tmp_path: Path) -> None:

@@ -33,9 +33,13 @@ _ABOUT_THE_KEY = frozenset({401, 402, 403, 407})
 class Keyless:
     """One per process."""
 
-    def __init__(self, upstream: Upstream, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, upstream: Upstream, clock: Callable[[], float] = time.monotonic, *, seconds: float = _SECONDS
+    ) -> None:
+        """`seconds`: how long an answer is waited for."""
         self._upstream = upstream
         self._clock = clock
+        self._seconds = seconds
         self._known: dict[str, tuple[float, bool]] = {}
         self._asking: dict[str, asyncio.Lock] = {}
 
@@ -68,7 +72,7 @@ class Keyless:
         headers = (("content-type", "application/json"), ("accept", "application/json"))
         request = UpstreamRequest(method, path, headers, body, "", False, upstream)
         try:
-            async with asyncio.timeout(_SECONDS), self._upstream.call(request) as answer:
+            async with asyncio.timeout(self._seconds), self._upstream.call(request) as answer:
                 return answer.status
         except (UpstreamCallFailed, TimeoutError) as failure:
             _log.warning("upstream_not_asked", upstream=upstream, error=str(failure) or "no answer in time")

@@ -44,6 +44,7 @@ from antiphon.tools.code_interpreter.neighbours import Neighbours
 from antiphon.tools.code_interpreter.records import PREFIX, RecordedRows, Records
 from antiphon.tools.code_interpreter.snapshots import Snapshots
 from antiphon.tools.code_interpreter.uses import PATIENCE, ContainerUse, InUse, Uses
+from antiphon.tools.code_interpreter.uses import LEASE_SECONDS, PATIENCE, InUse, Use, Uses
 
 _log = structlog.get_logger(__name__)
 
@@ -78,9 +79,11 @@ class ContainerRooms:
         clock: Clock = now,
         neighbours: Neighbours | None = None,
         snapshots: Snapshots | None = None,
+        lease: float = LEASE_SECONDS,
     ) -> None:
         """Without `files` there are no uploaded files to copy; without `neighbours`, which close with this, code runs
-        in this process alone; without `snapshots` all who see the rows see the same files."""
+        in this process alone; without `snapshots` all who see the rows see the same files.
+        `lease`: seconds for which a container is taken."""
         self._sandbox = sandbox
         self._rows = rows
         self._uploaded = files
@@ -88,7 +91,8 @@ class ContainerRooms:
         self._per_owner = per_owner
         self._neighbours = neighbours or Neighbours(sandbox, CodeInterpreterSettings())
         self._snapshots = snapshots or Snapshots(sandbox)
-        self._uses = Uses(rows, self._neighbours.process)
+        self.uses = Uses(rows, self._neighbours.process, lease=lease)
+        """Who uses which container now."""
         self._clock = clock
 
     @property
@@ -102,7 +106,7 @@ class ContainerRooms:
 
     async def create(self, owner: str, request: ContainerRequest) -> ContainerHead:
         """Make a container with these files in it. Raises `ContainerFailed`, `NotFound` for a file."""
-        async with self._uses.alone(self.new_container_id()) as use:
+        async with self.uses.alone(self.new_container_id()) as use:
             row = await self._make(use, owner, request)
             await self._snapshots.keep(row, use)
             return row
@@ -212,7 +216,7 @@ class ContainerRooms:
         left = set(await self._sandbox.keys())
         for key in left.difference(head.id for head in await self._rows.every()) if left else ():
             with suppress(InUse, StoreError):
-                async with self._uses.alone(key, patience=0.0):
+                async with self.uses.alone(key, patience=0.0):
                     if await self._rows.get(key) is None:
                         await self._sandbox.delete(key)
         return (gone,)
@@ -225,14 +229,14 @@ class ContainerRooms:
         """End all interpreters."""
         await self._neighbours.aclose()
         await self._sandbox.aclose()
-        await self._uses.leases.aclose()
+        await self.uses.leases.aclose()
 
     async def drop(
         self, container_id: str, owner: str | None = None, *, expired: bool = False, patience: float = PATIENCE
     ) -> bool:
         """Delete a container, whoever's it is, when nobody uses it any more; whether it was there. With `owner` only
         one of his, with `expired` only one that is. Raises `ContainerFailed`."""
-        async with self._uses.alone(container_id, patience=patience) as use:
+        async with self.uses.alone(container_id, patience=patience) as use:
             row = await use.take(
                 lambda holder, seconds: self._rows.take(container_id, holder, seconds, owner, expired=expired)
             )
@@ -253,7 +257,7 @@ class ContainerRooms:
         if make is None and await self._rows.get(container_id, owner) is None:
             yield None
             return
-        async with self._uses.alone(container_id) as use:
+        async with self.uses.alone(container_id) as use:
             row = await use.take(lambda holder, seconds: self._rows.take(container_id, holder, seconds, owner))
             if row is None and make is not None:
                 row = await self._make(use, owner, make)

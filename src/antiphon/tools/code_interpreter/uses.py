@@ -44,12 +44,17 @@ class _Lock:
 class Uses:
     """The uses of containers by this process, which records name `process`."""
 
-    def __init__(self, rows: ContainerRows, process: str) -> None:
+    def __init__(self, rows: ContainerRows, process: str, *, lease: float = LEASE_SECONDS) -> None:
         self.rows = rows
-        self.leases = Leases(LEASE_SECONDS)
+        self.leases = Leases(lease)
         self.locks: dict[str, _Lock] = {}
         self._process = process
         self._numbers = count(1)
+
+    def users(self, container_id: str) -> int:
+        """How many use it or wait for their turn, in this process."""
+        held = self.locks.get(container_id)
+        return held.users if held is not None else 0
 
     @asynccontextmanager
     async def alone(self, container_id: str, *, patience: float = PATIENCE) -> AsyncIterator[ContainerUse]:
@@ -98,7 +103,7 @@ class ContainerUse:
         while True:
             # Whoever holds it elsewhere tells nobody when that is over.
             try:
-                row = await to_the_end(taking(self._holder, LEASE_SECONDS))
+                row = await to_the_end(taking(self._holder, self._leases.seconds))
                 break
             except asyncio.CancelledError:
                 # What was taken meanwhile is let go.
