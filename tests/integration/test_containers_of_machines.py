@@ -62,11 +62,11 @@ class Setup:
         self.sandboxes = [MemorySandbox(), MemorySandbox()]
         self.rooms = [self.rooms_of(machine) for machine in range(2)]
 
-    def rooms_of(self, machine: int, **times: float) -> ContainerRooms:
+    def rooms_of(self, machine: int, **lease: Any) -> ContainerRooms:
         """A process of this machine."""
         sandbox = self.sandboxes[machine]
         snapshots = Snapshots(sandbox, self.pending, f"machine-{machine}", ROOM)
-        return ContainerRooms(sandbox, self.shared, self.uploaded, snapshots=snapshots, **times)
+        return ContainerRooms(sandbox, self.shared, self.uploaded, snapshots=snapshots, **lease)
 
     async def keys(self) -> set[str]:
         """What lies in the storage."""

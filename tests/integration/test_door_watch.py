@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.upstream import door_watch
 from antiphon.upstream.door_watch import watch_door
 from antiphon.upstream.http import UpstreamTarget
 
@@ -26,24 +25,17 @@ async def _envoy(path: Path, *, answers: bool) -> AsyncIterator[asyncio.Server]:
         yield server
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door_watch, "_GRACE", 0.05)
-
-
 @pytest.mark.parametrize("answers", [True, False])
-async def test_one_that_stands_still_is_as_good_as_gone(
-    folder: Path, answers: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(door_watch, "_ANSWER_SECONDS", 30.0 if answers else 0.1)
-    path = folder / "door.sock"
+async def test_one_that_stands_still_is_as_good_as_gone(folder: Path, answers: bool) -> None:
+    path, patience = folder / "door.sock", 30.0 if answers else 0.1
     async with (
         _envoy(path, answers=answers),
-        watch_door(UpstreamTarget("http://door/v1", unix_path=str(path))) as watch,
+        watch_door(UpstreamTarget("http://door/v1", unix_path=str(path)), grace=0.05, answer=patience) as watch,
     ):
         assert await watch.gone(asyncio.get_running_loop().time()) is not answers
 
 
 async def test_one_that_is_not_there_is_gone(folder: Path) -> None:
-    async with watch_door(UpstreamTarget("http://door/v1", unix_path=str(folder / "none.sock"))) as watch:
+    target = UpstreamTarget("http://door/v1", unix_path=str(folder / "none.sock"))
+    async with watch_door(target, grace=0.05) as watch:
         assert await watch.gone(asyncio.get_running_loop().time())

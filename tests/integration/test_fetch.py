@@ -20,6 +20,8 @@ from antiphon.types.file_kinds import FetchedFile
 from antiphon.upstream.addresses import AddressRule
 from antiphon.upstream.fetch import GuardedFetcher, _only_to
 from antiphon.upstream.fetch import HostResolver as SystemNames
+from antiphon.upstream.fetch import GuardedFetcher, only_to
+from antiphon.upstream.fetch import Names as SystemNames
 from tests.support.chat_server import Answer, ChatServer, Close, Raw, Reset, Wait, answer, never
 from tests.support.tls import client_context, server_context
 
@@ -215,7 +217,7 @@ async def test_a_name_that_changes_its_address_gains_nothing(server: ChatServer)
     """Public when it is checked, loopback a moment later: it is asked for once, and connected to what was checked."""
     names = Names(rebind_test=["203.0.114.1", "127.0.0.1"])
     refused: list[str] = []
-    real = _only_to
+    real = only_to
 
     def watched(addresses: tuple[str, ...]) -> Callable[..., Any]:
         def make(info: Any) -> Any:
@@ -226,7 +228,7 @@ async def test_a_name_that_changes_its_address_gains_nothing(server: ChatServer)
         return make
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("antiphon.upstream.fetch._only_to", watched)
+        patch.setattr("antiphon.upstream.fetch.only_to", watched)
         outcome = await fetch(
             f"http://rebind.test:{server.port}/x", AddressRule(), names, http=True, ports=(server.port,)
         )
@@ -235,7 +237,7 @@ async def test_a_name_that_changes_its_address_gains_nothing(server: ChatServer)
 
 
 def test_no_socket_is_made_for_another_address() -> None:
-    make = _only_to(("8.8.8.8", "2606:4700::1111"))
+    make = only_to(("8.8.8.8", "2606:4700::1111"))
     with pytest.raises(OSError, match="not checked"):
         make((2, 1, 6, "", ("127.0.0.1", 443)))
     with pytest.raises(OSError, match="not checked"):
@@ -243,7 +245,7 @@ def test_no_socket_is_made_for_another_address() -> None:
     make((2, 1, 6, "", ("8.8.8.8", 443))).close()
 
 
-async def test_names_are_resolved_in_threads_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_names_are_resolved_in_threads_of_their_own() -> None:
     """A slow name server of a client's must not keep the loop's threads, which resolve the upstream's name."""
     asked: list[tuple[str, str]] = []
 
@@ -251,8 +253,8 @@ async def test_names_are_resolved_in_threads_of_their_own(monkeypatch: pytest.Mo
         asked.append((host, threading.current_thread().name))
         return [(2, 1, 6, "", ("10.0.0.1", port)), (10, 1, 6, "", ("fe80::1", port, 0, 0))]
 
-    monkeypatch.setattr("antiphon.upstream.fetch.socket.getaddrinfo", slow)
-    error_of(await fetch("https://files.test/x", AddressRule()), "invalid_file_url")
+    found = await fetch("https://files.test/x", AddressRule(), resolve=SystemNames(ask=slow))
+    error_of(found, "invalid_file_url")
     assert [host for host, _ in asked] == ["files.test"] and asked[0][1].startswith("antiphon-names")
 
 
@@ -464,19 +466,17 @@ def test_wrong_settings_are_named() -> None:
         make_fetcher(load_settings({"fetch": {"ca_file": "/nothing"}}).fetch)
 
 
-async def test_names_whose_servers_do_not_answer_are_refused_and_not_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_names_whose_servers_do_not_answer_are_refused_and_not_queued() -> None:
     """A client may name servers of its own; whose name is asked behind theirs learns soon that it cannot be."""
     go_on = threading.Event()
-    real = socket.getaddrinfo
 
     def slow(host: str, *given: Any, **named: Any) -> Any:
         if host.endswith(".slow.test"):
             assert go_on.wait(30)
             raise socket.gaierror(socket.EAI_AGAIN, "no answer")
-        return real(host, *given, **named)
+        return socket.getaddrinfo(host, *given, **named)
 
-    monkeypatch.setattr(socket, "getaddrinfo", slow)
-    names, others = SystemNames(limit=2, seconds=0.05), SystemNames()
+    names, others = SystemNames(limit=2, seconds=0.05, ask=slow), SystemNames(ask=slow)
     stuck = [asyncio.ensure_future(names(f"{number}.slow.test", 80)) for number in range(2)]
     await asyncio.sleep(0)
     with pytest.raises(OSError, match="no thread"):

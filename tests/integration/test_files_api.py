@@ -455,7 +455,7 @@ async def test_a_slow_reader_holds_up_nobody_and_fills_no_memory(stores: Stores)
                 for _ in range(20):  # others are served meanwhile
                     assert (await get(door, f"/{made['id']}")).status == 200
                 assert len(reads) * (64 << 10) < 8 << 20
-                data = await client._reader.readexactly(8 << 20)
+                data = await client.exactly(8 << 20)
                 assert data == b"x" * (8 << 20)
 
 
@@ -467,7 +467,7 @@ async def test_a_reader_that_does_not_read_is_cut_off(stores: Stores) -> None:
             await client.head()
             await until(lambda: door.context.admission.active == 0)
             with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
-                await client._reader.readexactly(8 << 20)
+                await client.exactly(8 << 20)
 
 
 async def test_a_reader_that_leaves_closes_the_file(stores: Stores) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from structlog.testing import capture_logs
 
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, ClientAction, Finish, SendBody, SendHead
+from antiphon.engine.running.loading import Ports
+from antiphon.engine.running.runner import Runner
 from tests.support.http_door import OpenHttpDoor, RawAnswer, open_http_door, post_bytes
 from tests.support.waiting import until
 
@@ -22,24 +25,12 @@ _WHOLE = SendHead(200, (("content-type", "text/plain"),))
 class _Broken:
     """A door whose runner does as a test says; what it is told to abandon is noted."""
 
-    def __init__(self, door: OpenHttpDoor, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.door = door
+    door: OpenHttpDoor
+
+    def __init__(self) -> None:
         self.actions: list[ClientAction | Exception] = []
         self.abandoned: list[CancelReason] = []
         self.abandons_badly = False
-        monkeypatch.setattr(door.context.runner, "drive", self._drive)
-        monkeypatch.setattr(door.context.runner, "abandon", self._abandon)
-
-    async def _drive(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
-        for action in self.actions:
-            if isinstance(action, Exception):
-                raise action
-            yield action
-
-    async def _abandon(self, exchange: ResponseExchange, reason: CancelReason) -> None:
-        self.abandoned.append(reason)
-        if self.abandons_badly:
-            raise ValueError("another bug")
 
     async def ask(self, *actions: ClientAction | Exception) -> RawAnswer:
         self.actions = list(actions)
@@ -53,10 +44,30 @@ class _Broken:
         assert self.door.metric("antiphon_responses_in_flight") == 0 and self.door.context.admission.active == 0
 
 
+class _Runner(Runner):
+    """Does as the test says."""
+
+    def __init__(self, ports: Ports, told: _Broken) -> None:
+        super().__init__(ports)
+        self._told = told
+
+    async def drive(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
+        for action in self._told.actions:
+            if isinstance(action, Exception):
+                raise action
+            yield action
+
+    async def abandon(self, exchange: ResponseExchange, reason: CancelReason) -> None:
+        self._told.abandoned.append(reason)
+        if self._told.abandons_badly:
+            raise ValueError("another bug")
+
+
 @pytest.fixture
-async def broken(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_Broken]:
-    async with open_http_door() as door:
-        yield _Broken(door, monkeypatch)
+async def broken() -> AsyncIterator[_Broken]:
+    made = _Broken()
+    async with open_http_door(runner=partial(_Runner, told=made)) as made.door:
+        yield made
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["abandoned", "not even that"])

@@ -323,10 +323,8 @@ async def test_frames_that_are_not_masked_close_the_websocket_with_1002() -> Non
         frame = json.dumps({"type": "response.create", **ASK}).encode()
         for before in (b"", _masked(b"{}")):
             async with session.ws_connect(f"{door.base_url}/responses") as ws:
-                transport = ws.get_extra_info("socket")
-                await asyncio.get_running_loop().sock_sendall(
-                    transport._sock, before + b"\x81" + bytes([len(frame)]) + frame
-                )
+                sent = before + b"\x81" + bytes([len(frame)]) + frame
+                assert os.write(ws.get_extra_info("socket").fileno(), sent) == len(sent)
                 async with asyncio.timeout(DEADLINE):
                     async for _ in ws:
                         pass

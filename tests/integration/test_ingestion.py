@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -15,15 +16,16 @@ from typing import Any
 import pytest
 
 from antiphon.config.state import VectorStoreSettings
+from antiphon.engine.ports.files import OpenFile
 from antiphon.engine.ports.indexing import EmbeddingFailed
 from antiphon.engine.ports.vector_stores import Chunking
 from antiphon.errors import StoreError
-from antiphon.search import readers
 from antiphon.search.ingest import IngestPace
 from antiphon.search.readers import DocumentReaders, ReadingFailed
 from antiphon.stores.sqlite.opening import open_vector_database
 from antiphon.stores.tables import Statement
 from tests.contracts.store_process import child_environment
+from tests.support.memory_files import MemoryFileStore
 from tests.support.vector_stores import ALICE, VectorStoreSetup, WordEmbedder, open_vector_store_setup
 from tests.support.waiting import until
 
@@ -116,47 +118,46 @@ async def test_a_reader_that_died_while_it_was_idle_is_no_judgement_on_the_next_
     documents = DocumentReaders(VectorStoreSettings())
     try:
         await read(documents, tmp_path / "y", "a.txt")
-        (process,) = documents._idle
-        os.kill(process.child.pid, signal.SIGKILL)
+        (child,) = children()
+        os.kill(child, signal.SIGKILL)
         if noticed:
-            await process.child.wait()
+            # Who is waited for is gone.
+            await until(lambda: not Path(f"/proc/{child}").exists())
         assert await read(documents, tmp_path / "y", "a.txt") == ["fine"]
-        assert process.child.returncode == -signal.SIGKILL
+        assert not Path(f"/proc/{child}").exists()
         assert await read(documents, tmp_path / "y", "a.txt") == ["fine"]
     finally:
         await documents.aclose()
     assert children() == []
 
 
-async def test_a_file_that_kills_its_reader_gets_no_more_than_one_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_file_that_kills_its_reader_gets_no_more_than_one_new_one(tmp_path: Path) -> None:
     (tmp_path / "y").write_text("fine")
     documents = DocumentReaders(VectorStoreSettings())
     await read(documents, tmp_path / "y", "a.txt")
-    started: list[object] = []
-    start, take, answer = documents._start, documents._take, documents._answer
-
-    async def starting() -> Any:
-        started.append(process := await start())
-        return process
-
-    async def taking(*, new: bool) -> Any:
-        process = await take(new=new)
-        # It must not have read the file before it is killed.
-        process.child.send_signal(signal.SIGSTOP)
-        return process
-
-    async def killing(process: Any) -> Any:
-        process.child.kill()
-        return await answer(process)
-
-    monkeypatch.setattr(documents, "_start", starting)
-    monkeypatch.setattr(documents, "_take", taking)
-    monkeypatch.setattr(documents, "_answer", killing)
+    (first,) = children()
+    # Whoever opens it stands still until it is killed.
+    os.mkfifo(tmp_path / "kills")
+    reading = asyncio.create_task(read(documents, tmp_path / "kills", "a.txt"))
+    killed: list[int] = []
+    for _ in range(2):
+        end: list[int] = []
+        await until(lambda end=end: _opens(tmp_path / "kills", end))  # type: ignore[misc]
+        (child,) = children()
+        killed.append(child)
+        os.kill(child, signal.SIGKILL)
+        os.close(*end)
+        await until(lambda child=child: not Path(f"/proc/{child}").exists())  # type: ignore[misc]
     with pytest.raises(ReadingFailed, match="ended the reading process"):
-        await read(documents, tmp_path / "y", "a.txt")
-    assert len(started) == 1 and children() == []
+        await reading
+    assert killed[0] == first != killed[1] and children() == []
+
+
+def _opens(pipe: Path, end: list[int]) -> bool:
+    """Whether somebody wants to read this named pipe: its writing end is the first of `end` then."""
+    with suppress(OSError):
+        end.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+    return bool(end)
 
 
 async def test_who_stops_reading_ends_the_process(tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ async def test_who_stops_reading_ends_the_process(tmp_path: Path) -> None:
 async def test_readers_are_kept_and_given_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTIPHON_UPSTREAM__API_KEY", "sk-secret")
     (tmp_path / "y").write_text("fine")
-    documents = DocumentReaders(VectorStoreSettings())
+    documents = DocumentReaders(VectorStoreSettings(), files_per_process=3)
     await read(documents, tmp_path / "y", "a.txt")
     (child,) = children()
     assert b"sk-secret" not in Path(f"/proc/{child}/environ").read_bytes()
@@ -183,7 +184,6 @@ async def test_readers_are_kept_and_given_no_secrets(tmp_path: Path, monkeypatch
         assert line.removeprefix(limit).split()[:2] == ["0", "0"]
     await read(documents, tmp_path / "y", "a.txt")
     assert children() == [child]
-    monkeypatch.setattr(readers, "_FILES_PER_PROCESS", 3)
     await read(documents, tmp_path / "y", "a.txt")
     assert children() == []
     await documents.aclose()
@@ -253,21 +253,18 @@ async def test_an_embeddings_server_that_does_not(tmp_path: Path, retry: bool) -
 
 
 @pytest.mark.parametrize("times", [2, 3])
-async def test_a_content_on_another_machine_is_left_to_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
-) -> None:
-    pace = IngestPace(idle=0.02, pause=0.01, attempts=3)
-    async with open_vector_store_setup(tmp_path, pace=pace) as setup:
-        opened, left = setup.files.open, times
+async def test_a_content_on_another_machine_is_left_to_that(tmp_path: Path, times: int) -> None:
+    class Files(MemoryFileStore):
+        left = times
 
-        async def elsewhere(owner: str, file_id: str) -> Any:
-            nonlocal left
-            left -= 1
-            if left >= 0:
+        async def open(self, owner: str, file_id: str) -> OpenFile | None:
+            self.left -= 1
+            if self.left >= 0:
                 raise StoreError("Opening a file failed.", reason="elsewhere")
-            return await opened(owner, file_id)
+            return await super().open(owner, file_id)
 
-        monkeypatch.setattr(setup.files, "open", elsewhere)
+    pace = IngestPace(idle=0.02, pause=0.01, attempts=3)
+    async with open_vector_store_setup(tmp_path, pace=pace, files=Files(clock=time.time)) as setup:
         store_id = (await setup.ask("POST", "", {}))["id"]
         file_id = await setup.file("a.txt", "Birds.")
         await add(setup, store_id, file_id)
@@ -278,30 +275,37 @@ async def test_a_content_on_another_machine_is_left_to_that(
             assert await setup.names(store_id, "birds") == ["a"]
 
 
-async def test_a_full_disk_costs_an_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fails = [StoreError("Writing failed: the disk is full."), StoreError("Writing failed: the disk is full.")]
-    async with open_vector_store_setup(tmp_path, pace=IngestPace(idle=0.05), lease=0.3) as setup:
-        append = setup.database.ingestion.append
+class _Failing:
+    """A store of what is indexed; its first writes fail."""
 
-        async def failing(*given: Any) -> bool:
-            if fails:
-                raise fails.pop()
-            return await append(*given)
+    def __init__(self, store: Any, *failures: Exception) -> None:
+        self._store = store
+        self._failures = list(failures)
 
-        monkeypatch.setattr(setup.database.ingestion, "append", failing)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def append(self, *given: Any) -> bool:
+        if self._failures:
+            raise self._failures.pop()
+        kept: bool = await self._store.append(*given)
+        return kept
+
+
+async def test_a_full_disk_costs_an_attempt(tmp_path: Path) -> None:
+    full = StoreError("Writing failed: the disk is full.")
+    pace = IngestPace(idle=0.05)
+    async with open_vector_store_setup(
+        tmp_path, pace=pace, lease=0.3, indexing=lambda store: _Failing(store, full, full)
+    ) as setup:
         store_id = await setup.store(birds="Birds fly.")
         rows = await setup.database.tables.readers.fetch("SELECT attempts, status FROM vector_files", {})
         assert [tuple(row) for row in rows] == [(3, "completed")]
         assert await setup.names(store_id, "birds") == ["birds"]
 
 
-async def test_a_bug_fails_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with open_vector_store_setup(tmp_path) as setup:
-
-        async def broken(*_given: Any) -> bool:
-            raise RuntimeError("oh")
-
-        monkeypatch.setattr(setup.database.ingestion, "append", broken)
+async def test_a_bug_fails_the_file(tmp_path: Path) -> None:
+    async with open_vector_store_setup(tmp_path, indexing=lambda store: _Failing(store, RuntimeError("oh"))) as setup:
         store_id = (await setup.ask("POST", "", {}))["id"]
         file_id = await setup.file("a.txt", "Birds.")
         await add(setup, store_id, file_id)
@@ -365,6 +369,7 @@ CHILD = """
 import asyncio, sys
 from pathlib import Path
 from antiphon.config.state import VectorStoreSettings
+from tests.support.memory_files import MemoryFileStore
 from tests.support.vector_stores import open_vector_store_setup
 
 async def main():

@@ -13,19 +13,18 @@ from antiphon.errors import ConfigError
 PUBLIC = "93.184.215.14"
 
 
-def _permit(monkeypatch: pytest.MonkeyPatch, registered: tuple[str, ...] = (), *names: Any, **fetch: Any) -> Any:
+def _permit(registered: tuple[str, ...] = (), *names: Any, **fetch: Any) -> Any:
     """With a resolver that says what the test wants; a list is answered one after another."""
     known = dict(names)
 
-    async def resolve(self: object, host: str, port: int) -> list[str]:
+    async def resolve(host: str, port: int) -> list[str]:
         found = known.get(host, [host] if host[0].isdigit() or ":" in host else [])
         if not found:
             raise OSError("no such name")
         return list(found.pop(0)) if isinstance(found[0], tuple) else list(found)
 
-    monkeypatch.setattr("antiphon.upstream.fetch.HostResolver.__call__", resolve)
     settings = load_settings({"upstream": {"url": "http://127.0.0.1:1/v1"}, "fetch": fetch})
-    return make_permit(settings, registered)
+    return make_permit(settings, registered, resolver=lambda: resolve)
 
 
 @pytest.mark.parametrize(
@@ -47,29 +46,29 @@ def _permit(monkeypatch: pytest.MonkeyPatch, registered: tuple[str, ...] = (), *
     ],
     ids=str,
 )
-async def test_names_of_private_addresses_are_refused(monkeypatch: pytest.MonkeyPatch, addresses: list[str]) -> None:
-    permit = _permit(monkeypatch, (), ("a.example", addresses))
+async def test_names_of_private_addresses_are_refused(addresses: list[str]) -> None:
+    permit = _permit((), ("a.example", addresses))
     with pytest.raises(OSError):
         await permit("a.example", 443, True, False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::ffff:10.0.0.1", "169.254.169.254", "0.0.0.0"])
-async def test_private_literals_are_refused(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+async def test_private_literals_are_refused(host: str) -> None:
     with pytest.raises(OSError):
-        await _permit(monkeypatch)(host, 443, True, False)
+        await _permit()(host, 443, True, False)
 
 
-async def test_a_public_name_is_connected_to_at_the_address_that_was_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    permit = _permit(monkeypatch, (), ("a.example", [(PUBLIC,), ("127.0.0.1",)]))
+async def test_a_public_name_is_connected_to_at_the_address_that_was_judged() -> None:
+    permit = _permit((), ("a.example", [(PUBLIC,), ("127.0.0.1",)]))
     assert await permit("a.example", 443, True, False) == PUBLIC
     # Each connection is judged anew: the name leads elsewhere now.
     with pytest.raises(OSError):
         await permit("a.example", 443, True, False)
 
 
-async def test_plain_http_is_for_named_and_registered_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_plain_http_is_for_named_and_registered_hosts() -> None:
     names = (("a.example", [PUBLIC]), ("b.example", ["10.0.0.1"]))
-    permit = _permit(monkeypatch, ("b.example",), *names)
+    permit = _permit(("b.example",), *names)
     with pytest.raises(OSError):
         await permit("a.example", 80, False, False)
     assert await permit("b.example", 80, False, True) == "10.0.0.1"
@@ -79,11 +78,11 @@ async def test_plain_http_is_for_named_and_registered_hosts(monkeypatch: pytest.
     # A redirect of a registered server leads nowhere private.
     with pytest.raises(OSError):
         await permit("169.254.169.254", 80, False, True)
-    assert await _permit(monkeypatch, (), *names, allow_private=["b.example"])("b.example", 80, False, False)
-    assert await _permit(monkeypatch, (), *names, http=True)("a.example", 80, False, False) == PUBLIC
+    assert await _permit((), *names, allow_private=["b.example"])("b.example", 80, False, False)
+    assert await _permit((), *names, http=True)("a.example", 80, False, False) == PUBLIC
 
 
-async def test_names_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_names_that_are_none_are_refused() -> None:
     permit = make_permit(load_settings({"upstream": {"url": "http://127.0.0.1:1/v1"}}), ())
     for host in ("a" * 64 + ".example", "a..example", "2130706433", "0x7f.1", "127.1"):
         with pytest.raises(OSError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -29,7 +29,7 @@ from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.hosted_tools import ToolRunner
 from antiphon.engine.running.counted_calls import CountedUpstream
-from antiphon.engine.running.loading import StoredFiles
+from antiphon.engine.running.loading import Ports, StoredFiles
 from antiphon.engine.running.locked_conversations import LockedConversations
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import Unavailable
@@ -79,6 +79,7 @@ class HttpSetup:
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     sealer: Sealer = SEALER
     tools: ToolRunner | None = None
+    runner: Callable[[Ports], Runner] = Runner
 
 
 @dataclass
@@ -125,7 +126,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
     async with ChatServer() as chat:
         upstream = HttpUpstream(UpstreamTarget(chat.base_url))
         counted = CountedUpstream(upstream, metrics, "pass_through")
-        runner = Runner(
+        runner = setup.runner(
             make_ports(
                 setup.store,
                 upstream,
@@ -302,6 +303,10 @@ class RawClient:
             data = await self._reader.readexactly(size)
             await self._reader.readexactly(2)
         return data
+
+    async def exactly(self, size: int) -> bytes:
+        """So many bytes of a body. Raises IncompleteReadError when it is cut."""
+        return await self._reader.readexactly(size)
 
     async def read(self, *, bodiless: bool = False) -> RawAnswer:
         """The whole answer; interim (1xx) answers are passed over."""

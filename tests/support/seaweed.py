@@ -87,9 +87,16 @@ class SeaweedServer:
     def keys(self, settings: BlobSettings) -> list[str]:
         """The keys of what lies under the prefix of these settings."""
         bucket, prefix = settings.place
-        given = {"endpoint": self.endpoint, "access_key_id": KEY_ID, "secret_access_key": SECRET}
-        options = {"client_options": {"allow_http": True}, "virtual_hosted_style_request": False}
-        store = S3Store(bucket, prefix=prefix, region=settings.region, **given, **options)
+        store = S3Store(
+            bucket,
+            prefix=prefix,
+            region=settings.region,
+            endpoint=self.endpoint,
+            access_key_id=KEY_ID,
+            secret_access_key=SECRET,
+            virtual_hosted_style_request=False,
+            client_options={"allow_http": True},
+        )
         return [one["path"] for some in store.list() for one in some]
 
     def stop(self) -> None:

@@ -165,12 +165,15 @@ async def open_vector_store_setup(
     matrix_bytes: int = 1 << 20,
     clock: Callable[[], float] = now,
     start: bool = True,
+    files: MemoryFileStore | None = None,
+    indexing: Callable[[Any], Any] = lambda store: store,
 ) -> AsyncIterator[VectorStoreSetup]:
-    """Everything, working. With `limits` documents are read in a process of their own."""
+    """Everything, working. With `limits` documents are read in a process of their own; `indexing` may put something
+    between the ingester and its store."""
     database = await open_vector_database(folder, clock=clock, matrix_bytes=matrix_bytes)
-    files = MemoryFileStore(clock=now)
+    files = files or MemoryFileStore(clock=now)
     ingester = Ingester(
-        database.ingestion,
+        indexing(database.ingestion),
         files,
         DirectReaders(VectorStoreSettings()) if limits is None else DocumentReaders(limits),
         # Without the rules that settings have: leases here are short.

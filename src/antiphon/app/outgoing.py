@@ -17,6 +17,7 @@ from antiphon.errors import ConfigError
 from antiphon.types.transport import Headers
 from antiphon.upstream.addresses import AddressRule
 from antiphon.upstream.fetch import GuardedFetcher, HostResolver
+from antiphon.upstream.fetch import GuardedFetcher, HostResolver, Resolve
 from antiphon.upstream.http import UpstreamTarget
 
 
@@ -40,10 +41,13 @@ def make_fetcher(fetch: FetchSettings) -> GuardedFetcher:
     return GuardedFetcher(fetch, rule, tls=tls)
 
 
-def make_permit(settings: Settings, registered: Iterable[str]) -> Callable[[str, int, bool, bool], Awaitable[str]]:
+def make_permit(
+    settings: Settings, registered: Iterable[str], *, resolver: Callable[[], Resolve] = HostResolver
+) -> Callable[[str, int, bool, bool], Awaitable[str]]:
     """Judges where a tool may connect to: `host, port, secure, registered -> address`, or OSError.
 
-    `registered` are the hosts that the operator named for the purpose. Raises `ConfigError`.
+    `registered` are the hosts that the operator named for the purpose; `resolver` makes what knows the addresses of
+    names. Raises `ConfigError`.
     """
     try:
         rule = AddressRule(settings.fetch.allow_private)
@@ -52,7 +56,7 @@ def make_permit(settings: Settings, registered: Iterable[str]) -> Callable[[str,
         raise ConfigError(f"fetch.allow_private: {error}") from None
 
     # Hosts that clients name do not take the threads of those that the operator named.
-    names, own_names = HostResolver(), HostResolver()
+    names, own_names = resolver(), resolver()
 
     async def permit(host: str, port: int, secure: bool, is_registered: bool) -> str:
         judge = own if is_registered else rule

@@ -80,8 +80,9 @@ class _Process:
 class DocumentReaders:
     """Reads files; as many at once as there are readings."""
 
-    def __init__(self, limits: VectorStoreSettings) -> None:
+    def __init__(self, limits: VectorStoreSettings, *, files_per_process: int = _FILES_PER_PROCESS) -> None:
         self._limits = limits
+        self._files_per_process = files_per_process
         self._idle: list[_Process] = []
 
     async def read(self, path: Path, name: str, chunking: Chunking) -> AsyncGenerator[Piece, None]:
@@ -130,7 +131,7 @@ class DocumentReaders:
                 if answer.end:
                     return
         finally:
-            if reusable and process.files < _FILES_PER_PROCESS and process.child.returncode is None:
+            if reusable and process.files < self._files_per_process and process.child.returncode is None:
                 process.used_at = time.monotonic()
                 self._idle.append(process)
             else:

@@ -32,8 +32,10 @@ _GRACE = 1.0
 class EnvoyDoorWatch:
     """Made by `watch_door`."""
 
-    def __init__(self, target: UpstreamTarget) -> None:
+    def __init__(self, target: UpstreamTarget, *, grace: float, answer: float) -> None:
         self._target = target
+        self._grace = grace
+        self._answer_seconds = answer
         self._gone_at = float("-inf")
         self._noticed = asyncio.Event()
         self.tried = asyncio.Event()
@@ -42,16 +44,16 @@ class EnvoyDoorWatch:
     async def gone(self, at: float) -> bool:
         """Whether Envoy went away, or was not there, about the time `at` (of the event loop), or stands still now."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(_GRACE):
-                while self._gone_at < at - _GRACE:
+            async with asyncio.timeout(self._grace):
+                while self._gone_at < at - self._grace:
                     self._noticed.clear()
                     await self._noticed.wait()
-        return self._gone_at >= at - _GRACE or not await self._answers()
+        return self._gone_at >= at - self._grace or not await self._answers()
 
     async def _answers(self) -> bool:
         """Whether Envoy says anything at all."""
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with asyncio.timeout(self._answer_seconds):
                 reader, writer = await self._connect()
                 try:
                     writer.write(_QUESTION)
@@ -87,9 +89,12 @@ class EnvoyDoorWatch:
 
 
 @asynccontextmanager
-async def watch_door(target: UpstreamTarget) -> AsyncIterator[EnvoyDoorWatch]:
-    """Watch the model door for as long as this is open."""
-    watch = EnvoyDoorWatch(target)
+async def watch_door(
+    target: UpstreamTarget, *, grace: float = _GRACE, answer: float = _ANSWER_SECONDS
+) -> AsyncIterator[EnvoyDoorWatch]:
+    """Watch the model door for as long as this is open; `answer`: seconds in which Envoy says something, or it stands
+    still."""
+    watch = EnvoyDoorWatch(target, grace=grace, answer=answer)
     task = asyncio.get_running_loop().create_task(watch.run())
     try:
         await watch.tried.wait()

@@ -39,6 +39,8 @@ from antiphon.upstream.addresses import AddressRule
 _log = structlog.get_logger(__name__)
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+LookUp = Callable[..., Sequence[tuple[int, int, int, str, tuple[str | int | bytes, ...]]]]
+"""As `socket.getaddrinfo`."""
 """`host, port -> addresses`; raises OSError when there are none."""
 
 _MAX_URL = 8_192
@@ -147,7 +149,7 @@ class GuardedFetcher:
             use_dns_cache=False,
             force_close=True,
             ssl=self._tls or True,
-            socket_factory=_only_to(addresses),
+            socket_factory=only_to(addresses),
         )
         session = aiohttp.ClientSession(
             connector=connector,
@@ -312,7 +314,7 @@ class _Pinned(AbstractResolver):
         """Nothing is open."""
 
 
-def _only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
+def only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
     """Makes sockets for these addresses and for no others: the last gate, past every resolver."""
     allowed = {ip_address(address) for address in addresses}
 
@@ -334,11 +336,19 @@ class HostResolver:
     them are taken by such.
     """
 
-    def __init__(self, limit: int = _RESOLVERS, seconds: float = _RESOLVER_SECONDS) -> None:
+    def __init__(
+        self,
+        limit: int = _RESOLVERS,
+        seconds: float = _RESOLVER_SECONDS,
+        *,
+        ask: LookUp = socket.getaddrinfo,
+    ) -> None:
+        """`ask`: the system's own question, which waits."""
+        self._ask = ask
         self._threads = Pool("names", limit, seconds)
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
-        ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        ask = partial(self._ask, host, port, type=socket.SOCK_STREAM)
         try:
             found = await self._threads.run(ask)
         except Unavailable:
