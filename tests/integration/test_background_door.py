@@ -18,6 +18,7 @@ from antiphon.config.settings import Settings
 from antiphon.config.state import BackgroundSettings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.doors.http.server import HttpDoor
+from antiphon.engine.running.workers import Pauses
 from tests.support.background_app import BackgroundApp
 from tests.support.chat_server import ChatServer, Wait, answer, event, never, text_stream
 from tests.support.waiting import until
@@ -88,6 +89,7 @@ async def behind(folder: Path, **background: Any) -> AsyncIterator[tuple[Backgro
             sidecar=SidecarSettings(model_door=f"unix:{folder / 'door.sock'}"),
         )
         app = await build(settings, door="envoy")
+        app.workers.pauses = Pauses(door=0.01)
         http = HttpDoor(app.context)
         url = f"http://{await http.start('127.0.0.1:0')}/v1"
         one = BackgroundApp(app, http, url, aiohttp.ClientSession())
@@ -96,11 +98,6 @@ async def behind(folder: Path, **background: Any) -> AsyncIterator[tuple[Backgro
         finally:
             await one.stop()
             await door.go()
-
-
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antiphon.engine.running.workers._DOOR_PAUSE", 0.01)
 
 
 @pytest.mark.parametrize("begun", [True, False], ids=["in the middle", "before the head"])

@@ -209,8 +209,8 @@ async def test_requests_that_wait_on_sockets_share_the_room() -> None:
         assert refused["status"] == 503
         _check({name: refused["error"][name] for name in ("type", "code", "param", "message")}, "websocket.total_bytes")
         await socket.response(input="small", **UNSTORED)
-        (memory,) = {connection._shared for connection in opened.door._sockets}
-        assert memory.used <= 4_000
+        memory = opened.door.socket_memory
+        assert 0 < memory.used <= 4_000
     await until(lambda: memory.used == 0)
 
 

@@ -192,7 +192,7 @@ async def test_a_database_that_was_deleted_is_noticed_before_anything_is_acknowl
 async def test_a_lock_that_somebody_keeps_is_one_warning(tmp_path: Path) -> None:
     async with processes(tmp_path / "data") as made:
         app = await made.start()
-        app.sqlite.tables.writer._limits = WriterLimits(lock_seconds=0.05)
+        app.sqlite.tables.writer.limits = WriterLimits(lock_seconds=0.05)
         lock = sqlite3.connect(tmp_path / "data" / SESSIONS_FILE, isolation_level=None)
         lock.execute("BEGIN IMMEDIATE")
         with capture_logs() as lines:

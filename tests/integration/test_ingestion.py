@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from antiphon.config.state import VectorStoreSettings
-from antiphon.engine.ports.files import OpenFile
 from antiphon.engine.ports.indexing import EmbeddingFailed
 from antiphon.engine.ports.vector_stores import Chunking
 from antiphon.errors import StoreError
@@ -257,7 +256,7 @@ async def test_a_content_on_another_machine_is_left_to_that(tmp_path: Path, time
     class Files(MemoryFileStore):
         left = times
 
-        async def open(self, owner: str, file_id: str) -> OpenFile | None:
+        async def open(self, owner: str, file_id: str) -> Any:
             self.left -= 1
             if self.left >= 0:
                 raise StoreError("Opening a file failed.", reason="elsewhere")

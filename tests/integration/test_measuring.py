@@ -15,7 +15,6 @@ from antiphon import __version__, compiled
 from antiphon.engine.waiting import SEARCH
 from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics
-from antiphon.stores.sqlite.readers import SqliteReaders
 from tests.support.background_app import BackgroundApp, processes
 from tests.support.chat_server import Wait, answer, event, text_stream
 from tests.support.metrics import value_of
@@ -159,15 +158,11 @@ async def test_a_thread_that_works_is_seen_and_what_waits_for_one(tmp_path: Path
         assert value_of(text, "antiphon_threads_waiting", pool="search") == 1
 
 
-async def test_a_store_that_does_not_answer_takes_nothing_else_from_a_scrape(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_store_that_does_not_answer_takes_nothing_else_from_a_scrape(tmp_path: Path) -> None:
     async with processes(tmp_path / "data") as made:
         app = await made.start()
-
-        async def broken(*_: object, **__: object) -> None:
-            raise StoreError("the disk stands still")
-
-        monkeypatch.setattr(SqliteReaders, "fetch", broken)
+        await app.sqlite.tables.readers.aclose()
+        with pytest.raises(StoreError):
+            await app.sqlite.tables.fetch("SELECT 1", {})
         text = await scraped(app)
         assert value_of(text, "antiphon_disk_free_bytes") > 0 and value_of(text, "antiphon_build_info") == 1

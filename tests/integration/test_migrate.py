@@ -16,10 +16,11 @@ from antiphon.cli import main
 from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
 from antiphon.stores import check_migrated, open_stores
-from antiphon.stores.postgres import migrate as postgres_migrate
 from antiphon.stores.postgres.database import Database, DatabaseLimits
 from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps, undo
 from antiphon.stores.schema_steps import SchemaStep
+from antiphon.stores.postgres.migrate import LOCK, Patience, applied_steps, migrate, packaged_steps, undo
+from antiphon.stores.schema_steps import Step
 from tests.support.postgres import PATIENT, PostgresServer, blocked
 
 ONE = SchemaStep(1, "0001_one.sql", "CREATE TABLE one (n integer)")
@@ -137,43 +138,37 @@ async def test_a_step_that_takes_too_long_says_what_gives_it_more_time(url: str)
     await database.aclose()
 
 
-async def test_a_step_lets_others_pass_and_tries_again(
-    database: Database, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(postgres_migrate, "_PAUSES", (0.0,) * 4)
-    monkeypatch.setattr(postgres_migrate, "_LIMITS", "SET LOCAL lock_timeout = '100ms'; SELECT {milliseconds}")
+async def test_a_step_lets_others_pass_and_tries_again(database: Database, url: str) -> None:
+    patience = Patience(lock=0.1, pauses=(0.0,) * 4)
     await migrate(database, [ONE])
     other = await asyncpg.connect(url)
     holding = other.transaction()
     await holding.start()
     await other.execute("LOCK TABLE one IN ACCESS SHARE MODE")
     with pytest.raises(StoreError, match=r"0002_two\.sql.*5 tries.*pg_stat_activity") as raised:
-        await migrate(database, [ONE, TWO])
+        await migrate(database, [ONE, TWO], patience=patience)
     assert raised.value.reason == "locked"
-    trying = asyncio.create_task(migrate(database, [ONE, TWO]))
+    trying = asyncio.create_task(migrate(database, [ONE, TWO], patience=patience))
     await blocked(other)
     await holding.rollback()
     assert await trying == [TWO]
     await other.close()
 
 
-async def test_a_start_waits_for_another_and_not_for_ever(
-    database: Database, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_start_waits_for_another_and_not_for_ever(database: Database, url: str) -> None:
     other = await asyncpg.connect(url)
     holding = other.transaction()
     await holding.start()
-    await other.execute("SELECT pg_advisory_xact_lock($1)", postgres_migrate._LOCK)
+    await other.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
     waiting = asyncio.create_task(migrate(database, [ONE]))
     while not database.open:
         await asyncio.sleep(0)
     await holding.rollback()
     assert await waiting == [ONE]
-    await other.execute("SELECT pg_advisory_lock($1)", postgres_migrate._LOCK)
-    monkeypatch.setattr(postgres_migrate, "_OTHERS_SECONDS", 0.0)
+    await other.execute("SELECT pg_advisory_lock($1)", LOCK)
     short = Database(url, DatabaseLimits(deadline=0.5))
     with pytest.raises(StoreError, match="another process changes the schema"):
-        await migrate(short, [ONE, TWO])
+        await migrate(short, [ONE, TWO], patience=Patience(others=0.0))
     await short.aclose()
     await other.close()
 

@@ -31,7 +31,7 @@ from antiphon.stores.blobs.memory import MemoryBlobs
 from antiphon.stores.deployment import MOVING, Keys, to_note
 from antiphon.stores.moved import COLUMNS, MARK_FILE
 from antiphon.stores.moving import CONTENTS, move
-from antiphon.stores.postgres import importing
+from antiphon.stores.postgres.importing import DatabaseImport
 from antiphon.stores.sqlite.opening import SESSIONS_FILE, VECTORS_FILE, open_sqlite, open_vector_database
 from antiphon.stores.state_report import examine_state
 from tests.contracts.store_contract import ALICE, BOB, item, record
@@ -112,25 +112,22 @@ async def fill(data: Path) -> None:
         other.commit()
 
 
-async def test_everything_arrives_however_often_it_is_broken_off(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_everything_arrives_however_often_it_is_broken_off(url: str, tmp_path: Path) -> None:
     await fill(tmp_path)
-    monkeypatch.setattr("antiphon.stores.moving._ROWS", 2)
-    add, adds = importing.DatabaseImport.add, 0
+    adds = 0
 
-    async def breaks_off(self: importing.DatabaseImport, kind: str, rows: list[Any], position: int) -> None:
-        nonlocal adds
-        adds += 1
-        if adds % 7 == 0:
-            raise ConnectionAbortedError
-        await add(self, kind, rows, position)
+    class BreaksOff(DatabaseImport):
+        async def add(self, kind: str, rows: list[Any], position: int) -> None:
+            nonlocal adds
+            adds += 1
+            if adds % 7 == 0:
+                raise ConnectionAbortedError
+            await super().add(kind, rows, position)
 
-    monkeypatch.setattr(importing.DatabaseImport, "add", breaks_off)
     broken = 0
     while True:
         try:
-            moved = await move(tmp_path, url, data=tmp_path, blobs=BlobSettings())
+            moved = await move(tmp_path, url, data=tmp_path, blobs=BlobSettings(), importing=BreaksOff, rows=2)
             break
         except ConnectionAbortedError:
             broken += 1
@@ -155,19 +152,18 @@ async def test_everything_arrives_however_often_it_is_broken_off(
         await move(tmp_path, url, data=tmp_path, blobs=BlobSettings())
 
 
-async def test_a_difference_is_seen_and_no_process_starts_before_the_end(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_difference_is_seen_and_no_process_starts_before_the_end(url: str, tmp_path: Path) -> None:
     await fill(tmp_path)
-    finish = importing.DatabaseImport.finish
 
-    async def changes(self: importing.DatabaseImport, numbers: int) -> None:
-        await finish(self, numbers)
-        await self._database.write("UPDATE prompts SET name = 'other'")
+    class Changes(DatabaseImport):
+        async def finish(self, numbers: int) -> None:
+            await super().finish(numbers)
+            other = await asyncpg.connect(url)
+            await other.execute("UPDATE prompts SET name = 'other'")
+            await other.close()
 
-    monkeypatch.setattr(importing.DatabaseImport, "finish", changes)
     with pytest.raises(StoreError, match="prompts: 1 rows here, 1 there, and not the same"):
-        await move(tmp_path, url, data=tmp_path, blobs=BlobSettings())
+        await move(tmp_path, url, data=tmp_path, blobs=BlobSettings(), importing=Changes)
     connection = await asyncpg.connect(url)
     rows = {row["name"]: row["value"] for row in await connection.fetch("SELECT name, value FROM deployment")}
     await connection.close()
@@ -192,42 +188,49 @@ async def test_a_bucket_is_looked_at_before_anything_is_touched(url: str, tmp_pa
     assert not (tmp_path / MARK_FILE).exists()
 
 
-async def test_contents_are_read_back_from_the_bucket_and_counted(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_contents_are_read_back_from_the_bucket_and_counted(url: str, tmp_path: Path) -> None:
     await fill(tmp_path)
     with closing(sqlite3.connect(tmp_path / SESSIONS_FILE)) as database:
         keys = [key for (key,) in database.execute("SELECT blob FROM files")]
     bucket = MemoryBlobs()
-    monkeypatch.setattr("antiphon.stores.moving.open_blobs", AsyncMock(return_value=bucket))
-    monkeypatch.setattr(bucket, "aclose", AsyncMock())
     for key, text in zip(keys, (b"content", b"Content of x"), strict=True):
         # Of one there is a part, the other came as something else of the same size.
         async with bucket.writing(key) as writer:
             await writer.write(text)
             await writer.seal()
     with pytest.raises(StoreError, match="came into the bucket as another one"):
-        await move(tmp_path, url, data=tmp_path, blobs=BlobSettings(url="s3://bucket"))
-    *_, contents = await move(tmp_path, url, data=tmp_path, blobs=BlobSettings(url="s3://bucket"))
+        await move(
+            tmp_path, url, data=tmp_path, blobs=BlobSettings(url="s3://bucket"), bucket=AsyncMock(return_value=bucket)
+        )
+    *_, contents = await move(
+        tmp_path, url, data=tmp_path, blobs=BlobSettings(url="s3://bucket"), bucket=AsyncMock(return_value=bucket)
+    )
     assert contents.kind == CONTENTS and contents.source == contents.target and contents.target.checksum
     assert (contents.target.rows, contents.target.content_bytes) == (2, 2 * len(b"content of x"))
 
 
-async def test_no_process_starts_on_a_folder_that_is_or_was_moved(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class _Aborted(DatabaseImport):
+    """Killed before the first row."""
+
+    async def add(self, kind: str, rows: list[Any], position: int) -> None:
+        raise ConnectionAbortedError
+
+
+class _AbortedAtTheEnd(DatabaseImport):
+    async def end(self) -> None:
+        raise ConnectionAbortedError
+
+
+async def test_no_process_starts_on_a_folder_that_is_or_was_moved(url: str, tmp_path: Path) -> None:
     async def start() -> None:
         await (await open_stores(StateSettings(), tmp_path, chain_items=10)).aclose()
 
-    async def go() -> None:
-        await move(tmp_path, url, data=tmp_path, blobs=BlobSettings())
+    async def go(importing: type[DatabaseImport] = DatabaseImport) -> None:
+        await move(tmp_path, url, data=tmp_path, blobs=BlobSettings(), importing=importing)
 
     await fill(tmp_path)
-    add = importing.DatabaseImport.add
-    monkeypatch.setattr(importing.DatabaseImport, "add", AsyncMock(side_effect=ConnectionAbortedError))
     with pytest.raises(ConnectionAbortedError):
-        await go()
-    monkeypatch.setattr(importing.DatabaseImport, "add", add)
+        await go(_Aborted)
     with pytest.raises(ConfigError, match=r"is being moved to postgresql://.*to its end.*delete .*moved\.json"):
         await start()
     said = [one async for one in examine_state(StateSettings(), tmp_path, StateNeeds(Keys(None, ()), 1, vectors=False))]
@@ -243,10 +246,8 @@ async def test_no_process_starts_on_a_folder_that_is_or_was_moved(
     await connection.execute("CREATE SCHEMA public")
     await connection.close()
     # Killed at the very end it goes on.
-    monkeypatch.setattr(importing.DatabaseImport, "end", AsyncMock(side_effect=ConnectionAbortedError))
     with pytest.raises(ConnectionAbortedError):
-        await go()
-    monkeypatch.undo()
+        await go(_AbortedAtTheEnd)
     await go()
     with pytest.raises(ConfigError, match=r"was moved to postgresql://.*set state\.url to it.*delete .*moved\.json"):
         await start()

@@ -13,6 +13,7 @@ import pytest
 import structlog
 
 from antiphon.config.limits import LimitSettings
+from antiphon.engine.running.workers import Pauses
 from tests.integration.test_websocket import UNSTORED, connected
 from tests.support.background_app import BackgroundApp, Processes, processes
 from tests.support.chat_server import Wait, WaitGone, answer, event, text_stream
@@ -159,7 +160,9 @@ async def queued(opened: Processes, *tokens: str, **limits: int) -> tuple[Backgr
     """One job for each of these owners, in this order, and a process that works on them from now on."""
     idle = await opened.start(workers=0)
     made = [str((await idle.create(token=token, input="x" * 1_200))["id"]) for token in tokens]
-    return await opened.start(limits=limits), made
+    working = await opened.start(limits=limits)
+    working.app.workers.pauses = Pauses(full=0.02)
+    return working, made
 
 
 def completed(opened: Processes) -> set[str]:
@@ -172,10 +175,7 @@ def completed(opened: Processes) -> set[str]:
     [{"owner_requests": 1}, {"request_body_bytes": 2_048, "bytes_in_flight": 20_000, "owner_bytes_in_flight": 2_048}],
     ids=["places", "bytes"],
 )
-async def test_an_owner_s_jobs_run_within_his_share_and_others_go_on(
-    tmp_path: Path, limits: dict[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("antiphon.engine.running.workers._FULL_PAUSE", 0.02)
+async def test_an_owner_s_jobs_run_within_his_share_and_others_go_on(tmp_path: Path, limits: dict[str, int]) -> None:
     async with processes(tmp_path) as opened:
         gate = asyncio.Event()
         opened.chat.script(answer(parts=[event("Hel"), Wait(gate), *text_stream("lo")]))
@@ -196,8 +196,7 @@ def _owner(app: BackgroundApp, token: str) -> str:
     return app.app.context.owners.resolve((("authorization", f"Bearer {token}"),))
 
 
-async def test_a_job_whose_history_finds_no_room_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antiphon.engine.running.workers._FULL_PAUSE", 0.02)
+async def test_a_job_whose_history_finds_no_room_waits_for_it(tmp_path: Path) -> None:
     async with processes(tmp_path) as opened:
         app = await opened.start(workers=0)
         ask = {"model": "m", "input": "x" * 6_000}
@@ -205,6 +204,7 @@ async def test_a_job_whose_history_finds_no_room_waits_for_it(tmp_path: Path, mo
             before = (await got.json())["id"]
         made = await app.create(token="one", previous_response_id=before)
         working = await opened.start()
+        working.app.workers.pauses = Pauses(full=0.02)
         bodies = working.app.context.bodies
         with bodies.hold("") as others:
             others.add(bodies.limit - 5_000)

@@ -55,6 +55,10 @@ class Leases:
         """Whether it is renewed still: neither dropped nor lost."""
         return holder in self._held.get(store, ())
 
+    def held_in(self, store: Leased) -> int:
+        """How many are renewed in this store."""
+        return len(self._held.get(store, ()))
+
     async def aclose(self) -> None:
         """Renew nothing any more: what is still held runs out."""
         self._held.clear()

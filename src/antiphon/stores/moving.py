@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, closing
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -55,10 +55,19 @@ class Moved:
 
 
 async def move(
-    folder: Path, url: str, *, data: Path, blobs: BlobSettings, said: Callable[[str], None] = lambda _: None
+    folder: Path,
+    url: str,
+    *,
+    data: Path,
+    blobs: BlobSettings,
+    said: Callable[[str], None] = lambda _: None,
+    importing: Callable[[str, str], DatabaseImport] = import_into,
+    bucket: Callable[[BlobSettings, Path], Awaitable[BlobStore]] = open_blobs,
+    rows: int = _ROWS,
 ) -> list[Moved]:
     """Move everything of the databases in `folder`, and the contents of files from the data folder to the bucket of
-    `blobs`, where there is one; what was moved, kind by kind, equal on both sides. `said` is told what is under way.
+    `blobs`, where there is one; what was moved, kind by kind, equal on both sides. `said` is told what is under way;
+    `rows` go together.
 
     Raises `ConfigError` and `StoreError`.
     """
@@ -66,15 +75,15 @@ async def move(
     if place.kind != "postgresql":
         raise ConfigError("--to: things are moved to a postgresql:// URL")
     async with AsyncExitStack() as opened:
-        target = await opened.enter_async_context(aclosing(import_into(url, place.shown)))
+        target = await opened.enter_async_context(aclosing(importing(url, place.shown)))
         contents = None
         if blobs.url is not None:
             # Before anything is touched: whether it can be written to.
-            contents = _Contents(data, await open_blobs(blobs, data))
+            contents = _Contents(data, await bucket(blobs, data))
             opened.push_async_callback(contents.aclose)
         source = opened.enter_context(closing(export_of(folder)))
         mark = await _begin(folder, source, target)
-        moved = await _move(source, target, contents, said)
+        moved = await _move(source, target, contents, said, rows)
         write_mark(folder, replace(mark, whole=True))
         await target.end()
         return moved
@@ -97,13 +106,13 @@ async def _begin(folder: Path, source: FolderExport, target: DatabaseImport) -> 
 
 
 async def _move(
-    source: FolderExport, target: DatabaseImport, contents: _Contents | None, said: Callable[[str], None]
+    source: FolderExport, target: DatabaseImport, contents: _Contents | None, said: Callable[[str], None], together: int
 ) -> list[Moved]:
     kinds = [kind for kind in COLUMNS if kind != "pending_blobs" or contents is None]
     for kind in kinds:
         after, there = await target.position(kind)
         said(f"{kind}: {f'goes on behind {there} rows' if there else 'begins'}")
-        async for rows, position in _batches(source, kind, after):
+        async for rows, position in _batches(source, kind, after, together):
             await target.add(kind, rows, position)
     await target.finish(source.numbers())
     if contents is not None:
@@ -119,12 +128,12 @@ async def _move(
     return moved
 
 
-async def _batches(source: FolderExport, kind: str, after: int) -> AsyncIterator[tuple[list[Row], int]]:
+async def _batches(source: FolderExport, kind: str, after: int, together: int) -> AsyncIterator[tuple[list[Row], int]]:
     """Rows and the position behind them; a batch never ends between two of one position."""
     rows: list[Row] = []
     size, last = 0, after
     for position, row in source.rows(kind, after):
-        if position != last and (len(rows) >= _ROWS or size >= _BYTES):
+        if position != last and (len(rows) >= together or size >= _BYTES):
             yield rows, last
             rows, size = [], 0
         rows.append(row)

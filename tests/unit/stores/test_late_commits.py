@@ -244,7 +244,7 @@ async def test_who_waits_is_told_also_after_a_closing_that_gave_up(path: Path, d
     disk.stalls = True
     running = asyncio.create_task(writer.run([insert(1)]))
     assert await asyncio.to_thread(disk.flushing.wait, 20)
-    writer._limits = WriterLimits(seconds=1.0, settle_seconds=0.0)
+    writer.limits = WriterLimits(seconds=1.0, settle_seconds=0.0)
     await writer.aclose()
     assert not running.done()
     with pytest.raises(StoreError, match=r"timeouts\.settle"):

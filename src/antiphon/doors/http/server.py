@@ -99,7 +99,8 @@ class HttpDoor:
         self._closing = False
         # With the address from which each came.
         self._sockets: dict[WebSocketConnection, str] = {}
-        self._socket_memory = SocketMemory(context.websocket.total_bytes)
+        self.socket_memory = SocketMemory(context.websocket.total_bytes)
+        """What all WebSockets hold together."""
         context.telemetry.metrics.read(SOCKETS, self._count_sockets)
 
     async def start(
@@ -328,7 +329,7 @@ class HttpDoor:
         with self._context.admission.admit(owner):
             pass
         head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
-        connection = WebSocketConnection(self._context, head, self._leaving, self._socket_memory)
+        connection = WebSocketConnection(self._context, head, self._leaving, self.socket_memory)
         self._sockets[connection] = _peer_address(request)
         # However it ends: the upgrade is what was answered.
         call.status = 101

@@ -29,6 +29,11 @@ class LockedConversations:
         self._leases = leases
         self._create = create_unknown
 
+    @property
+    def held(self) -> int:
+        """How many conversations this process holds for responses under way."""
+        return self._leases.held_in(self._store)
+
     async def load(self, action: LoadContext) -> tuple[StoredItem, ...] | None:
         """The items of the action's conversation, or None. Raises `ApiError`, among them `ConversationLocked`."""
         assert action.conversation is not None

@@ -18,6 +18,7 @@ import asyncio
 import random
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, suppress
+from dataclasses import dataclass
 
 import msgspec
 import structlog
@@ -48,13 +49,20 @@ _log = structlog.get_logger(__name__)
 _REQUEST = msgspec.json.Decoder(JobRequest)
 _FINISH_PAUSES = (0.1, 0.5, 2.0, 5.0)
 _GIVE_UP_SECONDS = 5.0
-_FULL_PAUSE = 1.0
-_DOOR_PAUSE = 1.0
 _TAKEN_OVER = "The conversation is gone, or another response has taken it over."
 _GROWTH = 1.5
 _HEARD_APART = 0.25
 _HEARD_SPREAD = 0.03
 _STOPPED = "The server that was running this response stopped before it was complete."
+
+
+@dataclass(frozen=True, slots=True)
+class Pauses:
+    """Seconds before a job is tried again: when there was no room for it, and when Envoy was away (longer each
+    time)."""
+
+    full: float = 1.0
+    door: float = 1.0
 
 
 class ClaimPace:
@@ -141,6 +149,7 @@ class Workers:
         self._metrics = environment.telemetry.metrics
         self._watch_door = watch_door or no_door
         self._able = able
+        self.pauses = Pauses()
         self._running: dict[str, JobRun] = {}
         self._woken = asyncio.Event()
         self._claiming = True
@@ -316,7 +325,7 @@ class Workers:
                 await self._give_up(job)
         except DoorGone:
             # Nothing is known against the model server; Envoy is back in a moment.
-            pause = _DOOR_PAUSE * 4 ** (job.attempts - 1)
+            pause = self.pauses.door * 4 ** (job.attempts - 1)
             _log.warning("model_door_gone", response_id=job.response_id, attempt=job.attempts, retry_seconds=pause)
             outcome = "given_back"
             self._metrics.given_back.add()
@@ -326,10 +335,10 @@ class Workers:
             outcome = ""
             if isinstance(full, AtCapacity) and full.owner:
                 # Its owner has his share; the jobs of others go on.
-                await self._give_back(job, pause=_FULL_PAUSE)
+                await self._give_back(job, pause=self.pauses.full)
             else:
                 # This process has its hands full. Somebody else may take it, or this one a little later.
-                self._claims.hold_off(asyncio.get_running_loop().time() + _FULL_PAUSE)
+                self._claims.hold_off(asyncio.get_running_loop().time() + self.pauses.full)
                 await self._give_back(job)
         except StoreError as error:
             # Its lease runs out, and somebody takes it up again.

@@ -44,7 +44,8 @@ SELECT current_setting('server_version_num')::int AS version, current_setting('s
        current_schema() AS schema, current_setting('server_encoding') AS encoding
 """
 
-_LOCK = 0x616E7469_70686F6E  # "antiphon"
+LOCK = 0x616E7469_70686F6E  # "antiphon"
+"""The advisory lock of who changes the schema."""
 
 SCHEMA = "schema_migrations"
 """The table that says which steps of the schema were applied."""
@@ -64,14 +65,24 @@ _THERE = "SELECT to_regclass('{table}') IS NOT NULL"
 _READ = "SELECT version, name, sha256, serves FROM {table} ORDER BY version"
 _RECORD = "INSERT INTO {table} (version, name, sha256, serves) VALUES ($1, $2, $3, $4)"
 _FORGET = "DELETE FROM {table} WHERE version = $1"
-_LIMITS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = {milliseconds}"
+_LIMITS = "SET LOCAL lock_timeout = {lock}; SET LOCAL statement_timeout = {milliseconds}"
 
-_PAUSES = (0.2, 0.5, 1.0, 2.0)
 _MARGIN = 0.5
 """Seconds between the server's limit and ours: its answer says more."""
 _TURN_SECONDS = 0.05
-_OTHERS_SECONDS = 30.0
-"""How long a start waits for another process that applies steps; at least as long as a step may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds: for the lock of a table, then between the tries, and for another process that applies steps (at least
+    as long as a step may take)."""
+
+    lock: float = 2.0
+    pauses: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0)
+    others: float = 30.0
+
+
+_PATIENCE = Patience()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +147,9 @@ def packaged_steps(folder: str = "migrations") -> tuple[SchemaStep, ...]:
     return read_steps(files("antiphon.stores.postgres") / folder)
 
 
-async def migrate(database: Database, steps: Sequence[SchemaStep], table: str = SCHEMA) -> list[SchemaStep]:
+async def migrate(
+    database: Database, steps: Sequence[SchemaStep], table: str = SCHEMA, *, patience: Patience = _PATIENCE
+) -> list[SchemaStep]:
     """Apply the steps that are missing, one transaction each; returns those that this call applied. `table`: where
     they are noted.
 
@@ -155,7 +168,7 @@ async def migrate(database: Database, steps: Sequence[SchemaStep], table: str = 
             await connection.execute(_RECORD.format(table=table), step.version, step.name, step.sha256, step.serves)
             return step
 
-        step = await _alone(database, missing[0].name, one)
+        step = await _alone(database, missing[0].name, one, patience)
         if step is not None:
             done.append(step)
     return done
@@ -185,16 +198,19 @@ async def _read(connection: Connection, table: str) -> list[Applied]:
     return [Applied(*row) for row in await connection.fetch(_READ.format(table=table))]
 
 
-async def _alone(database: Database, name: str, work: Callable[[Connection], Awaitable[T]]) -> T:
+async def _alone(
+    database: Database, name: str, work: Callable[[Connection], Awaitable[T]], patience: Patience = _PATIENCE
+) -> T:
     """Do the work in a transaction while no other process changes the schema."""
-    limits = _LIMITS.format(milliseconds=round(max(database.limits.deadline - _MARGIN, 0.1) * 1000))
+    longest = max(database.limits.deadline - _MARGIN, 0.1)
+    limits = _LIMITS.format(lock=round(patience.lock * 1000), milliseconds=round(longest * 1000))
     loop = asyncio.get_running_loop()
-    ends = loop.time() + max(_OTHERS_SECONDS, database.limits.deadline)
+    ends = loop.time() + max(patience.others, database.limits.deadline)
 
     async def unit(connection: Connection) -> T:
         # As a statement of its own: what follows must see what was done while this waited. It does not wait at the
         # server: whoever does that holds a connection, and a snapshot.
-        if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", _LOCK):
+        if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", LOCK):
             raise _Busy
         await connection.execute(limits)
         return await work(connection)
@@ -226,13 +242,13 @@ async def _alone(database: Database, name: str, work: Callable[[Connection], Awa
                 ) from error
             if code != "55P03":
                 raise
-            if tries == len(_PAUSES):
+            if tries == len(patience.pauses):
                 raise StoreError(
                     f"Schema step {name} did not get the lock of a table in {tries + 1} tries: other transactions hold "
                     "it. Look for long ones in pg_stat_activity (a backup, an idle transaction), and try again.",
                     reason="locked",
                 ) from error
-            await asyncio.sleep(_PAUSES[tries])
+            await asyncio.sleep(patience.pauses[tries])
             tries += 1
 
 

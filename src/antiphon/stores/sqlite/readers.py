@@ -49,7 +49,7 @@ class SqliteReaders:
     def __init__(self, where: Path | Place, connections: int = 2, *, seconds: float = 10.0) -> None:
         """`seconds`: how long one query may take, waiting for a connection included."""
         self._place = place_of(where)
-        self._seconds = seconds
+        self.seconds = seconds
         self._size = connections
         self._all: list[aiosqlite.Connection] = []
         self._free = _Free()
@@ -101,14 +101,14 @@ class SqliteReaders:
         connection: aiosqlite.Connection | None = None
         query: asyncio.Future[Any] | None = None
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self.seconds):
                 connection = await free.get()
                 query = asyncio.ensure_future(connection.execute_fetchall(sql, parameters))
                 query.add_done_callback(partial(self._lend_again, free, connection))
                 rows: list[Row] = await asyncio.shield(query)
                 return rows
         except TimeoutError:
-            message = f"Reading {self._place} took longer than {self._seconds:g} seconds ('timeouts.read')."
+            message = f"Reading {self._place} took longer than {self.seconds:g} seconds ('timeouts.read')."
             raise StoreError(message, reason="slow", setting="timeouts.read") from None
         except Exception as error:
             raise store_error("Reading", self._place, error) from error
@@ -136,11 +136,11 @@ class SqliteReaders:
     async def _close_all(self) -> None:
         while self._all:
             try:
-                async with asyncio.timeout(self._seconds):
+                async with asyncio.timeout(self.seconds):
                     await self._all.pop().close()
             except TimeoutError:
                 # Its query stands still in the disk. The thread does not keep the process.
-                _log.error("reader_not_closed", database=str(self._place), seconds=self._seconds)
+                _log.error("reader_not_closed", database=str(self._place), seconds=self.seconds)
 
 
 class _Free:

@@ -90,7 +90,7 @@ class SqliteWriter:
         """`prepare` gets the new connection before the first unit, for example to migrate the schema."""
         self.place = place_of(where)
         self._prepare = prepare
-        self._limits = limits
+        self.limits = limits
         self._lock = threading.Lock()
         self._waiting: deque[Unit] = deque()
         self._released = False
@@ -141,7 +141,7 @@ class SqliteWriter:
         with self._lock:
             if self._closing:
                 raise StoreError("The store is closed.")
-            if len(self._waiting) >= self._limits.queued:
+            if len(self._waiting) >= self.limits.queued:
                 raise StoreError(f"The store is overloaded: {len(self._waiting)} writes are waiting.", reason="busy")
             self._waiting.append(unit)
         if not deadlines.releasing:
@@ -149,7 +149,7 @@ class SqliteWriter:
             # Behind what the event loop does before it looks for new work: units that come of one turn are one group,
             # and the thread asks for the interpreter when the loop has none to do.
             loop.call_soon(self._release, deadlines)
-        deadlines.wait(unit, self._limits.seconds)
+        deadlines.wait(unit, self.limits.seconds)
         try:
             return await unit.future
         except asyncio.CancelledError:
@@ -169,7 +169,7 @@ class SqliteWriter:
 
     def _expire(self, unit: Unit) -> None:
         """The caller has waited long enough for the commit to begin, or else for its end."""
-        limits = self._limits
+        limits = self.limits
         if unit.future.done():
             return
         if unit.late:
@@ -193,7 +193,7 @@ class SqliteWriter:
             if unit.over:
                 return  # it has: the answer is on its way
             unit.forsaken = True
-        limit = f"{self._limits.settle_seconds:g} seconds ('timeouts.settle')"
+        limit = f"{self.limits.settle_seconds:g} seconds ('timeouts.settle')"
         then = "; if it does later, it is undone" if unit.undo else "; it may still take effect"
         message = f"A commit in {self.place} did not end within {limit}{then}."
         unit.future.set_exception(StoreError(message, reason="unknown", setting="timeouts.settle"))
@@ -210,10 +210,10 @@ class SqliteWriter:
             else:
                 self._stop_watchers.append((loop, stopped))
         self._news.put(None)
-        await asyncio.wait({stopped}, timeout=self._limits.settle_seconds)
+        await asyncio.wait({stopped}, timeout=self.limits.settle_seconds)
         if not stopped.done():
             stopped.cancel()
-            _log.error("database_not_closed", database=str(self.place), seconds=self._limits.settle_seconds)
+            _log.error("database_not_closed", database=str(self.place), seconds=self.limits.settle_seconds)
             # Whoever waits for a write still is told when its time is over.
             return
         if self._thread.ident:
@@ -268,7 +268,7 @@ class SqliteWriter:
         while True:
             with self._lock:
                 if self._closing or (self._released and self._waiting):
-                    some = min(len(self._waiting), self._limits.group)
+                    some = min(len(self._waiting), self.limits.group)
                     group = [self._waiting.popleft() for _ in range(some)]
                     self._released = bool(self._waiting)
                     return group
@@ -281,7 +281,7 @@ class SqliteWriter:
         try:
             apart = False
             while True:
-                wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), self._limits.lock_seconds)
+                wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), self.limits.lock_seconds)
                 ran = [unit for unit in group if not unit.withdrawn]
                 if apart:
                     for unit in ran:
@@ -348,7 +348,7 @@ class SqliteWriter:
     def _undo(self, connection: sqlite3.Connection, wrong: Sequence[Unit]) -> None:
         undone = [unit for unit in wrong if unit.undo]
         try:
-            with locked(connection, self._limits.lock_seconds):
+            with locked(connection, self.limits.lock_seconds):
                 for unit in undone:
                     run_steps(connection, unit.undo() if callable(unit.undo) else unit.undo)
         except Exception as cause:

@@ -63,6 +63,11 @@ class McpConnections:
         self._limits = limits
         self._sessions: OrderedDict[tuple[str, str], _McpSession] = OrderedDict()
 
+    @property
+    def open(self) -> int:
+        """How many sessions there are."""
+        return len(self._sessions)
+
     @contextlib.asynccontextmanager
     async def session(self, server: McpServer, response_id: str) -> AsyncIterator[ClientSession]:
         """The session with this server for this response, opened where needed. Raises `ServerFailed`."""
