@@ -251,9 +251,16 @@ async def test_where_the_server_has_no_connection_left_those_of_the_process_come
 
 
 async def test_the_wait_for_one_that_does_not_come_back_ends(postgres: PostgresServer, url: str, limited: str) -> None:
-    database = Database(limited, DatabaseLimits(size=2, deadline=2.0))
-    loop = asyncio.get_running_loop()
-    held = await database._acquire(loop.time() + 600)
+    database = Database(limited, DatabaseLimits(size=2, deadline=600))
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def hold(_: Connection) -> None:
+        begun.set()
+        await over.wait()
+
+    held = asyncio.create_task(database.transaction(hold))
+    await begun.wait()
+    database.limits = DatabaseLimits(size=2, deadline=2.0)
     with pytest.raises(StoreError, match=r"it has no connection left.*\(53300\)") as raised:
         await database.fetch("SELECT 1")
     assert raised.value.reason == "slow" and database.waiting == 0
@@ -262,7 +269,8 @@ async def test_the_wait_for_one_that_does_not_come_back_ends(postgres: PostgresS
     database.limits = DatabaseLimits(size=2, deadline=30)
     assert (await database.fetch("SELECT 1"))[0][0] == 1
     assert database.open == 2
-    database._give_back(held, True)
+    over.set()
+    await held
     await database.aclose()
 
 

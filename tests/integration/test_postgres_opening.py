@@ -19,12 +19,15 @@ from antiphon.engine.ports.usage_sums import CallUsage, UsageSum
 from antiphon.errors import OwnerFull, StoreError
 from antiphon.stores import Stores, backend_of, open_stores
 from antiphon.stores.backend import StateNeeds
+from antiphon.stores import Stores, open_stores
+from antiphon.stores.backend import Wanted
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.deployment import Keys
 from antiphon.stores.owner_usage import OwnerQuota
 from antiphon.stores.postgres import owner_data
 from antiphon.stores.postgres.database import Connection, Database
 from antiphon.stores.postgres.figures import TABLES
+from antiphon.stores.postgres.owner_data import open_postgres_owners
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.vectors import table as vector_table
 from antiphon.stores.state_report import examine_state
@@ -130,15 +133,12 @@ async def test_an_owner_is_full_at_the_limit(stores: Stores, url: str) -> None:
         await OwnerQuota(PostgresTables(database), 1).check("b:nobody")
 
 
-async def test_an_owners_data_are_counted_exported_and_deleted(
-    stores: Stores, state: StateSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(owner_data, "AT_ONCE", 2)
+async def test_an_owners_data_are_counted_exported_and_deleted(stores: Stores, state: StateSettings) -> None:
     for owner in (ALICE, BOB):
         await _fill(stores, owner)
     for n in range(5):
         await stores.responses.save(record(f"more{n}"))
-    opened = await backend_of(state, tmp_path).open_owner_data(Bodies((), seals=False))
+    opened = await open_postgres_owners(state, Bodies((), seals=False), at_once=2)
     async with aclosing(opened) as owners:
         assert await owners.owners() == sorted(
             [OwnerCounts(ALICE, 6, 1, 1, 1, 1), OwnerCounts(BOB, 1, 1, 1, 1, 1)], key=lambda one: one.owner

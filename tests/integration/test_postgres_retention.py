@@ -18,8 +18,6 @@ from antiphon.engine.ports.actions import StoredItem
 from antiphon.errors import ChainBroken, ConversationLocked, StoreError
 from antiphon.stores.blobs.disk import DiskBlobs
 from antiphon.stores.conversations import ConversationStore
-from antiphon.stores.postgres import retention as module
-from antiphon.stores.postgres import turns
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.retention import PostgresPieces
 from antiphon.stores.postgres.tables import PostgresTables
@@ -73,6 +71,19 @@ async def stores(url: str) -> AsyncIterator[TurnStores]:
         yield opened
 
 
+@pytest.fixture(params=[-48, 48])
+def wrong(request: pytest.FixtureRequest) -> float:
+    """The time of a clock that is so many hours off."""
+    return time.time() + int(request.param) * 3600
+
+
+@pytest.fixture
+async def wrong_stores(url: str, wrong: float) -> AsyncIterator[TurnStores]:
+    """Of a machine with such a clock."""
+    async with aclosing(turn_stores(url, clock=lambda: wrong)) as opened:
+        yield opened
+
+
 @pytest.fixture
 def conversations(stores: TurnStores) -> ConversationStore:
     return ConversationStore(
@@ -92,8 +103,8 @@ async def other(url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
     await connection.close()
 
 
-def _retention(stores: TurnStores, *, rows: int = 1000, **kept: float) -> Retention:
-    pieces = PostgresPieces(stores.database, rows=rows)
+def _retention(stores: TurnStores, *, rows: int = 1000, long: float = 0.05, **kept: float) -> Retention:
+    pieces = PostgresPieces(stores.database, rows=rows, long=long)
     settings = RetentionSettings.model_validate({"events": None, **kept})
     return Retention(PostgresTables(stores.database), pieces, settings)
 
@@ -243,13 +254,9 @@ async def test_nothing_goes_where_nothing_is_said(stores: TurnStores, other: asy
     assert await _retention(stores).sweep() == (0, 0, 0)
 
 
-@pytest.mark.parametrize("hours", [-48, 48])
-async def test_what_is_old_does_not_depend_on_the_clock_of_who_made_it(
-    stores: TurnStores, monkeypatch: pytest.MonkeyPatch, hours: int
-) -> None:
+async def test_what_is_old_does_not_depend_on_the_clock_of_who_made_it(wrong_stores: TurnStores, wrong: float) -> None:
     """One machine's clock is far off: its responses and conversations are as young, and as old, as anybody's."""
-    wrong = time.time() + hours * 3600
-    monkeypatch.setattr(turns, "now", lambda: wrong)
+    stores = wrong_stores
     conversations = ConversationStore(
         PostgresTables(stores.database),
         stores.keys,
@@ -287,14 +294,11 @@ async def test_large_contents_count_as_the_rows_that_they_are_kept_in(
     assert set((await _count(other, *_TABLES, "chains")).values()) == {0}
 
 
-async def test_pieces_that_take_long_are_made_smaller(
-    stores: TurnStores, other: asyncpg.Connection[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_pieces_that_take_long_are_made_smaller(stores: TurnStores, other: asyncpg.Connection[Any]) -> None:
     for number in range(60):
         await other.execute(ADD_STREAM, f"resp_stream{number}", ALICE)
     await other.execute(WATCH)
-    monkeypatch.setattr(module, "_LONG", 0.0)
-    assert await _retention(stores, rows=120, responses=600).sweep() == (60, 0, 0)
+    assert await _retention(stores, rows=120, long=0.0, responses=600).sweep() == (60, 0, 0)
     rows = [int(row[0]) for row in await other.fetch("SELECT sum(rows) FROM deleted GROUP BY transaction ORDER BY 1")]
     # 120, 60, 30, then as few as it gets; each stream is four rows, its response's body another part of one.
     assert rows[-1] > 2 * rows[-3] and rows[-3] <= 30 and max(rows[:-3]) <= 20
@@ -312,12 +316,10 @@ CREATE TRIGGER note_commit AFTER DELETE ON responses FOR EACH STATEMENT EXECUTE 
     assert [row[0] for row in await other.fetch("SELECT how FROM seen")] == ["off"]
 
 
-@pytest.mark.parametrize("hours", [-48, 48])
 async def test_events_jobs_and_files_are_timed_by_the_database(
-    stores: TurnStores, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hours: int
+    wrong_stores: TurnStores, wrong: float, url: str, tmp_path: Path
 ) -> None:
-    wrong = time.time() + hours * 3600
-    monkeypatch.setattr(turns, "now", lambda: wrong)
+    stores = wrong_stores
     for name, ago in (("young", 60), ("old", 7200)):
         made = replace(queued(name), created_at=wrong - ago)
         await stores.background.enqueue(made, b"{}", piece(0, 1), limit=MOST, needs=("model:elsewhere",))

@@ -37,8 +37,8 @@ def record(name: str, at: float, prev: str | None = None) -> ResponseRecord:
     return replace(make_record(name, prev=prev), created_at=at, completed_at=at)
 
 
-def _retention(stores: SqliteStores, now: float, **kept: float) -> Retention:
-    pieces = SqlitePieces(stores.tables.writer, stores.tables.readers, lambda: now)
+def _retention(stores: SqliteStores, now: float, writer: Any = None, rows: int = 1000, **kept: float) -> Retention:
+    pieces = SqlitePieces(writer or stores.tables.writer, stores.tables.readers, lambda: now, rows=rows)
     settings = RetentionSettings.model_validate({"events": None, **kept})
     return Retention(stores.tables, pieces, settings)
 
@@ -97,24 +97,28 @@ async def test_a_conversation_stays_while_a_job_is_there_for_it(stores: SqliteSt
     assert await _retention(stores, later, conversations=600).sweep() == (0, 1, 0)
 
 
-class _Watched(SqliteWriter):
-    """Notes how many rows each unit deletes, whoever deletes them."""
+class _Watched:
+    """Notes how many rows each unit of the pieces deletes; ends after so many of them."""
 
-    limit = 0
+    def __init__(self, writer: SqliteWriter, units: int = 1000) -> None:
+        self.most = 0
+        self._writer = writer
+        self._units = units
 
-    async def run(self, steps: Sequence[Step], **named: Any) -> Any:
+    async def run(self, steps: Sequence[Step]) -> Any:
+        if not self._units:
+            raise StoreError("The process ends here.")
+        self._units -= 1
         rows: list[Any] = []
         count = Statement("SELECT count(*) FROM deleted", into=rows)
-        result = await super().run([Statement("DELETE FROM deleted"), *steps, count], **named)
-        self.limit = max(self.limit, rows[0][0])
+        result = await self._writer.run([Statement("DELETE FROM deleted"), *steps, count])
+        self.most = max(self.most, rows[0][0])
         return result[1:-1]
 
 
 @pytest.fixture
-async def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SqliteStores]:
-    """Stores whose writer counts, and pieces of ten rows."""
-    monkeypatch.setattr("antiphon.stores.sqlite.retention._ROWS", 10)
-    monkeypatch.setattr("antiphon.stores.sqlite.tables.SqliteWriter", _Watched)
+async def watched(tmp_path: Path) -> AsyncIterator[SqliteStores]:
+    """Stores that note what is deleted."""
     opened = await open_sqlite(tmp_path, chain_items=1000)
     with closing(sqlite3.connect(tmp_path / SESSIONS_FILE)) as connection, connection:
         connection.execute("CREATE TABLE deleted (x)")
@@ -143,20 +147,18 @@ async def test_no_piece_is_larger_than_so_many_rows(watched: SqliteStores, tmp_p
     jobs = await watched.background.claim(ONE, 100, 99)
     for job in jobs:
         await watched.background.finish(ONE, finished(job.response_id.removeprefix("resp_")), piece(2, 3))
-    writer = watched.tables.writer
-    assert isinstance(writer, _Watched)
-    writer.limit = 0
+    writer = _Watched(watched.tables.writer)
     later = time.time() + 1e6
-    assert await _retention(watched, later, events=600).sweep() == (0, 0, 12)
+    assert await _retention(watched, later, writer, 10, events=600).sweep() == (0, 0, 12)
     assert _count(tmp_path, "response_events") == 0
-    assert await _retention(watched, later, conversations=600).sweep() == (0, 16, 0)
+    assert await _retention(watched, later, writer, 10, conversations=600).sweep() == (0, 16, 0)
     assert _count(tmp_path, "conversation_items") == 0
-    assert await _retention(watched, later, responses=600).sweep() == (33, 0, 0)
+    assert await _retention(watched, later, writer, 10, responses=600).sweep() == (33, 0, 0)
     assert _count(tmp_path, "responses") == _count(tmp_path, "response_items") == 0
-    assert 5 <= writer.limit <= 10
+    assert 5 <= writer.most <= 10
 
 
-async def test_what_is_going_is_not_used_any_more(watched: SqliteStores, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_going_is_not_used_any_more(watched: SqliteStores) -> None:
     """Half of a chain or a conversation is never taken for the whole of it."""
     prev = None
     for number in range(10):
@@ -164,20 +166,10 @@ async def test_what_is_going_is_not_used_any_more(watched: SqliteStores, monkeyp
         prev = f"long{number}"
     items = [StoredItem(f"msg_{number}", "message", b"{}") for number in range(30)]
     await watched.conversations.create(ALICE, "conv_1", b"{}", items)
-    run, pieces = watched.tables.writer.run, 0
-
-    async def one_piece(steps: Sequence[Step], **named: Any) -> Any:
-        nonlocal pieces
-        pieces += 1
-        if pieces > 1:
-            raise StoreError("The process ends here.")
-        return await run(steps, **named)
-
     for kept in ({"responses": 600.0}, {"conversations": 600.0}):
-        pieces = 0
-        with monkeypatch.context() as patched, pytest.raises(StoreError):
-            patched.setattr(watched.tables.writer, "run", one_piece)
-            await _retention(watched, time.time() + 1e6, **kept).sweep()
+        one_piece = _Watched(watched.tables.writer, units=1)
+        with pytest.raises(StoreError):
+            await _retention(watched, time.time() + 1e6, one_piece, 10, **kept).sweep()
     with pytest.raises(ChainBroken):
         await watched.responses.load_chain(ALICE, "resp_long9")
     with pytest.raises(StoreError):

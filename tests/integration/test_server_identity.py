@@ -29,7 +29,7 @@ async def _asked(*answers: Answer, warn_seconds: float = 3600.0) -> tuple[list[t
         identities = ServerIdentities(pool, ["one"], lambda name, profile: found.append((name, profile)), warn_seconds)
         identities.start()
         async with asyncio.timeout(DEADLINE):
-            await asyncio.gather(*identities._tasks)
+            await identities.answered()
         await identities.aclose()
         await pool.aclose()
         assert {(call.method, call.path) for call in server.requests} == {("GET", "/v1/models")}

@@ -19,9 +19,15 @@ class FakeTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._now
 
+    @property
+    def timers(self) -> list[float]:
+        """When those that wait go off."""
+        loop: Any = self
+        return [timer.when() for timer in loop._scheduled if not timer.cancelled()]
+
     def _run_once(self) -> None:
         loop: Any = self
-        timers = [timer.when() for timer in loop._scheduled if not timer.cancelled()]
+        timers = self.timers
         if not loop._ready and timers:
             self._now = max(self._now, min(timers))
         super()._run_once()  # type: ignore[misc]

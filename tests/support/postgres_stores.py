@@ -67,13 +67,14 @@ def turn_stores(
     connections: DatabaseLimits | None = None,
     direct_url: str | None = None,
     times: ListenTimes | None = None,
+    clock: Clock = now,
 ) -> TurnStores:
     database = Database(url, connections)
     tables = PostgresTables(database)
     keys = IdempotencyStore(tables)
     withdrawals = Withdrawals(database)
     limits = limits or GroupLimits()
-    saved = SavedTurns(database, withdrawals, keep=timedelta(seconds=keys.keep))
+    saved = SavedTurns(database, withdrawals, keep=timedelta(seconds=keys.keep), clock=clock)
     turns = Groups(saved, limits)
     queued = Groups(QueuedTurns(database, saved), replace(limits, group=1))
     signals = PostgresSignals(database, direct_url, times)
@@ -82,7 +83,9 @@ def turn_stores(
     responses = ResponseStore(
         tables, writer, LOAD_ITEMS, chain_items=chain_items, history_bytes=history_bytes, page_bytes=page_bytes
     )
-    jobs = JobStore(tables, PostgresJobWriter(database, queued, added, signals.changed), JOB_SQL, ended=signals.changed)
+    jobs = JobStore(
+        tables, PostgresJobWriter(database, queued, added, signals.changed, clock=clock), JOB_SQL, ended=signals.changed
+    )
     return TurnStores(database, keys, withdrawals, turns, responses, queued, added, jobs, signals)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tomllib
-from importlib import metadata, util
 from pathlib import Path
 
+import msgspec
 import pytest
 
+import antiphon
 from antiphon.extras import extra_missing, how_to_install
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
@@ -23,8 +25,12 @@ REQUIRES = [
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "requires", lambda name: REQUIRES)
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation with these requirements, before all others."""
+    (tmp_path / "antiphon-1.dist-info").mkdir()
+    lines = ["Metadata-Version: 2.4", "Name: antiphon", "Version: 1", *(f"Requires-Dist: {one}" for one in REQUIRES)]
+    (tmp_path / "antiphon-1.dist-info" / "METADATA").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
 
 
 @pytest.mark.usefixtures("installed")
@@ -35,17 +41,20 @@ def test_the_command_names_the_packages_and_this_python() -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_where_there_is_no_pip_it_says_where_the_packages_belong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "pip", None)
     said = how_to_install("mcp")
     assert said.startswith(f"install 'mcp<3,>=2.3' into {sys.prefix}") and "build argument EXTRAS" in said
 
 
-def test_sources_that_are_not_installed_name_their_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(name: str) -> list[str]:
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "requires", none)
-    assert how_to_install("mcp") == "install the packages of the extra 'mcp' in pyproject.toml"
+def test_sources_that_are_not_installed_name_their_list(tmp_path: Path) -> None:
+    """With what they import, and without `site-packages`, where an installation is known."""
+    for package in (antiphon, msgspec):
+        folder = Path(str(package.__file__)).parent
+        (tmp_path / folder.name).symlink_to(folder)
+    code = "from antiphon.extras import how_to_install; print(how_to_install('mcp'))"
+    command = [sys.executable, "-S", "-c", code]
+    said = subprocess.run(command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True)
+    assert said.stdout == "install the packages of the extra 'mcp' in pyproject.toml\n"
 
 
 @pytest.mark.parametrize("extra", ["envoy", "fast", "mcp", "otel", "postgres", "s3", "vector-stores"])

@@ -108,13 +108,15 @@ async def test_an_answer_that_nobody_begins_to_read_closes_the_file() -> None:
     assert not file.open
 
 
-async def test_a_content_that_cannot_be_read_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    file = await opened()
+class Gone(Counted):
+    """One that cannot be read."""
 
-    async def fail(start: int = 0, limit: int | None = None) -> bytes:
+    async def read(self, start: int = 0, limit: int | None = None) -> bytes:
         raise OSError("gone")
 
-    monkeypatch.setattr(file, "read", fail)
+
+async def test_a_content_that_cannot_be_read_is_closed() -> None:
+    file = Gone(await opened())
     answer = await show_content(ApiRequest("GET", "/"), file)
     assert isinstance(answer.stream, FileParts)
     with pytest.raises(OSError, match="gone"):

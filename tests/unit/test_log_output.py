@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import gc
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 from antiphon.observability.log_output import LogOutput
+from tests.support.file_room import file_room
 
 
 def _tell(number: int) -> bytes:
@@ -104,35 +103,21 @@ def test_a_file_is_written_in_order(tmp_path: Path) -> None:
         assert path.read_bytes().split() == [b"%d" % number for number in range(100)]
 
 
-def test_a_disk_that_stands_still_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    goes_on, real = threading.Event(), os.write
-
-    def slow(*given: object) -> int:
-        assert goes_on.wait(30)
-        return real(*given)  # type: ignore[arg-type]
-
-    with (tmp_path / "log").open("wb") as file, _output(file.fileno()) as output:
-        monkeypatch.setattr(os, "write", slow)
+def test_a_disk_that_stands_still_holds_up_nobody() -> None:
+    """Here a socket that nobody reads: like a disk, and unlike a pipe, it is written by the thread, which waits."""
+    reading, writing = socket.socketpair()
+    with reading, writing, _output(writing.fileno(), 1 << 24) as output:
+        output.write(b"x" * (8 << 20))
         for number in range(100):
             output.write(b"%d" % number)
-        assert not output.flush(0) and not goes_on.is_set()
-        goes_on.set()
+        assert not output.flush(0)
+        _read_until(reading.fileno(), b"99")
         assert output.flush(10)
 
 
-def test_what_a_full_disk_does_not_take_is_counted_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    room, real = [7], os.write
-
-    def write(descriptor: int, data: memoryview) -> int:
-        if not room[0]:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        taken = real(descriptor, data[: room[0]])
-        room[0] -= taken
-        return taken
-
-    path = tmp_path / "log"
+def test_what_a_full_disk_does_not_take_is_counted_and_told(tmp_path: Path) -> None:
+    path, room = tmp_path / "log", 7
     with path.open("wb") as file, _output(file.fileno()) as output:
-        monkeypatch.setattr(os, "write", write)
         # The disk is full in the middle of the second; a bit of room is not enough to tell of it.
         for more, line in (
             (0, b"first"),
@@ -142,9 +127,10 @@ def test_what_a_full_disk_does_not_take_is_counted_and_told(tmp_path: Path, monk
             (1000, b"fifth"),
             (0, b"sixth"),
         ):
-            room[0] += more
-            output.write(line)
-            assert output.flush(10)
+            room += more
+            with file_room(room):
+                output.write(line)
+                assert output.flush(10)
         assert path.read_bytes() == b"first\ns\ndr\ndropped 3\nfifth\nsixth\n"
         assert output.lost == 3
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
-import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from typing import Any, Literal
 
 import pytest
@@ -135,12 +135,12 @@ def test_bytes_that_are_no_text_do_not_fail_a_line(output: _Output) -> None:
     assert lines()[0]["path"] == "/\udcff"
 
 
-def test_a_closed_standard_error_fails_nothing(output: _Output, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_standard_error_fails_nothing(output: _Output) -> None:
     _configured(output)
     closed = io.TextIOWrapper(io.BytesIO())
     closed.close()
-    monkeypatch.setattr(sys, "stderr", closed)
-    structlog.get_logger("x").info("nobody reads this")
+    with redirect_stderr(closed):
+        structlog.get_logger("x").info("nobody reads this")
 
 
 def test_the_console_form_is_readable(output: _Output) -> None:

@@ -3,54 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
-import pytest
 import structlog
 
 from antiphon.errors import AtCapacity
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.refusals import Refusals
+from tests.support.fake_time import FakeTimeLoop, in_fake_time
 
 
-class _Loop:
-    """Calls what was asked for when its time has come, and is told the time."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._later: list[tuple[float, Any]] = []
-
-    def call_later(self, seconds: float, call: Any, *given: Any) -> asyncio.TimerHandle:
-        entry = (self.now + seconds, lambda: call(*given))
-        self._later.append(entry)
-        later = self._later
-
-        class _Timer:
-            def cancel(self) -> None:
-                later.remove(entry)
-
-        return _Timer()  # type: ignore[return-value]
-
-    def pass_on(self, seconds: float) -> None:
-        self.now += seconds
-        while due := [entry for entry in self._later if entry[0] <= self.now]:
-            self._later.remove(due[0])
-            due[0][1]()
-
-    @property
-    def idle(self) -> bool:
-        return not self._later
+def test_a_flood_is_a_line_a_second() -> None:
+    in_fake_time(_flood())
 
 
-@pytest.fixture
-def loop(monkeypatch: pytest.MonkeyPatch) -> _Loop:
-    made = _Loop()
-    monkeypatch.setattr(asyncio, "get_running_loop", lambda: made)
-    return made
-
-
-def test_a_flood_is_a_line_a_second(loop: _Loop) -> None:
-    metrics = Metrics()
+async def _flood() -> None:
+    metrics, loop = Metrics(), asyncio.get_running_loop()
+    assert isinstance(loop, FakeTimeLoop)
     refusals = Refusals(metrics.refused.add)
     whole = AtCapacity("all is taken", "limits.concurrent_requests")
     one = AtCapacity("your share is taken", "limits.owner_requests", owner="a" * 64)
@@ -69,19 +37,20 @@ def test_a_flood_is_a_line_a_second(loop: _Loop) -> None:
         assert (told["log_level"], told["fault"], told["status"]) == ("info", "client", 429)
         assert (told["owner"], told["owners"]) == ("a" * 12, 1)
         logs.clear()
-        loop.pass_on(0.9)
+        await asyncio.sleep(0.9)
         assert not logs
-        loop.pass_on(0.2)
+        await asyncio.sleep(0.2)
+        logs.sort(key=lambda line: int(line["refused"]))
         assert [line["refused"] for line in logs] == [999, 1000]
         assert "owner" not in logs[0] and (logs[1]["owner"], logs[1]["owners"]) == ("a" * 12, 2)
         # Nothing more came: no line, and nobody looks again.
-        loop.pass_on(5.0)
-        assert len(logs) == 2 and loop.idle
+        await asyncio.sleep(5.0)
+        assert len(logs) == 2 and not loop.timers
         refusals.note(whole)
         assert logs[-1]["refused"] == 1
         refusals.note(whole)
         refusals.close()
-        assert logs[-1]["refused"] == 1 and len(logs) == 4 and loop.idle
+        assert logs[-1]["refused"] == 1 and len(logs) == 4 and not loop.timers
     numbers = metrics.render().decode()
     assert 'antiphon_requests_refused_total{setting="limits.concurrent_requests"} 1002.0' in numbers
     assert 'antiphon_requests_refused_total{setting="limits.owner_requests"} 1001.0' in numbers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from antiphon.config.settings import load_settings
 from antiphon.errors import ConfigError
 from antiphon.supervisor import changed_settings as reloading
 from antiphon.supervisor.changed_settings import (
+from antiphon.commands.orders import Orders, take_orders
+from antiphon.commands.reloading import (
     ReloadCounts,
     SettingsFile,
     check_change,
@@ -91,15 +93,26 @@ async def test_reasons_come_one_after_the_other(tmp_path: Path) -> None:
     task.cancel()
 
 
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """Where a service manager listens; reading waits for nothing."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.setblocking(False)
+        listening.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield listening
+
+
+def _told(manager: socket.socket) -> str:
+    return manager.recv(100).decode().splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("problem", "result"), [(None, "accepted"), (ConfigError("no"), "refused"), (KeyError("a bug"), "refused")]
 )
 async def test_each_try_is_counted_and_over_for_systemd(
-    problem: Exception | None, result: str, monkeypatch: pytest.MonkeyPatch
+    problem: Exception | None, result: str, manager: socket.socket
 ) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(reloading, "tell_manager", told.append)
-
     async def reload() -> tuple[str, ...]:
         if problem is not None:
             raise problem
@@ -108,18 +121,20 @@ async def test_each_try_is_counted_and_over_for_systemd(
     counts = ReloadCounts()
     await counts.of("SIGHUP", reload())
     assert (counts.last, counts.results[result]) == (result, 1)
-    assert told == ["RELOADING=1", "READY=1"]
+    assert [_told(manager) for _ in range(2)] == ["RELOADING=1", "READY=1"]
+    with pytest.raises(BlockingIOError):
+        manager.recv(100)
 
 
-async def test_a_process_without_a_parent_says_that_a_restart_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = asyncio.Queue[str]()
-    monkeypatch.setattr(reloading, "tell_manager", told.put_nowait)
+async def test_a_process_without_a_parent_says_that_a_restart_is_needed(manager: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
     hangup = asyncio.Event()
     with capture_logs() as lines:
         async with saying_that_a_restart_is_needed(hangup, None):
             hangup.set()
             async with asyncio.timeout(30):
-                assert [await told.get() for _ in range(2)] == ["RELOADING=1", "READY=1"]
+                said = [await loop.sock_recv(manager, 100) for _ in range(2)]
+                assert [one.split(b"\n")[0] for one in said] == [b"RELOADING=1", b"READY=1"]
     assert [(line["event"], line["because"]) for line in lines] == [("settings_need_a_restart", "SIGHUP")]
 
 

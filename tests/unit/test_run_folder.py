@@ -15,13 +15,15 @@ import pytest
 from antiphon.errors import ConfigError
 from antiphon.supervisor import run_folder as module
 from antiphon.supervisor.run_folder import run_folder, write_private
+from antiphon.commands.run_folder import run_folder, write_private
+from antiphon.errors import ConfigError
+from tests.support.file_room import file_room
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def short() -> Iterator[Path]:
     """What stands in for /tmp."""
     folder = Path(tempfile.mkdtemp(prefix="ap-", dir="/tmp"))
-    monkeypatch.setattr(module, "_SHORT", folder)
     yield folder
     shutil.rmtree(folder)
 
@@ -50,19 +52,14 @@ def test_there_is_room_for_the_names_of_envoys_hot_restart() -> None:
             shutil.rmtree(data)
 
 
-def test_a_file_that_says_so_already_is_not_written(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_says_so_already_is_not_written(short: Path) -> None:
     """A child is started again on a full disk."""
     with run_folder(short) as folder:
         write_private(folder / "file", "text")
-        full = OSError(errno.ENOSPC, "no space left")
-
-        def write(*_: object) -> None:
-            raise full
-
-        monkeypatch.setattr(Path, "write_text", write)
-        write_private(folder / "file", "text")
-        with pytest.raises(OSError, match="no space left"):
-            write_private(folder / "file", "other")
+        with file_room(0):
+            write_private(folder / "file", "text")
+            with pytest.raises(OSError, match="File too large"):
+                write_private(folder / "file", "other")
         assert (folder / "file").read_text() == "text"
 
 
@@ -76,7 +73,7 @@ def test_a_folder_without_room_is_said_in_a_sentence(short: Path, monkeypatch: p
 
 
 def test_a_long_data_path_leads_to_a_short_one(short: Path) -> None:
-    with run_folder(short / ("d" * 100)) as folder:
+    with run_folder(short / ("d" * 100), short=short) as folder:
         assert folder.parent == short / f"antiphon-{os.getuid()}"
         assert _mode(folder.parent) == 0o700
         assert len(os.fsencode(folder / "sidecar-255.grpc.sock")) < 104
@@ -86,12 +83,12 @@ def test_a_long_data_path_leads_to_a_short_one(short: Path) -> None:
 @pytest.mark.parametrize("name", ["", "d" * 100], ids=["in the data folder", "elsewhere"])
 def test_what_a_killed_run_left_is_cleared_and_the_living_are_not(short: Path, name: str) -> None:
     data = short / name
-    with run_folder(data) as living:
+    with run_folder(data, short=short) as living:
         left = Path(tempfile.mkdtemp(prefix="antiphon-", dir=living.parent))
         (left / "lock").touch()
         (left / "envoy.yaml").touch()
         forgotten: list[Path] = []
-        with run_folder(data, forgotten.append) as another:
+        with run_folder(data, forgotten.append, short=short) as another:
             assert forgotten == [left]
             assert living.exists() and another.exists()
             assert not left.exists()
@@ -103,11 +100,17 @@ def test_a_folder_of_somebody_else_is_not_used(short: Path) -> None:
     open_to_all = short / f"antiphon-{os.getuid()}"
     open_to_all.mkdir()
     open_to_all.chmod(0o777)
-    with pytest.raises(ConfigError, match="not a folder of this user alone"), run_folder(short / ("d" * 100)):
+    with (
+        pytest.raises(ConfigError, match="not a folder of this user alone"),
+        run_folder(short / ("d" * 100), short=short),
+    ):
         pass
     open_to_all.rmdir()
     open_to_all.symlink_to(short)
-    with pytest.raises(ConfigError, match="not a folder of this user alone"), run_folder(short / ("d" * 100)):
+    with (
+        pytest.raises(ConfigError, match="not a folder of this user alone"),
+        run_folder(short / ("d" * 100), short=short),
+    ):
         pass
 
 

@@ -27,13 +27,14 @@ _SHORT = Path("/tmp")
 
 
 @contextmanager
-def run_folder(data: Path, forget: Callable[[Path], object] = lambda folder: None) -> Iterator[Path]:
-    """A new folder below the data folder, or below `/tmp` when socket paths would get too long there. `forget` takes
+def run_folder(
+    data: Path, forget: Callable[[Path], object] = lambda folder: None, *, short: Path = _SHORT
+) -> Iterator[Path]:
+    """A new folder below the data folder, or below `short` when socket paths would get too long there. `forget` takes
     away what a run that was killed left elsewhere; it gets the folder of that run."""
     above = data.absolute() / "run"
     if len(os.fsencode(above)) > _MAX_LENGTH:
-        short = _SHORT if _SHORT.is_dir() else Path(tempfile.gettempdir())
-        above = short / f"antiphon-{os.getuid()}"
+        above = (short if short.is_dir() else Path(tempfile.gettempdir())) / f"antiphon-{os.getuid()}"
     _make_private(above)
     living = contextlib.ExitStack()
     try:

@@ -49,6 +49,10 @@ class ServerIdentities:
         """Begin, in the running event loop."""
         self._tasks = [asyncio.create_task(self._ask_until_answered(name)) for name in self._names]
 
+    async def answered(self) -> None:
+        """Wait until every upstream has answered."""
+        await asyncio.gather(*self._tasks)
+
     async def aclose(self) -> None:
         """End; what was begun is broken off."""
         for task in self._tasks:

@@ -17,6 +17,7 @@ from antiphon.engine.ports.vector_stores import FileError, NewFile, StoreChanges
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
 from antiphon.stores.retention import Retention
 from antiphon.stores.sqlite import retention
+from antiphon.stores.sqlite import ingestion, vector_sql
 from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.retention import SqlitePieces
 from antiphon.stores.sqlite.vectors import ingestion
@@ -246,9 +247,9 @@ async def test_which_versions_can_be_named(stores: SqliteStores, cursor: str, fi
 # SqlitePieces, one by one
 
 
-def _aged(stores: SqliteStores, now: float, **kept: float) -> Retention:
+def _aged(stores: SqliteStores, now: float, rows: int, **kept: float) -> Retention:
     given: dict[str, Any] = {"events": None, **kept}
-    pieces = SqlitePieces(stores.tables.writer, stores.tables.readers, lambda: now)
+    pieces = SqlitePieces(stores.tables.writer, stores.tables.readers, lambda: now, rows=rows)
     return Retention(stores.tables, pieces, RetentionSettings(**given))
 
 
@@ -257,7 +258,6 @@ async def test_a_conversation_goes_at_once_or_item_by_item(
     stores: SqliteStores, monkeypatch: pytest.MonkeyPatch, items: int
 ) -> None:
     """With its own row it has one more than items; a piece may have ten."""
-    monkeypatch.setattr(retention, "_ROWS", 10)
     at = 1_000.0
     stores.conversations._clock = lambda: at
     for name in ("conv_a", "conv_b"):
@@ -271,7 +271,7 @@ async def test_a_conversation_goes_at_once_or_item_by_item(
         return await run(unit, **named)
 
     monkeypatch.setattr(stores.tables.writer, "run", counted)
-    assert await _aged(stores, 5_000.0, conversations=60.0).sweep() == (0, 2, 0)
+    assert await _aged(stores, 5_000.0, 10, conversations=60.0).sweep() == (0, 2, 0)
     # One statement where conversations go whole, two where one goes by its items.
     whole, by_items = pieces.count(1), pieces.count(2)
     assert (whole, by_items) == (2, {7: 0, 8: 0, 9: 0, 10: 2, 11: 2, 25: 4}[items]), pieces
@@ -280,7 +280,6 @@ async def test_a_conversation_goes_at_once_or_item_by_item(
 
 
 async def test_pieces_of_chains_and_streams(stores: SqliteStores, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "_ROWS", 8)
     for number in range(5):
         old = replace(make_record(f"a{number}"), created_at=100.0 + number, completed_at=100.0 + number)
         await stores.responses.save(old)
@@ -298,9 +297,9 @@ async def test_pieces_of_chains_and_streams(stores: SqliteStores, monkeypatch: p
         return counts
 
     monkeypatch.setattr(stores.tables.writer, "run", counted)
-    assert await _aged(stores, 5_000.0, responses=60.0, events=60.0).sweep() == (6, 0, 0)
+    assert await _aged(stores, 5_000.0, 8, responses=60.0, events=60.0).sweep() == (6, 0, 0)
     assert pieces[:4] == [2, 2, 1, 1] and await stores.responses.get(ALICE, "resp_y") is not None
     assert await stores.background.finish(ONE, replace(finished("y"), created_at=200.0, completed_at=200.0), None)
-    assert await _aged(stores, 5_000.0, events=60.0).sweep() == (0, 0, 1)
+    assert await _aged(stores, 5_000.0, 8, events=60.0).sweep() == (0, 0, 1)
     page = await stores.background.events(ALICE, "resp_y", -1, 9)
     assert page is not None and page.pieces == ()

@@ -19,6 +19,8 @@ from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.jobs import PATIENCE, EventPiece, Job, TooManyJobs
 from antiphon.errors import StoreError
 from antiphon.stores.jobs import ChangeListener, ended_as, notify_nobody
+from antiphon.ids import Clock, now
+from antiphon.stores.jobs import Told, ended_as, nobody
 from antiphon.stores.postgres import job_sql as sql
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import code_of
@@ -63,7 +65,13 @@ class QueuedTurns:
         done = []
         for job in group:
             events = (job.events.last, job.events.data) if job.events is not None else (None, None)
-            given = [*turn_columns([job.record], self._turns.keep), job.request, job.limit, job.needs, *events]
+            given = [
+                *turn_columns([job.record], self._turns.keep, self._turns.clock()),
+                job.request,
+                job.limit,
+                job.needs,
+                *events,
+            ]
             try:
                 await self._database.write(sql.ENQUEUE, *given, job.conversation_id)
             except StoreError as error:
@@ -156,10 +164,13 @@ class PostgresJobWriter:
         queued: Groups[NewJob],
         added: Groups[Addition],
         changed: ChangeListener = notify_nobody,
+        *,
+        clock: Clock = now,
     ) -> None:
         """`changed` is called with responses that others wait for (`signals.py`)."""
         self._database = database
         self._changed = changed
+        self._clock = clock
         self._queued = queued
         self._added = added
 
@@ -203,7 +214,7 @@ class PostgresJobWriter:
             record.owner,
             record.conversation_id if joins else None,
             len(record.input_items) + len(record.output_items) if joins else 0,
-            age(record),
+            age(record, self._clock()),
         ]
         for _ in range(_TRIES):
             (row,) = await self._database.write(sql.FINISH, *given)

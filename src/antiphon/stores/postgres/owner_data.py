@@ -58,8 +58,10 @@ SELECT format('%I.%I', schemaname, relname) FROM pg_stat_user_tables WHERE schem
 class PostgresOwnerData:
     """`OwnerData` of the database at `url`; `name`: what may be shown of that."""
 
-    def __init__(self, url: str, name: str, database: Database, bodies: Bodies) -> None:
-        """`database`: for what goes in pieces; this one's from now on. `bodies` opens what is sealed."""
+    def __init__(self, url: str, name: str, database: Database, bodies: Bodies, *, at_once: int = AT_ONCE) -> None:
+        """`database`: for what goes in pieces; this one's from now on. `bodies` opens what is sealed. `at_once`: rows
+        that are read or deleted together."""
+        self._at_once = at_once
         self._bodies = bodies
         self._url = url
         self._name = name
@@ -79,7 +81,7 @@ class PostgresOwnerData:
                 # A cursor by its SQL: the driver's would prepare a statement under a name.
                 text, order = postgres_sql(sql)
                 await connection.execute(f"DECLARE exported NO SCROLL CURSOR FOR {text}", *order({"owner": owner}))
-                while rows := await connection.fetch(f"FETCH {AT_ONCE} FROM exported"):
+                while rows := await connection.fetch(f"FETCH {self._at_once} FROM exported"):
                     for row in rows:
                         yield exported(kind, dict(row.items()), self._bodies)
                 await connection.execute("CLOSE exported")
@@ -90,7 +92,7 @@ class PostgresOwnerData:
         async with aclosing(open_vectors(self._database, IdempotencyStore(tables), direct_url=self._url)) as vectors:
             gone = await delete_vector_stores(vectors, tables, owner)
         for sql in DELETE:
-            piece = Statement(sql, {"owner": owner, "limit": AT_ONCE})
+            piece = Statement(sql, {"owner": owner, "limit": self._at_once})
             while changed := (await tables.run([piece], again=True))[0]:
                 gone += changed
         return gone
@@ -125,7 +127,7 @@ class PostgresOwnerData:
             connection.terminate()
 
 
-async def open_postgres_owners(state: StateSettings, bodies: Bodies) -> PostgresOwnerData:
+async def open_postgres_owners(state: StateSettings, bodies: Bodies, *, at_once: int = AT_ONCE) -> PostgresOwnerData:
     """The data of all owners of that database, to be closed; `bodies` opens what is sealed. Raises `StoreError`."""
     url, direct_url = urls(state)
     # Pieces wait for a busy server.
@@ -136,4 +138,4 @@ async def open_postgres_owners(state: StateSettings, bodies: Bodies) -> Postgres
     except BaseException:
         await database.aclose()
         raise
-    return PostgresOwnerData(direct_url, state.place.shown, database, bodies)
+    return PostgresOwnerData(direct_url, state.place.shown, database, bodies, at_once=at_once)

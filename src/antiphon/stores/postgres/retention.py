@@ -123,8 +123,9 @@ _Work = Callable[[Connection, int], Awaitable[Piece]]
 class PostgresPieces:
     """`Pieces` on connections that are somebody else's to close."""
 
-    def __init__(self, database: Database, *, rows: int = _ROWS) -> None:
-        """`rows`: the most that go in one piece."""
+    def __init__(self, database: Database, *, rows: int = _ROWS, long: float = _LONG) -> None:
+        """`rows`: the most that go in one piece; `long`: seconds of a piece after which the next one is smaller."""
+        self._long = long
         self._database = database
         self._most = rows
         self._rows = rows
@@ -163,9 +164,9 @@ class PostgresPieces:
 
     def _fit(self, took: float) -> None:
         """Choose the size of the next piece, after one whose statements took so many seconds."""
-        if took > _LONG:
+        if took > self._long:
             self._rows = max(min(_FEWEST_ROWS, self._most), self._rows // 2)
-        elif took < _LONG / 2:
+        elif took < self._long / 2:
             self._rows = min(self._most, self._rows + max(1, self._rows // 4))
 
     async def _delete_responses(self, connection: Connection, age: int) -> Piece:

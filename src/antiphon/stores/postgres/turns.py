@@ -20,7 +20,7 @@ from typing import Any
 
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.errors import PredecessorGone, StoreError
-from antiphon.ids import now
+from antiphon.ids import Clock, now
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.tables import NOW
 from antiphon.stores.postgres.withdrawals import Withdrawals
@@ -131,14 +131,14 @@ SELECT EXISTS (SELECT 1 FROM responses WHERE id = $1::text) AS taken,
 """
 
 
-def age(record: ResponseRecord) -> int:
-    """How long ago a response was completed (or made), in milliseconds: by one clock, this process's, so it is the same
-    wherever that stands. What is kept for a time is kept from `NOW` less this."""
-    return milliseconds(max(0.0, now() - (record.completed_at or record.created_at)))
+def age(record: ResponseRecord, at: float) -> int:
+    """How long before `at` a response was completed (or made), in milliseconds: by one clock, this process's, so it is
+    the same wherever that stands. What is kept for a time is kept from `NOW` less this."""
+    return milliseconds(max(0.0, at - (record.completed_at or record.created_at)))
 
 
-def turn_columns(records: Sequence[ResponseRecord], keep: timedelta) -> list[Any]:
-    """The parameters $1 to $27; `keep`: how long a key is remembered."""
+def turn_columns(records: Sequence[ResponseRecord], keep: timedelta, at: float) -> list[Any]:
+    """The parameters $1 to $27; `keep`: how long a key is remembered, `at`: what time it is."""
     rows: list[tuple[Any, ...]] = []
     items: list[tuple[Any, ...]] = []
     for place, record in enumerate(records):
@@ -166,7 +166,7 @@ def turn_columns(records: Sequence[ResponseRecord], keep: timedelta) -> list[Any
                 record.body,
                 record.conversation_id,
                 record.joins_conversation,
-                age(record),
+                age(record, at),
                 record.once.key if record.once else None,
                 place,
             )
@@ -181,15 +181,16 @@ def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
 class SavedTurns:
     """`Units` of finished responses."""
 
-    def __init__(self, database: Database, withdrawals: Withdrawals, *, keep: timedelta) -> None:
+    def __init__(self, database: Database, withdrawals: Withdrawals, *, keep: timedelta, clock: Clock = now) -> None:
         """`keep`: how long a key is remembered."""
         self._database = database
         self._withdrawals = withdrawals
         self.keep = keep
+        self.clock = clock
 
     async def write(self, group: Sequence[ResponseRecord]) -> Collection[str]:
         """Store what can be stored of the group; the ids of that. Raises `StoreError`: nothing, or nobody knows."""
-        return [row[0] for row in await self._database.write(_SAVE, *turn_columns(group, self.keep))]
+        return [row[0] for row in await self._database.write(_SAVE, *turn_columns(group, self.keep, self.clock()))]
 
     async def stored(self, group: Sequence[ResponseRecord]) -> Collection[str]:
         """Which of these very turns are stored. Raises `StoreError`."""

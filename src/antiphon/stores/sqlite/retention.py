@@ -94,7 +94,9 @@ CLOSE_STREAMS = "UPDATE responses SET background = 2 WHERE id IN (SELECT value F
 class SqlitePieces:
     """`Pieces` on a writer and readers that somebody else owns and closes."""
 
-    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, clock: Clock = now) -> None:
+    def __init__(self, writer: SqliteWriter, readers: SqliteReaders, clock: Clock = now, *, rows: int = _ROWS) -> None:
+        """`rows`: the most that go in one piece."""
+        self._most = rows
         self._writer = writer
         self._readers = readers
         self._clock = clock
@@ -117,10 +119,10 @@ class SqlitePieces:
         piece, named = await self._look(OLD_CONVERSATIONS, age)
         if not piece:
             return 0, 0
-        if piece[0]["rows"] <= _ROWS:
+        if piece[0]["rows"] <= self._most:
             numbers = json.dumps([row["number"] for row in piece])
             return await self._delete(Statement(DELETE_CONVERSATIONS, {**named, "numbers": numbers}))
-        first = {"number": piece[0]["number"], "owner": piece[0]["owner"], "id": piece[0]["id"], "rows": _ROWS}
+        first = {"number": piece[0]["number"], "owner": piece[0]["owner"], "id": piece[0]["id"], "rows": self._most}
         changed, _ = await self._delete(
             Statement(CLOSE_CONVERSATION, {**named, **first}), Statement(DELETE_ITEMS, first)
         )
@@ -138,9 +140,9 @@ class SqlitePieces:
     async def _look(self, sql: str, age: int) -> tuple[Sequence[Row], dict[str, Any]]:
         """What fits into one piece, and what says that it is old."""
         at = milliseconds(self._clock())
-        named = {"before": at - age, "now": at, "rows": _ROWS}
+        named = {"before": at - age, "now": at, "rows": self._most}
         rows = await self._readers.fetch(sql, {**named, "limit": _LOOKED_AT, "leases": lease_now()})
-        return fitting(rows, _ROWS), named
+        return fitting(rows, self._most), named
 
     async def _delete(self, *unit: Statement) -> Piece:
         """The last statement counts what went."""
