@@ -13,7 +13,7 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -47,7 +47,7 @@ async def _demo() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def _doors(names: Sequence[str]) -> AsyncIterator[dict[str, Server]]:
+async def open_doors(names: Sequence[str]) -> AsyncIterator[dict[str, Server]]:
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(_demo())
         servers = {}
@@ -92,12 +92,15 @@ async def _run(arguments: argparse.Namespace) -> dict[str, list[Result]]:
             headers.append((name.strip(), value.strip()))
         server = Server(arguments.url.rstrip("/"), arguments.model, False, tuple(headers))
         return {"server": await run_all(server, official=arguments.official)}
-    async with _doors(arguments.door or list(DOORS)) as servers:
+    async with open_doors(arguments.door or list(DOORS)) as servers:
         return {name: await run_all(server, official=arguments.official) for name, server in servers.items()}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run and print; the exit status is 1 when a scenario failed."""
+Running = Callable[[argparse.Namespace], Coroutine[None, None, dict[str, list[Result]]]]
+
+
+def main(arguments: Sequence[str] | None = None, running: Running | None = None) -> int:
+    """Run (with `running`) and print; the exit status is 1 when a scenario failed."""
     parser = argparse.ArgumentParser(
         prog="scripts/lab conformance",
         description="The 17 scenarios of Open Responses' compliance suite, against our doors or any server.",
@@ -116,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--official", action="store_true", help="only what the official suite checks")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     given = parser.parse_args(arguments)
-    results = asyncio.run(_run(given))
+    results = asyncio.run((running or _run)(given))
     print(table(results))
     if given.json is not None:
         given.json.write_text(json.dumps({name: [asdict(one) for one in found] for name, found in results.items()}))

@@ -89,7 +89,7 @@ async def test_a_model_that_reasons_conforms_in_the_dialect_of_open_responses(di
 @pytest.mark.full
 @pytest.mark.parametrize("door", ["relay", "drive"])
 async def test_envoy(door: str) -> None:
-    async with run._doors([door]) as servers:
+    async with run.open_doors([door]) as servers:
         results = await run_all(servers[door])
     assert [result.scenario for result in results] == OFFICIAL
     assert all(_is_as_listed(result) for result in results), results
@@ -306,12 +306,11 @@ async def test_what_the_official_suite_does_not_check_can_be_left_out() -> None:
 
 @pytest.mark.parametrize(("verdict", "status"), [("pass", 0), ("not yet", 0), ("fail", 1)])
 def test_the_exit_status_is_1_when_something_failed(
-    verdict: Any, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    verdict: Any, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def ran(arguments: Any) -> dict[str, list[Result]]:
         return {"relay": [Result("basic-response", "pass"), Result("multi-turn", verdict, "because")]}
 
-    monkeypatch.setattr(run, "_run", ran)
-    assert run.main([]) == status
+    assert run.main([], ran) == status
     shown = capsys.readouterr().out
     assert "basic-response  pass" in shown and "because [relay]" in shown

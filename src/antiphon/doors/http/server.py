@@ -338,6 +338,11 @@ class HttpDoor:
         finally:
             del self._sockets[connection]
 
+    @property
+    def sockets(self) -> tuple[WebSocketConnection, ...]:
+        """The WebSockets that are open."""
+        return tuple(self._sockets)
+
     def send_away(self, address: str | None = None) -> None:
         """Have the WebSockets end that came from this address, or all: idle ones at once, the others after their
         turn."""

@@ -149,6 +149,16 @@ class WebSocketConnection:
         """Frames that were read and whose turn has not come."""
         return len(self._waiting)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How large they are."""
+        return self._waiting_bytes
+
+    def expire(self) -> None:
+        """Close it after the turn that runs: its time is up."""
+        self._expired = True
+        self._news.set()
+
     async def run(self, request: web.BaseRequest) -> web.StreamResponse:
         """Shake hands and serve until the end. Raises `InvalidRequest` when it is no proper handshake."""
         self._socket.headers["x-request-id"] = self._head.request_id
@@ -162,7 +172,7 @@ class WebSocketConnection:
                 f"The WebSocket handshake is not valid: {refusal.text}.", code="invalid_handshake"
             ) from None
         reader = asyncio.create_task(self._read())
-        timer = asyncio.get_running_loop().call_later(self._limits.seconds, self._expire)
+        timer = asyncio.get_running_loop().call_later(self._limits.seconds, self.expire)
         self._context.admission.on_close.add(self._news.set)
         try:
             while (frame := await self._next()) is not None:
@@ -219,10 +229,6 @@ class WebSocketConnection:
     def _put(self, frame: bytes | ApiError) -> None:
         self._waiting.append(frame)
         self._waiting_bytes += len(frame) if isinstance(frame, bytes) else 0
-        self._news.set()
-
-    def _expire(self) -> None:
-        self._expired = True
         self._news.set()
 
     async def _next(self) -> bytes | ApiError | None:
