@@ -18,6 +18,9 @@ from antiphon.cli import main
 from antiphon.commands.doctor import command as doctor_command
 from antiphon.commands.doctor.upstream_probes import ProbedFeature
 from antiphon.commands.doctor.upstream_report import fitting_profile
+from antiphon.commands.doctor import examine_sandbox
+from antiphon.commands.upstream_probes import Support
+from antiphon.commands.upstream_report import examine, fitting_profile
 from antiphon.config.settings import Settings
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter.local import Trial
@@ -170,7 +173,8 @@ async def test_a_disk_that_is_full_or_nearly_is_seen(
 async def test_a_part_that_the_settings_want_and_that_is_not_installed(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_command, "find_spec", lambda name: None)
+    # As the import system is told that there is none.
+    monkeypatch.setitem(sys.modules, "mcp", None)
     async with ChatServer() as server:
         server.default = chat_server()
         wanted = await doctor(server.base_url)
@@ -483,14 +487,12 @@ async def test_a_native_upstream_is_only_reached(doctor: Doctor) -> None:
     assert report.status == 0 and report.line("speaks Responses itself")
 
 
-async def test_a_silent_server_does_not_hold_the_doctor_for_ever(
-    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("antiphon.commands.doctor.upstream_probes._SECONDS", 0.05)
+async def test_a_silent_server_does_not_hold_the_doctor_for_ever() -> None:
     async with ChatServer() as server:
         server.default = lambda request: never()
-        report = await doctor(server.base_url)
-    assert report.status == 1 and "no answer within" in report.line("cannot be reached")
+        settings = Settings.model_validate({"upstream": {"url": server.base_url}})
+        (found,) = [one async for one in examine(settings, None, "", images=False, seconds=0.05)]
+    assert found.verdict == "problem" and "cannot be reached" in found.what and "no answer within" in found.what
 
 
 # Whose profile fits
@@ -504,17 +506,14 @@ async def test_a_silent_server_does_not_hold_the_doctor_for_ever(
         (Trial("the kernel has no Landlock"), "problem", "no Landlock"),
     ],
 )
-async def test_what_holds_code_in_is_said(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trial: Trial, verdict: str, said: str
-) -> None:
+async def test_what_holds_code_in_is_said(tmp_path: Path, trial: Trial, verdict: str, said: str) -> None:
     async def try_out(python: str, folder: Path) -> Trial:
         return trial
 
-    monkeypatch.setattr(doctor_command, "try_out", try_out)
     chosen = CodeInterpreterSettings(sandbox="local")
-    (found,) = [one async for one in doctor_command._sandbox(Settings(data=tmp_path, code_interpreter=chosen))]
+    (found,) = [one async for one in examine_sandbox(Settings(data=tmp_path, code_interpreter=chosen), try_out)]
     assert found.verdict == verdict and said in found.what
-    assert [one async for one in doctor_command._sandbox(Settings(data=tmp_path))] == []
+    assert [one async for one in examine_sandbox(Settings(data=tmp_path))] == []
 
 
 def _refused(*names: str) -> list[ProbedFeature]:

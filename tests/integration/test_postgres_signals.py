@@ -30,6 +30,8 @@ from antiphon.stores.postgres.notify import (
     read_note,
 )
 from antiphon.translation.events.encode import DONE
+from antiphon.stores.postgres.notify import CHANNEL, ListenTimes, Note, Notifier, read_note
+from antiphon.translation.encode import DONE
 from tests.contracts.job_contract import EVENTS, MOST, ONE, claim, finished, piece, queued
 from tests.contracts.store_contract import ALICE
 from tests.support.postgres import PostgresServer
@@ -66,8 +68,8 @@ class Process:
 
 
 @asynccontextmanager
-async def process(url: str, direct_url: str | None) -> AsyncIterator[Process]:
-    async with aclosing(turn_stores(url, direct_url=direct_url, times=TIMES)) as stores:
+async def process(url: str, direct_url: str | None, hearing: Pace = signals_module.HEARING) -> AsyncIterator[Process]:
+    async with aclosing(turn_stores(url, direct_url=direct_url, times=TIMES, hearing=hearing)) as stores:
         signal_watcher, worker = SignalWatcher(stores.signals), Worker()
         followers = Followers(stores.background, signal_watcher)
         signal_watcher.holding = worker
@@ -87,14 +89,12 @@ def direct(postgres: PostgresServer, postgres_url: str) -> str:
 async def two(request: pytest.FixtureRequest, postgres_url: str, direct: str) -> AsyncIterator[tuple[Process, Process]]:
     """Two processes that tell each other, or ask."""
     told = direct if request.param == "told" else None
-    async with process(postgres_url, told) as one, process(postgres_url, told) as two:
+    async with process(postgres_url, told, ONLY_TOLD) as one, process(postgres_url, told, ONLY_TOLD) as two:
         yield one, two
 
 
-@pytest.fixture
-def only_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody finds anything by asking, as long as he hears."""
-    monkeypatch.setattr(signals_module, "HEARING", Pace(3600.0, 3600.0, 3600.0))
+ONLY_TOLD = Pace(3600.0, 3600.0, 3600.0)
+"""Nobody finds anything by asking, as long as he hears."""
 
 
 async def begin(process: Process, name: str = "a") -> str:
@@ -122,7 +122,7 @@ async def watched(at: str, response_id: str) -> bool:
         await connection.close()
 
 
-async def test_what_one_appends_the_other_sends_on(only_told: None, two: tuple[Process, Process], direct: str) -> None:
+async def test_what_one_appends_the_other_sends_on(two: tuple[Process, Process], direct: str) -> None:
     one, other = two
     response_id = await begin(one)
     stream = other.followers.follow(ALICE, response_id)
@@ -139,7 +139,7 @@ async def test_what_one_appends_the_other_sends_on(only_told: None, two: tuple[P
         assert [part async for part in stream] == [piece(42, 42).data, DONE]
 
 
-async def test_what_one_cancels_stops_in_the_other(only_told: None, two: tuple[Process, Process]) -> None:
+async def test_what_one_cancels_stops_in_the_other(two: tuple[Process, Process]) -> None:
     one, other = two
     response_id = await begin(one)
     one.worker.running = frozenset({response_id})
@@ -149,8 +149,8 @@ async def test_what_one_cancels_stops_in_the_other(only_told: None, two: tuple[P
     await within(30, lambda: one.worker.lost == {response_id})
 
 
-async def test_nobody_is_told_of_streams_that_nobody_follows(only_told: None, postgres_url: str, direct: str) -> None:
-    async with process(postgres_url, direct) as one, process(postgres_url, direct) as other:
+async def test_nobody_is_told_of_streams_that_nobody_follows(postgres_url: str, direct: str) -> None:
+    async with process(postgres_url, direct, ONLY_TOLD) as one, process(postgres_url, direct, ONLY_TOLD) as other:
         response_id = await begin(one)
         for number in range(2, 12):
             assert await one.stores.background.append(ONE, response_id, piece(number, number))
@@ -167,28 +167,25 @@ async def test_without_a_direct_url_nobody_is_told_anything(postgres_url: str) -
         response_id = await begin(one)
         one.stores.signals.tell_queued()
         assert await one.stores.background.end(JobEnd(response_id, "cancelled", b"{}", (), 1, None))
-        assert one.stores.signals.notifier._task is None and one.stores.signals.pace == signals_module.ASKING
+        assert not one.stores.signals.notifier.sending and one.stores.signals.pace == signals_module.ASKING
 
 
 async def test_a_lost_connection_is_made_anew_and_meanwhile_it_asks(
-    postgres_url: str, direct: str, monkeypatch: pytest.MonkeyPatch
+    postgres: PostgresServer, postgres_url: str, direct: str
 ) -> None:
+    made = "CREATE ROLE hears LOGIN"
+    await postgres.statement(f"DO $$BEGIN {made}; EXCEPTION WHEN duplicate_object THEN NULL; END$$")
+    await postgres.statement("ALTER ROLE hears CONNECTION LIMIT -1")
+    hears = direct.replace("postgres@", "hears@")
     with capture_logs() as lines:
         async with AsyncExitStack() as opened:
-            one = await opened.enter_async_context(process(postgres_url, direct))
-            other = await opened.enter_async_context(process(postgres_url, direct))
+            one = await opened.enter_async_context(process(postgres_url, hears))
+            other = await opened.enter_async_context(process(postgres_url, hears))
             response_id = await begin(one)
             stream = other.followers.follow(ALICE, response_id)
             assert await anext(stream) == EVENTS.data
             # No new connection until it is said.
-            gate = asyncio.Event()
-            connect = NotificationListener._listen
-
-            async def later(listener: NotificationListener) -> None:
-                await gate.wait()
-                await connect(listener)
-
-            monkeypatch.setattr(NotificationListener, "_listen", later)
+            await postgres.statement("ALTER ROLE hears CONNECTION LIMIT 0")
             admin = await asyncpg.connect(direct, statement_cache_size=0)
             opened.push_async_callback(admin.close)
             killed = await admin.fetch(
@@ -203,7 +200,7 @@ async def test_a_lost_connection_is_made_anew_and_meanwhile_it_asks(
                     waiting = asyncio.ensure_future(anext(stream))
                     assert await one.stores.background.append(ONE, response_id, piece(number, number))
                     assert await waiting == piece(number, number).data
-            gate.set()
+            await postgres.statement("ALTER ROLE hears CONNECTION LIMIT -1")
             await until(lambda: other.stores.signals.hears and one.stores.signals.hears)
             await stream.aclose()
     said = [line["event"] for line in lines if line["event"].startswith("notifications")]
@@ -221,24 +218,23 @@ async def test_a_pooler_is_not_taken_for_the_server(request: pytest.FixtureReque
     assert "not a pooler" in line["error"]
 
 
-async def test_a_server_that_is_not_there_is_said_once_without_its_url() -> None:
-    url = "postgresql://someone:secret@127.0.0.1:1/nowhere"
+async def test_a_server_that_is_not_there_is_said_once_without_its_url(unused_tcp_port: int) -> None:
     heard: list[News] = []
+    tries = 0
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal tries
+        tries += 1
+        writer.close()
+
+    url = f"postgresql://someone:secret@127.0.0.1:{unused_tcp_port}/nowhere"
     with capture_logs() as lines:
         async with aclosing(turn_stores(url, direct_url=url, times=TIMES)) as stores:
             stores.signals.listen(heard.append)
-            listener = stores.signals._listener
-            assert listener is not None
-            tries = 0
-            connect = listener._listen
-
-            async def counted() -> None:
-                nonlocal tries
-                tries += 1
-                await connect()
-
-            listener._listen = counted  # type: ignore[method-assign]
-            await until(lambda: tries > 2)
+            await until(lambda: lines)
+            # It is tried again and again, whatever is there meanwhile.
+            async with await asyncio.start_server(hang_up, "127.0.0.1", unused_tcp_port):
+                await until(lambda: tries > 2)
     assert [line["event"] for line in lines] == ["notifications_lost"] and heard == [News(anything=True)]
     assert "state.direct_url" in lines[0]["error"] and "secret" not in str(lines)
 
@@ -268,7 +264,7 @@ async def test_many_changes_are_few_notes_none_of_them_too_long(postgres_url: st
         await listener.add_listener(CHANNEL, lambda *note: payloads.append(str(note[3])))
         notifier = Notifier(stores.database, "me")
         notifier.changed([])
-        assert notifier._task is None
+        assert not notifier.sending
         for number in range(10_000):
             notifier.changed([f"resp_{number % 100:048}"])
         await until(lambda: payloads)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import ssl
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from antiphon.cli import main
 from antiphon.commands import start_checks as starting
 from antiphon.commands import upstream_warnings
 from antiphon.commands.doctor.upstream_probes import certificate_advice
 from antiphon.commands.start_checks import (
+from antiphon.commands.starting import (
     warn_of_contents_here,
     warn_of_few_descriptors,
     warn_of_open_listener,
 )
 from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
+from antiphon.doors.listening import max_connections
 from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer, json_answer
 from tests.support.gateway import start_gateway
@@ -39,25 +42,20 @@ GONE = "http://127.0.0.1:9/v1"
 
 
 class _Log:
-    def __init__(self, **bound: Any) -> None:
-        self.lines: list[tuple[str, dict[str, Any]]] = []
-        self._bound = bound
+    """The warnings so far."""
 
-    def bind(self, **fields: Any) -> _Log:
-        bound = _Log(**self._bound, **fields)
-        bound.lines = self.lines
-        return bound
+    def __init__(self, entries: list[Any]) -> None:
+        self._entries = entries
 
-    def warning(self, event: str, **fields: Any) -> None:
-        self.lines.append((event, {**self._bound, **fields}))
+    @property
+    def lines(self) -> list[tuple[str, dict[str, Any]]]:
+        return [(entry["event"], entry) for entry in self._entries if entry["log_level"] == "warning"]
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> _Log:
-    made = _Log()
-    for module in (starting, upstream_warnings):
-        monkeypatch.setattr(module, "_log", made)
-    return made
+def log() -> Iterator[_Log]:
+    with capture_logs() as entries:
+        yield _Log(entries)
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:8080", "[::]:8080", ":8080", "192.168.1.2:80", "gateway.example:80"])
@@ -216,13 +214,13 @@ async def test_it_is_told_once_and_the_gateway_is_ready_all_the_same(command: st
     assert KEY not in "\n".join(gateway.log)
 
 
-def test_fewer_open_files_than_requests_is_said(monkeypatch: pytest.MonkeyPatch, log: _Log) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 1024))
-    warn_of_few_descriptors(Settings.model_validate({"limits": {"concurrent_requests": 481}}))
-    warn_of_few_descriptors(Settings.model_validate({"limits": {"concurrent_requests": 480}}))
+def test_fewer_open_files_than_requests_is_said(log: _Log) -> None:
+    most = max_connections(raised=True)
+    warn_of_few_descriptors(Settings.model_validate({"limits": {"concurrent_requests": most + 1}}))
+    warn_of_few_descriptors(Settings.model_validate({"limits": {"concurrent_requests": most}}))
     warn_of_few_descriptors(Settings())
     ((event, fields),) = log.lines
-    assert event == "few_descriptors" and (fields["requests"], fields["wanted"]) == (480, 481)
+    assert event == "few_descriptors" and (fields["requests"], fields["wanted"]) == (most, most + 1)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from antiphon.api.http import ApiRequest
-from antiphon.app import traces
 from antiphon.app.build import App, build
 from antiphon.commands.doctor.command import examine_collector
 from antiphon.config.settings import load_settings
@@ -352,7 +351,6 @@ async def test_a_collector_that_fails_holds_up_nothing_and_is_one_line(
     # So many batches that a line for each would show.
     monkeypatch.setattr(otel, "_BATCH", 4)
     monkeypatch.setattr(otel, "_QUEUE", 8)
-    monkeypatch.setattr(traces, "_CLOSE_SECONDS", 0.1)
     with socket.socket() as nobody, capture_logs() as logs:
         nobody.bind(("127.0.0.1", 0))
         async with OtlpReceiver() as collector:

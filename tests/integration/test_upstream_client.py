@@ -87,12 +87,11 @@ async def test_a_connection_that_breaks_behind_its_answer_is_no_error(
         async for _ in got.body():
             more.set()
     gate.set()
-    assert upstream._connections is not None
-    pool = upstream._connections._connector._conns
-    await until(lambda: not any(protocol.is_connected() for kept in pool.values() for protocol, _ in kept))
-    # Its last callbacks; and nothing holds what nobody waits for.
-    await asyncio.sleep(0)
-    pool.clear()
+    await until(lambda: not server.open_connections)
+    # The next call knows it, and nothing holds what nobody waits for.
+    await whole(upstream)
+    assert server.connections == 2
+    await upstream.aclose()
     del got
     gc.collect()
     assert complaints == []

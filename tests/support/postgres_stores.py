@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.files import BlobStore
+from antiphon.engine.ports.signals import Pace
 from antiphon.ids import Clock, now
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs, PendingRows
 from antiphon.stores.files import FileStore
@@ -24,7 +25,7 @@ from antiphon.stores.postgres.jobs import (
 )
 from antiphon.stores.postgres.notify import ListenTimes
 from antiphon.stores.postgres.responses import LOAD_ITEMS, DatabaseReadiness, PostgresResponseWriter
-from antiphon.stores.postgres.signals import PostgresSignals
+from antiphon.stores.postgres.signals import HEARING, PostgresSignals
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.postgres.turn_groups import GroupLimits, Groups
 from antiphon.stores.postgres.turns import SavedTurns
@@ -68,6 +69,7 @@ def turn_stores(
     direct_url: str | None = None,
     times: ListenTimes | None = None,
     clock: Clock = now,
+    hearing: Pace = HEARING,
 ) -> TurnStores:
     database = Database(url, connections)
     tables = PostgresTables(database)
@@ -77,7 +79,7 @@ def turn_stores(
     saved = SavedTurns(database, withdrawals, keep=timedelta(seconds=keys.keep), clock=clock)
     turns = Groups(saved, limits)
     queued = Groups(QueuedTurns(database, saved), replace(limits, group=1))
-    signals = PostgresSignals(database, direct_url, times)
+    signals = PostgresSignals(database, direct_url, times, hearing=hearing)
     added = Groups(AddedEvents(database, signals.changed), limits)
     writer = PostgresResponseWriter(turns, DatabaseReadiness(database, patience))
     responses = ResponseStore(

@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +45,7 @@ from antiphon.stores.backend import StateNeeds
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.state_report import examine_state
 from antiphon.tools.code_interpreter import HOLDS, try_out
+from antiphon.tools.code_interpreter.local import Trial
 
 _ENVOY_SECONDS, _COLLECTOR_SECONDS = 30, 5.0
 _NO_ROOM, _LITTLE_ROOM, _FEW_FILES = 32 * MIB, 1024 * MIB, 1000
@@ -102,7 +103,7 @@ async def _here(settings: Settings) -> AsyncIterator[Finding]:
     for check in (_data_folder, _space, _extras, _keys, _extensions):
         for finding in check(settings):
             yield finding
-    async for finding in _sandbox(settings):
+    async for finding in examine_sandbox(settings):
         yield finding
     for finding in _envoy(settings):
         yield finding
@@ -163,11 +164,14 @@ def _extensions(_: Settings) -> Iterator[Finding]:
         yield Finding(_HERE, "ok", f"installed beside Antiphon: {one}")
 
 
-async def _sandbox(settings: Settings) -> AsyncIterator[Finding]:
+async def examine_sandbox(
+    settings: Settings, trying: Callable[[str, Path], Awaitable[Trial]] = try_out
+) -> AsyncIterator[Finding]:
+    """Whether code can be held in, and how. Nothing is said where none is run."""
     chosen = settings.code_interpreter
     if chosen.sandbox == "none":
         return
-    trial = await try_out(chosen.python, settings.data / "containers")
+    trial = await trying(chosen.python, settings.data / "containers")
     if trial.reason:
         yield Finding(_HERE, "problem", f"code_interpreter: code cannot be held in here: {trial.reason}")
     elif trial.room == "counted":

@@ -30,7 +30,8 @@ from antiphon.upstream.http import UpstreamTarget
 _TOKENS = 256
 _FEW = 16
 """Tokens where only it matters whether the server takes the request."""
-_SECONDS = 60.0
+SECONDS = 60.0
+"""In which a server answers."""
 _KINDS = "application/json, text/event-stream"
 # Answers that say: not like this. Others (a rate limit, a broken server) say nothing about the request.
 _REFUSALS = frozenset({400, 404, 405, 415, 422, 501})
@@ -131,7 +132,7 @@ def _refusal(name: str, answer: Answer) -> ProbedFeature:
 class ChatProbes:
     """Asks one server about one model."""
 
-    def __init__(self, upstream: HttpUpstream, headers: Headers, *, seconds: float = _SECONDS) -> None:
+    def __init__(self, upstream: HttpUpstream, headers: Headers, *, seconds: float = SECONDS) -> None:
         self._upstream = upstream
         self._seconds = seconds
         self._headers = headers

@@ -20,6 +20,7 @@ from antiphon.app.routing import make_routes
 from antiphon.app.trust import section
 from antiphon.commands.doctor.upstream_probes import (
     PLAIN_HTTP_QUESTION,
+    SECONDS,
     ChatProbes,
     ProbedFeature,
     certificate_advice,
@@ -86,8 +87,11 @@ _ALIKE = " (whoever it is named after: it leaves these out)"
 _NOT_FOR_CHAT = ("embed", "rerank", "whisper", "tts", "dall-e", "moderation", "image", "transcribe", "bge-")
 
 
-async def examine(settings: Settings, model: str | None, key: str, *, images: bool) -> AsyncIterator[Finding]:
-    """Ask every upstream, or with `model` the one that serves it; `key` stands for a client's own.
+async def examine(
+    settings: Settings, model: str | None, key: str, *, images: bool, seconds: float = SECONDS
+) -> AsyncIterator[Finding]:
+    """Ask every upstream, or with `model` the one that serves it; `key` stands for a client's own; an answer may take
+    so many seconds.
 
     Each finding comes when it is known.
     """
@@ -106,14 +110,17 @@ async def examine(settings: Settings, model: str | None, key: str, *, images: bo
         chosen = route or next((rule.route for rule in routes.rules if name in rule.route.upstreams), routes.default)
         if name == DEFAULT_UPSTREAM and route is None:
             chosen = routes.default
-        async for finding in _Upstream(settings, name, upstream, chosen).examine(model, key, images=images):
+        async for finding in _Upstream(settings, name, upstream, chosen, seconds).examine(model, key, images=images):
             yield finding
 
 
 class _Upstream:
     """One upstream under examination."""
 
-    def __init__(self, settings: Settings, name: str, upstream: UpstreamSettings, route: ModelRoute) -> None:
+    def __init__(
+        self, settings: Settings, name: str, upstream: UpstreamSettings, route: ModelRoute, seconds: float
+    ) -> None:
+        self._seconds = seconds
         self._connect_seconds = settings.timeouts.connect
         self._name, self._section = name, section(name)
         self._upstream = upstream
@@ -132,7 +139,9 @@ class _Upstream:
         passed = key and self._upstream.auth_mode is AuthMode.PASSTHROUGH
         headers = (("authorization", f"Bearer {key}"),) if passed else ()
         async with aclosing(HttpUpstream(target, connect_seconds=self._connect_seconds)) as client:
-            async for finding in self._examine(target, ChatProbes(client, headers), model, images=images):
+            async for finding in self._examine(
+                target, ChatProbes(client, headers, seconds=self._seconds), model, images=images
+            ):
                 yield finding
 
     async def _examine(

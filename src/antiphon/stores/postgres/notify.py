@@ -95,6 +95,11 @@ class Notifier:
         self.sent = 0
         """Notes sent so far."""
 
+    @property
+    def sending(self) -> bool:
+        """Whether something is on its way, or waits for it."""
+        return self._task is not None and not self._task.done()
+
     def changed(self, response_ids: Collection[str]) -> None:
         """The streams of these went on, or they were ended."""
         for response_id in response_ids:
@@ -123,7 +128,7 @@ class Notifier:
             await asyncio.wait({self._task})
 
     def _wake(self) -> None:
-        if (self._task is None or self._task.done()) and not self._closed:
+        if not self.sending and not self._closed:
             self._task = asyncio.get_running_loop().create_task(self._send_on())
 
     async def _send_on(self) -> None:

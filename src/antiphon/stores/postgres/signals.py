@@ -41,7 +41,16 @@ UPDATE jobs j SET watched_until = clock_timestamp() + $2::interval FROM w WHERE 
 class PostgresSignals:
     """`Signals` on a database that is somebody else's to close. `direct_url`: the server itself, for `LISTEN`."""
 
-    def __init__(self, database: Database, direct_url: str | None = None, times: ListenTimes | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        direct_url: str | None = None,
+        times: ListenTimes | None = None,
+        *,
+        hearing: Pace = HEARING,
+    ) -> None:
+        """`hearing`: the pace while it hears."""
+        self._hearing = hearing
         self._database = database
         self._tables = PostgresTables(database)
         self._direct_url = direct_url
@@ -59,7 +68,7 @@ class PostgresSignals:
     @property
     def pace(self) -> Pace:
         """Slow while it hears."""
-        return HEARING if self.hears else ASKING
+        return self._hearing if self.hears else ASKING
 
     def changed(self, response_ids: Collection[str]) -> None:
         """Streams that others watch went on, or responses were ended."""
