@@ -325,17 +325,17 @@ async def test_what_the_store_does_is_counted(door: OpenHttpDoor, monkeypatch: p
     await door.ask(head("DELETE", f"/v1/files/{made['id']}"))
     for operation in ("save_file", "list_files", "get_file", "open_file", "delete_file"):
         assert door.metric("storage_operations_total", operation=operation, result="ok") == 1
-    monkeypatch.setattr("antiphon.stores.blobs.disk.os.fsync", lambda descriptor: 1 / 0)
+    failures = iter((ZeroDivisionError("a bug"), OSError(28, "No space left on device")))
+
+    def fails(descriptor: int) -> None:
+        raise next(failures)
+
+    monkeypatch.setattr("antiphon.stores.blobs.disk.os.fsync", fails)
     answer = await door.ask(posted(form(PURPOSE, HELLO)))
     assert answer.status == 500
-    monkeypatch.setattr("antiphon.stores.blobs.disk.os.fsync", _full)
     answer = await door.ask(posted(form(PURPOSE, HELLO)))
     assert (answer.status, answer.error["code"]) == (507, "insufficient_storage")
     assert door.metric("storage_operations_total", operation="save_file", result="error") == 1
-
-
-def _full(descriptor: int) -> None:
-    raise OSError(28, "No space left on device")
 
 
 # Contents

@@ -44,8 +44,7 @@ from antiphon.local_keys import prepare_data
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.state_report import examine_state
-from antiphon.tools.code_interpreter import HOLDS, try_out
-from antiphon.tools.code_interpreter.local import Trial
+from antiphon.tools.code_interpreter import HOLDS, Trial, try_out
 
 _ENVOY_SECONDS, _COLLECTOR_SECONDS = 30, 5.0
 _NO_ROOM, _LITTLE_ROOM, _FEW_FILES = 32 * MIB, 1024 * MIB, 1000
