@@ -20,6 +20,7 @@ import pytest_asyncio
 from antiphon.app.build import build
 from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor
+from antiphon.doors.owners import OwnerResolver
 from antiphon.stores.sqlite.readers import SqliteReaders
 from antiphon.stores.sqlite.statements import Step
 from antiphon.stores.sqlite.writer import SqliteWriter
@@ -104,11 +105,12 @@ class _recorded:
         self._patch = pytest.MonkeyPatch()
 
     def __enter__(self) -> None:
-        fetch, run, answer = SqliteReaders.fetch, SqliteWriter.run, HttpDoor._answer
+        fetch, run, resolve = SqliteReaders.fetch, SqliteWriter.run, OwnerResolver.resolve
 
-        async def marked_answer(door: HttpDoor, *given: Any) -> Any:
+        def marked_resolve(owners: OwnerResolver, *given: Any) -> str:
+            # Every request begins with the question whose it is.
             _ANSWERING.set(True)
-            return await answer(door, *given)
+            return resolve(owners, *given)
 
         async def noted_fetch(readers: SqliteReaders, sql: str, parameters: Any, **more: Any) -> Any:
             self._questions += [sql] if _ANSWERING.get() else []
@@ -122,7 +124,7 @@ class _recorded:
         self._patch.setattr(SqliteWriter, "run", noted_run)
         for name in ("fetch", "fetchrow", "fetchval", "execute"):
             self._patch.setattr(asyncpg.Connection, name, self._noted(getattr(asyncpg.Connection, name)))
-        self._patch.setattr(HttpDoor, "_answer", marked_answer)
+        self._patch.setattr(OwnerResolver, "resolve", marked_resolve)
 
     def __exit__(self, *_: object) -> None:
         self._patch.undo()

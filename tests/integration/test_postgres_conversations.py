@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import pytest
@@ -14,11 +14,13 @@ from antiphon.engine.ports.state import PageQuery
 from antiphon.errors import ConversationLocked, StoreError
 from antiphon.stores.conversations import ConversationStore
 from antiphon.stores.idempotency import IdempotencyStore
-from antiphon.stores.postgres.database import Database, DatabaseLimits
+from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 from antiphon.stores.postgres.tables import PostgresTables
 from antiphon.stores.retention import SWEEPER
 from tests.contracts.store_contract import ALICE, ids, item
 from tests.support.postgres import PATIENT, PostgresServer, blocked
+
+T = TypeVar("T")
 
 NO_METADATA = b"{}"
 ADD_JOB = """
@@ -53,9 +55,26 @@ async def url(postgres: PostgresServer) -> AsyncIterator[str]:
     await postgres.drop_database(url)
 
 
+class _Seen(Database):
+    """Knows which connections its transactions had."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, PATIENT)
+        self.had: list[Connection] = []
+
+    async def transaction(
+        self, work: Callable[[Connection], Awaitable[T]], *, snapshot: bool = False, again: bool = False
+    ) -> T:
+        async def seen(connection: Connection) -> T:
+            self.had.append(connection)
+            return await work(connection)
+
+        return await super().transaction(seen, snapshot=snapshot, again=again)
+
+
 @pytest.fixture
-async def database(url: str) -> AsyncIterator[Database]:
-    async with aclosing(Database(url, PATIENT)) as database:
+async def database(url: str) -> AsyncIterator[_Seen]:
+    async with aclosing(_Seen(url)) as database:
         yield database
 
 
@@ -192,7 +211,7 @@ async def test_many_that_make_one_conversation_make_it_once(store: ConversationS
 
 @pytest.mark.parametrize("fate", ["committed", "aborted"])
 async def test_a_commit_of_which_nobody_heard_is_asked_for(
-    store: ConversationStore, database: Database, other: asyncpg.Connection[Any], fate: str
+    store: ConversationStore, database: _Seen, other: asyncpg.Connection[Any], fate: str
 ) -> None:
     await other.execute("COMMIT")
     await other.execute(SLOW_COMMITS)
@@ -204,8 +223,7 @@ async def test_a_commit_of_which_nobody_heard_is_asked_for(
         await other.execute("SELECT pg_terminate_backend($1)", pid)
     else:
         # The client's end alone: the server notices when it has committed.
-        for connection in list(database._busy):
-            connection.terminate()
+        database.had[-1].terminate()
     await other.execute("COMMIT")
     made = await creating
     assert await store.get(ALICE, "conv_b") == made
