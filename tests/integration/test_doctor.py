@@ -15,12 +15,9 @@ from typing import Any
 import pytest
 
 from antiphon.cli import main
-from antiphon.commands.doctor import command as doctor_command
+from antiphon.commands.doctor.command import examine_sandbox
 from antiphon.commands.doctor.upstream_probes import ProbedFeature
-from antiphon.commands.doctor.upstream_report import fitting_profile
-from antiphon.commands.doctor import examine_sandbox
-from antiphon.commands.upstream_probes import Support
-from antiphon.commands.upstream_report import examine, fitting_profile
+from antiphon.commands.doctor.upstream_report import examine, fitting_profile
 from antiphon.config.settings import Settings
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter.local import Trial

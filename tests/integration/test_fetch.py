@@ -18,10 +18,8 @@ from antiphon.config.settings import load_settings
 from antiphon.errors import ApiError, ConfigError
 from antiphon.types.file_kinds import FetchedFile
 from antiphon.upstream.addresses import AddressRule
-from antiphon.upstream.fetch import GuardedFetcher, _only_to
-from antiphon.upstream.fetch import HostResolver as SystemNames
 from antiphon.upstream.fetch import GuardedFetcher, only_to
-from antiphon.upstream.fetch import Names as SystemNames
+from antiphon.upstream.fetch import HostResolver as SystemNames
 from tests.support.chat_server import Answer, ChatServer, Close, Raw, Reset, Wait, answer, never
 from tests.support.tls import client_context, server_context
 

@@ -17,10 +17,8 @@ from antiphon.config.state import StateSettings
 from antiphon.errors import StoreError
 from antiphon.stores import check_migrated, open_stores
 from antiphon.stores.postgres.database import Database, DatabaseLimits
-from antiphon.stores.postgres.migrate import applied_steps, migrate, packaged_steps, undo
-from antiphon.stores.schema_steps import SchemaStep
 from antiphon.stores.postgres.migrate import LOCK, Patience, applied_steps, migrate, packaged_steps, undo
-from antiphon.stores.schema_steps import Step
+from antiphon.stores.schema_steps import SchemaStep
 from tests.support.postgres import PATIENT, PostgresServer, blocked
 
 ONE = SchemaStep(1, "0001_one.sql", "CREATE TABLE one (n integer)")

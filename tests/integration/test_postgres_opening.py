@@ -17,10 +17,8 @@ from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.owner_data import OwnerCounts
 from antiphon.engine.ports.usage_sums import CallUsage, UsageSum
 from antiphon.errors import OwnerFull, StoreError
-from antiphon.stores import Stores, backend_of, open_stores
-from antiphon.stores.backend import StateNeeds
 from antiphon.stores import Stores, open_stores
-from antiphon.stores.backend import Wanted
+from antiphon.stores.backend import StateNeeds
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.deployment import Keys
 from antiphon.stores.owner_usage import OwnerQuota

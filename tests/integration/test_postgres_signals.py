@@ -25,13 +25,10 @@ from antiphon.stores.postgres.notify import (
     CHANNEL,
     ListenTimes,
     Note,
-    NotificationListener,
     Notifier,
     read_note,
 )
 from antiphon.translation.events.encode import DONE
-from antiphon.stores.postgres.notify import CHANNEL, ListenTimes, Note, Notifier, read_note
-from antiphon.translation.encode import DONE
 from tests.contracts.job_contract import EVENTS, MOST, ONE, claim, finished, piece, queued
 from tests.contracts.store_contract import ALICE
 from tests.support.postgres import PostgresServer

@@ -14,11 +14,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from antiphon.cli import main
-from antiphon.commands import start_checks as starting
-from antiphon.commands import upstream_warnings
 from antiphon.commands.doctor.upstream_probes import certificate_advice
 from antiphon.commands.start_checks import (
-from antiphon.commands.starting import (
     warn_of_contents_here,
     warn_of_few_descriptors,
     warn_of_open_listener,

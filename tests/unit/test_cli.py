@@ -7,17 +7,14 @@ import json
 import subprocess
 import sys
 from contextlib import redirect_stderr, suppress
-from importlib import import_module
 from pathlib import Path
 
 import jsonschema_rs
 import pytest
 import yaml
 
-from antiphon import __version__, cli, compiled
-from antiphon.cli import import_command, main, make_parser
 from antiphon import __version__, compiled
-from antiphon.cli import main, make_parser
+from antiphon.cli import import_command, main, make_parser
 from antiphon.commands.flags import settings_of
 from antiphon.config.upstreams import AuthMode
 

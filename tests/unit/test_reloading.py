@@ -13,10 +13,7 @@ from structlog.testing import capture_logs
 
 from antiphon.config.settings import load_settings
 from antiphon.errors import ConfigError
-from antiphon.supervisor import changed_settings as reloading
 from antiphon.supervisor.changed_settings import (
-from antiphon.commands.orders import Orders, take_orders
-from antiphon.commands.reloading import (
     ReloadCounts,
     SettingsFile,
     check_change,

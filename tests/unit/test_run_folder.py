@@ -13,10 +13,7 @@ from pathlib import Path
 import pytest
 
 from antiphon.errors import ConfigError
-from antiphon.supervisor import run_folder as module
 from antiphon.supervisor.run_folder import run_folder, write_private
-from antiphon.commands.run_folder import run_folder, write_private
-from antiphon.errors import ConfigError
 from tests.support.file_room import file_room
 
 

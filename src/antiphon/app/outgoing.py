@@ -16,7 +16,6 @@ from antiphon.config.upstreams import AuthMode, UpstreamSettings
 from antiphon.errors import ConfigError
 from antiphon.types.transport import Headers
 from antiphon.upstream.addresses import AddressRule
-from antiphon.upstream.fetch import GuardedFetcher, HostResolver
 from antiphon.upstream.fetch import GuardedFetcher, HostResolver, Resolve
 from antiphon.upstream.http import UpstreamTarget
 

@@ -16,8 +16,6 @@ from antiphon.engine.ports.state import PageQuery, PromptChange
 from antiphon.engine.ports.vector_stores import FileError, NewFile, StoreChanges
 from antiphon.errors import InvalidRequest, StoreError, VersionConflict
 from antiphon.stores.retention import Retention
-from antiphon.stores.sqlite import retention
-from antiphon.stores.sqlite import ingestion, vector_sql
 from antiphon.stores.sqlite.opening import SqliteStores, SqliteVectorDatabase, open_vector_database
 from antiphon.stores.sqlite.retention import SqlitePieces
 from antiphon.stores.sqlite.vectors import ingestion

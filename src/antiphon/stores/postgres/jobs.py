@@ -18,9 +18,8 @@ from datetime import timedelta
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.engine.ports.jobs import PATIENCE, EventPiece, Job, TooManyJobs
 from antiphon.errors import StoreError
-from antiphon.stores.jobs import ChangeListener, ended_as, notify_nobody
 from antiphon.ids import Clock, now
-from antiphon.stores.jobs import Told, ended_as, nobody
+from antiphon.stores.jobs import ChangeListener, ended_as, notify_nobody
 from antiphon.stores.postgres import job_sql as sql
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.failures import code_of

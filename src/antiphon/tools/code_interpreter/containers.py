@@ -43,8 +43,7 @@ from antiphon.tools.code_interpreter.machine import CodeRun
 from antiphon.tools.code_interpreter.neighbours import Neighbours
 from antiphon.tools.code_interpreter.records import PREFIX, RecordedRows, Records
 from antiphon.tools.code_interpreter.snapshots import Snapshots
-from antiphon.tools.code_interpreter.uses import PATIENCE, ContainerUse, InUse, Uses
-from antiphon.tools.code_interpreter.uses import LEASE_SECONDS, PATIENCE, InUse, Use, Uses
+from antiphon.tools.code_interpreter.uses import LEASE_SECONDS, PATIENCE, ContainerUse, InUse, Uses
 
 _log = structlog.get_logger(__name__)
 
