@@ -206,7 +206,7 @@ def children() -> list[int]:
     found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     reading: list[int] = []
     for child in found:
-        with suppress(FileNotFoundError):  # it has ended meanwhile
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
             if b"antiphon.search.reader_process" in Path(f"/proc/{child}/cmdline").read_bytes():
                 reading.append(int(child))
     return reading
