@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from secrets import token_bytes
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -234,7 +234,7 @@ def read_models(body: bytes) -> tuple[ModelObject, ...]:
         value = decode_any(body)
     except ValueError:
         value = None
-    entries: Any = value
+    entries: object = value
     if isinstance(value, dict):
         entries = value.get("data")
         if not isinstance(entries, list):
@@ -248,7 +248,7 @@ def read_models(body: bytes) -> tuple[ModelObject, ...]:
     return tuple(found.values())
 
 
-def _read_model(entry: Any) -> ModelObject | None:
+def _read_model(entry: object) -> ModelObject | None:
     if isinstance(entry, str):
         return ModelObject(id=entry) if entry else None
     if not isinstance(entry, dict):

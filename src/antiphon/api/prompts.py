@@ -377,7 +377,7 @@ def _resource(request: ApiRequest, prompt: StoredPrompt) -> bytes:
             }
         )
     description = template.pop("description", None)
-    shown: dict[str, Any] = {
+    shown: dict[str, object] = {
         "id": prompt.id,
         "object": "prompt",
         "created_at": int(prompt.created_at),

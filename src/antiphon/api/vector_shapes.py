@@ -188,7 +188,7 @@ def read_expiry(expiry: Expiry | None) -> int | None:
     return expiry.days
 
 
-def read_chunking(name: str, strategy: Mapping[str, Any] | None) -> Chunking:
+def read_chunking(name: str, strategy: Mapping[str, object] | None) -> Chunking:
     """How files are to be cut."""
     if strategy is None or strategy.get("type") == "auto":
         return AUTO_CHUNKING

@@ -104,7 +104,7 @@ def settings_file(arguments: argparse.Namespace) -> Path | None:
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The effective settings of a parsed command line. Raises `ConfigError`."""
     known = {flag.setting for flag in {**COMMON_FLAGS, **UP_FLAGS, **ENVOY_FLAGS, **SIDECAR_FLAGS}.values()}
-    flags: dict[str, Any] = {}
+    flags: dict[str, object] = {}
     for name, value in vars(arguments).items():
         if name in known and value is not None:
             put(flags, name.split("."), value)

@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    asked: list[tuple[str, Mapping[str, Any] | None]] = [(arguments.url, None)]
+    asked: list[tuple[str, Mapping[str, object] | None]] = [(arguments.url, None)]
     if arguments.url is None:
         try:
             settings = read_settings(arguments.config, os.environ)

@@ -12,7 +12,7 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from antiphon.app.build import App, Door, build
 from antiphon.commands.flags import settings_file, settings_of
@@ -65,7 +65,7 @@ class ServingProcess:
         """While this lasts, numbers are shown at the address `metrics`, and the process hears its parent's orders, or
         of settings that changed. `give_way`: what its doors do when another process takes its place."""
 
-        def yield_place(_: dict[str, Any]) -> None:
+        def yield_place(_: dict[str, object]) -> None:
             give_way()
             self.app.workers.retire()
             self.signals.replace(self.settings.timeouts.response)

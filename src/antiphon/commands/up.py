@@ -17,7 +17,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import structlog
 
@@ -203,7 +203,7 @@ class _Up:
             drained = drained and self._retiring.done()
         return drained
 
-    async def _until(self, stop: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T | None:
+    async def _until(self, stop: asyncio.Event, work: Coroutine[object, object, _T]) -> _T | None:
         """What `work` returns; None when `stop` is set first. Raises `GivenUp` when a process is given up."""
         task = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(stop.wait())

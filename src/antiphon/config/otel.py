@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 _SERVICE_NAME = re.compile(r"(?:^|,)\s*service\.name\s*=([^,]+)")
@@ -24,13 +23,13 @@ _PARENT_BASED = "parentbased_"
 _BY_RATIO = "traceidratio"
 
 
-def otel_defaults(environ: Mapping[str, str], own: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
+def otel_defaults(environ: Mapping[str, str], own: Mapping[str, object], wrong: list[str]) -> dict[str, object]:
     """What the variables say of `tracing`, where `own` (the section, of all other sources) does not say it.
 
     Unusable variables are added to `wrong`.
     """
     mistakes: list[str] = []
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "service_name": _service_name(environ),
         "enabled": False if _read(environ, "OTEL_SDK_DISABLED").lower() == "true" else None,
         "traces_endpoint": _endpoint(environ, mistakes) if "endpoint" not in own else None,

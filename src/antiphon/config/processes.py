@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from antiphon.config.section import MIB, BaseUrl, HttpUrl, Secret, Section, TcpAddress, parse_address
 
 
-def _octal(value: Any) -> Any:
+def _octal(value: object) -> object:
     # In the environment everything is text; YAML has read its octal numbers already.
     return int(value, 8) if isinstance(value, str) and re.fullmatch(r"0o?[0-7]+", value) else value
 

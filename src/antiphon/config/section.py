@@ -61,9 +61,9 @@ def section_in(kind: Any) -> type[Section] | None:
     return next((one for one in parts if issubclass(one, Section)), None)
 
 
-def field_paths(model: type[Section], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+def field_paths(model: type[Section], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], object]]:
     """Every setting as its path and type, sections first to last."""
-    found: list[tuple[tuple[str, ...], Any]] = []
+    found: list[tuple[tuple[str, ...], object]] = []
     for name, field in model.model_fields.items():
         kind: Any = field.annotation
         section = section_in(kind)

@@ -33,7 +33,7 @@ _PART_OF_PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT_[0-9]+_(TCP|UDP|SCTP)_(
 _SERVICE = re.compile(r"(ANTIPHON(?:_[A-Z0-9_]+?)??)_SERVICE_(?:HOST|PORT(?:_[A-Z0-9_]+)?)")
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
     """Two nested mappings, the second over the first."""
     merged = dict(below)
     for key, value in above.items():
@@ -49,7 +49,7 @@ def put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
     values[path[-1]] = value
 
 
-def read_file(path: Path) -> dict[Any, Any]:
+def read_file(path: Path) -> dict[object, object]:
     """The mapping in a YAML file. Raises `ConfigError`."""
     try:
         values = _yaml(path.read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def read_file(path: Path) -> dict[Any, Any]:
     return values or {}
 
 
-def _yaml(text: str) -> Any:
+def _yaml(text: str) -> object:
     """What a text in YAML says. Raises `NotYaml`."""
     # A process whose settings are flags and single words has none to read: 10 ms, 1 MiB.
     from antiphon.config.yaml_text import read_yaml
@@ -72,7 +72,7 @@ def _yaml(text: str) -> Any:
     return read_yaml(text)
 
 
-def without_unknown(values: Any, kind: Any, wrong: list[str], source: str = "", place: Place = ()) -> Any:
+def without_unknown(values: Any, kind: object, wrong: list[str], source: str = "", place: Place = ()) -> Any:
     """The values of a setting of this type but for what is no setting, which is added to `wrong`."""
     section = section_in(kind)
     if section is None:
@@ -97,14 +97,14 @@ def without_unknown(values: Any, kind: Any, wrong: list[str], source: str = "", 
     return found
 
 
-def read_environment(environ: Mapping[str, str], model: type[Section], wrong: list[str]) -> dict[str, Any]:
+def read_environment(environ: Mapping[str, str], model: type[Section], wrong: list[str]) -> dict[str, object]:
     """The settings in `ANTIPHON_*` variables; two underscores stand between a section and its setting.
 
     Lists are separated by commas or YAML in brackets; what holds settings of its own (`models`, `upstreams`) is YAML.
     Variables that are no settings are added to `wrong`, but for those that Kubernetes makes of a Service's name.
     """
     known = {_PREFIX + "__".join(path).upper(): (path, kind) for path, kind in field_paths(model)}
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for name, text in environ.items():
         if not name.startswith(_PREFIX) or name in _OTHERS or name.startswith(_KEYS_PREFIX):
             continue
@@ -120,7 +120,7 @@ def read_environment(environ: Mapping[str, str], model: type[Section], wrong: li
     return values
 
 
-def read_other_names(values: Mapping[str, Any], environ: Mapping[str, str], wrong: list[str]) -> dict[str, Any]:
+def read_other_names(values: Mapping[str, object], environ: Mapping[str, str], wrong: list[str]) -> dict[str, object]:
     """Values from well-known variables without our prefix, where `values` (all other sources) lack them: the
     upstream's, and OpenTelemetry's. Unusable ones are added to `wrong`."""
     own = values.get("tracing", {})
@@ -128,7 +128,7 @@ def read_other_names(values: Mapping[str, Any], environ: Mapping[str, str], wron
     return _other_upstream(values, environ) | ({"tracing": tracing} if tracing else {})
 
 
-def _other_upstream(values: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+def _other_upstream(values: Mapping[str, object], environ: Mapping[str, str]) -> dict[str, object]:
     """By the names that gateways of this kind share: `OPENAI_API_ENDPOINT` for its URL, and `OPENAI_API_KEY` for that
     URL alone.
 
@@ -158,7 +158,7 @@ def _is_of_a_service(name: str, text: str, environ: Mapping[str, str]) -> bool:
     return _PORT.fullmatch(name) is not None and re.match(r"(tcp|udp|sctp)://", text) is not None
 
 
-def _value(name: str, text: str, kind: Any) -> Any:
+def _value(name: str, text: str, kind: object) -> object:
     """The text of a variable as a value of this type; lists are `a,b` or, as in YAML and JSON, `["a", "b"]`."""
     listed = typing.get_origin(kind) is tuple
     if section_in(kind) is not None or typing.get_origin(kind) is dict or (listed and text.lstrip().startswith("[")):

@@ -8,7 +8,6 @@ Invariant: what is said holds nothing of the text, since a key may stand there.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import yaml
 
@@ -18,7 +17,7 @@ _QUOTED = re.compile(r"'[^']*'|[\"'].*", re.DOTALL)
 _HARMLESS = re.compile(r"'(<[a-z ]+>|[^\w\s])'")
 
 
-def read_yaml(text: str) -> Any:
+def read_yaml(text: str) -> object:
     """What the text says. Raises `NotYaml`."""
     try:
         return yaml.load(text, _UniqueKeyLoader)
@@ -44,7 +43,7 @@ def _problem(error: Exception) -> str:
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a key that is given twice, which YAML parsers settle in silence."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := {name for name in names if names.count(name) > 1}:
             problem = f"{', '.join(sorted(map(shown_name, twice)))} is given twice"

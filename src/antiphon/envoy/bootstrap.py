@@ -17,7 +17,6 @@ import json
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import yaml
 
@@ -100,7 +99,7 @@ def fill_in_secret(text: str, settings: Settings) -> str:
 class _Dumper(yaml.SafeDumper):
     """Writes shared parts out instead of using anchors."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
 

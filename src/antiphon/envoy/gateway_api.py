@@ -19,7 +19,6 @@ Invariant: no secret is printed, only names of keys.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_pod
@@ -61,7 +60,7 @@ def objects(
     settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion
 ) -> list[tuple[str, Config]]:
     """The objects in the order in which they are applied, each with its comment. `settings`: `gateway_pod.inside`'s."""
-    found: Any = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
+    found: Config = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
     if not place.own:
         found = beside_others(found)
     made = rules(found["routes"])
@@ -163,7 +162,7 @@ def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: GatewayTarget, ver
     envoy = {"name": "envoy", **gateway_pod.envoys_share(settings)}
     inside = {**pod, "securityContext": {"fsGroup": _USER}, "containers": [envoy]}
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
-    deployment: dict[str, Any] = {
+    deployment: dict[str, object] = {
         # The owner of a shared Gateway decides on the number of pods.
         **({"replicas": 1} if place.own else {}),
         "patch": {

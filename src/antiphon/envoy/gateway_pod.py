@@ -18,7 +18,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
@@ -205,7 +205,7 @@ def config_map(name: str, namespace: str, data: dict[str, str]) -> Config:
     return kubernetes_object("v1", "ConfigMap", name, namespace, data=data)
 
 
-def kubernetes_object(version: str, kind: str, name: str, namespace: str, **fields: Any) -> Config:
+def kubernetes_object(version: str, kind: str, name: str, namespace: str, **fields: object) -> Config:
     """An object; `version` is that of its API, with its group."""
     return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "namespace": namespace}, **fields}
 

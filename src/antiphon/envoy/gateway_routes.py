@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from antiphon.envoy.messages import Config
 from antiphon.envoy.routes import EXTPROC, NOTHING
@@ -63,9 +63,7 @@ def rules(routes: Sequence[Config]) -> list[Rule]:
     return made
 
 
-def json_patches(
-    found: dict[str, Any], made: Sequence[Rule], listeners: Sequence[str], http_route: str
-) -> list[Config]:
+def json_patches(found: Config, made: Sequence[Rule], listeners: Sequence[str], http_route: str) -> list[Config]:
     """The entries of `jsonPatches`. `found`: `snippet.parts`; `listeners`: as Envoy Gateway calls them."""
     added = [
         *((_CLUSTER, one["name"], {"path": "", "value": one}) for one in found["clusters"]),
@@ -78,8 +76,8 @@ def json_patches(
     return [{"type": _TYPES + kind, "name": name, "operation": {"op": "add", **change}} for kind, name, change in added]
 
 
-def _of_listener(found: dict[str, Any]) -> list[Config]:
-    manager: dict[str, Any] = {**found["connection_manager"]}
+def _of_listener(found: Config) -> list[Config]:
+    manager: Config = {**found["connection_manager"]}
     # Envoy Gateway writes access logs of its own (EnvoyProxy.spec.telemetry): ours are added to them.
     failures = manager.pop("access_log")
     first = [one for one in found["http_filter"] if one["name"] != EXTPROC]
@@ -125,7 +123,7 @@ def _is_inner(route: Config) -> bool:
     return any(header["name"] == BACKEND_HEADER for header in route["match"].get("headers", ()))
 
 
-def _fields(route: Config) -> list[tuple[str, Any]]:
+def _fields(route: Config) -> list[tuple[str, object]]:
     """Each field by its place. Where it leads comes when all else is there; its name last, for by that it is found."""
     # Envoy Gateway lets every route become a WebSocket.
     action = {"upgrade_configs": [], **route["route"]}

@@ -18,7 +18,6 @@ names of keys.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_pod
@@ -56,7 +55,7 @@ def objects(
     settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion
 ) -> list[tuple[str, Config]]:
     """The objects in the order in which they are applied, each with its comment. `settings`: `gateway_pod.inside`'s."""
-    found: Any = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
+    found: Config = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
     if not place.own:
         found = beside_others(found)
     limits = {}
@@ -163,7 +162,7 @@ def _infrastructure() -> Config:
     return {"infrastructure": {"parametersRef": {"group": "", "kind": "ConfigMap", "name": _OVERLAY}}}
 
 
-def _envoy_filter(found: Any, place: GatewayTarget) -> Config:
+def _envoy_filter(found: Config, place: GatewayTarget) -> Config:
     spec = {
         "targetRefs": [{"group": _GATEWAY_API, "kind": "Gateway", "name": place.name}],
         "configPatches": list(_patches(found, place)),
@@ -171,7 +170,7 @@ def _envoy_filter(found: Any, place: GatewayTarget) -> Config:
     return kubernetes_object("networking.istio.io/v1alpha3", "EnvoyFilter", NAME, place.namespace, spec=spec)
 
 
-def _patches(found: Any, place: GatewayTarget) -> Iterator[Config]:
+def _patches(found: Config, place: GatewayTarget) -> Iterator[Config]:
     port = place.port
     listener = {"portNumber": port}
     routes = {"routeConfiguration": {"portNumber": port}}
@@ -179,7 +178,7 @@ def _patches(found: Any, place: GatewayTarget) -> Iterator[Config]:
         {"routeConfiguration": {"portNumber": port, "vhost": {"name": f"{one}:{port}"}}} for one in place.hostnames
     ]
 
-    def manager(**more: Any) -> Config:
+    def manager(**more: object) -> Config:
         return {"listener": {**listener, "filterChain": {"filter": {"name": _MANAGER, **more}}}}
 
     for cluster in found["clusters"]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -152,7 +152,7 @@ def _taking_tokens(filters: list[Config]) -> Iterator[str]:
                     yield str(name)
 
 
-def _append(theirs: list[Any], ours: list[Config], what: str, at: int | None = None) -> None:
+def _append(theirs: list[Config], ours: list[Config], what: str, at: int | None = None) -> None:
     taken = sorted({one["name"] for one in ours if _named(theirs, one["name"])})
     if taken:
         raise ConfigError(
@@ -184,16 +184,16 @@ def _into(mine: Config, part: Config, where: str, tell: Callable[[str], None]) -
             tell(f"{called}: {'yours' if whole else _short(there)} is now {_short(value)}")
 
 
-def _named(entries: list[Any], name: str) -> bool:
+def _named(entries: Sequence[object], name: str) -> bool:
     return any(isinstance(one, dict) and one.get("name") == name for one in entries)
 
 
-def _plain(value: Any) -> bool:
+def _plain(value: object) -> bool:
     """Whether it is a message whose fields can be mixed with another's: not one of a type of its own."""
     return isinstance(value, dict) and "@type" not in value and "typed_config" not in value
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     return re.sub(r"\s+", " ", str(value))[:80]
 
 

@@ -27,7 +27,7 @@ FULL_DUPLEX: Config = {
 """The only modes that allow a processor's answer after the whole body, and output after the upstream's end."""
 
 
-def typed(kind: str, **fields: Any) -> Config:
+def typed(kind: str, **fields: object) -> Config:
     """A typed extension message, `kind` below `envoy.extensions.`."""
     return {"@type": EXTENSIONS + kind, **fields}
 
@@ -85,7 +85,7 @@ def http_manager(
     name: str = "",
     filters: Sequence[Config] = (),
     host: Config | None = None,
-    **fields: Any,
+    **fields: object,
 ) -> Config:
     """An HTTP connection manager for every host; `host`: fields of its virtual host. Its routes have the `name`, or
     that of its statistics. `filters` come before the router."""
@@ -137,14 +137,14 @@ def overwritten(header: str, value: str) -> Config:
     return {"header": {"key": header, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
-def cluster(name: str, endpoints: list[Config], *, retries: int = 100, **fields: Any) -> Config:
+def cluster(name: str, endpoints: list[Config], *, retries: int = 100, **fields: object) -> Config:
     """A cluster with these endpoint addresses; `retries` at once (one counts until its stream ends)."""
     return shaped_cluster(
         name, [{"lb_endpoints": [{"endpoint": {"address": where}} for where in endpoints]}], retries=retries, **fields
     )
 
 
-def shaped_cluster(name: str, localities: list[Config], *, retries: int, **fields: Any) -> Config:
+def shaped_cluster(name: str, localities: list[Config], *, retries: int, **fields: object) -> Config:
     """A cluster whose endpoints have priorities or weights."""
     return {
         "name": name,
@@ -164,7 +164,7 @@ def shaped_cluster(name: str, localities: list[Config], *, retries: int, **field
     }
 
 
-def http_options(**fields: Any) -> Config:
+def http_options(**fields: object) -> Config:
     """The field of a cluster that says which HTTP its endpoints speak, and how."""
     options = typed("upstreams.http.v3.HttpProtocolOptions", **fields)
     return {"typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}}

@@ -10,8 +10,6 @@ stripped from what comes in and from what goes out.
 
 from __future__ import annotations
 
-from typing import Any
-
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode, UpstreamGroup, UpstreamSettings
@@ -334,7 +332,7 @@ def _to_model(
     upstream: str = "default",
 ) -> Config:
     where: UpstreamSettings = settings.every_upstream[upstream]
-    action: dict[str, Any] = {
+    action: dict[str, object] = {
         "cluster": model_cluster(upstream),
         "timeout": "0s",
         "host_rewrite_literal": where.authority,

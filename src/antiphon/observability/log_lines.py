@@ -26,24 +26,24 @@ _SECRET_KEYS: Final = re.compile(r"authorization|api[-_]?key|secret|token$|passw
 _SECRET_TEXT: Final = re.compile(r"(Bearer\s+|\bsk-)[A-Za-z0-9._~+/=\-]{6,}", re.IGNORECASE)
 
 
-def _redact(event: MutableMapping[str, Any]) -> None:
+def _redact(event: MutableMapping[str, object]) -> None:
     """Replace what could be a credential, by key and by shape, however deep."""
     for key, value in event.items():
         if not isinstance(value, (int, float, type(None))):
             event[key] = _redacted(key, value)
 
 
-def as_json(_: Any, level: str, event: MutableMapping[str, Any]) -> bytes:
+def as_json(_: object, level: str, event: MutableMapping[str, object]) -> bytes:
     """The whole line in one step: this runs for every response, and seven steps cost three times as much."""
     return render(_complete(level, event))
 
 
-def as_console(_: Any, level: str, event: MutableMapping[str, Any], *, colors: bool) -> str:
+def as_console(_: object, level: str, event: MutableMapping[str, object], *, colors: bool) -> str:
     """The same line for a person."""
     return console_line(_complete(level, event), colors=colors)
 
 
-def _complete(level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _complete(level: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
     if "exc_info" in event:
         # Tracebacks are text already when redaction sees them.
         event = structlog.processors.format_exc_info(None, level, event)
@@ -56,10 +56,10 @@ def _complete(level: str, event: MutableMapping[str, Any]) -> MutableMapping[str
     return event
 
 
-def stamp(event: MutableMapping[str, Any]) -> None:
+def stamp(event: MutableMapping[str, object]) -> None:
     """When it was: now, or at the time (seconds of the epoch) that the line of something past brings."""
     at = event.pop("timestamp", None)
-    micros = round((time.time() if at is None else at) * 1e6)
+    micros = round((at if isinstance(at, (int, float)) else time.time()) * 1e6)
     event["timestamp"] = f"{_to_the_second(micros // 1_000_000)}.{micros % 1_000_000:06d}Z"
 
 
@@ -98,7 +98,7 @@ def _is_secret(text: str) -> bool:
     return (looked_at and _SECRET_TEXT.search(text) is not None) or KEYS.search(text) is not None
 
 
-def _redacted(key: str, value: Any) -> Any:
+def _redacted(key: str, value: object) -> object:
     if key != "event" and _SECRET_KEYS.search(key) and value is not None:
         return "[redacted]"
     if isinstance(value, Mapping):

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import structlog
 
@@ -111,7 +111,7 @@ def _open_output(*, console: bool) -> None:
 class _StderrLogger:
     """Standard error, a line at a time."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: object) -> None:
         pass
 
     def msg(self, line: str | bytes) -> None:

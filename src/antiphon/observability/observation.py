@@ -183,7 +183,7 @@ class Observation:
             if self._spans is not None:
                 self._spans.drop()
 
-    def end(self, exchange: ResponseExchange, outcome: str, failure: Failure | None = None, **known: Any) -> None:
+    def end(self, exchange: ResponseExchange, outcome: str, failure: Failure | None = None, **known: object) -> None:
         """The response is over; `known` is what its door has to say beside what all doors say. Does nothing the second
         time."""
         if self._ended:

@@ -14,7 +14,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import requests
 import structlog
@@ -146,7 +145,7 @@ class _Complaints(logging.Handler):
 class _CollectorSession(requests.Session):
     """What a collector answers is not read: its status says all there is to know, and its body may have no end."""
 
-    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+    def send(self, request: requests.PreparedRequest, **options: object) -> requests.Response:
         response = super().send(request, **{**options, "stream": True})
         if response.headers.get("content-length") == "0":
             # Read, so that its connection serves again.

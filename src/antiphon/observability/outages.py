@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import structlog
 
@@ -43,7 +42,7 @@ class Outage:
             return 0.0
         return self._last - self._since
 
-    def failed(self, *, kind: str = "", **said: Any) -> None:
+    def failed(self, *, kind: str = "", **said: object) -> None:
         """It failed, once more or for the first time. `kind`: of a closed set, where each is to be told once."""
         now = self._clock()
         if not self._failures or now - self._last > _FORGOTTEN:
@@ -55,7 +54,7 @@ class Outage:
             self._kinds.add(kind)
             self._log.warning(self._begins, **said)
 
-    def recovered(self, **said: Any) -> None:
+    def recovered(self, **said: object) -> None:
         """It worked. The line says how long it did not, in seconds, and how often it was tried (`failures`)."""
         if self._failures:
             seconds = round(self._clock() - self._since, 3)

@@ -62,7 +62,7 @@ class Refusals:
 
     def _write(self, setting: str) -> None:
         numbers, last = self._numbers.pop(setting), self._last.pop(setting)
-        told: dict[str, Any] = {"setting": setting, "refused": numbers.total()}
+        told: dict[str, object] = {"setting": setting, "refused": numbers.total()}
         if last.owner:
             told |= {"owner": numbers.most_common(1)[0][0][:_OWNER_LENGTH], "owners": len(numbers)}
         # What an owner has too much of is his own affair, what the process has not enough of its operator's.

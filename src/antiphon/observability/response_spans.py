@@ -141,7 +141,7 @@ def _asked(body: bytes) -> str:
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
-    parts: list[dict[str, Any]] = []
+    parts: list[dict[str, object]] = []
     if message.get("role") == "tool":
         parts.append({"type": "tool_call_response", "id": message.get("tool_call_id"), "response": content})
     elif isinstance(content, str):
@@ -161,7 +161,7 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
 
 def _answered(items: bytes) -> str:
     """The output items, in the conventions' shape: one message of the assistant's."""
-    parts: list[dict[str, Any]] = []
+    parts: list[dict[str, object]] = []
     for item in json.loads(items):
         if item.get("type") == "message":
             parts += [

@@ -10,7 +10,6 @@ and `true` never meet.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from antiphon.types.search import Attributes, Filter
 
@@ -21,7 +20,7 @@ _NEGATIONS = frozenset({"ne", "nin"})
 class AttributeSql:
     """How one backend keeps them. `number` makes a number what the database compares exactly."""
 
-    def __init__(self, *, file: str, found: str, columns: tuple[str, str], number: Callable[[float], Any]) -> None:
+    def __init__(self, *, file: str, found: str, columns: tuple[str, str], number: Callable[[float], object]) -> None:
         """`file`: of a row of `vector_files` as `f`; `found`: selects files of the store `:store` by their attributes;
         `columns`: those of texts and of numbers."""
         self._file = file
@@ -29,7 +28,7 @@ class AttributeSql:
         self._columns = {"s": columns[0], "n": columns[1], "b": columns[1]}
         self._number = number
 
-    def rows(self, attributes: Attributes) -> list[dict[str, Any]]:
+    def rows(self, attributes: Attributes) -> list[dict[str, object]]:
         """Key, kind, and text or number of each attribute."""
         typed = [(key, *self._typed(value)) for key, value in attributes.items()]
         return [
@@ -42,12 +41,12 @@ class AttributeSql:
             for key, kind, value in typed
         ]
 
-    def condition(self, filters: Filter | None) -> tuple[str, dict[str, Any]]:
+    def condition(self, filters: Filter | None) -> tuple[str, dict[str, object]]:
         """A condition on a row of `vector_files` as `f`, whose store is `:store`, and its parameters."""
-        named: dict[str, Any] = {}
+        named: dict[str, object] = {}
         return ("true" if filters is None else self._condition(filters, named)), named
 
-    def _condition(self, one: Filter, named: dict[str, Any]) -> str:
+    def _condition(self, one: Filter, named: dict[str, object]) -> str:
         if one.kind in ("and", "or"):
             return "(" + f" {one.kind.upper()} ".join([self._condition(part, named) for part in one.parts]) + ")"
         key = f"key{len(named)}"
@@ -67,7 +66,7 @@ class AttributeSql:
         negated = one.kind in _NEGATIONS
         return f"{self._file} {'NOT IN' if negated else 'IN'} ({found})" if found else str(negated).lower()
 
-    def _typed(self, value: str | float | bool) -> tuple[str, Any]:
+    def _typed(self, value: str | float | bool) -> tuple[str, object]:
         if isinstance(value, str):
             return "s", value
         return ("b", self._number(int(value))) if isinstance(value, bool) else ("n", self._number(value))

@@ -280,12 +280,12 @@ class ConversationStore:
         """
         named = {"owner": owner, "id": conversation_id}
         if holder or create:
-            taken = await self._take(named, holder, seconds, create)
+            taken = await self._take(owner, conversation_id, holder, seconds, create)
             if not taken and not await self._missing(owner, conversation_id):
                 return None
         # A statement of its own: one that began before the lock was taken might not see the last items.
         most = {"limit": self._limit + 1, "bytes": self._history_bytes}
-        rows = await self._tables.fetch(LOAD, named | most)
+        rows = await self._tables.fetch(LOAD, {**named, **most})
         if not rows:
             return None
         if rows[0]["size"] > self._history_bytes:
@@ -302,16 +302,17 @@ class ConversationStore:
         """See `Leased.renew`."""
         return await renewed(self._tables, RENEW, holders, seconds)
 
-    async def _take(self, named: dict[str, Any], holder: str, seconds: float, create: bool) -> bool:
+    async def _take(self, owner: str, conversation_id: str, holder: str, seconds: float, create: bool) -> bool:
         """Make the conversation, if it is to be and is not there, and lock it for the holder, if there is one."""
-        locking = named | {"holder": holder, "lease": milliseconds(seconds)}
+        named = {"owner": owner, "id": conversation_id}
+        locking = {**named, "holder": holder, "lease": milliseconds(seconds)}
         if holder:
             with suppress(RowsMissing):
                 await self._tables.run([Statement(LOCK_FREE, locking, rows=1)], again=True)
                 return True
         unit = []
         if create:
-            unit.append(Statement(INSERT_UNKNOWN, self._named(named["owner"], named["id"], b"{}")))
+            unit.append(Statement(INSERT_UNKNOWN, self._named(owner, conversation_id, b"{}")))
         if holder:
             unit += [Statement(HOLD, named, into=[]), Statement(LOCK, locking, rows=1)]
         try:
@@ -320,7 +321,7 @@ class ConversationStore:
             return False
         return True
 
-    async def _change(self, sql: str, named: dict[str, Any]) -> bool:
+    async def _change(self, sql: str, named: dict[str, object]) -> bool:
         """Run a statement that changes an unlocked conversation, behind the lock of its row."""
         try:
             await self._tables.run([Statement(HOLD, named, into=[]), Statement(sql, named, rows=1)])

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.files import (
@@ -158,7 +157,7 @@ class FileStore:
             end = (milliseconds(after.created_at), after.id)
         named = {"owner": owner, "purpose": query.purpose, "after_at": end[0], "after": end[1]}
         rows = await self._tables.fetch(
-            self._sql.page[query.descending], named | {"limit": query.limit + 1} | self._date()
+            self._sql.page[query.descending], {**named, "limit": query.limit + 1, **self._date()}
         )
         found = [_kept(row).file for row in rows]
         return Page(tuple(found[: query.limit]), has_more=len(found) > query.limit)
@@ -168,7 +167,7 @@ class FileStore:
         `ApiError`."""
         file = kept.file
         ends = file.expires_at
-        named: dict[str, Any] = {
+        named: dict[str, object] = {
             "owner": owner,
             "id": file.id,
             "name": file.name,

@@ -12,7 +12,6 @@ that is held for an object that is not stored is a lease.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from antiphon.engine.ports.actions import OnceOnly
 from antiphon.engine.ports.idempotency import (
@@ -235,7 +234,7 @@ class IdempotencyStore:
 
         False, without a record, where another process took this one for dead: a process other than `by` has claimed
         calls of the response, or the response no longer holds the key `once`."""
-        named: dict[str, Any] = {"owner": owner, "key": calls_key(response_id), "id": response_id, "by": by}
+        named: dict[str, object] = {"owner": owner, "key": calls_key(response_id), "id": response_id, "by": by}
         named |= {"lease": milliseconds(seconds), "record": self._bodies.seal(record)}
         unit = [] if once is None else [Statement(HOLD_KEY, named | {"held": once.key}, rows=1)]
         try:
@@ -274,7 +273,7 @@ class IdempotencyStore:
             if max(counts) < self._piece:
                 return (gone,)
 
-    def _named(self, once: OnceOnly, object_id: str) -> dict[str, Any]:
+    def _named(self, once: OnceOnly, object_id: str) -> dict[str, object]:
         return {
             "owner": once.owner,
             "key": once.key,

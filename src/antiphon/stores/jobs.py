@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.engine.ports.jobs import EventPage, EventPiece, Job, JobEnd, Progress, Queue, count_events
@@ -295,7 +295,7 @@ class JobStore:
         return EventPiece(events.last, self._bodies.seal(events.data), count_events(events.data))
 
 
-def ended_as(status: str, body: bytes, items: Sequence[StoredItem], record: ResponseRecord | None) -> dict[str, Any]:
+def ended_as(status: str, body: bytes, items: Sequence[StoredItem], record: ResponseRecord | None) -> dict[str, object]:
     """The parameters of `END_RESPONSE`; without a record the response has no time of completion and no usage."""
     size = sum(item.size for item in items)
     completed_at = record.completed_at if record is not None else None

@@ -9,8 +9,6 @@ the prompt's row.
 
 from __future__ import annotations
 
-from typing import Any
-
 from antiphon.engine.ports.actions import OnceOnly, StoredPrompt
 from antiphon.engine.ports.state import Page, PageQuery, PromptChange
 from antiphon.errors import VersionConflict, unknown_cursor
@@ -103,7 +101,7 @@ class PromptStore:
         """Make a prompt whose first version is `body`. Raises `AlreadyMade` for a key that is bound."""
         at = milliseconds(self._clock())
         seal = self._bodies.seal
-        named: dict[str, Any] = {"id": prompt_id, "owner": owner, "name": name, "at": at}
+        named: dict[str, object] = {"id": prompt_id, "owner": owner, "name": name, "at": at}
         named |= {"metadata": seal(metadata), "body": seal(body)}
         unit = [Statement(INSERT, named), Statement(INSERT_VERSION, named, rows=1)]
         await self._keys.make(once, prompt_id, unit, [Statement(DELETE, named)])
@@ -138,7 +136,7 @@ class PromptStore:
             if not (cursor.isdecimal() and len(cursor) < 10 and int(cursor) > 0):
                 raise unknown_cursor(name, "Versions are numbered from 1 on")
         low, high = page.bounds
-        named: dict[str, Any] = {"id": prompt_id, "owner": owner, "limit": page.limit + 1, "bytes": self._page_bytes}
+        named: dict[str, object] = {"id": prompt_id, "owner": owner, "limit": page.limit + 1, "bytes": self._page_bytes}
         named |= {"low": int(low or 0), "high": int(high or newest.last_version + 1)}
         rows = await self._tables.fetch(VERSIONS[page.backward], named)
         found, cut = cut_off(rows)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from antiphon.engine.ports.actions import Chain, ResponseRecord, StoredItem
 from antiphon.engine.ports.state import Page, PageQuery, StoredResponse
@@ -140,7 +140,7 @@ DELETE = "DELETE FROM responses WHERE id = :id AND owner = :owner"
 class ResponseWriter(Protocol):
     """How a backend stores a response, and whether it can. Every method raises `StoreError`."""
 
-    def save(self, record: ResponseRecord) -> Coroutine[Any, Any, None]:
+    def save(self, record: ResponseRecord) -> Coroutine[object, object, None]:
         """See `History.save`."""
 
     async def ping(self) -> None:
@@ -177,7 +177,7 @@ class ResponseStore:
         self._page_bytes = page_bytes
         self._bodies = bodies
 
-    def save(self, record: ResponseRecord) -> Coroutine[Any, Any, None]:
+    def save(self, record: ResponseRecord) -> Coroutine[object, object, None]:
         """Store a finished response with its items, all or nothing; see `History.save`."""
         return self._writer.save(self._bodies.seal_record(record))
 
@@ -185,7 +185,7 @@ class ResponseStore:
         """The history that ends in `response_id`, or None; see `History.load_chain`. Raises `ChainTooLong` and
         `HistoryTooLarge` before any is read, and `ChainBroken`."""
         most, size = self._chain_items, self._history_bytes
-        named: dict[str, Any] = {"id": response_id, "owner": owner, "limit": most, "bytes": size}
+        named: dict[str, object] = {"id": response_id, "owner": owner, "limit": most, "bytes": size}
         found = await self._tables.fetch(LOAD_CHAIN, named)
         if not found:
             return None

@@ -63,7 +63,7 @@ class RowsMissing(StoreError):
 class Tables(Protocol):
     """Reads and writes of one database. Every method raises `StoreError`."""
 
-    async def fetch(self, sql: str, named: Mapping[str, Any], *, own: bool = False) -> Sequence[Row]:
+    async def fetch(self, sql: str, named: Mapping[str, object], *, own: bool = False) -> Sequence[Row]:
         """All rows of one query, which reads only. `own`: it is the process's own, and short; it never queues behind
         what clients read."""
 
@@ -110,7 +110,7 @@ def both_ways(sql: str) -> tuple[str, str]:
     return sql.format(order="ASC", after=">"), sql.format(order="DESC", after="<")
 
 
-def page_parameters(page: PageQuery, size: int = 0) -> dict[str, Any]:
+def page_parameters(page: PageQuery, size: int = 0) -> dict[str, object]:
     """The parameters of a query that lies between two cursors: `:low`, `:high`, `:limit`, `:bytes` (of `size`)."""
     low, high = page.bounds
     return {"low": low, "high": high, "limit": page.limit + 1, "bytes": size}

@@ -378,7 +378,7 @@ class VectorStores:
             self.on_work()
         return done
 
-    def _named(self, owner: str, store_id: str, **more: Any) -> dict[str, Any]:
+    def _named(self, owner: str, store_id: str, **more: object) -> dict[str, object]:
         return {"owner": owner, "id": store_id, "now_ms": milliseconds(self._clock()), **more}
 
 

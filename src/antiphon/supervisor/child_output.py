@@ -83,6 +83,6 @@ class ChildOutput:
             return f"{name} | {line}"
         else:
             told = {"level": "info", "message": "process_output", "text": line}
-        made = {"process": name, **told}
+        made: dict[str, object] = {"process": name, **told}
         stamp(made)
         return console_line(made, colors=self._colors) if self._console else render(made).decode()

@@ -106,7 +106,7 @@ def _at(values: dict[str, Any], path: tuple[str, ...]) -> Any:
     return reduce(getitem, path, values)
 
 
-def _holds_secret(value: Any) -> bool:
+def _holds_secret(value: object) -> bool:
     if isinstance(value, Mapping):
         return any(map(_holds_secret, value.values()))
     if isinstance(value, tuple | list):
@@ -114,7 +114,7 @@ def _holds_secret(value: Any) -> bool:
     return isinstance(value, SecretStr)
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: object) -> str:
     """A text is itself. Everything else is JSON that is YAML too: there a character beyond the first plane has an
     escape of its own, and what is not escaped may be a line's end."""
     if isinstance(value, SecretStr):
@@ -123,7 +123,7 @@ def _as_text(value: Any) -> str:
     return re.sub(r"[^\x20-\x7e]", lambda found: f"\\U{ord(found[0]):08x}", text)
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: object) -> object:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     return list(value) if isinstance(value, frozenset) else str(value)

@@ -29,7 +29,7 @@ import threading
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -163,7 +163,7 @@ class StopSignals:
         self.replaced = True
         self._drain = self._seconds = seconds
 
-    async def unless_stopped(self, start: Coroutine[Any, Any, T]) -> T | None:
+    async def unless_stopped(self, start: Coroutine[object, object, T]) -> T | None:
         """The result of `start`. If a signal (or the parent's end) comes first, cancel `start` and return None: no
         client was served yet."""
         starting, stopped = asyncio.ensure_future(start), asyncio.ensure_future(self._first.wait())
@@ -294,7 +294,7 @@ def _say_where(loop: asyncio.AbstractEventLoop) -> None:
     flush(_SAYING_SECONDS)
 
 
-def _counted(name: str, kinds: Mapping[str, int]) -> dict[str, Any]:
+def _counted(name: str, kinds: Mapping[str, int]) -> dict[str, object]:
     """How many there are, and of which kinds where there are any."""
     return {name: sum(kinds.values())} | ({f"{name}_by_kind": dict(kinds)} if kinds else {})
 

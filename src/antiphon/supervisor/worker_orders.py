@@ -16,7 +16,6 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
 
 
 class Orders:
@@ -37,7 +36,7 @@ class Orders:
             if not await asyncio.get_running_loop().sock_recv(self._ours, 1):
                 raise ConnectionResetError("it has ended")
 
-    def tell(self, said: dict[str, Any]) -> None:
+    def tell(self, said: dict[str, object]) -> None:
         """Send a message that needs no answer; drop it if the child does not read, or has ended."""
         # A message this short is written whole or not at all.
         with contextlib.suppress(OSError):
@@ -59,7 +58,7 @@ def own_end() -> socket.socket | None:
     return ours
 
 
-Obey = Mapping[str, Callable[[dict[str, Any]], object]]
+Obey = Mapping[str, Callable[[dict[str, object]], object]]
 """What is done, by what an order says is to be done."""
 
 

@@ -19,7 +19,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -165,7 +165,7 @@ class Toolbox:
             outcome = "timed_out"
             done = "The tool did not answer" if begun else "Other calls kept the tool busy: it did not run"
             setting = "tools.seconds" if begun else "tools.concurrent"
-            told: dict[str, Any] = {"tool": call.tool.type, "seconds": self._limits.seconds, "setting": setting}
+            told: dict[str, object] = {"tool": call.tool.type, "seconds": self._limits.seconds, "setting": setting}
             if call.target.namespace:
                 told["server"] = call.target.namespace
             _log.warning("tool_timed_out", **told, cause=done, response_id=call.response_id, owner=call.owner[:12])

@@ -133,7 +133,7 @@ def _told(hits: list[FoundChunk]) -> str:
     )
 
 
-def _result(hit: FoundChunk) -> dict[str, Any]:
+def _result(hit: FoundChunk) -> dict[str, object]:
     return {
         "file_id": hit.file_id,
         "filename": hit.filename,

@@ -18,7 +18,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
@@ -174,7 +173,7 @@ def _parts(declared: _Declared) -> list[tuple[float, str]]:
     return parts
 
 
-def _parameters(schema: Any, depth: int = 0) -> Iterator[tuple[str, str]]:
+def _parameters(schema: object, depth: int = 0) -> Iterator[tuple[str, str]]:
     """Name and description of what a schema's objects hold."""
     properties = schema.get("properties") if isinstance(schema, dict) and depth < 3 else None
     for name, inner in properties.items() if isinstance(properties, dict) else ():

@@ -15,7 +15,7 @@ half a command; the deltas join to what the item holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -53,12 +53,12 @@ def native_arguments(kind: str, action: Raw, operation: Raw, arguments: Raw) -> 
     return raw(bytes(source).decode())
 
 
-def _exec_action(given: dict[str, Any]) -> Raw | None:
+def _exec_action(given: dict[str, object]) -> Raw | None:
     command = _strings(given.get("command"))
     if not command:
         return None
     env = given.get("env")
-    action: dict[str, Any] = {
+    action: dict[str, object] = {
         "type": "exec",
         "command": command,
         "env": {str(key): str(value) for key, value in env.items()} if isinstance(env, dict) else {},
@@ -71,7 +71,7 @@ def _exec_action(given: dict[str, Any]) -> Raw | None:
     return raw(action)
 
 
-def _shell_action(given: dict[str, Any]) -> Raw | None:
+def _shell_action(given: dict[str, object]) -> Raw | None:
     commands = _strings(given.get("commands", given.get("command")))
     if not commands:
         return None
@@ -79,7 +79,7 @@ def _shell_action(given: dict[str, Any]) -> Raw | None:
     return raw({"commands": commands, **limits})
 
 
-def _operation(given: dict[str, Any]) -> Raw | None:
+def _operation(given: dict[str, object]) -> Raw | None:
     kind, path, diff = given.get("type"), given.get("path"), given.get("diff")
     if kind not in _PATCHES or not isinstance(path, str) or not path:
         return None
@@ -88,7 +88,9 @@ def _operation(given: dict[str, Any]) -> Raw | None:
     return raw({"type": kind, "path": path, "diff": diff}) if isinstance(diff, str) else None
 
 
-NATIVE_FORMS: Final[dict[CallKind, tuple[Callable[..., NativeCall], str, Callable[[dict[str, Any]], Raw | None]]]] = {
+NATIVE_FORMS: Final[
+    dict[CallKind, tuple[Callable[..., NativeCall], str, Callable[[dict[str, object]], Raw | None]]]
+] = {
     CallKind.LOCAL_SHELL: (LocalShellCall, "action", _exec_action),
     CallKind.SHELL: (ShellCall, "action", _shell_action),
     CallKind.APPLY_PATCH: (ApplyPatchCall, "operation", _operation),
@@ -97,7 +99,7 @@ NATIVE_FORMS: Final[dict[CallKind, tuple[Callable[..., NativeCall], str, Callabl
 """The item of each kind, its member that says what is to be done, and how that is read."""
 
 
-def _strings(value: Any) -> list[str]:
+def _strings(value: object) -> list[str]:
     """A list of strings; a single one is a list of one."""
     if isinstance(value, str):
         return [value] if value else []
@@ -106,11 +108,11 @@ def _strings(value: Any) -> list[str]:
     return []
 
 
-def _whole(value: Any) -> int | None:
+def _whole(value: object) -> int | None:
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _as_string(value: Any) -> Raw:
+def _as_string(value: object) -> Raw:
     return raw(encode(value).decode())
 
 

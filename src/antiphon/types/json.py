@@ -106,7 +106,7 @@ def decode_object(data: bytes | str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _without_surrogates(value: Any) -> Any:
+def _without_surrogates(value: object) -> object:
     if isinstance(value, str):
         return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, list):

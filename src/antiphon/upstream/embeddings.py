@@ -13,7 +13,6 @@ import asyncio
 import base64
 import binascii
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -70,7 +69,7 @@ class HttpEmbedder:
         await self._upstream.aclose()
 
     async def _call(self, texts: Sequence[str]) -> list[bytes]:
-        asked: dict[str, Any] = {"model": self._settings.model, "input": list(texts), "encoding_format": "float"}
+        asked: dict[str, object] = {"model": self._settings.model, "input": list(texts), "encoding_format": "float"}
         if self._settings.dimensions:
             asked["dimensions"] = self._settings.dimensions
         request = UpstreamRequest(
@@ -110,12 +109,12 @@ class HttpEmbedder:
         return [_unit(vector) for vector in vectors]
 
 
-def _vector(embedding: list[float] | str) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _vector(embedding: list[float] | str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     if isinstance(embedding, str):
         return np.frombuffer(base64.b64decode(embedding, validate=True), "<f4")
     return np.array(embedding, np.float32)
 
 
-def _unit(vector: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
+def _unit(vector: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> bytes:
     length = float(np.linalg.norm(vector))
     return (vector / length if length else vector).astype("<f2").tobytes()

@@ -19,7 +19,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 import msgspec
 
@@ -210,7 +210,7 @@ async def _copy_containers(containers: OwnersContainers, owner: str, folder: Pat
                 copy.write(part)
 
 
-def _write(kind: str, row_id: Any, of: Any, data: Any) -> None:
+def _write(kind: str, row_id: object, of: object, data: object) -> None:
     sys.stdout.write(json.dumps({"kind": kind, "id": row_id, "of": of, "data": data}, ensure_ascii=False) + "\n")
 
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
 from antiphon.engine.ports.actions import UpstreamRequest
@@ -84,7 +83,7 @@ class Answer:
     failure: str = ""
 
     @property
-    def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, object]:
         """The answer's object; empty when it is none."""
         try:
             value = decode_any(self.body)
@@ -98,7 +97,7 @@ class Answer:
         return self.status in _REFUSALS
 
     @property
-    def message(self) -> dict[str, Any] | None:
+    def message(self) -> dict[str, object] | None:
         """The completion's message; None when it is none."""
         choices = objects(self.json.get("choices")) if self.status == 200 else []
         message = choices[0].get("message") if choices else None
@@ -239,18 +238,18 @@ class ChatProbes:
         parts = [{"type": "text", "text": "Which colour?"}, {"type": "image_url", "image_url": {"url": _PIXEL}}]
         return await self._answered("images", model, [{"role": "user", "content": parts}])
 
-    async def _answered(self, name: str, model: str, messages: list[dict[str, Any]]) -> ProbedFeature:
+    async def _answered(self, name: str, model: str, messages: Sequence[Mapping[str, object]]) -> ProbedFeature:
         answer = await self._chat(model, "", limit=_FEW, messages=messages)
         return ProbedFeature(name, True, "taken") if answer.status == 200 else _refusal(name, answer)
 
-    async def _taken(self, name: str, model: str, **fields: Any) -> ProbedFeature:
+    async def _taken(self, name: str, model: str, **fields: object) -> ProbedFeature:
         answer = await self._chat(model, "Say hello.", limit=_FEW, **fields)
         if (message := answer.message) is None:
             return _refusal(name, answer)
         self._note_thinking(message)
         return ProbedFeature(name, True, "taken")
 
-    def _note_thinking(self, message: dict[str, Any]) -> None:
+    def _note_thinking(self, message: dict[str, object]) -> None:
         content = message.get("content")
         for name in ("reasoning_content", "reasoning"):
             if message.get(name):
@@ -263,7 +262,7 @@ class ChatProbes:
 
     # The calls
 
-    async def _chat(self, model: str, said: str, *, limit: int = _TOKENS, **fields: Any) -> Answer:
+    async def _chat(self, model: str, said: str, *, limit: int = _TOKENS, **fields: object) -> Answer:
         body = {"model": model, "messages": [{"role": "user", "content": said}], self._limit_field: limit, **fields}
         return await self._call("POST", "/chat/completions", json.dumps(body).encode())
 
@@ -280,12 +279,12 @@ class ChatProbes:
             return Answer(0, failure=f"no answer within {self._seconds:g} seconds")
 
 
-def objects(value: Any) -> list[dict[str, Any]]:
+def objects(value: object) -> list[dict[str, object]]:
     """What of a list is an object."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
-def _chunks(body: bytes) -> list[dict[str, Any]]:
+def _chunks(body: bytes) -> list[dict[str, object]]:
     """The chunks of an event stream, as far as they are JSON objects."""
     found = []
     for line in body.splitlines():

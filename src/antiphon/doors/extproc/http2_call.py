@@ -14,7 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from antiphon.doors.extproc.grpc_framing import MessageSplitter
 from antiphon.doors.extproc.transport import CallFailed, GrpcStatus, StreamClosed
@@ -182,7 +182,7 @@ class Call:
 
     # The connection's side
 
-    def start(self, work: Coroutine[Any, Any, None], seconds: float | None) -> None:
+    def start(self, work: Coroutine[object, object, None], seconds: float | None) -> None:
         """Serve the call in a task of its own, at most this long."""
         loop = self._loop
         self.task = loop.create_task(work)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from msgspec import Raw
 
@@ -49,7 +49,7 @@ class ModelRoute:
     fields: frozenset[str] = frozenset()
     extra: Mapping[str, Raw] = field(default_factory=dict)
     assumed: bool = False
-    flags: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, object] = field(default_factory=dict)
     several: tuple[str, ...] = ()
     ordered: bool = False
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from antiphon.errors import InvalidRequest
 
@@ -37,11 +36,11 @@ def refuse_references(body: bytes) -> None:
                 raise _refused(place if place == "item_reference" else f"{name}: {place}")
 
 
-class _Pairs(list[tuple[str, Any]]):
+class _Pairs(list[tuple[str, object]]):
     """An object as its pairs."""
 
 
-def _references(value: Any) -> Iterator[str]:
+def _references(value: object) -> Iterator[str]:
     """Names under which ids of things that are kept there stand."""
     waiting = [value]
     while waiting:
@@ -56,7 +55,7 @@ def _references(value: Any) -> Iterator[str]:
             waiting += value
 
 
-def _is_id(value: Any) -> bool:
+def _is_id(value: object) -> bool:
     if isinstance(value, list) and not isinstance(value, _Pairs):
         return any(isinstance(part, str) for part in value)
     return isinstance(value, str)

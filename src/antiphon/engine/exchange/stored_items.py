@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -182,7 +182,7 @@ def _stored_form(item: InputItem) -> bytes:
     """An input item as `input_items` returns it: message text as parts, `status` completed."""
     if item.type == "message":
         return _stored_message(item)
-    form: dict[str, Any] = {"id": item.id, "type": item.type}
+    form: dict[str, object] = {"id": item.id, "type": item.type}
     if item.type == "function_call":
         form |= {
             "status": "completed",

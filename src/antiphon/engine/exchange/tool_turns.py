@@ -14,7 +14,7 @@ reads what the store keeps, so that later responses show it the same.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -329,7 +329,7 @@ class ToolTurns:
         self._builder.hosted(output)
         self._builder.hosted_done(output)
 
-    def _shown(self, kind: str, fields: dict[str, Any]) -> dict[str, Any]:
+    def _shown(self, kind: str, fields: dict[str, object]) -> dict[str, object]:
         """The fields without those that only `include` brings."""
         shown = dict(fields)
         for name in ("results", "outputs"):
@@ -388,7 +388,7 @@ def later_choice(choice: ToolChoice | None, *, last: bool) -> ToolChoice | None:
     return ToolChoice("auto", choice.echo, None if choice.single else choice.tools)
 
 
-def _weight(value: Any) -> int:
+def _weight(value: object) -> int:
     """About how many bytes a result takes."""
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
@@ -403,7 +403,7 @@ def _weight(value: Any) -> int:
     return 8
 
 
-def _finished(item: HostedItem, fields: dict[str, Any], status: str) -> HostedItem:
+def _finished(item: HostedItem, fields: dict[str, object], status: str) -> HostedItem:
     """The item of a call that has ended."""
     made = {name: Raw(encode(value)) if name in _RAW and value is not None else value for name, value in fields.items()}
     known = set(type(item).__struct_fields__)

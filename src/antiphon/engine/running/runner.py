@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any, assert_never
+from typing import assert_never
 
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.exchange.time_limits import FLOOD_PAUSE
@@ -53,7 +53,7 @@ _LAST_SAVE_SECONDS = 0.5
 class _Common:
     """What a runner and its views share: the work that outlives a request, and the turns of streams that flood."""
 
-    saves: set[asyncio.Task[Any]] = field(default_factory=set)
+    saves: set[asyncio.Task[object]] = field(default_factory=set)
     unattended: Unattended = field(default_factory=Unattended)
     floods: asyncio.Lock = field(default_factory=asyncio.Lock)
 

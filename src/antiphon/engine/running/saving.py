@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -35,7 +35,7 @@ class Saver:
     """Saves to the history of these, queues in their background; those of one runner and its views share the tasks that
     are `under_way`."""
 
-    def __init__(self, ports: Ports, under_way: set[asyncio.Task[Any]]) -> None:
+    def __init__(self, ports: Ports, under_way: set[asyncio.Task[object]]) -> None:
         self._ports = ports
         self._under_way = under_way
 
@@ -48,7 +48,7 @@ class Saver:
             await self._ports.conversations.release(response_id)
         await self._ports.keys.release(response_id, counts=counts)
 
-    def keep_going(self, work: Coroutine[Any, Any, _Done]) -> asyncio.Task[_Done]:
+    def keep_going(self, work: Coroutine[object, object, _Done]) -> asyncio.Task[_Done]:
         """A task that is waited for at the end, whoever leaves meanwhile."""
         task = asyncio.get_running_loop().create_task(work)
         self._under_way.add(task)

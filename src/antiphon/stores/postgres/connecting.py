@@ -116,7 +116,7 @@ async def kinds_of_servers(url: str, seconds: float) -> dict[str, Kind]:
     return found
 
 
-async def _connect(url: str, seconds: float, settings: dict[str, str], **place: Any) -> Connection:
+async def _connect(url: str, seconds: float, settings: dict[str, str], **place: object) -> Connection:
     async with asyncio.timeout(seconds):
         connection: Connection = await asyncpg.connect(
             url,
@@ -165,7 +165,7 @@ def _most_telling(failures: list[Exception]) -> Exception:
     return failures[-1]
 
 
-def storable(value: Any) -> Any:
+def storable(value: object) -> object:
     """A parameter as the server takes it: a text or a list of them may hold what it cannot; all else stays."""
     if type(value) is str:
         return _ODD.sub(_write, value) if _ODD.search(value) else value
@@ -187,10 +187,10 @@ def _write(found: re.Match[str]) -> str:
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
     """One whose parameters may be any texts."""
 
-    async def fetch(self, query: str, *args: Any, **options: Any) -> Any:
+    async def fetch(self, query: str, *args: object, **options: object) -> object:
         return await super().fetch(query, *map(storable, args), **options)
 
-    async def execute(self, query: str, *args: Any, **options: Any) -> Any:
+    async def execute(self, query: str, *args: object, **options: object) -> object:
         return await super().execute(query, *map(storable, args), **options)
 
     async def executemany(self, command: str, args: Any, **options: Any) -> Any:

@@ -10,7 +10,6 @@ rows of the contents that it names change in one transaction.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import msgspec
 
@@ -154,7 +153,7 @@ class PostgresContainerRows:
             raise ContainerLost from None
 
 
-def _named(row: ContainerRow, holder: str) -> dict[str, Any]:
+def _named(row: ContainerRow, holder: str) -> dict[str, object]:
     return {**msgspec.structs.asdict(row), "contents": msgspec.json.encode(row.contents), "holder": holder}
 
 

@@ -28,7 +28,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -116,12 +116,12 @@ class Database:
         """Callers that wait for a connection."""
         return self._waiting
 
-    async def fetch(self, sql: str, *args: Any) -> list[Record]:
+    async def fetch(self, sql: str, *args: object) -> list[Record]:
         """One statement that only reads; tried again on a new connection when the old one was lost. Raises
         `StoreError`."""
         return await self._work("Reading", lambda connection: connection.fetch(sql, *args), again=True)
 
-    async def write(self, sql: str, *args: Any, again: bool = False) -> list[Record]:
+    async def write(self, sql: str, *args: object, again: bool = False) -> list[Record]:
         """One statement that writes, and its rows. Raises `StoreError`; `unknown` where it may have taken effect.
 
         `again`: twice it does what it does once, so it is made again when the connection was lost.

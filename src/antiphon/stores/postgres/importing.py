@@ -14,7 +14,6 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator
 from decimal import Decimal
-from typing import Any
 
 from antiphon.errors import StoreError
 from antiphon.stores.deployment import MOVING
@@ -220,7 +219,7 @@ class DatabaseImport:
         await self._database.aclose()
 
 
-def _brought(kind: str, rows: list[Row]) -> tuple[list[list[Any]], tuple[str, ...]]:
+def _brought(kind: str, rows: list[Row]) -> tuple[list[list[object]], tuple[str, ...]]:
     """The columns of a batch, and their names."""
     columns = COLUMNS[kind]
     if kind == "chunks":

@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
 
 from antiphon.stores.pages import Row
 from antiphon.stores.postgres.database import Connection, Database, committed_once
@@ -42,7 +41,7 @@ _NAME = re.compile(r"(?<!:):([a-z][a-z0-9_]*)")
 
 
 @lru_cache(maxsize=1024)
-def postgres_sql(sql: str) -> tuple[str, Callable[[Mapping[str, Any]], tuple[Any, ...]]]:
+def postgres_sql(sql: str) -> tuple[str, Callable[[Mapping[str, object]], tuple[object, ...]]]:
     """A statement of a shared store in PostgreSQL's words, and what puts its parameters, which have numbers there, in
     order."""
     for word, meaning in _WORDS:
@@ -60,7 +59,7 @@ class PostgresTables:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def fetch(self, sql: str, named: Mapping[str, Any], *, own: bool = False) -> Sequence[Row]:
+    async def fetch(self, sql: str, named: Mapping[str, object], *, own: bool = False) -> Sequence[Row]:
         """See `Tables.fetch`. Nobody queues for long here: the server does not read for one client at a time."""
         text, order = postgres_sql(sql)
         return await self._database.fetch(text, *order(named))

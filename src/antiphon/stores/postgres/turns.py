@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
-from typing import Any
 
 from antiphon.engine.ports.actions import ResponseRecord
 from antiphon.errors import PredecessorGone, StoreError
@@ -137,10 +136,10 @@ def age(record: ResponseRecord, at: float) -> int:
     return milliseconds(max(0.0, at - (record.completed_at or record.created_at)))
 
 
-def turn_columns(records: Sequence[ResponseRecord], keep: timedelta, at: float) -> list[Any]:
+def turn_columns(records: Sequence[ResponseRecord], keep: timedelta, at: float) -> list[object]:
     """The parameters $1 to $27; `keep`: how long a key is remembered, `at`: what time it is."""
-    rows: list[tuple[Any, ...]] = []
-    items: list[tuple[Any, ...]] = []
+    rows: list[tuple[object, ...]] = []
+    items: list[tuple[object, ...]] = []
     for place, record in enumerate(records):
         usage, size = record.usage, record.size
         own = [
@@ -174,7 +173,7 @@ def turn_columns(records: Sequence[ResponseRecord], keep: timedelta, at: float) 
     return [*_columns(rows, 18), *_columns(items, 8), keep]
 
 
-def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+def _columns(rows: Sequence[tuple[object, ...]], width: int) -> list[list[object]]:
     return [[row[column] for row in rows] for column in range(width)]
 
 

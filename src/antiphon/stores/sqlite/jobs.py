@@ -130,7 +130,7 @@ class SqliteJobWriter:
         self, record: ResponseRecord, request: bytes, events: EventPiece | None, limit: int, needs: list[str]
     ) -> None:
         """See `JobWriter.enqueue`."""
-        named: dict[str, Any] = {
+        named: dict[str, object] = {
             "id": record.id,
             "owner": record.owner,
             "conversation_id": record.conversation_id,
@@ -223,7 +223,7 @@ class SqliteJobWriter:
 
 
 def _writing(worker: str, response_id: str, events: EventPiece | None, *, restart: bool) -> list[Step]:
-    named: dict[str, Any] = {"id": response_id, "worker": worker}
+    named: dict[str, object] = {"id": response_id, "worker": worker}
     unit: list[Step] = []
     if events is not None:
         unit.append(Statement(TAKE_BACK_EVENTS, {**named, "first": events.first}))

@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from antiphon.engine.ports.owner_data import ExportedRow, OwnerCounts, Shrunk
 from antiphon.stores.bodies import Bodies
@@ -106,7 +105,7 @@ def list_owners(folder: Path) -> list[OwnerCounts]:
     return counted(rows)
 
 
-def export_owner(path: Path, owner: str, kinds: Mapping[str, str] = OWNED) -> Iterator[tuple[str, dict[str, Any]]]:
+def export_owner(path: Path, owner: str, kinds: Mapping[str, str] = OWNED) -> Iterator[tuple[str, dict[str, object]]]:
     """Everything of an owner in this database, kind by kind, each row with its columns by name, as it was at one
     moment. Raises `StoreError`."""
     with opened(path, "Reading") as connection:

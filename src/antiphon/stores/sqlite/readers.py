@@ -76,7 +76,7 @@ class SqliteReaders:
             await self._close_all()
             raise store_error("Opening", self._place, error) from error
 
-    async def fetch(self, sql: str, parameters: Mapping[str, Any], *, own: bool = False) -> list[Row]:
+    async def fetch(self, sql: str, parameters: Mapping[str, object], *, own: bool = False) -> list[Row]:
         """All rows of one query; raises `StoreError`. `own`: it is the process's own, and short."""
         if self._closing:
             raise StoreError("The store is closed.")
@@ -97,7 +97,7 @@ class SqliteReaders:
         await self._idle.wait()
         await self._close_all()
 
-    async def _fetch(self, free: _Free, sql: str, parameters: Mapping[str, Any]) -> list[Row]:
+    async def _fetch(self, free: _Free, sql: str, parameters: Mapping[str, object]) -> list[Row]:
         connection: aiosqlite.Connection | None = None
         query: asyncio.Future[Any] | None = None
         try:

@@ -14,7 +14,7 @@ in the same transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from antiphon.engine.ports.actions import ResponseRecord, StoredItem
 from antiphon.stores.conversations import RELEASE
@@ -128,7 +128,7 @@ def save_steps(record: ResponseRecord) -> list[Step]:
 
 
 def _with_conversation(
-    record: ResponseRecord, steps: list[Step], values: tuple[Any, ...], count: int, at: int
+    record: ResponseRecord, steps: list[Step], values: tuple[object, ...], count: int, at: int
 ) -> list[Step]:
     """The unit of a response that runs on a conversation."""
     joins = record.joins_conversation
@@ -156,8 +156,8 @@ def touch_chain(response_id: str, at: int) -> Statement:
 
 def item_rows(response_id: str, sides: Sequence[Sequence[StoredItem]], *, light: bool = False, first: int = 0) -> Rows:
     """The items of a response: those that were given, those of the answer; only the latter with `first` 1."""
-    values: list[Any] = []
-    shown: list[Any] = []
+    values: list[object] = []
+    shown: list[object] = []
     for direction, side in enumerate(sides, first):
         for seq, item in enumerate(side):
             body = bytearray(item.body) if light else item.body

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from antiphon.ids import Clock, now
 from antiphon.stores.retention import SWEEPER, Piece, fitting
@@ -137,7 +136,7 @@ class SqlitePieces:
         ids = {"ids": json.dumps([row["id"] for row in piece])}
         return await self._delete(Statement(DELETE_EVENTS, ids), Statement(CLOSE_STREAMS, ids))
 
-    async def _look(self, sql: str, age: int) -> tuple[Sequence[Row], dict[str, Any]]:
+    async def _look(self, sql: str, age: int) -> tuple[Sequence[Row], dict[str, int]]:
         """What fits into one piece, and what says that it is old."""
         at = milliseconds(self._clock())
         named = {"before": at - age, "now": at, "rows": self._most}

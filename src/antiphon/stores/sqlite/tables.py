@@ -12,7 +12,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.waiting import SIZES
@@ -104,7 +103,7 @@ class SqliteTables:
         """What its place says."""
         return DatabaseFigures(await SIZES.run(self.writer.place.size))
 
-    async def fetch(self, sql: str, named: Mapping[str, Any], *, own: bool = False) -> list[Row]:
+    async def fetch(self, sql: str, named: Mapping[str, object], *, own: bool = False) -> list[Row]:
         """See `Tables.fetch`."""
         # The clock of leases is a function of the writer's connection only.
         text = sqlite_sql(sql).replace("lease_now()", ":lease_now")
@@ -130,5 +129,5 @@ def _given(parameters: Parameters) -> Parameters:
     return [_bound(each) if isinstance(each, Mapping) else each for each in parameters] if parameters else parameters
 
 
-def _bound(named: Mapping[str, Any]) -> dict[str, Any]:
+def _bound(named: Mapping[str, object]) -> dict[str, object]:
     return {name: json.dumps(value) if isinstance(value, list) else value for name, value in named.items()}

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -24,7 +23,7 @@ from antiphon.tools.code_interpreter.snapshots import Snapshots
 
 _PART = 1 << 20
 
-Row = tuple[str, str, Any, dict[str, Any]]
+Row = tuple[str, str, object, dict[str, object]]
 
 
 class OwnersContainers:

@@ -14,7 +14,6 @@ from __future__ import annotations
 from base64 import b64encode
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
 
 from msgspec import Raw, Struct
 
@@ -164,7 +163,7 @@ def _code(arguments: str) -> str:
 def _result(call: HostedCall, container_id: str, ran: Ran, show_pictures: bool) -> ToolResult:
     run = ran.run
     images = tuple("data:image/png;base64," + b64encode(png).decode() for png in run.pictures)
-    outputs: list[dict[str, Any]] = [{"type": "logs", "logs": run.output}] if run.output else []
+    outputs: list[dict[str, object]] = [{"type": "logs", "logs": run.output}] if run.output else []
     outputs += [{"type": "image", "url": image} for image in images]
     told = ["[This is a new interpreter: variables of earlier calls are gone, files are still there.]"] * ran.forgot
     if ran.left_behind:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 from mcp import MCPError
 from mcp.types import CallToolResult, ImageContent, RequestParamsMeta, TextContent
@@ -184,7 +184,7 @@ def _function(declared: McpDeclaration, tool: RemoteTool) -> HostedFunction:
     )
 
 
-def _arguments(text: str) -> dict[str, Any] | None:
+def _arguments(text: str) -> dict[str, object] | None:
     try:
         given = decode_any(text or "{}")
     except ValueError:
@@ -211,7 +211,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "\n[The rest was cut off: it is too long.]"
 
 
-def _contents(content: Sequence[Any]) -> tuple[list[str], list[str]]:
+def _contents(content: Sequence[object]) -> tuple[list[str], list[str]]:
     """Texts, and images as data URLs."""
     texts: list[str] = []
     images: list[str] = []
@@ -231,5 +231,5 @@ def _contents(content: Sequence[Any]) -> tuple[list[str], list[str]]:
     return texts, images
 
 
-def _broken(call: HostedCall, error: dict[str, Any], message: str) -> ToolResult:
+def _broken(call: HostedCall, error: dict[str, object], message: str) -> ToolResult:
     return ToolResult(call.call_id, f"The call failed: {unmarked(message)}", {"error": error}, failed=True)

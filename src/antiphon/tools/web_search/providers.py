@@ -94,7 +94,7 @@ class SearchProvider:
         path: str,
         *,
         query: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, object] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
         if self._session is None:
@@ -186,7 +186,7 @@ class Tavily(SearchProvider):
         self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
         """Tavily takes domains itself."""
-        body: dict[str, Any] = {"query": query, "max_results": min(limit, 20)}
+        body: dict[str, object] = {"query": query, "max_results": min(limit, 20)}
         if domains:
             body["include_domains"] = list(domains)
         if span := _span(days):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urldefrag, urljoin
 
 from msgspec import Raw, Struct
@@ -140,7 +140,7 @@ class WebSearch:
         query = arguments.query.strip()
         if not query:
             raise ToolFailed("'query' is empty.")
-        action: dict[str, Any] = {"type": "search", "query": query, "queries": [query]}
+        action: dict[str, object] = {"type": "search", "query": query, "queries": [query]}
         limit, characters, _ = _SIZES[declared.search_context_size or "medium"]
         place = declared.user_location or UserLocation()
         try:
@@ -163,7 +163,7 @@ class WebSearch:
         self, call: HostedCall, arguments: _WebSearchArguments, declared: _WebSearchDeclaration
     ) -> ToolResult:
         url, finding = arguments.url.strip(), call.target.name == "find_in_page"
-        action: dict[str, Any] = {"type": "open_page", "url": url}
+        action: dict[str, object] = {"type": "open_page", "url": url}
         if finding:
             action = {"type": "find_in_page", "url": url, "pattern": arguments.pattern}
         try:

@@ -27,7 +27,7 @@ class Annotations:
     """What one answer was annotated with; placed in the text when that is whole."""
 
     def __init__(self) -> None:
-        self._found: list[dict[str, Any]] = []
+        self._found: list[dict[str, object]] = []
         self._placed = 0
         self._sources = self._titles = ABSENT
 
@@ -62,7 +62,7 @@ class Annotations:
             made += self._marked(text)
         return [Raw(encode(citation)) for citation in made]
 
-    def _marked(self, text: str) -> Iterator[dict[str, Any]]:
+    def _marked(self, text: str) -> Iterator[dict[str, object]]:
         sources = [source for source in _list(self._sources) if isinstance(source, str)]
         titles = {str(result.get("url")): result.get("title") for result in _objects(_list(self._titles))}
         for marker in re.finditer(r"\[(\d{1,3})\]", text):
@@ -88,20 +88,20 @@ class Annotations:
         }
 
 
-def _offset(value: Any, length: int) -> int:
+def _offset(value: object, length: int) -> int:
     return min(max(value, 0), length) if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
-def _list(data: Raw) -> list[Any]:
+def _list(data: Raw) -> list[object]:
     value = _decoded(data)
     return value[:_MAX_FOUND] if isinstance(value, list) else []
 
 
-def _objects(value: Any) -> list[dict[str, Any]]:
+def _objects(value: object) -> list[dict[str, object]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def _decoded(data: Raw) -> Any:
+def _decoded(data: Raw) -> object:
     """What was sent, None where that is no JSON."""
     try:
         return decode_any(bytes(data)) if data is not ABSENT else None

@@ -94,7 +94,7 @@ def _plain(delta: Delta | None) -> bool:
     return True
 
 
-def _loose(kind: type[_Shape], value: Any) -> _Shape | None:
+def _loose(kind: type[_Shape], value: object) -> _Shape | None:
     """What fits of an object into this shape; None for anything else."""
     if not isinstance(value, dict):
         return None
@@ -121,11 +121,11 @@ def _reader(name: str, kind: Any) -> Callable[[Any], Any]:
     return {str: _str, int: _int}.get(inner) or partial(_each, get_args(inner)[0])
 
 
-def _each(kind: type[_Shape], value: Any) -> list[_Shape] | None:
+def _each(kind: type[_Shape], value: object) -> list[_Shape] | None:
     return [made for one in value if (made := _loose(kind, one)) is not None] if isinstance(value, list) else None
 
 
-def _content(value: Any) -> tuple[Raw, Raw]:
+def _content(value: object) -> tuple[Raw, Raw]:
     """Content as text and thinking: a string, an array of parts (seen: mistral), or parsed JSON (seen: cloudflare)."""
     if value is None or isinstance(value, str):
         return _text(value), ABSENT
@@ -147,23 +147,23 @@ def _content(value: Any) -> tuple[Raw, Raw]:
     return _text("".join(text)), _text("".join(thinking))
 
 
-def _arguments(value: Any) -> Raw:
+def _arguments(value: object) -> Raw:
     """Arguments, also as an object instead of JSON in a string."""
     return _text(value if value is None or isinstance(value, str) else encode(value).decode())
 
 
-def _text(value: Any) -> Raw:
+def _text(value: object) -> Raw:
     return quoted(fragment_of(value)) if isinstance(value, str) else ABSENT
 
 
-def _str(value: Any) -> str | None:
+def _str(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _int(value: Any) -> int | None:
+def _int(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _raw(value: Any) -> Raw:
+def _raw(value: object) -> Raw:
     """What was decoded leniently has no surrogates and no types but JSON's, so that it can be encoded."""
     return ABSENT if value is None else Raw(encode(value))

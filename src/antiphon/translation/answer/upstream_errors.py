@@ -271,7 +271,7 @@ def _take(told: _Told, source: dict[str, Any]) -> None:
         told.message = _message(source)
 
 
-def _message(source: dict[str, Any]) -> str:
+def _message(source: dict[str, object]) -> str:
     text = ""
     for name in ("message", "detail", "msg", "Message", "error_message", "title", "reason"):
         text = " ".join(_words(source.get(name)))
@@ -288,7 +288,7 @@ def _message(source: dict[str, Any]) -> str:
     return text
 
 
-def _message_in(value: dict[str, Any]) -> str:
+def _message_in(value: dict[str, object]) -> str:
     """The message of an error inside another."""
     inner = value.get("error")
     if isinstance(inner, str):
@@ -296,7 +296,7 @@ def _message_in(value: dict[str, Any]) -> str:
     return " ".join(_words((inner if isinstance(inner, dict) else value).get("message")))
 
 
-def _words(value: Any, depth: int = 0) -> list[str]:
+def _words(value: object, depth: int = 0) -> list[str]:
     """The texts in a message that may be one, a list of problems (`{"loc": […], "msg": …}`), or an object."""
     if isinstance(value, str):
         return [value] if value.strip() else []

@@ -10,7 +10,7 @@ Invariant: what a strict chat server would refuse is never sent: an empty `tools
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar, cast
 
 from msgspec import UNSET, Raw, UnsetType, defstruct
 
@@ -222,7 +222,7 @@ def _response_format(
         schema = bytes(text.format.schema).decode()
         instruct(messages, f"Answer with JSON that matches this JSON schema, and nothing else:\n{schema}")
         return _JSON_OBJECT if kind == "json_object" else UNSET
-    schema_format: dict[str, Any] = {"name": text.format.name, "schema": text.format.schema}
+    schema_format: dict[str, object] = {"name": text.format.name, "schema": text.format.schema}
     if text.format.description is not None:
         schema_format["description"] = text.format.description
     if text.format.strict is not None:

@@ -13,7 +13,7 @@ parse them and fail on anything else.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -189,7 +189,7 @@ def told(where: str, output: bytes, images: tuple[str, ...], rules: ContentRules
     return output_content(where, Raw(b"[%b]" % b",".join(parts)), rules)
 
 
-def _result(item: dict[str, Any], kind: str) -> str:
+def _result(item: dict[str, object], kind: str) -> str:
     parts = []
     for key in _RESULTS:
         value = item.get(key)
@@ -203,7 +203,7 @@ def _result(item: dict[str, Any], kind: str) -> str:
     return "\n".join(parts)[:_LONGEST_RESULT]
 
 
-def _tool_of(item: dict[str, Any]) -> str:
+def _tool_of(item: dict[str, object]) -> str:
     """The name that the model knows an MCP server's tool by, when the same server is there again."""
     name, label = item.get("name"), item.get("server_label")
     if not isinstance(name, str) or not name:

@@ -14,7 +14,7 @@ and that properties lose `encrypted`, which wants OpenAI's server to encrypt wha
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -51,7 +51,7 @@ _SHAPES: Final = frozenset({"properties", "$ref", "anyOf", "oneOf", "allOf"})
 _STRINGS: Final = {"type": "array", "items": {"type": "string"}}
 
 
-def _schema(*required: str, **properties: Any) -> Raw:
+def _schema(*required: str, **properties: object) -> Raw:
     return raw({"type": "object", "properties": properties, "required": required})
 
 
@@ -256,7 +256,7 @@ class _Maker:
         if namespace is not None and namespace.description and not self._has(space):
             # Once is enough: the names tell which tools belong together.
             description = f"{description}\n\n(The tools {space}__… : {namespace.description})".strip()
-        function: dict[str, Any] = {"name": name}
+        function: dict[str, object] = {"name": name}
         if description:
             function["description"] = description
         elif tool.description is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from msgspec import Raw
 
@@ -32,7 +32,7 @@ _SENTENCE: Final = re.compile(r"(?<=[.!?。])\s+|\n+")
 class Source:
     """Something that can be cited: the annotation without its place in the text (`type`, `file_id`, …)."""
 
-    annotation: dict[str, Any]
+    annotation: dict[str, object]
 
 
 def mark(number: int) -> str:

@@ -11,7 +11,7 @@ Invariant: the deltas join to what the finished item holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import UNSET, Raw
@@ -22,7 +22,7 @@ from antiphon.types import items as it
 Made = tuple[Callable[..., ev.Event], tuple[str, ...]]
 """An event's class and what it has beside number, item id and output index."""
 
-_BEGUN: Final[dict[type, dict[str, Any]]] = {
+_BEGUN: Final[dict[type, dict[str, object]]] = {
     it.FileSearchCall: {"status": "in_progress", "queries": [], "results": None},
     it.WebSearchCall: {"status": "in_progress", "action": UNSET},
     it.CodeInterpreterCall: {"status": "in_progress", "code": "", "outputs": None},

@@ -9,7 +9,7 @@ schema is rewritten), and `service_tier` at the end is what the upstream says, o
 
 from __future__ import annotations
 
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import msgspec
 from msgspec import UNSET, Raw, defstruct
@@ -105,7 +105,7 @@ def _instructions(request: CreateResponse) -> Raw | None:
     """As they are, or with the messages of a prompt as a list: OpenAI shows those here."""
     if not request.prompt_messages:
         return request.instructions
-    said: list[Any] = [item.source for item in request.prompt_messages]
+    said: list[object] = [item.source for item in request.prompt_messages]
     if request.instructions is not None:
         part = {"type": "input_text", "text": request.instructions}
         said.insert(0, {"type": "message", "role": "developer", "content": [part]})
@@ -119,7 +119,7 @@ def _tool(tool: ToolDeclaration) -> Raw:
         return _mcp(tool.source)
     if tool.type not in ("function", "tool_search"):
         return tool.source
-    shown: dict[str, Any] = {
+    shown: dict[str, object] = {
         "type": tool.type,
         "description": tool.description,
         "parameters": tool.parameters if given(tool.parameters) else None,
@@ -142,7 +142,7 @@ def _mcp(source: Raw) -> Raw:
 
 def _text(text: TextOptions | None) -> Raw:
     verbosity = (text.verbosity if text is not None else None) or "medium"
-    wanted: dict[str, Any] = {"type": "text"}
+    wanted: dict[str, object] = {"type": "text"}
     if text is not None and text.format is not None and text.format.type != "text":
         wanted = {"type": text.format.type}
         if text.format.type == "json_schema":

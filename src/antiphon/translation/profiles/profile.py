@@ -26,14 +26,14 @@ class ModelNote:
     """What is different for models whose name (in lower case) fits one of the globs."""
 
     patterns: tuple[str, ...]
-    changes: tuple[tuple[str, Any], ...]
+    changes: tuple[tuple[str, object], ...]
 
     def fits(self, model: str) -> bool:
         """Whether a name in lower case is meant."""
         return any(fnmatchcase(model, pattern) for pattern in self.patterns)
 
 
-def on_models(*patterns: str, **changes: Any) -> ModelNote:
+def on_models(*patterns: str, **changes: object) -> ModelNote:
     """`on_models("qwen/*", logprobs=False)`: flags that differ for these models."""
     return ModelNote(patterns, tuple(changes.items()))
 
@@ -113,7 +113,7 @@ class UpstreamProfile:
     think: Literal["off", "tagged", "opened"] = "tagged"
     tokenizer: Literal["none", "vllm", "llamacpp"] = "none"
     by_model: tuple[ModelNote, ...] = ()
-    overrides: tuple[tuple[str, Any], ...] = ()
+    overrides: tuple[tuple[str, object], ...] = ()
 
     def serves(self, host: str) -> bool:
         """Whether this host name is the vendor's."""
@@ -140,7 +140,7 @@ def _narrowed(profile: UpstreamProfile, model: str) -> UpstreamProfile:
 _NO_FLAGS = frozenset({"name", "title", "hosts", "by_model", "overrides"})
 
 
-def read_flags(values: Mapping[str, Any]) -> dict[str, Any]:
+def read_flags(values: Mapping[str, object]) -> dict[str, Any]:
     """Flags as an operator gives them, with their proper types. Raises ValueError naming what is wrong."""
     kinds = get_type_hints(UpstreamProfile)
     known = [field.name for field in fields(UpstreamProfile) if field.name not in _NO_FLAGS]
@@ -160,9 +160,9 @@ def read_flags(values: Mapping[str, Any]) -> dict[str, Any]:
     return read
 
 
-def with_flags(profile: UpstreamProfile, flags: Mapping[str, Any]) -> UpstreamProfile:
+def with_flags(profile: UpstreamProfile, flags: Mapping[str, object]) -> UpstreamProfile:
     """The profile with these flags, whatever it says itself, of any model."""
     if not flags:
         return profile
-    overrides = {**dict(profile.overrides), **flags}
+    overrides: dict[str, Any] = {**dict(profile.overrides), **flags}
     return replace(profile, **overrides, overrides=tuple(overrides.items()))

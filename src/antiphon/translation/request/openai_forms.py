@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -83,12 +83,12 @@ def _check_schema(where: str, what: str, schema: Raw, code: str) -> None:
         raise InvalidRequest(f"Invalid schema for {what}: {error}.", param=where, code=code) from None
 
 
-def _check_root(schema: Any) -> None:
+def _check_root(schema: object) -> None:
     if not isinstance(schema, dict) or schema.get("type") != "object":
         raise _Unfit((), "the schema must have type 'object', not 'anyOf' or any other, at its root")
     properties = 0
     # A list instead of recursion, so that this check, not Python's recursion limit, bounds the depth of a schema.
-    left: list[tuple[Place, Any, int]] = [((), schema, 1)]
+    left: list[tuple[Place, object, int]] = [((), schema, 1)]
     while left:
         place, one, depth = left.pop()
         if not isinstance(one, dict):
@@ -99,7 +99,7 @@ def _check_root(schema: Any) -> None:
         left += _inside(place, one, depth)
 
 
-def _check_one(place: Place, schema: dict[str, Any], depth: int) -> int:
+def _check_one(place: Place, schema: dict[str, object], depth: int) -> int:
     """Check one schema without those inside it; return its number of properties."""
     if depth > _DEEPEST:
         raise _Unfit(place[:8], f"a schema may be nested at most {_DEEPEST} levels deep")
@@ -127,7 +127,7 @@ def _check_one(place: Place, schema: dict[str, Any], depth: int) -> int:
     return len(names)
 
 
-def _inside(place: Place, schema: dict[str, Any], depth: int) -> Iterator[tuple[Place, Any, int]]:
+def _inside(place: Place, schema: dict[str, object], depth: int) -> Iterator[tuple[Place, object, int]]:
     """The schemas in a schema."""
     for holder in ("properties", "$defs", "definitions"):
         held = schema.get(holder)

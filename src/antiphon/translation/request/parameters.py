@@ -10,7 +10,7 @@ tools, the stream, what is kept, how much is written.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -21,12 +21,12 @@ from antiphon.types.chat import ChatRequest
 from antiphon.types.json import first, given, raw
 from antiphon.types.tolerance import MAX_NAMES
 
-PARAMETER_KINDS: Final[dict[str, Any]] = {
+PARAMETER_KINDS: Final[dict[str, object]] = {
     # Of Chat Completions itself.
     "seed": int | None,
     "stop": str | list[str] | None,
     # llama.cpp takes a list of pairs as well.
-    "logit_bias": dict[str, float] | list[Any] | None,
+    "logit_bias": dict[str, float] | list[object] | None,
     # Sampling (vLLM, llama.cpp, SGLang, LM Studio, OpenRouter and others).
     "top_k": int | None,
     "min_p": float | None,
@@ -41,18 +41,18 @@ PARAMETER_KINDS: Final[dict[str, Any]] = {
     "bad_words": list[str] | None,
     "ignore_eos": bool | None,
     # What the chat template is given, and other words for the same wish.
-    "chat_template_kwargs": dict[str, Any] | None,
+    "chat_template_kwargs": dict[str, object] | None,
     "enable_thinking": bool | None,
     "thinking_budget": int | None,
-    "thinking": dict[str, Any] | None,
+    "thinking": dict[str, object] | None,
     # Guided decoding: vLLM (old and new), llama.cpp, SGLang.
-    "guided_json": dict[str, Any] | str | None,
+    "guided_json": dict[str, object] | str | None,
     "guided_regex": str | None,
     "guided_choice": list[str] | None,
     "guided_grammar": str | None,
-    "structured_outputs": dict[str, Any] | None,
+    "structured_outputs": dict[str, object] | None,
     "grammar": str | None,
-    "json_schema": dict[str, Any] | None,
+    "json_schema": dict[str, object] | None,
     "regex": str | None,
     "ebnf": str | None,
 }

@@ -173,7 +173,7 @@ class _Values:
         if first(message.content) == b'"':
             pieces = list(self._pieces(read_string(f"{where}.content", message.content), where, parts=user))
             if all(isinstance(piece, str) for piece in pieces):
-                content: Any = "".join(str(piece) for piece in pieces)
+                content: object = "".join(str(piece) for piece in pieces)
             else:
                 content = _parts(pieces, {"type": "input_text"})
         elif first(message.content) == b"[":
@@ -182,7 +182,7 @@ class _Values:
                 content += self._part(part, where, user=user)
         else:
             return source
-        fields: dict[str, Any] = dict(_FIELDS.decode(source))
+        fields: dict[str, object] = dict(_FIELDS.decode(source))
         return raw({**fields, "content": content})
 
     def _part(self, part: Raw, where: str, *, user: bool) -> list[Any]:
@@ -190,7 +190,7 @@ class _Values:
         read = try_decode(_VALUE, part)
         if read is None or read.type not in _TEXT_KINDS or read.text is None:
             return [part]
-        fields: dict[str, Any] = dict(_FIELDS.decode(part))
+        fields: dict[str, object] = dict(_FIELDS.decode(part))
         return _parts(list(self._pieces(read.text, where, parts=user)), fields)
 
     def _pieces(self, text: str, where: str, *, parts: bool) -> Iterable[str | Raw]:

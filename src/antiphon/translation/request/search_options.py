@@ -9,7 +9,7 @@ Invariant: what is returned can be searched with; anything else is an `InvalidRe
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from antiphon.errors import invalid_type, invalid_value
 from antiphon.types.search import Filter, Ranking
@@ -25,7 +25,7 @@ _RANKERS: Final = ("none", "auto", "default-2024-11-15", "default_2024_08_21")
 
 _NULL: Final = {"type": "null"}
 _SCALARS: Final = ["string", "number", "boolean"]
-FILTERS: Final[dict[str, Any]] = {
+FILTERS: Final[dict[str, object]] = {
     "anyOf": [
         {
             "type": "object",
@@ -55,7 +55,7 @@ FILTERS: Final[dict[str, Any]] = {
 """The schema of a filter; the parts of a compound are filters again."""
 
 _WEIGHT: Final = {"type": ["number", "null"], "minimum": 0}
-RANKING: Final[dict[str, Any]] = {
+RANKING: Final[dict[str, object]] = {
     "type": ["object", "null"],
     "properties": {
         "ranker": {"enum": [*_RANKERS, None]},
@@ -102,7 +102,7 @@ def read_ranking(value: object, where: str) -> Ranking:
 
 def _filter(value: object, where: str, depth: int) -> Filter:
     given = _object(value, where)
-    kind: Any = given.get("type")
+    kind: object = given.get("type")
     if kind in _COMPOUNDS:
         parts = given.get("filters")
         if not isinstance(parts, list) or not 1 <= len(parts) <= _MAX_PARTS:
@@ -133,7 +133,7 @@ def _size(one: Filter) -> int:
     return 1 + sum(map(_size, one.parts))
 
 
-def _object(value: object, where: str) -> dict[str, Any]:
+def _object(value: object, where: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise invalid_type(where, "expected an object")
     return value

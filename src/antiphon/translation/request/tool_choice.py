@@ -9,7 +9,7 @@ Invariant: a choice that is kept names only tools that can be called, or that th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -151,6 +151,6 @@ def _known(tools: list[ToolDeclaration]) -> set[_KnownTool]:
     return known
 
 
-def _echo(named: NamedTool | AnyToolChoice) -> dict[str, Any]:
+def _echo(named: NamedTool | AnyToolChoice) -> dict[str, object]:
     shown = ("type", "server_label", "name", "namespace")
     return {key: value for key in shown if (value := getattr(named, key)) is not None}

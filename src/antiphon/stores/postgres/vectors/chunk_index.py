@@ -14,8 +14,6 @@ Invariant: only completed files are found, and a filter is part of the statement
 
 from __future__ import annotations
 
-from typing import Any
-
 from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.stores.indexing import SqlChunkIndex, chunk_hits
 from antiphon.stores.pages import Row
@@ -150,7 +148,7 @@ class PostgresChunkIndex(SqlChunkIndex):
         _, *found = await self._tables.fetch(exact, named | {"most": _NO_LIMIT})
         return chunk_hits(found)
 
-    async def _with(self, settings: str, sql: str, named: dict[str, Any]) -> list[Row]:
+    async def _with(self, settings: str, sql: str, named: dict[str, object]) -> list[Row]:
         """The rows of a query that is planned with these settings."""
         rows: list[Row] = []
         await self._tables.run([Statement(settings, {}), Statement(sql, named, into=rows)], again=True)

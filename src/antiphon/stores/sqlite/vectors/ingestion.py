@@ -10,7 +10,6 @@ out of an index a second time is undone with its unit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from antiphon.engine.ports.indexing import CHUNK_BITS, DocumentChunk, IngestJob
 from antiphon.ids import Clock, now
@@ -85,7 +84,7 @@ class SqliteIngestion(SqlIngestion):
         for claim in claims:
             named = {"claim": claim, "lease": milliseconds(seconds)}
             unit += [Statement(TRASH_ATTEMPT, {}), Statement(NEW_NUMBER, {}), Statement(CLAIM, named)]
-        jobs: list[tuple[Any, ...]] = []
+        jobs: list[tuple[object, ...]] = []
         await self._tables.run([*unit, Statement(CLAIMED, {"claims": list(claims)}, into=jobs)])
         return [ingest_job(job) for job in jobs]
 

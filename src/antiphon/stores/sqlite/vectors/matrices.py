@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from antiphon.engine.ports.indexing import CHUNK_BITS, ChunkHit, KnownStore
 from antiphon.engine.waiting import SEARCH
@@ -32,8 +32,8 @@ _FILES_PER_READ = 64
 _ENTRY_BYTES = 1 << 10
 """What a matrix takes besides its numbers, so that many small ones are counted too."""
 
-Floats = np.ndarray[Any, np.dtype[np.float32]]
-Numbers = np.ndarray[Any, np.dtype[np.int64]]
+Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 _Key = tuple[str, str]
 
 
