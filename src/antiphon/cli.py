@@ -1,4 +1,4 @@
-"""The command line: arguments become settings and a command runs.
+"""The command line: parses arguments, reads settings and runs one command.
 
 Lives here: the commands, their flags, and how an error ends the process. Not here: what a command does (`commands/`);
 commands are imported only when they run, so that `antiphon --help` is quick.

@@ -1,4 +1,4 @@
-"""Where the program begins: `antiphon` and `python -m antiphon`.
+"""The entry point of `antiphon` and `python -m antiphon`.
 
 Lives here: that `health`, which containers run every few seconds, starts without the rest of the program; that a
 container which is told to leave while it starts does. Not here: the command line (`cli.py`), what a command does

@@ -1,4 +1,4 @@
-"""The exception tree, and the one place that knows OpenAI's error object.
+"""The exception tree, and the only code that builds OpenAI's error object.
 
 Lives here: every exception that a client may come to see, each with the HTTP status, `type`, `code` and `param` it
 gets, and the words for what is wrong with a parameter. Not here: exceptions that the package which raises them catches,

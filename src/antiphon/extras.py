@@ -1,4 +1,4 @@
-"""Tells an operator how to install a missing optional part ("extra").
+"""Error messages that tell an operator how to install a missing optional dependency ("extra").
 
 Lives here: the install command for error messages. Not here: which code needs an extra, and what works without it.
 

@@ -1,4 +1,4 @@
-"""The text of an HTML page.
+"""Extracts the text, title and links of an HTML page.
 
 Lives here: text, title and links out of HTML, and HTML's text out of its bytes. Not here: where pages come from (the
 tool that searches the web, files in vector stores).

@@ -1,4 +1,4 @@
-"""Identifiers and time: the only randomness and the only "now" of the package.
+"""Ids and time: the package's only source of randomness and of the current time.
 
 Lives here: `IdFactory` and `Clock` (what the pure core is given) and their real implementations. Not here: the
 fixed twins that tests use (`tests/support`).

@@ -1,4 +1,4 @@
-"""The data folder, and keys that nobody configured: made once in it, the same for all workers and restarts.
+"""The data folder, and the keys that the gateway generates in it when none is configured.
 
 Lives here: the folder, which is for this user alone, and the file of a key. Not here: what a key is for, and what is
 lost without it (`app/keys.py`).

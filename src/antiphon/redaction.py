@@ -1,4 +1,4 @@
-"""What must not stand in a text that goes to a client, although an upstream wrote it.
+"""Removes secrets and internal details from upstream texts before a client sees them.
 
 Lives here: the shapes of credentials, of account ids, of internal addresses and file paths, and of stack traces; and
 finding secrets that are known exactly (the gateway's own keys, the token that a client's call carries) in whatever form

@@ -1,4 +1,5 @@
-"""Sealed texts: what a client carries for us between requests and can neither read nor change.
+"""Encrypts data that a client carries between requests, so that the client can neither read nor change it (sealed
+texts).
 
 Lives here: the form of a sealed text, its keys and their rotation. Not here: what is sealed (reasoning, compactions:
 the exchange), and where keys come from (`app/build.py`, `local_keys.py`).

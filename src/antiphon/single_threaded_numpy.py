@@ -1,4 +1,4 @@
-"""NumPy, with one thread a computation.
+"""Imports NumPy with a single thread per computation.
 
 Its linear algebra otherwise uses all cores for each product, and its threads wait for each other by spinning: beside an
 event loop, SQLite and other searches that makes every one of them slower (a hybrid search of 10,000 chunks on two

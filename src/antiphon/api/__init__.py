@@ -1,1 +1,1 @@
-"""Every path of ours except `POST /v1/responses`, over the ports and without a server."""
+"""The HTTP API apart from `POST /v1/responses`. Its code calls stores and upstreams, and no web server."""

@@ -1,4 +1,4 @@
-"""`GET /v1/antiphon/capabilities`: what becomes of everything a request can hold, for one model.
+"""`GET /v1/antiphon/capabilities`: shows, for one model, how the gateway treats each request field, item and tool.
 
 Lives here: the answer's shape, and what settings change in the table. Not here: the table
 (`translation/request/field_support.py`), the choice of an upstream (`engine/exchange/model_routes.py`).

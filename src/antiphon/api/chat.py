@@ -1,4 +1,4 @@
-"""Chat Completions, embeddings and what the operator adds: passed on to the model's upstream as they are.
+"""Passes Chat Completions, embeddings and the operator's additional paths through to the model's upstream unchanged.
 
 Lives here: which upstream a request goes to, what of its headers goes along, and handing back the answer while it
 comes. Not here: any meaning of a body but its model's name.

@@ -1,4 +1,4 @@
-"""Containers for code: made, listed, deleted, and the files in them.
+"""The Containers API: create, list and delete containers for code, and manage the files in them.
 
 Lives here: the operations of OpenAI's API, and what is checked of a body. Not here: running code
 (`tools/code_interpreter/`), which only the tool does; how a form is cut into parts (`multipart.py`).

@@ -1,4 +1,4 @@
-"""Conversations and their items.
+"""The Conversations API: create, read, change and delete conversations and their items.
 
 Lives here: the eight operations of OpenAI's API, and the list of conversations, which OpenAI does not have. Not here:
 what a response adds to a conversation, and the lock it holds meanwhile (the exchange, the store).

@@ -1,4 +1,4 @@
-"""The words in which a route says what it takes and gives, for the API's own document.
+"""Reusable parts of the OpenAPI document: parameters, and schemas that many routes share.
 
 Lives here: parameters, and the shapes that many routes share. Not here: the routes; the document, which `scripts/docs`
 makes of both (`openapi.json`).

@@ -1,4 +1,4 @@
-"""Routes: which handler answers which method of which path, and what the API's document says of it.
+"""The route table: maps a method and a path to its handler, and describes the route for the OpenAPI document.
 
 Lives here: marking a handler with its route, the rows that come of an area's handlers, how a path matches one, and the
 part of the document that is about given rows. Not here: the handlers, and the whole document: `scripts/docs` writes it

@@ -1,4 +1,4 @@
-"""A file's content as an answer: its headers, ranges, and the parts that go out one after another.
+"""Sends a file's content as an HTTP answer: headers, byte ranges, and the body in parts.
 
 Lives here: `Range` and what else RFC 9110 says of a content that does not change, and the headers that keep a browser
 from running what somebody uploaded. Not here: which file, and whose (`files.py`).

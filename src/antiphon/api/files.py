@@ -1,4 +1,4 @@
-"""Files: uploaded, listed, read, deleted.
+"""The Files API: upload, list, download and delete.
 
 Lives here: the operations of OpenAI's API, and what is checked of a form. Not here: how a form is cut into parts
 (`multipart.py`), the headers of a content (`file_content.py`), where contents lie (the `FileStore`).

@@ -1,4 +1,4 @@
-"""What travels on a WebSocket of `/v1/responses`: client frames become request bodies, events become frames.
+"""WebSocket frames of `/v1/responses`: turns client frames into request bodies, and events into frames.
 
 Lives here: the meaning of a frame's own fields (`type`, `generate`, `stream_id`, `background`), the framing of events
 and errors. Not here: sockets and turns (`doors/http/websocket.py`), and what a request's other fields mean (the

@@ -1,4 +1,4 @@
-"""A request and its answer, without a server: what the API functions take and give.
+"""Request and response types of the API handlers, independent of any web server.
 
 Lives here: `ApiRequest`, `ApiResponse`, and how values, lists and errors become answers. Not here: aiohttp, Envoy,
 and any resource's meaning.

@@ -1,4 +1,4 @@
-"""Models: the upstreams' lists, in OpenAI's shape.
+"""The Models API: lists the models of all upstreams in OpenAI's shape.
 
 Lives here: asking the upstreams, reading the many shapes of their answers, the operator's allow-list, aliases, a short
 memory. Not here: whether a request's model may be used (the exchange asks the same routes and allow-list).

@@ -1,4 +1,4 @@
-"""`multipart/form-data`, read as it comes.
+"""An incremental parser for `multipart/form-data`.
 
 Lives here: cutting a body into parts (RFC 2046, RFC 7578), the headers of a part. Not here: which fields an endpoint
 takes (`files.py`), sockets.

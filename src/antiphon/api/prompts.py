@@ -1,4 +1,4 @@
-"""Prompts: templates of requests, kept here in numbered versions. OpenAI's API uses them but cannot make them.
+"""The Prompts API: versioned prompt templates. OpenAI's API can use prompts, but cannot create them.
 
 Lives here: create, list, get, change, delete, the versions, and which of them is the default one. Not here: what is put
 into a template (`translation/request/prompt_template.py`), and what `prompt` in a request leads to (the exchange).

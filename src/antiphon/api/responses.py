@@ -1,5 +1,5 @@
-"""Responses by their id: get, list, delete, the list of input items; of background ones also cancel, and the stream
-once more or on.
+"""The Responses API for stored responses: get, list, delete, list input items. Background responses can also be
+cancelled, and their streams resumed.
 
 Lives here: what these answer, and asking the one native upstream for a response that is not stored here. Not here:
 creating a response (the exchange), running one in the background (`engine/running/workers.py`), what the store means,

@@ -1,4 +1,4 @@
-"""The path table of everything but `POST /v1/responses`.
+"""Dispatches every request except `POST /v1/responses` to its handler.
 
 Lives here: which method and path means which function, and that every error becomes an answer; whether the process
 lives (`/health`), and whether it should get requests (`/ready`). Not here: how a path gets normalised (the doors, or

@@ -1,4 +1,4 @@
-"""`POST /v1/alpha/search`: the web search that a client asks for by itself, between two responses.
+"""`POST /v1/alpha/search`: a web search that a client requests outside a response.
 
 Codex (since 0.144) offers its model a function of its own with several commands in one call, sends them here and shows
 the model what comes back. OpenAI does not document the path.

@@ -1,4 +1,4 @@
-"""Files in vector stores, one by one and in batches.
+"""The API for files in vector stores, one at a time or in batches.
 
 Lives here: the operations of OpenAI's API. Not here: the stores themselves (`vector_stores.py`), how a file becomes
 chunks (`search/ingest.py`).

@@ -1,4 +1,4 @@
-"""The objects of the vector store API: how they are shown, and how parts of requests that several share are read.
+"""JSON shapes of the vector store API, and readers for the request parts that its endpoints share.
 
 Lives here: JSON shapes, as OpenAI's API has them. Not here: the endpoints (`vector_stores.py`, `vector_files.py`).
 

@@ -1,4 +1,4 @@
-"""Vector stores: made, shown, changed, deleted, searched.
+"""The Vector Stores API: create, read, change, delete and search.
 
 Lives here: the operations on stores of OpenAI's API, and `POST /v1/search` over several stores, which OpenAI does not
 have. Not here: files in a store (`vector_files.py`), how a search works (the `Searcher`).

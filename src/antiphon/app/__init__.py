@@ -1,1 +1,1 @@
-"""The composition root: it reads all settings, and it alone decides who implements which port."""
+"""The composition root: reads all settings and chooses the implementation of each port."""

@@ -1,4 +1,4 @@
-"""The composition root: who implements which port, from the settings.
+"""The composition root: builds one serving process from the settings.
 
 Lives here: building what one process serves with and what works in it beside requests (of sweeping when it is done, by
 which process, and that its failures harm nobody); draining and closing it, in order. Nothing here decides anything

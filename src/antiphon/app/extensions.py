@@ -1,4 +1,4 @@
-"""Tools and profiles that come from other packages, by entry points.
+"""Loads tools and profiles of other packages through Python entry points.
 
 Lives here: finding, loading and checking them, each once per process. Not here: what a tool is (`tools/box.py`), what a
 profile is (`translation/profiles/`), those that are part of this package.

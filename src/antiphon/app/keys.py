@@ -1,4 +1,4 @@
-"""The part of the composition root that is about keys: configured ones, or those of the data folder.
+"""Resolves the owner key and the sealing keys: from the settings, else from the data folder.
 
 Lives here: which key is for what, and what depends on it. Not here: the files (`local_keys.py`), what is done with a
 key (`doors/owners.py`, `sealing.py`).

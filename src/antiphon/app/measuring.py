@@ -1,4 +1,4 @@
-"""The composition root's part for metrics that somebody else knows: the event loop, disk, databases, thread pools.
+"""Collects metrics that other parts already hold: event loop, disk, databases, thread pools.
 
 Lives here: whom a scrape asks, and how often. Not here: names and meanings (`observability/metric_names.py`), what is
 counted where it happens.

@@ -1,4 +1,4 @@
-"""Upstreams called directly, and what is fetched by URL, made of the settings.
+"""Builds the upstream clients and the guarded URL fetcher from the settings.
 
 Lives here: targets and guards made of settings. Not here: calling and fetching (`upstream/`), the rest (`build.py`).
 

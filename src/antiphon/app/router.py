@@ -1,4 +1,4 @@
-"""The part of the composition root that is about every path but `POST /v1/responses`.
+"""Chooses, from the settings, which API endpoints this process serves.
 
 Lives here: which endpoints these settings make available. Not here: the endpoints (`api/`), the rest (`build.py`).
 """

@@ -1,4 +1,4 @@
-"""Which upstream serves a model, made of the settings.
+"""Builds the routing table from the settings: which upstream serves which model.
 
 Lives here: the routing table, and what several upstreams of one model must have in common for it. Not here: the table's
 use (`engine/exchange/model_routes.py`), the upstreams' addresses and keys (`outgoing.py`).

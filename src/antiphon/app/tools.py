@@ -1,4 +1,4 @@
-"""The composition root's part for the tools that run here.
+"""Builds the toolbox: the hosted tools that the settings enable.
 
 Lives here: which tools these settings make available. Not here: the tools (`tools/`), the rest (`app/build.py`).
 

@@ -1,4 +1,4 @@
-"""Opening the tracer that the settings ask for.
+"""Opens the tracer that the settings configure.
 
 Lives here: whether there is one, and the error where its packages are missing. Not here: what it does
 (`observability/otel.py`).

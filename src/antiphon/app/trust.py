@@ -1,4 +1,4 @@
-"""The authorities that certificates of others are checked against.
+"""Builds the TLS contexts with which this process verifies other servers' certificates.
 
 Lives here: nothing else, so that who only checks that their files can be used imports nothing that connects. Not here:
 connections (`outgoing.py`), our own certificates (`doors/tls.py`).

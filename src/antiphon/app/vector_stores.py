@@ -1,4 +1,4 @@
-"""The part of the composition root that is about vector stores.
+"""Builds vector stores and their search from the settings.
 
 Lives here: building the database, the worker that ingests, the searcher and the endpoints from the settings, and
 closing them in order. Nothing here decides anything about a request.

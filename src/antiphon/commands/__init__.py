@@ -1,1 +1,1 @@
-"""The commands of `antiphon`, one file each."""
+"""The commands of `antiphon`: one module or package each."""

@@ -1,4 +1,4 @@
-"""`antiphon config`: the effective settings as YAML, secrets redacted; with `--schema` what a file of them may hold."""
+"""`antiphon config`: prints the effective settings as YAML, secrets redacted; with `--schema` their JSON schema."""
 
 from __future__ import annotations
 

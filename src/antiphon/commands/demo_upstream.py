@@ -1,4 +1,4 @@
-"""`antiphon demo-upstream`: the scripted chat server, for trying things out."""
+"""`antiphon demo-upstream`: runs the scripted chat server, to try Antiphon without a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`antiphon envoy-config`: what an Envoy needs, printed for whoever configures it.
+"""`antiphon envoy-config`: prints the Envoy configuration for an Envoy that someone else manages.
 
 Lives here: for whom it can be printed (`FORMS`), and for which version. Not here: what is printed (`envoy/`).
 

@@ -1,4 +1,4 @@
-"""`antiphon extproc`: the sidecar alone."""
+"""`antiphon extproc`: runs the sidecar alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flags that are settings, and how a parsed command line becomes settings.
+"""Maps command-line flags to settings.
 
 Lives here: which flag sets what. Not here: which command has which flags (`cli.py`), what settings there are
 (`antiphon.config`).

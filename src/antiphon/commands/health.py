@@ -1,4 +1,4 @@
-"""`antiphon health`: whether a running instance answers; for the health checks of containers.
+"""`antiphon health`: checks whether a running instance answers; containers use it as their health check.
 
 Without an address it asks where the settings say that a sidecar listens, then where clients connect: one of them
 answers, whichever of `extproc`, `serve` and `up` is running.

@@ -1,4 +1,4 @@
-"""The address for Prometheus and Kubernetes probes (`metrics.listen`).
+"""The listener for Prometheus scrapes and Kubernetes probes (`metrics.listen`).
 
 Lives here: a listener with two paths. Not here: their content, which the caller passes in.
 

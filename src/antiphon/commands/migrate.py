@@ -1,4 +1,4 @@
-"""`antiphon migrate`: the schema of the databases, for whoever rolls out or develops.
+"""`antiphon migrate`: shows, applies and undoes database migrations.
 
 Lives here: the actions and what they print. Not here: steps (`stores/schema_steps.py`), the SQL.
 

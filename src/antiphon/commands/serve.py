@@ -1,4 +1,4 @@
-"""`antiphon serve`: the HTTP door alone."""
+"""`antiphon serve`: runs the HTTP door alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `antiphon serve` and `antiphon extproc` have in common: one process that serves, alone or as a worker of `up`.
+"""The common part of `antiphon serve` and `antiphon extproc`: one serving process, alone or as a worker of `up`.
 
 Lives here: from the settings to an app, what runs beside the doors, and the end. Not here: the doors and how they drain
 (`serve.py`, `extproc.py`), signals (`supervisor/process.py`).

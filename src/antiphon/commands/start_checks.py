@@ -1,4 +1,4 @@
-"""What is looked at when a gateway starts: files that settings name, and what an operator should know all the same.
+"""Checks at the start of a gateway: files that settings name, and warnings for the operator.
 
 Lives here: certificates that cannot be used, who could spend the gateway's keys, what other machines cannot read. Not
 here: what certificates are for (`app/trust.py`, `doors/tls.py`, `envoy/clusters.py`), whether the upstreams answer

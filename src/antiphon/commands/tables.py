@@ -1,4 +1,4 @@
-"""Tables for a terminal.
+"""Prints aligned tables to a terminal.
 
 Lives here: aligned columns, and names as a terminal may have them. Not here: what is in a table.
 

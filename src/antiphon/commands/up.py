@@ -1,4 +1,4 @@
-"""`antiphon up`: everything, started, watched and drained.
+"""`antiphon up`: starts, supervises, reloads and drains a whole gateway.
 
 Lives here: one generation of processes after the other (`supervisor/generation.py`), as settings change, and the end of
 all. Not here: what a generation is, reading the settings again (`supervisor/changed_settings.py`).

@@ -1,4 +1,4 @@
-"""Whether the upstreams answer when a gateway starts, which starts without them too.
+"""Warns at the start when an upstream does not answer. The gateway starts anyway.
 
 Lives here: asking each once. Not here: what else an operator should know (`start_checks.py`), what upstreams can do
 (`commands/doctor/command.py`).

@@ -1,4 +1,4 @@
-"""Limits and waits of requests, connections and fetches.
+"""Settings for limits and timeouts of requests, connections and fetches.
 
 Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
 """

@@ -1,4 +1,4 @@
-"""OpenTelemetry's standard variables, as defaults of the section `tracing`.
+"""Reads OpenTelemetry's standard environment variables as defaults of the section `tracing`.
 
 Lives here: what `OTEL_*` variables mean for settings (https://opentelemetry.io/docs/specs/otel/protocol/exporter and
 …/configuration/sdk-environment-variables). Not here: the section (`processes.py`), variables that the SDK reads itself

@@ -1,4 +1,4 @@
-"""Whose things are whose, and the keys that keep them apart.
+"""Settings that identify owners, and the keys that separate their data.
 
 Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
 """

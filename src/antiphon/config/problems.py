@@ -1,4 +1,4 @@
-"""How what is wrong with a setting is written: its place, and what to write instead.
+"""Formats validation errors of settings: where the error is, and what to write instead.
 
 Lives here: the words for what pydantic finds, choices of a near name, what of an unknown name may be shown. Not here:
 rules between settings, whose words pass as they are (beside this), names in sources (`sources.py`).

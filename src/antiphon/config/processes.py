@@ -1,4 +1,4 @@
-"""The processes of a gateway: their logs, ports and Envoy.
+"""Settings of a gateway's processes: logs, ports and Envoy.
 
 Lives here: these sections of the settings. Not here: their use (what Envoy is told: `envoy/`), how sources are merged
 (`settings.py`).

@@ -1,4 +1,4 @@
-"""What every section of the settings has in common, how a secret and an address are written, and the names of settings.
+"""The base class of all settings sections, their shared value types, and the list of setting names.
 
 Lives here: the base model, types of values that several sections have, every setting by its path, what is said of
 each. Not here: any setting, where values come from (`sources.py`), the words for what is wrong (`problems.py`).

@@ -1,4 +1,4 @@
-"""All settings: one typed model for every command.
+"""The root settings model, which every command uses.
 
 Lives here: the root with its sections, the rules between sections, and how sources are merged (flags over `ANTIPHON_*`
 environment variables over a YAML file over defaults). Not here: the sections (beside this), reading a source

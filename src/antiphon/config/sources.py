@@ -1,4 +1,4 @@
-"""Where settings come from: a YAML file, the environment, flags.
+"""Reads settings from a YAML file, environment variables and flags.
 
 Lives here: reading and merging the sources into one nested mapping. Not here: what settings there are and whether their
 values are right (`antiphon.config`).

@@ -1,4 +1,4 @@
-"""What is kept, where, for how long, and what works on it.
+"""Settings for stored state: what is stored, where, for how long, and which background work runs on it.
 
 Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
 """

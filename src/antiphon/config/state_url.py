@@ -1,4 +1,4 @@
-"""The URL that says where state lies.
+"""Parses `state.url`, which says where state is stored.
 
 Lives here: which URLs there are, and what of one may be shown. Not here: the setting (`state.py`), opening anything
 (`stores/`).

@@ -1,4 +1,4 @@
-"""Tools that run here.
+"""Settings of hosted tools.
 
 Lives here: these sections of the settings. Not here: their use, how sources are merged (`settings.py`).
 """

@@ -1,4 +1,4 @@
-"""Upstreams and models: who answers, with whose credentials, and at which price.
+"""Settings of upstreams and models: addresses, credentials and prices.
 
 Lives here: these sections of the settings, and the cost of a call. Not here: their use, where costs are summed, how
 sources are merged (`settings.py`).

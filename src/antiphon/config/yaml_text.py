@@ -1,4 +1,4 @@
-"""Text in YAML.
+"""Parses YAML text into settings values.
 
 Lives here: reading it, and what is said where that fails. Not here: which files and variables hold some (`sources.py`).
 

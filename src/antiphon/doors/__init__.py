@@ -1,1 +1,1 @@
-"""The doors: where requests come in and responses go out. All of them open onto one core."""
+"""The doors: the ext_proc server and the HTTP server. Both run the same core."""

@@ -1,4 +1,4 @@
-"""What every door is given: the one way in to the engine and the API, and the state of the process.
+"""Shared context of every door: the engine, the API, and the state of the process.
 
 Lives here: the bundle that requests are served with, and the count of those in flight, by kind, that draining waits
 for. Not here: anything about gRPC, HTTP or Envoy.

@@ -1,4 +1,4 @@
-"""Decoding a request's body without holding up other requests: what takes longer is done in a thread.
+"""Decompresses large request bodies in a thread, so that other requests do not wait.
 
 Not here: what a coding is, and what a body may grow to (`request_body.py`).
 """

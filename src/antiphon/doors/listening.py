@@ -1,4 +1,4 @@
-"""Listening, for every door: the place of a socket file, why an address cannot be had, how much may come at once.
+"""Shared code for listeners of every door: socket files, errors for unusable addresses, connection limits.
 
 Lives here: what is known before anything listens. Not here: opening the listeners (`http/listener.py`,
 `extproc/server.py`, `supervisor/listen_address.py`), raising the limit of open files (`supervisor/process.py`),

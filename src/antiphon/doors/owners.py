@@ -1,4 +1,4 @@
-"""Whose request it is.
+"""Derives the owner of a request from its headers.
 
 Lives here: how an owner name is derived from a request's headers. Not here: whether a header may be trusted (the
 doors strip or refuse what a client could forge before they ask).

@@ -1,4 +1,4 @@
-"""A request's body that is read whole: its limits, and undoing its compression, for every door.
+"""Limits and decompresses request bodies that are read whole, for every door.
 
 Lives here: what a body may take while it comes; gzip, deflate and zstd, several of them one after another, and the
 guards against bodies that are made to grow. Not here: reading from a socket (the doors), bodies that are taken as they

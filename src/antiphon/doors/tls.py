@@ -1,4 +1,4 @@
-"""TLS of the sidecar's own TCP ports.
+"""TLS contexts of the sidecar's own TCP ports.
 
 Lives here: the files, and the context made of them. Not here: when it is used (`ExtProcDoor`, `HttpDoor`: on TCP only),
 and Envoy's side of it (`envoy/clusters.py`).

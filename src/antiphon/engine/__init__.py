@@ -1,1 +1,1 @@
-"""The engine: what it needs of the world (`ports/`), the pure exchange (`exchange/`), what performs it (`running/`)."""
+"""The engine: its ports (`ports/`), the pure exchange (`exchange/`), and the code that performs it (`running/`)."""

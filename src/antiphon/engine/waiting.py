@@ -1,4 +1,4 @@
-"""Waiting for work that must not hold up other streams, must not be left half done, or has nobody who waits for it.
+"""Runs blocking work in thread pools, and keeps tasks alive when the request that waits for them is cancelled.
 
 Lives here: threads for such work, of which each kind has its own, and how a request waits for one; and asyncio work
 that outlives the cancellation of who waits for it. Not here: what the work is.

@@ -1,1 +1,1 @@
-"""Envoy's configuration, made from the settings: one source for `up`, compose and existing Envoys."""
+"""Generates Envoy's configuration from the settings, for `up`, compose files and existing Envoys."""

@@ -1,4 +1,4 @@
-"""The parts of Antiphon's Envoy configuration for a listener that serves other routes too.
+"""Adapts Antiphon's Envoy configuration to a listener that also serves other routes.
 
 Lives here: the change from listener-wide settings to settings of Antiphon's routes only, where Envoy supports that. Not
 here: the parts (`snippet.py`), printing them (`gateway_api.py`, `istio.py`).

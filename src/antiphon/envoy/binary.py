@@ -1,4 +1,4 @@
-"""Where the Envoy binary is, and which version.
+"""Finds the Envoy binary and its version.
 
 Invariant: what is returned exists and can be executed; else the error says how to get one.
 """

@@ -1,4 +1,4 @@
-"""A whole Envoy bootstrap, as a dictionary and as YAML.
+"""Generates a whole Envoy bootstrap, as a dictionary and as YAML.
 
 Lives here: listeners, filters, limits of the process. Not here: the routes (`routes.py`), where they lead
 (`clusters.py`), what Envoy answers itself (`local_replies.py`), starting Envoy (`commands/`).

@@ -1,4 +1,4 @@
-"""The clusters: every upstream, the sidecar's two ports, and the collector of traces.
+"""Generates the clusters: every upstream, the sidecar's two ports, and the trace collector.
 
 Lives here: addresses, health checks, balancing, and TLS towards them. Not here: which route leads to which cluster
 (`routes.py`), the choice among upstreams (`several.py`), listeners and filters (`bootstrap.py`).

@@ -1,4 +1,4 @@
-"""Pages in browsers: Envoy's cors filter, which answers preflights and says who may read.
+"""Generates Envoy's CORS filter, which answers preflight requests from browsers.
 
 Lives here: the filter and its policy. Not here: which headers (`types/cors.py`), where they go (`bootstrap.py`).
 

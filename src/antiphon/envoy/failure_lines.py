@@ -1,5 +1,5 @@
-"""Envoy's own lines about what only Envoy knows: requests that it sends straight to an upstream, and sidecars that do
-not answer.
+"""Configures Envoy's log lines for failures that only Envoy sees: requests it sends straight to an upstream, and
+sidecars that do not answer.
 
 Each of several upstreams that fail at one request has a line: Envoy tries the next one, and the sidecar sees only the
 last. A relayed stream that ended early has a line: the sidecar sees that it ended, and Envoy sees who ended it.

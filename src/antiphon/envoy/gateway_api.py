@@ -1,4 +1,4 @@
-"""What an Envoy Gateway needs, as Kubernetes objects.
+"""Generates the Kubernetes objects that put Antiphon into an Envoy Gateway.
 
 Lives here: the objects and their order, with a word on each, and the way out again. Not here: the sidecar in the pod
 and how commands are written (`gateway_pod.py`), what Envoy needs in itself (`snippet.py` cuts the bootstrap into

@@ -1,4 +1,4 @@
-"""The sidecar in the pod of an Envoy that somebody else manages on Kubernetes.
+"""Generates the sidecar container for an Envoy pod that another controller manages on Kubernetes.
 
 Lives here: the container, its volumes and settings, what Envoy's own container gets of it, how objects are written, and
 the `kubectl` steps of which installing and removing are made. Not here: the objects of one kind of gateway, and the

@@ -1,4 +1,4 @@
-"""Our public routes as routes of an HTTPRoute, and what is patched into the Envoy that Envoy Gateway manages.
+"""Generates the HTTPRoute with Antiphon's public routes, and the patches for Envoy Gateway's Envoy.
 
 Lives here: which route becomes which rule of the HTTPRoute, and the place of all that Envoy Gateway cannot say. Not
 here: the routes (`routes.py`), the other parts of the bootstrap (`snippet.py`), the objects around all of it

@@ -1,4 +1,4 @@
-"""What an Envoy that Istio manages needs, as Kubernetes objects.
+"""Generates the Kubernetes objects that put Antiphon into an Istio gateway.
 
 Lives here: the objects of a Gateway of the class `istio`, their order, and which patch each part becomes. Not here: the
 sidecar in the pod (`gateway_pod.py`), what Envoy needs in itself (`snippet.py` cuts the bootstrap into parts), who

@@ -1,4 +1,4 @@
-"""Envoy's own answers (local replies) as OpenAI error objects.
+"""Rewrites Envoy's own error answers (local replies) as OpenAI error objects.
 
 Lives here: which of Envoy's answers becomes which error. Not here: what the sidecar makes of one of them
 (`doors/extproc/`).

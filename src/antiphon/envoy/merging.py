@@ -1,4 +1,4 @@
-"""The parts of a snippet put into a configuration that an Envoy has already.
+"""Merges Antiphon's parts into an existing Envoy configuration.
 
 Lives here: reading its text as Envoy reads it, finding the place (listener, connection manager, virtual host), the
 merge, and words for what it changed. Not here: the parts (`snippet.py`), files (`commands/`), how the configuration is

@@ -1,4 +1,4 @@
-"""The few Envoy configuration messages that are used, as plain dictionaries.
+"""Builders for the few Envoy configuration messages that Antiphon uses, as plain dictionaries.
 
 Lives here: type URLs and shapes. Not here: what Antiphon wants from them (`routes.py`, `bootstrap.py`).
 

@@ -1,4 +1,4 @@
-"""The port for Envoy's own metrics and liveness check (`envoy.metrics`).
+"""Generates the listener for Envoy's own metrics and liveness check (`envoy.metrics`).
 
 Lives here: its listener, and the cluster that leads from it to the admin interface. Not here: Antiphon's metrics, the
 public listener (`bootstrap.py`).

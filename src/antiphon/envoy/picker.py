@@ -1,4 +1,5 @@
-"""The endpoint picker of an inference scheduler: who chooses the server of each model call.
+"""Generates the configuration for an inference scheduler's endpoint picker, which chooses the server of each model
+call.
 
 Lives here: which upstream is picked, how routes ask again, and the clusters. Not here: the listener where the picker's
 filter stands, and its failures (`picker_listener.py`); which requests lead to the upstream (`routes.py`); TLS

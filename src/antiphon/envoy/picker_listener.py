@@ -1,4 +1,4 @@
-"""The listener inside Envoy where the endpoint picker's filter stands.
+"""Generates the internal listener that holds the endpoint picker's filter.
 
 Lives here: the filter, and what goes wrong there as OpenAI error objects and log lines. Not here: why it is a listener
 of its own, its clusters (`picker.py`); what the sidecar makes of an error (`engine/exchange/phase.py`).

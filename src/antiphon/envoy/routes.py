@@ -1,4 +1,4 @@
-"""Which paths exist, where they go, and what never passes.
+"""Generates the routes: which paths exist, where each goes, and which never pass.
 
 Lives here: the routes of the public listener and of the model door, in order. Not here: listeners, clusters, filters
 (`bootstrap.py`).

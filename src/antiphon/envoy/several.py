@@ -1,4 +1,4 @@
-"""Several upstreams behind one route.
+"""Generates failover and balancing among several upstreams of one route.
 
 Lives here: the clusters that choose among upstreams (by order or by weight), and the listeners inside Envoy that stand
 for one upstream each. Not here: when another one is asked (`routes.py`), the upstreams' own clusters (`clusters.py`).

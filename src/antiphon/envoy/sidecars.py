@@ -1,4 +1,4 @@
-"""Where the sidecar processes listen.
+"""The addresses on which the sidecar processes listen.
 
 Lives here: the address of each of several workers. Not here: Envoy's clusters made of them (`clusters.py`).
 """

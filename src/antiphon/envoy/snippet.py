@@ -1,4 +1,4 @@
-"""What an existing Envoy needs, part by part.
+"""Cuts the bootstrap into the parts that an existing Envoy needs.
 
 Lives here: cutting the bootstrap into parts by where they go, with the order among their neighbours. Not here: the
 parts themselves (`bootstrap.py`, `clusters.py`, `routes.py`).

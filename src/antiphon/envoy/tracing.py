@@ -1,4 +1,4 @@
-"""Envoy's own spans: who gets them, and how they join with the sidecar's.
+"""Configures Envoy's own trace spans and how the sidecar's spans join them.
 
 Lives here: the tracer of the listeners, and the collector's cluster. Not here: the sidecar's spans (`observability`).
 

@@ -1,4 +1,4 @@
-"""Which Envoys there are for us, and what older ones do not know.
+"""The supported Envoy versions, and the features that older ones lack.
 
 Lives here: the oldest and the newest version that are tested, the table of what came later than the oldest, and fitting
 a configuration to a version. Not here: asking a binary which one it is (`binary.py`), what the configuration says

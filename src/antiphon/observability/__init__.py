@@ -1,1 +1,1 @@
-"""Logs, metrics and traces; imported by the runner, the doors and the commands, never by pure code."""
+"""Logs, metrics and traces. The runner, the doors and the commands import it; pure code never does."""

@@ -1,5 +1,4 @@
-"""When ended responses are told of: some at a time where a process serves, and those that ended early when Envoy has
-reported who ended them.
+"""Reports ended responses in batches, and waits for Envoy's report when a stream ends early.
 
 Lives here: the queue of ended responses, and its times; requests that wait for a report of Envoy's, and reports that
 come before the request ends. Not here: lines and metrics of responses (`observation.py`), Envoy's line

@@ -1,4 +1,4 @@
-"""The text of metrics, as Prometheus reads it.
+"""Renders metrics in Prometheus' text format.
 
 Lives here: what prometheus_client is needed for: families made of numbers, those it knows of the process itself, the
 text. Not here: the numbers (`metric_values.py`), when they are asked for (`metrics.py`).

@@ -1,4 +1,4 @@
-"""What a log line is made of: its JSON, its time, redaction, and what of it a person at a terminal sees.
+"""Formats and redacts log lines, as JSON or for a terminal.
 
 Lives here: lines; for a terminal time, level unless it is `info`, event, and for a response its model, outcome, tokens,
 seconds and id. Not here: what is logged, structlog's set-up (`logs.py`), and how lines get out (`log_output.py`).

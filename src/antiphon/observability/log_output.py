@@ -1,4 +1,4 @@
-"""Where log lines go: standard error, without ever waiting for who reads it.
+"""Writes log lines to standard error without blocking the caller.
 
 Lives here: the way out of this process for lines that are made already. Not here: lines (`logs.py`).
 

@@ -1,4 +1,4 @@
-"""Logs: JSON lines with a request id, or readable lines on a terminal.
+"""Configures logging: JSON lines with a request id, or readable lines on a terminal.
 
 Lives here: the set-up of structlog and of the standard library's loggers. Not here: what is logged, what a line is made
 of and redaction (`log_lines.py`), and how lines get out without anybody waiting (`log_output.py`).

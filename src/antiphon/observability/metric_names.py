@@ -1,4 +1,4 @@
-"""Which metrics there are: names, labels, buckets, meanings. `docs/metrics.md` is made of this table.
+"""The table of metrics: names, labels, buckets, meanings. `scripts/docs` makes `docs/metrics.md` from it.
 
 Lives here: the table. Not here: numbers (`metric_values.py`), who touches them (`metrics.py`).
 

@@ -1,4 +1,4 @@
-"""Counters, histograms and gauges as plain numbers, which are read when somebody asks.
+"""Counters, histograms and gauges as plain numbers, which a scrape reads.
 
 Lives here: what a metric holds. Not here: how that becomes a family of Prometheus' text format (`exposition.py`), which
 metrics there are (`metric_names.py`), who touches them (`metrics.py` has the verbs).

@@ -1,4 +1,4 @@
-"""What the process measures, and when: one verb for each thing that happens.
+"""Records metrics: one method for each kind of event.
 
 Lives here: the verbs, and what comes before the text. Not here: names, labels and buckets (`metric_names.py`), the
 numbers (`metric_values.py`), the text (`exposition.py`), where it is served (`api/router.py`,

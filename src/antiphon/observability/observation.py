@@ -1,4 +1,4 @@
-"""One response as its operator sees it: what it called, how long that took, and what came of it.
+"""Observes one response: its calls, their times, and its outcome.
 
 Lives here: gathering this while the response is made, and telling it once at the end: the log line, the metrics and
 what it used. Not here: how the line is written (`outcome.py`), the numbers (`metrics.py`), spans (`tracing.py`).

@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry's SDK, sent by OTLP over HTTP.
+"""Exports traces with OpenTelemetry's SDK, as OTLP over HTTP.
 
 Lives here: everything that knows the SDK. Not here: when spans begin and end (`observation.py` and who uses
 `tracing.span`), their names (`span_names.py`).

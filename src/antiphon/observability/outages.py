@@ -1,4 +1,4 @@
-"""What fails again and again while something is away: a line when that begins, and one when it is over.
+"""Logs an outage of something that is retried: one line when it begins, one when it ends.
 
 Lives here: which failures are told. Not here: what failed, and when it is tried again.
 

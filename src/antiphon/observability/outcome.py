@@ -1,4 +1,5 @@
-"""The one log line of a response: quiet when it is well or its client's own affair, a warning otherwise.
+"""Builds the one log line of a response. It is a warning unless the response succeeded or its client caused the
+failure.
 
 Lives here: the level and the fields that every door has in common, and what an operator can do about a failure, in one
 short sentence. Not here: when the line is written (the doors), runbooks (docs).

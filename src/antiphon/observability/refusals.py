@@ -1,4 +1,4 @@
-"""Requests that find no room: each is counted, and a flood of them is one log line a second.
+"""Counts requests that are refused for lack of capacity, and logs at most one line a second about them.
 
 Lives here: the counter and the line. Not here: who refuses (`engine/exchange/budget.py`), the lines of single requests,
 which for these are of level debug (`outcome.py`).

@@ -1,4 +1,4 @@
-"""The spans of one response: the request, and each of its model calls.
+"""The trace spans of one response: the request, and each model call.
 
 Lives here: what these spans say. Tools, retrieval and stores are spans of their own, made where they run
 (`tracing.span`), within the request's. Not here: times and numbers for metrics (`observation.py`).

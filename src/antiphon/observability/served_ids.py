@@ -1,4 +1,4 @@
-"""Keeps the ids of a process's running requests where another process finds them if this one is killed.
+"""Keeps the ids of running requests in shared memory, so that another process can read them if this one is killed.
 
 Lives here: a table in shared memory that outlives its process (a file in `/dev/shm`), and reading the tables of dead
 processes. Not here: which requests are in it (`observation.py`), the log line about them (`commands/serve.py`).

@@ -1,4 +1,4 @@
-"""What spans and their attributes are called: OpenTelemetry's conventions, in one place.
+"""Names of spans and their attributes, by OpenTelemetry's conventions.
 
 Lives here: names. The conventions for generative AI are in development (repository semantic-conventions-genai, as of
 October 2026) and still move; what is our own begins with `antiphon.`. Not here: who sets them, and which span has which

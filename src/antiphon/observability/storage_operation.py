@@ -1,4 +1,4 @@
-"""A block that is one store operation: how long it takes, how it ends, and its span.
+"""Times and traces one store operation, as a context manager.
 
 Lives here: the block. Not here: its metrics' names (`metric_names.py`), what a span is (`tracing.py`).
 

@@ -1,4 +1,4 @@
-"""Traces: what is made of one response, as spans of a tree.
+"""Creates trace spans, tracks the current span, and reads `traceparent`.
 
 Lives here: the span that is current, spans around blocks, and reading `traceparent`. Not here: which spans and
 attributes there are (`span_names.py`), OpenTelemetry (`otel.py`, which alone imports it, and is imported only where

@@ -1,4 +1,4 @@
-"""Vector stores: from uploaded files to answers with their sources.
+"""Document ingestion and search for vector stores.
 
 Lives here: reading documents (`extract.py`, in a process of its own: `reader_process.py`, `readers.py`), cutting them
 (`chunking.py`), the worker that ingests them (`ingest.py`), and searching (`searcher.py`). Not here: SQL (`stores/`),

@@ -1,4 +1,4 @@
-"""Cutting a text into chunks that overlap.
+"""Splits a text into overlapping chunks.
 
 Lives here: where chunks begin and end, and the estimate of how many tokens a text has. Not here: what the text is
 (`extract.py`), how a model's own server counts (`translation/chat/token_count.py`).

@@ -1,4 +1,4 @@
-"""What a file says: its text and, where it has one, its title.
+"""Extracts the text and title of a file.
 
 Lives here: which reader a file gets, and the readers: of plain formats (text, Markdown, source code, JSON, CSV, HTML),
 and of PDF and office files, each on a library of the extra `vector-stores`. Not here: the process this runs in

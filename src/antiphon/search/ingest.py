@@ -1,4 +1,4 @@
-"""The worker that turns files into chunks that can be found.
+"""The background worker that turns files into searchable chunks.
 
 Lives here: claiming files, renewing claims, reading, embedding, writing, and clearing up. Not here: how a document is
 read (`readers.py`), SQL (`stores/sqlite/vectors/ingestion.py`).

@@ -1,4 +1,4 @@
-"""What a process that reads documents is asked and answers.
+"""The messages between a serving process and its document reader process.
 
 Lives here: the messages, apart from the process (`reader_process.py`), so that who asks imports nothing that reads.
 """

@@ -1,4 +1,4 @@
-"""The process that reads documents: `python -m antiphon.search.reader_process`.
+"""The document reader process: `python -m antiphon.search.reader_process`.
 
 Lives here: its limits and its loop. Not here: the messages it exchanges (`read_messages.py`), how it is started,
 watched and ended (`readers.py`), and how a format is read (`extract.py`).

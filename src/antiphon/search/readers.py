@@ -1,4 +1,4 @@
-"""Reading documents in processes of their own.
+"""Starts, watches and ends document reader processes.
 
 Lives here: starting `reader_process`, watching it, and ending it. Not here: what happens in there.
 

@@ -1,4 +1,4 @@
-"""Making a search query of a user's words, by a model.
+"""Rewrites a user's words into a search query with a model.
 
 Lives here: what the model is asked, and what of its answer is used. Not here: the search.
 

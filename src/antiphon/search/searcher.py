@@ -1,4 +1,4 @@
-"""Searching vector stores: the `Searcher` port.
+"""Searches vector stores: implements the `Searcher` port.
 
 Lives here: which sides are asked, how their hits become results, and what a score means. Not here: SQL, vectors.
 

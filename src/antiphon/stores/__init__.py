@@ -1,4 +1,4 @@
-"""Durable state: the stores behind the engine's ports.
+"""Durable state: the stores, over SQLite or PostgreSQL.
 
 Lives here: opening the stores of whichever backend `state.url` chooses (`choice.py`), once nothing speaks against it.
 Not here: what a backend is (`backend.py`), the backends, the contents of files (`blobs/`), what a row becomes in every

@@ -1,4 +1,4 @@
-"""Attributes of files as rows, and filters on them as SQL over `file_attributes`, for any backend.
+"""Stores file attributes as rows, and translates attribute filters into SQL, for any backend.
 
 Lives here: what each comparison means in SQL, and how attributes become rows. Not here: the shape a client sends
 (`api/`), and the searches that use the condition.

@@ -1,4 +1,4 @@
-"""What a backend is: a database in which state lies, what it is opened with, and what it gives.
+"""The interface of a backend: the database that holds the state.
 
 Lives here: what all backends offer, the stores that they share, put together, and what their options are unless they
 are given. Not here: the choice of one (`choice.py`), any of them.

@@ -1,4 +1,4 @@
-"""A body as it is at rest: sealed, or as it is.
+"""Encrypts stored bodies at rest (sealing), or leaves them as they are.
 
 Lives here: the form of a sealed body, its keys and their rotation, and which parts of an item or a response are bodies.
 Not here: the stores that seal what they are given and open what they give; where keys come from (`app/keys.py`), what

@@ -1,4 +1,4 @@
-"""The choice of a backend by the kind of `state.url`.
+"""Chooses the backend by the scheme of `state.url`.
 
 Lives here: which backends there are. Not here: what a backend is (`backend.py`), the backends, each a package with all
 its SQL (`sqlite/`, `postgres/`).

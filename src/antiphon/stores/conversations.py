@@ -1,4 +1,4 @@
-"""Conversations, their items in order, and the lock of the response that runs on one, in the tables of any backend.
+"""The conversation store: conversations, their ordered items, and the lock of a running response, for any backend.
 
 Lives here: the SQL, limits of a history, cursors and pages, and what a change comes to that found the conversation
 locked. Not here: how a backend runs statements (`tables.py`), how a response's own items join its conversation (in the

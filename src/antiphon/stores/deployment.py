@@ -1,4 +1,4 @@
-"""What all processes on one database must have in common: the keys of owners and of seals.
+"""Checks that all processes on one database use the same owner and sealing keys.
 
 Lives here: which keys a database goes with, and when a process may start with others. Not here: the rows (each
 backend's), what a key is for (`doors/owners.py`, `sealing.py`).

@@ -1,4 +1,4 @@
-"""Uploaded files, in the tables of any backend and any `BlobStore`.
+"""The file store: metadata rows for any backend, contents in any `BlobStore`.
 
 Lives here: the SQL, the order of row and content, and the sweep of what expired. Not here: what the backends say
 differently (`sqlite/files.py`, `postgres/files.py`), contents that are no file's (`blobs/pending.py`), where contents

@@ -1,4 +1,4 @@
-"""The keys of requests, in the tables of any backend.
+"""The store of idempotency keys, for any backend.
 
 Lives here: the SQL, and the statements that other stores put into the unit that makes something. Not here: what a key
 is, and what clients are told (`engine/ports/idempotency.py`); how a backend runs statements (`tables.py`).

@@ -1,5 +1,4 @@
-"""How files become chunks, and what a search reads: what is alike of the ports `Ingestion` and `ChunkIndex` over the
-tables of any backend.
+"""The shared part of the ports `Ingestion` and `ChunkIndex`, for any backend.
 
 Lives here: holding claimed files, completing or failing them; which stores an owner has, and the texts of chunks. Not
 here: claiming files, writing chunks and clearing up, matching words and comparing vectors, which each backend does in

@@ -1,4 +1,4 @@
-"""Background work: the `JobStore` over the tables of any backend.
+"""The store of background jobs and their streams, for any backend.
 
 Lives here: what a process asks of jobs and of streams, for itself and to notice what others did; how long a job is
 held, how a response ends early, and which bodies are sealed. Not here: queueing, claiming, adding to a stream and

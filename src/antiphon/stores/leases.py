@@ -1,4 +1,4 @@
-"""What this process holds for a time, renewed while it lives.
+"""Renews the leases that this process holds.
 
 Lives here: one task per process that renews every lease before it runs out. Not here: what is held (a conversation's
 lock), how a store keeps it, and what becomes of a lease that was lost: whoever acts on one names itself, and the store

@@ -1,4 +1,4 @@
-"""What is moved from one backend to another: rows, in a form that neither owns, and the mark of a folder they leave.
+"""The neutral form of rows that move from one backend to another, and the mark on a folder that was moved.
 
 Lives here: which columns each kind of row has on its way, how rows are compared, and refusing a start on a folder with
 a mark. Not here: reading rows (`sqlite/exporting.py`), writing them (`postgres/importing.py`), the order of the work

@@ -1,4 +1,4 @@
-"""Moving everything from a data folder into a database that machines share.
+"""Moves everything from a data folder into a shared database.
 
 Lives here: the order of the work, copying the contents of files into a bucket, and the comparison at its end. Not here:
 rows (`moved.py`), the backends' ends of it (`sqlite/exporting.py`, `postgres/importing.py`), storages of contents

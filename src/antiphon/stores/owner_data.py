@@ -1,4 +1,4 @@
-"""What is exported of an owner, and what of it is deleted, in the words of any backend.
+"""Exports and deletes an owner's data, for any backend.
 
 Lives here: the SQL, how owners are counted, how a row is exported, and deleting vector stores. Not here: how a backend
 reads and deletes while others work (`sqlite/owner_data.py`, `postgres/owner_data.py`), files' contents.

@@ -1,4 +1,4 @@
-"""The sums of what model calls took, by day, and what an owner may still store, in the tables of any backend.
+"""The store of daily usage sums and of owners' storage quotas, for any backend.
 
 Lives here: the SQL. Not here: which calls are counted (`observability/observation.py`), when they are written
 (`engine/running/usage_recorder.py`), counting what an owner stores (triggers of each backend's migrations).

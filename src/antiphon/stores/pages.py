@@ -1,4 +1,4 @@
-"""A page of a list ends with its rows or with its bytes, whichever comes first.
+"""Pages of a list: limited by rows and by bytes, whichever comes first.
 
 Lives here: the cursors of a page, and reading the rows of a query, which are alike in every backend; and what items
 that a request names come to, which may be named more than once. Not here: SQL.

@@ -1,4 +1,4 @@
-"""Prompts and their versions, in the tables of any backend.
+"""The prompt store: prompts and their versions, for any backend.
 
 Lives here: the SQL, cursors and pages, what a change comes to, and how rows become values. Not here: how a backend runs
 statements (`tables.py`), what a template may hold (`translation/request/prompt_template.py`).

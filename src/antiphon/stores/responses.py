@@ -1,4 +1,4 @@
-"""Responses and their items, in the tables of any backend.
+"""The response store: reads and deletes responses and their items, for any backend.
 
 Lives here: the SQL that reads and deletes, the limits of a history and what of one may be missing, cursors and pages.
 Not here: storing a response, and finding items by their ids, which each backend does in its own way

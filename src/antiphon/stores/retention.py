@@ -1,4 +1,4 @@
-"""How long things are kept: what is older goes, in pieces so small that no request waits for them.
+"""Deletes expired data in pieces so small that no request waits for them.
 
 Lives here: the loop over pieces, what fits into one, and whose turn it is. Not here: what goes in a piece, which each
 backend deletes in its own way (`sqlite/retention.py`, `postgres/retention.py`); when it is done (`app/build.py`),

@@ -1,4 +1,4 @@
-"""The numbered steps of a database's schema, and which builds can serve from a database that has some of them.
+"""Numbered database migrations, and which builds can serve from a database that has some of them.
 
 Lives here: reading the packaged `.sql` files and comparing them with what a database says it has; an operator's way to
 a schema, and making an empty step in the source tree. Not here: applying steps (each backend's

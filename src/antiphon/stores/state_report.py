@@ -1,4 +1,4 @@
-"""What an operator wants to know of the place where state lies, before and while processes use it.
+"""Reports on the state's location for an operator, before and while processes use it.
 
 Lives here: what is said of the schema and of shared keys. Not here: what a backend says of itself (`Backend.examine`),
 how it is shown (`commands/doctor/command.py`).

@@ -1,4 +1,4 @@
-"""The tables of one database, as the stores that all backends share reach them.
+"""The interface to one database through which the shared stores run their SQL.
 
 Lives here: statements and units, the port that a backend implements to run them, and the words of SQL that every
 backend understands. Not here: how a unit is run (`sqlite/tables.py`, `postgres/tables.py`), the SQL of any store.

@@ -1,4 +1,4 @@
-"""Vector stores, their files and batches, in the tables of any backend.
+"""The store of vector stores, their files and batches, for any backend.
 
 Lives here: the SQL that the backends share, in which order statements run, cursors and pages. Not here: what the
 backends say differently (`sqlite/vectors/sql.py`, `postgres/vectors/sql.py`), chunks, ingestion and searching, of which

@@ -1,1 +1,1 @@
-"""The processes of `antiphon up`: Envoy and the workers are started, watched, replaced and drained."""
+"""Supervises the processes of `antiphon up`: starts, watches, replaces and drains Envoy and the workers."""

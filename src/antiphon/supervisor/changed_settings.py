@@ -1,4 +1,4 @@
-"""Settings that change while a process serves: when they are read again, and what is said of it.
+"""Reloads changed settings while a gateway serves, and reports what cannot change.
 
 Lives here: SIGHUP and the watch on the settings file, what cannot change, and the line that says what came of it. Not
 here: what serves with the new settings (`generation.py`, which `antiphon up` starts).

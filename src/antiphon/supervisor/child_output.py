@@ -1,4 +1,4 @@
-"""What children of `antiphon up` write: forwarded as one log, and read for the line that says they serve.
+"""Forwards the output of child processes as one log, and detects the line that says a child is ready.
 
 Lives here: the form of a forwarded line, its level where it has none, and a child's own reason for its end. Not here:
 reading a child's pipes (`children.py`), writing the log (`observability/`).

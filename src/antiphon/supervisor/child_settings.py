@@ -1,4 +1,4 @@
-"""Settings on their way to a child process: a file for most of them, the environment for those that are secret.
+"""Passes settings to a child process: most in a file, secrets in the environment.
 
 Lives here: telling the two apart, wherever in the settings a secret stands, and what differs for the children of `up`.
 Not here: starting them (`generation.py`).

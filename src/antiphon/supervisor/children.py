@@ -1,4 +1,4 @@
-"""Child processes of `antiphon up`: started, watched, their output kept and forwarded.
+"""Starts and watches child processes of `antiphon up`, and forwards their output.
 
 Lives here: one child's life, and the pipe by which children notice that their parent is gone. Not here: which children
 there are and in which order they stop (`generation.py`).

@@ -1,4 +1,4 @@
-"""Envoy's admin port, as far as `antiphon up` asks it.
+"""Queries Envoy's admin port for `antiphon up`.
 
 Lives here: one class with its questions. Not here: when they are asked (`generation.py`), the configuration (`envoy/`).
 

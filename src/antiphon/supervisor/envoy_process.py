@@ -1,4 +1,4 @@
-"""Envoy's command line and configuration file, and what its hot restart needs.
+"""Envoy's command line and configuration file, with the options of its hot restart.
 
 Lives here: files and arguments. Not here: the configuration (`envoy/`), when an Envoy is started (`generation.py`,
 `supervision.py`).

@@ -1,4 +1,4 @@
-"""Asking one of our own processes by HTTP.
+"""An HTTP client for probes of Antiphon's own processes.
 
 Lives here: a connection to every address that we ask (a Unix socket, a port, with TLS), and whom our own ports take
 for one of us. Not here: what the answers mean (`envoy_admin.py`, `generation.py`, `listen_address.py`).

@@ -1,4 +1,4 @@
-"""The address at which clients connect: whether it is free, whether it answers, and holding it for who listens there.
+"""Checks, probes and holds the address at which clients connect.
 
 Lives here: asking the system and the address itself, and the sockets of the HTTP door. Not here: who listens there
 (`generation.py`), parsing (`antiphon.config`).

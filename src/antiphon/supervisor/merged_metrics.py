@@ -1,4 +1,4 @@
-"""What `antiphon up` shows of itself and its workers: the metrics of several processes as those of one.
+"""Merges the metrics of several processes into one exposition.
 
 Lives here: adding up what the processes' texts say, remembering what ended ones had counted, and the text of `/metrics`
 of the parent. Imported only where somebody is to be shown it. Not here: asking the workers (`generation.py`), names and

@@ -1,4 +1,4 @@
-"""Run a program that ends when its parent does, however that ends.
+"""Runs a program that ends when its parent ends, even if the parent is killed.
 
 Lives here: the few lines between `fork` and `exec`. Run as a file: `python parent_guard.py PIPE SECONDS PROGRAM ARGS…`.
 

@@ -1,4 +1,4 @@
-"""What the serving commands share.
+"""Runs a serving process: event loop, garbage collection, signals, draining and the end.
 
 Lives here: the event loop, when Python's collector looks for cycles, signals, the parent's pipe, draining, and the end
 that always comes. Not here: doors and the rest of what serves (`commands/extproc.py`, `commands/serve.py`).

@@ -1,4 +1,4 @@
-"""Telling the service manager (systemd, `Type=notify`) that this process is ready, reads its settings again, or stops.
+"""Notifies the service manager (systemd, `Type=notify`) of readiness, reloads and the end.
 
 Lives here: the one datagram of sd_notify(3). Not here: when it is told (`process.py`, `changed_settings.py` and the
 commands that serve).

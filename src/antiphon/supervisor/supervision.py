@@ -1,4 +1,4 @@
-"""Supervision of a child process: it is watched, and started again when it ends or hangs.
+"""Restarts a child process that ends or hangs, with growing pauses.
 
 Lives here: when a child counts as dead or hung, how long to wait before the next one, and when to give up. Not here:
 one child's life (`children.py`), which processes there are (`commands/up.py`).

@@ -1,4 +1,4 @@
-"""What `antiphon up` tells a worker while it runs.
+"""Sends orders from `antiphon up` to a running worker, over a socket.
 
 Lives here: both ends of the socket between the two, which is the worker's standard input. Not here: what is told
 (`generation.py`, `early_ends.py`).

@@ -1,4 +1,4 @@
-"""Tools that run here: what a model may call without the client's doing anything.
+"""Hosted tools: tools that the gateway runs itself when the model calls them.
 
 Lives here: one module for each tool, and `box.py`, which holds them together. Not here: when a call runs and what its
 item looks like (`engine/exchange/tool_turns.py`, `translation/events/hosted_events.py`).

@@ -1,4 +1,4 @@
-"""The toolbox: all tools of a process, with the limits that hold for every call.
+"""The toolbox: dispatches calls to the hosted tools of a process and enforces the limits of every call.
 
 Lives here: which tool a call goes to, how long one may take, how much its output may be, and that a failure is a
 result; how many calls of a process, of one owner and of one response run at once, and who is next. Not here: any tool.

@@ -1,4 +1,4 @@
-"""Reading an entry of `tools`, and the arguments of a call, into a tool's own structs.
+"""Decodes a tool's declaration and call arguments into the tool's own structs.
 
 Lives here: the decoding, and the errors that name the field. Not here: what the values may be (each tool).
 

@@ -1,4 +1,4 @@
-"""`tool_search`: the model looks for tools that it has not been shown, and the gateway finds them.
+"""`tool_search`: the model searches tools that the request deferred, and the gateway finds them.
 
 Lives here: what the model is told of the deferred tools, and which of them a query means. Not here: which tools are
 deferred (`engine/exchange/declared_tools.py`), how those that were found are shown (the items bring them).

@@ -1,4 +1,4 @@
-r"""The text inside `{"input": "…"}`, taken out while it streams.
+r"""Extracts the text inside `{"input": "…"}` from a custom tool call's arguments while they stream.
 
 Lives here: finding one JSON string inside the JSON of a call's arguments, cut anywhere. Not here: which calls are of
 custom tools (`tool_map.py`), events (`translation/events/builder.py`).

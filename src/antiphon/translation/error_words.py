@@ -1,4 +1,4 @@
-"""The words, codes and statuses by which servers say what went wrong.
+"""Tables of the words, codes and statuses by which servers report errors.
 
 Lives here: data alone: what servers of many makes write for the same thing, Chat's names for what the client called
 differently, Envoy's own replies. Not here: what follows for a client (`translation/answer/upstream_errors.py`).

@@ -1,4 +1,4 @@
-"""The types of items that are known here: a row for each.
+"""The table of known item types.
 
 Lives here: the whole list, what each type is and how it is told, and leaving out what is not on it: items, and members
 of those that are. Not here: the code that makes messages of them (`chat/messages.py`), items that only refer to others.

@@ -1,4 +1,4 @@
-"""Calls of shells, patches and tool searches: a chat function's arguments become the client's own form.
+"""Converts calls of shells, patches and tool searches from chat function arguments into the client's own items.
 
 Lives here: reading those arguments into items, what comes between such a call's added and done events, and writing
 earlier items back as arguments. Not here: which functions stand for them (`chat/tools.py`), indices and numbers

@@ -1,4 +1,4 @@
-"""From chunks that are alike to their events: cutting out the texts, and putting each into its event.
+"""Turns a run of alike chunks into events: cuts out each text and splices it into an event.
 
 Lives here: what is done for each chunk of a run, in Python, and the choice between that and the same in C (`_splice.c`,
 which is there where it was compiled: `scripts/lib/build_splice.py`). Not here: what chunks have in common

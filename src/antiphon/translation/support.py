@@ -1,4 +1,4 @@
-"""What becomes of a part of a request, in a word: the values of the table of what is supported.
+"""The values of the support table: how a part of a request is treated.
 
 Lives here: the words, and how a rule depends on the upstream's profile. Not here: the rows (`request/fields.py` for
 fields, `translation/request/field_support.py` for everything else).

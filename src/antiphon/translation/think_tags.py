@@ -1,4 +1,4 @@
-"""Reasoning inside the content, between `<think>` and `</think>`.
+"""Separates reasoning from content between `<think>` and `</think>` while it streams.
 
 Lives here: telling the two apart while the content streams. Not here: which servers do that (`profiles/`).
 

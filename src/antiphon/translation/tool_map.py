@@ -1,4 +1,4 @@
-"""Which chat function stands for which Responses tool, for one request.
+"""Maps chat function names to Responses tools and back, for one request.
 
 Lives here: the names chat servers see, and the way back from a call to the tool it means. Not here: declarations
 (`chat/tools.py`), the items of calls (`translation/events/builder.py`).

@@ -1,4 +1,4 @@
-"""Token usage, in every place and spelling a provider puts it.
+"""Reads token usage in every place and spelling that providers use.
 
 Lives here: reading a chat usage object into ours, finding the usage of an answer that passes untouched, and the sum of
 several model calls. Not here: when it is read (`answer/stream.py`, `engine/exchange/native_request.py`), when it is

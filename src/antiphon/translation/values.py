@@ -1,4 +1,4 @@
-"""What the steps of the translation hand each other.
+"""Plain values that the steps of the translation pass to each other.
 
 Lives here: plain values without a method. Not here: who makes them (each names its maker), and what is on the wire
 (`antiphon.types`).

@@ -1,4 +1,4 @@
-"""Chat Completions shapes: the request we send (exact) and the chunk we accept (tolerant).
+"""Chat Completions shapes: the request that Antiphon sends (exact) and the chunk that it accepts (tolerant).
 
 Lives here: typed views of the fields that are used. Not here: what a wrong shape is turned into
 (`translation/answer/chunk.py`), nor any vendor's name.

@@ -1,4 +1,4 @@
-"""What pages in browsers may do here, by origin: the same for every door.
+"""The CORS rules, the same for every door: which origins may call, and the headers that say so.
 
 Lives here: which origin is let in, and the headers that say so. Not here: who sends them (the HTTP door, Envoy's cors
 filter), WebSockets (`websocket.origins`).

@@ -1,4 +1,4 @@
-"""What a file is called and what it is, from what is said of it and from its first bytes.
+"""Determines a file's plain name and media type from its metadata and its first bytes.
 
 Lives here: plain names, media types, which files are text, which pictures models look at, and a file as the translation
 gets it (`FetchedFile`). Not here: reading a file (`search/` reads documents), fetching one (`upstream/fetch.py`), and

@@ -1,4 +1,4 @@
-"""Items and content parts: what a client sends in `input`, what is stored, what is emitted.
+"""Items and content parts: as clients send them, as they are stored, as they are emitted.
 
 Lives here: the one tolerant shape all input items share (`InputItem`, clients omit and add keys freely) and the exact
 shapes of output items. Not here: how items become chat messages (`translation/chat/messages.py`).

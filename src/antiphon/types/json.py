@@ -1,4 +1,4 @@
-"""JSON text as bytes: the few operations the hot path does on strings without decoding them.
+"""Operations on JSON text as bytes, without decoding, for the hot path.
 
 Lives here: fragments. A *fragment* is the inside of a JSON string, still escaped, without its quotes; fragments
 can be joined and put between quotes to make a JSON string again. Not here: any message shape.

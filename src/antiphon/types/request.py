@@ -1,4 +1,4 @@
-"""The create-response body.
+"""The create-response request body.
 
 Lives here: what is read of it, with the types of what is inside the fields. Not here: types, limits and fates of the
 fields (`translation/request/fields.py`), combinations and errors (`translation/request/body.py`).

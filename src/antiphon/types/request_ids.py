@@ -1,4 +1,4 @@
-"""Which ids of requests are taken from those who send them.
+"""Validates request ids that callers send.
 
 Lives here: the form of an `x-request-id`, and its place among headers. Not here: who makes another one (the doors).
 

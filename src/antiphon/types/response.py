@@ -1,4 +1,4 @@
-"""The Response resource as every snapshot carries it.
+"""The Response object as every snapshot carries it.
 
 Lives here: what Antiphon says of a response, and the usage object. Not here: the fields of the request that a response
 repeats as they are (`translation/request/fields.py`), in which order all keys stand and how values come about

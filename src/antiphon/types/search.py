@@ -1,4 +1,4 @@
-"""What a search is asked: conditions on attributes, and how to rank.
+"""A search query as values: attribute conditions and ranking options.
 
 Lives here: the values. Not here: how they are read from a request (`translation/request/search_options.py`), and what
 they mean in a database.

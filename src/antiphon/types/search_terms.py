@@ -1,4 +1,4 @@
-"""Words: what of a text is indexed, and what of a query is looked for.
+"""Splits text into words: which ones a text is indexed under, and which ones a query searches.
 
 Lives here: stop words, and the cutting of scripts that write no spaces. Not here: stemming and folding of case and
 accents, which the index does on both sides.

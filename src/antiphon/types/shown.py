@@ -1,4 +1,4 @@
-"""What the model was shown of an item where that is more than the item says.
+"""Keeps what the model was shown of an item, when that is more than the item says.
 
 Lives here: the form in which it is kept beside a stored item, and an item that was read back with it. Not here: what it
 becomes in a chat (`translation/chat/messages.py`), keeping it (`engine/exchange/`, `stores/`).

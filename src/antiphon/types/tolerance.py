@@ -1,4 +1,4 @@
-"""What nobody here knows: left out of a request and named, or refused where the operator wants that (`strict`).
+"""Handles unknown fields and values: leaves them out and names them, or refuses them (`strict`).
 
 The API grows faster than any gateway: clients send items, parts, tools and values that came after this version. Most
 of them change nothing about what the model is asked, and a client that is refused for one is worse off than a client

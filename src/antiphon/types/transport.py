@@ -1,4 +1,4 @@
-"""What a transport says about a call: headers, and how it failed. Data, and reading it."""
+"""What a transport reports about a call: headers, and how the call failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Views: what single steps look at in a JSON object, and nothing else of it.
+"""Typed views of JSON objects: each names only the fields that one step reads.
 
 Lives here: their shapes, each for the one module that decodes it. Not here: what it makes of them, and objects that
 are read whole (`request.py`, `items.py`, `tools.py`, `chat.py`).

@@ -1,1 +1,1 @@
-"""Outgoing calls: models and embeddings over connections of their own, files that clients name by URL."""
+"""Outgoing calls: model and embeddings requests, and files that clients name by URL."""

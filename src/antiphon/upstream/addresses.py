@@ -1,4 +1,4 @@
-"""Which addresses a client may make this server connect to.
+"""Decides which network addresses a client may make this server connect to.
 
 Lives here: the public address space as tables, and the operator's exceptions. Not here: names, connections
 (`fetch.py`).

@@ -1,4 +1,4 @@
-"""Model calls over HTTP: the `Upstream` port on aiohttp.
+"""Makes model calls over HTTP: the `Upstream` port on aiohttp.
 
 Lives here: one call (head, body, end), its time limits, and what a transport failure means. Not here: connections
 (`http.py`), and what the bytes say (`translation/`).

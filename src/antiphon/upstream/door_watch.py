@@ -1,4 +1,4 @@
-"""Whether our own Envoy went away, when a call through it breaks off.
+"""Detects whether Antiphon's own Envoy went away when a call through it breaks off.
 
 Lives here: one connection to the model door that asks for nothing, held while a background response runs, and what its
 end says. Not here: the calls themselves (`client.py`), what becomes of a response (`engine/running/workers.py`).

@@ -1,4 +1,4 @@
-"""Vectors from an embeddings server: the `Embedder` port over `POST /embeddings`.
+"""Requests vectors from an embeddings server: the `Embedder` port over `POST /embeddings`.
 
 Lives here: batches, what an answer must look like, and which failures may pass. Not here: connections (`client.py`),
 and what vectors are for.

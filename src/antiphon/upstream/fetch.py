@@ -1,4 +1,4 @@
-"""Files that a client names by URL, fetched without lending the client this server's place in the network.
+"""Fetches files that a client names by URL, guarded against access to this server's own network.
 
 Lives here: one fetch of all files of a request, its guards and limits. Not here: which addresses are public
 (`addresses.py`), and what becomes of a file (`translation/`).

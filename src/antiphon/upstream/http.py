@@ -1,4 +1,4 @@
-"""The connections of a process to one upstream, and one request on them: aiohttp's connections without its session.
+"""A process's HTTP connections to one upstream, on aiohttp's connector without its session.
 
 Lives here: how connections to the upstream are made and kept (pool, connect timeout, TLS and its server name, Unix
 socket, header limits), the bytes of a request, and whose the connection is until the answer's end. Not here: what a

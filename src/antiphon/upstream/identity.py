@@ -1,4 +1,4 @@
-"""Upstreams whose profile nobody named are asked what they are, once they can be reached.
+"""Identifies upstreams that have no configured profile, once they can be reached.
 
 Lives here: when they are asked, and for how long. Not here: the signs (`translation/profiles`), what a profile
 changes (`engine/exchange/model_routes.py`).

@@ -1,4 +1,4 @@
-"""All upstreams behind one port, and several for one call: the next one is asked while nothing of an answer has come.
+"""Routes calls to several upstreams behind one port, and falls back to the next one before any answer has come.
 
 Lives here: finding the upstream that a call names, directly or through the model door; of several, who is asked first,
 who next, and who is left out for a while. Not here: the call itself (`client.py`), the choice by the model

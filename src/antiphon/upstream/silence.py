@@ -1,4 +1,4 @@
-"""Noticing that nothing comes any more.
+"""Detects that an upstream has stopped sending.
 
 Lives here: one timer for all waits of a body. Not here: what silence means (`client.py`).
 

@@ -1,1 +1,1 @@
-"""`antiphon admin`: what an operator does with the stored data."""
+"""`antiphon admin`: operations on stored data."""

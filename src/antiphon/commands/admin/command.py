@@ -1,4 +1,4 @@
-"""`antiphon admin`: what an operator does with what is kept.
+"""`antiphon admin`: shows, exports and deletes stored data.
 
 Lives here: the actions and what they print. Not here: those about all at once (`whole_state.py`), the SQL (`stores/`).
 

@@ -1,4 +1,4 @@
-"""What `antiphon admin` does with all that is kept at once: `backup` and `restore`, `move`, `keys`.
+"""`antiphon admin` actions on the whole state: `backup`, `restore`, `move` and `keys`.
 
 Lives here: what the flags name, which keys are in force, and what is printed. Not here: the archive
 (`stores/sqlite/backup.py`), the move (`stores/moving.py`), when keys go with a database (`stores/deployment.py`).

@@ -1,1 +1,1 @@
-"""`antiphon doctor`: probes of the installation and of the upstreams, and the report about them."""
+"""`antiphon doctor`: checks the installation and probes the upstreams."""

@@ -1,4 +1,4 @@
-"""`antiphon doctor`: whether everything Antiphon needs is there, what the upstreams can do, and what to change.
+"""`antiphon doctor`: checks the machine, the settings and the upstreams, and reports what to change.
 
 Lives here: the checks of this machine and these settings, asking a collector of traces, and the report. Not here:
 asking a chat server (`upstream_probes.py`), judging what it can do (`upstream_report.py`), asking a database

@@ -1,4 +1,4 @@
-"""What a chat server really supports, found out by asking it about a dozen small requests, and which one it is.
+"""Probes a chat server with about a dozen small requests to find its features, and identifies the server.
 
 Lives here: the probes and what their answers mean, paths of their own that servers have. Not here: printing and judging
 (`command.py`, `upstream_report.py`), the signs in a list of models and choosing a profile by host name

@@ -1,4 +1,4 @@
-"""What the upstreams can do, held against the profiles in force: findings, and what to change.
+"""Compares the probed features of the upstreams with their profiles and reports what to change.
 
 Lives here: which models to ask, what a failure means for the operator, whose profile fits. Not here: asking
 (`upstream_probes.py`), printing (`command.py`).

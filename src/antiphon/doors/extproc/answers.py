@@ -1,4 +1,4 @@
-"""What every kind of answer is made of: headers, parts of a body, what Envoy is told with them, early refusals.
+"""Building blocks of answers to Envoy: headers, body parts, metadata and early refusals.
 
 Lives here: values and small functions. Not here: when an answer is legal (`stream.py`, `relay_state.py`,
 `immediate_response.py`), and sending one (`peer.py`).

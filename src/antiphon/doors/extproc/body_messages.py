@@ -1,4 +1,4 @@
-"""The messages that carry a part of a body, read and written by hand: nearly all messages of a stream are of this kind.
+"""A hand-written codec for ext_proc messages that carry a body part: nearly all messages of a stream.
 
 Lives here: the bytes of `ProcessingRequest` and `ProcessingResponse` with a body part and nothing else. Not here: every
 other message, and every unusual form of these, for which the generated classes are asked (`wire.py`).

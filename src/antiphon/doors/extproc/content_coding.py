@@ -1,4 +1,4 @@
-"""Undoing a content-encoding that an upstream used although none was accepted.
+"""Decompresses an upstream response that came compressed although the request did not accept that.
 
 Lives here: gzip and deflate, in any split, as aiohttp does it for the other doors: several gzip members, deflate with
 and without its zlib form, nothing else behind the end. Not here: who decides what a broken body means (the exchange).

@@ -1,4 +1,4 @@
-"""gRPC over HTTP/2, the parts that are plain bytes: message prefixes, status trailers, timeouts.
+"""gRPC framing over HTTP/2 as plain bytes: message prefixes, status trailers, timeouts.
 
 Lives here: pure functions and the message splitter. Not here: HTTP/2 and sockets (`transport_http2.py`).
 

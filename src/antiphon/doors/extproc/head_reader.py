@@ -1,4 +1,4 @@
-"""The messages that carry a head, read by hand: most headers of a request are those of the request before it.
+"""A hand-written decoder for ext_proc header messages, with a small cache for repeated headers.
 
 Lives here: the bytes of `ProcessingRequest` with request or response headers, and the headers that are kept. Not here:
 every other message, and every unusual form of these, for which the generated classes are asked (`wire.py`).

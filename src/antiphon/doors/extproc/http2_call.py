@@ -1,4 +1,4 @@
-"""One gRPC call on an HTTP/2 connection: what waits for the processor, and what the processor waits for.
+"""One gRPC call on an HTTP/2 connection: its two queues, its limits and its end.
 
 Lives here: the two queues of a call, its limits, its end. Not here: the processor's waits (`transport_http2.py`),
 HTTP/2 (`http2_connection.py`), gRPC's bytes (`grpc_framing.py`).

@@ -1,4 +1,4 @@
-"""An HTTP/2 connection of the fast transport: calls begin on it, and everything they say leaves through it.
+"""One HTTP/2 connection of the fast transport: accepts calls and writes all their output.
 
 Lives here: the connection's events, its window, its writes, limits towards a misbehaving peer, and the calls that were
 answered to the end and that their peer has not ended yet. Not here: where the server listens (`transport_http2.py`),

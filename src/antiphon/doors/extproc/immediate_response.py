@@ -1,4 +1,4 @@
-"""Answers made here: whole ones, and model calls that this process makes itself (drive).
+"""Sends answers that the sidecar makes itself: whole responses, and streams whose model calls it makes (drive).
 
 Lives here: streamed immediate responses. Not here: what is answered (the exchange, the router), relaying.
 

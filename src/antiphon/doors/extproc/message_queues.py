@@ -1,4 +1,5 @@
-"""What needs no waiting on one stream: messages of Envoy that are here already, and sending as long as it takes some.
+"""Message queues of one stream, without waiting: takes messages that have arrived, and sends what the transport
+accepts.
 
 Lives here: messages read, parts of a body put together; sending now, and whether anything was sent. Not here: waiting
 for what is not here, or until more is taken (`peer.py`), bytes (`wire.py`), what a message leads to and what is sent

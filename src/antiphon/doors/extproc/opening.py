@@ -1,4 +1,4 @@
-"""How a stream begins: what Envoy's first message says of the request, of who asks, and of Envoy's configuration.
+"""Reads the first message of a stream: the request's headers, the owner, and Envoy's configuration.
 
 Lives here: what is known before any of the body is. Not here: reading the body, and who answers (`stream.py`).
 """

@@ -1,4 +1,4 @@
-"""The other end of one stream: waiting for what Envoy sends, and sending.
+"""Waits for messages from Envoy and sends messages to it, for one stream.
 
 Lives here: the waits. Not here: what is here already and what leaves at once (`message_queues.py`), what is sent
 (`answers.py`, `wire.py`), and when it is legal (`stream.py`, `relay_state.py`, `immediate_response.py`).

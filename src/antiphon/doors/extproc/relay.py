@@ -1,4 +1,4 @@
-"""One exchange whose model call Envoy makes: both directions are rewritten on one stream.
+"""Runs one exchange whose model call Envoy makes (relay): rewrites both directions on one stream.
 
 Lives here: waiting for Envoy, sending to it, what the runner does meanwhile; doing something while a stream is silent,
 without a task or a lock per message. Not here: what Envoy is told and when (`relay_state.py`).

@@ -1,4 +1,4 @@
-"""One relayed exchange as a state machine without IO: what Envoy is told, and when.
+"""The state machine of one relayed exchange, without IO: what the sidecar sends to Envoy, and when.
 
 Lives here: which answers Envoy accepts when, and the moments at which something is due. Not here: waiting, sending,
 timers (`relay.py`), bytes (`wire.py`), and every decision about the response (`engine/exchange/response_exchange.py`).

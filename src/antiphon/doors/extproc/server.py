@@ -1,4 +1,4 @@
-"""The external processor as a gRPC service, whatever transport serves it.
+"""The ext_proc gRPC service, independent of its transport.
 
 Lives here: the service, health, where it listens, who may call, draining. Not here: the message order (`stream.py`) and
 the gRPC servers themselves (`transport_grpcio.py`, `transport_http2.py`).

@@ -1,4 +1,4 @@
-"""One ext_proc stream is one client request: reading it whole, then choosing who answers.
+"""Serves one ext_proc stream, which is one client request: reads the request whole, then chooses who answers it.
 
 Lives here: the request phase, and the way out of every failure. Not here: what the first message says (`opening.py`),
 how a model call is relayed (`relay.py`), answers that are made here (`immediate_response.py`), bytes (`wire.py`), the

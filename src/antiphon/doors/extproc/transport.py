@@ -1,4 +1,4 @@
-"""What a gRPC transport offers the processor, and what it asks of it.
+"""The interface between the ext_proc service and its gRPC transport.
 
 Lives here: the interfaces between the processor and its gRPC server. Not here: their implementations
 (`transport_grpcio.py`, `transport_http2.py`), and what the messages mean (`wire.py`, `stream.py`).

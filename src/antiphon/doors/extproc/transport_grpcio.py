@@ -1,4 +1,4 @@
-"""The reference transport: gRPC's own server, `grpc.aio`.
+"""The reference transport, on `grpc.aio`.
 
 Lives here: its options, handlers and the stream adapter. Not here: where it listens and who may call (`server.py`).
 

@@ -1,4 +1,4 @@
-"""The fast transport: gRPC on a sans-IO HTTP/2 connection inside an `asyncio.Protocol`.
+"""The fast transport: gRPC on a sans-IO HTTP/2 library inside an `asyncio.Protocol`.
 
 Lives here: the server, the task that serves a call, and the waits of a call. Not here: connections
 (`http2_connection.py`), what a call has already (`http2_call.py`), gRPC's bytes (`grpc_framing.py`), where the server

@@ -1,4 +1,4 @@
-"""ext_proc messages as plain values; the only file that sees the generated message classes of the API.
+"""Converts ext_proc messages to and from plain values. No other file uses the generated message classes.
 
 Lives here: decoding what Envoy sends and encoding what it is answered. Not here: reading heads (`head_reader.py`),
 parts of bodies (`body_messages.py`), which answer is legal when (`stream.py`, `relay.py`, `immediate_response.py`).

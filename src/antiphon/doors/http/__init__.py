@@ -1,1 +1,1 @@
-"""The HTTP door: the same core behind an ordinary HTTP server (and the sidecar's own port)."""
+"""The HTTP door: the same core behind an HTTP server, which is also the sidecar's own port."""

@@ -1,4 +1,4 @@
-"""One connection of the HTTP door: aiohttp's protocol, and what must end on it.
+"""One client connection of the HTTP door: aiohttp's protocol with timeouts for silent clients.
 
 Lives here: what is answered to bytes that are no HTTP, and the ends of silence: a head that does not come, an answer
 that is not taken. Not here: any request (`server.py`), accepting connections (`listener.py`), frames of WebSockets

@@ -1,4 +1,4 @@
-"""One `POST /v1/responses` over HTTP: the exchange's actions become an aiohttp response.
+"""Serves one `POST /v1/responses` over HTTP: turns the exchange's actions into an aiohttp response.
 
 Lives here: heads, body writes, and what happens when the client leaves. Not here: translation, model calls, storing
 (the runner performs those), and reading the request (`server.py`).

@@ -1,4 +1,4 @@
-"""Sockets under the HTTP door.
+"""Listening sockets of the HTTP door: bind, accept and refuse.
 
 Lives here: binding (TCP, Unix with its file mode), accepting, and refusing what is too much. Not here: how many
 connections there may be (`doors/listening.py`), what one does (`connection.py`), any request (`server.py`).

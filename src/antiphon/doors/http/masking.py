@@ -1,4 +1,4 @@
-"""That a client masks its WebSocket frames (RFC 6455, 5.1), which aiohttp's reader (3.14.5) does not ask for.
+"""Enforces that a client masks its WebSocket frames (RFC 6455, 5.1), which aiohttp's reader (3.14.5) does not check.
 
 Lives here: where frames begin, and the one bit that is looked at. Not here: what frames mean. A frame that is not
 masked is handed on as one that the reader refuses by itself, so that the connection is closed with 1002 as for others.

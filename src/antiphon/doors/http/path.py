@@ -1,4 +1,4 @@
-"""What a request target means, before any route is compared with it.
+"""Normalises a request target before routes are compared with it.
 
 Lives here: the same normalisation that the generated Envoy configuration does (`normalize_path`, `merge_slashes`,
 escaped slashes rejected), so that no spelling of a path means one thing in Envoy and another here. Not here: routes.

@@ -1,4 +1,4 @@
-"""The WebSocket of `/v1/responses`: one connection, its requests one after another.
+"""Serves the WebSocket of `/v1/responses`: one connection, its requests one after another.
 
 Lives here: the handshake's conditions, reading frames ahead of the turn that runs, a turn from its frame to its last
 event, and all the ways in which a connection ends. Not here: what frames mean (`api/frames.py`), translation and model

@@ -1,4 +1,4 @@
-"""Readers of what an upstream answers, one for each form: a stream, a whole body, an error's body.
+"""Readers for upstream answers, one per form: a stream, a whole body, an error body.
 
 Lives here: what is done with the bytes of one model call's answer. Not here: which form it is (`model_turn.py`), what
 follows from its end (`made_response.py`). An answer that is not translated has a reader of its

@@ -1,4 +1,4 @@
-"""Calls of MCP tools for which the client is asked first.
+"""MCP tool calls that the client must approve first.
 
 Lives here: reading requests for approval and their answers from a conversation. Not here: asking (`tool_turns.py`),
 which calls need it (`tools/mcp/servers.py`), the record of what was answered (`engine/ports/idempotency.py`). Pure.

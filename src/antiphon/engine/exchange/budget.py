@@ -1,4 +1,4 @@
-"""How much a process has for the requests in flight, how much of it one owner may have, and the refusal of one more.
+"""A process's budget of bytes and slots for requests in flight, each owner's share, and the refusal beyond it.
 
 Lives here: the budget (of bytes, of places), each owner's share of it, and one request's part. Not here: what a single
 request may bring (each limit has a setting of its own), and who takes (the doors: places, bodies; the runner: what a

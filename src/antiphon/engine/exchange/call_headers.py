@@ -1,4 +1,4 @@
-"""Headers between the client and the upstream.
+"""Selects which headers pass between the client and the upstream.
 
 Lives here: which of a client's headers go on with a model call, and which of an upstream's come back. Not here: rate
 limits and the like of a translated answer (`translation/answer/upstream_errors.py`), credentials that are added on the

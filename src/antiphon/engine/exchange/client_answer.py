@@ -1,4 +1,4 @@
-"""What a client is sent of one exchange: heads, events, whole answers, refusals.
+"""Builds what the client receives: head, events, whole bodies, errors.
 
 Lives here: the forms of an answer, and that there is one head. Not here: when it is sent and what is in it
 (the phases), events (`translation/events/builder.py`).

@@ -1,4 +1,4 @@
-"""`POST /v1/responses/input_tokens`: how many tokens a request has.
+"""`POST /v1/responses/input_tokens`: counts the tokens of a request.
 
 Lives here: whether the server is asked, and that an estimate answers in its place. Not here: how a server is asked and
 what it answers (`translation/chat/token_count.py`).

@@ -1,4 +1,4 @@
-"""The declared tools that run here, as the toolbox gets them.
+"""Prepares the request's hosted tools for the toolbox.
 
 Lives here: which they are, and what each is told of its conversation. Not here: their calls (`tool_turns.py`), reading
 declarations (`translation/request/tools.py`). Pure.

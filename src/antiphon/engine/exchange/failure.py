@@ -1,4 +1,4 @@
-"""Why a response failed, for the one line that its log has of it.
+"""Classifies why a response failed: whose fault, during which step, and the cause. The log line uses this.
 
 Lives here: whose fault it was, what was being done, and the cause; an error in transport with its cause, and one of a
 call that Envoy answered itself, because no upstream did. Not here: what the client is told (`errors.py`,

@@ -1,4 +1,4 @@
-"""What a process must be able to, to run a background response that another one has queued.
+"""The capabilities that a process needs to run a background response that another process queued.
 
 Lives here: the words for it, of a request and of a process. Not here: who compares them (the job store), running it.
 

@@ -1,4 +1,4 @@
-"""A request that becomes a chat request: read, with all that it refers to, translated.
+"""Loads what a request refers to and translates it into a chat request.
 
 Lives here: reading the body for its route, what must be loaded in which order and which answers are refusals, the
 items of the model call in their order, the translation. Not here: how a body is read and translated (`translation/`),

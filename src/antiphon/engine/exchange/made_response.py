@@ -1,4 +1,4 @@
-"""A response that is made here: which of its phases comes next.
+"""Sequences the phases of a response: loading, compaction, tools, model turns, end.
 
 Lives here: the order of loading, compaction, tools and answer, the turns in which the model answers, and the turn in
 which it sums the conversation up, before the answer or instead of it. Not here: what is loaded and when a compaction is

@@ -1,4 +1,4 @@
-"""Which upstream serves a model, and how.
+"""The routing table: which upstream serves a model, and how.
 
 Lives here: the routing table as plain values, and the choice. Not here: settings (`antiphon.config`), connections
 (`upstream/`), Envoy's routes (`envoy/routes.py`).

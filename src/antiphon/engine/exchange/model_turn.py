@@ -1,4 +1,4 @@
-"""One turn of the model: its call, and what is heard of its answer.
+"""One model turn: the call, and the events read from its answer.
 
 Lives here: asking, choosing the reader of the answer, telling what the call has taken. Not here: what the model is
 asked and what follows from its words (`made_response.py`), how bytes of an answer are read

@@ -1,4 +1,4 @@
-"""What a request to an upstream that speaks Responses itself must not name.
+"""Finds references in a native request that a client of a shared account must not use.
 
 Lives here: the search for such names. Not here: when they are refused (`native_request.py`).
 

@@ -1,4 +1,4 @@
-"""A request for an upstream that speaks Responses itself: it goes on as it came, and so does its answer.
+"""Passes a request through to an upstream that speaks the Responses API itself (native).
 
 Lives here: when it is refused, what is done with the answer's head, its bytes and its end, what becomes of one that
 breaks off. Not here: what the request must not name (`native_references.py`), which models are native

@@ -1,4 +1,4 @@
-"""What settings say about every exchange, and the paths that exchanges serve.
+"""Options of every exchange, made from the settings once per process, and the paths that exchanges serve.
 
 Lives here: values, made once per process. Not here: settings themselves (`antiphon.config`), what an option leads to.
 """

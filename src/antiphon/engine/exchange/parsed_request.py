@@ -1,4 +1,4 @@
-"""A request whose body was read: what the client asks for, and where its model is.
+"""The values of a parsed request: what the client asks for, and the route of its model.
 
 Lives here: the values. Not here: reading them (`loaded_request.py`).
 

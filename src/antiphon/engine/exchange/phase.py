@@ -1,4 +1,4 @@
-"""What an exchange is at: the face of its phases, and what they share.
+"""The base class of an exchange's phases, and the state they share.
 
 Lives here: the inputs that a phase may wait for, refusing, ending, asking for a model call, following a background
 response; what doors and observers may know of the request (`Known`). Not here: the phases (`native_request.py`,

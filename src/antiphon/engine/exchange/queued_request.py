@@ -1,4 +1,4 @@
-"""A background request at the door that it came by: checked, queued for a worker, followed by whoever wants its stream.
+"""Queues a background request: checks it, stores its job, and answers the client.
 
 Lives here: when it can be queued, its job and the queued response's record, what its client gets. Not here: credentials
 (`queueing.py`), running it: a worker's exchange makes the response (`made_response.py`).

@@ -1,4 +1,4 @@
-"""What a request leaves behind when it is queued, and what a worker makes of that again.
+"""Converts a background request into a stored job, and a job back into a request for a worker.
 
 Lives here: which requests can run without their client, and the credentials that are kept with their jobs. Not here:
 the job (`queued_request.py`), who keeps and runs jobs.

@@ -1,4 +1,4 @@
-"""The end of a response that is made here: saved, and told to its client.
+"""Ends a response: saves it, then sends its terminal event.
 
 Lives here: what is done however it ends. Not here: why it ends (the phases before this one), the form of a record
 (`stored_items.py`).

@@ -1,4 +1,4 @@
-"""One `POST /v1/responses`, from its bytes to its last event: a state machine without I/O.
+"""The state machine of one `POST /v1/responses`, without I/O.
 
 Lives here: the face for doors and the runner, what kind of request it is, limits; a request whose prompt is not loaded
 yet, and the answer to one that was served before. Not here: the states (`states.py`; `docs/exchange.md` has the

@@ -1,4 +1,4 @@
-"""Tools that run here, before the model's first turn or between two.
+"""The phase in which hosted tools are prepared or run, before the first model turn or between two.
 
 Lives here: having them prepared, having calls run and claimed, what follows when all have ended. Not here: the calls of
 a turn and their items (`tool_turns.py`), running them (`tools/`).

@@ -1,4 +1,4 @@
-"""The state machine of an exchange: its states, what may happen in each, and where that may lead.
+"""The state table of an exchange: its states, the inputs each allows, and the transitions.
 
 Lives here: the table, and the only place where the state changes. Not here: what is done on the way
 (`phase.py` and the phases it names). The table as a picture: `docs/exchange.md`.

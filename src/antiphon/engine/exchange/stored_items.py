@@ -1,4 +1,4 @@
-"""Items on their way into and out of the store.
+"""Converts items between the request, their stored form and the response record.
 
 Lives here: giving input items their ids, the canonical stored form, the record of a finished response, and reading
 history back. Not here: SQL, chat messages.

@@ -1,4 +1,4 @@
-"""How long a response may take, as a whole and in its phases.
+"""Deadlines of a response, as a whole and for each phase.
 
 Lives here: the marks that limits count from, and what is told when one is passed. Not here: the limits
 (`config/limits.py`), what happens then (`response_exchange.py`), timers (the runner's, the relay's): whoever performs

@@ -1,4 +1,5 @@
-"""Calls of tools that run here, between one turn of the model and the next.
+"""Hosted tool calls between two model turns: which run, in which order their items are emitted, and what the model
+reads.
 
 Lives here: which calls run, in what order their items are emitted, what the model reads of their results, and when the
 client must be asked first. Not here: running them (`tools/`), the turns themselves (`running_tools.py`), events

@@ -1,4 +1,4 @@
-"""What the engine needs from the world: values and Protocols, without behaviour of their own.
+"""Ports of the engine: values and Protocols, without behaviour of their own.
 
 Implementations live in `stores`, `tools`, `search` and `upstream` and never import each other.
 """

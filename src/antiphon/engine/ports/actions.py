@@ -1,4 +1,4 @@
-"""What the exchange asks for, and the values that travel between it and the world.
+"""The actions that an exchange requests, and the values it exchanges with its driver.
 
 Lives here: the `Action` union and the plain values in it. Data only: nothing here decides or performs anything. What
 every request makes is a Struct: a frozen dataclass takes ten times as long to make.

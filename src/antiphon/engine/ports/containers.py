@@ -1,4 +1,4 @@
-"""Containers in which code runs: what is known of each, and who may use it now.
+"""Container records, and the port that stores them and grants exclusive use.
 
 Lives here: a container's row, the port `ContainerRows`, what a client asks for when it makes one. Not
 here: running code (`tools/code_interpreter/`), the HTTP side (`api/containers.py`), SQL.

@@ -1,4 +1,4 @@
-"""Files that clients uploaded, as the API, the runner and whoever reads them see them.
+"""Uploaded files: their values, and the ports for their contents.
 
 Lives here: what a file is, and the ports `OpenFile` and `BlobStore` (contents alone). Not here: rows and contents
 together (`stores/files.py`), disks and object storage (`stores/blobs/`), the HTTP side (`api/files.py`).

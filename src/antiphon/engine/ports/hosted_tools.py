@@ -1,4 +1,4 @@
-"""What the engine and the tools that run here tell each other.
+"""The port between the engine and hosted tools.
 
 Lives here: a hosted tool's declaration, what the model is shown of it, a call, its outcome, and the port behind which
 the tools run (`tools/`). Not here: running anything, items and events (`translation/events/builder.py`), the order of

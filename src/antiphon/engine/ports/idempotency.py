@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a request that is sent again makes nothing a second time.
+"""`Idempotency-Key`: the values that make a repeated request have no second effect.
 
 Lives here: what a key is, and what a request is told whose key is known. Not here: where keys are kept
 (`stores/idempotency.py`: in the unit that stores what was made), the keys that responses of this process hold

@@ -1,4 +1,4 @@
-"""How files become chunks, and what a search reads of them: values and ports.
+"""Ports of indexing: how files become chunks, and what a search reads of them.
 
 Lives here: the ports `Ingestion` (the durable work of making chunks), `ChunkIndex` (what a search reads) and
 `Embedder`. Not here: what clients see of stores and files (`vector_stores.py`), SQL, extraction, ranking.

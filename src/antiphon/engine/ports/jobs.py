@@ -1,4 +1,4 @@
-"""Background work as values, and the port that keeps it.
+"""Background jobs as values, and the port that stores them.
 
 Lives here: what a job is, and the stream of a background response in pieces. Not here: the store, who runs jobs
 (`engine/running/workers.py`), who reads their streams (`engine/running/followers.py`), SQL.

@@ -1,4 +1,4 @@
-"""What an exchange tells of its model calls, while they happen.
+"""The port through which an exchange reports its model calls.
 
 Lives here: the port. Not here: what becomes of it (`observability/observation.py`).
 

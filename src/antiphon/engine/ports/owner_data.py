@@ -1,4 +1,4 @@
-"""What an operator does with the data of one owner, or with all that is kept, while it is in use or not.
+"""The port for an operator's work on stored data: count, export and delete, for one owner or all.
 
 Lives here: the port, and how an owner's data are counted and exported. Not here: the command line
 (`commands/admin/command.py`), the contents of files (their own store), containers.

@@ -1,4 +1,4 @@
-"""How a process hears of what others did: to streams that are followed here, to jobs that run here, to the queue.
+"""Signals between processes: news about streams, jobs and the queue.
 
 Lives here: the values and the port. Not here: who waits for what (`engine/running/signal_watcher.py`), when workers
 ask for jobs (`engine/running/workers.py`), how a backend hears (`stores/`).

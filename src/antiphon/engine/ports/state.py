@@ -1,4 +1,4 @@
-"""What the engine needs from the world: values of what is stored, and protocols of what is done in several ways.
+"""Values and Protocols of stored state, as the engine reads and writes it.
 
 Lives here: histories and upstreams as the runner sees them, and what stores and lists give. Not here: stores
 (`stores/`), SQL, sockets, any implementation.

@@ -1,4 +1,4 @@
-"""The stored object of a background response while it is not over, and how one ends that nobody runs to its end.
+"""Edits the stored body of an unfinished background response, and ends one that no worker will finish.
 
 Lives here: changing the status in a stored body, the last event of a response that was cancelled or given up, and
 what of its output can be kept. Not here: when a response ends early (`engine/running/background.py`), SQL.

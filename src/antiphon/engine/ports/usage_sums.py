@@ -1,4 +1,4 @@
-"""What model calls took, and who is told of them.
+"""Token usage and cost of model calls as values, and the port that records them.
 
 Lives here: the values and the port. Not here: prices (`config/upstreams.py`), when sums are written
 (`engine/running/usage_recorder.py`), who keeps them (`stores/owner_usage.py`).

@@ -1,4 +1,4 @@
-"""Vector stores, as the engine and the API see them: values, and the port behind which they are searched.
+"""Vector stores as values, and the port that searches them.
 
 Lives here: what a vector store, a file in it, a batch, a filter and a hit are; the port `Searcher`. Not here: what
 keeps them (`stores/vector_stores.py`), how files become chunks (`indexing.py`), ranking, HTTP.

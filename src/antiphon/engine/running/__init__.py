@@ -1,1 +1,1 @@
-"""The part of the engine that may await: it performs what the exchange asks for, and keeps background work going."""
+"""The async part of the engine: performs an exchange's actions and runs background work."""

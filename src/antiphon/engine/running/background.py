@@ -1,4 +1,4 @@
-"""Background responses as everybody but their workers sees them: queued, followed, cancelled, given up.
+"""Operations on background responses, whoever runs them: queue, follow, cancel, give up.
 
 Lives here: what a process can do to a background response whoever runs it. Not here: running one (`workers.py`),
 reading its stream (`followers.py`), what a stored body looks like (`engine/ports/stored_bodies.py`), SQL.

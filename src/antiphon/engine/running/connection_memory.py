@@ -1,4 +1,4 @@
-"""What one connection remembers of responses that are not stored (`store: false`).
+"""Keeps unstored responses (`store: false`) in memory for later requests on the same WebSocket.
 
 Lives here: the responses of a WebSocket that its later requests may continue, as a layer over the response store. Not
 here: when a response is kept or forgotten (`doors/http/websocket.py`), and everything durable.

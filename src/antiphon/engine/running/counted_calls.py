@@ -1,4 +1,4 @@
-"""Calls of upstreams that are no model call of a response, counted and timed.
+"""Counts and times upstream calls that are not model calls of a response.
 
 Lives here: what the metrics get of them. Not here: a response's own calls (`observability/observation.py`), the call.
 

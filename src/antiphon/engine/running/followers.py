@@ -1,4 +1,4 @@
-"""Reading the stream of a background response while it is made, from any process.
+"""Streams a background response to clients, from any process, while a worker makes it.
 
 Lives here: who waits for which response, and the loop that reads on. Not here: who writes the stream (`workers.py`),
 heads and status codes (`api/`, `engine/exchange/response_exchange.py`).

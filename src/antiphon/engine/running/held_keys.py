@@ -1,5 +1,5 @@
-"""The idempotency keys, approvals and claimed calls that responses hold until they are over, and the end of
-responses whose process died while it held claimed calls.
+"""Holds idempotency keys, approvals and claimed calls until their response ends, and ends responses whose process died
+with claimed calls.
 
 Lives here: claiming, keeping and giving back; the content of a claim. Not here: what a key is
 (`engine/ports/idempotency.py`), the moment of a claim (`engine/exchange/made_response.py`), the storage of claims

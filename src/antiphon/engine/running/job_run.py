@@ -1,4 +1,4 @@
-"""What one run of a job consists of, as values.
+"""The values of one run of a background job.
 
 Lives here: what a worker knows of a run, what its exchange asked for, and the finished response until it is written.
 Not here: running it (`workers.py`), its stream (`job_stream.py`).

@@ -1,4 +1,4 @@
-"""What a worker writes of a response's stream while it runs it: batches of whole events, numbered.
+"""Writes a background response's stream to the store in numbered batches of whole events.
 
 Lives here: one job's batches, and when they are written. Not here: what is in the events, SQL, who reads them.
 

@@ -1,4 +1,4 @@
-"""Whether an upstream wants a key at all: asked once without one, and remembered for a while.
+"""Finds out whether an upstream accepts requests without a key, and caches the answer.
 
 Lives here: the question, and its memory. Not here: what follows from the answer (`engine/exchange/queueing.py`).
 

@@ -1,4 +1,4 @@
-"""What a runner works with, and loading what a request refers to: its history, its prompt, its items and files.
+"""Loads what a request refers to: history, prompt, items and files.
 
 Lives here: the stores, upstreams and limits of one runner as one value, which of them a server may lack, which of them
 an action asks, what a client is told when one cannot answer, and how much of uploaded files a request may bring. Not

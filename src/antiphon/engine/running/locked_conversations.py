@@ -1,4 +1,4 @@
-"""Conversations for responses that run on them: loaded, locked while the response runs, and given back.
+"""Loads, locks and releases the conversation of a response.
 
 Lives here: what the runner does for `conversation`. Not here: the lock itself (the store), its renewal
 (`stores/leases.py`), when it is taken and given back (`engine/exchange/phase.py`).

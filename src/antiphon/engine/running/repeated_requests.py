@@ -1,4 +1,4 @@
-"""Requests with an `Idempotency-Key`: one that comes again is answered with what it made.
+"""Answers a request with a known `Idempotency-Key` with the result of the first one.
 
 Lives here: reading the key, holding it for the response that begins, and the answer to a request that was served
 before. Not here: what a key is (`engine/ports/idempotency.py`), renewing it and giving it back (`held_keys.py`).

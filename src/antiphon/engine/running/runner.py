@@ -1,4 +1,4 @@
-"""Performs an exchange's actions through the ports; the only `await` in a response's path.
+"""Performs an exchange's actions through the ports. A response's path awaits nowhere else.
 
 Lives here: model calls and tools with their timers (keep-alive comments, the late head), and the clean end of a request
 whose client left. Not here: decisions (`engine/exchange/response_exchange.py`), who the client is (the doors), and how

@@ -1,4 +1,4 @@
-"""Saving a response, queueing one, and giving back what it held; each goes on when its request ends meanwhile.
+"""Saves or queues a response and releases what it held, even if its client's request ends meanwhile.
 
 Lives here: the tasks that outlive their requests, and what becomes of a response's conversation lock and idempotency
 key. Not here: what is stored and when (`engine/exchange/response_end.py`), and what a write

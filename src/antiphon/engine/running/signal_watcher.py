@@ -1,4 +1,4 @@
-"""Noticing what other processes do to what this one waits for.
+"""Watches for changes by other processes that this process waits for.
 
 Lives here: the one task of a process that looks, while anything is followed or runs here, and what is done with news.
 Not here: reading streams (`followers.py`), running jobs (`workers.py`), how a store hears of others (`stores/`), when

@@ -1,4 +1,4 @@
-"""Serves requests to their end although their client disconnects.
+"""Runs a request to its end after its client disconnects.
 
 Lives here: the task of such a request, and the queue of actions for its client. Not here: which requests these are
 (`ResponseExchange.goes_on`), performing their actions (`runner.py`).

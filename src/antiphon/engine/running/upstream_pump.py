@@ -1,4 +1,4 @@
-"""Reading one upstream answer ahead, a bounded number of parts, and handing it out in pieces.
+"""Reads an upstream's answer ahead into a bounded queue and hands it out in parts.
 
 Lives here: the task that reads, its bounded queue, and whose turn it is when an upstream floods. Not here: what the
 parts mean (`engine/exchange/response_exchange.py`) and how long they are waited for (`runner.py`).

@@ -1,4 +1,4 @@
-"""Asking an upstream again that cannot be reached, while nobody waits for the answer.
+"""Retries model calls of background responses while their upstream cannot be reached.
 
 Lives here: when a background response's model call is made again. Not here: calls that a client waits for (they fail at
 once), and anything that the upstream itself answered.

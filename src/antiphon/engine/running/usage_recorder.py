@@ -1,4 +1,4 @@
-"""What model calls took, summed in memory and written once a second.
+"""Sums the usage of model calls in memory and writes the sums once a second.
 
 Lives here: the `UsageLedger` of a process. Not here: the sums that are kept (`stores/owner_usage.py`), prices.
 

@@ -1,4 +1,4 @@
-"""Running background responses: a bounded number at once, each to its end or to the end of its lease.
+"""Runs background responses: claims jobs, renews their leases, and runs a bounded number at once.
 
 Lives here: claiming jobs, renewing leases, noticing that a job is over, and running one exchange for each. Not here:
 how a response is made (`engine/exchange/response_exchange.py`, `runner.py`), its stream (`job_stream.py`), cancelling

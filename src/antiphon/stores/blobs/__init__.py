@@ -1,1 +1,1 @@
-"""Where the contents of files lie; what is known of files is with the other stores."""
+"""Storage for the contents of files. Their metadata is in the other stores."""

@@ -1,4 +1,4 @@
-"""Contents of files on disk: the `BlobStore` over a folder.
+"""Stores file contents on disk: a `BlobStore` over a folder.
 
 Lives here: writing, opening, deleting and listing. Not here: which contents are wanted (`pending.py`, the backends'
 file stores).

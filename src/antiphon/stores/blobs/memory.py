@@ -1,4 +1,4 @@
-"""Contents of files in this process's memory: the `BlobStore` of a state that is gone with the process.
+"""Stores file contents in memory: a `BlobStore` for a state that ends with the process.
 
 Lives here: keeping them. Not here: which contents are wanted (the backends: `stores/sqlite/files.py`), how much there
 may be of them (`files.owner_bytes`).

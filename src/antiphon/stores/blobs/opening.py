@@ -1,4 +1,4 @@
-"""Where contents of files lie, by the settings.
+"""Opens the blob store that the settings choose.
 
 Lives here: the choice, and whether what was chosen can be used. Not here: the storages.
 

@@ -1,4 +1,4 @@
-"""Contents that are no file's, or not yet: the pending blobs of `engine/ports/files.py`, in every backend.
+"""Tracks pending blobs, in every backend: contents that no file owns yet, or no longer (`engine/ports/files.py`).
 
 Lives here: their rows, with the statements for units in which a file is made of a content or goes; the order of row and
 content, leases, and the sweep that takes contents away. Not here: files (`../files.py`), where contents lie (beside

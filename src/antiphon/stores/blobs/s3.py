@@ -1,4 +1,4 @@
-"""Contents of files in an S3 bucket: the `BlobStore` over object storage.
+"""Stores file contents in an S3 bucket.
 
 Lives here: writing, opening and deleting, and telling failures apart. Not here: which contents are wanted
 (`pending.py`).

@@ -1,4 +1,4 @@
-"""Durable state of many machines: the stores behind the engine's ports, over PostgreSQL 15 or newer.
+"""The PostgreSQL backend (15 or newer): state that many machines share.
 
 Lives here: the SQL of this backend, and the driver (asyncpg). Not here: what the ports mean (`engine/ports/`), what
 the backends share (the modules of `stores/`).

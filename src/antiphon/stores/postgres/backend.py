@@ -1,4 +1,4 @@
-"""PostgreSQL as a backend: one database for many machines.
+"""Implements `Backend` for PostgreSQL: one database for many machines.
 
 Lives here: what of this package does what `Backend` offers, and the rows of what all processes on a database must have
 in common. Not here: what these mean (`../deployment.py`), all else of it.

@@ -1,4 +1,4 @@
-"""What an operator wants to know of a PostgreSQL server, beyond that it will do.
+"""Diagnoses a PostgreSQL server for `antiphon doctor`, beyond what a start requires.
 
 Lives here: the questions, what is worth a note, and which indexes the steps of a schema make, read from their own text:
 one that is gone makes nothing wrong, and much slow. Not here: whether a start is possible at all (`migrate.py`),

@@ -1,4 +1,4 @@
-"""Opening one connection to PostgreSQL: to which server, and what holds on it.
+"""Opens one connection to PostgreSQL: finds the primary, sets the session up, and converts texts.
 
 Lives here: the servers that a URL names, which of them is used, and the one way of all texts to the server and back.
 Not here: how many connections there are, and when one is given up (`database.py`), what a failure means

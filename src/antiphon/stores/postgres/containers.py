@@ -1,4 +1,4 @@
-"""Containers of several machines: `ContainerRows` over PostgreSQL.
+"""Container records of several machines: `ContainerRows` over PostgreSQL.
 
 Lives here: the SQL. Not here: what is done with containers (`tools/code_interpreter/`), contents of snapshots
 (`stores/blobs/`).

@@ -1,4 +1,4 @@
-"""The connections of one process to PostgreSQL: few, shared, and never waited for without end.
+"""A process's connection pool to PostgreSQL: few connections, shared, every wait with a deadline.
 
 Lives here: giving out connections, the one deadline of a piece of work, what is tried again, what became of a commit.
 Not here: SQL, opening a connection and to which server (`connecting.py`), what an error means (`failures.py`), LISTEN

@@ -1,4 +1,4 @@
-"""What the errors of PostgreSQL and of the way to it mean.
+"""Translates errors of PostgreSQL and of its connections into `StoreError`.
 
 Lives here: the one translation into `StoreError` with what to do, and which failures are worth another try. Not here:
 trying again (`database.py`), what is asked.

@@ -1,4 +1,4 @@
-"""What a PostgreSQL database says of itself, and what this process does on it: its `StoreFigures`.
+"""Statistics of a PostgreSQL database and of this process's use of it: implements `StoreFigures`.
 
 Lives here: one question about sizes, connections and the oldest snapshot. Not here: what doctor makes of a server
 (`checks.py`), names of metrics.

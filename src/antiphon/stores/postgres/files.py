@@ -1,4 +1,4 @@
-"""What PostgreSQL says of files in its own way.
+"""The part of the file store's SQL that is specific to PostgreSQL.
 
 Lives here: that SQL. Not here: what is alike in all backends (`../files.py`).
 

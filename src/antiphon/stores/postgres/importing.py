@@ -1,4 +1,4 @@
-"""A PostgreSQL database that rows of another backend are moved to.
+"""Imports rows of another backend into a PostgreSQL database.
 
 Lives here: writing them, what is made of them, and reading them for comparison. Not here: where they come from, what is
 moved (`stores/moved.py`).

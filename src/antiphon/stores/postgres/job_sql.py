@@ -1,4 +1,4 @@
-"""The SQL of background work, by name.
+"""SQL statements of background jobs for PostgreSQL, by name.
 
 Lives here: text. Not here: what the rows mean (`jobs.py`), what is alike in all backends (`../jobs.py`).
 

@@ -1,4 +1,4 @@
-"""How PostgreSQL queues, claims and finishes background work, and adds to its streams.
+"""Queues, claims and finishes background jobs on PostgreSQL, and appends to their streams.
 
 Lives here: how records become rows and rows become jobs. Not here: the SQL (`job_sql.py`), what is alike in all
 backends (`../jobs.py`), who runs a job (`engine/running/`).

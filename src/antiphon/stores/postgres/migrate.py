@@ -1,5 +1,4 @@
-"""Makes a PostgreSQL database ready for this build, while older builds serve from it: the server will do, and the
-schema has all steps.
+"""Checks a PostgreSQL server and migrates its schema, while older builds may still serve from it.
 
 Lives here: the questions to a server at a start, how long a start waits for their answers, and what to do about each;
 applying the numbered steps that a database has not seen, undoing the last one, an operator's way to both. Not here:

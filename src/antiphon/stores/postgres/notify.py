@@ -1,4 +1,4 @@
-"""What processes tell each other over PostgreSQL: what went on that others follow, what was ended, that there are jobs.
+"""Notifies other processes over PostgreSQL (`NOTIFY`) about streams, ended jobs and queued jobs, and hears their notes.
 
 Lives here: the notes between processes, when they are sent, and hearing those of others (`LISTEN`) over a connection to
 the server itself. Not here: who must be told (`jobs.py`, `engine/running/workers.py`), what is done with news

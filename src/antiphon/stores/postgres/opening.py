@@ -1,4 +1,4 @@
-"""Opening the stores of a database.
+"""Opens the stores of a PostgreSQL database.
 
 Lives here: who shares which connections. Not here: what a store means (`../responses.py`), connections (`database.py`),
 whether the server will do (`migrate.py`), the schema (`migrate.py`).

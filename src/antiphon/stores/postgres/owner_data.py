@@ -1,4 +1,4 @@
-"""`OwnerData` over PostgreSQL.
+"""Implements `OwnerData` for PostgreSQL.
 
 Lives here: reading everything that belongs to an owner, deleting it, and giving unused space back. Not here: the SQL of
 that where it is alike in all backends (`../owner_data.py`), the command line (`commands/admin/command.py`), files'

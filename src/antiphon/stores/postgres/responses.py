@@ -1,4 +1,4 @@
-"""How PostgreSQL stores a response, finds items by their ids, and whether this process should be sent requests.
+"""Stores responses on PostgreSQL, finds items by id, and decides the readiness of this process.
 
 Lives here: which queue a response goes to, that SQL, and when a database that does not answer makes the process
 unready. Not here: what is alike in all backends (`../responses.py`), storing responses (`turns.py`, in groups:

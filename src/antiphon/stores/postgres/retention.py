@@ -1,4 +1,4 @@
-"""What PostgreSQL deletes of what is too old, piece by piece.
+"""Deletes expired data from PostgreSQL in small pieces.
 
 Lives here: what is old, the transactions that delete it, and how large the next one is. Not here: the loop over pieces,
 and what is alike in all backends (`../retention.py`).

@@ -1,4 +1,4 @@
-"""Noticing what other processes wrote to PostgreSQL.
+"""Detects what other processes wrote to PostgreSQL.
 
 Lives here: the one question, how often it must be asked, and who is watched. Not here: notes between processes
 (`notify.py`), who waits for what (`engine/running/signal_watcher.py`).

@@ -1,4 +1,4 @@
-"""The `Tables` of a PostgreSQL database: its connections behind the words that all backends share.
+"""Implements `Tables` for PostgreSQL.
 
 Lives here: what those words are in PostgreSQL, and running a unit as one transaction. Not here: the words
 (`../tables.py`), connections (`database.py`).

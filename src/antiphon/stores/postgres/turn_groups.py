@@ -1,4 +1,4 @@
-"""What waits to be stored, and goes in groups: a writer that is free takes what waits by then, without any delay.
+"""Group commit for PostgreSQL: a free writer takes all queued writes at once, without delay.
 
 Lives here: the queue and its bounds, how many write at once, and what becomes of a write whose connection was lost. Not
 here: what is written (`turns.py`, `jobs.py`), connections.

@@ -1,4 +1,4 @@
-"""Storing finished responses: the one statement that stores a group of them.
+"""The single statement that stores a group of finished responses on PostgreSQL.
 
 Lives here: its SQL, how records become its parameters, and why one of a group was left out. Not here: which turns are
 stored together, and what happens when nobody knows whether they are (`turn_groups.py`), taking one back

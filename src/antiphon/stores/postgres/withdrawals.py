@@ -1,4 +1,4 @@
-"""Responses whose clients were told that they could not be stored, though nobody knows whether they were.
+"""Withdraws responses whose commit outcome is unknown after their clients were told of a failure.
 
 Lives here: taking them back, for as long as the database cannot be reached, and keeping them from being stored late.
 Not here: trying to find out what became of a write (`turn_groups.py`).

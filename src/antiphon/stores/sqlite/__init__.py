@@ -1,1 +1,1 @@
-"""State in SQLite files in the data folder: everything that knows it, from SQL to threads."""
+"""The SQLite backend: state in files of the data folder."""

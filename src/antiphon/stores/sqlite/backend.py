@@ -1,4 +1,4 @@
-"""SQLite as a backend: databases in a folder of this machine, or in memory.
+"""Implements `Backend` for SQLite: databases in a local folder, or in memory.
 
 Lives here: what of this package does what `Backend` offers, and looking at and changing the schema of each database
 file. Not here: all else of it, what is asked of schemas (`stores/schema_steps.py`), applying steps (`migrate.py`).

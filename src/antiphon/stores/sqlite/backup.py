@@ -1,4 +1,4 @@
-"""One archive of a data folder, made while servers use it, and a data folder made from one.
+"""Backs up a data folder into one archive while servers use it, and restores a folder from an archive.
 
 Lives here: what is in the archive, the order in which it is read, and the checks before anything is put in place. Not
 here: settings, what a key is for (`commands/admin/whole_state.py`).

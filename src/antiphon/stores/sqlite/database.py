@@ -1,4 +1,4 @@
-"""One SQLite database: where it is, how it comes to exist, how it is opened, and what its errors mean.
+"""One SQLite database: its location, how it is created and opened, and the meaning of its errors.
 
 Lives here: its place (in files, or in this process's memory) and what the writer, the readers and the figures ask of
 that; the writer's connection with its settings, waiting for a lock, and the one translation of `sqlite3` errors into

@@ -1,4 +1,4 @@
-"""A data folder whose rows are moved to another backend.
+"""Exports the rows of a data folder for a move to another backend.
 
 Lives here: taking it for oneself, and its rows in the form of `stores/moved.py`. Not here: where they go.
 

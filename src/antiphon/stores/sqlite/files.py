@@ -1,4 +1,4 @@
-"""What SQLite says of files in its own way, and contents in a data folder from before they had rows.
+"""The part of the file store's SQL that is specific to SQLite, and support for older data folders.
 
 Lives here: that SQL, and noting such contents once. Not here: what is alike in all backends (`../files.py`,
 `../blobs/pending.py`).

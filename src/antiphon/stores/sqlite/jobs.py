@@ -1,4 +1,4 @@
-"""How SQLite queues, claims and finishes background work, and adds to its streams.
+"""Queues, claims and finishes background jobs on SQLite, and appends to their streams.
 
 Lives here: that SQL by name. Not here: what is alike in all backends (`../jobs.py`), responses as such
 (`responses.py`), who runs a job (`engine/running/workers.py`), threads and transactions (`writer.py`).

@@ -1,4 +1,4 @@
-"""The one clock of leases: who holds a job, a conversation or a file until when.
+"""The clock by which all leases of a machine are judged.
 
 Lives here: what the time of a lease is, how SQL asks for it (`lease_now()`, where something is written), and what
 becomes of leases when the machine starts anew. Not here: what is leased, how long, who renews it. Dates that clients

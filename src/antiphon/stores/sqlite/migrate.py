@@ -1,4 +1,4 @@
-"""Brings a SQLite database to the schema this build knows, and checks what is in one.
+"""Migrates a SQLite database to this build's schema and checks the schema of an existing one.
 
 Lives here: applying the numbered steps that a database has not seen, undoing the last one, and comparing a database's
 own list of what is in it with that of one which is made anew. Not here: what a step is and who can serve with it

@@ -1,4 +1,4 @@
-"""Opening the stores of a data folder.
+"""Opens the stores of a data folder.
 
 Lives here: which files there are, and who shares which connections. Not here: what a store means (`../responses.py`)
 and how SQLite is driven (`database.py`, `writer.py`, `readers.py`, `migrate.py`).

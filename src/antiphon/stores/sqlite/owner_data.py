@@ -1,4 +1,4 @@
-"""`OwnerData` over the databases of a folder, while they are in use or not.
+"""Implements `OwnerData` for the databases of a folder, in use or not.
 
 Lives here: reading everything that belongs to an owner, deleting it, and giving unused space back. Not here: the SQL of
 that (`../owner_data.py`), files' contents.

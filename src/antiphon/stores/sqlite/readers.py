@@ -1,4 +1,4 @@
-"""The readers of a SQLite database: a small pool of connections that cannot write.
+"""A small pool of read-only connections to a SQLite database.
 
 Lives here: opening them, lending them, closing them, and how long a query may take. Not here: SQL of any store;
 writing (`writer.py`).

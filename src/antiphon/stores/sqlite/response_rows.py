@@ -1,4 +1,4 @@
-"""The rows of a response: the unit that stores it, and the one that takes it back.
+"""The writes that store a response on SQLite, and those that take it back.
 
 Lives here: the SQL that every stored response runs, by name, and its values. Not here: what a failure of the unit means
 (`responses.py`), reading and deleting responses (`../responses.py`), how units are run (`units.py`).

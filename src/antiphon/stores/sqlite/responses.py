@@ -1,4 +1,4 @@
-"""How SQLite stores a response, what a failure of that means, and how it finds items by their ids.
+"""Stores responses on SQLite, interprets a failed write, and finds items by id.
 
 Lives here: that, and whether the database can be written to. Not here: what is alike in all backends
 (`../responses.py`), how records become rows (`response_rows.py`), threads, connections and transactions (`writer.py`,

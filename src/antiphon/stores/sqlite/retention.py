@@ -1,4 +1,4 @@
-"""What SQLite deletes of what is too old, piece by piece.
+"""Deletes expired data from SQLite in small pieces.
 
 Lives here: the SQL of ages, and the units that delete. Not here: the loop over pieces, and what is alike in all
 backends (`../retention.py`); threads and transactions (`writer.py`).

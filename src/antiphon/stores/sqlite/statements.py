@@ -1,4 +1,4 @@
-"""What the writer runs: the steps of a unit, which are statements, and rows for a table.
+"""The steps of a unit of writes: statements, and rows for a table.
 
 Lives here: rows for a table. Not here: statements (`../tables.py`), how steps are run (`units.py`), transactions,
 threads (`writer.py`), SQL of any store.

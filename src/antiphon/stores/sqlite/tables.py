@@ -1,4 +1,4 @@
-"""The `Tables` of a SQLite database: its writer and its readers behind the words that all backends share.
+"""Implements `Tables` for SQLite: its writer and its readers.
 
 Lives here: what those words are in SQLite, opening and closing the two, and what they say of themselves. Not here: the
 words (`../tables.py`), threads and transactions (`writer.py`, `readers.py`).

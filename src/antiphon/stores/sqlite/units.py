@@ -1,4 +1,4 @@
-"""Units of writes, and how a group of them is run in one transaction.
+"""Units of writes, and the transaction that runs a group of them.
 
 Lives here: what is known of a unit, how long one is waited for, running its steps, and the steps of units that are
 alike as one. Not here: the transaction and its thread (`writer.py`), what steps are (`statements.py`).

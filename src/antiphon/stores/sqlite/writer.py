@@ -1,4 +1,4 @@
-"""The one writer of a SQLite database in this process: a thread with group commit.
+"""The only writer of a SQLite database in this process: a thread with group commit.
 
 Lives here: the queue of units, the transaction they share, how long units are waited for, and how results travel back
 to the event loop. Not here: how the steps of units are run (`units.py`), table names or SQL of any store, reading

@@ -1,4 +1,4 @@
-"""`code_interpreter`: the model writes Python, a sandbox runs it.
+"""`code_interpreter`: the model writes Python, and a sandbox runs it.
 
 This is the face that everything else sees: the rooms for code (`open_rooms`), the tool over them, whether code can be
 held in here (`try_out` makes a `Trial`), and what an owner's containers hold (`OwnersContainers`). Behind it,

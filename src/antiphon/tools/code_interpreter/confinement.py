@@ -1,4 +1,4 @@
-"""Giving up rights: after `confine`, this process cannot reach the network, other processes or the host's files.
+"""Confines the sandbox's process: afterwards it cannot reach the network, other processes or the host's files.
 
 Lives here: limits of resources, another user where that is allowed, Landlock (files), seccomp (system calls). Not here:
 running anything (`interpreter.py`). It runs in the sandbox's own process before any foreign code does, under whatever

@@ -1,4 +1,4 @@
-"""Containers: machines of a sandbox that belong to somebody, and expire.
+"""Manages containers: sandbox machines that belong to an owner and expire.
 
 Lives here: opening them where they are wanted and this machine can hold code in; files in from `/v1/files`, the ids of
 files, runs, expiry. Not here: the sandbox (`local.py`), who may use a

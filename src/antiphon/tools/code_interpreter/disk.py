@@ -1,4 +1,5 @@
-"""The files of one machine, seen from outside: foreign code made them, and may be changing them.
+"""Reads, writes and measures one machine's files from outside the sandbox. Foreign code made them and may be changing
+them.
 
 Lives here: how much there is, reading, writing, deleting. Not here: when (`local.py`).
 

@@ -1,4 +1,4 @@
-"""The sandbox's own process: an interpreter that keeps its variables from one piece of code to the next.
+"""The program inside the sandbox: a Python interpreter that keeps its variables between runs.
 
 Lives here: giving up all rights, then running what it is sent. Not here: how (`confinement.py`, `space.py`), who starts
 it, how long it may take, what becomes of its files (`machine.py`). It is run as a file by whatever Python the operator

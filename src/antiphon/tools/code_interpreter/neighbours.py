@@ -1,4 +1,4 @@
-"""The interpreters of all worker processes of one machine, each where it was started.
+"""Hands code to the worker process of the same machine that has the container's interpreter.
 
 Lives here: handing code to the process that has a container's interpreter, and running what others hand over. Not here:
 whose a container is and that nobody else uses it meanwhile (`containers.py`), files: all these processes see the same

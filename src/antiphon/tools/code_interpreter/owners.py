@@ -1,4 +1,4 @@
-"""What an operator does with the containers of one owner, while servers use them or not.
+"""Counts, exports and deletes one owner's containers, for operators.
 
 Lives here: counting them, reading what an export holds of them, deleting them. Not here: the command line
 (`commands/admin/command.py`), what else an owner has (`stores/sqlite/owner_data.py`).

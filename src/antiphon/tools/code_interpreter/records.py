@@ -1,4 +1,4 @@
-"""Containers of one machine: one small file for each, below the data folder, and `ContainerRows` over these.
+"""Container records of one machine, one small file each: `ContainerRows` over a folder.
 
 Lives here: reading, writing, listing, deleting the files, and what a lease is here: a lock on a file, which ends with
 its process. Not here: the containers' own files (`local.py`), rows that several machines share (the store's).

@@ -1,4 +1,5 @@
-"""Files of containers that several machines share: a snapshot at the end of a use, fetched where a container goes on.
+"""Snapshots of a container's files, for containers that several machines share: saved after a use, fetched before the
+next.
 
 Lives here: what a snapshot holds, when there is a new one, and whether a machine's files are those of the row. Not
 here: where snapshots lie (`stores/blobs/pending.py`), files (`local.py`), who holds the container meanwhile

@@ -1,4 +1,4 @@
-"""The room that code has for its files: so much of it, whatever the code does, and whether anybody looks or not.
+"""Limits the disk space of sandboxed code from inside the sandbox, whatever the code does.
 
 Lives here: what happens in the sandbox's own process (and, for `counted`, in one more), before any foreign code runs.
 Not here: what is done from outside (`machine.py`), system calls that are refused (`confinement.py`). Like these it

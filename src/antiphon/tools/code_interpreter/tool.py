@@ -1,4 +1,4 @@
-"""The tool: its declaration, the function the model is shown, and what it reads of a run.
+"""The `code_interpreter` tool: its declaration, the function shown to the model, and the result of a run.
 
 Lives here: which container a call runs in, outputs, citations of files. Not here: running (`local.py`), containers
 (`containers.py`).

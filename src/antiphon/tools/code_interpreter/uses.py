@@ -1,4 +1,4 @@
-"""One thing at a time in a container, whoever asks and wherever.
+"""Exclusive use of a container, within a process and across machines.
 
 Lives here: waiting for one's turn, within this process by a lock and beyond it by the row's lease, and holding it. Not
 here: what is done then (`containers.py`), how a lease is kept (`ContainerRows`).

@@ -1,4 +1,4 @@
-"""Connections to MCP servers: one for each server and response, closed when nobody has used it for a while.
+"""Connections to MCP servers: one for each server and response, closed after idle time.
 
 Lives here: the guarded HTTP client, the SDK's transports, the life of a session. Not here: which server may be reached
 (`servers.py`), what is made of a result (`tool.py`).

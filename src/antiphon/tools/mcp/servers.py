@@ -1,4 +1,4 @@
-"""An `mcp` entry of `tools`, read and checked, and the server that it means.
+"""Parses and checks an `mcp` declaration, and resolves the server it names.
 
 Lives here: its fields, which of a server's tools it lets the model see, which calls the client must approve; the
 operator's connectors and allow-list, applied to it. Not here: resolving names and judging addresses (given by the

@@ -1,4 +1,4 @@
-"""The tool: an MCP server's tools as functions, and what a call of one gives.
+"""The `mcp` tool: shows an MCP server's tools as functions, and converts the results of calls.
 
 Lives here: lists of tools and their memory, results in the forms of the item. Not here: declarations, connections.
 

@@ -1,4 +1,4 @@
-"""Search services: one question, a list of results.
+"""Clients for search services: one query, a list of results.
 
 Lives here: what is sent to each service and how its answer is read. Not here: what the model is told of it and of
 pages (`tool.py`).

@@ -1,4 +1,4 @@
-"""The tool: its declaration, the three functions the model is shown, and what it reads of their results.
+"""The `web_search` tool: its declaration, the three functions shown to the model, and their results.
 
 Lives here: searching, opening a page, looking for something in it: which kinds of pages have a text, where their links
 lead. Not here: services (`providers.py`), text out of HTML (`antiphon.html_text`), guards of fetching

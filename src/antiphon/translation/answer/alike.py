@@ -1,4 +1,4 @@
-"""Chunks that differ from the last one in a piece of text alone, recognised by their bytes.
+"""Recognises chunks that differ from the previous one only in a piece of text, by their bytes.
 
 Lives here: what stands around the text of a chunk that was read in full. Not here: cutting further chunks of the same
 bytes out of a stream (`translation/splice.py`), reading a chunk (`chunk.py`), what its text leads to (`stream.py`).

@@ -1,5 +1,4 @@
-"""What chat servers say of a text beside its words: where it comes from, how likely its tokens were, and details of the
-reasoning before it.
+"""Reads annotations, log probabilities and reasoning details from chat chunks.
 
 Lives here: reading the shapes chat servers use. Annotations: OpenAI's nested and flat `url_citation`, Perplexity's list
 of `citations`. Log probabilities, in Responses' form (`{token, bytes, logprob, top_logprobs}`, as observed; Chat allows

@@ -1,4 +1,4 @@
-"""A chunk or completion, read tolerantly.
+"""Decodes a chat chunk or completion tolerantly.
 
 Lives here: the fast typed decoder, and the slow path for what it refuses: wrong types, content as an array of
 parts or as an object, invalid UTF-8, lone surrogates. Not here: what a chunk leads to (`stream.py`).

@@ -1,4 +1,4 @@
-"""How an upstream's answer ended, and the finish reasons by which servers say it.
+"""How an upstream's answer ended, and the finish reasons that servers use for it.
 
 Lives here: the endings and the many spellings of `finish_reason`. Not here: which ending an answer has
 (`stream.py`), what a client is told of one (`engine/exchange/client_answer.py`).

@@ -1,4 +1,4 @@
-"""An upstream's event stream, read as events and as runs of chunks that are alike.
+"""Reads an upstream's event stream as single events and as runs of chunks that are alike.
 
 Lives here: in which of the two ways bytes are read, and when it is worth to learn what chunks have in common. Not here:
 the grammar of events (`sse.py`), what chunks have in common (`alike.py`), cutting them (`translation/splice.py`), what

@@ -1,4 +1,4 @@
-"""Server-sent events, decoded.
+"""An incremental parser for server-sent events.
 
 Lives here: the event stream grammar of the HTML standard on bytes (CR, LF, CRLF, comments, several `data` lines,
 a byte order mark, a stream that ends without its last blank line), and two tolerances: a line `error: …`, which one

@@ -1,4 +1,4 @@
-"""Chat chunks become builder calls.
+"""Turns chat chunks into builder calls.
 
 Lives here: what the fields of a chunk lead to, in which order, how an answer ends, and how much an upstream may send
 without output: comments, empty deltas, and what nobody asked for do not count, however much of them comes. A whole

@@ -1,4 +1,4 @@
-"""Tool calls put together from deltas, one after the other.
+"""Assembles tool calls from deltas and emits them one after another.
 
 Lives here: which delta belongs to which call, when a call may be opened, and what is wrong with calls in the end. Chat
 servers interleave calls, omit the index, repeat it with a new id, send names late; Responses clients get one open item

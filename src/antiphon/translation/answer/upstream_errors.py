@@ -1,4 +1,4 @@
-"""What an upstream's error means to a client.
+"""Maps an upstream's error to the error that the client receives.
 
 Lives here: error bodies in all their shapes, the status a client gets, the code of a failed response, which of an
 upstream's headers a client needs. Not here: the words by which servers say what went wrong

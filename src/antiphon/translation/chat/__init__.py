@@ -1,1 +1,1 @@
-"""Making the Chat Completions request: items, tools and options become the body for the upstream."""
+"""Makes the Chat Completions request: items, tools and options become the body for the upstream."""

@@ -1,4 +1,4 @@
-"""A create-response request becomes a Chat Completions request.
+"""Builds the Chat Completions request body from a create-response request.
 
 Lives here: the fields beside messages and tools, by profile. Not here: reading and checking them
 (`translation/request/body.py`), the messages (`messages.py`), tools (`tools.py`).

@@ -1,4 +1,4 @@
-"""Calls and their outputs, of tools that clients run and of hosted tools in earlier turns, as the model sees them.
+"""Converts call items and their outputs, of client tools and of earlier hosted tools, into chat messages.
 
 Lives here: what each kind of call and output becomes. Not here: their order (`messages.py`), names
 (`translation/tool_map.py`), running hosted tools, what is kept of what a model was shown of them (`types/shown.py`).

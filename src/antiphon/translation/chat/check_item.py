@@ -1,4 +1,4 @@
-"""Checks of items that a client adds to a conversation or a prompt without asking a model anything.
+"""Checks items that a client adds to a conversation or a prompt without a model call.
 
 Lives here: refusing what no later request could be translated with. Not here: reading the items
 (`translation/request/items.py`), items of a request's `input` (`translation/request/body.py`), where the model's server

@@ -1,4 +1,4 @@
-"""Compaction: a summary that stands for a conversation, and what of it must stay as it was.
+"""Compaction: replaces a conversation by a summary, and keeps what must stay unchanged.
 
 Lives here: what the model is asked for, what goes into a compaction and how one is taken apart again. Not here: when a
 conversation is compacted (`engine/exchange/loaded_request.py`), the model's call

@@ -1,4 +1,4 @@
-"""Content parts of Responses items become chat content.
+"""Converts content parts of Responses items into chat content.
 
 Lives here: strings and parts of messages and of tool outputs, by what the upstream takes; which files they name, once
 the translation has met one, and which of those may be missing. Not here: which message they go into

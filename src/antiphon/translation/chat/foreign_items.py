@@ -1,4 +1,4 @@
-"""Items that other agents and other servers have made, as messages that any model can read.
+"""Converts items that other agents and servers made into messages that any model can read.
 
 Lives here: what agents tell each other (`agent_message`), reasoning in Codex's older form (`agent_reasoning`), notes in
 place of what only its maker can open. Not here: where the messages stand (`messages.py`), items of hosted tools

@@ -1,4 +1,4 @@
-"""Items become chat messages.
+"""Converts items into chat messages: their order and grouping.
 
 Lives here: order and grouping. A turn's reasoning, text and calls are one assistant message; a call's output follows
 directly after it, wherever the client put it; system and developer messages are one system message at the beginning,

@@ -1,4 +1,4 @@
-"""How many tokens a request has: asked of the server where it can count, else estimated.
+"""Counts the tokens of a request: asks the server if it can count, else estimates.
 
 Lives here: where and how each kind of server is asked, its answer, the object a client gets. Not here: the estimate
 (`truncation.py`), which servers count (`profiles/`).

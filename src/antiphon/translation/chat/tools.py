@@ -1,4 +1,4 @@
-"""Tools become chat functions.
+"""Converts tool declarations into chat functions.
 
 Lives here: the declaration of every kind of tool, and the chat form of the choice among them. Not here: names
 (`translation/tool_map.py`), reading (`translation/request/tools.py`), the way back (`translation/native_calls.py`,

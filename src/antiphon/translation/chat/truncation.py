@@ -1,4 +1,4 @@
-"""`truncation: auto`: the oldest turns go when a conversation is too long for its model.
+"""`truncation: auto`: drops the oldest turns when a conversation is too long for its model.
 
 Lives here: estimating tokens, and what may be dropped. Not here: how long a model's context is (a setting);
 without it nothing is dropped, and the field is named as ignored.

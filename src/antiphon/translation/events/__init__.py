@@ -1,1 +1,1 @@
-"""Making what the client gets: items, the Response object, and the events of its stream as bytes."""
+"""Makes the client's output: items, the Response object, and its stream of events as bytes."""

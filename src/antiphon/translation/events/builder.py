@@ -1,4 +1,4 @@
-"""The builder: the only maker of items, ids, indices, sequence numbers and events.
+"""The builder: the only code that makes items, ids, indices, sequence numbers and events of a response.
 
 Lives here: the grammar of a response: its lifecycle, and which item is open. Not here: what an open item emits
 (`open_items.py`), numbers and bytes (`response_draft.py`), what a chat chunk means (`translation/answer/stream.py`),

@@ -1,4 +1,4 @@
-"""Citations of what tools found: marks in the model's text become annotations.
+"""Turns citation marks in the model's text into annotations.
 
 Lives here: the mark a model writes, taking it out of the text as it streams, and the annotation in its place. Not here:
 annotations that the upstream makes itself (`translation/answer/beside_text.py`), running tools.

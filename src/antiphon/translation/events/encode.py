@@ -1,4 +1,4 @@
-"""Events become bytes here, and nowhere else.
+"""Encodes events as bytes.
 
 Lives here: the framings (server-sent events; none, for a client that wants one JSON answer) and the pre-rendered
 templates of the frequent delta events. Not here: which event is sent when (`builder.py`).

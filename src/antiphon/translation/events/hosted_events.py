@@ -1,4 +1,4 @@
-"""The events of tools that run here: what is told when a call begins, and what when it ended.
+"""Emits the events of hosted tool calls, at their start and at their end.
 
 Lives here: the grammar of hosted calls, as observed. Not here: when a tool runs (`engine/exchange/tool_turns.py`),
 numbers and indices (`builder.py`).

@@ -1,4 +1,4 @@
-"""The Response object as it starts: what the request said, echoed, with OpenAI's defaults for what it did not say.
+"""Builds the initial Response object: the request's fields, with OpenAI's defaults for absent ones.
 
 Lives here: the members of a response in their order, and how fields are repeated that have more to them than a row
 (`translation/request/fields.py`). Not here: what changes while the response runs (`builder.py`).

@@ -1,4 +1,4 @@
-"""The item of a response that is open: one small object for each kind, from its added event to its done event.
+"""The open item of a response: one class for each kind, from its added event to its done event.
 
 Lives here: which events an item of each kind has, and what its text becomes when it is whole. Not here: which item is
 opened when (`builder.py`), numbers, bytes and counts (`response_draft.py`), the events of finished calls that have a

@@ -1,4 +1,4 @@
-"""The event stream of a response that is stored: the same grammar as when it was made, each text in one piece.
+"""Rebuilds the event stream of a stored response, with each text in one piece.
 
 Lives here: events out of a finished response object, for a request that comes again with its idempotency key. Not here:
 streams that were stored as they were made (background responses), and those of models (`builder.py`).

@@ -1,4 +1,4 @@
-"""The response while it is made: the numbers and bytes of its events, the items that are done, and the counts of both.
+"""The response under construction: its event numbers and bytes, its finished items, and the counts of both.
 
 Lives here: what the builder and its open items share. Not here: which event comes when (`builder.py`, `open_items.py`),
 how one event becomes bytes (`encode.py`).

@@ -1,4 +1,4 @@
-"""Upstream profiles: what is special about a chat server, as data.
+"""Upstream profiles: the particularities of each chat server, as data.
 
 Lives here: the registry, the choice by name or host, and by the signs in a server's list of models. Not here: the type
 and families of models (`profile.py`), the vendors (`vendors.py`), asking for a list (`upstream/identity.py`, and with

@@ -1,4 +1,4 @@
-"""The profile type: every question a translator may ask about an upstream.
+"""The profile type: all flags that the translation may read about an upstream.
 
 Lives here: the flags, their defaults, how a model narrows them, and what holds for a family of models wherever it is
 served: flags that belong to the model (its chat template, its tokenizer), not to the server. Not here: any vendor

@@ -1,4 +1,4 @@
-"""The vendors: a profile for each, by name.
+"""The vendors' profiles, by name.
 
 Lives here: rows whose flags each have their reason beside them: a recording (under `tests/recordings/chat`) or where it
 is documented. Not here: what holds for a family of models wherever it is served (`profile.py`).

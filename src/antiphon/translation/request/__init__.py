@@ -1,1 +1,1 @@
-"""Reading the client's request: its body is checked, or refused with an error that says what to change."""
+"""Reads and checks the client's request; an error says what to change."""

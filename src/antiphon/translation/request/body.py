@@ -1,4 +1,4 @@
-"""A create-response body becomes a `CreateResponse`, or an error that says what to change.
+"""Reads a create-response body into a `CreateResponse`, or raises an error that says what to change.
 
 Lives here: types, combinations, and what becomes of every field that is not translated (ignored and named, or a 400).
 Not here: the plain fields and their limits (`fields.py`, a row each), tools (`tools.py`), the response

@@ -1,4 +1,4 @@
-"""Checks of request values that several readers share, each with its error: choices, names, metadata, types.
+"""Shared checks of request values, each with its error: choices, names, metadata, types.
 
 Invariant: every error names the field it is about.
 """

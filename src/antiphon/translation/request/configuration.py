@@ -1,4 +1,4 @@
-"""What items of a conversation change about its responses from there on (`configuration_update`).
+"""Applies `configuration_update` items, which change the settings of later responses in a conversation.
 
 Lives here: reading such items, and the request as they leave it. Not here: what the settings mean
 (`translation/chat/body.py`).

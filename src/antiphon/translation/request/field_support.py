@@ -1,4 +1,4 @@
-"""Which request fields, tools and items are supported, and how: one table, by profile.
+"""The table of supported request fields, tools and items, by profile.
 
 It is for people (`docs/compatibility.md`) and for `GET /v1/antiphon/capabilities`.
 

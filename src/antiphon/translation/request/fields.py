@@ -1,4 +1,4 @@
-"""The fields of a create-response request: one row for each.
+"""The table of create-response fields: one row for each.
 
 A row says a field's type and limits, what becomes of it, and how a response repeats it. From the rows follow reading
 (`body.py`), checks, the chat request (`translation/chat/body.py`), the response

@@ -1,4 +1,4 @@
-"""The items of a request's `input`, and of those that a client adds to a conversation.
+"""Reads the items of a request's `input`, and items that a client adds to a conversation.
 
 Lives here: reading a list of items, and finding the item that asks for a compaction. Not here: what an item means to a
 model (`translation/chat/messages.py`), whether one could ever be shown to a model (`translation/chat/check_item.py`).

@@ -1,4 +1,4 @@
-"""Checks schemas and grammars for what OpenAI refuses, although most chat servers accept it.
+"""Checks schemas and grammars for forms that OpenAI refuses, although most chat servers accept them.
 
 Lives here: the checks that `strict: true` adds, so that what passes here passes at OpenAI too. Not here: unknown fields
 and values (`types/tolerance.py`), requests that no server could take (`fields.py`, `tools.py`).

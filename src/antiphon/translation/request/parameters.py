@@ -1,4 +1,4 @@
-"""Parameters that chat servers know and the Responses API does not: sampling, templates, guided decoding.
+"""Chat server parameters that the Responses API does not have: sampling, templates, guided decoding.
 
 Lives here: their names and types, what of a literal `extra_body` counts, and how what an operator adds meets what a
 client sends. Not here: which server takes which (`profiles/`), the fields of the Responses API (`fields.py`).

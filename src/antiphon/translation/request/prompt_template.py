@@ -1,4 +1,4 @@
-"""Prompt templates: what may stand in one, its variables, and how a request's values are put into it.
+"""Fills a prompt template: its variables, and the values that a request gives them.
 
 Lives here: `{{name}}` in instructions and in the text of messages, replaced by texts, pictures and files. Not here:
 what the other fields mean (they are those of a create-response request, read by `body.py`), how prompts are

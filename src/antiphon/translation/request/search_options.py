@@ -1,4 +1,4 @@
-"""Filters and ranking options of a search, as clients write them.
+"""Reads the filters and ranking options of a search.
 
 Lives here: reading them from decoded JSON. Not here: what they mean to an index (`stores/`), the search itself.
 

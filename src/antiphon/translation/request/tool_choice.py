@@ -1,4 +1,4 @@
-"""The choice among tools: its forms, what they allow, and how they are echoed.
+"""Reads `tool_choice`: its forms, what they allow, and how a response repeats them.
 
 Lives here: reading `tool_choice`. Not here: its chat form (`translation/chat/tools.py`), keeping the model to it
 (`translation/answer/tool_calls.py`).

@@ -1,4 +1,4 @@
-"""Tools read from a create-response body, and from items that bring tools.
+"""Reads tools from a create-response body, and from items that bring tools.
 
 Lives here: which tools can be called, which are left out and named, which are refused. Not here: the choice among them
 (`tool_choice.py`), their chat form (`translation/chat/tools.py`).

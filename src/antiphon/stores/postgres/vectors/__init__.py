@@ -1,4 +1,4 @@
-"""Vector stores in PostgreSQL: their SQL, the chunks of documents, and the search by words and by vectors.
+"""Vector stores on PostgreSQL: SQL, chunks, and search by words and by vectors.
 
 Lives here: what only vector stores need. Not here: the store that users see (`stores/vector_stores.py`), connections
 and the schema (`stores/postgres/database.py`, `stores/postgres/migrate.py`).

@@ -1,4 +1,4 @@
-"""What a search reads: the `ChunkIndex` port over PostgreSQL.
+"""Implements the `ChunkIndex` port for PostgreSQL: what a search reads.
 
 Lives here: matching words with their rank, finding the nearest vectors. Not here: what is alike in all backends
 (`stores/indexing.py`), what is a word (`words.py`), how any of it was written (`ingestion.py`), which stores have

@@ -1,4 +1,4 @@
-"""Indexes over the vectors of large stores.
+"""Creates and drops vector indexes (HNSW) for large stores.
 
 Lives here: which stores have one, and making and dropping them while everything else goes on. Not here: searching with
 them (`chunk_index.py`).

@@ -1,4 +1,4 @@
-"""What PostgreSQL says of vector stores in its own way.
+"""The part of the vector stores' SQL that is specific to PostgreSQL.
 
 Lives here: that SQL. Not here: what is alike in all backends (`stores/vector_stores.py`), ingestion (`ingestion.py`),
 searching (`chunk_index.py`).

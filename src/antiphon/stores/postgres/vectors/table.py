@@ -1,4 +1,4 @@
-"""The table of vectors, and the extension of PostgreSQL that it needs.
+"""Creates the table of vectors and the pgvector extension when they are first needed.
 
 Lives here: making both when they are first needed, what to do where that cannot be, and how a vector is written to a
 statement. Not here: what is read of it (`chunk_index.py`), its indexes (`indexes.py`).

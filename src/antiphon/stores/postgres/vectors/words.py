@@ -1,4 +1,4 @@
-"""Words as PostgreSQL's index has them: which of them a chunk holds, how often, and what a query looks for.
+"""Word lists for PostgreSQL's index: the words of a chunk with their counts, and the words of a query.
 
 Lives here: folding of case and accents, stems, and the form in which a word stands in the index. Not here: which words
 of a query count, and the cutting of scripts without spaces (`types/search_terms.py`), SQL, ranking.

@@ -1,4 +1,4 @@
-"""What a search reads: the `ChunkIndex` port over SQLite.
+"""Implements the `ChunkIndex` port for SQLite: what a search reads.
 
 Lives here: matching words with their rank, the files a filter lets through, vectors. Not here: what is alike in all
 backends (`stores/indexing.py`), comparing vectors (`matrices.py`), how any of it was written (`ingestion.py`).

@@ -1,4 +1,4 @@
-"""The durable side of ingestion: the `Ingestion` port over SQLite.
+"""Implements the `Ingestion` port for SQLite: claims files and writes their chunks.
 
 Lives here: claiming files, writing chunks with their words, and clearing up. Not here: what is alike in all backends
 (`stores/indexing.py`), searching (`chunk_index.py`).

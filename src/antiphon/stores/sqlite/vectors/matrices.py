@@ -1,4 +1,4 @@
-"""Searching by vectors: a matrix in memory per store, compared with the query as a whole.
+"""Vector search in memory: one matrix per store, compared with the query at once.
 
 Lives here: the matrices, how they follow the database, and the comparison. Not here: how vectors are made (`Embedder`)
 and read (`chunk_index.py`). SQLite has no index of vectors, so this process compares them itself.

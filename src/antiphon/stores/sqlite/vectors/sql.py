@@ -1,4 +1,4 @@
-"""What SQLite says of vector stores in its own way.
+"""The part of the vector stores' SQL that is specific to SQLite.
 
 Lives here: numbers of files, the full-text index of each store, and noting chunks that are to be cleared away. Not
 here: what is alike in all backends (`stores/vector_stores.py`), ingestion (`ingestion.py`), searching
