@@ -6,10 +6,7 @@ import asyncio
 from contextlib import aclosing
 from itertools import pairwise
 
-import pytest
-
 from antiphon.engine.ports.signals import Pace
-from antiphon.engine.running import followers
 from antiphon.engine.running.followers import Followers
 from antiphon.engine.running.signal_watcher import SignalWatcher
 from antiphon.translation.events.encode import KEEPALIVE
@@ -20,14 +17,13 @@ from tests.support.memory_signals import MemorySignals
 from tests.support.memory_store import MemoryResponseStore
 
 
-async def test_comments_are_as_far_apart_as_is_set_however_often_it_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(followers, "_LONGEST_WAIT", 0.002)
+async def test_comments_are_as_far_apart_as_is_set_however_often_it_looks() -> None:
     jobs = MemoryJobStore(MemoryResponseStore())
     await jobs.enqueue(queued("a"), b"{}", None, limit=MOST)
     times: list[float] = []
-    followed = Followers(jobs, SignalWatcher(MemorySignals(jobs, Pace(0.002, 1.0, 1.0))), keepalive=0.1).follow(
-        ALICE, "resp_a"
-    )
+    followed = Followers(
+        jobs, SignalWatcher(MemorySignals(jobs, Pace(0.002, 1.0, 1.0))), keepalive=0.1, look=0.002
+    ).follow(ALICE, "resp_a")
     async with asyncio.timeout(30), aclosing(followed) as sent:
         async for piece in sent:
             assert piece == KEEPALIVE

@@ -34,7 +34,7 @@ class _Jobs:
 class Setup:
     """A stream over such jobs."""
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int = 1 << 20) -> None:
         self.jobs, self.told = _Jobs(), []
         self.stream = JobStream(
             cast(Any, self.jobs),
@@ -43,6 +43,7 @@ class Setup:
             batch=0.0,
             written=lambda: self.told.append("written"),
             on_lost=lambda: self.told.append("lost"),
+            ahead=ahead,
         )
 
     told: list[str]
@@ -85,10 +86,8 @@ async def test_a_stream_that_is_another_workers_is_told_so_once_and_writes_no_mo
 
 
 @pytest.mark.parametrize(("size", "waits"), [(len(_EVENT) * 2, False), (len(_EVENT) * 2 - 1, True)])
-async def test_who_is_ahead_by_more_than_the_limit_waits(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch, size: int, waits: bool
-) -> None:
-    monkeypatch.setattr("antiphon.engine.running.job_stream._AHEAD", size)
+async def test_who_is_ahead_by_more_than_the_limit_waits(size: int, waits: bool) -> None:
+    setup = Setup(size)
     setup.jobs.gate.clear()
     await setup.stream.add(_EVENT)
     # Taken, but not written yet.
@@ -104,8 +103,8 @@ async def test_who_is_ahead_by_more_than_the_limit_waits(
     setup.stream.abort()
 
 
-async def test_nobody_waits_for_a_stream_that_holds_back(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antiphon.engine.running.job_stream._AHEAD", 0)
+async def test_nobody_waits_for_a_stream_that_holds_back() -> None:
+    setup = Setup(0)
     setup.stream.hold_back()
     async with asyncio.timeout(60):
         for _ in range(3):

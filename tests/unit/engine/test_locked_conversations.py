@@ -91,18 +91,18 @@ async def test_it_is_renewed_while_the_response_runs_and_no_longer(setup: Setup)
     assert exchange.done and setup.held == set() and await setup.is_free()
 
 
-async def test_a_save_that_fails_gives_it_back(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_save_that_fails_gives_it_back(setup: Setup) -> None:
     async def fail(_record: Any) -> None:
         raise StoreError("disk full")
 
-    monkeypatch.setattr(setup.responses, "save", fail)
+    setup.responses.save = fail  # type: ignore[method-assign,assignment]
     exchange = await setup.begin()
     exchange.receive_upstream_data(_END)
     await setup.settle(exchange)
     assert exchange.done and setup.held == set() and await setup.is_free()
 
 
-async def test_a_client_that_leaves_during_the_save(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_leaves_during_the_save(setup: Setup) -> None:
     begun, go, save = asyncio.Event(), asyncio.Event(), setup.responses.save
 
     async def slow(record: Any) -> None:
@@ -110,7 +110,7 @@ async def test_a_client_that_leaves_during_the_save(setup: Setup, monkeypatch: p
         await go.wait()
         await save(record)
 
-    monkeypatch.setattr(setup.responses, "save", slow)
+    setup.responses.save = slow  # type: ignore[method-assign]
     exchange = await setup.begin()
     exchange.receive_upstream_data(_END)
     request = asyncio.ensure_future(setup.settle(exchange))
@@ -126,7 +126,7 @@ async def test_a_client_that_leaves_during_the_save(setup: Setup, monkeypatch: p
     assert len(setup.responses.records) == 1
 
 
-async def test_a_client_that_leaves_while_it_is_given_back(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_leaves_while_it_is_given_back(setup: Setup) -> None:
     begun, go, release = asyncio.Event(), asyncio.Event(), setup.conversations.release
 
     async def slow(holder: str) -> None:
@@ -140,7 +140,7 @@ async def test_a_client_that_leaves_while_it_is_given_back(setup: Setup, monkeyp
     await setup.settle(exchange)
     exchange.receive_upstream_head(500, JSON)
     exchange.receive_upstream_end()
-    monkeypatch.setattr(setup.conversations, "release", slow)
+    setup.conversations.release = slow  # type: ignore[method-assign]
     request = asyncio.ensure_future(setup.settle(exchange))
     await begun.wait()
     request.cancel()
@@ -148,7 +148,7 @@ async def test_a_client_that_leaves_while_it_is_given_back(setup: Setup, monkeyp
         await request
     go.set()
     await setup.runner.aclose()
-    monkeypatch.undo()
+    setup.conversations.release = release  # type: ignore[method-assign]
     assert setup.held == set() and await setup.is_free()
 
 
@@ -165,11 +165,11 @@ async def test_a_door_that_fails_before_it_is_given_back(setup: Setup) -> None:
     assert exchange.done and setup.held == set() and await setup.is_free()
 
 
-async def test_a_lock_that_cannot_be_given_back_runs_out(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lock_that_cannot_be_given_back_runs_out(setup: Setup) -> None:
     async def fail(_holder: str) -> None:
         raise StoreError("not now")
 
-    monkeypatch.setattr(setup.conversations, "release", fail)
+    setup.conversations.release = fail  # type: ignore[method-assign,assignment]
     exchange = make_exchange()
     body = json.dumps({"model": "m", "input": "hi", "conversation": "conv_1"}).encode()
     exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
@@ -62,11 +61,6 @@ class Scripted:
     async def aclose(self) -> None: ...
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antiphon.engine.running.upstream_retry._FIRST_PAUSE", 0.001)
-
-
 GOOD = Answer(200, [b"a", b"b"])
 
 
@@ -83,7 +77,9 @@ GOOD = Answer(200, [b"a", b"b"])
 async def test_it_is_asked_until_it_is_there(before: list[Answer | UpstreamFault]) -> None:
     upstream, metrics = Scripted([*before, GOOD]), Metrics()
     with capture_logs() as lines:
-        async with PatientUpstream(upstream, 10.0, metrics, response_id="resp_1").call(REQUEST) as answer:
+        async with PatientUpstream(upstream, 10.0, metrics, response_id="resp_1", first_pause=0.001).call(
+            REQUEST
+        ) as answer:
             assert answer.status == 200 and upstream.open == 1
             assert [part async for part in answer.body()] == [b"a", b"b"]
     assert upstream.calls == len(before) + 1 and upstream.open == 0
@@ -105,7 +101,7 @@ async def test_it_is_asked_until_it_is_there(before: list[Answer | UpstreamFault
 )
 async def test_what_it_answered_itself_counts(status: int, parts: list[bytes]) -> None:
     upstream = Scripted([Answer(status, parts), GOOD])
-    async with PatientUpstream(upstream, 10.0).call(REQUEST) as answer:
+    async with PatientUpstream(upstream, 10.0, first_pause=0.001).call(REQUEST) as answer:
         assert answer.status == status
         assert b"".join([part async for part in answer.body()]) == b"".join(parts)
     assert upstream.calls == 1
@@ -115,7 +111,7 @@ async def test_what_it_answered_itself_counts(status: int, parts: list[bytes]) -
 async def test_what_may_have_reached_it_is_not_tried_again(fault: UpstreamFault) -> None:
     upstream = Scripted([fault, GOOD])
     with pytest.raises(UpstreamCallFailed):
-        async with PatientUpstream(upstream, 10.0).call(REQUEST):
+        async with PatientUpstream(upstream, 10.0, first_pause=0.001).call(REQUEST):
             pass
     assert upstream.calls == 1
 
@@ -123,16 +119,15 @@ async def test_what_may_have_reached_it_is_not_tried_again(fault: UpstreamFault)
 async def test_what_fails_behind_the_head_is_not_tried_again() -> None:
     upstream = Scripted([GOOD])
     with pytest.raises(UpstreamCallFailed):
-        async with PatientUpstream(upstream, 10.0).call(REQUEST):
+        async with PatientUpstream(upstream, 10.0, first_pause=0.001).call(REQUEST):
             raise UpstreamCallFailed(UpstreamError(UpstreamFault.UNREACHABLE, "later"))
     assert upstream.calls == 1 and upstream.open == 0
 
 
-async def test_very_many_tries_are_no_flood_of_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antiphon.engine.running.upstream_retry._LONGEST_PAUSE", 0.0001)
+async def test_very_many_tries_are_no_flood_of_lines() -> None:
     upstream = Scripted([*[UpstreamFault.UNREACHABLE] * 50, GOOD])
     with capture_logs() as lines:
-        async with PatientUpstream(upstream, 60.0).call(REQUEST):
+        async with PatientUpstream(upstream, 60.0, first_pause=0.0001, longest_pause=0.0001).call(REQUEST):
             pass
     assert upstream.calls == 51 and len(lines) == 20
 
@@ -140,46 +135,40 @@ async def test_very_many_tries_are_no_flood_of_lines(monkeypatch: pytest.MonkeyP
 async def test_patience_has_an_end() -> None:
     upstream = Scripted([UpstreamFault.UNREACHABLE])
     with pytest.raises(UpstreamCallFailed):
-        async with PatientUpstream(upstream, 0.0).call(REQUEST):
+        async with PatientUpstream(upstream, 0.0, first_pause=0.001).call(REQUEST):
             pass
     assert upstream.calls == 1
     upstream = Scripted([Answer(502, [ENVOY])])
-    async with PatientUpstream(upstream, 0.01).call(REQUEST) as answer:
+    async with PatientUpstream(upstream, 0.01, first_pause=0.001).call(REQUEST) as answer:
         assert answer.status == 502 and [part async for part in answer.body()] == [ENVOY]
     assert upstream.calls > 1
 
 
-def _clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Time passes only in pauses; these."""
+def _patient(seconds: float, first_pause: float) -> tuple[PatientUpstream, Scripted, list[float]]:
+    """Over an upstream that is never there; time passes only in pauses: these."""
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    module = "antiphon.engine.running.upstream_retry"
-    monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: sum(pauses)))
-    monkeypatch.setattr(f"{module}.asyncio.sleep", sleep)
-    return pauses
+    upstream = Scripted([UpstreamFault.UNREACHABLE])
+    made = PatientUpstream(upstream, seconds, first_pause=first_pause, clock=lambda: sum(pauses), sleep=sleep)
+    return made, upstream, pauses
 
 
 @pytest.mark.parametrize(("seconds", "pauses"), [(0.75, [0.25, 0.5]), (0.74, [0.25]), (0.25, [0.25]), (0.24, [])])
-async def test_it_is_asked_as_often_as_the_time_allows(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, pauses: list[float]
-) -> None:
-    monkeypatch.setattr("antiphon.engine.running.upstream_retry._FIRST_PAUSE", 0.25)
-    waited = _clock(monkeypatch)
-    upstream = Scripted([UpstreamFault.UNREACHABLE])
+async def test_it_is_asked_as_often_as_the_time_allows(seconds: float, pauses: list[float]) -> None:
+    patient, upstream, waited = _patient(seconds, 0.25)
     with pytest.raises(UpstreamCallFailed):
-        async with PatientUpstream(upstream, seconds).call(REQUEST):
+        async with patient.call(REQUEST):
             pass
     assert waited == pauses and upstream.calls == len(pauses) + 1
 
 
-async def test_pauses_grow_to_a_longest_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antiphon.engine.running.upstream_retry._FIRST_PAUSE", 1.0)
-    waited = _clock(monkeypatch)
+async def test_pauses_grow_to_a_longest_one() -> None:
+    patient, _, waited = _patient(20.0, 1.0)
     with pytest.raises(UpstreamCallFailed):
-        async with PatientUpstream(Scripted([UpstreamFault.UNREACHABLE]), 20.0).call(REQUEST):
+        async with patient.call(REQUEST):
             pass
     assert waited == [1.0, 2.0, 4.0, 5.0, 5.0]
 
@@ -187,14 +176,14 @@ async def test_pauses_grow_to_a_longest_one(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(("size", "calls"), [(4096, 2), (4097, 1)])
 async def test_of_an_answer_as_long_as_envoys_can_be_the_end_is_read(size: int, calls: int) -> None:
     upstream = Scripted([Answer(503, [PLAIN.ljust(size - 1), b" "]), GOOD])
-    async with PatientUpstream(upstream, 10.0).call(REQUEST) as answer:
+    async with PatientUpstream(upstream, 10.0, first_pause=0.001).call(REQUEST) as answer:
         assert answer.status == (200 if calls == 2 else 503)
     assert upstream.calls == calls
 
 
 async def test_when_a_call_failed_for_good_is_known() -> None:
     """Not when it is made again, nor when something was answered."""
-    patient = PatientUpstream(Scripted([UpstreamFault.UNREACHABLE, GOOD, UpstreamFault.CUT]), 10.0)
+    patient = PatientUpstream(Scripted([UpstreamFault.UNREACHABLE, GOOD, UpstreamFault.CUT]), 10.0, first_pause=0.001)
     async with patient.call(REQUEST):
         assert patient.failed_at is None
     assert patient.failed_at is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -126,10 +126,11 @@ async def test_a_save_outlives_the_request_that_began_it(runner: Runner, store: 
 
 
 async def test_a_process_that_stops_waits_a_moment_for_a_save_and_goes_on_with_it(
-    runner: Runner, store: MemoryResponseStore, monkeypatch: pytest.MonkeyPatch
+    store: MemoryResponseStore,
 ) -> None:
     """The line of the response is written behind that, whatever the store does."""
-    monkeypatch.setattr("antiphon.engine.running.runner._LAST_SAVE_SECONDS", 0.01)
+    ports = make_ports(store, _NoUpstream(), timeouts=TimeoutSettings(), metrics=Metrics())  # type: ignore[arg-type]
+    runner = Runner(ports, last_save=0.01)
     exchange = await _begun(runner)
     _, go = _held_up(store)
     async with asyncio.timeout(DEADLINE):
@@ -167,6 +168,7 @@ async def _driven(
     keepalive: float = 15.0,
     deadline: float = DEADLINE,
     until: bytes | None = None,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     **options: Any,
 ) -> bytes:
     """What a streaming client gets of an upstream like that; it leaves when it has got `until`."""
@@ -176,7 +178,8 @@ async def _driven(
             _Scripted(parts),
             timeouts=TimeoutSettings(keepalive=keepalive),
             metrics=Metrics(),
-        )
+        ),
+        sleep=sleep,
     )
     exchange = make_exchange(**options)
     body = json.dumps({"model": "m", "input": "hi", "stream": True}).encode()
@@ -192,16 +195,15 @@ async def _driven(
 
 
 @pytest.mark.parametrize("part", [b": x\n\n", b'data: {"choices":[{"delta":{"content":""}}]}\n\n', b"x"])
-async def test_an_upstream_that_floods_leaves_others_their_turns(part: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_upstream_that_floods_leaves_others_their_turns(part: bytes) -> None:
     """Counted in pauses, which take no time here: how fast the machine is does not matter."""
     pauses = 0
 
-    async def pause(runner: Runner) -> None:
+    async def pause(seconds: float) -> None:
         nonlocal pauses
         pauses += 1
         await asyncio.sleep(0)
 
-    monkeypatch.setattr(Runner, "let_others_go_first", pause)
     flood = part * ((512 << 10) // len(part))
     read = 0
 
@@ -212,7 +214,7 @@ async def test_an_upstream_that_floods_leaves_others_their_turns(part: bytes, mo
             yield flood
 
     seen = await _driven(
-        parts(), deadline=20 * DEADLINE, limits=limits(no_output_bytes=1 << 20, sse_event_bytes=64 << 20)
+        parts(), deadline=20 * DEADLINE, sleep=pause, limits=limits(no_output_bytes=1 << 20, sse_event_bytes=64 << 20)
     )
     assert b"upstream_no_output" in seen
     # From 256 KiB without output on; a piece ends with an event, so two of them may come to just under 64 KiB.

@@ -172,9 +172,9 @@ async def test_what_cannot_be_queued_gives_everything_back(setup: Setup, failure
     assert (setup.counted("enqueue", "ok"), setup.counted("enqueue", "error")) == (1 - errors, errors)
 
 
-async def test_what_hangs_is_given_back_behind_the_answer(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_hangs_is_given_back_behind_the_answer(setup: Setup) -> None:
     """The client hears that its response could not be stored, although the lock cannot be given back now."""
-    monkeypatch.setattr("antiphon.engine.running.saving._RELEASE_SECONDS", 0.001)
+    setup.saver = Saver(setup.ports, set(), patience=0.001)
     go = asyncio.Event()
     release = setup.conversations.release
 
@@ -182,7 +182,7 @@ async def test_what_hangs_is_given_back_behind_the_answer(setup: Setup, monkeypa
         await go.wait()
         await release(response_id)
 
-    monkeypatch.setattr(setup.conversations, "release", slow)
+    setup.conversations.release = slow  # type: ignore[method-assign,assignment]
     setup.history.fails = True
     assert isinstance(await setup.saver.save(SaveResponse(_record(conversation="conv_1"))), StoreError)
     assert setup.conversations.done == []
@@ -205,9 +205,7 @@ async def test_what_is_the_jobs_is_not_given_back_with_a_request(setup: Setup) -
 
 
 @pytest.mark.parametrize("what", ["save", "release", "enqueue"])
-async def test_it_goes_on_when_its_request_is_gone_and_is_waited_for(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
+async def test_it_goes_on_when_its_request_is_gone_and_is_waited_for(setup: Setup, what: str) -> None:
     begun, go, ended = asyncio.Event(), asyncio.Event(), []
 
     async def slow(*_: Any, **__: Any) -> None:
@@ -215,8 +213,7 @@ async def test_it_goes_on_when_its_request_is_gone_and_is_waited_for(
         await go.wait()
         ended.append(what)
 
-    for object_, name in ((setup.history, "save"), (setup.background, "enqueue"), (setup.keys, "release")):
-        monkeypatch.setattr(object_, name, slow)
+    setup.history.save = setup.background.enqueue = setup.keys.release = slow  # type: ignore[method-assign]
     works: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
         "save": lambda: setup.saver.save(SaveResponse(_record())),
         "enqueue": lambda: setup.saver.enqueue(Enqueue(_record("queued"), b"{}", b"")),

@@ -7,8 +7,6 @@ import json
 import time
 from typing import Any
 
-import pytest
-
 from antiphon.config.limits import TimeoutSettings
 from antiphon.engine.ports.actions import (
     CallUpstream,
@@ -21,7 +19,7 @@ from antiphon.engine.ports.actions import (
     StoredItem,
 )
 from antiphon.engine.ports.files import FileFields
-from antiphon.engine.running.loading import StoredFiles
+from antiphon.engine.running.loading import Loader, StoredFiles
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ApiError, StoreError
 from antiphon.observability.metrics import Metrics
@@ -170,23 +168,23 @@ def make_runner(files: MemoryFileStore | None) -> Runner:
 async def test_the_runner_reads_them_for_the_owner() -> None:
     store = MemoryFileStore(clock=time.time)
     await keep(store, "a", b"x")
-    context = await make_runner(store)._loader.load(LoadContext("ann", None, file_ids=("file-a",)))
+    context = await Loader(make_runner(store).ports).load(LoadContext("ann", None, file_ids=("file-a",)))
     assert context == Context(files={"file-a": FetchedFile("a", "text/plain", b"x")})
 
 
 async def test_where_there_are_no_files_an_id_is_refused() -> None:
-    context = await make_runner(None)._loader.load(LoadContext("ann", None, file_ids=("file-a",)))
+    context = await Loader(make_runner(None).ports).load(LoadContext("ann", None, file_ids=("file-a",)))
     assert isinstance(context, Context)
     error = refused(file("file-a"), files=context.files)
     assert error["code"] == "unsupported_parameter" and "file_data" in error["message"]
 
 
-async def test_a_store_that_fails_is_a_500(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(self: MemoryFileStore, owner: str, file_id: str) -> None:
-        raise StoreError("disk")
+async def test_a_store_that_fails_is_a_500() -> None:
+    class Failing(MemoryFileStore):
+        async def open(self, owner: str, file_id: str) -> Any:
+            raise StoreError("disk")
 
-    monkeypatch.setattr(MemoryFileStore, "open", fail)
-    context = await make_runner(MemoryFileStore(clock=time.time))._loader.load(
+    context = await Loader(make_runner(Failing(clock=time.time)).ports).load(
         LoadContext("ann", None, file_ids=("file-a",))
     )
     assert isinstance(context, ApiError) and (context.status, context.code) == (500, "storage_failed")

@@ -13,7 +13,8 @@ from antiphon.engine.ports.actions import CancelReason, Chain, Context, RequestH
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.errors import InvalidRequest, StoreError
 from antiphon.translation.events.citations import Source, unmarked
-from tests.support.exchanges import JSON, SSE, Outcome, make_exchange, pump
+from tests.support.exchanges import JSON, SSE, Outcome, make_exchange
+from tests.support.exchanges import pump as pump_exchange
 from tests.support.hosted_tools import ScriptedTools
 from tests.support.judge import check_response, check_stream, parse_sse
 from tests.support.model_turns import model_turn
@@ -78,22 +79,22 @@ class Talk:
         self.exchange: ResponseExchange = make_exchange(tool_types=self.tools.types, **options)
         body = json.dumps({"model": "m", "input": "hi", **request}).encode()
         self.exchange.receive_request(RequestHead("POST", "/v1/responses", (), "owner"), body)
-        self._pump(context)
+        self.pump(context)
         for text, *calls in turns:
             assert not self.exchange.done, self.outcome.body
             call = self.outcome.calls[-1]
             check_chat_request(json.loads(call.request.body))
             stream = call.request.stream
             self.exchange.receive_upstream_head(200, SSE if stream else JSON)
-            self._pump()
+            self.pump()
             self.exchange.receive_upstream_data(_turn(text, *calls, stream=stream, pieces=pieces))
-            self._pump()
+            self.pump()
             if not self.exchange.done and self.outcome.calls[-1] is call:
                 self.exchange.receive_upstream_end()
-                self._pump()
+                self.pump()
 
-    def _pump(self, context: Context | None = None) -> None:
-        pump(self.exchange, self.outcome, context, self.tools)
+    def pump(self, context: Context | None = None) -> None:
+        pump_exchange(self.exchange, self.outcome, context, self.tools)
 
     def messages(self, call: int = -1) -> list[Any]:
         return list(json.loads(self.outcome.calls[call].request.body)["messages"])
@@ -269,7 +270,7 @@ def test_an_upstream_that_refuses_the_first_turn_is_an_error_and_no_stream(strea
     talk = Talk({"stream": stream, "tools": [SEARCH]}, [])
     talk.exchange.receive_upstream_head(429, JSON)
     talk.exchange.receive_upstream_end()
-    talk._pump()
+    talk.pump()
     assert talk.outcome.head is not None and talk.outcome.head.status == 429
     assert talk.outcome.json["error"]["type"] == "rate_limit_error"
 
@@ -283,7 +284,7 @@ def test_an_upstream_that_fails_in_a_later_turn_fails_the_response_and_keeps_wha
     talk = Talk({"stream": True, "tools": [SEARCH]}, [("", ("file_search", {"query": "a"}))])
     talk.exchange.receive_upstream_head(500, JSON)
     talk.exchange.receive_upstream_end()
-    talk._pump()
+    talk.pump()
     assert talk.final["status"] == "failed" and talk.kinds == ["file_search_call"]
     assert talk.outcome.records[0].status == "failed"
 
@@ -291,12 +292,12 @@ def test_an_upstream_that_fails_in_a_later_turn_fails_the_response_and_keeps_wha
 def test_a_client_that_leaves_while_a_tool_runs_leaves_a_failed_response() -> None:
     talk = Talk({"stream": True, "tools": [SEARCH]}, [])
     talk.exchange.receive_upstream_head(200, SSE)
-    talk._pump()
+    talk.pump()
     talk.exchange.receive_upstream_data(_turn("", ("file_search", {"query": "a"}), stream=True))
     while talk.exchange.next_action() is not None:
         pass
     talk.exchange.cancel(CancelReason.CLIENT_GONE)
-    talk._pump()
+    talk.pump()
     (record,) = talk.outcome.records
     assert record.status == "failed" and json.loads(record.output_items[0].body)["status"] == "incomplete"
 
@@ -370,7 +371,7 @@ def test_an_approved_call_stands_beside_the_thoughts_that_led_to_it() -> None:
     talk.exchange.receive_upstream_head(200, JSON)
     talk.exchange.receive_upstream_data(turn)
     talk.exchange.receive_upstream_end()
-    talk._pump()
+    talk.pump()
     record = talk.outcome.records[0]
     asked = talk.final["output"][-1]
     assert [item["type"] for item in talk.final["output"]] == ["mcp_list_tools", "reasoning", "mcp_approval_request"]
@@ -463,7 +464,7 @@ def test_what_earlier_turns_cost_is_counted_when_a_later_one_fails(stream: bool)
     talk.exchange.receive_upstream_head(500, JSON)
     talk.exchange.receive_upstream_data(b'{"error":{"message":"no"}}')
     talk.exchange.receive_upstream_end()
-    pump(talk.exchange, talk.outcome, tools=talk.tools)
+    talk.pump()
     assert talk.outcome.finish is not None and talk.outcome.finish.usage is not None
     assert talk.outcome.finish.usage.total_tokens == 15
 
@@ -476,7 +477,7 @@ def _begun(request: dict[str, Any]) -> tuple[Talk, RunTools]:
     talk = Talk({"tools": [{**DICE, "require_approval": "never"}], **request}, [])
     stream = talk.outcome.calls[-1].request.stream
     talk.exchange.receive_upstream_head(200, SSE if stream else JSON)
-    talk._pump()
+    talk.pump()
     talk.exchange.receive_upstream_data(_turn("", ("dice__roll", {}), stream=stream))
     if not stream:
         talk.exchange.receive_upstream_end()
@@ -509,7 +510,7 @@ def test_what_nobody_could_read_or_send_again_is_not_claimed() -> None:
 def test_a_call_that_cannot_be_claimed_is_not_sent(stream: bool) -> None:
     talk, _ = _begun({"stream": stream})
     talk.exchange.receive_unclaimed(StoreError("locked"))
-    talk._pump()
+    talk.pump()
     assert talk.exchange.done and not talk.tools.calls
     assert talk.outcome.finish is not None and talk.outcome.finish.outcome == ("failed" if stream else "error")
     assert all(not record.sent_calls for record in talk.outcome.records)
@@ -518,11 +519,11 @@ def test_a_call_that_cannot_be_claimed_is_not_sent(stream: bool) -> None:
 def test_a_call_that_has_run_is_kept_with_the_response_that_fails() -> None:
     talk, run = _begun({})
     talk.exchange.receive_tool_result(ToolResult(run.calls[0].call_id, "6", {"output": "6"}))
-    talk._pump()
+    talk.pump()
     talk.exchange.receive_upstream_head(500, JSON)
     talk.exchange.receive_upstream_data(b'{"error":{"message":"down"}}')
     talk.exchange.receive_upstream_end()
-    talk._pump()
+    talk.pump()
     (record,) = talk.outcome.records
     assert (record.status, record.counts) == ("failed", True)
     assert [item.type for item in record.output_items] == ["mcp_list_tools", "mcp_call"]
@@ -534,7 +535,7 @@ def test_a_call_that_has_run_is_kept_with_the_response_that_fails() -> None:
 def test_a_client_that_leaves_while_a_call_runs_finds_it(stream: bool) -> None:
     talk, _ = _begun({"stream": stream})
     talk.exchange.cancel(CancelReason.CLIENT_GONE)
-    talk._pump()
+    talk.pump()
     (record,) = talk.outcome.records
     item = json.loads(record.output_items[-1].body)
     assert record.counts and (item["type"], item["status"]) == ("mcp_call", "incomplete")

@@ -113,15 +113,14 @@ class _Parts:
     async def aclose(self) -> None: ...
 
 
-async def _all_of(upstream: _Parts, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+async def _all_of(upstream: _Parts) -> list[object]:
     """What a pump of pieces of eight bytes hands out behind the head; `...` where others have their turn."""
-    monkeypatch.setattr(UpstreamPump, "_PIECE", 8)
     seen: list[object] = []
 
     async def others() -> None:
         seen.append(...)
 
-    pump = UpstreamPump(upstream, CALL, others)
+    pump = UpstreamPump(upstream, CALL, others, piece=8)
     pump.start()
     assert await pump.next(GUARD) == SendHead(200, (("a", "b"),))
     while isinstance(event := await pump.next(GUARD), bytes):
@@ -144,10 +143,8 @@ async def _all_of(upstream: _Parts, monkeypatch: pytest.MonkeyPatch) -> list[obj
         ([b"12345678" * 2, b"x"], [b"12345678", ..., b"12345678", ..., b"x"]),
     ],
 )
-async def test_others_have_their_turn_after_each_piece(
-    parts: list[bytes], handed_out: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert await _all_of(_Parts(*parts), monkeypatch) == [*handed_out, None]
+async def test_others_have_their_turn_after_each_piece(parts: list[bytes], handed_out: list[object]) -> None:
+    assert await _all_of(_Parts(*parts)) == [*handed_out, None]
 
 
 @pytest.mark.parametrize(
@@ -157,8 +154,6 @@ async def test_others_have_their_turn_after_each_piece(
         (ValueError("a bug"), (UpstreamFault.CUT, "ValueError")),
     ],
 )
-async def test_what_goes_wrong_is_the_end(
-    failure: Exception, told: tuple[UpstreamFault, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    *_, error = await _all_of(_Parts(b"a", failure=failure), monkeypatch)
+async def test_what_goes_wrong_is_the_end(failure: Exception, told: tuple[UpstreamFault, str]) -> None:
+    *_, error = await _all_of(_Parts(b"a", failure=failure))
     assert isinstance(error, UpstreamError) and (error.fault, error.detail) == told

@@ -11,7 +11,6 @@ import structlog
 
 from antiphon.engine.ports.actions import Usage
 from antiphon.engine.ports.usage_sums import CallUsage, UsageSum
-from antiphon.engine.running import usage_recorder
 from antiphon.engine.running.usage_recorder import UsageRecorder
 from antiphon.errors import StoreError
 from antiphon.stores.owner_usage import UsageStore
@@ -137,10 +136,9 @@ async def test_a_write_under_way_at_the_end_is_seen_through(fails: bool) -> None
     assert sum(one.calls for sums in store.written for one in sums) == (0 if fails and not store.written else 1)
 
 
-async def test_a_sum_without_room_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(usage_recorder, "_MOST", 2)
+async def test_a_sum_without_room_is_told() -> None:
     store = Kept()
-    book = UsageRecorder(store)
+    book = UsageRecorder(store, most=2)
     with structlog.testing.capture_logs() as lines:
         for owner in ("a", "b", "c", "a"):
             book.note(_spent(owner=owner))

@@ -27,7 +27,7 @@ from antiphon.engine.running.job_run import JobEnvironment
 from antiphon.engine.running.job_stream import JobStream
 from antiphon.engine.running.runner import Runner
 from antiphon.engine.running.signal_watcher import SignalWatcher
-from antiphon.engine.running.workers import Workers
+from antiphon.engine.running.workers import Pauses, Workers
 from antiphon.errors import AtCapacity, StoreError
 from antiphon.ids import new_id
 from antiphon.observability.metrics import Metrics
@@ -197,10 +197,8 @@ async def test_a_store_that_fails_now_and_then(process: Process) -> None:
     assert process.responses.records[response_id].status == "completed"
 
 
-async def test_a_response_that_cannot_be_ended_is_taken_up_again(
-    process: Process, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("antiphon.engine.running.workers._FINISH_PAUSES", (0.001,))
+async def test_a_response_that_cannot_be_ended_is_taken_up_again(process: Process) -> None:
+    process.workers.pauses = Pauses(finish=(0.001,))
     process.jobs.failures = {"finish": 2}
     process.model.gate.set()
     response_id = await process.queue()
@@ -228,7 +226,7 @@ async def test_what_an_earlier_attempt_sent_goes_even_if_nothing_can_be_written_
     assert events[-1]["type"] == "response.completed" and len(process.jobs.pieces[response_id]) == 2
 
 
-async def test_an_end_that_takes_its_time_is_no_lost_lease(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_end_that_takes_its_time_is_no_lost_lease(process: Process) -> None:
     gate = asyncio.Event()
     finish = process.jobs.finish
 
@@ -237,7 +235,7 @@ async def test_an_end_that_takes_its_time_is_no_lost_lease(process: Process, mon
         await gate.wait()
         return done
 
-    monkeypatch.setattr(process.jobs, "finish", slow)
+    process.jobs.finish = slow  # type: ignore[method-assign]
     process.model.gate.set()
     response_id = await process.queue()
     await until(lambda: process.responses.records[response_id].status == "completed")
@@ -256,7 +254,7 @@ async def test_what_another_process_writes_is_noticed(process: Process) -> None:
     assert b"response.queued" in await anext(stream)
     for number in range(2, 5):
         waiting = asyncio.ensure_future(anext(stream))
-        await until(lambda: process.signal_watcher._task is not None)
+        await until(lambda: process.signal_watcher.watching)
         data = b"event: x\ndata: %d\n\n" % number
         await process.jobs.append("worker_2", response_id, EventPiece(number, data))
         async with asyncio.timeout(30):
@@ -307,9 +305,7 @@ async def test_what_is_given_back_at_the_end_is_counted(process: Process) -> Non
     assert value_of(process.metrics.render().decode(), "antiphon_background_attempts_total", kind="first") == 1
 
 
-async def test_what_a_lost_run_does_to_clean_up_is_not_interrupted(
-    process: Process, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_a_lost_run_does_to_clean_up_is_not_interrupted(process: Process) -> None:
     gate, ended = asyncio.Event(), []
 
     async def unlock(response_id: str) -> None:
@@ -320,7 +316,7 @@ async def test_what_a_lost_run_does_to_clean_up_is_not_interrupted(
             raise
         ended.append("whole")
 
-    monkeypatch.setattr(process.jobs, "unlock", unlock)
+    process.jobs.unlock = unlock  # type: ignore[method-assign]
     response_id = await process.queue()
     await until(lambda: process.model.calls)
     await process.background.cancel("o", response_id)
@@ -363,11 +359,11 @@ async def test_a_process_that_is_full_gives_jobs_back() -> None:
     await process.workers.aclose()
 
 
-async def test_a_bug_in_between_is_a_failed_response(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
-        raise RuntimeError("a bug")
+async def test_a_bug_in_between_is_a_failed_response(process: Process) -> None:
+    async def broken(*_: Any) -> AsyncIterator[bytes]:
+        yield cast(bytes, "no bytes")
 
-    monkeypatch.setattr(ResponseExchange, "receive_upstream_data", broken)
+    process.model.body = broken  # type: ignore[method-assign]
     events = await process.stream(await process.queue())
     assert [one["type"] for one in events[-2:]] == ["error", "response.failed"]
     assert events[-1]["response"]["error"]["code"] == "server_error" and "bug" not in str(events[-1])
@@ -393,28 +389,27 @@ async def test_a_job_that_cannot_be_read_is_a_failed_response(process: Process) 
     await again.aclose()
 
 
-async def test_what_cannot_be_written_is_bounded_and_repeated_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_cannot_be_written_is_bounded_and_repeated_as_it_is() -> None:
     """Whoever makes more waits; a write that may have taken effect is not made part of a larger one."""
-    monkeypatch.setattr("antiphon.engine.running.job_stream._AHEAD", 100)
-    monkeypatch.setattr("antiphon.engine.running.job_stream._RETRY", 0.0)
     event = b"data: 0123456789\n\n"
     tried: list[EventPiece] = []
-    limit = 0
+    limit = added = 0
 
     class Failing(MemoryJobStore):
         async def append(self, worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
             nonlocal limit
             tried.append(events)
-            limit = max(limit, len(events.data) + stream._size)
+            limit = max(limit, len(events.data) + added - (events.last + 1) * len(event))
             if len(tried) < 50:
                 raise StoreError("not now")
             return True
 
     jobs = Failing(MemoryResponseStore())
     job = Job("resp_1", "o", b"", b"", 1, -1)
-    stream = JobStream(jobs, "w", job, batch=0.0, written=lambda: None, on_lost=lambda: None)
+    stream = JobStream(jobs, "w", job, batch=0.0, written=lambda: None, on_lost=lambda: None, ahead=100, retry=0.0)
     async with asyncio.timeout(60):
         for _ in range(100):
+            added += len(event)
             await stream.add(event)
         rest = await stream.close()
     assert len(set(tried[:50])) == 1 and limit <= 2 * 100 + 2 * len(event)
@@ -422,9 +417,7 @@ async def test_what_cannot_be_written_is_bounded_and_repeated_as_it_is(monkeypat
     assert b"".join(piece.data for piece in written) == event * 100 and written[-1].last == 99
 
 
-async def test_the_end_of_a_stream_is_written_with_the_response_alone(
-    process: Process, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_end_of_a_stream_is_written_with_the_response_alone(process: Process) -> None:
     """Nobody reads of an end that is not stored."""
     ends: list[bytes] = []
     append = process.jobs.append
@@ -433,7 +426,7 @@ async def test_the_end_of_a_stream_is_written_with_the_response_alone(
         ends.append(events.data)
         return await append(worker, response_id, events, restart=restart)
 
-    monkeypatch.setattr(process.jobs, "append", noted)
+    process.jobs.append = noted  # type: ignore[method-assign]
     # The upstream's connection takes its time to end, while its answer is whole.
     process.model.lingers = True
     response_id = await process.queue()
@@ -443,9 +436,8 @@ async def test_the_end_of_a_stream_is_written_with_the_response_alone(
     assert not [data for data in ends if b"response.completed" in data]
 
 
-async def test_a_stream_that_cannot_be_written_for_a_reason_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_that_cannot_be_written_for_a_reason_nobody_knows() -> None:
     """Whoever has more of it is told, also one that waits for room just then."""
-    monkeypatch.setattr("antiphon.engine.running.job_stream._AHEAD", 1)
     gate = asyncio.Event()
 
     class Broken:
@@ -454,10 +446,11 @@ async def test_a_stream_that_cannot_be_written_for_a_reason_nobody_knows(monkeyp
             raise RuntimeError("a bug")
 
     job = Job("resp_1", "o", b"{}", b"{}", 1, 1)
-    stream = JobStream(cast(Any, Broken()), "w", job, batch=0.001, written=lambda: None, on_lost=lambda: None)
+    stream = JobStream(cast(Any, Broken()), "w", job, batch=0.001, written=lambda: None, on_lost=lambda: None, ahead=1)
     await stream.add(b"event: a\ndata: 1\n\n")
     waiting = asyncio.ensure_future(stream.add(b"event: a\ndata: 2\n\n"))
-    await until(lambda: not stream._room.is_set())
+    await asyncio.sleep(0)
+    assert not waiting.done()
     gate.set()
     async with asyncio.timeout(30):
         await waiting
@@ -473,10 +466,10 @@ async def test_what_ran_is_counted(process: Process) -> None:
     assert value_of(counted, "responses_total", door="background", outcome="completed", fault="none") == 1
 
 
-async def test_a_worker_that_has_nothing_to_do_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Longer than the test may take.
-    monkeypatch.setattr("antiphon.engine.running.workers._GIVE_UP_SECONDS", 3600.0)
+async def test_a_worker_that_has_nothing_to_do_ends_at_once() -> None:
     process = Process(pace=Pace(3600.0, 3600.0, 3600.0))
+    # Longer than the test may take.
+    process.workers.pauses = Pauses(stop=3600.0)
     process.workers.start()
     await until(lambda: process.jobs.claims > 0)
     async with asyncio.timeout(60):
@@ -498,11 +491,11 @@ async def test_followers_leave_nothing_behind(process: Process) -> None:
     followers = process.background.followers
     stream = followers.follow("o", response_id)
     assert b"response.created" in await anext(stream)
-    assert followers._followers
+    assert followers.count
     await stream.aclose()
     process.model.gate.set()
-    await until(lambda: process.signal_watcher._task is None or process.signal_watcher._task.done())
-    assert not followers._followers
+    await until(lambda: not process.signal_watcher.watching)
+    assert not followers.count
     assert [part async for part in followers.follow("stranger", response_id)] == []
 
 
@@ -562,8 +555,7 @@ async def test_a_response_is_run_as_often_as_is_allowed(
     await process.workers.aclose()
 
 
-async def test_a_response_whose_end_nobody_knew_of_has_ended(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antiphon.engine.running.workers._FINISH_PAUSES", (0.001,))
+async def test_a_response_whose_end_nobody_knew_of_has_ended(process: Process) -> None:
     finish, tries = process.jobs.finish, []
 
     async def unsure(*given: Any, **named: Any) -> bool:
@@ -572,8 +564,8 @@ async def test_a_response_whose_end_nobody_knew_of_has_ended(process: Process, m
             raise StoreError("no answer", reason="unknown")
         return done
 
-    monkeypatch.setattr(process.jobs, "finish", unsure)
-    monkeypatch.setattr("antiphon.engine.running.workers._FINISH_PAUSES", (0.001, 0.001))
+    process.jobs.finish = unsure  # type: ignore[method-assign]
+    process.workers.pauses = Pauses(finish=(0.001, 0.001))
     process.model.gate.set()
     response_id = await process.queue()
     await until(lambda: process.counted() == {"completed": 1})
@@ -581,9 +573,7 @@ async def test_a_response_whose_end_nobody_knew_of_has_ended(process: Process, m
 
 
 @pytest.mark.parametrize("how", ["certainly not written", "written by another"])
-async def test_an_end_that_was_not_this_runs_is_none(
-    process: Process, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+async def test_an_end_that_was_not_this_runs_is_none(process: Process, how: str) -> None:
     tries = 0
 
     async def lost(*_: Any, **__: Any) -> bool:
@@ -593,8 +583,8 @@ async def test_an_end_that_was_not_this_runs_is_none(
             raise StoreError("no answer", reason="failed" if how == "certainly not written" else "unknown")
         return False
 
-    monkeypatch.setattr(process.jobs, "finish", lost)
-    monkeypatch.setattr("antiphon.engine.running.workers._FINISH_PAUSES", (0.001, 0.001))
+    process.jobs.finish = lost  # type: ignore[method-assign]
+    process.workers.pauses = Pauses(finish=(0.001, 0.001))
     process.model.gate.set()
     response_id = await process.queue()
     # It is this worker's still, but its conversation is another's.
@@ -602,14 +592,12 @@ async def test_an_end_that_was_not_this_runs_is_none(
     assert "taken it over" in _error(process, response_id)["message"]
 
 
-async def test_a_job_that_is_another_workers_by_its_end_is_left_to_that(
-    process: Process, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_job_that_is_another_workers_by_its_end_is_left_to_that(process: Process) -> None:
     async def lost(*_: Any, **__: Any) -> bool:
         process.jobs.jobs[response_id].worker = "worker_2"
         return False
 
-    monkeypatch.setattr(process.jobs, "finish", lost)
+    process.jobs.finish = lost  # type: ignore[method-assign]
     response_id = await process.queue()
     process.model.gate.set()
     await until(lambda: process.counted() == {"cancelled": 1})

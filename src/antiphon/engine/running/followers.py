@@ -25,8 +25,6 @@ from antiphon.stores.jobs import JobStore
 from antiphon.translation.events.encode import DONE, KEEPALIVE
 
 _PIECES = 64
-# Nobody depends on this one: it is there for what nobody thought of.
-_LONGEST_WAIT = 30.0
 
 
 @dataclass(eq=False)
@@ -38,13 +36,17 @@ class _Follower:
 
 
 class Followers:
-    """One per process. `keepalive`: seconds of silence after which a comment is sent."""
+    """One per process. `keepalive`: seconds of silence after which a comment is sent. `look`: seconds without a signal
+    after which the store is asked anyway; a safety net, which no other code relies on."""
 
-    def __init__(self, jobs: JobStore, signal_watcher: SignalWatcher, *, keepalive: float = 15.0) -> None:
+    def __init__(
+        self, jobs: JobStore, signal_watcher: SignalWatcher, *, keepalive: float = 15.0, look: float = 30.0
+    ) -> None:
         self._jobs = jobs
         self._signal_watcher = signal_watcher
         signal_watcher.following = self
         self._keepalive = keepalive
+        self._look = look
         self._followers: dict[str, set[_Follower]] = {}
         self._here: set[str] = set()
         self._leaving = False
@@ -93,7 +95,7 @@ class Followers:
             sent = loop.time()
             while True:
                 me.news.clear()
-                look_again = loop.time() + _LONGEST_WAIT
+                look_again = loop.time() + self._look
                 page = await self._jobs.events(owner, response_id, me.after, _PIECES)
                 if page is None:
                     # A client's own wish, if another one's: nothing has failed.

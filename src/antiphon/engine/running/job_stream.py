@@ -3,7 +3,7 @@
 Lives here: one job's batches, and when they are written. Not here: what is in the events, SQL, who reads them.
 
 Invariant: batches are written one after the other, in their order; at most one is under way, and while it cannot be
-written no more than another `_AHEAD` bytes gather behind it. When the worker does not hold the job any more, `on_lost`
+written no more than another `ahead` bytes gather behind it. When the worker does not hold the job any more, `on_lost`
 is called and nothing is written after that.
 """
 
@@ -22,12 +22,10 @@ from antiphon.translation.events.encode import DONE, KEEPALIVE
 
 _log = structlog.get_logger(__name__)
 
-_AHEAD = 1 << 20
-_RETRY = 0.2
-
 
 class JobStream:
-    """The stream of one attempt. `written` is called after every batch."""
+    """The stream of one attempt. `written` is called after every batch. `add` waits while more than `ahead` bytes are
+    unwritten; a batch that could not be written is tried again after `retry` seconds."""
 
     def __init__(
         self,
@@ -38,6 +36,8 @@ class JobStream:
         batch: float,
         written: Callable[[], None],
         on_lost: Callable[[], None],
+        ahead: int = 1 << 20,
+        retry: float = 0.2,
     ) -> None:
         self._jobs = jobs
         self._worker = worker
@@ -45,6 +45,8 @@ class JobStream:
         self._batch = batch
         self._written = written
         self._on_lost = on_lost
+        self._ahead = ahead
+        self._retry = retry
         self._number = job.last_event
         self._parts: list[bytes] = []
         self._size = 0
@@ -73,7 +75,7 @@ class JobStream:
             self._task = asyncio.get_running_loop().create_task(self._write_on())
         if self._task.done():
             self._task.result()
-        elif self._size > _AHEAD and not self._closing.is_set():
+        elif self._size > self._ahead and not self._closing.is_set():
             self._room.clear()
             await self._room.wait()
 
@@ -126,7 +128,7 @@ class JobStream:
                     held = await self._jobs.append(self._worker, self._job.response_id, piece, restart=self.restart)
                 except StoreError as error:
                     self._outage.failed(response_id=self._job.response_id, error=str(error))
-                    pause = _RETRY
+                    pause = self._retry
                     self._changed.set()
                 else:
                     self._outage.recovered(response_id=self._job.response_id)

@@ -28,14 +28,14 @@ _log = structlog.get_logger(__name__)
 
 _Done = TypeVar("_Done")
 
-_RELEASE_SECONDS = 1.0
-
 
 class Saver:
     """Saves to the history of these, queues in their background; those of one runner and its views share the tasks that
     are `under_way`."""
 
-    def __init__(self, ports: Ports, under_way: set[asyncio.Task[object]]) -> None:
+    def __init__(self, ports: Ports, under_way: set[asyncio.Task[object]], *, patience: float = 1.0) -> None:
+        """`patience`: seconds that a response waits for the release of what it held. The release goes on after that."""
+        self._patience = patience
         self._ports = ports
         self._under_way = under_way
 
@@ -95,13 +95,13 @@ class Saver:
                 # It is stored with the end of its job, and what it holds is forgotten then.
                 return
             if keys.calls(record.id):
-                await asyncio.wait({self.keep_going(keys.end_calls(record.id))}, timeout=_RELEASE_SECONDS)
+                await asyncio.wait({self.keep_going(keys.end_calls(record.id))}, timeout=self._patience)
             keys.hand_to_store(record.id)
         if keys.holds(record.id) or (not kept and record.conversation_id is not None):
             # What could not write just now may not be able to write this: the client hears of it all the same, and
             # what is held goes when the disk goes on, or runs out.
             await asyncio.wait(
-                {self.keep_going(self._let_go(record.id, counts=record.sent_calls))}, timeout=_RELEASE_SECONDS
+                {self.keep_going(self._let_go(record.id, counts=record.sent_calls))}, timeout=self._patience
             )
 
     async def claim_calls(self, record: ResponseRecord, *, stored: bool) -> StoreError | None:

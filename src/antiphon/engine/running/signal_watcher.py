@@ -48,10 +48,15 @@ class SignalWatcher:
         """Hear news from now on."""
         self.signals.listen(self.hear)
 
+    @property
+    def watching(self) -> bool:
+        """Whether its task runs."""
+        return self._task is not None and not self._task.done()
+
     def wake(self) -> None:
         """What is waited for may have changed by what this process did: look at once."""
         self._woken.set()
-        if (self._task is None or self._task.done()) and any(self._waits_for()):
+        if not self.watching and any(self._waits_for()):
             self._task = asyncio.get_running_loop().create_task(self._look_on())
 
     def wake_soon(self) -> None:

@@ -113,10 +113,17 @@ class UpstreamPump:
     """
 
     _AHEAD = 16
-    _PIECE = 32 * 1024
 
-    def __init__(self, upstream: Upstream, call: CallUpstream, others: Callable[[], Awaitable[None]]) -> None:
-        """`others` lets others have their turn."""
+    def __init__(
+        self,
+        upstream: Upstream,
+        call: CallUpstream,
+        others: Callable[[], Awaitable[None]],
+        *,
+        piece: int = 32 * 1024,
+    ) -> None:
+        """`others` lets other requests have their turn, after every `piece` bytes."""
+        self._piece_bytes = piece
         self._upstream = upstream
         self._call = call
         self._others = others
@@ -133,14 +140,14 @@ class UpstreamPump:
 
     async def next(self, seconds: float) -> SendHead | bytes | UpstreamError | None:
         """The next part: the head, bytes, then None or an error. Raises TimeoutError."""
-        if self._taken >= self._PIECE:
+        if self._taken >= self._piece_bytes:
             self._taken = 0
             await self._others()
         if self._rest:
             return self._piece()
         event = await self._queue.get(seconds)
         if isinstance(event, bytes):
-            if len(event) > self._PIECE:
+            if len(event) > self._piece_bytes:
                 self._rest, self._at = event, 0
                 return self._piece()
             self._taken += len(event)
@@ -149,7 +156,7 @@ class UpstreamPump:
     def _piece(self) -> bytes:
         """Some of a large part, whole events where that is possible."""
         rest, at = self._rest, self._at
-        limit = at + self._PIECE
+        limit = at + self._piece_bytes
         end = rest.rfind(b"\n\n", at, limit) + 2 if limit < len(rest) else len(rest)
         self._at = end = end if end > at + 1 else limit
         if end >= len(rest):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -26,7 +26,6 @@ from antiphon.observability.metrics import Metrics
 from antiphon.translation.answer.upstream_errors import map_upstream_answer
 from antiphon.types.transport import Headers, UpstreamFault
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _ENVOYS_STATUSES = frozenset({502, 503})
 _NOBODYS = frozenset({"upstream_unreachable", "endpoint_picker_unavailable", "no_endpoint_picked"})
 """What Envoy answers with where no server was asked."""
@@ -52,13 +51,29 @@ class _Read:
 
 
 class PatientUpstream:
-    """An upstream that is asked again for some seconds while it cannot be reached."""
+    """An upstream that is asked again for some seconds while it cannot be reached.
+
+    The first pause takes `first_pause` seconds, each further one twice as long, up to `longest_pause`.
+    """
 
     def __init__(
-        self, upstream: Upstream, seconds: float, metrics: Metrics | None = None, *, response_id: str = ""
+        self,
+        upstream: Upstream,
+        seconds: float,
+        metrics: Metrics | None = None,
+        *,
+        response_id: str = "",
+        first_pause: float = 0.1,
+        longest_pause: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._upstream = upstream
         self._seconds = seconds
+        self._first_pause = first_pause
+        self._longest_pause = longest_pause
+        self._clock = clock
+        self._sleep = sleep
         self._metrics = metrics
         self._response_id = response_id
         self.failed_at: float | None = None
@@ -67,10 +82,10 @@ class PatientUpstream:
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
         """Make the call, and make it again until there is an answer or the time is over."""
-        deadline = time.monotonic() + self._seconds
-        pause = _FIRST_PAUSE
+        deadline = self._clock() + self._seconds
+        pause = self._first_pause
         for attempt in count(1):
-            last = time.monotonic() + pause > deadline
+            last = self._clock() + pause > deadline
             async with AsyncExitStack() as stack:
                 answer: UpstreamAnswer | None = None
                 cause = "Envoy could not reach it"
@@ -92,8 +107,8 @@ class PatientUpstream:
                         raise
                     return
             self._tell(request, attempt, pause, cause)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            await self._sleep(pause)
+            pause = min(2 * pause, self._longest_pause)
 
     def _tell(self, request: UpstreamRequest, attempt: int, pause: float, cause: str) -> None:
         """A call was made for nothing."""

@@ -3,7 +3,7 @@
 Lives here: the `UsageLedger` of a process. Not here: the sums that are kept (`stores/owner_usage.py`), prices.
 
 A write for each call would double what an unstored response costs, so sums are written together. Invariants: nobody
-waits for a note; a sum that could not be written is written later, never twice; at most `_MOST` different sums wait,
+waits for a note; a sum that could not be written is written later, never twice; at most `most` different sums wait,
 and what finds no room is told in a line with its numbers. A process that is killed loses the last second.
 """
 
@@ -21,7 +21,6 @@ from antiphon.errors import StoreError
 from antiphon.observability.outages import Outage
 from antiphon.stores.owner_usage import UsageStore
 
-_MOST = 20_000
 _log = structlog.get_logger(__name__)
 _Key = tuple[str, str, str, str]
 _Sums = dict[_Key, UsageSum]
@@ -32,8 +31,11 @@ _DAY = 86_400
 class UsageRecorder:
     """One per process."""
 
-    def __init__(self, store: UsageStore, *, seconds: float = 1.0, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, store: UsageStore, *, seconds: float = 1.0, clock: Callable[[], float] = time.time, most: int = 20_000
+    ) -> None:
         self._store = store
+        self._most = most
         self._seconds = seconds
         self._clock = clock
         self._waiting: _Sums = {}
@@ -110,7 +112,7 @@ class UsageRecorder:
     def _add(self, key: _Key, spent: CallUsage) -> None:
         found = self._waiting.get(key)
         if found is None:
-            if len(self._waiting) >= _MOST:
+            if len(self._waiting) >= self._most:
                 told = {"input_tokens": spent.usage.input_tokens, "output_tokens": spent.usage.output_tokens}
                 _log.error("usage_lost", model=spent.model, upstream=spent.upstream, **told)
                 return

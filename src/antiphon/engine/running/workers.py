@@ -47,8 +47,6 @@ from antiphon.stores.jobs import JobStore
 _log = structlog.get_logger(__name__)
 
 _REQUEST = msgspec.json.Decoder(JobRequest)
-_FINISH_PAUSES = (0.1, 0.5, 2.0, 5.0)
-_GIVE_UP_SECONDS = 5.0
 _TAKEN_OVER = "The conversation is gone, or another response has taken it over."
 _GROWTH = 1.5
 _HEARD_APART = 0.25
@@ -58,11 +56,14 @@ _STOPPED = "The server that was running this response stopped before it was comp
 
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """Seconds before a job is tried again: when there was no room for it, and when Envoy was away (longer each
-    time)."""
+    """Seconds before a job is tried again: when there was no room for it (`full`), and when Envoy was away (`door`,
+    longer each time). `finish`: before each further try to write a response's end. `stop`: what a worker that stops
+    waits for its store."""
 
     full: float = 1.0
     door: float = 1.0
+    finish: tuple[float, ...] = (0.1, 0.5, 2.0, 5.0)
+    stop: float = 5.0
 
 
 class ClaimPace:
@@ -220,11 +221,11 @@ class Workers:
         self._closing = True
         self._woken.set()
         if self._task is not None:
-            await self._end_tasks({self._task}, _GIVE_UP_SECONDS)
+            await self._end_tasks({self._task}, self.pauses.stop)
         tasks = {run.task for run in self._running.values() if run.task is not None}
         for task in tasks:
             task.cancel()
-        await self._end_tasks(tasks, 2 * _GIVE_UP_SECONDS)
+        await self._end_tasks(tasks, 2 * self.pauses.stop)
 
     async def _end_tasks(self, tasks: set[asyncio.Task[None]], seconds: float) -> None:
         """Wait for them, but not for ever: a store that does not answer keeps nobody from stopping."""
@@ -447,7 +448,7 @@ class Workers:
 
     async def _finish(self, record: ResponseRecord, rest: EventPiece | None, *, restart: bool) -> bool:
         unknown = False
-        for pause in _FINISH_PAUSES:
+        for pause in self.pauses.finish:
             try:
                 return await self._jobs.finish(self.name, record, rest, restart=restart) or (
                     unknown and await self._is_finished(record)
@@ -469,7 +470,7 @@ class Workers:
     async def _give_up(self, job: Job) -> None:
         """The process stops while the job runs."""
         try:
-            async with asyncio.timeout(_GIVE_UP_SECONDS):
+            async with asyncio.timeout(self.pauses.stop):
                 called = await self._background.claimed_items(job.owner, job.response_id) is not None
                 if not called and self._settings.on_restart == "retry":
                     self._metrics.given_back.add()
@@ -488,7 +489,7 @@ class Workers:
 
     async def _give_back(self, job: Job, *, pause: float = 0.0, attempted: bool = False) -> None:
         try:
-            async with asyncio.timeout(_GIVE_UP_SECONDS):
+            async with asyncio.timeout(self.pauses.stop):
                 await self._jobs.release(self.name, job.response_id, pause=pause, attempted=attempted)
             if not pause:
                 self._signals.tell_queued()
