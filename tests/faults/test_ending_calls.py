@@ -56,8 +56,7 @@ async def test_what_still_comes_is_dropped_and_its_window_given_back(tmp_path: P
         await peer.answered(other, (2 << 20) + 5)
 
 
-async def test_a_peer_that_does_not_end_it_gets_a_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("antiphon.doors.extproc.http2_connection._SWEEP_SECONDS", 0.001)
+async def test_a_peer_that_does_not_end_it_gets_a_status(tmp_path: Path) -> None:
     waits: dict[bytes, float] = {b"short": 0.001, b"long": DEADLINE}
 
     async def answer(stream: MessageStream) -> None:
@@ -65,7 +64,7 @@ async def test_a_peer_that_does_not_end_it_gets_a_status(tmp_path: Path, monkeyp
         await stream.send(b"all")
         await stream.let_end(waits[message or b""])
 
-    async with serving(tmp_path) as (service, path), Http2Peer(path) as peer:
+    async with serving(tmp_path, Http2Limits(sweep_seconds=0.001)) as (service, path), Http2Peer(path) as peer:
         service.behave = answer
         long, short = peer.call(), peer.call()
         for call, message in ((long, b"long"), (short, b"short")):
@@ -75,12 +74,9 @@ async def test_a_peer_that_does_not_end_it_gets_a_status(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("size", [100_000, 200_000, 600_000])
-async def test_a_peer_that_takes_its_time_gets_all_of_it(
-    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_peer_that_takes_its_time_gets_all_of_it(size: int, tmp_path: Path) -> None:
     """What it has not taken is not cut off by the call's end, whether it is more than may be queued or less."""
-    monkeypatch.setattr("antiphon.doors.extproc.http2_connection._SWEEP_SECONDS", 0.001)
-    monkeypatch.setattr("antiphon.doors.extproc.http2_connection._LINGER_SECONDS", 0.0)
+    limits = Http2Limits(sweep_seconds=0.001, linger_seconds=0.0)
     # The connection has more: other calls go on.
     window = 30_000
 
@@ -95,7 +91,7 @@ async def test_a_peer_that_takes_its_time_gets_all_of_it(
         await stream.send(b"all")
         await stream.let_end(0.001)
 
-    async with serving(tmp_path) as (service, path), Http2Peer(path, window=window, auto_window=False) as peer:
+    async with serving(tmp_path, limits) as (service, path), Http2Peer(path, window=window, auto_window=False) as peer:
         service.behave = answer
         call = peer.call()
         peer.send(call, b"hi")
@@ -148,10 +144,10 @@ async def test_stopping_waits_for_what_was_answered(tmp_path: Path, how: str) ->
         elif how == "reset":
             peer.reset(call)
         else:
-            connection._transport.abort()  # type: ignore[union-attr]
+            peer.abort()
         async with asyncio.timeout(DEADLINE):
             await closing
-        assert not connection.ending._due and service.cancelled == 0
+        assert not connection.ending.count and service.cancelled == 0
 
 
 class _Silent:

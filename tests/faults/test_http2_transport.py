@@ -313,14 +313,12 @@ async def test_a_half_closed_call_is_answered_to_its_end(tmp_path: Path) -> None
 
 
 async def test_who_does_not_end_its_side_of_an_answered_call_gets_a_reset(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("antiphon.doors.extproc.http2_connection._LINGER_SECONDS", 0.0)
-
     async def answer(stream: MessageStream) -> None:
         await stream.send(b"all")
 
-    async with serving(tmp_path) as (service, path), Http2Peer(path) as peer:
+    async with serving(tmp_path, Http2Limits(linger_seconds=0.0)) as (service, path), Http2Peer(path) as peer:
         call = peer.call()
         service.behave = answer
         peer.send(call, b"x")

@@ -100,6 +100,11 @@ class Http2Peer:
         self._task.cancel()
         await asyncio.wait({self._task})
 
+    def abort(self) -> None:
+        """Break the connection off."""
+        assert self._writer is not None
+        self._writer.transport.abort()
+
     def flush(self) -> None:
         """Send what is pending."""
         assert self._writer is not None

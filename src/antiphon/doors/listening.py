@@ -69,13 +69,18 @@ def max_at_once(files: int) -> int:
     return max((files - _RESERVED) // 2, _LEAST)
 
 
-def max_connections(*, raised: bool = False) -> int:
+def open_files() -> tuple[int, int]:
+    """How many files this process may have open, and how many it may raise that to."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+
+def max_connections(*, raised: bool = False, limits: tuple[int, int] | None = None) -> int:
     """How many of clients there may be at once; `raised`: in a process that raises its limit as far as it may."""
-    now, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    now, limit = limits or open_files()
     files = limit if raised else now
     return max_at_once(1 << 20 if files == resource.RLIM_INFINITY else files)
 
 
-def max_requests(wanted: int, *, raised: bool = False) -> int:
+def max_requests(wanted: int, *, raised: bool = False, limits: tuple[int, int] | None = None) -> int:
     """How many of the wanted number can be in flight: each may have a connection to an upstream."""
-    return min(wanted, max_connections(raised=raised))
+    return min(wanted, max_connections(raised=raised, limits=limits))

@@ -54,15 +54,13 @@ class _Stream:
 class Setup:
     """A drive whose actions a test gives, and all that it sent."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, limits: LimitSettings) -> None:
+    def __init__(self, limits: LimitSettings) -> None:
         self.now, self.pauses = 1000.0, list[float]()
         self.stream, self.exchange = _Stream(), _Exchange()
         self.actions: list[ClientAction] = []
-        ahead = Ahead(limits, lambda: self.now)
-        self.drive = Drive(
-            cast(Any, self), Peer(cast(Any, self.stream)), cast(Any, self.exchange), "r1", ahead, lambda *_: 0
-        )
-        monkeypatch.setattr("antiphon.doors.extproc.immediate_response.asyncio.sleep", self._sleep)
+        ahead = Ahead(limits, lambda: self.now, self._sleep)
+        runner: Any = type("Runner", (), {"drive": lambda _, exchange: self.drive_(exchange)})()
+        self.drive = Drive(runner, Peer(cast(Any, self.stream)), cast(Any, self.exchange), "r1", ahead, lambda *_: 0)
 
     async def _sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
@@ -74,19 +72,17 @@ class Setup:
 
     async def run(self, *actions: ClientAction) -> list[bytes]:
         self.actions = list(actions)
-        runner: Any = type("Runner", (), {"drive": lambda _, exchange: self.drive_(exchange)})()
-        self.drive._runner = runner
         await self.drive.run()
         return self.stream.sent
 
 
-def _setup(monkeypatch: pytest.MonkeyPatch, **limits: int) -> Setup:
+def _setup(**limits: int) -> Setup:
     given: dict[str, Any] = {"drive_stream_bytes": 1 << 30, **limits}
-    return Setup(monkeypatch, LimitSettings.model_construct(**given))
+    return Setup(LimitSettings.model_construct(**given))
 
 
-async def test_a_stream_is_its_head_its_parts_and_one_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    setup = _setup(monkeypatch)
+async def test_a_stream_is_its_head_its_parts_and_one_end() -> None:
+    setup = _setup()
     headers = (*_HEAD.headers, ("x-request-id", "r1"))
     assert await setup.run(_HEAD, SendBody(b"a"), SendBody(b"b"), Finish("completed")) == [
         wire.local_head(200, headers, head_metadata("m")),
@@ -96,42 +92,42 @@ async def test_a_stream_is_its_head_its_parts_and_one_end(monkeypatch: pytest.Mo
     ]
 
 
-async def test_what_is_no_stream_goes_out_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    setup = _setup(monkeypatch)
+async def test_what_is_no_stream_goes_out_whole() -> None:
+    setup = _setup()
     whole = SendHead(404, (("content-type", "application/json"),))
     *_, last = sent = await setup.run(whole, SendBody(b"{"), SendBody(b"}"), Finish("error"))
     assert len(sent) == 2 and last == wire.local_body(b"{}", True, {**_TOLD, "status": "error"})
 
 
 @pytest.mark.parametrize("body", [b"", b"rest"])
-async def test_a_stream_that_was_cut_has_no_end(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
-    setup = _setup(monkeypatch)
+async def test_a_stream_that_was_cut_has_no_end(body: bytes) -> None:
+    setup = _setup()
     setup.exchange.done = True
     with pytest.raises(StreamCut):
         await setup.run(_HEAD, SendBody(body), Finish("cut"))
     assert setup.stream.sent[1:] == ([wire.local_body(body, end=False)] if body else [])
 
 
-async def test_a_stream_is_no_faster_than_a_client_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    setup = _setup(monkeypatch, drive_ahead_bytes=SHARE)
+async def test_a_stream_is_no_faster_than_a_client_reads() -> None:
+    setup = _setup(drive_ahead_bytes=SHARE)
     part = SendBody(b"x" * (SHARE // 4))
     await setup.run(_HEAD, *[part] * 4, Finish("completed"))
     assert setup.pauses == [], "a burst is no flood"
-    setup = _setup(monkeypatch, drive_ahead_bytes=SHARE)
+    setup = _setup(drive_ahead_bytes=SHARE)
     await setup.run(_HEAD, *[part] * 6, Finish("completed"))
     assert setup.pauses == [SHARE / 4 / 262_144] * 2
 
 
 @pytest.mark.parametrize(("size", "fits"), [(1 << 16, True), ((1 << 16) + 1, False)])
-async def test_a_stream_has_a_size_its_end_included(monkeypatch: pytest.MonkeyPatch, size: int, fits: bool) -> None:
+async def test_a_stream_has_a_size_its_end_included(size: int, fits: bool) -> None:
     # Four times what was made stands in the events of the end.
-    setup = _setup(monkeypatch, drive_stream_bytes=(1 << 16) + 4 * 100)
+    setup = _setup(drive_stream_bytes=(1 << 16) + 4 * 100)
     setup.exchange.known.output_bytes = 100
     await setup.run(_HEAD, SendBody(b"x" * size), Finish("completed"))
     assert (setup.exchange.too_much == []) is fits
     if not fits:
         assert setup.exchange.too_much[0].code == "stream_too_large"
-        setup = _setup(monkeypatch, drive_stream_bytes=10)
+        setup = _setup(drive_stream_bytes=10)
         setup.exchange.state = State.FOLLOWING
         with pytest.raises(StreamCut):
             await setup.run(_HEAD, SendBody(b"x" * size), Finish("completed"))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -102,20 +101,15 @@ class _Loop:
 class _Setup:
     """Interludes on such a loop, with the stream that they are of."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.loop, self.stream, self.due = _Loop(), _Stream(), 0.0
         self.acts = 0
         self.failure: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
-        patched = SimpleNamespace(
-            **{name: getattr(asyncio, name) for name in ("wait", "CancelledError", "current_task")}
-        )
-        patched.get_running_loop = lambda: self.loop
-        monkeypatch.setattr("antiphon.doors.extproc.relay.asyncio", patched)
-        self.interludes = Interludes(Peer(self.stream), lambda: self.due, self._act)
+        self.interludes = Interludes(Peer(self.stream), lambda: self.due, self.act, cast(Any, self.loop))
 
-    async def _act(self) -> None:
+    async def act(self) -> None:
         await self.gate.wait()
         self.acts += 1
         if self.failure is not None:
@@ -131,8 +125,8 @@ async def _settle() -> None:
 
 
 @pytest.fixture
-async def setup(monkeypatch: pytest.MonkeyPatch) -> _Setup:
-    return _Setup(monkeypatch)
+async def setup() -> _Setup:
+    return _Setup()
 
 
 async def test_the_timer_stands_at_the_earliest_moment_and_never_far_ahead(setup: _Setup) -> None:
@@ -210,7 +204,7 @@ async def test_what_fails_in_silence_fails_where_messages_are_awaited(setup: _Se
 
     async def listen() -> None:
         # Its own task is the one that is to hear of it.
-        setup.interludes = Interludes(Peer(setup.stream), lambda: 1000.0, setup._act)
+        setup.interludes = Interludes(Peer(setup.stream), lambda: 1000.0, setup.act, cast(Any, setup.loop))
         setup.interludes.schedule()
         with pytest.raises(ValueError, match="a bug"):
             await setup.interludes.receive()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from antiphon.doors.extproc import answers, message_queues
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.answers import head_metadata, in_parts, with_request_id
 from antiphon.doors.extproc.message_queues import PeerLeft
@@ -31,11 +30,8 @@ def test_an_answer_names_its_request_once() -> None:
         (b"123456789", [(b"1234", False), (b"5678", False), (b"9", True)]),
     ],
 )
-def test_a_body_is_cut_into_parts_of_which_the_last_is_marked(
-    body: bytes, parts: list[tuple[bytes, bool]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(answers, "PART", 4)
-    assert list(in_parts(body)) == parts
+def test_a_body_is_cut_into_parts_of_which_the_last_is_marked(body: bytes, parts: list[tuple[bytes, bool]]) -> None:
+    assert list(in_parts(body, 4)) == parts
 
 
 def test_a_model_that_is_not_known_is_not_told() -> None:
@@ -116,10 +112,8 @@ async def test_parts_of_an_answer_that_are_here_come_as_one(
     waits: bool,
     messages: list[pb.ProcessingRequest | None],
     received: list[Received],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(message_queues, "_GATHERED", 6)
-    other_end = Peer(_Stream(*messages))
+    other_end = Peer(_Stream(*messages), 6)
     found = []
     for _ in received:
         here = None if waits or other_end.inbox.drained else other_end.receive_now()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
 from aiohttp import web
 
 from antiphon.doors.http.connection import DoorServer, HttpConnection
+from tests.support.fake_time import in_fake_time
 
 
 class _Transport(asyncio.Transport):
@@ -21,6 +20,11 @@ class _Transport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.ended: list[str] = []
+
+    @property
+    def cut(self) -> bool:
+        """Whether the client was reset, with what it has not taken."""
+        return self.ended[-2:] == ["reset", "aborted"]
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self if name == "socket" else default
@@ -45,83 +49,114 @@ async def _handle(_: web.BaseRequest) -> web.StreamResponse:
     return web.Response()
 
 
-@pytest.fixture
-async def server() -> AsyncIterator[DoorServer]:
-    made = DoorServer(_handle, head_seconds=50.0, idle_seconds=60.0, send_seconds=100.0)
-    yield made
-    for connection in list(made._open):
-        connection.connection_lost(None)
-    await made.shutdown(0.0)
+class Serving:
+    """A server on a loop whose clock jumps, and the connections that were made to it."""
+
+    def __init__(self, head_seconds: float = 1_000.0) -> None:
+        self.server = DoorServer(_handle, head_seconds=head_seconds, idle_seconds=60.0, send_seconds=100.0)
+        self.made: list[HttpConnection] = []
+
+    async def __aenter__(self) -> Serving:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for connection in self.made:
+            connection.connection_lost(None)
+        await self.server.shutdown(0.0)
+
+    def connect(self) -> tuple[HttpConnection, _Transport]:
+        connection, transport = self.server(), _Transport()
+        connection.connection_made(transport)
+        self.made.append(connection)
+        return connection, transport
 
 
-def _connected(server: DoorServer) -> tuple[HttpConnection, _Transport]:
-    connection, transport = server(), _Transport()
-    connection.connection_made(transport)
-    return connection, transport
+async def _until(seconds: float) -> None:
+    """Until it is so late."""
+    await asyncio.sleep(seconds - asyncio.get_running_loop().time())
 
 
-def _left(timer: asyncio.TimerHandle | None) -> float:
-    assert timer is not None and not timer.cancelled()
-    return timer.when() - asyncio.get_running_loop().time()
+def test_who_does_not_take_what_was_written_has_so_long() -> None:
+    async def run() -> None:
+        async with Serving() as serving:
+            connection, transport = serving.connect()
+            taking, other = serving.connect()
+            connection.pause_writing()
+            taking.pause_writing()
+            await _until(50.0)
+            taking.resume_writing()
+            await _until(99.9)
+            assert not transport.cut
+            await _until(160.0)
+            assert transport.cut and not other.cut
+
+    in_fake_time(run())
 
 
-async def test_who_does_not_take_what_was_written_has_so_long(server: DoorServer) -> None:
-    connection, _ = _connected(server)
-    assert connection._send_timer is None
-    connection.pause_writing()
-    timer = connection._send_timer
-    assert 90.0 < _left(timer) <= 100.0
-    connection.resume_writing()
-    assert timer is not None and timer.cancelled() and connection._send_timer is None
+def test_to_hurry_makes_a_limit_shorter_and_never_longer() -> None:
+    async def run() -> None:
+        async with Serving() as serving:
+            connection, transport = serving.connect()
+            idle, other = serving.connect()
+            connection.pause_writing()
+            serving.server.hurry(200.0)
+            assert serving.server.send_seconds == 100.0
+            serving.server.hurry(20.0)
+            await _until(10.0)
+            # It has begun before, so it is over before.
+            serving.server.hurry(30.0)
+            connection.hurry()
+            assert serving.server.send_seconds == 20.0
+            idle.pause_writing()
+            await _until(19.9)
+            assert not transport.cut
+            await _until(20.1)
+            assert transport.cut and not other.cut
+            await _until(30.1)
+            assert other.cut
+
+    in_fake_time(run())
 
 
-async def test_to_hurry_makes_a_limit_shorter_and_never_longer(server: DoorServer) -> None:
-    connection, _ = _connected(server)
-    idle, _ = _connected(server)
-    connection.pause_writing()
-    first = connection._send_timer
-    server.hurry(200.0)
-    assert connection._send_timer is first and server.send_seconds == 100.0
-    server.hurry(20.0)
-    second = connection._send_timer
-    assert first is not None and first.cancelled() and 10.0 < _left(second) <= 20.0
-    # It has begun before, so it is over before.
-    server.hurry(30.0)
-    assert connection._send_timer is second and server.send_seconds == 20.0
-    connection.hurry()
-    assert connection._send_timer is second and idle._send_timer is None
-    idle.pause_writing()
-    assert 10.0 < _left(idle._send_timer) <= 20.0
+def test_who_is_gone_is_left_alone() -> None:
+    async def run() -> None:
+        async with Serving() as serving:
+            connection, transport = serving.connect()
+            connection.pause_writing()
+            connection.connection_lost(None)
+            ended = list(transport.ended)
+            await _until(2_000.0)
+            assert transport.ended == ended
+
+    in_fake_time(run())
 
 
-async def test_who_is_stuck_is_reset_and_who_is_gone_is_left_alone(server: DoorServer) -> None:
-    connection, transport = _connected(server)
-    connection._is_stuck()
-    assert transport.ended == ["reset", "aborted"]
-    connection.connection_lost(None)
-    ended = list(transport.ended)
-    connection._is_stuck()
-    assert transport.ended == ended
+def test_a_head_that_does_not_come_in_time_ends_the_connection() -> None:
+    async def run() -> None:
+        async with Serving(head_seconds=50.0) as serving:
+            _, transport = serving.connect()
+            await _until(49.9)
+            assert transport.ended == []
+            await _until(50.1)
+            assert "closed" in transport.ended
+
+    in_fake_time(run())
 
 
-async def test_a_head_that_does_not_come_in_time_ends_the_connection(server: DoorServer) -> None:
-    connection, transport = _connected(server)
-    assert 40.0 < _left(connection._head_timer) <= 50.0
-    connection._head_is_late()
-    assert "closed" in transport.ended
+def test_what_is_lost_is_known_to_nobody() -> None:
+    async def run() -> None:
+        async with Serving() as serving:
+            connection, _ = serving.connect()
+            assert serving.server.open == 1
+            connection.connection_lost(None)
+            assert serving.server.open == 0
+
+    in_fake_time(run())
 
 
-async def test_what_is_lost_is_known_to_nobody_and_has_no_timer(server: DoorServer) -> None:
-    connection, _ = _connected(server)
-    assert server.open == 1
-    connection.pause_writing()
-    head, send = connection._head_timer, connection._send_timer
-    connection.connection_lost(None)
-    assert server.open == 0 and head is not None and head.cancelled() and send is not None and send.cancelled()
-
-
-async def test_only_an_idle_connection_makes_room(server: DoorServer) -> None:
-    assert server.close_idle() is False
-    _, transport = _connected(server)
-    await asyncio.sleep(0)
-    assert server.close_idle() is False and transport.ended == [], "it has asked for nothing yet"
+async def test_only_an_idle_connection_makes_room() -> None:
+    async with Serving() as serving:
+        assert serving.server.close_idle() is False
+        _, transport = serving.connect()
+        await asyncio.sleep(0)
+        assert serving.server.close_idle() is False and transport.ended == [], "it has asked for nothing yet"

@@ -20,9 +20,8 @@ def test_there_are_always_some() -> None:
     assert max_at_once(64) == max_at_once(0) > 0
 
 
-def test_fewer_requests_than_wanted_where_there_are_few_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 1024))
-    assert max_requests(10_000) == max_connections() == 480
-    assert max_requests(100) == 100
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert max_requests(10_000) == 10_000
+def test_fewer_requests_than_wanted_where_there_are_few_files() -> None:
+    few = (1024, 1024)
+    assert max_requests(10_000, limits=few) == max_connections(limits=few) == 480
+    assert max_requests(100, limits=few) == 100
+    assert max_requests(10_000, limits=(resource.RLIM_INFINITY, resource.RLIM_INFINITY)) == 10_000

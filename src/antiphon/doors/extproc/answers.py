@@ -27,16 +27,16 @@ def with_request_id(headers: Headers, request_id: str) -> Headers:
     return (*headers, ("x-request-id", request_id))
 
 
-def in_parts(body: bytes) -> Iterator[tuple[bytes | memoryview, bool]]:
+def in_parts(body: bytes, part: int = PART) -> Iterator[tuple[bytes | memoryview, bool]]:
     """A whole body as messages of a moderate size, of which several are views of it; the last (the only one of an empty
     body) is marked."""
-    last = max(0, len(body) - 1) // PART
+    last = max(0, len(body) - 1) // part
     if not last:
         yield body, True
         return
     view = memoryview(body)
     for number in range(last + 1):
-        yield view[number * PART : (number + 1) * PART], number == last
+        yield view[number * part : (number + 1) * part], number == last
 
 
 def whole_answer(

@@ -23,11 +23,12 @@ def decoder_for(encoding: str | None) -> Inflate | None:
 
 
 class Inflate:
-    """One body. `fault` names what is wrong with it, once something is."""
+    """One body. `fault` names what is wrong with it, once something is. One part makes no more than `most` bytes."""
 
-    __slots__ = ("_decoder", "_name", "fault")
+    __slots__ = ("_decoder", "_most", "_name", "fault")
 
-    def __init__(self, encoding: str) -> None:
+    def __init__(self, encoding: str, most: int = MAX_PER_PART) -> None:
+        self._most = most
         self._name = _NAMES.get(encoding, "")
         self._decoder: zlib._Decompress | None = None
         self.fault = "" if self._name else f"content-encoding {encoding[:32]!r}"
@@ -35,7 +36,7 @@ class Inflate:
     def feed(self, data: bytes) -> bytes:
         """The plain bytes that these bytes add."""
         parts: list[bytes] = []
-        room = MAX_PER_PART
+        room = self._most
         while data and not self.fault:
             if self._decoder is None:
                 self._decoder = zlib.decompressobj(self._window(data[0]))

@@ -56,7 +56,7 @@ _HARMLESS: Final = frozenset(
 )
 """Names whose values say how something is sent, and are few."""
 _HARMLESS_FAMILY: Final = "x-stainless-"
-_kept: Final[dict[bytes, tuple[str, str]]] = {}
+KEPT_HEADERS: Final[dict[bytes, tuple[str, str]]] = {}
 
 
 def read_head(message: bytes) -> tuple[Headers, bool, bytes] | None:
@@ -80,7 +80,7 @@ def read_head(message: bytes) -> tuple[Headers, bool, bytes] | None:
             size = size & 127 | high << 7
         end = at + size
         headers = []
-        kept = _kept
+        kept = KEPT_HEADERS
         while at < end:
             if message[at] != _FIRST:
                 return None
@@ -124,10 +124,10 @@ def _read(entry: bytes) -> tuple[str, str]:
         raise ValueError
     pair = name, entry[at:].decode("utf-8", "surrogateescape")
     if len(entry) < _LONGEST and _is_harmless(*pair):
-        if len(_kept) >= _MOST:
+        if len(KEPT_HEADERS) >= _MOST:
             # What is usual is soon here again.
-            _kept.clear()
-        _kept[entry] = pair
+            KEPT_HEADERS.clear()
+        KEPT_HEADERS[entry] = pair
     return pair
 
 

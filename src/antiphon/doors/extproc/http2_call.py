@@ -33,7 +33,8 @@ class Http2Limits:
 
     Any peer may make health checks: at most `checks` at once on a connection, each with a message of at most
     `check_message` bytes within `check_seconds`. `refused_seconds` is the time that a call without the secret may stay
-    open.
+    open. A peer that does not end its side of an answered call within `linger_seconds` gets a reset. Calls that were
+    answered to the end are looked at every `sweep_seconds`.
     """
 
     message: int = 64 << 20
@@ -48,6 +49,8 @@ class Http2Limits:
     check_message: int = 4 << 10
     check_seconds: float = 5.0
     refused_seconds: float = 1.0
+    linger_seconds: float = 5.0
+    sweep_seconds: float = 1.0
 
 
 class CallOwner(Protocol):
@@ -84,7 +87,6 @@ class Call:
         "_connection",
         "_loop",
         "_messages",
-        "_queued",
         "_splitter",
         "_timer",
         "_withheld",
@@ -95,6 +97,7 @@ class Call:
         "id",
         "limits",
         "lingers",
+        "queued",
         "room",
         "task",
         "unary",
@@ -109,7 +112,8 @@ class Call:
         self.limits = connection.limits
         self._splitter = MessageSplitter(self.limits.message)
         self._messages: deque[bytes] = deque()
-        self._queued = 0
+        self.queued = 0
+        """Bytes that wait for the processor."""
         self._withheld = 0
         self.waiter: asyncio.Future[bytes | None] | None = None
         """Who waits for a message."""
@@ -137,7 +141,7 @@ class Call:
         if not self._messages:
             return None
         message = self._messages.popleft()
-        self._queued -= len(message)
+        self.queued -= len(message)
         self._make_room()
         return message
 
@@ -223,7 +227,7 @@ class Call:
                 return
             for message in messages:
                 self._messages.append(message)
-                self._queued += len(message)
+                self.queued += len(message)
             self._withheld += len(data)
             self._make_room()
         if end:
@@ -289,14 +293,14 @@ class Call:
     def _make_room(self) -> None:
         """Let the peer send more, some at a time: most calls are over before it would have had to wait for any."""
         limits = self.limits
-        if self._withheld >= limits.window // _PARTS and self._queued <= limits.queued:
+        if self._withheld >= limits.window // _PARTS and self.queued <= limits.queued:
             self._connection.consumed(self, self._withheld)
             self._withheld = 0
 
     def _give_back(self) -> None:
         """The connection's window is shared: nothing of it may be lost with a call."""
         self._messages.clear()
-        self._queued = 0
+        self.queued = 0
         if self._withheld:
             self._connection.consumed(self, self._withheld)
             self._withheld = 0

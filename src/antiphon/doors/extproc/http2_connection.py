@@ -58,8 +58,6 @@ _TRACE: Final = tuple((name.encode(), name) for name in TRACE_METADATA)
 _HEAD: Final = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 _MAX_PER_WRITE: Final = 1 << 20
 _LARGE: Final = 16 << 10
-_LINGER_SECONDS = 5.0
-_SWEEP_SECONDS = 1.0
 
 
 def configuration(limits: Http2Limits) -> Configuration:
@@ -89,7 +87,7 @@ class Http2Connection:
         self._flush_due = False
         self._paused = False
         self._blocked: list[Call] = []
-        self.ending = EndingCalls(self._loop)
+        self.ending = EndingCalls(self._loop, owner.limits.sweep_seconds)
         self._lingering: set[int] = set()
         self._resets, self._resets_at = owner.limits.resets[0], self._loop.time()
         self._flooded = False
@@ -314,7 +312,7 @@ class Http2Connection:
             # The peer usually ends its side as soon as it sees the status. A reset sent along with the status would
             # overtake what is queued, and gRPC's own client takes it for a failure: only a peer that lingers gets one.
             self._lingering.add(call.id)
-            self._loop.call_later(_LINGER_SECONDS, self._end_lingering, call.id)
+            self._loop.call_later(self.limits.linger_seconds, self._end_lingering, call.id)
         self.flush_soon()
 
     def flush_soon(self) -> None:
@@ -402,22 +400,28 @@ class EndingCalls:
 
     Envoy ends nearly every call itself, within milliseconds, by a reset; a call that is ended here before may cut what
     it has not taken yet, so that one which has not taken all has longer. Every call in here leaves it by its peer's
-    end, by the connection's, or at the latest `_SWEEP_SECONDS` after its time by a status.
+    end, by the connection's, or at the latest `sweep` seconds after its time by a status.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, sweep: float) -> None:
         self._loop = loop
+        self._sweep_seconds = sweep
         # When it is over for each, and when it is in any case.
         self._due: dict[Call, tuple[float, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many calls wait for their peer's end."""
+        return len(self._due)
 
     def add(self, call: Call, seconds: float) -> None:
         """Let the peer end this one, so long; while it has not taken all of it, as long as a call may wait for it."""
         now = self._loop.time()
         self._due[call] = (now + seconds, now + call.limits.seconds)
         if self._timer is None:
-            self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+            self._timer = self._loop.call_later(self._sweep_seconds, self._sweep)
 
     def discard(self, call: Call) -> None:
         """It has ended, if it was here."""
@@ -444,4 +448,4 @@ class EndingCalls:
             if due <= now and (last <= now or not call.unsent):
                 call.finish(GrpcStatus.OK)
         if self._due:
-            self._timer = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+            self._timer = self._loop.call_later(self._sweep_seconds, self._sweep)

@@ -21,8 +21,8 @@ from antiphon.errors import AntiphonError
 # Each is asked for often; a member of an enumeration is looked for in its class every time.
 _RESPONSE_BODY: Final = MessageKind.RESPONSE_BODY
 
-# So many bytes of an upstream's body are enough to be handled at once: then others have their turn.
-_GATHERED = 64 * 1024
+GATHERED: Final = 64 * 1024
+"""So many bytes of an upstream's body are handled at once; then other streams have their turn."""
 
 
 class PeerLeft(AntiphonError):
@@ -37,10 +37,11 @@ def left(closed: StreamClosed) -> PeerLeft:
 class Inbox:
     """What Envoy has sent on one stream and nobody has handled yet."""
 
-    __slots__ = ("_next", "_stream", "drained")
+    __slots__ = ("_gathered", "_next", "_stream", "drained")
 
-    def __init__(self, stream: MessageStream) -> None:
+    def __init__(self, stream: MessageStream, gathered: int = GATHERED) -> None:
         self._stream = stream
+        self._gathered = gathered
         # What was found behind the parts of a body.
         self._next: Received | None = None
         self.drained = False
@@ -83,7 +84,7 @@ class Inbox:
                 bodies.append(more.body)
                 size += len(more.body)
                 part.end = more.end
-                if more.end or size >= _GATHERED:
+                if more.end or size >= self._gathered:
                     break
                 message = stream.receive_now()
             part.body = b"".join(bodies)

@@ -9,7 +9,7 @@ then a failure can still become a proper error.
 
 from __future__ import annotations
 
-from antiphon.doors.extproc.message_queues import Inbox, Outbox, PeerLeft, left
+from antiphon.doors.extproc.message_queues import GATHERED, Inbox, Outbox, PeerLeft, left
 from antiphon.doors.extproc.received import Received
 from antiphon.doors.extproc.transport import MessageStream, StreamClosed
 from antiphon.errors import AntiphonError
@@ -26,9 +26,9 @@ class Peer:
 
     __slots__ = ("inbox", "outbox", "receive_now", "stream")
 
-    def __init__(self, stream: MessageStream) -> None:
+    def __init__(self, stream: MessageStream, gathered: int = GATHERED) -> None:
         self.stream = stream
-        self.inbox = Inbox(stream)
+        self.inbox = Inbox(stream, gathered)
         self.outbox = Outbox(stream)
         self.receive_now = self.inbox.receive_now
 

@@ -147,11 +147,17 @@ class Interludes:
     timer runs out, so a message costs nothing here.
     """
 
-    def __init__(self, peer: Peer, next_due: Callable[[], float], act: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        next_due: Callable[[], float],
+        act: Callable[[], Awaitable[None]],
+        loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
         self._peer = peer
         self._next_due = next_due
         self._act = act
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop or asyncio.get_running_loop()
         self._owner = asyncio.current_task()
         self._timer: asyncio.TimerHandle | None = None
         self._at = 0.0

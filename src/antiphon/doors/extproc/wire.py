@@ -73,13 +73,13 @@ def decode(message: bytes) -> Received:
             return Received(kind, (), *found)
     elif (kind := _HEAD_KINDS.get(first)) is not None and (head := read_head(message)) is not None:
         headers, end, behind = head
-        settings = _settings.get(behind) or _read_settings(behind)
+        settings = KEPT_SETTINGS.get(behind) or _read_settings(behind)
         if settings is not None:
             return Received(kind, headers, b"", end, *settings)
-    return _decode_by_classes(message)
+    return decode_by_classes(message)
 
 
-_settings: Final[dict[bytes, _Settings]] = {b"": (None, False), b"\x42\x00": (None, False)}
+KEPT_SETTINGS: Final[dict[bytes, _Settings]] = {b"": (None, False), b"\x42\x00": (None, False)}
 
 
 def _read_settings(behind: bytes) -> _Settings | None:
@@ -95,8 +95,8 @@ def _read_settings(behind: bytes) -> _Settings | None:
     if message.SerializeToString() not in (b"", b"\x42\x00"):
         # Attributes, metadata of other filters, or a second head.
         return None
-    if len(_settings) < _MOST_SETTINGS:
-        _settings[behind] = settings
+    if len(KEPT_SETTINGS) < _MOST_SETTINGS:
+        KEPT_SETTINGS[behind] = settings
     return settings
 
 
@@ -108,7 +108,7 @@ def _modes(request: pb.ProcessingRequest) -> tuple[str, str] | None:
     return _MODES.get(asked) or str(asked), _MODES.get(answered) or str(answered)
 
 
-def _decode_by_classes(message: bytes) -> Received:
+def decode_by_classes(message: bytes) -> Received:
     """Any message, of whatever form."""
     try:
         request = pb.ProcessingRequest.FromString(message)
