@@ -53,7 +53,7 @@ class Serving:
     """A server on a loop whose clock jumps, and the connections that were made to it."""
 
     def __init__(self, head_seconds: float = 1_000.0) -> None:
-        self.server = DoorServer(_handle, head_seconds=head_seconds, idle_seconds=60.0, send_seconds=100.0)
+        self.server = DoorServer(_handle, head_seconds=head_seconds, idle_seconds=10_000.0, send_seconds=100.0)
         self.made: list[HttpConnection] = []
 
     async def __aenter__(self) -> Serving:
