@@ -564,7 +564,7 @@ def traces() -> str:
     return _TRACES + "\n".join(lines) + "\n"
 
 
-_NO_FLAGS = ("name", "title", "hosts", "by_model", "overrides")
+_NO_FLAGS = ("name", "title", "hosts", "owned_by", "server", "by_model", "overrides")
 
 
 def _differs(profile: UpstreamProfile) -> str:

@@ -34,14 +34,8 @@ def choose_profile(name: str, host: str, profiles: Mapping[str, UpstreamProfile]
     return profiles[name]
 
 
-_OWNERS = {
-    "vllm": "vllm",
-    "sglang": "sglang",
-    "llamacpp": "llamacpp",
-    "library": "ollama",
-    "organization_owner": "lmstudio",
-}
-_SERVERS = {"llama.cpp": "llamacpp", "vllm": "vllm", "sglang": "sglang"}
+_OWNERS = {profile.owned_by: profile.name for profile in VENDORS if profile.owned_by}
+_SERVERS = {profile.server: profile.name for profile in VENDORS if profile.server}
 
 
 def named_by_list(listed: Any, server: str) -> str:

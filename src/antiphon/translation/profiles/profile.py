@@ -52,7 +52,8 @@ class UpstreamProfile:
     """What an upstream accepts and how its answers are to be judged.
 
     Who: `name` is the profile's name in settings, `title` the vendor's for people, `hosts` are globs of host names for
-    which `auto` chooses it.
+    which `auto` chooses it. By `owned_by` in a server's list of models, or by `server` in the header of that name (part
+    of it, in lower case), a server says that it is this one.
 
     Request: `token_limit_field` is the field for `max_output_tokens`; `developer_role` the role name that developer
     messages get; `system_anywhere` says whether such messages may stand after others (else their text goes into the one
@@ -84,6 +85,8 @@ class UpstreamProfile:
     name: str
     title: str = ""
     hosts: tuple[str, ...] = ()
+    owned_by: str = ""
+    server: str = ""
     token_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     developer_role: Literal["system", "developer"] = "system"
     system_anywhere: bool = False
@@ -137,7 +140,7 @@ def _narrowed(profile: UpstreamProfile, model: str) -> UpstreamProfile:
     return replace(profile, **changes) if changes else profile
 
 
-_NO_FLAGS = frozenset({"name", "title", "hosts", "by_model", "overrides"})
+_NO_FLAGS = frozenset({"name", "title", "hosts", "owned_by", "server", "by_model", "overrides"})
 
 
 def read_flags(values: Mapping[str, object]) -> dict[str, Any]:

@@ -166,6 +166,8 @@ VENDORS = (
     UpstreamProfile(
         "llamacpp",
         title="llama.cpp",
+        owned_by="llamacpp",
+        server="llama.cpp",
         # Parts are text, image_url and input_audio ("unsupported content[].type" otherwise).
         files="text",
         audio_input=True,
@@ -186,6 +188,7 @@ VENDORS = (
     UpstreamProfile(
         "lmstudio",
         title="LM Studio",
+        owned_by="organization_owner",
         # "Invalid tool_choice type: 'object'. Supported string values: none, auto, required":
         # github.com/lmstudio-ai/lmstudio-bug-tracker/issues/670.
         named_tool_choice="required",
@@ -219,6 +222,7 @@ VENDORS = (
         "ollama",
         title="Ollama",
         hosts=("ollama.com", "api.ollama.com"),
+        owned_by="library",
         # "invalid reasoning value: … (must be "high", "medium", "low", or "none")".
         effort_values=("none", "low", "medium", "high"),
         # Its field: ollama/ruby_llm-chat-function-calling-olla--andle-multiple-tool-calls-in-a-single-response-1.
@@ -289,6 +293,8 @@ VENDORS = (
     UpstreamProfile(
         "sglang",
         title="SGLang",
+        owned_by="sglang",
+        server="sglang",
         files="text",
         # The same file.
         parameters=STANDARD_PARAMETERS
@@ -320,6 +326,8 @@ VENDORS = (
     UpstreamProfile(
         "vllm",
         title="vLLM",
+        owned_by="vllm",
+        server="vllm",
         # Parts are text, images, audio and video; there is no `file`.
         files="text",
         audio_input=True,

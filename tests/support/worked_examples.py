@@ -1,0 +1,74 @@
+"""Following docs/worked-examples.md: a copy of the package with a section's edits, and a gateway that runs from it.
+
+Lives here: reading the steps, making them, and the program that asks the copy. Not here: what its answers must be.
+
+Invariant: a step that does not fit the file exactly once is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import antiphon
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "worked-examples.md"
+_STEP = re.compile(r"^(?P<lead>In|The new file) `(?P<path>[\w/.]+)`|^```(?P<kind>diff|python)\n(?P<code>.*?)^```", re.M | re.S)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of the package: the folder to put into the path of modules, and the files that the section touches."""
+
+    sources: Path
+    touched: frozenset[str]
+
+
+def changed_copy(section: str, folder: Path, text: str | None = None) -> Copy:
+    """The package as it is after a section of the page."""
+    page = PAGE.read_text() if text is None else text
+    (steps,) = [part for part in page.split("\n## ") if part.removeprefix("## ").startswith(f"{section}\n")]
+    copy = folder / "sources" / "antiphon"
+    shutil.copytree(Path(antiphon.__file__).parent, copy, ignore=shutil.ignore_patterns("*.so"))
+    touched, path = set(), ""
+    for step in _STEP.finditer(steps):
+        path = step["path"] or path
+        if step["code"] is None:
+            continue
+        touched.add(path)
+        file = copy / path
+        if step["kind"] == "python":
+            assert not file.exists(), f"{path} is there already"
+            file.write_text(step["code"])
+            continue
+        lines = step["code"].splitlines(keepends=True)
+        before = "".join(line[1:] for line in lines if line[0] != "+")
+        after = "".join(line[1:] for line in lines if line[0] != "-")
+        whole = file.read_text()
+        assert whole.count(before) == 1, f"{path} has this {whole.count(before)} times, not once:\n{before}"
+        file.write_text(whole.replace(before, after))
+    return Copy(copy.parent, frozenset(touched))
+
+
+def ask(section: str, folder: Path, state: str = "") -> dict[str, Any]:
+    """What a gateway answers that runs from the changed copy; `state` is the URL of its state, else a data folder."""
+    copy = changed_copy(section, folder)
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.support.worked_examples_asked", section, str(folder / "data"), state],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(copy.sources), str(ROOT)))},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    answers: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return answers
