@@ -21,7 +21,9 @@ import antiphon
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "worked-examples.md"
-_STEP = re.compile(r"^(?P<lead>In|The new file) `(?P<path>[\w/.]+)`|^```(?P<kind>diff|python)\n(?P<code>.*?)^```", re.M | re.S)
+_STEP = re.compile(
+    r"^(?:In|The new file) (?:`|\*\*)(?P<path>[\w/.]+)|^```(?P<kind>diff|python)\n(?P<code>.*?)^```", re.M | re.S
+)
 
 
 @dataclass(frozen=True)

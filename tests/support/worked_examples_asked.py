@@ -68,7 +68,7 @@ async def main(section: str, data: str, state: str) -> dict[str, Any]:
         upstream = {"url": chat.base_url, "profile": "acme" if "acme" in PROFILES else "generic"}
         given: dict[str, Any] = {"data": Path(data), "upstream": upstream, "owner": {"source": "single"}}
         if state:
-            given["state"] = {"url": state}
+            given |= {"state": {"url": state}, "sealing": {"keys": ["a key of the worked examples"]}}
         app = await build(load_settings(given), door="http")
         door = HttpDoor(app.context)
         url = f"http://{await door.start('127.0.0.1:0')}/v1"

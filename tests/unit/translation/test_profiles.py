@@ -99,12 +99,18 @@ def test_every_profile_is_named_and_titled_and_no_host_is_two_vendors() -> None:
         assert len([one for one in PROFILES.values() for host in profile.hosts[:1] if one.serves(host)]) <= 1
 
 
+def test_no_sign_of_a_server_is_two_vendors() -> None:
+    for sign in ("owned_by", "server"):
+        signs = [said for profile in PROFILES.values() if (said := getattr(profile, sign))]
+        assert len(signs) == len(set(signs)) > 1 and all(said == said.lower() for said in signs)
+
+
 def test_notes_on_models_name_flags_that_exist() -> None:
     for profile in PROFILES.values():
         for note in profile.by_model:
             assert note.patterns == tuple(pattern.lower() for pattern in note.patterns)
             for flag, _ in note.changes:
-                assert hasattr(profile, flag) and flag not in ("name", "title", "hosts", "by_model")
+                assert hasattr(profile, flag) and flag not in ("name", "title", "hosts", "owned_by", "server", "by_model")
 
 
 def test_a_model_without_notes_keeps_the_same_object() -> None:

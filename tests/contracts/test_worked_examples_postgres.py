@@ -1,0 +1,13 @@
+"""The worked example of a list operation serves PostgreSQL with the same two edits as SQLite."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from tests.support.worked_examples import ask
+
+
+async def test_the_list_is_filtered_on_postgresql(postgres_url: str, tmp_path: Path) -> None:
+    found = await asyncio.to_thread(ask, "A list operation of a store", tmp_path, postgres_url)
+    assert found["names"] == ["Greeting"] and found["all"] == ["Farewell", "Greeting"] and found["none"] == []
