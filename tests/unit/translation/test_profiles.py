@@ -110,7 +110,8 @@ def test_notes_on_models_name_flags_that_exist() -> None:
         for note in profile.by_model:
             assert note.patterns == tuple(pattern.lower() for pattern in note.patterns)
             for flag, _ in note.changes:
-                assert hasattr(profile, flag) and flag not in ("name", "title", "hosts", "owned_by", "server", "by_model")
+                assert hasattr(profile, flag)
+                assert flag not in ("name", "title", "hosts", "owned_by", "server", "by_model")
 
 
 def test_a_model_without_notes_keeps_the_same_object() -> None:
