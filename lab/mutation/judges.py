@@ -1,4 +1,4 @@
-"""Which files of tests judge a source file: all of them, in an order.
+"""Which files of tests judge a source file: all of them, in an order, or those likely to notice, in stages.
 
 Lives here: where tests are that may judge, and which of them name a module. Not here: which of them reach a mutant
 (`reaching.py`), running them (`trees.py`).
@@ -30,6 +30,29 @@ def around(root: Path, path: str, files: list[str]) -> list[str]:
     """Those that name the module or its package, those that name the module first."""
     first, package = near(root, path, files), _module(path).rpartition(".")[0]
     return first + [file for file in files if file not in first and _names(root / file, package)]
+
+
+def likely(root: Path, path: str, files: list[str]) -> list[list[str]]:
+    """Those likely to notice a change of a source file, in stages: those that name its module, the unit tests of its
+    package, the others whose names share a word with it; in each stage most words first."""
+    unit = [file for file in files if file.startswith("tests/unit/")]
+    group, words = _module(path).partition(".")[0], _words(path.removeprefix("src/antiphon/"))
+    shared = {file: len(words & _words(Path(file).name)) for file in files}
+
+    def in_order(stage: set[str]) -> list[str]:
+        return sorted(stage, key=lambda file: (-shared[file], files.index(file)))
+
+    direct = set(near(root, path, files))
+    package = {file for file in unit if file.startswith(f"tests/unit/{group}/")} | set(around(root, path, unit))
+    others = {file for file in files if shared[file]}
+    stages = [in_order(stage) for stage in (direct, package - direct, others - direct - package)]
+    return [stage for stage in stages if stage]
+
+
+def _words(path: str) -> set[str]:
+    words = re.split(r"[/_.]", path.removesuffix(".py").removeprefix("test_"))
+    # `servers` and `server` are one word.
+    return {word.rstrip("s") for word in words if len(word) > 2}
 
 
 def _module(path: str) -> str:

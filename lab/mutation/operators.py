@@ -94,6 +94,7 @@ _COMPARED: dict[type[ast.cmpop], tuple[str, str]] = {
     ast.NotIn: ("not in", "in"),
 }
 _COUNTED: dict[type[ast.operator], str] = {ast.Add: "-", ast.Sub: "+"}
+_WORD = re.compile(r"[A-Za-z][\w./:-]*")
 _SQL = re.compile(r"\b(?:SELECT|UPDATE|DELETE|INSERT|WHERE|ORDER BY)\b|^\s*\(?\w+ (?:<=|IS NULL|IN \()")
 _SQL_CHANGES = (
     (re.compile(r"(?<=\s)<=(?=\s)"), "<"),
@@ -144,6 +145,38 @@ def _remove(node: ast.AST, source: _Source) -> Iterator[_Change]:
 def _constant(node: ast.AST, source: _Source) -> Iterator[_Change]:
     if isinstance(node, ast.Constant) and isinstance(node.value, bool):
         yield node, str(not node.value)
+
+
+def _number(node: ast.AST, source: _Source) -> Iterator[_Change]:
+    """A number that is given, kept or a default: those that something is compared with are boundaries."""
+    if isinstance(node, ast.Compare | ast.BinOp | ast.Slice | ast.Subscript):
+        return
+    for part in ast.iter_child_nodes(node):
+        if isinstance(part, ast.Constant) and type(part.value) in (int, float):
+            yield part, f"{source.of(part)} + 1"
+
+
+def _word(node: ast.AST, source: _Source) -> Iterator[_Change]:
+    """A text without a space that is a value: a name, a key, a media type; what people read is left alone."""
+    for part in ast.iter_child_nodes(node):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str) and _WORD.fullmatch(part.value):
+            text = source.of(part)
+            yield part, f"{text[:-1]}x{text[-1]}"
+
+
+def _argument(node: ast.AST, source: _Source) -> Iterator[_Change]:
+    """The last named argument of a call is not given."""
+    if isinstance(node, ast.Call) and node.keywords and node.keywords[-1].arg is not None:
+        given = [source.of(part) for part in node.args] + [
+            f"{each.arg}={source.of(each.value)}" if each.arg else f"**{source.of(each.value)}"
+            for each in node.keywords[:-1]
+        ]
+        yield node, f"{source.of(node.func)}({', '.join(given)})"
+
+
+def _unnegate(node: ast.AST, source: _Source) -> Iterator[_Change]:
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        yield node, f"({source.of(node.operand)})"
 
 
 def _count(node: ast.AST, source: _Source) -> Iterator[_Change]:
@@ -213,6 +246,10 @@ OPERATORS: dict[str, _Operator] = {
     "and-or": _connect,
     "removed": _remove,
     "constant": _constant,
+    "number": _number,
+    "word": _word,
+    "argument": _argument,
+    "not": _unnegate,
     "plus-minus": _count,
     "swapped": _swap,
     "unshielded": _unshield,
@@ -277,11 +314,15 @@ def _left_alone(tree: ast.Module) -> set[int]:
             case ast.JoinedStr():
                 # Python 3.11 does not know where their parts stand; the whole may be a statement of SQL.
                 roots += node.values
+            case ast.Subscript(value=ast.Name(id="Literal")):
+                roots.append(node)
             case ast.AnnAssign():
                 roots.append(node.annotation)
             case ast.ClassDef():
                 # `frozen=True` is one or the other: of a dataclass, or of a `Struct`.
                 roots += [*node.decorator_list, *(keyword.value for keyword in node.keywords)]
-            case ast.Call(func=ast.Name(id="dataclass" | "field" | "TypeVar" | "NewType" | "cast" | "Struct")):
+            case ast.Call(
+                func=ast.Name(id="dataclass" | "field" | "TypeVar" | "NewType" | "cast" | "Struct" | "ContextVar")
+            ):
                 roots.append(node)
     return {id(inner) for root in roots if root is not None for inner in ast.walk(root)}

@@ -4,6 +4,7 @@
     scripts/lab mutate --package stores --package doors --sample 40
     scripts/lab mutate --file src/antiphon/translation/answer/sse.py
     scripts/lab mutate --list --package tools          # what there is, without running anything
+    scripts/lab mutate --draw 60 --seed 7              # so many lines of all packages, judged by the likely tests
     scripts/lab mutate --noticed --at-least 90         # a few that were noticed before, as in CI
 
 Lives here: choosing mutants, running the tests that judge each in a copy of the tree, and the table. Not here: what is
@@ -13,12 +14,17 @@ notice (`equivalent.txt`), what is tried again in CI (`noticed.txt`).
 The order of all mutants is drawn from a seed and from the mutated line alone, so a sample stays the same while other
 code changes. A test that hangs fails by its own limit; a mutant whose tests as a whole ran out of time was not judged,
 and the score is of those that were.
+
+A draw goes by lines of code: each package has its share of the lines that can be changed, and one change is made of
+each line. It records nothing: the tests that are likely to notice run in stages (`judges.likely`), each draw's mutant
+within one limit of time, and what no test noticed by then has survived.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
 import itertools
 import os
 import shutil
@@ -33,7 +39,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 
-from lab.mutation.judges import judges
+from lab.mutation.judges import judges, likely
 from lab.mutation.operators import OPERATORS, Mutant, find_mutants
 from lab.mutation.reaching import Reached, Record
 from lab.mutation.trees import ROOT, changed, copy_tree, run_tests
@@ -41,6 +47,13 @@ from lab.mutation.trees import ROOT, changed, copy_tree, run_tests
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 NOTICED = Path(__file__).with_name("noticed.txt")
 GROUPS = ("engine", "translation", "stores", "doors", "tools")
+"""Those of a sample; a draw is over every package."""
+PACKAGES = tuple(
+    sorted(
+        folder.name for folder in (ROOT / "src/antiphon").iterdir() if folder.is_dir() and folder.name[0] not in "_."
+    )
+)
+_DRAWN_SECONDS = 100
 _GENERATED = "/_pb/"
 
 
@@ -99,6 +112,27 @@ def chosen(mutants: dict[str, list[Mutant]], sample: int | None, seed: int) -> l
     return list(itertools.islice((one for one in turns if one is not None), sample))
 
 
+def drawn_lines(mutants: dict[str, list[Mutant]], count: int, seed: int) -> list[Mutant]:
+    """So many lines with one change each, of each package by its share of the lines that can be changed."""
+    lines = {name: len({(one.path, one.line) for one in ones}) for name, ones in mutants.items()}
+    exact = {name: count * each / sum(lines.values()) for name, each in lines.items()}
+    room = {name: int(each) for name, each in exact.items()}
+    for name in sorted(exact, key=lambda name: room[name] - exact[name])[: count - sum(room.values())]:
+        room[name] += 1
+    return [one for name, ones in mutants.items() for one in itertools.islice(_one_a_line(ones, seed), room[name])]
+
+
+def _one_a_line(mutants: list[Mutant], seed: int) -> Iterator[Mutant]:
+    """The lines in an order of their own: one with many mutants comes no sooner."""
+    lines: dict[tuple[str, int], list[Mutant]] = {}
+    for one in mutants:
+        lines.setdefault((one.path, one.line), []).append(one)
+    ordered = sorted(
+        lines.values(), key=lambda ones: hashlib.sha256(f"{seed}|{ones[0].path}|{ones[0].was}".encode()).digest()
+    )
+    return (one for ones in ordered for one in itertools.islice(_drawn(ones, seed), 1))
+
+
 def _drawn(mutants: list[Mutant], seed: int) -> Iterator[Mutant]:
     # What is no Python any more is no mutant.
     drawn = sorted(mutants, key=lambda one: one.order(seed))
@@ -106,7 +140,7 @@ def _drawn(mutants: list[Mutant], seed: int) -> Iterator[Mutant]:
 
 
 def judge_all(
-    picked: list[Mutant], jobs: int, reached: Callable[[Mutant], Reached], snapshot: Path
+    picked: list[Mutant], jobs: int, judge_in: Callable[[Path, Mutant], Judged], snapshot: Path
 ) -> Iterator[Judged]:
     """What becomes of each, in the order in which they end: each is judged in one of so many copies of the tree."""
     with tempfile.TemporaryDirectory(prefix="antiphon-mutants-") as made, ThreadPoolExecutor(jobs) as pool:
@@ -117,7 +151,7 @@ def judge_all(
         def judge(mutant: Mutant) -> Judged:
             tree = trees.get()
             try:
-                return judged(tree, mutant, reached(mutant))
+                return judge_in(tree, mutant)
             finally:
                 trees.put(tree)
 
@@ -149,6 +183,39 @@ def judged(tree: Path, mutant: Mutant, reached: Reached) -> Judged:
     return Judged(mutant, verdict, time.monotonic() - began, failed)
 
 
+class Likely:
+    """Judges by the tests that are likely to notice, without a record."""
+
+    def __init__(self) -> None:
+        self._files = judges(ROOT)
+        self._sound: dict[str, bool] = {}
+        """Of tests that failed: whether they pass without a mutant."""
+
+    def judge(self, tree: Path, mutant: Mutant) -> Judged:
+        """Run the likely tests, stage by stage, until one fails that passes without the mutant."""
+        began = time.monotonic()
+        ran = 0
+        for stage in likely(ROOT, mutant.path, self._files):
+            while (left := _DRAWN_SECONDS - (time.monotonic() - began)) > 0:
+                unsound = [f"--deselect={test}" for test, sound in self._sound.items() if not sound]
+                with changed(tree, mutant):
+                    status, went = run_tests(tree, stage, "-x", "--timeout=30", *unsound, limit=left)
+                failed = next((test for _, outcome, test in went if outcome == "failed"), "")
+                if failed and not self._passes(tree, failed):
+                    continue
+                ran += len({test for *_, test in went})
+                if failed or status in (1, 2, 4):
+                    by = failed or "when tests were collected"
+                    return Judged(mutant, "killed", time.monotonic() - began, by)
+                break
+        return Judged(mutant, "survived", time.monotonic() - began, f"{ran} tests")
+
+    def _passes(self, tree: Path, test: str) -> bool:
+        if test not in self._sound:
+            self._sound[test] = run_tests(tree, [test], "--timeout=30", limit=60)[0] == 0
+        return self._sound[test]
+
+
 def diff(mutant: Mutant) -> Iterator[str]:
     """The lines that change."""
     source = (ROOT / mutant.path).read_text()
@@ -160,11 +227,11 @@ def diff(mutant: Mutant) -> Iterator[str]:
 def table(judged: list[Judged]) -> str:
     """What became of them, by package."""
     rows: list[tuple[str, ...]] = [("package", "killed", "timed out", "survived", "score")]
-    for name in (*GROUPS, "all"):
+    for name in (*PACKAGES, "all"):
         counts = Counter(one.verdict for one in judged if name in ("all", group_of(one.mutant.path)))
         if counts:
             rows.append((name, *(str(counts[each]) for each in rows[0][1:4]), score(counts)))
-    return "\n".join(f"{one[0]:12}" + "".join(f"{each:>11}" for each in one[1:]) for one in rows)
+    return "\n".join(f"{one[0]:14}" + "".join(f"{each:>11}" for each in one[1:]) for one in rows)
 
 
 def score(counts: Counter[str]) -> str:
@@ -175,10 +242,11 @@ def score(counts: Counter[str]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/lab mutate", description=__doc__.split("\n\n")[0] if __doc__ else "")
-    parser.add_argument("--package", action="append", choices=GROUPS, help="only these (default: all)")
+    parser.add_argument("--package", action="append", choices=PACKAGES, help="only these (default: all)")
     parser.add_argument("--file", action="append", default=[], help="only this source file")
     parser.add_argument("--operator", action="append", choices=OPERATORS, help="only these operators")
     parser.add_argument("--sample", type=int, help="so many mutants, spread over the packages (default: all)")
+    parser.add_argument("--draw", type=int, help="so many lines of all packages, judged by the tests likely to notice")
     parser.add_argument("--seed", type=int, default=1, help="another draw")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="so many at once, each in its own copy")
     parser.add_argument("--noticed", action="store_true", help="those of noticed.txt, each by the test that it names")
@@ -189,7 +257,8 @@ def _options() -> argparse.Namespace:
 
 def main() -> int:
     options = _options()
-    mutants = all_mutants(tuple(options.package or GROUPS), options.file)
+    groups = GROUPS if options.draw is None and not options.file else PACKAGES
+    mutants = all_mutants(tuple(options.package or groups), options.file)
     known = equivalents()
     keys = {one.key for ones in mutants.values() for one in ones}
     if not options.package and not options.file and (stale := known.keys() - keys):
@@ -203,6 +272,9 @@ def main() -> int:
     if again:
         picked = [one for ones in wanted.values() for one in ones if one.key in again]
         print(f"{len(picked)} of {len(again)} that were noticed are there still", flush=True)
+    elif options.draw is not None:
+        picked = drawn_lines(wanted, options.draw, options.seed)
+        print(f"{len(picked)} lines of {sum(map(len, wanted.values()))} mutants; seed {options.seed}", flush=True)
     else:
         picked = chosen(wanted, options.sample, options.seed)
         print(f"{len(picked)} of {sum(map(len, wanted.values()))} mutants; seed {options.seed}", flush=True)
@@ -214,8 +286,15 @@ def main() -> int:
     # Whoever goes on working in the tree disturbs nothing.
     with tempfile.TemporaryDirectory(prefix="antiphon-snapshot-") as made:
         copy_tree(snapshot := Path(made))
-        reached = (lambda one: again[one.key]) if again else recorded(picked, options.jobs, snapshot)
-        for number, result in enumerate(judge_all(picked, options.jobs, reached, snapshot), 1):
+        if options.draw is not None:
+            judge_in = Likely().judge
+        else:
+            reached = (lambda one: again[one.key]) if again else recorded(picked, options.jobs, snapshot)
+
+            def judge_in(tree: Path, mutant: Mutant) -> Judged:
+                return judged(tree, mutant, reached(mutant))
+
+        for number, result in enumerate(judge_all(picked, options.jobs, judge_in, snapshot), 1):
             done.append(result)
             mutant = result.mutant
             place = f"{mutant.path}:{mutant.line} {mutant.operator}"
