@@ -20,7 +20,8 @@ from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter import disk
 from antiphon.tools.code_interpreter.disk import SandboxFailed
 from antiphon.tools.code_interpreter.local import LocalSandbox
-from antiphon.tools.code_interpreter.machine import COUNTED_FILES, CodeRun, Machine, Room
+from antiphon.tools.code_interpreter.machine import CodeRun, Machine
+from antiphon.tools.code_interpreter.starting import COUNTED_FILES, Room
 from tests.contracts.sandbox_contract import LIMITS, MEMORY, pieces
 from tests.support.sandbox_trial import trial
 
@@ -79,7 +80,7 @@ async def _run(sandbox: LocalSandbox, code: str) -> CodeRun:
 
 
 def _machine(sandbox: LocalSandbox) -> Machine:
-    (machine,) = sandbox._machines.values()
+    (machine,) = sandbox.machines.values()
     return machine
 
 
@@ -124,28 +125,29 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_files_never_take_more_than_their_room(make: _Sandboxes, room: Room, way: str) -> None:
+async def test_files_never_take_more_than_their_room(make: _Sandboxes, room: Room, way: str, tmp_path: Path) -> None:
     sandbox = make(LIMITS)
     await sandbox.put("a", "old.txt", pieces(b"old"))
     run = await _run(sandbox, f"import os\n{WAYS[way]}")
     assert run.failed or run.output == "ENOTSUP\n", run
     # A page of a map for which there is no room ends the process.
     assert not run.lost or "deleted" in run.lost or (way == "written through a map" and room == "memory"), run
-    use = disk.use_of(sandbox._folder / "a", 100_000)
+    use = disk.use_of(tmp_path / "machines-0" / "a", 100_000)
     assert use.bytes <= LIMITS.disk_bytes + (64 << 10), use
     assert use.count <= LIMITS.files + 32, use
-    for machine in sandbox._machines.values():
-        if machine._inside is not None:
-            inside = os.statvfs(machine._inside)
+    for machine in sandbox.machines.values():
+        if machine.files.copied:
+            with machine.files.inner("files") as opened:
+                inside = os.statvfs(opened)
             assert inside.f_blocks * inside.f_frsize == LIMITS.disk_bytes and inside.f_files <= LIMITS.files + 16
     # What was there is there still, the container goes on, and takes no more in any later run.
     assert (await sandbox.read("a", "old.txt", 0, 10)) == b"old"
     for _ in range(2):
         await _run(sandbox, f"import os\nos.chdir('/mnt/data')\n{WAYS[way]}")
-        use = disk.use_of(sandbox._folder / "a", 100_000)
+        use = disk.use_of(tmp_path / "machines-0" / "a", 100_000)
         assert use.bytes <= LIMITS.disk_bytes + (64 << 10) and use.count <= LIMITS.files + 32, use
     await sandbox.delete("a")
-    assert not (sandbox._folder / "a").exists()
+    assert not (tmp_path / "machines-0" / "a").exists()
 
 
 async def test_what_fits_is_written_and_what_is_deleted_makes_room(make: _Sandboxes, room: Room) -> None:
@@ -214,13 +216,13 @@ async def test_locks_take_nothing_of_the_kernel_and_libraries_that_lock_go_on(ma
     assert [one for one in held if str(_machine(sandbox).pid) in one] == []
 
 
-async def test_holes_are_no_room_and_stay_holes(make: _Sandboxes) -> None:
+async def test_holes_are_no_room_and_stay_holes(make: _Sandboxes, tmp_path: Path) -> None:
     sandbox = make(LIMITS)
     size = LIMITS.disk_bytes // COUNTED_FILES
     run = await _run(sandbox, f"for n in range(20):\n  f = open(f'h{{n}}', 'wb'); f.truncate({size}); f.close()")
     assert not run.failed, run
     assert [file.size for file in await sandbox.list("a")] == [size] * 20
-    assert disk.use_of(sandbox._folder / "a", 1_000).bytes < 1 << 20
+    assert disk.use_of(tmp_path / "machines-0" / "a", 1_000).bytes < 1 << 20
     assert await sandbox.read("a", "h7", size - 4, 10) == bytes(4)
 
 
@@ -324,16 +326,16 @@ async def test_threads_that_write_and_print_stand_still_between_runs(make: _Sand
     )
     assert not run.lost, run
     machine = _machine(sandbox)
-    printed = machine._printed
+    printed = machine.printed
     await _stands_still(machine)
     # All that it had written until it stopped is read by and by; then nothing more comes.
     async with asyncio.timeout(60):
-        while printed != machine._printed:
-            printed = machine._printed
+        while printed != machine.printed:
+            printed = machine.printed
             await asyncio.sleep(0.1)
     before = await sandbox.read("a", "beat", 0, 100)
     await _stands_still(machine)
-    assert await sandbox.read("a", "beat", 0, 100) == before and machine._printed == printed
+    assert await sandbox.read("a", "beat", 0, 100) == before and machine.printed == printed
 
 
 async def _stands_still(machine: Machine) -> None:
@@ -432,7 +434,7 @@ async def test_a_flood_is_read_with_pauses(make: _Sandboxes) -> None:
     await _run(sandbox, "1")
     started = time.monotonic()
     await _run(sandbox, "import os\nb = b'x' * 65536\nwhile True: os.write(2, b)")
-    assert _machine(sandbox)._printed <= (4 << 20) + (time.monotonic() - started) * 100 * 65536 + 65536
+    assert _machine(sandbox).printed <= (4 << 20) + (time.monotonic() - started) * 100 * 65536 + 65536
 
 
 # Others
@@ -453,7 +455,7 @@ async def test_eight_that_do_all_of_it_at_once_take_no_more_than_their_own(tmp_p
         assert (await sandbox.run("a", "40 + 2", MEMORY)).output == "42\n"
         await asyncio.gather(*attacks)
         for number in range(8):
-            use = disk.use_of(sandbox._folder / f"k{number}", 100_000)
+            use = disk.use_of(tmp_path / "machines" / f"k{number}", 100_000)
             assert use.bytes <= LIMITS.disk_bytes + (64 << 10) and use.count <= LIMITS.files + 32
     finally:
         await sandbox.aclose()

@@ -29,7 +29,8 @@ from antiphon.engine.ports.containers import shown_path
 from antiphon.tools.code_interpreter import local, machine
 from antiphon.tools.code_interpreter.disk import SandboxFailed
 from antiphon.tools.code_interpreter.local import LocalSandbox
-from antiphon.tools.code_interpreter.machine import CodeRun, Room, command, environment
+from antiphon.tools.code_interpreter.machine import CodeRun
+from antiphon.tools.code_interpreter.starting import Room, command, environment
 from tests.contracts.sandbox_contract import LIMITS, MEMORY, SandboxContract
 from tests.support.sandbox_trial import trial
 
@@ -397,7 +398,7 @@ async def test_a_death_is_told_and_the_next_run_has_a_new_interpreter(sandbox: L
 async def test_an_interrupt_that_comes_when_the_code_has_ended_is_ignored(sandbox: LocalSandbox) -> None:
     """The time may be up at the very moment at which the code ends."""
     assert not (await _run(sandbox, "kept = 1")).failed
-    (machine,) = sandbox._machines.values()
+    (machine,) = sandbox.machines.values()
     os.kill(machine.pid, signal.SIGINT)
     run = await _run(sandbox, "kept + 1")
     assert (run.output, run.failed, run.lost) == ("2\n", False, "")
@@ -405,15 +406,15 @@ async def test_an_interrupt_that_comes_when_the_code_has_ended_is_ignored(sandbo
 
 async def test_a_run_that_is_given_up_ends_its_process(sandbox: LocalSandbox) -> None:
     await _run(sandbox, "x = 1")
-    (one,) = sandbox._machines.values()
-    process = one._process
-    assert process is not None
+    (one,) = sandbox.machines.values()
+    process = Path(f"/proc/{one.pid}")
+    assert process.exists()
     task = asyncio.create_task(_run(sandbox, "import time; time.sleep(60)"))
     while not one.busy:
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert process.returncode is not None
+    assert not process.exists()
     assert "NameError" in (await _run(sandbox, "x")).output
 
 
@@ -486,7 +487,7 @@ async def test_what_is_not_a_python_is_an_answer(tmp_path: Path) -> None:
     broken = LocalSandbox(tmp_path / "machines", LIMITS.model_copy(update={"python": "/bin/true"}))
     with pytest.raises(SandboxFailed):
         await broken.run("a", "1", MEMORY)
-    assert not broken._machines
+    assert not broken.machines
 
 
 @pytest.mark.parametrize("room", ["memory", "counted"])
@@ -505,22 +506,21 @@ async def test_what_is_not_a_python_is_an_answer(tmp_path: Path) -> None:
     ],
 )
 def test_a_sandbox_that_holds_nothing_in_is_found_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, room: Room, name: str, part: str, instead: str, found: list[str]
+    tmp_path: Path, room: Room, name: str, part: str, instead: str, found: list[str]
 ) -> None:
     """The trial at the start notices what code can do, whatever the sandbox says of itself."""
     for one in ("interpreter.py", "confinement.py", "space.py"):
         text = (Path(machine.__file__).parent / one).read_text()
         assert one != name or part in text
         (tmp_path / one).write_text(text.replace(part, instead) if one == name else text)
-    monkeypatch.setattr(machine, "_PROGRAM", tmp_path / "interpreter.py")
-    said = trial(rooms=(room,)).reason
+    said = trial(rooms=(room,), program=tmp_path / "interpreter.py").reason
     if name == "space.py" and (room == "counted") != ("allowed" in part):
         assert said == _reason(room)
     else:
         assert all(one in said for one in found), said
 
 
-def test_code_that_is_quicker_than_the_counter_waits_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_code_that_is_quicker_than_the_counter_waits_for_it(tmp_path: Path) -> None:
     """How many files may be made is on its way when code begins: its first one is not refused for that."""
     for one in ("interpreter.py", "confinement.py", "space.py"):
         text = (Path(machine.__file__).parent / one).read_text()
@@ -528,8 +528,7 @@ def test_code_that_is_quicker_than_the_counter_waits_for_it(monkeypatch: pytest.
             assert text.count(part) == 1, part
             text = text.replace(part, instead)
         (tmp_path / one).write_text(text)
-    monkeypatch.setattr(machine, "_PROGRAM", tmp_path / "interpreter.py")
-    assert trial(rooms=("counted",)).reason == ""
+    assert trial(rooms=("counted",), program=tmp_path / "interpreter.py").reason == ""
 
 
 _SLOW_TO_HEAR = (

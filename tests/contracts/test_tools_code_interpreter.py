@@ -74,7 +74,7 @@ class TestCodeInterpreterLocally(ToolContract):
             begun = asyncio.Event()
 
             async def look() -> None:
-                while not any(machine.busy and machine.begun for machine in sandbox._machines.values()):
+                while not any(machine.busy and machine.begun for machine in sandbox.machines.values()):
                     await asyncio.sleep(0.005)
                 begun.set()
 
@@ -88,6 +88,6 @@ class TestCodeInterpreterLocally(ToolContract):
             CALLS,
             WRONG,
             slow,
-            held=lambda: len(sandbox._machines),
+            held=lambda: len(sandbox.machines),
             slow_call=("code_interpreter", {"code": "import time; time.sleep(60)"}),
         )

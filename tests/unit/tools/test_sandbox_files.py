@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.tools.code_interpreter import disk, local, machine
 from antiphon.tools.code_interpreter.disk import DiskUse, SandboxFailed
 from antiphon.tools.code_interpreter.local import LocalSandbox
-from antiphon.tools.code_interpreter.machine import Machine, Room, command, environment, file_bytes, user_of
+from antiphon.tools.code_interpreter.machine import Machine
+from antiphon.tools.code_interpreter.machine_files import MachineFiles
+from antiphon.tools.code_interpreter.starting import Room, command, environment, file_bytes, user_of
 
 LIMITS = CodeInterpreterSettings(disk_bytes=64 << 20, files=5, output_bytes=1024, picture_bytes=1024, threads=3)
 
@@ -290,9 +291,8 @@ def test_the_folders_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     owned: list[Any] = []
     monkeypatch.setattr(os, "chown", lambda *given: owned.append(given))
     for user, home in ((0, tmp_path / "deep" / "one"), (7, tmp_path / "two")):
-        monkeypatch.setattr(local, "user_of", lambda key, user=user: user)
-        local.make_home(home)
-        local.make_home(home)
+        local.make_home(home, user)
+        local.make_home(home, user)
         assert {one.name: one.stat().st_mode & 0o777 for one in home.iterdir()} == {"files": 0o700, "scratch": 0o700}
         assert home.stat().st_mode & 0o777 == 0o711
         _tree(home, "files/a/b", "scratch/c", "left")
@@ -339,18 +339,18 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("files", "left"), [(0, 5), (1, 4), (3, 2), (5, 0)])
 def test_so_many_files_may_be_made_in_a_counted_room(home: Path, files: int, left: int) -> None:
-    one = Machine(home, LIMITS, 99, "counted")
+    one = MachineFiles(home, LIMITS, "counted")
     _tree(home, *(f"files/f{number}" for number in range(files)))
-    assert one._left() == left
+    assert one.left() == left
     # As large as each could grow they must fit.
     (home / "files" / "d").mkdir()
     small = LIMITS.model_copy(update={"files": 500})
-    assert Machine(home, small, 99, "counted")._left() in (63 - files, 64 - files)
+    assert MachineFiles(home, small, "counted").left() in (63 - files, 64 - files)
     _deep(home / "files", 40)
-    assert Machine(home, small, 99, "counted")._left() == 0
+    assert MachineFiles(home, small, "counted").left() == 0
     # More than there may be were made by what nobody counts: nothing runs beside them.
     with pytest.raises(SandboxFailed, match="more files than its limit"):
-        one._left()
+        one.left()
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -373,7 +373,7 @@ def test_pictures_are_taken_and_gone(home: Path, answer: dict[str, object], foun
     (home / "scratch/picture-1-3.png").write_bytes(b"no picture")
     for number in range(12):
         (home / f"scratch/picture-2-{number}.png").write_bytes(PNG + b"2")
-    taken = Machine(home, LIMITS, 99, "counted")._pictures(answer)
+    taken = MachineFiles(home, LIMITS, "counted").pictures(answer)
     assert [int(one[-1:]) for one in taken] == found
     assert len(list((home / "scratch").iterdir())) == 14 - len(found) - ("picture-1-3.png" in str(answer))
     if len(found) == 10:
@@ -387,19 +387,8 @@ def test_all_pictures_together_are_no_larger_than_they_may_be(
     names = [f"picture-1-{number}.png" for number in range(len(sizes))]
     for name, size in zip(names, sizes, strict=True):
         (home / "scratch" / name).write_bytes(PNG.ljust(size, b"x"))
-    assert [len(one) for one in machine._read_pictures(home / "scratch", names, 1024)] == shown
+    assert [len(one) for one in MachineFiles(home, LIMITS, "counted").pictures({"pictures": names})] == shown
     assert not list((home / "scratch").iterdir())
-
-
-def test_what_it_is_asked_at_its_control(home: Path) -> None:
-    one = Machine(home, LIMITS, 99, "counted")
-    ours, theirs = socket.socketpair()
-    one._control = ours
-    with ours, theirs:
-        theirs.sendall(b"no\n")
-        assert one._ask("held?\n") == b"no\n" and theirs.recv(16) == b"held?\n"
-        theirs.close()
-        assert one._ask("held?\n") == b""
 
 
 def test_a_machine_that_was_never_started_is_not_alive(home: Path) -> None:
@@ -408,91 +397,69 @@ def test_a_machine_that_was_never_started_is_not_alive(home: Path) -> None:
     one.kill()
     assert one.ended
     asyncio.run(one.end())
-    assert not one.alive and one._control is None
+    assert not one.alive
 
 
 async def test_a_process_is_stopped_goes_on_and_ends() -> None:
     process = await asyncio.create_subprocess_exec("sleep", "60")
-    assert not machine._stopped(process.pid)
+    assert not machine.has_stopped(process.pid)
     process.send_signal(signal.SIGSTOP)
     async with asyncio.timeout(30):
-        while not machine._stopped(process.pid):
+        while not machine.has_stopped(process.pid):
             await asyncio.sleep(0)
     process.kill()
     await process.wait()
-    assert not machine._stopped(process.pid)
+    assert not machine.has_stopped(process.pid)
 
 
-@pytest.mark.parametrize(("tasks", "many"), [(2, False), (3, False), (4, True)])
-def test_more_threads_than_there_may_be(home: Path, monkeypatch: pytest.MonkeyPatch, tasks: int, many: bool) -> None:
-    one = Machine(home, LIMITS, 99, "counted")
-    monkeypatch.setattr(Machine, "pid", property(lambda self: 4711))
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "listdir", lambda path: ["t"] * (tasks if path == "/proc/4711/task" else 99))
-        assert one._too_many_threads() is many
-        patched.setattr(os, "listdir", _refuses)
-        assert not one._too_many_threads()
-
-
-async def test_what_is_said_is_an_object_or_nothing(home: Path) -> None:
-    class _Process:
-        stdout = asyncio.StreamReader(limit=64)
-
-    one = Machine(home, LIMITS, 99, "counted")
-    one._process = _Process()  # type: ignore[assignment]
-    for line, answer in ((b'{"a":1}\n', {"a": 1}), (b"[1]\n", None), (b"{\n", None), (b'"x"\n', None)):
-        _Process.stdout.feed_data(line)
-        assert await one._answer() == answer
-    _Process.stdout.feed_data(b"x" * 999 + b"\n")
-    assert await one._answer() is None
-    _Process.stdout.feed_eof()
-    assert await one._answer() is None
+def test_the_threads_of_a_process_are_counted() -> None:
+    assert machine.count_threads(os.getpid()) == len(os.listdir("/proc/self/task"))
+    assert machine.count_threads(1 << 23) == 0
 
 
 def test_its_own_files_are_brought_in_and_taken_out(home: Path, tmp_path: Path) -> None:
     """As in a room of memory, which here is a folder."""
     inside = tmp_path / "inside"
     _tree(inside, "files/", "scratch/")
-    one = Machine(home, LIMITS, 99, "memory")
+    one = MachineFiles(home, LIMITS, "memory")
     with pytest.raises(SandboxFailed, match="was stopped"):
-        one._bring_in()
-    one._inside = os.open(inside, os.O_RDONLY)
-    one._user = 0
+        one.bring_in()
+    one.enter(os.open(inside, os.O_RDONLY))
     _tree(home, "files/a", "files/d/b")
-    one._bring_in()
+    one.bring_in()
     _same(home / "files", inside / "files")
     (inside / "files/a").write_bytes(b"changed")
     _tree(inside, "files/new")
-    one._take_out()
+    one.take_out()
     _same(home / "files", inside / "files")
     # What nobody changed is not carried back, whatever is there meanwhile.
     (home / "files/a").write_bytes(b"outside")
-    one._take_out()
+    one.take_out()
     assert (home / "files/a").read_bytes() == b"outside"
-    one._bring_in()
+    one.bring_in()
     _same(home / "files", inside / "files")
-    with one._inner("files") as opened:
+    with one.inner("files") as opened:
         assert not os.get_inheritable(opened)
-    one._leave()
-    one._leave()
-    assert one._inside is None
+    one.leave()
+    one.leave()
+    assert not one.copied
 
 
-@pytest.mark.parametrize(("way", "said"), [("_bring_in", "brought to the code"), ("_take_out", "could not be kept")])
+@pytest.mark.parametrize(("way", "said"), [("bring_in", "brought to the code"), ("take_out", "could not be kept")])
 def test_files_that_cannot_be_carried_are_told(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, said: str
 ) -> None:
-    _tree(tmp_path, "inside/files/a")
-    one = Machine(home, LIMITS, 99, "memory")
-    one._inside = os.open(tmp_path / "inside", os.O_RDONLY)
+    _tree(tmp_path, "inside/files/a", "cntr_a/files/b")
+    one = MachineFiles(home, LIMITS, "memory")
+    one.enter(os.open(tmp_path / "inside", os.O_RDONLY))
 
     def full(*given: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk, "carry", full)
+    monkeypatch.setattr(os, "sendfile", full)
     with pytest.raises(SandboxFailed, match=f"{said}: No space left"):
         getattr(one, way)()
-    one._leave()
+    one.leave()
 
 
 # All machines, without any that runs
@@ -507,42 +474,34 @@ async def _parts(*parts: bytes) -> Any:
         yield part
 
 
+def _taken(home: Path) -> int:
+    return disk.use_of(local.make_home(home), 99).bytes
+
+
 @pytest.mark.parametrize(("sizes", "fits"), [((40, 59), True), ((40, 60), True), ((40, 61), False), ((101,), False)])
 async def test_how_much_may_be_put_into_a_machine(tmp_path: Path, sizes: tuple[int, ...], fits: bool) -> None:
-    sandbox = _sandbox(tmp_path, disk_bytes=100)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(disk, "use_of", lambda *given: DiskUse())
-        if fits:
-            made = await sandbox.put("a", "f", _parts(*map(bytes, sizes)))
-            assert made.size == sum(sizes) and await sandbox.list("a") == [made]
-        else:
-            with pytest.raises(SandboxFailed, match="too large"):
-                await sandbox.put("a", "f", _parts(*map(bytes, sizes)))
-            assert await sandbox.list("a") == []
+    sandbox = _sandbox(tmp_path, disk_bytes=_taken(tmp_path / "a") + 100)
+    if fits:
+        made = await sandbox.put("a", "f", _parts(*map(bytes, sizes)))
+        assert made.size == sum(sizes) and await sandbox.list("a") == [made]
+    else:
+        with pytest.raises(SandboxFailed, match="too large"):
+            await sandbox.put("a", "f", _parts(*map(bytes, sizes)))
+        assert await sandbox.list("a") == []
     assert sorted(one.name for one in (tmp_path / "a").iterdir()) == ["files", "scratch"]
 
 
-@pytest.mark.parametrize(
-    ("use", "fits"),
-    [(DiskUse(99, 4), True), (DiskUse(99, 5), False), (DiskUse(100, 4), False), (DiskUse(101, 0), False)],
-)
-async def test_a_full_machine_takes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: DiskUse, fits: bool
-) -> None:
-    asked: list[tuple[Any, ...]] = []
-
-    def used(*given: Any) -> DiskUse:
-        asked.append(given)
-        return use
-
-    monkeypatch.setattr(disk, "use_of", used)
-    sandbox = _sandbox(tmp_path, disk_bytes=100)
+@pytest.mark.parametrize(("more", "files", "fits"), [(1, 2, True), (1, 3, False), (0, 2, False), (-1, 0, False)])
+async def test_a_full_machine_takes_nothing(tmp_path: Path, more: int, files: int, fits: bool) -> None:
+    """`files` and `scratch` are counted too: of five, three are left."""
+    local.make_home(tmp_path / "a")
+    _tree(tmp_path, *(f"a/files/f{number}" for number in range(files)))
+    sandbox = _sandbox(tmp_path, disk_bytes=_taken(tmp_path / "a") + more)
     if fits:
         await sandbox.put("a", "f", _parts(b"x"))
     else:
         with pytest.raises(SandboxFailed, match="is full"):
             await sandbox.put("a", "f", _parts(b""))
-    assert asked == [(tmp_path / "a", 10)]
 
 
 class _Played:
@@ -579,9 +538,10 @@ FAILS: list[BaseException] = []
 
 
 @pytest.fixture
-def played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalSandbox]:
-    monkeypatch.setattr("antiphon.tools.code_interpreter.local.Machine", _Played)
-    yield _sandbox(tmp_path, machines=2, memory=1_000)
+def played(tmp_path: Path) -> Iterator[LocalSandbox]:
+    limits = LIMITS.model_copy(update={"machines": 2, "memory": 1_000})
+    made: Any = _Played
+    yield LocalSandbox(tmp_path, limits, room="counted", make=made)
     MADE.clear()
     FAILS.clear()
 
@@ -599,16 +559,16 @@ async def test_machines_are_used_again_and_the_idlest_makes_room(played: LocalSa
     await played.run("a", "x", 5_000)
     assert MADE[0].ended == [True] and (MADE[3].key, MADE[3].memory) == ("a", 1_000)
     await played.run("a", "die", 1_000)
-    assert MADE[3].ended == [True] and list(played._machines) == ["c"]
+    assert MADE[3].ended == [True] and list(played.machines) == ["c"]
     await played.run("a", "x", 1_000)
     await played.stop("a")
     await played.stop("a")
     await played.delete("c")
-    assert MADE[4].ended == [True] and MADE[2].ended == [False] and not played._machines
+    assert MADE[4].ended == [True] and MADE[2].ended == [False] and not played.machines
     assert sorted(await played.keys()) == ["a", "b"]
     await played.run("a", "x", 1)
     await played.aclose()
-    assert MADE[5].ended == [True] and not played._machines
+    assert MADE[5].ended == [True] and not played.machines
 
 
 async def test_a_run_that_is_given_up_and_one_that_waits_for_a_place(played: LocalSandbox) -> None:
@@ -625,7 +585,7 @@ async def test_a_run_that_is_given_up_and_one_that_waits_for_a_place(played: Loc
         assert run == "c x" and MADE[1].gate is not None
         MADE[1].gate.set()
         await waiting[1]
-    assert set(played._machines) == {"b", "c"}
+    assert set(played.machines) == {"b", "c"}
 
 
 @pytest.mark.parametrize(
@@ -637,7 +597,7 @@ async def test_a_machine_that_cannot_be_started_is_none(
     FAILS.append(error)
     with pytest.raises(raised, match="at the moment" if isinstance(error, OSError) else "refused"):
         await played.run("a", "x", 1)
-    assert not played._machines
+    assert not played.machines
     FAILS.clear()
     await played.run("a", "x", 1)
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from antiphon.tools.code_interpreter import space
+from antiphon.tools.code_interpreter.space import Counter, Kernel
 
 
 class _Mounts:
@@ -42,25 +42,19 @@ NEW_NS, NEW_USER = 0x20000, 0x10000000
 
 
 @pytest.mark.parametrize(("root", "uid"), [(True, 7), (True, 0), (False, 0)])
-def test_a_file_system_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: bool, uid: int) -> None:
-    mounts, owned, written = _Mounts(), [], {}
-
-    def opened(path: str, mode: str) -> Any:
-        assert mode == "w"
-        file = (tmp_path / path.rpartition("/")[2]).open("w")
-        written[path] = Path(file.name)
-        return file
-
-    home = tmp_path / "home"
+def test_a_file_system_of_its_own(tmp_path: Path, root: bool, uid: int) -> None:
+    mounts, owned = _Mounts(), []
+    home, ours = tmp_path / "home", tmp_path / "proc" / "self"
     home.mkdir()
-    monkeypatch.setattr(space, "_LIBC", mounts)
-    monkeypatch.setattr(space, "open", opened, raising=False)
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "geteuid", lambda: 0 if root else 1000)
-        patched.setattr(os, "getuid", lambda: 1000)
-        patched.setattr(os, "getgid", lambda: 2000)
-        patched.setattr(os, "chown", lambda name, user, group, dir_fd: owned.append((name, user, group, dir_fd)))
-        found = space.own_file_system(str(home), 1 << 20, 99, uid)
+    ours.mkdir(parents=True)
+    kernel = Kernel(
+        proc=str(tmp_path / "proc"),
+        unshare=mounts.unshare,
+        mount=mounts.mount,
+        user=lambda: (root, 1000, 2000),
+        chown=lambda name, user, group, dir_fd: owned.append((name, user, group, dir_fd)),
+    )
+    found = space.own_file_system(str(home), 1 << 20, 99, uid, kernel)
     try:
         assert os.path.samestat(os.fstat(found), home.stat()) and not os.get_inheritable(found)
     finally:
@@ -72,27 +66,21 @@ def test_a_file_system_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         ("mount", b"antiphon", str(home).encode(), b"tmpfs", 14, b"size=1048576,nr_inodes=99,mode=711"),
     ]
     maps = {"setgroups": "deny", "uid_map": "1000 1000 1", "gid_map": "2000 2000 1"}
-    assert {path: file.read_text() for path, file in written.items()} == (
-        {} if root else {f"/proc/self/{name}": text for name, text in maps.items()}
-    )
+    assert {file.name: file.read_text() for file in ours.iterdir()} == ({} if root else maps)
     assert owned == ([("files", 7, 7, found), ("scratch", 7, 7, found)] if uid else [])
     assert {one.name: one.stat().st_mode & 0o777 for one in home.iterdir()} == {"files": 0o700, "scratch": 0o700}
 
 
 @pytest.mark.parametrize("fails", ["unshare", "mount"])
-def test_what_the_system_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: str) -> None:
-    monkeypatch.setattr(space, "_LIBC", _Mounts(fails))
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
+def test_what_the_system_refuses_is_an_error(tmp_path: Path, fails: str) -> None:
+    mounts = _Mounts(fails)
+    kernel = Kernel(unshare=mounts.unshare, mount=mounts.mount, user=lambda: (True, 0, 0))
     with pytest.raises(PermissionError):
-        space.own_file_system(str(tmp_path), 1, 1, 0)
+        space.own_file_system(str(tmp_path), 1, 1, 0, kernel)
     assert not list(tmp_path.iterdir())
 
 
 # The counter
-
-
-class _Ends(BaseException):
-    """In place of `os._exit`."""
 
 
 RECEIVE, SEND, GO_ON = 0xC0502100, 0xC0182101, 1
@@ -106,11 +94,14 @@ class Calls:
         self.answered: list[tuple[int, int, int, int]] = []
         self.paused: list[float] = []
         self.given_up: set[int] = set()
-        self.parent = 0
+        self.listened: set[int] = set()
+        self.asked, self.ended = threading.Event(), threading.Event()
 
     def ioctl(self, descriptor: int, request: int, data: bytearray, mutate: bool) -> None:
-        assert descriptor == 9 and mutate
+        assert mutate
+        self.listened.add(descriptor)
         if request == RECEIVE:
+            self.asked.set()
             assert data == bytearray(80)
             one = self.shown.pop(0) if self.shown else OSError(errno.EBADF, "over")
             if isinstance(one, OSError):
@@ -123,29 +114,63 @@ class Calls:
                 raise OSError(errno.ENOENT, "gone")
             self.answered.append((number, value, error, flags))
 
+    def end(self, status: int) -> None:
+        """In place of the end of the process."""
+        assert status == 0
+        self.ended.set()
+
+    def kernel(self, proc: str = "/proc") -> Kernel:
+        return Kernel(proc=proc, ioctl=self.ioctl, sleep=self.paused.append, end=self.end)
+
+
+class Running:
+    """A counter that runs in a thread here, over calls that are played."""
+
+    def __init__(self, calls: Calls, watched: int, proc: str = "/proc") -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.give, take = socket.socketpair()
+        self.ours.settimeout(30)
+        self.take, self.calls = take, calls
+        self.counter = Counter(self.theirs.fileno(), take, watched, calls.kernel(proc))
+        self.thread = threading.Thread(target=self.counter.run)
+
+    def __enter__(self) -> Running:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in (self.ours, self.give):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+        for one in (self.ours, self.theirs, self.give, self.take):
+            one.close()
+        for listened in self.calls.listened:
+            os.close(listened)
+
+    def listen(self) -> int:
+        """Give it a descriptor of calls; the inode of what it leads to."""
+        with open(os.devnull) as listening:
+            socket.send_fds(self.give, [b"x"], [listening.fileno()])
+            return os.fstat(listening.fileno()).st_ino
+
+    def tell(self, line: str) -> str:
+        self.ours.sendall(line.encode() + b"\n")
+        return self.ours.recv(16).decode()
+
 
 @pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
+def counted() -> Callable[..., Calls]:
     """What a counter that was told a number answers to these calls, until it ends."""
 
     def go(left: int, *shown: int | OSError, given_up: tuple[int, ...] = (), parent: int | None = None) -> Calls:
         calls = Calls(*shown)
         calls.given_up = set(given_up)
-        monkeypatch.setattr(fcntl, "ioctl", calls.ioctl)
-        monkeypatch.setattr(time, "sleep", calls.paused.append)
-
-        def ends(status: int) -> None:
-            assert status == 0
-            raise _Ends
-
-        monkeypatch.setattr(os, "_exit", ends)
-        one, other = socket.socketpair()
-        with one, other:
-            counter = space._Counter(0, one, os.getppid() if parent is None else parent)
-            counter._left = left
-            counter._told.set()
-            with pytest.raises(_Ends):
-                counter._answer(9)
+        with Running(calls, os.getppid() if parent is None else parent) as one:
+            one.listen()
+            assert one.tell(str(left)) == "\n"
+            assert calls.ended.wait(30)
         return calls
 
     return go
@@ -163,26 +188,14 @@ def test_as_many_go_on_as_it_was_told(counted: Callable[..., Calls], left: int) 
     assert len(calls.paused) == max(0, 3 - left) and all(0 < pause < 0.1 for pause in calls.paused)
 
 
-def test_a_call_that_comes_before_it_was_told_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_comes_before_it_was_told_waits() -> None:
     calls = Calls(11, 12)
-    monkeypatch.setattr(fcntl, "ioctl", calls.ioctl)
-    monkeypatch.setattr(time, "sleep", calls.paused.append)
-
-    def ends(status: int) -> None:
-        raise _Ends
-
-    monkeypatch.setattr(os, "_exit", ends)
-    one, other = socket.socketpair()
-    with one, other:
-        counter = space._Counter(0, one, os.getppid())
-
-        def told() -> None:
-            if not calls.answered:
-                counter._left = 1
-
-        monkeypatch.setattr(counter._told, "wait", told)
-        with pytest.raises(_Ends):
-            counter._answer(9)
+    with Running(calls, os.getppid()) as one:
+        one.listen()
+        assert calls.asked.wait(30)
+        assert not calls.ended.wait(0.05) and calls.answered == []
+        one.tell("1")
+        assert calls.ended.wait(30)
     assert calls.answered == [(11, *YES), (12, *NO)]
 
 
@@ -203,70 +216,67 @@ def test_it_ends_with_the_process_that_it_watches(counted: Callable[..., Calls],
     assert calls.answered == [(11, *YES)] and not calls.paused
 
 
-def test_what_it_is_told_and_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = socket.socketpair()
-    give, take = socket.socketpair()
-    listening, written = os.pipe()
-    started: list[int] = []
-    with ours, theirs, give, take:
-        counter = space._Counter(theirs.fileno(), take, 4711)
-        monkeypatch.setattr(counter, "_answer", started.append)
-        held = iter((True, False))
-        monkeypatch.setattr(counter, "_held", lambda: next(held))
-        ran = threading.Thread(target=counter.run)
-        ran.start()
-        socket.send_fds(give, [b"x"], [listening])
-        for line, answer, left in ((b"12\n", b"\n", 12), (b"held?\n", b"yes\n", 12), (b"held?\n", b"no\n", 12)):
-            ours.sendall(line)
-            assert ours.recv(16) == answer and counter._left == left and counter._told.is_set()
-        ours.sendall(b"0\n")
-        assert ours.recv(16) == b"\n" and counter._left == 0
-        ours.shutdown(socket.SHUT_RDWR)
-        ran.join(30)
-        assert not ran.is_alive() and len(started) == 1
-        assert os.path.samestat(os.fstat(started[0]), os.fstat(listening))
-        for one in (listening, written, started[0]):
-            os.close(one)
-        # Where nobody gives it anything it ends.
-        nobody, end = socket.socketpair()
-        with end:
-            nobody.close()
-            space._Counter(theirs.fileno(), end, 4711).run()
-        assert len(started) == 1
+def test_what_it_is_told_and_asked(tmp_path: Path) -> None:
+    calls = Calls(*range(12))
+    descriptors = _process(tmp_path)
+    with Running(calls, 4711, str(tmp_path)) as one, (tmp_path / "file").open("w") as file:
+        listening = one.listen()
+        (descriptors / "5").symlink_to(f"/proc/self/fd/{file.fileno()}")
+        assert one.tell("held?") == "no\n" and not calls.ended.wait(0.05)
+        (tmp_path / "file").unlink()
+        assert one.tell("held?") == "yes\n" and calls.answered == []
+        assert one.tell("10") == "\n" and calls.ended.wait(30)
+        assert [answer[1:] for answer in calls.answered] == [YES] * 10 + [NO] * 2
+        (taken,) = calls.listened
+        assert os.fstat(taken).st_ino == listening
 
 
-def _held(monkeypatch: pytest.MonkeyPatch, maps: Path, *descriptors: int) -> bool:
-    """Whether files are held by a process that has these descriptors (of ours) open, and these mappings."""
-
-    def opened(path: str) -> Any:
-        assert path == f"/proc/{os.getpid()}/maps"
-        return maps.open()
-
-    one, other = socket.socketpair()
-    with one, other, monkeypatch.context() as patched:
-        patched.setattr(space, "open", opened, raising=False)
-        patched.setattr(os, "listdir", lambda path: [str(number) for number in descriptors])
-        return space._Counter(0, one, os.getpid())._held()
+def test_where_nobody_gives_it_anything_it_ends() -> None:
+    nobody, end = socket.socketpair()
+    with end:
+        nobody.close()
+        Counter(0, end, 4711).run()
 
 
-def test_files_that_are_deleted_and_held(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    maps = tmp_path / "maps"
-    maps.touch()
-    gone = 1 << 20  # closed since its name was listed
+def _process(proc: Path, maps: str = "") -> Path:
+    """The folder of the descriptors of a process 4711, which has these mappings."""
+    descriptors = proc / "4711" / "fd"
+    descriptors.mkdir(parents=True)
+    (proc / "4711" / "maps").write_text(maps)
+    return descriptors
+
+
+def _held(proc: Path) -> bool:
+    """Whether files are held by the process 4711."""
+    with Running(Calls(), 4711, str(proc)) as one:
+        one.listen()
+        return {"yes\n": True, "no\n": False}[one.tell("held?")]
+
+
+def test_files_that_are_deleted_and_held(tmp_path: Path) -> None:
+    # What cannot be looked at is taken for a yes.
+    assert _held(tmp_path)
+    names = _process(tmp_path)
     reads, writes = os.pipe()
+
+    def shows(*descriptors: int) -> None:
+        for name in names.iterdir():
+            name.unlink()
+        for number in descriptors:
+            (names / str(number)).symlink_to(f"/proc/{os.getpid()}/fd/{number}")
+
     with (tmp_path / "file").open("w") as file, (tmp_path / "linked").open("w") as linked:
-        all_of_it = (gone, reads, writes, file.fileno(), linked.fileno())
+        # The first was closed since its name was listed.
+        shows(1 << 20, reads, writes, file.fileno(), linked.fileno())
         os.link(tmp_path / "linked", tmp_path / "other")
         (tmp_path / "linked").unlink()
-        assert not _held(monkeypatch, maps, *all_of_it)
+        assert not _held(tmp_path)
         (tmp_path / "file").unlink()
-        assert _held(monkeypatch, maps, *all_of_it) and not _held(monkeypatch, maps, linked.fileno())
+        assert _held(tmp_path)
+        shows(linked.fileno())
+        assert not _held(tmp_path)
     os.close(reads)
     os.close(writes)
-    # What cannot be looked at is taken for a yes.
-    one, other = socket.socketpair()
-    with one, other:
-        assert space._Counter(0, one, 1 << 22)._held()
 
 
 @pytest.mark.parametrize(
@@ -279,8 +289,6 @@ def test_files_that_are_deleted_and_held(monkeypatch: pytest.MonkeyPatch, tmp_pa
         ("", False),
     ],
 )
-def test_files_that_are_deleted_and_mapped(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, maps: str, held: bool
-) -> None:
-    (tmp_path / "maps").write_text(maps)
-    assert _held(monkeypatch, tmp_path / "maps") is held
+def test_files_that_are_deleted_and_mapped(tmp_path: Path, maps: str, held: bool) -> None:
+    _process(tmp_path, maps)
+    assert _held(tmp_path) is held

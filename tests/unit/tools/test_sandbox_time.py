@@ -4,49 +4,73 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from antiphon.config.tools import CodeInterpreterSettings
-from antiphon.tools.code_interpreter import machine
-from antiphon.tools.code_interpreter.machine import CodeRun, Machine
+from antiphon.tools.code_interpreter.local import make_home
+from antiphon.tools.code_interpreter.machine import CodeRun, Machine, System
 
 LIMITS = CodeInterpreterSettings(seconds=10.0, output_bytes=1024)
 SAID = "\n[Stopped: it took longer than 10 seconds.]"
 
 
-class _Stdin:
-    def __init__(self) -> None:
-        self.lines: list[dict[str, Any]] = []
-        self.closed = False
-
-    def write(self, line: bytes) -> None:
-        self.lines.append(json.loads(line))
-
-    def close(self) -> None:
-        self.closed = True
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-
 class Process:
-    """As much of a process as a machine asks."""
+    """As much of a process as a machine asks: it says `answers`, one a run, and prints `printed` at each."""
 
     def __init__(self) -> None:
-        self.stdin = _Stdin()
-        self.stdout, self.stderr = asyncio.StreamReader(), asyncio.StreamReader()
+        self.stdout, self.stderr = asyncio.StreamReader(limit=256), asyncio.StreamReader()
         self.returncode: int | None = None
         self.pid = 4711
         self.signals: list[int] = []
+        self.on_signal: Callable[[int], object] = lambda number: None
+        self.code: list[dict[str, Any]] = []
+        self.answers: list[bytes] = []
+        self.printed = "out"
+        self.told: list[str] = []
+        self.held = b"no\n"
+        self.closed = asyncio.Event()
+        self.hearing: asyncio.Task[None] | None = None
+
+    async def spawn(self, *command: str, stdin: Any, pass_fds: tuple[int, ...], **how: Any) -> Process:
+        requests = asyncio.StreamReader()
+        pipe = os.fdopen(os.dup(stdin.fileno()), "rb", 0)
+        protocol = asyncio.StreamReaderProtocol(requests)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+        control = socket.socket(fileno=os.dup(pass_fds[0]))
+        threading.Thread(target=self._is_told, args=(control,), daemon=True).start()
+        self.hearing = asyncio.create_task(self._hears(requests, transport))
+        self.stdout.feed_data(b'{"ready": true}\n')
+        return self
+
+    def _is_told(self, control: socket.socket) -> None:
+        with control, control.makefile("r") as lines:
+            for line in lines:
+                self.told.append(line)
+                if line == "held?\n" and not self.held:
+                    return
+                control.sendall(self.held if line == "held?\n" else b"\n")
+
+    async def _hears(self, requests: asyncio.StreamReader, transport: asyncio.BaseTransport) -> None:
+        while line := await requests.readline():
+            self.code.append(json.loads(line))
+            self.stderr.feed_data(self.printed.encode() + self.code[-1]["mark"].encode())
+            if self.answers:
+                self.stdout.feed_data(self.answers.pop(0))
+        transport.close()
+        self.closed.set()
 
     def send_signal(self, number: int) -> None:
         self.signals.append(number)
+        self.on_signal(number)
 
     def kill(self) -> None:
         self.returncode = -9
@@ -57,80 +81,95 @@ class Process:
         return self.returncode or 0
 
 
-class Playing:
-    """A machine with such a process; `now` is what its clock says in turn, `stopped` whether it has."""
+def said(**answer: Any) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
 
-    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.machine = Machine(home, LIMITS, 99, "memory")
+
+class Playing:
+    """A machine with such a process; `now` is what its clock says in turn, and then the last of it; `stopped` whether
+    the process has."""
+
+    def __init__(self, home: Path) -> None:
         self.process = Process()
-        self.machine._process = self.process  # type: ignore[assignment]
-        self.machine._requests = self.process.stdin  # type: ignore[assignment]
-        self.machine._reading = asyncio.ensure_future(self.machine._read())
         self.stopped = [True]
         self.now: Iterator[float] = iter(())
+        self.last = 100.0
+        self.threads: Iterator[int] = iter(())
         self.waits: list[float | None] = []
-        wait = asyncio.wait
+        self.hasty = False
+        spawn: Any = self.process.spawn
+        system = System(spawn, self._monotonic, self._wait, self._stopped, lambda pid: next(self.threads, 0))
+        self.machine = Machine(make_home(home), LIMITS, 99, "counted", system=system)
 
-        async def waited(tasks: Any, **how: Any) -> Any:
-            seconds = how.get("timeout")
-            self.waits.append(seconds)
-            return await wait(tasks, timeout=None if seconds is None else min(seconds, 0.001))
+    def _monotonic(self) -> float:
+        self.last = next(self.now, self.last)
+        return self.last
 
-        monkeypatch.setattr(machine, "_stopped", lambda pid: self.stopped.pop(0) if self.stopped else False)
-        # Its own name for the clock: the event loop has another.
-        monkeypatch.setattr(machine, "time", SimpleNamespace(monotonic=lambda: next(self.now)))
-        monkeypatch.setattr(asyncio, "wait", waited)
+    def _stopped(self, pid: int) -> bool:
+        assert pid == 4711
+        return self.stopped.pop(0) if len(self.stopped) > 1 else self.stopped[0]
 
-    def answers(self, **answer: Any) -> None:
-        self.process.stdout.feed_data(json.dumps(answer).encode() + b"\n")
+    async def _wait(self, tasks: Any, **how: float) -> object:
+        timeout = how["timeout"]
+        self.waits.append(timeout)
+        return await asyncio.wait(tasks, timeout=min(timeout, 0.001) if self.hasty else 30.0)
 
-    async def watch(self, *now: float) -> tuple[str, str]:
+    async def run(self, *now: float, answer: bytes | None = None) -> CodeRun:
+        """Code that answers so, or not at all; the clock says 100 first."""
         self.now = iter((100.0, *now))
-        answering = asyncio.ensure_future(self.machine._answer())
-        try:
-            return await self.machine._watch(answering)
-        finally:
-            answering.cancel()
+        self.hasty = answer is None
+        self.process.answers = [] if answer is None else [answer]
+        return await self.machine.run("code")
 
 
 @pytest.fixture
-async def playing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Playing]:
-    made = Playing(tmp_path / "cntr_a", monkeypatch)
+async def playing(tmp_path: Path) -> AsyncIterator[Playing]:
+    made = Playing(tmp_path / "cntr_a")
+    await made.machine.start("python")
     yield made
-    made.process.kill()
     await made.machine.end(keep=False)
+    if made.process.hearing is not None:
+        await made.process.hearing
+
+
+FREEZING = [signal.SIGCONT, signal.SIGSTOP]
 
 
 @pytest.mark.parametrize(("last", "interrupted"), [(109.9, False), (110.0, True), (110.1, True)])
-async def test_a_run_is_interrupted_when_its_time_is_over(
-    playing: Playing, monkeypatch: pytest.MonkeyPatch, last: float, interrupted: bool
-) -> None:
+async def test_a_run_is_interrupted_when_its_time_is_over(playing: Playing, last: float, interrupted: bool) -> None:
     # Looked at once more than time there is, it would have too many threads.
-    looked = iter((False, True))
-    monkeypatch.setattr(playing.machine, "_too_many_threads", lambda: next(looked))
-    said, lost = await playing.watch(105.0, last, last)
+    playing.threads = iter((0, LIMITS.threads + 1))
+    run = await playing.run(105.0, last, last)
+    assert run.failed
     if interrupted:
-        assert (said, lost) == (SAID, "it did not stop when its time was up")
-        assert playing.process.signals == [signal.SIGINT] and playing.waits == [0.1, 0.0, 1.0]
+        assert run.output == "out" + SAID and run.lost == "it did not stop when its time was up"
+        assert playing.process.signals == [signal.SIGCONT, signal.SIGINT] and playing.waits == [0.1, 0.0, 1.0]
     else:
-        assert (said, lost) == ("", "it had too many threads") and playing.process.signals == []
-        assert playing.waits == [0.1, pytest.approx(0.1)]
+        assert (run.output, run.lost) == ("out", "it had too many threads")
+        assert playing.process.signals == [signal.SIGCONT] and playing.waits == [0.1, pytest.approx(0.1)]
+
+
+@pytest.mark.parametrize(("threads", "lost"), [(0, ""), (1, "it had too many threads")])
+async def test_as_many_threads_as_there_may_be_are_not_too_many(playing: Playing, threads: int, lost: str) -> None:
+    playing.threads = iter((LIMITS.threads + threads,))
+    playing.process.on_signal = lambda number: number == signal.SIGINT and playing.process.stdout.feed_data(said())
+    assert (await playing.run(100.0, 110.0)).lost == lost
 
 
 async def test_what_stops_when_it_is_interrupted_keeps_its_variables(playing: Playing) -> None:
-    send = playing.process.send_signal
-
     def answers(number: int) -> None:
-        send(number)
-        playing.answers(failed=True)
+        if number == signal.SIGINT:
+            playing.process.stdout.feed_data(said(failed=True))
 
-    playing.process.send_signal = answers  # type: ignore[method-assign]
-    assert await playing.watch(110.0) == (SAID, "")
+    playing.process.on_signal = answers
+    run = await playing.run(110.0)
+    assert (run.output, run.lost, run.failed) == ("out" + SAID, "", True)
+    assert playing.process.signals == [signal.SIGCONT, signal.SIGINT, signal.SIGSTOP]
 
 
 async def test_what_has_answered_is_over(playing: Playing) -> None:
-    playing.answers(failed=False)
-    assert await playing.watch(200.0) == ("", "") and playing.process.signals == []
+    run = await playing.run(200.0, answer=said(failed=False))
+    assert run == CodeRun("out", (), False, "", True) and playing.process.signals == FREEZING
 
 
 @pytest.mark.parametrize(
@@ -138,107 +177,112 @@ async def test_what_has_answered_is_over(playing: Playing) -> None:
     [
         ([True], [0.0], ""),
         ([False, False, True], [0.0, 1.0, 4.9], ""),
-        ([False, False], [0.0, 4.9, 5.0], "it could not be stopped"),
+        ([False, False, True], [0.0, 4.9, 5.0], "it could not be stopped"),
     ],
 )
 async def test_it_is_stopped_or_must_end(playing: Playing, stopped: list[bool], now: list[float], why: str) -> None:
-    playing.stopped, playing.now = stopped, iter(now)
-    assert await playing.machine._freeze() == why
-    assert playing.process.signals == [signal.SIGSTOP]
+    playing.stopped = stopped
+    run = await playing.run(100.0, *now, answer=said(failed=False))
+    assert (run.lost, run.failed) == (why, bool(why)) and playing.process.signals == FREEZING
+    assert (playing.process.returncode == -9) is bool(why) and playing.machine.alive is not bool(why)
 
 
 async def test_one_that_ended_meanwhile_is_not_stopped(playing: Playing) -> None:
-    playing.stopped, playing.now = [False], iter((0.0, 1.0))
-    playing.process.returncode = 1
-    assert await playing.machine._freeze() == "the interpreter ended"
+    playing.stopped = [False]
+
+    def ends(number: int) -> None:
+        if number == signal.SIGSTOP:
+            playing.process.returncode = 1
+
+    playing.process.on_signal = ends
+    assert (await playing.run(answer=said(failed=False))).lost == "the interpreter ended"
 
 
 @pytest.mark.parametrize(("answer", "held"), [(b"no\n", False), (b"yes\n", True), (b"", True)])
 async def test_in_a_counted_room_it_may_hold_nothing_that_is_deleted(
-    playing: Playing, monkeypatch: pytest.MonkeyPatch, answer: bytes, held: bool
+    playing: Playing, answer: bytes, held: bool
 ) -> None:
-    asked: list[str] = []
-
-    def ask(line: str) -> bytes:
-        asked.append(line)
-        return answer
-
-    playing.machine._room = "counted"
-    monkeypatch.setattr(playing.machine, "_ask", ask)
-    playing.now = iter((0.0,))
-    why = await playing.machine._freeze()
-    assert why == ("it kept files open that are deleted" if held else "") and asked == ["held?\n"]
+    playing.process.held = answer
+    run = await playing.run(answer=said(failed=False))
+    assert run.lost == ("it kept files open that are deleted" if held else "")
+    # Before the code begins it is told how many files may be made.
+    assert playing.process.told[0].strip().isdigit() and playing.process.told[1:] == ["held?\n"]
 
 
 # A whole run
 
 
-async def _run(playing: Playing, monkeypatch: pytest.MonkeyPatch, *, lost: str = "", printed: str = "out") -> CodeRun:
-    async def frozen() -> str:
-        return lost
-
-    monkeypatch.setattr(playing.machine, "_freeze", frozen)
-    monkeypatch.setattr(playing.machine, "_too_many_threads", lambda: False)
-
-    def prints(line: bytes) -> None:
-        _Stdin.write(playing.process.stdin, line)
-        mark = playing.process.stdin.lines[-1]["mark"]
-        playing.process.stderr.feed_data(printed.encode() + mark.encode())
-
-    monkeypatch.setattr(playing.process.stdin, "write", prints)
-    playing.now = iter((100.0, 100.0, 100.0))
-    return await playing.machine.run("code")
-
-
-async def test_a_run_that_went_well(playing: Playing, monkeypatch: pytest.MonkeyPatch) -> None:
-    playing.answers(failed=False, pictures=[])
-    assert await _run(playing, monkeypatch) == CodeRun("out", (), False, "", True)
-    assert playing.process.signals == [signal.SIGCONT] and playing.machine.begun and playing.machine.alive
-    playing.answers(failed=True)
-    assert await _run(playing, monkeypatch, printed="") == CodeRun("", (), True, "", False)
-    sent = playing.process.stdin.lines
+async def test_a_run_that_went_well(playing: Playing) -> None:
+    assert await playing.run(answer=said(failed=False, pictures=[])) == CodeRun("out", (), False, "", True)
+    assert playing.process.signals == FREEZING and playing.machine.begun and playing.machine.alive
+    playing.process.printed = ""
+    assert await playing.run(answer=said(failed=True)) == CodeRun("", (), True, "", False)
+    sent = playing.process.code
     assert [one["code"] for one in sent] == ["code", "code"] and sent[0]["mark"] != sent[1]["mark"]
-    assert not playing.process.stdin.closed
-    for answer in ({}, {"failed": 0}, {"failed": None}):
-        playing.answers(**answer)
-        assert (await _run(playing, monkeypatch)).failed  # it is not believed that all went well
-    await playing.machine.end()
+    assert not playing.process.closed.is_set()
+    for answer in (said(), said(failed=0), said(failed=None)):
+        assert (await playing.run(answer=answer)).failed  # it is not believed that all went well
 
 
-async def test_one_that_ended_before_it_was_sent_code_is_not_written_to(
-    playing: Playing, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    playing.process.stdin.close()
-    playing.process.stdout.feed_eof()
-    assert (await _run(playing, monkeypatch)).lost == "the interpreter ended" and playing.process.stdin.lines == []
+@pytest.mark.parametrize("answer", [b"[1]\n", b"{\n", b'"x"\n', b"x" * 999 + b"\n", b"\n"])
+async def test_what_is_no_answer_ends_it(playing: Playing, answer: bytes) -> None:
+    run = await playing.run(answer=answer)
+    assert (run.lost, run.failed) == ("the interpreter ended", True) and playing.process.returncode == -9
 
 
-@pytest.mark.parametrize("why", ["it could not be stopped", ""])
-async def test_a_run_whose_process_must_end(playing: Playing, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    if why:
-        playing.answers(failed=False)
-    else:
-        playing.process.stdout.feed_eof()
-    run = await _run(playing, monkeypatch, lost=why)
-    assert run == CodeRun("out", (), True, why or "the interpreter ended", True)
-    assert playing.process.returncode == -9 and playing.process.stdin.closed and not playing.machine.alive
+async def test_one_that_ended_before_it_was_sent_code(playing: Playing) -> None:
+    assert playing.process.hearing is not None
+    playing.process.hearing.cancel()
+    await asyncio.wait((playing.process.hearing,))
+    playing.process.kill()
+    playing.process.hearing = None
+    run = await playing.run()
+    assert run.lost == "the interpreter ended" and run.output == "" and playing.process.code == []
 
 
-async def test_one_that_is_given_up_in_the_middle_leaves_no_task(
-    playing: Playing, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_run_whose_process_must_end(playing: Playing) -> None:
+    playing.stopped = [False]
+    run = await playing.run(100.0, 0.0, 5.0, answer=said(failed=False))
+    assert run == CodeRun("out", (), True, "it could not be stopped", True)
+    assert playing.process.returncode == -9 and not playing.machine.alive
+    async with asyncio.timeout(30):
+        await playing.process.closed.wait()
+
+
+async def test_one_that_is_given_up_in_the_middle_leaves_no_task(playing: Playing) -> None:
     before = asyncio.all_tasks()
-    begun = asyncio.Event()
-
-    async def watch(answering: Any) -> Any:
-        begun.set()
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(playing.machine, "_watch", watch)
+    playing.process.answers = []
     running = asyncio.create_task(playing.machine.run("code"))
-    await begun.wait()
+    async with asyncio.timeout(30):
+        while not playing.waits:
+            await asyncio.sleep(0.001)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert asyncio.all_tasks() == before
+    assert running.cancelled() and asyncio.all_tasks() == before
     await playing.machine.end(keep=False)
-    assert playing.process.stdin.closed and asyncio.all_tasks() < before
+    async with asyncio.timeout(30):
+        await playing.process.closed.wait()
+
+
+# A start
+
+
+@pytest.mark.parametrize("why", [asyncio.CancelledError(), OSError("no more processes")])
+async def test_a_start_that_is_given_up_leaves_nothing_open(why: BaseException, tmp_path: Path) -> None:
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise why
+
+    before = _sockets_and_pipes()
+    started = Machine(make_home(tmp_path / "cntr_a"), LIMITS, 99, "memory", system=System(spawn=refuse))
+    with pytest.raises(type(why)):
+        await started.start("python3")
+    await asyncio.sleep(0)
+    assert _sockets_and_pipes() == before and not started.alive
+
+
+def _sockets_and_pipes() -> set[str]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found.add(os.readlink(f"/proc/self/fd/{name}"))
+    return {one for one in found if one.startswith(("socket:", "pipe:"))}

@@ -22,11 +22,12 @@ import re
 import secrets
 import sys
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
+from types import MappingProxyType
 from typing import get_args
 
 import structlog
@@ -35,7 +36,8 @@ from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.waiting import SANDBOX
 from antiphon.tools.code_interpreter import disk
 from antiphon.tools.code_interpreter.disk import SandboxFailed, SandboxFile
-from antiphon.tools.code_interpreter.machine import CodeRun, Machine, Room, SandboxNotStarted, user_of
+from antiphon.tools.code_interpreter.machine import CodeRun, Machine, SandboxNotStarted
+from antiphon.tools.code_interpreter.starting import PROGRAM, Room, user_of
 
 _log = structlog.get_logger(__name__)
 
@@ -44,17 +46,29 @@ class LocalSandbox:
     """Machines by key, each with files that stay, and an interpreter whose variables stay while it lives.
 
     Files are below `folder`; `limits.python` runs the code: its libraries are what code can import. `room` is one that
-    `try_out` found to hold here. Every method but `aclose` raises `SandboxFailed`; keys are ids of this gateway's
-    making.
+    `try_out` found to hold here; `make` makes a machine. Every method but `aclose` raises `SandboxFailed`; keys are ids
+    of this gateway's making.
     """
 
-    def __init__(self, folder: Path, limits: CodeInterpreterSettings, room: Room = "memory") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limits: CodeInterpreterSettings,
+        room: Room = "memory",
+        make: Callable[..., Machine] = Machine,
+    ) -> None:
         self._folder = folder.absolute()
         self._limits = limits
         self._python = limits.python or sys.executable
         self._room = room
+        self._make = make
         self._machines: OrderedDict[str, Machine] = OrderedDict()
         self._places = asyncio.Semaphore(self._limits.machines)
+
+    @property
+    def machines(self) -> Mapping[str, Machine]:
+        """Those whose interpreters live or start, by key, the one used last at the end."""
+        return MappingProxyType(self._machines)
 
     @property
     def interpreters(self) -> int:
@@ -163,7 +177,7 @@ class LocalSandbox:
                 break
             await _retire(self._machines.pop(idle))
         # At once, so that it counts while it starts.
-        machine = self._machines[key] = Machine(self._folder / key, self._limits, memory, self._room)
+        machine = self._machines[key] = self._make(self._folder / key, self._limits, memory, self._room)
         try:
             await SANDBOX.run(make_home, self._folder / key)
             await machine.start(self._python)
@@ -229,23 +243,25 @@ class Trial:
     room: Room = "memory"
 
 
-async def try_out(python: str = "", folder: Path | None = None, rooms: tuple[Room, ...] = get_args(Room)) -> Trial:
+async def try_out(
+    python: str = "", folder: Path | None = None, rooms: tuple[Room, ...] = get_args(Room), program: Path = PROGRAM
+) -> Trial:
     """Try the rooms in turn.
 
-    `folder` is where containers are to be: as root, it depends on who may pass there.
+    `folder` is where containers are to be: as root, it depends on who may pass there; `program` is what machines run.
     """
     reasons: list[str] = []
     for room in rooms:
-        reason = await _try(python or sys.executable, (folder or Path(gettempdir())).absolute(), room)
+        reason = await _try(python or sys.executable, (folder or Path(gettempdir())).absolute(), room, program)
         if not reason:
             return Trial("", room)
         reasons.append(reason)
     return Trial("; ".join(dict.fromkeys(reasons)))
 
 
-async def _try(python: str, folder: Path, room: Room) -> str:
+async def _try(python: str, folder: Path, room: Room, program: Path) -> str:
     home = folder / f"trial-{secrets.token_hex(8)}"
-    machine = Machine(home, _LIMITS, 1 << 30, room)
+    machine = Machine(home, _LIMITS, 1 << 30, room, program=program)
     try:
         await SANDBOX.run(make_home, home)
         await machine.start(python)
@@ -265,10 +281,10 @@ async def _try(python: str, folder: Path, room: Room) -> str:
     return f"it broke: {run.output[-300:].strip() or run.lost or 'no answer'}"
 
 
-def make_home(home: Path) -> Path:
-    """The folders of a machine, made if need be. Raises `OSError`."""
+def make_home(home: Path, user: int | None = None) -> Path:
+    """The folders of a machine, made if need be; its own user's, unless another is named. Raises `OSError`."""
     home.mkdir(mode=0o711, parents=True, exist_ok=True)
-    user = user_of(home.name)
+    user = user_of(home.name) if user is None else user
     for name in ("files", "scratch"):
         inner = home / name
         if not inner.is_dir():

@@ -1,8 +1,8 @@
 """One machine of the local sandbox: its process, its files, and one run after the other.
 
-Lives here: starting the process, giving it its files, sending it code, time and output, freezing it between runs. Not
-here: which machines there are (`local.py`), what the process gives up (`confinement.py`), how much room it has for
-files (`space.py`), what it does (`interpreter.py`).
+Lives here: starting the process, giving it its files, sending it code, time, freezing it between runs. Not here: which
+machines there are (`local.py`), how a process is started (`starting.py`), its files (`machine_files.py`), what it
+prints (`output.py`), what it gives up (`confinement.py`), what it does (`interpreter.py`).
 
 In a room of `memory` code works on copies: the machine's files are brought in before a run, and what changed is taken
 out after it, while nothing runs. In a `counted` room it works on the files themselves.
@@ -16,46 +16,29 @@ Invariant: when `run` has returned, the process is stopped or dead.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
-import re
 import secrets
 import signal
 import socket
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-import structlog
 
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.waiting import SANDBOX
 from antiphon.errors import Unavailable
 from antiphon.tools.code_interpreter import disk
 from antiphon.tools.code_interpreter.disk import SandboxFailed
+from antiphon.tools.code_interpreter.machine_files import MachineFiles
+from antiphon.tools.code_interpreter.output import Output
+from antiphon.tools.code_interpreter.starting import PROGRAM, Room, command, environment
 
-Room = Literal["memory", "counted"]
-
-_log = structlog.get_logger(__name__)
-_PROGRAM = Path(__file__).with_name("interpreter.py")
-_PICTURE = re.compile(r"picture-\d{1,9}-\d{1,3}\.png")
-_PNG = b"\x89PNG\r\n\x1a\n"
-_MAX_PICTURES = 10
 _START_SECONDS, _GRACE, _LOOK = 60.0, 1.0, 0.1
 _STOP_SECONDS, _STOP_LOOK = 5.0, 0.0005
-_DESCRIPTORS = 256
-_FIRST_USER = 1_000_000_000
-_MORE_FILES = 16
-_OWN_FOLDERS = 2
-"""A machine's `files` and `scratch`, which are counted with what is in them."""
-COUNTED_FILES = 64
-"""In a counted room: so many files, each of them no larger than this part of the disk."""
 
 _TOO_DEEP = "\n[There are folders within more folders than can be kept: what is innermost goes with this interpreter.]"
 
@@ -75,56 +58,34 @@ class CodeRun:
     fresh: bool = False
 
 
-class Output:
-    """What a run prints: its beginning and its end, up to `limit` bytes together, until the mark."""
+def has_stopped(pid: int) -> bool:
+    """Whether all threads of a child have stopped."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None
+    except ChildProcessError:
+        return False
 
-    def __init__(self, limit: int) -> None:
-        self._max_head = limit * 3 // 4
-        self._max_tail = limit - self._max_head
-        self.marked = asyncio.Event()
-        self._mark = b""
-        self._begin()
 
-    def _begin(self) -> None:
-        self._head, self._tail, self._held, self._left_out = bytearray(), bytearray(), b"", 0
+def count_threads(pid: int) -> int:
+    """How many threads a process has; 0 where it is gone."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except OSError:
+        return 0
 
-    def begin(self, mark: bytes) -> None:
-        """A new run."""
-        self._begin()
-        self._mark = mark
-        self.marked.clear()
 
-    def feed(self, data: bytes) -> None:
-        """More of it."""
-        if self.marked.is_set():
-            return
-        data = self._held + data
-        if self._mark:
-            before, mark, _ = data.partition(self._mark)
-            if mark:
-                self._held = b""
-                self._keep(before)
-                self.marked.set()
-                return
-        # Its end may be the beginning of the mark.
-        sure = max(0, len(data) - max(0, len(self._mark) - 1))
-        self._held = data[sure:]
-        self._keep(data[:sure])
+@dataclass(frozen=True, slots=True)
+class System:
+    """What a machine asks the operating system and the event loop."""
 
-    def take(self) -> str:
-        """All of it."""
-        self._keep(self._held)
-        self._held = b""
-        gap = f"\n[{self._left_out} bytes are left out here.]\n".encode() if self._left_out else b""
-        return (bytes(self._head) + gap + bytes(self._tail)).decode("utf-8", "replace")
+    spawn: Callable[..., Awaitable[asyncio.subprocess.Process]] = asyncio.create_subprocess_exec
+    monotonic: Callable[[], float] = time.monotonic
+    wait: Callable[..., Awaitable[object]] = asyncio.wait
+    stopped: Callable[[int], bool] = has_stopped
+    threads: Callable[[int], int] = count_threads
 
-    def _keep(self, data: bytes) -> None:
-        room = self._max_head - len(self._head)
-        self._head += data[:room]
-        self._tail += data[room:] if room < len(data) else b""
-        if (over := len(self._tail) - self._max_tail) > 0:
-            del self._tail[:over]
-            self._left_out += over
+
+SYSTEM = System()
 
 
 class SandboxNotStarted(SandboxFailed):
@@ -138,25 +99,33 @@ class SandboxNotStarted(SandboxFailed):
 class Machine:
     """One process, with a home of its own below the sandbox's folder."""
 
-    def __init__(self, home: Path, limits: CodeInterpreterSettings, memory: int, room: Room) -> None:
+    def __init__(
+        self,
+        home: Path,
+        limits: CodeInterpreterSettings,
+        memory: int,
+        room: Room,
+        *,
+        program: Path = PROGRAM,
+        system: System = SYSTEM,
+    ) -> None:
         self._home = home
         self._limits = limits
         self._room = room
-        self._user = user_of(home.name)
+        self._program = program
+        self._system = system
         self.memory = memory
         self.busy = True
         self.begun = False
         self.ended = False
+        self.files = MachineFiles(home, limits, room)
         self._output = Output(limits.output_bytes)
-        self._printed = 0
+        self.printed = 0
+        """Bytes that the run printed, so far as they are read."""
         self._process: asyncio.subprocess.Process | None = None
         self._requests: asyncio.WriteTransport | None = None
         self._reading: asyncio.Task[None] | None = None
         self._control: socket.socket | None = None
-        self._inside: int | None = None
-        # A thread that nobody waits for any more goes on: nothing is closed under it.
-        self._inside_lock = threading.Lock()
-        self._known: tuple[dict[str, str], dict[str, str]] = ({}, {})
 
     @property
     def alive(self) -> bool:
@@ -176,8 +145,8 @@ class Machine:
         self._control.settimeout(_START_SECONDS)
         try:
             with theirs, os.fdopen(await self._open_requests(), "rb", 0) as requests:
-                self._process = await asyncio.create_subprocess_exec(
-                    *command(python, self._home, self._limits, self.memory, self._room, theirs.fileno()),
+                self._process = await self._system.spawn(
+                    *command(python, self._home, self._limits, self.memory, self._room, theirs.fileno(), self._program),
                     stdin=requests,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -232,7 +201,7 @@ class Machine:
         await self._prepare()
         mark = secrets.token_hex(16)
         self._output.begin(mark.encode())
-        self._printed = 0
+        self.printed = 0
         self.begun = True
         self._signal(signal.SIGCONT)
         answering = asyncio.create_task(self._answer())
@@ -258,11 +227,11 @@ class Machine:
             await self.end()
             pictures: tuple[bytes, ...] = ()
         else:
-            pictures = await SANDBOX.run(self._pictures, answer or {})
-            if self._inside is not None:
-                await SANDBOX.run(self._take_out)
+            pictures = await SANDBOX.run(self.files.pictures, answer or {})
+            if self.files.copied:
+                await SANDBOX.run(self.files.take_out)
         failed = bool(lost) or bool(said) or answer is None or answer.get("failed") is not False
-        if disk.is_cut_off(self._known[1]):
+        if self.files.cut_off:
             said += _TOO_DEEP
         return CodeRun(self._output.take() + said, pictures, failed, lost, fresh)
 
@@ -274,74 +243,17 @@ class Machine:
         _, taken, _, _ = await SANDBOX.run(socket.recv_fds, self._control, 1, 1)
         if not taken:
             return  # it says why in its answer
-        with self._inside_lock:
-            self._inside = taken[0]
-        await SANDBOX.run(self._bring_in)
+        self.files.enter(taken[0])
+        await SANDBOX.run(self.files.bring_in)
         self._control.send(b"g")
 
     async def _prepare(self) -> None:
         """What must be done while nothing runs."""
-        if self._inside is not None:
-            await SANDBOX.run(self._bring_in)
+        if self.files.copied:
+            await SANDBOX.run(self.files.bring_in)
         elif self._room == "counted":
-            room = await SANDBOX.run(self._left)
+            room = await SANDBOX.run(self.files.left)
             await SANDBOX.run(self._ask, f"{room}\n")
-
-    def _bring_in(self) -> None:
-        outside, limit = self._known[0], 2 * (self._limits.files + _MORE_FILES)
-        with self._inner("files") as inner:
-            now = disk.scan(self._home / "files", limit)
-            try:
-                disk.carry(self._home / "files", inner, outside, now, self._user)
-            except OSError as error:
-                why = f"The container's files cannot be brought to the code: {error.strerror}."
-                raise SandboxFailed(why) from None
-            self._known = now, disk.scan(inner, limit)
-
-    def _take_out(self) -> None:
-        """What changed while code ran. The process is stopped or dead."""
-        inside, limit = self._known[1], 2 * (self._limits.files + _MORE_FILES)
-        with self._inner("files") as inner:
-            now = disk.scan(inner, limit)
-            if now == inside:
-                return
-            try:
-                disk.carry(inner, self._home / "files", inside, now, self._user)
-            except OSError as error:
-                _log.error("container_files_not_kept", error=error.strerror, container=self._home.name)
-                raise SandboxFailed(f"The container's files could not be kept: {error.strerror}.") from None
-            self._known = disk.scan(self._home / "files", limit), now
-
-    @contextmanager
-    def _inner(self, name: str) -> Iterator[int]:
-        """A folder of its file system, which stays open meanwhile."""
-        with self._inside_lock:
-            if self._inside is None:
-                raise SandboxFailed("The container was stopped.")
-            opened = disk.open_folder(self._inside, name)
-            try:
-                yield opened
-            finally:
-                os.close(opened)
-
-    def _leave(self) -> None:
-        with self._inside_lock:
-            if self._inside is not None:
-                os.close(self._inside)
-                self._inside = None
-
-    def _left(self) -> int:
-        """How many files may be made in a counted room: each of them could grow as large as a file can be."""
-        one = file_bytes(self._limits, "counted")
-        most = self._limits.files + _OWN_FOLDERS
-        use = disk.use_of(self._home, 2 * self._limits.files + _MORE_FILES, one)
-        if use.count > most:
-            raise SandboxFailed(
-                "The container has more files than its limit. Delete some files, or use another container."
-            )
-        if use.deep:
-            return 0
-        return max(0, min((self._limits.disk_bytes - use.bytes) // one, most - use.count))
 
     def _ask(self, line: str) -> bytes:
         assert self._control is not None
@@ -351,46 +263,30 @@ class Machine:
         except OSError:
             return b""
 
-    def _pictures(self, answer: dict[str, object]) -> tuple[bytes, ...]:
-        names = answer.get("pictures")
-        wanted = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
-        wanted = [name for name in wanted[:_MAX_PICTURES] if _PICTURE.fullmatch(name)]
-        if not wanted:
-            return ()
-        in_memory = self._room == "memory"
-        with self._inner("scratch") if in_memory else nullcontext(self._home / "scratch") as scratch:
-            return _read_pictures(scratch, wanted, self._limits.picture_bytes)
-
     # Time
 
     async def _watch(self, answering: asyncio.Task[dict[str, object] | None]) -> tuple[str, str]:
         """Wait for the answer within the limits: what to add to the output, and why the process must end."""
-        deadline = time.monotonic() + self._limits.seconds
+        deadline = self._system.monotonic() + self._limits.seconds
         while True:
-            left = deadline - time.monotonic()
-            await asyncio.wait((answering,), timeout=max(0.0, min(_LOOK, left)))
+            left = deadline - self._system.monotonic()
+            await self._system.wait((answering,), timeout=max(0.0, min(_LOOK, left)))
             if answering.done():
                 return "", ""
             if left <= 0:
                 break
-            if self._too_many_threads():
+            if self._system.threads(self.pid) > self._limits.threads:
                 return "", "it had too many threads"
         said = f"\n[Stopped: it took longer than {self._limits.seconds:g} seconds.]"
         self._signal(signal.SIGINT)
-        await asyncio.wait((answering,), timeout=_GRACE)
+        await self._system.wait((answering,), timeout=_GRACE)
         return said, "" if answering.done() else "it did not stop when its time was up"
-
-    def _too_many_threads(self) -> bool:
-        try:
-            return len(os.listdir(f"/proc/{self.pid}/task")) > self._limits.threads
-        except OSError:
-            return False
 
     async def _freeze(self) -> str:
         """Stop it, and wait until every thread has stopped: empty, or why it must end instead."""
         self._signal(signal.SIGSTOP)
-        deadline = time.monotonic() + _STOP_SECONDS
-        while not (stopped := _stopped(self.pid)) and time.monotonic() < deadline:
+        deadline = self._system.monotonic() + _STOP_SECONDS
+        while not (stopped := self._system.stopped(self.pid)) and self._system.monotonic() < deadline:
             if not self.alive:
                 return "the interpreter ended"
             await asyncio.sleep(_STOP_LOOK)
@@ -415,8 +311,8 @@ class Machine:
         assert self._process is not None and self._process.stderr is not None
         while data := await self._process.stderr.read(_READ):
             self._output.feed(data)
-            self._printed += len(data)
-            if self._printed > _READ_FREELY and not self.ended:
+            self.printed += len(data)
+            if self.printed > _READ_FREELY and not self.ended:
                 await asyncio.sleep(_REST)
 
     def _signal(self, number: int) -> None:
@@ -444,13 +340,13 @@ class Machine:
             # To their ends: pipes that nobody reads stay open.
             await asyncio.gather(process.wait(), self._reading, _drain(process), return_exceptions=True)
         try:
-            if keep and self._inside is not None and self.begun:
-                await SANDBOX.run(self._take_out)
+            if keep and self.files.copied and self.begun:
+                await SANDBOX.run(self.files.take_out)
         finally:
             try:
-                await SANDBOX.run(self._leave)
+                await SANDBOX.run(self.files.leave)
             except Unavailable:
-                self._leave()
+                self.files.leave()
             if self._control is not None:
                 self._control.close()
                 self._control = None
@@ -460,77 +356,3 @@ async def _drain(process: asyncio.subprocess.Process) -> None:
     assert process.stdout is not None
     while await process.stdout.read(_READ):
         continue
-
-
-def _stopped(pid: int) -> bool:
-    """Whether all threads of a child have stopped."""
-    try:
-        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG) is not None
-    except ChildProcessError:
-        return False
-
-
-def _read_pictures(scratch: disk.Folder, names: list[str], limit: int) -> tuple[bytes, ...]:
-    found: list[bytes] = []
-    for name in names:
-        with suppress(SandboxFailed):
-            data = disk.read_file(scratch, name, 0, limit + 1)
-            if data.startswith(_PNG) and len(data) <= limit:
-                found.append(data)
-                limit -= len(data)
-        disk.remove_file(scratch, name)
-    return tuple(found)
-
-
-def file_bytes(limits: CodeInterpreterSettings, room: Room) -> int:
-    """How large one file may become."""
-    return limits.disk_bytes if room == "memory" else max(1, limits.disk_bytes // COUNTED_FILES)
-
-
-def command(
-    python: str, home: Path, limits: CodeInterpreterSettings, memory: int, room: Room, control: int
-) -> list[str]:
-    """What starts the process, which has `control` as a descriptor."""
-    given = {
-        "home": str(home),
-        "files": str(home / "files"),
-        "scratch": str(home / "scratch"),
-        "space": room,
-        "control": control,
-        "disk_bytes": limits.disk_bytes,
-        "max_files": limits.files + _MORE_FILES,
-        "limits": {
-            "memory": memory,
-            "file_bytes": file_bytes(limits, room),
-            "threads": limits.threads,
-            "descriptors": _DESCRIPTORS,
-            "uid": user_of(home.name),
-        },
-    }
-    return [python, "-I", "-B", "-X", "utf8", str(_PROGRAM), json.dumps(given)]
-
-
-def environment(home: Path) -> dict[str, str]:
-    """All of it: nothing of this process's own."""
-    return {
-        "HOME": str(home / "files"),
-        "TMPDIR": str(home / "scratch"),
-        "MPLCONFIGDIR": str(home / "scratch"),
-        "MPLBACKEND": "agg",
-        # There are no processes for it, and it would say so each time.
-        "JOBLIB_MULTIPROCESSING": "0",
-        "LANG": "C.UTF-8",
-        "MALLOC_ARENA_MAX": "2",
-        "PATH": "/nonexistent",
-        # One each: more would take address space for nothing.
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-    }
-
-
-def user_of(key: str) -> int:
-    """As root every machine is a user of its own; otherwise (0) it stays who we are."""
-    if os.geteuid() != 0:
-        return 0
-    return _FIRST_USER + int.from_bytes(hashlib.sha256(key.encode()).digest()[:3], "big")

@@ -25,6 +25,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _NEW_MOUNTS, _NEW_USERS = 0x20000, 0x10000000
@@ -33,25 +34,45 @@ _NOTHING_SPECIAL = 2 | 4 | 8
 """No set-user-id, no devices, no programs."""
 
 
-def own_file_system(home: str, max_bytes: int, max_files: int, uid: int) -> int:
+def _who_we_are() -> tuple[bool, int, int]:
+    return os.geteuid() == 0, os.getuid(), os.getgid()
+
+
+class Kernel(NamedTuple):
+    """What is asked of the kernel. `user` says whether we are root, and the numbers of our user and group."""
+
+    proc: str = "/proc"
+    unshare: Callable[[int], int] = lambda flags: int(_LIBC.unshare(flags))
+    mount: Callable[..., int] = lambda *given: int(_LIBC.mount(*given))
+    user: Callable[[], tuple[bool, int, int]] = _who_we_are
+    chown: Callable[..., object] = os.chown
+    ioctl: Callable[..., object] = fcntl.ioctl
+    sleep: Callable[[float], object] = time.sleep
+    end: Callable[[int], object] = os._exit
+
+
+KERNEL = Kernel()
+
+
+def own_file_system(home: str, max_bytes: int, max_files: int, uid: int, kernel: Kernel = KERNEL) -> int:
     """Put an empty file system in place of `home`, for this process alone; its descriptor. Raises `OSError`."""
     flags = _NEW_MOUNTS
-    user, group = os.getuid(), os.getgid()
-    if os.geteuid() != 0:
+    root, user, group = kernel.user()
+    if not root:
         flags |= _NEW_USERS
-    _call(_LIBC.unshare(flags))
+    _call(kernel.unshare(flags))
     if flags & _NEW_USERS:
         for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-            with open(f"/proc/self/{name}", "w") as file:
+            with open(f"{kernel.proc}/self/{name}", "w") as file:
                 file.write(text)
-    _call(_LIBC.mount(None, b"/", None, _PRIVATE_ALL, None))
+    _call(kernel.mount(None, b"/", None, _PRIVATE_ALL, None))
     options = f"size={max_bytes},nr_inodes={max_files},mode=711"
-    _call(_LIBC.mount(b"antiphon", os.fsencode(home), b"tmpfs", _NOTHING_SPECIAL, options.encode()))
+    _call(kernel.mount(b"antiphon", os.fsencode(home), b"tmpfs", _NOTHING_SPECIAL, options.encode()))
     opened = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     for name in ("files", "scratch"):
         os.mkdir(name, 0o700, dir_fd=opened)
         if uid:
-            os.chown(name, uid, uid, dir_fd=opened)
+            kernel.chown(name, uid, uid, dir_fd=opened)
     return opened
 
 
@@ -84,7 +105,7 @@ def counter(control: int) -> Callable[[int], None]:
             kept = sorted((control, theirs.fileno()))
             for low, high in zip((-1, *kept), (*kept, 1 << 12), strict=True):
                 os.closerange(low + 1, high)
-            _Counter(control, theirs, watched).run()
+            Counter(control, theirs, watched).run()
         finally:
             os._exit(0)
     theirs.close()
@@ -96,18 +117,20 @@ def counter(control: int) -> Callable[[int], None]:
     return give
 
 
-class _Counter:
+class Counter:
     """Answers calls in a thread, since waiting for one cannot be given up."""
 
-    def __init__(self, control: int, calls: _socket.socket, watched: int) -> None:
+    def __init__(self, control: int, calls: _socket.socket, watched: int, kernel: Kernel = KERNEL) -> None:
         self._control = control
         self._calls = calls
         self._watched = watched
+        self._kernel = kernel
         self._left = 0
         self._told = threading.Event()
         self._lock = threading.Lock()
 
     def run(self) -> None:
+        """Take the calls, and what it is told, until nobody is at the other end of `control`."""
         _, more, _, _ = self._calls.recvmsg(1, _socket.CMSG_SPACE(4))
         if not more:
             return
@@ -127,12 +150,13 @@ class _Counter:
         while True:
             call = bytearray(80)
             try:
-                fcntl.ioctl(listening, _RECEIVE, call, True)
+                self._kernel.ioctl(listening, _RECEIVE, call, True)
             except OSError as error:
                 # A call that was given up; or the last thread is gone. (Its death sends no signal out of its sandbox.)
                 if error.errno not in (errno.EINTR, errno.ENOENT) or os.getppid() != self._watched:
-                    os._exit(0)
-                time.sleep(_PAUSE)
+                    self._kernel.end(0)
+                    return
+                self._kernel.sleep(_PAUSE)
                 continue
             # Code can be quicker than the thread that reads how many.
             self._told.wait()
@@ -140,17 +164,17 @@ class _Counter:
                 allowed = self._left > 0
                 self._left -= allowed
             if not allowed:
-                time.sleep(_PAUSE)  # whoever asks again and again waits each time
+                self._kernel.sleep(_PAUSE)  # whoever asks again and again waits each time
             (number,) = struct.unpack_from("Q", call)
             answer = struct.pack("Qqii", number, 0, 0 if allowed else -errno.ENOSPC, _GO_ON if allowed else 0)
             try:
-                fcntl.ioctl(listening, _SEND, bytearray(answer), True)
+                self._kernel.ioctl(listening, _SEND, bytearray(answer), True)
             except OSError:
                 continue  # it was given up
 
     def _held(self) -> bool:
         """Whether it keeps files that are deleted; what cannot be looked at is taken for a yes."""
-        folder = f"/proc/{self._watched}"
+        folder = f"{self._kernel.proc}/{self._watched}"
         try:
             for name in os.listdir(f"{folder}/fd"):
                 try:

@@ -1,0 +1,140 @@
+"""The files of one machine while it has a process: brought to the code, taken from it, counted. All of it blocks.
+
+Lives here: copies between the home and the file system that the process has, how many files may be made, pictures. Not
+here: when it is done (`machine.py`), one folder and its files (`disk.py`), what makes the room (`space.py`).
+
+Invariant: what runs in a thread that nobody waits for any more never has its descriptor closed under it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+import structlog
+
+from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.tools.code_interpreter import disk
+from antiphon.tools.code_interpreter.disk import SandboxFailed
+from antiphon.tools.code_interpreter.starting import MORE_FILES, Room, file_bytes, user_of
+
+_log = structlog.get_logger(__name__)
+_PICTURE = re.compile(r"picture-\d{1,9}-\d{1,3}\.png")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MAX_PICTURES = 10
+_OWN_FOLDERS = 2
+"""A machine's `files` and `scratch`, which are counted with what is in them."""
+
+
+class MachineFiles:
+    """Those below `home`. In a room of `memory` code has copies of them, once `enter` has said where."""
+
+    def __init__(self, home: Path, limits: CodeInterpreterSettings, room: Room) -> None:
+        self._home = home
+        self._limits = limits
+        self._room = room
+        self._user = user_of(home.name)
+        self._inside: int | None = None
+        # A thread that nobody waits for any more goes on: nothing is closed under it.
+        self._inside_lock = threading.Lock()
+        self._known: tuple[dict[str, str], dict[str, str]] = ({}, {})
+
+    @property
+    def copied(self) -> bool:
+        """Whether code works on copies."""
+        return self._inside is not None
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether code made folders so deep that what is in them is not kept."""
+        return disk.is_cut_off(self._known[1])
+
+    def enter(self, inside: int) -> None:
+        """Copies are below this descriptor of a folder, which `leave` closes."""
+        with self._inside_lock:
+            self._inside = inside
+
+    def bring_in(self) -> None:
+        """Bring what changed outside to the code. Raises `SandboxFailed`."""
+        outside, limit = self._known[0], 2 * (self._limits.files + MORE_FILES)
+        with self.inner("files") as inner:
+            now = disk.scan(self._home / "files", limit)
+            try:
+                disk.carry(self._home / "files", inner, outside, now, self._user)
+            except OSError as error:
+                why = f"The container's files cannot be brought to the code: {error.strerror}."
+                raise SandboxFailed(why) from None
+            self._known = now, disk.scan(inner, limit)
+
+    def take_out(self) -> None:
+        """Keep what changed while code ran. The process is stopped or dead. Raises `SandboxFailed`."""
+        inside, limit = self._known[1], 2 * (self._limits.files + MORE_FILES)
+        with self.inner("files") as inner:
+            now = disk.scan(inner, limit)
+            if now == inside:
+                return
+            try:
+                disk.carry(inner, self._home / "files", inside, now, self._user)
+            except OSError as error:
+                _log.error("container_files_not_kept", error=error.strerror, container=self._home.name)
+                raise SandboxFailed(f"The container's files could not be kept: {error.strerror}.") from None
+            self._known = disk.scan(self._home / "files", limit), now
+
+    @contextmanager
+    def inner(self, name: str) -> Iterator[int]:
+        """A folder of its file system, which stays open meanwhile."""
+        with self._inside_lock:
+            if self._inside is None:
+                raise SandboxFailed("The container was stopped.")
+            opened = disk.open_folder(self._inside, name)
+            try:
+                yield opened
+            finally:
+                os.close(opened)
+
+    def leave(self) -> None:
+        """Give up its file system, which ends with the process."""
+        with self._inside_lock:
+            if self._inside is not None:
+                os.close(self._inside)
+                self._inside = None
+
+    def left(self) -> int:
+        """How many files may be made in a counted room: each of them could grow as large as a file can be."""
+        one = file_bytes(self._limits, "counted")
+        most = self._limits.files + _OWN_FOLDERS
+        use = disk.use_of(self._home, 2 * self._limits.files + MORE_FILES, one)
+        if use.count > most:
+            raise SandboxFailed(
+                "The container has more files than its limit. Delete some files, or use another container."
+            )
+        if use.deep:
+            return 0
+        return max(0, min((self._limits.disk_bytes - use.bytes) // one, most - use.count))
+
+    def pictures(self, answer: dict[str, object]) -> tuple[bytes, ...]:
+        """The pictures that this answer names, all together no larger than they may be; they are deleted."""
+        names = answer.get("pictures")
+        wanted = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        wanted = [name for name in wanted[:_MAX_PICTURES] if _PICTURE.fullmatch(name)]
+        if not wanted:
+            return ()
+        in_memory = self._room == "memory"
+        with self.inner("scratch") if in_memory else nullcontext(self._home / "scratch") as scratch:
+            return _read_pictures(scratch, wanted, self._limits.picture_bytes)
+
+
+def _read_pictures(scratch: disk.Folder, names: list[str], limit: int) -> tuple[bytes, ...]:
+    found: list[bytes] = []
+    for name in names:
+        with suppress(SandboxFailed):
+            data = disk.read_file(scratch, name, 0, limit + 1)
+            if data.startswith(_PNG) and len(data) <= limit:
+                found.append(data)
+                limit -= len(data)
+        disk.remove_file(scratch, name)
+    return tuple(found)

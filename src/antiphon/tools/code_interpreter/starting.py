@@ -1,0 +1,88 @@
+"""How a machine's process is started: its command line, its environment, its user, and the sizes that it is told.
+
+Lives here: what is decided before there is a process. Not here: the process (`machine.py`), what it gives up first
+(`confinement.py`).
+
+Invariant: nothing of the environment of this process is given to one that runs code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from antiphon.config.tools import CodeInterpreterSettings
+
+Room = Literal["memory", "counted"]
+
+PROGRAM = Path(__file__).with_name("interpreter.py")
+"""What the process runs."""
+MORE_FILES = 16
+"""So many more than its limit a machine may have while code runs."""
+COUNTED_FILES = 64
+"""In a counted room: so many files, each of them no larger than this part of the disk."""
+_DESCRIPTORS = 256
+_FIRST_USER = 1_000_000_000
+
+
+def file_bytes(limits: CodeInterpreterSettings, room: Room) -> int:
+    """How large one file may become."""
+    return limits.disk_bytes if room == "memory" else max(1, limits.disk_bytes // COUNTED_FILES)
+
+
+def command(
+    python: str,
+    home: Path,
+    limits: CodeInterpreterSettings,
+    memory: int,
+    room: Room,
+    control: int,
+    program: Path = PROGRAM,
+) -> list[str]:
+    """What starts the process, which runs `program` and has `control` as a descriptor."""
+    given = {
+        "home": str(home),
+        "files": str(home / "files"),
+        "scratch": str(home / "scratch"),
+        "space": room,
+        "control": control,
+        "disk_bytes": limits.disk_bytes,
+        "max_files": limits.files + MORE_FILES,
+        "limits": {
+            "memory": memory,
+            "file_bytes": file_bytes(limits, room),
+            "threads": limits.threads,
+            "descriptors": _DESCRIPTORS,
+            "uid": user_of(home.name),
+        },
+    }
+    return [python, "-I", "-B", "-X", "utf8", str(program), json.dumps(given)]
+
+
+def environment(home: Path) -> dict[str, str]:
+    """All of it: nothing of this process's own."""
+    return {
+        "HOME": str(home / "files"),
+        "TMPDIR": str(home / "scratch"),
+        "MPLCONFIGDIR": str(home / "scratch"),
+        "MPLBACKEND": "agg",
+        # There are no processes for it, and it would say so each time.
+        "JOBLIB_MULTIPROCESSING": "0",
+        "LANG": "C.UTF-8",
+        "MALLOC_ARENA_MAX": "2",
+        "PATH": "/nonexistent",
+        # One each: more would take address space for nothing.
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
+
+
+def user_of(key: str) -> int:
+    """As root every machine is a user of its own; otherwise (0) it stays who we are."""
+    if os.geteuid() != 0:
+        return 0
+    return _FIRST_USER + int.from_bytes(hashlib.sha256(key.encode()).digest()[:3], "big")
