@@ -31,6 +31,8 @@ class MemorySandbox(LocalSandbox):
         self.files: dict[str, dict[str, tuple[bytes, int]]] = {}
         self.variables: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.answer: CodeRun | SandboxFailed | None = None
+        self.broken: dict[str, SandboxFailed] = {}
+        """What a method of this name raises."""
         self.ran: list[tuple[str, str, int]] = []
         self.begun = asyncio.Event()
         self.hangs = False
@@ -43,6 +45,7 @@ class MemorySandbox(LocalSandbox):
 
     async def run(self, key: str, code: str, memory: int) -> CodeRun:
         """Run it here."""
+        self._check_works("run")
         self.ran.append((key, code, memory))
         self.begun.set()
         if self.hangs:
@@ -83,6 +86,7 @@ class MemorySandbox(LocalSandbox):
 
     async def put(self, key: str, path: str, pieces: AsyncIterator[bytes]) -> SandboxFile:
         """Keep it."""
+        self._check_works("put")
         _check(path)
         data = b"".join([piece async for piece in pieces])
         if len(data) > self._limits.disk_bytes:
@@ -96,10 +100,12 @@ class MemorySandbox(LocalSandbox):
 
     async def list(self, key: str) -> list[SandboxFile]:
         """By path."""
+        self._check_works("list")
         return [self._file(key, path) for path in sorted(self.files.get(key, ()))]
 
     async def read(self, key: str, path: str, start: int, limit: int) -> bytes:
         """From memory."""
+        self._check_works("read")
         _check(path)
         if path not in self.files.get(key, {}):
             raise SandboxFailed("There is no such file.")
@@ -107,6 +113,7 @@ class MemorySandbox(LocalSandbox):
 
     async def remove(self, key: str, path: str) -> None:
         """Forget it."""
+        self._check_works("remove")
         self.files.get(key, {}).pop(path, None)
 
     async def stop(self, key: str) -> None:
@@ -125,6 +132,10 @@ class MemorySandbox(LocalSandbox):
     async def aclose(self) -> None:
         """Forget the variables."""
         self.variables.clear()
+
+    def _check_works(self, method: str) -> None:
+        if method in self.broken:
+            raise self.broken[method]
 
     def _file(self, key: str, path: str) -> SandboxFile:
         data, version = self.files[key][path]

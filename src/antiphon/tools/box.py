@@ -222,13 +222,18 @@ class Places:
     """So many places for everybody together."""
 
     def __init__(self, total: int) -> None:
-        self._free = total
+        self._total = self._free = total
         # With very few places shares would mean that one call of a response runs after the other.
         self._max_of_response = max(2, total // 4)
         self._max_of_owner = max(2, total * 3 // 4)
         self._owners: Counter[str] = Counter()
         self._responses: Counter[tuple[str, str]] = Counter()
         self._waiting: dict[str, _Waiting] = {}
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody has a place or waits for one, and nothing is kept of those who did."""
+        return self._free == self._total and not (self._waiting or self._owners or self._responses)
 
     @asynccontextmanager
     async def one(self, owner: str, response_id: str) -> AsyncIterator[None]:

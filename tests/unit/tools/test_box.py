@@ -165,7 +165,8 @@ async def _started(tool: _Tool, count: int) -> None:
 
 async def test_no_response_and_no_owner_takes_all_places() -> None:
     tool = _Tool("waits")
-    box = Toolbox([tool], ToolSettings(concurrent=8))
+    places = Places(8)
+    box = Toolbox([tool], ToolSettings(concurrent=8), places=places)
     tasks = [asyncio.create_task(box.run(CALL)) for _ in range(100)]
     await _started(tool, 2)
     tasks += [asyncio.create_task(box.run(replace(CALL, response_id=f"r{number}"))) for number in range(100)]
@@ -175,7 +176,7 @@ async def test_no_response_and_no_owner_takes_all_places() -> None:
     await _started(tool, 7)
     tool.gate.set()
     assert len(await asyncio.gather(*tasks)) == 201 and tool.most_running <= 8
-    assert not box._places._waiting and not box._places._owners and box._places._free == 8
+    assert places.untouched
 
 
 async def test_places_go_to_whom_has_the_fewest() -> None:
@@ -199,7 +200,8 @@ async def test_places_go_to_whom_has_the_fewest() -> None:
 
 async def test_waiting_for_a_place_is_part_of_a_calls_time() -> None:
     tool = _Tool("waits")
-    box = Toolbox([tool], ToolSettings(concurrent=2, seconds=0.05))
+    places = Places(2)
+    box = Toolbox([tool], ToolSettings(concurrent=2, seconds=0.05), places=places)
     running = [asyncio.create_task(box.run(CALL)) for _ in range(2)]
     while tool.running < 2:
         await asyncio.sleep(0)
@@ -210,12 +212,14 @@ async def test_waiting_for_a_place_is_part_of_a_calls_time() -> None:
     assert "tools.concurrent" in [line["setting"] for line in lines if line["event"] == "tool_timed_out"]
     for one in await asyncio.gather(*running):
         assert one.failed and "did not answer within 0.05 seconds" in one.output
-    assert not box._places._waiting and box._places._free == 2
+    assert places.untouched
 
 
 async def test_who_gives_up_waiting_keeps_no_place() -> None:
     places = Places(2)
+    assert places.untouched
     async with places.one("a", "1"), places.one("a", "2"):
+        assert not places.untouched
         waiting = asyncio.create_task(places.one("b", "1").__aenter__())
         also = asyncio.create_task(places.one("b", "2").__aenter__())
         await asyncio.sleep(0)
@@ -224,7 +228,7 @@ async def test_who_gives_up_waiting_keeps_no_place() -> None:
     # It got its place, and is cancelled before it runs on.
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    assert places._free == 2 and not places._waiting and not places._owners
+    assert places.untouched
 
 
 @pytest.mark.parametrize(

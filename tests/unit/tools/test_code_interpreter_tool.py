@@ -252,11 +252,12 @@ async def test_a_sandbox_that_fails_is_told(setup: Setup) -> None:
     assert (await setup.run("1 + 1")).output == "2"
 
 
-async def test_files_that_were_left_behind_are_told(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run(*_: object) -> Ran:
-        return Ran(CodeRun("printed\n"), (), True, ("a", "b\u30101\u3011"))
+async def test_files_that_were_left_behind_are_told(setup: Setup) -> None:
+    class LeavesBehind(ContainerRooms):
+        async def run(self, *_: object) -> Ran:
+            return Ran(CodeRun("printed\n"), (), True, ("a", "b\u30101\u3011"))
 
-    monkeypatch.setattr(setup.tool.rooms, "run", run)
+    setup.tool.rooms = LeavesBehind(setup.sandbox, RecordedRows(Records(setup.folder)), None)
     told = (await setup.run("1")).output.splitlines()
     assert told[0].startswith("[This is a new interpreter") and told[2] == "printed"
     assert told[1] == "[2 files could not be brought from another machine and are gone: a, b[1].]"

@@ -19,7 +19,6 @@ from antiphon.engine.ports.hosted_tools import HostedCall, HostedTool, PreparedT
 from antiphon.errors import ApiError, InvalidRequest, NotFound, StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.tools.box import LazyTool, Places, Toolbox, ToolFailed
-from antiphon.tools.code_interpreter import tool as interpreter_tool
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.disk import SandboxFailed
 from antiphon.tools.code_interpreter.machine import CodeRun
@@ -164,13 +163,10 @@ async def test_uploads_are_copied_once_and_named(made: Rooms) -> None:
         await without.check_uploaded(OWNER, large)
 
 
-async def test_a_container_whose_files_cannot_be_copied_is_none(made: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_container_whose_files_cannot_be_copied_is_none(made: Rooms) -> None:
     file_id = await made.upload("a", b"x")
 
-    async def refuses(*given: Any) -> Any:
-        raise SandboxFailed("The container is full.")
-
-    monkeypatch.setattr(made.sandbox, "put", refuses)
+    made.sandbox.broken["put"] = SandboxFailed("The container is full.")
     with pytest.raises(ContainerFailed, match="is full"):
         await made.rooms.create(OWNER, ContainerRequest("n", 1 << 30, 60.0, (file_id,)))
     assert made.records.every() == [] and not made.rooms.uses.locks
@@ -208,15 +204,12 @@ async def test_what_can_be_a_name(made: Rooms, name: str, kept: str | None) -> N
 
 
 @pytest.mark.parametrize("failing", ["run", "list", "remove", "read"])
-async def test_what_the_sandbox_cannot_do_is_told(made: Rooms, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+async def test_what_the_sandbox_cannot_do_is_told(made: Rooms, failing: str) -> None:
     one = await made.rooms.create(OWNER, REQUEST)
     file = await made.rooms.put(OWNER, one.id, "a", _bytes(b"x"))
     assert file is not None
 
-    async def refuses(*given: Any) -> Any:
-        raise SandboxFailed("It is broken.")
-
-    monkeypatch.setattr(made.sandbox, failing, refuses)
+    made.sandbox.broken[failing] = SandboxFailed("It is broken.")
     if failing == "read":
         assert await made.rooms.read(OWNER, one.id, file.id, 0, 1) is None
         return
@@ -384,9 +377,8 @@ def _call(response_id: str = "resp_1", declared: HostedTool | None = None, code:
     return HostedCall("call_1", "ci_1", target, code, declared or _tool(), OWNER, response_id)
 
 
-async def test_only_so_many_choices_are_remembered(made: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interpreter_tool, "_REMEMBERED", 2)
-    tool = CodeInterpreter(made.rooms, CodeInterpreterSettings())
+async def test_only_so_many_choices_are_remembered(made: Rooms) -> None:
+    tool = CodeInterpreter(made.rooms, CodeInterpreterSettings(), remembered=2)
 
     async def chosen(response_id: str) -> str:
         return str((await tool.prepare(OWNER, response_id, _tool())).fields["container_id"])
@@ -394,7 +386,7 @@ async def test_only_so_many_choices_are_remembered(made: Rooms, monkeypatch: pyt
     first, second = await chosen("resp_1"), await chosen("resp_2")
     assert (await chosen("resp_1"), await chosen("resp_2")) == (first, second)
     await chosen("resp_3")
-    assert await chosen("resp_2") == second and len(tool._choices) == 2
+    assert await chosen("resp_2") == second
     assert await chosen("resp_1") != first
 
 
@@ -520,7 +512,7 @@ async def test_shares_of_the_places(total: int, of_response: int, of_owner: int)
     assert await settled() == total
     gate.set()
     await asyncio.gather(*tasks)
-    assert places._free == total and not places._waiting and not places._owners and not places._responses
+    assert places.untouched
 
 
 # The toolbox

@@ -87,16 +87,15 @@ async def test_of_two_that_delete_a_container_one_did(records: _SlowRecords) -> 
         assert sorted(await asyncio.gather(*both)) == [False, True]
 
 
-async def test_waiting_for_a_container_ends(
-    records: _SlowRecords, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rooms = ContainerRooms(MemorySandbox(), RecordedRows(records), None)
+async def test_waiting_for_a_container_ends(records: _SlowRecords, tmp_path: Path) -> None:
+    rows = RecordedRows(records)
+    rooms = ContainerRooms(MemorySandbox(), rows, None)
     made = await rooms.create(OWNER, REQUEST)
     elsewhere = Records(tmp_path).lock(made.id)
     assert elsewhere is not None
     with pytest.raises(ContainerFailed, match="in use"):
         async with rooms.uses.alone(made.id, patience=0.1) as use:
-            await use.take(lambda holder, seconds: rooms._rows.take(made.id, holder, seconds, OWNER))
+            await use.take(lambda holder, seconds: rows.take(made.id, holder, seconds, OWNER))
     os.close(elsewhere)
     async with rooms.uses.alone(made.id):
         with pytest.raises(ContainerFailed, match="in use"):

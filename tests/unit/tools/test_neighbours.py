@@ -14,7 +14,6 @@ import pytest
 from antiphon.config.tools import CodeInterpreterSettings
 from antiphon.engine.ports.containers import ContainerRequest
 from antiphon.errors import ConfigError
-from antiphon.tools.code_interpreter import neighbours as module
 from antiphon.tools.code_interpreter.containers import ContainerRooms
 from antiphon.tools.code_interpreter.disk import SandboxFailed
 from antiphon.tools.code_interpreter.machine import CodeRun
@@ -122,15 +121,13 @@ async def test_a_killed_processes_socket_is_taken_away(several: list[Process], t
     assert run.output == "1\n" and not dead.exists()
 
 
-async def test_a_process_that_stands_still_is_not_waited_for(
-    several: list[Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "_HELLO_SECONDS", 0.05)
+async def test_a_process_that_stands_still_is_not_waited_for(several: list[Process], tmp_path: Path) -> None:
+    asking = Neighbours(several[0].sandbox, LIMITS, tmp_path, hello_seconds=0.05)
     with socket.socket(socket.AF_UNIX) as frozen:
         frozen.bind(str(tmp_path / f"code-{GONE}"))
         frozen.listen()
-        run, process = await several[0].neighbours.run(GONE, KEY, "1", 5)
-    assert run.output == "1\n" and process == several[0].neighbours.process
+        run, process = await asking.run(GONE, KEY, "1", 5)
+    assert run.output == "1\n" and process == asking.process
 
 
 @pytest.mark.parametrize("said", [b"", b"\0\0", b"\0\0\0\x09abc"])
@@ -163,13 +160,14 @@ async def test_an_answer_that_is_none_is_an_error(several: list[Process], tmp_pa
             await several[0].neighbours.run(GONE, KEY, "1", 5)
 
 
-async def test_an_answer_that_does_not_come_ends(several: list[Process], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_does_not_come_ends(several: list[Process], tmp_path: Path) -> None:
     several[1].sandbox.hangs = True
-    monkeypatch.setattr(several[0].neighbours, "_run_seconds", 0.05)
+    limits = LIMITS.model_copy(update={"seconds": 0.02})
+    asking = Neighbours(several[0].sandbox, limits, tmp_path, place_seconds=0.03)
     with pytest.raises(SandboxFailed, match="in time"):
-        await several[0].neighbours.run(several[1].neighbours.process, KEY, "1", 5)
+        await asking.run(several[1].neighbours.process, KEY, "1", 5)
     # Its code has ended with it.
-    assert several[1].neighbours._guests == set()
+    assert await several[1].neighbours.finished(0.0)
 
 
 async def test_who_gives_a_call_up_ends_its_code(several: list[Process]) -> None:
@@ -192,26 +190,26 @@ async def test_a_process_that_leaves_waits_for_what_others_run_in_it(several: li
     assert await several[0].neighbours.finished(0.0)
 
 
-async def test_code_beyond_the_limit_is_an_error(several: list[Process], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ASK_BYTES", 100)
+async def test_code_beyond_the_limit_is_an_error(several: list[Process], tmp_path: Path) -> None:
+    asking = Neighbours(several[0].sandbox, LIMITS, tmp_path, ask_bytes=100)
     with pytest.raises(SandboxFailed, match="too long: 100 bytes"):
-        await several[0].neighbours.run(several[1].neighbours.process, KEY, "x" * 100, 5)
+        await asking.run(several[1].neighbours.process, KEY, "x" * 100, 5)
 
 
-async def test_the_socket_is_for_this_user_alone(
-    several: list[Process], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_socket_is_for_this_user_alone(several: list[Process], tmp_path: Path) -> None:
     for path in tmp_path.glob("code-*"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600 and stat.S_ISSOCK(path.stat().st_mode)
-    monkeypatch.setattr(module, "is_ours", lambda writer: False)
-    run, process = await several[0].neighbours.run(several[1].neighbours.process, KEY, "1", 5)
-    assert run.output == "1\n" and process == several[0].neighbours.process and several[1].sandbox.ran == []
+    wary = Neighbours(several[0].sandbox, LIMITS, tmp_path, is_ours=lambda writer: False)
+    await wary.start()
+    run, process = await wary.run(several[1].neighbours.process, KEY, "1", 5)
+    assert run.output == "1\n" and process == wary.process and several[1].sandbox.ran == []
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.setblocking(False)
         loop = asyncio.get_running_loop()
-        await loop.sock_connect(stranger, str(tmp_path / f"code-{several[1].neighbours.process}"))
+        await loop.sock_connect(stranger, str(tmp_path / f"code-{wary.process}"))
         async with asyncio.timeout(30):
             assert await loop.sock_recv(stranger, 9) == b""
+    await wary.aclose()
 
 
 async def test_sockets_go_with_their_process(several: list[Process], tmp_path: Path) -> None:

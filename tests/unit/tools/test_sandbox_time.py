@@ -152,7 +152,12 @@ async def test_a_run_is_interrupted_when_its_time_is_over(playing: Playing, last
 @pytest.mark.parametrize(("threads", "lost"), [(0, ""), (1, "it had too many threads")])
 async def test_as_many_threads_as_there_may_be_are_not_too_many(playing: Playing, threads: int, lost: str) -> None:
     playing.threads = iter((LIMITS.threads + threads,))
-    playing.process.on_signal = lambda number: number == signal.SIGINT and playing.process.stdout.feed_data(said())
+
+    def answers(number: int) -> None:
+        if number == signal.SIGINT:
+            playing.process.stdout.feed_data(said())
+
+    playing.process.on_signal = answers
     assert (await playing.run(100.0, 110.0)).lost == lost
 
 

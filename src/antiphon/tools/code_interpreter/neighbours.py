@@ -23,6 +23,7 @@ import re
 import secrets
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -41,13 +42,10 @@ from antiphon.tools.code_interpreter.machine import CodeRun
 _log = structlog.get_logger(__name__)
 
 ASK_BYTES = 16 << 20
-"""The most that a call may be: its code, above all."""
 HELLO = b"\x01"
 """What the one that is connected to says first: a process that stands still says nothing."""
 _MOST_GUESTS = 1_024
-_HELLO_SECONDS, _ASK_SECONDS, _LEAVE_SECONDS = 5.0, 10.0, 5.0
-_PLACE_SECONDS = 120.0
-"""How long code may wait for a place, and its interpreter for its start, beside the time that code itself has."""
+_ASK_SECONDS, _LEAVE_SECONDS = 10.0, 5.0
 _PROCESS = re.compile(r"[0-9a-f]{16}")
 _LENGTH = struct.Struct("!I")
 _PEER = struct.Struct("3i")
@@ -75,16 +73,41 @@ class NoMessage(Exception):
     """What came is none of our messages."""
 
 
+def is_of_our_user(writer: asyncio.StreamWriter) -> bool:
+    """Whether the process at the other end is of this process's user."""
+    given = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    _, uid, _ = _PEER.unpack(given)
+    return bool(uid == os.geteuid())
+
+
 class Neighbours:
     """See the module. Without `folder` there are no others. `start` before it is used, `aclose` in the end."""
 
-    def __init__(self, sandbox: LocalSandbox, limits: CodeInterpreterSettings, folder: Path | None = None) -> None:
-        """`sandbox`: of this process, and somebody else's to close."""
+    def __init__(
+        self,
+        sandbox: LocalSandbox,
+        limits: CodeInterpreterSettings,
+        folder: Path | None = None,
+        *,
+        hello_seconds: float = 5.0,
+        place_seconds: float = 120.0,
+        ask_bytes: int = ASK_BYTES,
+        is_ours: Callable[[asyncio.StreamWriter], bool] = is_of_our_user,
+    ) -> None:
+        """`sandbox`: of this process, and somebody else's to close.
+
+        `hello_seconds`: how long another process may take for its hello. `place_seconds`: how long code may wait for
+        a place, and its interpreter for its start, beside the time that code itself has. `ask_bytes`: the most that a
+        call may be, its code above all. `is_ours`: whether we talk with the process at the other end.
+        """
         self.process = secrets.token_hex(8)
         """How records name this process."""
         self._sandbox = sandbox
         self._folder = folder
-        self._run_seconds = limits.seconds + _PLACE_SECONDS
+        self._hello_seconds = hello_seconds
+        self._ask_bytes = ask_bytes
+        self._is_ours = is_ours
+        self._run_seconds = limits.seconds + place_seconds
         # A byte that is no UTF-8 is shown by three.
         self._answer_bytes = 4 * limits.output_bytes + limits.picture_bytes + (64 << 10)
         self._listening: asyncio.Server | None = None
@@ -157,8 +180,8 @@ class Neighbours:
         if self._folder is None or not _PROCESS.fullmatch(holder):
             return None
         message = framed(ask)
-        if len(message) > ASK_BYTES:
-            raise SandboxFailed(f"The code is too long: {ASK_BYTES} bytes are the limit.")
+        if len(message) > self._ask_bytes:
+            raise SandboxFailed(f"The code is too long: {self._ask_bytes} bytes are the limit.")
         streams = await self._connect(holder)
         if streams is None:
             return None
@@ -186,9 +209,9 @@ class Neighbours:
         """A connection to a process that has said hello."""
         writer = None
         try:
-            async with asyncio.timeout(_HELLO_SECONDS):
+            async with asyncio.timeout(self._hello_seconds):
                 reader, writer = await asyncio.open_unix_connection(str(self._path(holder)))
-                if not is_ours(writer):
+                if not self._is_ours(writer):
                     _log.error("interpreter_process_is_not_ours", process=holder)
                 elif await reader.readexactly(len(HELLO)) == HELLO:
                     streams, writer = (reader, writer), None
@@ -209,8 +232,8 @@ class Neighbours:
     # For others
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not is_ours(writer) or len(self._guests) >= _MOST_GUESTS:
-            _log.warning("interpreter_call_refused", ours=is_ours(writer), calls=len(self._guests))
+        if not self._is_ours(writer) or len(self._guests) >= _MOST_GUESTS:
+            _log.warning("interpreter_call_refused", ours=self._is_ours(writer), calls=len(self._guests))
             writer.close()
             return
         guest = asyncio.create_task(self._serve(reader, writer))
@@ -222,7 +245,7 @@ class Neighbours:
         try:
             writer.write(HELLO)
             async with asyncio.timeout(_ASK_SECONDS):
-                ask = await read_message(reader, Ask, ASK_BYTES)
+                ask = await read_message(reader, Ask, self._ask_bytes)
             answer = await self._while_connected(reader, ask)
             if answer is not None:
                 async with asyncio.timeout(_ASK_SECONDS):
@@ -269,13 +292,6 @@ async def read_message(reader: asyncio.StreamReader, kind: type[T], limit: int) 
         return msgspec.msgpack.decode(await reader.readexactly(length), type=kind)
     except msgspec.DecodeError as error:
         raise NoMessage(str(error)) from None
-
-
-def is_ours(writer: asyncio.StreamWriter) -> bool:
-    """Whether the process at the other end is of this process's user."""
-    given = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
-    _, uid, _ = _PEER.unpack(given)
-    return bool(uid == os.geteuid())
 
 
 async def _leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

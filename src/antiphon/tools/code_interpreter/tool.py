@@ -75,9 +75,13 @@ class CodeInterpreter:
 
     types = frozenset({"code_interpreter"})
 
-    def __init__(self, rooms: ContainerRooms, settings: CodeInterpreterSettings) -> None:
+    def __init__(
+        self, rooms: ContainerRooms, settings: CodeInterpreterSettings, *, remembered: int = _REMEMBERED
+    ) -> None:
+        """`remembered`: of so many declarations it is known where their calls run."""
         self.rooms = rooms
         self._settings = settings
+        self._remembered = remembered
         self._choices: OrderedDict[tuple[str, int], _ContainerChoice] = OrderedDict()
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
@@ -113,7 +117,7 @@ class CodeInterpreter:
         if known is not None:
             return known
         chosen = self._choices.setdefault(key, await self._choose(owner, tool))
-        while len(self._choices) > _REMEMBERED:
+        while len(self._choices) > self._remembered:
             self._choices.popitem(last=False)
         return chosen
 
