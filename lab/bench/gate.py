@@ -16,11 +16,11 @@ import argparse
 import datetime
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from antiphon.observability.logs import configure
 from lab.bench import gate_instructions, gate_time
 
 LIMITS = Path(__file__).with_name("gate_limits.json")
@@ -29,33 +29,44 @@ _STALE = 0.9
 """Of a limit: what costs less than this has become so much cheaper that the limit holds nothing any more."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@dataclass(frozen=True)
+class Measures:
+    """How the gate measures, and where its limits are."""
+
+    limits: Path = LIMITS
+    available: Callable[[], bool] = gate_instructions.available
+    interpreter: Callable[[], str] = gate_instructions.interpreter
+    count: Callable[[], dict[str, float]] = gate_instructions.count
+    time: Callable[[], dict[str, tuple[float, float]]] = gate_time.measure
+
+
+def main(arguments: Sequence[str] | None = None, measures: Measures = Measures()) -> int:
     """Print each cost beside its limit; the exit status is 1 when one exceeds it."""
     parser = argparse.ArgumentParser(prog="scripts/bench --gate", description="What a chunk and a request may cost.")
     parser.add_argument("--renew", action="store_true", help="write the limits anew, 5 %% above what is counted now")
     parser.add_argument("--time", action="store_true", help="by CPU time, as where there is no valgrind")
     given = parser.parse_args(arguments)
-    limits = json.loads(LIMITS.read_text())
+    limits = json.loads(measures.limits.read_text())
     if given.renew:
-        if not gate_instructions.available():
+        if not measures.available():
             parser.error("--renew counts instructions: install valgrind")
-        return _renew(limits)
-    known = limits["limits"].get(gate_instructions.interpreter())
+        return _renew(limits, measures)
+    known = limits["limits"].get(measures.interpreter())
     if given.time:
-        return _by_time()
-    if not gate_instructions.available():
+        return _by_time(measures)
+    if not measures.available():
         print("gate: valgrind is not installed (Debian: apt install valgrind): CPU TIME INSTEAD, WHICH SEES LESS")
-        return _by_time()
+        return _by_time(measures)
     if known is None:
-        here = gate_instructions.interpreter()
+        here = measures.interpreter()
         print(f"gate: no limits for {here} (scripts/bench --gate --renew): CPU TIME INSTEAD, WHICH SEES LESS")
-        return _by_time()
-    return _by_instructions(known)
+        return _by_time(measures)
+    return _by_instructions(known, measures)
 
 
-def _by_instructions(known: dict[str, Any]) -> int:
+def _by_instructions(known: dict[str, Any], measures: Measures) -> int:
     status = 0
-    for kind, spent in gate_instructions.count().items():
+    for kind, spent in measures.count().items():
         limit = known[kind]
         good = spent <= limit
         status |= not good
@@ -65,22 +76,21 @@ def _by_instructions(known: dict[str, Any]) -> int:
     return status
 
 
-def _renew(limits: dict[str, Any]) -> int:
+def _renew(limits: dict[str, Any], measures: Measures) -> int:
     """Only what was counted on this interpreter is written."""
-    counted = gate_instructions.count()
+    counted = measures.count()
     entry: dict[str, Any] = {"counted": datetime.datetime.now(datetime.UTC).date().isoformat()}
     for kind, spent in counted.items():
         entry[kind] = round(spent * _ROOM)
         print(f"gate: instructions per {kind}: {spent:,.0f}; from now on at most {entry[kind]:,}")
-    limits["limits"][gate_instructions.interpreter()] = entry
-    LIMITS.write_text(json.dumps(limits, indent=2) + "\n")
+    limits["limits"][measures.interpreter()] = entry
+    measures.limits.write_text(json.dumps(limits, indent=2) + "\n")
     return 0
 
 
-def _by_time() -> int:
-    configure("error", "json")
+def _by_time(measures: Measures) -> int:
     status = 0
-    for kind, (ours, echo) in gate_time.measure().items():
+    for kind, (ours, echo) in measures.time().items():
         bound = gate_time.BOUNDS[kind]
         good = ours / echo <= bound
         status |= not good

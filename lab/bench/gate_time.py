@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
+from antiphon.observability.logs import configure
 from lab.bench.gate_path import CHUNKS, Paths, open_paths
 
 _STREAMS = 12
@@ -29,6 +30,7 @@ Twice what a quiet machine showed: on a busy one 20.7 was seen for a request tha
 
 def measure() -> dict[str, tuple[float, float]]:
     """CPU microseconds by kind: of the relay and of the echo."""
+    configure("error", "json")
     return uvloop.run(_measure())
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 from lab.bench import cpu
 
@@ -18,17 +19,20 @@ QUIET = 0.05
 
 
 class Watch:
-    """From when it is made."""
+    """From when it is made. `read` gives the time, the work of all cores, and that of this process and all below it."""
 
-    def __init__(self) -> None:
-        self._began, self._busy, self._own = time.monotonic(), cpu.busy_seconds(), _own()
+    def __init__(self, read: Callable[[], tuple[float, float, float]] | None = None, cores: int = 0) -> None:
+        self._read = read or _now
+        self._cores = cores or os.cpu_count() or 1
+        self._began, self._busy, self._own = self._read()
 
     def others(self) -> float:
         """Their share of all cores' time until now."""
-        spent = (cpu.busy_seconds() - self._busy) - (_own() - self._own)
+        now, busy, own = self._read()
+        spent = (busy - self._busy) - (own - self._own)
         # Two clocks are read, one of them in ticks.
-        return min(max(spent / ((time.monotonic() - self._began) * (os.cpu_count() or 1)), 0.0), 1.0)
+        return min(max(spent / ((now - self._began) * self._cores), 0.0), 1.0)
 
 
-def _own() -> float:
-    return cpu.tree_seconds([os.getpid()])
+def _now() -> tuple[float, float, float]:
+    return time.monotonic(), cpu.busy_seconds(), cpu.tree_seconds([os.getpid()])

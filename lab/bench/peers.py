@@ -95,7 +95,7 @@ class _Program:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-_PROGRAMS = {
+PROGRAMS = {
     "litellm": _Program(
         "litellm",
         # 1.107.0 is reported to be compromised.
@@ -142,10 +142,10 @@ async def start_peer(
     name, _, url = given.partition("=")
     if url:
         return _running(name, url, pids.get(name, []))
-    if name not in _PROGRAMS:
-        raise SystemExit(f"bench: --peer {given}: write NAME=URL, or one of {', '.join(_PROGRAMS)}")
-    await asyncio.to_thread(_install, _PROGRAMS[name])
-    return await _start(_PROGRAMS[name], upstream, folder, pipe)
+    if name not in PROGRAMS:
+        raise SystemExit(f"bench: --peer {given}: write NAME=URL, or one of {', '.join(PROGRAMS)}")
+    await asyncio.to_thread(_install, PROGRAMS[name])
+    return await _start(PROGRAMS[name], upstream, folder, pipe)
 
 
 def _running(name: str, url: str, pids: list[int]) -> Variant:

@@ -39,7 +39,6 @@ from lab.bench.targets import judge, targets_table
 from lab.bench.variants import LABELS, Process, Values, start_variant, usual
 
 _DESCRIPTORS = 65_536
-_LOOK_SECONDS = 3.0
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -150,7 +149,7 @@ def _result(bench: Bench, given: argparse.Namespace, names: list[str], apart: Ap
 async def _run(given: argparse.Namespace) -> int:
     started = time.monotonic()
     if given.idle:
-        await _refuse_when_busy()
+        await refuse_when_busy(Watch())
     watch = Watch()
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="antiphon-bench-")))
@@ -207,9 +206,9 @@ async def _run(given: argparse.Namespace) -> int:
     return 1 if bench.complaints else 0
 
 
-async def _refuse_when_busy() -> None:
-    watch = Watch()
-    await asyncio.sleep(_LOOK_SECONDS)
+async def refuse_when_busy(watch: Watch, seconds: float = 3.0) -> None:
+    """Raise `SystemExit` when other programs take too much of the cores meanwhile."""
+    await asyncio.sleep(seconds)
     if (others := watch.others()) > QUIET:
         raise SystemExit(f"bench: other programs take {others:.0%} of the cores; --idle wants at most {QUIET:.0%}")
 

@@ -116,7 +116,7 @@ def stream_events(count: int) -> list[bytes]:
     return [_event(_choice({"role": "assistant"})), *[text] * count, *ending]
 
 
-class _Connection(asyncio.Protocol):
+class UpstreamConnection(asyncio.Protocol):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._parts: list[bytes] = []
@@ -213,7 +213,7 @@ class _Connection(asyncio.Protocol):
 
 async def _serve() -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(_Connection, "127.0.0.1", 0, backlog=1024)
+    server = await loop.create_server(UpstreamConnection, "127.0.0.1", 0, backlog=1024)
     print(f"ready: {server.sockets[0].getsockname()[1]}", flush=True)
     # The parent holds the other end: its end is ours.
     await loop.run_in_executor(None, sys.stdin.read)

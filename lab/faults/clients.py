@@ -63,8 +63,19 @@ async def _lines(got: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 class Clients:
     """Clients of whatever gateway `url` says at the moment (None: there is none)."""
 
-    def __init__(self, url: Callable[[], str | None], ledger: Ledger, seed: int) -> None:
+    def __init__(
+        self,
+        url: Callable[[], str | None],
+        ledger: Ledger,
+        seed: int,
+        *,
+        kinds: tuple[tuple[str, str, tuple[bool, ...]], ...] = KINDS,
+        hung_after: float = HUNG_AFTER,
+    ) -> None:
+        """`kinds`: the models of broken upstreams. `hung_after`: seconds until a request counts as hung."""
         self._url = url
+        self.kinds = kinds
+        self._hung_after = hung_after
         self.ledger = ledger
         self._random = random.Random(seed)
         self._words = 0
@@ -104,7 +115,10 @@ class Clients:
         body = {"model": model, "input": f"echo:{word}", "stream": stream, **fields}
         outcome = Outcome("cut")
         try:
-            async with asyncio.timeout(HUNG_AFTER), self._session.post(f"{self._url()}/v1/responses", json=body) as got:
+            async with (
+                asyncio.timeout(self._hung_after),
+                self._session.post(f"{self._url()}/v1/responses", json=body) as got,
+            ):
                 outcome.status = got.status
                 if got.content_type == "text/event-stream":
                     await self._read_stream(got, outcome, model)
@@ -173,14 +187,14 @@ class Clients:
 
     async def get(self, path: str) -> tuple[int, Any]:
         """Status and JSON of a GET."""
-        async with asyncio.timeout(HUNG_AFTER), self._session.get(f"{self._url()}{path}") as got:
+        async with asyncio.timeout(self._hung_after), self._session.get(f"{self._url()}{path}") as got:
             return got.status, json.loads(await got.read())
 
     # Kinds of clients
 
     async def broken_upstreams(self, mine: random.Random) -> None:
         """Every kind of upstream, in an order of its own."""
-        model, expected, streams = mine.choice(KINDS)
+        model, expected, streams = mine.choice(self.kinds)
         stream, word = mine.choice(streams), self.word()
         outcome = await self.ask(model, stream=stream, word=word, store=mine.random() < 0.7)
         self.ledger.done[f"upstream {expected}: {outcome.how}"] += 1
@@ -248,7 +262,7 @@ class Clients:
         conversation = previous = None
         if mine.random() < 0.5:
             async with (
-                asyncio.timeout(HUNG_AFTER),
+                asyncio.timeout(self._hung_after),
                 self._session.post(f"{self._url()}/v1/conversations", json={}) as got,
             ):
                 if got.status != 200:
@@ -278,7 +292,7 @@ class Clients:
         response_id = ""
         try:
             async with (
-                asyncio.timeout(HUNG_AFTER),
+                asyncio.timeout(self._hung_after),
                 self._session.post(f"{self._url()}/v1/responses", json={**body, "stream": stream}) as got,
             ):
                 if got.status != 200:
@@ -305,7 +319,7 @@ class Clients:
     async def _resume(self, response_id: str, seen: list[int]) -> None:
         query = f"?stream=true&starting_after={seen[-1]}"
         async with (
-            asyncio.timeout(HUNG_AFTER),
+            asyncio.timeout(self._hung_after),
             self._session.get(f"{self._url()}/v1/responses/{response_id}{query}") as got,
         ):
             if got.status != 200:
@@ -357,7 +371,7 @@ class Clients:
             self.ledger.wrong.append(f"conversation {conversation}: a question stands in it twice")
 
     async def _ended(self, response_id: str) -> dict[str, Any]:
-        async with asyncio.timeout(HUNG_AFTER):
+        async with asyncio.timeout(self._hung_after):
             while True:
                 status, value = await self.get(f"/v1/responses/{response_id}")
                 if status != 200 or value["status"] not in ("queued", "in_progress"):

@@ -10,14 +10,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import aiohttp
 import pytest
 import yaml
 
-from lab.bench import cpu, gate, gate_instructions, gate_time, machine, peers, run, upstream, variants
+from lab.bench import cpu, gate, gate_instructions, machine, peers, run, upstream, variants
 from lab.bench.report import Result, tables
 from lab.bench.targets import judge, targets_table
 
@@ -127,38 +126,25 @@ def test_the_clock_sees_what_is_below_a_process_and_what_ended() -> None:
     assert running > 0.04 and ended > running - 0.02
 
 
-async def test_figures_are_refused_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Busy:
-        def others(self) -> float:
-            return machine.QUIET * 2
+async def test_figures_are_refused_on_a_busy_machine() -> None:
+    def watch(others: float) -> machine.Watch:
+        clocks = iter([(0.0, 0.0, 0.0), (1.0, others, 0.0)])
+        return machine.Watch(lambda: next(clocks), cores=1)
 
-    monkeypatch.setattr(run, "Watch", Busy)
-    monkeypatch.setattr(run, "_LOOK_SECONDS", 0.0)
     with pytest.raises(SystemExit, match="other programs take 10% of the cores"):
-        await run._refuse_when_busy()
-    monkeypatch.setattr(Busy, "others", lambda _: machine.QUIET)
-    await run._refuse_when_busy()
+        await run.refuse_when_busy(watch(machine.QUIET * 2), 0.0)
+    await run.refuse_when_busy(watch(machine.QUIET), 0.0)
 
 
-def test_others_work_is_what_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_work_is_what_is_not_ours() -> None:
     clocks = iter([(0.0, 100.0, 10.0), (4.0, 108.0, 12.0)])
-
-    def turn() -> None:
-        now, busy, own = next(clocks)
-        monkeypatch.setattr(machine, "time", SimpleNamespace(monotonic=lambda: now))
-        monkeypatch.setattr(cpu, "busy_seconds", lambda: busy)
-        monkeypatch.setattr(cpu, "tree_seconds", lambda _: own)
-
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    turn()
-    watch = machine.Watch()
-    turn()
+    watch = machine.Watch(lambda: next(clocks), cores=2)
     assert watch.others() == pytest.approx((8 - 2) / (4 * 2))
 
 
-@pytest.mark.parametrize("name", list(peers._PROGRAMS))
+@pytest.mark.parametrize("name", list(peers.PROGRAMS))
 def test_the_configuration_of_a_program_is_yaml_with_the_upstream(name: str) -> None:
-    program = peers._PROGRAMS[name]
+    program = peers.PROGRAMS[name]
     config = yaml.safe_load(program.config.format(url="http://127.0.0.1:7/v1", port="8", folder="/f"))
     assert "http://127.0.0.1:7/v1" in str(config)
     assert "{" not in program.command.format(config="c", port="8", url="u", folder="f")
@@ -171,7 +157,7 @@ def test_a_servers_own_name_for_a_model_leaves_the_marker_alone() -> None:
 
 
 async def test_the_upstream_says_what_there_is_and_streams_a_short_answer_to_who_wants_it() -> None:
-    server = await asyncio.get_running_loop().create_server(upstream._Connection, "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(upstream.UpstreamConnection, "127.0.0.1", 0)
     async with server, aiohttp.ClientSession(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as session:
         async with session.get("/v1/models") as listed:
             assert [model["id"] for model in (await listed.json())["data"]] == list(upstream.MODELS)
@@ -220,17 +206,14 @@ async def test_a_running_peer_is_asked_where_it_says(tmp_path: Any) -> None:
 _HERE = "an interpreter"
 
 
-def _gate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, counted: dict[str, float], *, valgrind: bool = True) -> Path:
-    """The gate with a limit of 100 for this interpreter, and what it will find; returns the limits' file."""
-    limits = tmp_path / "limits.json"
+def _measures(
+    folder: Path, counted: dict[str, float], *, valgrind: bool = True, interpreter: str = _HERE
+) -> gate.Measures:
+    """With a limit of 100 for one interpreter, and what the gate will find."""
+    limits = folder / "limits.json"
     limits.write_text(json.dumps({"about": "x", "limits": {_HERE: {"counted": "2026-01-01", "chunk": 100}}}))
-    monkeypatch.setattr(gate, "LIMITS", limits)
-    monkeypatch.setattr(gate, "configure", lambda *_: None)
-    monkeypatch.setattr(gate_instructions, "interpreter", lambda: _HERE)
-    monkeypatch.setattr(gate_instructions, "available", lambda: valgrind)
-    monkeypatch.setattr(gate_instructions, "count", lambda: counted)
-    monkeypatch.setattr(gate_time, "measure", lambda: {"chunk": (5.0, 1.0), "request": (counted["chunk"], 1.0)})
-    return limits
+    times = {"chunk": (5.0, 1.0), "request": (counted["chunk"], 1.0)}
+    return gate.Measures(limits, lambda: valgrind, lambda: interpreter, lambda: counted, lambda: times)
 
 
 @pytest.mark.parametrize(
@@ -246,12 +229,10 @@ def test_the_gate_holds_instructions_against_a_limit(
     counted: float,
     status: int,
     said: str,
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _gate(monkeypatch, tmp_path, {"chunk": counted})
-    assert gate.main([]) == status
+    assert gate.main([], _measures(tmp_path, {"chunk": counted})) == status
     assert said in capsys.readouterr().out
 
 
@@ -261,26 +242,23 @@ def test_without_counts_the_gate_says_so_and_measures_time(
     missing: str,
     request_cost: float,
     status: int,
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    _gate(monkeypatch, tmp_path, {"chunk": request_cost}, valgrind=missing != "valgrind")
-    if missing == "limits":
-        monkeypatch.setattr(gate_instructions, "interpreter", lambda: "another interpreter")
-    assert gate.main([]) == status
+    interpreter = "another interpreter" if missing == "limits" else _HERE
+    measures = _measures(tmp_path, {"chunk": request_cost}, valgrind=missing != "valgrind", interpreter=interpreter)
+    assert gate.main([], measures) == status
     said = capsys.readouterr().out
     assert "CPU TIME INSTEAD" in said and missing in said
     assert ("TOO MUCH" in said) is bool(status)
 
 
 def test_renewed_limits_are_five_per_cent_above_and_keep_those_of_others(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    limits = _gate(monkeypatch, tmp_path, {"chunk": 1000.0})
-    monkeypatch.setattr(gate_instructions, "interpreter", lambda: "another interpreter")
-    assert gate.main(["--renew"]) == 0
-    written = json.loads(limits.read_text())["limits"]
+    measures = _measures(tmp_path, {"chunk": 1000.0}, interpreter="another interpreter")
+    assert gate.main(["--renew"], measures) == 0
+    written = json.loads(measures.limits.read_text())["limits"]
     assert written["another interpreter"]["chunk"] == 1050 and written[_HERE]["chunk"] == 100
 
 

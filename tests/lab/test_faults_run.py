@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from lab.faults import clients as under_test
 from lab.faults.clients import Clients, Ledger
 from lab.faults.run import Door, _print, growth
 from lab.faults.upstream import KINDS
@@ -21,14 +20,14 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 @asynccontextmanager
-async def against(handler: Handler) -> AsyncIterator[Clients]:
+async def against(handler: Handler, **options: Any) -> AsyncIterator[Clients]:
     """Clients of a gateway that does what `handler` says, whatever the path."""
     server = web.Server(handler)
     runner = web.ServerRunner(server)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    clients = Clients(lambda: f"http://127.0.0.1:{runner.addresses[0][1]}", Ledger(), 1)
+    clients = Clients(lambda: f"http://127.0.0.1:{runner.addresses[0][1]}", Ledger(), 1, **options)
     try:
         yield clients
     finally:
@@ -45,11 +44,11 @@ async def _always_completed(request: web.BaseRequest) -> web.StreamResponse:
     return web.json_response(_response("made up"))
 
 
-async def test_a_wrong_success_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_wrong_success_is_noticed() -> None:
     async with against(_always_completed) as clients:
-        monkeypatch.setattr(under_test, "KINDS", (("x:cut", "bad", (False,)),))
+        clients.kinds = (("x:cut", "bad", (False,)),)
         await clients.broken_upstreams(random.Random(1))
-        monkeypatch.setattr(under_test, "KINDS", (("x:good", "good", (False,)),))
+        clients.kinds = (("x:good", "good", (False,)),)
         await clients.broken_upstreams(random.Random(1))
         assert len(clients.ledger.wrong) == 2 and "x:cut" in clients.ledger.wrong[0]
 
@@ -74,15 +73,14 @@ async def test_a_stream_that_only_looks_whole_is_noticed() -> None:
         assert len(clients.ledger.wrong) == 1
 
 
-async def test_silence_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silence_is_noticed() -> None:
     over = asyncio.Event()
 
     async def silent(request: web.BaseRequest) -> web.StreamResponse:
         await over.wait()
         return web.Response()
 
-    monkeypatch.setattr(under_test, "HUNG_AFTER", 0.05)
-    async with against(silent) as clients:
+    async with against(silent, hung_after=0.05) as clients:
         assert (await clients.ask("ok", stream=True, word="w")).how == "hung"
         assert len(clients.ledger.hung) == 1
         over.set()
