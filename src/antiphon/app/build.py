@@ -21,12 +21,11 @@ import structlog
 from antiphon.api.router import ReadyProbe
 from antiphon.app.extensions import make_extension_tools
 from antiphon.app.keys import api_keys, deployment_keys, make_sealer, owner_key, stored_bodies
-from antiphon.app.measuring import Measuring
+from antiphon.app.measuring import Measuring, close_tracer, open_tracer
 from antiphon.app.outgoing import direct_target, make_fetcher
 from antiphon.app.router import make_router
 from antiphon.app.routing import learn, make_routes, several_upstreams
 from antiphon.app.tools import code_interpreter, container_endpoints, make_tools, open_rooms
-from antiphon.app.traces import close_tracer, open_tracer
 from antiphon.app.vector_stores import VectorSearch, open_search
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings

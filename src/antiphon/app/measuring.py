@@ -1,7 +1,7 @@
 """Collects metrics that other parts already hold: event loop, disk, databases, thread pools.
 
-Lives here: whom a scrape asks, and how often. Not here: names and meanings (`observability/metric_names.py`), what is
-counted where it happens.
+Lives here: whom a scrape asks, and how often; opening the tracer that the settings configure. Not here: names and
+meanings (`observability/metric_names.py`), what is counted where it happens.
 
 What takes a query or a look at the disk is asked before a scrape, at most each second (sizes and servers every ten),
 and one look at a time: a disk that stands still is looked at by one thread, and a scrape shows what was seen last.
@@ -12,18 +12,22 @@ Invariant: nothing here is done when nobody scrapes, but for the event loop's on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from antiphon import __version__, compiled
+from antiphon.config.processes import TracingSettings
 from antiphon.config.settings import Settings
 from antiphon.engine.ports.jobs import Queue
 from antiphon.engine.waiting import SIZES, all_pools
+from antiphon.extras import extra_missing
 from antiphon.ids import now
 from antiphon.observability import metric_names as names
 from antiphon.observability.logs import dropped_lines
@@ -31,6 +35,9 @@ from antiphon.observability.metric_values import Labels
 from antiphon.observability.metrics import Metrics
 from antiphon.stores import Stores
 from antiphon.stores.backend import DatabaseFigures, StoreFigures
+
+if TYPE_CHECKING:
+    from antiphon.observability.otel import Tracer
 
 _QUEUE_SECONDS = 1.0
 _LOOK_SECONDS = 10.0
@@ -194,3 +201,40 @@ def _threads() -> dict[Labels, tuple[int, int]]:
         busy, waiting = found.get((pool.name,), (0, 0))
         found[pool.name,] = (busy + pool.busy, waiting + pool.waiting)
     return found
+
+
+_IN_FULL = "tracing.traces_endpoint (OTEL_EXPORTER_OTLP_ENDPOINT)"
+_CLOSE_SECONDS = 3.0
+
+
+def open_tracer(settings: TracingSettings) -> Tracer | None:
+    """The tracer; None without an endpoint. Raises `ConfigError` where the packages are missing."""
+    if settings.traces_url is None:
+        return None
+    try:
+        from antiphon.observability.otel import Tracer
+    except ImportError:
+        raise extra_missing("tracing.endpoint" if settings.endpoint else _IN_FULL, "otel") from None
+    return Tracer(settings, __version__)
+
+
+async def close_tracer(tracer: Tracer | None) -> None:
+    """Send what there is; a collector that does not answer keeps nobody from stopping."""
+    if tracer is None:
+        return
+    loop = asyncio.get_running_loop()
+    closed = asyncio.Event()
+
+    def close() -> None:
+        try:
+            tracer.close()
+        finally:
+            # Nobody waits any more where the loop is gone.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(closed.set)
+
+    # Not a pool's thread: one that still waits for a collector would be waited for at the process's end.
+    threading.Thread(target=close, name="close-tracer", daemon=True).start()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await closed.wait()

@@ -1,9 +1,9 @@
 """Limits and decompresses request bodies that are read whole, for every door.
 
 Lives here: what a body may take while it comes; gzip, deflate and zstd, several of them one after another, and the
-guards against bodies that are made to grow. Not here: reading from a socket (the doors), bodies that are taken as they
-come (`http/server.py`), large bodies decoded in a thread (`decoding.py`), and what upstreams send compressed
-(`extproc/content_coding`).
+guards against bodies that are made to grow; large bodies are decoded in a thread (`decoded`), so that other requests do
+not wait. Not here: reading from a socket (the doors), bodies that are taken as they come (`http/server.py`), and what
+upstreams send compressed (`extproc/content_coding`).
 
 A body is decoded when it is whole: its compressed size has a limit of its own, and no decoder is asked for more than
 what is left of the decoded size.
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Final
 
 from antiphon.engine.exchange.budget import Hold
+from antiphon.engine.waiting import DECODING
 from antiphon.errors import ApiError, InvalidRequest, RequestTooLarge
 from antiphon.types.transport import Headers, header_value
 
@@ -79,7 +80,7 @@ class WholeBody:
         self._parts.append(part)
 
     def decoded_now(self) -> bytes | None:
-        """The plain body, once it is whole; None where that takes longer than others should wait (`decoding.py`).
+        """The plain body, once it is whole; None where that takes longer than others should wait (`decoded`).
         Raises `ApiError` (400, 413, 429, 503)."""
         if self.codings and self._size >= _LARGE:
             return None
@@ -248,3 +249,11 @@ def _unsupported(problem: str) -> ApiError:
         code="unsupported_content_encoding",
         headers=(("accept-encoding", "gzip, deflate, zstd"),),
     )
+
+
+async def decoded(body: WholeBody) -> bytes:
+    """The plain body, once it is whole. Raises `ApiError` (400, 413, 429, 503)."""
+    plain = body.decoded_now()
+    if plain is None:
+        plain = body.account(await DECODING.run(decode_now, body.codings, body.take(), body.limit))
+    return plain

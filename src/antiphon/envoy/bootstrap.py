@@ -1,6 +1,7 @@
 """Generates a whole Envoy bootstrap, as a dictionary and as YAML.
 
-Lives here: listeners, filters, limits of the process. Not here: the routes (`routes.py`), where they lead
+Lives here: listeners, filters (CORS among them), limits of the process, and the listener for Envoy's own metrics
+(`envoy.metrics`). Not here: the routes (`routes.py`), where they lead
 (`clusters.py`), what Envoy answers itself (`local_replies.py`), starting Envoy (`commands/`).
 
 Every setting that deviates from Envoy's default has its reason beside it; all were tried against Envoy 1.40.0. What
@@ -23,13 +24,13 @@ import yaml
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.envoy.clusters import clusters
-from antiphon.envoy.cors import cors_filters, cors_policy
 from antiphon.envoy.failure_lines import early_ends, failure_lines
 from antiphon.envoy.local_replies import REQUEST_ID, local_replies
 from antiphon.envoy.messages import (
     FULL_DUPLEX,
     Config,
     address,
+    cluster,
     early_headers,
     http_filter,
     http_manager,
@@ -37,7 +38,6 @@ from antiphon.envoy.messages import (
     log_lines,
     typed,
 )
-from antiphon.envoy.own_metrics import metrics_cluster, metrics_listener
 from antiphon.envoy.picker import is_picked, stripped
 from antiphon.envoy.picker_listener import picker_listeners
 from antiphon.envoy.routes import (
@@ -53,6 +53,7 @@ from antiphon.envoy.several import bootstrap_extensions, upstream_listeners
 from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.tracing import tracing
 from antiphon.envoy.versions import NEWEST, EnvoyVersion, fitted
+from antiphon.types import cors
 from antiphon.types.transport import SECRET_HEADER
 
 
@@ -302,3 +303,69 @@ def _access_log() -> Config:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
+
+
+_ADMIN = "admin"
+
+
+def metrics_listener(settings: Settings) -> list[Config]:
+    """The listener, if `envoy.metrics` is set."""
+    if settings.envoy.metrics is None:
+        return []
+    routes = [
+        {"name": "live", "match": {"path": "/live"}, "direct_response": {"status": 200}},
+        {"name": "metrics", "match": {"path": "/stats/prometheus"}, "route": {"cluster": _ADMIN, "timeout": "10s"}},
+    ]
+    manager = http_manager(
+        "metrics",
+        routes,
+        request_headers_timeout="10s",
+        request_timeout="10s",
+        common_http_protocol_options={"idle_timeout": "60s"},
+    )
+    return [listener("metrics", settings.envoy.metrics, manager)]
+
+
+def metrics_cluster(settings: Settings) -> list[Config]:
+    """Envoy's admin interface as a cluster, if `envoy.metrics` is set."""
+    if settings.envoy.metrics is None:
+        return []
+    return [cluster(_ADMIN, [address(settings.place(settings.envoy.admin))], type="STATIC")]
+
+
+_FILTER = "envoy.filters.http.cors"
+
+
+def cors_filters(settings: Settings) -> list[Config]:
+    """Entries of `http_filters`, before all others that answer."""
+    if not settings.cors.origins:
+        return []
+    # The first filter has the last word on whatever is answered, by whomever: no cache may give one page's answer to
+    # another. (Headers of the virtual host are lost with answers that replace the router's.)
+    vary = {"header": {"key": "vary", "value": "origin"}, "append_action": "APPEND_IF_EXISTS_OR_ADD"}
+    varies = typed(
+        "filters.http.header_mutation.v3.HeaderMutation", mutations={"response_mutations": [{"append": vary}]}
+    )
+    return [
+        http_filter("envoy.filters.http.header_mutation", varies),
+        http_filter(_FILTER, typed("filters.http.cors.v3.Cors")),
+    ]
+
+
+def cors_policy(settings: Settings) -> Config:
+    """Fields of the virtual host."""
+    if not settings.cors.origins:
+        return {}
+    policy = typed(
+        "filters.http.cors.v3.CorsPolicy",
+        allow_origin_string_match=[_matcher(origin) for origin in settings.cors.origins],
+        allow_methods=cors.ALLOW_METHODS,
+        allow_headers=cors.ALLOW_HEADERS,
+        expose_headers=cors.EXPOSE_HEADERS,
+        max_age=cors.MAX_AGE,
+    )
+    return {"typed_per_filter_config": {_FILTER: policy}}
+
+
+def _matcher(origin: str) -> Config:
+    return {"safe_regex": {"regex": ".*"}} if origin == "*" else {"exact": origin}

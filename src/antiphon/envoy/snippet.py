@@ -14,6 +14,7 @@ from antiphon.config.settings import Settings
 from antiphon.envoy.bootstrap import (
     client_limits,
     connection_manager,
+    cors_filters,
     extproc_filter,
     model_door,
     overload_manager,
@@ -21,7 +22,6 @@ from antiphon.envoy.bootstrap import (
     virtual_host,
 )
 from antiphon.envoy.clusters import clusters
-from antiphon.envoy.cors import cors_filters
 from antiphon.envoy.messages import Config
 from antiphon.envoy.picker_listener import picker_listeners
 from antiphon.envoy.routes import public_routes

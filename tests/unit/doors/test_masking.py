@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.doors.http.masking import MaskedFrames
+from antiphon.doors.http.connection import MaskedFrames
 
 _REFUSED = b"\x83\x80\0\0\0\0"
 

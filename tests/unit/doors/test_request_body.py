@@ -13,8 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from antiphon.doors.decoding import decoded
-from antiphon.doors.request_body import WholeBody, content_codings, decode_now
+from antiphon.doors.request_body import WholeBody, content_codings, decode_now, decoded
 from antiphon.engine.exchange.budget import Budget, Hold
 from antiphon.errors import ApiError, AtCapacity, InvalidRequest, RequestTooLarge
 from tests.support.compression import zstd_streamed

@@ -26,7 +26,7 @@ import aiohttp
 
 from antiphon.app.extensions import extensions
 from antiphon.app.keys import deployment_keys, key_problems
-from antiphon.app.traces import close_tracer, open_tracer
+from antiphon.app.measuring import close_tracer, open_tracer
 from antiphon.commands.doctor.upstream_report import Finding, examine
 from antiphon.commands.flags import settings_of
 from antiphon.commands.start_checks import CONTENTS_ADVICE, check_sidecar_files, contents_are_here_alone

@@ -25,7 +25,6 @@ import structlog
 
 from antiphon.api.http import AnswerCut, ApiRequest
 from antiphon.doors.context import DoorContext
-from antiphon.doors.decoding import decoded
 from antiphon.doors.extproc.answers import refusal_message, with_request_id
 from antiphon.doors.extproc.immediate_response import Ahead, Drive, answer_streamed, answer_whole
 from antiphon.doors.extproc.message_queues import PeerLeft
@@ -34,7 +33,7 @@ from antiphon.doors.extproc.peer import Peer, StreamCut
 from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.doors.extproc.relay import Relay, translate_local_reply
 from antiphon.doors.extproc.transport import MessageStream
-from antiphon.doors.request_body import WholeBody, too_slow
+from antiphon.doors.request_body import WholeBody, decoded, too_slow
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.failure import Failure, refusal
 from antiphon.engine.ports.actions import CancelReason, Finish, RequestHead

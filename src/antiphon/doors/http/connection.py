@@ -1,8 +1,8 @@
 """One client connection of the HTTP door: aiohttp's protocol with timeouts for silent clients.
 
-Lives here: what is answered to bytes that are no HTTP, and the ends of silence: a head that does not come, an answer
-that is not taken. Not here: any request (`server.py`), accepting connections (`listener.py`), frames of WebSockets
-(`masking.py` checks one thing about them).
+Lives here: what is answered to bytes that are no HTTP; the ends of silence: a head that does not come, an answer that
+is not taken; and that a client masks its WebSocket frames (RFC 6455, 5.1), which aiohttp's reader (3.14.5) does not
+check. Not here: any request (`server.py`), accepting connections (`listener.py`), what frames mean (`websocket.py`).
 
 Invariant: nothing that waits for the client waits for ever, whatever is written to it (streams, whole answers, frames):
 the limit is the connection's, set when its buffer is full and not for each write.
@@ -15,14 +15,13 @@ import contextlib
 import socket
 import struct
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
 
 from antiphon.doors.http.exchange import make_response
-from antiphon.doors.http.masking import MaskedFrames
 from antiphon.errors import ApiError, InternalError, InvalidRequest
 
 _HEADER_BYTES = 64 * 1024
@@ -266,3 +265,51 @@ class HttpConnection(web.RequestHandler):
         close = (("content-type", "application/json"), ("connection", "close"))
         # Nothing of such a request was read: whether it was a HEAD, only its bytes tell.
         return make_response(error.status, close, b"" if self._begun == b"HEAD " else error.body())
+
+
+# A reserved opcode, masked and empty.
+_REFUSED: Final = b"\x83\x80\0\0\0\0"
+_MASKED: Final = 0x80
+
+
+class MaskedFrames:
+    """Stands between the socket and the reader, whose methods it is given. No byte of a frame is handed on before its
+    mask bit was seen."""
+
+    def __init__(self, feed_data: Callable[[bytes], tuple[bool, bytes]], feed_eof: Callable[[], None]) -> None:
+        self._feed_data = feed_data
+        self.feed_eof = feed_eof
+        self._left = 0
+        self._held = b""
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """More bytes; whether the connection is over, and what follows it, as the reader says."""
+        if self._held:
+            data, self._held = self._held + data, b""
+        at = self._left
+        while at < len(data):
+            size = _frame_size(data, at)
+            if size is None:
+                data, self._held = data[:at], data[at:]
+                break
+            if not data[at + 1] & _MASKED:
+                data = data[:at] + _REFUSED
+                at = len(data)
+                break
+            at += size
+        self._left = max(at - len(data), 0)
+        return self._feed_data(data) if data else (False, b"")
+
+
+def _frame_size(data: bytes, at: int) -> int | None:
+    """Bytes from here to the next frame; None while too little of the head is there. (A frame that is not masked has
+    any size: it is the last one.)"""
+    if at + 2 > len(data):
+        return None
+    short = data[at + 1] & 0x7F
+    if not data[at + 1] & _MASKED or short < 126:
+        return 6 + short
+    width = 2 if short == 126 else 8
+    if at + 2 + width > len(data):
+        return None
+    return 6 + width + int.from_bytes(data[at + 2 : at + 2 + width], "big")

@@ -27,13 +27,12 @@ from aiohttp.web_exceptions import HTTPException
 from antiphon.api.http import AnswerCut, ApiRequest, error_response
 from antiphon.api.router import METRICS_PATH, Router, unknown_url
 from antiphon.doors.context import DoorContext, Kind
-from antiphon.doors.decoding import decoded
 from antiphon.doors.http.connection import DoorServer, HttpConnection
 from antiphon.doors.http.exchange import ExchangeAnswer, make_response, send_stream
 from antiphon.doors.http.listener import Listener
 from antiphon.doors.http.path import split_target
 from antiphon.doors.http.websocket import WebSocketConnection, check_handshake, is_upgrade
-from antiphon.doors.request_body import WholeBody, content_codings, too_slow
+from antiphon.doors.request_body import WholeBody, content_codings, decoded, too_slow
 from antiphon.doors.tls import TlsFiles
 from antiphon.engine.exchange.budget import Hold
 from antiphon.engine.exchange.failure import Failure, refusal
