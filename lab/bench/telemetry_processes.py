@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from antiphon.config.settings import load_settings
-from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.sidecars import SidecarEndpoint
+from antiphon.envoy.versions import find_envoy
 from antiphon.supervisor.children import ParentPipe
 from antiphon.supervisor.envoy_admin import EnvoyAdmin
 from lab.bench import cpu

@@ -25,9 +25,9 @@ from typing import Any, BinaryIO
 
 import antiphon
 from antiphon.config.settings import load_settings
-from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.sidecars import SidecarEndpoint
+from antiphon.envoy.versions import find_envoy
 from antiphon.supervisor import parent_guard
 from antiphon.supervisor.children import ParentPipe
 from antiphon.supervisor.envoy_admin import EnvoyAdmin

@@ -17,8 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
-from antiphon.envoy.binary import find_envoy, full_version
-from antiphon.envoy.versions import parse_version
+from antiphon.envoy.versions import find_envoy, full_version, parse_version
 from antiphon.errors import ConfigError
 
 _ROOT = Path(__file__).parents[2]

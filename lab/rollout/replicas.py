@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from antiphon.config.settings import Settings
-from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.messages import Config, address, http_filter, listener, typed
 from antiphon.envoy.sidecars import endpoints
+from antiphon.envoy.versions import find_envoy
 from antiphon.supervisor.http_probe import ask
 from lab.rollout.builds import HERE, Build
 from lab.rollout.shared import ONE_FOLDER, Shared

@@ -18,8 +18,7 @@ from antiphon.config.state import BlobSettings, StateSettings
 from antiphon.engine.ports.files import OwnerStorageFull, new_blob_key
 from antiphon.errors import StoreError
 from antiphon.stores import open_stores
-from antiphon.stores.blobs import s3
-from antiphon.stores.blobs.opening import open_blobs
+from antiphon.stores.blobs import open_blobs, s3
 from antiphon.stores.blobs.s3 import S3Blobs, store_error
 from antiphon.stores.files import FileStore
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite

@@ -8,8 +8,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from antiphon.envoy.binary import find_envoy, version_of
-from antiphon.envoy.versions import EnvoyVersion
+from antiphon.envoy.versions import EnvoyVersion, find_envoy, version_of
 
 
 class _Chosen:

@@ -43,9 +43,9 @@ from antiphon.stores.owner_usage import OwnerQuota
 from antiphon.stores.responses import ResponseStore
 from antiphon.translation.chat.check_item import check_item
 from antiphon.translation.item_kinds import note_members, only_known
+from antiphon.translation.request.body import read_items
 from antiphon.translation.request.checks import check_metadata
 from antiphon.translation.request.fields import check_include
-from antiphon.translation.request.items import read_items
 from antiphon.types.json import ABSENT, JsonObject, encode, given
 from antiphon.types.tolerance import Tolerance
 

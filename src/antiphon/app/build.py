@@ -34,8 +34,8 @@ from antiphon.doors.context import Admission, DoorContext
 from antiphon.doors.listening import max_requests
 from antiphon.doors.owners import OwnerResolver
 from antiphon.engine.exchange.budget import Budget
-from antiphon.engine.exchange.job_needs import able_to
 from antiphon.engine.exchange.model_routes import ModelRoutes
+from antiphon.engine.exchange.queued_request import able_to
 from antiphon.engine.exchange.response_exchange import ExchangeOptions, ResponseExchange
 from antiphon.engine.running.background import Background
 from antiphon.engine.running.followers import Followers

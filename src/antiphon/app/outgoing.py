@@ -1,22 +1,18 @@
 """Builds the upstream clients and the guarded URL fetcher from the settings.
 
-Lives here: targets, guards and TLS contexts made of settings. Not here: calling and fetching (`upstream/`), the rest
-(`build.py`).
+Lives here: targets and guards made of settings. Not here: calling and fetching (`upstream/`), the rest (`build.py`).
 
-Invariants: whatever a client can name goes through the guarded fetcher; a file that cannot be used is a `ConfigError`
-that names the setting.
+Invariant: whatever a client can name goes through the guarded fetcher.
 """
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Awaitable, Callable, Iterable
-from pathlib import Path
 
+from antiphon.app.trust import trusted, upstream_trust
 from antiphon.config.limits import FetchSettings
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode, UpstreamSettings
-from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM
 from antiphon.errors import ConfigError
 from antiphon.types.transport import Headers
 from antiphon.upstream.addresses import AddressRule
@@ -75,21 +71,3 @@ def make_permit(
         return addresses[0]
 
     return permit
-
-
-def section(upstream: str) -> str:
-    """How settings name an upstream."""
-    return "upstream" if upstream == DEFAULT_UPSTREAM else f"upstreams.{upstream}"
-
-
-def upstream_trust(name: str, upstream: UpstreamSettings) -> ssl.SSLContext | None:
-    """Whom calls of this upstream trust; None where they are not encrypted. Raises `ConfigError`."""
-    return trusted(f"{section(name)}.ca_file", upstream.ca_file) if upstream.tls else None
-
-
-def trusted(setting: str, file: Path | None) -> ssl.SSLContext:
-    """Trust in the authorities of this file, or in the system's. Raises `ConfigError`."""
-    try:
-        return ssl.create_default_context(cafile=str(file) if file else None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"{setting}: {file} cannot be used: {error}") from None

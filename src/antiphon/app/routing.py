@@ -14,7 +14,7 @@ from dataclasses import replace
 import structlog
 
 from antiphon.app.extensions import known_profiles
-from antiphon.app.outgoing import section
+from antiphon.app.trust import section
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode, ModelSettings, UpstreamGroup
 from antiphon.engine.exchange.model_routes import DEFAULT_UPSTREAM, ModelRoute, ModelRoutes, ModelRule

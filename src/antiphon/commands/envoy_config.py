@@ -20,13 +20,12 @@ import yaml
 from antiphon.commands.flags import settings_of
 from antiphon.config.settings import Settings
 from antiphon.envoy import gateway_api, gateway_pod, istio
-from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, to_yaml
 from antiphon.envoy.gateway_pod import NAME, GatewayTarget, Sidecar, as_comments, parse_hostname, parse_place, script
 from antiphon.envoy.merging import MergeTarget, merged, read
 from antiphon.envoy.sidecars import SidecarEndpoint, endpoints
 from antiphon.envoy.snippet import parts, snippet
-from antiphon.envoy.versions import NEWEST, EnvoyVersion, parse_version
+from antiphon.envoy.versions import NEWEST, EnvoyVersion, find_envoy, parse_version, version_of
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.supervisor.child_settings import file_values, secret_environment
 

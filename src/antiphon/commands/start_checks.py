@@ -1,7 +1,7 @@
 """Checks at the start of a gateway: files that settings name, and warnings for the operator.
 
 Lives here: certificates that cannot be used, who could spend the gateway's keys, what other machines cannot read. Not
-here: what certificates are for (`app/outgoing.py`, `doors/tls.py`, `envoy/clusters.py`), whether the upstreams answer
+here: what certificates are for (`app/trust.py`, `doors/tls.py`, `envoy/clusters.py`), whether the upstreams answer
 (`upstream_warnings.py`), settings that are wrong (`antiphon.config`), what upstreams can do
 (`commands/doctor/command.py`). A bootstrap for another machine (`envoy-config`) names files that are not here: they are
 not checked.
@@ -16,7 +16,7 @@ import ipaddress
 
 import structlog
 
-from antiphon.app.outgoing import upstream_trust
+from antiphon.app.trust import upstream_trust
 from antiphon.config.section import parse_address
 from antiphon.config.settings import Settings
 from antiphon.config.upstreams import AuthMode

@@ -14,7 +14,8 @@ from contextlib import aclosing, asynccontextmanager
 
 import structlog
 
-from antiphon.app.outgoing import direct_target, section
+from antiphon.app.outgoing import direct_target
+from antiphon.app.trust import section
 from antiphon.commands.doctor.upstream_probes import (
     PLAIN_HTTP_QUESTION,
     ChatProbes,

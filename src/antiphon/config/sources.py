@@ -1,7 +1,6 @@
 """Reads settings from a YAML file, environment variables and flags.
 
-Lives here: reading and merging the sources into one nested mapping; parsing YAML text, and what is said where that
-fails. Not here: what settings there are and whether their
+Lives here: reading and merging the sources into one nested mapping. Not here: what settings there are and whether their
 values are right (`antiphon.config`).
 
 Invariants: an unknown name is an error in every source, with the nearest known name as advice; what is said about a
@@ -16,10 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from antiphon.config.otel import otel_defaults
-from antiphon.config.problems import MAPPING, NotYaml, Place, advice, shown_name, written_place
+from antiphon.config.problems import MAPPING, NotYaml, Place, advice, written_place
 from antiphon.config.section import Section, field_paths, section_in
 from antiphon.errors import ConfigError
 
@@ -70,7 +67,7 @@ def read_file(path: Path) -> dict[object, object]:
 def _yaml(text: str) -> object:
     """What a text in YAML says. Raises `NotYaml`."""
     # A process whose settings are flags and single words has none to read: 10 ms, 1 MiB.
-    from antiphon.config.sources import read_yaml
+    from antiphon.config.yaml_text import read_yaml
 
     return read_yaml(text)
 
@@ -172,41 +169,3 @@ def _value(name: str, text: str, kind: object) -> object:
     if listed:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
-
-
-_QUOTED = re.compile(r"'[^']*'|[\"'].*", re.DOTALL)
-_HARMLESS = re.compile(r"'(<[a-z ]+>|[^\w\s])'")
-
-
-def read_yaml(text: str) -> object:
-    """What the text says. Raises `NotYaml`."""
-    try:
-        return yaml.load(text, _UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise NotYaml(_problem(error)) from None
-
-
-def _problem(error: Exception) -> str:
-    """What a parser says and where it stood, without anything of the text: the words in quotes are the text's."""
-    if not isinstance(error, yaml.MarkedYAMLError):
-        # Of a value (a date, a number), or of a character that YAML does not have: these messages hold it.
-        return "it holds a value or a character that cannot be read"
-    said = ", ".join(part for part in (error.context, error.problem) if part)
-    for quoted in _QUOTED.finditer(said):
-        # What the parser found is named as a kind, '<scalar>', or is a mark of punctuation.
-        if not _HARMLESS.fullmatch(quoted[0]):
-            said = f"{said[: quoted.start()]}…"
-            break
-    mark = error.problem_mark or error.context_mark
-    return f"line {mark.line + 1}, column {mark.column + 1}: {said}" if mark is not None else said
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice, which YAML parsers settle in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := {name for name in names if names.count(name) > 1}:
-            problem = f"{', '.join(sorted(map(shown_name, twice)))} is given twice"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return super().construct_mapping(node, deep=deep)

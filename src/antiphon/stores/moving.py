@@ -29,8 +29,8 @@ from antiphon.config.state import BlobSettings
 from antiphon.config.state_url import read_state_url
 from antiphon.engine.ports.files import BlobReader, BlobStore
 from antiphon.errors import ConfigError, StoreError
+from antiphon.stores.blobs import open_blobs
 from antiphon.stores.blobs.disk import FILES_FOLDER, DiskBlobs
-from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.choice import export_of, import_into
 from antiphon.stores.moved import COLUMNS, Counted, Mark, Row, Sum, read_mark, write_mark
 

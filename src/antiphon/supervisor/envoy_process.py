@@ -26,10 +26,9 @@ import subprocess
 from pathlib import Path
 
 from antiphon.config.settings import Settings
-from antiphon.envoy.binary import find_envoy, version_of
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.envoy.sidecars import endpoints
-from antiphon.envoy.versions import EnvoyVersion
+from antiphon.envoy.versions import EnvoyVersion, find_envoy, version_of
 from antiphon.errors import ConfigError
 from antiphon.supervisor.child_settings import envoy_environment
 from antiphon.supervisor.run_folder import write_private

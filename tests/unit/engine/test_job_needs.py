@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from antiphon.engine.exchange.job_needs import able_to, job_needs
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
+from antiphon.engine.exchange.queued_request import able_to, job_needs
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request.body import read_request
 

@@ -14,12 +14,11 @@ import yaml
 
 from antiphon.cli import main
 from antiphon.config.settings import Settings
-from antiphon.envoy.binary import find_envoy
 from antiphon.envoy.bootstrap import bootstrap, client_limits, fill_in_secret, to_yaml
 from antiphon.envoy.messages import Config
 from antiphon.envoy.sidecars import SidecarEndpoint, endpoints
 from antiphon.envoy.snippet import parts, snippet
-from antiphon.envoy.versions import fitted
+from antiphon.envoy.versions import find_envoy, fitted
 from antiphon.errors import ConfigError
 from tests.support.envoy_binary import envoy_binary, envoy_version
 

@@ -10,8 +10,16 @@ import yaml
 
 from antiphon.cli import main
 from antiphon.envoy import versions
-from antiphon.envoy.binary import full_version, version_of
-from antiphon.envoy.versions import FEATURES, NEWEST, OLDEST, EnvoyVersion, fitted, parse_version
+from antiphon.envoy.versions import (
+    FEATURES,
+    NEWEST,
+    OLDEST,
+    EnvoyVersion,
+    fitted,
+    full_version,
+    parse_version,
+    version_of,
+)
 from antiphon.errors import ConfigError
 from tests.support.envoy_binary import envoy_binary, envoy_version
 

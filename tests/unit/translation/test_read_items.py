@@ -10,7 +10,7 @@ from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 from antiphon.translation.chat.check_item import check_item
-from antiphon.translation.request.items import read_items
+from antiphon.translation.request.body import read_items
 from antiphon.types.json import ABSENT
 from antiphon.types.tolerance import Tolerance
 

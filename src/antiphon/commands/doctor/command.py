@@ -34,15 +34,14 @@ from antiphon.commands.tables import printable
 from antiphon.config.processes import TracingSettings
 from antiphon.config.section import MIB
 from antiphon.config.settings import Settings
-from antiphon.envoy.binary import find_envoy, full_version
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.envoy.sidecars import endpoints
-from antiphon.envoy.versions import FEATURES, NEWEST, OLDEST, parse_version
+from antiphon.envoy.versions import FEATURES, NEWEST, OLDEST, find_envoy, full_version, parse_version
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.extras import how_to_install
 from antiphon.local_keys import prepare_data
 from antiphon.stores.backend import StateNeeds
-from antiphon.stores.blobs.opening import open_blobs
+from antiphon.stores.blobs import open_blobs
 from antiphon.stores.state_report import examine_state
 from antiphon.tools.code_interpreter import HOLDS, Trial, try_out
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from msgspec import Raw
 
 from antiphon.engine.exchange.call_headers import continued, kept_for_later
-from antiphon.engine.exchange.job_needs import job_needs
+from antiphon.engine.exchange.declared_tools import hosted_tools
 from antiphon.engine.exchange.loaded_request import LoadedRequest
+from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.engine.exchange.parsed_request import ParsedRequest
 from antiphon.engine.exchange.phase import ExchangeCore, Phase
 from antiphon.engine.exchange.queueing import (
@@ -30,6 +31,7 @@ from antiphon.errors import ApiError, StoreError, store_refusal
 from antiphon.translation.request.prompt_template import pin_prompt
 from antiphon.translation.values import Ending
 from antiphon.types.json import encode
+from antiphon.types.request import CreateResponse
 
 
 class QueuedRequest(Phase):
@@ -101,3 +103,28 @@ class QueuedRequest(Phase):
         else:
             core.answer.whole(encode(self._loaded.builder.response))
             core.finish("queued")
+
+
+PAYLOADS: tuple[int, ...] = (1,)
+"""The forms of a job's payload (`engine/ports/jobs.py`) that this build reads; it writes the last. Another number where
+an older build could not read it, with the one before beside it: in a rollout such jobs are waiting."""
+
+
+def job_needs(
+    request: CreateResponse, route: ModelRoute, tool_types: frozenset[str], *, payloads: tuple[int, ...] = PAYLOADS
+) -> tuple[str, ...]:
+    """What this request needs."""
+    tools = {f"tool:{tool.type}" for tool in hosted_tools(request, tool_types)}
+    return (f"version:{payloads[-1]}", f"upstream:{route.upstream}", *sorted(tools))
+
+
+def able_to(routes: ModelRoutes, tool_types: frozenset[str], *, payloads: tuple[int, ...] = PAYLOADS) -> frozenset[str]:
+    """What a process with these routes and tools is able to."""
+    upstreams = {route.upstream for route in (routes.default, *(rule.route for rule in routes.rules))}
+    return frozenset(
+        (
+            *(f"version:{number}" for number in payloads),
+            *(f"upstream:{name}" for name in upstreams),
+            *(f"tool:{kind}" for kind in tool_types),
+        )
+    )

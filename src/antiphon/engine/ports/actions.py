@@ -289,7 +289,7 @@ class Enqueue:
     """Store a queued response and the job that runs it; answered by `receive_saved`.
 
     `request` is the job's payload (`jobs.JobRequest` as JSON), `events` what its stream begins with, empty when no
-    stream was asked for; `needs` what a worker must be able to (`engine/exchange/job_needs.py`).
+    stream was asked for; `needs` what a worker must be able to (`engine/exchange/queued_request.py`).
     """
 
     record: ResponseRecord

@@ -137,7 +137,7 @@ class Workers:
         able: Collection[str] | None = None,
     ) -> None:
         """`watch_door`: for model calls that go through a gateway of our own. `batch`: seconds between writes of a
-        response's events. `able`: what of other processes' jobs this one can run (`engine/exchange/job_needs.py`);
+        response's events. `able`: what of other processes' jobs this one can run (`engine/exchange/queued_request.py`);
         None: all."""
         self.name = name
         self._jobs = jobs

@@ -1,1 +1,27 @@
 """Storage for the contents of files. Their metadata is in the other stores."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from antiphon.config.state import BlobSettings
+from antiphon.engine.ports.files import BlobStore
+from antiphon.extras import extra_missing
+from antiphon.stores.blobs.disk import DiskBlobs
+
+
+async def open_blobs(settings: BlobSettings, folder: Path, *, of_several: bool = False) -> BlobStore:
+    """The storage that the settings name, else one in `folder`. `of_several`: whether other machines share the rows.
+
+    Raises `ConfigError`, and `StoreError` that says what to do when the storage cannot be used.
+    """
+    if settings.url is None:
+        return DiskBlobs(folder, of_several=of_several)
+    if find_spec("obstore") is None:
+        raise extra_missing("blobs.url", "s3")
+    from antiphon.stores.blobs.s3 import S3Blobs
+
+    blobs = S3Blobs(settings)
+    await blobs.check()
+    return blobs

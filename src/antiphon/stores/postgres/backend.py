@@ -16,8 +16,8 @@ from antiphon.config.state import BlobSettings
 from antiphon.engine.ports.files import BlobStore
 from antiphon.engine.ports.owner_data import OwnerData
 from antiphon.stores.backend import Backend, StateFinding, StateNeeds, StoreOptions, Stores
+from antiphon.stores.blobs import open_blobs
 from antiphon.stores.blobs.disk import FILES_FOLDER
-from antiphon.stores.blobs.opening import open_blobs
 from antiphon.stores.bodies import Bodies
 from antiphon.stores.deployment import MOVING, Keys, Recorded, to_note
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits

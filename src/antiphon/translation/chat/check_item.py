@@ -1,7 +1,7 @@
 """Checks items that a client adds to a conversation or a prompt without a model call.
 
 Lives here: refusing what no later request could be translated with. Not here: reading the items
-(`translation/request/items.py`), items of a request's `input` (`translation/request/body.py`), where the model's server
+(`translation/request/body.py`), items of a request's `input` (`translation/request/body.py`), where the model's server
 decides what is too much.
 
 Invariant: an item that passes here is refused later only for its place (an output without its call) or for what this

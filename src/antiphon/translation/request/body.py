@@ -1,8 +1,9 @@
 """Reads a create-response body into a `CreateResponse`, or raises an error that says what to change.
 
-Lives here: types, combinations, and what becomes of every field that is not translated (ignored and named, or a 400).
-Not here: the plain fields and their limits (`fields.py`, a row each), tools (`tools.py`), the response
-object (`translation/events/initial_response.py`), the chat request (`translation/chat/body.py`).
+Lives here: types, combinations, what becomes of every field that is not translated (ignored and named, or a 400), and
+reading lists of items, which conversations and prompts use too. Not here: the plain fields and their limits
+(`fields.py`, a row each), tools (`tools.py`), the response object (`translation/events/initial_response.py`), the chat
+request (`translation/chat/body.py`).
 
 Invariant: whatever the bytes, the outcome is a valid `CreateResponse` or an `InvalidRequest` with `param`; no field
 is dropped without being named in `ignored`.
@@ -19,6 +20,7 @@ from msgspec import Raw
 
 from antiphon.errors import (
     InvalidRequest,
+    array_too_long,
     invalid_parameter,
     invalid_type,
     missing_parameter,
@@ -46,7 +48,6 @@ from antiphon.translation.request.fields import (
     check_values,
     read_threshold,
 )
-from antiphon.translation.request.items import read_items, take_trigger
 from antiphon.translation.request.parameters import PARAMETER_KINDS, read_parameter, spread_extra_body
 from antiphon.translation.request.prompt_template import PromptNotLoaded, fill, read_reference, show_reference
 from antiphon.translation.request.tool_choice import CHOICE_MEMBERS, read_tool_choice
@@ -349,3 +350,34 @@ def _read_input(value: Raw, limit: int, tolerance: Tolerance) -> Sequence[InputI
     if len(items) > limit:
         raise too_many_entries("input", len(items), limit, "items")
     return items
+
+
+_ITEM: Final = msgspec.json.Decoder(InputItem)
+
+
+def read_items(name: str, value: Raw, limit: int) -> list[InputItem]:
+    """The items of a list, each with its `source`; null and absent are no items. Raises `InvalidRequest`."""
+    if not given(value):
+        return []
+    sources = read_value(name, _SOURCES, value)
+    if len(sources) > limit:
+        raise array_too_long(name, limit, len(sources))
+    items = []
+    for number, source in enumerate(sources):
+        item = read_value(f"{name}[{number}]", _ITEM, source)
+        item.source = source
+        items.append(item)
+    return items
+
+
+def take_trigger(items: list[InputItem]) -> bool:
+    """Whether the input ends in a `compaction_trigger`, which is taken out. Raises `InvalidRequest` for any other."""
+    asked = bool(items) and items[-1].type == "compaction_trigger"
+    if asked:
+        items.pop()
+    for number, item in enumerate(items):
+        if item.type == "compaction_trigger":
+            raise wrong_value(
+                f"Invalid 'input[{number}]': a 'compaction_trigger' must be the last item.", f"input[{number}]"
+            )
+    return asked

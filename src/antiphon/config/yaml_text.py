@@ -1,0 +1,51 @@
+"""Parses YAML text into settings values.
+
+Lives here: reading it, and what is said where that fails. Not here: which files and variables hold some (`sources.py`).
+
+Invariant: what is said holds nothing of the text, since a key may stand there.
+"""
+
+from __future__ import annotations
+
+import re
+
+import yaml
+
+from antiphon.config.problems import NotYaml, shown_name
+
+_QUOTED = re.compile(r"'[^']*'|[\"'].*", re.DOTALL)
+_HARMLESS = re.compile(r"'(<[a-z ]+>|[^\w\s])'")
+
+
+def read_yaml(text: str) -> object:
+    """What the text says. Raises `NotYaml`."""
+    try:
+        return yaml.load(text, _UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise NotYaml(_problem(error)) from None
+
+
+def _problem(error: Exception) -> str:
+    """What a parser says and where it stood, without anything of the text: the words in quotes are the text's."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        # Of a value (a date, a number), or of a character that YAML does not have: these messages hold it.
+        return "it holds a value or a character that cannot be read"
+    said = ", ".join(part for part in (error.context, error.problem) if part)
+    for quoted in _QUOTED.finditer(said):
+        # What the parser found is named as a kind, '<scalar>', or is a mark of punctuation.
+        if not _HARMLESS.fullmatch(quoted[0]):
+            said = f"{said[: quoted.start()]}…"
+            break
+    mark = error.problem_mark or error.context_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}" if mark is not None else said
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, which YAML parsers settle in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := {name for name in names if names.count(name) > 1}:
+            problem = f"{', '.join(sorted(map(shown_name, twice)))} is given twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep=deep)
