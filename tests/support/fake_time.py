@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -37,3 +39,13 @@ def in_fake_time(work: Coroutine[Any, Any, T]) -> T:
     """Run it, from the time 0 on."""
     with asyncio.Runner(loop_factory=FakeTimeLoop) as runner:
         return runner.run(work)
+
+
+def fake_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """A test that runs in fake time."""
+
+    @wraps(test)
+    def run(*given: P.args, **named: P.kwargs) -> None:
+        in_fake_time(test(*given, **named))
+
+    return run

@@ -20,14 +20,7 @@ import structlog
 
 from antiphon.api.described import AnyObject, Unwell, Well
 from antiphon.api.endpoint import Endpoint, Route, document, rows_of
-from antiphon.api.http import (
-    ApiRequest,
-    ApiResponse,
-    error_response,
-    json_response,
-    nested_too_deeply,
-    raw_response,
-)
+from antiphon.api.http import ApiRequest, ApiResponse, error_response, json_response, nested_too_deeply, raw_response
 from antiphon.api.models import ModelCatalog
 from antiphon.api.responses import NativeResponses, Responses
 from antiphon.config.problems import advice

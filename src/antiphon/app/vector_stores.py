@@ -85,14 +85,7 @@ async def open_search(settings: Settings, opened: Stores, metrics: Metrics | Non
             await stores.aclose()
             raise
     readers = DocumentReaders(given)
-    ingester = Ingester(
-        stores.ingestion,
-        opened.files,
-        readers,
-        given,
-        embedder=embedder,
-        metrics=metrics,
-    )
+    ingester = Ingester(stores.ingestion, opened.files, readers, given, embedder=embedder, metrics=metrics)
     return VectorSearch(
         stores,
         VectorStoreSearcher(stores.index, embedder=embedder, metrics=metrics),

@@ -69,14 +69,9 @@ def max_at_once(files: int) -> int:
     return max((files - _RESERVED) // 2, _LEAST)
 
 
-def open_files() -> tuple[int, int]:
-    """How many files this process may have open, and how many it may raise that to."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)
-
-
 def max_connections(*, raised: bool = False, limits: tuple[int, int] | None = None) -> int:
     """How many of clients there may be at once; `raised`: in a process that raises its limit as far as it may."""
-    now, limit = limits or open_files()
+    now, limit = limits or resource.getrlimit(resource.RLIMIT_NOFILE)
     files = limit if raised else now
     return max_at_once(1 << 20 if files == resource.RLIM_INFINITY else files)
 

@@ -109,12 +109,7 @@ class GuardedFetcher:
         return found
 
     async def _fetch(
-        self,
-        url: str,
-        budget: _Budget,
-        deadline: float,
-        places: asyncio.Semaphore,
-        fits: Callable[[str], bool] | None,
+        self, url: str, budget: _Budget, deadline: float, places: asyncio.Semaphore, fits: Callable[[str], bool] | None
     ) -> FetchedFile | ApiError:
         try:
             async with asyncio.timeout_at(deadline), places, self._places:
@@ -337,11 +332,7 @@ class HostResolver:
     """
 
     def __init__(
-        self,
-        limit: int = _RESOLVERS,
-        seconds: float = _RESOLVER_SECONDS,
-        *,
-        ask: LookUp = socket.getaddrinfo,
+        self, limit: int = _RESOLVERS, seconds: float = _RESOLVER_SECONDS, *, ask: LookUp = socket.getaddrinfo
     ) -> None:
         """`ask`: the system's own question, which waits."""
         self._ask = ask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from antiphon.doors.extproc.peer import Peer, StreamCut
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import ClientAction, Finish, SendBody, SendHead
 from antiphon.errors import ApiError
+from tests.support.fake_time import fake_time
 
 _HEAD = SendHead(200, (("content-type", "text/event-stream"),), streamed=True)
 _TOLD: wire.Metadata = {"status": "completed", "response_id": "resp_1"}
@@ -55,16 +57,18 @@ class Setup:
     """A drive whose actions a test gives, and all that it sent."""
 
     def __init__(self, limits: LimitSettings) -> None:
-        self.now, self.pauses = 1000.0, list[float]()
+        self.now = asyncio.get_running_loop().time
+        self.began = self.now()
         self.stream, self.exchange = _Stream(), _Exchange()
         self.actions: list[ClientAction] = []
-        ahead = Ahead(limits, lambda: self.now, self._sleep)
+        ahead = Ahead(limits, self.now)
         runner: Any = type("Runner", (), {"drive": lambda _, exchange: self.drive_(exchange)})()
         self.drive = Drive(runner, Peer(cast(Any, self.stream)), cast(Any, self.exchange), "r1", ahead, lambda *_: 0)
 
-    async def _sleep(self, seconds: float) -> None:
-        self.pauses.append(seconds)
-        self.now += seconds
+    @property
+    def paused(self) -> float:
+        """Seconds in which nothing was written; on this clock, nothing else takes time."""
+        return self.now() - self.began
 
     async def drive_(self, exchange: object) -> AsyncGenerator[ClientAction, None]:
         for action in self.actions:
@@ -81,6 +85,7 @@ def _setup(**limits: int) -> Setup:
     return Setup(LimitSettings.model_construct(**given))
 
 
+@fake_time
 async def test_a_stream_is_its_head_its_parts_and_one_end() -> None:
     setup = _setup()
     headers = (*_HEAD.headers, ("x-request-id", "r1"))
@@ -92,6 +97,7 @@ async def test_a_stream_is_its_head_its_parts_and_one_end() -> None:
     ]
 
 
+@fake_time
 async def test_what_is_no_stream_goes_out_whole() -> None:
     setup = _setup()
     whole = SendHead(404, (("content-type", "application/json"),))
@@ -100,6 +106,7 @@ async def test_what_is_no_stream_goes_out_whole() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"rest"])
+@fake_time
 async def test_a_stream_that_was_cut_has_no_end(body: bytes) -> None:
     setup = _setup()
     setup.exchange.done = True
@@ -108,17 +115,19 @@ async def test_a_stream_that_was_cut_has_no_end(body: bytes) -> None:
     assert setup.stream.sent[1:] == ([wire.local_body(body, end=False)] if body else [])
 
 
+@fake_time
 async def test_a_stream_is_no_faster_than_a_client_reads() -> None:
     setup = _setup(drive_ahead_bytes=SHARE)
     part = SendBody(b"x" * (SHARE // 4))
     await setup.run(_HEAD, *[part] * 4, Finish("completed"))
-    assert setup.pauses == [], "a burst is no flood"
+    assert setup.paused == 0, "a burst is no flood"
     setup = _setup(drive_ahead_bytes=SHARE)
     await setup.run(_HEAD, *[part] * 6, Finish("completed"))
-    assert setup.pauses == [SHARE / 4 / 262_144] * 2
+    assert setup.paused == pytest.approx(2 * SHARE / 4 / 262_144)
 
 
 @pytest.mark.parametrize(("size", "fits"), [(1 << 16, True), ((1 << 16) + 1, False)])
+@fake_time
 async def test_a_stream_has_a_size_its_end_included(size: int, fits: bool) -> None:
     # Four times what was made stands in the events of the end.
     setup = _setup(drive_stream_bytes=(1 << 16) + 4 * 100)

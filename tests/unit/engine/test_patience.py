@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from antiphon.engine.ports.state import UpstreamCallFailed
 from antiphon.engine.running.upstream_retry import PatientUpstream
 from antiphon.observability.metrics import Metrics
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault
+from tests.support.fake_time import fake_time
 from tests.support.metrics import value_of
 
 REQUEST = UpstreamRequest("POST", "/chat/completions", (), b"{}", "m", False)
@@ -74,12 +76,11 @@ GOOD = Answer(200, [b"a", b"b"])
     ],
     ids=["at once", "no connection", "Envoy says so", "both"],
 )
+@fake_time
 async def test_it_is_asked_until_it_is_there(before: list[Answer | UpstreamFault]) -> None:
     upstream, metrics = Scripted([*before, GOOD]), Metrics()
     with capture_logs() as lines:
-        async with PatientUpstream(upstream, 10.0, metrics, response_id="resp_1", first_pause=0.001).call(
-            REQUEST
-        ) as answer:
+        async with PatientUpstream(upstream, 10.0, metrics, response_id="resp_1").call(REQUEST) as answer:
             assert answer.status == 200 and upstream.open == 1
             assert [part async for part in answer.body()] == [b"a", b"b"]
     assert upstream.calls == len(before) + 1 and upstream.open == 0
@@ -99,91 +100,92 @@ async def test_it_is_asked_until_it_is_there(before: list[Answer | UpstreamFault
     [(503, [OWN]), (502, [b"<h1>", b"no</h1>"]), (503, [b"x" * 3000, b"y" * 3000, ENVOY]), (503, []), (500, [ENVOY])],
     ids=["its own error", "a proxy's page", "something long", "nothing", "another status"],
 )
+@fake_time
 async def test_what_it_answered_itself_counts(status: int, parts: list[bytes]) -> None:
     upstream = Scripted([Answer(status, parts), GOOD])
-    async with PatientUpstream(upstream, 10.0, first_pause=0.001).call(REQUEST) as answer:
+    async with PatientUpstream(upstream, 10.0).call(REQUEST) as answer:
         assert answer.status == status
         assert b"".join([part async for part in answer.body()]) == b"".join(parts)
     assert upstream.calls == 1
 
 
 @pytest.mark.parametrize("fault", [UpstreamFault.TIMED_OUT, UpstreamFault.CUT])
+@fake_time
 async def test_what_may_have_reached_it_is_not_tried_again(fault: UpstreamFault) -> None:
     upstream = Scripted([fault, GOOD])
     with pytest.raises(UpstreamCallFailed):
-        async with PatientUpstream(upstream, 10.0, first_pause=0.001).call(REQUEST):
+        async with PatientUpstream(upstream, 10.0).call(REQUEST):
             pass
     assert upstream.calls == 1
 
 
+@fake_time
 async def test_what_fails_behind_the_head_is_not_tried_again() -> None:
     upstream = Scripted([GOOD])
     with pytest.raises(UpstreamCallFailed):
-        async with PatientUpstream(upstream, 10.0, first_pause=0.001).call(REQUEST):
+        async with PatientUpstream(upstream, 10.0).call(REQUEST):
             raise UpstreamCallFailed(UpstreamError(UpstreamFault.UNREACHABLE, "later"))
     assert upstream.calls == 1 and upstream.open == 0
 
 
+@fake_time
 async def test_very_many_tries_are_no_flood_of_lines() -> None:
     upstream = Scripted([*[UpstreamFault.UNREACHABLE] * 50, GOOD])
     with capture_logs() as lines:
-        async with PatientUpstream(upstream, 60.0, first_pause=0.0001, longest_pause=0.0001).call(REQUEST):
+        async with PatientUpstream(upstream, 600.0).call(REQUEST):
             pass
     assert upstream.calls == 51 and len(lines) == 20
 
 
+@fake_time
 async def test_patience_has_an_end() -> None:
     upstream = Scripted([UpstreamFault.UNREACHABLE])
     with pytest.raises(UpstreamCallFailed):
-        async with PatientUpstream(upstream, 0.0, first_pause=0.001).call(REQUEST):
+        async with PatientUpstream(upstream, 0.0).call(REQUEST):
             pass
     assert upstream.calls == 1
     upstream = Scripted([Answer(502, [ENVOY])])
-    async with PatientUpstream(upstream, 0.01, first_pause=0.001).call(REQUEST) as answer:
+    async with PatientUpstream(upstream, 0.2).call(REQUEST) as answer:
         assert answer.status == 502 and [part async for part in answer.body()] == [ENVOY]
     assert upstream.calls > 1
 
 
-def _patient(seconds: float, first_pause: float) -> tuple[PatientUpstream, Scripted, list[float]]:
-    """Over an upstream that is never there; time passes only in pauses: these."""
-    pauses: list[float] = []
+async def _pauses(seconds: float) -> list[float]:
+    """Those of an upstream that is never there."""
+    loop, upstream = asyncio.get_running_loop(), Scripted([UpstreamFault.UNREACHABLE])
+    began = loop.time()
+    with capture_logs() as lines, pytest.raises(UpstreamCallFailed):
+        async with PatientUpstream(upstream, seconds).call(REQUEST):
+            pass
+    pauses = [line["retry_seconds"] for line in lines]
+    assert upstream.calls == len(pauses) + 1 and loop.time() - began == pytest.approx(sum(pauses))
+    return pauses
 
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
 
-    upstream = Scripted([UpstreamFault.UNREACHABLE])
-    made = PatientUpstream(upstream, seconds, first_pause=first_pause, clock=lambda: sum(pauses), sleep=sleep)
-    return made, upstream, pauses
-
-
-@pytest.mark.parametrize(("seconds", "pauses"), [(0.75, [0.25, 0.5]), (0.74, [0.25]), (0.25, [0.25]), (0.24, [])])
+@pytest.mark.parametrize(("seconds", "pauses"), [(0.31, [0.1, 0.2]), (0.29, [0.1]), (0.11, [0.1]), (0.09, [])])
+@fake_time
 async def test_it_is_asked_as_often_as_the_time_allows(seconds: float, pauses: list[float]) -> None:
-    patient, upstream, waited = _patient(seconds, 0.25)
-    with pytest.raises(UpstreamCallFailed):
-        async with patient.call(REQUEST):
-            pass
-    assert waited == pauses and upstream.calls == len(pauses) + 1
+    assert await _pauses(seconds) == pauses
 
 
+@fake_time
 async def test_pauses_grow_to_a_longest_one() -> None:
-    patient, _, waited = _patient(20.0, 1.0)
-    with pytest.raises(UpstreamCallFailed):
-        async with patient.call(REQUEST):
-            pass
-    assert waited == [1.0, 2.0, 4.0, 5.0, 5.0]
+    assert await _pauses(20.0) == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
 
 @pytest.mark.parametrize(("size", "calls"), [(4096, 2), (4097, 1)])
+@fake_time
 async def test_of_an_answer_as_long_as_envoys_can_be_the_end_is_read(size: int, calls: int) -> None:
     upstream = Scripted([Answer(503, [PLAIN.ljust(size - 1), b" "]), GOOD])
-    async with PatientUpstream(upstream, 10.0, first_pause=0.001).call(REQUEST) as answer:
+    async with PatientUpstream(upstream, 10.0).call(REQUEST) as answer:
         assert answer.status == (200 if calls == 2 else 503)
     assert upstream.calls == calls
 
 
+@fake_time
 async def test_when_a_call_failed_for_good_is_known() -> None:
     """Not when it is made again, nor when something was answered."""
-    patient = PatientUpstream(Scripted([UpstreamFault.UNREACHABLE, GOOD, UpstreamFault.CUT]), 10.0, first_pause=0.001)
+    patient = PatientUpstream(Scripted([UpstreamFault.UNREACHABLE, GOOD, UpstreamFault.CUT]), 10.0)
     async with patient.call(REQUEST):
         assert patient.failed_at is None
     assert patient.failed_at is None

@@ -36,14 +36,7 @@ from ngh2 import StreamClosed as StreamClosedEvent
 from antiphon.doors.extproc._pb import health_pb2
 from antiphon.doors.extproc.grpc_framing import prefix, status_trailers, timeout_seconds, with_prefix
 from antiphon.doors.extproc.http2_call import Call, Http2Limits
-from antiphon.doors.extproc.transport import (
-    SERVICE,
-    TRACE_METADATA,
-    CallFailed,
-    GrpcStatus,
-    Presented,
-    StreamClosed,
-)
+from antiphon.doors.extproc.transport import SERVICE, TRACE_METADATA, CallFailed, GrpcStatus, Presented, StreamClosed
 from antiphon.types.transport import SECRET_HEADER
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ Invariant: whatever the clients do, the shares of all streams together are at mo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Final, cast
 
@@ -125,7 +125,7 @@ class Drive:
         self._look_at = self._written + _LOOK
         if self._written + _TIMES_AT_THE_END * exchange.known.output_bytes <= limit:
             if seconds := ahead.seconds(self._written):
-                await self._ahead.sleep(seconds)
+                await asyncio.sleep(seconds)
             return
         if exchange.state is State.FOLLOWING:
             # It goes on without this client, which can go on where it was.
@@ -155,15 +155,9 @@ class Drive:
 class Ahead:
     """One per process. `clock` is any steady one, in seconds."""
 
-    def __init__(
-        self,
-        limits: LimitSettings,
-        clock: Callable[[], float],
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-    ) -> None:
+    def __init__(self, limits: LimitSettings, clock: Callable[[], float]) -> None:
         self.limits = limits
         self.clock = clock
-        self.sleep = sleep
         self._streams = 0
 
     @property

@@ -11,7 +11,7 @@ request's task is cancelled; an upstream call never outlives its exchange, excep
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import assert_never
@@ -52,7 +52,6 @@ class _Common:
     """What a runner and its views share: the work that outlives a request, and the turns of streams that flood."""
 
     last_save: float
-    sleep: Callable[[float], Awaitable[object]]
     saves: set[asyncio.Task[object]] = field(default_factory=set)
     unattended: Unattended = field(default_factory=Unattended)
     floods: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -61,20 +60,12 @@ class _Common:
 class Runner:
     """One for all requests that are served alike; holds no state of a request.
 
-    `last_save`: seconds that a stopping process waits for the save of a response. `sleep` makes the pauses of upstreams
-    that flood.
+    `last_save`: seconds that a stopping process waits for the save of a response.
     """
 
-    def __init__(
-        self,
-        ports: Ports,
-        common: _Common | None = None,
-        *,
-        last_save: float = 0.5,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-    ) -> None:
+    def __init__(self, ports: Ports, common: _Common | None = None, *, last_save: float = 0.5) -> None:
         self.ports = ports
-        self._common = common or _Common(last_save, sleep)
+        self._common = common or _Common(last_save)
         self._loader = Loader(ports)
         self._saver = Saver(ports, self._common.saves)
 
@@ -200,7 +191,7 @@ class Runner:
     async def let_others_go_first(self) -> None:
         """For a stream that floods: all such streams of the process together get a piece in every so many seconds."""
         async with self._common.floods:
-            await self._common.sleep(FLOOD_PAUSE)
+            await asyncio.sleep(FLOOD_PAUSE)
 
     def forget(self, response_id: str) -> None:
         """This process does nothing more for a response that another may go on with: the lock of its conversation is

@@ -12,8 +12,7 @@ those that were made for nothing have lines.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -26,6 +25,7 @@ from antiphon.observability.metrics import Metrics
 from antiphon.translation.answer.upstream_errors import map_upstream_answer
 from antiphon.types.transport import Headers, UpstreamFault
 
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _ENVOYS_STATUSES = frozenset({502, 503})
 _NOBODYS = frozenset({"upstream_unreachable", "endpoint_picker_unavailable", "no_endpoint_picked"})
 """What Envoy answers with where no server was asked."""
@@ -51,29 +51,14 @@ class _Read:
 
 
 class PatientUpstream:
-    """An upstream that is asked again for some seconds while it cannot be reached.
-
-    The first pause takes `first_pause` seconds, each further one twice as long, up to `longest_pause`.
-    """
+    """An upstream that is asked again for some seconds while it cannot be reached. Each pause is twice the one before,
+    up to `_LONGEST_PAUSE` seconds."""
 
     def __init__(
-        self,
-        upstream: Upstream,
-        seconds: float,
-        metrics: Metrics | None = None,
-        *,
-        response_id: str = "",
-        first_pause: float = 0.1,
-        longest_pause: float = 5.0,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        self, upstream: Upstream, seconds: float, metrics: Metrics | None = None, *, response_id: str = ""
     ) -> None:
         self._upstream = upstream
         self._seconds = seconds
-        self._first_pause = first_pause
-        self._longest_pause = longest_pause
-        self._clock = clock
-        self._sleep = sleep
         self._metrics = metrics
         self._response_id = response_id
         self.failed_at: float | None = None
@@ -82,10 +67,11 @@ class PatientUpstream:
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
         """Make the call, and make it again until there is an answer or the time is over."""
-        deadline = self._clock() + self._seconds
-        pause = self._first_pause
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._seconds
+        pause = _FIRST_PAUSE
         for attempt in count(1):
-            last = self._clock() + pause > deadline
+            last = clock() + pause > deadline
             async with AsyncExitStack() as stack:
                 answer: UpstreamAnswer | None = None
                 cause = "Envoy could not reach it"
@@ -95,7 +81,7 @@ class PatientUpstream:
                         answer = await _unless_unreachable(answer)
                 except UpstreamCallFailed as failure:
                     if last or failure.error.fault is not UpstreamFault.UNREACHABLE:
-                        self.failed_at = asyncio.get_running_loop().time()
+                        self.failed_at = clock()
                         raise
                     answer, cause = None, failure.error.detail
                 if answer is not None:
@@ -103,12 +89,12 @@ class PatientUpstream:
                         yield answer
                     except UpstreamCallFailed:
                         # In the middle of its body.
-                        self.failed_at = asyncio.get_running_loop().time()
+                        self.failed_at = clock()
                         raise
                     return
             self._tell(request, attempt, pause, cause)
-            await self._sleep(pause)
-            pause = min(2 * pause, self._longest_pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _tell(self, request: UpstreamRequest, attempt: int, pause: float, cause: str) -> None:
         """A call was made for nothing."""
