@@ -494,10 +494,15 @@ async def test_what_is_not_a_python_is_an_answer(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "part", "instead", "found"),
     [
-        ("confinement.py", "    _filter_calls()\n", "    pass\n", ["socket", "unix", "fork", "thaw"]),
         (
             "confinement.py",
-            '    _call("landlock_restrict_self", _LIBC.syscall(446, rules, 0))\n',
+            '    check("seccomp", install(steps_of_all_calls(kernel.machine), column, 0, kernel))\n',
+            "    pass\n",
+            ["socket", "unix", "fork", "thaw"],
+        ),
+        (
+            "confinement.py",
+            '    check("landlock_restrict_self", kernel.syscall(446, rules, 0))\n',
             "    pass\n",
             ["read", "list"],
         ),
@@ -560,7 +565,7 @@ def test_as_an_ordinary_user_without_rights(room: Room) -> None:
             inner.mkdir()
             os.chown(inner, 10001, 10001)
         home.chmod(0o755)
-        limits = local._LIMITS
+        limits = local.TRIAL_LIMITS
         *start, _, last = command(str(python), home, limits, MEMORY, room, theirs.fileno())
         given = json.loads(last)
         given["limits"]["uid"] = 0
@@ -568,7 +573,7 @@ def test_as_an_ordinary_user_without_rights(room: Room) -> None:
         # The programs are where it looks, whatever is mounted over their folder afterwards.
         done = subprocess.run(
             [*start, str(home / "interpreter.py"), json.dumps(given)],
-            input=json.dumps({"code": local._ESCAPE, "mark": ""}).encode() + b"\n",
+            input=json.dumps({"code": local.TRIAL_CODE, "mark": ""}).encode() + b"\n",
             capture_output=True,
             user=10001,
             group=10001,

@@ -9,22 +9,39 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import io
 import os
-import platform
 import resource
 import stat
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-from antiphon.tools.code_interpreter import confinement
-from antiphon.tools.code_interpreter.confinement import CannotConfine, Limits, confine
+from antiphon.tools.code_interpreter.confinement import (
+    CALLS as CALLS_LET_THROUGH,
+)
+from antiphon.tools.code_interpreter.confinement import (
+    CannotConfine,
+    Kernel,
+    Limits,
+    Step,
+    become,
+    check,
+    confine,
+    install,
+    landlock_version,
+    library_folders,
+    make_ruleset,
+    passable,
+    set_limits,
+    steps_of_all_calls,
+    steps_that_show_making,
+    threads_of,
+)
 
 ALLOW, EPERM, KILL, SHOW = 0x7FFF0000, 0x00050001, 0x80000000, 0x7FC00000
 DONE, EINVAL, ENOSYS, EOPNOTSUPP = 0x00050000, 0x00050016, 0x00050026, 0x0005005F
@@ -32,7 +49,7 @@ X86, ARM = 0xC000003E, 0xC00000B7
 LIMITS = Limits(memory=1 << 30, file_bytes=1 << 20, threads=5, descriptors=99, uid=1_000_000_007)
 
 
-class Kernel:
+class PlayedKernel(Kernel):
     """Notes what it is asked, and answers as it is told to."""
 
     def __init__(self, landlock: int = 6) -> None:
@@ -41,6 +58,12 @@ class Kernel:
         self.rules: dict[str, int] = {}
         self.made: tuple[int, ...] = ()
         self.answers: dict[str, int] = {}
+        self.filters: list[tuple[int, int, int, bytes]] = []
+        self.limits: dict[int, tuple[int, int]] = {}
+        self.highest = resource.RLIM_INFINITY
+        self.user = 0
+        self.reachable = True
+        self.fails: OSError | None = None
 
     def prctl(self, *arguments: int) -> int:
         self.asked.append(("prctl", *arguments))
@@ -58,6 +81,7 @@ class Kernel:
             given, size, flags = arguments
             assert size.value == len(given) and flags.value == 0
             self.made = struct.unpack(f"={len(given) // 8}Q", given)
+            self.asked.append(("rules",))
             return self.answers.get("create", 77)
         if number == 445:
             rules, kind, rule, flags = arguments
@@ -65,15 +89,63 @@ class Kernel:
             assert (rules, kind, flags.value) == (77, 1, 0)
             self.rules[os.readlink(f"/proc/self/fd/{opened}")] = rights
             return self.answers.get("rule", 0)
+        if number in (317, 277):
+            kind, flags, program = arguments
+            length, address = struct.unpack("@HP", program)
+            self.filters.append((number, kind.value, flags.value, ctypes.string_at(address, length * 8)))
+            self.asked.append(("filter", flags.value))
+            return self.answers.get("filter", 88)
         self.asked.append(("syscall", number, *arguments))
         return self.answers.get(f"syscall {number}", 0)
 
+    def geteuid(self) -> int:
+        return self.user
+
+    getuid = geteuid
+
+    def close(self, opened: int) -> None:
+        self.asked.append(("close", opened))
+
+    def _changes(self, *what: Any) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.asked.append(what)
+
+    def setgroups(self, groups: Sequence[int]) -> None:
+        self._changes("setgroups", groups)
+
+    def setresgid(self, *ids: int) -> None:
+        self._changes("setresgid", *ids)
+
+    def setresuid(self, *ids: int) -> None:
+        self._changes("setresuid", *ids)
+
+    def setpriority(self, *given: int) -> None:
+        self._changes("setpriority", *given)
+
+    def getrlimit(self, kind: int) -> tuple[int, int]:
+        return 1, self.highest
+
+    def setrlimit(self, kind: int, limits: tuple[int, int]) -> None:
+        if not self.limits:
+            self.asked.append(("limits",))
+        self.limits[kind] = limits
+
+    def threads_of(self, uid: int) -> int:
+        return 100 if uid == LIMITS.uid else 1_000
+
+    def passable(self, path: str) -> bool:
+        return self.reachable or path != "/b"
+
+    def die_first(self) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.asked.append(("dies first",))
+
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    made = Kernel()
-    monkeypatch.setattr(confinement, "_LIBC", made)
-    return made
+def kernel() -> PlayedKernel:
+    return PlayedKernel()
 
 
 # Files
@@ -98,12 +170,12 @@ READ = 1 << 2 | 1 << 3
     ],
 )
 def test_what_landlock_is_asked_for(
-    kernel: Kernel, tmp_path: Path, version: int, handled: tuple[int, ...], write: int, null: int
+    kernel: PlayedKernel, tmp_path: Path, version: int, handled: tuple[int, ...], write: int, null: int
 ) -> None:
     kernel.landlock = version
     folder = str(tmp_path.resolve())
     opened = set(os.listdir("/proc/self/fd"))
-    assert confinement._ruleset((folder,)) == 77
+    assert make_ruleset((folder,), kernel) == 77
     assert kernel.made == handled
     assert kernel.rules.pop(folder) == write and kernel.rules.pop("/dev/null") == null
     for path, rights in kernel.rules.items():
@@ -114,33 +186,32 @@ def test_what_landlock_is_asked_for(
     assert set(os.listdir("/proc/self/fd")) == opened
 
 
-def test_what_landlock_refuses(kernel: Kernel, tmp_path: Path) -> None:
+def test_what_landlock_refuses(kernel: PlayedKernel, tmp_path: Path) -> None:
     with pytest.raises(CannotConfine, match="cannot be opened"):
-        confinement._ruleset((str(tmp_path), str(tmp_path / "none")))
+        make_ruleset((str(tmp_path), str(tmp_path / "none")), kernel)
     for answer, named in (("rule", "landlock_add_rule"), ("create", "landlock_create_ruleset")):
         kernel.answers = {answer: -1}
         with pytest.raises(CannotConfine, match=named):
-            confinement._ruleset((str(tmp_path),))
+            make_ruleset((str(tmp_path),), kernel)
     for version in (0, -1):
         kernel.landlock = version
-        assert confinement.landlock_version() == 0
+        assert landlock_version(kernel) == 0
         with pytest.raises(CannotConfine, match="no Landlock"):
-            confinement._ruleset((str(tmp_path),))
+            make_ruleset((str(tmp_path),), kernel)
     kernel.landlock = 1
-    assert confinement.landlock_version() == 1
+    assert landlock_version(kernel) == 1
 
 
 def test_an_error_says_what_the_system_said() -> None:
     ctypes.set_errno(errno.ENOSPC)
     with pytest.raises(CannotConfine, match=f"it: {os.strerror(errno.ENOSPC)}"):
-        confinement._call("it", -1)
-    confinement._call("it", 0)
-    confinement._call("it", 1)
+        check("it", -1)
+    check("it", 0)
+    check("it", 1)
 
 
-def test_libraries_are_those_of_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", ["/secret", "/x/site-packages", "/y/dist-packages", "/z/lib-dynload"])
-    folders = confinement.library_folders()
+def test_libraries_are_those_of_this_python() -> None:
+    folders = library_folders(["/secret", "/x/site-packages", "/y/dist-packages", "/z/lib-dynload"])
     assert folders == sorted(set(folders)) and "/secret" not in folders
     assert {"/x/site-packages", "/y/dist-packages", "/z/lib-dynload", "/lib", "/usr/lib"} <= set(folders)
     assert os.path.join(os.path.realpath(sys.base_prefix), "lib") in folders
@@ -150,7 +221,7 @@ def test_libraries_are_those_of_this_python(monkeypatch: pytest.MonkeyPatch) -> 
 # System calls
 
 
-def _ran(steps: list[confinement._Step], number: int, *arguments: int, architecture: int = X86) -> int:
+def _ran(steps: list[Step], number: int, *arguments: int, architecture: int = X86) -> int:
     """What a filter answers to a call: the few instructions that ours are made of."""
     data = struct.pack("<IIQ6Q", number, architecture, 0, *arguments, *[0] * (6 - len(arguments)))
     at = held = 0
@@ -164,32 +235,6 @@ def _ran(steps: list[confinement._Step], number: int, *arguments: int, architect
         else:
             fits = {0x15: held == value, 0x35: held >= value, 0x45: bool(held & value)}[code]
             at += yes if fits else no
-
-
-_Made = Callable[[str], list[list[confinement._Step]]]
-
-
-@pytest.fixture
-def filters(monkeypatch: pytest.MonkeyPatch) -> _Made:
-    """The filters of a machine: what makes files, then everything."""
-
-    def made(machine: str) -> list[list[confinement._Step]]:
-        installed: list[tuple[list[confinement._Step], int, int]] = []
-
-        def install(steps: list[confinement._Step], column: int, flags: int) -> int:
-            installed.append((steps, column, flags))
-            return 5
-
-        monkeypatch.setattr(confinement, "_install", install)
-        monkeypatch.setattr(platform, "machine", lambda: machine)
-        assert confinement._show_what_makes_files() == 5
-        confinement._filter_calls()
-        column = int(machine == "aarch64")
-        # The first one has a descriptor to listen at (SECCOMP_FILTER_FLAG_NEW_LISTENER).
-        assert [one[1:] for one in installed] == [(column, 8), (column, 0)]
-        return [steps for steps, _, _ in installed]
-
-    return made
 
 
 ME, OTHER, HIGH = os.getpid(), os.getpid() + 1, 1 << 32
@@ -259,8 +304,8 @@ CALLS: list[tuple[tuple[int, int], tuple[int, ...], int]] = [
 
 
 @pytest.mark.parametrize(("machine", "architecture"), [("x86_64", X86), ("aarch64", ARM)])
-def test_which_calls_are_let_through(filters: _Made, machine: str, architecture: int) -> None:
-    _, everything = filters(machine)
+def test_which_calls_are_let_through(machine: str, architecture: int) -> None:
+    everything = steps_of_all_calls(machine)
     wrong = []
     for numbers, arguments, answer in CALLS:
         number = numbers[architecture == ARM]
@@ -268,8 +313,8 @@ def test_which_calls_are_let_through(filters: _Made, machine: str, architecture:
         wrong += [(number, arguments, hex(got))] if got != answer else []
     assert not wrong
     # Every call that is on the list at all is looked for by its number here; no other one is let through.
-    known = {one[1] for one in confinement._CALLS.values()} if architecture == ARM else set[int]()
-    known |= {one[0] for one in confinement._CALLS.values()} if architecture == X86 else set[int]()
+    known = {one[1] for one in CALLS_LET_THROUGH.values()} if architecture == ARM else set[int]()
+    known |= {one[0] for one in CALLS_LET_THROUGH.values()} if architecture == X86 else set[int]()
     for number in range(600):
         got = _ran(everything, number, 99, 99, 99, 99, 99, 99, architecture=architecture)
         assert (got == ALLOW) is (number in known), number
@@ -284,8 +329,8 @@ CREAT, TMPFILE = 0o100, 0o20000000
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_which_calls_make_files(filters: _Made, machine: str) -> None:
-    making, _ = filters(machine)
+def test_which_calls_make_files(machine: str) -> None:
+    making = steps_that_show_making(machine)
     arm = machine == "aarch64"
     for flags, answer in ((0, ALLOW), (CREAT, SHOW), (0o1102, SHOW), (0o1002, ALLOW), (TMPFILE, EOPNOTSUPP)):
         assert _ran(making, 56 if arm else 257, CREAT, CREAT, flags) == answer
@@ -298,81 +343,40 @@ def test_which_calls_make_files(filters: _Made, machine: str) -> None:
 
 
 @pytest.mark.parametrize(("column", "number"), [(0, 317), (1, 277)])
-def test_how_a_filter_is_put_in_place(
-    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, column: int, number: int
-) -> None:
+def test_how_a_filter_is_put_in_place(kernel: PlayedKernel, column: int, number: int) -> None:
     steps = [(0x20, 0, 0, 4), (0x15, 1, 2, 0xC000003E), (0x06, 0, 0, 0x7FFF0000)]
-    read: list[bytes] = []
+    kernel.answers = {"filter": 11}
+    assert install(steps, column, 8, kernel) == 11
+    assert kernel.filters == [(number, 1, 8, _packed(steps))]
 
-    def syscall(called: int, kind: Any, flags: Any, program: bytes) -> int:
-        assert (called, kind.value, flags.value) == (number, 1, 8)
-        length, address = struct.unpack("@HP", program)
-        read.append(ctypes.string_at(address, length * 8))
-        return 11
 
-    monkeypatch.setattr(kernel, "syscall", syscall)
-    assert confinement._install(steps, column, 8) == 11
-    assert read == [b"".join(struct.pack("=HBBI", *step) for step in steps)]
+def _packed(steps: list[Step]) -> bytes:
+    return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
 # Who it is, and what it may use
 
 
-class Process:
-    """What a process may ask about itself, noted."""
-
-    def __init__(self) -> None:
-        self.did: list[tuple[Any, ...]] = []
-        self.limits: dict[int, tuple[int, int]] = {}
-        self.fails: type[OSError] | None = None
-
-
-@pytest.fixture
-def process(monkeypatch: pytest.MonkeyPatch) -> Process:
-    made = Process()
-
-    def noted(name: str) -> Callable[..., None]:
-        def call(*arguments: Any) -> None:
-            if made.fails is not None:
-                raise made.fails(errno.EPERM, os.strerror(errno.EPERM))
-            made.did.append((name, *arguments))
-
-        return call
-
-    for name in ("setgroups", "setresgid", "setresuid", "setpriority"):
-        monkeypatch.setattr(os, name, noted(name))
-    return made
-
-
 @pytest.mark.parametrize("reachable", [True, False])
-def test_another_user_without_rights(
-    kernel: Kernel, process: Process, monkeypatch: pytest.MonkeyPatch, reachable: bool
-) -> None:
-    asked: list[str] = []
-
-    def passable(path: str) -> bool:
-        asked.append(path)
-        return reachable or path != "/b"
-
-    monkeypatch.setattr(confinement, "_passable", passable)
-    confinement._become(7, ("/a", "/b"))
-    assert asked == [sys.executable, os.__file__, "/a", "/b"]
-    assert process.did == [("setgroups", []), ("setresgid", 7, 7, 7), ("setresuid", 7, 7, 7)]
+def test_another_user_without_rights(kernel: PlayedKernel, reachable: bool) -> None:
+    kernel.reachable = reachable
+    become(7, ("/a", "/b"), kernel)
     # It keeps one right, to pass (CAP_DAC_READ_SEARCH), and only where it must.
     kept = 0 if reachable else 4
     said = [("prctl", 28, 4, 0, 0, 0)] if not reachable else []
-    assert kernel.asked == [*said, ("capset", (0x20080522, 0), (kept, kept, 0, 0, 0, 0))]
+    changed: list[tuple[Any, ...]] = [("setgroups", []), ("setresgid", 7, 7, 7), ("setresuid", 7, 7, 7)]
+    assert kernel.asked == [*said, *changed, ("capset", (0x20080522, 0), (kept, kept, 0, 0, 0, 0))]
     kernel.answers = {"capset": -1}
     with pytest.raises(CannotConfine, match="CAP_DAC_READ_SEARCH"):
-        confinement._become(7, ("/a", "/b"))
+        become(7, ("/a", "/b"), kernel)
     kernel.answers = {"prctl 28": -1}
     if not reachable:
         with pytest.raises(CannotConfine, match="SECUREBITS"):
-            confinement._become(7, ("/a", "/b"))
-    process.fails = PermissionError
+            become(7, ("/a", "/b"), kernel)
+    kernel.fails = PermissionError(errno.EPERM, os.strerror(errno.EPERM))
     kernel.answers = {}
     with pytest.raises(CannotConfine, match="change its user"):
-        confinement._become(7, ("/a", "/b"))
+        become(7, ("/a", "/b"), kernel)
 
 
 def test_whether_anybody_can_get_to_a_path() -> None:
@@ -385,37 +389,26 @@ def test_whether_anybody_can_get_to_a_path() -> None:
         (inner / "file").touch(0o600)
         for mode, there, below in ((0o700, False, False), (0o711, True, False), (0o710, False, False)):
             folder.chmod(mode)
-            assert confinement._passable(str(folder))
-            assert confinement._passable(str(inner)) is there
-            assert confinement._passable(str(inner / "file")) is below
+            assert passable(str(folder))
+            assert passable(str(inner)) is there
+            assert passable(str(inner / "file")) is below
         folder.chmod(0o711)
         inner.chmod(0o701)
-        assert confinement._passable(str(inner / "file"))
+        assert passable(str(inner / "file"))
         (folder / "link").symlink_to(inner / "file")
         inner.chmod(0o700)
-        assert not confinement._passable(str(folder / "link")) and confinement._passable("/")
+        assert not passable(str(folder / "link")) and passable("/")
 
 
-NPROC, AS, STACK = resource.RLIMIT_NPROC, resource.RLIMIT_AS, resource.RLIMIT_STACK
+def _limited(limits: Limits, highest: int = resource.RLIM_INFINITY, user: int = 0) -> PlayedKernel:
+    """What was set where none may be higher than this."""
+    kernel = PlayedKernel()
+    kernel.highest, kernel.user = highest, user
+    set_limits(limits, kernel)
+    return kernel
 
 
-def _limited(
-    monkeypatch: pytest.MonkeyPatch, limits: Limits, highest: int = resource.RLIM_INFINITY
-) -> tuple[dict[int, tuple[int, int]], str]:
-    """The limits that were set where none may be higher than this, and what was written to /proc."""
-    found: dict[int, tuple[int, int]] = {}
-    written = io.StringIO()
-    monkeypatch.setattr(written, "close", lambda: None)
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1, highest))
-    monkeypatch.setattr(resource, "setrlimit", found.__setitem__)
-    monkeypatch.setattr(confinement, "_threads_of", lambda uid: 100 if uid == limits.uid else 1_000)
-    monkeypatch.setattr(confinement, "open", lambda path, mode: written, raising=False)
-    confinement._limit(limits)
-    return found, written.getvalue()
-
-
-def test_what_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, written = _limited(monkeypatch, LIMITS)
+def test_what_it_may_use() -> None:
     expected = {
         resource.RLIMIT_AS: 1 << 30,
         resource.RLIMIT_CORE: 0,
@@ -428,114 +421,89 @@ def test_what_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
         # Its own, those that its user has already, and the counter's two.
         resource.RLIMIT_NPROC: 107,
     }
-    assert found == {kind: (value, value) for kind, value in expected.items()} and written == "1000"
-    lower, _ = _limited(monkeypatch, LIMITS, highest=50)
+    found = _limited(LIMITS)
+    assert found.limits == {kind: (value, value) for kind, value in expected.items()}
+    assert found.asked == [("limits",), ("dies first",)]
+    lower = _limited(LIMITS, highest=50).limits
     assert lower == {kind: (min(value, 50), min(value, 50)) for kind, value in expected.items()}
     without = Limits(1 << 30, 1 << 20, 5, 99)
-    own, _ = _limited(monkeypatch, without)
-    assert own[NPROC] == (1_007 if os.getuid() else 107,) * 2
-
-    def refuses(path: str, mode: str) -> Any:
-        assert (path, mode) == ("/proc/self/oom_score_adj", "w")
-        raise PermissionError(errno.EACCES, "no")
-
-    monkeypatch.setattr(confinement, "open", refuses, raising=False)
+    for user, threads in ((1000, 1_007), (LIMITS.uid, 107)):
+        assert _limited(without, user=user).limits[resource.RLIMIT_NPROC] == (threads, threads)
+    kernel = PlayedKernel()
+    kernel.fails = PermissionError(errno.EACCES, "no")
     with pytest.raises(CannotConfine, match="oom_score_adj: no"):
-        confinement._limit(LIMITS)
+        set_limits(LIMITS, kernel)
 
 
-def test_threads_of_a_user_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks = {"1": 3, "2": 4, "3": 5}
-    owners = {"1": 7, "2": 8, "3": 7}
-
-    def listdir(path: str) -> list[str]:
-        if path == "/proc":
-            return ["1", "self", "2", "gone", "9", "3"]
-        return ["t"] * tasks[path.split("/")[2]]
-
-    def state(path: str) -> Any:
-        name = path.split("/")[2]
-        if name not in owners:
-            raise FileNotFoundError(path)
-        return os.stat_result((0, 0, 0, 0, owners[name], 0, 0, 0, 0, 0))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "listdir", listdir)
-        patched.setattr(os, "stat", state)
-        counted = [confinement._threads_of(uid) for uid in (7, 8, 9)]
-    assert counted == [8, 4, 0]
+def test_threads_of_a_user_are_counted(tmp_path: Path) -> None:
+    for process, threads in (("1", 3), ("2", 4), ("self", 9)):
+        for thread in range(threads):
+            (tmp_path / process / "task" / str(thread)).mkdir(parents=True)
+    # One that has just ended.
+    (tmp_path / "3").symlink_to(tmp_path / "gone")
+    assert threads_of(os.getuid(), str(tmp_path)) == 7 and threads_of(os.getuid() + 1, str(tmp_path)) == 0
 
 
 # All of it together
 
 
-@pytest.fixture
-def parts(kernel: Kernel, process: Process, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Names of what `confine` does, in its order."""
-    order: list[Any] = []
-    process.did = kernel.asked = order
-
-    def noted(name: str, result: Any = None) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            order.append((name, *arguments))
-            return result
-
-        return call
-
-    monkeypatch.setattr(confinement, "_limit", noted("limit"))
-    monkeypatch.setattr(confinement, "_ruleset", noted("ruleset", 77))
-    monkeypatch.setattr(confinement, "_become", noted("become"))
-    monkeypatch.setattr(confinement, "_show_what_makes_files", noted("show", 88))
-    monkeypatch.setattr(confinement, "_filter_calls", noted("filter"))
-    monkeypatch.setattr(os, "close", noted("close"))
-    return order
-
-
-BEGINS = [("limit", LIMITS), ("ruleset", ("/a",)), ("become", LIMITS.uid, ("/a",))]
 GIVES_UP = [("prctl", 1, 9, 0, 0, 0), ("prctl", 38, 1, 0, 0, 0), ("syscall", 446, 77, 0), ("close", 77)]
-ENDS = [("setpriority", os.PRIO_PROCESS, 0, 19), ("filter",)]
+ENDS = [("setpriority", os.PRIO_PROCESS, 0, 19), ("filter", 0)]
 
 
-def test_everything_is_given_up_in_this_order(parts: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "geteuid", lambda: 0)
-        confine(("/a",), LIMITS)
-        assert parts == [*BEGINS, *GIVES_UP, *ENDS]
-        parts.clear()
+def _begins(uid: int) -> list[tuple[Any, ...]]:
+    changed: list[tuple[Any, ...]] = [("setgroups", []), ("setresgid", uid, uid, uid), ("setresuid", uid, uid, uid)]
+    return [("limits",), ("dies first",), ("rules",), *changed, ("capset", (0x20080522, 0), (0,) * 6)]
 
-        def start_counter() -> Callable[[int], None]:
-            parts.append(("counter",))
-            return lambda calls: parts.append(("give", calls))
 
-        confine(("/a",), LIMITS, start_counter)
-        assert parts == [*BEGINS, ("counter",), *GIVES_UP, ("show",), ("give", 88), ("close", 88), *ENDS]
-        parts.clear()
-        without = Limits(1, 1, 1, 1)
-        with pytest.raises(CannotConfine, match="user of its own"):
-            confine(("/a",), without)
-        patched.setattr(os, "geteuid", lambda: 1000)
-        parts.clear()
-        confine(("/a",), without)
-        assert parts == [("limit", without), ("ruleset", ("/a",)), *GIVES_UP, *ENDS]
+def test_everything_is_given_up_in_this_order(kernel: PlayedKernel, tmp_path: Path) -> None:
+    folders = (str(tmp_path),)
+    confine(folders, LIMITS, kernel=kernel)
+    assert kernel.asked == [*_begins(LIMITS.uid), *GIVES_UP, *ENDS]
+    assert [one[3] for one in kernel.filters] == [_packed(steps_of_all_calls(kernel.machine))]
+    assert kernel.rules[str(tmp_path.resolve())] & WRITE == WRITE
+    counted = PlayedKernel()
+
+    def start_counter() -> Callable[[int], None]:
+        counted.asked.append(("counter",))
+        return lambda calls: counted.asked.append(("give", calls))
+
+    confine(folders, LIMITS, start_counter, counted)
+    # A filter that is listened to has the flag SECCOMP_FILTER_FLAG_NEW_LISTENER.
+    shown = [("filter", 8), ("give", 88), ("close", 88)]
+    assert counted.asked == [*_begins(LIMITS.uid), ("counter",), *GIVES_UP, *shown, *ENDS]
+    assert counted.filters[0][3] == _packed(steps_that_show_making(counted.machine))
+    without = Limits(1, 1, 1, 1)
+    with pytest.raises(CannotConfine, match="user of its own"):
+        confine(folders, without, kernel=PlayedKernel())
+    ordinary = PlayedKernel()
+    ordinary.user = 1000
+    confine(folders, without, kernel=ordinary)
+    assert ordinary.asked == [("limits",), ("dies first",), ("rules",), *GIVES_UP, *ENDS]
 
 
 @pytest.mark.parametrize(
-    ("answer", "named"), [("prctl 1", "PDEATHSIG"), ("prctl 38", "NO_NEW_PRIVS"), ("syscall 446", "restrict_self")]
+    ("answer", "named"),
+    [("prctl 1", "PDEATHSIG"), ("prctl 38", "NO_NEW_PRIVS"), ("syscall 446", "restrict_self"), ("filter", "seccomp")],
 )
-def test_what_is_refused_stops_it(parts: list[Any], kernel: Kernel, answer: str, named: str) -> None:
+def test_what_is_refused_stops_it(kernel: PlayedKernel, tmp_path: Path, answer: str, named: str) -> None:
     kernel.answers = {answer: -1}
     with pytest.raises(CannotConfine, match=named):
-        confine(("/a",), LIMITS)
-    assert ("filter",) not in parts
+        confine((str(tmp_path),), LIMITS, kernel=kernel)
+    assert bool(kernel.filters) is (answer == "filter")
 
 
-@pytest.mark.parametrize(("name", "value"), [("platform", "darwin"), ("machine", "riscv64"), ("calcsize", 4)])
-def test_where_it_cannot_be(parts: list[Any], monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> None:
-    with monkeypatch.context() as patched:
-        if name == "platform":
-            patched.setattr(sys, "platform", value)
-        else:
-            patched.setattr({"machine": platform, "calcsize": struct}[name], name, lambda *given: value)
-        with pytest.raises(CannotConfine, match="needs Linux"):
-            confine(("/a",), LIMITS)
-    assert parts == []
+@pytest.mark.parametrize(("name", "value"), [("system", "darwin"), ("machine", "riscv64"), ("pointer_bytes", 4)])
+def test_where_it_cannot_be(kernel: PlayedKernel, name: str, value: Any) -> None:
+    setattr(kernel, name, value)
+    with pytest.raises(CannotConfine, match="needs Linux"):
+        confine(("/a",), LIMITS, kernel=kernel)
+    assert kernel.asked == []
+
+
+def test_the_kernel_is_asked_of_this_process() -> None:
+    """What `Kernel` itself does, as far as it changes nothing here."""
+    kernel = Kernel()
+    assert (kernel.getuid(), kernel.geteuid()) == (os.getuid(), os.geteuid())
+    assert kernel.threads_of(os.getuid()) >= 1 and kernel.passable("/")
+    assert kernel.getrlimit(resource.RLIMIT_CORE) == resource.getrlimit(resource.RLIMIT_CORE)

@@ -52,7 +52,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 # Numbers on x86_64 and on aarch64.
 _NONE = -1
-_CALLS: dict[str, tuple[int, int]] = {
+CALLS: dict[str, tuple[int, int]] = {
     # descriptors
     "read": (0, 63), "write": (1, 64), "pread64": (17, 67), "pwrite64": (18, 68), "readv": (19, 65),
     "writev": (20, 66), "preadv": (295, 69), "pwritev": (296, 70), "preadv2": (327, 286), "pwritev2": (328, 287),
@@ -153,51 +153,84 @@ _EPERM, _EINVAL, _ENOSYS, _EOPNOTSUPP = 1, 22, 38, 95
 _COUNTERS_THREADS = 2
 
 
+class Kernel:
+    """What confinement asks of the system; everything irreversible goes through here."""
+
+    system, machine, pointer_bytes = sys.platform, platform.machine(), struct.calcsize("P")
+    prctl, capset, syscall = staticmethod(_LIBC.prctl), staticmethod(_LIBC.capset), staticmethod(_LIBC.syscall)
+    getuid, geteuid, close = staticmethod(os.getuid), staticmethod(os.geteuid), staticmethod(os.close)
+    setgroups, setresgid = staticmethod(os.setgroups), staticmethod(os.setresgid)
+    setresuid, setpriority = staticmethod(os.setresuid), staticmethod(os.setpriority)
+    getrlimit, setrlimit = staticmethod(resource.getrlimit), staticmethod(resource.setrlimit)
+
+    def threads_of(self, uid: int) -> int:
+        """How many threads a user has."""
+        return threads_of(uid)
+
+    def passable(self, path: str) -> bool:
+        """Whether every user can get to this path."""
+        return passable(path)
+
+    def die_first(self) -> None:
+        """When the machine has no memory left, it is this process that goes. Raises `OSError`."""
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+
+
+KERNEL = Kernel()
+
+
 def confine(
-    folders: tuple[str, ...], limits: Limits, start_counter: Callable[[], Callable[[int], None]] | None = None
+    folders: tuple[str, ...],
+    limits: Limits,
+    start_counter: Callable[[], Callable[[int], None]] | None = None,
+    kernel: Kernel = KERNEL,
 ) -> None:
     """Give up everything but reading the interpreter's libraries and writing in `folders`. Raises `CannotConfine`.
 
     With `start_counter` the counter is started as the user that this becomes, and given the calls that make files.
     """
-    if sys.platform != "linux" or platform.machine() not in _ARCHITECTURES or struct.calcsize("P") != 8:
+    if kernel.system != "linux" or kernel.machine not in _ARCHITECTURES or kernel.pointer_bytes != 8:
         raise CannotConfine("it needs Linux on x86_64 or aarch64")
-    _limit(limits)
-    rules = _ruleset(folders)
+    _, column = _ARCHITECTURES[kernel.machine]
+    set_limits(limits, kernel)
+    rules = make_ruleset(folders, kernel)
     if limits.uid:
-        _become(limits.uid, folders)
-    elif os.geteuid() == 0:
+        become(limits.uid, folders, kernel)
+    elif kernel.geteuid() == 0:
         raise CannotConfine("as root it needs a user of its own")
     give = start_counter() if start_counter is not None else None
     # After the change of user, which takes it away again.
-    _call("prctl(PR_SET_PDEATHSIG)", _LIBC.prctl(1, 9, 0, 0, 0))
-    _call("prctl(PR_SET_NO_NEW_PRIVS)", _LIBC.prctl(38, 1, 0, 0, 0))
-    _call("landlock_restrict_self", _LIBC.syscall(446, rules, 0))
-    os.close(rules)
+    check("prctl(PR_SET_PDEATHSIG)", kernel.prctl(1, 9, 0, 0, 0))
+    check("prctl(PR_SET_NO_NEW_PRIVS)", kernel.prctl(38, 1, 0, 0, 0))
+    check("landlock_restrict_self", kernel.syscall(446, rules, 0))
+    kernel.close(rules)
     if give is not None:
-        shown = _show_what_makes_files()
+        shown = install(steps_that_show_making(kernel.machine), column, 1 << 3, kernel)
+        check("seccomp, new listener", shown)
         give(shown)
-        os.close(shown)
+        kernel.close(shown)
     # The last thing: beside busy programs nothing goes on quickly from here.
-    os.setpriority(os.PRIO_PROCESS, 0, 19)
-    _filter_calls()
+    kernel.setpriority(os.PRIO_PROCESS, 0, 19)
+    check("seccomp", install(steps_of_all_calls(kernel.machine), column, 0, kernel))
 
 
-def landlock_version() -> int:
+def landlock_version(kernel: Kernel = KERNEL) -> int:
     """The version of Landlock that this kernel has; 0: none."""
-    return max(0, int(_LIBC.syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
+    return max(0, int(kernel.syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint32(1))))
 
 
-def library_folders() -> list[str]:
+def library_folders(search_path: list[str] = sys.path) -> list[str]:
     """Where this interpreter and its libraries are: what foreign code may read."""
     ours = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    ours |= {path for path in sys.path if path.endswith(("site-packages", "dist-packages", "lib-dynload"))}
+    ours |= {path for path in search_path if path.endswith(("site-packages", "dist-packages", "lib-dynload"))}
     base = os.path.realpath(sys.base_prefix)
     system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo", "/usr/share/fonts"]
     return sorted(ours | {os.path.join(base, "lib")} | set(system))
 
 
-def _limit(limits: Limits) -> None:
+def set_limits(limits: Limits, kernel: Kernel) -> None:
+    """Limit this process's resources for good. Raises `CannotConfine`."""
     for kind, value in (
         (resource.RLIMIT_AS, limits.memory),
         (resource.RLIMIT_CORE, 0),
@@ -208,56 +241,55 @@ def _limit(limits: Limits) -> None:
         (resource.RLIMIT_SIGPENDING, 64),
         (resource.RLIMIT_STACK, 8 << 20),
     ):
-        _, limit = resource.getrlimit(kind)
+        _, limit = kernel.getrlimit(kind)
         value = value if limit == resource.RLIM_INFINITY else min(value, limit)
-        resource.setrlimit(kind, (value, value))
+        kernel.setrlimit(kind, (value, value))
     # Threads count per user. Without one of its own there are everybody else's; with one, what its predecessor left in
     # the moment of its end, and its counter.
-    threads = limits.threads + _threads_of(limits.uid or os.getuid()) + _COUNTERS_THREADS
-    _, limit = resource.getrlimit(resource.RLIMIT_NPROC)
+    threads = limits.threads + kernel.threads_of(limits.uid or kernel.getuid()) + _COUNTERS_THREADS
+    _, limit = kernel.getrlimit(resource.RLIMIT_NPROC)
     threads = threads if limit == resource.RLIM_INFINITY else min(threads, limit)
-    resource.setrlimit(resource.RLIMIT_NPROC, (threads, threads))
-    # When the machine has no memory left, it is this process that goes.
+    kernel.setrlimit(resource.RLIMIT_NPROC, (threads, threads))
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
+        kernel.die_first()
     except OSError as error:
         raise CannotConfine(f"oom_score_adj: {error.strerror}") from None
 
 
-def _threads_of(uid: int) -> int:
+def threads_of(uid: int, proc: str = "/proc") -> int:
+    """How many threads a user has."""
     count = 0
-    for name in os.listdir("/proc"):
+    for name in os.listdir(proc):
         try:
-            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == uid:
-                count += len(os.listdir(f"/proc/{name}/task"))
+            if name.isdigit() and os.stat(f"{proc}/{name}").st_uid == uid:
+                count += len(os.listdir(f"{proc}/{name}/task"))
         except OSError:
             continue
     return count
 
 
-def _become(uid: int, folders: tuple[str, ...]) -> None:
-    """Another user without any right, but for passing through folders that are root's alone."""
-    reachable = all(_passable(folder) for folder in (sys.executable, os.__file__, *folders))
+def become(uid: int, folders: tuple[str, ...], kernel: Kernel) -> None:
+    """Become another user without any right, but for passing through folders that are root's alone."""
+    reachable = all(kernel.passable(folder) for folder in (sys.executable, os.__file__, *folders))
     try:
         # SECBIT_NO_SETUID_FIXUP: else access(2) would not know of the right that is kept.
-        _call("prctl(PR_SET_SECUREBITS)", 0 if reachable else _LIBC.prctl(28, 1 << 2, 0, 0, 0))
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
+        check("prctl(PR_SET_SECUREBITS)", 0 if reachable else kernel.prctl(28, 1 << 2, 0, 0, 0))
+        kernel.setgroups([])
+        kernel.setresgid(uid, uid, uid)
+        kernel.setresuid(uid, uid, uid)
     except OSError as error:
         raise CannotConfine(f"as root it must be able to change its user: {error.strerror}") from None
     # CAP_DAC_READ_SEARCH is number 2. Landlock still holds: it only makes what may be read readable.
     kept = 0 if reachable else 1 << 2
     header = struct.pack("=Ii", 0x20080522, 0)
-    if _LIBC.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)) < 0:
+    if kernel.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)) < 0:
         raise CannotConfine(
             "as root without CAP_DAC_READ_SEARCH the Python and the data folder must be open to all users"
         )
 
 
-def _passable(path: str) -> bool:
-    """Whether anybody can get to this path."""
+def passable(path: str) -> bool:
+    """Whether every user can get to this path."""
     path = os.path.realpath(path)
     while path != "/":
         path = os.path.dirname(path)
@@ -278,8 +310,9 @@ _OF_FILES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 14 | 1 << 15
 """Of all rights, those that a single file can have."""
 
 
-def _ruleset(folders: tuple[str, ...]) -> int:
-    version = landlock_version()
+def make_ruleset(folders: tuple[str, ...], kernel: Kernel) -> int:
+    """A descriptor of Landlock's rules for these folders and the libraries. Raises `CannotConfine`."""
+    version = landlock_version(kernel)
     if version < 1:
         raise CannotConfine("the kernel has no Landlock")
     files = (1 << 13) - 1 | (1 << 13 if version >= 2 else 0) | (1 << 14 if version >= 3 else 0)
@@ -287,22 +320,22 @@ def _ruleset(folders: tuple[str, ...]) -> int:
     network = 0b11 if version >= 4 else 0
     scope = 0b11 if version >= 6 else 0
     attributes = struct.pack("=QQQ", files, network, scope)[: 24 if version >= 6 else 16 if version >= 4 else 8]
-    rules = int(_LIBC.syscall(444, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
-    _call("landlock_create_ruleset", rules)
+    rules = int(kernel.syscall(444, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)))
+    check("landlock_create_ruleset", rules)
     # Moving a file from one of its folders to the other, and cutting a file off, are rights since 2 and 3.
     write = _WRITE | (files & (1 << 13 | 1 << 14))
     for path in folders:
-        if not _allow(rules, path, write):
+        if not _allow(kernel, rules, path, write):
             raise CannotConfine(f"the folder {path} cannot be opened")
     for path in library_folders():
-        _allow(rules, path, _READ)
+        _allow(kernel, rules, path, _READ)
     for path in ("/etc/ld.so.cache", "/etc/localtime", "/etc/mime.types", "/dev/urandom", "/dev/random", "/dev/zero"):
-        _allow(rules, path, _READ)
-    _allow(rules, "/dev/null", 1 << 1 | _READ | files & 1 << 14)
+        _allow(kernel, rules, path, _READ)
+    _allow(kernel, rules, "/dev/null", 1 << 1 | _READ | files & 1 << 14)
     return rules
 
 
-def _allow(rules: int, path: str, rights: int) -> bool:
+def _allow(kernel: Kernel, rules: int, path: str, rights: int) -> bool:
     try:
         opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
@@ -311,7 +344,7 @@ def _allow(rules: int, path: str, rights: int) -> bool:
         if not os.path.isdir(path):
             rights &= _OF_FILES
         rule = struct.pack("=Qi", rights, opened)
-        _call("landlock_add_rule", _LIBC.syscall(445, rules, 1, rule, ctypes.c_uint32(0)))
+        check("landlock_add_rule", kernel.syscall(445, rules, 1, rule, ctypes.c_uint32(0)))
     finally:
         os.close(opened)
     return True
@@ -319,7 +352,8 @@ def _allow(rules: int, path: str, rights: int) -> bool:
 
 # System calls: a program of four-byte comparisons over (number, architecture, pointer, six arguments)
 
-_Step = tuple[int, int, int, int]
+Step = tuple[int, int, int, int]
+"""Code, how far to jump if true and if false, value."""
 _LOAD, _EQUAL, _RETURN, _ABOVE, _ANY_BIT = 0x20, 0x15, 0x06, 0x35, 0x45
 
 _MAKING = ((83, _NONE), (258, 34), (85, _NONE))
@@ -331,9 +365,10 @@ _OPENING = (((2, _NONE), 1), ((257, 56), 2))
 _O_CREAT, _O_TMPFILE = 0o100, 0o20000000
 
 
-def _filter_calls() -> None:
-    architecture, column = _ARCHITECTURES[platform.machine()]
-    steps: list[_Step] = [
+def steps_of_all_calls(machine: str) -> list[Step]:
+    """The filter that lets the calls through that are listed here, and no others."""
+    architecture, column = _ARCHITECTURES[machine]
+    steps: list[Step] = [
         (_LOAD, 0, 0, 4),
         (_EQUAL, 1, 0, architecture),
         (_RETURN, 0, 0, _KILL_PROCESS),
@@ -343,7 +378,7 @@ def _filter_calls() -> None:
         # The x32 calls have the same architecture and numbers of their own.
         steps += [(_ABOVE, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL_PROCESS)]
     for calls, answer in (
-        (_CALLS, _ALLOW),
+        (CALLS, _ALLOW),
         (_PRETENDED, _ERRNO),
         (_ABSENT, _ERRNO | _ENOSYS),
         (_UNSUPPORTED, _ERRNO | _EOPNOTSUPP),
@@ -371,13 +406,13 @@ def _filter_calls() -> None:
     # A pair of connected streams, which event loops need; its ends cannot be given an address.
     steps += _only(_SOCKETPAIR[column], (0, (1,)), (1, (1, 1 | 0o4000, 1 | 0o2000000, 1 | 0o2004000)))
     steps.append((_RETURN, 0, 0, _ERRNO | _EPERM))
-    _call("seccomp", _install(steps, column, 0))
+    return steps
 
 
-def _show_what_makes_files() -> int:
-    """Before the other filter: calls that make a file or folder wait for whoever has the descriptor that comes back."""
-    _, column = _ARCHITECTURES[platform.machine()]
-    steps: list[_Step] = [(_LOAD, 0, 0, 0)]
+def steps_that_show_making(machine: str) -> list[Step]:
+    """The filter before that one: calls that make a file or folder wait for whoever listens."""
+    _, column = _ARCHITECTURES[machine]
+    steps: list[Step] = [(_LOAD, 0, 0, 0)]
     for numbers in _MAKING:
         if numbers[column] != _NONE:
             steps += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _SHOW)]
@@ -388,25 +423,24 @@ def _show_what_makes_files() -> int:
             body += [(_ANY_BIT, 0, 1, _O_CREAT), (_RETURN, 0, 0, _SHOW), (_RETURN, 0, 0, _ALLOW)]
             steps += [(_EQUAL, 0, len(body), numbers[column]), *body]
     steps.append((_RETURN, 0, 0, _ALLOW))
-    shown = _install(steps, column, 1 << 3)
-    _call("seccomp, new listener", shown)
-    return shown
+    return steps
 
 
-def _install(steps: list[_Step], column: int, flags: int) -> int:
+def install(steps: list[Step], column: int, flags: int, kernel: Kernel) -> int:
+    """Put a filter in place; what the kernel returns."""
     code = b"".join(struct.pack("=HBBI", *step) for step in steps)
     held = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(steps), ctypes.addressof(held))
-    return int(_LIBC.syscall(_SECCOMP[column], ctypes.c_uint(1), ctypes.c_uint(flags), program))
+    return int(kernel.syscall(_SECCOMP[column], ctypes.c_uint(1), ctypes.c_uint(flags), program))
 
 
-def _only(number: int, *arguments: tuple[int, tuple[int, ...]], whole: bool = True) -> list[_Step]:
+def _only(number: int, *arguments: tuple[int, tuple[int, ...]], whole: bool = True) -> list[Step]:
     """Allow a call when each of these arguments is one of its values; refuse it otherwise.
 
     Both halves of an argument are compared: kernels look at all of some arguments. Not `whole`: of what they take for
     an `int` they look at the lower half, and the upper one may be anything.
     """
-    body: list[_Step] = []
+    body: list[Step] = []
     for index, values in arguments:
         place = 16 + 8 * index
         if whole:
@@ -418,15 +452,16 @@ def _only(number: int, *arguments: tuple[int, tuple[int, ...]], whole: bool = Tr
     return [(_EQUAL, 0, len(body), number), *body]
 
 
-def _pretended(number: int, index: int, values: tuple[int, ...]) -> list[_Step]:
+def _pretended(number: int, index: int, values: tuple[int, ...]) -> list[Step]:
     """Return success, without performing it, for a call whose argument has one of these values; continue for others."""
-    body: list[_Step] = [(_LOAD, 0, 0, 16 + 8 * index)]
+    body: list[Step] = [(_LOAD, 0, 0, 16 + 8 * index)]
     for value in values:
         body += [(_EQUAL, 0, 1, value), (_RETURN, 0, 0, _ERRNO)]
     body.append((_LOAD, 0, 0, 0))
     return [(_EQUAL, 0, len(body), number), *body]
 
 
-def _call(name: str, result: int) -> None:
+def check(name: str, result: int) -> None:
+    """Raise `CannotConfine` with the system's words when the result says that it failed."""
     if result < 0:
         raise CannotConfine(f"{name}: {os.strerror(ctypes.get_errno())}")

@@ -203,7 +203,7 @@ HOLDS: dict[Room, str] = {
     "counted": "no right to mount and no user namespaces: files of code are counted and each is small",
 }
 
-_ESCAPE = """
+TRIAL_CODE = """
 import os, socket, signal, ctypes
 out = []
 def tried(name, attempt):
@@ -232,7 +232,7 @@ tried("disk", fill)
 tried("setuid", lambda: os.setuid(0) if os.getuid() else 1 / 0)
 print("escaped:" + ",".join(out) + ";")
 """
-_LIMITS = CodeInterpreterSettings(disk_bytes=1 << 20)
+TRIAL_LIMITS = CodeInterpreterSettings(disk_bytes=1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,11 +261,11 @@ async def try_out(
 
 async def _try(python: str, folder: Path, room: Room, program: Path) -> str:
     home = folder / f"trial-{secrets.token_hex(8)}"
-    machine = Machine(home, _LIMITS, 1 << 30, room, program=program)
+    machine = Machine(home, TRIAL_LIMITS, 1 << 30, room, program=program)
     try:
         await SANDBOX.run(make_home, home)
         await machine.start(python)
-        run = await machine.run(_ESCAPE)
+        run = await machine.run(TRIAL_CODE)
     except SandboxNotStarted as error:
         return error.reason
     except (OSError, SandboxFailed) as error:
