@@ -18,7 +18,7 @@ from antiphon.config.state import BlobSettings, StateSettings
 from antiphon.engine.ports.files import OwnerStorageFull, new_blob_key
 from antiphon.errors import StoreError
 from antiphon.stores import open_stores
-from antiphon.stores.blobs import open_blobs, s3
+from antiphon.stores.blobs import open_blobs
 from antiphon.stores.blobs.s3 import S3Blobs, store_error
 from antiphon.stores.files import FileStore
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
@@ -144,9 +144,7 @@ async def test_a_killed_process_leaves_nothing_after_a_sweep(
     assert await content(stores.files, "file-mine") == b"x"
 
 
-async def test_a_piece_that_may_come_late_is_looked_for_again(
-    stores: SqliteStores, left: Left, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_piece_that_may_come_late_is_looked_for_again(stores: SqliteStores, left: Left) -> None:
     """A request that nobody heard the end of may take effect after its content was deleted."""
     blobs = stores.files._blobs
     assert isinstance(blobs, S3Blobs)
@@ -157,7 +155,7 @@ async def test_a_piece_that_may_come_late_is_looked_for_again(
         sent.append((path, data))
         raise StoreError("No answer.")
 
-    monkeypatch.setattr(blobs, "put", lost)
+    blobs.put = lost  # type: ignore[method-assign]
     with pytest.raises(StoreError, match="No answer"):
         await keep(stores.files, fields("a"), b"x")
     await put_object(*sent[0])
@@ -171,19 +169,15 @@ async def test_a_content_that_lacks_a_piece_is_none(settings: BlobSettings, left
     blobs = S3Blobs(settings)
     for lost in (0, 1, 2):
         made = await put(blobs, b"x" * (20 << 20))
-        await blobs._delete([sorted(await left())[lost]])
+        await blobs.remove([sorted(await left())[lost]])
         with pytest.raises(StoreError, match="not there"):
             await blobs.open(made.key)
         await blobs.delete(made.key)
         assert await left() == []
 
 
-async def test_contents_of_more_pieces_than_a_list_holds(
-    settings: BlobSettings, left: Left, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(s3, "_LEAST", 512)
-    monkeypatch.setattr(s3, "_PIECE", 512)
-    blobs = S3Blobs(settings)
+async def test_contents_of_more_pieces_than_a_list_holds(settings: BlobSettings, left: Left) -> None:
+    blobs = S3Blobs(settings, piece=512, least=512)
     whole = random.Random(1).randbytes(600_000)
     made = await put(blobs, whole)
     assert len(await left()) == 1172
@@ -201,7 +195,7 @@ async def test_many_open_at_once_hold_little_each(settings: BlobSettings) -> Non
         assert blobs.piece == 1 << 20
         for writer in writers:
             await writer.write(whole[: 2 << 20])
-        assert max(writer._held_size for writer in writers) == 1 << 20
+        assert max(writer.held_size for writer in writers) == 1 << 20
         for writer in writers[1:]:
             await writer.seal()
         await opened.enter_async_context(blobs.writing(new_blob_key()))
@@ -318,9 +312,7 @@ async def test_a_storage_that_fails_fails_the_upload_and_nothing_else(
     assert await left() == [] and await pending(stores) == []
 
 
-async def test_an_upload_holds_no_more_than_so_many_pieces(
-    settings: BlobSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_upload_holds_no_more_than_so_many_pieces(settings: BlobSettings) -> None:
     """However fast it comes, and however slow the storage is."""
     blobs = S3Blobs(settings)
     under_way, most, go_on = 0, 0, asyncio.Event()
@@ -332,7 +324,7 @@ async def test_an_upload_holds_no_more_than_so_many_pieces(
         await go_on.wait()
         under_way -= 1
 
-    monkeypatch.setattr(blobs, "put", slow)
+    blobs.put = slow  # type: ignore[method-assign]
 
     async def upload(key: str) -> None:
         async with blobs.writing(key) as writer:

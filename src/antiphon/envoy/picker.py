@@ -66,16 +66,7 @@ def picked_clusters(name: str, servers: Config, picker: Config) -> list[Config]:
         "lb_policy": "CLUSTER_PROVIDED",
         "original_dst_lb_config": {"use_http_header": True, "http_header_name": DESTINATION},
     }
-    return [
-        cluster(
-            name,
-            [internal_address(PICKER)],
-            type="STATIC",
-            **internal_http_options(),
-        ),
-        chosen,
-        picker,
-    ]
+    return [cluster(name, [internal_address(PICKER)], type="STATIC", **internal_http_options()), chosen, picker]
 
 
 def picker_fields() -> Config:

@@ -25,9 +25,9 @@ from antiphon.tools.mcp.connections import (
     _Bounded,
     _failure,
     _Guarded,
-    _McpSession,
 )
 from antiphon.tools.mcp.servers import McpServer
+from tests.support.fake_time import fake_time
 
 SERVER = McpServer("https://a.example/mcp", (("authorization", "Bearer t"),))
 
@@ -45,7 +45,7 @@ class Played:
         self.fails: BaseException | None = None
         self.entered = self.left = 0
 
-    async def enter(self, session: _McpSession, stack: AsyncExitStack) -> Any:
+    async def enter(self, server: McpServer, stack: AsyncExitStack) -> Any:
         @asynccontextmanager
         async def held() -> AsyncIterator[None]:
             self.entered += 1
@@ -62,18 +62,13 @@ class Played:
 
 
 @pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch) -> Played:
-    made = Played()
-
-    async def enter(self: _McpSession, stack: AsyncExitStack) -> Any:
-        return await made.enter(self, stack)
-
-    monkeypatch.setattr(_McpSession, "_enter", enter)
-    return made
+def played() -> Played:
+    return Played()
 
 
-def _made(limit: int = 2, **limits: Any) -> McpConnections:
-    return McpConnections(_anywhere, McpSettings(**{"connect": 30.0, "idle": 3600.0, **limits}), limit)
+def _made(played: Played, limit: int = 2, **limits: Any) -> McpConnections:
+    settings = McpSettings(**{"connect": 30.0, "idle": 3600.0, **limits})
+    return McpConnections(_anywhere, settings, limit, played.enter)
 
 
 async def _use(made: McpConnections, response_id: str, fails: Exception | None = None) -> str:
@@ -89,19 +84,19 @@ async def _settled() -> None:
 
 
 async def test_a_session_is_kept_for_its_response_and_the_idlest_makes_room(played: Played) -> None:
-    made = _made()
+    made = _made(played)
     assert [await _use(made, one) for one in ("a", "a", "b", "a", "c")] == [
         *("session 1", "session 1", "session 2"),
         *("session 1", "session 3"),
     ]
     await _settled()
-    assert (played.entered, played.left) == (3, 1) and [key[0] for key in made._sessions] == ["a", "c"]
+    assert (played.entered, played.left) == (3, 1) and made.open == 2
     async with made.session(SERVER, "a"), made.session(SERVER, "c"):
         with pytest.raises(ServerFailed, match="Too many connections") as refused:
             await _use(made, "d")
         assert refused.value.status == 503
     await made.aclose()
-    assert played.left == played.entered == 3 and not made._sessions
+    assert played.left == played.entered == 3 and not made.open
 
 
 @pytest.mark.parametrize(
@@ -117,7 +112,7 @@ async def test_a_session_is_kept_for_its_response_and_the_idlest_makes_room(play
 async def test_a_session_that_failed_is_not_used_again(
     played: Played, fails: Exception | None, raised: type[Exception] | None, ends: bool
 ) -> None:
-    made = _made()
+    made = _made(played)
     if raised is None:
         await _use(made, "a")
     else:
@@ -125,47 +120,31 @@ async def test_a_session_that_failed_is_not_used_again(
             await _use(made, "a", fails)
         assert told.value is fails or str(told.value) == "The connection broke."
     await _settled()
-    assert (played.left == 1) is ends and (made._sessions == {}) is ends
+    assert (played.left == 1) is ends and (made.open == 0) is ends
     assert await _use(made, "a") == ("session 2" if ends else "session 1")
     await made.aclose()
 
 
-async def test_a_session_ends_when_nobody_has_used_it_for_a_while(
-    played: Played, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = _made(idle=60.0)
-    later: list[tuple[float, Any]] = []
-    cancelled: list[int] = []
-    loop = asyncio.get_running_loop()
-    call_later = loop.call_later
-
-    def noted(seconds: float, call: Any, *given: Any) -> Any:
-        if seconds != 60.0:
-            return call_later(seconds, call, *given)
-        number = len(later)
-        later.append((seconds, call))
-        return type("Handle", (), {"cancel": lambda self: cancelled.append(number)})()
-
-    monkeypatch.setattr(loop, "call_later", noted)
+@fake_time
+async def test_a_session_ends_when_nobody_has_used_it_for_a_while(played: Played) -> None:
+    made = _made(played, idle=60.0)
     async with made.session(SERVER, "a"):
         async with made.session(SERVER, "a"):
             pass
-        assert later == []  # somebody uses it still
-        (session,) = made._sessions.values()
-        assert session.users
-    assert len(later) == 1 and not session.users and not session.ended
+        await asyncio.sleep(100.0)
+        assert made.open == 1, "somebody uses it still"
+    await asyncio.sleep(59.0)
     await _use(made, "a")
-    assert (len(later), cancelled) == (2, [0])
-    later[1][1]()
-    await _settled()
-    assert session.ended and made._sessions == {} and played.left == 1
-    await _use(made, "a")
+    await asyncio.sleep(59.0)
+    assert made.open == 1 and played.left == 0
+    await asyncio.sleep(2.0)
+    assert made.open == 0 and played.left == 1
+    assert await _use(made, "a") == "session 2"
     await made.aclose()
-    assert set(cancelled) == {0, 1, 2}
 
 
 async def test_who_leaves_while_it_is_opened_takes_nobody_along(played: Played) -> None:
-    made = _made()
+    made = _made(played)
     played.ready.clear()
     both = [asyncio.create_task(_use(made, "a")) for _ in range(2)]
     await _settled()
@@ -177,17 +156,17 @@ async def test_who_leaves_while_it_is_opened_takes_nobody_along(played: Played) 
 
 
 async def test_a_server_that_does_not_answer_in_time(played: Played) -> None:
-    made = _made(connect=0.001)
+    made = _made(played, connect=0.001)
     played.ready.clear()
     with pytest.raises(ServerFailed, match="did not answer in time") as told:
         await _use(made, "a")
     await _settled()
-    assert told.value.status == 0 and made._sessions == {} and played.left == 1
+    assert told.value.status == 0 and made.open == 0 and played.left == 1
     await made.aclose()
 
 
 async def test_one_that_cannot_be_opened_says_why_to_all_that_wait(played: Played) -> None:
-    made = _made()
+    made = _made(played)
     played.ready.clear()
     played.fails = ExceptionGroup("g", [ValueError("x"), ExceptionGroup("h", [Refused("it may not be reached.")])])
     both = [asyncio.create_task(_use(made, "a")) for _ in range(2)]
@@ -199,7 +178,7 @@ async def test_one_that_cannot_be_opened_says_why_to_all_that_wait(played: Playe
 
 
 async def test_a_failure_that_nobody_waits_for_is_no_noise(played: Played) -> None:
-    made = _made()
+    made = _made(played)
     played.ready.clear()
     played.fails = OSError("gone")
     noise: list[Any] = []
@@ -270,9 +249,7 @@ class _Stream(httpx2.AsyncByteStream):
 
 
 def _guarded(inner: _Inner, permit: Any = _anywhere, limit: int = 10, *, registered: bool = False) -> _Guarded:
-    made = _Guarded(McpServer("https://a.example/", registered=registered), permit, limit)
-    made._inner = inner  # type: ignore[assignment]
-    return made
+    return _Guarded(McpServer("https://a.example/", registered=registered), permit, limit, inner)
 
 
 @pytest.mark.parametrize(
@@ -346,4 +323,4 @@ async def test_how_much_is_read(kind: str, limit: int, more: int) -> None:
 
 
 def test_certificates_are_read_once() -> None:
-    assert connections._authorities() is connections._authorities()
+    assert connections.authorities() is connections.authorities()

@@ -40,14 +40,14 @@ from antiphon.stores.blobs.disk import checked_key
 
 T = TypeVar("T")
 
-_PIECE = 8 << 20
+PIECE = 8 << 20
 _LAST = "-last"
 _SENDING = 2
 _SENDING_ALL = 16
 _STRETCH = 2 << 20
 # What all uploads, and all downloads, of a process hold, until so many are open that each has the least there is.
 _HELD_ALL = 64 << 20
-_LEAST = 128 << 10
+LEAST = 128 << 10
 _FETCHING = 4
 _TRIES = 3
 _CHECK = "check"
@@ -69,8 +69,10 @@ _BUSY = frozenset({"SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "To
 class S3Blobs:
     """`BlobStore` in one bucket, which any number of machines may share."""
 
-    def __init__(self, settings: BlobSettings) -> None:
-        """Settings with a `url`. Connects to nothing yet."""
+    def __init__(self, settings: BlobSettings, piece: int = PIECE, least: int = LEAST) -> None:
+        """Settings with a `url`. Connects to nothing yet. An upload's pieces have `piece` bytes, or fewer while many
+        are open, but at least `least`."""
+        self._piece, self._least = piece, least
         self._bucket, prefix = settings.place
         self._where = f"{settings.url} ({settings.endpoint or settings.region})"
         self._seconds = settings.seconds
@@ -83,12 +85,12 @@ class S3Blobs:
     @property
     def piece(self) -> int:
         """Bytes of which an upload makes a piece, at the moment."""
-        return _share(_PIECE, self._uploads)
+        return _share(self._piece, self._uploads, self._least)
 
     @property
     def stretch(self) -> int:
         """Bytes that a download reads at once, at the moment."""
-        return _share(_STRETCH, self._downloads)
+        return _share(_STRETCH, self._downloads, self._least)
 
     async def check(self) -> None:
         """Whether everything a content needs is allowed. Raises `StoreError` that says what to do."""
@@ -96,7 +98,7 @@ class S3Blobs:
         # First: there are servers that make a missing bucket when something is written.
         await self.pieces(_CHECK)
         await self.put(path, b"antiphon")
-        await self._delete([path])
+        await self.remove([path])
 
     @asynccontextmanager
     async def writing(self, key: str) -> AsyncIterator[S3BlobWriter]:
@@ -130,7 +132,7 @@ class S3Blobs:
         self._late.discard(key)
         pieces = await self.pieces(checked_key(key))
         if pieces:
-            await self._delete([f"{key}/{name}" for name in pieces])
+            await self.remove([f"{key}/{name}" for name in pieces])
         if late:
             raise StoreError(f"Deleting a file is not sure in {self._where}: a piece that was sent may still come.")
 
@@ -158,7 +160,8 @@ class S3Blobs:
 
         return dict(sorted((await self._ask("Looking for a file", found)).items()))
 
-    async def _delete(self, paths: list[str]) -> None:
+    async def remove(self, paths: list[str]) -> None:
+        """Delete these objects."""
         await self._ask("Deleting a file", lambda: self._store.delete_async(paths))
 
     async def _ask(self, doing: str, request: Callable[[], Awaitable[T]]) -> T:
@@ -182,7 +185,7 @@ class S3BlobWriter:
         self._hash = hashlib.sha256()
         self.size = 0
         self._held: list[bytes] = []
-        self._held_size = 0
+        self.held_size = 0
         self._sent = 0
         self._sending: set[asyncio.Task[None]] = set()
         self._failure: StoreError | None = None
@@ -195,13 +198,13 @@ class S3BlobWriter:
         view = memoryview(data)
         while view:
             # A full piece waits for what comes after it: the last one has a name of its own.
-            if self._held_size >= self._blobs.piece:
+            if self.held_size >= self._blobs.piece:
                 await self._send("")
-            some = bytes(view[: self._blobs.piece - self._held_size])
+            some = bytes(view[: self._blobs.piece - self.held_size])
             view = view[len(some) :]
             self._hash.update(some)
             self._held.append(some)
-            self._held_size += len(some)
+            self.held_size += len(some)
 
     async def seal(self) -> Blob:
         """Write the last piece when all others are there."""
@@ -225,7 +228,7 @@ class S3BlobWriter:
         await self._places.acquire()
         data = b"".join(self._held)
         self._held.clear()
-        self._held_size = 0
+        self.held_size = 0
         task = asyncio.create_task(self._blobs.put(f"{self._key}/{self._sent:06d}{suffix}", data))
         self._sent += 1
         self._sending.add(task)
@@ -342,8 +345,8 @@ class S3BlobReader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _share(most: int, among: int) -> int:
-    return max(_LEAST, min(most, _HELD_ALL // max(among, 1)))
+def _share(most: int, among: int, least: int) -> int:
+    return max(least, min(most, _HELD_ALL // max(among, 1)))
 
 
 def _connected(settings: BlobSettings, bucket: str, prefix: str) -> S3Store:

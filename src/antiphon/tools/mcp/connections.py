@@ -19,7 +19,7 @@ import ssl
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -54,11 +54,16 @@ class ServerFailed(Exception):
         self.status = status
 
 
-class McpConnections:
-    """The sessions of a process, `max_sessions` at once. `permit` judges addresses."""
+Enter = Callable[[McpServer, AsyncExitStack], Awaitable[ClientSession]]
 
-    def __init__(self, permit: Permit, limits: McpSettings, max_sessions: int = 256) -> None:
-        self._permit = permit
+
+class McpConnections:
+    """The sessions of a process, `max_sessions` at once. `permit` judges addresses; `enter` opens a session."""
+
+    def __init__(
+        self, permit: Permit, limits: McpSettings, max_sessions: int = 256, enter: Enter | None = None
+    ) -> None:
+        self._enter = enter or partial(enter_session, permit, limits)
         self._max_sessions = max_sessions
         self._limits = limits
         self._sessions: OrderedDict[tuple[str, str], _McpSession] = OrderedDict()
@@ -75,7 +80,7 @@ class McpConnections:
         kept = self._sessions.get(key)
         if kept is None or kept.ended:
             self._make_room()
-            made = kept = self._sessions[key] = _McpSession(server, self._permit, self._limits)
+            made = kept = self._sessions[key] = _McpSession(server, self._enter, self._limits)
             # Forgotten when it is over, whatever ended it.
             made.task.add_done_callback(lambda _: self._drop(key, made))
         self._sessions.move_to_end(key)
@@ -120,9 +125,9 @@ class McpConnections:
 class _McpSession:
     """One session, and the task that holds its contexts."""
 
-    def __init__(self, server: McpServer, permit: Permit, limits: McpSettings) -> None:
+    def __init__(self, server: McpServer, enter: Enter, limits: McpSettings) -> None:
         self._server = server
-        self._permit = permit
+        self._enter = enter
         self._limits = limits
         # Who waits for it or calls with it.
         self.users = 0
@@ -166,7 +171,7 @@ class _McpSession:
             async with AsyncExitStack() as stack:
                 try:
                     async with asyncio.timeout(self._limits.connect):
-                        session = await self._enter(stack)
+                        session = await self._enter(self._server, stack)
                 except TimeoutError:
                     raise ServerFailed("The server did not answer in time.") from None
                 self.ready.set_result(session)
@@ -179,41 +184,42 @@ class _McpSession:
             if not self.ready.done():
                 self.ready.set_exception(_failure(error))
 
-    async def _enter(self, stack: AsyncExitStack) -> ClientSession:
-        server = self._server
-        transport = _Guarded(server, self._permit, self._limits.answer_bytes)
-        timeout = httpx2.Timeout(self._limits.connect, read=300.0)
 
-        def make_client(
-            headers: dict[str, str] | None = None,
-            timeout: httpx2.Timeout | None = timeout,
-            auth: httpx2.Auth | None = None,
-        ) -> httpx2.AsyncClient:
-            return httpx2.AsyncClient(
-                transport=transport,
-                headers={**dict(server.headers), **(headers or {})},
-                timeout=timeout,
-                trust_env=False,
-            )
+async def enter_session(permit: Permit, limits: McpSettings, server: McpServer, stack: AsyncExitStack) -> ClientSession:
+    """Open a session with a server; `stack` closes it. Raises `ServerFailed` and what the SDK raises."""
+    transport = _Guarded(server, permit, limits.answer_bytes)
+    timeout = httpx2.Timeout(limits.connect, read=300.0)
 
-        if urlsplit(server.url).path.rstrip("/").endswith("/sse"):
-            streams = await stack.enter_async_context(sse_client(server.url, httpx_client_factory=make_client))
-        else:
-            client = await stack.enter_async_context(make_client())
-            streams = await stack.enter_async_context(streamable_http_client(server.url, http_client=client))
-        session = ClientSession(streams[0], streams[1], client_info=_CLIENT)
-        await stack.enter_async_context(session)
-        try:
-            await session.initialize()
-        except MCPError as error:
-            if transport.last_status >= 300:
-                raise ServerFailed(f"Http status code: {transport.last_status}.", transport.last_status) from None
-            raise ServerFailed(f"It says: {str(error.message)[:200]}") from None
-        return session
+    def make_client(
+        headers: dict[str, str] | None = None,
+        timeout: httpx2.Timeout | None = timeout,
+        auth: httpx2.Auth | None = None,
+    ) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
+            transport=transport,
+            headers={**dict(server.headers), **(headers or {})},
+            timeout=timeout,
+            trust_env=False,
+        )
+
+    if urlsplit(server.url).path.rstrip("/").endswith("/sse"):
+        streams = await stack.enter_async_context(sse_client(server.url, httpx_client_factory=make_client))
+    else:
+        client = await stack.enter_async_context(make_client())
+        streams = await stack.enter_async_context(streamable_http_client(server.url, http_client=client))
+    session = ClientSession(streams[0], streams[1], client_info=_CLIENT)
+    await stack.enter_async_context(session)
+    try:
+        await session.initialize()
+    except MCPError as error:
+        if transport.last_status >= 300:
+            raise ServerFailed(f"Http status code: {transport.last_status}.", transport.last_status) from None
+        raise ServerFailed(f"It says: {str(error.message)[:200]}") from None
+    return session
 
 
 @cache
-def _authorities() -> ssl.SSLContext:
+def authorities() -> ssl.SSLContext:
     """Reading their certificates takes tens of milliseconds, in which nothing else goes on: once will do."""
     return httpx2.create_ssl_context(trust_env=False)
 
@@ -221,11 +227,13 @@ def _authorities() -> ssl.SSLContext:
 class _Guarded(httpx2.AsyncBaseTransport):
     """Connects to addresses that were judged, reads no more than it may."""
 
-    def __init__(self, server: McpServer, permit: Permit, max_bytes: int) -> None:
+    def __init__(
+        self, server: McpServer, permit: Permit, max_bytes: int, inner: httpx2.AsyncBaseTransport | None = None
+    ) -> None:
         self._registered = server.registered
         self._permit = permit
         self._limit = max_bytes
-        self._inner = httpx2.AsyncHTTPTransport(verify=_authorities(), trust_env=False)
+        self._inner = inner or httpx2.AsyncHTTPTransport(verify=authorities(), trust_env=False)
         self.last_status = 0
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
