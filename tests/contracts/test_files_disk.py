@@ -25,13 +25,19 @@ from antiphon.stores.tables import Counts, Statement
 from tests.contracts.file_contract import NOW, OWNER_BYTES, content, fields, keep
 from tests.contracts.store_contract import ALICE, CHAIN_ITEMS
 from tests.contracts.store_process import child_environment
+from tests.support.file_room import file_room
 from tests.support.sqlite_files import files_of
 from tests.support.waiting import until
 
 
 @pytest.fixture
-async def stores(tmp_path: Path) -> AsyncIterator[SqliteStores]:
-    opened = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS, owner_file_bytes=OWNER_BYTES)
+def blobs(tmp_path: Path) -> DiskBlobs:
+    return DiskBlobs(tmp_path / "files")
+
+
+@pytest.fixture
+async def stores(tmp_path: Path, blobs: DiskBlobs) -> AsyncIterator[SqliteStores]:
+    opened = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS, owner_file_bytes=OWNER_BYTES, blobs=blobs)
     yield opened
     await opened.aclose()
 
@@ -83,10 +89,10 @@ async def test_a_sweep_takes_what_expired(store: FileStore, tmp_path: Path) -> N
     assert await content(store, "file-new") == b"y"
 
 
-async def test_a_file_goes_at_the_moment_it_expires(stores: SqliteStores, store: FileStore, tmp_path: Path) -> None:
+async def test_a_file_goes_at_the_moment_it_expires(stores: SqliteStores, blobs: DiskBlobs, tmp_path: Path) -> None:
     """Where it is gone for its owner, a sweep takes it from the disk as well."""
     at = 1_800_000_059.999
-    timed = files_of(stores, store._blobs, clock=lambda: at)
+    timed = files_of(stores, blobs, clock=lambda: at)
     await keep(timed, fields("a", at=1_800_000_000.0, expires_at=1_800_000_060.0), b"x")
     assert await timed.sweep() == (0, 0) and await timed.get(ALICE, "file-a") is not None
     at = 1_800_000_060.0
@@ -141,9 +147,7 @@ async def test_a_file_that_expired_is_told_of_before_it_goes(store: FileStore) -
     assert told == [(ALICE, "file-old")] * 2
 
 
-async def test_a_sweep_takes_no_upload_that_goes_on(
-    stores: SqliteStores, store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_sweep_takes_no_upload_that_goes_on(stores: SqliteStores, store: FileStore, tmp_path: Path) -> None:
     """Neither one that is being written, nor one whose content is whole and whose row is not there yet."""
     other = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
     run = stores.tables.writer.run
@@ -153,7 +157,7 @@ async def test_a_sweep_takes_no_upload_that_goes_on(
         swept.append(await other.files.sweep())
         return await run(statements, **more)
 
-    monkeypatch.setattr(stores.tables.writer, "run", sweep_first)
+    stores.tables.writer.run = sweep_first  # type: ignore[method-assign, assignment]
     async with store.uploading() as upload:
         await upload.write(b"x")
         assert await other.files.sweep() == (0, 0)
@@ -185,9 +189,7 @@ async def test_an_upload_that_a_sweep_took_is_no_file(stores: SqliteStores, tmp_
     assert await store.get(ALICE, "file-a") is None
 
 
-async def test_no_file_is_made_of_what_a_sweep_takes_at_the_last_moment(
-    stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_file_is_made_of_what_a_sweep_takes_at_the_last_moment(stores: SqliteStores, tmp_path: Path) -> None:
     """Its content is sealed, and then taken before the row is written."""
     store = stores.files
     other = await open_sqlite(tmp_path, chain_items=CHAIN_ITEMS)
@@ -199,7 +201,7 @@ async def test_no_file_is_made_of_what_a_sweep_takes_at_the_last_moment(
             assert await other.files.sweep() == (0, 1)
         return await run(statements, **more)
 
-    monkeypatch.setattr(stores.tables.writer, "run", taken_first)
+    stores.tables.writer.run = taken_first  # type: ignore[method-assign, assignment]
     with pytest.raises(StoreError, match="stood still"):
         await keep(store, fields("a"), b"x")
     assert contents(tmp_path) == [] and await pending(stores) == []
@@ -207,7 +209,7 @@ async def test_no_file_is_made_of_what_a_sweep_takes_at_the_last_moment(
     await other.aclose()
 
 
-async def test_an_upload_is_renewed_for_as_long_as_it_takes(stores: SqliteStores) -> None:
+async def test_an_upload_is_renewed_for_as_long_as_it_takes(stores: SqliteStores, blobs: DiskBlobs) -> None:
     """However slow it is, and though no byte comes."""
     slept, go_on = asyncio.Event(), asyncio.Event()
 
@@ -217,8 +219,7 @@ async def test_an_upload_is_renewed_for_as_long_as_it_takes(stores: SqliteStores
         await go_on.wait()
         go_on.clear()
 
-    store = stores.files
-    store._pending._leases = Leases(900.0, sleep)
+    store = files_of(stores, blobs, leases=Leases(900.0, sleep))
     async with store.uploading() as upload:
         await slept.wait()
         await run_out(stores)
@@ -233,7 +234,7 @@ async def test_an_upload_is_renewed_for_as_long_as_it_takes(stores: SqliteStores
 
 @pytest.mark.parametrize("at", ["content", "row"])
 async def test_a_file_that_could_not_be_deleted_whole_goes_with_the_next_sweep(
-    stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+    stores: SqliteStores, blobs: DiskBlobs, tmp_path: Path, at: str
 ) -> None:
     """The file is gone at once; its content, then its pending row, whenever they can be."""
     store = stores.files
@@ -242,35 +243,35 @@ async def test_a_file_that_could_not_be_deleted_whole_goes_with_the_next_sweep(
     async def fails(*given: object) -> None:
         raise StoreError("Not now.")
 
-    with monkeypatch.context() as broken:
-        if at == "content":
-            broken.setattr(store._blobs, "delete", fails)
-        else:
-            run = stores.tables.writer.run
+    delete, run = blobs.delete, stores.tables.writer.run
 
-            async def no_forgetting(statements: list[Statement], **more: Any) -> Counts:
-                if statements[0].sql == sqlite_sql(FORGET):
-                    raise StoreError("Not now.")
-                return await run(statements, **more)
+    async def no_forgetting(statements: list[Statement], **more: Any) -> Counts:
+        if statements[0].sql == sqlite_sql(FORGET):
+            raise StoreError("Not now.")
+        return await run(statements, **more)
 
-            broken.setattr(stores.tables.writer, "run", no_forgetting)
-        assert await store.delete(ALICE, "file-a")
-        assert await store.get(ALICE, "file-a") is None
-        assert len(contents(tmp_path)) == (at == "content") and len(await pending(stores)) == 1
-        with pytest.raises(StoreError, match="Not now"):
-            await store.sweep()
+    if at == "content":
+        blobs.delete = fails  # type: ignore[method-assign, assignment]
+    else:
+        stores.tables.writer.run = no_forgetting  # type: ignore[method-assign, assignment]
+    assert await store.delete(ALICE, "file-a")
+    assert await store.get(ALICE, "file-a") is None
+    assert len(contents(tmp_path)) == (at == "content") and len(await pending(stores)) == 1
+    with pytest.raises(StoreError, match="Not now"):
+        await store.sweep()
+    blobs.delete, stores.tables.writer.run = delete, run  # type: ignore[method-assign]
     assert await store.sweep() == (0, 1)
     assert contents(tmp_path) == [] and await pending(stores) == []
 
 
 async def test_one_content_that_cannot_be_deleted_keeps_no_other(
-    stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stores: SqliteStores, blobs: DiskBlobs, tmp_path: Path
 ) -> None:
     """But when several in a row cannot be, the storage fails, and the sweep is over."""
     store = stores.files
     for name in "abcdef":
         await keep(store, fields(name), b"x")
-    delete = store._blobs.delete
+    delete = blobs.delete
     failing = True
     tried: list[str] = []
 
@@ -280,7 +281,7 @@ async def test_one_content_that_cannot_be_deleted_keeps_no_other(
             raise StoreError("Not now.")
         await delete(key)
 
-    monkeypatch.setattr(store._blobs, "delete", fails)
+    blobs.delete = fails  # type: ignore[method-assign]
     for name in "abcdef":
         assert await store.delete(ALICE, f"file-{name}")
     tried.clear()
@@ -317,9 +318,7 @@ async def test_contents_of_before_are_looked_for_once(stores: SqliteStores, tmp_
     assert await store.sweep() == (0, 0) and half.exists()
 
 
-async def test_an_upload_that_is_cancelled_while_its_row_is_written(
-    stores: SqliteStores, store: FileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_upload_that_is_cancelled_while_its_row_is_written(stores: SqliteStores, store: FileStore) -> None:
     """The lease is renewed until the row is there or not, so no sweep takes the content of a row that comes late."""
     run = stores.tables.writer.run
     begun, go_on = asyncio.Event(), asyncio.Event()
@@ -330,7 +329,7 @@ async def test_an_upload_that_is_cancelled_while_its_row_is_written(
             await go_on.wait()
         return await run(statements, **more)
 
-    monkeypatch.setattr(stores.tables.writer, "run", late)
+    stores.tables.writer.run = late  # type: ignore[method-assign, assignment]
     task = asyncio.create_task(keep(store, fields("a"), b"x"))
     await begun.wait()
     task.cancel()
@@ -343,15 +342,9 @@ async def test_an_upload_that_is_cancelled_while_its_row_is_written(
     assert await content(store, "file-a") == b"x"
 
 
-async def test_a_failing_disk_is_a_store_error(
-    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(descriptor: int, data: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("antiphon.stores.blobs.disk.os.write", full)
-    with pytest.raises(StoreError, match="No space left"):
-        await keep(store, fields("a"), b"x")
+async def test_a_failing_disk_is_a_store_error(store: FileStore, tmp_path: Path) -> None:
+    with file_room(1 << 20), pytest.raises(StoreError, match="File too large"):
+        await keep(store, fields("a"), b"x" * (2 << 20))
     assert contents(tmp_path) == []
     page = await store.list(ALICE, FileQuery())
     assert page is not None and page.items == ()

@@ -7,14 +7,20 @@ from antiphon.ids import Clock, now
 from antiphon.stores.blobs.pending import UPLOAD_LEASE_SECONDS, PendingBlobs
 from antiphon.stores.files import FileStore
 from antiphon.stores.idempotency import IdempotencyStore
+from antiphon.stores.leases import Leases
 from antiphon.stores.sqlite.files import SQL, SqlitePendingRows
 from antiphon.stores.sqlite.opening import SqliteStores
 
 
 def files_of(
-    stores: SqliteStores, blobs: BlobStore, *, owner_bytes: int | None = None, clock: Clock = now
+    stores: SqliteStores,
+    blobs: BlobStore,
+    *,
+    owner_bytes: int | None = None,
+    clock: Clock = now,
+    leases: Leases | None = None,
 ) -> FileStore:
     """FileStore in the database of these stores."""
     tables = stores.tables
-    pending = PendingBlobs(SqlitePendingRows(tables, UPLOAD_LEASE_SECONDS), blobs, UPLOAD_LEASE_SECONDS)
+    pending = PendingBlobs(SqlitePendingRows(tables, UPLOAD_LEASE_SECONDS), blobs, UPLOAD_LEASE_SECONDS, leases)
     return FileStore(tables, IdempotencyStore(tables), SQL, pending, blobs, owner_bytes=owner_bytes, clock=clock)

@@ -14,17 +14,17 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 import pytest
 from structlog.testing import capture_logs
 
 from antiphon.engine.ports.files import new_blob_key
 from antiphon.errors import StoreError
 from antiphon.stores.backend import KeyName
-from antiphon.stores.blobs import disk as on_disk
 from antiphon.stores.blobs.disk import DiskBlobs
-from antiphon.stores.sqlite import backup, database
-from antiphon.stores.sqlite.backup import make_archive, open_archive
-from antiphon.stores.sqlite.database import create_file, free_bytes
+from antiphon.stores.sqlite import backup
+from antiphon.stores.sqlite.backup import link_or_copy, make_archive, open_archive
+from antiphon.stores.sqlite.database import FilePlace, create_file, free_bytes
 from antiphon.stores.sqlite.opening import (
     SESSIONS_FILE,
     VECTORS_FILE,
@@ -33,7 +33,7 @@ from antiphon.stores.sqlite.opening import (
     open_sqlite,
     open_vector_database,
 )
-from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.readers import SqliteReaders, daemonic_connection
 from antiphon.stores.sqlite.units import Unit
 from antiphon.stores.sqlite.vectors.chunk_index import SqliteChunkIndex
 from antiphon.stores.sqlite.writer import SqliteWriter, WriterLimits
@@ -95,23 +95,19 @@ async def test_a_start_that_fails_leaves_nothing(
 
 
 @pytest.mark.usefixtures("nothing_open")
-async def test_readers_that_cannot_be_opened_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_readers_that_cannot_be_opened_leave_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
     create_file(path)
     sqlite3.connect(path).execute("CREATE TABLE t (n)").connection.close()
-    readers = SqliteReaders(path, 2)
-    opens = readers._open_one
     left = iter((True, True, False))
 
-    async def open_one() -> Any:
+    def connect(uri: str) -> aiosqlite.Connection:
         if next(left):
-            return await opens()
+            return daemonic_connection(uri)
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(readers, "_open_one", open_one)
     with pytest.raises(StoreError, match="Opening failed"):
-        await readers.start()
-    assert readers._all == []
+        await SqliteReaders(path, 2, connect=connect).start()
 
 
 @pytest.mark.usefixtures("nothing_open")
@@ -131,20 +127,29 @@ async def test_what_is_asked_of_closed_readers_is_refused(tmp_path: Path) -> Non
     assert [tuple(row) for row in await reading] == [(20_000,)]
     await closing
     await readers.aclose()
-    assert readers._all == [] and readers._accepted == 0
 
 
 # The writer
 
 
+class _Disk(FilePlace):
+    """A place on a disk that has so much room."""
+
+    def __init__(self, path: Path, room: Callable[[], int]) -> None:
+        super().__init__(path)
+        self._room = room
+
+    def room(self) -> int:
+        return self._room()
+
+
 class _Written:
     """A writer on a small database of its own, and how much room the disk says that it has."""
 
-    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, path: Path) -> None:
         self.room = 1_000_000
         self.path = path
-        self.writer = SqliteWriter(path, self._prepare)
-        monkeypatch.setattr(database, "free_bytes", lambda path: self.room)
+        self.writer = SqliteWriter(_Disk(path, lambda: self.room), self._prepare)
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("CREATE TABLE t (n INTEGER PRIMARY KEY, text TEXT)")
@@ -160,8 +165,8 @@ class _Written:
 
 
 @pytest.fixture
-async def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[_Written]:
-    made = _Written(tmp_path / "x.db", monkeypatch)
+async def written(tmp_path: Path) -> AsyncIterator[_Written]:
+    made = _Written(tmp_path / "x.db")
     await made.writer.start()
     yield made
     await made.writer.aclose()
@@ -269,18 +274,16 @@ async def test_so_many_units_may_wait(tmp_path: Path, queued: int, refused: int)
 # Probes that are shared
 
 
-async def test_who_leaves_stops_no_probe_that_others_wait_for(
-    stores: SqliteStores, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_leaves_stops_no_probe_that_others_wait_for(stores: SqliteStores) -> None:
     go_on, begun = asyncio.Event(), asyncio.Event()
-    run = SqliteWriter.run
+    run = stores.tables.writer.run
 
-    async def slow(self: SqliteWriter, *given: Any, **named: Any) -> Any:
+    async def slow(*given: Any, **named: Any) -> Any:
         begun.set()
         await go_on.wait()
-        return await run(self, *given, **named)
+        return await run(*given, **named)
 
-    monkeypatch.setattr(SqliteWriter, "run", slow)
+    stores.tables.writer.run = slow  # type: ignore[method-assign]
     leaves = asyncio.create_task(stores.responses.ping())
     stays = asyncio.create_task(stores.responses.ping())
     await begun.wait()
@@ -379,9 +382,7 @@ async def test_what_is_opened_for_nobody_is_closed(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(("there", "pages"), [(0, []), (2, [2]), (3, [3]), (4, [4])])
-async def test_contents_are_found_some_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int, pages: list[int]
-) -> None:
+async def test_contents_are_found_some_at_a_time(tmp_path: Path, there: int, pages: list[int]) -> None:
     async with aclosing(DiskBlobs(tmp_path / "files")) as disk:
         keys = [f"{number:02x}" + "0" * 46 for number in range(there)]
         for key in keys:
@@ -389,8 +390,7 @@ async def test_contents_are_found_some_at_a_time(
             disk.place(key).touch()
             disk.place(key).with_name("no key of ours").touch()
         assert [len(some) async for some in disk.keys()] == pages  # noqa: SIM118
-        monkeypatch.setattr(on_disk, "_SOME", 2)
-        found = [some async for some in disk.keys()]  # noqa: SIM118
+        found = [some async for some in disk.keys(2)]
         assert [len(some) for some in found] == [2] * (there // 2) + [1] * (there % 2)
         assert sorted(key for some in found for key in some) == keys
 
@@ -485,16 +485,12 @@ async def test_a_restore_that_fails_leaves_nothing(
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EXDEV])
-def test_where_there_are_no_links_contents_are_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_where_there_are_no_links_contents_are_copied(tmp_path: Path, number: int) -> None:
     def refuses(*given: Any) -> None:
         raise OSError(number, "no links")
 
     (tmp_path / "a").write_bytes(b"x")
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "link", refuses)
-        assert backup._link(tmp_path / "a", tmp_path / "b") and (tmp_path / "b").read_bytes() == b"x"
-        assert not backup._link(tmp_path / "none", tmp_path / "c") and not (tmp_path / "c").exists()
-    assert backup._link(tmp_path / "a", tmp_path / "b") and not backup._link(tmp_path / "none", tmp_path / "c")
-    assert backup._link(tmp_path / "a", tmp_path / "d") and (tmp_path / "d").stat().st_nlink == 2
+    assert link_or_copy(tmp_path / "a", tmp_path / "b", refuses) and (tmp_path / "b").read_bytes() == b"x"
+    assert not link_or_copy(tmp_path / "none", tmp_path / "c", refuses) and not (tmp_path / "c").exists()
+    assert link_or_copy(tmp_path / "a", tmp_path / "b") and not link_or_copy(tmp_path / "none", tmp_path / "c")
+    assert link_or_copy(tmp_path / "a", tmp_path / "d") and (tmp_path / "d").stat().st_nlink == 2

@@ -7,10 +7,11 @@ import sqlite3
 import threading
 from pathlib import Path
 
+import aiosqlite
 import pytest
 
 from antiphon.errors import StoreError
-from antiphon.stores.sqlite.readers import SqliteReaders
+from antiphon.stores.sqlite.readers import SqliteReaders, daemonic_connection
 
 ENDLESS = "WITH RECURSIVE c (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT count(*) FROM c"
 
@@ -71,7 +72,13 @@ async def test_nobody_is_overtaken_by_a_newcomer(path: Path) -> None:
 
 
 async def test_a_disk_that_stands_still_holds_nobody_for_longer(path: Path) -> None:
-    readers = SqliteReaders(path, 1, seconds=0.1)
+    made: list[aiosqlite.Connection] = []
+
+    def connect(uri: str) -> aiosqlite.Connection:
+        made.append(daemonic_connection(uri))
+        return made[-1]
+
+    readers = SqliteReaders(path, 1, seconds=0.1, connect=connect)
     await readers.start()
     still = threading.Event()
     entered = threading.Event()
@@ -81,7 +88,7 @@ async def test_a_disk_that_stands_still_holds_nobody_for_longer(path: Path) -> N
         assert still.wait(20)
         return 1
 
-    await readers._all[0].create_function("stall", 0, stall)
+    await made[0].create_function("stall", 0, stall)
     asked = [asyncio.create_task(readers.fetch("SELECT stall()", {})) for _ in range(5)]
     assert await asyncio.to_thread(entered.wait, 20)
     async with asyncio.timeout(60):

@@ -106,9 +106,7 @@ def test_all_of_them_are_looked_at() -> None:
     assert len(_QUERIES) >= 30 and {"conversations.LOCK", "prompts.GET"} <= _QUERIES.keys()
 
 
-async def test_a_conversation_of_any_length_is_one_query_and_one_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_conversation_of_any_length_is_one_query_and_one_write(tmp_path: Path) -> None:
     """A turn locks, reads once, and is written once with its items."""
     stores = await open_sqlite(tmp_path, chain_items=10_000)
     await stores.conversations.create(ALICE, "conv_a", b"{}")
@@ -126,8 +124,8 @@ async def test_a_conversation_of_any_length_is_one_query_and_one_write(
         calls.append("write")
         return await run(statements, **how)
 
-    monkeypatch.setattr(stores.tables.readers, "fetch", noted_fetch)
-    monkeypatch.setattr(stores.tables.writer, "run", noted_run)
+    stores.tables.readers.fetch = noted_fetch  # type: ignore[method-assign]
+    stores.tables.writer.run = noted_run  # type: ignore[method-assign, assignment]
     items = await stores.conversations.load(ALICE, "conv_a", holder="resp_next", seconds=100.0)
     await stores.responses.save(in_conversation("next"))
     assert items is not None and len(items) == 90

@@ -99,13 +99,11 @@ async def test_only_so_many_uses_are_remembered(vectors: SqliteVectorDatabase) -
     assert vectors.stores._touched == {}
 
 
-async def test_a_store_that_is_deleted_while_it_is_made_is_said(
-    vectors: SqliteVectorDatabase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_store_that_is_deleted_while_it_is_made_is_said(vectors: SqliteVectorDatabase) -> None:
     async def none(owner: str, store_id: str) -> None:
         return None
 
-    monkeypatch.setattr(vectors.stores, "get", none)
+    vectors.stores.get = none  # type: ignore[method-assign]
     with pytest.raises(StoreError, match="deleted while it was made"):
         await _make(vectors, "a")
     with pytest.raises(StoreError, match="no id of a vector store"):
@@ -252,9 +250,7 @@ def _aged(stores: SqliteStores, now: float, rows: int, **kept: float) -> Retenti
 
 
 @pytest.mark.parametrize("items", [7, 8, 9, 10, 11, 25])
-async def test_a_conversation_goes_at_once_or_item_by_item(
-    stores: SqliteStores, monkeypatch: pytest.MonkeyPatch, items: int
-) -> None:
+async def test_a_conversation_goes_at_once_or_item_by_item(stores: SqliteStores, items: int) -> None:
     """With its own row it has one more than items; a piece may have ten."""
     at = 1_000.0
     stores.conversations._clock = lambda: at
@@ -268,7 +264,7 @@ async def test_a_conversation_goes_at_once_or_item_by_item(
         pieces.append(len(unit))
         return await run(unit, **named)
 
-    monkeypatch.setattr(stores.tables.writer, "run", counted)
+    stores.tables.writer.run = counted  # type: ignore[method-assign, assignment]
     assert await _aged(stores, 5_000.0, 10, conversations=60.0).sweep() == (0, 2, 0)
     # One statement where conversations go whole, two where one goes by its items.
     whole, by_items = pieces.count(1), pieces.count(2)
@@ -277,7 +273,7 @@ async def test_a_conversation_goes_at_once_or_item_by_item(
     assert rows[0][0] == 0
 
 
-async def test_pieces_of_chains_and_streams(stores: SqliteStores, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pieces_of_chains_and_streams(stores: SqliteStores) -> None:
     for number in range(5):
         old = replace(make_record(f"a{number}"), created_at=100.0 + number, completed_at=100.0 + number)
         await stores.responses.save(old)
@@ -294,7 +290,7 @@ async def test_pieces_of_chains_and_streams(stores: SqliteStores, monkeypatch: p
         pieces.append(counts[-1])
         return counts
 
-    monkeypatch.setattr(stores.tables.writer, "run", counted)
+    stores.tables.writer.run = counted  # type: ignore[method-assign, assignment]
     assert await _aged(stores, 5_000.0, 8, responses=60.0, events=60.0).sweep() == (6, 0, 0)
     assert pieces[:4] == [2, 2, 1, 1] and await stores.responses.get(ALICE, "resp_y") is not None
     assert await stores.background.finish(ONE, replace(finished("y"), created_at=200.0, completed_at=200.0), None)

@@ -35,7 +35,6 @@ FILES_FOLDER = "files"
 
 KEY = re.compile(r"[0-9a-f]{48}")
 _NEW = "new"
-_SOME = 500
 # Flushing half a gigabyte takes seconds: contents have threads of their own.
 _THREADS = 8
 
@@ -109,8 +108,9 @@ class DiskBlobs:
 
         await self.run("Deleting a file", delete)
 
-    async def keys(self) -> AsyncIterator[list[str]]:
-        """All contents, whole and unfinished, some hundreds at a time: what lies here from before pending blobs."""
+    async def keys(self, at_once: int = 500) -> AsyncIterator[list[str]]:
+        """All contents, whole and unfinished, `at_once` or a few more at a time: what lies here from before pending
+        blobs."""
         shelves = self._shelves()
 
         def some() -> list[str]:
@@ -118,7 +118,7 @@ class DiskBlobs:
             for shelf in shelves:
                 with contextlib.suppress(FileNotFoundError):
                     found += [name for name in os.listdir(shelf) if KEY.fullmatch(name)]
-                if len(found) >= _SOME:
+                if len(found) >= at_once:
                     break
             return found
 

@@ -95,11 +95,11 @@ class PendingRows:
 class PendingBlobs:
     """Everything that is done with pending blobs but making files of them."""
 
-    def __init__(self, rows: PendingRows, blobs: BlobStore, lease: float) -> None:
-        """`lease`: seconds after which an upload that was not heard of counts as gone."""
+    def __init__(self, rows: PendingRows, blobs: BlobStore, lease: float, leases: Leases | None = None) -> None:
+        """`lease`: seconds after which an upload that was not heard of counts as gone; `leases` renews them."""
         self.rows = rows
         self._blobs = blobs
-        self._leases = Leases(lease)
+        self._leases = leases or Leases(lease)
 
     @asynccontextmanager
     async def uploading(self) -> AsyncIterator[PendingBlob]:

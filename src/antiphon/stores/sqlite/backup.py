@@ -23,7 +23,7 @@ import shutil
 import sqlite3
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Literal, get_args
@@ -220,12 +220,13 @@ def _private(path: Path) -> Iterator[IO[bytes]]:
 def _link_contents(data: Path, work: Path) -> None:
     for path in (data / FILES_FOLDER).glob("??/??/*"):
         if KEY.fullmatch(path.name):
-            _link(path, work / FILES_FOLDER / path.name)
+            link_or_copy(path, work / FILES_FOLDER / path.name)
 
 
-def _link(path: Path, to: Path) -> bool:
+def link_or_copy(path: Path, to: Path, link: Callable[[Path, Path], None] = os.link) -> bool:
+    """Have the file under another name as well; False when it is gone. Raises `OSError`."""
     try:
-        os.link(path, to)
+        link(path, to)
     except FileExistsError:
         return True
     except FileNotFoundError:
@@ -254,7 +255,7 @@ def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool
         for owner, file_id, blob in copy.execute(_WITHOUT_CONTENT).fetchall():
             wanted.add(blob)
             content = content_place(data / FILES_FOLDER, blob)
-            if with_contents and not _link(content, work / FILES_FOLDER / blob):
+            if with_contents and not link_or_copy(content, work / FILES_FOLDER / blob):
                 copy.execute("DELETE FROM files WHERE owner = ? AND id = ?", (owner, file_id))
                 vanished += 1
         # A copy has no log beside it.

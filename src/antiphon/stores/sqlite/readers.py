@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,33 @@ _BUSY_SECONDS = 5.0
 _TOUCH = "SELECT count(*) FROM sqlite_schema"
 
 
+def daemonic_connection(uri: str) -> aiosqlite.Connection:
+    """A connection, still to be opened by awaiting it, whose thread does not keep the process from ending.
+
+    A program that ends without closing the store (a start that failed half-way), or while a query stands still in the
+    disk, must end. A thread is a daemon when the one that makes it is, and aiosqlite makes its thread here.
+    """
+    made: list[aiosqlite.Connection] = []
+    options: dict[str, Any] = {"uri": True, "isolation_level": None, "timeout": _BUSY_SECONDS}
+    maker = threading.Thread(target=lambda: made.append(aiosqlite.connect(uri, **options)), daemon=True)
+    maker.start()
+    maker.join()
+    return made[0]
+
+
 class SqliteReaders:
     """Runs queries; callers beyond the number of connections wait their turn."""
 
-    def __init__(self, where: Path | Place, connections: int = 2, *, seconds: float = 10.0) -> None:
-        """`seconds`: how long one query may take, waiting for a connection included."""
+    def __init__(
+        self,
+        where: Path | Place,
+        connections: int = 2,
+        *,
+        seconds: float = 10.0,
+        connect: Callable[[str], aiosqlite.Connection] = daemonic_connection,
+    ) -> None:
+        """`seconds`: how long one query may take, waiting for a connection included. `connect`: from a URI."""
+        self._connect = connect
         self._place = place_of(where)
         self.seconds = seconds
         self._size = connections
@@ -126,7 +148,7 @@ class SqliteReaders:
         free.put_nowait(connection)
 
     async def _open_one(self) -> aiosqlite.Connection:
-        connection = await _daemonic(self._place.reader_uri)
+        connection = await self._connect(self._place.reader_uri)
         self._all.append(connection)
         connection.row_factory = sqlite3.Row
         await connection.execute_fetchall("PRAGMA query_only=ON")
@@ -162,17 +184,3 @@ class _Free:
     async def get(self) -> aiosqlite.Connection:
         await self._number.acquire()
         return self._connections.pop()
-
-
-def _daemonic(uri: str) -> aiosqlite.Connection:
-    """A connection, still to be opened by awaiting it, whose thread does not keep the process from ending.
-
-    A program that ends without closing the store (a start that failed half-way), or while a query stands still in the
-    disk, must end. A thread is a daemon when the one that makes it is, and aiosqlite makes its thread here.
-    """
-    made: list[aiosqlite.Connection] = []
-    options: dict[str, Any] = {"uri": True, "isolation_level": None, "timeout": _BUSY_SECONDS}
-    maker = threading.Thread(target=lambda: made.append(aiosqlite.connect(uri, **options)), daemon=True)
-    maker.start()
-    maker.join()
-    return made[0]
