@@ -7,7 +7,6 @@ what is there afterwards: limits hold by construction, so no test waits to see w
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +22,7 @@ from antiphon.tools.code_interpreter.local import LocalSandbox
 from antiphon.tools.code_interpreter.machine import CodeRun, Machine
 from antiphon.tools.code_interpreter.starting import COUNTED_FILES, Room
 from tests.contracts.sandbox_contract import LIMITS, MEMORY, pieces
+from tests.support.file_room import file_room
 from tests.support.sandbox_trial import trial
 
 _reason = cache(lambda room: trial(rooms=(room,)).reason)
@@ -172,20 +172,14 @@ async def test_there_are_no_more_files_than_may_be_however_small_they_are(make: 
     assert run.failed and 5 <= len(await sandbox.list("a")) <= 5 + 16
 
 
-def test_a_file_for_which_there_is_no_room_leaves_nothing_of_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, "full")
-
+def test_a_file_for_which_there_is_no_room_leaves_nothing_of_itself(tmp_path: Path) -> None:
     inside, kept = tmp_path / "inside", tmp_path / "kept"
     inside.mkdir()
     kept.mkdir()
     (kept / "a").write_bytes(b"old")
     before = disk.scan(kept, 10)
-    (inside / "a").write_bytes(b"new and longer")
-    monkeypatch.setattr(os, "sendfile", full)
-    with pytest.raises(OSError, match="full"):
+    (inside / "a").write_bytes(b"new and longer" * 1_000)
+    with file_room(8_192), pytest.raises(OSError, match="too large"):
         disk.carry(inside, kept, before, disk.scan(inside, 10), 0)
     assert os.listdir(kept) == ["a"] and (kept / "a").read_bytes() == b"old"
 

@@ -165,10 +165,7 @@ def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: GatewayTarget, ver
     deployment: dict[str, object] = {
         # The owner of a shared Gateway decides on the number of pods.
         **({"replicas": 1} if place.own else {}),
-        "patch": {
-            "type": "StrategicMerge",
-            "value": {"spec": {"strategy": rolling, "template": {"spec": inside}}},
-        },
+        "patch": {"type": "StrategicMerge", "value": {"spec": {"strategy": rolling, "template": {"spec": inside}}}},
     }
     provider = {"type": "Kubernetes", "kubernetes": {"envoyDeployment": deployment}}
     shutdown = {"drainTimeout": f"{int(settings.timeouts.drain)}s"}
@@ -186,11 +183,7 @@ def _infrastructure() -> Config:
 
 
 def _gateway(place: GatewayTarget) -> Config:
-    spec = {
-        "gatewayClassName": "eg",
-        **_infrastructure(),
-        "listeners": [_listener(name) for name in place.listeners],
-    }
+    spec = {"gatewayClassName": "eg", **_infrastructure(), "listeners": [_listener(name) for name in place.listeners]}
     return _object(_GATEWAY_API, "Gateway", place, spec, name=place.name)
 
 

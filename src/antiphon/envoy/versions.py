@@ -75,9 +75,9 @@ def parse_version(text: str) -> EnvoyVersion:
     return version
 
 
-def fitted(config: _T, version: EnvoyVersion) -> _T:
+def fitted(config: _T, version: EnvoyVersion, features: tuple[Feature, ...] = FEATURES) -> _T:
     """The configuration (or a part) without what this version does not know."""
-    missing = {(EXTENSIONS + one.message, one.field) for one in FEATURES if version < one.since}
+    missing = {(EXTENSIONS + one.message, one.field) for one in features if version < one.since}
     return _without(config, missing) if missing else config
 
 
@@ -93,13 +93,13 @@ def _without(config: Any, missing: set[tuple[str, str]]) -> Any:
 _SECONDS = 30
 
 
-def find_envoy(explicit: Path | None) -> Path:
+def find_envoy(explicit: Path | None, prefix: str = sys.prefix) -> Path:
     """The binary named in the settings, the one installed beside this Python (the `envoy` extra), or PATH's."""
     if explicit is not None:
         if not (explicit.is_file() and os.access(explicit, os.X_OK)):
             raise ConfigError(f"envoy.binary: {explicit} is not an executable file")
         return explicit
-    beside = Path(sys.prefix) / "bin" / "envoy"
+    beside = Path(prefix) / "bin" / "envoy"
     if beside.is_file():
         return beside
     found = shutil.which("envoy")

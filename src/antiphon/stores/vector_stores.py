@@ -189,7 +189,8 @@ class VectorStores:
         self._keys = keys
         self._sql = sql
         self._clock = clock
-        self._touched: dict[tuple[str, str], int] = {}
+        self.noted_uses: dict[tuple[str, str], int] = {}
+        """When each store was last written as used, in milliseconds: a store in use is written once a minute."""
         self.on_work: Callable[[], None] = lambda: None
         self.on_deleted: Callable[[str], None] = lambda store_id: None
 
@@ -245,18 +246,18 @@ class VectorStores:
         """Delete the store with everything in it; False when there is none."""
         deleted = await self._changed(self._sql.delete(self._named(owner, store_id)), work=True)
         if deleted:
-            self._touched.pop((owner, store_id), None)
+            self.noted_uses.pop((owner, store_id), None)
             self.on_deleted(store_id)
         return deleted
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
         """Note that the stores were used now (to a minute)."""
         at = milliseconds(self._clock())
-        due = [one for one in store_ids if at - self._touched.get((owner, one), 0) >= _ACTIVE_MS]
+        due = [one for one in store_ids if at - self.noted_uses.get((owner, one), 0) >= _ACTIVE_MS]
         if due:
-            if len(self._touched) > _TOUCHED:
-                self._touched.clear()
-            self._touched.update({(owner, one): at for one in due})
+            if len(self.noted_uses) > _TOUCHED:
+                self.noted_uses.clear()
+            self.noted_uses.update({(owner, one): at for one in due})
             named = self._named(owner, "", ids=due, active=_ACTIVE_MS)
             await self._tables.run([Statement(self._sql.touch, named)], again=True)
 

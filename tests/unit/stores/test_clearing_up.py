@@ -211,16 +211,16 @@ def _ended(error: StoreError | None) -> Unit:
 async def test_a_unit_that_failed_for_want_of_room_alone_says_so_too(written: _Written) -> None:
     """Where the database undoes that unit and goes on with the others."""
     full, other = StoreError("It is full.", reason="full"), StoreError("Something else.")
-    written.writer._note_room([_ended(other), _ended(None)], None)
+    written.writer.disk.note([_ended(other), _ended(None)], None)
     assert written.writer.full is None
-    written.writer._note_room([_ended(None), _ended(other), _ended(full)], None)
+    written.writer.disk.note([_ended(None), _ended(other), _ended(full)], None)
     assert written.writer.full is full
-    written.writer._note_room([_ended(other)], None)
+    written.writer.disk.note([_ended(other)], None)
     assert written.writer.full is full
     written.room += 1 << 30
-    written.writer._note_room([_ended(None)], other)
+    written.writer.disk.note([_ended(None)], other)
     assert written.writer.full is full
-    written.writer._note_room([_ended(None)], None)
+    written.writer.disk.note([_ended(None)], None)
     assert written.writer.full is None
 
 
@@ -292,7 +292,8 @@ async def test_who_leaves_stops_no_probe_that_others_wait_for(stores: SqliteStor
     go_on.set()
     await stays
     assert leaves.cancelled()
-    stores.tables.writer.full, stores.tables.writer._room_when_full = StoreError("It is full.", reason="full"), 1 << 60
+    disk = stores.tables.writer.disk
+    disk.error, disk.room_when_full = StoreError("It is full.", reason="full"), 1 << 60
     with pytest.raises(StoreError, match="It is full") as full:
         await stores.responses.ping()
     assert full.value.reason == "full"

@@ -9,7 +9,6 @@ from typing import Any, cast
 import pytest
 
 from antiphon.errors import StoreError, StoreReason
-from antiphon.stores.postgres import responses as readiness
 from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.responses import DatabaseReadiness
 
@@ -39,7 +38,9 @@ class FakeDatabase:
 class Setup:
     def __init__(self) -> None:
         self.database = FakeDatabase()
-        self.readiness = DatabaseReadiness(cast(Database, self.database), PATIENCE, clock=lambda: self.database.now)
+        self.readiness = DatabaseReadiness(
+            cast(Database, self.database), PATIENCE, clock=lambda: self.database.now, answer_seconds=0.01
+        )
 
     async def after(self, seconds: float, *, wrote: bool = False, read: bool = False) -> StoreReason | None:
         """Why it is not ready after so many seconds, at whose end a request did something."""
@@ -56,8 +57,7 @@ class Setup:
 
 
 @pytest.fixture
-def setup(monkeypatch: pytest.MonkeyPatch) -> Setup:
-    monkeypatch.setattr(readiness, "_ANSWER_SECONDS", 0.01)
+def setup() -> Setup:
     return Setup()
 
 

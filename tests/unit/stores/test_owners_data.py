@@ -32,10 +32,7 @@ async def test_an_owner_is_full_at_the_limit(stores: SqliteStores, more: int, fu
 
 
 @pytest.mark.parametrize("there", [0, 1, 2, 3, 4])
-async def test_an_owners_data_go_piece_by_piece(
-    stores: SqliteStores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: int
-) -> None:
-    monkeypatch.setattr(admin, "AT_ONCE", 2)
+async def test_an_owners_data_go_piece_by_piece(stores: SqliteStores, tmp_path: Path, there: int) -> None:
     path = tmp_path / SESSIONS_FILE
     for number in range(there):
         await stores.responses.save(record(f"a{number}"))
@@ -47,9 +44,9 @@ async def test_an_owners_data_go_piece_by_piece(
     }
     assert owners == {"b:bob": (1, 0, 0, 0)} | ({ALICE: (there, there, there, 0)} if there else {})
     assert admin.has_rows(tmp_path, hashed=True) and admin.has_rows(tmp_path, hashed=False)
-    assert admin.delete_owner(path, ALICE) == 3 * there and admin.delete_owner(path, ALICE) == 0
+    assert admin.delete_owner(path, ALICE, 2) == 3 * there and admin.delete_owner(path, ALICE) == 0
     assert [one.owner for one in admin.list_owners(tmp_path)] == ["b:bob"]
-    assert admin.delete_owner(path, "b:bob") == 1 and not admin.has_rows(tmp_path, hashed=False)
+    assert admin.delete_owner(path, "b:bob", 2) == 1 and not admin.has_rows(tmp_path, hashed=False)
 
 
 @pytest.mark.parametrize(("owner", "hashed"), [("a", False), ("b:", True), ("b:x", True), ("b;", False), ("c", False)])

@@ -88,15 +88,15 @@ async def test_who_ingests_is_told_of_work_and_nobody_of_what_did_nothing(
 async def test_only_so_many_uses_are_remembered(vectors: SqliteVectorDatabase) -> None:
     await _make(vectors, "a")
     await vectors.stores.touch(ALICE, ["vs_a"])
-    assert vectors.stores._touched == {(ALICE, "vs_a"): 1_000_000}
+    assert vectors.stores.noted_uses == {(ALICE, "vs_a"): 1_000_000}
     for known, kept in ((9_999, 10_000), (10_000, 10_001), (10_001, 1)):
-        vectors.stores._touched = {(ALICE, f"vs_{number}"): 0 for number in range(known)}
+        vectors.stores.noted_uses = {(ALICE, f"vs_{number}"): 0 for number in range(known)}
         await vectors.stores.touch(ALICE, ["vs_a"])
-        assert len(vectors.stores._touched) == kept
+        assert len(vectors.stores.noted_uses) == kept
     await vectors.stores.delete(ALICE, "vs_a")
-    assert vectors.stores._touched == {}
+    assert vectors.stores.noted_uses == {}
     await vectors.stores.touch(ALICE, [])
-    assert vectors.stores._touched == {}
+    assert vectors.stores.noted_uses == {}
 
 
 async def test_a_store_that_is_deleted_while_it_is_made_is_said(vectors: SqliteVectorDatabase) -> None:

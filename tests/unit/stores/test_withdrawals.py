@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from structlog.testing import capture_logs
@@ -30,9 +31,9 @@ def test_what_waited_for_the_database_is_told_when_it_is_done() -> None:
         withdrawals: Any = Withdrawals(Away(7))  # type: ignore[arg-type]
         for name in ("a", "b", "c"):
             withdrawals.add(record(name))
-        await withdrawals._task
+        await asyncio.sleep(10_000.0)
         withdrawals.add(record("d"))
-        await withdrawals._task
+        await asyncio.sleep(10_000.0)
         await withdrawals.aclose()
 
     with capture_logs() as lines:

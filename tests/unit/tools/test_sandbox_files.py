@@ -21,6 +21,8 @@ from antiphon.tools.code_interpreter.machine_files import MachineFiles
 from antiphon.tools.code_interpreter.starting import Room, command, environment, file_bytes, user_of
 
 LIMITS = CodeInterpreterSettings(disk_bytes=64 << 20, files=5, output_bytes=1024, picture_bytes=1024, threads=3)
+# Whom files can be given to: root can give them to anybody, everybody else to nobody but themselves.
+SOMEBODY = 7 if os.geteuid() == 0 else os.geteuid()
 
 
 @pytest.fixture(autouse=True)
@@ -131,19 +133,17 @@ def _newer(folder: Path) -> Path:
     return made
 
 
-def test_a_file_is_moved_in_in_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    owned: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(os, "chown", lambda *given: owned.append(given))
+def test_a_file_is_moved_in_in_place_of_another(tmp_path: Path) -> None:
     home = tmp_path / "home"
     _tree(home, "a/b", "c/")
     incoming = tmp_path / "incoming"
-    for owner in (0, 7):
+    for owner in (0, SOMEBODY):
         incoming.write_bytes(b"newer")
         incoming.chmod(0o600)
         made = disk.write_file(home, "a/b", incoming, owner)
         assert (made.path, made.size) == ("a/b", 5) and not incoming.exists()
+        assert (home / "a/b").stat().st_uid == (owner or os.geteuid())
         assert [made] == disk.list_files(home, 9) and (home / "a/b").stat().st_mode & 0o777 == 0o644
-    assert owned == [(incoming, 7, 7)]
     assert disk.write_file(home, "new/er/b", _newer(tmp_path), 0).path == "new/er/b"
     for path in ("a/b/c", "c"):
         incoming.write_bytes(b"x")
@@ -224,10 +224,7 @@ def test_changes_are_carried(tmp_path: Path, gone: list[str], made: list[str]) -
     assert (target / "h").stat().st_ino == untouched
 
 
-def test_what_is_carried_belongs_to_its_user_and_holes_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    owned: list[Any] = []
-    monkeypatch.setattr(os, "chown", lambda name, *given, dir_fd, follow_symlinks: owned.append((name, *given)))
-    monkeypatch.setattr(os, "fchown", lambda opened, *given: owned.append(given))
+def test_what_is_carried_belongs_to_its_user_and_holes_stay(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     _tree(source, "d/")
     target.mkdir()
@@ -239,9 +236,9 @@ def test_what_is_carried_belongs_to_its_user_and_holes_stay(tmp_path: Path, monk
     (source / "d/nothing").touch()
     with (source / "all").open("wb") as file:
         file.truncate(1 << 20)
-    disk.carry(source, target, {}, disk.scan(source, 99), 7)
+    disk.carry(source, target, {}, disk.scan(source, 99), SOMEBODY)
     _same(source, target)
-    assert owned == [(7, 7), ("d", 7, 7), (7, 7), (7, 7)]
+    assert {one.stat().st_uid for one in target.rglob("*")} == {SOMEBODY}
     assert (target / "d/hole").stat().st_blocks * 512 < 1 << 20 and (target / "all").stat().st_blocks == 0
     assert (target / "d/hole").stat().st_mode & 0o777 == 0o644 and (target / "d").stat().st_mode & 0o777 == 0o700
 
@@ -287,27 +284,24 @@ def test_what_cannot_be_deleted_is_no_endless_work(tmp_path: Path, monkeypatch: 
     assert [one.name for one in tmp_path.iterdir()] == ["a"]
 
 
-def test_the_folders_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    owned: list[Any] = []
-    monkeypatch.setattr(os, "chown", lambda *given: owned.append(given))
-    for user, home in ((0, tmp_path / "deep" / "one"), (7, tmp_path / "two")):
+def test_the_folders_of_a_machine(tmp_path: Path) -> None:
+    for user, home in ((0, tmp_path / "deep" / "one"), (SOMEBODY, tmp_path / "two")):
         local.make_home(home, user)
         local.make_home(home, user)
         assert {one.name: one.stat().st_mode & 0o777 for one in home.iterdir()} == {"files": 0o700, "scratch": 0o700}
+        assert {one.stat().st_uid for one in home.iterdir()} == {user or os.geteuid()}
         assert home.stat().st_mode & 0o777 == 0o711
         _tree(home, "files/a/b", "scratch/c", "left")
         local.delete_home(home)
         assert not home.exists()
         local.delete_home(home)
-    assert owned == [(tmp_path / "two" / name, 7, 7) for name in ("files", "scratch")]
 
 
 # A machine without its process
 
 
-def test_how_a_process_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert user_of("a") == 0
+def test_how_a_process_is_started(tmp_path: Path) -> None:
+    assert user_of("a", root=False) == 0
     rooms: tuple[tuple[Room, int], ...] = (("memory", 64 << 20), ("counted", 1 << 20))
     for room, largest in rooms:
         *start, given = command("/py", tmp_path / "cntr_a", LIMITS, 99, room, 7)
@@ -321,11 +315,10 @@ def test_how_a_process_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             "control": 7,
             "disk_bytes": 64 << 20,
             "max_files": 21,
-            "limits": {"memory": 99, "file_bytes": largest, "threads": 3, "descriptors": 256, "uid": 0},
+            "limits": {"memory": 99, "file_bytes": largest, "threads": 3, "descriptors": 256, "uid": user_of("cntr_a")},
         }
     assert file_bytes(LIMITS.model_copy(update={"disk_bytes": 63}), "counted") == 1
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    users = {user_of(f"cntr_{number}") for number in range(50)}
+    users = {user_of(f"cntr_{number}", root=True) for number in range(50)}
     assert len(users) == 50 and all(1_000_000_000 <= user < 1_000_000_000 + (1 << 24) for user in users)
     said = environment(tmp_path)
     assert (said["HOME"], said["TMPDIR"]) == (str(tmp_path / "files"), str(tmp_path / "scratch"))

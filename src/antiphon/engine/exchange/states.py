@@ -143,17 +143,8 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
         Input.CANCEL: frozenset({State.SAVING}),
     },
     # A background response that somebody else runs; the client leaves it alone by leaving.
-    State.FOLLOWING: {
-        Input.FOLLOWED: _DONE,
-        Input.LIMIT: frozenset({State.FOLLOWING}),
-        Input.CANCEL: _DONE,
-    },
-    State.DONE: {
-        Input.DATA: _DONE,
-        Input.END: _DONE,
-        Input.LIMIT: _DONE,
-        Input.CANCEL: _DONE,
-    },
+    State.FOLLOWING: {Input.FOLLOWED: _DONE, Input.LIMIT: frozenset({State.FOLLOWING}), Input.CANCEL: _DONE},
+    State.DONE: {Input.DATA: _DONE, Input.END: _DONE, Input.LIMIT: _DONE, Input.CANCEL: _DONE},
 }
 """For each state and each input allowed in it the states it may lead to. The state itself among them: it may stay."""
 

@@ -30,7 +30,7 @@ from antiphon.stores.postgres.turn_groups import Groups
 
 _FRESH_SECONDS = 2.0
 # Less than `/ready` waits, so that what is said is said with its cause.
-_ANSWER_SECONDS = 1.5
+ANSWER_SECONDS = 1.5
 _SLOW: frozenset[StoreReason] = frozenset({"slow", "locked", "busy", "unknown"})
 # A real write, so that a full disk or a lost right is seen before a response fails for it. Of several rows, so that
 # processes do not wait for each other's commits.
@@ -59,9 +59,17 @@ FROM found JOIN response_items i USING (response_id, dir, seq) CROSS JOIN whole
 class DatabaseReadiness:
     """`ping` of a database that is somebody else's to close."""
 
-    def __init__(self, database: Database, patience: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        database: Database,
+        patience: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        answer_seconds: float = ANSWER_SECONDS,
+    ) -> None:
         """`patience`: seconds without an answer after which the process is not ready; `clock`: the database's."""
         self._database = database
+        self._answer_seconds = answer_seconds
         self._patience = patience
         self._clock = clock
         self._probe: asyncio.Task[None] | None = None
@@ -81,7 +89,7 @@ class DatabaseReadiness:
             # Whoever asked may have left; an error nobody waits for is not worth a warning.
             self._probe.add_done_callback(look_at)
         try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
+            async with asyncio.timeout(self._answer_seconds):
                 await asyncio.shield(self._probe)
         except TimeoutError:
             late = StoreError("Writing failed: PostgreSQL: it did not answer in time.", reason="slow")

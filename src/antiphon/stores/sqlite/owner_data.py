@@ -116,7 +116,7 @@ def export_owner(path: Path, owner: str, kinds: Mapping[str, str] = OWNED) -> It
                 yield kind, dict(row)
 
 
-def delete_owner(path: Path, owner: str) -> int:
+def delete_owner(path: Path, owner: str, at_once: int = AT_ONCE) -> int:
     """Delete everything of an owner but files and vector stores, in pieces that let requests through.
 
     Returns how many chains, conversations, prompts, keys and days of usage went. Raises `StoreError`.
@@ -124,7 +124,7 @@ def delete_owner(path: Path, owner: str) -> int:
     gone = 0
     with opened(path, "Deleting", writes=True) as connection:
         for sql in map(sqlite_sql, DELETE):
-            piece = partial(connection.execute, sql, {"owner": owner, "limit": AT_ONCE})
+            piece = partial(connection.execute, sql, {"owner": owner, "limit": at_once})
             while changed := wait_for_lock(piece).rowcount:
                 gone += changed
     return gone

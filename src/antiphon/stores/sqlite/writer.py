@@ -78,6 +78,28 @@ def writer_limits(timeouts: TimeoutSettings) -> WriterLimits:
     return WriterLimits(seconds=timeouts.save, settle_seconds=max(timeouts.save, timeouts.settle))
 
 
+class FullDisk:
+    """Whether a disk is full: until something is added again, or there is clearly more room than there was."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.room_when_full = 0
+        self.error: StoreError | None = None
+
+    def note(self, group: Sequence[Unit], error: StoreError | None) -> None:
+        """A group of units has ended, with this error of its own."""
+        if error is None and self.error is None and all(unit.error is None for unit in group):
+            return
+        failures = [unit.error for unit in group if unit.error is not None]
+        full = next((each for each in (error, *failures) if each is not None and each.reason == "full"), None)
+        if full is not None:
+            self.error, self.room_when_full = full, self._place.room()
+        elif self.error is not None and error is None:
+            added = any(adds(unit) for unit in group if unit.committed)
+            if added or self._place.room() > self.room_when_full + _CLEARLY_MORE:
+                self.error = None
+
+
 class SqliteWriter:
     """Runs units in a thread of its own; `run` may be called from any event loop of the process."""
 
@@ -100,15 +122,18 @@ class SqliteWriter:
         self._deadlines: dict[asyncio.AbstractEventLoop, Deadlines] = {}
         self._closing = False
         self._lost = False
-        self._room_when_full = 0
-        self.full: StoreError | None = None
-        """The disk was full when something was to be written last; small writes may succeed all the same."""
+        self.disk = FullDisk(self.place)
         self.groups: Counter[int] = Counter()
         """How many transactions there were of so many units; the thread alone counts."""
         self._ended = threading.Event()
         self._stop_watchers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._thread = threading.Thread(target=self._main, name="antiphon-sqlite-writer", daemon=True)
         self._started: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+
+    @property
+    def full(self) -> StoreError | None:
+        """The disk was full when something was to be written last; small writes may succeed all the same."""
+        return self.disk.error
 
     @property
     def waiting(self) -> int:
@@ -231,7 +256,7 @@ class SqliteWriter:
                 while group := self._take():
                     self.groups[len(group)] += 1
                     error = self._write(connection, group)
-                    self._note_room(group, error)
+                    self.disk.note(group, error)
                     wrong = self._close_group(group, error)
                     self._answer(group, error)
                     if wrong:
@@ -315,19 +340,6 @@ class SqliteWriter:
             lost.__cause__ = cause
             return lost
         return store_error("Writing", self.place, cause)
-
-    def _note_room(self, group: Sequence[Unit], error: StoreError | None) -> None:
-        """Full until something is added again, or there is clearly more room than there was."""
-        if error is None and self.full is None and all(unit.error is None for unit in group):
-            return
-        failures = [unit.error for unit in group if unit.error is not None]
-        full = next((each for each in (error, *failures) if each is not None and each.reason == "full"), None)
-        if full is not None:
-            self.full, self._room_when_full = full, self.place.room()
-        elif self.full is not None and error is None:
-            added = any(adds(unit) for unit in group if unit.committed)
-            if added or self.place.room() > self._room_when_full + _CLEARLY_MORE:
-                self.full = None
 
     def _may_commit(self, ran: Sequence[Unit]) -> bool:
         """From here on none of them can be taken back; False when one was."""

@@ -81,8 +81,8 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def user_of(key: str) -> int:
-    """As root every machine is a user of its own; otherwise (0) it stays who we are."""
-    if os.geteuid() != 0:
+def user_of(key: str, root: bool | None = None) -> int:
+    """As root every machine is a user of its own; otherwise (0) it stays who we are. `root`: whether we are root."""
+    if not (os.geteuid() == 0 if root is None else root):
         return 0
     return _FIRST_USER + int.from_bytes(hashlib.sha256(key.encode()).digest()[:3], "big")

@@ -72,14 +72,7 @@ class VectorIndexes:
     """Looks after the indexes. `url`: where one is made, directly at the server, where that is not what requests
     use."""
 
-    def __init__(
-        self,
-        database: Database,
-        url: str,
-        *,
-        exact: int = EXACT_VECTORS,
-        every: float = _EVERY,
-    ) -> None:
+    def __init__(self, database: Database, url: str, *, exact: int = EXACT_VECTORS, every: float = _EVERY) -> None:
         """`exact`: the most vectors that are compared one by one; `every`: seconds between looks, of all processes."""
         self._database = database
         self._url = url
