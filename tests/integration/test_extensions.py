@@ -17,7 +17,7 @@ import pytest
 import antiphon
 from antiphon.app.build import build
 from antiphon.app.extensions import extensions, known_profiles, make_extension_tools
-from antiphon.app.routing import make_routes
+from antiphon.app.model_routing import make_routes
 from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.errors import ConfigError

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Literal
 import structlog
 
 from antiphon.api.router import ReadyProbe
+from antiphon.app.endpoints import make_router
 from antiphon.app.extensions import make_extension_tools
 from antiphon.app.keys import api_keys, deployment_keys, make_sealer, owner_key, stored_bodies
 from antiphon.app.measuring import Measuring, close_tracer, open_tracer
+from antiphon.app.model_routing import learn, make_routes, several_upstreams
 from antiphon.app.outgoing import direct_target, make_fetcher
-from antiphon.app.router import make_router
-from antiphon.app.routing import learn, make_routes, several_upstreams
 from antiphon.app.tools import code_interpreter, container_endpoints, make_tools, open_rooms
 from antiphon.app.vector_stores import VectorSearch, open_search
 from antiphon.config.section import parse_address

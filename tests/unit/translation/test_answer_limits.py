@@ -11,7 +11,7 @@ from msgspec import Raw
 from antiphon.translation.answer.beside_text import Annotations
 from antiphon.translation.answer.upstream_errors import media_refusal
 from antiphon.translation.think_tags import ThinkTags
-from antiphon.translation.usage import read_usage
+from antiphon.translation.token_usage import read_usage
 
 
 @pytest.mark.parametrize(

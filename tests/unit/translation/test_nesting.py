@@ -22,7 +22,7 @@ from antiphon.translation.answer.ending import finish_of
 from antiphon.translation.chat.call_items import hosted_call
 from antiphon.translation.request.checks import read_value
 from antiphon.translation.request.parameters import read_parameter
-from antiphon.translation.usage import read_groq_usage, read_usage
+from antiphon.translation.token_usage import read_groq_usage, read_usage
 from antiphon.types.items import InputItem
 from tests.support.exchanges import JSON, run
 

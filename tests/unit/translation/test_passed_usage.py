@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from antiphon.translation.usage import usage_of_answer, usage_of_stream
+from antiphon.translation.token_usage import usage_of_answer, usage_of_stream
 
 _CHAT = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
 _OURS = {"input_tokens": 5, "input_tokens_details": {"cached_tokens": 1}, "output_tokens": 2, "total_tokens": 7}

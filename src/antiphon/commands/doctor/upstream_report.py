@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from antiphon.app.extensions import known_profiles
+from antiphon.app.model_routing import make_routes
 from antiphon.app.outgoing import direct_target
-from antiphon.app.routing import make_routes
 from antiphon.app.trust import section
 from antiphon.commands.doctor.upstream_probes import (
     PLAIN_HTTP_QUESTION,

@@ -30,8 +30,8 @@ from antiphon.errors import ApiError
 from antiphon.translation.chat.compaction import ask_for_summary, compaction_payload, expand_compactions, split
 from antiphon.translation.events.builder import ResponseBuilder
 from antiphon.translation.request.parameters import SHAPING
+from antiphon.translation.token_usage import usage_object
 from antiphon.translation.tool_map import ToolMap
-from antiphon.translation.usage import usage_object
 from antiphon.translation.values import BuilderOptions, ChatTranslation, Ending
 from antiphon.types.items import InputItem, Message, OutputText
 

@@ -29,7 +29,7 @@ from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import Action, CancelReason, SendBody, SendHead, Usage
 from antiphon.errors import ApiError, UpstreamFailed, UpstreamTimedOut
 from antiphon.redaction import KnownSecrets, bytes_without
-from antiphon.translation.usage import usage_of_answer, usage_of_stream
+from antiphon.translation.token_usage import usage_of_answer, usage_of_stream
 from antiphon.types.response import UsageObject
 from antiphon.types.transport import Headers, UpstreamError, UpstreamFault, header_value
 

@@ -45,7 +45,7 @@ from antiphon.translation.answer.upstream_errors import (
     own_credentials_refused,
 )
 from antiphon.translation.events.builder import ResponseBuilder
-from antiphon.translation.usage import add_usage
+from antiphon.translation.token_usage import add_usage
 from antiphon.translation.values import Ending
 from antiphon.types.json import encode
 from antiphon.types.response import UsageObject

@@ -24,7 +24,7 @@ from antiphon.engine.ports.actions import CancelReason, ResponseRecord, SaveResp
 from antiphon.errors import ApiError, StoreError, store_refusal
 from antiphon.translation.chat.compaction import latest_users
 from antiphon.translation.events.encode import DONE
-from antiphon.translation.usage import add_usage, usage_object
+from antiphon.translation.token_usage import add_usage, usage_object
 from antiphon.translation.values import Ending
 from antiphon.types.json import encode
 

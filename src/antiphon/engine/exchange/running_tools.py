@@ -22,7 +22,7 @@ from antiphon.engine.exchange.tool_turns import ToolTurns, later_choice
 from antiphon.engine.ports.actions import CancelReason, PrepareTools, ResponseRecord, RunTools
 from antiphon.engine.ports.hosted_tools import HostedCall, PreparedTool, ToolResult
 from antiphon.errors import ApiError, StoreError, store_refusal
-from antiphon.translation.usage import add_usage
+from antiphon.translation.token_usage import add_usage
 from antiphon.translation.values import Ending
 
 LEFT_BEHIND: Final = (

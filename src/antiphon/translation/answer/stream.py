@@ -32,8 +32,8 @@ from antiphon.translation.events.open_items import TextOf
 from antiphon.translation.events.response_draft import OutputTooLarge
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.think_tags import ThinkTags
+from antiphon.translation.token_usage import read_groq_usage, read_usage, with_reasoning
 from antiphon.translation.tool_map import ToolMap
-from antiphon.translation.usage import read_groq_usage, read_usage, with_reasoning
 from antiphon.translation.values import Ending, ServerSentEvent
 from antiphon.types.chat import Chunk, Delta, ToolCallDelta
 from antiphon.types.json import ABSENT, first, given, text_of
