@@ -1,7 +1,9 @@
 """Writes docs/configuration.md and docs/settings.schema.json from the settings model, docs/compatibility.md from the
 table of what is supported, docs/chat-servers.md from the profiles, docs/metrics.md from the metrics, docs/traces.md
-from the spans, docs/exchange.md from the exchange's table, src/antiphon/api/openapi.json, docs/api.md and
-docs/api-differences.md from the table of routes, and envoy/envoy.yaml from the generator."""
+from the spans, docs/exchange.md from the exchange's table, docs/code-map.md from the modules' docstrings,
+src/antiphon/api/openapi.json, docs/api.md and docs/api-differences.md from the table of routes, and envoy/envoy.yaml
+from the generator.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from lab.drift.client_table import KEPT  # noqa: E402
+from scripts.lib import code_map  # noqa: E402
 from scripts.lib.described_spans import CONTENT, MEANINGS, SPANS  # noqa: E402
 from tests.schemas import api_differences, api_document, api_page  # noqa: E402
 from tests.support.whole_api import whole_router  # noqa: E402
@@ -687,6 +690,7 @@ def main() -> int:
         ROOT / "docs" / "metrics.md": metrics(),
         ROOT / "docs" / "traces.md": traces(),
         ROOT / "docs" / "exchange.md": exchange(),
+        ROOT / "docs" / "code-map.md": code_map.page(ROOT / "src" / "antiphon"),
         ROOT / "src" / "antiphon" / "api" / "openapi.json": json.dumps(document, indent=1) + "\n",
         ROOT / "docs" / "api.md": api_page.page(document),
         ROOT / "docs" / "api-differences.md": api_differences.page(document),

@@ -1,0 +1,49 @@
+"""The page docs/code-map.md: every module of the package with what its docstring says first.
+
+Lives here: reading the docstrings and the page's form. Not here: writing it (`generate_docs.py`).
+
+Invariant: the page holds nothing that a docstring does not say, so it cannot differ from the code.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+_HEAD = """# Code map
+
+Every module of `src/antiphon`, by folder: what it does, and what lives in it. The sentences are the modules' own
+docstrings; `scripts/docs` writes this page. [How it works](how-it-works.md) explains the design, and its table
+[Where a change goes](how-it-works.md#where-a-change-goes) names the one place for each kind of change.
+"""
+
+
+def page(package: Path) -> str:
+    """The page, for the modules below this folder."""
+    folders = sorted({path.parent for path in package.rglob("*.py") if "_pb" not in path.parts})
+    return "\n".join([_HEAD, *(_section(package, folder) for folder in folders)])
+
+
+def _section(package: Path, folder: Path) -> str:
+    title = "The package's own modules" if folder == package else f"`{folder.relative_to(package)}/`"
+    rows = [
+        f"- `{path.relative_to(package)}`: {_said(package, path)}"
+        for path in sorted(folder.glob("*.py"))
+        if path.name != "__init__.py"
+    ]
+    about = [] if folder == package else [_said(package, folder / "__init__.py")]
+    return "\n\n".join((f"## {title}", *about, *(["\n".join(rows)] if rows else []))) + "\n"
+
+
+def _said(package: Path, path: Path) -> str:
+    """The first paragraph of a docstring, and what it says that lives there; files by their path in the package."""
+    paragraphs = [" ".join(one.split()) for one in (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")]
+    lives = next((one for one in paragraphs[1:] if one.startswith("Lives here")), "")
+    text = " ".join(filter(None, (paragraphs[0], lives.partition(" Not here:")[0])))
+
+    def whole(match: re.Match[str]) -> str:
+        beside = path.parent / match[1]
+        return f"`{beside.relative_to(package)}`" if beside.exists() else match[0]
+
+    return re.sub(r"`([\w/]+\.py)`", whole, text)
