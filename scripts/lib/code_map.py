@@ -13,16 +13,22 @@ from pathlib import Path
 
 _HEAD = """# Code map
 
-Every module of `src/antiphon`, by folder: what it does, and what lives in it. The sentences are the modules' own
-docstrings; `scripts/docs` writes this page. [How it works](how-it-works.md) explains the design, and its table
+Every module of `src/antiphon`, by folder: what it does, what lives in it, and what always holds. The sentences are the
+modules' own docstrings; `scripts/docs` writes this page. [How it works](how-it-works.md) explains the design, and its table
 [Where a change goes](how-it-works.md#where-a-change-goes) names the one place for each kind of change.
 """
 
 
-def page(package: Path) -> str:
-    """The page, for the modules below this folder."""
+def page(package: Path, chart: Path) -> str:
+    """The page, for the modules below one folder and the templates of a chart."""
     folders = sorted({path.parent for path in package.rglob("*.py") if "_pb" not in path.parts})
-    return "\n".join([_HEAD, *(_section(package, folder) for folder in folders)])
+    templates = [
+        f"- `{path.name}`: {match[1]}"
+        for path in sorted((chart / "templates").glob("_*.tpl"))
+        if (match := re.match(r"{{/\* (.*?) \*/}}", path.read_text()))
+    ]
+    helm = f"## The Helm chart's parts, `deployments/helm/antiphon/templates/`\n\n{chr(10).join(templates)}\n"
+    return "\n".join([_HEAD, *(_section(package, folder) for folder in folders), helm])
 
 
 def _section(package: Path, folder: Path) -> str:
@@ -37,10 +43,10 @@ def _section(package: Path, folder: Path) -> str:
 
 
 def _said(package: Path, path: Path) -> str:
-    """The first paragraph of a docstring, and what it says that lives there; files by their path in the package."""
+    """The first paragraph of a docstring, what lives there and what always holds; files by their path in the package."""
     paragraphs = [" ".join(one.split()) for one in (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")]
-    lives = next((one for one in paragraphs[1:] if one.startswith("Lives here")), "")
-    text = " ".join(filter(None, (paragraphs[0], lives.partition(" Not here:")[0])))
+    more = [one.partition(" Not here:")[0] for one in paragraphs[1:] if one.startswith(("Lives here", "Invariant"))]
+    text = " ".join((paragraphs[0], *more))
 
     def whole(match: re.Match[str]) -> str:
         beside = path.parent / match[1]

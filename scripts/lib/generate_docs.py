@@ -690,7 +690,9 @@ def main() -> int:
         ROOT / "docs" / "metrics.md": metrics(),
         ROOT / "docs" / "traces.md": traces(),
         ROOT / "docs" / "exchange.md": exchange(),
-        ROOT / "docs" / "code-map.md": code_map.page(ROOT / "src" / "antiphon"),
+        ROOT / "docs" / "code-map.md": code_map.page(
+            ROOT / "src" / "antiphon", ROOT / "deployments" / "helm" / "antiphon"
+        ),
         ROOT / "src" / "antiphon" / "api" / "openapi.json": json.dumps(document, indent=1) + "\n",
         ROOT / "docs" / "api.md": api_page.page(document),
         ROOT / "docs" / "api-differences.md": api_differences.page(document),
