@@ -14,7 +14,7 @@ from pathlib import Path
 _HEAD = """# Code map
 
 Every module of `src/antiphon`, by folder: what it does, what lives in it, and what always holds. The sentences are the
-modules' own docstrings; `scripts/docs` writes this page. [How it works](how-it-works.md) explains the design, and its table
+modules' own docstrings; `scripts/docs` writes this page. [How it works](how-it-works.md) explains the design; its table
 [Where a change goes](how-it-works.md#where-a-change-goes) names the one place for each kind of change.
 """
 
@@ -23,11 +23,11 @@ def page(package: Path, chart: Path) -> str:
     """The page, for the modules below one folder and the templates of a chart."""
     folders = sorted({path.parent for path in package.rglob("*.py") if "_pb" not in path.parts})
     templates = [
-        f"- `{path.name}`: {match[1]}"
+        f"- `deployments/helm/antiphon/templates/{path.name}`: {match[1]}"
         for path in sorted((chart / "templates").glob("_*.tpl"))
         if (match := re.match(r"{{/\* (.*?) \*/}}", path.read_text()))
     ]
-    helm = f"## The Helm chart's parts, `deployments/helm/antiphon/templates/`\n\n{chr(10).join(templates)}\n"
+    helm = f"## Parts of the Helm chart\n\n{chr(10).join(templates)}\n"
     return "\n".join([_HEAD, *(_section(package, folder) for folder in folders), helm])
 
 
@@ -43,13 +43,13 @@ def _section(package: Path, folder: Path) -> str:
 
 
 def _said(package: Path, path: Path) -> str:
-    """The first paragraph of a docstring, what lives there and what always holds; files by their path in the package."""
+    """A docstring's first paragraph, what lives there and what always holds; files by their path in the package."""
     paragraphs = [" ".join(one.split()) for one in (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")]
     more = [one.partition(" Not here:")[0] for one in paragraphs[1:] if one.startswith(("Lives here", "Invariant"))]
     text = " ".join((paragraphs[0], *more))
 
     def whole(match: re.Match[str]) -> str:
-        beside = path.parent / match[1]
+        beside = (path.parent / match[1]).resolve()
         return f"`{beside.relative_to(package)}`" if beside.exists() else match[0]
 
-    return re.sub(r"`([\w/]+\.py)`", whole, text)
+    return re.sub(r"`([\w./]+\.py)`", whole, text)
