@@ -74,7 +74,9 @@ def make_builds(folder: Path) -> tuple[Build, Build, Build]:
     tree = _copy(folder / "new-2-source", tree)
     _set_version(tree, "1000.2")
     _add_step(tree, before + 3, "rollout_note_gone", _CONTRACT.format(serves=first.schema))
-    _replace(tree / "src/antiphon/engine/exchange/job_needs.py", r"^(_PAYLOADS: .*) = \((\d+),\)$", r"\1 = (\2, 1000)")
+    _replace(
+        tree / "src/antiphon/engine/exchange/queued_request.py", r"^(PAYLOADS: .*) = \((\d+),\)$", r"\1 = (\2, 1000)"
+    )
     return old, first, _build("new 2", tree, folder, before + 3)
 
 

@@ -3,8 +3,8 @@
 Without an address it asks where the settings say that a sidecar listens, then where clients connect: one of them
 answers, whichever of `extproc`, `serve` and `up` is running.
 
-Lives here: the few settings that say where that is, read without the model of all settings. Not here: whether settings
-are right, which the process that is asked has checked.
+Lives here: its own connection, with TLS and the client's certificate, and the few settings that say where that is, read
+without the model of all settings. Not here: whether settings are right, which the process that is asked has checked.
 
 Invariant: a check costs little more than a start of Python, for a busy machine runs it every few seconds: nothing is
 imported but parts of the standard library, and YAML where there is a settings file. `tests/unit/test_health.py` holds

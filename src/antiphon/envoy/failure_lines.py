@@ -4,8 +4,9 @@ sidecars that do not answer.
 Each of several upstreams that fail at one request has a line: Envoy tries the next one, and the sidecar sees only the
 last. A relayed stream that ended early has a line: the sidecar sees that it ended, and Envoy sees who ended it.
 
-Lives here: which of them, and the fields, which are those of the sidecar's lines (`observability/outcome.py`). Not
-here: the whole access log (`bootstrap.py`), which is switched on by a setting.
+Lives here: which of them, by which of Envoy's details a client's leaving and an upstream's end are told apart, and the
+fields, which are those of the sidecar's lines (`observability/outcome.py`). Not here: the whole access log
+(`bootstrap.py`), which is switched on by a setting.
 
 The line does not have the upstream's message, so it cannot tell an unknown model (404) from a wrong path: it blames the
 client for both. A sidecar that dies writes no line for the requests that it served, so each of them has one here.

@@ -1,9 +1,10 @@
 """One generation of `antiphon up`: the processes that serve with one set of settings.
 
-Lives here: which processes there are, when they count as ready, handing over to the next generation, and how they end.
-Not here: when there is another generation (`commands/up.py`), when a child is started again (`supervision.py`), one
-child's life (`children.py`) and settings (`child_settings.py`), Envoy's configuration (`envoy/`) and admin port
-(`envoy_admin.py`), forwarding output (`child_output.py`), adding up metrics (`merged_metrics.py`).
+Lives here: which processes there are, when they count as ready, handing over to the next generation (with the counts of
+restarts, which a process takes over from its namesake), and how they end. Not here: when there is another generation
+(`commands/up.py`), when a child is started again (`supervision.py`), one child's life (`children.py`) and settings
+(`child_settings.py`), Envoy's configuration (`envoy/`) and admin port (`envoy_admin.py`), forwarding output
+(`child_output.py`), adding up metrics (`merged_metrics.py`).
 
 Invariants: `start` leaves the former generation as it was when it fails; a request ends in the generation in which it
 began; a child that dies or hangs is replaced, Envoy too, and the others go on.

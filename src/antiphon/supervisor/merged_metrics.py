@@ -1,8 +1,8 @@
 """Merges the metrics of several processes into one exposition.
 
-Lives here: adding up what the processes' texts say, remembering what ended ones had counted, and the text of `/metrics`
-of the parent. Imported only where somebody is to be shown it. Not here: asking the workers (`generation.py`), names and
-labels (`observability/metric_names.py`), the listener (`commands/metrics_listener.py`).
+Lives here: adding up what the processes' texts say, remembering what ended workers' texts had counted, and the text of
+`/metrics` of the parent. Imported only where somebody is to be shown it. Not here: asking the workers
+(`generation.py`), names and labels (`observability/metric_names.py`), the listener (`commands/metrics_listener.py`).
 
 Invariants: a counter never goes backwards, whichever process ended, was replaced, did not answer this time or answered
 late: sums are exact, since those of floats depend on their order, and one bit less is a reset to Prometheus. What a

@@ -1,4 +1,4 @@
-{{/* What the pods have in common: rights, places, volumes, and their containers. */}}
+{{/* What the pods have in common: rights, places, volumes, and their containers (the checksum of Secrets: _settings.tpl). */}}
 
 {{/* What every pod's spec begins with: (list . PLACEMENT), a mapping with nodeSelector, tolerations and affinity. */}}
 {{- define "antiphon.anyPod" -}}

@@ -1,4 +1,4 @@
-{{/* The settings file: what is given, with what the chart decides over it. */}}
+{{/* The settings file: what is given, with what the chart decides over it; the environment variables that come from Secrets, which Secrets these are, and the checksum of their contents that replaces the pods when one changes. */}}
 
 {{- define "antiphon.settings" -}}
 {{- include "antiphon.check" . -}}

@@ -1,8 +1,9 @@
 """Serves the WebSocket of `/v1/responses`: one connection, its requests one after another.
 
 Lives here: the handshake's conditions, reading frames ahead of the turn that runs, a turn from its frame to its last
-event, and all the ways in which a connection ends. Not here: what frames mean (`api/frames.py`), translation and model
-calls (the runner performs those), what is remembered (`engine/running/connection_memory.py`).
+event, which turns are remembered and which make the connection forget what they continued, and all the ways in which a
+connection ends. Not here: what frames mean (`api/frames.py`), translation and model calls (the runner performs those),
+how it is remembered (`engine/running/connection_memory.py`).
 
 Invariants: one response at a time, in the order asked for, whatever `stream_id` says; an error is a frame and leaves
 the connection open; no turn begins after the connection's time is up or while the process or its gateway drains, and

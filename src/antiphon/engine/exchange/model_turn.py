@@ -1,8 +1,8 @@
 """One model turn: the call, and the events read from its answer.
 
-Lives here: asking, choosing the reader of the answer, telling what the call has taken. Not here: what the model is
-asked and what follows from its words (`made_response.py`), how bytes of an answer are read
-(`answer_readers.py`).
+Lives here: asking, choosing the reader of the answer, telling the metrics and the sums of usage what the call has
+taken. Not here: what is left of `max_output_tokens` (`tool_turns.py`), what the model is asked and what follows from
+its words (`made_response.py`), how bytes of an answer are read (`answer_readers.py`).
 
 Invariant: what a call has taken is told once, whatever its words are for.
 """

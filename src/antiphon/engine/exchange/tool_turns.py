@@ -1,8 +1,9 @@
 """Hosted tool calls between two model turns: which run, in which order their items are emitted, and what the model
 reads.
 
-Lives here: which calls run, in what order their items are emitted, what the model reads of their results, and when the
-client must be asked first. Not here: running them (`tools/`), the turns themselves (`running_tools.py`), events
+Lives here: which calls run, in what order their items are emitted, what the model reads of their results, when the
+client must be asked first, and what is left of `max_output_tokens` for the next turn (estimated where the server counts
+nothing). Not here: running them (`tools/`), the turns themselves (`running_tools.py`), events
 (`translation/events/hosted_events.py`). Pure.
 
 Calls run at the same time, but their items are emitted one after the other, in the order of the calls: at most one item

@@ -1,8 +1,9 @@
 """Parses and checks an `mcp` declaration, and resolves the server it names.
 
-Lives here: its fields, which of a server's tools it lets the model see, which calls the client must approve; the
-operator's connectors and allow-list, applied to it. Not here: resolving names and judging addresses (given by the
-composition root), connecting (`connections.py`).
+Lives here: its fields, when two declarations mean the same server (`McpServer.key`: address and headers, credentials
+included), by which lists and connections are kept, which of a server's tools it lets the model see, which calls the
+client must approve; the operator's connectors and allow-list, applied to it. Not here: resolving names and judging
+addresses (given by the composition root), connecting (`connections.py`).
 
 Source: OpenAI's MCPTool.
 

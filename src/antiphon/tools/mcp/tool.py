@@ -1,6 +1,7 @@
 """The `mcp` tool: shows an MCP server's tools as functions, and converts the results of calls.
 
-Lives here: lists of tools and their memory, results in the forms of the item. Not here: declarations, connections.
+Lives here: lists of tools and for how long they are remembered (under whose key: `servers.py`), results in the forms of
+the item. Not here: declarations, connections.
 
 Invariant: nothing a server sends ends a response: it becomes a list, an output or an error that the model can read.
 """

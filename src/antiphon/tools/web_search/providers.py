@@ -1,7 +1,7 @@
 """Clients for search services: one query, a list of results.
 
-Lives here: what is sent to each service and how its answer is read. Not here: what the model is told of it and of
-pages (`tool.py`).
+Lives here: what is sent to each service (allowed domains too) and how its answer is read. Not here: what the model is
+told of it and of pages, and leaving blocked domains out (`tool.py`).
 
 A service's address is the operator's, not the client's: it may be private, and gets nothing of the client's but the
 query and where the user is.
