@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 
 import ngh2
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from antiphon.doors.extproc.grpc_framing import MessageSplitter, timeout_seconds, with_prefix
-from antiphon.doors.extproc.http2_call import Http2Limits
+from antiphon.doors.extproc.http2_call import Call, Http2Limits
 from antiphon.doors.extproc.transport import GrpcStatus, MessageStream, StreamClosed
 from antiphon.doors.extproc.transport_http2 import Http2Transport
 from tests.support.effort import examples
@@ -507,3 +508,14 @@ async def _poll(happened: object, seconds: float = DEADLINE) -> None:
     async with asyncio.timeout(seconds):
         while not happened():
             await asyncio.sleep(0.001)
+
+
+async def test_a_call_that_is_over_is_forgotten(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (service, path), Http2Peer(path) as peer:
+        service.behave = service.echo
+        for _ in range(20):
+            call = peer.call()
+            peer.send(call, b"x", end=True)
+            assert await peer.status(call) == GrpcStatus.OK
+        gc.collect()
+        assert sum(isinstance(one, Call) for one in gc.get_objects()) <= 2

@@ -64,6 +64,9 @@ async def test_no_key_is_in_the_database_nor_on_the_screen(
     assert status == 0 and "goes with these keys" in shown
     status, refused = await admin_keys(monkeypatch, capsys, owner=OTHER, seals=f'["{OTHER}"]', more=())
     assert status == 1 and "owner.key is another one" in refused
+    # A row for each key, and what each side knows of it.
+    assert ["key", "fingerprint", "database", "these", "settings"] in [line.split() for line in refused.splitlines()]
+    assert sum("known" in line.split() for line in refused.splitlines()) == 2
     connection = await asyncpg.connect(url)
     kept = str(await connection.fetch("SELECT * FROM deployment"))
     await connection.close()

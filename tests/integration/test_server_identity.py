@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import structlog
 
+from antiphon.api.http import ApiRequest
+from antiphon.app.build import build
+from antiphon.config.settings import load_settings
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes, ModelRule
 from antiphon.translation.profiles import PROFILES
 from antiphon.upstream.client import HttpUpstream, UpstreamTarget
@@ -16,6 +19,7 @@ from antiphon.upstream.identity import ServerIdentities
 from antiphon.upstream.several import UpstreamPool
 from tests.support.chat_server import DEADLINE, Answer, ChatServer, Close, json_answer
 from tests.support.gateway import post, start_gateway
+from tests.support.metrics import value_of
 
 LLAMA = {"object": "list", "data": [{"id": "tiny", "object": "model", "owned_by": "llamacpp"}]}
 
@@ -122,3 +126,16 @@ async def test_a_gateway_finds_out(door: str, tmp_path: Path) -> None:
             assert "antiphon-estimated" not in answered.headers
         finally:
             await gateway.stop()
+
+
+async def test_asking_for_the_list_of_models_is_counted(tmp_path: Path) -> None:
+    async with ChatServer() as server:
+        server.script(json_answer(LLAMA))
+        given = {"data": tmp_path, "upstream": {"url": server.base_url, "auth": "none", "profile": "generic"}}
+        app = await build(load_settings(given), door="http")
+        answer = await app.context.router.handle(ApiRequest("GET", "/v1/models"))
+        assert answer.status == 200
+        labels = {"upstream": "default", "operation": "models", "status": "200"}
+        told = app.context.telemetry.metrics.render().decode()
+        assert value_of(told, "antiphon_upstream_requests_total", **labels) == 1
+        await app.aclose()

@@ -31,6 +31,8 @@ SECTIONS = {
             Failure("upstream", "x", code="odd", upstream_status=401),
             "the upstream refuses the key: with auth: passthrough",
         ),
+        (Failure("upstream", "x", code="odd", upstream_status=403), "the upstream's account may not do this"),
+        (Failure("upstream", "x", code="odd", upstream_status=404), "the upstream has no such path"),
         (Failure("ours", "x", code="server_error", operation="restart"), "it ended with its process"),
         (Failure("ours", "x", code="insufficient_storage", operation="save"), "make room"),
         (Failure("ours", "x"), ""),

@@ -632,3 +632,9 @@ def test_each_unusable_variable_of_opentelemetry_is_named_without_its_value() ->
         ConfigError, match=r"OTEL_TRACES_SAMPLER is none of always_on, .*; choose one, or set tracing.sample"
     ):
         load_settings({}, {**_BASE, "OTEL_TRACES_SAMPLER": "hidden"})
+
+
+def test_a_model_reads_a_hundred_characters_of_a_call_at_least() -> None:
+    assert load_settings({"tools": {"output_chars": 100}}).tools.output_chars == 100
+    with pytest.raises(ConfigError, match="output_chars"):
+        load_settings({"tools": {"output_chars": 99}})

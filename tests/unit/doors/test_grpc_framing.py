@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grpc
 import pytest
 
 from antiphon.doors.extproc.grpc_framing import MessageSplitter, status_trailers, timeout_seconds, with_prefix
@@ -69,3 +70,16 @@ def test_the_last_words_are_escaped() -> None:
 )
 def test_a_timeout_has_at_most_eight_digits_and_a_unit(value: bytes, seconds: float | None) -> None:
     assert timeout_seconds(value) == (pytest.approx(seconds) if seconds is not None else None)
+
+
+def test_a_length_has_four_bytes() -> None:
+    """What comes is not whole although the lower bytes of the length say so."""
+    splitter = MessageSplitter(1 << 25)
+    assert splitter.feed(b"\0" + (1 << 24 | 3).to_bytes(4, "big") + b"abc") == [] and splitter.held == 8
+    large = bytes(1 << 24) + b"abc"
+    assert MessageSplitter(1 << 25).feed(with_prefix(large)) == [large]
+
+
+def test_statuses_have_grpcs_numbers() -> None:
+    for status in GrpcStatus:
+        assert status.value == grpc.StatusCode[status.name].value[0]

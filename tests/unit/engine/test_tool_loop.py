@@ -540,3 +540,13 @@ def test_a_client_that_leaves_while_a_call_runs_finds_it(stream: bool) -> None:
     item = json.loads(record.output_items[-1].body)
     assert record.counts and (item["type"], item["status"]) == ("mcp_call", "incomplete")
     assert "outcome of this call is unknown" in json.dumps(item["error"])
+
+
+def test_a_result_with_half_a_character_is_a_result() -> None:
+    """A lone surrogate has no bytes in UTF-8; what counts them goes on."""
+
+    def found(call: HostedCall) -> ToolResult:
+        return ToolResult(call.call_id, "a \ud800 b", {"queries": ["x"]})
+
+    talk = Talk({"tools": [SEARCH]}, [("", ("file_search", {"query": "x"})), ("Done.",)], ScriptedTools(found))
+    assert talk.final["status"] == "completed" and talk.final["output"][-1]["content"][0]["text"] == "Done."

@@ -15,6 +15,7 @@ import yaml
 from antiphon.cli import main
 from antiphon.config.settings import Settings
 from antiphon.envoy.bootstrap import bootstrap, client_limits, fill_in_secret, to_yaml
+from antiphon.envoy.local_replies import local_replies
 from antiphon.envoy.messages import Config
 from antiphon.envoy.sidecars import SidecarEndpoint, endpoints
 from antiphon.envoy.snippet import parts, snippet
@@ -341,6 +342,12 @@ def test_several_upstreams_are_chosen_before_a_request_becomes_one_upstreams_own
         # What is one upstream's own is not there yet: a retry would take it to another.
         assert not {"host_rewrite_literal", "prefix_rewrite"} & route["route"].keys()
         assert "request_headers_to_add" not in route
+    # What could not be reached is told to the sidecar as such, in the listener of each upstream too.
+    managers = {
+        listener["name"]: listener["filter_chains"][0]["filters"][0]["typed_config"] for listener in whole["listeners"]
+    }
+    inner = [name for name in managers if name not in ("public", "model_door")]
+    assert inner and all(managers[name]["local_reply_config"] == local_replies(to_sidecar=True) for name in inner)
     clusters = {cluster["name"]: cluster["load_assignment"]["endpoints"] for cluster in whole["clusters"]}
 
     def inside(name: str) -> dict[str, Any]:

@@ -77,3 +77,9 @@ def test_what_was_held_back_comes_out_at_the_end(held: bytes) -> None:
     tags.feed(b"hm</think>")
     assert tags.feed(b"</thin") == (b"", b"") and not tags.done
     assert tags.end() == (b"", b"</thin") and tags.unclosed == b""
+
+
+def test_where_a_server_counts_in_both_spellings_chats_own_is_taken() -> None:
+    both = {"prompt_tokens": 3, "input_tokens": 9, "completion_tokens": 1, "output_tokens": 8}
+    usage = read_usage(Raw(json.dumps(both).encode()))
+    assert usage is not None and (usage.input_tokens, usage.output_tokens) == (3, 1)

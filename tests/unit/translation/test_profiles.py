@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,10 +93,11 @@ def test_a_name_chooses_whatever_the_host() -> None:
 
 
 def test_every_profile_is_named_and_titled_and_no_host_is_two_vendors() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "chat-servers.md").read_text()
     hosts = [host for profile in PROFILES.values() for host in profile.hosts]
     assert len(hosts) == len(set(hosts))
     for name, profile in PROFILES.items():
-        assert profile.name == name and profile.title
+        assert profile.name == name and f"| `{name}` | {profile.title} |" in page
         assert len([one for one in PROFILES.values() for host in profile.hosts[:1] if one.serves(host)]) <= 1
 
 
