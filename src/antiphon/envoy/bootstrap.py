@@ -333,7 +333,7 @@ def metrics_cluster(settings: Settings) -> list[Config]:
     return [cluster(_ADMIN, [address(settings.place(settings.envoy.admin))], type="STATIC")]
 
 
-_FILTER = "envoy.filters.http.cors"
+_CORS_FILTER = "envoy.filters.http.cors"
 
 
 def cors_filters(settings: Settings) -> list[Config]:
@@ -348,7 +348,7 @@ def cors_filters(settings: Settings) -> list[Config]:
     )
     return [
         http_filter("envoy.filters.http.header_mutation", varies),
-        http_filter(_FILTER, typed("filters.http.cors.v3.Cors")),
+        http_filter(_CORS_FILTER, typed("filters.http.cors.v3.Cors")),
     ]
 
 
@@ -358,14 +358,14 @@ def cors_policy(settings: Settings) -> Config:
         return {}
     policy = typed(
         "filters.http.cors.v3.CorsPolicy",
-        allow_origin_string_match=[_matcher(origin) for origin in settings.cors.origins],
+        allow_origin_string_match=[_origin_matcher(origin) for origin in settings.cors.origins],
         allow_methods=cors.ALLOW_METHODS,
         allow_headers=cors.ALLOW_HEADERS,
         expose_headers=cors.EXPOSE_HEADERS,
         max_age=cors.MAX_AGE,
     )
-    return {"typed_per_filter_config": {_FILTER: policy}}
+    return {"typed_per_filter_config": {_CORS_FILTER: policy}}
 
 
-def _matcher(origin: str) -> Config:
+def _origin_matcher(origin: str) -> Config:
     return {"safe_regex": {"regex": ".*"}} if origin == "*" else {"exact": origin}
