@@ -29,6 +29,9 @@ _AUTHORITIES = (
     "/etc/ssl/cert.pem",
     "/etc/ssl/ca-bundle.pem",
 )
+# Model servers close idle connections without notice (uvicorn, Node and llama.cpp after 5 s). A request sent at that
+# moment fails and is not retried, so Envoy closes idle connections first.
+_UPSTREAM_IDLE = "4s"
 
 
 def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere: bool) -> list[Config]:
@@ -116,7 +119,13 @@ def _sidecar_tls(settings: Settings, place: str, protocol: str) -> Config:
 
 def _model_clusters(called: str, upstream: UpstreamSettings, settings: Settings) -> list[Config]:
     host, port = upstream.address
-    fields: Config = {"connect_timeout": f"{settings.timeouts.connect:g}s"}
+    fields: Config = {
+        "connect_timeout": f"{settings.timeouts.connect:g}s",
+        **http_options(
+            common_http_protocol_options={"idle_timeout": _UPSTREAM_IDLE},
+            explicit_http_config={"http_protocol_options": {}},
+        ),
+    }
     if upstream.tls:
         name = urlsplit(f"//{upstream.authority}").hostname or host
         fields |= _tls(name, _validation(name, _authorities(upstream.ca_file, "upstream.ca_file")))

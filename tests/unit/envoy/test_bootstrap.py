@@ -202,6 +202,26 @@ def test_both_listeners_tell_of_a_cut_stream_soon(tmp_path: Path) -> None:
     assert found == {"public": "0.25s", "model_door": "0.25s"}
 
 
+@pytest.mark.parametrize("case", ["upstreams", "picker"])
+def test_envoy_closes_an_idle_connection_before_the_model_server_does(case: str, tmp_path: Path) -> None:
+    """uvicorn, Node and llama.cpp close after 5 s; a request sent at that moment is lost and may not be sent again."""
+    settings = settings_of(CASES[case], tmp_path)
+    options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    servers = 0
+    for cluster in bootstrap(settings, sidecars=endpoints(settings))["static_resources"]["clusters"]:
+        leads_inside = any(
+            "envoy_internal_address" in endpoint["endpoint"]["address"]
+            for locality in cluster.get("load_assignment", {}).get("endpoints", ())
+            for endpoint in locality.get("lb_endpoints", ())
+        )
+        if leads_inside or cluster["name"].startswith(("sidecar", "nowhere", "endpoint_picker")):
+            continue
+        servers += 1
+        idle = cluster["typed_extension_protocol_options"][options]["common_http_protocol_options"]["idle_timeout"]
+        assert float(idle.removesuffix("s")) < 5, cluster["name"]
+    assert servers
+
+
 def test_a_busy_sidecar_has_time_to_answer_and_a_dead_one_is_passed_by(tmp_path: Path) -> None:
     settings = settings_of({"workers": 2}, tmp_path)
     config = bootstrap(settings, sidecars=endpoints(settings))
