@@ -20,7 +20,7 @@ from lab.drift.read_npm import version_of
 from lab.drift.read_python import installed
 
 KEPT = Path(__file__).parent / "clients.md"
-"""The table of the last run that was kept; `scripts/docs` puts it into docs/compatibility.md."""
+"""The table of the last run that was kept; `scripts/docs` puts it into docs/reference/compatibility.md."""
 
 PACKAGES: dict[str, tuple[str, str]] = {
     "openai_py": ("py", "openai"),

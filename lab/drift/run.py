@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--clients", action="store_true", help="run scripts/lab clients with the pinned and newest versions"
     )
     parser.add_argument("--folder", type=Path, help="install here, or read what is installed here already")
-    parser.add_argument("--keep", action="store_true", help="with --clients: keep the table for docs/compatibility.md")
+    parser.add_argument("--keep", action="store_true", help="with --clients: keep the table for the compatibility page")
     given = parser.parse_args(arguments)
     if given.clients:
         return client_table.run(ROOT, keep=given.keep)

@@ -1,7 +1,7 @@
 """`scripts/lab traces`: one run of three turns, traced into real receivers, and the tree that each says it got.
 
 Lives here: starting the receivers and the gateway, asking each receiver in its own way, comparing. Not here: what is in
-a trace (`docs/traces.md`), tests of it (`integration/test_traces.py`, `e2e/test_envoy_traces.py`).
+a trace (`docs/reference/traces.md`), tests of it (`integration/test_traces.py`, `e2e/test_envoy_traces.py`).
 
 Invariant: every process that is started here is stopped here, by its own handle.
 """

@@ -1,4 +1,4 @@
-"""The page docs/code-map.md: every module of the package with what its docstring says first.
+"""The page docs/reference/code-map.md: every module of the package with what its docstring says first.
 
 Lives here: reading the docstrings and the page's form. Not here: writing it (`generate_docs.py`).
 
@@ -14,8 +14,8 @@ from pathlib import Path
 _HEAD = """# Code map
 
 Every module of `src/antiphon`, by folder: what it does, what lives in it, and what always holds. The sentences are the
-modules' own docstrings; `scripts/docs` writes this page. [How it works](how-it-works.md) explains the design; its table
-[Where a change goes](how-it-works.md#where-a-change-goes) names the one place for each kind of change.
+modules' own docstrings; `scripts/docs` writes this page. [How it works](../how-it-works.md) explains the design; its
+table [Where a change goes](../how-it-works.md#where-a-change-goes) names the one place for each kind of change.
 """
 
 

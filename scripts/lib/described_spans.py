@@ -1,5 +1,6 @@
-"""What is said of spans and their attributes: `docs/traces.md` is made of these tables, and tests hold the spans that
-are made against them.
+"""Descriptions of spans and their attributes: `scripts/docs` makes `docs/reference/traces.md` from these tables.
+
+Tests compare them with the spans that Antiphon makes.
 
 Lives here: every span and every attribute of ours. Not here: their names (`observability/span_names.py`), who sets
 them.

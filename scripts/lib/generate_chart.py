@@ -73,7 +73,7 @@ _README = """\
 # The chart's values
 
 Made from the comments of `values.yaml` by `scripts/lab kubernetes-manifests`. How to install it, what its shapes are,
-how pods leave and what was tried: [docs/kubernetes.md](../../../docs/kubernetes.md).
+how pods leave and what was tried: [docs/how-to/kubernetes.md](../../../docs/how-to/kubernetes.md).
 
 | value | default | meaning |
 | --- | --- | --- |

@@ -1,8 +1,6 @@
-"""Writes docs/configuration.md and docs/settings.schema.json from the settings model, docs/compatibility.md from the
-table of what is supported, docs/chat-servers.md from the profiles, docs/metrics.md from the metrics, docs/traces.md
-from the spans, docs/exchange.md from the exchange's table, docs/code-map.md from the modules' docstrings,
-src/antiphon/api/openapi.json, docs/api.md and docs/api-differences.md from the table of routes, and envoy/envoy.yaml
-from the generator.
+"""Writes the generated pages of docs/, envoy/envoy.yaml and src/antiphon/api/openapi.json.
+
+`main` names each file and the function that makes its text.
 """
 
 from __future__ import annotations
@@ -104,7 +102,7 @@ what it is: two sets cannot listen on one port. Unix sockets, the default, are a
 
 **`antiphon serve` and `antiphon extproc`** by themselves take no other settings: SIGHUP or a changed file is the line
 `settings_need_a_restart`. On Kubernetes a change of settings is an upgrade of the chart, which starts new pods
-([kubernetes.md](kubernetes.md)).
+([kubernetes.md](../how-to/kubernetes.md)).
 
 `scripts/lab reload` shows it: clients ask without a pause, every stream that has begun goes on only when other
 settings are in use, each answer shows which settings made it, and new connections look after each change whether all
@@ -423,8 +421,8 @@ In Prometheus' text format, at `metrics.listen` for everybody who can reach it (
 over the Unix socket or show `sidecar.secret`. Labels have bounded values: never owners, paths or ids. Four names have
 no prefix: `responses_total`, `response_duration_seconds`, `tool_execution_duration_seconds` and
 `storage_operations_total`. All others begin with `antiphon_`. `process_…` and `python_…` come from the Prometheus
-client library. What one response did and why it failed is in its log line; [operations.md](operations.md) says which
-fields that has.
+client library. What one response did and why it failed is in its log
+line; [operations.md](../how-to/operations.md) says which fields that has.
 
 ## Several workers, one address
 
@@ -683,19 +681,19 @@ def exchange() -> str:
 def main() -> int:
     document = api_document.document(whole_router().endpoints)
     pages = {
-        ROOT / "docs" / "configuration.md": configuration(),
-        ROOT / "docs" / "settings.schema.json": json.dumps(settings_schema(), indent=2) + "\n",
-        ROOT / "docs" / "compatibility.md": compatibility(),
-        ROOT / "docs" / "chat-servers.md": chat_servers(),
-        ROOT / "docs" / "metrics.md": metrics(),
-        ROOT / "docs" / "traces.md": traces(),
-        ROOT / "docs" / "exchange.md": exchange(),
-        ROOT / "docs" / "code-map.md": code_map.page(
+        ROOT / "docs" / "reference" / "configuration.md": configuration(),
+        ROOT / "docs" / "reference" / "settings.schema.json": json.dumps(settings_schema(), indent=2) + "\n",
+        ROOT / "docs" / "reference" / "compatibility.md": compatibility(),
+        ROOT / "docs" / "reference" / "chat-servers.md": chat_servers(),
+        ROOT / "docs" / "reference" / "metrics.md": metrics(),
+        ROOT / "docs" / "reference" / "traces.md": traces(),
+        ROOT / "docs" / "reference" / "exchange.md": exchange(),
+        ROOT / "docs" / "reference" / "code-map.md": code_map.page(
             ROOT / "src" / "antiphon", ROOT / "deployments" / "helm" / "antiphon"
         ),
         ROOT / "src" / "antiphon" / "api" / "openapi.json": json.dumps(document, indent=1) + "\n",
-        ROOT / "docs" / "api.md": api_page.page(document),
-        ROOT / "docs" / "api-differences.md": api_differences.page(document),
+        ROOT / "docs" / "reference" / "api.md": api_page.page(document),
+        ROOT / "docs" / "reference" / "api-differences.md": api_differences.page(document),
         ROOT / "envoy" / "envoy.yaml": compose_bootstrap(),
     }
     stale = [path for path, text in pages.items() if not path.exists() or path.read_text() != text]

@@ -47,7 +47,7 @@ _EXAMPLES = {
     "doctor": "antiphon doctor --upstream http://127.0.0.1:11434/v1 --model llama3.2",
     "config": "antiphon config --config settings.yaml",
 }
-_MORE = "Everything else is a setting, in --config or in ANTIPHON_… variables: see docs/configuration.md."
+_MORE = "Everything else is a setting, in --config or in ANTIPHON_… variables: see docs/reference/configuration.md."
 _ADMIN = {
     "owners": "list the owners, and how much of each kind they have",
     "export": "write everything of one owner to standard output, one JSON object a line",

@@ -32,7 +32,7 @@ with warnings.catch_warnings():
 
 pytestmark = [pytest.mark.e2e]
 
-_DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
+_DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "operations.md"
 BUDGET = 100
 
 

@@ -1,4 +1,4 @@
-"""A tool and a profile for Antiphon in a package of their own: the example of docs/extensions.md.
+"""A tool and a profile for Antiphon in a package of their own: the example of docs/how-to/extensions.md.
 
 Requests declare the tool as `{"type": "dice", "sides": 6}`; the model is shown a function, and clients see its calls as
 items of the type `mcp_call`, which they know.

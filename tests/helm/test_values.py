@@ -246,7 +246,7 @@ def test_rules_and_dashboard_come_along() -> None:
     assert [len(group["rules"]) for group in made] == [len(group["rules"]) for group in written]
     text = json.dumps(made)
     assert 'job=\\"front\\"' in text and 'job=\\"antiphon\\"' not in text
-    assert "https://wiki.example/antiphon#antiphon" in text and "docs/operations.md" not in text
+    assert "https://wiki.example/antiphon#antiphon" in text and "docs/how-to/operations.md" not in text
     dashboard = one(objects, "ConfigMap", "antiphon-dashboard")
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert json.loads(dashboard["data"]["antiphon.json"]) == json.loads(

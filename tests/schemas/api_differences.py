@@ -1,4 +1,4 @@
-"""docs/api-differences.md: our document beside OpenAI's, that of Open Responses, and the types of OpenAI's client.
+"""Writes docs/reference/api-differences.md: our document beside OpenAI's, Open Responses', and the client's types.
 
 Lives here: what is compared with what, and the tables. Not here: what a place is
 (`tests/support/shapes.py`), the words of our own page (`api_page.py`).

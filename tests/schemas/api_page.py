@@ -1,4 +1,4 @@
-"""docs/api.md: the API's own document for people.
+"""docs/reference/api.md: the API's own document for people.
 
 Lives here: how operations and schemas become tables, and words for schemas (`words`), which `api_differences.py` uses
 too. Not here: the document itself (`api_document.py`).

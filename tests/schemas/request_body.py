@@ -143,7 +143,7 @@ def add_request_body(schemas: Schemas) -> Schema:
         {
             "type": "object",
             "description": "Fields that nobody knows are left out and named in `antiphon-ignored`, unless the operator "
-            "lets them pass. docs/compatibility.md says what becomes of each field with which server.",
+            "lets them pass. docs/reference/compatibility.md says what becomes of each field with which server.",
             "properties": {**read_apart, **fields, **parameters},
             "required": ["model"],
         },

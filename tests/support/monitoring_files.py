@@ -19,7 +19,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deployments" / "monitoring"
 RULES, DASHBOARD, PROMETHEUS = FOLDER / "antiphon.rules.yml", FOLDER / "dashboard.json", FOLDER / "prometheus.yml"
-RUNBOOK = ROOT / "docs" / "operations.md"
+RUNBOOK = ROOT / "docs" / "how-to" / "operations.md"
 
 # What an expression is made of beside names of metrics.
 _WORDS = frozenset({

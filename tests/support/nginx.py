@@ -89,7 +89,7 @@ class Nginx:
         return named + [link for link in links if link.exists() and "(deleted)" in os.readlink(link)]
 
     async def leave_out(self, replica: str) -> None:
-        """Send this replica nothing new, as docs/behind-a-proxy.md says; returns once new workers serve."""
+        """Send this replica nothing new, as docs/how-to/behind-a-proxy.md says; returns once new workers serve."""
         file = self.folder / "antiphon.conf"
         text, count = re.subn(rf"server {re.escape(replica)} (?!down)", f"server {replica} down ", file.read_text())
         assert count == 1, f"{replica} is not in {file}"

@@ -1,4 +1,4 @@
-"""Following docs/worked-examples.md: a copy of the package with a section's edits, and a gateway that runs from it.
+"""Follows docs/contributing/worked-examples.md: a copy of the package with a section's edits, and a gateway on it.
 
 Lives here: reading the steps, making them, and the program that asks the copy. Not here: what its answers must be.
 
@@ -20,7 +20,7 @@ from typing import Any
 import antiphon
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "worked-examples.md"
+PAGE = ROOT / "docs" / "contributing" / "worked-examples.md"
 _STEP = re.compile(
     r"^(?:In|The new file) (?:`|\*\*)(?P<path>[\w/.]+)|^```(?P<kind>diff|python)\n(?P<code>.*?)^```", re.M | re.S
 )

@@ -1,6 +1,7 @@
 """The program that asks a changed copy of the package: it runs a gateway and prints what it answered, as JSON.
 
-Lives here: the requests of each section of docs/worked-examples.md. Not here: making the copy (`worked_examples.py`).
+Lives here: the requests of each section of docs/contributing/worked-examples.md. Not here: making the copy
+(`worked_examples.py`).
 """
 
 from __future__ import annotations

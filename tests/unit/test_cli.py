@@ -173,7 +173,7 @@ def test_config_prints_the_schema_of_a_settings_file(
     monkeypatch.setenv("ANTIPHON_WORKERS", "many")
     assert main(["config", "--schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
-    assert schema == json.loads((ROOT / "docs" / "settings.schema.json").read_text())
+    assert schema == json.loads((ROOT / "docs" / "reference" / "settings.schema.json").read_text())
     takes = jsonschema_rs.validator_for(schema)
     assert takes.is_valid(yaml.safe_load((ROOT / "envoy" / "settings.yaml").read_text()))
     assert takes.is_valid({"models": [{"match": "*", "upstream": ["a", {"name": "b", "weight": None}]}]})

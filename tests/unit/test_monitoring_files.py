@@ -81,7 +81,7 @@ def test_an_alert_says_what_to_do(alert: dict[str, dict[str, str]]) -> None:
     assert alert["labels"]["severity"] in ("critical", "warning")
     assert alert["annotations"]["summary"]
     page, _, anchor = alert["annotations"]["runbook_url"].partition("#")
-    assert page == "docs/operations.md" and anchor == str(alert["alert"]).lower()
+    assert page == "docs/how-to/operations.md" and anchor == str(alert["alert"]).lower()
     assert anchor in _anchors()
 
 

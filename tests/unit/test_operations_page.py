@@ -1,4 +1,4 @@
-"""docs/operations.md names every line and every field that the source writes, and nothing else."""
+"""docs/how-to/operations.md names every line and every field that the source writes, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from antiphon.types.transport import ENDED_EARLY
 
 _ROOT = Path(__file__).parents[2]
 _SOURCE = _ROOT / "src" / "antiphon"
-_PAGE = (_ROOT / "docs" / "operations.md").read_text()
+_PAGE = (_ROOT / "docs" / "how-to" / "operations.md").read_text()
 _LEVELS = ("info", "warning", "error")
 # Written through a function that chooses the level.
 _BY_OUTCOME = {"response": {"info", "warning"}, "request": {"info", "warning"}, "requests_refused": {"info", "warning"}}

@@ -1,4 +1,4 @@
-"""The worked examples in the docs work: each changes a copy of the package as docs/worked-examples.md says.
+"""The worked examples work: each changes a copy of the package as docs/contributing/worked-examples.md says.
 
 Each section is followed alone. What it promises is asked of a gateway that runs from the copy, by HTTP.
 """

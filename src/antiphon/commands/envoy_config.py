@@ -43,11 +43,12 @@ def _bootstrap(settings: Settings, sidecars: Sequence[SidecarEndpoint], version:
 
 _GATEWAY_HEADER = """\
 # What an Envoy Gateway needs for Antiphon, printed by `antiphon envoy-config --for envoy-gateway`: for `kubectl apply`.
-# Envoy Gateway's own settings: extensionApis.enableEnvoyPatchPolicy must be true. docs/envoy-gateway.md says more.
+# Envoy Gateway's own settings: extensionApis.enableEnvoyPatchPolicy must be true.
+# docs/how-to/envoy-gateway.md says more.
 """
 _ISTIO_HEADER = """\
 # What a Gateway of Istio needs for Antiphon, printed by `antiphon envoy-config --for istio`: for `kubectl apply`.
-# docs/istio.md says more.
+# docs/how-to/istio.md says more.
 """
 _REMOVAL_HEADER = """\
 #!/bin/sh

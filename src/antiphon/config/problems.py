@@ -38,7 +38,7 @@ _WORDS = {
     "tuple": "must be a list; in YAML [a, b], in a variable a,b",
 }
 """By pydantic's name of the problem, or what that begins with (`int_parsing`, `int_from_float`)."""
-_OTHERWISE = "cannot be used as it is; docs/configuration.md says what it takes"
+_OTHERWISE = "cannot be used as it is; docs/reference/configuration.md says what it takes"
 
 
 class NotYaml(Exception):

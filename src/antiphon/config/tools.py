@@ -109,7 +109,7 @@ class CodeInterpreterSettings(Section):
     """Bytes of memory that a container gets, and the most that `memory_limit` may ask for (1g is always understood)."""
     disk_bytes: int = Field(default=256 * MIB, ge=MIB)
     """All files of a container together; an interpreter that lives holds them in memory where that can be
-    (docs/code-interpreter.md)."""
+    (docs/how-to/code-interpreter.md)."""
     output_bytes: int = Field(default=64 * 1024, ge=1024)
     """What one piece of code may print; the middle of more is left out."""
     files: int = Field(default=2_000, ge=1)

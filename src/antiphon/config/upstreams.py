@@ -67,7 +67,7 @@ class UpstreamSettings(Section):
     """Further top-level members of a request (or of its `extra_body`) that reach the chat server as they came, whatever
     the profile says of them. What neither this nor the profile knows is named in `antiphon-ignored`."""
     profile_flags: ProfileFlags = Field(default_factory=dict)
-    """Single flags of the profile that are different here, as docs/chat-servers.md names them (for example
+    """Single flags of the profile that are different here, as docs/reference/chat-servers.md names them (for example
     `{named_tool_choice: required}`)."""
 
     @field_validator("url")

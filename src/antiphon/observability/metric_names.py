@@ -1,4 +1,4 @@
-"""The table of metrics: names, labels, buckets, meanings. `scripts/docs` makes `docs/metrics.md` from it.
+"""The table of metrics: names, labels, buckets, meanings. `scripts/docs` makes `docs/reference/metrics.md` from it.
 
 Lives here: the table. Not here: numbers (`metric_values.py`), who touches them (`metrics.py`).
 

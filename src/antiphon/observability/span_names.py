@@ -2,7 +2,7 @@
 
 Lives here: names. The conventions for generative AI are in development (repository semantic-conventions-genai, as of
 October 2026) and still move; what is our own begins with `antiphon.`. Not here: who sets them, and which span has which
-attributes with which meaning (`scripts/lib/described_spans.py`, of which `docs/traces.md` is made).
+attributes with which meaning (`scripts/lib/described_spans.py`, of which `docs/reference/traces.md` is made).
 
 Invariant: no attribute is a credential or an owner; messages, and tools' arguments and results, are set only where
 `tracing.content` asks.

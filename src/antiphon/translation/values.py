@@ -4,7 +4,7 @@ Lives here: plain values without a method. Not here: who makes them (each names 
 (`antiphon.types`).
 
 msgspec makes these classes of their annotations at run time, so they stand in a module of their own, which a compiler
-of Python would leave as it is (docs/performance.md).
+of Python would leave as it is (docs/explanation/performance.md).
 """
 
 from __future__ import annotations

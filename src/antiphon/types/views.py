@@ -4,7 +4,7 @@ Lives here: their shapes, each for the one module that decodes it. Not here: wha
 are read whole (`request.py`, `items.py`, `tools.py`, `chat.py`).
 
 msgspec reads the annotations of these classes at run time, so they stand in a module of their own, which a compiler
-of Python would leave as it is (docs/performance.md).
+of Python would leave as it is (docs/explanation/performance.md).
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def test_a_name_chooses_whatever_the_host() -> None:
 
 
 def test_every_profile_is_named_and_titled_and_no_host_is_two_vendors() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "chat-servers.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "chat-servers.md").read_text()
     hosts = [host for profile in PROFILES.values() for host in profile.hosts]
     assert len(hosts) == len(set(hosts))
     for name, profile in PROFILES.items():

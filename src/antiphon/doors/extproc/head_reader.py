@@ -4,7 +4,7 @@ Lives here: the bytes of `ProcessingRequest` with request or response headers, a
 every other message, and every unusual form of these, for which the generated classes are asked (`wire.py`).
 
 Why by hand: with the generated classes a small request takes 7 % more instructions from sources, and 15 % more in the
-compiled build (docs/performance.md).
+compiled build (docs/explanation/performance.md).
 
 Kept are headers of the names below alone, none of which carries a credential, and each only where it is short. All
 others are read anew each time, so that no value of a client's that could be a secret outlives its request.

@@ -1,7 +1,7 @@
 """A decoded ext_proc message from Envoy, as a plain value.
 
 Not here: how it stands on the wire (`wire.py`). msgspec makes the class of its annotations at run time, so it has a
-module of its own, which stays interpreted where others are compiled (docs/performance.md).
+module of its own, which stays interpreted where others are compiled (docs/explanation/performance.md).
 """
 
 from __future__ import annotations

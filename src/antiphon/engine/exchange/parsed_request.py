@@ -3,7 +3,7 @@
 Lives here: the values. Not here: reading them (`loaded_request.py`).
 
 msgspec makes these classes of their annotations at run time, so they stand in a module of their own, which a compiler
-of Python would leave as it is (docs/performance.md).
+of Python would leave as it is (docs/explanation/performance.md).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The state machine of one `POST /v1/responses`, without I/O.
 
 Lives here: the face for doors and the runner, what kind of request it is, limits; a request whose prompt is not loaded
-yet, and the answer to one that was served before. Not here: the states (`states.py`; `docs/exchange.md` has the
-picture), what is done in each other phase (`phase.py` and the phases it names), translation (`translation/`),
+yet, and the answer to one that was served before. Not here: the states (`states.py`; `docs/reference/exchange.md` has
+the picture), what is done in each other phase (`phase.py` and the phases it names), translation (`translation/`),
 performing actions (`engine/running/runner.py`), and any transport. No await, no clock but the one given, no randomness
 but the ids given.
 

@@ -1,7 +1,7 @@
 """The state table of an exchange: its states, the inputs each allows, and the transitions.
 
 Lives here: the table, and the only place where the state changes. Not here: what is done on the way
-(`phase.py` and the phases it names). The table as a picture: `docs/exchange.md`.
+(`phase.py` and the phases it names). The table as a picture: `docs/reference/exchange.md`.
 
 Invariant: an input that the table does not have for a state raises, and so does a transition that it does not have for
 the input under way: the first is a bug of a door, the second one of the exchange.

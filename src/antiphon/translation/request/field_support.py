@@ -1,6 +1,6 @@
 """The table of supported request fields, tools and items, by profile.
 
-It is for people (`docs/compatibility.md`) and for `GET /v1/antiphon/capabilities`.
+It is for people (`docs/reference/compatibility.md`) and for `GET /v1/antiphon/capabilities`.
 
 Lives here: what becomes of every `include` value, tool, form of `tool_choice` and content part. Not here: the rows of
 the fields (`fields.py`) and of items (`translation/item_kinds.py`), the code that acts (`body.py`,
