@@ -115,6 +115,8 @@ async def test_a_server_that_can_everything(doctor: Doctor) -> None:
         server.default = chat_server(message={"reasoning_content": "hm"})
         report = await doctor(server.base_url, "--images")
         asked = [request.json for request in server.requests if request.method == "POST"]
+    for part in ('"developer"', '"image_url"'):
+        assert sum(part in json.dumps(body["messages"]) for body in asked) == 1
     assert report.status == 0
     assert report.line("can be reached") == "ok | can be reached and lists 2 models | "
     # The first of the list is no chat model.

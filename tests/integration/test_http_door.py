@@ -49,6 +49,20 @@ async def door() -> AsyncIterator[OpenHttpDoor]:
 # Answers
 
 
+@pytest.mark.parametrize(
+    ("method", "asks", "status"), [("OPTIONS", True, 204), ("OPTIONS", False, 204), ("GET", True, 404)]
+)
+async def test_a_browsers_preflight_is_answered_and_nothing_else_is_taken_for_one(
+    method: str, asks: bool, status: int
+) -> None:
+    origin = "https://app.example"
+    headers = {"origin": origin, **({"access-control-request-method": "POST"} if asks else {})}
+    async with open_http_door(cors_origins=(origin,)) as door:
+        got = await door.ask(post_bytes(method=method, path="/v1/responses/input_tokens", headers=headers))
+    assert got.status == status and got.header("access-control-allow-origin") == origin
+    assert (got.header("access-control-allow-methods") is not None) == (asks and method == "OPTIONS")
+
+
 async def test_json(door: OpenHttpDoor) -> None:
     got = await door.ask(post_bytes(ASK))
     assert got.status == 200 and got.header("content-type") == "application/json"

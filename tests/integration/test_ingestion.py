@@ -90,6 +90,18 @@ async def test_time_is_limited(tmp_path: Path) -> None:
         await documents.aclose()
 
 
+async def test_a_reader_that_stands_still_is_ended(tmp_path: Path) -> None:
+    """Its own limit counts the processor's time; the wait for it ends by the clock."""
+    documents = DocumentReaders(VectorStoreSettings(file_seconds=1.0))
+    os.mkfifo(tmp_path / "never.txt")
+    try:
+        with pytest.raises(ReadingFailed, match="takes too long"):
+            await read(documents, tmp_path / "never.txt", "a.txt")
+        assert children() == []
+    finally:
+        await documents.aclose()
+
+
 async def test_a_reader_that_is_killed_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("Sentence. " * 500_000)
     documents = DocumentReaders(VectorStoreSettings())

@@ -52,6 +52,15 @@ async def test_one_line_and_one_number(path: str, said: Answer, level: str, told
         assert door.metric("antiphon_upstream_head_seconds_count", upstream="default") == 1
 
 
+async def test_a_line_has_no_more_than_256_characters_of_a_path() -> None:
+    async with open_http_door() as door:
+        with capture_logs() as lines:
+            await door.ask(post_bytes(ASK, path="/" + "x" * 300))
+            await until(lambda: requests(lines))
+    (line,) = requests(lines)
+    assert line["path"] == "/" + "x" * 255
+
+
 async def test_an_upstream_that_is_not_there() -> None:
     async with open_http_door() as door:
         await door.chat.stop()

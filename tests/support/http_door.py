@@ -59,6 +59,7 @@ class HttpSetup:
 
     address: str = "127.0.0.1:0"
     private: bool = False
+    cors_origins: tuple[str, ...] = ()
     drive_exchanges: bool = True
     secret: str | None = None
     request_body_bytes: int = 1 << 20
@@ -180,6 +181,7 @@ async def open_http_door(setup: HttpSetup | None = None, **changes: Any) -> Asyn
             timeouts=TimeoutSettings(request=setup.request_seconds, send=setup.send_seconds),
             telemetry=Telemetry(metrics),
             secret=setup.secret,
+            cors_origins=setup.cors_origins,
             websocket=setup.websocket,
             bodies=Budget(
                 setup.bytes_in_flight,

@@ -154,6 +154,7 @@ def test_an_upstream_that_does_not_begin_is_an_error_with_its_own_status() -> No
     (answer,) = relayed.said[2:]
     assert answer.immediate_response.status.code == 504
     assert json.loads(answer.immediate_response.body)["error"]["code"] == "upstream_timeout"
+    assert answer.immediate_response.details == "antiphon_error", "JSON: the access log and local replies know it"
 
 
 @pytest.mark.parametrize("bodiless", [True, False])

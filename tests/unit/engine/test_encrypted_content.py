@@ -63,6 +63,13 @@ def test_what_was_not_sealed_for_this_owner_is_a_400_that_names_it(how: str) -> 
     assert error["param"].startswith("input[1]")
 
 
+def test_what_another_server_sealed_is_left_out_and_no_400() -> None:
+    item = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAAAABother"}
+    outcome = ask_with(item)
+    assert outcome.head is None
+    assert [message["role"] for message in outcome.chat["messages"]] == ["user", "assistant", "user"]
+
+
 def test_after_a_rotation_old_texts_still_open() -> None:
     assert ask_with(reasoning_item(), sealer=Sealer([b"new", b"secret"])).calls
 
