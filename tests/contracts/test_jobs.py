@@ -52,6 +52,21 @@ async def test_a_conversation_gets_the_turn_when_it_is_over(state: Stores) -> No
         await conversations.release("resp_next")
 
 
+async def test_a_turn_goes_on_from_its_own_conversation(state: Stores) -> None:
+    """What a response found in its conversation, whatever other conversations its owner has."""
+    conversations, jobs = state.conversations, state.background
+    for name, count in (("conv_1", 1), ("conv_2", 3)):
+        items = [StoredItem(f"msg_{name}_{n}", "message", b"{}") for n in range(count)]
+        await conversations.create(ALICE, name, b"{}", items)
+    await conversations.load(ALICE, "conv_2", holder="resp_a", seconds=60)
+    await jobs.enqueue(replace(queued("a"), conversation_id="conv_2"), b"{}", None, limit=MOST)
+    await claim(jobs)
+    assert await jobs.finish(ONE, replace(finished("a"), conversation_id="conv_2"), None) is True
+    chain = await state.responses.load_chain(ALICE, "resp_a")
+    assert chain is not None
+    assert ids(chain.items) == [*(f"msg_conv_2_{n}" for n in range(3)), "msg_a_in0", "msg_a_in1", "msg_a_out0"]
+
+
 async def test_a_job_keeps_its_conversation_though_the_lock_ran_out(state: Stores) -> None:
     conversations, jobs = state.conversations, state.background
     await conversations.create(ALICE, "conv_1", b"{}")

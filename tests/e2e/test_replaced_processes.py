@@ -212,6 +212,12 @@ async def test_an_envoy_that_dies_is_replaced_on_its_port(server: ChatServer, fo
     await _served(gateway)
     assert _pids(gateway, "worker") == workers and _pids(gateway, "envoy") != [envoy]
     assert _number(await _metrics(gateway), "antiphon_process_restarts_total", process="envoy", cause="died") == 1
+    # Settings that are read again start new processes, which go on counting where the old ones were.
+    gateway.process.send_signal(signal.SIGHUP)
+    await gateway.log_line('"settings_reloaded"')
+    text = await _metrics(gateway)
+    assert _number(text, "antiphon_process_restarts_total", process="envoy", cause="died") == 1
+    assert _number(text, "antiphon_process_restarts_total") == 1
     assert await gateway.stop() == 0, "\n".join(gateway.log[-20:])
 
 

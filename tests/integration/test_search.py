@@ -206,8 +206,7 @@ async def test_a_store_is_never_searched_with_the_vectors_of_a_deleted_one(setup
 async def test_a_search_keeps_nothing_of_stores_that_are_empty_or_deleted(
     setup: VectorStoreSetup, words: WordEmbedder
 ) -> None:
-    dense = Matrices(setup.database.index, max_bytes=1 << 20)
-    setup.database.stores.on_deleted = dense.forget
+    dense = setup.database.index.matrices
     (vector,) = await words.embed(["aeroplane"])
 
     async def searched(store_id: str) -> int:
