@@ -11,7 +11,13 @@ import pytest
 
 from tests.support.worked_examples import ask, changed_copy
 
-MOST = {"A request field": 3, "A list operation of a store": 2, "A hosted tool": 2, "An upstream profile": 2}
+MOST = {
+    "A request field": 3,
+    "A list operation of a store": 2,
+    "A hosted tool": 2,
+    "An upstream profile": 2,
+    "A door": 1,
+}
 
 
 @pytest.mark.parametrize(("section", "most"), MOST.items())
@@ -46,6 +52,12 @@ def test_the_profile_is_used_and_recognised(tmp_path: Path) -> None:
     found = ask("An upstream profile", tmp_path)
     assert "stream_options" not in found["chat"][0] and found["chat"][0]["max_completion_tokens"] == 50
     assert (found["host"], found["listed"]) == ("acme", "acme")
+
+
+def test_the_door_answers_lines_and_stores_what_a_client_left(tmp_path: Path) -> None:
+    found = ask("A door", tmp_path)
+    assert found["whole"]["output"][0]["content"][0]["text"] == "Hi" and found["stream"] == "event: response.completed"
+    assert found["refused"]["error"]["param"] == "model" and found["left"] == "failed"
 
 
 def test_a_step_that_no_longer_fits_is_noticed(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ _TEXT_ENDINGS: Final = (
     *(".cs", ".php", ".sh", ".sql", ".log", ".tex", ".kt", ".swift", ".lua", ".pl", ".diff", ".patch"),
 )
 # The tables of the standard library alone: what a machine's own files add must not change what a file is.
-_TYPES: Final = MimeTypes(filenames=())
+_TYPES: Final = MimeTypes()
 for _ending, _type in {
     ".md": "text/markdown",
     ".markdown": "text/markdown",

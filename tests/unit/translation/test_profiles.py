@@ -337,6 +337,7 @@ def test_verbosity_goes_to_openai_and_who_serves_its_models() -> None:
 
 def test_fields_of_openai_alone_go_only_where_they_are_known() -> None:
     fields = {"service_tier": "flex", "safety_identifier": "s", "prompt_cache_key": "k", "user": "u"}
+    fields["prompt_cache_retention"] = "24h"
     sent = {name: set(fields) & set(_ask(name, **fields).chat) for name in PROFILES}
     assert {name: some for name, some in sent.items() if some} == {
         "openai": set(fields),
