@@ -14,8 +14,8 @@ from pathlib import Path
 _HEAD = """# Code map
 
 Every module of `src/antiphon`, by folder: what it does, what lives in it, and what always holds. The sentences are the
-modules' own docstrings; `scripts/docs` writes this page. [How it works](../how-it-works.md) explains the design; its
-table [Where a change goes](../how-it-works.md#where-a-change-goes) names the one place for each kind of change.
+modules' own docstrings; `scripts/docs` writes this page. [How it works](../how-it-works.md) explains the design;
+[where a change goes](../contributing/where-a-change-goes.md) names the one place for each kind of change.
 """
 
 

@@ -1,8 +1,8 @@
 """What a model was sent once, every later call of the conversation begins with, byte for byte.
 
 Engines keep what they have computed of a prompt and use it again for one that begins the same; a message that changes
-in the middle of a history makes every turn after it as slow as the first. `docs/how-it-works.md` has the rule and its
-exceptions, which are asserted here as well, so that they are the only ones.
+in the middle of a history makes every turn after it as slow as the first. `docs/explanation/exactness.md` has the rule
+and its exceptions, which are asserted here as well, so that they are the only ones.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ later ones too unless the server takes them anywhere. Not here: content parts (`
 Invariants: every tool message answers exactly one call before it, every call is answered, and nothing but tool messages
 stands between a call and its answers (chat servers refuse anything else). What a tool said is a tool message, whenever
 it comes: no text of a stranger has the authority of the user. What the model was shown stays as it is when the
-conversation goes on: later items add messages behind it (`docs/how-it-works.md` has the exceptions).
+conversation goes on: later items add messages behind it (`docs/explanation/exactness.md` has the exceptions).
 """
 
 from __future__ import annotations
