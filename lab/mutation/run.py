@@ -53,7 +53,6 @@ PACKAGES = tuple(
         folder.name for folder in (ROOT / "src/antiphon").iterdir() if folder.is_dir() and folder.name[0] not in "_."
     )
 )
-_DRAWN_SECONDS = 100
 _GENERATED = "/_pb/"
 
 
@@ -184,9 +183,10 @@ def judged(tree: Path, mutant: Mutant, reached: Reached) -> Judged:
 
 
 class Likely:
-    """Judges by the tests that are likely to notice, without a record."""
+    """Judges by the tests that are likely to notice, without a record, for at most `seconds` each."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._files = judges(ROOT)
         self._sound: dict[str, bool] = {}
         """Of tests that failed: whether they pass without a mutant."""
@@ -196,7 +196,7 @@ class Likely:
         began = time.monotonic()
         ran = 0
         for stage in likely(ROOT, mutant.path, self._files):
-            while (left := _DRAWN_SECONDS - (time.monotonic() - began)) > 0:
+            while (left := self._seconds - (time.monotonic() - began)) > 0:
                 unsound = [f"--deselect={test}" for test, sound in self._sound.items() if not sound]
                 with changed(tree, mutant):
                     status, went = run_tests(tree, stage, "-x", "--timeout=30", *unsound, limit=left)
@@ -247,6 +247,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--operator", action="append", choices=OPERATORS, help="only these operators")
     parser.add_argument("--sample", type=int, help="so many mutants, spread over the packages (default: all)")
     parser.add_argument("--draw", type=int, help="so many lines of all packages, judged by the tests likely to notice")
+    parser.add_argument("--seconds", type=float, default=100.0, help="of a draw: so long for each, on two idle cores")
     parser.add_argument("--seed", type=int, default=1, help="another draw")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="so many at once, each in its own copy")
     parser.add_argument("--noticed", action="store_true", help="those of noticed.txt, each by the test that it names")
@@ -287,7 +288,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="antiphon-snapshot-") as made:
         copy_tree(snapshot := Path(made))
         if options.draw is not None:
-            judge_in = Likely().judge
+            judge_in = Likely(options.seconds).judge
         else:
             reached = (lambda one: again[one.key]) if again else recorded(picked, options.jobs, snapshot)
 

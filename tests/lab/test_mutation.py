@@ -8,6 +8,7 @@ import pytest
 
 from lab.mutation.operators import find_mutants
 from lab.mutation.probes import marked
+from lab.mutation.run import PACKAGES, all_mutants, drawn_lines
 
 _SOURCE = '''"""A module."""
 
@@ -54,3 +55,16 @@ def test_a_mark_stands_before_the_statement_that_changes(changed: str, before: l
     marks = re.findall(r"\.passed\(7\)\n *except ImportError:\n *pass\n *(.*)$", source, re.MULTILINE)
     assert len(marks) == len(before)
     assert all(line.startswith(start) for line, start in zip(marks, before, strict=True))
+
+
+@pytest.mark.full
+def test_a_draw_is_of_lines_of_all_packages_and_another_with_another_seed() -> None:
+    mutants = all_mutants(PACKAGES, [])
+    drawn = drawn_lines(mutants, 40, 1)
+    places = [(one.path, one.line) for one in drawn]
+    assert len(set(places)) == 40 and places == [(one.path, one.line) for one in drawn_lines(mutants, 40, 1)]
+    lines = {name: len({(one.path, one.line) for one in ones}) for name, ones in mutants.items()}
+    for name, count in lines.items():
+        share = 40 * count / sum(lines.values())
+        assert abs(sum(one.path.startswith(f"src/antiphon/{name}/") for one in drawn) - share) < 1
+    assert len({(one.path, one.line) for one in drawn_lines(mutants, 40, 2)} & set(places)) < 10
