@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from lab.drift.client_table import KEPT  # noqa: E402
-from scripts.lib import code_map  # noqa: E402
+from scripts.lib import code_map, generate_chart  # noqa: E402
 from scripts.lib.described_spans import CONTENT, MEANINGS, SPANS  # noqa: E402
 from tests.schemas import api_differences, api_document, api_page  # noqa: E402
 from tests.support.whole_api import whole_router  # noqa: E402
@@ -694,6 +694,7 @@ def main() -> int:
         ROOT / "docs" / "reference" / "code-map.md": code_map.page(
             ROOT / "src" / "antiphon", ROOT / "deployments" / "helm" / "antiphon"
         ),
+        ROOT / "docs" / "reference" / "chart-values.md": generate_chart.values_page(),
         ROOT / "src" / "antiphon" / "api" / "openapi.json": json.dumps(document, indent=1) + "\n",
         ROOT / "docs" / "reference" / "api.md": api_page.page(document),
         ROOT / "docs" / "reference" / "api-differences.md": api_differences.page(document),

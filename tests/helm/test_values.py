@@ -14,7 +14,7 @@ import yaml
 
 from antiphon import __version__
 from antiphon.config.settings import Settings
-from scripts.lib.generate_chart import secret_paths, settings_schema
+from scripts.lib.generate_chart import secret_paths, settings_schema, values_page
 from tests.support.chart_rendering import CHART, ROOT, Object, Refused, containers, one, pods, render
 from tests.support.chart_values import GATEWAY, TAKEN, UPSTREAM, Values, postgresql
 from tests.support.prometheus import NotInstalled, promtool
@@ -47,6 +47,12 @@ def test_every_container_that_serves_is_ended_when_it_hangs(name: str) -> None:
                 # Envoy's own word: a sidecar that is away must not have Envoy killed.
                 assert container["livenessProbe"]["httpGet"]["port"] == "envoy-metrics"
                 assert {"name": "envoy-metrics", "containerPort": 9902} in container["ports"]
+
+
+def test_every_value_is_explained() -> None:
+    rows = [line for line in values_page().splitlines() if line.startswith("| `")]
+    assert len(rows) > 100
+    assert [row for row in rows if row.endswith("| |")] == []
 
 
 def _concrete(path: str) -> dict[str, Any]:
