@@ -215,7 +215,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "two on SQLite": ({"settings": UPSTREAM, "replicas": 2}, "More than one replica needs a database that all"),
     "scaled in memory": (
         {"settings": UPSTREAM, "state": {"kind": "memory"}, "autoscaling": {"kind": "cpu"}},
-        "with state.kind: memory each replica would know its own responses alone",
+        "with state.kind: memory each replica would know only its own responses",
     ),
     "no database": (
         postgresql(secrets={}),
@@ -261,7 +261,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
     ),
     "the drain in the settings": (
         {"settings": {**UPSTREAM, "timeouts": {"drain": 1}}},
-        "Take it out; instead there is drain.seconds",
+        "Remove it and set drain.seconds instead",
     ),
     "a key in the settings": (
         {"settings": {"upstream": {"url": "http://a/v1", "api_key": "sk-secret"}}},
@@ -278,7 +278,7 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "no key": ({"settings": {"upstream": {"url": "http://a/v1", "auth": "inject"}}}, "in secrets.upstreamKey.name"),
     "the key of nobody": (
         {"settings": {"upstreams": {"a": {"url": "http://a/v1"}}}, "secrets": {"upstreamKeys": {"b": {"name": "s"}}}},
-        "secrets.upstreamKeys.b is the key of no upstream. The names of settings.upstreams are: a.",
+        "secrets.upstreamKeys.b belongs to no upstream. The names of settings.upstreams are: a.",
     ),
     "KEDA without Prometheus": (postgresql(autoscaling={"kind": "keda"}), "Set autoscaling.keda.prometheus"),
     "least above most": (

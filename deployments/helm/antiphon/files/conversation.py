@@ -1,8 +1,9 @@
-"""What `helm test` asks: a response, a stream, and one that continues it. Exit status 0: all three were right.
+"""Sends the requests of `helm test`: a response, a streamed one, and one that continues it.
 
-Lives here: a client with the standard library alone. Usage: conversation.py BASE_URL; MODEL and API_KEY are variables.
+Usage: conversation.py BASE_URL, with the variables MODEL and API_KEY. The exit status is 0 if all three are correct.
+It uses the standard library only.
 
-Invariant: every request has an end; a failure is one line that says what was asked and what came.
+Invariant: every request has a timeout; a failure prints one line with the request and the response.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _completed(response: dict[str, Any], what: str) -> str:
 
 
 def main(base: str) -> None:
-    """Ask; the process ends with the first answer that is wrong."""
+    """Send the requests; the process ends at the first wrong response."""
     model = os.environ.get("MODEL") or json.loads(_ask(base, "/models"))["data"][0]["id"]
     asking: dict[str, Any] = {"model": model, "max_output_tokens": 200}
     first = json.loads(_ask(base, "/responses", {**asking, "input": "Remember the word heron."}))

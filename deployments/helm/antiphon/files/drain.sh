@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Let an Envoy with Antiphon's configuration leave without a client noticing; for the preStop hook of its container.
-# Usage: drain.sh [SECONDS OF NOTICE] [ADMIN PORT] [SECONDS IN ALL] [FILE]. It needs bash alone, which Envoy's image has.
+# Drains an Envoy with Antiphon's configuration, so that no client sees a failure. It is the preStop hook of Envoy's container.
+# Usage: drain.sh [SECONDS OF NOTICE] [ADMIN PORT] [SECONDS IN ALL] [FILE]. It needs only bash, which Envoy's image has.
 #
-# First `/ready` says no and connections are told to move, while everything is served; after the notice nobody can connect
-# any more; when the last answer is whole, also to a model call of Antiphon's own, this ends, and at last after the seconds
-# in all (by default the pod's grace period is the end). WebSockets are ended by Antiphon, idle ones first, busy ones after
-# their turn: one in the same pod stops when FILE is made, which is when nothing else is left; those in pods of their own
-# are asked over TCP, with the secret in ANTIPHON_SIDECAR_SECRET (not where they have TLS, which bash does not speak).
+# 1. `/ready` fails and responses ask clients to reconnect. Envoy still serves every request.
+# 2. After the notice Envoy accepts no new connection.
+# 3. The script ends when the last response is complete, also that of Antiphon's own model calls. It ends after SECONDS IN ALL at
+#    the latest (by default the pod's grace period ends it).
+#
+# Antiphon closes WebSockets, idle ones first and busy ones after their turn. An Antiphon in the same pod begins when this script
+# creates FILE, when only WebSockets are left. Antiphons in other pods get a request over TCP, with the secret in
+# ANTIPHON_SIDECAR_SECRET. With TLS they get none, because bash has no TLS.
 set -euo pipefail
 notice=${1:-5} port=${2:-9901} seconds=${3:-} file=${4:-}
 
@@ -17,7 +20,7 @@ ask() {
   exec 3<&-
 }
 
-# The sum of what these statistics (a regular expression) say.
+# The sum of the statistics whose names match a regular expression.
 sum() {
   local name value total=0
   while IFS=' ' read -r name value; do
@@ -26,7 +29,7 @@ sum() {
   echo "$total"
 }
 
-# Tell every Antiphon that this Envoy leaves: each ends the WebSockets that came from this pod's address.
+# Tell every Antiphon that this Envoy drains. Each closes the WebSockets that came from this pod's address.
 tell() {
   local line
   while read -r line; do
@@ -46,10 +49,10 @@ ask 'POST /healthcheck/fail' >/dev/null
 sleep "$notice"
 ask 'POST /drain_listeners?inboundonly' >/dev/null
 quiet=0 told=-1
-# Quiet for a second: a client may have asked again on its connection, and the last bytes are on their way.
+# Wait for a second without requests: a client may send another on its connection, and the last bytes are still in transit.
 until ((quiet == 5)) || over; do
   requests=$(sum '^http\.antiphon\.downstream_rq_active$')
-  # A WebSocket counts as a request for as long as it is open.
+  # Envoy counts an open WebSocket as an active request.
   sockets=$(sum '^http\.antiphon\.downstream_cx_upgrades_active$')
   if [[ -n $file && ! -e $file ]] && ((requests <= sockets)); then
     : >"$file"

@@ -1,6 +1,6 @@
-{{/* What the schema cannot say: values that contradict each other are refused with a sentence that says what to do. */}}
+{{/* Refuses values that contradict each other, which the schema cannot express. Each message names the value to set. */}}
 
-{{/* (list VALUE PATH ABOVE): the first place in the value that the path names, in which * is any name; nothing where there is none. */}}
+{{/* The first place in a value that matches a path; * matches any name. Empty if there is none. Arguments: (list VALUE PATH ABOVE). */}}
 {{- define "antiphon.found" -}}
 {{- $value := index . 0 -}}
 {{- $path := index . 1 -}}
@@ -25,7 +25,7 @@
 {{- $several := or (gt (int (include "antiphon.replicas" .)) 1) (and (ne $v.autoscaling.kind "none") (gt (int $v.autoscaling.maxReplicas) 1)) -}}
 
 {{- if and $several (not $postgresql) -}}
-{{- fail (printf "More than one replica needs a database that all of them share. Set state.kind: postgresql, or replicas: 1 and autoscaling.kind: none; with state.kind: %s each replica would know its own responses alone." $v.state.kind) -}}
+{{- fail (printf "More than one replica needs a database that all of them share. Set state.kind: postgresql, or replicas: 1 and autoscaling.kind: none; with state.kind: %s each replica would know only its own responses." $v.state.kind) -}}
 {{- end -}}
 {{- if $postgresql -}}
 {{- if not (or $v.secrets.stateUrl.name $v.state.database.secretName) -}}
@@ -45,25 +45,25 @@
 {{- end -}}
 
 {{- if le (int $v.terminationGracePeriodSeconds) (add (int $v.drain.seconds) 4) -}}
-{{- fail (printf "terminationGracePeriodSeconds (%d) must be at least 5 more than drain.seconds (%d): what is in flight would be killed while it may still finish." (int $v.terminationGracePeriodSeconds) (int $v.drain.seconds)) -}}
+{{- fail (printf "terminationGracePeriodSeconds (%d) must be at least 5 more than drain.seconds (%d): Kubernetes would kill responses that may still finish." (int $v.terminationGracePeriodSeconds) (int $v.drain.seconds)) -}}
 {{- end -}}
 {{- if ge (int $v.drain.notice) (int $v.drain.seconds) -}}
-{{- fail (printf "drain.notice (%d) must be less than drain.seconds (%d), which it is a part of." (int $v.drain.notice) (int $v.drain.seconds)) -}}
+{{- fail (printf "drain.notice (%d) must be less than drain.seconds (%d), which includes it." (int $v.drain.notice) (int $v.drain.seconds)) -}}
 {{- end -}}
 
 {{- if and (eq $v.shape "gateway") (not $v.secrets.sidecarSecret.name) -}}
-{{- fail "shape: gateway needs the secret that Envoy shows Antiphon. Make one (openssl rand -hex 32), put it into a Secret and name it in secrets.sidecarSecret.name." -}}
+{{- fail "shape: gateway needs the secret that Envoy sends to Antiphon. Make one (openssl rand -hex 32), put it into a Secret and name it in secrets.sidecarSecret.name." -}}
 {{- end -}}
 {{- if and $v.sidecarTls.secretName (ne $v.shape "gateway") -}}
-{{- fail (printf "sidecarTls is for shape: gateway; with shape: %s nothing of Antiphon's goes over TCP inside. Leave sidecarTls.secretName empty." $v.shape) -}}
+{{- fail (printf "sidecarTls is for shape: gateway; with shape: %s Envoy and Antiphon do not use TCP. Leave sidecarTls.secretName empty." $v.shape) -}}
 {{- end -}}
 
 {{- if not (or (dig "upstream" "url" "" $settings) (dig "upstreams" "" $settings)) -}}
 {{- fail "No chat server is named. Set settings.upstream.url, for example http://vllm.models:8000/v1." -}}
 {{- end -}}
-{{- range $path, $instead := dict "listen" "service.port" "door" "shape" "data" "persistence" "workers" "replicas" "sidecar" "shape" "metrics" "metrics" "envoy.admin" "nothing: the drain needs it" "envoy.metrics" "nothing: the probe needs it" "state.migrate" "state.migrate" "timeouts.drain" "drain.seconds" "timeouts.notice" "drain.notice" -}}
+{{- range $path, $instead := dict "listen" "service.port" "door" "shape" "data" "persistence" "workers" "replicas" "sidecar" "shape" "metrics" "metrics" "envoy.admin" "nothing (the drain needs it)" "envoy.metrics" "nothing (the probe needs it)" "state.migrate" "state.migrate" "timeouts.drain" "drain.seconds" "timeouts.notice" "drain.notice" -}}
 {{- if include "antiphon.found" (list $settings (splitList "." $path) list) -}}
-{{- fail (printf "settings.%s is set by the chart. Take it out; instead there is %s." $path $instead) -}}
+{{- fail (printf "settings.%s is set by the chart. Remove it and set %s instead." $path $instead) -}}
 {{- end -}}
 {{- end -}}
 {{- $instead := dict "state.url" "secrets.stateUrl" "state.direct_url" "secrets.stateDirectUrl" "owner.key" "secrets.ownerKey" "owner.api_keys" "secrets.apiKeys" "sealing.keys" "secrets.sealingKeys" "upstream.api_key" "secrets.upstreamKey" "upstreams.*.api_key" "secrets.upstreamKeys" "blobs.key_id" "secrets.blobsKeyId" "blobs.secret" "secrets.blobsSecret" "embeddings.api_key" "secrets.embeddingsKey" "web_search.api_key" "secrets.webSearchKey" "mcp.connectors.*.headers" "secrets.connectors" "tracing.headers" "secrets.tracingHeaders" -}}
@@ -79,7 +79,7 @@
 {{- end -}}
 {{- range $name, $_ := $v.secrets.upstreamKeys -}}
 {{- if not (hasKey (dig "upstreams" (dict) $settings) $name) -}}
-{{- fail (printf "secrets.upstreamKeys.%s is the key of no upstream. The names of settings.upstreams are: %s." $name (keys (dig "upstreams" (dict) $settings) | sortAlpha | join ", ")) -}}
+{{- fail (printf "secrets.upstreamKeys.%s belongs to no upstream. The names of settings.upstreams are: %s." $name (keys (dig "upstreams" (dict) $settings) | sortAlpha | join ", ")) -}}
 {{- end -}}
 {{- end -}}
 {{- if and (eq (dig "upstream" "auth" "" $settings) "inject") (not $v.secrets.upstreamKey.name) -}}
@@ -99,6 +99,6 @@
 {{- fail "service.loadBalancerClass is for service.type: LoadBalancer." -}}
 {{- end -}}
 {{- if and (eq $v.autoscaling.kind "keda") (not $v.autoscaling.keda.prometheus) -}}
-{{- fail "autoscaling.kind: keda needs the Prometheus that KEDA asks. Set autoscaling.keda.prometheus, for example http://prometheus.monitoring:9090." -}}
+{{- fail "autoscaling.kind: keda needs a Prometheus server. Set autoscaling.keda.prometheus, for example http://prometheus.monitoring:9090." -}}
 {{- end -}}
 {{- end -}}

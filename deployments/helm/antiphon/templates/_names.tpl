@@ -13,7 +13,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What selects pods: (list . COMPONENT). Antiphon's pods are `server`, the gateway's Envoys `envoy`. */}}
+{{/* The labels that select pods. Arguments: (list . COMPONENT), `server` for Antiphon's pods, `envoy` for Envoys of shape gateway. */}}
 {{- define "antiphon.selector" -}}
 {{- $root := index . 0 -}}
 app.kubernetes.io/name: {{ default $root.Chart.Name $root.Values.nameOverride }}
@@ -21,7 +21,7 @@ app.kubernetes.io/instance: {{ $root.Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
-{{/* Of a pod; not the chart's version, which alone replaces none. */}}
+{{/* A pod's labels, without the chart's version: a new chart alone must not replace pods. */}}
 {{- define "antiphon.podLabels" -}}
 {{- $root := index . 0 -}}
 {{ include "antiphon.selector" . }}
@@ -38,14 +38,14 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 }}
 {{- end -}}
 
-{{/* The image's tag, or else its digest, as a label may be. */}}
+{{/* The image's tag or digest, cut to a valid label. */}}
 {{- define "antiphon.version" -}}
 {{- $tag := regexReplaceAll "@.*" .Values.image.tag "" -}}
 {{- $version := $tag | default .Values.image.digest | default .Chart.AppVersion -}}
 {{- regexReplaceAll "[^A-Za-z0-9._-]" $version "-" | trunc 63 | trimAll "._-" -}}
 {{- end -}}
 
-{{/* (list . IMAGE TAG): the image by its digest where there is one, else by its tag, or the given one. */}}
+{{/* An image's full name, by digest if it has one. Arguments: (list . IMAGE TAG), TAG being the default. */}}
 {{- define "antiphon.imageOf" -}}
 {{- $root := index . 0 -}}
 {{- $image := index . 1 -}}
@@ -68,18 +68,18 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{ ternary "envoy" "server" (eq .Values.shape "gateway") }}
 {{- end -}}
 
-{{/* The host name of Antiphon's ports in the shape gateway, which is the name in its certificate. */}}
+{{/* The host name of Antiphon's ports in shape gateway. It is the name in its certificate. */}}
 {{- define "antiphon.extprocHost" -}}
 {{ include "antiphon.fullname" . }}-extproc.{{ .Release.Namespace }}.svc
 {{- end -}}
 
-{{/* Pods of Antiphon that are wanted, where nothing scales them. */}}
+{{/* The number of Antiphon's pods without autoscaling. */}}
 {{- define "antiphon.replicas" -}}
 {{- kindIs "invalid" .Values.replicaCount | ternary .Values.replicas .Values.replicaCount -}}
 {{- end -}}
 
-{{/* (list . DEPLOYMENT): how many pods something that scales has made of it by now, as a line of its spec. Kubernetes takes a Deployment
-that does not say for one of one pod, and would end all others. */}}
+{{/* The present number of pods of a scaled Deployment, as a line of its spec. Without it Kubernetes would assume one pod and end the
+others. Arguments: (list . DEPLOYMENT). */}}
 {{- define "antiphon.scaledReplicas" -}}
 {{- $root := index . 0 -}}
 {{- with lookup "apps/v1" "Deployment" $root.Release.Namespace (index . 1) -}}

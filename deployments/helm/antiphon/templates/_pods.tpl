@@ -1,11 +1,11 @@
-{{/* What the pods have in common: rights, places, volumes, and their containers (the checksum of Secrets: _settings.tpl). */}}
+{{/* The shared parts of the pods: rights, placement, volumes and containers. _settings.tpl has the checksum of Secrets. */}}
 
-{{/* What every pod's spec begins with: (list . PLACEMENT), a mapping with nodeSelector, tolerations and affinity. */}}
+{{/* The first fields of every pod's spec. Arguments: (list . PLACEMENT), a mapping with nodeSelector, tolerations and affinity. */}}
 {{- define "antiphon.anyPod" -}}
 {{- $root := index . 0 -}}
 {{- $placement := index . 1 -}}
 automountServiceAccountToken: false
-# A Service's variables are no settings.
+# Without this, variables of Services would be read as settings.
 enableServiceLinks: false
 {{- with $root.Values.podSecurityContext }}
 securityContext: {{- toYaml . | nindent 2 }}
@@ -30,7 +30,7 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{/* The beginning of a serving pod's spec: (list . COMPONENT). */}}
+{{/* The first fields of a serving pod's spec. Arguments: (list . COMPONENT). */}}
 {{- define "antiphon.podBegin" -}}
 {{- $root := index . 0 -}}
 {{- $placement := pick $root.Values "nodeSelector" "tolerations" "affinity" -}}
@@ -51,13 +51,13 @@ topologySpreadConstraints:
     whenUnsatisfiable: ScheduleAnyway
     labelSelector:
       matchLabels: {{- $selector | nindent 8 }}
-    # Those of a rollout by themselves: the old ones leave.
+    # Counts the pods of a rollout only, because the old pods end.
     matchLabelKeys: [pod-template-hash]
   {{- end }}
 {{- end }}
 {{- end -}}
 
-{{/* The labels and annotations of a serving pod: (list . COMPONENT). */}}
+{{/* The labels and annotations of a serving pod. Arguments: (list . COMPONENT). */}}
 {{- define "antiphon.podMetadata" -}}
 {{- $root := index . 0 -}}
 labels: {{- include "antiphon.podLabels" . | nindent 2 }}
@@ -69,7 +69,7 @@ annotations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{/* The same for a pod of a one-off step, and the beginning of its spec. */}}
+{{/* The same for a pod that runs one command, and the first fields of its spec. */}}
 {{- define "antiphon.stepMetadata" -}}
 {{- $root := index . 0 -}}
 labels: {{- include "antiphon.podLabels" . | nindent 2 }}
@@ -84,7 +84,7 @@ restartPolicy: Never
 {{ include "antiphon.anyPod" (list . (pick .Values "nodeSelector" "tolerations" "affinity")) }}
 {{- end -}}
 
-{{/* (list . SETTINGS CLAIM): the name of the ConfigMap; the claim of the data folder, or "" for an empty one. */}}
+{{/* The pod's volumes. Arguments: (list . SETTINGS CLAIM), the ConfigMap's name and the volume claim ("" for an emptyDir). */}}
 {{- define "antiphon.volumes" -}}
 {{- $settings := index . 1 -}}
 {{- $claim := index . 2 -}}
@@ -113,14 +113,14 @@ restartPolicy: Never
 {{- end }}
 {{- end -}}
 
-{{/* The claim of the data folder; empty where it is an emptyDir. */}}
+{{/* The name of the data folder's volume claim; empty for an emptyDir. */}}
 {{- define "antiphon.claim" -}}
 {{- if and (eq .Values.state.kind "sqlite") .Values.persistence.enabled -}}
 {{- default (printf "%s-data" (include "antiphon.fullname" .)) .Values.persistence.existingClaim -}}
 {{- end -}}
 {{- end -}}
 
-{{/* Where everything that reads the settings finds it. */}}
+{{/* The mounts of every container that reads the settings. */}}
 {{- define "antiphon.mounts" -}}
 - {name: settings, mountPath: /etc/antiphon, readOnly: true}
 - {name: data, mountPath: /var/lib/antiphon}
@@ -136,7 +136,7 @@ restartPolicy: Never
 {{- end }}
 {{- end -}}
 
-{{/* (list . RESOURCES): what a container may do, and what it may use. */}}
+{{/* A container's security context and resources. Arguments: (list . RESOURCES). */}}
 {{- define "antiphon.bounds" -}}
 {{- with (index . 0).Values.securityContext -}}
 securityContext: {{- toYaml . | nindent 2 }}
@@ -146,8 +146,8 @@ resources: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{/* A container of Antiphon's image that runs one command to its end: (list . NAME COMMAND VARIABLES), `command` or `args` as a
-mapping, and further variables as text. */}}
+{{/* A container of Antiphon's image that runs one command. Arguments: (list . NAME COMMAND VARIABLES): `command` or `args` as a
+mapping, and more variables as text. */}}
 {{- define "antiphon.step" -}}
 {{- $root := index . 0 -}}
 - name: {{ index . 1 }}
@@ -164,7 +164,7 @@ mapping, and further variables as text. */}}
   volumeMounts: {{- include "antiphon.mounts" $root | nindent 4 }}
 {{- end -}}
 
-{{/* The step that writes Envoy's bootstrap from the settings, with the image that serves them: the two always fit. */}}
+{{/* The init container that writes Envoy's bootstrap. It uses Antiphon's image, so bootstrap and sidecar have the same version. */}}
 {{- define "antiphon.bootstrapStep" -}}
 {{- $tag := regexFind "^v?[0-9]+\\.[0-9]+" .Values.envoy.image.tag -}}
 {{- $arguments := "" -}}
@@ -175,8 +175,8 @@ mapping, and further variables as text. */}}
 {{- $host := include "antiphon.extprocHost" . -}}
 {{- $arguments = printf "%s --grpc %s:9000 --http %s:9001 --model-door 0.0.0.0:8090" $arguments $host $host -}}
 {{- end -}}
-{{/* Where Envoy can only compare with a literal, a placeholder stands for the secret. */}}
-{{/* The hook is copied: it must be there for as long as the pod is. */}}
+{{/* Envoy can compare some values with a literal only. There the script replaces a placeholder by the secret. */}}
+{{/* The script copies the drain hook, because the hook must exist as long as the pod. */}}
 {{- $script := printf "set -euo pipefail\ncp /etc/antiphon/drain.sh /run/antiphon/\nantiphon envoy-config%s | python3 -c '\nimport json, os, sys\nsecret = json.dumps(os.environ.get(\"ANTIPHON_SIDECAR__SECRET\", \"\"))[1:-1]\nsys.stdout.write(sys.stdin.read().replace(\"${ANTIPHON_SIDECAR_SECRET}\", secret))\n' >/run/antiphon/envoy.yaml\n" $arguments -}}
 {{- include "antiphon.step" (list . "envoy-config" (dict "command" (list "bash" "-c" $script)) "") -}}
 {{- end -}}
@@ -185,13 +185,13 @@ mapping, and further variables as text. */}}
 {{- include "antiphon.step" (list . "migrate" (dict "args" (list "migrate" "up")) (include "antiphon.stateEnv" . | trim)) -}}
 {{- end -}}
 
-{{/* (list . KIND PATH PORT SCHEME). */}}
+{{/* A probe. Arguments: (list . KIND PATH PORT SCHEME). */}}
 {{- define "antiphon.probe" -}}
 httpGet: {path: {{ index . 2 }}, port: {{ index . 3 }}, scheme: {{ index . 4 }}}
 {{ get (index . 0).Values.probes (index . 1) | toYaml }}
 {{- end -}}
 
-{{/* Antiphon itself. Its probes cost no process: they are requests to a port that is open anyway. */}}
+{{/* Antiphon's container. Its probes are HTTP requests to a port that is open anyway, so they start no process. */}}
 {{- define "antiphon.server" -}}
 - name: antiphon
   image: {{ include "antiphon.image" . }}
@@ -213,15 +213,15 @@ httpGet: {path: {{ index . 2 }}, port: {{ index . 3 }}, scheme: {{ index . 4 }}}
     {{- end }}
   {{- include "antiphon.bounds" (list . .Values.resources) | nindent 2 }}
   {{- if eq .Values.shape "sidecar" }}
-  # A native sidecar: started before Envoy, stopped after it. Its other ports are Unix sockets, which no probe reaches.
+  # A native sidecar: Kubernetes starts it before Envoy and stops it after Envoy. Probes cannot reach its Unix sockets.
   restartPolicy: Always
   startupProbe: {{- include "antiphon.probe" (list . "startup" "/metrics" "metrics" "HTTP") | nindent 4 }}
   livenessProbe: {{- include "antiphon.probe" (list . "liveness" "/metrics" "metrics" "HTTP") | nindent 4 }}
   lifecycle:
     preStop:
       exec:
-        # Hooks of all containers begin together. Once Envoy has nothing left but WebSockets (or is gone) Antiphon drains:
-        # it closes the idle ones, and the busy ones after their turn.
+        # The hooks of all containers start together. When Envoy has only WebSockets left, or has ended, Antiphon drains: it
+        # closes idle WebSockets, and busy ones after their turn.
         command:
           - bash
           - -c
@@ -250,7 +250,7 @@ httpGet: {path: {{ index . 2 }}, port: {{ index . 3 }}, scheme: {{ index . 4 }}}
     - {name: model-door, containerPort: 8090}
     {{- end }}
   {{- include "antiphon.bounds" (list . .Values.envoy.resources) | nindent 2 }}
-  # Whether Envoy lives it says itself; whether requests should come is the sidecar's word, through Envoy.
+  # Envoy answers the liveness probe itself. The sidecar answers the readiness probe, through Envoy.
   startupProbe: {{- include "antiphon.probe" (list . "startup" "/live" "envoy-metrics" "HTTP") | nindent 4 }}
   livenessProbe: {{- include "antiphon.probe" (list . "liveness" "/live" "envoy-metrics" "HTTP") | nindent 4 }}
   readinessProbe: {{- include "antiphon.probe" (list . "readiness" "/ready" "http" "HTTP") | nindent 4 }}

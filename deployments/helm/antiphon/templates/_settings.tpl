@@ -1,9 +1,10 @@
-{{/* The settings file: what is given, with what the chart decides over it; the environment variables that come from Secrets, which Secrets these are, and the checksum of their contents that replaces the pods when one changes. */}}
+{{/* The settings file, which merges the chart's settings over the given ones; the variables from Secrets; the names of these Secrets; and the
+checksum of their contents, which replaces the pods when one changes. */}}
 
 {{- define "antiphon.settings" -}}
 {{- include "antiphon.check" . -}}
 {{- $gateway := eq .Values.shape "gateway" -}}
-{{/* Beside its Envoy a sidecar is told to leave when nobody new can come: the notice is Envoy's. */}}
+{{/* In shape sidecar Envoy waits for the notice. The sidecar begins its drain afterwards, when no new request can arrive. */}}
 {{- $chart := dict
   "listen" "0.0.0.0:8080"
   "data" "/var/lib/antiphon"
@@ -28,15 +29,15 @@
 {{- if ne .Values.shape "http" -}}
 {{- $_ := set $chart "envoy" (dict "admin" "127.0.0.1:9901" "metrics" "0.0.0.0:9902") -}}
 {{- end -}}
-{{/* All pods have one database: where it is away from all of them the Service would have none left, also for what needs none. */}}
+{{/* All pods share one database. If unready pods followed its outage, the Service would have none for requests that need no database. */}}
 {{- $defaults := eq .Values.state.kind "postgresql" | ternary (dict "state" (dict "unready_after" 0)) dict -}}
 {{- $given := deepCopy .Values.settings -}}
 {{- if not (dig "upstream" "url" "" $given) -}}{{- $_ := unset $given "upstream" -}}{{- end -}}
 {{- mergeOverwrite $defaults $given $chart | toYaml -}}
 {{- end -}}
 
-{{/* What the ConfigMap holds, and its name: one for each content. So the pods of an upgrade that fails, and those that it leaves alone,
-each keep what they were started with. */}}
+{{/* The ConfigMap's content and its name, which is different for each content. So the pods of a failed upgrade and the old pods each keep
+their settings. */}}
 {{- define "antiphon.config" -}}
 settings.yaml: | {{- include "antiphon.settings" . | nindent 2 }}
 {{- if ne .Values.shape "http" }}
@@ -48,14 +49,14 @@ drain.sh: | {{- .Files.Get "files/drain.sh" | nindent 2 }}
 {{ include "antiphon.fullname" . }}-{{ include "antiphon.config" . | sha256sum | trunc 10 }}
 {{- end -}}
 
-{{/* Variables of what is stored: the database, the bucket and the keys that all replicas share. */}}
+{{/* Variables for the storage: the database, the bucket and the keys that all replicas share. */}}
 {{- define "antiphon.stateEnv" -}}
 {{- range $variable, $secret := dict "ANTIPHON_OWNER__KEY" .Values.secrets.ownerKey "ANTIPHON_SEALING__KEYS" .Values.secrets.sealingKeys "ANTIPHON_STATE__URL" .Values.secrets.stateUrl "ANTIPHON_STATE__DIRECT_URL" .Values.secrets.stateDirectUrl "ANTIPHON_BLOBS__KEY_ID" .Values.secrets.blobsKeyId "ANTIPHON_BLOBS__SECRET" .Values.secrets.blobsSecret }}
 {{- include "antiphon.variable" (list $variable $secret) }}
 {{- end }}
 {{- with .Values.state.database }}
 {{- if .secretName }}
-{{/* User and password by the variables that the driver reads: in a URL their characters would need another writing. */}}
+{{/* User and password are variables that the driver reads. In a URL their characters would need an encoding. */}}
 {{- $secret := .secretName }}
 {{- range $variable, $part := dict "PGUSER" "user" "PGPASSWORD" "password" }}
 {{- include "antiphon.variable" (list $variable (dict "name" $secret "key" (get $.Values.state.database.keys $part))) }}
@@ -79,7 +80,7 @@ drain.sh: | {{- .Files.Get "files/drain.sh" | nindent 2 }}
 {{- range $variable, $secret := dict "ANTIPHON_UPSTREAM__API_KEY" $secrets.upstreamKey "ANTIPHON_SIDECAR__SECRET" $secrets.sidecarSecret "ANTIPHON_OWNER__API_KEYS" $secrets.apiKeys "ANTIPHON_EMBEDDINGS__API_KEY" $secrets.embeddingsKey "ANTIPHON_WEB_SEARCH__API_KEY" $secrets.webSearchKey }}
 {{- include "antiphon.variable" (list $variable $secret) }}
 {{- end }}
-{{/* What has names of its own is one variable, into which Kubernetes puts the others. */}}
+{{/* A setting that is a mapping is one variable. Kubernetes expands the others in it. */}}
 {{- with $secrets.upstreamKeys }}
 {{- $keys := dict }}
 {{- range $name, $secret := . }}
@@ -116,7 +117,7 @@ drain.sh: | {{- .Files.Get "files/drain.sh" | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{/* Envoy's: the keys of the upstreams, which it adds, and the secret that it shows. */}}
+{{/* Envoy's variables: the upstreams' keys, and the secret that it sends to Antiphon. */}}
 {{- define "antiphon.envoyEnv" -}}
 {{- include "antiphon.variable" (list "ANTIPHON_UPSTREAM_KEY" .Values.secrets.upstreamKey) }}
 {{- include "antiphon.variable" (list "ANTIPHON_SIDECAR_SECRET" .Values.secrets.sidecarSecret) }}
@@ -132,7 +133,7 @@ drain.sh: | {{- .Files.Get "files/drain.sh" | nindent 2 }}
 ANTIPHON_UPSTREAM_KEY_{{ . | upper | replace "-" "_" }}
 {{- end -}}
 
-{{/* A variable that another one is made of; it begins with no ANTIPHON_, and so is no setting. */}}
+{{/* A variable that another one expands. Its name does not begin with ANTIPHON_, so Antiphon does not read it as a setting. */}}
 {{- define "antiphon.headerVariable" -}}
 HEADER_{{ join "_" . | upper | replace "-" "_" }}
 {{- end -}}
@@ -144,7 +145,7 @@ HEADER_{{ join "_" . | upper | replace "-" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* The names of all Secrets that pods read, a line each, sorted. */}}
+{{/* The names of all Secrets that pods read, sorted, one on each line. */}}
 {{- define "antiphon.secretNames" -}}
 {{- $found := list .Values.state.database.secretName .Values.sidecarTls.secretName -}}
 {{- $each := values (omit .Values.secrets "upstreamKeys" "connectors" "tracingHeaders") -}}
@@ -154,8 +155,8 @@ HEADER_{{ join "_" . | upper | replace "-" "_" }}
 {{- $found | compact | uniq | sortAlpha | join "\n" -}}
 {{- end -}}
 
-{{/* What a pod carries of the Secrets' contents, so that changed ones replace it; nothing where helm asks no cluster. A Secret's uid is
-as unknown as its contents to who may not read it, so that nothing can be guessed from this. */}}
+{{/* A checksum of the Secrets' contents: a changed Secret replaces the pods. It is empty if helm cannot ask a cluster. It includes each
+Secret's uid, so a reader of the checksum cannot guess the contents. */}}
 {{- define "antiphon.secretsChecksum" -}}
 {{- $seen := list -}}
 {{- if .Values.secretsChecksum -}}
