@@ -422,7 +422,7 @@ over the Unix socket or show `sidecar.secret`. Labels have bounded values: never
 no prefix: `responses_total`, `response_duration_seconds`, `tool_execution_duration_seconds` and
 `storage_operations_total`. All others begin with `antiphon_`. `process_…` and `python_…` come from the Prometheus
 client library. What one response did and why it failed is in its log
-line; [operations.md](../how-to/operations.md) says which fields that has.
+line; [log events](log-events.md) explains its fields.
 
 ## Several workers, one address
 

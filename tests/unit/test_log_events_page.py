@@ -1,4 +1,4 @@
-"""docs/how-to/operations.md names every line and every field that the source writes, and nothing else."""
+"""docs/reference/log-events.md names every line and every field that the source writes, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from antiphon.types.transport import ENDED_EARLY
 
 _ROOT = Path(__file__).parents[2]
 _SOURCE = _ROOT / "src" / "antiphon"
-_PAGE = (_ROOT / "docs" / "how-to" / "operations.md").read_text()
+_PAGE = (_ROOT / "docs" / "reference" / "log-events.md").read_text()
 _LEVELS = ("info", "warning", "error")
 # Written through a function that chooses the level.
 _BY_OUTCOME = {"response": {"info", "warning"}, "request": {"info", "warning"}, "requests_refused": {"info", "warning"}}
@@ -65,13 +65,13 @@ def _written() -> dict[str, set[str]]:
 
 
 def _table(title: str) -> list[list[str]]:
-    section = _PAGE.partition(f"### {title}\n")[2].partition("\n#")[0]
+    section = _PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(.+?)` \| (.+) \|$", section, re.MULTILINE)
     return [[name, *rest.split(" | ")] for name, rest in rows]
 
 
 def test_every_line_is_explained() -> None:
-    rows = _table("All lines")
+    rows = _table("Events")
     said = {name: set(level.split(", ")) for name, level, _ in rows}
     assert said == _written()
     assert len(said) == len(rows)
@@ -89,4 +89,4 @@ def test_every_field_of_a_responses_line_is_explained() -> None:
         match call:
             case ast.Call(func=ast.Attribute(value=ast.Name(id="observed"), attr="end")):
                 known |= {one.arg for one in call.keywords if one.arg}
-    assert {name for name, _ in _table("The line of a response")} == known
+    assert {name for name, _ in _table("Fields of a response")} == known
