@@ -97,7 +97,7 @@ async def test_why_envoy_could_not_reach_an_upstream_is_in_the_sidecars_line(tmp
 
 
 async def test_what_envoy_passes_on_has_counters_and_ids_of_its_own(tmp_path: Path) -> None:
-    """The two numbers that operations.md names, since no sidecar sees these requests."""
+    """The two numbers that monitoring.md names, since no sidecar sees these requests."""
     async with real_envoy(tmp_path) as envoy:
         for sent, status in (("good-1", 200), ("a b", 500), ("x" * 129, 429)):
             envoy.chat.script(json_answer({}, status))

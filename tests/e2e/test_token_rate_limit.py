@@ -32,7 +32,7 @@ with warnings.catch_warnings():
 
 pytestmark = [pytest.mark.e2e]
 
-_DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "operations.md"
+_DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "monitoring.md"
 BUDGET = 100
 
 
@@ -81,7 +81,7 @@ async def _limiter() -> AsyncIterator[Limiter]:
 
 def _shown() -> list[Any]:
     """The configuration in the docs: filters, clusters, and where the route leads."""
-    _, _, behind = _DOCS.read_text().partition("### Limits of tokens")
+    _, _, behind = _DOCS.read_text().partition("## Token rate limits")
     blocks = re.findall(r"```yaml\n(.*?)```", behind, re.DOTALL)
     return [yaml.safe_load(block) for block in blocks[:3]]
 
