@@ -42,7 +42,7 @@ class StateSettings(Section):
     unready_after: float = Field(default=20.0, ge=0)
     """Seconds without a successful write to PostgreSQL after which `/ready` fails; 0: it never fails for that reason.
     All replicas share the database, so a replica that leaves sooner only reduces service
-    ([operations.md](../how-to/operations.md#ready-on-postgresql))."""
+    ([upgrade.md](../how-to/upgrade.md#ready-on-postgresql))."""
 
     start_within: float = Field(default=90.0, ge=0)
     """Seconds for which a start and `antiphon migrate` retry while PostgreSQL does not answer; every five seconds a log
@@ -69,7 +69,7 @@ class StateSettings(Section):
     seal: bool = False
     """Encrypt what responses, conversations, jobs, streams and prompts say before it is stored, under `sealing.keys`.
     What was stored before stays as it is, and is read like the rest. Contents of files, texts and words of vector
-    stores and names stay readable ([operations.md](../how-to/operations.md#data-at-rest))."""
+    stores and names stay readable ([security.md](../how-to/security.md#data-at-rest))."""
 
 
 class FileSettings(Section):
