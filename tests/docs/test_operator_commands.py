@@ -1,0 +1,98 @@
+"""The commands of the operator's pages, run as they stand there.
+
+The settings are those of the page on keys and owners; only addresses and folders are the test's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.docs.blocks import REPOSITORY, block
+from tests.support.commands import SECONDS, Command, commands, run_command
+
+_HOW_TO = "docs/how-to"
+_KEYS = f"{_HOW_TO}/keys-and-owners.md"
+_DIGEST = "1686aa344ede8c4493fd231000790886cb540af84a2c178b60dbadd4c379851e"
+
+
+def _settings(page: str) -> dict[str, Any]:
+    """The first settings of a page."""
+    text = (REPOSITORY / page).read_text().partition("```yaml\n")[2].partition("```")[0]
+    read: dict[str, Any] = yaml.safe_load(text)
+    return read
+
+
+@dataclass
+class Place:
+    """A folder with `settings.yaml`, and where its server answers."""
+
+    folder: Path
+    url: str
+    server: Command
+
+    async def run(self, page: str, name: str, *, status: int = 0, **environ: str) -> str:
+        """What the block of this name prints. Its first command that fails ends it; `status` is the last one's."""
+        text = block(f"{_HOW_TO}/{page}", name).replace("http://127.0.0.1:8080/v1", self.url)
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+        plain = {key: value for key, value in os.environ.items() if not key.startswith("ANTIPHON_")}
+        shell = await asyncio.create_subprocess_exec(
+            *("bash", "-euo", "pipefail", "-c", text.replace("llama3.2", "demo")),
+            cwd=self.folder,
+            env={**plain, "PATH": path, **environ},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        async with asyncio.timeout(SECONDS):
+            said, _ = await shell.communicate()
+        assert shell.returncode == status, said.decode()
+        return said.decode()
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    """The server of the page on keys and owners."""
+    async with commands() as processes:
+        demo = await run_command(processes, "demo-upstream", "--listen", "127.0.0.1:0")
+        own = {
+            "listen": "127.0.0.1:0",
+            "door": "http",
+            "data": str(tmp_path / "data"),
+            "upstream": {"url": await demo.line("ready: "), "auth": "none"},
+        }
+        (tmp_path / "settings.yaml").write_text(yaml.safe_dump({**_settings(_KEYS), **own}))
+        server = await run_command(processes, "serve", "--config", str(tmp_path / "settings.yaml"))
+        yield Place(tmp_path, await server.line("ready: "), server)
+
+
+async def test_the_commands(place: Place) -> None:
+    assert '"completed"' in await place.run("keys-and-owners.md", "keys-request")
+    assert _DIGEST in await place.run("keys-and-owners.md", "keys-digest")
+    assert "\ndemo " in await place.run("keys-and-owners.md", "keys-items")
+    assert (place.folder / "anna.jsonl").read_text().count("\n") > 0
+    assert "b:" in await place.run("monitoring.md", "usage-sums")
+    said = await place.run("backup.md", "backup-restore")
+    assert "it holds owner.key and sealing.key" in said and (place.folder / "restored" / "sessions.db").exists()
+    await place.run("upgrade.md", "upgrade-backup")
+    assert (place.folder / "before.tar").stat().st_mode & 0o777 == 0o600
+    assert "serves builds from schema" in await place.run("upgrade.md", "upgrade-status")
+    for page, name in (("operations.md", "first-steps-doctor"), ("troubleshooting.md", "troubleshooting-doctor")):
+        assert "problem" not in await place.run(page, name)
+    key = _settings(_KEYS)["owner"]["api_keys"][0]
+    assert "Would delete 1 responses" in await place.run("keys-and-owners.md", "keys-count", status=1, ANNA=key)
+    assert "1 responses" in await place.run("keys-and-owners.md", "keys-delete", ANNA=key)
+    assert await place.server.end(signal.SIGTERM) == 0
+    given = {**_settings(f"{_HOW_TO}/security.md"), "data": str(place.folder / "hardened")}
+    (place.folder / "settings.yaml").write_text(yaml.safe_dump(given))
+    said = await place.run("security.md", "hardened-config")
+    assert "seal: true" in said and "set-by-the-environment" not in said
