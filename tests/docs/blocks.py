@@ -112,7 +112,7 @@ def block(page: str, name: str) -> str:
 
 def commands(block: Block) -> list[str]:
     """The shell commands of a block. In a `console` block they follow a `$ `, and the other lines are output."""
-    lines = []
+    lines: list[str] = []
     continued = False
     for line in block.text.splitlines():
         if continued:
