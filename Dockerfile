@@ -22,7 +22,7 @@ RUN { [ "${COMPILED:-0}" = 0 ] || command -v gcc > /dev/null \
     && if [ "${COMPILED:-0}" = 0 ]; then more= on=false; else more=compile on=true; fi \
     && python3 scripts/lib/locked.py build $more > /build.txt \
     && python3 -m venv /opt/tools \
-    && /opt/tools/bin/pip install --no-cache-dir --disable-pip-version-check ${PIP_ARGS} --require-hashes -r /build.txt \
+    && /opt/tools/bin/pip install --no-cache-dir --disable-pip-version-check ${PIP_ARGS} --require-hashes --no-deps -r /build.txt \
     && HATCH_BUILD_HOOK_ENABLE_CUSTOM=$on /opt/tools/bin/python -m hatchling build --target wheel --directory /wheel
 # Which parts of pyproject.toml's optional dependencies the image has: --build-arg EXTRAS=fast,postgres,s3
 ARG EXTRAS=fast,mcp,otel,postgres,s3
@@ -31,7 +31,7 @@ ARG EXTRAS=fast,mcp,otel,postgres,s3
 # bytecode stays: the file system is read-only, and without it every start and every health check compiles anew.
 RUN python3 scripts/lib/locked.py core $(echo "$EXTRAS" | tr , ' ') > /run.txt \
     && python3 -m venv /opt/antiphon \
-    && /opt/antiphon/bin/pip install --no-cache-dir --disable-pip-version-check ${PIP_ARGS} --require-hashes -r /run.txt \
+    && /opt/antiphon/bin/pip install --no-cache-dir --disable-pip-version-check ${PIP_ARGS} --require-hashes --no-deps -r /run.txt \
     && /opt/antiphon/bin/pip install --no-cache-dir --disable-pip-version-check --no-index --no-deps /wheel/*.whl \
     && /opt/antiphon/bin/pip uninstall --yes --quiet setuptools pip \
     && cd /opt/antiphon/lib/python3*/site-packages \

@@ -70,3 +70,9 @@ def test_what_is_not_locked_is_told(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text((REPOSITORY / "pyproject.toml").read_text())
     done = subprocess.run([sys.executable, tmp_path / LOCKED, "build"], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "scripts/setup --raise 'hatchling'" in done.stderr
+
+
+def test_the_installed_packages_have_what_they_need() -> None:
+    # scripts/setup installs with --no-deps: what the lock file leaves out would be missing.
+    done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

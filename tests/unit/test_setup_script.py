@@ -54,7 +54,7 @@ class _Checkout:
         """What pip was asked for. Antiphon itself is a call of its own: without what it needs, which is there."""
         packages, itself = self.all_asked[::2], self.all_asked[1::2]
         assert all("--no-deps --no-build-isolation --editable ." in one for one in itself)
-        assert all("--require-hashes" in one for one in packages)
+        assert all("--require-hashes --no-deps" in one for one in packages)
         return packages
 
     @property
