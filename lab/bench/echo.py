@@ -44,8 +44,11 @@ class Echo:
     def refusal(self, presented: Presented) -> CallFailed | None:
         return None
 
-    def health(self, service: str) -> bool:
-        return True
+    def check(self, message: bytes) -> bytes:
+        return b""
+
+    async def standard(self, path: str, stream: MessageStream) -> None:
+        """Nothing but the processor is measured."""
 
 
 async def _serve(path: str, transport: TransportName) -> None:

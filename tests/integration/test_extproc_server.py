@@ -13,11 +13,16 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
-from grpc_health.v1 import health_pb2
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.server import SERVICE, ExtProcDoor, TransportName
-from antiphon.doors.extproc.transport import GrpcStatus
+from antiphon.doors.extproc.transport import STANDARD_STREAMS, GrpcStatus
 from antiphon.errors import ConfigError
+from antiphon.types.transport import SECRET_HEADER
 from tests.support.chat_server import completion
 from tests.support.extproc_door import JSON, OpenDoor, open_door, request_body
 from tests.support.fake_envoy import DEADLINE, FakeEnvoy
@@ -25,6 +30,7 @@ from tests.support.http2_peer import Http2Peer
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 async def _health(channel: grpc.aio.Channel, service: str = "") -> int:
@@ -165,6 +171,66 @@ async def test_health(tmp_path: Path) -> None:
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
         assert await opened.door.drain(0.01)
         assert await _health(opened.envoy.channel) == _NOT_SERVING
+
+
+async def test_watch_reports_a_drain(tmp_path: Path) -> None:
+    async with open_door(tmp_path, address="127.0.0.1:0", secret="secret") as opened:
+        channel, secret = opened.envoy.channel, ((SECRET_HEADER, "secret"),)
+        async with asyncio.timeout(DEADLINE):
+            watches = {
+                service: health_pb2_grpc.HealthStub(channel).Watch(
+                    health_pb2.HealthCheckRequest(service=service), metadata=secret
+                )
+                for service in ("", SERVICE, "another")
+            }
+            first = {service: (await watch.read()).status for service, watch in watches.items()}
+            assert first == {"": _SERVING, SERVICE: _SERVING, "another": _SERVICE_UNKNOWN}
+            assert await opened.door.drain(0.01)
+            assert [(await watches[service].read()).status for service in ("", SERVICE)] == [_NOT_SERVING] * 2
+            # One that begins during the drain is served too.
+            late = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), metadata=secret)
+            assert (await late.read()).status == _NOT_SERVING
+
+
+@pytest.mark.parametrize("path", STANDARD_STREAMS)
+async def test_on_tcp_watch_and_reflection_need_the_secret(tmp_path: Path, path: str) -> None:
+    async with (
+        open_door(tmp_path, address="127.0.0.1:0", secret="secret") as opened,
+        FakeEnvoy(opened.address) as stranger,
+    ):
+        call = stranger.channel.stream_stream(path, None, None)(None)
+        await call.write(b"")
+        assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_reflection_shows_the_services_and_envoys_messages(tmp_path: Path) -> None:
+    async with open_door(tmp_path) as opened:
+
+        async def ask(**request: str) -> reflection_pb2.ServerReflectionResponse:
+            call = reflection_pb2_grpc.ServerReflectionStub(opened.envoy.channel).ServerReflectionInfo()
+            async with asyncio.timeout(DEADLINE):
+                await call.write(reflection_pb2.ServerReflectionRequest(**request))
+                await call.done_writing()
+                answer: reflection_pb2.ServerReflectionResponse = await call.read()
+                assert await call.code() is grpc.StatusCode.OK
+            return answer
+
+        listed = [one.name for one in (await ask(list_services="")).list_services_response.service]
+        assert listed == [SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"]
+        pool = DescriptorPool()
+        for service in listed:
+            found = (await ask(file_containing_symbol=service)).file_descriptor_response
+            # A file comes before the files that it imports.
+            for file in reversed(found.file_descriptor_proto):
+                pool.AddSerializedFile(file)
+        process = pool.FindServiceByName(SERVICE).methods_by_name["Process"]
+        assert process.input_type.full_name == "envoy.service.ext_proc.v3.ProcessingRequest"
+        # What a client builds from this is what the server reads.
+        request = GetMessageClass(process.input_type)(request_body={"body": b"hi", "end_of_stream": True})
+        read = pb.ProcessingRequest.FromString(request.SerializeToString())
+        assert (read.request_body.body, read.request_body.end_of_stream) == (b"hi", True)
+        unknown = await ask(file_containing_symbol="antiphon.extproc.ProcessingRequest")
+        assert unknown.error_response.error_code == GrpcStatus.NOT_FOUND
 
 
 async def test_a_process_that_refuses_requests_is_not_serving(tmp_path: Path) -> None:

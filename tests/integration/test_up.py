@@ -18,8 +18,8 @@ import aiohttp
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2
 
-from antiphon.doors.extproc._pb import health_pb2
 from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer, Wait, WaitGone, answer, event, text_stream
 from tests.support.commands import SECONDS, Command, commands, run_command

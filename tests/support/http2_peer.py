@@ -16,6 +16,7 @@ import ngh2
 
 from antiphon.doors.extproc.grpc_framing import with_prefix
 from antiphon.doors.extproc.http2_call import Http2Limits
+from antiphon.doors.extproc.standard_services import StandardServices
 from antiphon.doors.extproc.transport import SERVICE, CallFailed, MessageStream, Presented
 from antiphon.doors.extproc.transport_http2 import Http2Transport
 
@@ -30,6 +31,7 @@ class Service:
         self.behave: Callable[[MessageStream], object] = self.echo
         self.cancelled = 0
         self.ended = 0
+        self._standard = StandardServices()
 
     async def process(self, stream: MessageStream, presented: Presented) -> None:
         try:
@@ -47,8 +49,11 @@ class Service:
     def refusal(self, presented: Presented) -> CallFailed | None:
         return None
 
-    def health(self, service: str) -> bool:
-        return True
+    def check(self, message: bytes) -> bytes:
+        return self._standard.check(message)
+
+    async def standard(self, path: str, stream: MessageStream) -> None:
+        await self._standard.serve(path, stream)
 
 
 @asynccontextmanager

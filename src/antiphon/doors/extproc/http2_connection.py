@@ -16,7 +16,6 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from google.protobuf.message import DecodeError
 from ngh2 import (
     Configuration,
     Connection,
@@ -33,10 +32,18 @@ from ngh2 import (
 )
 from ngh2 import StreamClosed as StreamClosedEvent
 
-from antiphon.doors.extproc._pb import health_pb2
 from antiphon.doors.extproc.grpc_framing import prefix, status_trailers, timeout_seconds, with_prefix
 from antiphon.doors.extproc.http2_call import Call, Http2Limits
-from antiphon.doors.extproc.transport import SERVICE, TRACE_METADATA, CallFailed, GrpcStatus, Presented, StreamClosed
+from antiphon.doors.extproc.transport import (
+    HEALTH_CHECK,
+    PROCESS,
+    STANDARD_STREAMS,
+    TRACE_METADATA,
+    CallFailed,
+    GrpcStatus,
+    Presented,
+    StreamClosed,
+)
 from antiphon.types.transport import SECRET_HEADER
 
 if TYPE_CHECKING:
@@ -44,8 +51,9 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-_PROCESS: Final = f"/{SERVICE}/Process".encode()
-_CHECK: Final = b"/grpc.health.v1.Health/Check"
+_PROCESS: Final = PROCESS.encode()
+_CHECK: Final = HEALTH_CHECK.encode()
+_STANDARD: Final = {path.encode(): path for path in STANDARD_STREAMS}
 _SECRET: Final = SECRET_HEADER.encode()
 _TRACE: Final = tuple((name.encode(), name) for name in TRACE_METADATA)
 _HEAD: Final = ((b":status", b"200"), (b"content-type", b"application/grpc"))
@@ -174,15 +182,16 @@ class Http2Connection:
                 self._http2.send_response(event.stream_id, [(b":status", b"415")], end_stream=True)
             return
         path = headers.get(b":path")
-        if path == _PROCESS:
+        if path == _PROCESS or path in _STANDARD:
             self._calls[event.stream_id] = call
             call.ended = event.end_stream
             seconds = timeout_seconds(headers.get(b"grpc-timeout", b""))
             # Envoy's own, where it traces.
             trace = tuple((name, headers[key].decode("latin-1")) for key, name in _TRACE if key in headers)
             presented = Presented(headers.get(_SECRET), trace)
-            self._usual = (event.headers, presented, seconds)
-            self._serve(call, presented, seconds)
+            if path == _PROCESS:
+                self._usual = (event.headers, presented, seconds)
+            self._serve(call, presented, seconds, _STANDARD.get(path))
         elif path == _CHECK and len(self._checks) < self.limits.checks:
             self._calls[event.stream_id] = call
             self._checks.add(event.stream_id)
@@ -192,10 +201,13 @@ class Http2Connection:
         else:
             call.finish(GrpcStatus.UNIMPLEMENTED, "unknown method")
 
-    def _serve(self, call: Call, presented: Presented, seconds: float | None) -> None:
-        refusal = self._owner.calls.refusal(presented)
+    def _serve(self, call: Call, presented: Presented, seconds: float | None, standard: str | None = None) -> None:
+        """Serve a call of the processor, or of a `standard` service by its path, whose peer has the secret."""
+        owner = self._owner
+        refusal = owner.calls.refusal(presented)
         if refusal is None:
-            call.start(self._owner.serve(self, call, presented), seconds)
+            work = owner.process(call, presented) if standard is None else owner.standard(call, standard)
+            call.start(owner.serve(self, call, work), seconds)
         else:
             call.refuse(refusal)
 
@@ -209,17 +221,13 @@ class Http2Connection:
     def _check(self, call: Call, message: bytes) -> None:
         """Health, answered at once."""
         try:
-            serving = self._owner.calls.health(health_pb2.HealthCheckRequest.FromString(message).service)
+            answer = self._owner.calls.check(message)
         except CallFailed as failed:
             call.finish(failed.status, failed.message)
             return
-        except DecodeError:
-            call.finish(GrpcStatus.INTERNAL, "not a HealthCheckRequest")
-            return
-        kind = health_pb2.HealthCheckResponse
-        # Who asked may have left with its question.
+        # The peer may have left already.
         with contextlib.suppress(StreamClosed):
-            self.send(call, kind(status=kind.SERVING if serving else kind.NOT_SERVING).SerializeToString())
+            self.send(call, answer)
         call.finish(GrpcStatus.OK)
 
     def _count_reset(self, call: Call | None) -> None:

@@ -1,7 +1,7 @@
 """The ext_proc gRPC service, independent of its transport.
 
-Lives here: the service, health, where it listens, who may call, draining. Not here: the message order (`stream.py`) and
-the gRPC servers themselves (`transport_grpcio.py`, `transport_http2.py`).
+Lives here: the service, where it listens, who may call, draining. Not here: the message order (`stream.py`), health and
+reflection (`standard_services.py`), the gRPC servers themselves (`transport_grpcio.py`, `transport_http2.py`).
 
 Invariants: a handler that fails aborts its call (ending it normally would let the request pass untranslated); an
 exception in one stream never touches another; on TCP no call is served without the shared secret.
@@ -9,6 +9,7 @@ exception in one stream never touches another; on TCP no call is served without 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import os
 import time
@@ -22,6 +23,7 @@ from antiphon.doors.extproc.immediate_response import Ahead
 from antiphon.doors.extproc.message_queues import PeerLeft
 from antiphon.doors.extproc.opening import ProtocolError
 from antiphon.doors.extproc.peer import StreamCut
+from antiphon.doors.extproc.standard_services import StandardServices
 from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
 from antiphon.doors.extproc.transport import (
     SERVICE,
@@ -50,7 +52,7 @@ Mode = Literal["auto", "relay", "drive"]
 
 
 class ExtProcDoor:
-    """Serves `ExternalProcessor/Process` and gRPC health.
+    """Serves `ExternalProcessor/Process`, gRPC health and gRPC reflection.
 
     In modes `auto` and `relay` Envoy makes the model call of a request with a single turn; what needs more (hosted
     tools, compaction, background) is driven from here. Transport `auto` is `http2` where its library is installed.
@@ -76,6 +78,8 @@ class ExtProcDoor:
         self._tls = tls
         self._transport: Transport | None = None
         self._socket: Path | None = None
+        self._standard = StandardServices()
+        self._leaving: asyncio.Task[None] | None = None
 
     async def start(self, address: str, mode: int = 0o600) -> str:
         """Listen on `unix:PATH` (with this file mode) or `HOST:PORT`; returns the bound address.
@@ -97,6 +101,9 @@ class ExtProcDoor:
                 raise ConfigError(f"{address} is TCP: set sidecar.secret, or listen on unix:PATH")
             bound = await transport.listen(address, self._tls)
         self._transport = transport
+        self._context.admission.on_leave.add(self._leave)
+        if self._context.admission.leaving:
+            self._leave()
         return bound
 
     async def drain(self, seconds: float, *, notice: float = 0.0) -> bool:
@@ -105,31 +112,41 @@ class ExtProcDoor:
         During the first `notice` of these seconds new requests are still served. Connections are told at once that they
         should not be used for more (Envoy opens others, to whom it thinks healthy).
         """
-        # First health, then the connections: who comes back to ask is told so.
+        # First health, then the connections: a peer that connects again learns NOT_SERVING.
         self._context.admission.leave()
+        if self._leaving is not None:
+            await self._leaving
         if self._transport is not None:
             self._transport.announce_end()
         return await self._context.admission.drain(seconds, notice)
 
     async def aclose(self) -> None:
         """Stop; what is still in flight is cut, and its rows are written."""
+        self._context.admission.on_leave.discard(self._leave)
         if self._transport is not None:
             self._context.admission.close()
             await self._transport.aclose(0.5)
             # The handlers are cancelled, but may not have been waited for: they still note what was cut.
             await self._context.admission.drained(_NOTING_SECONDS)
             self._transport = None
+        if self._leaving is not None:
+            await self._leaving
         if self._socket is not None:
             self._socket.unlink(missing_ok=True)
             self._socket = None
 
+    def _leave(self) -> None:
+        self._leaving = asyncio.get_running_loop().create_task(self._standard.leave())
+
     # What the transport calls
 
-    def health(self, service: str) -> bool:
-        """Whether the processor is serving."""
-        if service not in ("", SERVICE):
-            raise CallFailed(GrpcStatus.NOT_FOUND, "unknown service")
-        return not self._context.admission.leaving
+    def check(self, message: bytes) -> bytes:
+        """Answer one health check."""
+        return self._standard.check(message)
+
+    async def standard(self, path: str, stream: MessageStream) -> None:
+        """Serve one `Watch` or one stream of reflection, whose peer has the secret (`refusal`)."""
+        await self._standard.serve(path, stream)
 
     def refusal(self, presented: Presented) -> CallFailed | None:
         """On TCP a peer must have the secret; on a Unix socket the file mode decides who may connect."""

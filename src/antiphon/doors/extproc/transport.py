@@ -20,7 +20,12 @@ from antiphon.errors import AntiphonError
 from antiphon.types.transport import Headers
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
-
+PROCESS = f"/{SERVICE}/Process"
+HEALTH_CHECK = "/grpc.health.v1.Health/Check"
+HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+STANDARD_STREAMS = (HEALTH_WATCH, REFLECTION)
+"""Calls of gRPC's standard services that need the same right as `PROCESS`. Any peer may call `HEALTH_CHECK`."""
 
 TransportName = Literal["auto", "grpcio", "http2"]
 
@@ -110,8 +115,11 @@ class Calls(Protocol):
     async def process(self, stream: MessageStream, presented: Presented) -> None:
         """Serve one stream of `SERVICE` that is not refused. Raises `CallFailed`."""
 
-    def health(self, service: str) -> bool:
-        """Whether the service (empty: the whole process) is serving. Raises `CallFailed` for an unknown one."""
+    def check(self, message: bytes) -> bytes:
+        """Answer one `HEALTH_CHECK`. Raises `CallFailed`."""
+
+    async def standard(self, path: str, stream: MessageStream) -> None:
+        """Serve one stream of `STANDARD_STREAMS` that is not refused. Raises `CallFailed`."""
 
 
 class Transport(Protocol):

@@ -10,19 +10,26 @@ check is answered unread: for the whole process, whatever service it names.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterator
+from functools import partial
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 
-from antiphon.doors.extproc._pb import health_pb2
-from antiphon.doors.extproc.transport import SERVICE, TRACE_METADATA, CallFailed, Calls, Presented, StreamClosed
+from antiphon.doors.extproc.transport import (
+    HEALTH_CHECK,
+    PROCESS,
+    STANDARD_STREAMS,
+    TRACE_METADATA,
+    CallFailed,
+    Calls,
+    Presented,
+    StreamClosed,
+)
 from antiphon.doors.tls import TlsFiles
 from antiphon.errors import ConfigError
 from antiphon.types.transport import SECRET_HEADER
 
-_HEALTH = "grpc.health.v1.Health"
 _OPTIONS = (
     # Envoy hands bodies on in parts of up to its buffer limit; the door limits whole bodies itself.
     ("grpc.max_receive_message_length", 64 << 20),
@@ -54,7 +61,7 @@ class GrpcioTransport:
 
     async def listen(self, address: str, tls: TlsFiles | None = None) -> str:
         server = grpc.aio.server(options=_OPTIONS)
-        server.add_generic_rpc_handlers(self._handlers())
+        server.add_generic_rpc_handlers(tuple(self._handlers()))
         try:
             if tls is None or address.startswith("unix:"):
                 port = server.add_insecure_port(address)
@@ -76,40 +83,46 @@ class GrpcioTransport:
             await self._server.stop(grace=grace)
             self._server = None
 
-    def _handlers(self) -> Iterable[grpc.GenericRpcHandler[bytes, bytes]]:
+    def _handlers(self) -> Iterator[grpc.GenericRpcHandler[bytes, bytes]]:
         # Without (de)serialisers the handler gets and gives bytes.
-        process = grpc.stream_stream_rpc_method_handler(self._process)
-        check = grpc.stream_unary_rpc_method_handler(self._check)
-        return (
-            grpc.method_handlers_generic_handler(SERVICE, {"Process": process}),
-            grpc.method_handlers_generic_handler(_HEALTH, {"Check": check}),
-        )
+        handlers = {
+            PROCESS: grpc.stream_stream_rpc_method_handler(self._process),
+            HEALTH_CHECK: grpc.stream_unary_rpc_method_handler(self._check),
+        }
+        for path in STANDARD_STREAMS:
+            handlers[path] = grpc.stream_stream_rpc_method_handler(partial(self._standard, path))
+        for path, handler in handlers.items():
+            _, service, method = path.split("/")
+            yield grpc.method_handlers_generic_handler(service, {method: handler})
 
     async def _check(self, _: object, context: _Context) -> bytes:
         try:
-            service = ""
+            message: bytes | None = None
             if self._calls.refusal(_presented(context)) is None:
                 async with asyncio.timeout(_CHECK_SECONDS):
                     message = await _GrpcioStream(context).receive()
-                service = health_pb2.HealthCheckRequest.FromString(message or b"").service
-            serving = self._calls.health(service)
+            return self._calls.check(message or b"")
         except CallFailed as failed:
             await context.abort(_STATUS[failed.status], failed.message)
         except TimeoutError:
             await context.abort(
                 grpc.StatusCode.DEADLINE_EXCEEDED, f"the call took longer than {_CHECK_SECONDS:g} seconds"
             )
-        except DecodeError:
-            await context.abort(grpc.StatusCode.INTERNAL, "not a HealthCheckRequest")
-        answer = health_pb2.HealthCheckResponse
-        return answer(status=answer.SERVING if serving else answer.NOT_SERVING).SerializeToString()
 
     async def _process(self, _: object, context: _Context) -> None:
         presented = _presented(context)
+        await self._serve(context, presented, self._calls.process(_GrpcioStream(context), presented))
+
+    async def _standard(self, path: str, _: object, context: _Context) -> None:
+        await self._serve(context, _presented(context), self._calls.standard(path, _GrpcioStream(context)))
+
+    async def _serve(self, context: _Context, presented: Presented, work: Coroutine[object, object, None]) -> None:
+        """Do the work of a call, if its peer has the secret; the call ends with a status."""
         try:
             if (refusal := self._calls.refusal(presented)) is not None:
+                work.close()
                 raise refusal
-            await self._calls.process(_GrpcioStream(context), presented)
+            await work
         except CallFailed as failed:
             await context.abort(_STATUS[failed.status], failed.message)
 

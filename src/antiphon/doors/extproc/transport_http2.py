@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine
 from typing import cast
 
 import structlog
@@ -56,11 +57,19 @@ class Http2Transport:
     def _connection(self) -> asyncio.Protocol:
         return cast(asyncio.Protocol, Http2Connection(self))
 
-    async def serve(self, connection: Http2Connection, call: Call, presented: Presented) -> None:
-        """Serve one call; nothing that goes wrong in it comes out."""
+    def process(self, call: Call, presented: Presented) -> Coroutine[object, object, None]:
+        """The work of a call of the processor."""
+        return self.calls.process(CallStream(call), presented)
+
+    def standard(self, call: Call, path: str) -> Coroutine[object, object, None]:
+        """The work of a call of a standard service."""
+        return self.calls.standard(path, CallStream(call))
+
+    async def serve(self, connection: Http2Connection, call: Call, work: Coroutine[object, object, None]) -> None:
+        """Do the work of one call; nothing that goes wrong in it comes out."""
         status, message = GrpcStatus.OK, ""
         try:
-            await self.calls.process(CallStream(call), presented)
+            await work
         except CallFailed as failed:
             status, message = failed.status, failed.message
         except asyncio.CancelledError:
