@@ -18,5 +18,5 @@ async def test_capabilities_are_answered_here(setup: Setup) -> None:
         async with session.get(f"{setup.gateway.base_url}/antiphon/other") as answer:
             assert answer.status == 404
     assert (shown["model"], shown["profile"], shown["mode"]) == ("demo-model", "generic", "translate")
-    assert shown["tools"]["tools.image_generation"]["support"] == "ignorable"
+    assert shown["tools"]["tools.image_generation"]["support"] == "ignored"
     assert setup.server.requests == []

@@ -137,7 +137,7 @@ async def test_what_is_unknown_is_left_out_and_named(setup: Setup, ask: Asking, 
     (chat,) = ask.chats
     assert texts(chat)[-1] == "hi" and not any(word in json.dumps(chat) for word in WORDS)
     line = json.loads(await setup.gateway.log_line(kind))
-    assert line["level"] == "warning" and set(wanted) == set(line["left_out"])
+    assert line["level"] == "warning" and set(wanted) == set(line["ignored"])
 
 
 @pytest.mark.parametrize("said", [{"type": "smell"}, CLOSED], ids=["unknown", "sealed"])

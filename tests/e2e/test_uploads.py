@@ -276,7 +276,7 @@ async def test_files_can_be_switched_off(tmp_path: Path) -> None:
         session.get(f"{gateway.base_url}/antiphon/capabilities", headers=ALICE) as answer,
     ):
         shown = await answer.json()
-    assert shown["content"]["content.input_file.file_id"]["support"] == "unsupported"
+    assert shown["content"]["content.input_file.file_id"]["support"] == "rejected"
     assert await gateway.stop() == 0
 
 

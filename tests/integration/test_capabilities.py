@@ -64,23 +64,23 @@ async def test_it_names_everything_once_with_its_fate(address: str) -> None:
     assert (shown["mode"], shown["profile"]) == ("translate", "generic")
     named = [name for names in field_support.GROUPS.values() for name in names]
     assert [name for group in GROUPS for name in shown[group]] == named
-    assert shown["fields"]["user"] == {"support": "ignorable", "note": None}
+    assert shown["fields"]["user"] == {"support": "ignored", "note": None}
     assert shown["limits"]["input_items"] == 77 and shown["limits"]["context_tokens"] is None
 
 
 async def test_it_follows_the_model(address: str) -> None:
     fast, strict = (await ask(address, "?model=fast")).json, (await ask(address, "?model=strict")).json
     assert (fast["model"], fast["upstream"], fast["profile"]) == ("fast", "groq", "groq")
-    assert fast["fields"]["user"]["support"] == "translated"
-    assert fast["fields"]["truncation.auto"]["support"] == "emulated" and fast["limits"]["context_tokens"] == 4096
+    assert fast["fields"]["user"]["support"] == "sent"
+    assert fast["fields"]["truncation.auto"]["support"] == "handled" and fast["limits"]["context_tokens"] == 4096
     assert (strict["upstream"], strict["profile"]) == ("default", "deepseek")
-    assert strict["content"]["content.input_image.image_url"]["support"] == "unsupported"
+    assert strict["content"]["content.input_image.image_url"]["support"] == "rejected"
 
 
 async def test_settings_count(address: str) -> None:
     shown = (await ask(address)).json
     assert shown["content"]["content.input_file.file_url"] == {
-        "support": "unsupported",
+        "support": "rejected",
         "note": "fetching files is switched off here",
     }
 
@@ -133,7 +133,7 @@ async def test_tools_that_run_here_are_told() -> None:
         "include:web_search_call.action.sources",
         "include:web_search_call.results",
     }
-    assert shown["tools"]["tools.file_search"]["support"] == "ignorable"
+    assert shown["tools"]["tools.file_search"]["support"] == "ignored"
     assert shown["fields"]["max_tool_calls"]["note"] == "limits the calls of tools that run here"
 
 
@@ -142,5 +142,5 @@ async def test_what_the_settings_let_pass_and_add_is_told_by_name() -> None:
     answer = await Capabilities(ModelRoutes(route), {}).show(ApiRequest("GET", "/v1/antiphon/capabilities"))
     shown = json.loads(answer.body)
     assert (shown["allowed"], shown["added"]) == (["provider", "top_k"], ["seed"])
-    assert shown["parameters"]["top_k"] == {"support": "translated", "note": "the settings let it pass"}
-    assert shown["parameters"]["min_p"]["support"] == "ignorable"
+    assert shown["parameters"]["top_k"] == {"support": "sent", "note": "the settings let it pass"}
+    assert shown["parameters"]["min_p"]["support"] == "ignored"

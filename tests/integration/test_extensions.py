@@ -94,7 +94,7 @@ async def test_a_tool_of_another_package_runs_in_the_stream(tmp_path: Path, pack
 
                 async with session.get(f"{url}/antiphon/capabilities?model=m") as got:
                     shown = await got.json()
-                assert shown["profile"] == "acme" and shown["tools"]["tools.dice"]["support"] == "emulated"
+                assert shown["profile"] == "acme" and shown["tools"]["tools.dice"]["support"] == "handled"
 
 
 async def test_without_the_package_its_tool_is_left_out_and_named(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ async def test_it_is_in_the_response_however_that_is_asked_for(tmp_path: Path) -
     told = [line for line in lines if line["event"] == "response" and line["outcome"] == "completed"]
     assert len(told) == 3
     for line in told:
-        assert sorted(line["left_out"]) == ["tools.weather", "tools.web_search"] and line["log_level"] == "warning"
+        assert sorted(line["ignored"]) == ["tools.weather", "tools.web_search"] and line["log_level"] == "warning"
 
 
 async def test_a_known_tool_is_no_warning(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ async def test_a_known_tool_is_no_warning(tmp_path: Path) -> None:
                 assert got.status == 200
             await until(lambda: [line for line in lines if line["event"] == "response"])
     (line,) = [line for line in lines if line["event"] == "response"]
-    assert (line["left_out"], line["log_level"]) == (("tools.web_search",), "info")
+    assert (line["ignored"], line["log_level"]) == (("tools.web_search",), "info")
 
 
 @pytest.mark.parametrize("form", [{}, {"stream": True}, {"background": True}])
@@ -93,6 +93,6 @@ async def test_it_is_refused_where_the_operator_wants_that(tmp_path: Path, form:
         assert not chat.requests
         async with session.get(url.replace("/responses", "/antiphon/capabilities")) as got:
             tools = (await got.json())["tools"]
-        assert tools["tools.image_generation"]["support"] == tools["any other tool"]["support"] == "unsupported"
-        assert tools["tools.function"]["support"] == "translated"
-        assert tools["tools.function.output_schema"]["support"] == "ignorable"
+        assert tools["tools.image_generation"]["support"] == tools["any other tool"]["support"] == "rejected"
+        assert tools["tools.function"]["support"] == "sent"
+        assert tools["tools.function.output_schema"]["support"] == "ignored"

@@ -20,15 +20,15 @@ from antiphon.api.http import ApiRequest, ApiResponse, json_response, query_valu
 from antiphon.engine.exchange.model_routes import ModelRoute, ModelRoutes
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request.field_support import GROUPS, HOSTED_SUPPORT, support_of
-from antiphon.translation.support import SupportKind, here, refused, sent
+from antiphon.translation.support import SupportKind, handled, rejected, sent
 
 _FETCHED = "content.input_file.file_url"
-_NOT_FETCHED = refused("fetching files is switched off here")
+_NOT_FETCHED = rejected("fetching files is switched off here")
 _BY_ID = frozenset({"content.input_file.file_id", "content.input_image.file_id"})
-_NO_FILES = refused("there are no files here")
-_LIMITED = here("limits the calls of tools that run here")
+_NO_FILES = rejected("there are no files here")
+_LIMITED = handled("limits the calls of tools that run here")
 _ALLOWED = sent("the settings let it pass")
-_TOOL_REFUSED = refused("does not run here, and the settings refuse requests with it (`tools.unavailable`)")
+_TOOL_REFUSED = rejected("does not run here, and the settings refuse requests with it (`tools.unavailable`)")
 _KEYS = dict(zip(GROUPS, ("fields", "parameters", "include", "tools", "tool_choice", "items", "content"), strict=True))
 
 _TOOLS = frozenset(
@@ -134,7 +134,7 @@ class Capabilities(Area):
             found = _LIMITED
         elif name in route.fields:
             found = _ALLOWED
-        elif self.refuses_tools and name in _TOOLS and found.kind == "ignorable":
+        elif self.refuses_tools and name in _TOOLS and found.kind == "ignored":
             found = _TOOL_REFUSED
         return SupportShown(found.kind, found.note or None)
 

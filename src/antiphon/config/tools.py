@@ -18,7 +18,7 @@ class ToolSettings(Section):
 
     unavailable: Literal["ignore", "refuse"] = "ignore"
     """How to treat a request with a tool that does not run here (not set up, unknown or misspelt). `ignore`: leave the
-    tool out and name it in `antiphon-ignored`, the response's `metadata` (`antiphon_ignored`) and the log (`left_out`).
+    tool out and name it in `antiphon-ignored`, the response's `metadata` (`antiphon_ignored`) and the log (`ignored`).
     `refuse`: answer 400 and say what to set. (`code_interpreter` and `mcp` are always a 400.)"""
     seconds: float = Field(default=60.0, gt=0)
     """How long one call may take, waiting for its turn included; after that it has failed, and the model is told so."""

@@ -186,8 +186,8 @@ def _request(line: Mapping[str, Any], paint: Any) -> list[str]:
 def _why(line: Mapping[str, Any]) -> list[str]:
     """The cause of a failure, and the parts of the request that Antiphon left out."""
     parts = [_shown(line["cause"], spaced=True)] if line.get("cause") else []
-    if line.get("left_out"):
-        parts.append(f"left_out={_shown(line['left_out'])}")
+    if line.get("ignored"):
+        parts.append(f"ignored={_shown(line['ignored'])}")
     return parts
 
 

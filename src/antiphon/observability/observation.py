@@ -268,7 +268,7 @@ class Observation:
                 **self._tokens(),
                 "cost": cost / 1e6,
                 "head_seconds": round(self._head, 6) if self._head is not None else None,
-                "left_out": ended.left_out,
+                "ignored": ended.left_out,
                 **ended.known,
             },
             warn=ended.unknown,

@@ -17,7 +17,7 @@ from msgspec import Raw
 
 from antiphon.errors import InvalidRequest, invalid_value, unsupported_parameter
 from antiphon.translation.profiles import UpstreamProfile
-from antiphon.translation.support import SENT, Rule, Support, here, named, sent
+from antiphon.translation.support import SENT, Rule, Support, handled, ignored, sent
 from antiphon.types.items import InputItem, KnownItem
 from antiphon.types.tolerance import Tolerance
 
@@ -41,24 +41,24 @@ def _message(profile: UpstreamProfile) -> Support:
 
 def _reasoning(profile: UpstreamProfile) -> Support:
     if profile.replay_reasoning == "off":
-        return named("this server takes no reasoning back")
+        return ignored("this server takes no reasoning back")
     return sent(f"`{profile.replay_reasoning}` of the assistant message it belongs to")
 
 
-_SHOWN: Final = here("shown to the model as a call and its result")
-_OUTPUT: Final = here("a tool message")
-_CALL: Final = here("a function call")
+_SHOWN: Final = handled("shown to the model as a call and its result")
+_OUTPUT: Final = handled("a tool message")
+_CALL: Final = handled("a function call")
 _ANSWERS: Final = (
     "images in it follow in a user message; without a `call_id` it answers the only open call (of its `name`), or is a "
     "message"
 )
 _OPENED: Final = "our own are opened and shown as a summary; of others the model is told that they were there"
-_SAID: Final = "a user message that says from whom it is; what another server encrypted is named"
+_SAID: Final = "a user message that says from whom it is; what another server encrypted is ignored"
 _APPROVAL: Final = "the result of its request, with its `reason`; 400 if `tools` lacks the server of an approved call"
 
 ITEMS: Final = {
     "message": ItemKind("message", "msg", _message),
-    "item_reference": ItemKind("reference", "item", here("replaced by the stored item")),
+    "item_reference": ItemKind("reference", "item", handled("replaced by the stored item")),
     "reasoning": ItemKind("reasoning", "rs", _reasoning),
     "function_call": ItemKind("call", "fc", SENT, ("async", "encrypted_function_args")),
     "function_call_output": ItemKind("output", "fco", sent(_ANSWERS)),
@@ -71,38 +71,40 @@ ITEMS: Final = {
     "apply_patch_call": ItemKind("call", "apc", _CALL),
     "apply_patch_call_output": ItemKind("output", "apco", _OUTPUT),
     "tool_search_call": ItemKind("call", "tsc", _CALL),
-    "tool_search_output": ItemKind("output", "tso", here("a tool message; its tools can be called from then on")),
-    "additional_tools": ItemKind("read before", "at", here("its tools are added to `tools`")),
-    "compaction": ItemKind("compaction", "cmp", here(_OPENED)),
+    "tool_search_output": ItemKind("output", "tso", handled("a tool message; its tools can be called from then on")),
+    "additional_tools": ItemKind("read before", "at", handled("its tools are added to `tools`")),
+    "compaction": ItemKind("compaction", "cmp", handled(_OPENED)),
     "compaction_summary": ItemKind("compaction", "cmp", None),
     "context_compaction": ItemKind("compaction", "item", None),
-    "agent_message": ItemKind("foreign message", "amsg", here(_SAID), ("author", "recipient")),
+    "agent_message": ItemKind("foreign message", "amsg", handled(_SAID), ("author", "recipient")),
     "agent_reasoning": ItemKind("foreign reasoning", "rs", _reasoning, ("text",)),
     "configuration_update": ItemKind(
         "read before",
         "cu",
-        here("effort and text format from here on, until the next; stored with its turn"),
+        handled("effort and text format from here on, until the next; stored with its turn"),
         ("reasoning", "text"),
     ),
     "web_search_call": ItemKind("hosted", "ws", _SHOWN),
     "file_search_call": ItemKind("hosted", "fs", _SHOWN),
-    "image_generation_call": ItemKind("hosted", "ig", here("shown as a call and its result, without the image")),
+    "image_generation_call": ItemKind("hosted", "ig", handled("shown as a call and its result, without the image")),
     "code_interpreter_call": ItemKind("hosted", "ci", _SHOWN),
     "computer_call": ItemKind("hosted", "cu", _SHOWN),
     "computer_call_output": ItemKind(
         "output",
         "cuo",
-        here("added to the result of its call; the screenshot as an image"),
+        handled("added to the result of its call; the screenshot as an image"),
         ("acknowledged_safety_checks",),
     ),
     "mcp_call": ItemKind("hosted", "mcp", _SHOWN, ("server_label", "error")),
     "mcp_list_tools": ItemKind("hosted", "mcpl", _SHOWN),
-    "mcp_approval_request": ItemKind("hosted", "mcpr", here("shown to the model as the requested call, which waits")),
-    "mcp_approval_response": ItemKind("output", "mcpa", here(_APPROVAL)),
+    "mcp_approval_request": ItemKind(
+        "hosted", "mcpr", handled("shown to the model as the requested call, which waits")
+    ),
+    "mcp_approval_response": ItemKind("output", "mcpa", handled(_APPROVAL)),
     "program": ItemKind("hosted", "cm", _SHOWN),
-    "program_output": ItemKind("output", "cmo", here("added to the result of its program"), ("result",)),
+    "program_output": ItemKind("output", "cmo", handled("added to the result of its program"), ("result",)),
     "compaction_trigger": ItemKind(
-        "trigger", "item", here("as the last item: the answer is a compaction, made by the model")
+        "trigger", "item", handled("as the last item: the answer is a compaction, made by the model")
     ),
 }
 """Every type that an item of an input may have, in a readable order."""

@@ -12,14 +12,17 @@ from typing import Final, Literal
 
 from antiphon.translation.profiles import UpstreamProfile
 
-SupportKind = Literal["translated", "emulated", "ignorable", "unsupported"]
+SupportKind = Literal["sent", "handled", "ignored", "rejected"]
 
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """What happens: `translated` into the chat request; `emulated` by the gateway itself or with weaker means of chat;
-    `ignorable`: served without effect and named in `antiphon-ignored`; `unsupported`: a 400 naming it. `note` says how,
-    and is empty where the kind says it all."""
+    """What Antiphon does with a part of a request.
+
+    `sent`: the chat request has it, in the form that chat has for it. `handled`: Antiphon does it, or reaches the same
+    with weaker means of chat. `ignored`: Antiphon serves the request without it, and lists it in `antiphon-ignored`.
+    `rejected`: the request gets a 400 that names it. `note` says how; it is empty where the kind is enough.
+    """
 
     kind: SupportKind
     note: str = ""
@@ -27,30 +30,30 @@ class Support:
 
 Rule = Support | Callable[[UpstreamProfile], Support]
 
-SENT: Final = Support("translated")
-NAMED: Final = Support("ignorable")
+SENT: Final = Support("sent")
+IGNORED: Final = Support("ignored")
 
 
 def sent(note: str) -> Support:
     """It goes to the chat server, and how."""
-    return Support("translated", note)
+    return Support("sent", note)
 
 
-def here(note: str) -> Support:
-    """The gateway does it, and how."""
-    return Support("emulated", note)
+def handled(note: str) -> Support:
+    """Antiphon does it, and how."""
+    return Support("handled", note)
 
 
-def named(note: str) -> Support:
+def ignored(note: str) -> Support:
     """It has no effect, and when it has."""
-    return Support("ignorable", note)
+    return Support("ignored", note)
 
 
-def refused(note: str) -> Support:
+def rejected(note: str) -> Support:
     """It is a 400, and why."""
-    return Support("unsupported", note)
+    return Support("rejected", note)
 
 
 def logprobs(profile: UpstreamProfile) -> Support:
     """Log probabilities, which are asked for in two ways."""
-    return SENT if profile.logprobs else refused("this server gives no log probabilities")
+    return SENT if profile.logprobs else rejected("this server gives no log probabilities")

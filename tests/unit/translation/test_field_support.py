@@ -65,13 +65,13 @@ PARAMETER_VALUES: dict[str, Any] = {
 
 @dataclass
 class Sample:
-    """`request` is laid over the plain request. `seen` must be in the chat body as JSON when it is translated or
-    emulated, `gone` must not; `named` is how the header calls it, `params` and `code` how a 400 does."""
+    """`request` is laid over the plain request. `seen` must be in the chat body as JSON when it is sent or
+    handled, `gone` must not; `named` is how the header calls it, `params` and `code` how a 400 does."""
 
     request: dict[str, Any]
     seen: str = ""
-    emulated: str | None = None
-    """What is seen where it is emulated, when that is something else."""
+    handled: str | None = None
+    """What is seen where it is handled, when that is something else."""
     gone: str = ""
     named: str = ""
     param: str = ""
@@ -108,7 +108,7 @@ def choice(kind: str, tools: list[dict[str, Any]] | None = None, **more: Any) ->
     return Sample(
         {"tools": tools or [FUNCTION], "tool_choice": {"type": kind, **more}},
         seen=f'"tool_choice":{{"type":"function","function":{{"name":"{name}"}}}}',
-        emulated=None if kind == "allowed_tools" else '"tool_choice":"required"',
+        handled=None if kind == "allowed_tools" else '"tool_choice":"required"',
         param="tool_choice",
     )
 
@@ -164,14 +164,14 @@ SAMPLES: dict[str, Sample] = {
     "frequency_penalty": Sample({"frequency_penalty": 0.25}, seen='"frequency_penalty":0.25'),
     "top_logprobs": Sample({"top_logprobs": 2}, seen='"logprobs":true,"top_logprobs":2', param="top_logprobs"),
     "parallel_tool_calls": Sample(
-        {"tools": [FUNCTION], "parallel_tool_calls": False}, seen='"parallel_tool_calls":false', emulated='"tools":['
+        {"tools": [FUNCTION], "parallel_tool_calls": False}, seen='"parallel_tool_calls":false', handled='"tools":['
     ),
     "text.format.text": Sample({"text": {"format": {"type": "text"}}}, gone="response_format"),
     "text.format.json_schema": Sample(
         {"text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}}}, seen="magic"
     ),
     "text.format.json_object": Sample(
-        {"text": {"format": {"type": "json_object"}}}, seen='"type":"json_object"', emulated="one JSON object"
+        {"text": {"format": {"type": "json_object"}}}, seen='"type":"json_object"', handled="one JSON object"
     ),
     "text.verbosity": Sample({"text": {"verbosity": "low"}}, seen='"verbosity":"low"'),
     "reasoning.effort": Sample({"reasoning": {"effort": "high"}}, seen='"reasoning_effort":"high"'),
@@ -283,7 +283,7 @@ SAMPLES: dict[str, Sample] = {
     **{
         name: tool(name.removeprefix("tools."))
         for name in GROUPS["Tools"]
-        if support_of(PROFILES["generic"], name).kind in ("ignorable", "unsupported")
+        if support_of(PROFILES["generic"], name).kind in ("ignored", "rejected")
     },
     **{
         f"tool_choice.{mode}": Sample({"tools": [FUNCTION], "tool_choice": mode}, seen=f'"tool_choice":"{mode}"')
@@ -306,7 +306,7 @@ SAMPLES: dict[str, Sample] = {
     **{
         name: choice(name.removeprefix("tool_choice."))
         for name in GROUPS["Forms of `tool_choice`"]
-        if support_of(PROFILES["generic"], name).kind == "unsupported"
+        if support_of(PROFILES["generic"], name).kind == "rejected"
     },
     "input.message": item({"type": "message", "role": "developer", "content": "seenwords"}, seen="seenwords"),
     "input.item_reference": item(
@@ -470,20 +470,20 @@ def check(name: str, profile: str) -> None:
     outcome = perform(sample, profile)
     assert outcome.head is not None
     ignored = dict(outcome.head.headers).get("antiphon-ignored", "").split(", ")
-    if decided.kind == "unsupported":
+    if decided.kind == "rejected":
         error = outcome.json["error"]
         assert outcome.head.status == 400 and not outcome.calls
         assert (error["param"], error["code"]) == (sample.param or name, sample.code)
         return
     assert outcome.head.status == 200, outcome.body
     body = outcome.calls[0].request.body.decode() if outcome.calls else ""
-    if decided.kind == "ignorable":
+    if decided.kind == "ignored":
         assert (sample.named or name) in ignored
         if sample.seen and not name.startswith("tools."):
             assert sample.seen not in body
         return
     assert ignored == [""]
-    seen = sample.emulated if decided.kind == "emulated" and sample.emulated is not None else sample.seen
+    seen = sample.handled if decided.kind == "handled" and sample.handled is not None else sample.seen
     assert seen in (outcome.body.decode() if sample.answered else body)
     if sample.gone:
         assert sample.gone not in body
@@ -494,7 +494,7 @@ def test_a_file_by_url_is_fetched_and_then_what_any_file_is(profile: str) -> Non
     """Whether it can be sent depends on what it is, so it has no single request to be judged by."""
     decided = support_of(PROFILES[profile], "content.input_file.file_url")
     data = support_of(PROFILES[profile], "content.input_file.file_data")
-    assert decided.kind == "emulated" and decided.note.endswith(f"then {data.note}")
+    assert decided.kind == "handled" and decided.note.endswith(f"then {data.note}")
     url = "https://files.example/a.pdf"
     part = {"type": "input_file", "file_url": url}
     file = FetchedFile("a.pdf", "application/pdf", b"%PDF")
@@ -511,9 +511,9 @@ def test_a_file_by_url_is_fetched_and_then_what_any_file_is(profile: str) -> Non
 
 def test_where_the_length_of_a_context_is_known_truncation_is_done_here() -> None:
     profile = PROFILES["generic"]
-    assert support_of(profile, "truncation.auto").kind == "ignorable"
+    assert support_of(profile, "truncation.auto").kind == "ignored"
     known = support_of(profile, "truncation.auto", context_tokens=8192)
-    assert known.kind == "emulated" and "8192" in known.note
+    assert known.kind == "handled" and "8192" in known.note
     # Nothing else depends on it.
     assert support_of(profile, "temperature", context_tokens=8192) == support_of(profile, "temperature")
 
@@ -533,7 +533,7 @@ def test_a_server_that_knows_no_formats_gets_them_as_instructions(form: dict[str
     """What no profile says of a server its operator may."""
     plain = with_flags(PROFILES["generic"], {"structured_output": "off"})
     decided = support_of(plain, name)
-    assert (decided.kind, decided.note) == ("emulated", note)
+    assert (decided.kind, decided.note) == ("handled", note)
     request = {"model": "m", "input": "Hi", "text": {"format": form}}
     sent = run(request, [COMPLETION], headers=JSON, routes=ModelRoutes(ModelRoute(plain))).chat
     assert "response_format" not in sent and sent["messages"][0]["role"] == "system"

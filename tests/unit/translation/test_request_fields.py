@@ -88,7 +88,7 @@ def test_its_type_and_its_length_are_checked(found: dict[str, Any]) -> None:
 
 
 def test_the_table_the_document_and_the_page_know_it(found: dict[str, Any]) -> None:
-    assert (found["takes"], found["generic"]) == ("translated", "ignorable")
+    assert (found["takes"], found["generic"]) == ("sent", "ignored")
     assert found["asked"] == {"type": ["string", "null"], "maxLength": 8}
     assert found["shown"] == {"type": ["string", "null"]}
-    assert found["page"] == [f"| `dialect` |{' named |' * 8}  |"]
+    assert found["page"] == [f"| `dialect` |{' ignored |' * 8}  |"]

@@ -277,9 +277,7 @@ class WebSocketConnection:
                 return
             if isinstance(frame, FrameReply):
                 if frame.left_out:
-                    _log.warning(
-                        "event", left_out=(frame.left_out,), request_id=self._head.request_id, door="websocket"
-                    )
+                    _log.warning("event", ignored=(frame.left_out,), request_id=self._head.request_id, door="websocket")
                 await self._send(frame.frame)
                 return
         except ApiError as error:

@@ -38,7 +38,7 @@ from antiphon.translation.request.fields import (
     ENCRYPTED,
     FIELDS,
     FORWARDED,
-    IGNORED,
+    IGNORED_FIELDS,
     INCLUDES,
     LOGPROBS,
     OF_CHAT,
@@ -142,7 +142,7 @@ def read_request(
             raise unsupported_parameter(wanted, name)
         elif name not in READ_APART:
             unknown[name] = value
-    ignored += IGNORED.intersection(unknown)
+    ignored += IGNORED_FIELDS.intersection(unknown)
     ignored.sort()
     check_values(values, tolerance)
     ignored += _ignored_inside(fields)
@@ -203,7 +203,7 @@ def read_request(
 def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
     """Further members of the request that the operator lets through: they go on whatever the server's profile says.
     What is neither known nor let through is left out. Raises `InvalidRequest` where that is not to be."""
-    for name in request.unknown.unknown(request.others, names | IGNORED):
+    for name in request.unknown.unknown(request.others, names | IGNORED_FIELDS):
         error = unknown_parameter(name[:128], "This version does not know it; leave it out.")
         request.unknown.leave_out(name, error)
     request.allowed = names

@@ -21,27 +21,29 @@ from antiphon.translation.request.fields import FIELDS, INCLUDES, OF_CHAT
 from antiphon.translation.request.parameters import PARAMETERS
 from antiphon.translation.request.tool_choice import MODES
 from antiphon.translation.request.tools import UNNAMED, WEB_SEARCHES
-from antiphon.translation.support import NAMED, SENT, Rule, Support, here, named, refused, sent
+from antiphon.translation.support import IGNORED, SENT, Rule, Support, handled, ignored, rejected, sent
 
-_HOSTED: Final = named("a hosted tool that does not run here: left out; a 400 with `tools.unavailable: refuse`")
-_NOT_HERE: Final = refused("asks for a hosted tool that does not run here")
-_REFUSED_TOOL: Final = refused(
+_HOSTED: Final = ignored("a hosted tool that does not run here: left out; a 400 with `tools.unavailable: refuse`")
+_NOT_HERE: Final = rejected("asks for a hosted tool that does not run here")
+_REFUSED_TOOL: Final = rejected(
     "code `unsupported_tool`, unless the gateway is set up to run it: the answer would be wrong"
 )
-_SET_UP: Final = named("left out (a 400 with `tools.unavailable: refuse`) unless the settings enable it")
-_CHOSEN: Final = refused("unless the gateway is set up to run the tool")
-HOSTED_SUPPORT: Final = here("runs here, between two turns of the model")
+_SET_UP: Final = ignored("left out (a 400 with `tools.unavailable: refuse`) unless the settings enable it")
+_CHOSEN: Final = rejected("unless the gateway is set up to run the tool")
+HOSTED_SUPPORT: Final = handled("runs here, between two turns of the model")
 """Of everything that speaks of a tool, in a gateway that is set up to run it."""
-_FUNCTION: Final = here("a function; calls come back as items of their own type")
-_LATER: Final = here("a call without output gets a placeholder; when the output arrives, the call is repeated with it")
-_IN_CHAT: Final = refused("belongs to Chat Completions; the message names the field to use")
-_UNKNOWN: Final = named("unless `strict` is set: then a 400")
+_FUNCTION: Final = handled("a function; calls come back as items of their own type")
+_LATER: Final = handled(
+    "a call without output gets a placeholder; when the output arrives, the call is repeated with it"
+)
+_IN_CHAT: Final = rejected("belongs to Chat Completions; the message names the field to use")
+_UNKNOWN: Final = ignored("unless `strict` is set: then a 400")
 
 
 def _parameter(name: str) -> Rule:
     def decide(profile: UpstreamProfile) -> Support:
         if name not in profile.parameters:
-            return NAMED
+            return IGNORED
         renamed = name == "seed" and profile.seed_field != name
         return sent(f"`{profile.seed_field}`" if renamed else "")
 
@@ -51,37 +53,37 @@ def _parameter(name: str) -> Rule:
 def _named_choice(profile: UpstreamProfile) -> Support:
     if profile.named_tool_choice == "native":
         return SENT
-    return here("only that tool is shown, and a call is required")
+    return handled("only that tool is shown, and a call is required")
 
 
 def _strict(profile: UpstreamProfile) -> Support:
-    return SENT if profile.strict_tools else NAMED
+    return SENT if profile.strict_tools else IGNORED
 
 
 def _images(profile: UpstreamProfile) -> Support:
-    return sent("`image_url`") if profile.images else refused("this server takes text only")
+    return sent("`image_url`") if profile.images else rejected("this server takes text only")
 
 
 def _file(profile: UpstreamProfile) -> Support:
     if profile.files == "part":
         return sent("files that are text as text, others as a `file` part")
-    return here("files that are text as text; others are a 400")
+    return handled("files that are text as text; others are a 400")
 
 
 def _file_url(profile: UpstreamProfile) -> Support:
-    return here(f"fetched (public addresses only), then {_file(profile).note}")
+    return handled(f"fetched (public addresses only), then {_file(profile).note}")
 
 
 def _file_by_id(profile: UpstreamProfile) -> Support:
-    return here(f"read from `/v1/files`, then {_file(profile).note}")
+    return handled(f"read from `/v1/files`, then {_file(profile).note}")
 
 
 def _image_by_id(profile: UpstreamProfile) -> Support:
-    return here("read from `/v1/files`, then a data URL") if profile.images else _images(profile)
+    return handled("read from `/v1/files`, then a data URL") if profile.images else _images(profile)
 
 
 def _audio(profile: UpstreamProfile) -> Support:
-    return SENT if profile.audio_input else refused("this server takes no audio")
+    return SENT if profile.audio_input else rejected("this server takes no audio")
 
 
 _NEVER_HERE: Final = ("image_generation", "computer", "computer_use_preview", "programmatic_tool_calling")
@@ -95,8 +97,8 @@ def _all(group: str, names: Iterable[str], rule: Rule) -> dict[str, Rule]:
 _TABLE: Final[dict[str, dict[str, Rule]]] = {
     "Fields": {
         **{name: rule for row in FIELDS.values() for name, rule in row.rules().items()},
-        "extra_body": here("its members count as if they stood beside it, as SDKs send them"),
-        "any other field": named("unless `field_allow` lets it pass, or `strict` is set: then a 400"),
+        "extra_body": handled("its members count as if they stood beside it, as SDKs send them"),
+        "any other field": ignored("unless `field_allow` lets it pass, or `strict` is set: then a 400"),
         **dict.fromkeys(OF_CHAT, _IN_CHAT),
     },
     "Sampling, templates, guided decoding": {name: _parameter(name) for name in PARAMETERS},
@@ -108,17 +110,17 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
         "tools.function": SENT,
         "tools.function.strict": _strict,
         "tools.function.async": _LATER,
-        "tools.function.output_schema": NAMED,
-        "tools.function.allowed_callers": named("a function for programs alone is left out"),
-        "tools.custom": here("a function with one string; a grammar is described, not enforced"),
+        "tools.function.output_schema": IGNORED,
+        "tools.function.allowed_callers": ignored("a function for programs alone is left out"),
+        "tools.custom": handled("a function with one string; a grammar is described, not enforced"),
         "tools.custom.async": _LATER,
-        "tools.namespace": here("functions with joined names; calls come back with their `namespace`"),
+        "tools.namespace": handled("functions with joined names; calls come back with their `namespace`"),
         "tools.local_shell": _FUNCTION,
-        "tools.shell": here(
+        "tools.shell": handled(
             "a function, with the skills of the client's machine; with a container of OpenAI's: left out"
         ),
         "tools.apply_patch": _FUNCTION,
-        "tools.tool_search": here("a function: with `execution: client` the client searches, else the gateway"),
+        "tools.tool_search": handled("a function: with `execution: client` the client searches, else the gateway"),
         **_all("tools", (*WEB_SEARCHES, "file_search"), _SET_UP),
         **_all("tools", _NEVER_HERE, _HOSTED),
         **_all("tools", ("code_interpreter", "mcp"), _REFUSED_TOOL),
@@ -128,7 +130,7 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
     "Forms of `tool_choice`": {
         **_all("tool_choice", MODES, SENT),
         **_all("tool_choice", ("function", "custom", *UNNAMED), _named_choice),
-        "tool_choice.allowed_tools": here("only these are shown, and only their calls are let through"),
+        "tool_choice.allowed_tools": handled("only these are shown, and only their calls are let through"),
         **_all("tool_choice", ("file_search", "web_search_preview", "web_search_preview_2025_03_11"), _CHOSEN),
         **_all("tool_choice", ("computer", "computer_use", "computer_use_preview", "image_generation"), _NOT_HERE),
         **_all("tool_choice", ("code_interpreter", "mcp"), _CHOSEN),
@@ -137,7 +139,7 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
     "Items of `input`": {
         **{f"input.{name}": kind.support for name, kind in ITEMS.items() if kind.support is not None},
         "any other item": _UNKNOWN,
-        "any other member of an item": named(
+        "any other member of an item": ignored(
             "with `strict` a 400; items of hosted tools are shown to the model with all they have"
         ),
     },
@@ -171,6 +173,6 @@ def support_of(profile: UpstreamProfile, name: str, *, context_tokens: int | Non
     """What becomes of this with an upstream of this profile; `context_tokens` is what the model takes, where that is
     set. Raises KeyError for a name that is not in the table."""
     if name == "truncation.auto" and context_tokens is not None:
-        return here(f"the oldest turns beyond about {context_tokens} tokens are left out")
+        return handled(f"the oldest turns beyond about {context_tokens} tokens are left out")
     rule = _RULES[name]
     return rule if isinstance(rule, Support) else rule(profile)

@@ -35,7 +35,7 @@ from antiphon.errors import (
 )
 from antiphon.translation.profiles import UpstreamProfile
 from antiphon.translation.request.checks import NAME, check_choice, check_metadata, known_choice
-from antiphon.translation.support import NAMED, SENT, Rule, Support, here, logprobs, named, sent
+from antiphon.translation.support import IGNORED, SENT, Rule, Support, handled, ignored, logprobs, sent
 from antiphon.types.json import first, given
 from antiphon.types.request import (
     ContextManagement,
@@ -101,7 +101,7 @@ class Field:
             yield from _members(self.name, self.kind)
 
     def _forwarded(self, profile: UpstreamProfile) -> Support:
-        return Support("translated" if self.forwarded_to(profile) else "ignorable", self.note)
+        return Support("sent" if self.forwarded_to(profile) else "ignored", self.note)
 
 
 def _members(place: str, kind: Any) -> Iterator[tuple[str, frozenset[str]]]:
@@ -131,32 +131,32 @@ def _max_output_tokens(profile: UpstreamProfile) -> Support:
 def _parallel(profile: UpstreamProfile) -> Support:
     if profile.parallel_tool_calls:
         return sent("with `false`, further calls of a model that makes them anyway are left out too")
-    return here("with `false`, calls after the first are left out")
+    return handled("with `false`, calls after the first are left out")
 
 
 def _json_schema(profile: UpstreamProfile) -> Support:
     if profile.structured_output == "json_schema":
         return sent("`response_format`")
     if profile.structured_output == "json_object":
-        return here("`json_object`, and the schema as an instruction")
-    return here("the schema as an instruction")
+        return handled("`json_object`, and the schema as an instruction")
+    return handled("the schema as an instruction")
 
 
 def _json_object(profile: UpstreamProfile) -> Support:
     if profile.structured_output == "off":
-        return here("an instruction")
+        return handled("an instruction")
     if not profile.json_object:
-        return here("`json_schema` of any object, and an instruction")
+        return handled("`json_schema` of any object, and an instruction")
     return sent("`response_format`, with a schema" if profile.json_object_schema else "`response_format`")
 
 
 def _verbosity(profile: UpstreamProfile) -> Support:
-    return SENT if profile.verbosity else NAMED
+    return SENT if profile.verbosity else IGNORED
 
 
 def _effort(profile: UpstreamProfile) -> Support:
     if not profile.reasoning_effort:
-        return NAMED
+        return IGNORED
     known = profile.effort_values
     return sent(f"the nearest of {', '.join(known)}" if known else "`reasoning_effort`")
 
@@ -165,20 +165,20 @@ _ROWS: Final = (
     Field("model", fate=sent("an alias becomes the upstream's name"), template=True),
     Field("input", template=True),
     Field("instructions", fate=sent("the system message"), template=True),
-    Field("previous_response_id", str, here("the stored turns are sent again")),
-    Field("store", bool, here("kept by the gateway"), echo=True),
+    Field("previous_response_id", str, handled("the stored turns are sent again")),
+    Field("store", bool, handled("kept by the gateway"), echo=True),
     Field("stream", bool),
-    Field("stream_options", StreamOptions, {"include_obfuscation": here("padding only when it is asked for")}),
+    Field("stream_options", StreamOptions, {"include_obfuscation": handled("padding only when it is asked for")}),
     Field("max_output_tokens", int, _max_output_tokens, least=16, echo=None, template=True),
     Field(
         "max_tool_calls",
         int,
-        here("limits the calls of hosted tools that run here, all together"),
+        handled("limits the calls of hosted tools that run here, all together"),
         least=1,
         echo=None,
         template=True,
     ),
-    Field("metadata", dict[str, str], here("kept and echoed by the gateway; not sent on")),
+    Field("metadata", dict[str, str], handled("kept and echoed by the gateway; not sent on")),
     Field("temperature", float, least=0, most=2, forward=_always, echo=1.0, template=True),
     Field("top_p", float, least=0, most=1, forward=_always, echo=1.0, template=True),
     Field("presence_penalty", float, least=-2, most=2, forward=_with_penalties, echo=0.0, template=True),
@@ -201,10 +201,10 @@ _ROWS: Final = (
         ReasoningOptions,
         {
             "effort": _effort,
-            "summary": here("the server's reasoning as it is, in summary parts"),
-            "generate_summary": here("like `reasoning.summary`"),
-            "mode": NAMED,
-            "context": NAMED,
+            "summary": handled("the server's reasoning as it is, in summary parts"),
+            "generate_summary": handled("like `reasoning.summary`"),
+            "mode": IGNORED,
+            "context": IGNORED,
         },
         template=True,
     ),
@@ -212,7 +212,7 @@ _ROWS: Final = (
         "truncation",
         str,
         {
-            "auto": named("where `context_tokens` is set: emulated, the oldest turns are left out"),
+            "auto": ignored("handled where `context_tokens` is set: the oldest turns are left out"),
             "disabled": sent("the default of chat: nothing is sent"),
         },
         words=("auto", "disabled"),
@@ -225,7 +225,7 @@ _ROWS: Final = (
         words=("auto", "default", "flex", "scale", "priority", "fast", "ultrafast"),
         forward=_if_passed,
         unsent=("auto", "default"),
-        note="`auto` and `default` need nothing and are never named",
+        note="`auto` and `default` need nothing and are never listed as ignored",
         echo="auto",
         template=True,
     ),
@@ -236,36 +236,36 @@ _ROWS: Final = (
         "prompt_cache_options",
         PromptCacheOptions,
         {
-            "prewarm": here("answered at once and empty, without a model call"),
-            "mode": NAMED,
-            "ttl": NAMED,
-            "comparison_response_id": NAMED,
+            "prewarm": handled("answered at once and empty, without a model call"),
+            "mode": IGNORED,
+            "ttl": IGNORED,
+            "comparison_response_id": IGNORED,
         },
     ),
     Field("user", str, forward=_if_passed, echo=None),
     Field(
         "context_management",
         list[ContextManagement],
-        here("a summary by the same model, before the answer; without a number, `context_tokens` decides"),
+        handled("a summary by the same model, before the answer; without a number, `context_tokens` decides"),
         template=True,
     ),
-    Field("moderation", fate=NAMED),
-    Field("access_programs", fate=NAMED),
-    Field("image", fate=NAMED),
-    Field("multi_agent", fate=NAMED),
-    Field("background_options", fate=named("a background response runs as soon as its turn has come")),
-    Field("client_metadata", fate=named("what Codex says of itself")),
+    Field("moderation", fate=IGNORED),
+    Field("access_programs", fate=IGNORED),
+    Field("image", fate=IGNORED),
+    Field("multi_agent", fate=IGNORED),
+    Field("background_options", fate=ignored("a background response runs as soon as its turn has come")),
+    Field("client_metadata", fate=ignored("what Codex says of itself")),
     Field(
         "background",
         bool,
-        here("queued and run by the gateway; needs `store`, and an upstream that works without the client's key"),
+        handled("queued and run by the gateway; needs `store`, and an upstream that works without the client's key"),
         echo=False,
     ),
     Field(
-        "conversation", fate=here("its items before the input; a response that is stored and does not fail joins it")
+        "conversation", fate=handled("its items before the input; a response that is stored and does not fail joins it")
     ),
     Field(
-        "prompt", fate=here("a template kept by the gateway (`/v1/prompts`): its messages first, its fields as sent")
+        "prompt", fate=handled("a template kept by the gateway (`/v1/prompts`): its messages first, its fields as sent")
     ),
     # Tables of their own say what becomes of their values.
     Field("include", list[str], {}, template=True),
@@ -277,8 +277,10 @@ FIELDS: Final = {row.name: row for row in _ROWS}
 
 FORWARDED: Final = {row.name: row for row in _ROWS if row.forward is not None}
 ECHOED: Final = {row.name: row for row in _ROWS if row.echo is not UNSET}
-IGNORED: Final = frozenset(row.name for row in _ROWS if isinstance(row.fate, Support) and row.fate.kind == "ignorable")
-READ_APART: Final = frozenset(row.name for row in _ROWS if row.kind is None) - IGNORED
+IGNORED_FIELDS: Final = frozenset(
+    row.name for row in _ROWS if isinstance(row.fate, Support) and row.fate.kind == "ignored"
+)
+READ_APART: Final = frozenset(row.name for row in _ROWS if row.kind is None) - IGNORED_FIELDS
 OF_CHAT: Final = {
     "messages": "'input'",
     "response_format": "'text.format'",
@@ -292,22 +294,22 @@ OF_CHAT: Final = {
 }
 """Fields of Chat Completions, which are a 400, and what the Responses API takes instead."""
 
-REQUEST_FIELDS: Final = {*FIELDS, *OF_CHAT} - IGNORED
+REQUEST_FIELDS: Final = {*FIELDS, *OF_CHAT} - IGNORED_FIELDS
 """Members of a request that have a meaning of their own here."""
 
 SAMPLING: Final = frozenset(row.name for row in _ROWS if row.forward in (_always, _with_penalties))
 """Those that mean the same inside `extra_body`."""
 
-_HOSTED: Final = named("unless the gateway is set up to run the tool")
+_HOSTED: Final = ignored("unless the gateway is set up to run the tool")
 ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"
 INCLUDES: Final[dict[str, Rule]] = {
-    ENCRYPTED: here("sealed by the gateway with its own key"),
+    ENCRYPTED: handled("sealed by the gateway with its own key"),
     LOGPROBS: logprobs,
     "file_search_call.results": _HOSTED,
-    "web_search_call.results": NAMED,
+    "web_search_call.results": IGNORED,
     "web_search_call.action.sources": _HOSTED,
-    "message.input_image.image_url": NAMED,
-    "computer_call_output.output.image_url": NAMED,
+    "message.input_image.image_url": IGNORED,
+    "computer_call_output.output.image_url": IGNORED,
     "code_interpreter_call.outputs": _HOSTED,
 }
 """Values of `include`, and what becomes of each."""
