@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,15 @@ import aiohttp
 import pytest
 
 import antiphon
+from antiphon import extension
 from antiphon.app.build import build
-from antiphon.app.extensions import extensions, known_profiles, make_extension_tools
+from antiphon.app.extensions import extensions, known_profiles, make_extension_tools, with_extension_settings
 from antiphon.app.model_routing import make_routes
-from antiphon.config.settings import load_settings
+from antiphon.config.settings import Settings, load_settings
 from antiphon.doors.http.server import HttpDoor
 from antiphon.errors import ConfigError
 from tests.support.chat_server import ChatServer, answer, chunk, completion, event, json_answer, text_stream
-from tests.support.installed_package import install, installed, write_info
+from tests.support.installed_package import EXAMPLE, install, installed, write_info
 
 DICE: dict[str, Any] = {"type": "dice", "sides": 20}
 CALL = {"id": "c1", "index": 0, "type": "function", "function": {"name": "dice__roll", "arguments": "{}"}}
@@ -30,11 +33,10 @@ LAST_WORDS = "You rolled it."
 
 
 @asynccontextmanager
-async def gateway(folder: Path, chat: ChatServer) -> AsyncIterator[str]:
+async def gateway(folder: Path, chat: ChatServer, **sections: Any) -> AsyncIterator[str]:
     """A process that finds what is installed in `folder`; its base URL."""
-    settings = load_settings(
-        {"data": folder / "data", "upstream": {"url": chat.base_url, "profile": "acme"}, "owner": {"source": "single"}}
-    )
+    upstream = {"url": chat.base_url, "profile": "acme"}
+    settings = load_settings({"data": folder / "data", "upstream": upstream, "owner": {"source": "single"}, **sections})
     app = await build(settings, door="http")
     door = HttpDoor(app.context)
     try:
@@ -97,6 +99,87 @@ async def test_a_tool_of_another_package_runs_in_the_stream(tmp_path: Path, pack
                 assert shown["profile"] == "acme" and shown["tools"]["tools.dice"]["support"] == "handled"
 
 
+async def test_a_tool_gets_its_settings(tmp_path: Path, packages: Path) -> None:
+    install(packages)
+    async with ChatServer() as chat, aiohttp.ClientSession() as session:
+        with installed(packages):
+            async with gateway(tmp_path, chat, extensions={"dice": {"sides": 12}}) as url:
+                chat.script(json_answer(completion("Hi")))
+                body = {"model": "m", "input": "x", "tools": [{"type": "dice"}]}
+                async with session.post(f"{url}/responses", json=body) as got:
+                    assert got.status == 200
+                assert chat.requests[0].json["tools"][0]["function"]["description"] == "Roll a die of 12 sides."
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"dice": {"sidez": 4}},
+            "dice.sidez is not a setting of tool 'dice' of antiphon-dice 1.0; did you mean extensions.dice.sides?",
+        ),
+        ({"dice": {"sides": 1}}, "extensions.dice.sides: must be at least 2"),
+        ({"dice": {"sides": "many"}}, "extensions.dice.sides: must be a whole number"),
+        ({"dice": 4}, "extensions.dice must hold a mapping of settings"),
+        ({"dise": {}}, "extensions.dise: no tool of this name is installed; did you mean extensions.dice?"),
+        ({"plain": {"a": 1}}, "extensions.plain: tool 'plain' of plain 0.1 has no settings"),
+        ({"dice": {"sides": 1, "sidez": 2}, "plain": {}}, "3 settings are wrong:"),
+    ],
+)
+def test_wrong_settings_of_a_tool_are_refused(packages: Path, given: dict[str, Any], said: str) -> None:
+    install(packages)
+    (packages / "plain_code.py").write_text("class Plain: types = frozenset({'plain'})\n")
+    write_info(packages, "plain", "0.1", {"antiphon.tools": {"plain": "plain_code:Plain"}})
+    with installed(packages), pytest.raises(ConfigError) as raised:
+        with_extension_settings(load_settings({"extensions": given}))
+    assert said in str(raised.value)
+
+
+def test_a_secret_of_a_tool_is_hidden_like_any_other(packages: Path) -> None:
+    install(packages)
+    with installed(packages):
+        environ = {"ANTIPHON_EXTENSIONS__DICE__SEED": "hunter2hunter2", "ANTIPHON_EXTENSIONS__DICE__SIDES": "20"}
+        settings = with_extension_settings(load_settings({"extensions": {"dice": {"sides": 8}}}, environ))
+        assert settings.redacted()["extensions"] == {"dice": {"sides": 8, "seed": "**********"}}
+        assert "hunter2hunter2" in settings.secrets() and "hunter2" not in repr(settings)
+        assert with_extension_settings(settings) == settings
+
+
+PROMISED = {
+    "ApiError": None,
+    "CallKind": None,
+    "HostedCall": "call_id item_id target arguments tool owner response_id",
+    "HostedFunction": "kind name description parameters namespace approval deferred read_only",
+    "HostedTool": "index type declaration earlier searchable",
+    "InvalidRequest": None,
+    "PreparedTool": "tool functions items fields",
+    "ServerTool": None,
+    "Source": None,
+    "ToolFailed": None,
+    "ToolResult": "call_id output fields failed sources images",
+    "UpstreamProfile": None,
+    "on_models": None,
+    "read_arguments": None,
+    "read_declared": None,
+}
+"""The names of `antiphon.extension`, and the first fields of those with fields. Nothing may be taken out of it."""
+
+
+def test_the_promised_names_and_fields_are_there() -> None:
+    assert set(extension.__all__) >= PROMISED.keys()
+    for name, promised in PROMISED.items():
+        one = getattr(extension, name)
+        if promised is not None:
+            assert [field.name for field in fields(one)][: len(promised.split())] == promised.split(), name
+
+
+def test_the_example_imports_nothing_else_of_antiphon() -> None:
+    tree = ast.parse((EXAMPLE / "antiphon_dice.py").read_text())
+    found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    found |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    assert {name for name in found if name and name.split(".")[0] == "antiphon"} == {"antiphon.extension"}
+
+
 async def test_without_the_package_its_tool_is_left_out_and_named(tmp_path: Path) -> None:
     async with ChatServer() as chat, aiohttp.ClientSession() as session:
         settings = load_settings({"data": tmp_path / "data", "upstream": {"url": chat.base_url}})
@@ -130,6 +213,12 @@ def test_a_profile_of_another_package_is_chosen_by_its_hosts(packages: Path) -> 
         ("tools", "dice", "raise SystemError('broken')", "cannot be loaded (wrong_code:made): SystemError: broken"),
         ("tools", "dice", "made = 5", "must be a class or function that makes the tool, not 5"),
         ("tools", "dice", "made = lambda: 1 / 0", "tool 'dice' of wrong 0.1 cannot be made: ZeroDivisionError"),
+        (
+            "tools",
+            "dice",
+            "class made: settings_model = 5",
+            "settings_model of tool 'dice' of wrong 0.1 must be a pydantic",
+        ),
         ("tools", "dice", "class made: types = frozenset({'mcp'})", "must have the types {'dice'}, and has {'mcp'}"),
         ("profiles", "acme", "made = dict()", "must be an UpstreamProfile called 'acme', not {}"),
     ],
@@ -140,7 +229,7 @@ def test_what_is_wrong_with_a_package_is_said_at_the_start(
     (packages / "wrong_code.py").write_text(code + "\n")
     write_info(packages, "wrong", "0.1", {f"antiphon.{group}": {name: "wrong_code:made"}})
     with installed(packages), pytest.raises(ConfigError) as raised:
-        list(make_extension_tools())
+        list(make_extension_tools(Settings()))
     assert said in str(raised.value)
 
 

@@ -20,7 +20,7 @@ import structlog
 
 from antiphon.api.router import ReadyProbe
 from antiphon.app.endpoints import make_router
-from antiphon.app.extensions import make_extension_tools
+from antiphon.app.extensions import make_extension_tools, with_extension_settings
 from antiphon.app.keys import api_keys, deployment_keys, make_sealer, owner_key, stored_bodies
 from antiphon.app.measuring import Measuring, close_tracer, open_tracer
 from antiphon.app.model_routing import learn, make_routes, several_upstreams
@@ -147,7 +147,8 @@ async def build(settings: Settings, *, door: Door) -> App:
 async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     prepare_data(settings.data)
     times, limits = settings.timeouts, settings.limits
-    installed = tuple(make_extension_tools())
+    settings = with_extension_settings(settings)
+    installed = tuple(make_extension_tools(settings))
     # First: without a key that rows depend on nothing is opened.
     key, kept_bodies = owner_key(settings), stored_bodies(settings)
     # What lies in memory lies in SQLite too.

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from antiphon.app.extensions import known_profiles
+from antiphon.app.extensions import known_profiles, with_extension_settings
 from antiphon.config.problems import advice
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.sources import CONFIG_VARIABLE, put
@@ -115,7 +115,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         put(flags, ("upstream", "api_key"), os.environ[variable])
     settings = load_settings(flags, dict(os.environ), settings_file(arguments))
     _check_profiles(settings)
-    return settings
+    return with_extension_settings(settings)
 
 
 def _check_profiles(settings: Settings) -> None:

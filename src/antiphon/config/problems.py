@@ -45,13 +45,13 @@ class NotYaml(Exception):
     """Why a text is no YAML, in words that hold none of it."""
 
 
-def lines_of(error: ValidationError) -> list[str]:
-    """One line for each problem, with the place of the setting in front."""
+def lines_of(error: ValidationError, above: Place = ()) -> list[str]:
+    """One line for each problem, with the place of the setting in front; `above` is where the values stand."""
     lines: list[str] = []
     for problem in error.errors(include_input=False, include_url=False):
         kind = problem["type"]
         words = _WORDS.get(kind) or _WORDS.get(kind.partition("_")[0], _OTHERWISE)
-        place = problem["loc"]
+        place = (*above, *problem["loc"])
         if place[-1:] == ("[key]",):
             # Of a mapping's member, whose name is not a text.
             place, words = (*place[:-2], str(place[-2])), f"the name {words}"

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 
 from antiphon.config.limits import CorsSettings, FetchSettings, LimitSettings, TimeoutSettings, WebSocketSettings
 from antiphon.config.owners import OwnerSettings, SealingSettings
@@ -104,6 +104,9 @@ class Settings(Section):
     tracing: TracingSettings = TracingSettings()
     sidecar: SidecarSettings = SidecarSettings()
     envoy: EnvoySettings = EnvoySettings()
+    extensions: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """Settings of tools from other packages, by the tool's type; each package says which there are. A variable of one
+    is `ANTIPHON_EXTENSIONS__DICE__SIDES`."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -271,7 +274,7 @@ def _secrets(value: object) -> Iterator[str]:
     elif isinstance(value, StateSettings):
         # Of a URL only the password: its other words stand in many a text.
         yield from value.passwords()
-    elif isinstance(value, Section):
+    elif isinstance(value, BaseModel):
         for _, one in value:
             yield from _secrets(one)
     elif isinstance(value, Mapping):

@@ -26,7 +26,9 @@ CONFIG_VARIABLE = "ANTIPHON_CONFIG"
 ENDPOINT_VARIABLE, KEY_VARIABLE = "OPENAI_API_ENDPOINT", "OPENAI_API_KEY"
 # No settings: where settings are, and what carries secrets to Envoy's process.
 _OTHERS = frozenset({CONFIG_VARIABLE, "ANTIPHON_UPSTREAM_KEY", "ANTIPHON_SIDECAR_SECRET"})
-_KEYS_PREFIX = "ANTIPHON_UPSTREAM_KEY_"
+_EXTENSIONS_PREFIX = "ANTIPHON_EXTENSIONS__"
+# Keys of further upstreams, and what is read apart.
+_NO_SETTINGS = ("ANTIPHON_UPSTREAM_KEY_", _EXTENSIONS_PREFIX)
 # ANTIPHON_PORT, ANTIPHON_PORT_8080_TCP and that with _ADDR, _PORT, _PROTO; the same of a Service antiphon-x.
 _PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT(_[0-9]+_(TCP|UDP|SCTP))?")
 _PART_OF_PORT = re.compile(r"ANTIPHON(_[A-Z0-9_]+)?_PORT_[0-9]+_(TCP|UDP|SCTP)_(ADDR|PORT|PROTO)")
@@ -106,7 +108,7 @@ def read_environment(environ: Mapping[str, str], model: type[Section], wrong: li
     known = {_PREFIX + "__".join(path).upper(): (path, kind) for path, kind in field_paths(model)}
     values: dict[str, object] = {}
     for name, text in environ.items():
-        if not name.startswith(_PREFIX) or name in _OTHERS or name.startswith(_KEYS_PREFIX):
+        if not name.startswith(_PREFIX) or name in _OTHERS or name.startswith(_NO_SETTINGS):
             continue
         if name not in known:
             if not _is_of_a_service(name, text, environ):
@@ -117,6 +119,22 @@ def read_environment(environ: Mapping[str, str], model: type[Section], wrong: li
             put(values, path, _value(name, text, kind))
         except ConfigError as error:
             wrong.append(str(error))
+    return merge(values, _read_extensions(environ, wrong))
+
+
+def _read_extensions(environ: Mapping[str, str], wrong: list[str]) -> dict[str, object]:
+    """The settings of other packages' tools. Each package decides which there are; a value in brackets is YAML."""
+    values: dict[str, object] = {}
+    for name, text in environ.items():
+        if not name.startswith(_EXTENSIONS_PREFIX):
+            continue
+        kind = dict[str, Any] if text.lstrip()[:1] in ("[", "{") else str
+        found: dict[str, object] = {}
+        try:
+            put(found, name.removeprefix(_PREFIX).lower().split("__"), _value(name, text, kind))
+        except ConfigError as error:
+            wrong.append(str(error))
+        values = merge(values, found)
     return values
 
 
