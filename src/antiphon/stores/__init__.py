@@ -1,10 +1,10 @@
-"""Durable state: the stores, over SQLite or PostgreSQL.
+"""Stores durable state: the stores, over SQLite or PostgreSQL.
 
-Lives here: opening the stores of whichever backend `state.url` chooses (`choice.py`), once nothing speaks against it.
-Not here: what a backend is (`backend.py`), the backends, the contents of files (`blobs/`), what a row becomes in every
-backend (`pages.py`), what steps of a schema are (`schema_steps.py`).
+Lives here: opening the stores of the backend that `state.url` selects, and the checks before that. Not here: the
+selection (`choice.py`), a backend's interface (`backend.py`), the backends, the contents of files (`blobs/`), rows
+(`pages.py`), schema steps (`schema_steps.py`).
 
-Invariant: nothing of a backend is imported before it is chosen.
+Invariant: no backend is imported before `state.url` selects it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _ON_DISK = BlobSettings()
 async def open_stores(
     state: StateSettings, data: Path, *, blobs: BlobSettings = _ON_DISK, **options: Unpack[StoreOptions]
 ) -> Stores:
-    """Open the stores, with everything of theirs that is not there yet. `data`: the data folder. `blobs`: where the
-    contents of files lie. Raises `ConfigError` and `StoreError`."""
+    """Open the stores and create what they lack: folder, database, tables. `data`: the data folder. `blobs`: the
+    storage for the contents of files. Raises `ConfigError` and `StoreError`."""
     backend = backend_of(state, data)
     backend.check_not_moved()
     await check_migrated(state, data)
@@ -49,12 +49,13 @@ async def open_stores(
 
 
 async def check_deployment(state: StateSettings, data: Path, keys: Keys) -> None:
-    """Refuse a start with keys that do not go with the database. Raises `ConfigError` and `StoreError`."""
+    """Check that this process's keys match the keys that the database records. Raises `ConfigError` when they differ,
+    and `StoreError`."""
     await backend_of(state, data).check_keys(keys)
 
 
 async def check_migrated(state: StateSettings, data: Path) -> None:
-    """Raises `StoreError` when `state.migrate` is `check` and a database lacks a step of this build."""
+    """Raise `StoreError` when `state.migrate` is `check` and a database lacks a schema step of this build."""
     if state.migrate == "auto" or state.place.kind == "memory":
         return
     async with backend_of(state, data).open_schemas(seconds=state.deadline, within=state.start_within) as schemas:

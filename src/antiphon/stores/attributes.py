@@ -3,8 +3,8 @@
 Lives here: what each comparison means in SQL, and how attributes become rows. Not here: the shape a client sends
 (`api/`), and the searches that use the condition.
 
-Invariant: keys and values travel as parameters; a comparison looks at values of its own kind only, so that `"5"`, `5`
-and `true` never meet.
+Invariant: keys and values travel as SQL parameters. A comparison matches values of the same kind only, so `"5"`, `5`
+and `true` never match each other.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _NEGATIONS = frozenset({"ne", "nin"})
 
 
 class AttributeSql:
-    """How one backend keeps them. `number` makes a number what the database compares exactly."""
+    """How one backend stores attributes. `number` converts a number to a value that the database compares exactly."""
 
     def __init__(self, *, file: str, found: str, columns: tuple[str, str], number: Callable[[float], object]) -> None:
-        """`file`: of a row of `vector_files` as `f`; `found`: selects files of the store `:store` by their attributes;
-        `columns`: those of texts and of numbers."""
+        """`file`: the SQL expression for the file of row `f` of `vector_files`. `found`: selects the files of store
+        `:store` by their attributes. `columns`: the names of the text column and the number column."""
         self._file = file
         self._found = found
         self._columns = {"s": columns[0], "n": columns[1], "b": columns[1]}
         self._number = number
 
     def rows(self, attributes: Attributes) -> list[dict[str, object]]:
-        """Key, kind, and text or number of each attribute."""
+        """One row per attribute: its key, its kind, and its value as a text or a number."""
         typed = [(key, *self._typed(value)) for key, value in attributes.items()]
         return [
             {
@@ -42,7 +42,7 @@ class AttributeSql:
         ]
 
     def condition(self, filters: Filter | None) -> tuple[str, dict[str, object]]:
-        """A condition on a row of `vector_files` as `f`, whose store is `:store`, and its parameters."""
+        """An SQL condition on row `f` of `vector_files` in store `:store`, and the parameters of the condition."""
         named: dict[str, object] = {}
         return ("true" if filters is None else self._condition(filters, named)), named
 
@@ -57,7 +57,7 @@ class AttributeSql:
             name = f"value{len(named)}"
             named[name] = plain
             by_kind.setdefault(kind, []).append(f":{name}")
-        # An empty list fits nothing.
+        # An empty list matches no file.
         found = " UNION ALL ".join(
             f"{self._found} AND key = :{key} AND kind = '{kind}' "
             f"AND {self._columns[kind]} {_OPERATORS[one.kind]} ({', '.join(values)})"

@@ -1,10 +1,10 @@
-"""The interface of a backend: the database that holds the state.
+"""Defines the interface of a backend: the database that holds the state.
 
-Lives here: what all backends offer, the stores that they share, put together, and what their options are unless they
-are given. Not here: the choice of one (`choice.py`), any of them.
+Lives here: what every backend offers, the stores that all backends share, and the default options. Not here: the
+selection of a backend (`choice.py`), the backends.
 
-Invariant: nothing here imports a backend; what others use of an opened one stands here, in a store that all share
-(`conversations.py`, …), or in a port (`engine/ports/`).
+Invariant: nothing here imports a backend. Other packages use an opened backend through this module, a shared store
+(`conversations.py`, …) or a port (`engine/ports/`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ KeyFiles = Mapping[KeyName, tuple[bytes, ...]]
 
 @dataclass(frozen=True, slots=True)
 class StateFinding:
-    """One thing that was found; `advice` says what to do."""
+    """One finding of a check of the state. `advice`: what the operator should do."""
 
     verdict: Literal["ok", "note", "problem"]
     what: str
@@ -58,7 +58,7 @@ class StateFinding:
 
 @dataclass(frozen=True, slots=True)
 class StateNeeds:
-    """What the settings ask of the state. `connections`: of all processes of this machine together."""
+    """What the settings require of the state. `connections`: the sum over all processes of this machine."""
 
     keys: Keys
     connections: int
@@ -67,8 +67,8 @@ class StateNeeds:
 
 @dataclass(frozen=True, slots=True)
 class Archived:
-    """What an archive holds: how many contents of files, how many bytes in all, which keys. `vanished`: files that
-    were deleted while it was made, and are not in it."""
+    """The contents of an archive: the number of file contents, the total bytes, the names of the keys. `vanished`:
+    files that were deleted during the backup and are missing from the archive."""
 
     contents: int
     size: int
@@ -77,30 +77,30 @@ class Archived:
 
 
 class StoreOptions(TypedDict, total=False):
-    """What every backend is opened with."""
+    """The options that every backend is opened with."""
 
     chain_items: Required[int]
-    """The most items of history that one request may bring."""
+    """The maximum number of history items that one request may load."""
     history_bytes: int
-    """The most bytes of it."""
+    """The maximum bytes of history that one request may load."""
     page_bytes: int
-    """Where a page of a list ends, whatever its rows."""
+    """The maximum bytes of one page of a list, whatever its number of rows."""
     owner_file_bytes: int | None
-    """The most that one owner's files may take."""
+    """The maximum bytes of one owner's files; None: no limit."""
     upload_lease: float
-    """Seconds after which an upload that was not heard of counts as broken off."""
+    """Seconds without a write after which an upload counts as abandoned."""
     owner_bytes: int | None
-    """The most that all else of an owner's may take."""
+    """The maximum bytes of one owner's other data; None: no limit."""
     kept: RetentionSettings
-    """How long things are kept."""
+    """The retention periods."""
     timeouts: TimeoutSettings
-    """How long the database is waited for."""
+    """How long a caller waits for the database."""
     keep_keys: float
-    """Seconds for which an idempotency key is remembered."""
+    """Seconds for which an idempotency key is stored."""
     bodies: Bodies
-    """Seals what is stored, and opens it."""
+    """Encrypts stored bodies, and decrypts them."""
     measured: Measured
-    """Around what workers do with jobs."""
+    """Measures the operations of workers on jobs."""
 
 
 _DEFAULTS: StoreOptions = {
@@ -119,77 +119,78 @@ _DEFAULTS: StoreOptions = {
 
 
 def all_options(given: StoreOptions) -> StoreOptions:
-    """What was given, and all else as it is unless it is."""
+    """The given options, completed with the defaults."""
     return {**_DEFAULTS, **given}
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseFigures:
-    """What a database said when it was asked. All but `size` is of a server, and empty where there is none."""
+    """Figures that one query reads from a database. All but `size` describe a database server; SQLite leaves them
+    empty."""
 
     size: int
-    """What the database takes, in bytes."""
+    """The size of the database in bytes."""
     tables: Mapping[str, int] = field(default_factory=dict)
-    """What each table takes with its indexes, in bytes."""
+    """The size of each table with its indexes, in bytes."""
     connections: Mapping[str, int] = field(default_factory=dict)
-    """Clients' connections to the whole server, by state."""
+    """The number of client connections to the whole server, by state."""
     most_connections: int | None = None
-    """How many the server takes."""
+    """The maximum number of connections of the server."""
     oldest_xmin: int | None = None
-    """Transactions that have begun since the oldest that somebody still sees the database by."""
+    """The age of the oldest snapshot in use, as a number of transactions that began after it."""
 
 
 class StoreFigures(Protocol):
-    """Figures of one database, as this process sees it."""
+    """Live figures of one database in this process."""
 
     @property
     def name(self) -> str:
-        """The database's name in labels."""
+        """The database's name in metric labels."""
 
     @property
     def waiting(self) -> int:
-        """Writes that wait to be written."""
+        """The number of queued writes."""
 
     @property
     def busy(self) -> int:
-        """Connections for reading that are in use."""
+        """The number of read connections in use."""
 
     @property
     def groups(self) -> Mapping[int, int]:
-        """How many transactions there were since the start, by how many writes each of them took along."""
+        """The number of transactions since the start, by the number of writes in each."""
 
     async def look(self) -> DatabaseFigures:
-        """Ask it, with one question. Raises `StoreError`."""
+        """Read the figures with one query. Raises `StoreError`."""
 
 
 @dataclass(frozen=True)
 class VectorDatabase(ABC):
-    """Vector stores: what clients see, the work, what a search reads, and the keys of requests that made something."""
+    """The vector stores: the API's view, the ingestion queue, the search index, and the idempotency keys of
+    creations."""
 
     stores: VectorStores
     ingestion: Ingestion
     index: ChunkIndex
     keys: IdempotencyStore
     figures: tuple[StoreFigures, ...]
-    """Of its own database; none where it shares one with the other stores."""
+    """Figures of its separate database; empty where it shares a database with the other stores."""
 
     @abstractmethod
     async def check_vectors(self) -> None:
-        """Make sure that vectors can be kept; words always can. Raises `StoreError` with what to do about it."""
+        """Check that the database can store vectors; it can always store words. Raises `StoreError` with advice."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Finish what was accepted, then close what is its own."""
+        """Finish the accepted writes, then close the resources that this object opened."""
 
 
 class Stores(ABC):
-    """Everything that is kept, but for vector stores, which are opened when they are wanted."""
+    """All stores except vector stores, which `open_vectors` opens on demand."""
 
     figures: tuple[StoreFigures, ...]
-    """Of every database that these stores are in."""
+    """Figures of every database that these stores use."""
     containers: ContainerRows | None = None
-    """The rows of containers in which code runs, where several machines share them; otherwise they lie in the data
-    folder."""
+    """The rows of code containers, where several machines share them. None: the data folder holds them."""
 
     def __init__(
         self,
@@ -204,8 +205,8 @@ class Stores(ABC):
         signals: Signals,
         ended: ChangeListener = notify_nobody,
     ) -> None:
-        """The stores over these tables. `options` are all there are; the others are what the backend does in its own
-        way."""
+        """Build the stores over these tables. `options` must be complete (`all_options`). The keyword arguments are the
+        parts that each backend implements itself."""
         self.keys = keys
         self.signals = signals
         bodies, page_bytes, owner_bytes = options["bodies"], options["page_bytes"], options["owner_bytes"]
@@ -225,22 +226,23 @@ class Stores(ABC):
 
     @abstractmethod
     def has_vectors(self) -> bool:
-        """Whether there may be vector stores: where there are none, opening them makes their database."""
+        """Whether vector stores may exist. If False, `open_vectors` would create their database."""
 
     @abstractmethod
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> VectorDatabase:
-        """Open them; to be closed before these stores. `matrix_bytes`: memory for vectors, where a search compares them
-        in this process. Raises `StoreError`."""
+        """Open the vector stores; the caller closes them before these stores. `matrix_bytes`: memory for vectors where
+        this process compares them. Raises `StoreError`."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Finish what was accepted, then close what was opened."""
+        """Finish the accepted writes, then close what was opened."""
 
 
 class Backend(ABC):
-    """All that is done with a state as a whole, for one kind of `state.url`.
+    """The operations on a state as a whole, for one kind of `state.url`.
 
-    What fails raises `StoreError`; what the settings do not allow, `ConfigError`. Nothing is made by being looked at.
+    Failures raise `StoreError`; settings that forbid the operation raise `ConfigError`. Methods that only read create
+    nothing.
     """
 
     def __init__(self, state: StateSettings, data: Path) -> None:
@@ -250,60 +252,59 @@ class Backend(ABC):
 
     @abstractmethod
     async def open(self, contents: BlobStore, options: StoreOptions) -> Stores:
-        """Open the stores, with everything of theirs that is not there yet. `contents`: of files, theirs from then
-        on."""
+        """Open the stores and create what they lack. `contents`: the storage for file contents; the stores close it."""
 
     async def open_contents(self, blobs: BlobSettings) -> BlobStore:
-        """Where the contents of files lie, to be closed."""
+        """Open the storage for the contents of files; the caller closes it."""
         return await open_blobs(blobs, self.data / FILES_FOLDER)
 
     def check_not_moved(self) -> None:
-        """Raises where everything was moved to another state, or is being moved."""
+        """Raise an error where the state was moved to another place, or a move is in progress."""
         return
 
     @abstractmethod
     def check_there(self) -> None:
-        """Raises `ConfigError` when there is nothing that an operator could work on."""
+        """Raise `ConfigError` when there is no state for an operator's command to work on."""
 
     @abstractmethod
     async def open_owner_data(self, bodies: Bodies) -> OwnerData:
-        """The data of all owners, to be closed; `bodies` opens what is sealed."""
+        """Open the data of all owners; the caller closes it. `bodies` decrypts sealed bodies."""
 
     def has_rows(self, *, hashed: bool) -> bool:
-        """Whether anything is kept on this machine that depends on the keys of the data folder; with `hashed`, anything
-        of an owner who is known by the hash of a token."""
-        # With a shared database keys are settings, and what is in memory begins with the process.
+        """Whether this machine stores data that depends on the keys of the data folder. With `hashed`, only data of
+        owners whose id is the hash of a token counts."""
+        # With a shared database the keys are settings. State in memory starts empty with the process.
         return False
 
     @abstractmethod
     def open_schemas(self, *, seconds: float, within: float = 0.0) -> AbstractAsyncContextManager[Sequence[Schema]]:
-        """All schemas of this state. `seconds`: how long one step may take; `within`: how long a server that does not
-        answer is waited for."""
+        """Open all schemas of this state. `seconds`: the timeout of one step. `within`: how long to wait for a server
+        that does not answer."""
 
     async def recorded_keys(self) -> Recorded | None:
-        """The keys that the database goes with which machines share; None where they share none."""
+        """The key fingerprints in a database that machines share; None where machines share none."""
         return None
 
     async def check_keys(self, keys: Keys) -> None:
-        """Note what is new of these keys, judged and written as one. Raises `ConfigError` where a process must not
-        start with them. Where machines share no database, any will do."""
+        """Compare these keys with the recorded ones and record new ones, in one transaction. Raises `ConfigError` when
+        a process must not start with them. A backend without a shared database accepts any keys."""
         return
 
     async def accept_keys(self, keys: Keys) -> None:
-        """The database that machines share, if they do, goes with these keys from now on, and no others."""
+        """Replace the recorded keys of a shared database by these."""
         return
 
     @abstractmethod
     def examine(self, wanted: StateNeeds, shared: AsyncIterator[StateFinding]) -> AsyncIterator[StateFinding]:
-        """What can be said of the place to an operator; `shared`: what is said of the schema and the keys."""
+        """Yield findings about the state for an operator. `shared`: the findings about the schema and the keys."""
 
     def make_archive(self, target: Path, keys: KeyFiles, *, with_keys: bool, with_contents: bool) -> Archived:
-        """Write an archive of the data folder. `keys`: all that are in force. `with_contents`: whether the contents of
-        files lie there."""
+        """Write an archive of the data folder. `keys`: all keys in force. `with_contents`: whether the data folder
+        holds the contents of files."""
         raise _no_archives(self.state)
 
     def open_archive(self, source: Path, keys: KeyFiles) -> Archived:
-        """Make the data folder from an archive. `keys`: those the settings give."""
+        """Restore the data folder from an archive. `keys`: the keys in the settings."""
         raise _no_archives(self.state)
 
 

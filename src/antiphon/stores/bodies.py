@@ -1,18 +1,18 @@
 """Encrypts stored bodies at rest (sealing), or leaves them as they are.
 
-Lives here: the form of a sealed body, its keys and their rotation, and which parts of an item or a response are bodies.
-Not here: the stores that seal what they are given and open what they give; where keys come from (`app/keys.py`), what
-clients carry sealed (`antiphon/sealing.py`). Ids, types, times, names and numbers are never sealed: a database must see
-them to find and to count.
+Lives here: the format of a sealed body, the keys and their rotation, and which parts of an item or a response are
+bodies. Not here: the stores that call this module, the source of the keys (`app/keys.py`), sealed data that clients
+hold (`antiphon/sealing.py`). Ids, types, times, names and numbers are never sealed: the database searches and counts by
+them.
 
-Form: `\\x01as1 | key id (4 bytes) | salt (16) | AES-256-GCM of the body, with its tag (16)`. No JSON and no event
-begins with that byte, so what is sealed is told from what is not. Every body has a key of its own, made of one of ours
-and the salt: no number of bodies is too many for a key. Nothing is compressed: what a store counts is what a body takes
-in memory, so limits of bytes hold.
+Format: `\\x01as1 | key id (4 bytes) | salt (16) | AES-256-GCM of the body, with its tag (16)`. No JSON text and no
+event begins with byte 1, so the first byte distinguishes sealed bodies from plain ones. Each body is encrypted with a
+separate key, derived from a configured key and the salt. So one configured key can seal any number of bodies. Bodies
+are not compressed: the stored size is close to the size in memory, so limits in bytes hold.
 
-Invariants: what is not exactly a body sealed with one of our keys raises `StoreError`, and is never taken for a body. A
-body goes into a store sealed, or, without `state.seal`, as it is; either comes out as it was given. So a database may
-hold both, and the setting can be turned on and off.
+Invariants: a sealed body that none of the keys opens raises `StoreError`; it is never returned as a body. With
+`state.seal` a store seals each body; without it, the store writes the body unchanged. Reading returns the original body
+in both cases. So one database may hold both, and an operator can turn the setting on and off.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ if TYPE_CHECKING:
 _MARK = b"\x01as1"
 _KEY_ID, _SALT, _TAG = 4, 16, 16
 _HEAD = len(_MARK) + _KEY_ID + _SALT
-# A key is used for one body.
+# Each derived key encrypts one body, so a constant nonce is safe.
 _NONCE = bytes(12)
 
 
 def is_sealed(stored: bytes) -> bool:
-    """Whether a body, or what a store has for one, is sealed."""
+    """Whether a stored value is a sealed body."""
     return stored.startswith(_MARK)
 
 
 class Bodies:
-    """Seals with the first secret, if at all (`seals`), and opens with all of them."""
+    """Seals with the first secret if `seals` is set, and opens with every secret."""
 
     def __init__(self, secrets: Sequence[bytes], *, seals: bool) -> None:
         keys = [hashlib.sha256(b"antiphon key of stored bodies\0" + secret).digest() for secret in secrets]
         named = [(hashlib.sha256(b"antiphon id of that key\0" + key).digest()[:_KEY_ID], key) for key in keys]
-        # Of two keys with one id (4 bytes: next to never) both are tried.
+        # Two keys may have the same id (4 bytes: very unlikely). Then `open` tries both.
         self._keys: dict[bytes, list[bytes]] = {}
         for name, key in named:
             self._keys.setdefault(name, []).append(key)
         self._first = named[0] if seals else None
 
     def seal(self, body: bytes) -> bytes:
-        """The body as it is stored."""
+        """The stored form of a body."""
         if self._first is None:
             return body
         name, key = self._first
@@ -64,7 +64,7 @@ class Bodies:
         return head + _cipher(key, head).encrypt(_NONCE, body, head)
 
     def open(self, stored: bytes) -> bytes:
-        """The body that was stored. Raises `StoreError`."""
+        """The original body of a stored value. Raises `StoreError`."""
         if not is_sealed(stored):
             return stored
         from cryptography.exceptions import InvalidTag
@@ -84,13 +84,13 @@ class Bodies:
         )
 
     def open_response(self, stored: bytes, status: str) -> bytes:
-        """The object of a response with this status: while it runs, its row has the body that it was queued with.
+        """The response object for this status. A running response's row has the body from the time it was queued.
         Raises `StoreError`."""
         body = self.open(stored)
         return with_status(body, status) if status == "in_progress" else body
 
     def seal_item(self, item: StoredItem) -> StoredItem:
-        """The item as it is stored."""
+        """The stored form of an item."""
         if self._first is None:
             return item
         return StoredItem(
@@ -98,7 +98,7 @@ class Bodies:
         )
 
     def open_item(self, item: StoredItem) -> StoredItem:
-        """The item that was stored. Raises `StoreError`."""
+        """The original item of a stored one. Raises `StoreError`."""
         if not is_sealed(item.body) and (item.shown is None or not is_sealed(item.shown)):
             return item
         return StoredItem(
@@ -106,11 +106,11 @@ class Bodies:
         )
 
     def open_items(self, items: tuple[StoredItem, ...]) -> tuple[StoredItem, ...]:
-        """These items as they were stored. Raises `StoreError`."""
+        """The original items of stored ones. Raises `StoreError`."""
         return tuple([self.open_item(item) for item in items])
 
     def seal_record(self, record: ResponseRecord) -> ResponseRecord:
-        """The response as it is stored."""
+        """The stored form of a response."""
         if self._first is None:
             return record
         return replace(
@@ -122,11 +122,11 @@ class Bodies:
 
 
 PLAIN = Bodies((), seals=False)
-"""Bodies as they are."""
+"""Leaves bodies unchanged."""
 
 
 def _cipher(key: bytes, head: bytes) -> AESGCM:
-    # Imported when something is sealed for the first time: it weighs 8 MiB.
+    # Imported at the first use: the module takes 8 MiB.
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     return AESGCM(hmac.digest(key, head, "sha256"))

@@ -1,9 +1,9 @@
-"""Chooses the backend by the scheme of `state.url`.
+"""Selects the backend by the scheme of `state.url`.
 
-Lives here: which backends there are. Not here: what a backend is (`backend.py`), the backends, each a package with all
-its SQL (`sqlite/`, `postgres/`).
+Lives here: the list of backends. Not here: the interface of a backend (`backend.py`), the backends. Each backend is a
+package with all its SQL (`sqlite/`, `postgres/`).
 
-Invariant: no other file outside a backend imports it, and it is imported when it is chosen.
+Invariant: no other file outside a backend imports it, and this file imports it only when `state.url` selects it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def backend_of(state: StateSettings, data: Path) -> Backend:
-    """The backend of this state. `data`: the data folder. Raises `ConfigError` when its driver is missing."""
+    """The backend of this state. `data`: the data folder. Raises `ConfigError` when its driver is not installed."""
     try:
         match state.place.kind:
             case "sqlite":
@@ -41,15 +41,15 @@ def backend_of(state: StateSettings, data: Path) -> Backend:
 
 
 def export_of(folder: Path) -> FolderExport:
-    """The state in this folder, to be moved away. Raises `StoreError`."""
+    """Open the state in this folder as the source of a move. Raises `StoreError`."""
     from antiphon.stores.sqlite.exporting import FolderExport
 
     return FolderExport(folder)
 
 
 def import_into(url: str, name: str) -> DatabaseImport:
-    """The database at this URL, which is shown as `name`, to be moved to. Raises `ConfigError` when its driver is
-    missing."""
+    """Open the database at this URL as the target of a move. `name`: the URL without the password, for messages. Raises
+    `ConfigError` when its driver is not installed."""
     try:
         from antiphon.stores.postgres.importing import DatabaseImport
     except ImportError:

@@ -1,19 +1,20 @@
-"""The conversation store: conversations, their ordered items, and the lock of a running response, for any backend.
+"""Stores conversations, their ordered items, and the lock of a running response, for any backend.
 
-Lives here: the SQL, limits of a history, cursors and pages, and what a change comes to that found the conversation
-locked. Not here: how a backend runs statements (`tables.py`), how a response's own items join its conversation (in the
-unit that stores the response).
+Lives here: the SQL, limits of a history, cursors and pages, and the outcome of a change to a locked conversation. Not
+here: how a backend runs statements (`tables.py`), how a response's items join its conversation (the transaction that
+stores the response).
 
-The lock is a lease: `locked_by` names the response that runs on the conversation, `locked_until` when that is over
-unless it was renewed. A response that takes the lock later overwrites both, so the one that lost it finds no row to
-append to. A lock that ran out and that no other response took is still its response's. A background response keeps its
-conversation as long as there is a job for it.
+The lock is a lease. `locked_by` names the response that runs on the conversation; `locked_until` is the time at which
+the lease expires unless it is renewed. A later response overwrites both when it takes the lock. So the previous holder
+finds no row to append to. An expired lock stays with its response until another response takes it. A background
+response keeps its conversation locked as long as its job exists.
 
-Places of items begin where none of an earlier conversation of the same id can have been: where clients choose the ids,
-one may be deleted and come again, and a response that was made in the first must not find the second's items.
+Clients may choose conversation ids, so a client may delete a conversation and create another one with the same id. The
+positions of the new items start above all positions of the old ones. So a response of the old conversation never finds
+items of the new one.
 
-Invariants: every statement names the owner, but for those of the lock, which name the response that holds it. What
-changes items finds the conversation unlocked or changes nothing.
+Invariants: every statement names the owner, except those of the lock, which name the response that holds it. A
+statement that changes items changes nothing while the conversation is locked.
 """
 
 from __future__ import annotations
@@ -54,16 +55,15 @@ UPDATE_METADATA = f"""
 UPDATE conversations SET metadata = :metadata, updated_at = greatest(updated_at, now_ms())
 WHERE owner = :owner AND id = :id AND {_NOT_SWEPT}
 """
-# For a statement behind it, which then sees all that the last holder of the lock did: whether there is a job for the
-# holder cannot be told by a statement that began before.
+# The next statement needs this row lock. A snapshot from before the lock could miss a job that the last holder created.
 HOLD = "SELECT 1 FROM conversations WHERE owner = :owner AND id = :id FOR UPDATE"
-# A background response keeps its conversation as long as there is a job for it, whoever runs that.
+# A background response keeps its conversation locked as long as its job exists, whichever worker runs the job.
 _UNLOCKED = """(locked_by IS NULL OR (
   locked_until <= lease_now() AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.response_id = locked_by)
 ))"""
 DELETE = f"DELETE FROM conversations WHERE owner = :owner AND id = :id AND {_UNLOCKED}"
 
-# A page lies strictly between two conversations of the list, either of which may be absent.
+# A page lies strictly between two conversations of the list, and either cursor may be absent.
 LIST = both_ways("""
 SELECT id, created_at, metadata FROM conversations
 WHERE owner = :owner
@@ -75,7 +75,7 @@ WHERE owner = :owner
 ORDER BY created_at {order}, id {order} LIMIT :limit
 """)
 
-# Places are given out by the row of the conversation, so that two writers never get the same ones.
+# The conversation's row assigns the positions, so two writers never get the same ones.
 MAKE_ROOM = f"""
 UPDATE conversations SET next_pos = next_pos + :count, updated_at = greatest(updated_at, now_ms())
 WHERE owner = :owner AND id = :id AND {_UNLOCKED}
@@ -95,7 +95,7 @@ GET_ITEM = """
 SELECT item_id, type, body FROM conversation_items
 WHERE owner = :owner AND conversation_id = :id AND item_id = :item_id
 """
-# The conversation is the left side: no row means that there is none, a row without an item that it is empty.
+# The conversation is the left side of the join. No row: no such conversation. One row without an item: it is empty.
 LOAD = f"""
 SELECT c.bytes AS size, i.item_id, i.type, i.body, i.shown FROM conversations c
 LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id AND c.bytes <= :bytes
@@ -119,7 +119,7 @@ LEFT JOIN conversation_items i ON i.owner = c.owner AND i.conversation_id = c.id
 WHERE c.owner = :owner AND c.id = :id
 ORDER BY cut.place {{order}}
 """)
-# One item per wanted id, the newest; no bodies where they take too much.
+# One item per requested id: the newest. No bodies when they exceed the limit of bytes.
 FIND_ITEMS = """
 WITH found (conversation_id, pos, size) AS (
   SELECT c.conversation_id, c.pos, length(c.body) + coalesce(length(c.shown), 0) FROM conversation_items c
@@ -132,19 +132,19 @@ FROM total CROSS JOIN found
 JOIN conversation_items i ON i.owner = :owner AND i.conversation_id = found.conversation_id AND i.pos = found.pos
 """
 
-# A holder may come again: a response that was queued takes its conversation once more when it runs.
+# The same holder may lock twice: a queued response locks its conversation again when it runs.
 _TAKE = """
 UPDATE conversations SET locked_by = :holder, locked_until = lease_in(:lease) WHERE owner = :owner AND id = :id
 """
-# The common case: nobody has it, and the holder is no stored response (one in the background, which may be over).
+# The common case: no response holds the lock, and the holder has no stored row. Only a background response has one.
 LOCK_FREE = f"{_TAKE} AND locked_by IS NULL AND NOT EXISTS (SELECT 1 FROM responses WHERE id = :holder)"
-# A background response that is over (it was cancelled) takes nothing: its worker does not know that yet.
+# A finished background response gets no lock. Its worker may not know yet that a client cancelled it.
 LOCK = f"""{_TAKE} AND ({_UNLOCKED} OR locked_by = :holder)
   AND NOT EXISTS (SELECT 1 FROM responses r WHERE r.id = :holder AND r.status NOT IN ('queued', 'in_progress'))
 """
 RELEASE = "UPDATE conversations SET locked_by = NULL WHERE locked_by = :id"
-"""What this response holds is given back."""
-# Rows in one order, as everywhere where several are locked.
+"""Releases the locks of this response."""
+# Locks the rows in one order, as every statement that locks several rows.
 RENEW = """
 WITH held AS MATERIALIZED (
   SELECT owner, id FROM conversations WHERE locked_by IN (:holders...) ORDER BY owner, id FOR UPDATE
@@ -157,8 +157,8 @@ WHERE c.owner = held.owner AND c.id = held.id AND c.locked_by IN (:holders...) R
 class ConversationStore:
     """Conversations in tables that the caller closes.
 
-    Every method raises `StoreError` when the database cannot do it; none blocks the event loop. What changes items, or
-    deletes the conversation, raises `ConversationLocked` while a response runs on it.
+    Every method raises `StoreError` when the database fails; none blocks the event loop. Methods that change items or
+    delete the conversation raise `ConversationLocked` while a response runs on it.
     """
 
     def __init__(
@@ -172,8 +172,8 @@ class ConversationStore:
         bodies: Bodies = PLAIN,
         clock: Clock = now,
     ) -> None:
-        """`max_items`, `history_bytes`: the most that a response's history may have; `page_bytes`: where a page of
-        items ends before its rows do; `bodies` seals metadata and items."""
+        """`max_items`, `history_bytes`: the limits of a response's history. `page_bytes`: the maximum bytes of a page
+        of items. `bodies` seals metadata and items."""
         self._tables = tables
         self._keys = keys
         self._limit = max_items
@@ -190,14 +190,16 @@ class ConversationStore:
         items: Sequence[StoredItem] = (),
         once: OnceOnly | None = None,
     ) -> StoredConversation:
-        """Make a conversation with these items, all or nothing. Raises `AlreadyMade` for a key that is bound."""
+        """Create a conversation with these items, all or nothing. Raises `AlreadyMade` when the key is already
+        bound."""
         named = self._named(owner, conversation_id, metadata)
         unit = [Statement(INSERT, named), *self._adding(owner, conversation_id, items)]
         await self._keys.make(once, conversation_id, unit, [Statement(DELETE, named)])
         return StoredConversation(conversation_id, named["at"] / 1000, metadata)
 
     async def made(self, once: OnceOnly) -> str | None:
-        """The conversation that this very request made before, to be asked for before what it refers to."""
+        """The id of the conversation that the same request created earlier, or None. Call it before reading what the
+        request refers to."""
         return await self._keys.made(once)
 
     async def get(self, owner: str, conversation_id: str) -> StoredConversation | None:
@@ -213,14 +215,14 @@ class ConversationStore:
         return await self.get(owner, conversation_id)
 
     async def delete(self, owner: str, conversation_id: str) -> bool:
-        """Delete the conversation with its items; False when there is none. Responses made in it stay."""
+        """Delete the conversation with its items; False when it does not exist. Its responses stay."""
         deleted = await self._change(DELETE, {"owner": owner, "id": conversation_id})
         return deleted or await self._missing(owner, conversation_id)
 
     async def list(self, owner: str, page: PageQuery) -> Page[StoredConversation]:
-        """A page of the owner's conversations, by their time of creation; cursors are ids of conversations.
+        """A page of the owner's conversations, by creation time. Cursors are ids of conversations.
 
-        A cursor that is none is an `InvalidRequest`.
+        An unknown cursor raises `InvalidRequest`.
         """
         await check_cursors(page, partial(self.get, owner), "There is no conversation with this id")
         rows = await self._tables.fetch(LIST[page.backward], {"owner": owner, **page_parameters(page)})
@@ -228,7 +230,7 @@ class ConversationStore:
         return Page(page.shown(found), has_more=len(found) > page.limit)
 
     async def add_items(self, owner: str, conversation_id: str, items: Sequence[StoredItem]) -> bool:
-        """Append the items, all or none; False when there is no such conversation."""
+        """Append the items, all or none; False when the conversation does not exist."""
         named = {"owner": owner, "id": conversation_id}
         undo = [Statement(TAKE_BACK_ITEM, [named | {"item_id": item.id} for item in items], many=True)]
         try:
@@ -240,10 +242,9 @@ class ConversationStore:
         return True
 
     async def items(self, owner: str, conversation_id: str, page: PageQuery) -> Page[StoredItem] | None:
-        """A page of the items, or None when there is no such conversation.
+        """A page of the items, or None when the conversation does not exist.
 
-        It may end before `limit`, with `has_more`, where its items are large. A cursor that is not in the conversation
-        is an `InvalidRequest`.
+        A page of large items may end before `limit`, with `has_more`. An unknown cursor raises `InvalidRequest`.
         """
         named = {"owner": owner, "id": conversation_id, **page_parameters(page, self._page_bytes)}
         return item_page(await self._tables.fetch(ITEMS[page.backward], named), page, self._bodies)
@@ -254,15 +255,14 @@ class ConversationStore:
         return self._bodies.open_item(stored_item(rows[0])) if rows else None
 
     async def delete_item(self, owner: str, conversation_id: str, item_id: str) -> bool:
-        """Take one item out; False when it is not there."""
+        """Remove one item; False when it is not there."""
         gone = await self._change(DELETE_ITEM, {"owner": owner, "id": conversation_id, "item_id": item_id})
         if gone or await self.get_item(owner, conversation_id, item_id) is None:
             return gone
         raise ConversationLocked()
 
     async def find_items(self, owner: str, item_ids: Sequence[str]) -> dict[str, StoredItem]:
-        """The owner's items with these ids, in whatever conversation; absent ones are left out. Raises
-        `HistoryTooLarge`."""
+        """The owner's items with these ids, in any conversation; unknown ids are left out. Raises `HistoryTooLarge`."""
         if not item_ids:
             return {}
         named = {"owner": owner, "ids": sorted(set(item_ids)), "bytes": self._history_bytes}
@@ -272,18 +272,18 @@ class ConversationStore:
     async def load(
         self, owner: str, conversation_id: str, *, holder: str = "", seconds: float = 0.0, create: bool = False
     ) -> tuple[StoredItem, ...] | None:
-        """All items, oldest first; None when there is no such conversation (with `create` it is made).
+        """All items, oldest first; None when the conversation does not exist (`create` creates it).
 
-        With a `holder` (a response's id) the conversation is locked for it first, for so many seconds; while another
-        has it this raises `ConversationLocked`. The same holder may come again. Saving that response
-        (`ResponseStore.save`) or `release` gives the lock back. Raises `ConversationTooLong` and `HistoryTooLarge`.
+        A `holder` (a response's id) first locks the conversation for `seconds`. If another response holds the lock,
+        this raises `ConversationLocked`. The same holder may lock again. Saving that response (`ResponseStore.save`) or
+        `release` releases the lock. Raises `ConversationTooLong` and `HistoryTooLarge`.
         """
         named = {"owner": owner, "id": conversation_id}
         if holder or create:
             taken = await self._take(owner, conversation_id, holder, seconds, create)
             if not taken and not await self._missing(owner, conversation_id):
                 return None
-        # A statement of its own: one that began before the lock was taken might not see the last items.
+        # A separate statement: the snapshot of one that began before the lock might miss the last items.
         most = {"limit": self._limit + 1, "bytes": self._history_bytes}
         rows = await self._tables.fetch(LOAD, {**named, **most})
         if not rows:
@@ -295,7 +295,7 @@ class ConversationStore:
         return self._bodies.open_items(tuple([history_item(row) for row in rows if row["item_id"] is not None]))
 
     async def release(self, holder: str) -> None:
-        """Give the lock back, if `holder` has one."""
+        """Release the lock, if `holder` has it."""
         await self._tables.run([Statement(RELEASE, {"id": holder})], again=True)
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
@@ -303,7 +303,7 @@ class ConversationStore:
         return await renewed(self._tables, RENEW, holders, seconds)
 
     async def _take(self, owner: str, conversation_id: str, holder: str, seconds: float, create: bool) -> bool:
-        """Make the conversation, if it is to be and is not there, and lock it for the holder, if there is one."""
+        """Create the conversation if `create` is set and it is missing, and lock it if there is a holder."""
         named = {"owner": owner, "id": conversation_id}
         locking = {**named, "holder": holder, "lease": milliseconds(seconds)}
         if holder:
@@ -322,7 +322,7 @@ class ConversationStore:
         return True
 
     async def _change(self, sql: str, named: dict[str, object]) -> bool:
-        """Run a statement that changes an unlocked conversation, behind the lock of its row."""
+        """Run a statement that changes an unlocked conversation, after locking its row."""
         try:
             await self._tables.run([Statement(HOLD, named, into=[]), Statement(sql, named, rows=1)])
         except RowsMissing:
@@ -340,7 +340,8 @@ class ConversationStore:
         return [Statement(MAKE_ROOM, named, rows=1), Statement(INSERT_ITEM, rows, many=True)]
 
     async def _missing(self, owner: str, conversation_id: str) -> bool:
-        """Nothing was changed: False when there is no such conversation, else it is locked."""
+        """Explain a change that changed nothing. False: the conversation does not exist. Otherwise it is locked: raises
+        `ConversationLocked`."""
         if await self.get(owner, conversation_id) is None:
             return False
         raise ConversationLocked()

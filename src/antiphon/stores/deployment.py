@@ -1,16 +1,17 @@
 """Checks that all processes on one database use the same owner and sealing keys.
 
-Lives here: which keys a database goes with, and when a process may start with others. Not here: the rows (each
-backend's), what a key is for (`doors/owners.py`, `sealing.py`).
+Lives here: which keys match a database, and when a process may start with others. Not here: the rows (each backend's),
+the purpose of a key (`doors/owners.py`, `sealing.py`).
 
-With another `owner.key` a client would find nothing of its own, and store what the other machines do not find; without
-a key that others seal with, what they sealed could not be opened. So a database keeps fingerprints, which tell one key
-from another and nothing about it.
+With a different `owner.key`, a client would not find its data, and its new data would be invisible on other machines.
+Without a key that other machines seal with, a process could not open their bodies. So the database records fingerprints
+of the keys. A fingerprint identifies a key and reveals nothing about it.
 
-Sealing keys are changed while machines serve: first all get the new key behind the old one (every start notes a key
-that it could open with), then in front of it, and a key that sealed is given up by `antiphon admin keys --accept`.
+An operator rotates sealing keys while the machines serve. First all machines get the new key behind the old one; every
+start records a key that only opens. Then they get it in front of the old one. `antiphon admin keys --accept` retires a
+key that sealed.
 
-Invariant: no process starts that could not open what another one seals.
+Invariant: no process starts that could not open the bodies that another one seals.
 """
 
 from __future__ import annotations
@@ -25,36 +26,36 @@ from antiphon.errors import ConfigError
 
 OWNER, _SEALING = "owner.key", "sealing.keys:"
 MOVING = "moving"
-"""The row of a database that things are being moved into: from where."""
+"""The row that marks the target of a move in progress; its value is the source."""
 _SEALS, _OPENS = "seals", "opens"
 _ACCEPT = "to go on with these all the same, run `antiphon admin keys --accept` with them"
 
 Recorded = Mapping[str, str]
-"""The rows: of the owner's key its fingerprint, of each sealing key what it is used for."""
+"""The rows: the fingerprint of the owner key, and the use of each sealing key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Fingerprints of a process's keys. `owner`: None where nobody is known by a hash; `sealing`: the first one seals,
-    all open."""
+    """Fingerprints of a process's keys. `owner`: None where no owner id is the hash of a token. `sealing`: the first
+    one seals, all of them open."""
 
     owner: str | None
     sealing: tuple[str, ...]
 
     def recorded(self) -> dict[str, str]:
-        """As rows of a database that goes with these keys alone."""
+        """The rows of a database that records exactly these keys."""
         rows = {} if self.owner is None else {OWNER: self.owner}
         first = self.sealing[:1]
         return rows | {_SEALING + one: _SEALS if one in first else _OPENS for one in self.sealing}
 
 
 def fingerprint(key: bytes, what: Literal["owner.key", "sealing.keys"]) -> str:
-    """Tells one key from another; of use to nobody else."""
+    """The fingerprint of a key: it identifies the key and reveals nothing about it."""
     return hmac.digest(key, f"antiphon deployment {what}".encode(), hashlib.sha256).hex()[:32]
 
 
 def to_note(recorded: Recorded, keys: Keys) -> dict[str, str]:
-    """The rows to write for a process that starts with these keys. Raises `ConfigError` where it must not start."""
+    """The rows to write for a process that starts with these keys. Raises `ConfigError` when it must not start."""
     if MOVING in recorded:
         raise ConfigError(
             f"things are being moved into this database from {recorded[MOVING]}: run `antiphon admin move` to its end, "
@@ -79,5 +80,5 @@ def to_note(recorded: Recorded, keys: Keys) -> dict[str, str]:
             f"Put it second, restart all of them, then put it first; {_ACCEPT}."
         )
     wanted = keys.recorded()
-    # A key that sealed once stays one, wherever it stands now.
+    # A key that sealed once stays recorded as a sealing key, whatever its position now.
     return {name: use for name, use in wanted.items() if recorded.get(name) not in (use, _SEALS)}

@@ -1,12 +1,12 @@
-"""The file store: metadata rows for any backend, contents in any `BlobStore`.
+"""Stores files: metadata rows for any backend, contents in any `BlobStore`.
 
-Lives here: the SQL, the order of row and content, and the sweep of what expired. Not here: what the backends say
-differently (`sqlite/files.py`, `postgres/files.py`), contents that are no file's (`blobs/pending.py`), where contents
-lie (`blobs/`).
+Lives here: the SQL, the order of writing row and content, and the sweep of expired files. Not here: the SQL that
+differs by backend (`sqlite/files.py`, `postgres/files.py`), contents that belong to no file (`blobs/pending.py`), the
+storage for contents (`blobs/`).
 
-Invariant: a row is written after its content is durable and deleted before it; in the unit in which it comes its
-pending row goes, and the other way round. So whatever moment a process dies at, no row is without its content, and no
-content without a row.
+Invariant: the store writes a row after its content is durable, and deletes the row before the content. The transaction
+that inserts the file's row deletes the pending row; the one that deletes the file's row inserts a pending row. So a
+crash at any moment leaves no row without its content and no content without a row.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from antiphon.stores.pages import Row
 from antiphon.stores.tables import RowsMissing, Statement, Tables, both_ways, changed, milliseconds
 
 LEAST_ROOM = 4096
-"""What a file takes at least: an empty one fills a disk as well."""
+"""The minimum bytes counted per file, because an empty file uses disk space as well."""
 COLUMNS = "id, name, purpose, media_type, size, sha256, created_at, expires_at, blob"
 _BATCH = 200
 _EVER = (1 << 63) - 1
 
 
 class ContentTaken(Exception):
-    """A sweep took the content, of which no file can be made any more."""
+    """A sweep deleted the content, so no file can be made of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class FileRow:
 
 KEPT = "SELECT CAST(coalesce(sum(size), 0) AS bigint) FROM files"
 DELETE = "DELETE FROM files WHERE owner = :owner AND id = :id AND blob = :blob"
-# Only what was let go in the same unit: a file may expire between two statements.
+# Only files that the same transaction released: a file may expire between two statements.
 DELETE_LET_GO = """
 DELETE FROM files WHERE blob IN (:blobs...)
   AND EXISTS (SELECT 1 FROM pending_blobs WHERE key = files.blob AND lease_until = taken())
@@ -69,8 +69,9 @@ class FileSql:
     """The statements of files in one backend."""
 
     def __init__(self, *, ends: str, used: str, insert: tuple[str, ...]) -> None:
-        """What the backends say differently: when a file ends, what an owner's files take, and the statements that add
-        a file, of which each changes one row if there is room (`:room`, at most `:limit` in all)."""
+        """The SQL that differs by backend. `ends`: when a file expires. `used`: the bytes that an owner's files take.
+        `insert`: the statements that add a file. Each changes one row if there is room (`:room`, at most `:limit` in
+        all)."""
         self.used = used
         self.insert = insert
         there = f"(expires_at IS NULL OR {ends} > now_ms())"
@@ -90,10 +91,10 @@ ON CONFLICT (key) DO UPDATE SET lease_until = taken()
 
 
 class FileStore:
-    """Files of all owners. Every method raises `StoreError` when the storage cannot do it.
+    """Files of all owners. Every method raises `StoreError` when the storage fails.
 
-    A file that is missing, expired or another owner's is the same answer: None or False. The tables are the caller's to
-    close, the contents' storage is its own.
+    A missing, an expired and another owner's file give the same result: None or False. The caller closes the tables;
+    the store closes the storage of contents.
     """
 
     def __init__(
@@ -107,8 +108,7 @@ class FileStore:
         owner_bytes: int | None = None,
         clock: Clock = now,
     ) -> None:
-        """`owner_bytes`: the most that all files of one owner may take; `clock`: the date where the database has
-        none."""
+        """`owner_bytes`: the maximum bytes of one owner's files. `clock`: the date, where the database has none."""
         self._tables = tables
         self._keys = keys
         self._sql = sql
@@ -117,10 +117,10 @@ class FileStore:
         self._limit = owner_bytes
         self._clock = clock
         self.on_expired: Callable[[str, str], Awaitable[None]] | None = None
-        """Called with owner and id before an expired file goes."""
+        """Called with owner and id before the sweep deletes an expired file."""
 
     async def aclose(self) -> None:
-        """Let reads and writes of contents end."""
+        """Wait for reads and writes of contents to end."""
         await self._pending.aclose()
 
     @asynccontextmanager
@@ -135,20 +135,20 @@ class FileStore:
         return kept.file if kept is not None else None
 
     async def open(self, owner: str, file_id: str) -> OpenFile | None:
-        """The file with its content open, or None; to be closed by the caller."""
+        """The file with its content open, or None. The caller closes it."""
         kept = await self._found(owner, file_id)
         if kept is None:
             return None
         try:
             return OpenedFile(kept.file, await self._blobs.open(kept.blob))
         except StoreError:
-            # Deleted between the two: then the row is gone by now.
+            # Another request deleted the file between the two reads: then its row is deleted by now.
             if await self._found(owner, file_id) is None:
                 return None
             raise
 
     async def list(self, owner: str, query: FileQuery) -> Page[StoredFile] | None:
-        """A page by time of creation, or None when `after` is no file of the owner."""
+        """A page by creation time, or None when `after` is not a file of the owner."""
         end = (_EVER, "") if query.descending else (-1, "")
         if query.after is not None:
             after = await self.get(owner, query.after)
@@ -163,8 +163,8 @@ class FileStore:
         return Page(tuple(found[: query.limit]), has_more=len(found) > query.limit)
 
     async def insert(self, owner: str, kept: FileRow, once: OnceOnly | None) -> None:
-        """The file's row comes and its pending row goes. Raises `OwnerStorageFull`, `ContentTaken`, `AlreadyMade` and
-        `ApiError`."""
+        """Insert the file's row and delete its pending row. Raises `OwnerStorageFull`, `ContentTaken`, `AlreadyMade`
+        and `ApiError`."""
         file = kept.file
         ends = file.expires_at
         named: dict[str, object] = {
@@ -191,8 +191,8 @@ class FileStore:
             raise ContentTaken from None
 
     async def delete(self, owner: str, file_id: str) -> bool:
-        """Delete the file; False when there is none. Its content goes with it, or with the next sweep where the storage
-        fails. Who reads it at the moment: as `BlobReader`."""
+        """Delete the file; False when it does not exist. Its content is deleted now, or by the next sweep if the
+        storage fails. For readers of the content at that moment see `BlobReader`."""
         kept = await self._found(owner, file_id)
         if kept is None:
             return False
@@ -203,17 +203,17 @@ class FileStore:
         return True
 
     async def used(self, owner: str) -> int:
-        """What all the owner's files take together, in bytes, each at least `LEAST_ROOM`."""
+        """The bytes that all the owner's files take; each file counts at least `LEAST_ROOM`."""
         rows = await self._tables.fetch(self._sql.used, {"owner": owner})
         return int(rows[0][0]) if rows else 0
 
     async def stored_bytes(self) -> int:
-        """Bytes of all files of all owners."""
+        """The bytes of all files of all owners."""
         return int((await self._tables.fetch(KEPT, {}))[0][0])
 
     async def sweep(self) -> tuple[int, int]:
-        """Delete expired files, and the contents of pending blobs whose lease is over; how many of each. Any process
-        may do it at any time."""
+        """Delete expired files, and the contents of pending blobs with an expired lease. Returns the number of each.
+        Any process may run it at any time."""
         left = await self._pending.sweep()
         return await self._sweep_expired(), left
 
@@ -242,7 +242,7 @@ class FileStore:
 
 
 class FileUpload:
-    """A file on its way in; nothing of it is left unless `keep` returned."""
+    """A file during its upload. Unless `keep` returned, the store removes everything of it."""
 
     def __init__(self, files: FileStore, blob: PendingBlob) -> None:
         self._files = files
@@ -254,13 +254,12 @@ class FileUpload:
         return self._blob.size
 
     async def write(self, data: bytes) -> None:
-        """Append to the content. Raises `StoreError`, also when the upload stood still for so long that a sweep took
-        it."""
+        """Append to the content. Raises `StoreError`, also when a sweep deleted an upload that stalled for too long."""
         await self._blob.write(data)
 
     async def keep(self, owner: str, fields: FileFields, once: OnceOnly | None = None) -> StoredFile:
-        """Make it the owner's file, durable once this returns. Raises `OwnerStorageFull`, and `AlreadyMade` for a key
-        that is bound to the same fields and content."""
+        """Create the owner's file; it is durable when this returns. Raises `OwnerStorageFull`. Raises `AlreadyMade` for
+        a key that is bound to the same fields and content."""
         blob = await self._blob.seal()
         file = StoredFile(
             fields.id,
@@ -273,11 +272,11 @@ class FileUpload:
             None if fields.expires_at is None else _as_kept(fields.expires_at),
         )
         if once is not None:
-            # The content belongs to the request; only now it is known.
+            # The content is part of the request's fingerprint, and is known only now.
             once = replace(once, fingerprint=f"{once.fingerprint}-{blob.sha256}")
         self._blob.settled = True
         try:
-            # Until it has ended the content is neither a file's nor nobody's.
+            # Until the insert has ended, the content may or may not belong to a file.
             await to_the_end(self._files.insert(owner, FileRow(file, blob.key), once))
         except ContentTaken:
             self._blob.settled = False
@@ -297,20 +296,20 @@ class OpenedFile:
 
     @property
     def path(self) -> Path | None:
-        """Where its content lies on this machine's disk, if it does."""
+        """The path of its content on this machine's disk, or None."""
         return self._content.path
 
     async def read(self, start: int = 0, limit: int | None = None) -> bytes:
-        """Bytes from `start`; without `limit` all the rest."""
+        """Bytes from `start`: at most `limit` of them, or all the rest."""
         return await self._content.read(start, max(0, self._content.size - start) if limit is None else limit)
 
     async def aclose(self) -> None:
-        """Let it go."""
+        """Close the content."""
         await self._content.aclose()
 
 
 def _kept(row: Row) -> FileRow:
-    """The file of a row that has a column of each name."""
+    """The file in a row that has a column for each field."""
     file = StoredFile(
         id=row["id"],
         name=row["name"],
@@ -325,5 +324,5 @@ def _kept(row: Row) -> FileRow:
 
 
 def _as_kept(seconds: float) -> float:
-    """A time as it is read back."""
+    """A time, rounded to the milliseconds that the database stores."""
     return round(seconds * 1000) / 1000

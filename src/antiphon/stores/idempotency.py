@@ -1,12 +1,12 @@
-"""The store of idempotency keys, for any backend.
+"""Stores idempotency keys, for any backend.
 
-Lives here: the SQL, and the statements that other stores put into the unit that makes something. Not here: what a key
-is, and what clients are told (`engine/ports/idempotency.py`); how a backend runs statements (`tables.py`).
+Lives here: the SQL, and the statements that other stores add to the transaction that creates an object. Not here: the
+meaning of a key and its errors (`engine/ports/idempotency.py`), how a backend runs statements (`tables.py`).
 
-Of two requests that want one key the second waits for the first one's commit, and then sees the row as it is by then.
+When two requests use one key, the second waits for the first one's commit, and then sees the committed row.
 
-Invariant: a key is bound to an object in the unit that stores the object, so there is neither without the other; one
-that is held for an object that is not stored is a lease.
+Invariant: one transaction binds a key to an object and stores the object, so neither exists without the other. A key
+that is held for an object that is not stored yet is a lease.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from antiphon.stores.pages import Row
 from antiphon.stores.tables import RowsMissing, Statement, Tables, milliseconds, renewed
 
 KEEP_SECONDS = 86_400.0
-"""Seconds for which a key is remembered, unless the settings say otherwise."""
+"""The default of the seconds for which a key is stored."""
 _PIECE = 500
 _TRIES = 3
 
-# A key that is over is as if it had never been: expired, or held by a process that is gone and has claimed no calls.
+# A free key: it is expired, or its holder's lease is expired and the holder has claimed no calls.
 _FREE = f"""NOT EXISTS (
     SELECT 1 FROM idempotency c WHERE c.owner = known.owner AND c.key = '{CALLS}' || known.object_id
   )"""
@@ -46,14 +46,14 @@ ON CONFLICT (owner, key) DO UPDATE
       expires_at = excluded.expires_at
   WHERE known.expires_at <= date_now() OR (known.lease_until <= lease_now() AND {_FREE}) {{or_own}}
 """
-# As long as it is held nothing but the lease ends it. Its holder may ask again, having heard nothing.
+# While a key is held, only the end of its lease frees it. Its holder may claim again when the first result was lost.
 CLAIM = _TAKE.format(
     lease="lease_in(:lease)",
     expires="for_ever()",
     or_own="OR (known.object_id = :id AND known.fingerprint = :fingerprint AND known.lease_until IS NOT NULL)",
 )
 BIND_NEW = _TAKE.format(lease="NULL", expires="date_in(:keep)", or_own="")
-# Only what holds the key is bound to it; it may come again (a response that was queued holds it already).
+# Only the key's holder can bind it. It may bind again: a queued response already holds its key.
 BIND = """
 UPDATE idempotency SET lease_until = NULL, expires_at = date_in(:keep)
 WHERE owner = :owner AND key = :key AND object_id = :id
@@ -68,7 +68,7 @@ LOOK = f"""
 SELECT fingerprint, object_id, lease_until, lease_until <= lease_now() AND NOT {_FREE} FROM idempotency known
 WHERE owner = :owner AND key = :key
 """
-# Rows in one order, as everywhere where several are locked.
+# Locks the rows in one order, as every statement that locks several rows.
 RENEW = """
 WITH held AS MATERIALIZED (
   SELECT owner, key FROM idempotency WHERE object_id IN (:holders...) AND lease_until IS NOT NULL
@@ -77,7 +77,7 @@ WITH held AS MATERIALIZED (
 UPDATE idempotency AS i SET lease_until = lease_in(:lease) FROM held
 WHERE i.owner = held.owner AND i.key = held.key RETURNING object_id
 """
-# Only the response that has used an answer may use it again.
+# Only the response that used an approval may use it again.
 SPEND = """
 INSERT INTO idempotency AS known (owner, key, fingerprint, object_id, lease_until, expires_at)
 VALUES (:owner, :key, '', :id, NULL, date_in(:keep))
@@ -89,7 +89,7 @@ UNSPEND = (
     f"DELETE FROM idempotency WHERE object_id = :id AND owner = :owner"
     f" AND substr(key, 1, {len(APPROVALS)}) = '{APPROVALS}'"
 )
-# A unit that would take the key at the same moment waits, and finds it held.
+# A concurrent transaction that would take the key waits, and then finds it held.
 HOLD_KEY = """
 UPDATE idempotency SET lease_until = lease_in(:lease)
 WHERE owner = :owner AND key = :held AND object_id = :id AND lease_until IS NOT NULL
@@ -130,8 +130,8 @@ class IdempotencyStore:
         clock: Clock = now,
         piece: int = _PIECE,
     ) -> None:
-        """`keep`: seconds for which a key is remembered after something was made with it; `bodies` seals the records of
-        claimed calls; `clock`: the date where the database has none; `piece`: how many a sweep deletes at once."""
+        """`keep`: seconds for which a key is stored after it created an object. `bodies` seals the records of claimed
+        calls. `clock`: the date, where the database has none. `piece`: how many rows a sweep deletes at once."""
         self._tables = tables
         self.keep = keep
         self._bodies = bodies
@@ -139,22 +139,25 @@ class IdempotencyStore:
         self._piece = piece
 
     def bound(self, once: OnceOnly | None, object_id: str) -> tuple[list[Statement], list[Statement]]:
-        """For the unit that stores an object whose key is held: what binds the key, and what takes that back."""
+        """For the transaction that stores an object with a held key: the statements that bind the key, and those that
+        undo it."""
         if once is None:
             return [], []
         named = self._named(once, object_id)
         return [Statement(BIND, named, rows=1)], [Statement(UNBIND, named)]
 
     def binding(self, once: OnceOnly, object_id: str) -> Statement:
-        """For the unit that makes an object at once: the key must be free, or `explain` says why it is not."""
+        """For the transaction that creates an object: its statement changes no row unless the key is free. `explain`
+        gives the reason."""
         return Statement(BIND_NEW, self._named(once, object_id), rows=1)
 
     async def make(
         self, once: OnceOnly | None, object_id: str, unit: Sequence[Statement], undo: Sequence[Statement]
     ) -> None:
-        """Run a unit that makes something; with a key only once. Raises `AlreadyMade`, `ApiError` and `RowsMissing`.
+        """Run a transaction that creates an object, only once per key. Raises `AlreadyMade`, `ApiError` and
+        `RowsMissing`.
 
-        Without `undo`, what is made by a commit that comes too late stays, and its key with it.
+        Without `undo`, an object stays if its commit succeeds after the caller's timeout, and so does its key.
         """
         if once is None:
             await self._tables.run(unit, undo=undo)
@@ -168,12 +171,13 @@ class IdempotencyStore:
             except RowsMissing:
                 await self.explain(once)
                 if last:
-                    raise  # it was not for the key
+                    raise  # the key was not the reason
 
     async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> str | None:
-        """Hold the key for what is to be made, for so many seconds; None, or what was made with it before.
+        """Hold the key for a new object for `seconds`. Returns None, or the id of the object that the key created
+        before.
 
-        Raises `ApiError`: the key stands for another request, or its request is being served. Raises `LeftBehind`.
+        Raises `ApiError` when the key belongs to another request, or its request is in progress. Raises `LeftBehind`.
         """
         named = self._named(once, object_id) | {"lease": milliseconds(seconds)}
         for _ in range(_TRIES):
@@ -189,29 +193,29 @@ class IdempotencyStore:
         raise in_progress()
 
     async def made(self, once: OnceOnly) -> str | None:
-        """What this very request made with the key before; None whenever `claim` is to say more."""
+        """The id of the object that the same request created with this key; None in all cases that `claim` explains."""
         rows = await self._tables.fetch(MADE, self._named(once, ""))
         return str(rows[0][0]) if rows else None
 
     async def explain(self, once: OnceOnly) -> None:
-        """Why the key is not free: raises `AlreadyMade` or `ApiError`; returns when it is by now."""
+        """Raise the reason why the key is not free: `AlreadyMade` or `ApiError`. Returns when the key is free by
+        now."""
         rows = await self._tables.fetch(LOOK, self._named(once, ""))
         explain(once, [(row[0], row[1], row[2], row[3]) for row in rows])
 
     async def release(self, once: OnceOnly, object_id: str) -> None:
-        """Give the key back if it is held for this object and nothing was stored."""
+        """Release the key if it is held for this object and the object is not stored."""
         await self._tables.run([Statement(RELEASE, self._named(once, object_id))], again=True)
 
     async def stay(self, once: OnceOnly, object_id: str) -> None:
-        """Keep the key used, without a lease, although nothing may be stored with it; `object_id` must hold the
-        key."""
+        """Keep the key bound, without a lease, even if no object is stored with it; `object_id` must hold the key."""
         await self._tables.run([Statement(BIND, self._named(once, object_id))], again=True)
 
     async def spend(self, owner: str, requests: Collection[str], response_id: str) -> dict[str, str]:
         """Record that this response uses the answers to these approval requests. Returns those that another response
         has used, each with that response; these do not change. Idempotent."""
         by_key = {approval_key(each): each for each in requests}
-        # All units lock the rows in one order.
+        # All transactions lock the rows in one order.
         keys = sorted(by_key)
         named = {"owner": owner, "id": response_id, "keep": milliseconds(KEEP_APPROVALS), **self._date()}
         rows: list[Row] = []
@@ -229,11 +233,11 @@ class IdempotencyStore:
     async def claim_calls(
         self, owner: str, response_id: str, record: bytes, seconds: float, *, by: str, once: OnceOnly | None = None
     ) -> bool:
-        """Record, with a lease of so many seconds, that this response sends calls now. `record` is the content for the
+        """Record, with a lease of `seconds`, that this response sends calls now. `record` is the content for the
         process that finds the lease expired. Idempotent; a later claim replaces the record.
 
-        False, without a record, where another process took this one for dead: a process other than `by` has claimed
-        calls of the response, or the response no longer holds the key `once`."""
+        Returns False, without a record, when another process assumed that this one is dead. Then a process other than
+        `by` has claimed calls of the response, or the response no longer holds the key `once`."""
         named: dict[str, object] = {"owner": owner, "key": calls_key(response_id), "id": response_id, "by": by}
         named |= {"lease": milliseconds(seconds), "record": self._bodies.seal(record)}
         unit = [] if once is None else [Statement(HOLD_KEY, named | {"held": once.key}, rows=1)]
@@ -258,12 +262,13 @@ class IdempotencyStore:
         await self._tables.run([Statement(END_CALLS, {"owner": owner, "key": calls_key(response_id)})], again=True)
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Hold the keys of these objects for so many seconds from now; which still were held."""
+        """Extend the leases of these objects' keys to `seconds` from now. Returns the objects that still held their
+        key."""
         return await renewed(self._tables, RENEW, holders, seconds)
 
     async def sweep(self) -> tuple[int]:
-        """Forget what is too old, and the keys whose holder is gone for as long as a key is remembered; how many
-        went."""
+        """Delete expired keys, and keys whose lease expired `keep` seconds ago or more. Returns the number of deleted
+        keys."""
         gone = 0
         while True:
             named = {"limit": self._piece, "past": -milliseconds(self.keep), **self._date()}

@@ -1,17 +1,17 @@
-"""The store of background jobs and their streams, for any backend.
+"""Stores background jobs and their event streams, for any backend.
 
-Lives here: what a process asks of jobs and of streams, for itself and to notice what others did; how long a job is
-held, how a response ends early, and which bodies are sealed. Not here: queueing, claiming, adding to a stream and
-finishing a response, which each backend does in its own way (`sqlite/jobs.py`, `postgres/jobs.py`); who runs a job
-(`engine/running/`), how a backend runs statements (`tables.py`).
+Lives here: the operations on jobs and streams, how long a worker holds a job, how a response ends early, and which
+bodies are sealed. Not here: queueing, claiming, appending to a stream and finishing a response, which each backend
+implements (`sqlite/jobs.py`, `postgres/jobs.py`); the workers that run a job (`engine/running/`), how a backend runs
+statements (`tables.py`).
 
-A job's row is the lock of its response: adding to the stream and ending the response lock it first.
+A job's row is the lock of its response: appending to the stream and ending the response lock that row first.
 
-What a process asks for itself never queues behind what clients read.
+A process's own queries never queue behind the reads of clients.
 
-Invariants: exactly one unit ends a job: it deletes the job's row, and writes the response's last state and last event
-(deleting the response takes the row along); every statement of a worker demands that the worker holds the job. A sealed
-piece of a stream has the numbers of the events in it.
+Invariants: exactly one transaction ends a job. It deletes the job's row and writes the response's final state and last
+event. Deleting the response deletes the job's row as well. Every statement of a worker requires that the worker holds
+the job. A sealed piece of a stream carries the sequence numbers of its events in plain text.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from antiphon.stores.conversations import RELEASE
 from antiphon.stores.pages import Row, cut_off
 from antiphon.stores.tables import Statement, Tables, changed, milliseconds, within
 
-# A reader takes a stream page by page, and holds a page until its client has taken it.
+# A reader reads a stream page by page, and holds a page until its client has received it.
 _PAGE_BYTES = 1 << 20
 
 HELD = "SELECT response_id FROM jobs WHERE worker = :worker"
-# Rows in one order, and waited for: one that is being written to is not lost.
+# Locks the rows in one order and waits for locked ones, so a row that another transaction writes keeps its lease.
 RENEW = """
 WITH held (id) AS MATERIALIZED (
   SELECT response_id FROM jobs WHERE response_id IN (:ids...) AND worker = :worker
@@ -44,7 +44,7 @@ RETURNING response_id
 """
 UNLOCK = f"{RELEASE} AND NOT EXISTS (SELECT 1 FROM jobs WHERE response_id = :id)"
 
-# For the statement behind it, which then sees all that was added to the stream.
+# The next statement then sees every event that was appended to the stream.
 LOCK = """
 SELECT 1 FROM jobs WHERE response_id = :id AND (CAST(:worker AS text) IS NULL OR worker = :worker) FOR UPDATE
 """
@@ -69,7 +69,7 @@ SELECT r.id AS id, r.status AS status,
 FROM responses r WHERE r.id IN (:ids...)
 """
 LOOK = f"{PROGRESS} UNION ALL SELECT response_id, NULL, NULL FROM jobs WHERE worker = :worker"
-# No row: no such response. One row without a piece: nothing after that number.
+# No row: no such response. One row without a piece: no event after that number.
 EVENTS = f"""
 WITH page (place, size) AS (
   SELECT e.last_seq, length(e.data) FROM response_events e
@@ -89,26 +89,26 @@ ChangeListener: TypeAlias = Callable[[Collection[str]], None]
 
 
 def notify_nobody(response_ids: Collection[str]) -> None:
-    """Calls no one."""
+    """A listener that does nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobSql:
-    """What the backends say differently. `queue`: how many jobs wait for a worker, and when the first of them was made;
-    `release`: the worker gives back the job `:id`, which no worker claims for `:pause` milliseconds, and takes
-    `:uncounted` off its attempts."""
+    """The SQL that differs by backend. `queue`: the number of jobs that wait for a worker, and the creation time of the
+    oldest. `release`: the worker releases job `:id`, which no worker claims for `:pause` milliseconds, and subtracts
+    `:uncounted` from its attempts."""
 
     queue: str
     release: str
 
 
 Measured: TypeAlias = Callable[[str], AbstractContextManager[object]]
-"""Around an operation of this name: how long it takes, and how it ends."""
+"""Measures the operation with this name: its duration and its outcome."""
 
 
 class JobWriter(Protocol):
-    """The hot path: see the methods of these names of `JobStore`. What it gets is sealed already, and what it gives is
-    still. Every method raises `StoreError`."""
+    """The hot path of `JobStore`: see its methods of the same names. Arguments are already sealed; results are still
+    sealed. Every method raises `StoreError`."""
 
     async def enqueue(
         self, record: ResponseRecord, request: bytes, events: EventPiece | None, limit: int, needs: list[str]
@@ -118,18 +118,18 @@ class JobWriter(Protocol):
     async def claim(
         self, worker: str, seconds: float, limit: int, besides: list[str], able: list[str] | None
     ) -> list[Job]:
-        """Take up to `limit` jobs."""
+        """Claim up to `limit` jobs."""
 
     async def append(self, worker: str, response_id: str, events: EventPiece, restart: bool) -> bool:
-        """Add to the stream."""
+        """Append to the stream."""
 
     async def finish(self, worker: str, record: ResponseRecord, events: EventPiece | None, restart: bool) -> bool:
         """End the response with this record."""
 
 
 class JobStore:
-    """Jobs and the streams of background responses, in tables that the caller closes. Leases last so many seconds by
-    the store's own clock. Every method raises `StoreError`."""
+    """Jobs and event streams of background responses, in tables that the caller closes. The database's clock decides
+    when a lease expires. Every method raises `StoreError`."""
 
     def __init__(
         self,
@@ -140,8 +140,8 @@ class JobStore:
         ended: ChangeListener = notify_nobody,
         measured: Measured = nullcontext,
     ) -> None:
-        """`ended` is called with responses that ended early: their workers must stop. `measured`: around what changes
-        something, but for `enqueue`."""
+        """`ended` is called with the ids of responses that ended early; their workers must stop. `measured` measures
+        every change except `enqueue`."""
         self._measured = measured
         self._ended = ended
         self._tables = tables
@@ -158,10 +158,10 @@ class JobStore:
         limit: int,
         needs: Collection[str] = (),
     ) -> None:
-        """Store the queued response with its input and its job, all or nothing. `needs`: what a worker must be able to,
-        to run it.
+        """Store the queued response with its input and its job, all or nothing. `needs`: the capabilities that a worker
+        must have to run it.
 
-        Raises `TooManyJobs` when the owner has `limit` jobs. Of a `previous_response_id` holds what holds for
+        Raises `TooManyJobs` when the owner has `limit` jobs. The rules for `previous_response_id` are those of
         `ResponseStore.save`.
         """
         sealed = self._bodies.seal_record(record), self._bodies.seal(request), self._sealed(events)
@@ -176,16 +176,17 @@ class JobStore:
         *,
         able: Collection[str] | None = None,
     ) -> list[Job]:
-        """Take up to `limit` jobs that nobody holds, and hold them for so long: first those whose holder is gone, then
-        by turns of their owners, an owner's oldest first. All of them or, with an error, none. One that somebody writes
-        to at this moment may be left for the next time.
+        """Claim up to `limit` jobs that no worker holds, for `seconds`, all or, on an error, none.
 
-        Only what needs nothing but what the worker is `able` to (None: everything), and what was made more than
-        `PATIENCE` seconds ago: where nobody is able to run it, whoever takes it says so.
+        The order: jobs with an expired lease first, then one job per owner in turn, each owner's oldest first. A job
+        whose row another transaction has locked may be left for the next claim.
 
-        None of those `besides`, which the worker still runs: nobody takes over from itself. What the worker holds
-        already and is not among them comes along: an earlier claim of which it heard nothing. Their responses are
-        `in_progress` from now on.
+        Only jobs whose needs are among `able` (None: any), or that were created more than `PATIENCE` seconds ago. If no
+        worker is able to run a job, the worker that claims it reports this.
+
+        Jobs in `besides`, which the worker still runs, are left out: a worker does not take over its own jobs. Other
+        jobs that the worker already holds are included, because the result of an earlier claim may have been lost. The
+        responses are `in_progress` from now on.
         """
         fitting = None if able is None else sorted(able)
         with self._measured("claim"):
@@ -197,17 +198,19 @@ class JobStore:
         ]
 
     async def held(self, worker: str) -> frozenset[str]:
-        """The responses whose jobs this worker holds. What it claimed and is not in here is over."""
+        """The responses whose jobs this worker holds. A claimed job that is missing here has ended or belongs to
+        another worker."""
         rows = await self._tables.fetch(HELD, {"worker": worker}, own=True)
         return frozenset([row[0] for row in rows])
 
     async def queue(self) -> Queue:
-        """What waits for a worker, whoever was its last."""
+        """The number and the age of the jobs that wait for a worker."""
         row = (await self._tables.fetch(self._sql.queue, {}, own=True))[0]
         return Queue(row[0], None if row[1] is None else row[1] / 1000)
 
     async def renew(self, worker: str, response_ids: Collection[str], seconds: float) -> frozenset[str]:
-        """Hold these of the worker's jobs for so many seconds from now; returns which of them it still held."""
+        """Extend the leases of these jobs of the worker to `seconds` from now. Returns those that the worker still
+        held."""
         named = {"worker": worker, "lease": milliseconds(seconds), "ids": sorted(response_ids)}
         rows: list[Row] = []
         with self._measured("renew"):
@@ -215,19 +218,19 @@ class JobStore:
         return frozenset([row[0] for row in rows])
 
     async def release(self, worker: str, response_id: str, *, pause: float = 0.0, attempted: bool = False) -> None:
-        """Give a job back; nobody takes it up for `pause` seconds. `attempted`: whether the claim counts as an
+        """Release a job; no worker claims it for `pause` seconds. `attempted`: whether the claim counts as an
         attempt."""
         named = {"worker": worker, "id": response_id, "pause": milliseconds(pause), "uncounted": 0 if attempted else 1}
-        # Once it is given back the worker does not hold it, so a second time does nothing.
+        # After the release the worker does not hold the job, so repeating the statement does nothing.
         with self._measured("release"):
             await self._tables.run([Statement(self._sql.release, named)], again=True)
 
     async def append(self, worker: str, response_id: str, events: EventPiece, *, restart: bool = False) -> bool:
-        """Add to the stream; False when the worker does not hold the job. `restart`: these are the first events of an
-        attempt, those of earlier ones but for `created` and `queued` go.
+        """Append to the stream; False when the worker does not hold the job. `restart`: these are the first events of
+        an attempt, and the events of earlier attempts are deleted, except `created` and `queued`.
 
-        What the same attempt has written from these numbers on is written anew: whoever did not hear what became of a
-        write may repeat it, and may add to it.
+        Rows that the same attempt wrote from this sequence number on are replaced. So a caller that does not know the
+        outcome of a write may repeat it, with more events.
         """
         with self._measured("append"):
             return await self._writer.append(worker, response_id, self._sealed_piece(events), restart)
@@ -235,16 +238,16 @@ class JobStore:
     async def finish(
         self, worker: str, record: ResponseRecord, events: EventPiece | None, *, restart: bool = False
     ) -> bool:
-        """End the response with this record (its input is stored already) and these last events; the job goes.
+        """End the response with this record and these last events, and delete the job. The input is already stored.
 
-        False when the worker does not hold the job, or the response's conversation is not its own any more: nothing is
-        changed. `restart` as in `append`.
+        False, and nothing changes, when the worker does not hold the job or the response lost its conversation.
+        `restart`: see `append`.
         """
         with self._measured("finish"):
             return await self._writer.finish(worker, self._bodies.seal_record(record), self._sealed(events), restart)
 
     async def end(self, ending: JobEnd) -> bool:
-        """End a response early; the job goes. False when it is over already, or its stream went on meanwhile."""
+        """End a response early and delete its job. False when it has already ended, or its stream went on meanwhile."""
         bodies, events = self._bodies, self._sealed(ending.events)
         body, items = bodies.seal(ending.body), [bodies.seal_item(item) for item in ending.output_items]
         named = {"id": ending.response_id, "worker": ending.worker, "last_event": ending.last_event}
@@ -269,17 +272,17 @@ class JobStore:
         return done
 
     async def unlock(self, response_id: str) -> None:
-        """Give back the conversation that this response has locked, if its job is gone: a worker that did not know that
-        yet may have taken the lock again."""
+        """Release the conversation that this response has locked, if its job is deleted. A worker that did not know of
+        the end may have taken the lock again."""
         await self._tables.run([Statement(UNLOCK, {"id": response_id})], again=True)
 
     async def progress(self, response_ids: Collection[str]) -> dict[str, Progress]:
-        """How far these responses are; those that do not exist are left out."""
+        """The status and last event number of these responses; unknown ids are left out."""
         rows = await self._tables.fetch(PROGRESS, {"ids": sorted(response_ids)})
         return {row["id"]: _progress(row) for row in rows}
 
     async def events(self, owner: str, response_id: str, after: int, limit: int) -> EventPage | None:
-        """Up to `limit` pieces with events after this number, or None when there is no such response."""
+        """Up to `limit` pieces with events after this number, or None when the response does not exist."""
         named = {"owner": owner, "id": response_id, "after": after, "limit": limit + 1, "bytes": _PAGE_BYTES}
         found = await self._tables.fetch(EVENTS, named)
         if not found:
@@ -296,7 +299,7 @@ class JobStore:
 
 
 def ended_as(status: str, body: bytes, items: Sequence[StoredItem], record: ResponseRecord | None) -> dict[str, object]:
-    """The parameters of `END_RESPONSE`; without a record the response has no time of completion and no usage."""
+    """The parameters of `END_RESPONSE`. Without a record the response has no completion time and no usage."""
     size = sum(item.size for item in items)
     completed_at = record.completed_at if record is not None else None
     usage = record.usage if record is not None else None
@@ -313,25 +316,25 @@ def ended_as(status: str, body: bytes, items: Sequence[StoredItem], record: Resp
 
 
 class AskingSignals:
-    """`Signals` of a database whose processes tell each other nothing: each asks, at this pace."""
+    """`Signals` of a database that does not notify: each process polls it at this pace."""
 
     def __init__(self, tables: Tables, pace: Pace) -> None:
         self._tables = tables
         self.pace = pace
 
     async def look(self, followed: Collection[str], worker: str | None) -> Seen:
-        """How far these streams are, and what this worker holds."""
+        """The progress of these streams, and the jobs that this worker holds."""
         return await look(self._tables, followed, worker)
 
     def tell_queued(self) -> None:
-        """The others ask by themselves."""
+        """Do nothing: the other processes poll."""
 
     def listen(self, hear: Callable[[News], None]) -> None:
-        """There is nothing to hear."""
+        """Do nothing: there are no notifications."""
 
 
 async def look(tables: Tables, followed: Collection[str], worker: str | None) -> Seen:
-    """How far these streams are, and what this worker holds: one statement. See `Signals.look`."""
+    """The progress of these streams and the jobs that this worker holds, in one statement. See `Signals.look`."""
     rows = await tables.fetch(LOOK, {"ids": sorted(followed), "worker": worker}, own=True)
     progress = {row["id"]: _progress(row) for row in rows if row["status"]}
     return Seen(progress, frozenset([row["id"] for row in rows if row["status"] is None]))

@@ -1,11 +1,11 @@
 """Renews the leases that this process holds.
 
-Lives here: one task per process that renews every lease before it runs out. Not here: what is held (a conversation's
-lock), how a store keeps it, and what becomes of a lease that was lost: whoever acts on one names itself, and the store
-finds that it holds nothing.
+Lives here: one task per process that renews every lease before it expires. Not here: what a lease protects (a
+conversation's lock), how a store stores it, and the handling of a lost lease. Every write names its holder, so the
+store rejects the writes of a holder that lost its lease.
 
-Invariant: what was dropped is not renewed again, what was taken is renewed until it is dropped or the store says that
-it was lost, and the task ends when nothing is held.
+Invariant: a dropped lease is not renewed again. A held lease is renewed until it is dropped or the store reports it as
+lost. The task ends when this process holds no lease.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ _log = structlog.get_logger(__name__)
 
 
 class Leases:
-    """One per process. `seconds` is how long a lease lasts; it is renewed three times in that time."""
+    """The leases of one process. `seconds` is the duration of a lease; the task renews it three times in that time."""
 
     def __init__(self, seconds: float = 30.0, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self.seconds = seconds
         self._sleep = sleep
-        # Each hold is an object of its own: one that was taken anew is another one.
+        # Each hold is a new object, so a lease that a caller takes again differs from the lost one.
         self._held: dict[Leased, dict[str, object]] = {}
         self._task: asyncio.Task[None] | None = None
         self._outages: dict[Leased, Outage] = {}
 
     def hold(self, store: Leased, holder: str) -> None:
-        """Renew what `holder` holds in this store from now on."""
+        """Start renewing the lease of `holder` in this store."""
         self._held.setdefault(store, {})[holder] = object()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._renew())
 
     def drop(self, store: Leased, holder: str) -> None:
-        """Renew it no longer."""
+        """Stop renewing it."""
         holders = self._held.get(store)
         if holders is None:
             return
@@ -52,15 +52,15 @@ class Leases:
             self._task = None
 
     def holds(self, store: Leased, holder: str) -> bool:
-        """Whether it is renewed still: neither dropped nor lost."""
+        """Whether the task still renews it: it is not dropped and not lost."""
         return holder in self._held.get(store, ())
 
     def held_in(self, store: Leased) -> int:
-        """How many are renewed in this store."""
+        """The number of leases in this store that the task renews."""
         return len(self._held.get(store, ()))
 
     async def aclose(self) -> None:
-        """Renew nothing any more: what is still held runs out."""
+        """Stop renewing; the remaining leases expire."""
         self._held.clear()
         if self._task is not None:
             self._task.cancel()
@@ -73,12 +73,12 @@ class Leases:
         while self._held:
             await self._sleep(self.seconds / 3)
             for store, holders in list(self._held.items()):
-                # As it was asked: what is taken while the store is at work is none of its answer's business.
+                # A copy: the query's result lacks leases that a caller takes during the query.
                 asked = dict(holders)
                 try:
                     held = await store.renew(tuple(asked), self.seconds)
                 except StoreError as error:
-                    # The next try is in time still, and the one after it.
+                    # The next two tries still come before the leases expire.
                     self._outage_of(store).failed(error=str(error))
                     continue
                 self._outage_of(store).recovered()

@@ -1,17 +1,19 @@
-"""The neutral form of rows that move from one backend to another, and the mark on a folder that was moved.
+"""Defines the neutral form of rows that move from one backend to another, and the mark on a moved folder.
 
-Lives here: which columns each kind of row has on its way, how rows are compared, and refusing a start on a folder with
-a mark. Not here: reading rows (`sqlite/exporting.py`), writing them (`postgres/importing.py`), the order of the work
-(`moving.py`).
+Lives here: the columns of each kind of row during a move, the comparison of rows, and the check that refuses a start on
+a marked folder. Not here: reading rows (`sqlite/exporting.py`), writing them (`postgres/importing.py`), the order of
+the work (`moving.py`).
 
-What can be made again of other rows is not moved: sums of bytes, words of chunks, a job's place in the queue. Leases
-are over, since nobody works while a move is under way; what waits to be deleted is moved, to be deleted there.
+A move leaves out data that the target derives from other rows: sums of bytes, the words of chunks, a job's place in the
+queue. Leases expire, because no process works during a move. Rows that wait for deletion move too, and the target
+deletes them.
 
-What a process stored in the folder during a move, or after it, nobody would find in the database that the others use.
-So the mark is there before the first row is moved, and stays. Whoever wants the folder back deletes it. Every move has
-a name, which the database notes too: a move whose folder was given back in between does not go on.
+Without the mark, a process could store data in the folder during or after the move, and the other machines would never
+find it. So the move writes the mark before the first row, and the mark stays. To use the folder again, the operator
+deletes the mark. Each move has a name, which the database records as well. If the operator deleted the mark in between,
+the names differ and the move does not continue.
 
-Invariant: a mark is there whole, or not at all.
+Invariant: the mark file is complete or absent.
 """
 
 from __future__ import annotations
@@ -69,16 +71,15 @@ VECTORS: dict[str, tuple[str, ...]] = {
 }
 """The kinds of rows of vector stores."""
 COLUMNS = _SESSIONS | VECTORS
-"""The kinds of rows in the order in which they are moved: what is referred to comes first."""
+"""The kinds of rows in the order of the move: referenced rows come before the rows that refer to them."""
 
 EXTRA = {"chunks": ("title", "store_number")}
-"""What a row brings beyond its columns, for what is made of it."""
+"""Extra columns of a kind, from which the target derives other data."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """How many rows of a kind there are, or contents of files with all their bytes, and a sum over them in which no
-    order counts."""
+    """The number of rows of a kind (or of file contents, with their bytes) and a checksum that ignores their order."""
 
     rows: int
     checksum: int
@@ -86,24 +87,24 @@ class Counted:
 
 
 class Sum:
-    """Counts rows and adds up what tells them apart."""
+    """Counts rows and sums up their hashes."""
 
     def __init__(self) -> None:
         self._rows = self._sum = 0
 
     def add(self, row: Row) -> None:
-        """One more."""
+        """Add one row."""
         digest = hashlib.blake2b(_ENCODER.encode(row), digest_size=8).digest()
         self._rows += 1
         self._sum = (self._sum + int.from_bytes(digest, "big")) & ((1 << 64) - 1)
 
     @property
     def counted(self) -> Counted:
-        """So far."""
+        """The result so far."""
         return Counted(self._rows, self._sum)
 
 
-# Texts of clients may hold half a character.
+# Texts of clients may contain a lone surrogate.
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=repr)
 
 
@@ -112,7 +113,8 @@ MARK_FILE = "moved.json"
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """`name`: of the move; `target`: the database as it may be shown; `whole`: all is there."""
+    """The mark of a move. `name`: of the move. `target`: the database's URL without its password. `whole`: the move is
+    complete."""
 
     name: str
     target: str
@@ -120,7 +122,7 @@ class Mark:
 
 
 def read_mark(folder: Path) -> Mark | None:
-    """The folder's mark. Raises `StoreError` where it cannot be read."""
+    """The folder's mark, or None. Raises `StoreError` when the file is unreadable."""
     path = folder / MARK_FILE
     try:
         return msgspec.json.decode(path.read_bytes(), type=Mark)
@@ -131,7 +133,7 @@ def read_mark(folder: Path) -> Mark | None:
 
 
 def write_mark(folder: Path, mark: Mark | None) -> None:
-    """Set it, or take it away. Raises `StoreError`."""
+    """Write the mark, or delete it. Raises `StoreError`."""
     path = folder / MARK_FILE
     new = path.with_suffix(".new")
     try:
@@ -149,7 +151,7 @@ def write_mark(folder: Path, mark: Mark | None) -> None:
 
 
 def check_not_moved(folder: Path) -> None:
-    """Raises `ConfigError` where processes must not start on the folder, with both ways out, and `StoreError`."""
+    """Raise `ConfigError` with both ways out when the folder has a mark. Raises `StoreError`."""
     mark = read_mark(folder)
     if mark is None:
         return

@@ -1,16 +1,16 @@
 """Moves everything from a data folder into a shared database.
 
-Lives here: the order of the work, copying the contents of files into a bucket, and the comparison at its end. Not here:
-rows (`moved.py`), the backends' ends of it (`sqlite/exporting.py`, `postgres/importing.py`), storages of contents
+Lives here: the order of the work, copying the contents of files into a bucket, and the final comparison. Not here: rows
+(`moved.py`), the two ends in the backends (`sqlite/exporting.py`, `postgres/importing.py`), storages for contents
 (`blobs/`), the command line.
 
-A move can be killed at any moment and started again: it goes on behind the last batch that arrived. It holds one batch,
-or one part of one content.
+An operator can kill a move at any moment and start it again. It continues after the last batch that arrived. Memory
+holds one batch, or one part of one content.
 
-Invariants: the source is only read, once it has this build's schema; before the first row is moved everything that the
-move needs was looked at, and the folder is marked (`moved.py`), so that nobody starts on it; no process starts on
-the target before every row and every content was compared; a content counts as moved once it was read back from the
-bucket and is what its file's row says.
+Invariants: the move only reads the source, after upgrading it to this build's schema. It checks everything that it
+needs, and marks the folder (`moved.py`), before it moves the first row. So no process starts on the folder. No process
+starts on the target before the move has compared every row and every content. A content counts as moved only when it
+was read back from the bucket and its hash matches the file's row.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _BYTES = 4 << 20
 _PART = 1 << 20
 _KEY, _SIZE, _SHA256 = (COLUMNS["files"].index(name) for name in ("blob", "size", "sha256"))
 CONTENTS = "contents of files"
-"""What is counted beside the kinds of rows."""
+"""The name under which file contents are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """How much of a kind there is on both sides."""
+    """The count of one kind at the source and at the target."""
 
     kind: str
     source: Counted
@@ -65,10 +65,10 @@ async def move(
     bucket: Callable[[BlobSettings, Path], Awaitable[BlobStore]] = open_blobs,
     rows: int = _ROWS,
 ) -> list[Moved]:
-    """Move everything of the databases in `folder`, and the contents of files from the data folder to the bucket of
-    `blobs`, where there is one; what was moved, kind by kind, equal on both sides. `said` is told what is under way;
-    `rows` go together.
+    """Move all rows of the databases in `folder`, and the file contents from the data folder to the bucket of `blobs`,
+    if there is one.
 
+    Returns the equal counts of both sides, one per kind. `said` receives progress messages. `rows`: rows per batch.
     Raises `ConfigError` and `StoreError`.
     """
     place = read_state_url(url)
@@ -78,7 +78,7 @@ async def move(
         target = await opened.enter_async_context(aclosing(importing(url, place.shown)))
         contents = None
         if blobs.url is not None:
-            # Before anything is touched: whether it can be written to.
+            # Checks that the bucket is writable before the move changes anything.
             contents = _Contents(data, await bucket(blobs, data))
             opened.push_async_callback(contents.aclose)
         source = opened.enter_context(closing(export_of(folder)))
@@ -90,7 +90,7 @@ async def move(
 
 
 async def _begin(folder: Path, source: FolderExport, target: DatabaseImport) -> Mark:
-    """Mark the folder, and make the database ready or go on there; the mark."""
+    """Mark the folder, and prepare the database or continue there. Returns the mark."""
     before = read_mark(folder)
     name = before.name if before is not None and before.target == target.name else secrets.token_hex(4)
     mark = Mark(name, target.name, whole=False)
@@ -99,7 +99,7 @@ async def _begin(folder: Path, source: FolderExport, target: DatabaseImport) -> 
         await target.begin(f"{source.name} (move {name})", vectors=source.has_vectors())
     except StoreError as error:
         if error.reason != "unknown":
-            # Nothing of it is there.
+            # The database has recorded nothing of this move.
             write_mark(folder, before)
         raise
     return mark
@@ -129,7 +129,7 @@ async def _move(
 
 
 async def _batches(source: FolderExport, kind: str, after: int, together: int) -> AsyncIterator[tuple[list[Row], int]]:
-    """Rows and the position behind them; a batch never ends between two of one position."""
+    """Batches of rows, each with the position after it. A batch never ends between two rows of one position."""
     rows: list[Row] = []
     size, last = 0, after
     for position, row in source.rows(kind, after):
@@ -160,7 +160,7 @@ async def _compared(source: FolderExport, target: DatabaseImport, kind: str) -> 
 
 
 def _comparable(kind: str, row: Row) -> Row:
-    """What both sides write in one way: numbers by their value, lists in JSON."""
+    """The row in a form that is equal on both sides: numbers by value, lists as JSON."""
     if kind == "jobs":
         return (*row[:3], json.loads(row[3]), *row[4:])
     if kind == "file_attributes":
@@ -169,7 +169,7 @@ def _comparable(kind: str, row: Row) -> Row:
 
 
 class _Contents:
-    """Of the files in a data folder, into a bucket; both are its own."""
+    """Copies file contents from a data folder into a bucket. Closes both."""
 
     def __init__(self, data: Path, bucket: BlobStore) -> None:
         self._folder = data / FILES_FOLDER
@@ -177,11 +177,11 @@ class _Contents:
         self._bucket = bucket
 
     async def move(self, source: FolderExport) -> None:
-        """Copy every file's content that is not in the bucket yet. Raises `StoreError`."""
+        """Copy every content that the bucket lacks. Raises `StoreError`."""
         for key, size, sha256 in _contents(source):
             if await self._size(key) == size:
                 continue
-            # Of one that was broken off.
+            # Remove what an interrupted move left.
             await self._bucket.delete(key)
             content = await self._source.open(key)
             try:
@@ -197,7 +197,7 @@ class _Contents:
                 raise StoreError(f"The content {key} in {self._folder} is not what its file's row says.")
 
     async def compared(self, source: FolderExport) -> tuple[Counted, Counted]:
-        """What the rows say, and what the bucket has, which is the same. Raises `StoreError`."""
+        """The counts by the files' rows and by the bucket, which must match. Raises `StoreError`."""
         here, there, total = Sum(), Sum(), 0
         for key, size, sha256 in _contents(source):
             content = await self._bucket.open(key)
@@ -214,7 +214,7 @@ class _Contents:
         return replace(here.counted, content_bytes=total), replace(there.counted, content_bytes=total)
 
     async def aclose(self) -> None:
-        """Let both go."""
+        """Close both."""
         await self._bucket.aclose()
         await self._source.aclose()
 

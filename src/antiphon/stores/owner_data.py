@@ -3,11 +3,11 @@
 Lives here: the SQL, how owners are counted, how a row is exported, and deleting vector stores. Not here: how a backend
 reads and deletes while others work (`sqlite/owner_data.py`, `postgres/owner_data.py`), files' contents.
 
-An export has vector stores and which files are in them, with their attributes; the chunks are the files' own text once
-more, and files are exported as such.
+An export contains the vector stores and their files with attributes. It leaves out the chunks: their text is in the
+files, which are exported as well.
 
-Invariant: everything that has an owner is in what `owned` gives, or is a part or a count of that; tests compare it with
-the schemas.
+Invariant: `owned` covers every table with an owner, except tables that hold only parts or counts of covered ones. Tests
+compare it with the schemas.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from antiphon.stores.bodies import Bodies
 from antiphon.stores.tables import Tables
 
 AT_ONCE = 100
-"""Rows that are read, or deleted, at once."""
+"""Rows per read or deletion."""
 
 _COUNTED = {
-    # Nobody is the owner of ids that must not be used (`postgres/withdrawals.py`).
+    # Withdrawn ids belong to no owner (`postgres/withdrawals.py`).
     "responses": "responses WHERE status <> 'withdrawn'",
     "conversations": "conversations",
     "prompts": "prompts",
@@ -34,19 +34,19 @@ _COUNTED = {
 }
 _VECTOR_STORES = "SELECT id FROM vector_stores WHERE owner = :owner"
 
-# A row's JSON, and what the model was shown beyond it, where that was kept.
+# A row's JSON, and the further text that the model saw, if it was stored.
 _BOTH = "(SELECT 1 = 0 AS more UNION ALL SELECT 1 = 1) AS both_parts"
 
 
 def counting(*kinds: str) -> str:
-    """Counts these kinds: rows of a kind, an owner, and how many."""
+    """A query that counts these kinds: one row per kind and owner, with the count."""
     return " UNION ALL ".join(
         f"SELECT '{kind}', owner, count(*) FROM {_COUNTED[kind]} GROUP BY owner" for kind in kinds
     )
 
 
 def counted(rows: Iterable[Iterable[Any]]) -> list[OwnerCounts]:
-    """Every owner of what these rows of `counting` count, in the order of their names."""
+    """The counts per owner from the rows of `counting`, sorted by owner."""
     counts: dict[str, dict[str, int]] = {}
     for kind, owner, count in rows:
         counts.setdefault(owner, {})[kind] = count
@@ -54,8 +54,8 @@ def counted(rows: Iterable[Iterable[Any]]) -> list[OwnerCounts]:
 
 
 def owned(place: str) -> dict[str, str]:
-    """What is exported of an owner, by kind: two columns that name a row, and its JSON (`body`), or the fields of that.
-    `place`: an item's place in its conversation."""
+    """The queries of an export, by kind. Each selects two columns that identify a row, then its JSON (`body`) or its
+    fields. `place`: the SQL of an item's position in its conversation."""
     return {
         "responses": """
             SELECT id, created_at, status, body FROM responses WHERE owner = :owner ORDER BY created_at, id
@@ -90,7 +90,7 @@ def owned(place: str) -> dict[str, str]:
 
 
 def owned_vectors(number: str, store: str) -> dict[str, str]:
-    """The same of vector stores. `number`: the column with a store's number, `store`: the one that refers to a
+    """The same for vector stores. `number`: the column with a store's number. `store`: the column that refers to a
     store."""
     return {
         "vector_stores": f"""
@@ -106,7 +106,7 @@ def owned_vectors(number: str, store: str) -> dict[str, str]:
 
 
 def exported(kind: str, fields: Mapping[str, Any], bodies: Bodies) -> ExportedRow:
-    """The row, of its columns by name; `bodies` opens what is sealed."""
+    """The exported row, from columns by name. `bodies` opens sealed bodies."""
     (_, row_id), (_, of), *others = fields.items()
     if kind == "responses":
         return ExportedRow(kind, row_id, of, json.loads(bodies.open_response(fields["body"], fields["status"])))
@@ -134,12 +134,12 @@ DELETE FROM usage_days WHERE owner = :owner AND (day, model, upstream) IN (
   SELECT day, model, upstream FROM usage_days WHERE owner = :owner LIMIT :limit
 )""",
 )
-"""Each in pieces, which lock rows in the order in which all others do."""
+"""The deletions, each in pieces. They lock rows in the same order as all other statements."""
 
 
 async def delete_vector_stores(vectors: VectorDatabase, tables: Tables, owner: str) -> int:
-    """Delete the owner's vector stores with all that was made of their files; how many stores went. `tables`: of the
-    database that they are in. Raises `StoreError`."""
+    """Delete the owner's vector stores with all their chunks. Returns the number of deleted stores. `tables`: the
+    tables of the vector stores' database. Raises `StoreError`."""
     gone = 0
     for (store_id,) in await tables.fetch(_VECTOR_STORES, {"owner": owner}):
         gone += await vectors.stores.delete(owner, store_id)

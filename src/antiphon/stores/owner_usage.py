@@ -1,11 +1,11 @@
-"""The store of daily usage sums and of owners' storage quotas, for any backend.
+"""Stores daily usage sums and checks owners' storage quotas, for any backend.
 
-Lives here: the SQL. Not here: which calls are counted (`observability/observation.py`), when they are written
-(`engine/running/usage_recorder.py`), counting what an owner stores (triggers of each backend's migrations).
+Lives here: the SQL. Not here: which calls are counted (`observability/observation.py`), when the sums are written
+(`engine/running/usage_recorder.py`), counting an owner's stored bytes (triggers in each backend's migrations).
 
-Invariants: no number is one that a column cannot hold, or cannot add up: an upstream that counts beyond all measure
-would otherwise keep the sums of all others from being written. Rows are added to in one order, so processes that add
-to the same days wait for each other and never for each other in a circle.
+Invariants: every number is capped, so that a column can hold it and add to it. Otherwise one upstream with absurd
+counts would block the sums of all others. Statements update rows in one order, so processes that add to the same days
+wait for each other but never deadlock.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ OWNER_BYTES = "SELECT CAST(coalesce(sum(bytes), 0) AS bigint) FROM owner_bytes W
 
 
 class UsageStore:
-    """The sums, in tables that the caller closes. Every method raises `StoreError`."""
+    """The usage sums, in tables that the caller closes. Every method raises `StoreError`."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
 
     async def add(self, sums: Sequence[UsageSum]) -> None:
-        """Add these to what there is of the same day, owner, model and upstream, all or none."""
+        """Add these to the sums of the same day, owner, model and upstream, all or none."""
         rows = [
             {name: getattr(one, name) for name in KEY} | {name: min(getattr(one, name), _MOST) for name in NUMBERS}
             for one in sorted(sums, key=attrgetter(*KEY))
@@ -48,8 +48,8 @@ class UsageStore:
         await self._tables.run([Statement(ADD, rows, many=True)])
 
     async def sums(self, by: Sequence[By], *, since: str = "", until: str = "", owner: str = "") -> list[UsageSum]:
-        """The sums of these days (`YYYY-MM-DD`, both included; empty: all), in the order of `by`; what they are not
-        told apart by is empty."""
+        """The sums of these days (`YYYY-MM-DD`, both included; empty: no limit), grouped and sorted by `by`. Fields
+        outside `by` are empty."""
         told_apart = ", ".join(dict.fromkeys(by))
         sql = f"""
         SELECT {told_apart + "," if by else ""} {", ".join(f"CAST(sum({name}) AS bigint)" for name in NUMBERS)}
@@ -62,7 +62,7 @@ class UsageStore:
         return [UsageSum(**{name: row[number] for number, name in enumerate(names)}) for row in rows]
 
     async def forget(self, before: str) -> int:
-        """Delete the sums of all days before this one; how many rows."""
+        """Delete the sums of all days before this one. Returns the number of rows."""
         gone = 0
         while count := (await self._tables.run([Statement(FORGET, {"before": before})], again=True))[0]:
             gone += count
@@ -70,10 +70,10 @@ class UsageStore:
 
 
 class OwnerQuota:
-    """What an owner may still store: `limit` bytes in all. The tables are the caller's to close.
+    """The storage quota of one owner: `limit` bytes in all. The caller closes the tables.
 
-    It is asked before a model is, and not again when the response is saved: what was paid for is kept. So an owner may
-    pass the limit by what ran at that moment.
+    The quota is checked before a model call, and not when the response is saved: a paid response is stored anyway. So
+    an owner may exceed the limit by the responses that ran at that moment.
     """
 
     def __init__(self, tables: Tables, limit: int) -> None:
@@ -81,6 +81,6 @@ class OwnerQuota:
         self._limit = limit
 
     async def check(self, owner: str) -> None:
-        """Raises `OwnerFull` when the owner has stored as much as one may, and `StoreError`."""
+        """Raise `OwnerFull` when the owner has stored `limit` bytes or more. Raises `StoreError`."""
         if (await self._tables.fetch(OWNER_BYTES, {"owner": owner}))[0][0] >= self._limit:
             raise OwnerFull(self._limit)

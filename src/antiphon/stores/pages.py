@@ -1,12 +1,12 @@
-"""Pages of a list: limited by rows and by bytes, whichever comes first.
+"""Builds pages of a list, limited by rows and by bytes, whichever limit comes first.
 
-Lives here: the cursors of a page, and reading the rows of a query, which are alike in every backend; and what items
-that a request names come to, which may be named more than once. Not here: SQL.
+Lives here: the cursors of a page, the conversion of rows (the same in every backend), and the lookup of items that a
+request names. Not here: SQL.
 
-A row that did not fit comes without its body, which then was not read. The first row always fits: one that is larger
-than a page comes alone.
+A row that does not fit has no body, because the query did not read it. The first row always fits: if it is larger than
+a page, it is the only one.
 
-Invariant: a page is a beginning of what a page without the limit of bytes would be.
+Invariant: a page is a prefix of the page without the limit of bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from antiphon.stores.bodies import Bodies
 
 
 class Row(Protocol):
-    """A row of any backend: its columns by name, or number."""
+    """A row of any backend: access to its columns by name or number."""
 
     def __getitem__(self, column: str | int, /) -> Any: ...
 
@@ -32,7 +32,7 @@ R = TypeVar("R", bound=Row)
 
 
 def cut_off(rows: Sequence[R], body: str = "body") -> tuple[Sequence[R], bool]:
-    """The rows up to the first that did not fit (its column `body` is null), and whether there is such a row."""
+    """The rows before the first one that does not fit (its column `body` is null), and whether there is such a row."""
     for number, row in enumerate(rows):
         if row[body] is None:
             return rows[:number], True
@@ -40,16 +40,18 @@ def cut_off(rows: Sequence[R], body: str = "body") -> tuple[Sequence[R], bool]:
 
 
 async def check_cursors(page: PageQuery, find: Callable[[str], Awaitable[object]], missing: str) -> None:
-    """Raise `InvalidRequest`, with the sentence `missing`, when a cursor is none of the list's: `find` has None."""
+    """Raise `InvalidRequest` with the message `missing` when a cursor is not in the list: `find` returns None for
+    it."""
     for name, cursor in page.cursors:
         if await find(cursor) is None:
             raise unknown_cursor(name, missing)
 
 
 def item_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> Page[StoredItem] | None:
-    """The page, of rows with the places of its cursors (`low`, `high`) and an item, or none where the page is empty.
+    """A page from rows that have the positions of the cursors (`low`, `high`) and an item; the item is null on an empty
+    page.
 
-    No row: no list. Raises `InvalidRequest` for a cursor that has no place.
+    Returns None without rows: the list does not exist. Raises `InvalidRequest` for a cursor without a position.
     """
     if not rows:
         return None
@@ -64,7 +66,7 @@ def item_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> Page[Stor
 
 
 def response_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> Page[StoredResponse]:
-    """The page, of rows with a response (`id`, `status`, `response`) and an item of it, if it has any."""
+    """A page from rows that have a response (`id`, `status`, `response`) and one of its items, if any."""
     found: dict[str, tuple[Row, list[StoredItem]]] = {}
     kept, cut = cut_off(rows, "response")
     for row in kept:
@@ -84,18 +86,18 @@ def response_page(rows: Sequence[Row], page: PageQuery, bodies: Bodies) -> Page[
 
 
 def stored_item(row: Row) -> StoredItem:
-    """The item of a row that has the columns `item_id`, `type` and `body`."""
+    """The item in a row with the columns `item_id`, `type` and `body`."""
     return StoredItem(row["item_id"], row["type"], row["body"])
 
 
 def history_item(row: Row) -> StoredItem:
-    """The same of a row that is read for a later request: it has the column `shown` too."""
+    """The same for a row of a history, which also has the column `shown`."""
     return StoredItem(row["item_id"], row["type"], row["body"], row["shown"])
 
 
 def named_items(item_ids: Sequence[str], rows: Sequence[Row], limit: int) -> dict[str, StoredItem]:
-    """The items that were found of these. Raises `HistoryTooLarge` when they, each as often as it is named, take more
-    than `limit` bytes; then the rows may have no bodies at all."""
+    """The found items by id. Raises `HistoryTooLarge` when the items exceed `limit` bytes, counted once per mention;
+    the rows may have no bodies then."""
     if rows and rows[0]["body"] is None:
         raise HistoryTooLarge(limit, "input")
     found = {row["item_id"]: history_item(row) for row in rows}

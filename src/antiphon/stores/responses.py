@@ -1,16 +1,16 @@
-"""The response store: reads and deletes responses and their items, for any backend.
+"""Reads and deletes responses and their items, for any backend.
 
-Lives here: the SQL that reads and deletes, the limits of a history and what of one may be missing, cursors and pages.
-Not here: storing a response, and finding items by their ids, which each backend does in its own way
-(`sqlite/responses.py`, `postgres/responses.py`); how a backend runs statements (`tables.py`).
+Lives here: the SQL that reads and deletes, the limits of a history, the missing parts of one, cursors and pages. Not
+here: storing a response and finding items by id, which each backend implements (`sqlite/responses.py`,
+`postgres/responses.py`); how a backend runs statements (`tables.py`).
 
-A chain never crosses owners, which is enforced where a response is inserted; so reading one has to look at the owner of
-its last response only. Nothing stores a conversation twice: every response keeps its own items, once.
+A chain never crosses owners: the insert of a response enforces this. So reading a chain checks only the owner of its
+last response. Each response stores only its own items, so no item is stored twice.
 
-A response is deleted with its chain locked: a response that continues the chain at that moment is either seen, or finds
-its predecessor gone.
+Deleting a response locks its chain. A concurrent response that continues the chain either commits first and is seen, or
+fails because its predecessor is deleted.
 
-Invariant: sizes are known before anything of that size is read; nothing of a history that is too large is.
+Invariant: a query knows the size of a history before it reads the items. It reads nothing of a history over the limit.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from antiphon.stores.pages import Row, check_cursors, history_item, item_page, n
 from antiphon.stores.retention import SWEEPER
 from antiphon.stores.tables import Statement, Tables, both_ways, page_parameters, within
 
-# Newest turn first in `turn`. The owner is checked in the seed only, and joins keep their order: any further condition
-# on `responses` in the recursive step makes SQLite build a Bloom filter over the whole table on every call, once
-# ANALYZE has run. A chain over a limit stops at the seed and brings no item; its size is in `history_items` and
-# `history_bytes`. `depth < :limit` can only matter for a damaged database, in which a chain might run in a circle.
+# Newest turn first in `turn`. Only the seed checks the owner, and joins keep their order. After ANALYZE, another
+# condition on `responses` in the recursive step makes SQLite build a Bloom filter over the whole table on every call. A
+# chain over a limit stops at the seed and yields no items; its size is in `history_items` and `history_bytes`. `depth <
+# :limit` matters only for a damaged database with a circular chain.
 LOAD_CHAIN = """
 WITH RECURSIVE turn (id, prev_id, depth, history_items, history_bytes, conversation_id, conversation_pos, status) AS (
   SELECT id, CASE WHEN history_items <= :limit AND history_bytes <= :bytes THEN prev_id END, 0, history_items,
@@ -51,8 +51,8 @@ FROM turn LEFT JOIN response_items i ON i.response_id = turn.id
   AND turn.history_items <= :limit AND turn.history_bytes <= :bytes
 ORDER BY turn.depth DESC, i.dir, i.seq
 """
-# What was in the conversation before the response at the beginning of a chain; nothing when it is another conversation,
-# or one that is being cleared away, of which some may be gone already.
+# The items in the conversation before the first response of a chain. No items when the id now names another
+# conversation, or when the sweep is deleting it and some items may be missing.
 LOAD_BEFORE = f"""
 WITH size (bytes) AS MATERIALIZED (
   SELECT coalesce(sum(length(body) + coalesce(length(shown), 0)), 0) FROM conversation_items
@@ -65,7 +65,7 @@ WHERE c.owner = :owner AND c.id = :conversation_id AND first_place(c) <= :pos
   AND coalesce(c.locked_by, '') <> '{SWEEPER}'
 ORDER BY i.pos LIMIT :limit
 """
-# The response itself is the row before its items, so that both come from one snapshot.
+# The response is the row before its items, so that both come from one snapshot.
 GET = """
 SELECT -1 AS seq, id AS item_id, status AS type, body FROM responses WHERE id = :id AND owner = :owner
 UNION ALL
@@ -95,8 +95,8 @@ LEFT JOIN response_items i ON i.response_id = r.id AND i.dir = 0 AND i.seq = cut
 WHERE r.id = :id AND r.owner = :owner
 ORDER BY cut.place {{order}}
 """)
-# A page lies strictly between two responses, either of which may be absent; of the same moment, the one that was stored
-# later is newer. The rows of a page first, then their output items, all from one snapshot.
+# A page lies strictly between two responses, either of which may be absent. Of two with the same time, the one stored
+# later is newer. The rows of a page come first, then their output items, all from one snapshot.
 _AT = "coalesce((SELECT created_at FROM responses WHERE id = :{0} AND owner = :owner), {1})"
 _NUMBER = "coalesce((SELECT rowid FROM responses WHERE id = :{0} AND owner = :owner), {1})"
 _FIRST, _LAST = "-1", "9223372036854775807"
@@ -121,14 +121,14 @@ WHERE r.id = cut.place
 ORDER BY r.created_at {{order}}, r.rowid {{order}}, i.seq
 """)
 
-# Its job is locked (whoever runs it locks that first, too), then its chain; with both held nobody can add to the chain
-# any more, and a statement of its own sees all that was added before.
+# Locks the job first (as its worker does), then the chain. With both locked, no transaction can add to the chain, and
+# the next statement sees everything that was added before.
 LOCK_JOB = "SELECT 1 FROM jobs WHERE response_id = :id AND owner = :owner FOR UPDATE"
 LOCK_CHAIN = """
 SELECT 1 FROM chains WHERE id = (SELECT chain_id FROM responses WHERE id = :id AND owner = :owner) FOR UPDATE
 """
-# First the chain when this response is the last one of it (the response then goes with its chain), else the response;
-# items follow by foreign key. One of the two changes a row when there was something to delete.
+# Deletes the chain when this is its last response; the response goes with it. Otherwise deletes the response; its items
+# follow by foreign key. One of the two changes a row when there was something to delete.
 DELETE_LAST_OF_CHAIN = """
 DELETE FROM chains
 WHERE id = (SELECT chain_id FROM responses WHERE id = :id AND owner = :owner)
@@ -138,7 +138,8 @@ DELETE = "DELETE FROM responses WHERE id = :id AND owner = :owner"
 
 
 class ResponseWriter(Protocol):
-    """How a backend stores a response, and whether it can. Every method raises `StoreError`."""
+    """The part that each backend implements: storing a response, and the health check. Every method raises
+    `StoreError`."""
 
     def save(self, record: ResponseRecord) -> Coroutine[object, object, None]:
         """See `History.save`."""
@@ -148,10 +149,10 @@ class ResponseWriter(Protocol):
 
 
 class ResponseStore:
-    """Responses and their items, durable once `save` returned, in tables that the caller closes: a `History`, and what
-    clients see of it.
+    """Responses and their items, in tables that the caller closes: implements `History` and the reads of the API. A
+    response is durable when `save` returns.
 
-    Every method raises `StoreError` when the database cannot do it; none blocks the event loop.
+    Every method raises `StoreError` when the database fails; none blocks the event loop.
     """
 
     def __init__(
@@ -165,10 +166,11 @@ class ResponseStore:
         page_bytes: int,
         bodies: Bodies = PLAIN,
     ) -> None:
-        """`find_items`: the backend's SQL that finds one item for each of `:ids`, an output before an input and the
-        newest before older ones, without bodies where they take more than `:bytes`. `chain_items`, `history_bytes`: the
-        most of a history that is read at all; `page_bytes`: where a page of a list ends before its rows do; `bodies`
-        seals responses and items."""
+        """`find_items`: the backend's SQL that finds one item for each of `:ids`. It prefers an output to an input and
+        newer items to older ones; it reads no bodies when they exceed `:bytes`.
+
+        `chain_items`, `history_bytes`: the limits of a history. `page_bytes`: the maximum bytes of a page of a list.
+        `bodies` seals responses and items."""
         self._tables = tables
         self._writer = writer
         self._find_items = find_items
@@ -183,7 +185,7 @@ class ResponseStore:
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
         """The history that ends in `response_id`, or None; see `History.load_chain`. Raises `ChainTooLong` and
-        `HistoryTooLarge` before any is read, and `ChainBroken`."""
+        `HistoryTooLarge` before it reads items, and `ChainBroken`."""
         most, size = self._chain_items, self._history_bytes
         named: dict[str, object] = {"id": response_id, "owner": owner, "limit": most, "bytes": size}
         found = await self._tables.fetch(LOAD_CHAIN, named)
@@ -202,7 +204,7 @@ class ResponseStore:
         conversation_id = oldest["conversation_id"]
         if conversation_id is None:
             return Chain(items)
-        # What the chain's first response found in its conversation.
+        # The items that the conversation had before the chain's first response.
         limit, room = max(0, most - len(items)), size - newest["history_bytes"]
         named |= {"conversation_id": conversation_id, "pos": oldest["conversation_pos"]}
         earlier = await self._tables.fetch(LOAD_BEFORE, named | {"limit": limit + 1, "bytes": room})
@@ -224,8 +226,8 @@ class ResponseStore:
         return {item_id: self._bodies.open_item(item) for item_id, item in found.items()}
 
     async def ping(self) -> None:
-        """Raise `StoreError` when requests should go elsewhere (for `/ready`): a database of this machine's own
-        cannot be written to and read, or one that is shared could not be for long."""
+        """Raise `StoreError` when requests should go to another process (for `/ready`). A local database fails when a
+        write or a read fails; a shared one only when it has failed for long."""
         await self._writer.ping()
 
     async def get(self, owner: str, response_id: str) -> StoredResponse | None:
@@ -238,12 +240,12 @@ class ResponseStore:
         return StoredResponse(stored_id, status, self._bodies.open_response(body, status), items)
 
     async def delete(self, owner: str, response_id: str) -> bool:
-        """Delete the response and its items; False when there is none for this owner."""
+        """Delete the response and its items; False when the owner has no such response."""
         return any((await self._tables.run(deleting(owner, response_id)))[-2:])
 
     async def list(self, owner: str, page: PageQuery) -> Page[StoredResponse]:
-        """A page of the owner's responses, by their time of creation; cursors are ids of responses, one of which
-        counts, `after` before `before`. One that is none is an `InvalidRequest`."""
+        """A page of the owner's responses by creation time. Cursors are response ids; with both, `after` counts. An
+        unknown cursor raises `InvalidRequest`."""
         if page.after is not None:
             page = replace(page, before=None)
         await check_cursors(page, partial(self._find, owner), "There is no response with this id")
@@ -251,10 +253,10 @@ class ResponseStore:
         return response_page(await self._tables.fetch(LIST[page.backward], named), page, self._bodies)
 
     async def input_items(self, owner: str, response_id: str, page: PageQuery) -> Page[StoredItem] | None:
-        """A page of the response's own input items, or None when there is no such response.
+        """A page of the response's own input items, or None when the response does not exist.
 
-        `after` and `before` are meant in the asked order. With `before` alone the page is the one that ends just
-        before that item. An id that is not in the list is an `InvalidRequest`.
+        `after` and `before` refer to the requested order. With only `before`, the page ends just before that item. An
+        unknown cursor raises `InvalidRequest`.
         """
         named = {"id": response_id, "owner": owner, **page_parameters(page, self._page_bytes)}
         return item_page(await self._tables.fetch(INPUT_ITEMS[page.backward], named), page, self._bodies)
@@ -269,7 +271,7 @@ class ResponseStore:
 
 
 def deleting(owner: str, response_id: str) -> list[Statement]:
-    """The unit that deletes a response; the last two steps say whether there was one."""
+    """The transaction that deletes a response. The counts of its last two steps tell whether there was one."""
     named = {"id": response_id, "owner": owner}
     locks = [Statement(sql, named, into=[]) for sql in (LOCK_JOB, LOCK_CHAIN)]
     return [*locks, Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE, named)]

@@ -1,16 +1,17 @@
 """Deletes expired data in pieces so small that no request waits for them.
 
-Lives here: the loop over pieces, what fits into one, and whose turn it is. Not here: what goes in a piece, which each
-backend deletes in its own way (`sqlite/retention.py`, `postgres/retention.py`); when it is done (`app/build.py`),
-how long anything is kept (settings), files and vector stores (which say themselves when they expire).
+Lives here: the loop over pieces, the size of a piece, and turns among processes. Not here: the deletion of a piece,
+which each backend implements (`sqlite/retention.py`, `postgres/retention.py`); when sweeps run (`app/build.py`), the
+retention periods (settings), files and vector stores (their rows have an expiry).
 
-A chain goes as a whole, when its latest response is old: nothing is ever taken out of the middle of a conversation.
-What runs (background responses, locked conversations) is never old. What is too large for one piece is first made
-unusable, in the same unit as its first rows go: a chain takes no more responses and has lost its first one, a
-conversation is locked by the sweep.
+A chain is deleted as a whole, when its latest response is old. So no conversation ever lacks its middle. Background
+responses that run and locked conversations never count as old.
 
-Invariant: a piece deletes a bounded number of rows, or one response with its items and events, and what goes is looked
-at once more in the unit in which it goes.
+Data that is too large for one piece first becomes unusable, in the transaction that deletes its first rows. A chain
+accepts no more responses and loses its first one. The sweep locks a conversation.
+
+Invariant: a piece deletes a bounded number of rows, or one response with its items and events. Its transaction checks
+again that each row is still expired.
 """
 
 from __future__ import annotations
@@ -23,34 +24,33 @@ from antiphon.stores.pages import R
 from antiphon.stores.tables import Statement, Tables, changed, milliseconds
 
 SWEEPER = "retention"
-"""Who holds the lock of a conversation that is going; it never runs out."""
+"""The holder of the lock of a conversation under deletion; this lock never expires."""
 TAKE_TURN = """
 INSERT INTO sweeps (what, due_at) VALUES (:what, lease_in(:pause))
 ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at WHERE sweeps.due_at <= lease_now()
 """
 
 Piece = tuple[int, int]
-"""How many rows were changed, and how many things went whole."""
+"""The number of changed rows, and the number of objects that were deleted completely."""
 
 
 class Pieces(Protocol):
-    """Deletes one piece of what is older than so many milliseconds; nothing where nothing can go just now. Every method
-    raises `StoreError`."""
+    """Deletes one piece of the data that is older than `age` milliseconds; deletes nothing when nothing can be deleted
+    now. Every method raises `StoreError`."""
 
     async def chains(self, age: int) -> Piece:
-        """Chains, or responses of one."""
+        """Delete chains, or responses of one."""
 
     async def conversations(self, age: int) -> Piece:
-        """Conversations, or items of one."""
+        """Delete conversations, or items of one."""
 
     async def streams(self, age: int) -> Piece:
-        """Events of background responses that are over. Events tell how a response came to be; the response itself
-        stays, and is looked at no more (`background`: 2)."""
+        """Delete events of finished background responses. The response itself stays, and later sweeps skip it
+        (`background`: 2)."""
 
 
 class Retention:
-    """Deletes what is older than it is to be kept, from tables that the caller closes. Every method raises
-    `StoreError`."""
+    """Deletes data after its retention period, in tables that the caller closes. Every method raises `StoreError`."""
 
     def __init__(self, tables: Tables, pieces: Pieces, kept: RetentionSettings) -> None:
         self._tables = tables
@@ -58,13 +58,13 @@ class Retention:
         self._kept = kept
 
     async def take_turn(self, what: str, seconds: float) -> bool:
-        """Whether this process is the one to clear this up now; no other is for so many seconds."""
+        """Whether this process should run this sweep now. If True, no other process gets a turn for `seconds`."""
         named = {"what": what, "pause": milliseconds(seconds)}
         return await changed(self._tables, Statement(TAKE_TURN, named, rows=1))
 
     async def sweep(self) -> tuple[int, int, int]:
-        """Delete everything that is too old, in small pieces; how many chains, conversations and streams of events
-        went."""
+        """Delete all expired data in small pieces. Returns the numbers of deleted chains, conversations and event
+        streams."""
         pieces, kept = self._pieces, self._kept
         return (
             await _sweep(pieces.chains, kept.responses),
@@ -74,7 +74,7 @@ class Retention:
 
 
 async def _sweep(delete: Callable[[int], Awaitable[Piece]], seconds: float | None) -> int:
-    """Piece by piece, until there is nothing or nothing can go."""
+    """Delete piece by piece, until nothing is left or nothing can be deleted."""
     gone = 0
     while seconds is not None:
         rows, whole = await delete(milliseconds(seconds))
@@ -85,7 +85,7 @@ async def _sweep(delete: Callable[[int], Awaitable[Piece]], seconds: float | Non
 
 
 def fitting(rows: Sequence[R], most: int) -> Sequence[R]:
-    """The first ones that have no more rows together than may go at once, but one; their column `rows` counts them."""
+    """The first rows whose sum of column `rows` is at most `most`; at least one row."""
     total = 0
     for number, row in enumerate(rows):
         total += row["rows"]

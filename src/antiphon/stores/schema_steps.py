@@ -1,17 +1,17 @@
-"""Numbered database migrations, and which builds can serve from a database that has some of them.
+"""Reads numbered database migrations, and decides which builds can serve from a database.
 
-Lives here: reading the packaged `.sql` files and comparing them with what a database says it has; an operator's way to
-a schema, and making an empty step in the source tree. Not here: applying steps (each backend's
-`stores/<backend>/migrate.py`), the command line.
+Lives here: reading the packaged `.sql` files, comparing them with a database's record, the interface of a schema, and
+creating an empty step in the source tree. Not here: applying steps (each backend's `stores/<backend>/migrate.py`), the
+command line.
 
-A rollout has two builds at work at once, and a process of the older one may start again in its middle. So every step
-may say in its first line which schema a build must know at least to go on with it: `-- serves: 3` in step 5 lets builds
-that know the steps up to 3 or 4 serve still (the step only adds). Without that line it serves only builds that know it.
-A step that takes something away serves only builds that do not use it any more, and comes a release later.
+During a rollout two builds serve at once, and a process of the older one may restart. So the first line of a step may
+name the oldest schema whose builds can still serve. `-- serves: 3` in step 5 means that builds with the steps up to 3
+or 4 can serve, because the step only adds. Without that line, only builds that know the step can serve. A step that
+removes something comes one release after the last build that uses it.
 
-A file beside a step with its name and the ending .down.sql undoes it.
+A file with the step's name and the ending .down.sql undoes it.
 
-Invariants: steps are numbered 1, 2, 3, … without a gap; a step never changes once it was applied anywhere.
+Invariants: steps are numbered 1, 2, 3, … without a gap. A step never changes after any database has applied it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _EMPTY = """\
 
 @dataclass(frozen=True, slots=True)
 class SchemaStep:
-    """One numbered step of the schema. `down` undoes it, where it can be undone."""
+    """One numbered step of the schema. `down` undoes it; empty if that is impossible."""
 
     version: int
     name: str
@@ -52,14 +52,15 @@ class SchemaStep:
 
     @property
     def serves(self) -> int:
-        """The oldest schema whose builds can serve with it."""
+        """The oldest schema whose builds can serve after this step."""
         said = _SERVES.match(self.sql)
         return int(said[1]) if said else self.version
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A step that a database has. `name` and `serves` are what it says of a step that this build does not know."""
+    """A step that a database has applied. `name` and `serves` come from the database, because this build may not know
+    the step."""
 
     version: int
     name: str
@@ -69,8 +70,8 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Schema(ABC):
-    """The schema of one database. `name`: what an operator calls that; `steps`: those that this build has for it;
-    `folder`: where their files are in this installation."""
+    """The schema of one database. `name`: its name for the operator. `steps`: the steps of this build. `folder`: the
+    folder of their files in this installation."""
 
     name: str
     steps: tuple[SchemaStep, ...]
@@ -78,19 +79,19 @@ class Schema(ABC):
 
     @abstractmethod
     async def applied(self) -> Sequence[Applied]:
-        """What the database has; nothing when there is none. Raises `StoreError`."""
+        """The applied steps; empty when there is no database. Raises `StoreError`."""
 
     @abstractmethod
     async def up(self) -> Sequence[SchemaStep]:
-        """Apply what is missing; what this call applied. Raises `StoreError`."""
+        """Apply the missing steps, and return them. Raises `StoreError`."""
 
     @abstractmethod
     async def undo(self) -> SchemaStep:
-        """Undo the last step. Raises `StoreError` where it cannot be."""
+        """Undo the last step, and return it. Raises `StoreError` when it cannot be undone."""
 
 
 def read_steps(folder: Traversable) -> tuple[SchemaStep, ...]:
-    """The steps shipped with this build, in order. Raises `StoreError` where there is none, or one is missing."""
+    """The steps of this build, in order. Raises `StoreError` when there is none, or a number is missing."""
     texts = {entry.name: entry for entry in folder.iterdir()}
     steps = []
     for name, entry in texts.items():
@@ -105,7 +106,7 @@ def read_steps(folder: Traversable) -> tuple[SchemaStep, ...]:
 
 
 def missing_steps(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> Sequence[SchemaStep]:
-    """The steps that this database has not seen; raises `StoreError` for one this build cannot serve from."""
+    """The steps that this database lacks. Raises `StoreError` when this build cannot serve from the database."""
     for known, step in zip(applied, steps, strict=False):
         if (known.version, known.sha256) != (step.version, step.sha256):
             raise StoreError(
@@ -123,12 +124,12 @@ def missing_steps(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> Se
 
 
 def oldest_schema(applied: Sequence[Applied]) -> int:
-    """The least schema that a build must know to serve from the database; 0: any may, there is nothing in it."""
+    """The oldest schema whose builds can serve from the database; 0 for an empty database."""
     return max((one.serves for one in applied), default=0)
 
 
 def step_to_undo(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> SchemaStep:
-    """The last step that was applied. Raises `StoreError` where it cannot be undone."""
+    """The last applied step. Raises `StoreError` when it cannot be undone."""
     missing_steps(applied, steps)
     if not applied:
         raise StoreError("The database has no schema: there is nothing to undo.")
@@ -147,7 +148,7 @@ def step_to_undo(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> Sch
 
 
 def create_step(schema: Schema, name: str) -> Path:
-    """Make a new empty step in the source tree; its file. Raises `ConfigError`."""
+    """Create an empty step in the source tree, and return its file. Raises `ConfigError`."""
     if not _STEP_NAME.fullmatch(name):
         raise ConfigError(f"{name!r} is no name of a step: small letters, digits and _ make one")
     if not (schema.folder.parents[4] / "pyproject.toml").exists():

@@ -1,9 +1,9 @@
-"""Reports on the state's location for an operator, before and while processes use it.
+"""Reports on the state's database for an operator, before and while processes use it.
 
-Lives here: what is said of the schema and of shared keys. Not here: what a backend says of itself (`Backend.examine`),
-how it is shown (`commands/doctor/command.py`).
+Lives here: findings about the schema and about shared keys. Not here: findings of each backend (`Backend.examine`),
+their display (`commands/doctor/command.py`).
 
-Invariants: nothing is made or changed by being looked at; no password is in what is said.
+Invariants: the report creates and changes nothing, and contains no password.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from antiphon.stores.schema_steps import missing_steps, oldest_schema
 
 
 async def examine_state(state: StateSettings, data: Path, wanted: StateNeeds) -> AsyncIterator[StateFinding]:
-    """Everything that can be said, each as soon as it is known; never raises `AntiphonError`."""
+    """Yield each finding as soon as it is known. Never raises `AntiphonError`."""
     try:
         async for said in backend_of(state, data).examine(wanted, _shared(state, data, wanted.keys)):
             yield said
@@ -53,7 +53,7 @@ async def _shared(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator
     try:
         recorded = await backend_of(state, data).recorded_keys()
     except AntiphonError:
-        # Before the first start there is no table.
+        # Before the first start the table does not exist.
         return
     if recorded is None:
         return

@@ -1,14 +1,14 @@
-"""The store of vector stores, their files and batches, for any backend.
+"""Stores vector stores, their files and batches, for any backend.
 
-Lives here: the SQL that the backends share, in which order statements run, cursors and pages. Not here: what the
-backends say differently (`sqlite/vectors/sql.py`, `postgres/vectors/sql.py`), chunks, ingestion and searching, of which
-each backend has its own.
+Lives here: the SQL that the backends share, the order of statements, cursors and pages. Not here: the SQL that differs
+by backend (`sqlite/vectors/sql.py`, `postgres/vectors/sql.py`); chunks, ingestion and searching, which each backend
+implements.
 
-Whatever adds or takes files changes the store's row first, so two of them never wait for each other in a circle, and a
-store that is deleted gets no more files.
+Every transaction that adds or removes files changes the store's row first. So two of them never deadlock, and a deleted
+store gets no more files.
 
-Invariants: a statement on behalf of a client names the owner, or follows one in its unit that does and must find a row.
-Counts and states are never kept beside what they count; they are read from the files' rows.
+Invariants: a client's statement names the owner, or follows one in its transaction that does and must find a row.
+Counts and states are not stored; queries compute them from the files' rows.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class VectorSql(ABC):
     """The statements of vector stores in one backend."""
 
     def __init__(self, attributes: AttributeSql, *, number: str, store: str, batch_file: str) -> None:
-        """`number`: the column with the number of a store, or of an ingested file; `store`: the one that refers to a
-        store; `batch_file`: how a row of a batch (`m`) leads to its file (`f`)."""
+        """`number`: the column with the number of a store, or of an ingested file. `store`: the column that refers to a
+        store. `batch_file`: the join from a batch's row (`m`) to its file (`f`)."""
         self._attributes = attributes
         mine = f"(SELECT {number} FROM vector_stores WHERE owner = :owner AND id = :id)"
         count = f"(SELECT count(*) FROM vector_files f WHERE f.{store} = s.{number} AND f.status = '{{0}}') AS {{0}}"
@@ -80,7 +80,8 @@ WHERE owner = :owner AND id = :id
 """
         used = f"last_active_at = now_ms(), expires_at = now_ms() + expires_days * {_DAY}"
         there = "(expires_at IS NULL OR expires_at > now_ms())"
-        # What somebody else writes to at this moment is in use anyway; what was used a moment ago is so still.
+        # A row that another transaction has locked is in use anyway. A store that was used a moment ago needs no
+        # update.
         self.touch = f"""
 UPDATE vector_stores SET {used} WHERE {number} IN (
   SELECT {number} FROM vector_stores
@@ -88,7 +89,8 @@ UPDATE vector_stores SET {used} WHERE {number} IN (
   FOR NO KEY UPDATE SKIP LOCKED
 )
 """
-        # Nobody else adds or takes a file until the unit ends. It is used, and other files are completed afterwards.
+        # Locks the store, so no other transaction adds or removes a file until this one ends. Also records the use, and
+        # a new version, because the set of completed files changes.
         self.hold_used = f"""
 UPDATE vector_stores SET version = version + 1, {used} WHERE owner = :owner AND id = :id AND {there}
 """
@@ -143,54 +145,57 @@ GROUP BY b.id, s.id
 
     drop_attributes: str
     insert_attribute: str
-    """Gives the file `:file_id` the attribute `:key` with its `:kind`, and `:text` or `:number`."""
+    """Inserts the attribute `:key` of the file `:file_id` with its `:kind`, and `:text` or `:number`."""
     file_text: str
-    """The texts of a file's chunks from `:first` on, at most `:limit`: no row where there is no such file, one without
-    a text where it has no chunks that can be read."""
+    """The texts of a file's chunks from `:first` on, at most `:limit`. No row: no such file. One row without a text: it
+    has no readable chunks."""
 
     @abstractmethod
     def create(self, named: Named) -> list[Statement]:
-        """What makes a store; without a name for it in `named` it has none."""
+        """The statements that create a store. Without a name in `named` the store has none."""
 
     @abstractmethod
     def delete(self, named: Named) -> list[Statement]:
-        """What deletes a store with everything in it, or changes no row in a statement that must change one."""
+        """The statements that delete a store with everything in it. One of them must change a row, and changes none
+        when the store does not exist."""
 
     @abstractmethod
     def add_files(self, named: Named, files: Sequence[Named]) -> list[Statement]:
-        """What adds files to a store that an earlier statement of the unit holds, and to the batch `:batch_id`, if that
-        is one. Those that are there already become another ingestion of themselves, in the batches that they are in."""
+        """The statements that add files to a store that an earlier statement of the unit locks, and to the batch
+        `:batch_id`, if it is set. A file that is already in the store gets a new ingestion, in all its batches."""
 
     def attributes(self, named: Named, attributes: Attributes) -> list[Statement]:
-        """What gives a file these attributes instead of those that it has."""
+        """The statements that replace a file's attributes."""
         rows = [{**named, **row} for row in self._attributes.rows(attributes)]
         return [Statement(self.drop_attributes, named), Statement(self.insert_attribute, rows, many=True)]
 
     @abstractmethod
     def clear(self, which: str, named: Named) -> list[Statement]:
-        """What notes the chunks of a file that goes: of `one` in a store, or `all` of its ingestions."""
+        """The statements that mark the chunks of a deleted file for clearing up: of `one` file in a store, or of `all`
+        its ingestions."""
 
     @abstractmethod
     def cancel_files(self, named: Named) -> list[Statement]:
-        """What cancels the files of a batch that are in progress."""
+        """The statements that cancel a batch's files in progress."""
 
 
 class VectorStores:
-    """Stores, their files and batches, and the work of ingestion, in tables that the caller closes; durable once a
-    method returned. Every method raises `StoreError` when the database cannot do it; none blocks the event loop.
+    """Vector stores, their files and batches, and the ingestion queue, in tables that the caller closes. Changes are
+    durable when a method returns. Every method raises `StoreError` when the database fails; none blocks the event loop.
 
-    `on_work` is called when there are files to ingest, or something to clear up; `on_deleted` with the id of a store
-    that is gone.
+    `on_work` is called when there are files to ingest or chunks to clear up; `on_deleted` with the id of a deleted
+    store.
     """
 
     def __init__(self, tables: Tables, keys: IdempotencyStore, sql: VectorSql, *, clock: Clock = now) -> None:
-        """`clock`: the date where the database has none."""
+        """`clock`: the date, where the database has none."""
         self._tables = tables
         self._keys = keys
         self._sql = sql
         self._clock = clock
         self.noted_uses: dict[tuple[str, str], int] = {}
-        """When each store was last written as used, in milliseconds: a store in use is written once a minute."""
+        """The time of each store's last recorded use, in milliseconds: the store's row is updated at most once a
+        minute."""
         self.on_work: Callable[[], None] = lambda: None
         self.on_deleted: Callable[[str], None] = lambda store_id: None
 
@@ -206,7 +211,7 @@ class VectorStores:
         files: Sequence[NewFile] = (),
         once: OnceOnly | None = None,
     ) -> VectorStore:
-        """Make a store, with these files to ingest. With a key only once: raises `AlreadyMade` with the store's id."""
+        """Create a store with these files to ingest. With a key only once: raises `AlreadyMade` with the store's id."""
         named = self._named(owner, store_id, name=name, description=description, metadata=metadata, days=expires_days)
         unit = [*self._sql.create(named), *self._additions(named | {"batch_id": None}, files)]
         await self._keys.make(once, store_id, unit, self._sql.delete(named))
@@ -218,7 +223,7 @@ class VectorStores:
         return made
 
     async def made(self, once: OnceOnly) -> str | None:
-        """What this very request made before, to be asked for before what it refers to."""
+        """The id that the same request created earlier, or None. Call it before reading what the request refers to."""
         return await self._keys.made(once)
 
     async def get(self, owner: str, store_id: str) -> VectorStore | None:
@@ -227,7 +232,7 @@ class VectorStores:
         return _vector_store(rows[0]) if rows else None
 
     async def list(self, owner: str, page: PageQuery) -> Page[VectorStore]:
-        """A page of the owner's stores, by their time of creation. A cursor that is none is an `InvalidRequest`."""
+        """A page of the owner's stores by creation time. An unknown cursor raises `InvalidRequest`."""
         await check_cursors(page, partial(self.get, owner), "There is no vector store with this id")
         rows = await self._tables.fetch(
             self._sql.stores[page.backward], self._named(owner, "", **page_parameters(page))
@@ -235,7 +240,7 @@ class VectorStores:
         return Page(page.shown([_vector_store(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def update(self, owner: str, store_id: str, changes: StoreChanges) -> VectorStore | None:
-        """Change the store, which counts as being active; None when there is none."""
+        """Change the store, which counts as a use; None when it does not exist."""
         given = {"name": changes.name, "metadata": changes.metadata, "days": changes.expires_days}
         named = self._named(owner, store_id, new_name=changes.name is not None, clear=changes.clear_expiry, **given)
         if not await self._changed([Statement(self._sql.update_store, named, rows=1)]):
@@ -243,7 +248,7 @@ class VectorStores:
         return await self.get(owner, store_id)
 
     async def delete(self, owner: str, store_id: str) -> bool:
-        """Delete the store with everything in it; False when there is none."""
+        """Delete the store with everything in it; False when it does not exist."""
         deleted = await self._changed(self._sql.delete(self._named(owner, store_id)), work=True)
         if deleted:
             self.noted_uses.pop((owner, store_id), None)
@@ -251,7 +256,7 @@ class VectorStores:
         return deleted
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
-        """Note that the stores were used now (to a minute)."""
+        """Record that the stores are in use now, with a precision of one minute."""
         at = milliseconds(self._clock())
         due = [one for one in store_ids if at - self.noted_uses.get((owner, one), 0) >= _ACTIVE_MS]
         if due:
@@ -270,10 +275,10 @@ class VectorStores:
         batch_id: str | None = None,
         once: OnceOnly | None = None,
     ) -> bool:
-        """Add files for ingestion, as a batch when it is named; False when there is no such store.
+        """Add files for ingestion, as a batch when `batch_id` is set; False when the store does not exist.
 
-        A file that is there already is ingested anew, and until that is over it is not found. With a key only once:
-        raises `AlreadyMade` with the id of the batch, or of the first file.
+        A file that is already in the store is ingested again, and searches do not find it until that is complete. With
+        a key only once: raises `AlreadyMade` with the id of the batch or of the first file.
         """
         named = self._named(owner, store_id, batch_id=batch_id)
         unit = [Statement(self._sql.hold_used, named, rows=1)]
@@ -281,8 +286,8 @@ class VectorStores:
             unit.append(Statement(self._sql.insert_batch, named, rows=1))
         unit += self._additions(named, files)
         try:
-            # A late commit stays: what a file was in the store before is lost by then, and who tries again adds the
-            # same files once more, which changes nothing.
+            # No undo after a late commit: the file's previous state is lost by then. A retry adds the same files once
+            # more, which changes nothing.
             await self._keys.make(once, batch_id or files[0].file_id, unit, [])
         except RowsMissing:
             return False
@@ -297,8 +302,8 @@ class VectorStores:
     async def list_files(
         self, owner: str, store_id: str, page: PageQuery, *, state: str | None = None, batch_id: str | None = None
     ) -> Page[VectorFile] | None:
-        """A page of the store's (or the batch's) files; None when there is no such store or batch. A cursor that is
-        none is an `InvalidRequest`."""
+        """A page of the store's (or the batch's) files; None when the store or batch does not exist. An unknown cursor
+        raises `InvalidRequest`."""
         if batch_id is not None:
             if await self.get_batch(owner, store_id, batch_id) is None:
                 return None
@@ -311,19 +316,19 @@ class VectorStores:
         return Page(page.shown([_vector_file(row) for row in rows]), has_more=len(rows) > page.limit)
 
     async def set_attributes(self, owner: str, store_id: str, file_id: str, attributes: Attributes) -> bool:
-        """Replace a file's attributes; False when there is none."""
+        """Replace a file's attributes; False when the file does not exist."""
         named = self._named(owner, store_id, file_id=file_id, attributes=_attributes_json(attributes))
         unit = [Statement(self._sql.lock, named, into=[]), Statement(self._sql.set_attributes, named, rows=1)]
         return await self._changed([*unit, *self._sql.attributes(named, attributes)])
 
     async def remove_file(self, owner: str, store_id: str, file_id: str) -> bool:
-        """Take a file out of the store; False when there is none."""
+        """Remove a file from the store; False when it is not in the store."""
         named = self._named(owner, store_id, file_id=file_id)
         unit = [Statement(self._sql.hold, named), *self._sql.clear("one", named)]
         return await self._changed([*unit, Statement(self._sql.delete_file, named, rows=1)], work=True)
 
     async def forget_file(self, owner: str, file_id: str) -> None:
-        """Take a file out of all the owner's stores: it was deleted."""
+        """Remove a deleted file from all the owner's stores."""
         named = self._named(owner, "", file_id=file_id)
         unit = [
             Statement(self._sql.lock_stores_of_file, named, into=[]),
@@ -340,7 +345,7 @@ class VectorStores:
         return _batch(rows[0]) if rows else None
 
     async def cancel_batch(self, owner: str, store_id: str, batch_id: str) -> bool:
-        """Cancel what of the batch is still in progress; False when there is none."""
+        """Cancel the batch's files that are still in progress; False when the batch does not exist."""
         named = self._named(owner, store_id, batch_id=batch_id)
         unit = [Statement(self._sql.lock, named, into=[]), Statement(self._sql.cancel_batch, named, rows=1)]
         return await self._changed([*unit, *self._sql.cancel_files(named)], work=True)
@@ -348,13 +353,13 @@ class VectorStores:
     async def file_text(
         self, owner: str, store_id: str, file_id: str, first: int, limit: int
     ) -> tuple[str, ...] | None:
-        """The text of up to `limit` of the file's chunks from number `first` on; None when there is no such file."""
+        """The text of up to `limit` of the file's chunks from number `first` on; None when the file does not exist."""
         named = self._named(owner, store_id, file_id=file_id, first=first, limit=limit)
         rows = await self._tables.fetch(self._sql.file_text, named)
         return tuple([row[0] for row in rows if row[0] is not None]) if rows else None
 
     def _additions(self, named: Named, files: Sequence[NewFile]) -> Sequence[Statement]:
-        # Of a file that is named twice the last is meant.
+        # When a request names a file twice, the last entry counts.
         files = tuple({file.file_id: file for file in files}.values())
         rows = [
             {
@@ -422,7 +427,7 @@ def _batch(row: Row) -> Batch:
 
 
 def _attributes_json(attributes: Attributes) -> bytes:
-    """Attributes as they are stored."""
+    """Attributes in their stored form."""
     return json.dumps(dict(attributes), ensure_ascii=False).encode()
 
 

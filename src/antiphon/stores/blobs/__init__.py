@@ -1,4 +1,4 @@
-"""Storage for the contents of files. Their metadata is in the other stores."""
+"""Stores the contents of files. The other stores hold the files' metadata."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from antiphon.stores.blobs.disk import DiskBlobs
 
 
 async def open_blobs(settings: BlobSettings, folder: Path, *, of_several: bool = False) -> BlobStore:
-    """The storage that the settings name, else one in `folder`. `of_several`: whether other machines share the rows.
+    """Open the storage of the settings, or one in `folder`. `of_several`: whether other machines share the files' rows.
 
-    Raises `ConfigError`, and `StoreError` that says what to do when the storage cannot be used.
+    Raises `ConfigError`. Raises `StoreError` with advice when the storage is unusable.
     """
     if settings.url is None:
         return DiskBlobs(folder, of_several=of_several)

@@ -1,13 +1,13 @@
 """Stores file contents on disk: a `BlobStore` over a folder.
 
-Lives here: writing, opening, deleting and listing. Not here: which contents are wanted (`pending.py`, the backends'
+Lives here: writing, opening, deleting and listing. Not here: which contents are needed (`pending.py`, the backends'
 file stores).
 
-A content is written into `new/<key>`, flushed to disk, and renamed to `ab/cd/<key>`.
+A writer writes a content into `new/<key>`, flushes it to disk, and renames it to `ab/cd/<key>`.
 
-Invariants: a file under its key is whole; a descriptor is used and closed under one lock, so that a cancelled caller's
-last write never hits another file; all that touches the disk, closing too, is done in the threads here: no slow disk
-stops the event loop.
+Invariants: a file under its key is complete. One lock guards both use and close of a descriptor, so the last write of a
+cancelled caller never hits another file. All disk operations, also closing, run in this module's threads, so a slow
+disk never blocks the event loop.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from antiphon.errors import StoreError, file_failure
 T = TypeVar("T")
 
 FILES_FOLDER = "files"
-"""Where contents lie in a data folder."""
+"""The folder for contents in a data folder."""
 
 KEY = re.compile(r"[0-9a-f]{48}")
 _NEW = "new"
-# Flushing half a gigabyte takes seconds: contents have threads of their own.
+# Flushing half a gigabyte takes seconds, so contents have a separate thread pool.
 _THREADS = 8
 
 
 def flush_folder(folder: Path) -> None:
-    """Have on the disk what was made, renamed and deleted in the folder. Raises `OSError`."""
+    """Make creations, renames and deletions in the folder durable. Raises `OSError`."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -49,14 +49,14 @@ def flush_folder(folder: Path) -> None:
 
 
 def checked_key(key: str) -> str:
-    """The key of a content. Raises `StoreError` for one that nobody here makes."""
+    """The key, if it is valid. Raises `StoreError` for a key that Antiphon never creates."""
     if not KEY.fullmatch(key):
         raise StoreError("A stored file has a key that is none of ours.")
     return key
 
 
 def content_place(folder: Path, key: str) -> Path:
-    """Where a content lies in a folder once it is whole."""
+    """The path of a complete content in a folder."""
     return folder / key[:2] / key[2:4] / key
 
 
@@ -64,19 +64,19 @@ class DiskBlobs:
     """`BlobStore` in one folder, which any number of processes may share."""
 
     def __init__(self, folder: Path, *, of_several: bool = False) -> None:
-        """`of_several`: whether machines with folders of their own share the rows, so that what is not here may lie
-        in another one's."""
+        """`of_several`: whether machines with separate folders share the rows, so that a missing content may be on
+        another machine."""
         self._folder = folder
         self._of_several = of_several
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="antiphon-files")
 
     async def aclose(self) -> None:
-        """Let what was begun end."""
+        """Wait for the running operations."""
         await asyncio.to_thread(self._threads.shutdown)
 
     @asynccontextmanager
     async def writing(self, key: str) -> AsyncIterator[DiskBlobWriter]:
-        """Begin a content under a key that was never used."""
+        """Begin a content under a new key."""
         writer = DiskBlobWriter(self, self._folder / _NEW / key, self.place(key))
         try:
             await self.run("Beginning a file", writer.begin)
@@ -85,12 +85,12 @@ class DiskBlobs:
             await self.finish(writer.close)
 
     async def open(self, key: str) -> DiskBlobReader:
-        """Open a content; one that is not there is a `StoreError`."""
+        """Open a content. Raises `StoreError` when it does not exist."""
         opening = asyncio.ensure_future(self.run("Opening a file", lambda: DiskBlobReader(self, self.place(key))))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
-            # Nobody waits for it any more.
+            # The caller left: close the content when the thread has opened it.
             opening.add_done_callback(self._close_opened)
             raise
         except StoreError as error:
@@ -99,7 +99,7 @@ class DiskBlobs:
             raise
 
     async def delete(self, key: str) -> None:
-        """Delete what there is of a content."""
+        """Delete all files of a content, if any."""
         places = (self.place(key), self._folder / _NEW / key)
 
         def delete() -> None:
@@ -109,8 +109,8 @@ class DiskBlobs:
         await self.run("Deleting a file", delete)
 
     async def keys(self, at_once: int = 500) -> AsyncIterator[list[str]]:
-        """All contents, whole and unfinished, `at_once` or a few more at a time: what lies here from before pending
-        blobs."""
+        """The keys of all contents, complete and unfinished, about `at_once` at a time. Needed for contents from
+        versions without pending blobs."""
         shelves = self._shelves()
 
         def some() -> list[str]:
@@ -126,11 +126,11 @@ class DiskBlobs:
             yield found
 
     def place(self, key: str) -> Path:
-        """Where a content lies once it is whole."""
+        """The path of a complete content."""
         return content_place(self._folder, checked_key(key))
 
     async def run(self, doing: str, action: Callable[[], T]) -> T:
-        """Run this in a thread; its failures are a `StoreError`."""
+        """Run this in a thread. Raises `StoreError` when it fails."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, action)
         except OSError as error:
@@ -139,11 +139,11 @@ class DiskBlobs:
             raise StoreError("The store is closed.") from error
 
     async def finish(self, close: Callable[[], None]) -> None:
-        """Close in a thread, since a write or a flush that is not over holds it up; done even if the caller leaves."""
+        """Close in a thread, because a running write or flush delays it. Completes even if the caller is cancelled."""
         try:
             closing = asyncio.get_running_loop().run_in_executor(self._threads, close)
         except RuntimeError:
-            # The store is closed, and nothing is under way any more.
+            # The store is closed, and no operation is running.
             close()
             return
         await to_the_end(closing)
@@ -160,10 +160,10 @@ class DiskBlobs:
 
 
 class DiskBlobWriter:
-    """A content on its way in."""
+    """A content during its upload."""
 
     def __init__(self, blobs: DiskBlobs, draft: Path, place: Path) -> None:
-        """`draft`: where it is written; `place`: where it lies once it is whole."""
+        """`draft`: the path while it is written. `place`: the path when it is complete."""
         self._blobs = blobs
         self._draft = draft
         self._place = place
@@ -183,9 +183,10 @@ class DiskBlobWriter:
         return await self._blobs.run("Storing a file", self._seal)
 
     def begin(self) -> None:
-        """Make its file; in a thread."""
+        """Create the file; called in a thread."""
         with self._using:
-            # Whoever left before a thread was free has closed it by now, and deletes what there is.
+            # A caller that was cancelled before a thread was free has already closed this writer, and deletes the
+            # content.
             if self._closed:
                 return
             _make_folder(self._draft.parent.parent)
@@ -193,7 +194,7 @@ class DiskBlobWriter:
             self._descriptor = os.open(self._draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
     def close(self) -> None:
-        """Let go of it. Waits for a write or a flush, so never in the loop."""
+        """Close the file. Waits for a write or a flush, so never call it in the event loop."""
         with self._using:
             self._closed = True
             if self._descriptor >= 0:
@@ -216,7 +217,7 @@ class DiskBlobWriter:
             _make_folder(place.parent.parent)
             _make_folder(place.parent)
             self._draft.rename(place)
-            # A folder on the way may be new as well.
+            # A parent folder may be new as well.
             for folder in (place.parent, place.parent.parent, place.parent.parent.parent):
                 flush_folder(folder)
             return Blob(place.name, self.size, self._hash.hexdigest())
@@ -237,11 +238,11 @@ class DiskBlobReader:
         self.size = os.fstat(self._descriptor).st_size
 
     async def read(self, start: int, limit: int) -> bytes:
-        """Bytes from `start`, `limit` of them unless the content ends before."""
+        """Bytes from `start`: `limit` of them, or fewer at the end."""
         return await self._blobs.run("Reading a file", lambda: self._read(start, limit))
 
     async def aclose(self) -> None:
-        """Let it go; waits for a read that is not over."""
+        """Close the file, after a running read."""
         await self._blobs.finish(self.close)
 
     def close(self) -> None:
@@ -264,5 +265,5 @@ class DiskBlobReader:
 
 
 def _make_folder(folder: Path) -> None:
-    # One by one: `parents` would make those on the way for everybody.
+    # One by one: `parents` would create the parent folders readable by all users.
     folder.mkdir(mode=0o700, exist_ok=True)

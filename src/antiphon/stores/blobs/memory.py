@@ -1,10 +1,9 @@
 """Stores file contents in memory: a `BlobStore` for a state that ends with the process.
 
-Lives here: keeping them. Not here: which contents are wanted (the backends: `stores/sqlite/files.py`), how much there
-may be of them (`files.owner_bytes`).
+Lives here: the contents. Not here: which contents are needed (the backends: `stores/sqlite/files.py`), their size limit
+(`files.owner_bytes`).
 
-Invariant: what was written stays until it is deleted, and can be read once it was sealed; whoever reads a content that
-is deleted meanwhile can finish.
+Invariant: a content is readable from its seal until its deletion. A reader can finish reading a deleted content.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from antiphon.stores.blobs.disk import checked_key
 
 
 class MemoryBlobs:
-    """`BlobStore`; `kept` are the whole contents, `drafts` those on their way."""
+    """A `BlobStore`. `contents` holds complete contents, `drafts` those during an upload."""
 
     def __init__(self) -> None:
         self.contents: dict[str, bytes] = {}
@@ -36,22 +35,22 @@ class MemoryBlobs:
             writer.closed = True
 
     async def open(self, key: str) -> MemoryBlobReader:
-        """Open a content. Raises `StoreError` when it is not there."""
+        """Open a content. Raises `StoreError` when it does not exist."""
         if checked_key(key) not in self.contents:
             raise StoreError("There is no such content.")
         return MemoryBlobReader(self.contents[key])
 
     async def delete(self, key: str) -> None:
-        """Delete all of a content, if it is there."""
+        """Delete all of a content, if it exists."""
         self.contents.pop(checked_key(key), None)
         self.drafts.pop(key, None)
 
     async def aclose(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: no operation runs in the background."""
 
 
 class MemoryBlobWriter:
-    """A content on its way in."""
+    """A content during its upload."""
 
     def __init__(self, blobs: MemoryBlobs, key: str) -> None:
         self._blobs = blobs
@@ -70,7 +69,7 @@ class MemoryBlobWriter:
         self.size += len(data)
 
     async def seal(self) -> Blob:
-        """It is whole."""
+        """Complete the content."""
         if self.closed:
             raise StoreError("This content is closed.")
         self._blobs.contents[self._key] = bytes(self._blobs.drafts.pop(self._key))
@@ -78,7 +77,7 @@ class MemoryBlobWriter:
 
 
 class MemoryBlobReader:
-    """An open content, which lies on no disk."""
+    """An open content in memory."""
 
     path: Path | None = None
 
@@ -94,5 +93,5 @@ class MemoryBlobReader:
         return self._data[start : start + max(0, limit)]
 
     async def aclose(self) -> None:
-        """Let it go."""
+        """Close the content."""
         self._closed = True

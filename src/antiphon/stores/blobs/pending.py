@@ -1,11 +1,12 @@
-"""Tracks pending blobs, in every backend: contents that no file owns yet, or no longer (`engine/ports/files.py`).
+"""Tracks pending blobs, in every backend: contents that no file owns yet, or no longer owns (`engine/ports/files.py`).
 
-Lives here: their rows, with the statements for units in which a file is made of a content or goes; the order of row and
-content, leases, and the sweep that takes contents away. Not here: files (`../files.py`), where contents lie (beside
-this).
+Lives here: their rows, and the statements for transactions that turn a content into a file or delete a file; the order
+of row and content, leases, and the sweep that deletes contents. Not here: files (`../files.py`), the storages for
+contents (the other modules here).
 
-Invariants: once a row is taken it is renewed no more, and no file is made of it: both look at the row as it is when
-they have it. A content is deleted by a sweep only once its row is taken; the row goes after the content.
+Invariants: once a sweep has reserved a row ("taken"), no process renews it and no file is made of its content: both
+check the row in their transaction. A sweep deletes a content only after it has reserved the row, and deletes the row
+after the content.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _log = structlog.get_logger(__name__)
 UPLOAD_LEASE_SECONDS = 900.0
 
 _BATCH = 200
-# So many in a row are the storage's failure, not a content's.
+# So many failures in a row mean that the storage fails, not one content.
 _FAILURES = 3
 
 BEGIN = """
@@ -38,15 +39,15 @@ WITH held (id) AS MATERIALIZED (SELECT key FROM pending_blobs WHERE key IN (:hol
 UPDATE pending_blobs AS p SET lease_until = lease_in(:lease) FROM held
 WHERE p.key = held.id AND p.lease_until > taken() RETURNING key
 """
-# For the unit that makes a file of it.
+# For the transaction that turns the content into a file.
 KEEP = "DELETE FROM pending_blobs WHERE key = :blob AND lease_until > taken()"
-# For the unit in which a file goes.
+# For the transaction that deletes a file.
 LET_GO = """
 INSERT INTO pending_blobs (key, lease_until) VALUES (:blob, taken())
 ON CONFLICT (key) DO UPDATE SET lease_until = taken()
 """
 IS_HELD = "SELECT 1 FROM pending_blobs WHERE key = :key AND lease_until > taken()"
-# What is being renewed or kept at the moment is passed over.
+# Skips rows that another transaction is renewing or keeping.
 TAKE_OVERDUE = """
 UPDATE pending_blobs SET lease_until = taken() WHERE key IN (
   SELECT key FROM pending_blobs WHERE lease_until > taken() AND lease_until <= lease_now() FOR UPDATE SKIP LOCKED
@@ -57,34 +58,34 @@ FORGET = "DELETE FROM pending_blobs WHERE key = :key"
 
 
 class PendingRows:
-    """The rows. Each has a lease by the clock of leases, or is *taken*, which it stays. Every method raises
-    `StoreError`."""
+    """The rows. Each has a lease by the lease clock, or is *taken* (reserved for deletion) for good. Every method
+    raises `StoreError`."""
 
     taking: tuple[Statement, ...] = (Statement(TAKE_OVERDUE, {}),)
-    """The unit that takes all rows whose lease is over."""
+    """The transaction that reserves all rows with an expired lease."""
 
     def __init__(self, tables: Tables) -> None:
-        """`tables`: the caller's to close."""
+        """`tables`: the caller closes them."""
         self.tables = tables
 
     async def begin(self, key: str, seconds: float) -> None:
-        """Make a row with a lease."""
+        """Insert a row with a lease."""
         await self.tables.run([Statement(BEGIN, {"key": key, "lease": milliseconds(seconds)})], again=True)
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Prolong the leases of the rows that are not taken, though they be over; which these are."""
+        """Extend the leases of these rows unless they are taken, even if they are expired. Returns the renewed keys."""
         return await renewed(self.tables, RENEW, holders, seconds)
 
     async def is_held(self, key: str) -> bool:
-        """Whether there is such a row that is not taken."""
+        """Whether this row exists and is not taken."""
         return bool(await self.tables.fetch(IS_HELD, {"key": key}))
 
     async def take_overdue(self) -> None:
-        """Take all rows whose lease is over."""
+        """Reserve all rows with an expired lease."""
         await self.tables.run(self.taking, again=True)
 
     async def taken(self, after: str, limit: int) -> Sequence[str]:
-        """The keys of rows that are taken, in order, from behind this one."""
+        """The keys of taken rows after this key, in order."""
         return [row[0] for row in await self.tables.fetch(TAKEN, {"after": after, "limit": limit})]
 
     async def forget(self, key: str) -> None:
@@ -93,19 +94,19 @@ class PendingRows:
 
 
 class PendingBlobs:
-    """Everything that is done with pending blobs but making files of them."""
+    """All operations on pending blobs, except turning them into files."""
 
     def __init__(self, rows: PendingRows, blobs: BlobStore, lease: float, leases: Leases | None = None) -> None:
-        """`lease`: seconds after which an upload that was not heard of counts as gone; `leases` renews them."""
+        """`lease`: seconds without renewal after which an upload counts as abandoned. `leases` renews them."""
         self.rows = rows
         self._blobs = blobs
         self._leases = leases or Leases(lease)
 
     @asynccontextmanager
     async def uploading(self) -> AsyncIterator[PendingBlob]:
-        """Begin a content. What is not settled when this ends is deleted."""
+        """Begin a content. On exit, a content that is not settled is deleted."""
         key = new_blob_key()
-        # Whoever leaves while the row is written leaves a row without a content, which a sweep takes.
+        # A caller that is cancelled during this write leaves a row without a content; a sweep deletes it.
         await self.rows.begin(key, self._leases.seconds)
         self._leases.hold(self.rows, key)
         blob = PendingBlob(self, key)
@@ -120,7 +121,7 @@ class PendingBlobs:
                 await to_the_end(self.forget(key))
 
     def is_renewed(self, key: str) -> bool:
-        """Whether this process holds it, as far as it knows."""
+        """Whether this process still renews the lease."""
         return self._leases.holds(self.rows, key)
 
     async def open(self, key: str) -> BlobReader:
@@ -128,7 +129,7 @@ class PendingBlobs:
         return await self._blobs.open(key)
 
     async def forget(self, key: str) -> None:
-        """Delete a content that will be no file's, then its row. Where that fails it is for the next sweep."""
+        """Delete a content that becomes no file, then its row. If that fails, the next sweep does it."""
         self._leases.drop(self.rows, key)
         try:
             await self._delete(key)
@@ -136,7 +137,7 @@ class PendingBlobs:
             _log.warning("blob_not_deleted", key=key, error=str(error))
 
     async def sweep(self) -> int:
-        """Delete the contents that are taken or overdue; how many."""
+        """Delete the contents that are taken or have an expired lease. Returns their number."""
         await self.rows.take_overdue()
         gone, failed, after = 0, 0, ""
         failure: StoreError | None = None
@@ -157,7 +158,7 @@ class PendingBlobs:
         return gone
 
     async def aclose(self) -> None:
-        """Renew nothing any more, and let what was begun with contents end."""
+        """Stop renewing, and wait for running operations on contents."""
         await self._leases.aclose()
         await self._blobs.aclose()
 
@@ -167,7 +168,7 @@ class PendingBlobs:
 
 
 class PendingBlob:
-    """A content on its way to become a file's."""
+    """A content that is to become a file."""
 
     content: BlobWriter
 
@@ -175,7 +176,7 @@ class PendingBlob:
         self._pending = pending
         self.key = key
         self.settled = False
-        """Whether it is a file's, or may be: then what becomes of it is written in the rows."""
+        """Whether it belongs to a file, or may belong to one. Then only the rows decide about it."""
 
     @property
     def size(self) -> int:
@@ -183,19 +184,19 @@ class PendingBlob:
         return self.content.size
 
     async def write(self, data: bytes) -> None:
-        """Append. Raises `StoreError`, also when a sweep took it."""
+        """Append. Raises `StoreError`, also when a sweep has reserved it."""
         if not self._pending.is_renewed(self.key):
             raise self.lost()
         await self.content.write(data)
 
     async def seal(self) -> Blob:
-        """Make the content durable. Raises `StoreError`, also when a sweep took it."""
+        """Make the content durable. Raises `StoreError`, also when a sweep has reserved it."""
         if not await self._pending.rows.is_held(self.key):
             raise self.lost()
         return await self.content.seal()
 
     def lost(self) -> StoreError:
-        """What is said of an upload that a sweep took."""
+        """The error of an upload that a sweep has reserved."""
         return StoreError(
             "The upload stood still for so long that it counted as broken off, and was deleted; send the file again."
         )

@@ -1,20 +1,21 @@
 """Stores file contents in an S3 bucket.
 
-Lives here: writing, opening and deleting, and telling failures apart. Not here: which contents are wanted
+Lives here: writing, opening and deleting, and the classification of failures. Not here: which contents are needed
 (`pending.py`).
 
-A content is several objects, `<prefix>/<key>/000000`, `000001`, …, of 8 MiB each, or less while many uploads are open;
-the last one is called `000007-last`, and is written when all others are there. S3's own multipart uploads would be one
-object, but what is unfinished of them is in no list of objects: only who knows an upload's number can end it, and the
-client library tells none. An unfinished content of pieces is found under its key like a finished one, so one request
-that deletes what stands under a key leaves nothing, whoever died in the middle.
+A content is several objects: `<prefix>/<key>/000000`, `000001`, …, of 8 MiB each, or less while many uploads are open.
+The last one has the suffix `-last` (`000007-last`), and the writer writes it when all others are stored.
 
-Invariants: nothing is read of a content without a last piece; an upload holds one piece and has `_SENDING` under way,
-all uploads together `_SENDING_ALL`; a download holds one stretch and has one under way; pieces and stretches become
-smaller when many are open, so that all together hold little (`_share`); every request ends by its deadline; no piece is
-sent when its writer is closed, and a content of which one may come late is not believed to be deleted at once; of what
-the server or the client library says only a code of letters is ever shown, so no key, no signature and no address of
-another's gets into a log or an answer.
+S3's multipart uploads would give one object. But the parts of an unfinished upload are in no list of objects. Only the
+upload's id can abort it, and the client library does not expose the id. The pieces of an unfinished content are listed
+under its key like those of a finished one. So one deletion by key removes them all, even if their writer crashed.
+
+Invariants: a content without a last piece is never read. An upload buffers one piece and has `_SENDING` requests in
+progress; all uploads together have `_SENDING_ALL`. A download buffers one stretch and has one request in progress.
+Pieces and stretches shrink when many are open, so the sum of all buffers stays bounded (`_share`). Every request has a
+deadline. A closed writer sends no piece. If a piece may still arrive late, its content does not count as deleted at
+once. Messages show only an error code (letters) of the server or the library. So no key, signature or foreign address
+reaches a log or a response.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _LAST = "-last"
 _SENDING = 2
 _SENDING_ALL = 16
 _STRETCH = 2 << 20
-# What all uploads, and all downloads, of a process hold, until so many are open that each has the least there is.
+# The buffers of all uploads, and of all downloads, of a process together, unless each already has the minimum.
 _HELD_ALL = 64 << 20
 LEAST = 128 << 10
 _FETCHING = 4
@@ -54,7 +55,7 @@ _CHECK = "check"
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,64})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})\b")
 _UNREACHABLE = re.compile(r"kind: Connect\b|dns error|tcp connect error|ConnectError")
-# Where machines ask for a role's credentials when nothing else gives any.
+# The addresses that a client asks for a role's credentials when no others are configured.
 _ROLE = re.compile(r"//169\.254\.(169\.254|170\.2|170\.23)\b")
 
 _NO_CREDENTIALS = "no credentials were found; set blobs.key_id and blobs.secret."
@@ -70,8 +71,8 @@ class S3Blobs:
     """`BlobStore` in one bucket, which any number of machines may share."""
 
     def __init__(self, settings: BlobSettings, piece: int = PIECE, least: int = LEAST) -> None:
-        """Settings with a `url`. Connects to nothing yet. An upload's pieces have `piece` bytes, or fewer while many
-        are open, but at least `least`."""
+        """`settings` must have a `url`. Does not connect yet. `piece`: the bytes of a piece of an upload. While many
+        uploads are open, pieces shrink, but not below `least`."""
         self._piece, self._least = piece, least
         self._bucket, prefix = settings.place
         self._where = f"{settings.url} ({settings.endpoint or settings.region})"
@@ -84,25 +85,25 @@ class S3Blobs:
 
     @property
     def piece(self) -> int:
-        """Bytes of which an upload makes a piece, at the moment."""
+        """The current size of an upload's pieces in bytes."""
         return _share(self._piece, self._uploads, self._least)
 
     @property
     def stretch(self) -> int:
-        """Bytes that a download reads at once, at the moment."""
+        """The current number of bytes per read of a download."""
         return _share(_STRETCH, self._downloads, self._least)
 
     async def check(self) -> None:
-        """Whether everything a content needs is allowed. Raises `StoreError` that says what to do."""
+        """Check that the credentials allow every operation on contents. Raises `StoreError` with advice."""
         path = f"{_CHECK}/0"
-        # First: there are servers that make a missing bucket when something is written.
+        # Lists first: some servers create a missing bucket on the first write.
         await self.pieces(_CHECK)
         await self.put(path, b"antiphon")
         await self.remove([path])
 
     @asynccontextmanager
     async def writing(self, key: str) -> AsyncIterator[S3BlobWriter]:
-        """Begin a content under a key that was never used."""
+        """Begin a content under a new key."""
         writer = S3BlobWriter(self, checked_key(key), self._sending)
         self._uploads += 1
         try:
@@ -113,7 +114,7 @@ class S3Blobs:
                 self._late.add(key)
 
     async def open(self, key: str) -> S3BlobReader:
-        """Open a content; one that is not there is a `StoreError`."""
+        """Open a content. Raises `StoreError` when it does not exist."""
         pieces = await self.pieces(checked_key(key))
         numbers = [f"{number:06d}" for number in range(len(pieces))]
         if not pieces or list(pieces) != [*numbers[:-1], numbers[-1] + _LAST]:
@@ -122,12 +123,12 @@ class S3Blobs:
         return S3BlobReader(self, [(f"{key}/{name}", size) for name, size in pieces.items()])
 
     def closed(self) -> None:
-        """A reader was let go."""
+        """Called when a reader closes."""
         self._downloads -= 1
 
     async def delete(self, key: str) -> None:
-        """Delete what there is of a content."""
-        # Whatever becomes of this: it is deleted again later, when nothing can come any more.
+        """Delete all pieces of a content, if any."""
+        # Even if this succeeds, the sweep deletes it again later, when no piece can arrive any more.
         late = key in self._late
         self._late.discard(key)
         pieces = await self.pieces(checked_key(key))
@@ -137,19 +138,19 @@ class S3Blobs:
             raise StoreError(f"Deleting a file is not sure in {self._where}: a piece that was sent may still come.")
 
     async def aclose(self) -> None:
-        """Nothing is held: connections belong to the client library, which closes idle ones itself."""
+        """Do nothing: the client library closes idle connections itself."""
 
     async def put(self, path: str, data: bytes) -> None:
         """Write one object."""
         await self._ask("Storing a file", lambda: self._store.put_async(path, data, use_multipart=False))
 
     async def fetch(self, path: str, start: int, end: int) -> bytes:
-        """Bytes of one object."""
+        """The bytes `start` to `end` of one object."""
         got = await self._ask("Reading a file", lambda: self._store.get_range_async(path, start=start, end=end))
         return got.to_bytes()
 
     async def pieces(self, key: str) -> dict[str, int]:
-        """The pieces of a content that are there and their bytes, in order."""
+        """The stored pieces of a content and their sizes, in order."""
 
         async def found() -> dict[str, int]:
             return {
@@ -165,7 +166,7 @@ class S3Blobs:
         await self._ask("Deleting a file", lambda: self._store.delete_async(paths))
 
     async def _ask(self, doing: str, request: Callable[[], Awaitable[T]]) -> T:
-        """Make a request; its failures are a `StoreError`, without the library's own words."""
+        """Send a request. Raises `StoreError` when it fails, without the library's message."""
         try:
             async with asyncio.timeout(self._seconds):
                 return await request()
@@ -176,7 +177,7 @@ class S3Blobs:
 
 
 class S3BlobWriter:
-    """A content on its way in."""
+    """A content during its upload."""
 
     def __init__(self, blobs: S3Blobs, key: str, places: asyncio.Semaphore) -> None:
         self._blobs = blobs
@@ -192,12 +193,12 @@ class S3BlobWriter:
         self._closed = False
 
     async def write(self, data: bytes) -> None:
-        """Append; waits while enough pieces are under way."""
+        """Append; waits while the maximum of pieces is in progress."""
         self._check()
         self.size += len(data)
         view = memoryview(data)
         while view:
-            # A full piece waits for what comes after it: the last one has a name of its own.
+            # A full piece waits for further data, because the last one has a different name.
             if self.held_size >= self._blobs.piece:
                 await self._send("")
             some = bytes(view[: self._blobs.piece - self.held_size])
@@ -207,7 +208,7 @@ class S3BlobWriter:
             self.held_size += len(some)
 
     async def seal(self) -> Blob:
-        """Write the last piece when all others are there."""
+        """Write the last piece after all others are stored."""
         self._check()
         await self._until_sent(0)
         await self._send(_LAST)
@@ -216,7 +217,7 @@ class S3BlobWriter:
         return Blob(self._key, self.size, self._hash.hexdigest())
 
     async def close(self) -> bool:
-        """Send nothing any more, and wait for what is under way; whether a piece that failed may still come."""
+        """Stop sending, and wait for the requests in progress. Returns whether a failed piece may still arrive."""
         self._closed = True
         self._held.clear()
         if self._sending:
@@ -242,7 +243,7 @@ class S3BlobWriter:
             self._failure = error if isinstance(error, StoreError) else StoreError("Storing a file failed.")
 
     async def _until_sent(self, most: int) -> None:
-        """Until no more than so many pieces are under way."""
+        """Wait until at most `most` pieces are in progress."""
         while len(self._sending) > most:
             await asyncio.wait(self._sending, return_when=asyncio.FIRST_COMPLETED)
         self._check()
@@ -255,8 +256,7 @@ class S3BlobWriter:
 
 
 class S3BlobReader:
-    """An open content, which lies on no disk of this machine. Who reads on where the last read ended is read ahead
-    for."""
+    """An open content in the bucket. For a reader that reads sequentially, it fetches the next stretch in advance."""
 
     path: Path | None = None
 
@@ -273,7 +273,7 @@ class S3BlobReader:
         self._closed = False
 
     async def read(self, start: int, limit: int) -> bytes:
-        """Bytes from `start`, `limit` of them unless the content ends before."""
+        """Bytes from `start`: `limit` of them, or fewer at the end."""
         if self._closed:
             raise StoreError("This file is closed.")
         end = min(start + limit, self.size)
@@ -287,7 +287,7 @@ class S3BlobReader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def aclose(self) -> None:
-        """Let it go."""
+        """Close the content."""
         if self._closed:
             return
         self._closed = True
@@ -299,13 +299,13 @@ class S3BlobReader:
             await to_the_end(asyncio.wait({ahead[1]}))
 
     async def _long(self, start: int, end: int) -> bytes:
-        """Much at once, some stretches of it at a time."""
+        """A large range: several stretches in parallel."""
         most = min(end, start + _FETCHING * _STRETCH)
         spans = [(at, min(at + _STRETCH, most)) for at in range(start, most, _STRETCH)]
         return b"".join(await asyncio.gather(*(self._fetch(*span) for span in spans)))
 
     async def _short(self, start: int, end: int) -> bytes:
-        """What there is at `start`, at most up to `end`."""
+        """Bytes from `start`, at most up to `end`."""
         first, window = self._window
         if not first <= start < first + len(window):
             ahead, self._ahead = self._ahead, None
@@ -317,7 +317,7 @@ class S3BlobReader:
             elif start and start == self._read_to:
                 window = await self._fetch(start, min(start + self._blobs.stretch, self.size))
             else:
-                # The first of its kind: perhaps nobody wants what is behind it.
+                # The first read of its kind: the reader may not want the bytes after it.
                 return await self._fetch(start, end)
             first = start
             self._window = (first, window)
@@ -331,7 +331,7 @@ class S3BlobReader:
             self._ahead = (start, task)
 
     async def _fetch(self, start: int, end: int) -> bytes:
-        """Exactly these bytes."""
+        """Exactly the bytes from `start` to `end`."""
         parts = []
         while start < end:
             number = bisect_right(self._starts, start) - 1
@@ -382,13 +382,13 @@ def _connected(settings: BlobSettings, bucket: str, prefix: str) -> S3Store:
 
 
 def store_error(doing: str, where: str, bucket: str, error: BaseException) -> StoreError:
-    """The failure of `doing` (as a gerund) at the storage `where`."""
+    """The error for the failure of `doing` (a gerund) at the storage `where`."""
     advice, reason = _advice(bucket, str(error))
     return StoreError(f"{doing} failed in {where}: {advice}", reason=reason)
 
 
 def too_slow(doing: str, where: str, seconds: float) -> StoreError:
-    """The storage did not answer in time."""
+    """The error for a storage that did not answer in time."""
     return StoreError(f"{doing} failed in {where}: no answer within {seconds:g} seconds.", reason="slow")
 
 
