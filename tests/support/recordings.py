@@ -31,12 +31,17 @@ class Recording:
 @cache
 def all_recordings() -> tuple[Recording, ...]:
     """Every chat recording, by name."""
+    return recordings_in(_ROOT)
+
+
+def recordings_in(folder: Path) -> tuple[Recording, ...]:
+    """The chat recordings below a folder, by name."""
     found = []
-    for path in sorted((_ROOT / "chat").rglob("*.json")):
+    for path in sorted((folder / "chat").rglob("*.json")):
         data = json.loads(path.read_text())
         found.append(
             Recording(
-                name=str(path.relative_to(_ROOT / "chat"))[:-5],
+                name=str(path.relative_to(folder / "chat"))[:-5],
                 status=data["status"],
                 content_type=data.get("content_type") or "",
                 stream=bool(data.get("stream")),
