@@ -154,8 +154,8 @@ def test_every_profile_of_the_folder_is_in_the_list() -> None:
             for one in value if isinstance(value, tuple) else (value,):
                 if isinstance(one, UpstreamProfile) and PROFILES.get(one.name) is not one:
                     pytest.fail(
-                        f"{found.name}.{name} has the profile {one.name!r}, and PROFILES lacks it: add it to VENDORS in "
-                        "src/antiphon/translation/profiles/vendors.py, under a name that no other profile has"
+                        f"{found.name}.{name} has the profile {one.name!r}, and PROFILES lacks it: add it to VENDORS "
+                        "in src/antiphon/translation/profiles/vendors.py, under a name that no other profile has"
                     )
 
 
