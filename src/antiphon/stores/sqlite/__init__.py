@@ -1,1 +1,1 @@
-"""The SQLite backend: state in files of the data folder."""
+"""Implements the SQLite backend: state in files of the data folder."""

@@ -1,9 +1,9 @@
 """Implements `Backend` for SQLite: databases in a local folder, or in memory.
 
-Lives here: what of this package does what `Backend` offers, and looking at and changing the schema of each database
-file. Not here: all else of it, what is asked of schemas (`stores/schema_steps.py`), applying steps (`migrate.py`).
+Lives here: the assembly of `Backend` from this package, and reading and changing the schema of each database file. Not
+here: the parts, the interface of schemas (`stores/schema_steps.py`), applying steps (`migrate.py`).
 
-Invariant: what only operators need is imported when it is asked for.
+Invariant: modules that only an operator's command needs are imported on their first use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 class SqliteBackend(Backend):
-    """Databases in the data folder, or in another one."""
+    """The backend with databases in the data folder, or in another folder."""
 
     @property
     def _folder(self) -> Path:
@@ -100,7 +100,7 @@ class SqliteBackend(Backend):
 
 
 class MemoryBackend(Backend):
-    """The same in memory, with the contents of files: it is gone with the process."""
+    """The same in memory, also for the contents of files. All data ends with the process."""
 
     async def open(self, contents: BlobStore, options: StoreOptions) -> Stores:
         """See `Backend`."""
@@ -135,7 +135,7 @@ def _of_one_process() -> ConfigError:
 
 @dataclass(frozen=True, slots=True)
 class SqliteSchema(Schema):
-    """`Schema` of one file."""
+    """The `Schema` of one file."""
 
     path: Path
 
@@ -156,7 +156,8 @@ class SqliteSchema(Schema):
         return await asyncio.to_thread(self._on, lambda connection: undo(connection, self.steps))
 
     async def lacking(self) -> tuple[int, dict[str, str]]:
-        """See `migrate.py`; nothing of a database that is not there. Raises `StoreError`."""
+        """The missing tables and indexes, see `migrate.py`; none when the database does not exist. Raises
+        `StoreError`."""
         if not self.path.exists():
             return 0, {}
         return await asyncio.to_thread(self._on, lambda connection: lacking(connection, self.steps), writes=False)
@@ -167,7 +168,7 @@ class SqliteSchema(Schema):
 
 
 def sqlite_schemas(folder: Path) -> tuple[SqliteSchema, ...]:
-    """Those of the databases in this folder, whether they are there or not."""
+    """The schemas of the databases in this folder, whether these exist or not."""
     package = Path(str(files("antiphon.stores.sqlite")))
     return (
         SqliteSchema(SESSIONS_FILE, packaged_steps(), package / "migrations", folder / SESSIONS_FILE),
@@ -176,7 +177,7 @@ def sqlite_schemas(folder: Path) -> tuple[SqliteSchema, ...]:
 
 
 async def examine_schemas(folder: Path) -> AsyncIterator[StateFinding]:
-    """Tables and indexes that a database file lacks: without an index queries are slow, without a table requests
+    """Yield a finding for each missing table and index. Without an index queries are slow; without a table requests
     fail."""
     for schema in sqlite_schemas(folder):
         number, gone = await schema.lacking()

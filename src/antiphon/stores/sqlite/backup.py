@@ -1,16 +1,18 @@
 """Backs up a data folder into one archive while servers use it, and restores a folder from an archive.
 
-Lives here: what is in the archive, the order in which it is read, and the checks before anything is put in place. Not
-here: settings, what a key is for (`commands/admin/whole_state.py`).
+Lives here: the contents of the archive, the order of reading, and the checks before a restore. Not here: settings, the
+purpose of a key (`commands/admin/whole_state.py`).
 
-The archive is an uncompressed tar file: the databases as they were at one moment each (SQLite's online backup), the
-contents of files as `files/<key>`, the keys that were made in the data folder, and at its end `manifest.json` with the
-size and SHA-256 of everything and the fingerprints of all keys. A content is written before its row and deleted after
-it, so the contents are linked before the databases are copied and once more behind: whatever row a copy holds, its
-content was linked at one of the two times, unless the file came and went in between.
+The archive is an uncompressed tar file. It holds a snapshot of each database (SQLite's online backup), the contents of
+files as `files/<key>`, and the keys that the data folder generated. The last member is `manifest.json`, with size and
+SHA-256 of every member and the fingerprints of all keys.
 
-Invariants: nobody but the user can read an archive; it appears under its name when it is whole; a folder that holds
-anything is never restored into; nothing is restored that differs from the manifest or whose keys are missing.
+A server writes a content before its row and deletes it after its row. So the backup links the contents before it copies
+the databases, and once more afterwards. Then every row in a copy has its content, unless a file was created and deleted
+in between.
+
+Invariants: only the user can read an archive. It appears under its name when it is complete. A restore needs an empty
+folder. It refuses an archive that differs from the manifest, or one with missing keys.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ class _Manifest(Struct):
 
 
 def fingerprint(key: bytes) -> str:
-    """Tells one key from another and nothing about it."""
+    """The fingerprint of a key: it identifies the key and reveals nothing about it."""
     return hashlib.blake2b(key, digest_size=12, person=b"antiphon backup").hexdigest()
 
 
@@ -77,12 +79,12 @@ def make_archive(
     with_contents: bool = True,
     databases: Path | None = None,
 ) -> Archived:
-    """Write the archive. `keys`: all that are in force, by the file's name in the data folder. `databases`: their
-    folder, when it is another one.
+    """Write the archive. `keys`: all keys in force, by their file name in the data folder. `databases`: their folder,
+    if it is another one.
 
-    Those that lie in such a file are put in, unless `with_keys` is False; of all, the fingerprints. `with_contents`:
-    whether the contents of files lie in the data folder; else their rows alone are in it. Raises `StoreError`, also
-    when there is something at `target` already, or another backup is under way.
+    Keys in such a file become members, unless `with_keys` is False; the manifest has the fingerprints of all keys.
+    `with_contents`: whether the data folder holds the contents of files; if not, the archive has only their rows.
+    Raises `StoreError`, also when `target` exists or another backup is running.
     """
     if target.exists():
         raise StoreError(f"There is a file {target} already; name another one.")
@@ -114,7 +116,7 @@ def make_archive(
 
 
 def open_archive(source: Path, data: Path, keys: KeyFiles) -> Archived:
-    """Make the data folder from an archive. `keys`: those the settings give, by the file's name in the data folder.
+    """Restore the data folder from an archive. `keys`: the keys in the settings, by their file name in the data folder.
 
     Raises `StoreError`, and then leaves nothing behind.
     """
@@ -151,7 +153,7 @@ def open_archive(source: Path, data: Path, keys: KeyFiles) -> Archived:
 
 
 class _Packed:
-    """The archive under way: each member is hashed as it is written."""
+    """The archive during the backup. Each member is hashed while it is written."""
 
     def __init__(self, archive: tarfile.TarFile) -> None:
         self._archive = archive
@@ -188,7 +190,7 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 @contextmanager
 def _folder_in(data: Path) -> Iterator[Path]:
-    """A private folder on the data folder's own file system, since contents are linked into it."""
+    """A private folder on the file system of the data folder, because contents are linked into it."""
     work = data / _WORK
     work.mkdir(mode=0o700, exist_ok=True)
     lock = os.open(work, os.O_RDONLY)
@@ -199,7 +201,7 @@ def _folder_in(data: Path) -> Iterator[Path]:
         raise StoreError(f"Another backup of {data} is under way.") from None
     try:
         for left in work.iterdir():
-            # Of one that was killed.
+            # Remove the remains of a backup that was killed.
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         (work / FILES_FOLDER).mkdir(mode=0o700)
         yield work
@@ -224,7 +226,7 @@ def _link_contents(data: Path, work: Path) -> None:
 
 
 def link_or_copy(path: Path, to: Path, link: Callable[[Path, Path], None] = os.link) -> bool:
-    """Have the file under another name as well; False when it is gone. Raises `OSError`."""
+    """Link the file to a second name; False when the file no longer exists. Raises `OSError`."""
     try:
         link(path, to)
     except FileExistsError:
@@ -232,7 +234,7 @@ def link_or_copy(path: Path, to: Path, link: Callable[[Path, Path], None] = os.l
     except FileNotFoundError:
         return False
     except OSError:
-        # A file system without links: then the content itself, which may go meanwhile.
+        # A file system without links: copy the content, which a server may delete meanwhile.
         try:
             shutil.copyfile(path, to)
         except FileNotFoundError:
@@ -242,9 +244,10 @@ def link_or_copy(path: Path, to: Path, link: Callable[[Path, Path], None] = os.l
 
 
 def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool) -> int:
-    """Copy both, and see to it that exactly the contents of their rows are linked, if they lie here; returns how many
-    rows had none."""
-    # What refers first: a vector store of the copy may name a file that is gone, never one that is not there yet.
+    """Copy both databases, and link exactly the contents of their rows, if they are local. Returns the number of rows
+    without a content."""
+    # The referring database first: a vector store in the copy may name a deleted file, but never one that does not
+    # exist yet.
     if (databases / VECTORS_FILE).exists():
         _copy_database(databases / VECTORS_FILE, work / VECTORS_FILE)
     _copy_database(databases / SESSIONS_FILE, work / SESSIONS_FILE)
@@ -258,7 +261,7 @@ def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool
             if with_contents and not link_or_copy(content, work / FILES_FOLDER / blob):
                 copy.execute("DELETE FROM files WHERE owner = ? AND id = ?", (owner, file_id))
                 vanished += 1
-        # A copy has no log beside it.
+        # The copy must not need a write-ahead log.
         copy.execute("PRAGMA journal_mode=DELETE")
     for linked in (work / FILES_FOLDER).iterdir():
         if linked.name not in wanted:
@@ -269,7 +272,7 @@ def _copy_databases(data: Path, databases: Path, work: Path, with_contents: bool
 def _copy_database(path: Path, to: Path) -> None:
     to.touch(mode=0o600)
     with opened(path, "Copying") as source, closing(sqlite3.connect(to)) as copy:
-        # In one read transaction: writers of other processes would otherwise make the copy begin anew, for ever.
+        # In one read transaction: otherwise writes of other processes would restart the copy again and again.
         source.execute("BEGIN")
         source.execute("SELECT count(*) FROM sqlite_master").fetchone()
         source.backup(copy, pages=_PAGES)
@@ -280,7 +283,7 @@ def _copy_database(path: Path, to: Path) -> None:
 
 
 def _unpack(source: Path, draft: Path) -> _Manifest:
-    """Write what is in the archive under the names that can be there, and hold it against its manifest."""
+    """Write the archive's members to their places, and compare them with the manifest."""
     found: dict[str, _ArchiveMember] = {}
     manifest: _Manifest | None = None
     with tarfile.open(source, mode="r|") as archive:
@@ -338,7 +341,7 @@ def _check_keys(needed: Mapping[KeyName, list[str]], draft: Path, given: KeyFile
 
 
 def _check_database(path: Path, *, vectors: bool) -> None:
-    """First what is in it, then whether it is whole: a check runs what a foreign schema says."""
+    """Compare the schema first, then the integrity: the integrity check runs code of a foreign schema."""
     with store_errors("Checking", path), closing(sqlite3.connect(path)) as connection:
         try:
             if vectors:
@@ -353,7 +356,7 @@ def _check_database(path: Path, *, vectors: bool) -> None:
 
 
 def _made_of_stores(connection: sqlite3.Connection) -> list[str]:
-    """What was made for each vector store."""
+    """The statements that created the index of each vector store."""
     ids = [str(store_id) for (store_id,) in connection.execute("SELECT id FROM vector_stores")]
     return [INDEX_TABLE.format(table=index_table(store_id)) for store_id in ids]
 

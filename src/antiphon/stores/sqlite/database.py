@@ -1,22 +1,22 @@
-"""One SQLite database: its location, how it is created and opened, and the meaning of its errors.
+"""Locates, creates and opens one SQLite database, and translates its errors.
 
-Lives here: its place (in files, or in this process's memory) and what the writer, the readers and the figures ask of
-that; the writer's connection with its settings, waiting for a lock, and the one translation of `sqlite3` errors into
+Lives here: its place (files, or this process's memory) and what the writer, the readers and the figures need from that
+place; the writer's connection with its settings, waiting for a lock, and the one translation of `sqlite3` errors into
 `StoreError`. Not here: table names, SQL of any store, threads, when files are compared (`writer.py`: before and after
 each commit).
 
-A file that is deleted, or put in another's place, under a process that has it open stays writable: everything that is
-written then goes into a file without a name and is lost with the process. SQLite does not notice. The number of an
-inode cannot come again as long as somebody has it open, so the comparison is exact.
+A process can still write to a database file that another process deleted or replaced. All those writes go into a file
+without a name and are lost with the process. SQLite does not notice this. `check` compares inode numbers: while a
+process has the file open, no other file gets its number, so the comparison is exact.
 
-A database in memory is SQLite's own (its `memdb`): connections of this process share it by its name, with the locks
-and the isolation of a file without a log beside it, so a commit waits for the queries that run and new ones wait for
-it. It is gone with the last connection, and holds at most a gigabyte, as SQLite is built.
+A database in memory uses SQLite's `memdb`. Connections of this process share it by its name, with the locks and the
+isolation of a file without a write-ahead log. So a commit waits for running queries, and new queries wait for the
+commit. It ends with the last connection, and holds at most one gigabyte (SQLite's default).
 
-Invariants: every connection that can write to a file has WAL, `synchronous=FULL` and foreign keys on; a `StoreError`
-made here names the database and the cause and never holds stored content; what `check` let pass was, at that moment,
-where the next process that opens the database will find it; a database in memory touches no disk, and no other process
-can see it.
+Invariants: every connection that can write to a file has WAL, `synchronous=FULL` and foreign keys on. A `StoreError` of
+this module names the database and the cause, and never contains stored data. After a successful `check`, the next
+process that opens the database finds the same files. A database in memory touches no disk, and no other process can
+read it.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ T = TypeVar("T")
 
 
 LOCK_SECONDS = 5.0
-"""How long a writer waits for the write lock of another process before it gives up."""
+"""Seconds that a writer waits for another process's write lock."""
 
-# SQLite's own busy handler backs off to 100 ms between attempts. Against a process that commits group after group
-# the lock is free for some microseconds at a time, and such rare attempts can miss all of them for seconds. Short
-# slices (attempts after 1, 2, 5 ms) repeated until LOCK_SECONDS try hundreds of times per second instead.
+# SQLite's busy handler backs off to 100 ms between attempts. A process that commits group after group frees the lock
+# for only microseconds at a time. Such rare attempts can miss it for seconds. Short slices (attempts after 1, 2, 5 ms),
+# repeated until LOCK_SECONDS, try hundreds of times per second instead.
 _BUSY_SLICE_MS = 10
 _JOURNAL_LIMIT = 64 << 20
 
@@ -61,16 +61,17 @@ _ADVICE: dict[int, tuple[StoreReason, str]] = {
     sqlite3.SQLITE_CONSTRAINT: ("failed", "a rule of the database refused it"),
 }
 
-# Without its log a database lacks what was committed last; without the index beside it two processes would use two.
+# Without its log a database lacks the last commits. Without the shared-memory index next to it, two processes would use
+# two indexes.
 _SUFFIXES = ("", "-wal", "-shm")
 
 
 def create_file(path: Path) -> None:
-    """Create the folder (0700) and an empty database file (0600) when they are not there."""
+    """Create the folder (0700) and an empty database file (0600) unless they exist."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Never open a file that exists: closing any descriptor of it would drop the POSIX locks that SQLite
-        # holds on it elsewhere in this process, and with them what protects its WAL.
+        # Never open an existing file: closing any descriptor of it would release the POSIX locks that SQLite holds on
+        # it elsewhere in this process. These locks protect its WAL.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
         if not path.parent.is_dir():
@@ -80,10 +81,10 @@ def create_file(path: Path) -> None:
 
 
 def connect_writer(path: Path) -> sqlite3.Connection:
-    """Open the connection that writes, for the calling thread only."""
+    """Open the connection that writes, for use in the calling thread only."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_SLICE_MS / 1000)
     try:
-        # Changing the journal mode ignores the busy handler, hence the loop.
+        # Changing the journal mode ignores the busy handler, so this code repeats it.
         (mode,) = wait_for_lock(lambda: connection.execute("PRAGMA journal_mode=WAL").fetchone())
         if mode != "wal":
             raise StoreError(f"The database {path} cannot use a write-ahead log here (journal mode {mode}).")
@@ -97,12 +98,12 @@ def connect_writer(path: Path) -> sqlite3.Connection:
 
 
 def reader_uri(path: Path) -> str:
-    """The URI that opens the database without the right to write."""
+    """The URI that opens the database read-only."""
     return path.absolute().as_uri() + "?mode=ro"
 
 
 def wait_for_lock(action: Callable[[], T], seconds: float = LOCK_SECONDS) -> T:
-    """Repeat `action` while another process holds the lock it needs, for at most `seconds`."""
+    """Repeat `action` while another process holds the lock that it needs, for at most `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -110,12 +111,12 @@ def wait_for_lock(action: Callable[[], T], seconds: float = LOCK_SECONDS) -> T:
         except sqlite3.OperationalError as error:
             if _primary_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
                 raise
-            time.sleep(0.001)  # where SQLite returned at once, so that the loop never spins
+            time.sleep(0.001)  # so that the loop never spins when SQLite returns at once
 
 
 @contextmanager
 def locked(connection: sqlite3.Connection, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-    """A transaction that has the write lock from its beginning, and is undone where anything fails in it."""
+    """A transaction that holds the write lock from its beginning. It rolls back on any exception."""
     wait_for_lock(lambda: connection.execute("BEGIN IMMEDIATE"), seconds)
     try:
         yield
@@ -127,7 +128,7 @@ def locked(connection: sqlite3.Connection, seconds: float = LOCK_SECONDS) -> Ite
 
 
 def store_error(doing: str, where: object, error: BaseException) -> StoreError:
-    """The `StoreError` for an error met while `doing` something there; `raise … from error` keeps the cause."""
+    """The `StoreError` for an error during `doing` at `where`; `raise … from error` keeps the cause."""
     if isinstance(error, StoreError):
         return error
     cause = type(error).__name__
@@ -142,7 +143,7 @@ def store_error(doing: str, where: object, error: BaseException) -> StoreError:
 
 @contextmanager
 def store_errors(doing: str, where: object) -> Iterator[None]:
-    """Makes an error of SQLite's met inside it a `StoreError`."""
+    """Convert SQLite errors in the block to `StoreError`."""
     try:
         yield
     except sqlite3.Error as error:
@@ -151,7 +152,7 @@ def store_errors(doing: str, where: object) -> Iterator[None]:
 
 @contextmanager
 def opened(path: Path, doing: str, *, writes: bool = False) -> Iterator[sqlite3.Connection]:
-    """A connection of its own for `doing` something there, which only reads unless it `writes`. Raises `StoreError`."""
+    """A separate connection for `doing` something, read-only unless `writes` is set. Raises `StoreError`."""
     with (
         store_errors(doing, path),
         closing(
@@ -167,8 +168,8 @@ def _primary_code(error: sqlite3.Error) -> int:
 
 
 class FilePlace:
-    """A file with its log. `str` of it is for messages; `name`: in labels; `reader_uri`: the URI that opens it without
-    the right to write."""
+    """A database file with its log. `str(place)` is for messages, `name` for labels; `reader_uri` opens it
+    read-only."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -181,7 +182,7 @@ class FilePlace:
         return str(self._path)
 
     def create(self) -> None:
-        """Make folder and file, for this user alone, unless they are there. Raises `StoreError`."""
+        """Create folder and file, accessible to this user only, unless they exist. Raises `StoreError`."""
         create_file(self._path)
 
     def connect(self) -> sqlite3.Connection:
@@ -189,12 +190,12 @@ class FilePlace:
         return connect_writer(self._path)
 
     def remember(self) -> None:
-        """All files are open now; called once, by whoever opened them. Raises `OSError`."""
+        """Record the identity of all files, which are open now. The opener calls this once. Raises `OSError`."""
         found = [(path, os.stat(path)) for path in self._files]
         self._seen = [(path, seen.st_dev, seen.st_ino) for path, seen in found]
 
     def check(self) -> None:
-        """Raises `StoreError` unless all of them are still in their places."""
+        """Raise `StoreError` unless all files are still in their places."""
         for path, device, inode in self._seen:
             try:
                 found = os.stat(path)
@@ -206,11 +207,11 @@ class FilePlace:
                 raise _gone(path, "was replaced by another file")
 
     def room(self) -> int:
-        """Bytes that are free in the folder, as far as that is known."""
+        """The free bytes in the folder; 0 when unknown."""
         return free_bytes(self._path.parent)
 
     def size(self) -> int:
-        """Bytes of all its files; those that are not there count nothing."""
+        """The bytes of all its files; missing ones count 0."""
         size = 0
         for path in self._files:
             with suppress(OSError):
@@ -219,7 +220,7 @@ class FilePlace:
 
 
 class MemoryPlace:
-    """The same in memory; each has a database of its own."""
+    """The same in memory. Each instance has a separate database."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -230,26 +231,26 @@ class MemoryPlace:
         return f"memory:{self.name}"
 
     def create(self) -> None:
-        """The first connection does."""
+        """Do nothing: the first connection creates the database."""
 
     def connect(self) -> sqlite3.Connection:
-        """The connection that writes. Its commits wait for queries."""
+        """Open the connection that writes. Its commits wait for queries."""
         connection = sqlite3.connect(self._uri, uri=True, isolation_level=None, timeout=LOCK_SECONDS)
         connection.execute("PRAGMA foreign_keys=ON")
         return connection
 
     def remember(self) -> None:
-        """Nobody can take it away."""
+        """Do nothing: no other process can remove it."""
 
     def check(self) -> None:
-        """As long as the writer is there, it is."""
+        """Do nothing: it exists as long as the writer's connection."""
 
     def room(self) -> int:
-        """Not known."""
+        """0: unknown."""
         return 0
 
     def size(self) -> int:
-        """Its pages; none when it is gone."""
+        """The bytes of its pages; 0 when it has ended."""
         with closing(sqlite3.connect(self.reader_uri, uri=True, timeout=LOCK_SECONDS)) as connection:
             (size,) = connection.execute(
                 "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
@@ -261,17 +262,17 @@ Place = FilePlace | MemoryPlace
 
 
 def place_of(where: Path | Place) -> Place:
-    """The place that is meant: a path is that of a file."""
+    """The place itself, or the file at this path."""
     return FilePlace(where) if isinstance(where, Path) else where
 
 
 def place_in(folder: Path | None, file: str) -> Place:
-    """Of the database in this file of a folder; without one in memory, a new one each time."""
+    """The place of this database file in a folder; without a folder, a new database in memory."""
     return MemoryPlace(Path(file).stem) if folder is None else FilePlace(folder / file)
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that are free where the folder is; 0 when it cannot be looked at."""
+    """The free bytes of the folder's file system; 0 when unknown."""
     try:
         found = os.statvfs(folder)
     except OSError:

@@ -1,8 +1,9 @@
 """Exports the rows of a data folder for a move to another backend.
 
-Lives here: taking it for oneself, and its rows in the form of `stores/moved.py`. Not here: where they go.
+Lives here: locking the folder, and its rows in the form of `stores/moved.py`. Not here: the target.
 
-Invariant: nobody else has the databases open while this is: SQLite's exclusive locks say so, and end with the process.
+Invariant: no other process has the databases open during the export. SQLite's exclusive locks enforce this, and end
+with the process.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ _STEP_BITS = 20
 _PLACES = (1 << _STEP_BITS) - 1
 _MOST_PLACES = 1 << 24
 
-# Where a column is called or written otherwise there. The first column is the position.
+# Columns whose name or form differs here. The first column is the position.
 _NAMED = {
     "conversations": {
-        # Places begin at the microsecond in which it was made.
+        # Positions start at the microsecond of the conversation's creation.
         "first_pos": f"max(created_at * 1000, next_pos - {_MOST_PLACES})",
         "locked_by": f"nullif(locked_by, '{SWEEPER}')",
     },
@@ -37,7 +38,7 @@ _NAMED = {
 }
 _OTHERS = {
     "pending_blobs": "SELECT rowid, key FROM pending_blobs WHERE rowid > ? AND lease_until >= 0 ORDER BY rowid",
-    # Several rows have the position of what they belong to.
+    # Rows that belong to one object share its position.
     "file_attributes": """
         SELECT f.no, a.file_no, a.store_no, a.key, a.kind, CASE a.kind WHEN 's' THEN a.value END,
                CASE a.kind WHEN 's' THEN NULL ELSE a.value END
@@ -47,7 +48,7 @@ _OTHERS = {
         SELECT b.rowid, f.batch_id, f.file_no FROM vector_batches b CROSS JOIN vector_batch_files f ON f.batch_id = b.id
         WHERE b.rowid > ? ORDER BY b.rowid, f.file_no
     """,
-    # Those of a file that is not ready are made anew.
+    # Chunks of an unfinished file are not moved, because the target ingests it again.
     "chunks": f"""
         SELECT c.id, f.no, c.id & {_PLACES}, c.tokens, c.text, f.title, f.store_no
         FROM chunks c CROSS JOIN vector_files f ON f.no = c.id >> {_STEP_BITS}
@@ -61,14 +62,14 @@ _OTHERS = {
 }
 _KEY_THERE = "SELECT 1 FROM idempotency WHERE owner = ? AND key = ?"
 _BEHIND = 1 << 60
-"""Positions of the second database behind those of the first, where both have rows of a kind."""
+"""Offset of the positions in the second database, where both databases have rows of a kind."""
 
 
 class FolderExport:
-    """The two databases of a folder, which nobody else uses meanwhile. `name`: what an operator calls it."""
+    """The two databases of a folder, locked for this process. `name`: the folder's name for the operator."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises `StoreError` when there are none, somebody uses them, or another build wrote them."""
+        """Raises `StoreError` when the folder has no database, a process uses it, or another build wrote it."""
         self.name = str(folder.absolute())
         if not (folder / SESSIONS_FILE).exists():
             raise StoreError(f"There is no database in {folder}: nothing to move.")
@@ -82,8 +83,8 @@ class FolderExport:
                 raise
 
     def rows(self, kind: str, after: int) -> Iterator[tuple[int, Row]]:
-        """The rows of a kind behind a position, each with its own; several may have one. With `EXTRA` behind the
-        columns. Raises `StoreError`."""
+        """The rows of a kind after a position, each with its position; several rows may share one. The columns of
+        `EXTRA` come last. Raises `StoreError`."""
         sql = _OTHERS.get(kind) or _select(kind)
         if kind in VECTORS:
             if self._vectors is not None:
@@ -92,17 +93,17 @@ class FolderExport:
         if after < _BEHIND:
             yield from _read(self._sessions, sql, after)
         if kind == "idempotency" and self._vectors is not None:
-            # Here each has its own; of one key what was made last with the other stays what it stands for.
+            # Each database here has its own keys. Where both have the same key, the row of the sessions wins.
             for position, row in _read(self._vectors, sql, max(after - _BEHIND, 0)):
                 if self._sessions.execute(_KEY_THERE, row[:2]).fetchone() is None:
                     yield _BEHIND + position, row
 
     def has_vectors(self) -> bool:
-        """Whether any chunk has one."""
+        """Whether any chunk has a vector."""
         return next(self.rows("chunk_vectors", 0), None) is not None
 
     def numbers(self) -> int:
-        """The last number that a vector store or a file of one has had."""
+        """The highest number that any vector store or file of one has had."""
         if self._vectors is None:
             return 0
         (last,) = self._vectors.execute(
@@ -112,7 +113,7 @@ class FolderExport:
         return int(last)
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Close the databases."""
         for connection in (self._sessions, self._vectors):
             if connection is not None:
                 connection.close()
@@ -130,10 +131,10 @@ def _read(connection: sqlite3.Connection, sql: str, after: int) -> Iterator[tupl
 
 
 def _taken(path: Path, folder: str) -> sqlite3.Connection:
-    """The database, for this process alone, with the schema of this build."""
+    """Open the database, locked for this process alone, with this build's schema."""
     connection = sqlite3.connect(path, isolation_level=None, timeout=1.0)
     try:
-        # Before anything is read: then the lock is taken that nobody shares.
+        # Before any read, so that the connection takes the exclusive lock.
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("COMMIT")

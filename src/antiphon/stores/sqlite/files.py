@@ -1,9 +1,9 @@
 """The part of the file store's SQL that is specific to SQLite, and support for older data folders.
 
-Lives here: that SQL, and noting such contents once. Not here: what is alike in all backends (`../files.py`,
-`../blobs/pending.py`).
+Lives here: that SQL, and recording the contents of older folders once. Not here: the SQL that all backends share
+(`../files.py`, `../blobs/pending.py`).
 
-The row of the key '*' stands for what lies in the folder and was not looked through yet.
+A row with the key '*' means that the folder was not scanned yet for contents without rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _USED = f"SELECT coalesce(sum(greatest(size, {LEAST_ROOM})), 0) FROM files WHERE
 SQL = FileSql(
     ends="expires_at",
     used=_USED,
-    # The total is looked at by the statement that adds to it, so that uploads at the same time cannot both fit.
+    # The statement that adds a file also checks the total, so concurrent uploads cannot exceed the limit together.
     insert=(
         f"""
 INSERT INTO files (owner, {COLUMNS})
@@ -31,9 +31,9 @@ WHERE :limit IS NULL OR :room + ({_USED}) <= :limit
 
 
 ListBlobs = Callable[[], AsyncIterator[Sequence[str]]]
-"""All contents of a storage by key, some at a time."""
+"""The keys of all contents of a storage, in batches."""
 
-# What was noted by a look through the folder, and became the file of a process that notes nothing itself.
+# Keeps contents that a scan recorded and that a process of an older version has turned into a file.
 SPARE_FILES = """
 DELETE FROM pending_blobs WHERE lease_until = taken() AND EXISTS (
   SELECT 1 FROM files WHERE files.blob = pending_blobs.key
@@ -50,25 +50,25 @@ WAS_LISTED = "DELETE FROM pending_blobs WHERE key = '*'"
 
 
 class SqlitePendingRows(PendingRows):
-    """`PendingRows` that note contents without rows before they take anything."""
+    """`PendingRows` that record contents without rows before they reserve any row."""
 
     taking = (*PendingRows.taking, Statement(SPARE_FILES, {}))
 
     def __init__(self, tables: Tables, lease: float, list_before: ListBlobs | None = None) -> None:
-        """`list_before`: lists where contents from before there were rows may lie; each has a `lease` in seconds to
-        become a file, since a process of an older version may be at it."""
+        """`list_before`: lists contents that may date from before there were rows. Each gets a `lease` in seconds,
+        because a process of an older version may be turning it into a file."""
         super().__init__(tables)
         self._lease = milliseconds(lease)
         self._list_before = list_before
 
     async def take_overdue(self) -> None:
-        """Take all rows whose lease is over."""
+        """Reserve all rows with an expired lease."""
         if self._list_before is not None:
             await self._note(self._list_before)
         await super().take_overdue()
 
     async def _note(self, listed: ListBlobs) -> None:
-        """Note, once for a database, every content that no row names."""
+        """Record every content without a row, once per database."""
         if not await self.tables.fetch(IS_UNLISTED, {}):
             return
         async for keys in listed():

@@ -1,10 +1,10 @@
 """Queues, claims and finishes background jobs on SQLite, and appends to their streams.
 
-Lives here: that SQL by name. Not here: what is alike in all backends (`../jobs.py`), responses as such
-(`responses.py`), who runs a job (`engine/running/workers.py`), threads and transactions (`writer.py`).
+Lives here: that SQL, by name. Not here: the parts that all backends share (`../jobs.py`), responses (`responses.py`),
+the workers (`engine/running/workers.py`), threads and transactions (`writer.py`).
 
-Invariant: a job's row is deleted by exactly one unit, and that unit also writes the response's last state and its
-last event; every statement of a worker demands that the worker still holds the job.
+Invariant: exactly one transaction deletes a job's row, and it also writes the response's final state and last event.
+Every statement of a worker requires that the worker still holds the job.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from antiphon.stores.tables import RowsMissing, Statement, milliseconds
 
 MARK_BACKGROUND = "UPDATE responses SET background = 1, conversation_id = :conversation_id WHERE id = :id"
 
-# Inserts nothing when the owner has too many; the statement demands one row.
+# Inserts no row when the owner has too many jobs; the statement requires one row.
 INSERT_JOB = """
 INSERT INTO jobs (response_id, owner, request, created_at, needs)
 SELECT :id, :owner, :request, :created_at, :needs WHERE (SELECT count(*) FROM jobs WHERE owner = :owner) < :limit
 """
 COUNT_JOBS = "SELECT count(*) FROM jobs WHERE owner = :owner"
 
-# What was held by somebody who is gone comes first. The others come by turns of their owners: who has many waiting or
-# running lets the others go before. Of very many only the oldest are looked at.
+# Jobs with an expired lease come first. The owners of the other jobs take turns: an owner with many waiting or running
+# jobs lets the others go before. Of a long queue, only the oldest jobs are candidates.
 _ABLE = """(:able IS NULL OR created_at < :patient OR NOT EXISTS (
     SELECT 1 FROM json_each(jobs.needs) need WHERE need.value NOT IN (SELECT value FROM json_each(:able))
   ))"""
@@ -77,8 +77,8 @@ START_RESPONSES = """
 UPDATE responses SET status = 'in_progress'
 WHERE status = 'queued' AND id IN (SELECT response_id FROM jobs WHERE worker = :worker)
 """
-# All that the worker holds and does not run: what it just claimed, and what it claimed without hearing of it. Read in
-# the claim's own transaction, so that nobody who held a job before can add to its stream any more.
+# All jobs that the worker holds and does not run: those just claimed, and those of a claim with a lost result. Read in
+# the claim's transaction, so that no previous holder can append to the stream any more.
 CLAIMED = """
 SELECT j.response_id, j.owner, j.request, r.body, j.attempts,
        (SELECT max(last_seq) FROM response_events e WHERE e.response_id = j.response_id)
@@ -86,7 +86,7 @@ FROM jobs j CROSS JOIN responses r ON r.id = j.response_id
 WHERE j.worker = :worker AND j.response_id NOT IN (SELECT value FROM json_each(:besides))
 ORDER BY j.created_at, j.response_id
 """
-# What the worker wrote from this number on, by a write of which it heard nothing, is written anew.
+# Deletes the worker's events from this number on, because a write with an unknown outcome may have stored them.
 TAKE_BACK_EVENTS = """
 DELETE FROM response_events
 WHERE response_id = :id AND last_seq >= :first
@@ -96,7 +96,7 @@ APPEND_EVENTS = """
 INSERT INTO response_events (response_id, last_seq, data, claim)
 SELECT :id, :last, :data, claim FROM jobs WHERE response_id = :id AND worker = :worker
 """
-# Of earlier attempts; what was written when the response was queued is true of every one.
+# Events of earlier attempts. Events from the time of queueing stay, because they hold for every attempt.
 DROP_EVENTS = """
 DELETE FROM response_events
 WHERE response_id = :id AND claim > 0 AND claim < (SELECT claim FROM jobs WHERE response_id = :id)
@@ -119,7 +119,7 @@ WHERE response_id = :id AND worker = :worker
 
 
 class SqliteJobWriter:
-    """`JobWriter` on a writer and readers that somebody else owns and closes."""
+    """`JobWriter` on a writer and readers that the caller closes."""
 
     def __init__(self, writer: SqliteWriter, readers: SqliteReaders, keys: IdempotencyStore) -> None:
         self._keys = keys
@@ -140,7 +140,7 @@ class SqliteJobWriter:
             "needs": json.dumps(needs),
         }
         unit: list[Step] = [
-            # What the conversation gets it gets when the response is over.
+            # The conversation gets the items only when the response ends.
             *save_steps(replace(record, conversation_id=None)),
             Statement(MARK_BACKGROUND, named),
             Statement(INSERT_JOB, named, rows=1),
@@ -165,7 +165,7 @@ class SqliteJobWriter:
             "able": None if able is None else json.dumps(able),
             "patient": milliseconds(now() - PATIENCE),
         }
-        # Mostly there is nothing to do, which costs no write.
+        # Usually no job waits, and then this costs no write.
         if not await self._readers.fetch(CLAIMABLE, {"at": lease_now(), **fitting}, own=True):
             return []
         named = {
@@ -199,7 +199,7 @@ class SqliteJobWriter:
             "joining": len(record.input_items) + len(record.output_items),
         } | ended_as(record.status, record.body, record.output_items, record)
         unit: list[Step] = [
-            # Before the job goes, which says whose attempt they are.
+            # Before the job's row is deleted, which identifies the attempt.
             *_writing(worker, record.id, events, restart=restart),
             Statement(FINISH_JOB, named, rows=1),
             Statement(END_RESPONSE, named, rows=1),

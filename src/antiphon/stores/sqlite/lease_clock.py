@@ -1,16 +1,15 @@
-"""The clock by which all leases of a machine are judged.
+"""Provides the clock that decides when a lease on this machine expires.
 
-Lives here: what the time of a lease is, how SQL asks for it (`lease_now()`, where something is written), and what
-becomes of leases when the machine starts anew. Not here: what is leased, how long, who renews it. Dates that clients
-see (`created_at`, `expires_at`) are the wall clock's, and never decide who holds something.
+Lives here: the time of leases, the SQL function for it (`lease_now()`, in writes), and the end of all leases after a
+reboot. Not here: what a lease protects, its duration, its renewal. Dates that clients see (`created_at`, `expires_at`)
+come from the wall clock, and never decide about a lease.
 
-The processes that share a database file are on one machine, so the machine's monotonic clock is the same for all of
-them; unlike the wall clock it cannot be set, and it rests while the machine sleeps, as those do who hold something. It
-begins anew with every start of the machine: whoever opens a database first after one finds another boot id than is
-noted in it, and ends all leases, since whoever held them is gone. (A database server's own `now()` takes this
-module's place where there is one: callers only ever give durations.)
+All processes that share a database file run on one machine, so they share its monotonic clock. Unlike the wall clock,
+no operator can set it, and it stops while the machine sleeps, as the lease holders do. It restarts at each boot. After
+a reboot, the first process that opens a database finds a different boot id in it. It ends all leases, because their
+holders ended with the reboot. (A database server's `now()` replaces this module; callers only pass durations.)
 
-Invariant: a lease is taken, renewed and judged by this clock, inside the transaction that does so.
+Invariant: a transaction that takes, renews or checks a lease reads this clock inside the transaction.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ _NOTE = ("DELETE FROM lease_clock", "INSERT INTO lease_clock (boot) VALUES (?)")
 
 
 def lease_now() -> int:
-    """The time of leases, in milliseconds: since the machine's start, where that has an id, else since the epoch."""
+    """The time of leases in milliseconds: since boot where the machine has a boot id, else since the epoch."""
     return (time.monotonic_ns() if _boot else time.time_ns()) // 1_000_000
 
 
 def prepare(connection: sqlite3.Connection, end_leases: Sequence[str]) -> None:
-    """Let SQL on this connection say `lease_now()`, and end all leases if the machine was started since the database
-    was opened last; `end_leases` are the statements that do so."""
+    """Define `lease_now()` on this connection, and end all leases if the machine has rebooted since the last open.
+    `end_leases`: the statements that end them."""
     connection.create_function("lease_now", 0, lambda: lease_now())
     noted = [(_boot,)]
     if connection.execute(_NOTED).fetchall() == noted:
         return
     with locked(connection):
-        # Again: another process may have been faster, and have taken leases since.
+        # Check again: another process may have been faster, and may hold new leases.
         if connection.execute(_NOTED).fetchall() != noted:
             for statement in end_leases:
                 connection.execute(statement)

@@ -1,17 +1,16 @@
 """Migrates a SQLite database to this build's schema and checks the schema of an existing one.
 
-Lives here: applying the numbered steps that a database has not seen, undoing the last one, and comparing a database's
-own list of what is in it with that of one which is made anew. Not here: what a step is and who can serve with it
-(`stores/schema_steps.py`), what the tables mean, how a connection is opened (`database.py`), whether pages are whole
-(`backup.py`).
+Lives here: applying the numbered steps that a database lacks, undoing the last one, and comparing a database's schema
+with a newly created one. Not here: the meaning of a step and its builds (`stores/schema_steps.py`), the meaning of the
+tables, opening a connection (`database.py`), the integrity of pages (`backup.py`).
 
-A trigger runs with whatever statement touches its table, a view or an index whenever it is read: what somebody else put
-into a database acts with our rights, and on all owners' rows.
+A trigger runs with every statement that touches its table, and a view or an index with every read of it. So foreign
+objects in a database would run with Antiphon's rights, on all owners' rows.
 
-Invariants: the versions in `schema_migrations` are a prefix of the packaged steps, with the same checksums, or go on
-beyond it with steps that serve this build; every other database is refused before anything is changed. All missing
-steps are applied in one transaction under the write lock, so several processes may start at once. Nothing but the list
-itself is read of a foreign database before that was compared.
+Invariants: the versions in `schema_migrations` are a prefix of the packaged steps, with equal checksums, or continue
+with newer steps that serve this build. Any other database is refused before any change. One transaction under the write
+lock applies all missing steps, so several processes may start at once. Of a foreign database, this module reads only
+the schema table before the comparison.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from antiphon.stores.sqlite.database import locked
 
 _HAS_TABLE = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'schema_migrations'"
 _CREATE_TABLE = "CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER PRIMARY KEY, sha256 TEXT NOT NULL)"
-# A step added the columns of names, and of the builds that are served.
+# A later step added the columns for names and for the builds that can serve.
 _READ = "SELECT * FROM schema_migrations ORDER BY version"
 _COLUMNS = "SELECT count(*) FROM pragma_table_info('schema_migrations')"
 _RECORD = "INSERT INTO schema_migrations (version, sha256) VALUES (?, ?)"
@@ -37,7 +36,7 @@ _DESCRIBE = "UPDATE schema_migrations SET name = ?, serves = ? WHERE version = ?
 _FORGET = "DELETE FROM schema_migrations WHERE version = ?"
 _LIST = "SELECT type, name, tbl_name, sql FROM sqlite_schema"
 _TRIGGERS = "SELECT name FROM sqlite_schema WHERE type = 'trigger'"
-# What ANALYZE makes, which an operator may have run.
+# The tables of ANALYZE, which an operator may have run.
 _STATISTICS = frozenset({"sqlite_stat1", "sqlite_stat4"})
 _SHOWN = 64
 
@@ -45,16 +44,16 @@ _Entry = tuple[str, str, str, str | None]
 
 
 def packaged_steps(folder: str = "migrations") -> tuple[SchemaStep, ...]:
-    """The steps shipped with this build, in order, numbered 1, 2, 3, … without a gap."""
+    """The steps of this build, in order, numbered 1, 2, 3, … without a gap."""
     return read_steps(files("antiphon.stores.sqlite") / folder)
 
 
 def migrate(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> list[SchemaStep]:
-    """Apply the steps that are missing, all or none; returns those that this call applied.
+    """Apply the missing steps, all or none. Returns the steps that this call applied.
 
-    Raises `StoreError` for a database this build cannot serve.
+    Raises `StoreError` for a database that this build cannot serve.
     """
-    # Without the lock first: the common start finds nothing to do and must not wait for a busy writer.
+    # First without the lock: the common start finds nothing to do and must not wait for a busy writer.
     if not missing_steps(applied_steps(connection), steps):
         return []
 
@@ -70,7 +69,7 @@ def migrate(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> list
 
 
 def undo(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> SchemaStep:
-    """Undo the last step; raises `StoreError` where it cannot be undone."""
+    """Undo the last step. Raises `StoreError` when it cannot be undone."""
     with locked(connection):
         step = step_to_undo(applied_steps(connection), steps)
         _run(connection, step.name, step.down)
@@ -79,7 +78,7 @@ def undo(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> SchemaS
 
 
 def applied_steps(connection: sqlite3.Connection) -> list[Applied]:
-    """What the database has; nothing when it is new."""
+    """The steps that the database has; none when it is new."""
     if not connection.execute(_HAS_TABLE).fetchone():
         return []
     found = []
@@ -95,7 +94,7 @@ def _run(connection: sqlite3.Connection, name: str, sql: str) -> None:
 
 
 def _statements(name: str, sql: str) -> Iterator[str]:
-    # executescript() would commit the open transaction first, so the file is cut here.
+    # executescript() would commit the open transaction first, so this code splits the file.
     part = ""
     for line in sql.splitlines(keepends=True):
         part += line
@@ -112,10 +111,10 @@ def check_schema(
     later: Callable[[sqlite3.Connection], Iterable[str]] | None = None,
     prefix: str = "\0",
 ) -> None:
-    """Raises `StoreError` naming the first thing that is too much, is missing or reads otherwise.
+    """Raise `StoreError` with the first object that is foreign, missing or different.
 
-    The database may have fewer steps than these. `later` says, once all else was compared, which statements were run on
-    it since: what they make are tables whose names begin with `prefix`.
+    The database may have fewer steps than these. `later` returns, after that comparison, the statements that ran since;
+    they create tables whose names begin with `prefix`.
     """
     connection.execute("PRAGMA trusted_schema=OFF")
     there = applied_steps(connection)
@@ -137,9 +136,8 @@ def check_schema(
 
 
 def lacking(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> tuple[int, dict[str, str]]:
-    """How many tables and indexes the applied ones of these steps made, and those that are not there any more (`index
-    jobs_due`), each with the statement that makes it. A newer build's steps may have taken some away: of those nothing
-    is said."""
+    """The number of tables and indexes of the applied steps, and the missing ones (`index jobs_due`), each with its
+    CREATE statement. A newer build's steps may have dropped some, so a newer schema gives no missing ones."""
     there = applied_steps(connection)
     if len(there) > len(steps):
         return 0, {}
@@ -152,7 +150,8 @@ def lacking(connection: sqlite3.Connection, steps: Sequence[SchemaStep]) -> tupl
 
 
 def check_triggers(connection: sqlite3.Connection, steps: tuple[SchemaStep, ...]) -> None:
-    """Raises `StoreError` for a trigger that none of the steps makes (a newer one that does serves no older build)."""
+    """Raise `StoreError` for a trigger that none of the steps creates. (A newer step that creates one serves no older
+    build.)"""
     names = {name for (name,) in connection.execute(_TRIGGERS)}
     if foreign := sorted(names - _triggers_of(steps)) if names else ():
         raise StoreError(

@@ -1,11 +1,11 @@
 """Opens the stores of a data folder.
 
-Lives here: which files there are, and who shares which connections. Not here: what a store means (`../responses.py`)
-and how SQLite is driven (`database.py`, `writer.py`, `readers.py`, `migrate.py`).
+Lives here: the list of files, and which stores share connections. Not here: the stores (`../responses.py`), access to
+SQLite (`database.py`, `writer.py`, `readers.py`, `migrate.py`).
 
-A data folder holds `sessions.db` (responses and their items, and what is known of files) and `files/` (the contents of
-files). Vector stores have a database of their own, `vectors.db`: each has one write lock, and ingesting documents must
-not hold up turns.
+A data folder holds `sessions.db` (responses, their items, and the rows of files) and `files/` (the contents of files).
+Vector stores have a separate database, `vectors.db`. Each database has one write lock, and the ingestion of documents
+must not delay turns.
 
 Invariant: an opened store has the schema of this build, and any number of processes may open the same folder.
 """
@@ -45,7 +45,7 @@ from antiphon.stores.sqlite.vectors.ingestion import SqliteIngestion
 from antiphon.stores.sqlite.vectors.sql import SqliteVectorSql
 from antiphon.stores.vector_stores import VectorStores
 
-# A look is a statement in this process.
+# Polling costs one statement in this process.
 _PACE = Pace(look=0.05, claim=0.05, claim_most=0.25)
 
 _TIMEOUTS = TimeoutSettings()
@@ -70,21 +70,21 @@ class SqliteVectorDatabase(VectorDatabase):
     tables: SqliteTables
 
     async def check_vectors(self) -> None:
-        """They are columns like any other."""
+        """Do nothing: vectors are ordinary columns."""
 
     async def aclose(self) -> None:
-        """Finish what was accepted, then close the database."""
+        """Finish the accepted writes, then close the database."""
         await self.tables.aclose()
 
 
 class SqliteStores(Stores):
-    """Everything that is kept in one database: one writer and its readers, shared by all stores."""
+    """All stores in one database, with one writer and its readers."""
 
     def __init__(self, folder: Path | None, tables: SqliteTables, blobs: BlobStore, options: StoreOptions) -> None:
-        """`folder`: where the database lies, if it is not in memory."""
+        """`folder`: the database's folder; None in memory."""
         writer, readers = tables.writer, tables.readers
         keys = IdempotencyStore(tables, keep=options["keep_keys"], bodies=options["bodies"])
-        # Only a folder may hold contents from before they had rows.
+        # Only a folder may hold contents from before there were rows.
         list_before = blobs.keys if isinstance(blobs, DiskBlobs) else None
         lease = options["upload_lease"]
         pending = PendingBlobs(SqlitePendingRows(tables, lease, list_before), blobs, lease)
@@ -104,17 +104,17 @@ class SqliteStores(Stores):
         self._timeouts = options["timeouts"]
 
     def has_vectors(self) -> bool:
-        """Whether there is a database of vector stores: in memory whoever opens one finds it empty."""
+        """Whether the vector database exists. In memory it would be empty."""
         return self.folder is not None and (self.folder / VECTORS_FILE).exists()
 
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> SqliteVectorDatabase:
-        """Open it. Raises `StoreError`."""
+        """Open the vector database. Raises `StoreError`."""
         return await open_vector_database(
             self.folder, timeouts=self._timeouts, keep_keys=self.keys.keep, matrix_bytes=matrix_bytes
         )
 
     async def aclose(self) -> None:
-        """Finish what was accepted, then close the database."""
+        """Finish the accepted writes, then close the database."""
         await self.files.aclose()
         await self.tables.aclose()
 
@@ -125,10 +125,10 @@ async def open_sqlite(
     blobs: BlobStore | None = None,
     **options: Unpack[StoreOptions],
 ) -> SqliteStores:
-    """Open the stores in this folder, creating folder (0700), file (0600) and schema where needed; or in memory.
+    """Open the stores in this folder, or in memory; create folder (0700), file (0600) and schema where needed.
 
-    `blobs`: the contents of files, the stores' own from now on; unless given, in the same folder, or in memory. The
-    others are `StoreOptions`. Raises `StoreError`.
+    `blobs`: the storage for file contents, which the stores close; the default is the same folder, or memory. For
+    `options` see `StoreOptions`. Raises `StoreError`.
     """
     given = all_options(options)
     preparing = partial(prepare, folder=SESSION_STEPS, end_leases=_END_LEASES)
@@ -148,9 +148,9 @@ async def open_vector_database(
     keep_keys: float = KEEP_SECONDS,
     matrix_bytes: int = MATRIX_BYTES,
 ) -> SqliteVectorDatabase:
-    """Open `vectors.db` in this folder, creating it where needed, or in memory. Raises `StoreError`.
+    """Open `vectors.db` in this folder, or in memory; create it where needed. Raises `StoreError`.
 
-    `keep_keys`: seconds for which an idempotency key is remembered; `matrix_bytes`: memory for vectors.
+    `keep_keys`: seconds for which an idempotency key is stored. `matrix_bytes`: memory for vectors.
     """
     preparing = partial(prepare, folder=VECTOR_STEPS, end_leases=_END_VECTOR_LEASES)
     tables = await SqliteTables.open(place_in(folder, VECTORS_FILE), preparing, timeouts, readers)
@@ -162,7 +162,7 @@ async def open_vector_database(
 
 
 def prepare(connection: sqlite3.Connection, folder: str, end_leases: Sequence[str]) -> None:
-    """What a writer's connection gets first: the schema of the steps in this folder, and the clock of leases."""
+    """Prepare a writer's connection: apply the schema steps of this folder, and define the lease clock."""
     steps = packaged_steps(folder)
     migrate(connection, steps)
     check_triggers(connection, steps)

@@ -1,9 +1,9 @@
 """Implements `OwnerData` for the databases of a folder, in use or not.
 
-Lives here: reading everything that belongs to an owner, deleting it, and giving unused space back. Not here: the SQL of
-that (`../owner_data.py`), files' contents.
+Lives here: reading and deleting an owner's data, and returning unused disk space. Not here: the SQL for it
+(`../owner_data.py`), files' contents.
 
-Invariant: nothing is made by being looked at.
+Invariant: reading creates nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OWNED = {kind: sqlite_sql(sql) for kind, sql in owned("pos").items()}
 OWNED_VECTORS = owned_vectors("no", "store_no")
 _FORGET_KEYS = "DELETE FROM idempotency WHERE owner = :owner"
 
-# Owners that a key tells apart have names that begin with "b:" (`doors/owners.py`).
+# Owners that are hashes of a token have names that begin with "b:" (`doors/owners.py`).
 _ANY = "SELECT EXISTS (SELECT 1 FROM {table})"
 _HASHED = "SELECT EXISTS (SELECT 1 FROM {table} WHERE owner >= 'b:' AND owner < 'b;')"
 _TABLES = {SESSIONS_FILE: ("responses", "conversations", "prompts", "files"), VECTORS_FILE: ("vector_stores",)}
@@ -45,25 +45,25 @@ class SqliteOwnerData:
     """`OwnerData` of the databases in this folder."""
 
     def __init__(self, folder: Path, bodies: Bodies) -> None:
-        """`bodies` opens what is sealed."""
+        """`bodies` decrypts sealed bodies."""
         self._bodies = bodies
         self._folder = folder
         self._path = folder / SESSIONS_FILE
         self._vectors = folder / VECTORS_FILE
 
     async def owners(self) -> list[OwnerCounts]:
-        """Every owner of anything."""
+        """Every owner with any data."""
         return list_owners(self._folder)
 
     async def export(self, owner: str) -> AsyncIterator[ExportedRow]:
-        """Everything of an owner but files."""
+        """All data of an owner except files."""
         for path, kinds in ((self._path, OWNED), (self._vectors, OWNED_VECTORS)):
             if path == self._path or path.exists():
                 for kind, fields in export_owner(path, owner, kinds):
                     yield exported(kind, fields, self._bodies)
 
     async def delete(self, owner: str) -> int:
-        """Everything of an owner but files: vector stores first, which refer to the rest."""
+        """Delete all data of an owner except files. Vector stores go first, because they refer to the rest."""
         gone = 0
         if self._vectors.exists():
             async with aclosing(await open_vector_database(self._folder)) as vectors:
@@ -72,16 +72,16 @@ class SqliteOwnerData:
         return gone + delete_owner(self._path, owner)
 
     async def vacuum(self) -> list[Shrunk]:
-        """Give unused space back; there must be room for a database twice."""
+        """Return unused disk space. The disk needs room for a second copy of a database."""
         return [Shrunk(str(path), *vacuum(path)) for path in (self._path, self._vectors) if path.exists()]
 
     async def aclose(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: no connection stays open."""
 
 
 def has_rows(folder: Path, *, hashed: bool) -> bool:
-    """Whether the databases in this folder hold anything; with `hashed`, anything of an owner who is known by the hash
-    of a token. Raises `StoreError`."""
+    """Whether the databases in this folder have any row. With `hashed`, only owners that are the hash of a token count.
+    Raises `StoreError`."""
     question = _HASHED if hashed else _ANY
     for name, tables in _TABLES.items():
         path = folder / name
@@ -96,7 +96,7 @@ def has_rows(folder: Path, *, hashed: bool) -> bool:
 
 
 def list_owners(folder: Path) -> list[OwnerCounts]:
-    """Every owner of anything. Raises `StoreError`."""
+    """Every owner with any data. Raises `StoreError`."""
     rows = []
     for name, kinds in _TABLES.items():
         if name == SESSIONS_FILE or (folder / name).exists():
@@ -106,8 +106,8 @@ def list_owners(folder: Path) -> list[OwnerCounts]:
 
 
 def export_owner(path: Path, owner: str, kinds: Mapping[str, str] = OWNED) -> Iterator[tuple[str, dict[str, object]]]:
-    """Everything of an owner in this database, kind by kind, each row with its columns by name, as it was at one
-    moment. Raises `StoreError`."""
+    """All data of an owner in this database from one snapshot, kind by kind. Each row is a mapping of columns. Raises
+    `StoreError`."""
     with opened(path, "Reading") as connection:
         connection.row_factory = sqlite3.Row
         connection.execute("BEGIN")
@@ -117,9 +117,9 @@ def export_owner(path: Path, owner: str, kinds: Mapping[str, str] = OWNED) -> It
 
 
 def delete_owner(path: Path, owner: str, at_once: int = AT_ONCE) -> int:
-    """Delete everything of an owner but files and vector stores, in pieces that let requests through.
+    """Delete all data of an owner except files and vector stores, in pieces that let requests through.
 
-    Returns how many chains, conversations, prompts, keys and days of usage went. Raises `StoreError`.
+    Returns the number of deleted chains, conversations, prompts, keys and days of usage. Raises `StoreError`.
     """
     gone = 0
     with opened(path, "Deleting", writes=True) as connection:
@@ -131,10 +131,10 @@ def delete_owner(path: Path, owner: str, at_once: int = AT_ONCE) -> int:
 
 
 def vacuum(path: Path) -> tuple[int, int]:
-    """Give unused space back to the file system; the size before and after, in bytes, each with what
-    waits in the log of writes. Raises `StoreError`.
+    """Return unused disk space to the file system. Returns the size before and after in bytes, including the
+    write-ahead log. Raises `StoreError`.
 
-    Writers wait while it runs, and the file is rewritten: there must be room for it twice.
+    Writers wait while it runs, and SQLite rewrites the file: the disk needs room for a second copy.
     """
     before = _size(path)
     with opened(path, "Rewriting", writes=True) as connection:

@@ -1,17 +1,17 @@
-"""A small pool of read-only connections to a SQLite database.
+"""Runs queries on a small pool of read-only connections to a SQLite database.
 
-Lives here: opening them, lending them, closing them, and how long a query may take. Not here: SQL of any store;
-writing (`writer.py`).
+Lives here: opening, lending and closing connections, and the timeout of a query. Not here: SQL of any store; writing
+(`writer.py`).
 
-A query whose time is over, or whose caller left, is interrupted; its connection is lent again when it has ended. One
-that stands still in the disk cannot be interrupted: until it ends there is a connection less, and nothing queues behind
-it.
+A query is interrupted after its timeout, or when its caller is cancelled. Its connection returns to the pool when the
+query has ended. A query that hangs in the disk cannot be interrupted. Until it ends, the pool has one connection less,
+and no query queues behind it.
 
-One connection is nobody's but the process's own: what renews and looks after leases never queues behind what clients
-read.
+One connection is reserved for the process itself. So its renewal and supervision of leases never queue behind the reads
+of clients.
 
-Invariant: one query is one statement, hence one snapshot of the database, and it sees everything that was
-committed before it began, by any process. A connection serves one query at a time.
+Invariant: one query is one statement, so it reads one snapshot. It sees all data that any process committed before it
+began. A connection runs one query at a time.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from antiphon.errors import StoreError
 from antiphon.stores.sqlite.database import Place, place_of, store_error
 
 Row = sqlite3.Row
-"""Its columns by name, or unpacked; the names are those of the query."""
+"""A row: access to its columns by the query's names, or unpacked."""
 
 _log = structlog.get_logger(__name__)
 
 # A reader waits for a lock only while another process recovers the log after a crash.
 _BUSY_SECONDS = 5.0
 
-# Opening alone does not touch the file.
+# Opening alone does not access the file.
 _TOUCH = "SELECT count(*) FROM sqlite_schema"
 
 
 def daemonic_connection(uri: str) -> aiosqlite.Connection:
-    """A connection, still to be opened by awaiting it, whose thread does not keep the process from ending.
+    """An unopened connection (`await` opens it) whose thread does not keep the process alive.
 
-    A program that ends without closing the store (a start that failed half-way), or while a query stands still in the
-    disk, must end. A thread is a daemon when the one that makes it is, and aiosqlite makes its thread here.
+    A program must be able to end without closing the store, after a failed start or while a query hangs in the disk. A
+    thread inherits the daemon flag from its creator, and aiosqlite creates its thread here.
     """
     made: list[aiosqlite.Connection] = []
     options: dict[str, Any] = {"uri": True, "isolation_level": None, "timeout": _BUSY_SECONDS}
@@ -58,7 +58,7 @@ def daemonic_connection(uri: str) -> aiosqlite.Connection:
 
 
 class SqliteReaders:
-    """Runs queries; callers beyond the number of connections wait their turn."""
+    """Runs queries. When all connections are in use, callers wait in order."""
 
     def __init__(
         self,
@@ -68,7 +68,8 @@ class SqliteReaders:
         seconds: float = 10.0,
         connect: Callable[[str], aiosqlite.Connection] = daemonic_connection,
     ) -> None:
-        """`seconds`: how long one query may take, waiting for a connection included. `connect`: from a URI."""
+        """`seconds`: the timeout of one query, including the wait for a connection. `connect`: makes a connection from
+        a URI."""
         self._connect = connect
         self._place = place_of(where)
         self.seconds = seconds
@@ -83,13 +84,14 @@ class SqliteReaders:
 
     @property
     def busy(self) -> int:
-        """Connections of the pool that are lent."""
+        """The number of the pool's connections in use."""
         return self._size - len(self._free)
 
     async def start(self) -> None:
-        """Open the connections; the database exists already. Raises `StoreError`."""
+        """Open the connections to an existing database. Raises `StoreError`."""
         try:
-            # A thread of aiosqlite's that cannot open wakes the loop once more as it ends: by then there may be none.
+            # When aiosqlite cannot open, its thread wakes the event loop once more as it ends, when the loop may be
+            # closed. So this opens once without it.
             sqlite3.connect(self._place.reader_uri, uri=True).close()
             for _ in range(self._size):
                 self._free.put_nowait(await self._open_one())
@@ -99,7 +101,7 @@ class SqliteReaders:
             raise store_error("Opening", self._place, error) from error
 
     async def fetch(self, sql: str, parameters: Mapping[str, object], *, own: bool = False) -> list[Row]:
-        """All rows of one query; raises `StoreError`. `own`: it is the process's own, and short."""
+        """All rows of one query; raises `StoreError`. `own`: a short query of the process itself."""
         if self._closing:
             raise StoreError("The store is closed.")
         self._accepted += 1
@@ -112,7 +114,7 @@ class SqliteReaders:
                 self._idle.set()
 
     async def aclose(self) -> None:
-        """Let the queries that were accepted end, then close."""
+        """Wait for the accepted queries, then close."""
         if self._closing:
             return
         self._closing = True
@@ -144,7 +146,7 @@ class SqliteReaders:
         connection: aiosqlite.Connection,
         query: asyncio.Future[Any],
     ) -> None:
-        look_at(query)  # whoever asked may have left
+        look_at(query)  # the caller may be cancelled
         free.put_nowait(connection)
 
     async def _open_one(self) -> aiosqlite.Connection:
@@ -161,12 +163,12 @@ class SqliteReaders:
                 async with asyncio.timeout(self.seconds):
                     await self._all.pop().close()
             except TimeoutError:
-                # Its query stands still in the disk. The thread does not keep the process.
+                # Its query hangs in the disk. The thread does not keep the process alive.
                 _log.error("reader_not_closed", database=str(self._place), seconds=self.seconds)
 
 
 class _Free:
-    """The idle connections. The caller that has waited longest gets the next one: with an asyncio queue a new caller
+    """The idle connections. The caller that has waited longest gets the next one. With an asyncio queue, a new caller
     could overtake a woken one, which would then wait behind all others."""
 
     def __init__(self) -> None:

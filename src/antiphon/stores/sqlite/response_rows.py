@@ -1,14 +1,14 @@
-"""The writes that store a response on SQLite, and those that take it back.
+"""Builds the writes that store a response on SQLite, and those that undo them.
 
-Lives here: the SQL that every stored response runs, by name, and its values. Not here: what a failure of the unit means
-(`responses.py`), reading and deleting responses (`../responses.py`), how units are run (`units.py`).
+Lives here: the SQL that every stored response runs, by name, and its values. Not here: the handling of a failed unit
+(`responses.py`), reading and deleting responses (`../responses.py`), running units (`units.py`).
 
-What every response runs is written to be cheap. Python's sqlite3 looks parameters with names up anew each time, and
-asks for an adapter for `None` and for `bytes`, which is dearer than binding them: so values come by number, columns
-that would be NULL are left out, and a body that is small comes as a `bytearray`.
+This is the hot path, so its statements are cheap. Python's sqlite3 looks up named parameters on every call, and looks
+for an adapter for `None` and `bytes`, which costs more than binding them. So values are positional, NULL columns are
+left out, and a small body is a `bytearray`.
 
-Invariant: a response continues one of its own owner or is not stored: its predecessor must exist with the same owner,
-in the same transaction.
+Invariant: a response continues a response of the same owner, or is not stored. The same transaction checks that the
+predecessor exists with this owner.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from antiphon.stores.sqlite.statements import Insertion, Rows, Step
 from antiphon.stores.tables import Statement, milliseconds
 
 _LIGHT: Final = 16 << 10
-"""Bytes of a response that may be stored by one statement together with others."""
+"""The maximum bytes of a response whose rows may share a statement with those of other responses."""
 
-# A new tree is named after its first response: ids are unique already.
+# A new chain gets the id of its first response: ids are unique already.
 CHAINS: Final = Insertion("INSERT INTO chains (id, owner, updated_at) VALUES", "(?, ?, ?)")
 
 _OWN: Final = "own_bytes, status, model, created_at, completed_at, input_tokens, output_tokens, body"
@@ -34,8 +34,8 @@ FIRST_RESPONSES: Final = Insertion(
     f"INSERT INTO responses (id, owner, chain_id, history_items, history_bytes, {_OWN}) VALUES", _VALUES
 )
 
-# Inserts nothing when the predecessor is gone (or going: its chain is being cleared away) or belongs to somebody else;
-# every row is demanded.
+# Inserts no row when the predecessor is deleted, is being deleted with its chain, or belongs to another owner. The
+# insert requires every row.
 NEXT_RESPONSES: Final = Insertion(
     f"""
 INSERT INTO responses (id, owner, chain_id, prev_id, history_items, history_bytes, {_OWN})
@@ -66,7 +66,7 @@ VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
         (SELECT next_pos - ?15 FROM conversations WHERE owner = ?2 AND id = ?14))
 """
 
-# Only the response that holds the conversation's lock may add to it, and gives the lock back with it.
+# Only the response that holds the conversation's lock may add to it, and the same statement releases the lock.
 JOIN_CONVERSATION: Final = """
 UPDATE conversations SET next_pos = next_pos + :joining, updated_at = max(updated_at, :at),
                          locked_by = NULL
@@ -79,7 +79,7 @@ SELECT :owner, :conversation_id, r.conversation_pos + row_number() OVER (ORDER B
 FROM responses r CROSS JOIN response_items i ON i.response_id = r.id WHERE r.id = :id
 """
 
-# Its client was told that it could not be stored.
+# The client got an error, so the items of this response must go.
 LEAVE_NOTHING: Final = """
 DELETE FROM conversation_items
 WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :id
@@ -87,7 +87,7 @@ WHERE owner = :owner AND conversation_id = :conversation_id AND response_id = :i
 
 
 def save_steps(record: ResponseRecord) -> list[Step]:
-    """What stores a response with its items."""
+    """The steps that store a response with its items."""
     given, answered, body, usage = record.input_items, record.output_items, record.body, record.usage
     size = sum([item.size for item in (*given, *answered)])
     own = size + len(body)
@@ -101,7 +101,7 @@ def save_steps(record: ResponseRecord) -> list[Step]:
     values = (
         record.id,
         record.owner,
-        # The chain of a first one.
+        # The chain of a first response.
         record.id if previous is None else previous,
         max(1, count),
         size,
@@ -130,7 +130,7 @@ def save_steps(record: ResponseRecord) -> list[Step]:
 def _with_conversation(
     record: ResponseRecord, steps: list[Step], values: tuple[object, ...], count: int, at: int
 ) -> list[Step]:
-    """The unit of a response that runs on a conversation."""
+    """The steps for a response that runs on a conversation."""
     joins = record.joins_conversation
     named = {
         "id": record.id,
@@ -143,19 +143,19 @@ def _with_conversation(
         steps.append(Statement(INSERT_IN_CONVERSATION, (*values, record.conversation_id, named["joining"])))
     steps.append(item_rows(record.id, (record.input_items, record.output_items)))
     if joins:
-        # First, so that the response's row learns where its items begin.
+        # First, so that the response's row gets the position where its items begin.
         return [Statement(JOIN_CONVERSATION, named, rows=1), *steps, Statement(INSERT_CONVERSATION_ITEMS, named)]
-    # A response that failed adds nothing: a second try must not find its question asked already.
+    # A failed response adds no items: the retry must not find its question in the conversation already.
     return [*steps, Statement(RELEASE, named)]
 
 
 def touch_chain(response_id: str, at: int) -> Statement:
-    """The chain of this response was used then."""
+    """The step that updates the last use of this response's chain."""
     return Statement(TOUCH_CHAIN, (at, response_id), rows=1)
 
 
 def item_rows(response_id: str, sides: Sequence[Sequence[StoredItem]], *, light: bool = False, first: int = 0) -> Rows:
-    """The items of a response: those that were given, those of the answer; only the latter with `first` 1."""
+    """The rows of a response's items: input items, then output items; only output items with `first` 1."""
     values: list[object] = []
     shown: list[object] = []
     for direction, side in enumerate(sides, first):
@@ -171,7 +171,7 @@ def item_rows(response_id: str, sides: Sequence[Sequence[StoredItem]], *, light:
 
 
 def unsave_steps(record: ResponseRecord) -> list[Step]:
-    """Takes back what `save_steps` did, should that take effect after its client was told that it failed."""
+    """The steps that undo `save_steps`, for a commit that succeeds after the client got an error."""
     named = {"id": record.id, "owner": record.owner, "conversation_id": record.conversation_id}
     gone: list[Step] = [Statement(DELETE_LAST_OF_CHAIN, named), Statement(DELETE, named)]
     return [Statement(LEAVE_NOTHING, named), *gone] if record.joins_conversation else gone

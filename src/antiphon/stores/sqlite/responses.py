@@ -1,8 +1,8 @@
 """Stores responses on SQLite, interprets a failed write, and finds items by id.
 
-Lives here: that, and whether the database can be written to. Not here: what is alike in all backends
-(`../responses.py`), how records become rows (`response_rows.py`), threads, connections and transactions (`writer.py`,
-`readers.py`), the schema (`migrations/`).
+Lives here: that, and the health check of the database. Not here: the parts that all backends share (`../responses.py`),
+the rows of a record (`response_rows.py`), threads, connections and transactions (`writer.py`, `readers.py`), the schema
+(`migrations/`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from antiphon.stores.sqlite.tables import sqlite_steps
 from antiphon.stores.sqlite.writer import SqliteWriter
 from antiphon.stores.tables import RowsMissing, Statement
 
-# One item per wanted id, however often clients have used the id: an output before an input, the newest before
-# older ones. The index is read backwards until the first item of this owner.
+# One item per requested id, however often clients have used the id. An output comes before an input, and newer items
+# before older ones. SQLite reads the index backwards until the first item of this owner.
 LOAD_ITEMS = """
 WITH found (number, size) AS (
   SELECT i.rowid, length(i.body) + ifnull(length(i.shown), 0)
@@ -37,8 +37,8 @@ SELECT i.item_id, i.type, CASE WHEN (SELECT sum(size) FROM found) <= :bytes THEN
 FROM found CROSS JOIN response_items i ON i.rowid = found.number
 """
 
-# Both halves of `ping`. The write is a real one (it sets a field of the file header that nothing else uses), so a
-# full disk or a lost write permission is seen before a response fails for it.
+# Both halves of `ping`. The write is real: it sets a field of the file header that nothing else uses. So `ping` detects
+# a full disk or a lost write permission before a response fails.
 PROBE_READ = "SELECT count(*) FROM schema_migrations"
 PROBE_WRITE = "PRAGMA user_version = 1"
 
@@ -74,10 +74,10 @@ class SqliteResponseWriter:
 
     async def ping(self) -> None:
         """Raise `StoreError` unless the database can be written to and read."""
-        # Questions that come while one is being answered share its answer, so they cannot multiply the writes.
+        # Concurrent checks share one result, so they cannot multiply the writes.
         if self._probe is None or self._probe.done():
             self._probe = asyncio.create_task(self._ask())
-            # Whoever asked may have left; an error nobody waits for is not worth a warning.
+            # The caller may be cancelled; an error that no caller awaits needs no warning.
             self._probe.add_done_callback(look_at)
         await asyncio.shield(self._probe)
 

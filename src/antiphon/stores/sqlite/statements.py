@@ -1,9 +1,9 @@
-"""The steps of a unit of writes: statements, and rows for a table.
+"""Defines the steps of a unit of writes: statements, and rows for a table.
 
-Lives here: rows for a table. Not here: statements (`../tables.py`), how steps are run (`units.py`), transactions,
-threads (`writer.py`), SQL of any store.
+Lives here: rows for a table. Not here: statements (`../tables.py`), running steps (`units.py`), transactions, threads
+(`writer.py`), SQL of any store.
 
-Invariant: a step can be run again after its transaction was rolled back, and then all that it tells is told anew.
+Invariant: a step can run again after its transaction was rolled back, and then produces all its results again.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from antiphon.stores.tables import Statement
 
 
 class Insertion:
-    """How rows come into a table: one statement for any number of them, of which each gives as many rows, or fewer."""
+    """How to insert rows into a table: one statement for any number of rows; each row inserts one row or none."""
 
     def __init__(self, before: str, row: str, behind: str = "") -> None:
-        """`row` with its parameters in brackets, once for each row between what stands `before` and `behind`."""
+        """`row`: the parameters of one row in brackets, repeated between `before` and `behind`."""
         self.width = row.count("?")
         self._before = before
         self._row = row
@@ -27,7 +27,7 @@ class Insertion:
         self._made: dict[int, str] = {}
 
     def sql(self, count: int) -> str:
-        """The statement for so many rows."""
+        """The statement for `count` rows."""
         sql = self._made.get(count)
         if sql is None:
             sql = self._made[count] = f"{self._before} {', '.join([self._row] * count)} {self._behind}"
@@ -35,10 +35,10 @@ class Insertion:
 
 
 class Rows(Struct, frozen=True):
-    """Rows that a unit adds, all of them or none with `RowsMissing`. `values` are those of all rows, one behind the
-    other.
+    """Rows that a unit inserts, all of them, or none with `RowsMissing`. `values`: the values of all rows in sequence.
 
-    `light`: they may be added together with those of other units. What a statement was given last stays in memory.
+    `light`: one statement may insert them together with rows of other units. SQLite keeps a statement's last values in
+    memory.
     """
 
     insertion: Insertion
@@ -47,7 +47,7 @@ class Rows(Struct, frozen=True):
 
     @property
     def sql(self) -> str:
-        """One of the statements that add them."""
+        """One of the statements that insert them."""
         return self.insertion.sql(1)
 
 

@@ -1,7 +1,7 @@
 """Implements `Tables` for SQLite: its writer and its readers.
 
-Lives here: what those words are in SQLite, opening and closing the two, and what they say of themselves. Not here: the
-words (`../tables.py`), threads and transactions (`writer.py`, `readers.py`).
+Lives here: the SQLite form of the shared SQL words, opening and closing writer and readers, and their figures. Not
+here: the words (`../tables.py`), threads and transactions (`writer.py`, `readers.py`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _WORDS = (
 
 @lru_cache(maxsize=1024)
 def sqlite_sql(sql: str) -> str:
-    """A statement of a shared store in SQLite's words."""
+    """The SQLite form of a shared store's statement."""
     for word, meaning in _WORDS:
         sql = word.sub(meaning, sql)
     return sql
@@ -62,8 +62,8 @@ class SqliteTables:
         timeouts: TimeoutSettings,
         connections: int = 2,
     ) -> SqliteTables:
-        """Open the database, creating it where needed. `prepare` gets the writer's connection first; `connections`: for
-        reading. Raises `StoreError`."""
+        """Open the database; create it where needed. `prepare` gets the writer's connection first. `connections`: the
+        number of readers. Raises `StoreError`."""
         writer = SqliteWriter(place, prepare, writer_limits(timeouts))
         await writer.start()
         readers = SqliteReaders(place, connections, seconds=timeouts.read)
@@ -75,37 +75,38 @@ class SqliteTables:
         return cls(writer, readers)
 
     async def aclose(self) -> None:
-        """Finish what was accepted, then close. The writer goes last: it folds the log into the file."""
+        """Finish the accepted writes, then close. The writer closes last, because it moves the log into the file."""
         await self.readers.aclose()
         await self.writer.aclose()
 
     @property
     def name(self) -> str:
-        """As its place has it."""
+        """The name of its place."""
         return self.writer.place.name
 
     @property
     def waiting(self) -> int:
-        """Writes that wait for the writer."""
+        """The number of units in the writer's queue."""
         return self.writer.waiting
 
     @property
     def busy(self) -> int:
-        """Readers that are lent."""
+        """The number of readers in use."""
         return self.readers.busy
 
     @property
     def groups(self) -> Mapping[int, int]:
-        """Transactions by how many writes they took along; a copy, since the writer's thread goes on counting."""
+        """The number of transactions by the number of writes in each; a copy, because the writer's thread keeps
+        counting."""
         return Counter(dict(self.writer.groups))
 
     async def look(self) -> DatabaseFigures:
-        """What its place says."""
+        """The figures of its place."""
         return DatabaseFigures(await SIZES.run(self.writer.place.size))
 
     async def fetch(self, sql: str, named: Mapping[str, object], *, own: bool = False) -> list[Row]:
         """See `Tables.fetch`."""
-        # The clock of leases is a function of the writer's connection only.
+        # The lease clock is a function of the writer's connection only.
         text = sqlite_sql(sql).replace("lease_now()", ":lease_now")
         return await self.readers.fetch(text, _bound(named) | {"lease_now": lease_now()}, own=own)
 
@@ -115,7 +116,7 @@ class SqliteTables:
 
 
 def sqlite_steps(unit: Sequence[Statement]) -> list[Statement]:
-    """The statements of shared stores as the writer runs them."""
+    """The steps for the writer from statements of shared stores."""
     return [
         Statement(sqlite_sql(step.sql), _given(step.parameters), many=step.many, rows=step.rows, into=step.into)
         for step in unit
@@ -125,7 +126,7 @@ def sqlite_steps(unit: Sequence[Statement]) -> list[Statement]:
 def _given(parameters: Parameters) -> Parameters:
     if isinstance(parameters, Mapping):
         return _bound(parameters)
-    # Of SQLite's own statements the parameters may have numbers.
+    # SQLite's own statements may have positional parameters.
     return [_bound(each) if isinstance(each, Mapping) else each for each in parameters] if parameters else parameters
 
 

@@ -1,14 +1,14 @@
-"""Units of writes, and the transaction that runs a group of them.
+"""Defines units of writes, and runs a group of them in one transaction.
 
-Lives here: what is known of a unit, how long one is waited for, running its steps, and the steps of units that are
-alike as one. Not here: the transaction and its thread (`writer.py`), what steps are (`statements.py`).
+Lives here: the state of a unit, its deadline, running its steps, and merging the inserts of similar units. Not here:
+the transaction and its thread (`writer.py`), the steps (`statements.py`).
 
-For each statement that runs, Python's sqlite3 gives up the interpreter several times, and gets it back from a busy
-event loop by way of the kernel. So rows that several units add to the same table are added by one statement. It
-succeeds for all of them or fails for all of them; which unit it was is found out by running them apart.
+For each statement, Python's sqlite3 releases the interpreter lock several times, and must wait for a busy event loop to
+get it back. So one statement inserts the rows that several units add to the same table. It succeeds or fails for all of
+them; running the units one by one then finds the failing one.
 
-Invariant: what a group does together is what its units do one after the other, in some order, unless that fails. Nobody
-hears of one before all are committed, so their order is nobody's business.
+Invariant: unless it fails, a group has the same effect as its units one after the other, in some order. No caller gets
+a result before all are committed, so the order is not observable.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from antiphon.stores.tables import Counts, RowsMissing
 Undo = Sequence[Step] | Callable[[], Sequence[Step]]
 Answer = tuple[asyncio.Future[Any], Any, StoreError | None]
 
-# Each number of rows is a statement of its own, which is kept prepared: any number up to the first, or one of these.
+# Each number of rows is a separate prepared statement: any number up to the first constant, or one of the second.
 _FEW: Final = 8
 _MANY: Final = (32, 16)
 
 
 class Unit:
-    """Steps that happen all or not at all, and who waits for that.
+    """Steps that all take effect or none, and the caller that waits for them.
 
-    The flags are guarded by the writer's lock. `withdrawn`: must not take effect. `committing`: cannot be taken back
-    any more. `committed`: took effect. `over`: its outcome is known. `forsaken`: its caller was told that nobody knows.
+    The writer's lock guards the flags. `withdrawn`: must not take effect. `committing`: too late to withdraw.
+    `committed`: took effect. `over`: the outcome is known. `forsaken`: its caller got an error with an unknown outcome.
     """
 
     def __init__(
@@ -56,34 +56,34 @@ class Unit:
 
 
 class Deadlines:
-    """What a writer has of one event loop: calls `over` with each unit whose time is over, once for each time that it
-    is waited for, unless it is forgotten before.
+    """The deadlines of one event loop's units. Calls `over` once per `wait` for each unit whose deadline passes, unless
+    `forget` removed it before.
 
-    A timer for each unit would be made and cancelled with every write. This one looks, when it runs out, whose time is
-    over, and goes on for the rest.
+    A timer per unit would be created and cancelled with every write. Instead, one timer checks which deadlines have
+    passed, and restarts for the rest.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, over: Callable[[Unit], None]) -> None:
         self.loop = loop
         self.releasing = False
-        """Whether what came of this turn of the loop will be let go at its end."""
+        """Whether this turn of the loop will release its units at its end."""
         self._over = over
         self._waiting: set[Unit] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = 0.0
 
     def wait(self, unit: Unit, seconds: float) -> None:
-        """From now on for so long."""
+        """Set the unit's deadline to `seconds` from now."""
         unit.due = self.loop.time() + seconds
         self._waiting.add(unit)
         self._ring_by(unit.due)
 
     def forget(self, unit: Unit) -> None:
-        """It is waited for no longer."""
+        """Remove the unit's deadline."""
         self._waiting.discard(unit)
 
     def close(self) -> None:
-        """Nothing is told any more."""
+        """Stop: no further call of `over`."""
         self._waiting.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -108,12 +108,12 @@ class Deadlines:
 
 
 def run_steps(connection: sqlite3.Connection, steps: Sequence[Step]) -> Counts:
-    """Run them in their order. Raises `RowsMissing` and `sqlite3.Error`; the caller's transaction undoes them then."""
+    """Run the steps in order. Raises `RowsMissing` and `sqlite3.Error`; then the caller's transaction rolls back."""
     return tuple([_run(connection, step) for step in steps])
 
 
 def run_together(connection: sqlite3.Connection, units: Sequence[Unit]) -> bool:
-    """Run them all; False when one failed, and the transaction is to be rolled back."""
+    """Run all units; False when one failed and the caller must roll back."""
     try:
         for alike in _bunches(units):
             if len(alike) == 1:
@@ -122,14 +122,14 @@ def run_together(connection: sqlite3.Connection, units: Sequence[Unit]) -> bool:
                 _run_alike(connection, alike)
     except Exception:
         if not connection.in_transaction:
-            # A full disk or an I/O error has ended it: there is no use in another try.
+            # A full disk or an I/O error has ended the transaction, so a second try is useless.
             raise
         return False
     return True
 
 
 def answers_of(group: Sequence[Unit], error: StoreError | None) -> dict[asyncio.AbstractEventLoop, list[Answer]]:
-    """What is to be told to whom: one wake-up per event loop and group, not one per unit."""
+    """The results by event loop: one wake-up per event loop and group, not one per unit."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
     for unit in group:
         failure = unit.error if error is None else error.again()
@@ -141,7 +141,7 @@ def answers_of(group: Sequence[Unit], error: StoreError | None) -> dict[asyncio.
 
 
 def settle(answers: Sequence[Answer]) -> None:
-    """In the event loop: hand results over; a future whose caller left is already done."""
+    """In the event loop: set the results; the future of a cancelled caller is already done."""
     for future, result, error in answers:
         if future.done():
             continue
@@ -152,7 +152,7 @@ def settle(answers: Sequence[Answer]) -> None:
 
 
 def adds(unit: Unit) -> bool:
-    """Whether it takes room."""
+    """Whether the unit needs disk space."""
     return any(_adds(step) for step in unit.steps)
 
 
@@ -178,7 +178,7 @@ def _run(connection: sqlite3.Connection, step: Step) -> int:
 
 
 def _add(connection: sqlite3.Connection, insertion: Insertion, values: Sequence[Any]) -> int:
-    """Add the rows in as few statements as there are for their number."""
+    """Insert the rows in as few statements as possible."""
     width = insertion.width
     count = len(values) // width
     at = 0
@@ -194,7 +194,7 @@ def _add(connection: sqlite3.Connection, insertion: Insertion, values: Sequence[
 
 
 def _bunches(units: Sequence[Unit]) -> list[list[Unit]]:
-    """The units, those that are alike together."""
+    """The units, grouped by similarity."""
     bunches: list[list[Unit]] = []
     adding: list[list[Unit]] = []
     for unit in units:
@@ -213,7 +213,7 @@ def _bunches(units: Sequence[Unit]) -> list[list[Unit]]:
 
 
 def _alike(one: Sequence[Step], other: Sequence[Step]) -> bool:
-    """Whether two units do the same with other values, and all their rows may be added together."""
+    """Whether two units differ only in their values, and all their rows may be inserted together."""
     if len(one) != len(other):
         return False
     for step, beside in zip(one, other, strict=True):
@@ -228,7 +228,7 @@ def _alike(one: Sequence[Step], other: Sequence[Step]) -> bool:
 
 
 def _run_alike(connection: sqlite3.Connection, units: Sequence[Unit]) -> None:
-    """Run units that are alike, step by step of all of them."""
+    """Run similar units together, step by step."""
     counts: list[list[int]] = [[] for _ in units]
     for number, first in enumerate(units[0].steps):
         if isinstance(first, Rows):

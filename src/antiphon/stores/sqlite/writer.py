@@ -1,25 +1,23 @@
-"""The only writer of a SQLite database in this process: a thread with group commit.
+"""Runs all writes to a SQLite database in this process: one thread with group commit.
 
-Lives here: the queue of units, the transaction they share, how long units are waited for, and how results travel back
-to the event loop. Not here: how the steps of units are run (`units.py`), table names or SQL of any store, reading
-(`readers.py`).
+Lives here: the queue of units, the transaction that they share, their deadlines, and how results return to the event
+loop. Not here: running the steps of units (`units.py`), table names or SQL of any store, reading (`readers.py`).
 
-A *unit* is a list of steps that happen all or not at all. The thread takes every unit that is waiting, runs all
-of them in one transaction, and commits once, so that the price of `synchronous=FULL` (one flush to disk) is shared by
-all of them. No transaction is ever held across an `await`.
+A *unit* is a list of steps that all take effect or none. The thread takes every waiting unit, runs them all in one
+transaction, and commits once. So all of them share the price of `synchronous=FULL`, one flush to disk. No transaction
+is ever open across an `await`.
 
-Nearly always all of them succeed, so there is nothing to undo one of them with: a savepoint for each would cost a third
-of what the statements do. When one fails the whole transaction is rolled back and run once more, now with a savepoint
-around each unit, so that it is known which one it is, and that alone is undone.
+Nearly always all units succeed, so the first run has no savepoints; they would cost a third of the statements' time.
+When a unit fails, the thread rolls the transaction back and runs it again with a savepoint around each unit. So it
+finds the failing unit and undoes only that one.
 
-**One truth per unit.** A caller that gives up takes its unit back, until the moment at which the thread begins to
-commit: the two agree on that under one lock. So only a commit that the disk itself holds up can be late. Its outcome is
-waited for, longer; a caller that is told `unknown` in the end has its unit undone (`undo`) by the transaction that
-follows the late commit, before anything else is written here.
+**One truth per unit.** A caller that times out withdraws its unit, until the thread begins to commit; one lock
+serializes the two. So only a commit that the disk delays can be late. The caller waits longer for its outcome. If the
+caller finally gets `unknown`, the transaction after the late commit runs the unit's `undo` before any other write.
 
-Invariant: a unit's future succeeds only after the commit that holds the unit, into files that are still in their
-places; a unit that fails is undone alone and its neighbours stand; when the commit itself fails, every unit of the
-group fails. Each accepted unit is answered exactly once, also while closing.
+Invariant: a unit's future succeeds only after its commit, into files that are still in their places. A failing unit is
+undone alone, and the others of its group stay. When the commit itself fails, every unit of the group fails. Each
+accepted unit gets exactly one result, also during closing.
 """
 
 from __future__ import annotations
@@ -60,10 +58,10 @@ _CLEARLY_MORE = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class WriterLimits:
-    """`queued` units may wait (one more is refused at once), `group` of them share a commit at most.
+    """`queued`: the maximum of waiting units; one more is refused at once. `group`: the maximum of units per commit.
 
-    `lock_seconds`: how long to wait for another process's write lock. A unit whose commit has not begun after `seconds`
-    is taken back; one whose commit has begun is waited for `settle_seconds` in all.
+    `lock_seconds`: how long to wait for another process's write lock. `seconds`: a unit whose commit has not begun by
+    then is withdrawn. `settle_seconds`: the whole waiting time for a unit whose commit has begun.
     """
 
     queued: int = 4096
@@ -74,12 +72,12 @@ class WriterLimits:
 
 
 def writer_limits(timeouts: TimeoutSettings) -> WriterLimits:
-    """The limits of a writer that waits for the disk for so long."""
+    """The limits of a writer for these timeouts."""
     return WriterLimits(seconds=timeouts.save, settle_seconds=max(timeouts.save, timeouts.settle))
 
 
 class FullDisk:
-    """Whether a disk is full: until something is added again, or there is clearly more room than there was."""
+    """Whether the disk is full. The state ends when an insert succeeds, or when clearly more space is free."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -87,7 +85,7 @@ class FullDisk:
         self.error: StoreError | None = None
 
     def note(self, group: Sequence[Unit], error: StoreError | None) -> None:
-        """A group of units has ended, with this error of its own."""
+        """Record the outcome of a group of units; `error` is the error of the whole group."""
         if error is None and self.error is None and all(unit.error is None for unit in group):
             return
         failures = [unit.error for unit in group if unit.error is not None]
@@ -101,7 +99,7 @@ class FullDisk:
 
 
 class SqliteWriter:
-    """Runs units in a thread of its own; `run` may be called from any event loop of the process."""
+    """Runs units in a separate thread. Any event loop of the process may call `run`."""
 
     def __init__(
         self,
@@ -117,14 +115,14 @@ class SqliteWriter:
         self._waiting: deque[Unit] = deque()
         self._released = False
         self._news: SimpleQueue[None] = SimpleQueue()
-        """Something has come whenever units are released, and at the end."""
+        """Gets an element whenever units are released, and at the end."""
         self._idle = False
         self._deadlines: dict[asyncio.AbstractEventLoop, Deadlines] = {}
         self._closing = False
         self._lost = False
         self.disk = FullDisk(self.place)
         self.groups: Counter[int] = Counter()
-        """How many transactions there were of so many units; the thread alone counts."""
+        """The number of transactions by their number of units; only the thread writes it."""
         self._ended = threading.Event()
         self._stop_watchers: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._thread = threading.Thread(target=self._main, name="antiphon-sqlite-writer", daemon=True)
@@ -132,16 +130,16 @@ class SqliteWriter:
 
     @property
     def full(self) -> StoreError | None:
-        """The disk was full when something was to be written last; small writes may succeed all the same."""
+        """The error of a full disk at the last write, or None; small writes may still succeed."""
         return self.disk.error
 
     @property
     def waiting(self) -> int:
-        """Units that no transaction has yet."""
+        """The number of units that no transaction contains yet."""
         return len(self._waiting)
 
     async def start(self) -> None:
-        """Create and open the database in the thread; raises `StoreError` when that is not possible."""
+        """Create and open the database in the thread. Raises `StoreError`."""
         loop = asyncio.get_running_loop()
         self._started = (loop, loop.create_future())
         self._thread.start()
@@ -152,11 +150,11 @@ class SqliteWriter:
             raise
 
     async def run(self, steps: Sequence[Step], *, undo: Undo = ()) -> Counts:
-        """Run the steps as one unit; returns once they are durable.
+        """Run the steps as one unit; returns when they are durable.
 
-        Raises `StoreError`: then they had no effect, unless its reason is `unknown`. In that case `undo` is run should
-        they take effect later (a function that makes it is called in the thread, and only then). Cancelling the caller
-        takes the unit back if its commit has not begun.
+        Raises `StoreError`: then they had no effect, unless its reason is `unknown`. In that case `undo` runs if they
+        take effect later. (A function that creates it is called in the thread, and only then.) Cancelling the caller
+        withdraws the unit if its commit has not begun.
         """
         loop = asyncio.get_running_loop()
         deadlines = self._deadlines.get(loop)
@@ -171,8 +169,8 @@ class SqliteWriter:
             self._waiting.append(unit)
         if not deadlines.releasing:
             deadlines.releasing = True
-            # Behind what the event loop does before it looks for new work: units that come of one turn are one group,
-            # and the thread asks for the interpreter when the loop has none to do.
+            # After the other callbacks of this turn: units of one turn form one group, and the thread needs the
+            # interpreter lock when the loop is idle.
             loop.call_soon(self._release, deadlines)
         deadlines.wait(unit, self.limits.seconds)
         try:
@@ -184,7 +182,7 @@ class SqliteWriter:
             deadlines.forget(unit)
 
     def _release(self, deadlines: Deadlines) -> None:
-        """Let the thread take what came of this turn of the loop."""
+        """Let the thread take the units of this turn of the loop."""
         deadlines.releasing = False
         with self._lock:
             if self._released or not self._waiting:
@@ -193,7 +191,7 @@ class SqliteWriter:
         self._news.put(None)
 
     def _expire(self, unit: Unit) -> None:
-        """The caller has waited long enough for the commit to begin, or else for its end."""
+        """The deadline has passed: the one for the begin of the commit, or the one for its end."""
         limits = self.limits
         if unit.future.done():
             return
@@ -207,16 +205,16 @@ class SqliteWriter:
             self._deadlines[unit.loop].wait(unit, max(0.0, limits.settle_seconds - limits.seconds))
 
     def _withdraw(self, unit: Unit) -> bool:
-        """Take the unit back; False when its commit has begun."""
+        """Withdraw the unit; False when its commit has begun."""
         with self._lock:
             unit.withdrawn = not unit.committing
             return unit.withdrawn
 
     def _forsake(self, unit: Unit) -> None:
-        """The disk has not said for very long whether it has committed: the caller is told that."""
+        """The disk has not confirmed the commit for very long: the caller gets the reason `unknown`."""
         with self._lock:
             if unit.over:
-                return  # it has: the answer is on its way
+                return  # it has: the result follows
             unit.forsaken = True
         limit = f"{self.limits.settle_seconds:g} seconds ('timeouts.settle')"
         then = "; if it does later, it is undone" if unit.undo else "; it may still take effect"
@@ -224,8 +222,8 @@ class SqliteWriter:
         unit.future.set_exception(StoreError(message, reason="unknown", setting="timeouts.settle"))
 
     async def aclose(self) -> None:
-        """Run what was accepted, then close the database and end the thread; a disk that stands still is not waited for
-        longer than any caller would."""
+        """Run the accepted units, then close the database and end the thread. Waits for a hanging disk no longer than a
+        caller would."""
         loop = asyncio.get_running_loop()
         stopped: asyncio.Future[None] = loop.create_future()
         with self._lock:
@@ -239,14 +237,14 @@ class SqliteWriter:
         if not stopped.done():
             stopped.cancel()
             _log.error("database_not_closed", database=str(self.place), seconds=self.limits.settle_seconds)
-            # Whoever waits for a write still is told when its time is over.
+            # Callers that still wait for a write get their timeout.
             return
         if self._thread.ident:
-            self._thread.join()  # its last act was to wake us
+            self._thread.join()  # it ends after this wake-up
         if (deadlines := self._deadlines.pop(loop, None)) is not None:
             deadlines.close()
 
-    # Everything below runs in the thread.
+    # The methods below run in the thread.
 
     def _main(self) -> None:
         connection: sqlite3.Connection | None = None
@@ -261,7 +259,7 @@ class SqliteWriter:
                     self._answer(group, error)
                     if wrong:
                         self._undo(connection, wrong)
-                    # Not until the next one comes: it may be large.
+                    # Free the group now, not when the next one comes: it may be large.
                     del group, wrong
         finally:
             if connection is not None:
@@ -277,7 +275,7 @@ class SqliteWriter:
             self.place.create()
             connection = self.place.connect()
             self._prepare(connection)
-            connection.execute("SELECT count(*) FROM sqlite_schema")  # by now the log is open too
+            connection.execute("SELECT count(*) FROM sqlite_schema")  # now the log is open too
             self.place.remember()
         except Exception as cause:
             error = store_error("Opening", self.place, cause)
@@ -289,7 +287,7 @@ class SqliteWriter:
         return connection
 
     def _take(self) -> list[Unit]:
-        """Everything that waits, once it is released, up to a group; empty when closing and nothing is left."""
+        """All released units, up to one group; empty when closing and nothing is left."""
         while True:
             with self._lock:
                 if self._closing or (self._released and self._waiting):
@@ -302,7 +300,7 @@ class SqliteWriter:
             self._idle = False
 
     def _write(self, connection: sqlite3.Connection, group: list[Unit]) -> StoreError | None:
-        """Run the group in one transaction; the error is the group's, a unit's own is noted on the unit."""
+        """Run the group in one transaction. Returns the group's error; a unit's error is set on the unit."""
         try:
             apart = False
             while True:
@@ -317,9 +315,9 @@ class SqliteWriter:
                     continue
                 if self._may_commit(ran):
                     break
-                # One was taken back after its statements had run: all others once more, without it.
+                # One unit was withdrawn after its statements ran: run all others once more, without it.
                 connection.execute("ROLLBACK")
-            # Not before the statements as well: what they do to files that are not in their places is nobody's loss.
+            # Not needed before the statements: their effect on replaced files is no loss.
             self._look()
             connection.execute("COMMIT")
             for unit in ran:
@@ -333,7 +331,7 @@ class SqliteWriter:
         return None
 
     def _error(self, cause: Exception) -> StoreError:
-        """That the files are gone, whatever SQLite made of it, or else what it said."""
+        """The error that the files are missing, if they are; else the error of SQLite."""
         try:
             self._look()
         except StoreError as lost:
@@ -342,7 +340,7 @@ class SqliteWriter:
         return store_error("Writing", self.place, cause)
 
     def _may_commit(self, ran: Sequence[Unit]) -> bool:
-        """From here on none of them can be taken back; False when one was."""
+        """Begin the commit: no unit can be withdrawn from here on. False when one already was."""
         with self._lock:
             if any(unit.withdrawn for unit in ran):
                 return False
@@ -351,7 +349,7 @@ class SqliteWriter:
             return True
 
     def _close_group(self, group: Sequence[Unit], error: StoreError | None) -> list[Unit]:
-        """The outcome is known; what took effect although its caller is told, or was told, that it failed."""
+        """Mark the units as over. Returns those that took effect although their caller gets, or got, an error."""
         with self._lock:
             for unit in group:
                 unit.over = True
@@ -371,7 +369,7 @@ class SqliteWriter:
         _log.warning("late_commit_undone", database=str(self.place), writes=len(undone), kept=len(wrong) - len(undone))
 
     def _look(self) -> None:
-        """Raises `StoreError` unless what is written will be found again; that this changed is said once."""
+        """Raise `StoreError` unless the files are in their places. Logs each change of this state once."""
         try:
             self.place.check()
         except StoreError as error:
@@ -384,14 +382,14 @@ class SqliteWriter:
         self._lost = False
 
     def _run_apart(self, connection: sqlite3.Connection, unit: Unit) -> None:
-        """Run it so that it can be undone alone; what went wrong is noted on it."""
+        """Run the unit in a savepoint; its error is set on the unit."""
         unit.error = None
         connection.execute("SAVEPOINT unit")
         try:
             unit.result = run_steps(connection, unit.steps)
         except Exception as cause:
             if not connection.in_transaction:
-                # A full disk or an I/O error ends the whole transaction, and the neighbours' work with it.
+                # A full disk or an I/O error ends the whole transaction, and with it the work of the other units.
                 raise
             connection.execute("ROLLBACK TO unit")
             unit.error = store_error("Writing", self.place, cause)
@@ -408,13 +406,13 @@ class SqliteWriter:
             self._waiting.clear()
             self._ended.set()
             watchers, self._stop_watchers = self._stop_watchers, []
-        # Only after a start that failed, or a bug that ended the thread; a proper close leaves nothing waiting.
+        # Only after a failed start, or a bug that ended the thread; a regular close leaves no unit waiting.
         self._answer(left, StoreError("The store is closed."))
         for loop, stopped in watchers:
             _tell(loop, [(stopped, None, None)])
 
 
 def _tell(loop: asyncio.AbstractEventLoop, answers: Sequence[Answer]) -> None:
-    # The loop is closed only when its program ended without closing the store: nobody is left to tell.
+    # The loop is closed only when its program ended without closing the store: no caller waits.
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(settle, answers)

@@ -1,9 +1,9 @@
-"""Implements the `ChunkIndex` port for SQLite: what a search reads.
+"""Implements the `ChunkIndex` port for SQLite: the reads of a search.
 
-Lives here: matching words with their rank, the files a filter lets through, vectors. Not here: what is alike in all
-backends (`stores/indexing.py`), comparing vectors (`matrices.py`), how any of it was written (`ingestion.py`).
+Lives here: word search with its rank, the files that a filter accepts, vectors. Not here: the parts that all backends
+share (`stores/indexing.py`), comparing vectors (`matrices.py`), writing (`ingestion.py`).
 
-Invariant: only completed files are found, and a filter is part of the statement that ranks.
+Invariant: a search finds only completed files, and its filter is part of the statement that ranks.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 TITLE_WEIGHT, TEXT_WEIGHT = 2.0, 1.0
 
 _FOUND = "SELECT f.no FROM vector_files f WHERE f.store_no = :store AND f.status = 'completed'"
-# What is allowed is an expression of the row's number, so SQLite cannot take it for a way into the index: looking the
-# words up once for every allowed chunk would take minutes.
+# The filter is an expression of the row's number, so SQLite cannot use it as an access path into the index. Otherwise
+# it would look up the words once for every accepted chunk, which takes minutes.
 MATCH = f"""
 SELECT rowid, -bm25({{table}}, {TITLE_WEIGHT}, {TEXT_WEIGHT}) AS score FROM {{table}}
 WHERE {{table}} MATCH :query AND rowid >> {CHUNK_BITS} IN ({_FOUND} AND {{condition}})
@@ -63,31 +63,31 @@ class SqliteChunkIndex(SqlChunkIndex):
         self._matrices: Matrices | None = None
 
     async def match(self, store: KnownStore, query: str, filters: Filter | None, limit: int) -> list[ChunkHit]:
-        """The chunks that hold words of the query, best first, by BM25."""
+        """The chunks that contain words of the query, best first, by BM25."""
         terms = query_terms(query)
         if not terms:
             return []
         condition, named = ATTRIBUTES.condition(filters)
-        # Terms are letters and digits of any script: between quotes nothing of them is syntax.
+        # Terms consist of letters and digits of any script, so between quotes they contain no syntax.
         named |= {"query": " OR ".join(f'"{term}"' for term in terms), "store": store.number, "limit": limit}
         sql = MATCH.format(table=index_table(store.id), condition=condition)
         try:
             rows = await self._tables.fetch(sql, named)
         except StoreError as error:
             if isinstance(error.__cause__, sqlite3.OperationalError) and "no such table" in str(error.__cause__):
-                return []  # deleted since it was asked whether the store is there
+                return []  # the store was deleted since the check
             raise
         return chunk_hits(rows)
 
     async def nearest(
         self, store: KnownStore, model: str, vector: bytes, filters: Filter | None, limit: int
     ) -> list[ChunkHit]:
-        """The chunks nearest to the vector, best first; see `ChunkIndex.nearest`. Exact."""
+        """The chunks nearest to the vector, best first; see `ChunkIndex.nearest`. The search is exact."""
         return await self.matrices.nearest(store, model, vector, filters, limit)
 
     @property
     def matrices(self) -> Matrices:
-        """The vectors in memory; made when somebody who has NumPy first asks for them."""
+        """The vectors in memory; created at the first use, because it needs NumPy."""
         if self._matrices is None:
             from antiphon.stores.sqlite.vectors.matrices import Matrices
 
@@ -95,17 +95,17 @@ class SqliteChunkIndex(SqlChunkIndex):
         return self._matrices
 
     def forget(self, store_id: str) -> None:
-        """The store is deleted: nothing of it is kept in memory."""
+        """Drop a deleted store's vectors from memory."""
         if self._matrices is not None:
             self._matrices.forget(store_id)
 
     async def files(self, store: KnownStore, model: str, filters: Filter | None) -> frozenset[int]:
-        """The numbers of the completed files that have vectors of this model and fit."""
+        """The numbers of the completed files that have vectors of this model and match the filter."""
         condition, named = ATTRIBUTES.condition(filters)
         named |= {"store": store.number, "model": model}
         return frozenset(row[0] for row in await self._tables.fetch(FILES.format(condition=condition), named))
 
     async def vectors(self, file_numbers: Sequence[int]) -> list[tuple[int, bytes]]:
-        """Chunk numbers and vectors of these files."""
+        """The chunk numbers and vectors of these files."""
         rows = await self._tables.fetch(VECTORS, {"numbers": list(file_numbers)})
         return [(row[0], row[1]) for row in rows]

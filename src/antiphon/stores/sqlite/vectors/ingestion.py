@@ -1,10 +1,10 @@
 """Implements the `Ingestion` port for SQLite: claims files and writes their chunks.
 
-Lives here: claiming files, writing chunks with their words, and clearing up. Not here: what is alike in all backends
-(`stores/indexing.py`), searching (`chunk_index.py`).
+Lives here: claiming files, writing chunks with their words, and clearing up. Not here: the parts that all backends
+share (`stores/indexing.py`), searching (`chunk_index.py`).
 
-Invariant: chunks and their words are written and deleted in one unit, and only once: a statement that would take words
-out of an index a second time is undone with its unit.
+Invariant: one unit writes or deletes chunks together with their words, and only once. A statement that would remove
+words from an index a second time is rolled back with its unit.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from antiphon.stores.tables import Statement, changed, milliseconds
 from antiphon.types.search_terms import index_text
 
 SWEPT_CHUNKS = 500
-"""How many chunks one piece of clearing up deletes: some milliseconds of the writer's time."""
+"""The number of chunks that one piece of clearing up deletes; it takes the writer some milliseconds."""
 
 _JOB = """
 SELECT f.no, f.claim, s.owner, s.id, f.file_id, f.filename, f.chunking, f.chunk_size, f.chunk_overlap, f.attempts
 FROM vector_files f CROSS JOIN vector_stores s ON s.no = f.store_no
 """
 CLAIMABLE = "SELECT 1 FROM vector_files WHERE status = 'in_progress' AND lease_until <= :at LIMIT 1"
-# Of all that nobody holds, the one that waits longest: the same one in every statement of a claim, which is one
-# transaction. A file that was tried before gets another number, so that nothing of the earlier attempt is in the way.
+# The unclaimed file that has waited longest: the same one in every statement of a claim, which is one transaction. A
+# retried file gets another number, so that no row of the earlier attempt conflicts.
 _NEXT = """(
   SELECT no FROM vector_files WHERE status = 'in_progress' AND lease_until <= lease_now()
   ORDER BY lease_until, no LIMIT 1
@@ -44,7 +44,7 @@ UPDATE vector_files SET claim = :claim, lease_until = lease_now() + :lease, atte
 WHERE no = {_NEXT}
 """
 CLAIMED = _JOB + "WHERE f.claim IN (SELECT value FROM json_each(:claims))"
-# The file number must still be the claim's, and the store must be there: its index is.
+# The file number must still belong to the claim, and the store must exist, because then its index exists.
 HOLD = f"UPDATE vector_files SET title = :title WHERE {HELD.format(number='no')}"
 INSERT_CHUNK = "INSERT INTO chunks (id, tokens, vector, text) VALUES (?, ?, ?, ?)"
 INSERT_WORDS = "INSERT INTO {table} (rowid, title, text) VALUES (?, ?, ?)"
@@ -66,7 +66,7 @@ WHERE file_no = :no AND NOT EXISTS (SELECT 1 FROM chunks WHERE id >= :first AND 
 
 
 class SqliteIngestion(SqlIngestion):
-    """`Ingestion` on a database that somebody else closes."""
+    """`Ingestion` on a database that the caller closes."""
 
     def __init__(self, tables: SqliteTables, clock: Clock = now) -> None:
         """`clock`: the dates by which stores expire."""
@@ -76,8 +76,8 @@ class SqliteIngestion(SqlIngestion):
         self._clock = clock
 
     async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:
-        """Take files that nobody holds; see `Ingestion.claim`."""
-        # Mostly there is nothing to do, which costs no write.
+        """Claim waiting files; see `Ingestion.claim`."""
+        # Usually no file waits, and then this costs no write.
         if not await self._readers.fetch(CLAIMABLE, {"at": lease_now()}, own=True):
             return []
         unit = []
@@ -89,7 +89,7 @@ class SqliteIngestion(SqlIngestion):
         return [ingest_job(job) for job in jobs]
 
     async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
-        """Write chunks from place `first` on."""
+        """Write chunks from position `first` on."""
         start = (job.number << CHUNK_BITS) + first
         rows = [(start + place, one.tokens, one.vector, one.text) for place, one in enumerate(chunks)]
         title = index_text(title)
@@ -129,7 +129,7 @@ class SqliteIngestion(SqlIngestion):
             # `rows`: another process may have done this piece.
             deleted = [Statement(DELETE_CHUNKS, span, rows=len(chunks))]
             if store_id is not None:
-                # The words as they were written: an index without content has to be told them.
+                # The words as they were written: an index without content needs them for the deletion.
                 words = [(chunk, title, index_text(text)) for chunk, text in chunks]
                 deleted.append(Statement(DELETE_WORDS.format(table=index_table(store_id)), words, many=True))
             unit = [*deleted, *unit]

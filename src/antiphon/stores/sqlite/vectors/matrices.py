@@ -1,16 +1,15 @@
-"""Vector search in memory: one matrix per store, compared with the query at once.
+"""Searches vectors in memory: one matrix per store, compared with the query in one operation.
 
-Lives here: the matrices, how they follow the database, and the comparison. Not here: how vectors are made (`Embedder`)
-and read (`chunk_index.py`). SQLite has no index of vectors, so this process compares them itself.
+Lives here: the matrices, their synchronization with the database, and the comparison. Not here: creating vectors
+(`Embedder`) and reading them (`chunk_index.py`). SQLite has no vector index, so this process compares the vectors.
 
-A matrix holds the vectors of the files it has. When the store has another version than at the last search, it is told
-which files there are, drops the rows of those that are gone and reads those that are new; it needs no more than this to
-be right, since what a file number's chunks hold never changes. A matrix without rows is not kept, that of a store which
-is deleted is dropped (`forget`), and those that were not used for longest are dropped when all together are too large.
+A matrix holds the vectors of a set of files. When the store's version differs from that of the last search, the matrix
+reads the list of files. It drops the rows of removed files and reads those of new ones. This is sufficient, because the
+chunks of a file number never change. Empty matrices are not kept. A deleted store's matrix is dropped (`forget`), and
+when all together are too large, those unused for longest are dropped. The key of a matrix is the store's id, which is
+never reused.
 
-Matrices are known by the store's id, which no other store ever has.
-
-Invariant: a search compares every vector of every allowed file: it is exact, and a filter costs nothing in recall.
+Invariant: a search compares every vector of every accepted file. So it is exact, and a filter costs no recall.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 _FILES_PER_READ = 64
 _ENTRY_BYTES = 1 << 10
-"""What a matrix takes besides its numbers, so that many small ones are counted too."""
+"""The overhead of a matrix in bytes, so that many small ones count too."""
 
 Floats = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -39,7 +38,7 @@ _Key = tuple[str, str]
 
 @dataclass(eq=False)
 class _Matrix:
-    """Rows of `vectors` belong to the chunks in `chunks`, of the files in `files`."""
+    """The row `i` of `vectors` belongs to the chunk `chunks[i]`; `files` are the files of all rows."""
 
     version: int = -1
     files: frozenset[int] = frozenset()
@@ -54,7 +53,7 @@ class _Matrix:
 
 
 class Matrices:
-    """Exact search by cosine. `max_bytes`: of all matrices together, but for the one in use."""
+    """Exact search by cosine. `max_bytes`: the limit for all matrices together, except the one in use."""
 
     def __init__(self, source: SqliteChunkIndex, max_bytes: int) -> None:
         self._source = source
@@ -64,11 +63,11 @@ class Matrices:
 
     @property
     def count(self) -> int:
-        """How many matrices are kept."""
+        """The number of matrices in memory."""
         return len(self._matrices)
 
     def forget(self, store_id: str) -> None:
-        """The store is deleted: nothing of it is kept. A search that is under way still has what it began with."""
+        """Drop a deleted store's matrices. A running search keeps the arrays that it began with."""
         for key in [key for key in self._matrices if key[0] == store_id]:
             self._drop(key)
 
@@ -86,22 +85,22 @@ class Matrices:
         return await SEARCH.run(_nearest, chunks, vectors, vector, allowed, limit)
 
     async def _current(self, store: KnownStore, model: str) -> tuple[Numbers, Floats]:
-        """All rows of the store, as of the version that the search knows."""
+        """All rows of the store, at the version that the search knows."""
         key = (store.id, model)
         matrix = self._matrices.get(key)
         if matrix is None:
             matrix = self._matrices[key] = _Matrix()
             self._held += matrix.counted
         self._matrices.move_to_end(key)
-        async with matrix.lock:  # one reads what is new, the others wait for it
+        async with matrix.lock:  # one caller reads the new rows, the others wait for it
             try:
                 if matrix.version != store.version:
                     await self._follow(matrix, await self._source.files(store, model, None))
-                    # The version was read before the files: at worst they are looked at once more.
+                    # The version was read before the files: at worst the next search reads them once more.
                     matrix.version = store.version
             finally:
                 self._count(key, matrix)
-            # A later change makes new arrays: these two belong together and stay as they are.
+            # A later change creates new arrays: these two belong together and never change.
             return matrix.chunks, matrix.vectors
 
     async def _follow(self, matrix: _Matrix, wanted: frozenset[int]) -> None:
@@ -116,7 +115,7 @@ class Matrices:
             if rows:
                 parts.append(await SEARCH.run(_rows, rows))
         width = vectors.shape[1] or (parts[0][1].shape[1] if parts else 0)
-        # Vectors of another width cannot be compared: the server behind the model's name was changed.
+        # Vectors of different widths cannot be compared: the server behind the model's name has changed.
         parts = [(numbers, block) for numbers, block in parts if block.shape[1] == width]
         if parts:
             if not len(chunks):
@@ -126,7 +125,7 @@ class Matrices:
         matrix.files, matrix.chunks, matrix.vectors = wanted, chunks, vectors
 
     def _count(self, used: _Key, matrix: _Matrix) -> None:
-        """Count what the matrix in use takes now, and make room."""
+        """Count the bytes of the matrix in use, and drop others to stay under the limit."""
         if self._matrices.get(used) is not matrix:
             return  # dropped meanwhile
         if not len(matrix.chunks):
@@ -156,7 +155,7 @@ def _nearest(
         scores = vectors @ query
     else:
         fits = np.flatnonzero(np.isin(chunks >> CHUNK_BITS, np.fromiter(allowed, np.int64, len(allowed))))
-        # Few rows are copied and compared alone; of many, all are compared and then chosen from.
+        # A small selection is copied and compared alone. For a large one, all rows are compared, and then selected.
         scores = vectors[fits] @ query if len(fits) * 4 < len(chunks) else (vectors @ query)[fits]
         chunks = chunks[fits]
     if len(scores) > limit:

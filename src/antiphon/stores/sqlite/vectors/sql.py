@@ -1,11 +1,9 @@
 """The part of the vector stores' SQL that is specific to SQLite.
 
-Lives here: numbers of files, the full-text index of each store, and noting chunks that are to be cleared away. Not
-here: what is alike in all backends (`stores/vector_stores.py`), ingestion (`ingestion.py`), searching
-(`chunk_index.py`).
+Lives here: numbers of files, the full-text index of each store, and marking chunks for clearing up. Not here: the parts
+that all backends share (`stores/vector_stores.py`), ingestion (`ingestion.py`), searching (`chunk_index.py`).
 
-Invariant: whatever takes a file away notes its number in `vector_trash` in the same unit, and `Ingestion.sweep` clears
-its chunks away.
+Invariant: a unit that removes a file records its number in `vector_trash`, and `Ingestion.sweep` deletes its chunks.
 """
 
 from __future__ import annotations
@@ -25,15 +23,15 @@ CREATE VIRTUAL TABLE {table} USING fts5(
   title, text, content='', columnsize=1, tokenize="porter unicode61 remove_diacritics 2"
 )
 """
-# BM25 takes a word that most documents have for one that says nothing. In a store of three chunks that is every word,
-# and all scores would be nothing. So each index begins with some documents that no search finds: their numbers belong
-# to no file. In a store of hundreds of chunks they make no difference.
+# BM25 gives no weight to a word that most documents contain. In a store of three chunks that is every word, so all
+# scores would be zero. So each index begins with some documents that no search finds, because their numbers belong to
+# no file. In a store of hundreds of chunks they make no difference.
 INSERT_PADDING = "INSERT INTO {table} (rowid, title, text) VALUES (?, '', ?)"
 PADDING = [(-number, "zzpadding " * 100) for number in range(1, 17)]
 DELETE_ALL = "INSERT INTO {table} ({table}) VALUES ('delete-all')"
 DROP_INDEX = "DROP TABLE IF EXISTS {table}"
 
-# Stores take their numbers from the same counter as files: none is given out again when what had it is deleted.
+# Stores and files share one counter, so a number is never reused after a deletion.
 NEW_NUMBER = "UPDATE file_numbers SET last = last + 1"
 INSERT_STORE = """
 INSERT INTO vector_stores (no, id, owner, name, description, metadata, created_at, last_active_at, expires_days,
@@ -41,7 +39,7 @@ INSERT INTO vector_stores (no, id, owner, name, description, metadata, created_a
 SELECT last, :id, :owner, :name, :description, :metadata, now_ms(), now_ms(), :days, now_ms() + :days * 86400000
 FROM file_numbers
 """
-# In every unit that changes which files are completed.
+# In every unit that changes the set of completed files.
 BUMP = "UPDATE vector_stores SET version = version + 1 WHERE {which}"
 TRASH_FILES = """
 INSERT OR IGNORE INTO vector_trash (file_no, store_id, title)
@@ -61,7 +59,7 @@ TRASH = {
 ORPHAN_TRASH = "UPDATE vector_trash SET store_id = NULL WHERE store_id = :id"
 DELETE_STORE = "DELETE FROM vector_stores WHERE id = :id AND owner = :owner"
 
-# A file that is there already becomes another ingestion of itself: its number changes, and its batches keep it.
+# Adding a file that is already in the store creates a new ingestion: its number changes, and its batches keep it.
 INSERT_FILE = """
 INSERT INTO vector_files (no, store_no, file_id, filename, status, attributes, chunking, chunk_size, chunk_overlap,
                           created_at)
@@ -90,12 +88,12 @@ DROP_ATTRIBUTES = f"DELETE FROM file_attributes WHERE file_no IN (SELECT f.no {_
 INSERT_BATCH_FILE = (
     "INSERT OR IGNORE INTO vector_batch_files (batch_id, file_no) SELECT :batch_id, last FROM file_numbers"
 )
-# A claim that is taken away: whoever makes the chunks finds out with the next thing it wants to write.
+# Revokes the claim: the worker notices it at its next write.
 CANCEL_FILES = """
 UPDATE vector_files SET status = 'cancelled', claim = NULL, usage_bytes = 0
 WHERE status = 'in_progress' AND no IN (SELECT file_no FROM vector_batch_files WHERE batch_id = :batch_id)
 """
-# A chunk's id is its file's number, then its place in the file.
+# A chunk's id combines its file's number and its position in the file.
 FILE_TEXT = f"""
 SELECT c.text {_FILES} LEFT JOIN chunks c
   ON f.status = 'completed' AND c.id >= (f.no << 20) + :first AND c.id < (f.no + 1) << 20
@@ -104,14 +102,14 @@ WHERE {_FILE} ORDER BY c.id LIMIT :limit
 
 
 def index_table(store_id: str) -> str:
-    """The name of a store's full-text index. Ids of ours are letters, digits and underscores."""
+    """The name of a store's full-text index. Antiphon's ids consist of letters, digits and underscores."""
     if not is_id(store_id, "vs"):
         raise StoreError("That is no id of a vector store.")
     return INDEX_PREFIX + store_id
 
 
 class SqliteVectorSql(VectorSql):
-    """`VectorSql`."""
+    """`VectorSql` for SQLite."""
 
     file_text = FILE_TEXT
     drop_attributes = DROP_ATTRIBUTES
