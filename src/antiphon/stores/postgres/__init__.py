@@ -1,8 +1,8 @@
-"""The PostgreSQL backend (15 or newer): state that many machines share.
+"""Implements the PostgreSQL backend (15 or newer): state that many machines share.
 
-Lives here: the SQL of this backend, and the driver (asyncpg). Not here: what the ports mean (`engine/ports/`), what
-the backends share (the modules of `stores/`).
+Lives here: the SQL of this backend, and the driver (asyncpg). Not here: the meaning of the ports (`engine/ports/`), the
+code that the backends share (the modules of `stores/`).
 
-Invariant: every lease, expiry and turn is judged by the database's clock, inside the statement that does so; a row
-that others depend on is locked before it is looked at, and looked at anew behind the lock.
+Invariant: the statement that needs a lease, an expiry or a turn checks it by the database's clock. A transaction locks
+a row that others depend on before it reads it, and reads it again after the lock.
 """

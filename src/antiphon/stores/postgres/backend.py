@@ -1,10 +1,10 @@
 """Implements `Backend` for PostgreSQL: one database for many machines.
 
-Lives here: what of this package does what `Backend` offers, and the rows of what all processes on a database must have
-in common. Not here: what these mean (`../deployment.py`), all else of it.
+Lives here: the assembly of `Backend` from this package, and the rows of the keys that all processes on a database
+share. Not here: the meaning of these (`../deployment.py`), the parts.
 
-Invariants: what only operators need is imported when it is asked for; of processes that start at the same moment with
-different keys one kind starts.
+Invariants: modules that only an operator's command needs are imported on their first use. When processes with different
+keys start at once, only those with one set of keys start.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PostgresBackend(Backend):
         return await open_blobs(blobs, self.data / FILES_FOLDER, of_several=True)
 
     def check_there(self) -> None:
-        """Whether the database is there, its server says."""
+        """Do nothing: a connection shows whether the database exists."""
 
     async def open_owner_data(self, bodies: Bodies) -> OwnerData:
         """See `Backend`."""
@@ -56,7 +56,7 @@ class PostgresBackend(Backend):
     def open_schemas(self, *, seconds: float, within: float = 0.0) -> AbstractAsyncContextManager[Sequence[Schema]]:
         """See `Backend`."""
         assert self.state.url is not None
-        # Behind a pooler a long step is better made at the server itself.
+        # Behind a pooler, a long step runs on a direct connection to the server.
         url = self.state.direct_url or self.state.url
         setting = "state.url" if self.state.direct_url is None else "state.direct_url"
         return open_postgres_schemas(url.get_secret_value(), seconds, setting, within=within)
@@ -96,13 +96,13 @@ class PostgresBackend(Backend):
         async for said in examine(self.state, wanted):
             yield said
             if said.verdict == "problem":
-                # What does not answer, or will not do, has no schema worth a look.
+                # A server that does not answer or is unsuitable has no schema to check.
                 return
         async for said in shared:
             yield said
 
     def _database(self) -> aclosing[Database]:
-        """One connection, while something is done with it."""
+        """A pool with one connection, for one operation."""
         assert self.state.url is not None
         return aclosing(Database(self.state.url.get_secret_value(), DatabaseLimits(1, self.state.deadline)))
 

@@ -1,15 +1,15 @@
 """Diagnoses a PostgreSQL server for `antiphon doctor`, beyond what a start requires.
 
-Lives here: the questions, what is worth a note, and which indexes the steps of a schema make, read from their own text:
-one that is gone makes nothing wrong, and much slow. Not here: whether a start is possible at all (`migrate.py`),
-the schema's steps (`stores/schema_steps.py`), the indexes of large vector stores, which are made again by themselves
+Lives here: the queries, the findings, and the list of indexes that a schema's steps create, parsed from their SQL. A
+missing index makes no result wrong, but many queries slow. Not here: the checks that a start requires (`migrate.py`),
+the schema's steps (`stores/schema_steps.py`), the indexes of large vector stores, which Antiphon recreates itself
 (`vectors/indexes.py`).
 
-A pooler is known by the process ids: a server tells a client the number of the process that serves it, a pooler makes
-one up. In transaction mode two clients that ask in turn get the same process. Which limits a pooler has it tells only
-its administrators.
+Process ids reveal a pooler: a server sends the client the id of its backend process, and a pooler sends an invented
+one. In transaction mode, two clients that send queries in turn get the same backend process. A pooler shows its limits
+only to its administrators.
 
-Invariant: nothing is made or changed.
+Invariant: the checks create and change nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _CONNECTIONS = """
 SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int AS most,
        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS used
 """
-# Which server and which database of it: no two servers start in the same microsecond.
+# Identifies a server and its database: no two servers start in the same microsecond.
 _WHICH = "SELECT pg_postmaster_start_time()::text, current_database()"
 _FOREIGN = """
 SELECT DISTINCT tableowner FROM pg_tables
@@ -80,7 +80,7 @@ LEFT JOIN pg_index i ON i.indexrelid = to_regclass(name) WHERE i.indisvalid IS N
 
 
 async def examine(state: StateSettings, wanted: StateNeeds) -> AsyncIterator[StateFinding]:
-    """Everything of the server at `state.url`; what is a problem is the last. Raises `StoreError`."""
+    """Yield all findings about the server at `state.url`; a problem is the last finding. Raises `StoreError`."""
     assert state.url is not None
     database = Database(state.url.get_secret_value(), DatabaseLimits(size=2, deadline=state.deadline))
     try:
@@ -204,7 +204,7 @@ async def _pooler(database: Database, state: StateSettings) -> AsyncIterator[Sta
 
 
 async def _direct(database: Database, state: StateSettings) -> AsyncIterator[StateFinding]:
-    """What `state.direct_url` leads to; what is a problem is the last. Raises `StoreError`."""
+    """Findings about `state.direct_url`; a problem is the last finding. Raises `StoreError`."""
     if state.direct_url is None:
         return
     limits = DatabaseLimits(size=1, deadline=state.deadline)
@@ -234,7 +234,7 @@ async def _is_pooled(connection: Connection) -> bool:
 
 
 async def _shares(url: str, seconds: float) -> bool:
-    """Whether two clients that ask in turn are ever served by one process."""
+    """Whether one backend process ever serves two clients that send queries in turn."""
     clients: list[Connection] = []
     try:
         async with asyncio.timeout(seconds):
@@ -245,7 +245,7 @@ async def _shares(url: str, seconds: float) -> bool:
                 if one == other:
                     return True
     except Exception:
-        # Where each client takes one for itself, there may be none left for the second.
+        # If each client gets its own connection, none may be left for the second.
         return False
     finally:
         for client in clients:
@@ -286,7 +286,7 @@ async def _tables(database: Database) -> AsyncIterator[StateFinding]:
 
 
 async def _indexes(database: Database) -> AsyncIterator[StateFinding]:
-    """Of the steps that were applied; a newer build's may have taken some away."""
+    """Findings about the indexes of the applied steps; a newer build's steps may have dropped some."""
     steps = {SCHEMA: packaged_steps(), VECTOR_SCHEMA: packaged_steps(VECTOR_STEPS)}
     wanted: dict[str, str] = {}
     for table, known in steps.items():
@@ -305,8 +305,8 @@ async def _indexes(database: Database) -> AsyncIterator[StateFinding]:
 
 
 def indexes_of(steps: Sequence[SchemaStep]) -> dict[str, str]:
-    """The indexes that these steps leave, each with how it is made again. Those of primary keys and other rules of a
-    table have the names that PostgreSQL gives them."""
+    """The indexes that exist after these steps, each with the statement that recreates it. Indexes of primary keys and
+    other constraints have PostgreSQL's default names."""
     made: dict[str, str] = {}
     for step in steps:
         sql = _COMMENT.sub("", step.sql)
@@ -320,7 +320,7 @@ def indexes_of(steps: Sequence[SchemaStep]) -> dict[str, str]:
 
 
 async def lost_indexes(database: Database, names: Sequence[str]) -> dict[str, str]:
-    """Those that are not there as they should be, each with what it is: `missing` or `invalid`. Raises `StoreError`."""
+    """The indexes that are `missing` or `invalid`, by name. Raises `StoreError`."""
     rows = await database.fetch(_LOST, list(names))
     return {str(row["name"]): "missing" if row["valid"] is None else "invalid" for row in rows}
 

@@ -1,26 +1,25 @@
 """Opens one connection to PostgreSQL: finds the primary, sets the session up, and converts texts.
 
-Lives here: the servers that a URL names, which of them is used, and the one way of all texts to the server and back.
-Not here: how many connections there are, and when one is given up (`database.py`), what a failure means
-(`failures.py`).
+Lives here: the servers of a URL, the selection of one, and the conversion of all texts to the server and back. Not
+here: the number of connections and their timeouts (`database.py`), the meaning of a failure (`failures.py`).
 
-A URL may name several servers, of which one is the primary and the others follow it. They are asked in turn, beginning
-with the one that was good last, and the first that takes writes is it. Each gets its share of the time, so that one
-whose machine is gone without a word does not use up that of the others. A single server, or what an address or a pooler
-leads to, is held to the same: one that only follows, or was made read-only when another took its place, is not used,
-since what it would tell may be old.
+A URL may name several servers: one primary, and others that replicate it. This module tries them in turn, the last good
+one first, and uses the first that accepts writes. Each gets a share of the time, so a dead machine does not use up the
+time of the others. A single server, or the server behind a name or a pooler, must pass the same check. A replica, or a
+primary that was made read-only after a failover, is refused, because its data may be old.
 
-A process that gives a statement up closes its connection. A server that waits for a lock does not look at that, and the
-process goes on with the next connection, until the server has none left. So a server is told to look, unless a pooler
-is before it: nothing is set for a session there, and the role needs that setting (`checks.py` says so).
+A process that abandons a statement closes its connection. A server that waits for a lock does not notice this, and the
+process continues with another connection, until the server has none left. So this module asks the server to check its
+clients (`client_connection_check_interval`). Behind a pooler it cannot, because a session has no settings there; then
+the role needs that setting (`checks.py` reports this).
 
-A client's ids and names are texts of any characters. UTF-8 has no surrogates, and PostgreSQL no U+0000; these, and the
-character that says so, are written as U+001A with four hexadecimal digits. All others stand as they are. Every
-parameter and every column of a connection goes that way, so no statement can leave it out.
+Clients' ids and names are texts with any characters. UTF-8 cannot encode surrogates, and PostgreSQL cannot store
+U+0000. These, and the escape character itself, are written as U+001A with four hexadecimal digits. Every parameter and
+column of a connection passes this conversion, so no statement can omit it.
 
-Invariants: every connection is to a server that took writes when it was opened; what was given up on one without a
-pooler ends within seconds, and gives its connection back; different texts stay different, and each comes back as it was
-given (as a column of its own: arrays of texts only go to the server).
+Invariants: every connection leads to a server that accepted writes when it was opened. Without a pooler, an abandoned
+statement ends within seconds and frees its connection. Different texts stay different, and each is read back unchanged
+(as a column of type text; arrays of texts only go to the server).
 """
 
 from __future__ import annotations
@@ -45,15 +44,15 @@ _ODD = re.compile(f"[\0{_MARK}\ud800-\udfff]")
 _WRITTEN = re.compile(f"{_MARK}([0-9a-f]{{4}})")
 
 READ_ONLY = "current_setting('transaction_read_only') = 'on'"
-"""Whether this server takes no writes, as SQL; true of a standby, too."""
-# What a server says of itself at the beginning is not enough: a pooler repeats what it was told once.
+"""SQL: whether this server accepts no writes; also true on a standby."""
+# The parameters that a server sends at the start are not enough: a pooler repeats old values.
 _ASK = f"SELECT pg_is_in_recovery() AS follows, {READ_ONLY} AS read_only, pg_backend_pid() AS process"
-# What an operator has set stays.
+# Keeps a value that the operator has set.
 _LOOK_AT_CLIENT = """
 SELECT set_config('client_connection_check_interval', '1s', false)
 WHERE current_setting('client_connection_check_interval') = '0'
 """
-# Some systems cannot look (Windows): there a statement that was given up ends when it is done.
+# Some systems do not support the check (Windows): there an abandoned statement runs to its end.
 _CANNOT_LOOK = (asyncpg.InvalidParameterValueError, asyncpg.FeatureNotSupportedError)
 _FOLLOWS = "PostgreSQL: this server is a read-only replica. Point state.url at the primary."
 _READ_ONLY = "PostgreSQL: transactions are read-only for this role or database. Unset default_transaction_read_only."
@@ -61,18 +60,18 @@ _NONE = "PostgreSQL: none of the servers in state.url that answer takes writes. 
 
 
 class Servers:
-    """Those of a URL, which is never shown."""
+    """The servers of a URL. The URL is never shown."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._places: tuple[tuple[str, int], ...] = ()
-        # Of a URL that is none the driver says what is wrong with it.
+        # For an invalid URL, the driver gives the error.
         with contextlib.suppress(ValueError):
             self._places = read_state_url(url).servers
         self._good = 0
 
     async def connect(self, seconds: float, **settings: str) -> Connection:
-        """A connection to the one that takes writes; see `connect`."""
+        """A connection to the server that accepts writes; see `connect`."""
         if not self._places:
             return await _connect(self.url, seconds, settings)
         loop, failures = asyncio.get_running_loop(), []
@@ -92,16 +91,16 @@ class Servers:
 
 
 async def connect(url: str, seconds: float, **settings: str) -> Connection:
-    """One connection, on which nothing is prepared under a name and texts may be any.
+    """Open one connection, without named prepared statements and with the conversion of texts.
 
-    `settings`: of the server, for this connection; a pooler may not take any. Raises what the driver raises, and
-    `StoreError` where no server takes writes.
+    `settings`: of the server, for this connection; a pooler may refuse any. Raises the driver's errors, and
+    `StoreError` when no server accepts writes.
     """
     return await Servers(url).connect(seconds, **settings)
 
 
 async def kinds_of_servers(url: str, seconds: float) -> dict[str, Kind]:
-    """What each of several servers in the URL is, by host and port; nothing where it names only one."""
+    """The kind of each of several servers in the URL, by host and port; empty for a URL with one server."""
     found: dict[str, Kind] = {}
     for host, port in read_state_url(url).servers:
         kind: Kind = "primary"
@@ -110,7 +109,7 @@ async def kinds_of_servers(url: str, seconds: float) -> dict[str, Kind]:
         except StoreError:
             kind = "read-only"
         except Exception:
-            # Why, a connection to it alone would say; another one is at work.
+            # A connection to it alone would show the reason; another server is in use.
             kind = "unusable"
         found[f"{host}:{port}"] = kind
     return found
@@ -123,7 +122,7 @@ async def _connect(url: str, seconds: float, settings: dict[str, str], **place: 
             **place,
             timeout=seconds,
             statement_cache_size=0,
-            # Asked below, of every server alike.
+            # Checked below, in the same way for every server.
             target_session_attrs="any",
             server_settings={"application_name": "antiphon", **settings},
             connection_class=_Connection,
@@ -134,10 +133,10 @@ async def _connect(url: str, seconds: float, settings: dict[str, str], **place: 
             )
             (row,) = await connection.fetch(_ASK)
             if row["read_only"]:
-                # Another try may find another server there, or the same one promoted.
+                # The next attempt may find another server there, or the same one promoted.
                 raise StoreError(_FOLLOWS if row["follows"] else _READ_ONLY, reason="unavailable")
             if row["process"] == connection.get_server_pid():
-                # A pooler makes a number up.
+                # A pooler invents this number.
                 with contextlib.suppress(*_CANNOT_LOOK):
                     await connection.fetch(_LOOK_AT_CLIENT)
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, AttributeError) as error:
@@ -145,7 +144,7 @@ async def _connect(url: str, seconds: float, settings: dict[str, str], **place: 
             connection.terminate()
             if not ended:
                 raise
-            # The driver speaks of itself where a connection has ended between two questions.
+            # The driver raises an error about itself when a connection ends between two queries.
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
         except BaseException:
             connection.terminate()
@@ -154,8 +153,8 @@ async def _connect(url: str, seconds: float, settings: dict[str, str], **place: 
 
 
 def _most_telling(failures: list[Exception]) -> Exception:
-    """What is said of several servers of which none can be used: what is wrong with the settings before that one
-    follows, and that before one that is away."""
+    """The most useful error when no server is usable. A wrong setting comes before a read-only server, and that before
+    an unreachable one."""
     answered = [one for one in failures if isinstance(one, StoreError)]
     others = [one for one in failures if not isinstance(one, StoreError | OSError | asyncpg.CannotConnectNowError)]
     if others:
@@ -166,7 +165,8 @@ def _most_telling(failures: list[Exception]) -> Exception:
 
 
 def storable(value: object) -> object:
-    """A parameter as the server takes it: a text or a list of them may hold what it cannot; all else stays."""
+    """The parameter in a form that the server can store: texts and lists of texts are escaped, other values are
+    unchanged."""
     if type(value) is str:
         return _ODD.sub(_write, value) if _ODD.search(value) else value
     if type(value) is list and any(type(each) is str and _ODD.search(each) for each in value):
@@ -175,7 +175,7 @@ def storable(value: object) -> object:
 
 
 def plain(data: bytes) -> str:
-    """The text that was given, of a column's bytes."""
+    """The original text from a column's bytes."""
     text = data.decode()
     return _WRITTEN.sub(lambda found: chr(int(found[1], 16)), text) if _MARK in text else text
 
@@ -185,7 +185,7 @@ def _write(found: re.Match[str]) -> str:
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]
-    """One whose parameters may be any texts."""
+    """A connection that accepts any texts as parameters."""
 
     async def fetch(self, query: str, *args: object, **options: object) -> object:
         return await super().fetch(query, *map(storable, args), **options)

@@ -1,10 +1,10 @@
-"""Container records of several machines: `ContainerRows` over PostgreSQL.
+"""Stores the records of code containers that several machines share: `ContainerRows` over PostgreSQL.
 
-Lives here: the SQL. Not here: what is done with containers (`tools/code_interpreter/`), contents of snapshots
+Lives here: the SQL. Not here: the use of containers (`tools/code_interpreter/`), contents of snapshots
 (`stores/blobs/`).
 
-Invariants: a lease is judged by the database's clock in the statement that takes or needs it; a row and the pending
-rows of the contents that it names change in one transaction.
+Invariants: the statement that takes or needs a lease checks it by the database's clock. One transaction changes a row
+and the pending rows of its contents.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from antiphon.stores.blobs.pending import KEEP, LET_GO, PendingBlobs
 from antiphon.stores.pages import Row
 from antiphon.stores.tables import RowsMissing, Statement, Tables, milliseconds, renewed
 
-# In the order of `ContainerHead`.
+# In the order of the fields of `ContainerHead`.
 _HEAD = """
 id, owner, name, extract(epoch FROM created_at)::float8,
 extract(epoch FROM last_active_at)::float8, idle_seconds, memory, runs, process, machine
@@ -34,7 +34,7 @@ _ROW = f"{_HEAD}, contents"
 _EXPIRED = "clock_timestamp() > last_active_at + make_interval(secs => idle_seconds)"
 _LOCK = 0x636F6E74_61696E65  # "containe"
 
-# One at a time: two that count at once would both fit.
+# One at a time: two concurrent counts could both find room.
 LOCK = f"SELECT pg_advisory_xact_lock({_LOCK})"
 COUNT = f"""
 SELECT count(*) AS every, count(*) FILTER (WHERE owner = :owner) AS mine FROM containers WHERE NOT ({_EXPIRED})
@@ -49,7 +49,7 @@ INSERT INTO containers (
 FROM ({COUNT}) AS counted WHERE counted.mine < :per_owner AND counted.every < :limit
 ON CONFLICT (id) DO NOTHING RETURNING {_ROW}
 """
-# Whose the container must be; an owner's that has expired is none.
+# The owner that the container must have; an expired container does not count for an owner.
 _OF = f"({{owner}}::text IS NULL OR owner = {{owner}} AND NOT ({_EXPIRED}))"
 GET = f"SELECT {_ROW} FROM containers WHERE id = :id AND {_OF.format(owner=':owner')}"
 EVERY = f"""
@@ -58,7 +58,7 @@ WHERE (:owner::text IS NULL OR owner = :owner) AND (:expired::boolean IS NULL OR
 ORDER BY created_at, id
 """
 _WHICH = f"id = :id AND {_OF.format(owner=':owner')} AND (NOT :expired::boolean OR {_EXPIRED})"
-# The holder may ask again.
+# The holder may take it again.
 TAKE = f"""
 UPDATE containers SET held_by = :holder, held_until = lease_in(:lease),
   last_active_at = CASE WHEN :owner::text IS NULL THEN last_active_at ELSE clock_timestamp() END
@@ -81,7 +81,7 @@ _READ_CONTENTS = msgspec.json.Decoder(RowContents)
 
 
 class PostgresContainerRows:
-    """`ContainerRows` on tables that are somebody else's to close."""
+    """`ContainerRows` on tables that the caller closes."""
 
     def __init__(self, tables: Tables, contents: PendingBlobs | None = None) -> None:
         self._tables = tables
@@ -122,7 +122,7 @@ class PostgresContainerRows:
         await self._tables.run([take], again=True)
         if taken:
             return _row(taken[0])
-        # What is there and was not taken was somebody else's at the moment.
+        # The container exists and was not taken, so another run held it.
         if await self._tables.fetch(IS_THERE, which):
             raise ContainerInUse
         return None

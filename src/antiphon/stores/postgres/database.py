@@ -1,23 +1,23 @@
-"""A process's connection pool to PostgreSQL: few connections, shared, every wait with a deadline.
+"""Manages a process's connection pool to PostgreSQL: few shared connections, and a deadline for every wait.
 
-Lives here: giving out connections, the one deadline of a piece of work, what is tried again, what became of a commit.
-Not here: SQL, opening a connection and to which server (`connecting.py`), what an error means (`failures.py`), LISTEN
-(`notify.py`: a connection of its own).
+Lives here: lending connections, the one deadline of an operation, retries, and the outcome of a commit. Not here: SQL,
+opening a connection and choosing the server (`connecting.py`), the meaning of an error (`failures.py`), LISTEN
+(`notify.py`, on a separate connection).
 
-One deadline stands over waiting for a connection, opening one and all that is done on it; when it comes the socket is
-aborted, since a server that stands still answers no request to cancel either. Where the server could not be reached
-callers are refused at once for a moment. A server that has no connection left for this process is different: callers
-wait, until their deadline, for a connection that this process has or that another one gives back.
+One deadline covers the wait for a connection, its opening and all statements on it. When it passes, this module aborts
+the socket, because a hanging server answers no cancel request either. After a failed connection, callers get the error
+at once for a moment. A server without a free connection is different: callers wait until their deadline for a
+connection of this process, or one that another process frees.
 
-It works behind a pooler that gives every transaction another connection (pgbouncer, `pool_mode=transaction`): nothing
-is prepared under a name, nothing is set for a session, nothing outlives a transaction. (A driver that prepares
-statements gets other clients' answers there, without an error.)
+The pool works behind a pooler that assigns a connection per transaction (pgbouncer, `pool_mode=transaction`). It uses
+no named prepared statements and no session settings, and nothing outlives a transaction. (A driver that prepares
+statements gets other clients' results there, without an error.)
 
-A server that takes no writes any more is no longer the primary. Whoever is told so goes on with a new connection,
-which leads to the primary or to nobody, and none of those to the old one is used again.
+A server that stops accepting writes is no longer the primary. After such an error the caller continues on a new
+connection to the primary, or gets an error. No old connection to that server is used again.
 
-Invariants: there are never more than `size` connections; one on which anything but an answer of the server ended a
-piece of work is closed; every call ends by its deadline.
+Invariants: the pool never has more than `size` connections. An operation that ends without a server's answer closes its
+connection. Every call ends by its deadline.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Record: TypeAlias = Row
 _Doing: TypeAlias = Literal["Reading", "Writing"]
 
 
-# A machine that is gone without a word leaves its transaction open, with all that it has locked, until this is over.
+# A machine that dies leaves its transaction open, with all its locks, until this timeout.
 _IDLE = "SET LOCAL idle_in_transaction_session_timeout = '10s'"
 _BEGIN = f"BEGIN; {_IDLE}"
 _BEGIN_SNAPSHOT = f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {_IDLE}"
@@ -71,8 +71,8 @@ _ASK_PAUSE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class DatabaseLimits:
-    """`size`: connections of this process; `deadline`: seconds for a piece of work, waiting for a connection included;
-    `connect`: seconds of these for opening one."""
+    """`size`: the connections of this process. `deadline`: seconds for an operation, including the wait for a
+    connection. `connect`: the seconds of these for opening one."""
 
     size: int = 4
     deadline: float = 4.5
@@ -80,7 +80,8 @@ class DatabaseLimits:
 
 
 class Database:
-    """See the module. `url` as libpq has it; it is never shown. `setting`: what it is called in errors."""
+    """A connection pool; see the module. `url`: in libpq's form, never shown. `setting`: the name of the URL in
+    errors."""
 
     def __init__(self, url: str, limits: DatabaseLimits | None = None, *, setting: str = URL) -> None:
         self._servers = Servers(url)
@@ -95,52 +96,52 @@ class Database:
         self._refused: tuple[float, StoreError] | None = None
         self._closed = False
         self.read = self.written = -math.inf
-        """When a piece of work that only reads, and one that writes, last succeeded, by `time.monotonic`."""
+        """The times of the last successful read and write, by `time.monotonic`."""
 
     def setting_of(self, url: str) -> str:
-        """What another URL of the same database is called: it is this one's, or leads to the server itself."""
+        """The setting's name of another URL of the same database: this pool's URL, or the direct URL of the server."""
         return self.setting if url == self._servers.url else DIRECT_URL
 
     @property
     def busy(self) -> int:
-        """Connections at work."""
+        """The number of connections in use."""
         return len(self._busy)
 
     @property
     def open(self) -> int:
-        """Connections there are."""
+        """The number of open connections."""
         return len(self._busy) + len(self._idle)
 
     @property
     def waiting(self) -> int:
-        """Callers that wait for a connection."""
+        """The number of callers that wait for a connection."""
         return self._waiting
 
     async def fetch(self, sql: str, *args: object) -> list[Record]:
-        """One statement that only reads; tried again on a new connection when the old one was lost. Raises
-        `StoreError`."""
+        """Run one read-only statement; retries on a new connection when the old one was lost. Raises `StoreError`."""
         return await self._work("Reading", lambda connection: connection.fetch(sql, *args), again=True)
 
     async def write(self, sql: str, *args: object, again: bool = False) -> list[Record]:
-        """One statement that writes, and its rows. Raises `StoreError`; `unknown` where it may have taken effect.
+        """Run one statement that writes, and return its rows. Raises `StoreError`, with `unknown` when it may have
+        taken effect.
 
-        `again`: twice it does what it does once, so it is made again when the connection was lost.
+        `again`: the statement is idempotent, so it is retried when the connection was lost.
         """
         return await self._work("Writing", lambda connection: connection.fetch(sql, *args), again=again)
 
     async def alone(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Work of one statement that writes, which is made again when the connection was lost: twice it does what it
-        does once. Raises `StoreError`, and what `work` raises."""
+        """Run idempotent work of one statement that writes; retries when the connection was lost. Raises `StoreError`,
+        and the errors of `work`."""
         return await self._work("Writing", work, again=True)
 
     async def transaction(
         self, work: Callable[[Connection], Awaitable[T]], *, snapshot: bool = False, again: bool = False
     ) -> T:
-        """Several statements, all or none; `snapshot`: all of them read of one moment, and write nothing; `again`:
-        twice they do what they do once, so they are made again when the connection was lost at the commit.
+        """Run several statements, all or none. `snapshot`: they read one snapshot and write nothing. `again`: they are
+        idempotent, so they are retried when the connection was lost at the commit.
 
-        The work is done anew where transactions stood in each other's way, so it must have no effects of its own.
-        Raises `StoreError` (`unknown` when the connection was lost at the commit), and what `work` raises.
+        A serialization failure or a deadlock repeats `work`, so `work` must have no other effects. Raises `StoreError`
+        (`unknown` when the connection was lost at the commit), and the errors of `work`.
         """
         begin = _BEGIN_SNAPSHOT if snapshot else _BEGIN
 
@@ -152,7 +153,7 @@ class Database:
                 if connection.is_closed() or (_from_driver(error) and not refused(error)):
                     raise _NothingDone from error
                 with contextlib.suppress(Exception):
-                    # Where that fails the connection is gone, and the transaction with it.
+                    # If this fails, the connection is lost, and the transaction with it.
                     await connection.execute("ROLLBACK")
                 raise
             await connection.execute("COMMIT")
@@ -161,7 +162,7 @@ class Database:
         return await self._work("Reading" if snapshot else "Writing", unit, again=snapshot or again)
 
     async def aclose(self) -> None:
-        """Close the connections. Whoever still works ends first, by its own deadline."""
+        """Close the connections, after the running operations (by their deadlines)."""
         self._closed = True
         self.read = self.written = -math.inf
         for _ in range(self.limits.size):
@@ -205,7 +206,8 @@ class Database:
             self.read = at
 
     async def _on(self, connection: Connection, deadline: float, work: Callable[[Connection], Awaitable[T]]) -> T:
-        # A timer, not a cancellation: that would ask the server to stop over another connection, and wait for it.
+        # A timer instead of a cancellation: the driver would send a cancel request over another connection, and wait
+        # for it.
         loop = asyncio.get_running_loop()
         timer = loop.call_at(deadline, connection.terminate)
         good = False
@@ -218,13 +220,13 @@ class Database:
             raise _ConnectionLost(error.__cause__ or error, nothing_done=True) from error.__cause__
         except Exception as error:
             closed = connection.is_closed()
-            # Between two of its messages asyncpg does not look whether it was told to end the connection.
+            # Between two of its messages asyncpg does not check whether the connection was ended.
             driver = _from_driver(error) or (closed and isinstance(error, AttributeError))
             good = not closed and (refused(error) or not driver)
             if good or not driver:
                 raise
             self._leave(error)
-            # An `InterfaceError` comes before anything is sent: the connection was closed already.
+            # An `InterfaceError` occurs before a send: the connection was already closed.
             raise _ConnectionLost(
                 error, nothing_done=isinstance(error, asyncpg.InterfaceError) or read_only(error)
             ) from error
@@ -263,7 +265,7 @@ class Database:
                 self._places.release()
 
     def _leave(self, error: BaseException | None) -> None:
-        """Use no connection of before any more, if this says that its server is not the primary."""
+        """Stop using the existing connections, if this error shows that their server is not the primary."""
         if error is None or not read_only(error):
             return
         self._left |= self._busy
@@ -285,10 +287,10 @@ class Database:
         self._places.release()
 
     async def _open(self, deadline: float, full: StoreError | None) -> Connection | StoreError:
-        """A new connection. The failure where the server has none left, but one of this process was given back, or
-        there may be one again: look once more. `full`: that failure of the time before, which says more than that time
-        is up."""
-        # Made before the try: what is given back during it counts.
+        """Open a connection. Returns the failure when the server has none left and the caller should check again: this
+        process freed one, or the server may have one. `full`: the previous failure, which is more useful than a
+        timeout."""
+        # Before the attempt, so that a connection freed during the attempt counts.
         returned = self._returned = self._returned or asyncio.Event()
         try:
             return await self._connect(deadline)
@@ -329,12 +331,12 @@ class Database:
 
 
 async def committed_once(database: Database, work: Callable[[Connection], Awaitable[T]]) -> T:
-    """As `Database.transaction`, for work that must not be done twice: what became of a commit at which the connection
-    was lost is found out, and where it did not happen the work is done again. Raises `StoreError`, and what `work`
-    raises; `unknown` only where the server cannot be asked in time.
+    """Like `Database.transaction`, for work that must not run twice. When the connection was lost at a commit, this
+    finds out the outcome, and runs the work again if it did not commit. Raises `StoreError`, and the errors of `work`;
+    `unknown` only when the server does not answer in time.
 
-    The transaction's number is noted before anything else is done; when nobody said whether it has committed, a new
-    connection asks the server by that number (`pg_xact_status`), which also survives its crash.
+    The transaction reads its number before the work. If the outcome is unknown, a new connection asks the server by
+    that number (`pg_xact_status`). This works even after a crash of the server.
     """
     number = ""
     result: T
@@ -359,8 +361,7 @@ async def committed_once(database: Database, work: Callable[[Connection], Awaita
 
 
 async def _has_committed(database: Database, number: str, failure: StoreError) -> bool:
-    """Whether that transaction has committed; waits for it while it runs. Raises the failure where that is not found
-    out."""
+    """Whether that transaction has committed; waits while it runs. Raises `failure` when this is not found out."""
     loop = asyncio.get_running_loop()
     ends = loop.time() + database.limits.deadline
     while loop.time() < ends:
@@ -377,11 +378,11 @@ async def _has_committed(database: Database, number: str, failure: StoreError) -
 
 
 class _NothingDone(Exception):
-    """The connection was lost, its cause says how, before a commit was asked for."""
+    """The connection was lost before the commit request; see its cause."""
 
 
 class _ConnectionLost(Exception):
-    """The connection is of no use any more."""
+    """The connection is no longer usable."""
 
     def __init__(self, cause: BaseException, *, nothing_done: bool = False) -> None:
         super().__init__(str(cause))

@@ -1,14 +1,14 @@
 """Translates errors of PostgreSQL and of its connections into `StoreError`.
 
-Lives here: the one translation into `StoreError` with what to do, and which failures are worth another try. Not here:
-trying again (`database.py`), what is asked.
+Lives here: the one translation into `StoreError` with advice, and the list of failures that deserve a retry. Not here:
+the retries (`database.py`), the queries.
 
-A failure is one of three kinds. The server refused a statement: nothing happened, the connection is good. The
-connection was lost before a commit was asked for: nothing happened. It was lost afterwards: nobody knows (`unknown`),
-and whoever can asks by id.
+A failure is one of three kinds. The server refused a statement: it had no effect, and the connection is good. The
+connection was lost before the commit request: no effect. It was lost after that: the outcome is unknown (`unknown`),
+and a caller that can do so asks by id.
 
-Invariant: no message holds stored content, a parameter or the password: of an answer of the server only its code is
-shown, and of a pooler's, which has one code for everything, what some words in it mean.
+Invariant: no message contains stored data, a parameter or the password. Of a server's error it shows only the code. A
+pooler has one code for all errors, so some known words in its message select the advice.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from antiphon.errors import StoreError, StoreReason
 _NUMBER = re.compile(r"\[Errno (\d+)\]")
 
 URL, DIRECT_URL = "state.url", "state.direct_url"
-"""The settings that name a server. What is said of a failure is of the one by which the server was asked."""
+"""The settings that name a server. An error names the setting of the failing connection."""
 
 TRY_AGAIN = frozenset({"40001", "40P01"})
-"""Serialization failures and deadlocks: the same work, once more, succeeds."""
+"""Serialization failures and deadlocks: a retry of the same work succeeds."""
 
 # By the whole code first, then by its class (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 _ADVICE: dict[str, tuple[StoreReason, str]] = {
@@ -72,17 +72,17 @@ _CUT = (
     "the connection was lost while it was being opened; look at the server's log, and at a pooler's before it (or no "
     "PostgreSQL is at that port)"
 )
-# Where they came as the answer to a connection.
+# For errors during the connection.
 _CONNECTING: dict[str, tuple[StoreReason, str]] = {
     "42501": ("failed", "the role may not connect to this database; GRANT CONNECT ON DATABASE to it"),
     "42704": ("failed", "it does not know a parameter that stands in state.url behind the '?'"),
-    # The driver's own, for connections that end.
+    # The driver's codes for connections that end.
     **dict.fromkeys(("08003", "08006"), ("unavailable", _CUT)),
 }
 
 _CAUSES = 4
 _NO_MORE = "no more connections"
-# Poolers say everything with one code (08P01); these are pgbouncer's words.
+# Poolers use one code for all errors (08P01); these are pgbouncer's words.
 _POOLER: tuple[tuple[str, StoreReason, str], ...] = (
     (
         "statement pooling",
@@ -115,29 +115,29 @@ _POOLER: tuple[tuple[str, StoreReason, str], ...] = (
 def refused(error: BaseException) -> bool:
     """Whether the server answered, so that the connection is still good and the statement certainly had no effect."""
     if not isinstance(error, asyncpg.PostgresError):
-        # An InterfaceError is raised before anything is sent; an InternalClientError is what a cut connection often
-        # looks like.
+        # An InterfaceError is raised before a send; a cut connection often raises an InternalClientError.
         return isinstance(error, asyncpg.InterfaceError)
     code = error.sqlstate or ""
     if read_only(error):
-        # It had no effect, but a connection to a server that is not the primary is of no use.
+        # It had no effect, but a connection to a server that is not the primary is useless.
         return False
     return not code.startswith("08") and code not in ("57P01", "57P02", "57P03")
 
 
 def read_only(error: BaseException) -> bool:
-    """Whether the server refused a statement because it takes no writes, so that it is not the primary (any more)."""
+    """Whether the server refused a statement because it accepts no writes, so that it is not (or no longer) the
+    primary."""
     return code_of(error) == "25006"
 
 
 def code_of(error: BaseException | None) -> str:
-    """The server's code (SQLSTATE), where it gave one."""
+    """The server's SQLSTATE code, or an empty string."""
     return (error.sqlstate or "") if isinstance(error, asyncpg.PostgresError) else ""
 
 
 def store_error(doing: str, error: BaseException, *, connecting: bool = False, setting: str = URL) -> StoreError:
-    """What is said of a failure, with its cause; `doing` is what failed (`Reading`, `Writing`, `Connecting`), `setting`
-    what names the server."""
+    """The `StoreError` for a failure. `doing`: the failed operation (`Reading`, `Writing`, `Connecting`). `setting`:
+    the name of the server's setting."""
     code = code_of(error)
     reason, why = _ADVICE.get(code) or _ADVICE.get(code[:2]) or ("unavailable", "the connection was lost")
     if connecting and code in _CONNECTING:
@@ -165,20 +165,20 @@ def may_heal(failure: StoreError) -> bool:
 
 
 def hopeless(error: BaseException) -> bool:
-    """Whether a connection was ended because of how a pooler is set up: the next one will be too."""
+    """Whether a pooler's configuration ended the connection, so that the next one fails as well."""
     return code_of(error)[:2] == "08" and _POOLER[0][0] in str(error)
 
 
 def no_connection_left(error: BaseException | None) -> bool:
-    """Whether the server, or a pooler before it, refused a connection because it has given out all it may."""
+    """Whether the server, or a pooler before it, refused a connection because its limit is reached."""
     return code_of(error) == "53300" or (code_of(error)[:2] == "08" and _NO_MORE in str(error))
 
 
 def connecting_failed(error: BaseException, setting: str = URL, *, url: str = "") -> StoreError:
-    """Why there is no connection to the server that `setting` names, and what to do. `url`: its value, which tells
-    whether it names certificates."""
+    """The error for a failed connection to the server of `setting`, with advice. `url`: its value, which shows whether
+    it names certificates."""
     if isinstance(error, StoreError):
-        # Another one: whoever raises it names this one as its cause.
+        # A new error: its raiser sets this one as its cause.
         return StoreError(str(error).replace(URL, setting), reason=error.reason)
     if isinstance(error, asyncpg.PostgresError):
         return store_error("Connecting", error, connecting=True, setting=setting)
@@ -206,7 +206,7 @@ def _why_not_reached(error: BaseException, *, certificates: bool) -> str:
         return "this user may not open the Unix socket that state.url names"
     if isinstance(error, FileNotFoundError):
         return "there is no Unix socket where state.url says; is the server running, and is the folder (host) right?"
-    # Of a host with several addresses the numbers of all failures stand in the text alone.
+    # For a host with several addresses, only the text contains the numbers of all failures.
     if isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in said:
         return (
             f"{os.strerror(errno.ECONNREFUSED)}; is the server running, and does it listen on that address "
@@ -239,12 +239,12 @@ def _cause_of(error: BaseException) -> str:
 
 
 def _number_of(error: OSError) -> int:
-    """Its `errno`; of a host with several addresses that of the first one."""
+    """Its `errno`; for a host with several addresses, the first one."""
     found = _NUMBER.search(str(error))
     return error.errno or (int(found[1]) if found else 0)
 
 
 def unknown(error: BaseException) -> StoreError:
-    """The connection was lost when a commit had been asked for."""
+    """The error for a connection that was lost after the commit request."""
     said = "the connection was lost before it said whether it has written"
     return StoreError(f"Writing failed: PostgreSQL: {said}.", reason="unknown", cause=error)

@@ -1,9 +1,9 @@
 """Statistics of a PostgreSQL database and of this process's use of it: implements `StoreFigures`.
 
-Lives here: one question about sizes, connections and the oldest snapshot. Not here: what doctor makes of a server
+Lives here: one query about sizes, connections and the oldest snapshot. Not here: the findings of `antiphon doctor`
 (`checks.py`), names of metrics.
 
-Invariant: names of tables are of a closed set, whatever else lies in the schema.
+Invariant: table names come from a fixed set, whatever other tables the schema has.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ TABLES = frozenset(
         "vector_schema_migrations", "vector_stores", "vector_trash",
     }
 )  # fmt: skip
-"""Those of the schema; another's in it are `other`."""
+"""The tables of Antiphon's schema; all others count as `other`."""
 
-# Of other roles the server shows that they are there, and no more, unless this one may read all statistics.
+# Of other roles' sessions, the server shows only their existence, unless this role may read all statistics.
 _LOOK = """
 SELECT 'size' AS kind, '' AS name, pg_database_size(current_database()) AS value
 UNION ALL
@@ -59,7 +59,7 @@ FROM (
 
 
 class PostgresFigures:
-    """`StoreFigures` of a database and the groups that are written to it."""
+    """`StoreFigures` of a database and of the groups of writes to it."""
 
     name: str = "postgresql"
 
@@ -69,24 +69,24 @@ class PostgresFigures:
 
     @property
     def waiting(self) -> int:
-        """Writes that wait for their group, and callers that wait for a connection."""
+        """The number of writes that wait for a group, and of callers that wait for a connection."""
         return sum(groups.waiting for groups in self._groups) + self._database.waiting
 
     @property
     def busy(self) -> int:
-        """Connections at work."""
+        """The number of connections in use."""
         return self._database.busy
 
     @property
     def groups(self) -> Mapping[int, int]:
-        """Statements by how many writes they took along."""
+        """The number of statements by the number of writes in each."""
         total: Counter[int] = Counter()
         for groups in self._groups:
             total.update(groups.groups)
         return total
 
     async def look(self) -> DatabaseFigures:
-        """The whole database and each table, with indexes and what waits to be vacuumed; and its server."""
+        """The sizes of the database and of each table, with indexes and dead rows; and figures of the server."""
         found: dict[str, dict[str, int]] = {}
         for row in await self._database.fetch(_LOOK, sorted(TABLES)):
             found.setdefault(row["kind"], {})[row["name"]] = row["value"]

@@ -1,12 +1,12 @@
 """The part of the file store's SQL that is specific to PostgreSQL.
 
-Lives here: that SQL. Not here: what is alike in all backends (`../files.py`).
+Lives here: that SQL. Not here: the SQL that all backends share (`../files.py`).
 
-What an owner's files take is a row of its own, which is locked before a file is added: uploads at the same time cannot
-both fit. Deleting files, in whatever way, takes off by a trigger.
+A separate row holds the bytes of an owner's files. Adding a file locks it first, so concurrent uploads cannot exceed
+the limit together. A trigger subtracts the bytes of a deleted file.
 
-Invariant: `owner_files.bytes` is the sum over the owner's files, each at least `LEAST_ROOM`. Expiry is by the
-database's clock, whatever that of the machine is which took the file.
+Invariant: `owner_files.bytes` is the sum over the owner's files, each at least `LEAST_ROOM`. The database's clock
+decides about expiry, whatever the clock of the uploading machine was.
 """
 
 from __future__ import annotations

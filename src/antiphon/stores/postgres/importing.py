@@ -1,11 +1,11 @@
 """Imports rows of another backend into a PostgreSQL database.
 
-Lives here: writing them, what is made of them, and reading them for comparison. Not here: where they come from, what is
-moved (`stores/moved.py`).
+Lives here: writing them, deriving other data from them, and reading them for the comparison. Not here: their source,
+the list of moved columns (`stores/moved.py`).
 
-Rows of a batch and the position behind them are one transaction, so a move that was killed goes on where it was.
+One transaction writes the rows of a batch and the position after them, so a killed move continues where it stopped.
 
-Invariant: until the move is over the database says so, and no process starts on it (`../deployment.py`).
+Invariant: during the move the database has a mark, and no process starts on it (`../deployment.py`).
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ _TYPES = {
     ),
 }
 _HELD = (1 << 63) - 1
-# What a column gets, when it is not what was brought: g has the columns as they were.
+# Expressions for columns that differ from the moved value; `g` has the moved columns.
 _WRITTEN: dict[str, dict[str, str]] = {
     "conversations": {"locked_until": "CASE WHEN g.locked_by IS NOT NULL THEN now() END"},
     "jobs": {"needs": "ARRAY(SELECT jsonb_array_elements_text(g.needs::jsonb))", "turn": "0"},
     "pending_blobs": {"lease_until": "'-infinity'"},
     "idempotency": {
         "lease_until": "CASE WHEN g.leased <> 0 THEN now() END",
-        # No moment is as late as that at which a key expires that is held.
+        # A key that is held expires later than any date.
         "expires_at": "CASE WHEN g.leased <> 0 THEN 'infinity' ELSE to_timestamp(g.expires_at / 1000.0) END",
     },
     "vector_files": {"id": "g.number"},
@@ -70,7 +70,7 @@ _WRITTEN: dict[str, dict[str, str]] = {
     "chunk_vectors": {"vector": "g.vector::halfvec"},
 }
 _NOT_COLUMNS = {"idempotency": ("leased",)}
-# As a row of them is brought.
+# The reverse: the column in its moved form.
 _READ: dict[str, dict[str, str]] = {
     "jobs": {"needs": "to_json(needs)::text"},
     "idempotency": {
@@ -98,7 +98,7 @@ _FINISH = (
     INSERT INTO owner_files (owner, bytes) SELECT owner, sum(greatest(size, 4096)) FROM files GROUP BY owner
     ON CONFLICT (owner) DO UPDATE SET bytes = excluded.bytes
     """,
-    # A conversation that is made again begins behind whatever any had.
+    # The items of a recreated conversation begin after all positions of any earlier one.
     """
     SELECT setval('conversation_places', greatest(coalesce(max(next_pos), 0) / 16777216 + 1,
       (SELECT last_value FROM conversation_places))) FROM conversations
@@ -117,16 +117,17 @@ UPDATE vector_files f SET vector_width = n.width FROM (
 
 
 class DatabaseImport:
-    """The database on one connection."""
+    """The target database of a move, on one connection."""
 
     def __init__(self, url: str, name: str) -> None:
-        """`name`: the URL as it may be shown."""
+        """`name`: the URL without its password."""
         self.name = name
         self._database = Database(url, DatabaseLimits(size=1, deadline=_SECONDS))
         self._vectors = False
 
     async def begin(self, source: str, *, vectors: bool) -> None:
-        """Make it ready, or go on. Raises `StoreError` where there are other things, or another source's."""
+        """Prepare the database, or continue. Raises `StoreError` when it holds other data, or data of another
+        source."""
         await check_server(self._database)
         await migrate(self._database, packaged_steps())
         self._vectors = vectors
@@ -153,7 +154,7 @@ class DatabaseImport:
         await self._database.transaction(work)
 
     async def _nobody_else(self) -> None:
-        # Connections of one that was killed a moment ago end by themselves.
+        # Connections of a process that was just killed end soon.
         ends = asyncio.get_running_loop().time() + _ALONE_SECONDS
         while (await self._database.fetch(_OTHERS))[0][0]:
             if asyncio.get_running_loop().time() > ends:
@@ -164,12 +165,12 @@ class DatabaseImport:
         return [kind for kind in COLUMNS if self._vectors or kind != "chunk_vectors"]
 
     async def position(self, kind: str) -> tuple[int, int]:
-        """Behind which position of the source to go on, and how many rows are there."""
+        """The source position to continue after, and the number of rows in the database."""
         rows = await self._database.fetch("SELECT position, rows FROM moving WHERE kind = $1", kind)
         return (rows[0][0], rows[0][1]) if rows else (0, 0)
 
     async def add(self, kind: str, rows: list[Row], position: int) -> None:
-        """Add rows, and note that all up to this position are there: both or neither. Raises `StoreError`."""
+        """Add rows and record the position, both or neither. Raises `StoreError`."""
         brought, columns = _brought(kind, rows)
         sql = _insert(kind, columns)
 
@@ -181,7 +182,7 @@ class DatabaseImport:
         await self._database.transaction(work)
 
     async def finish(self, numbers: int) -> None:
-        """Make what is made of other rows. Twice does what once does."""
+        """Derive the data that depends on other rows. Idempotent."""
         for sql in (*_FINISH, *((_WIDTHS,) if self._vectors else ())):
             await self._database.write(sql, again=True)
         if numbers:
@@ -191,8 +192,8 @@ class DatabaseImport:
             )
 
     async def rows(self, kind: str) -> AsyncIterator[Row]:
-        """All rows of a kind, as they were given to `add`, without `EXTRA`: page by page, by the place of a row in its
-        table. Raises `StoreError`."""
+        """All rows of a kind in the form that `add` received, without `EXTRA`. Reads page by page in the physical order
+        of the table. Raises `StoreError`."""
         if kind not in self._kinds():
             return
         named = _READ.get(kind, {})
@@ -205,7 +206,7 @@ class DatabaseImport:
             after = page[-1][0]
 
     async def end(self) -> None:
-        """It is whole: processes may start on it."""
+        """Remove the mark: processes may start on the database."""
 
         async def work(connection: Connection) -> None:
             await connection.execute("DROP TABLE moving")
@@ -220,7 +221,7 @@ class DatabaseImport:
 
 
 def _brought(kind: str, rows: list[Row]) -> tuple[list[list[object]], tuple[str, ...]]:
-    """The columns of a batch, and their names."""
+    """The values of a batch by column, and the columns' names."""
     columns = COLUMNS[kind]
     if kind == "chunks":
         columns = (*columns, "length", "words")

@@ -1,13 +1,13 @@
 """SQL statements of background jobs for PostgreSQL, by name.
 
-Lives here: text. Not here: what the rows mean (`jobs.py`), what is alike in all backends (`../jobs.py`).
+Lives here: SQL text. Not here: the meaning of the rows (`jobs.py`), the parts that all backends share (`../jobs.py`).
 
-A job's row is the lock of all that happens to its response: whoever adds to the stream, ends the response or deletes it
-locks that row first, then the conversation, the chain and the response. `last_seq` on it is the last event's number. A
-statement sees the tables as they were when it began, which may be before a lock that it waited for; where that matters
-it compares the locked row with the one it sees (`fresh`), and its caller does it again.
+A job's row is the lock of its response. A statement that appends to the stream, ends the response or deletes it locks
+that row first, then the conversation, the chain and the response. Its `last_seq` is the last event's number. A
+statement sees the snapshot of its beginning, which may be older than a lock that it waited for. Where that matters, it
+compares the locked row with the row in its snapshot (`fresh`), and its caller repeats it.
 
-Invariant: every statement of a worker demands that the worker holds the job.
+Invariant: every statement of a worker requires that the worker holds the job.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from antiphon.stores.jobs import JobSql
 from antiphon.stores.postgres.tables import NOW
 from antiphon.stores.postgres.turns import COLUMNS, GIVEN, WITH_IT
 
-# $1 to $27 as in `turns.py`, for one response; $28: request, $29: most jobs of an owner, $30: needs, $31 and $32: the
-# last event's number and the events, $33: the conversation. Fails (22012) unless all of it was stored, so that nothing
-# is counted that is not there.
-#
-# An owner with nothing in the queue begins where the others stand (with the first that waits, else with the last that
-# was taken); one with more goes behind his own last one.
+# $1 to $27 as in `turns.py`, for one response; $28: request, $29: the owner's limit of jobs, $30: needs, $31 and $32:
+# the last event's number and the events, $33: the conversation. Fails (22012) unless everything was stored, so that the
+# counters match the stored rows. An owner with an empty queue begins at the turn of the others: that of the first
+# waiting job, else that of the last claimed one. A further job of an owner comes one turn after the owner's last one.
 ENQUEUE = f"""
 WITH {GIVEN},
   counted AS (
@@ -60,9 +58,9 @@ SELECT 1 / count(*)::integer FROM r
 """
 COUNT_JOBS = "SELECT jobs FROM owner_queue WHERE owner = $1"
 
-# What was held by somebody who is gone comes first; the others by turns. A row that somebody is writing to just now is
-# passed over. What the worker holds and does not run comes along: it did not hear of an earlier claim.
-# $1: worker, $2: lease, $3: limit, $4: besides, $5: what the worker is able to (null: everything), $6: patience.
+# Jobs with an expired lease come first, the others by turns. A row that another transaction has locked is skipped. Jobs
+# that the worker holds and does not run are included, because the result of an earlier claim was lost. $1: worker, $2:
+# lease, $3: limit, $4: besides, $5: the worker's capabilities (null: all), $6: patience.
 _ABLE = """response_id <> ALL($4::text[]) AND (
       $5::text[] IS NULL OR needs <@ $5::text[] OR queued_at < now() - $6::interval
     )"""
@@ -109,8 +107,8 @@ WHERE response_id = :id AND worker = :worker
 """,
 )
 
-# Of many streams at once; each element is one piece of one of them. Pieces that the same attempt wrote from its first
-# number on are written anew; with `restart` those of earlier attempts go (claim 0 is true of every attempt).
+# For many streams at once; each element is one piece of one stream. Pieces that the same attempt wrote from its first
+# number on are replaced. With `restart`, the pieces of earlier attempts are deleted (claim 0 holds for every attempt).
 # $1: ids, $2: workers, $3: first numbers, $4: last numbers, $5: events, $6: restarts.
 APPEND = """
 WITH t AS MATERIALIZED (
@@ -144,8 +142,8 @@ SELECT locked.id, fresh.id IS NOT NULL AS written, locked.watched FROM locked LE
 """
 
 # $1: id, $2: worker, $3: status, $4: body, $5: completed_at, $6 and $7: tokens, $8: bytes of the output items, $9 to
-# $12: their ids, types, bodies and what was shown, $13 and $14: the numbers of the first and last of $15, the events,
-# $16: restart, $17: owner, $18: the conversation it joins, $19: how many items join it, $20: when.
+# $12: their ids, types, bodies and `shown`, $13 and $14: the first and last number of the events in $15, $16: restart,
+# $17: owner, $18: the conversation that it joins, $19: the number of joining items, $20: the time.
 FINISH = f"""
 WITH
   i AS MATERIALIZED (

@@ -1,12 +1,13 @@
 """Queues, claims and finishes background jobs on PostgreSQL, and appends to their streams.
 
-Lives here: how records become rows and rows become jobs. Not here: the SQL (`job_sql.py`), what is alike in all
-backends (`../jobs.py`), who runs a job (`engine/running/`).
+Lives here: the conversion of records to rows and of rows to jobs. Not here: the SQL (`job_sql.py`), the parts that all
+backends share (`../jobs.py`), the workers (`engine/running/`).
 
-What is queued, and pieces of streams, go through groups like turns (`turn_groups.py`): a queued response alone, since
-its owner's quota is exact; pieces of a process's streams together. All else is one statement.
+Queued responses and pieces of streams use group commit like turns (`turn_groups.py`). A queued response is a group
+alone, because its owner's limit is exact. The pieces of a process's streams share a group. All other operations are one
+statement.
 
-Invariant: a job's row is deleted by the statement that writes the response's last state and its last event.
+Invariant: the statement that deletes a job's row also writes the response's final state and its last event.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _DIVISION_BY_ZERO = "22012"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NewJob:
-    """A response to be queued: `record` is its row, which gets to its conversation when it is over."""
+    """A response to queue. `record`: its row, which joins the conversation when the response ends."""
 
     record: ResponseRecord
     conversation_id: str | None
@@ -43,24 +44,24 @@ class NewJob:
 
     @property
     def id(self) -> str:
-        """The response's."""
+        """The response's id."""
         return self.record.id
 
     @property
     def size(self) -> int:
-        """The bytes of it."""
+        """The bytes of the response and its request."""
         return self.record.size + len(self.request)
 
 
 class QueuedTurns:
-    """`Units` of responses to be queued; a group is one of them."""
+    """`Units` of responses to queue; each group has one."""
 
     def __init__(self, database: Database, turns: SavedTurns) -> None:
         self._database = database
         self._turns = turns
 
     async def write(self, group: Sequence[NewJob]) -> Collection[str]:
-        """Store them; the ids of those that were."""
+        """Store them. Returns the stored ids."""
         done = []
         for job in group:
             events = (job.events.last, job.events.data) if job.events is not None else (None, None)
@@ -81,24 +82,24 @@ class QueuedTurns:
         return done
 
     async def stored(self, group: Sequence[NewJob]) -> Collection[str]:
-        """Which of them are stored."""
+        """The ids that are stored."""
         return await self._turns.stored([job.record for job in group])
 
     async def explain(self, unit: NewJob) -> Exception:
-        """Why it could not be stored."""
+        """The reason why it was not stored."""
         rows = await self._database.fetch(sql.COUNT_JOBS, unit.record.owner)
         if unit.limit <= 0 or (rows and rows[0][0] >= unit.limit):
             return TooManyJobs(unit.limit)
         return await self._turns.explain(unit.record)
 
     def withdraw(self, unit: NewJob) -> None:
-        """See to it that it is not stored."""
+        """Prevent that it is stored later."""
         self._turns.withdraw(unit.record)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Addition:
-    """A piece that a worker adds to a stream."""
+    """A piece that a worker appends to a stream."""
 
     id: str
     worker: str
@@ -107,7 +108,7 @@ class Addition:
 
     @property
     def size(self) -> int:
-        """The bytes of it."""
+        """The bytes of the events."""
         return len(self.events.data)
 
 
@@ -116,14 +117,15 @@ class _NotHeld(Exception):
 
 
 class AddedEvents:
-    """`Units` of pieces of streams. To add one twice is to add it once, so nothing has to be asked or undone."""
+    """`Units` of pieces of streams. Appending a piece is idempotent, so an unknown outcome needs no query and no
+    undo."""
 
     def __init__(self, database: Database, changed: ChangeListener = notify_nobody) -> None:
         self._database = database
         self._changed = changed
 
     async def write(self, group: Sequence[Addition]) -> Collection[str]:
-        """Add what may be added; the ids of those responses."""
+        """Append the pieces whose workers hold the job. Returns the ids of these responses."""
         written: list[str] = []
         left = group
         for _ in range(_TRIES):
@@ -135,7 +137,7 @@ class AddedEvents:
             rows = await self._database.write(sql.APPEND, *map(list, columns))
             written += [row["id"] for row in rows if row["written"]]
             self._changed([row["id"] for row in rows if row["written"] and row["watched"]])
-            # It waited for a write of before, whose outcome nobody heard, and sees it now.
+            # The statement waited for an earlier write with an unknown outcome, and now sees its rows.
             again = {row["id"] for row in rows if not row["written"]}
             left = [each for each in left if each.id in again]
             if not left:
@@ -143,19 +145,19 @@ class AddedEvents:
         raise StoreError("Writing failed: the stream is written to by another one all the time.", reason="locked")
 
     async def stored(self, group: Sequence[Addition]) -> Collection[str]:
-        """None of them is known to be."""
+        """Empty: no outcome is known."""
         return ()
 
     async def explain(self, unit: Addition) -> Exception:
-        """Only one thing keeps a piece from being added."""
+        """The only possible reason: the worker does not hold the job."""
         return _NotHeld()
 
     def withdraw(self, unit: Addition) -> None:
-        """Its worker adds it once more, or another attempt drops it."""
+        """Do nothing: the worker appends the piece again, or another attempt drops it."""
 
 
 class PostgresJobWriter:
-    """`JobWriter` on a database and groups that are somebody else's to close."""
+    """`JobWriter` on a database and groups that the caller closes."""
 
     def __init__(
         self,
@@ -166,7 +168,7 @@ class PostgresJobWriter:
         *,
         clock: Clock = now,
     ) -> None:
-        """`changed` is called with responses that others wait for (`signals.py`)."""
+        """`changed` is called with responses that other processes watch (`signals.py`)."""
         self._database = database
         self._changed = changed
         self._clock = clock

@@ -1,17 +1,17 @@
 """Checks a PostgreSQL server and migrates its schema, while older builds may still serve from it.
 
-Lives here: the questions to a server at a start, how long a start waits for their answers, and what to do about each;
-applying the numbered steps that a database has not seen, undoing the last one, an operator's way to both. Not here:
-what else an operator may want to know (`checks.py`), connections and that they take writes (`connecting.py`), what a
-step is and who can serve with it (`stores/schema_steps.py`), what the tables mean.
+Lives here: the checks of a server at a start, the wait for its answer, and the advice; applying the numbered steps that
+a database lacks, undoing the last one, and the operator's access to both. Not here: further findings for an operator
+(`checks.py`), connections to a writable server (`connecting.py`), the meaning of a step and of its builds
+(`stores/schema_steps.py`), the tables.
 
-A step waits for the locks it needs for two seconds, since all who come after it wait behind it; then it lets them
-through and tries again. How long its statements may take is what the `Database` allows: seconds at a start, minutes for
-`antiphon migrate up`.
+A step waits two seconds for a table lock, because all later statements queue behind it. Then it gives up, lets them
+through and tries again. The deadline of the `Database` limits its statements: seconds at a start, minutes for `antiphon
+migrate up`.
 
-Invariants: the steps in the table (`schema_migrations`; vectors have one of their own) are numbered without a gap, with
-the checksums of the packaged ones as far as these go; each step is applied in one transaction with its record; one
-process at a time applies steps.
+Invariants: the steps in the table (`schema_migrations`; vectors have a separate one) are numbered without a gap. They
+have the checksums of this build's steps, as far as these go. One transaction applies a step and records it. One process
+at a time applies steps.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ SELECT current_setting('server_version_num')::int AS version, current_setting('s
 """
 
 LOCK = 0x616E7469_70686F6E  # "antiphon"
-"""The advisory lock of who changes the schema."""
+"""The advisory lock for schema changes."""
 
 SCHEMA = "schema_migrations"
-"""The table that says which steps of the schema were applied."""
+"""The table of applied schema steps."""
 VECTOR_SCHEMA = "vector_schema_migrations"
 VECTOR_STEPS = "vector_migrations"
 
@@ -67,14 +67,14 @@ _FORGET = "DELETE FROM {table} WHERE version = $1"
 _LIMITS = "SET LOCAL lock_timeout = {lock}; SET LOCAL statement_timeout = {milliseconds}"
 
 _MARGIN = 0.5
-"""Seconds between the server's limit and ours: its answer says more."""
+"""Seconds by which the server's timeout is shorter than the pool's, because its error is more useful."""
 _TURN_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Seconds: for the lock of a table, then between the tries, and for another process that applies steps (at least
-    as long as a step may take)."""
+    """Timeouts in seconds: for a table's lock, the pauses between attempts, and for another process that applies steps
+    (at least the duration of a step)."""
 
     lock: float = 2.0
     pauses: tuple[float, ...] = (0.2, 0.5, 1.0, 2.0)
@@ -86,7 +86,7 @@ _PATIENCE = Patience()
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What a server says of itself. `version` as in `server_version_num`, `shown` for people."""
+    """The facts about a server. `version`: its `server_version_num`. `shown`: the version for people."""
 
     version: int
     shown: str
@@ -95,7 +95,7 @@ class Server:
 
 
 def check(server: Server) -> None:
-    """Raises `StoreError` where state cannot be kept on the server, with a sentence that says what to do."""
+    """Raise `StoreError` with advice when the server is unsuitable for state."""
     if server.version < OLDEST:
         said = f"PostgreSQL {server.shown} is too old: {OLDEST // 10_000} or newer is needed. Upgrade the server."
     elif server.encoding != "UTF8":
@@ -108,7 +108,8 @@ def check(server: Server) -> None:
 
 
 async def ask_server(database: Database) -> Server:
-    """Ask it. Raises `StoreError` when it does not answer, or a pooler before it takes no transactions."""
+    """Read the facts. Raises `StoreError` when the server does not answer, or a pooler before it allows no
+    transactions."""
 
     async def work(connection: Connection) -> Server:
         (row,) = await connection.fetch(_ASK)
@@ -118,13 +119,13 @@ async def ask_server(database: Database) -> Server:
 
 
 async def check_server(database: Database) -> None:
-    """Raises `StoreError` with a sentence that says what to do."""
+    """Check the server. Raises `StoreError` with advice."""
     check(await ask_server(database))
 
 
 async def reach_server(database: Database, within: float) -> None:
-    """Wait until the server answers, for at most `within` seconds, and check it. Raises `StoreError`: at once for what
-    waiting does not mend."""
+    """Wait until the server answers, at most `within` seconds, and check it. Raises `StoreError`, at once for a failure
+    that waiting does not fix."""
     clock = asyncio.get_running_loop().time
     ends = clock() + within
     line_due = clock()
@@ -142,15 +143,15 @@ async def reach_server(database: Database, within: float) -> None:
 
 
 def packaged_steps(folder: str = "migrations") -> tuple[SchemaStep, ...]:
-    """The steps shipped with this build, in order, numbered 1, 2, 3, … without a gap."""
+    """The steps of this build, in order, numbered 1, 2, 3, … without a gap."""
     return read_steps(files("antiphon.stores.postgres") / folder)
 
 
 async def migrate(
     database: Database, steps: Sequence[SchemaStep], table: str = SCHEMA, *, patience: Patience = _PATIENCE
 ) -> list[SchemaStep]:
-    """Apply the steps that are missing, one transaction each; returns those that this call applied. `table`: where
-    they are noted.
+    """Apply the missing steps, one transaction each. Returns the steps that this call applied. `table`: the table that
+    records them.
 
     Raises `StoreError` for a database that this build cannot serve from.
     """
@@ -174,7 +175,7 @@ async def migrate(
 
 
 async def undo(database: Database, steps: Sequence[SchemaStep], table: str = SCHEMA) -> SchemaStep:
-    """Undo the last step; raises `StoreError` where it cannot be undone."""
+    """Undo the last step. Raises `StoreError` when it cannot be undone."""
     step_to_undo(await applied_steps(database, table), steps)
 
     async def one(connection: Connection) -> SchemaStep:
@@ -187,7 +188,7 @@ async def undo(database: Database, steps: Sequence[SchemaStep], table: str = SCH
 
 
 async def applied_steps(database: Database, table: str = SCHEMA) -> list[Applied]:
-    """What the database has; nothing when it is new."""
+    """The steps that the database has; none when it is new."""
     if not (await database.fetch(_THERE.format(table=table)))[0][0]:
         return []
     return [Applied(*row) for row in await database.fetch(_READ.format(table=table))]
@@ -200,15 +201,15 @@ async def _read(connection: Connection, table: str) -> list[Applied]:
 async def _alone(
     database: Database, name: str, work: Callable[[Connection], Awaitable[T]], patience: Patience = _PATIENCE
 ) -> T:
-    """Do the work in a transaction while no other process changes the schema."""
+    """Run the work in a transaction while no other process changes the schema."""
     longest = max(database.limits.deadline - _MARGIN, 0.1)
     limits = _LIMITS.format(lock=round(patience.lock * 1000), milliseconds=round(longest * 1000))
     loop = asyncio.get_running_loop()
     ends = loop.time() + max(patience.others, database.limits.deadline)
 
     async def unit(connection: Connection) -> T:
-        # As a statement of its own: what follows must see what was done while this waited. It does not wait at the
-        # server: whoever does that holds a connection, and a snapshot.
+        # A separate statement: the next one must see the changes that other processes made meanwhile. It does not wait
+        # on the server, because a waiting session holds a connection and a snapshot.
         if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", LOCK):
             raise _Busy
         await connection.execute(limits)
@@ -252,12 +253,12 @@ async def _alone(
 
 
 class _Busy(Exception):
-    """Another process changes the schema."""
+    """Another process is changing the schema."""
 
 
 @dataclass(frozen=True, slots=True)
 class PostgresSchema(Schema):
-    """`Schema` whose steps are noted in one table."""
+    """`Schema` with its applied steps in one table."""
 
     database: Database
     table: str = SCHEMA
@@ -279,9 +280,8 @@ class PostgresSchema(Schema):
 async def open_postgres_schemas(
     url: str, seconds: float, setting: str = URL, *, within: float = 0.0
 ) -> AsyncIterator[tuple[PostgresSchema, ...]]:
-    """Those of one database, that of vectors where there are any. `seconds`: how long a step may take;
-    `setting`: what names the database; `within`: how long a server that does not answer is waited for. Raises
-    `StoreError`."""
+    """The schemas of one database, with that of vectors if it exists. `seconds`: the timeout of a step. `setting`: the
+    setting with the URL. `within`: how long to wait for a server that does not answer. Raises `StoreError`."""
     database = Database(url, DatabaseLimits(size=1, deadline=seconds), setting=setting)
     package = Path(str(files("antiphon.stores.postgres")))
     try:

@@ -1,20 +1,21 @@
-"""Notifies other processes over PostgreSQL (`NOTIFY`) about streams, ended jobs and queued jobs, and hears their notes.
+"""Sends notifications about streams, ended jobs and queued jobs to other processes over PostgreSQL, and receives
+theirs.
 
-Lives here: the notes between processes, when they are sent, and hearing those of others (`LISTEN`) over a connection to
-the server itself. Not here: who must be told (`jobs.py`, `engine/running/workers.py`), what is done with news
-(`signals.py`).
+Lives here: the notes between processes (`NOTIFY`), when they are sent, and receiving those of others (`LISTEN`) on a
+connection to the server itself. Not here: who needs a note (`jobs.py`, `engine/running/workers.py`), the reaction to
+news (`signals.py`).
 
-A transaction that notifies holds a lock that the whole server has once, so notifying for each write would bound the
-writes of all processes together. What was written is told afterwards, in a statement of its own: one for everything
-since the last one, `_APART` seconds or more apart, and less often where it takes the server long. A note that is lost
-costs time, nothing else: whoever waits also looks.
+A transaction that notifies holds a lock that exists once per server, so one notification per write would limit the
+writes of all processes together. So a separate statement sends the notes after the writes. One statement covers
+everything since the last one. Statements are `_APART` seconds or more apart, and further apart on a slow server. A lost
+note costs only time, because waiting processes also poll.
 
-The connection that listens counts as good once a note of this process, sent over the other connections, has come back
-over it: so it is no pooler's, which takes `LISTEN` and forgets it, and no other database's. From then on it is asked
-something every `ping` seconds, so that one whose other end is gone is noticed.
+The listening connection counts as good when an echo arrives: a note of this process, sent over another connection. The
+echo proves that it is not a pooler's connection, where `LISTEN` has no effect, and that it leads to the same database.
+From then on a query every `ping` seconds detects a dead connection.
 
-Invariants: nobody waits for a note; what waits to be sent is bounded by what one note can hold; every wait here ends;
-one line when hearing begins, one when it ends, and one when it cannot begin.
+Invariants: no caller waits for a note. The content of one note limits the queue. Every wait here ends. The log has one
+line when listening begins, one when it ends, and one when it cannot begin.
 """
 
 from __future__ import annotations
@@ -41,21 +42,21 @@ _NOTIFY = "SELECT pg_notify($1::text, $2::text)"
 # The server refuses 8,000.
 _MOST_BYTES = 7_900
 _APART = 0.03
-# Of a busy server: as long as it took.
+# Pause after a slow statement: as long as it took.
 _REST = 1.0
 _QUEUED, _ANYTHING, _ECHO = "+", "*", "?"
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What is sent: the sender's name, and news or a question whether the sender hears itself (`echo`)."""
+    """A note: the sender's name, and news, or a request for an echo (`echo`)."""
 
     sender: str
     news: News
     echo: bool = False
 
     def encode(self) -> str:
-        """As a payload; more than fits becomes `anything`."""
+        """The payload of the note; a note that is too long becomes `anything`."""
         words = [self.sender]
         if self.echo:
             words.append(_ECHO)
@@ -70,7 +71,7 @@ class Note:
 
 
 def read_note(payload: str) -> Note:
-    """The note of a payload; of one that is none, that anything may have happened."""
+    """The note of a payload. An invalid payload means that anything may have happened."""
     sender, *words = payload.split() or [""]
     marks = {_QUEUED, _ANYTHING, _ECHO} & set(words)
     news = News(
@@ -80,7 +81,7 @@ def read_note(payload: str) -> Note:
 
 
 class Notifier:
-    """One per process; `name` tells its notes from those of others."""
+    """Sends the notes of one process; `name` distinguishes its notes from those of others."""
 
     def __init__(self, database: Database, name: str) -> None:
         self._database = database
@@ -97,11 +98,11 @@ class Notifier:
 
     @property
     def sending(self) -> bool:
-        """Whether something is on its way, or waits for it."""
+        """Whether a note is being sent or waits."""
         return self._task is not None and not self._task.done()
 
     def changed(self, response_ids: Collection[str]) -> None:
-        """The streams of these went on, or they were ended."""
+        """These streams have new events, or the responses were ended."""
         for response_id in response_ids:
             if response_id not in self._responses and not self._anything:
                 self._responses.add(response_id)
@@ -113,16 +114,16 @@ class Notifier:
             self._wake()
 
     def queued(self) -> None:
-        """There are jobs for others."""
+        """There are jobs for other processes."""
         self._queued = True
         self._wake()
 
     async def ask_for_echo(self) -> None:
-        """Have a note come back, to see whether notes do. Raises `StoreError`."""
+        """Send a note that must come back, to check that notes arrive. Raises `StoreError`."""
         await self._database.write(_NOTIFY, CHANNEL, Note(self.name, News(), echo=True).encode(), again=True)
 
     async def aclose(self) -> None:
-        """Send what waits, and no more."""
+        """Send the waiting notes, then stop."""
         self._closed = True
         if self._task is not None:
             await asyncio.wait({self._task})
@@ -155,8 +156,8 @@ class Notifier:
 
 @dataclass(frozen=True, slots=True)
 class ListenTimes:
-    """Seconds: for opening the connection, for an answer or an echo, between pings, and between tries at first and at
-    most."""
+    """Times in seconds: for opening the connection, for an answer or an echo, between pings, and the first and longest
+    pause between attempts."""
 
     connect: float = 3.0
     answer: float = 4.0
@@ -166,8 +167,8 @@ class ListenTimes:
 
 
 class NotificationListener:
-    """Hears from `start` to `aclose`. `hear` is called with what others tell, and with `anything` whenever hearing
-    begins or ends; `ask_for_echo` sends the note that must come back."""
+    """Receives notes from `start` to `aclose`. Calls `hear` with the news of others, and with `anything` whenever
+    listening begins or ends. `ask_for_echo` sends the note that must come back."""
 
     def __init__(
         self,
@@ -177,7 +178,7 @@ class NotificationListener:
         ask_for_echo: Callable[[], Awaitable[None]],
         times: ListenTimes | None = None,
     ) -> None:
-        """`url`: of the server itself; it is never shown. `name`: of this process in notes."""
+        """`url`: the direct URL of the server, never shown. `name`: the name of this process in notes."""
         self._url = url
         self._name = name
         self._hear = hear
@@ -186,14 +187,14 @@ class NotificationListener:
         self._echo = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.hears = False
-        """Whether it is told of everything just now."""
+        """Whether all notes arrive at this moment."""
 
     def start(self) -> None:
-        """Begin."""
+        """Start listening."""
         self._task = asyncio.get_running_loop().create_task(self._stay())
 
     async def aclose(self) -> None:
-        """Hear no more."""
+        """Stop listening."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -221,7 +222,7 @@ class NotificationListener:
             pause = min(self._times.longest_pause, pause * 2)
 
     async def _listen(self) -> None:
-        """Open a connection and stay on it until it is of no use. Raises `StoreError`: why that is so."""
+        """Open a connection and listen until it fails. Raises `StoreError` with the reason."""
         try:
             connection = await connect(self._url, self._times.connect)
         except Exception as error:
@@ -241,7 +242,7 @@ class NotificationListener:
                         await closed.wait()
                         return
                 with self._answered(connection):
-                    # A server that another one took the place of hears nothing, and answers all the same.
+                    # A former primary after a failover receives no notes, but still answers.
                     if await connection.fetchval(f"SELECT {READ_ONLY}"):
                         return
         finally:
@@ -249,7 +250,8 @@ class NotificationListener:
 
     @contextlib.contextmanager
     def _answered(self, connection: Connection) -> Iterator[None]:
-        # A timer, not a cancellation: that would ask the server over another connection, and wait for it.
+        # A timer instead of a cancellation: the driver would send a cancel request over another connection, and wait
+        # for it.
         timer = asyncio.get_running_loop().call_later(self._times.answer, connection.terminate)
         try:
             yield

@@ -1,9 +1,9 @@
 """Opens the stores of a PostgreSQL database.
 
-Lives here: who shares which connections. Not here: what a store means (`../responses.py`), connections (`database.py`),
-whether the server will do (`migrate.py`), the schema (`migrate.py`).
+Lives here: which stores share connections. Not here: the stores (`../responses.py`), connections (`database.py`), the
+checks of the server and the schema (`migrate.py`).
 
-Vector stores need no connections of their own; closing them leaves those of the others open.
+Vector stores share the connections of the other stores; closing them leaves these open.
 
 Invariant: opened stores have the schema of this build, and any number of processes may open the same database at once.
 """
@@ -52,16 +52,16 @@ class PostgresVectorDatabase(VectorDatabase):
     indexes: VectorIndexes
 
     async def check_vectors(self) -> None:
-        """Make the table of vectors, with the extension that it needs, where it is not there yet."""
+        """Create the table of vectors, and the extension that it needs, unless they exist."""
         await self.table.there()
 
     async def aclose(self) -> None:
-        """Stop looking after indexes."""
+        """Stop the maintenance of indexes."""
         await self.indexes.aclose()
 
 
 class PostgresStores(Stores):
-    """Everything that is kept, over the connections of one process."""
+    """All stores, on the connections of one process."""
 
     signals: PostgresSignals
 
@@ -76,7 +76,7 @@ class PostgresStores(Stores):
         turns, added = Groups(saved, limits), Groups(AddedEvents(database, signals.changed), limits)
         queued = Groups(QueuedTurns(database, saved), replace(limits, group=1))
         pending = PendingBlobs(PendingRows(tables), blobs, options["upload_lease"])
-        # 0 is never.
+        # 0 means never.
         readiness = DatabaseReadiness(database, state.unready_after or math.inf)
         super().__init__(
             tables,
@@ -95,15 +95,15 @@ class PostgresStores(Stores):
         self.containers = PostgresContainerRows(tables, pending)
 
     def has_vectors(self) -> bool:
-        """Their tables are there anyway."""
+        """True: their tables always exist."""
         return True
 
     async def open_vectors(self, *, matrix_bytes: int = MATRIX_BYTES) -> PostgresVectorDatabase:
-        """Open them. The server compares vectors: nothing of them is kept here."""
+        """Open the vector stores. The server compares vectors, so this process keeps none in memory."""
         return open_vectors(self.database, self.keys, direct_url=self._direct_url)
 
     async def aclose(self) -> None:
-        """Finish what was accepted, then close the connections."""
+        """Finish the accepted writes, then close the connections."""
         await self.files.aclose()
         for groups in self._groups:
             await groups.aclose()
@@ -118,9 +118,10 @@ async def open_postgres(
     blobs: BlobStore,
     **options: Unpack[StoreOptions],
 ) -> PostgresStores:
-    """Open the stores of the database at `state.url`, creating the schema where needed.
+    """Open the stores of the database at `state.url`; create the schema where needed.
 
-    `blobs`: the contents of files, the stores' own from now on. The others are `StoreOptions`. Raises `StoreError`.
+    `blobs`: the storage for file contents, which the stores close. For `options` see `StoreOptions`. Raises
+    `StoreError`.
     """
     given = all_options(options)
     url, _ = urls(state)
@@ -138,8 +139,8 @@ async def open_postgres(
 def open_vectors(
     database: Database, keys: IdempotencyStore, *, direct_url: str, exact: int = EXACT_VECTORS
 ) -> PostgresVectorDatabase:
-    """Vector stores on this database. `direct_url`: of the server itself, for work that takes minutes; `exact`: the
-    most vectors that a search compares one by one."""
+    """The vector stores on this database. `direct_url`: a URL of the server itself, for work that takes minutes.
+    `exact`: the maximum number of vectors that a search compares one by one."""
     table = VectorTable(database)
     indexes = VectorIndexes(database, direct_url, exact=exact)
     tables = PostgresTables(database)
@@ -156,7 +157,7 @@ def open_vectors(
 
 
 def urls(state: StateSettings) -> tuple[str, str]:
-    """The URL of the database, and of the server itself."""
+    """The URL of the database, and the direct URL of the server."""
     assert state.url is not None
     url = state.url.get_secret_value()
     return url, url if state.direct_url is None else state.direct_url.get_secret_value()

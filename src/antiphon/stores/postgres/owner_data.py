@@ -1,12 +1,11 @@
 """Implements `OwnerData` for PostgreSQL.
 
-Lives here: reading everything that belongs to an owner, deleting it, and giving unused space back. Not here: the SQL of
-that where it is alike in all backends (`../owner_data.py`), the command line (`commands/admin/command.py`), files'
-contents.
+Lives here: reading and deleting an owner's data, and vacuuming. Not here: the SQL that all backends share
+(`../owner_data.py`), the command line (`commands/admin/command.py`), files' contents.
 
-It works on a connection of its own, without the limits of requests: counting takes as long as there are rows.
+It uses a separate connection without the timeouts of requests, because the time for counting grows with the rows.
 
-Invariant: everything that has an owner is in `OWNED` or in `ELSEWHERE`; a test compares them with the schema.
+Invariant: every table with an owner is in `OWNED` or in `ELSEWHERE`; a test compares them with the schema.
 """
 
 from __future__ import annotations
@@ -43,10 +42,10 @@ OWNED = owned("pos::text") | owned_vectors("number", "store_number")
 ELSEWHERE = frozenset(
     {"chains", "containers", "files", "idempotency", "jobs", "owner_bytes", "owner_files", "owner_queue"}
 )
-"""What has an owner beside that: parts of the others, counts of them, keys; files, which are their store's, and
-containers, which are the sandbox's."""
+"""The other tables with an owner: parts and counts of the above, keys, files (handled by their store), and containers
+(handled by the sandbox)."""
 
-# Counting takes as long as there are rows.
+# The time for counting grows with the number of rows.
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0"
 _COUNTS = counting("responses", "conversations", "prompts", "files", "vector_stores")
 _SIZE = "SELECT pg_database_size(current_database())"
@@ -56,11 +55,11 @@ SELECT format('%I.%I', schemaname, relname) FROM pg_stat_user_tables WHERE schem
 
 
 class PostgresOwnerData:
-    """`OwnerData` of the database at `url`; `name`: what may be shown of that."""
+    """`OwnerData` of the database at `url`. `name`: the URL without its password."""
 
     def __init__(self, url: str, name: str, database: Database, bodies: Bodies, *, at_once: int = AT_ONCE) -> None:
-        """`database`: for what goes in pieces; this one's from now on. `bodies` opens what is sealed. `at_once`: rows
-        that are read or deleted together."""
+        """`database`: for the work in pieces; this object closes it. `bodies` decrypts sealed bodies. `at_once`: the
+        number of rows per read or deletion."""
         self._at_once = at_once
         self._bodies = bodies
         self._url = url
@@ -68,17 +67,17 @@ class PostgresOwnerData:
         self._database = database
 
     async def owners(self) -> list[OwnerCounts]:
-        """Every owner of anything."""
+        """Every owner with any data."""
         async with self._connected("Reading") as connection:
             await connection.execute(_BEGIN)
             return counted(await connection.fetch(_COUNTS))
 
     async def export(self, owner: str) -> AsyncIterator[ExportedRow]:
-        """Everything of an owner but files, as it was at one moment."""
+        """All data of an owner except files, from one snapshot."""
         async with self._connected("Reading") as connection:
             await connection.execute(_BEGIN)
             for kind, sql in OWNED.items():
-                # A cursor by its SQL: the driver's would prepare a statement under a name.
+                # A cursor in SQL: the driver's cursor would need a named prepared statement.
                 text, order = postgres_sql(sql)
                 await connection.execute(f"DECLARE exported NO SCROLL CURSOR FOR {text}", *order({"owner": owner}))
                 while rows := await connection.fetch(f"FETCH {self._at_once} FROM exported"):
@@ -87,7 +86,7 @@ class PostgresOwnerData:
                 await connection.execute("CLOSE exported")
 
     async def delete(self, owner: str) -> int:
-        """Everything of an owner but files, in pieces that let requests through."""
+        """Delete all data of an owner except files, in pieces that let requests through."""
         tables = PostgresTables(self._database)
         async with aclosing(open_vectors(self._database, IdempotencyStore(tables), direct_url=self._url)) as vectors:
             gone = await delete_vector_stores(vectors, tables, owner)
@@ -98,8 +97,8 @@ class PostgresOwnerData:
         return gone
 
     async def vacuum(self) -> list[Shrunk]:
-        """Make room for new rows of what dead ones took, and give back what is free at the ends of tables. Nobody waits
-        for it, and nothing is rewritten: the server does the same by itself (autovacuum)."""
+        """Make the space of dead rows usable again, and return free space at the ends of tables. It blocks no other
+        statement and rewrites no table; the server's autovacuum does the same."""
         before = await self._database.fetch(_SIZE)
         async with self._connected("Vacuuming") as connection:
             for (table,) in await connection.fetch(_TABLES):
@@ -112,7 +111,7 @@ class PostgresOwnerData:
 
     @asynccontextmanager
     async def _connected(self, doing: str) -> AsyncIterator[Connection]:
-        """A connection of its own. What fails on it is a `StoreError` of `doing` that."""
+        """A separate connection. Its failures become a `StoreError` about `doing`."""
         try:
             connection = await connect(self._url, _CONNECT_SECONDS)
         except Exception as error:
@@ -128,9 +127,10 @@ class PostgresOwnerData:
 
 
 async def open_postgres_owners(state: StateSettings, bodies: Bodies, *, at_once: int = AT_ONCE) -> PostgresOwnerData:
-    """The data of all owners of that database, to be closed; `bodies` opens what is sealed. Raises `StoreError`."""
+    """Open the data of all owners of that database; the caller closes it. `bodies` decrypts sealed bodies. Raises
+    `StoreError`."""
     url, direct_url = urls(state)
-    # Pieces wait for a busy server.
+    # The work in pieces waits for a busy server.
     database = Database(url, DatabaseLimits(size=1, deadline=600.0))
     try:
         if missing_steps(await applied_steps(database), packaged_steps()):

@@ -1,18 +1,17 @@
 """Stores responses on PostgreSQL, finds items by id, and decides the readiness of this process.
 
-Lives here: which queue a response goes to, that SQL, and when a database that does not answer makes the process
-unready. Not here: what is alike in all backends (`../responses.py`), storing responses (`turns.py`, in groups:
-`turn_groups.py`), connections (`database.py`), the answer to `/ready` (`api/router.py`), other reasons not to be ready.
+Lives here: the queue for a response, that SQL, and when a database that does not answer makes the process unready. Not
+here: the parts that all backends share (`../responses.py`), storing responses (`turns.py`, in groups:
+`turn_groups.py`), connections (`database.py`), the response of `/ready` (`api/router.py`), other reasons to be unready.
 
-All replicas share the database. Where it is overloaded or away, a replica that leaves takes nothing away but what it
-could still serve, and all of them would leave at the same moment. So a question that goes unanswered is no reason: only
-a database to which nothing could be written for a while is one, which is what a replica sees that alone cannot reach
-it. What requests themselves write counts: while that succeeds nothing is asked, so a probe waits neither for a
-connection nor behind requests.
+All replicas share the database. If it is overloaded or down, an unready replica does not help: it stops the requests
+that it could still serve, and all replicas would become unready at once. So one unanswered probe is no reason. Only a
+database without any successful write for a while is one, as a replica without a network path to it sees. Writes of
+requests count. While these succeed no probe runs, so `/ready` does not wait for a connection or behind requests.
 
-Invariant: a process that has never written is not ready; one that was ready says no at the first question that is put
-`patience` seconds after the first one that found no answer, unless something was written (or, where the database was
-only slow, read) since.
+Invariant: a process without any successful write is not ready. A ready process becomes unready `patience` seconds after
+its first unanswered probe, unless a write succeeded since then. If the database was only slow, a successful read counts
+as well.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ from antiphon.stores.postgres.database import Database
 from antiphon.stores.postgres.turn_groups import Groups
 
 _FRESH_SECONDS = 2.0
-# Less than `/ready` waits, so that what is said is said with its cause.
+# Shorter than the timeout of `/ready`, so that its response names the cause.
 ANSWER_SECONDS = 1.5
 _SLOW: frozenset[StoreReason] = frozenset({"slow", "locked", "busy", "unknown"})
-# A real write, so that a full disk or a lost right is seen before a response fails for it. Of several rows, so that
-# processes do not wait for each other's commits.
+# A real write, so that the probe detects a full disk or a missing right before a response fails. Over several rows, so
+# that processes do not wait for each other's commits.
 _PROBE = """
 INSERT INTO sweeps (what, due_at) VALUES ('probe ' || pg_backend_pid() % 16, now())
 ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at
 """
 
-# One item per wanted id, however often clients have used the id: an output before an input, the newest before older
-# ones.
+# One item per requested id, however often clients have used the id. An output comes before an input, and newer items
+# before older ones.
 LOAD_ITEMS = """
 WITH found AS MATERIALIZED (
   SELECT f.* FROM (SELECT DISTINCT id FROM unnest(CAST(:ids AS text[])) AS w (id)) AS wanted CROSS JOIN LATERAL (
@@ -57,7 +56,7 @@ FROM found JOIN response_items i USING (response_id, dir, seq) CROSS JOIN whole
 
 
 class DatabaseReadiness:
-    """`ping` of a database that is somebody else's to close."""
+    """The `ping` of a database that the caller closes."""
 
     def __init__(
         self,
@@ -67,7 +66,8 @@ class DatabaseReadiness:
         clock: Callable[[], float] = time.monotonic,
         answer_seconds: float = ANSWER_SECONDS,
     ) -> None:
-        """`patience`: seconds without an answer after which the process is not ready; `clock`: the database's."""
+        """`patience`: seconds without an answer after which the process is unready. `clock`: the clock of the
+        database's times."""
         self._database = database
         self._answer_seconds = answer_seconds
         self._patience = patience
@@ -78,15 +78,15 @@ class DatabaseReadiness:
         self._cause: StoreError | None = None
 
     async def ping(self) -> None:
-        """Raise `StoreError` when requests should go elsewhere; within two seconds."""
+        """Raise `StoreError` when requests should go to another process; takes at most two seconds."""
         if self._clock() - self._database.written < _FRESH_SECONDS:
             self._unanswered = self._cause = None
             return
-        # Questions that come while one is being answered share its answer, so they cannot multiply the writes.
+        # Concurrent checks share one probe, so they cannot multiply the writes.
         if self._probe is None or self._probe.done():
             self._begun = self._clock()
             self._probe = asyncio.create_task(self._ask())
-            # Whoever asked may have left; an error nobody waits for is not worth a warning.
+            # The caller may be cancelled; an error that no caller awaits needs no warning.
             self._probe.add_done_callback(look_at)
         try:
             async with asyncio.timeout(self._answer_seconds):
@@ -107,7 +107,7 @@ class DatabaseReadiness:
             raise
 
     def _excuse(self, failure: StoreError) -> None:
-        """Go on as if it had answered, unless that is too long ago. Raises the failure."""
+        """Stay ready despite the failure, unless the last answer is too old: then raise the failure."""
         database = self._database
         answered = max(database.written, database.read) if failure.reason in _SLOW else database.written
         if self._unanswered is None or answered > self._unanswered:

@@ -1,21 +1,19 @@
 """Deletes expired data from PostgreSQL in small pieces.
 
-Lives here: what is old, the transactions that delete it, and how large the next one is. Not here: the loop over pieces,
-and what is alike in all backends (`../retention.py`).
+Lives here: the age checks, the transactions that delete, and the size of the next piece. Not here: the loop over pieces
+and the parts that all backends share (`../retention.py`).
 
-A piece holds its locks while its statements run and not while the disk takes its commit, which is not waited for. How
-many rows go in one depends on how long they take: where a piece took longer than `_LONG`, the next one is half as
-large.
+A piece holds its locks only while its statements run: its commit does not wait for the disk. The size of a piece adapts
+to its duration: if a piece took longer than `_LONG`, the next one is half as large.
 
-What goes is locked in one statement and looked at in another, which sees what was done before the lock was had.
-`$1` of what locks is an age in milliseconds, by the database's clock.
+One statement locks the rows and the next one checks them, so it sees all changes from before the lock. `$1` of a
+locking statement is an age in milliseconds, by the database's clock.
 
-What a piece deletes is counted in rows, those included in which PostgreSQL keeps what is too long for a table's own
-(about 2000 bytes each): deleting a megabyte takes as long as deleting five hundred rows.
+The size of a piece counts rows, including PostgreSQL's TOAST rows of about 2000 bytes each: deleting a megabyte takes
+as long as deleting five hundred rows.
 
-Invariants: one piece is one transaction, of one process at a time, and deletes a bounded number of rows (`_ROWS`, or
-one response with its items and events); what goes is locked first, passing over what is in use at the moment, and
-looked at behind the lock.
+Invariants: one piece is one transaction, of one process at a time. It deletes a bounded number of rows (`_ROWS`, or one
+response with its items and events). It locks rows first, skips rows in use, and checks the rows again after the lock.
 """
 
 from __future__ import annotations
@@ -30,16 +28,16 @@ _ROWS = 500
 _FEWEST_ROWS = 20
 _LOOKED_AT = 100
 _LONG = 0.05
-"""Seconds of a piece's statements after which the next piece is smaller."""
+"""If the statements of a piece take more seconds than this, the next piece is smaller."""
 
-# What goes needs not be on the disk when others may have its locks: after a crash it is deleted once more.
+# Deletions need not be durable before the locks are released: after a crash the sweep deletes the rows again.
 NO_WAIT = "SET LOCAL synchronous_commit = off"
-# Of all processes: "retention" in ASCII, shortened.
+# The lock for all processes: "retention" in ASCII, shortened.
 ONE_AT_A_TIME = "SELECT pg_try_advisory_xact_lock(7310579610909569902)"
 _BEFORE = "((extract(epoch FROM now()) * 1000)::bigint - $1)"
 
-# A chain on which something is being saved is locked by that, and its time comes later. Whatever is added to a chain
-# makes it young, so it is no more among these when the lock is had.
+# A transaction that saves a response has locked its chain, so this skips it until a later sweep. An addition to a chain
+# makes it young, so it no longer qualifies after the lock.
 LOCK_CHAINS = f"""
 SELECT old.id FROM chains old
 WHERE old.updated_at < {_BEFORE} AND NOT EXISTS (
@@ -47,8 +45,7 @@ WHERE old.updated_at < {_BEFORE} AND NOT EXISTS (
 )
 ORDER BY old.updated_at LIMIT $2 FOR UPDATE OF old SKIP LOCKED
 """
-# A chain's responses come in the order in which they were stored, its first one first. Rows are counted no further than
-# they matter ($2).
+# A chain's responses in the order of storing, the first one first. The count of rows stops at the size of a piece ($2).
 RESPONSES = """
 SELECT chain.id AS chain_id, r.id, 1 + coalesce(r.own_bytes, 0) / 2000
   + (SELECT count(*) FROM (SELECT 1 FROM response_items i WHERE i.response_id = r.id LIMIT $2) AS items)
@@ -59,7 +56,7 @@ FROM unnest($1::text[]) WITH ORDINALITY AS chain (id, place) LEFT JOIN responses
 ORDER BY chain.place, r.number LIMIT $2
 """
 DELETE_CHAINS = "DELETE FROM chains WHERE id = ANY($1::text[]) RETURNING 1"
-# From here on nothing continues it (whoever saves looks at `expires_at`), and it stays the oldest.
+# From here on no response continues the chain (a save checks `expires_at`), and it stays the oldest.
 CLOSE_CHAIN = """
 UPDATE chains SET expires_at = (extract(epoch FROM now()) * 1000)::bigint, updated_at = 0 WHERE id = $1
 """
@@ -100,7 +97,7 @@ DELETE FROM conversations c USING unnest($1::text[], $2::text[]) AS old (owner, 
 WHERE c.owner = old.owner AND c.id = old.id RETURNING 1
 """
 
-# Streams come in the order of an index, which is near enough.
+# Streams in the order of an index, which is close enough.
 LOCK_STREAMS = f"""
 SELECT r.id FROM responses r
 WHERE r.background = 1 AND r.stored_at < {_BEFORE} AND NOT EXISTS (SELECT 1 FROM jobs j WHERE j.response_id = r.id)
@@ -121,10 +118,10 @@ _Work = Callable[[Connection, int], Awaitable[Piece]]
 
 
 class PostgresPieces:
-    """`Pieces` on connections that are somebody else's to close."""
+    """`Pieces` on connections that the caller closes."""
 
     def __init__(self, database: Database, *, rows: int = _ROWS, long: float = _LONG) -> None:
-        """`rows`: the most that go in one piece; `long`: seconds of a piece after which the next one is smaller."""
+        """`rows`: the maximum rows of one piece. `long`: seconds of a piece after which the next one is smaller."""
         self._long = long
         self._database = database
         self._most = rows
@@ -143,13 +140,13 @@ class PostgresPieces:
         return await self._delete(self._delete_events, age)
 
     async def _delete(self, work: _Work, age: int) -> Piece:
-        """Nothing goes where another process is at it."""
+        """Run a piece, unless another process is running one."""
         took = 0.0
 
         async def piece(connection: Connection) -> Piece:
             nonlocal took
             await connection.execute(NO_WAIT)
-            # As a statement of its own: the next ones see what the one before deleted.
+            # A separate statement: the next ones see the deletions of the process before.
             if not (await connection.fetch(ONE_AT_A_TIME))[0][0]:
                 return 0, 0
             began = time.monotonic()
@@ -163,7 +160,7 @@ class PostgresPieces:
         return changed, whole
 
     def _fit(self, took: float) -> None:
-        """Choose the size of the next piece, after one whose statements took so many seconds."""
+        """Choose the size of the next piece; `took`: the seconds that the statements of the last one took."""
         if took > self._long:
             self._rows = max(min(_FEWEST_ROWS, self._most), self._rows // 2)
         elif took < self._long / 2:
@@ -175,7 +172,7 @@ class PostgresPieces:
             return 0, 0
         found = await connection.fetch(RESPONSES, chains, self._rows + 1)
         piece = fitting(found, self._rows)
-        # Only the last one may have more responses than the piece.
+        # Only the last chain may have more responses than fit into the piece.
         cut = found[len(piece)]["chain_id"] if len(piece) < len(found) else None
         whole = sorted({row["chain_id"] for row in piece} - {cut})
         went = len(await connection.fetch(DELETE_CHAINS, whole)) if whole else 0
@@ -187,7 +184,7 @@ class PostgresPieces:
 
     async def _delete_conversations(self, connection: Connection, age: int) -> Piece:
         locked = await connection.fetch(LOCK_CONVERSATIONS, age, _LOOKED_AT)
-        # Again, behind the lock: a job may have been stored meanwhile.
+        # Check again after the lock: a job may have been stored meanwhile.
         owners, ids = [row["owner"] for row in locked], [row["id"] for row in locked]
         piece = fitting(await connection.fetch(CONVERSATIONS, owners, ids, self._rows + 1), self._rows)
         if not piece:

@@ -1,13 +1,14 @@
-"""Detects what other processes wrote to PostgreSQL.
+"""Detects changes that other processes wrote to PostgreSQL.
 
-Lives here: the one question, how often it must be asked, and who is watched. Not here: notes between processes
-(`notify.py`), who waits for what (`engine/running/signal_watcher.py`).
+Lives here: the one polling query, its pace, and the mark of watched streams. Not here: notes between processes
+(`notify.py`), the waiting callers (`engine/running/signal_watcher.py`).
 
-Without `state.direct_url` the store is asked, and nobody is told anything. With it processes tell each other, and as
-long as this one hears, asking is a net for what was lost. Who writes a stream tells of it only while somebody watches.
-That stands in the job's row, and is put there before a look: what was written without a note that look sees.
+Without `state.direct_url` each process polls the store. With it, processes send each other notes, and while this one
+receives them, polling is only a safety net for lost notes. A writer sends a note about a stream only while another
+process watches the stream. The mark for this is in the job's row. A watcher sets it before it polls, so the poll sees
+all events that were written without a note.
 
-Invariant: one look is one round trip, and one more when something must be marked as watched.
+Invariant: a poll is one round trip, plus one when a stream must be marked as watched.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ from antiphon.stores.postgres.tables import PostgresTables
 ASKING = Pace(look=0.05, claim=0.25, claim_most=1.0)
 HEARING = Pace(look=2.0, claim=1.0, claim_most=4.0)
 _WATCH_SECONDS = 15.0
-# Rows in one order, as in every group; what is watched for long enough already is left alone.
-# $1: ids, $2: for how long.
+# Rows in one order, as in every group; a mark that lasts long enough stays unchanged. $1: ids, $2: the duration.
 _WATCH = """
 WITH w AS MATERIALIZED (
   SELECT response_id FROM jobs
@@ -39,7 +39,7 @@ UPDATE jobs j SET watched_until = clock_timestamp() + $2::interval FROM w WHERE 
 
 
 class PostgresSignals:
-    """`Signals` on a database that is somebody else's to close. `direct_url`: the server itself, for `LISTEN`."""
+    """`Signals` on a database that the caller closes. `direct_url`: a URL of the server itself, for `LISTEN`."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class PostgresSignals:
         *,
         hearing: Pace = HEARING,
     ) -> None:
-        """`hearing`: the pace while it hears."""
+        """`hearing`: the pace while it receives notes."""
         self._hearing = hearing
         self._database = database
         self._tables = PostgresTables(database)
@@ -57,44 +57,44 @@ class PostgresSignals:
         self._times = times
         self.notifier = Notifier(database, new_id("process"))
         self._listener: NotificationListener | None = None
-        # When the marks run low, by the event loop's clock.
+        # When to renew the marks, by the event loop's clock.
         self._watched: dict[str, float] = {}
 
     @property
     def hears(self) -> bool:
-        """Whether the others tell this process everything."""
+        """Whether this process receives the notes of all others."""
         return self._listener is not None and self._listener.hears
 
     @property
     def pace(self) -> Pace:
-        """Slow while it hears."""
+        """The pace of polling: slow while notes arrive."""
         return self._hearing if self.hears else ASKING
 
     def changed(self, response_ids: Collection[str]) -> None:
-        """Streams that others watch went on, or responses were ended."""
+        """Watched streams have new events, or responses were ended."""
         if self._direct_url is not None:
             self.notifier.changed(response_ids)
 
     def tell_queued(self) -> None:
-        """There are jobs that this process does not take."""
+        """Notify others about jobs that this process does not take."""
         if self._direct_url is not None:
             self.notifier.queued()
 
     def listen(self, hear: Callable[[News], None]) -> None:
-        """Hear, if the server can be reached directly."""
+        """Start listening, if the direct URL is set."""
         if self._direct_url is not None and self._listener is None:
             name, echo = self.notifier.name, self.notifier.ask_for_echo
             self._listener = NotificationListener(self._direct_url, name, hear, echo, self._times)
             self._listener.start()
 
     async def look(self, followed: Collection[str], worker: str | None) -> Seen:
-        """How far these streams are, and what this worker holds."""
+        """The progress of these streams, and the jobs that this worker holds."""
         if self.hears:
             await self._watch(followed)
         return await look(self._tables, followed, worker)
 
     async def aclose(self) -> None:
-        """Hear and tell no more."""
+        """Stop listening and sending."""
         if self._listener is not None:
             await self._listener.aclose()
         await self.notifier.aclose()

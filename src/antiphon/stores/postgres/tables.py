@@ -1,9 +1,9 @@
 """Implements `Tables` for PostgreSQL.
 
-Lives here: what those words are in PostgreSQL, and running a unit as one transaction. Not here: the words
+Lives here: the PostgreSQL form of the shared SQL words, and running a unit as one transaction. Not here: the words
 (`../tables.py`), connections (`database.py`).
 
-Invariant: a unit that may not run twice takes effect once, or not at all with an error.
+Invariant: a unit that must not run twice takes effect once, or not at all with an error.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from antiphon.stores.postgres.database import Connection, Database, committed_on
 from antiphon.stores.tables import Counts, RowsMissing, Statement
 
 NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
-"""The database's time, as columns have times."""
-# Each conversation has so many places for items, as a power of two.
+"""SQL: the database's time in milliseconds, the form of time columns."""
+# The number of positions for items per conversation, as a power of two.
 _PLACES = 24
 _WORDS = (
     (re.compile(r"\bIN \(:([a-z_]+)\.\.\.\)"), r"= ANY(CAST(:\1 AS text[]))"),
@@ -42,8 +42,8 @@ _NAME = re.compile(r"(?<!:):([a-z][a-z0-9_]*)")
 
 @lru_cache(maxsize=1024)
 def postgres_sql(sql: str) -> tuple[str, Callable[[Mapping[str, object]], tuple[object, ...]]]:
-    """A statement of a shared store in PostgreSQL's words, and what puts its parameters, which have numbers there, in
-    order."""
+    """The PostgreSQL form of a shared store's statement, and a function that orders the named parameters by their
+    numbers."""
     for word, meaning in _WORDS:
         sql = word.sub(meaning, sql)
     names = list(dict.fromkeys(_NAME.findall(sql)))
@@ -60,12 +60,13 @@ class PostgresTables:
         self._database = database
 
     async def fetch(self, sql: str, named: Mapping[str, object], *, own: bool = False) -> Sequence[Row]:
-        """See `Tables.fetch`. Nobody queues for long here: the server does not read for one client at a time."""
+        """See `Tables.fetch`. `own` needs no special connection here, because the server serves many readers at
+        once."""
         text, order = postgres_sql(sql)
         return await self._database.fetch(text, *order(named))
 
     async def run(self, unit: Sequence[Statement], *, undo: Sequence[Statement] = (), again: bool = False) -> Counts:
-        """See `Tables.run`. What became of a commit is found out, so nothing has to be taken back."""
+        """See `Tables.run`. The outcome of a commit is always found out, so `undo` is not needed."""
 
         async def work(connection: Connection) -> Counts:
             return await run_steps(connection, unit)
@@ -78,7 +79,7 @@ class PostgresTables:
 
 
 async def run_steps(connection: Connection, unit: Sequence[Statement]) -> Counts:
-    """Run the steps in their order. Raises `RowsMissing`: the transaction is then to be rolled back."""
+    """Run the steps in order. Raises `RowsMissing`; then the caller rolls the transaction back."""
     counts: list[int] = []
     for step in unit:
         text, order = postgres_sql(step.sql)
@@ -91,7 +92,7 @@ async def run_steps(connection: Connection, unit: Sequence[Statement]) -> Counts
             step.into[:] = await connection.fetch(text, *given)
             changed = len(step.into)
         else:
-            # Of a setting there is none.
+            # A SET statement has no count.
             count = (await connection.execute(text, *given)).rpartition(" ")[2]
             changed = int(count) if count.isdigit() else 0
         if step.rows is not None and changed != step.rows:

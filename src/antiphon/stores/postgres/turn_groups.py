@@ -1,16 +1,16 @@
 """Group commit for PostgreSQL: a free writer takes all queued writes at once, without delay.
 
-Lives here: the queue and its bounds, how many write at once, and what becomes of a write whose connection was lost. Not
-here: what is written (`turns.py`, `jobs.py`), connections.
+Lives here: the queue and its limits, the number of writers, and the recovery after a lost connection. Not here: the
+statements (`turns.py`, `jobs.py`), connections.
 
-A group is one statement, which stores what it can and says what that was; one that failed for a value of one of its
-members is written one by one. When nobody knows whether a group took effect, a new connection is asked for each of its
-members; what is not there is written again, and when that is refused asked for again, since the lost statement may have
-been carried out meanwhile. Storing something twice does nothing, so all this is safe. What is not known in time is
-withdrawn.
+A group is one statement, which stores the members that it can and returns their ids. If a value of one member fails,
+the members are written one by one. If a group's outcome is unknown, a query on a new connection looks for each member,
+and missing ones are written again. If the database refuses one then, another query follows, because the lost statement
+may have run meanwhile. Storing is idempotent, so all this is safe. Members with an outcome still unknown at the
+deadline are withdrawn.
 
-Invariants: everything that was accepted is answered exactly once, in bounded time, also while closing; success means
-that it is stored, an error that it is not and will not be; nothing waits while a writer is free.
+Invariants: each accepted unit gets exactly one result, in bounded time, also during closing. Success means that it is
+stored; an error means that it is not and will not be. No unit waits while a writer is free.
 """
 
 from __future__ import annotations
@@ -44,28 +44,29 @@ U_contra = TypeVar("U_contra", bound=_Unit, contravariant=True)
 
 
 class Units(Protocol[U_contra]):
-    """How things of one kind are stored."""
+    """How one kind of unit is stored."""
 
     async def write(self, group: Sequence[U_contra]) -> Collection[str]:
-        """Store what can be stored; the ids of that. Raises `StoreError`: nothing was, or (`unknown`) nobody knows."""
+        """Store the units that can be stored, and return their ids. Raises `StoreError`: none is stored, or (`unknown`)
+        the outcome is unknown."""
 
     async def stored(self, group: Sequence[U_contra]) -> Collection[str]:
-        """Which of these very ones are stored. Raises `StoreError`."""
+        """The ids of those units that are stored. Raises `StoreError`."""
 
     async def explain(self, unit: U_contra) -> Exception:
-        """Why it was left out. Raises `StoreError` when that cannot be asked."""
+        """The reason why the unit was left out. Raises `StoreError` when the query fails."""
 
     def withdraw(self, unit: U_contra) -> None:
-        """See to it that it is not stored, though it may be, or may come to be."""
+        """Prevent that the unit is stored, even if it is stored now or a lost statement stores it later."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupLimits:
-    """`waiting` and `waiting_bytes` may wait (more is refused at once); `group` of them, or `group_bytes`, go together;
-    `writers` groups are written at once.
+    """`waiting`, `waiting_bytes`: the limits of the queue; more is refused at once. `group`, `group_bytes`: the limits
+    of one group. `writers`: the number of groups written at once.
 
-    What has not begun to be written after `seconds` has failed, and so has what cannot be written for so long; what may
-    be stored without anybody knowing is asked for until `settle_seconds` are over.
+    A unit fails when its write has not begun after `seconds`, or cannot succeed for so long. A unit with an unknown
+    outcome is looked up until `settle_seconds` have passed.
     """
 
     waiting: int = 4096
@@ -78,7 +79,7 @@ class GroupLimits:
 
 
 def group_limits(timeouts: TimeoutSettings, *, connections: int, group: int = 64) -> GroupLimits:
-    """The limits of groups on so many connections, of which one is left for all else."""
+    """The limits for a pool of `connections`, of which one is reserved for other statements."""
     settle = max(timeouts.save, timeouts.settle)
     return GroupLimits(writers=max(1, connections - 1), group=group, seconds=timeouts.save, settle_seconds=settle)
 
@@ -91,7 +92,7 @@ class _Waiting(Generic[U]):
     entered: float
     begun: bool = False
     unsure: bool = False
-    """Whether it may be stored although nobody said so."""
+    """Whether it may be stored without a confirmation."""
 
 
 class Groups(Generic[U]):
@@ -105,16 +106,16 @@ class Groups(Generic[U]):
         self._writers: set[asyncio.Task[None]] = set()
         self._closing = False
         self.groups: Counter[int] = Counter()
-        """How many groups of so many there were."""
+        """The number of groups by their number of units."""
 
     @property
     def waiting(self) -> int:
-        """Units that no writer has yet."""
+        """The number of units that no writer has taken yet."""
         return len(self._queue)
 
     async def run(self, unit: U) -> None:
-        """Store it; returns once it is durable. Raises `StoreError`, or why it cannot be stored: then it is not, and
-        will not be. Cancelling the caller takes back what no writer has yet."""
+        """Store the unit; returns when it is durable. Raises `StoreError` or the reason of the refusal: then it is not
+        stored and will not be. Cancelling the caller withdraws a unit that no writer has taken yet."""
         loop = asyncio.get_running_loop()
         limits = self._limits
         if self._closing:
@@ -136,14 +137,14 @@ class Groups(Generic[U]):
             timer.cancel()
 
     async def aclose(self) -> None:
-        """Write what was accepted; nobody is waited for longer than its caller would wait."""
+        """Write the accepted units; waits no longer than their callers would."""
         self._closing = True
         while self._writers:
             await asyncio.wait(self._writers)
 
     def _wake(self) -> None:
-        """A writer for what waits, if one is free. Between its last look at the queue and its end a writer does not
-        await anything, so nobody who comes meanwhile is overlooked."""
+        """Start a writer for the queue, if one is free. A writer does not await between its last check of the queue and
+        its end, so no new unit is overlooked."""
         if self._queue and len(self._writers) < self._limits.writers:
             task = asyncio.get_running_loop().create_task(self._write_on())
             self._writers.add(task)
@@ -159,7 +160,8 @@ class Groups(Generic[U]):
             self._writers.discard(task)
 
     def _take(self) -> list[_Waiting[U]]:
-        """What goes together next. Of two with one id the second goes later: it is told that the id is taken."""
+        """The next group. Of two units with one id, the second goes into a later group: it then gets the error that the
+        id exists."""
         group: list[_Waiting[U]] = []
         later: list[_Waiting[U]] = []
         ids: set[str] = set()
@@ -195,13 +197,13 @@ class Groups(Generic[U]):
         try:
             await self._settle(group)
         except Exception as error:
-            # Nothing may stay unanswered; what comes here is a mistake of this program's.
+            # Every unit must get a result; an error here is a bug.
             _log.error("group_failed", writes=len(group), exc_info=True)
             for waiting in group:
                 self._fail(waiting, StoreError(f"Writing failed: {type(error).__name__}."))
 
     async def _settle(self, group: list[_Waiting[U]]) -> None:
-        """Write the group; each of it is answered by the end."""
+        """Write the group; each unit has a result by the end."""
         left = group
         pause = _FIRST_PAUSE
         lost = 0
@@ -220,7 +222,7 @@ class Groups(Generic[U]):
                     for waiting in left:
                         waiting.unsure = True
                 if len(left) > 1 and (error.reason not in _TRY_AGAIN or lost > 1):
-                    # One of them may be what cannot be written, or what the server does not survive.
+                    # One unit may be unwritable, or may crash the server.
                     await asyncio.gather(*[self._settle([waiting]) for waiting in left])
                     return
                 left = self._give_up(left, error)
@@ -228,7 +230,7 @@ class Groups(Generic[U]):
             pause = min(_LONGEST_PAUSE, pause * 2)
 
     def _answer(self, left: list[_Waiting[U]], stored: Collection[str]) -> list[_Waiting[U]]:
-        """Those of them that are not stored; the others hear that they are."""
+        """Give the stored units their success. Returns the others."""
         ids = frozenset(stored)
         for waiting in left:
             if waiting.unit.id in ids:
@@ -238,7 +240,7 @@ class Groups(Generic[U]):
         return [waiting for waiting in left if waiting.unit.id not in ids]
 
     async def _refuse(self, left: list[_Waiting[U]]) -> None:
-        """The statement left them out. Of one whose first try was lost, that may be because it was carried out."""
+        """The statement left these out. If an earlier attempt was lost, that attempt may have stored them."""
         unsure = [waiting for waiting in left if waiting.unsure]
         if unsure:
             stored = await self._units.stored([waiting.unit for waiting in unsure])
@@ -248,7 +250,7 @@ class Groups(Generic[U]):
             self._fail(waiting, await self._units.explain(waiting.unit))
 
     def _give_up(self, left: list[_Waiting[U]], error: StoreError) -> list[_Waiting[U]]:
-        """Those of them that may be tried again; the others hear that they have failed."""
+        """Fail the units that may not be retried. Returns the others."""
         now = asyncio.get_running_loop().time()
         on = []
         for waiting in left:
@@ -265,7 +267,7 @@ class Groups(Generic[U]):
 
     def _fail(self, waiting: _Waiting[U], error: Exception) -> None:
         if waiting.unsure:
-            # Refused now, but a lost statement of before may be carried out later.
+            # Refused now, but an earlier lost statement may still run.
             waiting.unsure = False
             self._units.withdraw(waiting.unit)
         if not waiting.future.done():

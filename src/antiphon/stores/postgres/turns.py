@@ -1,15 +1,14 @@
 """The single statement that stores a group of finished responses on PostgreSQL.
 
-Lives here: its SQL, how records become its parameters, and why one of a group was left out. Not here: which turns are
-stored together, and what happens when nobody knows whether they are (`turn_groups.py`), taking one back
-(`withdrawals.py`).
+Lives here: its SQL, the conversion of records to parameters, and the reason why a record was left out. Not here: the
+groups and the recovery from an unknown outcome (`turn_groups.py`), withdrawing a response (`withdrawals.py`).
 
-The statement is tolerant: what it cannot store it leaves out, and it returns the ids that it stored. It locks what it
-depends on before it looks at it, in one order for everybody: keys, conversations, chains with the predecessors. So
-groups over shared chains do not stand in each other's way, and a predecessor that is being deleted is waited for.
+The statement is tolerant: it leaves out records that it cannot store, and returns the ids that it stored. It locks the
+rows that it depends on before it reads them, always in the same order: keys, conversations, chains with the
+predecessors. So groups on shared chains never deadlock, and the statement waits for the deletion of a predecessor.
 
-Invariant: a turn is stored with all that belongs to it (items, its conversation's items and lock, its key), or not at
-all; a chain never crosses owners.
+Invariant: a turn is stored with all its parts (items, its conversation's items and lock, its key), or not at all. A
+chain never crosses owners.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ COLUMNS = """
              completed_at, input_tokens, output_tokens, body, conversation_id, conversation_pos, background,
              stored_at)"""
 
-# What a turn is stored from: $1 to $18 have one element for each turn, $19 to $26 one for each item.
+# The rows of the parameters: $1 to $18 have one element per turn, $19 to $26 one per item.
 GIVEN = f"""
   t AS MATERIALIZED (
     SELECT *, {NOW} - age AS at
@@ -55,7 +54,7 @@ GIVEN = f"""
     WHERE c.expires_at IS NULL ORDER BY c.id FOR NO KEY UPDATE OF c FOR KEY SHARE OF p
   )"""
 
-# Of what was stored (`r`), for every kind of storing.
+# The rows that accompany a stored response (`r`), for every kind of storing.
 WITH_IT = """
   made AS (
     INSERT INTO chains (id, owner, updated_at) SELECT t.id, t.owner, t.at FROM r JOIN t USING (id) WHERE t.prev IS NULL
@@ -115,7 +114,7 @@ WITH {GIVEN},
 SELECT id FROM r
 """
 
-# Ids are made here, so one that is stored is ours. $1: ids, $2: owners.
+# Antiphon generates the ids, so a stored id with this owner is this response. $1: ids, $2: owners.
 _STORED = """
 SELECT r.id FROM unnest($1::text[], $2::text[]) AS t (id, owner) JOIN responses r ON r.id = t.id AND r.owner = t.owner
 """
@@ -131,13 +130,13 @@ SELECT EXISTS (SELECT 1 FROM responses WHERE id = $1::text) AS taken,
 
 
 def age(record: ResponseRecord, at: float) -> int:
-    """How long before `at` a response was completed (or made), in milliseconds: by one clock, this process's, so it is
-    the same wherever that stands. What is kept for a time is kept from `NOW` less this."""
+    """The milliseconds between the completion (or creation) of a response and `at`. Both times are of this process's
+    clock, so its offset does not matter. Retention periods count from `NOW` minus this age."""
     return milliseconds(max(0.0, at - (record.completed_at or record.created_at)))
 
 
 def turn_columns(records: Sequence[ResponseRecord], keep: timedelta, at: float) -> list[object]:
-    """The parameters $1 to $27; `keep`: how long a key is remembered, `at`: what time it is."""
+    """The parameters $1 to $27. `keep`: the lifetime of a key. `at`: the current time."""
     rows: list[tuple[object, ...]] = []
     items: list[tuple[object, ...]] = []
     for place, record in enumerate(records):
@@ -181,23 +180,24 @@ class SavedTurns:
     """`Units` of finished responses."""
 
     def __init__(self, database: Database, withdrawals: Withdrawals, *, keep: timedelta, clock: Clock = now) -> None:
-        """`keep`: how long a key is remembered."""
+        """`keep`: the lifetime of a key."""
         self._database = database
         self._withdrawals = withdrawals
         self.keep = keep
         self.clock = clock
 
     async def write(self, group: Sequence[ResponseRecord]) -> Collection[str]:
-        """Store what can be stored of the group; the ids of that. Raises `StoreError`: nothing, or nobody knows."""
+        """Store the records that can be stored, and return their ids. Raises `StoreError`: none is stored, or the
+        outcome is unknown."""
         return [row[0] for row in await self._database.write(_SAVE, *turn_columns(group, self.keep, self.clock()))]
 
     async def stored(self, group: Sequence[ResponseRecord]) -> Collection[str]:
-        """Which of these very turns are stored. Raises `StoreError`."""
+        """The ids of those records that are stored. Raises `StoreError`."""
         columns = [each.id for each in group], [each.owner for each in group]
         return [row[0] for row in await self._database.fetch(_STORED, *columns)]
 
     async def explain(self, record: ResponseRecord) -> Exception:
-        """Why it could not be stored."""
+        """The reason why the record was not stored."""
         key = record.once.key if record.once else None
         given = record.id, record.owner, record.previous_response_id, record.conversation_id, key
         (row,) = await self._database.fetch(_WHY_NOT, *given)
@@ -212,5 +212,5 @@ class SavedTurns:
         return StoreError("What the response depends on changed while it was stored.")
 
     def withdraw(self, record: ResponseRecord) -> None:
-        """Its client is told that it failed: should it take effect all the same, it is undone."""
+        """The client gets an error: undo the write if it takes effect anyway."""
         self._withdrawals.add(record)

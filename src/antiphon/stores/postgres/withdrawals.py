@@ -1,14 +1,14 @@
-"""Withdraws responses whose commit outcome is unknown after their clients were told of a failure.
+"""Withdraws responses with an unknown commit outcome after their clients got an error.
 
-Lives here: taking them back, for as long as the database cannot be reached, and keeping them from being stored late.
-Not here: trying to find out what became of a write (`turn_groups.py`).
+Lives here: withdrawing them, with retries while the database is unreachable, and preventing a late write. Not here:
+finding out the outcome of a write (`turn_groups.py`).
 
-A server that stood still may carry out what it was sent long ago. So a response is not only deleted: a row of nobody's
-takes its id. Storing waits for whoever else stores the same id, and leaves alone what is there; so behind a withdrawal
-nothing with this id is stored, whenever a lost statement is carried out. The row goes with the rest when it is old.
+A server that hung may run an old statement much later. So this module deletes the response and also inserts a row
+without an owner under its id. A statement that stores a response waits for concurrent inserts of its id, and skips an
+existing id. So after a withdrawal no late statement stores this id. Retention deletes the row later.
 
-Invariants: there are never more than `most` withdrawals at once; each ends in one line of the log when it could not be
-done; where they had to wait, one line says when that began and one when all were done.
+Invariants: at most `most` withdrawals wait at once. Each failed one gives one log line. When they had to wait for the
+database, the log has one line for the begin and one for the end of the outage.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _CLOSE_SECONDS = 5.0
 _TRIES = 5
 
-# No owner is called so: they have prefixes.
+# Real owners have prefixes, so none has this name.
 _NOBODY = "withdrawn"
 _UNJOIN = """
 DELETE FROM conversation_items WHERE owner = $1 AND conversation_id = $2 AND response_id = $3
 """
 _UNBIND = "DELETE FROM idempotency WHERE owner = $1 AND key = $2 AND object_id = $3"
-# $1: the id, $2: nobody, $3: the chain's id.
+# $1: the id, $2: the reserved owner, $3: the chain's id.
 _TAKE_ID = """
 WITH made AS (
   INSERT INTO chains (id, owner, updated_at) VALUES ($3::text, $2::text, (extract(epoch FROM now()) * 1000)::bigint)
@@ -51,7 +51,7 @@ _IS_OURS = "SELECT 1 FROM responses WHERE id = $1 AND owner = $2"
 
 
 class Withdrawals:
-    """What is to be taken back in this process."""
+    """The pending withdrawals of this process."""
 
     def __init__(self, database: Database, *, most: int = _MOST) -> None:
         self._database = database
@@ -63,11 +63,11 @@ class Withdrawals:
 
     @property
     def waiting(self) -> int:
-        """How many are not done yet."""
+        """The number of pending withdrawals."""
         return len(self._waiting)
 
     def add(self, record: ResponseRecord) -> None:
-        """Take this one back, as soon as the database can."""
+        """Withdraw this response, as soon as the database is reachable."""
         if len(self._waiting) >= self._most:
             _log.error("late_save_not_undone", response_id=record.id, error="Too many of them wait for the database.")
             return
@@ -76,7 +76,7 @@ class Withdrawals:
             self._task = asyncio.get_running_loop().create_task(self._work())
 
     async def aclose(self) -> None:
-        """Try for a moment more, then say what is left."""
+        """Try for a moment more, then log the remaining ones."""
         if self._task is not None and not self._task.done():
             await asyncio.wait({self._task}, timeout=_CLOSE_SECONDS)
             self._task.cancel()
@@ -104,7 +104,7 @@ class Withdrawals:
         self._done = 0
 
     async def _withdraw(self, record: ResponseRecord) -> bool:
-        """Whether it had been stored. Raises `StoreError`."""
+        """Withdraw it. Returns whether it was stored. Raises `StoreError`."""
 
         async def work(connection: Connection) -> bool:
             was_stored = False
@@ -114,7 +114,7 @@ class Withdrawals:
                     await connection.fetch(_UNJOIN, record.owner, record.conversation_id, record.id)
                     if record.once is not None:
                         await connection.fetch(_UNBIND, record.owner, record.once.key, record.id)
-                # Whoever stores it at this moment is waited for, and found in the next round.
+                # Waits for a concurrent statement that stores it; the next round finds that row.
                 await connection.fetch(_TAKE_ID, record.id, _NOBODY, f"withdrawn {record.id}")
                 if await connection.fetch(_IS_OURS, record.id, _NOBODY):
                     return was_stored

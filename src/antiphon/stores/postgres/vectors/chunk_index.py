@@ -1,15 +1,14 @@
-"""Implements the `ChunkIndex` port for PostgreSQL: what a search reads.
+"""Implements the `ChunkIndex` port for PostgreSQL: the reads of a search.
 
-Lives here: matching words with their rank, finding the nearest vectors. Not here: what is alike in all backends
-(`stores/indexing.py`), what is a word (`words.py`), how any of it was written (`ingestion.py`), which stores have
-an index of vectors (`indexes.py`).
+Lives here: word search with its rank, and vector search. Not here: the parts that all backends share
+(`stores/indexing.py`), the definition of a word (`words.py`), writing (`ingestion.py`), which stores have a vector
+index (`indexes.py`).
 
-Up to `exact` vectors that may be found (of completed files that a filter lets through) are compared one by one: that
-finds the nearest, however few they are. More are looked for in the store's index, which goes on through its graph until
-it has found as many as are asked for; where it gives up before, and where there is no index yet, they are compared one
-by one all the same.
+If at most `exact` vectors qualify (completed files that the filter accepts), the query compares them one by one and
+finds the nearest. With more, it searches the store's index, which follows its graph until it has enough hits. If the
+index gives up earlier, or does not exist yet, the query compares all vectors one by one.
 
-Invariant: only completed files are found, and a filter is part of the statement that ranks.
+Invariant: a search finds only completed files, and its filter is part of the statement that ranks.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from antiphon.stores.tables import Statement, Tables
 from antiphon.stores.vector_stores import VectorStores
 from antiphon.types.search import Filter
 
-# BM25 takes a word that most documents have for one that says nothing. In a store of three chunks that is every word,
-# and all scores would be nothing. So each store counts as if it had some more, which hold no word of any query.
+# BM25 gives no weight to a word that most documents contain. In a store of three chunks that is every word, so all
+# scores would be zero. So the formula counts some extra chunks per store, which contain no word of any query.
 _MORE_CHUNKS, _MORE_WORDS = 16, 1_600
 _K1, _B = 1.2, 0.75
 
 _CHUNK = f"(c.file_number << {CHUNK_BITS}) | c.place"
-# How rare a word is, is a matter of the whole store, whatever the filter. Each entry is looked up by itself, and in the
-# index: while tables are small, or new to it, the planner takes comparing every chunk with every entry for cheap.
+# The rarity of a word depends on the whole store, whatever the filter. Each entry is looked up separately in the index.
+# While tables are small or new, the planner would otherwise compare every chunk with every entry.
 MATCH_SETTINGS = "SET LOCAL enable_seqscan = off"
 MATCH = f"""
 WITH entered AS MATERIALIZED (
@@ -58,7 +57,7 @@ WHERE c.file_number IN (SELECT f.number FROM vector_files f WHERE f.store_number
 GROUP BY c.file_number, c.place ORDER BY score DESC, chunk LIMIT :limit
 """
 
-# The first row says how many there are to compare.
+# The first row is the number of vectors to compare.
 _FITS = "f.store_number = :store AND f.status = 'completed' AND f.embedding_model = :model AND f.vector_width = :width"
 EXACT = f"""
 WITH fits AS MATERIALIZED (
@@ -74,8 +73,8 @@ WITH fits AS MATERIALIZED (
 SELECT chunks AS chunk, NULL::float8 AS score FROM size UNION ALL SELECT chunk, score FROM nearest
 ORDER BY score DESC NULLS FIRST, chunk
 """
-# The store's number and the width stand in the text, so that the planner sees which index is meant. Whether a vector
-# may be found is looked up for each that the graph gives, one by one: a join would lose its order.
+# The store's number and the width are literals in the text, so that the planner finds the partial index. The filter is
+# checked for each vector that the graph yields, one by one: a join would lose its order.
 APPROXIMATE = f"""
 SELECT {_CHUNK} AS chunk, -(c.vector::halfvec({{size}}) <#> :vector::text::halfvec({{size}})) AS score
 FROM chunk_vectors c
@@ -118,7 +117,7 @@ class PostgresChunkIndex(SqlChunkIndex):
         self._indexes = indexes
 
     async def match(self, store: KnownStore, query: str, filters: Filter | None, limit: int) -> list[ChunkHit]:
-        """The chunks that hold words of the query, best first, by BM25."""
+        """The chunks that contain words of the query, best first, by BM25."""
         numbers, entries, counts = query_words(store.number, query)
         if not entries:
             return []

@@ -1,17 +1,17 @@
 """Creates and drops vector indexes (HNSW) for large stores.
 
-Lives here: which stores have one, and making and dropping them while everything else goes on. Not here: searching with
-them (`chunk_index.py`).
+Lives here: which stores have an index, and creating and dropping indexes while other work continues. Not here:
+searching with them (`chunk_index.py`).
 
-An index over the vectors of all stores would find those of other stores first, and the fewer of the nearest are the
-searched store's the less it would find of it. So a store whose vectors are too many to be compared one by one has an
-index of its own (HNSW, pgvector), and a small one has none and pays nothing for it.
+One index over the vectors of all stores would mostly find vectors of other stores, and miss those of a small store. So
+each store with too many vectors for an exact comparison has a separate index (HNSW, pgvector). A small store needs
+none.
 
-An index takes minutes to make. It is made by a task of its own on a connection of its own, in such a way that others
-may write meanwhile (`CONCURRENTLY`); PostgreSQL itself lets one of them be made at a time. Until it is there searches
-compare one by one. What a process that died has left half-made is dropped and made again.
+Creating an index takes minutes. A separate task does it on a separate connection, without blocking writes
+(`CONCURRENTLY`); PostgreSQL builds one at a time. Until it exists, searches compare one by one. An unfinished index of
+a dead process is dropped and created again.
 
-Invariant: nothing waits for an index, and without one every search is right.
+Invariant: no operation waits for an index, and every search is correct without one.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Int
 _log = structlog.get_logger(__name__)
 
 EXACT_VECTORS = 20_000
-"""So many vectors are compared one by one within tens of milliseconds."""
+"""Comparing this many vectors one by one takes tens of milliseconds."""
 WIDEST = 4_000
-"""What pgvector's index takes of 16-bit numbers; wider vectors are always compared one by one."""
+"""The maximum width of a 16-bit vector in pgvector's index; wider vectors are always compared one by one."""
 
 _WHAT = "vector indexes"
 _EVERY = 60
 _CONNECT_SECONDS = 5.0
 
-# Of all processes one looks.
+# One process at a time checks.
 DUE = f"""
 INSERT INTO sweeps AS s (what, due_at) VALUES ('{_WHAT}', now() + make_interval(secs => $1))
 ON CONFLICT (what) DO UPDATE SET due_at = excluded.due_at WHERE s.due_at <= now() RETURNING 1
@@ -49,7 +49,7 @@ SELECT f.store_number, f.vector_width FROM vector_files f JOIN vector_stores s O
 WHERE f.status = 'completed' AND f.vector_width <= $2 AND s.owner IS NOT NULL
 GROUP BY 1, 2 HAVING sum(f.chunks) > $1
 """
-# Those that are being made are left alone, whoever makes them.
+# Indexes under construction are left alone, whichever process builds them.
 KNOWN = r"""
 SELECT c.relname AS name, i.indisvalid AS valid, p.pid IS NOT NULL AS being_made
 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
@@ -64,16 +64,17 @@ DROP = "DROP INDEX CONCURRENTLY IF EXISTS {name}"
 
 
 def index_name(store: int, width: int) -> str:
-    """What the index of a store over vectors of this width is called."""
+    """The name of a store's index over vectors of this width."""
     return f"chunk_vectors_{store:d}_{width:d}"
 
 
 class VectorIndexes:
-    """Looks after the indexes. `url`: where one is made, directly at the server, where that is not what requests
-    use."""
+    """Maintains the indexes. `url`: a direct URL of the server for building one, which may differ from that of
+    requests."""
 
     def __init__(self, database: Database, url: str, *, exact: int = EXACT_VECTORS, every: float = _EVERY) -> None:
-        """`exact`: the most vectors that are compared one by one; `every`: seconds between looks, of all processes."""
+        """`exact`: the maximum number of vectors that are compared one by one. `every`: seconds between checks, over
+        all processes."""
         self._database = database
         self._url = url
         self.exact = exact
@@ -84,24 +85,24 @@ class VectorIndexes:
         self._closed = False
 
     def look(self) -> None:
-        """See after a while whether there is an index to make; returns at once."""
+        """Schedule a check for missing indexes; returns at once."""
         loop = asyncio.get_running_loop()
         if loop.time() >= self._next and (self._task is None or self._task.done()):
             self._next = loop.time() + self._every
             self._task = loop.create_task(self._look())
 
     async def made(self) -> None:
-        """Wait until what is being made here is made."""
+        """Wait until this process has built its indexes."""
         if self._task is not None:
             await asyncio.wait([self._task])
 
     async def aclose(self) -> None:
-        """Stop looking. An index that is being made is made all the same: the server does not ask for its client."""
+        """Stop checking. The server finishes an index under construction, because it does not check for its client."""
         if self._task is None:
             return
         self._closed = True
         if self._making is not None:
-            # No cancellation: the driver would have the server stop.
+            # No cancellation: the driver would cancel the statement on the server.
             self._making.terminate()
         else:
             self._task.cancel()
@@ -118,7 +119,7 @@ class VectorIndexes:
             _log.error("vector_indexes_failed", exc_info=True)
 
     async def _wanted(self) -> tuple[list[str], dict[str, str]]:
-        """The names of indexes to drop, and the statements that make others."""
+        """The names of indexes to drop, and the statements that create missing ones."""
         if not (await self._database.fetch(THERE))[0][0]:
             return [], {}
         wanted = {
@@ -151,7 +152,7 @@ class VectorIndexes:
             connection.terminate()
 
     async def _connect(self) -> Connection:
-        """A connection for work that takes minutes, whatever limits the role has; those of a pooler's stay."""
+        """A connection for work that takes minutes, without the role's timeouts; a pooler's timeouts still apply."""
         try:
             try:
                 return await connect(self._url, _CONNECT_SECONDS, statement_timeout="0", lock_timeout="0")

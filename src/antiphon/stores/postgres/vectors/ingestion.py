@@ -1,16 +1,14 @@
 """Implements the `Ingestion` port for PostgreSQL: claims files and writes their chunks.
 
-Lives here: claiming files, writing chunks with their words and vectors, and clearing up. Not here: what is alike in all
-backends (`stores/indexing.py`), searching (`chunk_index.py`), the table of vectors (`table.py`) and their indexes
+Lives here: claiming files, writing chunks with their words and vectors, and clearing up. Not here: the parts that all
+backends share (`stores/indexing.py`), searching (`chunk_index.py`), the table of vectors (`table.py`) and their indexes
 (`indexes.py`).
 
-Whoever writes chunks locks their file's row first, and finds it under its claim and number or writes nothing. Whatever
-takes a number from a file notes it in `vector_trash` (a trigger does), so no chunk comes after its number is there.
+A statement that writes chunks first locks the file's row, and writes nothing unless the row has its claim and number.
+When a file loses a number, a trigger records the number in `vector_trash`. So no chunk is written after its number is
+there. A claim and a piece of chunks are one idempotent statement each, which is retried when the connection was lost.
 
-A claim, and a piece of chunks, is one statement, which does once what it does twice: it is made again when the
-connection was lost.
-
-Invariant: leases are judged by the database's clock alone.
+Invariant: only the database's clock decides whether a lease is expired.
 """
 
 from __future__ import annotations
@@ -29,10 +27,10 @@ from antiphon.stores.tables import Statement, Tables, milliseconds
 
 SWEPT_CHUNKS = 500
 SWEPT_FILES = 200
-"""How much one piece of clearing up deletes: some tens of milliseconds."""
+"""The sizes of one piece of clearing up; it takes some tens of milliseconds."""
 
-# Of the files that nobody holds those that wait longest. A file that was tried before gets another number, so that
-# nothing of the earlier attempt is in the way.
+# The unclaimed files that have waited longest. A retried file gets another number, so that no row of the earlier
+# attempt conflicts.
 CLAIM = """
 WITH names AS MATERIALIZED (
   SELECT c.name, row_number() OVER () AS place FROM unnest(:claims::text[]) AS c (name)
@@ -81,7 +79,7 @@ WITH held AS (
 ){{also}}
 SELECT 1 FROM held
 """
-# Each word begins with a line's end, behind which the store's number is put.
+# Each word begins with a newline, and the statement inserts the store's number after it.
 APPEND = _APPEND.format(vectors=":words::text[]", columns="words", also="")
 APPEND_VECTORS = _APPEND.format(
     vectors=":words::text[], :vectors::text[]",
@@ -92,19 +90,19 @@ APPEND_VECTORS = _APPEND.format(
   ON CONFLICT DO NOTHING
 )""",
 )
-# The row of the file first, as whoever deletes it has it before its number is noted.
+# Locks the file's row first, as a deletion does before it records the number.
 _TRASH = """
 INSERT INTO vector_trash SELECT number FROM vector_files WHERE {held} FOR NO KEY UPDATE ON CONFLICT DO NOTHING
 """
 _COUNTED = ", words = (SELECT coalesce(sum(length), 0) FROM chunks WHERE file_number = :no)"
 
-# Whether there may be something to clear up, at the cost of a look.
+# Whether there may be rows to clear up, at the cost of one read.
 _EXPIRED = "(s.expires_at <= unix_ms() AND EXISTS (SELECT 1 FROM vector_files f WHERE f.store_number = s.number))"
 LITTER = f"""
 SELECT EXISTS (SELECT 1 FROM vector_trash) OR EXISTS (SELECT 1 FROM vector_stores WHERE owner IS NULL)
   OR EXISTS (SELECT 1 FROM vector_stores s WHERE {_EXPIRED})
 """
-# Each takes what nobody else clears up at the moment.
+# Each locks rows that no other process is clearing up.
 OVER = f"""
 SELECT s.number, s.owner IS NULL AS deleted FROM vector_stores s
 WHERE s.owner IS NULL OR {_EXPIRED} LIMIT 1 FOR UPDATE OF s SKIP LOCKED
@@ -130,7 +128,7 @@ WHERE file_number = ANY($1::bigint[]) AND NOT EXISTS (SELECT 1 FROM chunks c WHE
 
 
 class PostgresIngestion(SqlIngestion):
-    """`Ingestion` on a database that is somebody else's to close."""
+    """`Ingestion` on a database that the caller closes."""
 
     def __init__(self, tables: Tables, database: Database, table: VectorTable, indexes: VectorIndexes) -> None:
         super().__init__(tables, number="number", store="store_number", key="id", trash=_TRASH, counted=_COUNTED)
@@ -139,14 +137,14 @@ class PostgresIngestion(SqlIngestion):
         self._indexes = indexes
 
     async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:
-        """Take files that nobody holds; see `Ingestion.claim`."""
+        """Claim waiting files; see `Ingestion.claim`."""
         rows: list[Row] = []
         named = {"claims": list(claims), "lease": milliseconds(seconds)}
         await self._tables.run([Statement(CLAIM, named, into=rows)], again=True)
         return [ingest_job(row) for row in rows]
 
     async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
-        """Write chunks from place `first` on."""
+        """Write chunks from position `first` on."""
         words, lengths, vectors = await DOCUMENTS.run(_prepared, title, chunks)
         width = next((width_of(chunk.vector) for chunk in chunks if chunk.vector is not None), None)
         named = {
@@ -175,7 +173,7 @@ class PostgresIngestion(SqlIngestion):
 
 
 async def _clear_up(connection: Connection) -> bool:
-    """A piece; False where others are at all there is."""
+    """Clear up a piece; False when nothing is left, or other processes are at all of it."""
     over = await connection.fetch(OVER)
     if over:
         number = over[0]["number"]
@@ -187,13 +185,13 @@ async def _clear_up(connection: Connection) -> bool:
     trash = [row[0] for row in await connection.fetch(TRASH, SWEPT_FILES)]
     if trash:
         await connection.execute(DELETE_CHUNKS, trash, SWEPT_CHUNKS)
-        # A statement of its own: it sees what is left.
+        # A separate statement: it sees the remaining rows.
         await connection.execute(EMPTIED, trash)
     return bool(over or trash)
 
 
 def _prepared(title: str, chunks: Sequence[DocumentChunk]) -> tuple[list[str], list[int], list[str | None]]:
-    """Of each chunk its words, how many there are, and its vector."""
+    """For each chunk: its words, their number, and its vector."""
     words, lengths, vectors = [], [], []
     for chunk in chunks:
         found, length = chunk_words(title, chunk.text)

@@ -1,10 +1,10 @@
 """The part of the vector stores' SQL that is specific to PostgreSQL.
 
-Lives here: that SQL. Not here: what is alike in all backends (`stores/vector_stores.py`), ingestion (`ingestion.py`),
-searching (`chunk_index.py`).
+Lives here: that SQL. Not here: the parts that all backends share (`stores/vector_stores.py`), ingestion
+(`ingestion.py`), searching (`chunk_index.py`).
 
-A deleted store has no owner from then on, so nothing finds it; `Ingestion.sweep` clears its files and the row away in
-pieces, as it does with what expired. Chunks of files that go are noted by triggers.
+Deleting a store removes its owner, so no query finds it. `Ingestion.sweep` deletes its files and its row in pieces, as
+it does with expired stores. Triggers record the numbers of removed files, so that the sweep deletes their chunks.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ SELECT :owner, :id, :name, :description, :metadata, CAST(:days AS bigint), at, a
        at + CAST(:days AS bigint) * 86400000
 FROM (SELECT now_ms() AS at) AS made
 """
-# It is nobody's from now on.
+# Without an owner, no client finds the store.
 DELETE_STORE = """
 UPDATE vector_stores SET owner = NULL, name = NULL, description = NULL, metadata = '{}'
 WHERE owner = :owner AND id = :id
 """
-# A file that is there already becomes another ingestion of itself: its number changes, and its batches keep it.
+# Adding a file that is already in the store creates a new ingestion: its number changes, and its batches keep it.
 INSERT_FILE = """
 INSERT INTO vector_files (store_number, file_id, filename, attributes, chunking, chunk_size, chunk_overlap)
 SELECT number, :file_id, :filename, :attributes, :chunking, :size, :overlap
@@ -61,7 +61,7 @@ SELECT c.text {_FILES} LEFT JOIN LATERAL (
 ) AS c ON true
 WHERE {_FILE} ORDER BY c.place
 """
-# A claim that is taken away: whoever makes the chunks finds out with the next thing it wants to write.
+# Revokes the claim: the worker notices it at its next write.
 CANCEL_FILES = """
 WITH cancelled AS (
   UPDATE vector_files SET status = 'cancelled', claim = NULL, lease_until = NULL, usage_bytes = 0
@@ -73,7 +73,7 @@ INSERT INTO vector_trash SELECT number FROM cancelled ON CONFLICT DO NOTHING
 
 
 class PostgresVectorSql(VectorSql):
-    """`VectorSql`."""
+    """`VectorSql` for PostgreSQL."""
 
     file_text = FILE_TEXT
     drop_attributes = DROP_ATTRIBUTES

@@ -1,12 +1,12 @@
 """Creates the table of vectors and the pgvector extension when they are first needed.
 
-Lives here: making both when they are first needed, what to do where that cannot be, and how a vector is written to a
-statement. Not here: what is read of it (`chunk_index.py`), its indexes (`indexes.py`).
+Lives here: creating both, the advice when that fails, and the text form of a vector. Not here: reading it
+(`chunk_index.py`), its indexes (`indexes.py`).
 
-Words do without the extension: a database that has none keeps vector stores all the same, as long as no embeddings
-server is configured.
+Word search needs no extension. So a database without it supports vector stores, as long as no embeddings server is
+configured.
 
-Invariant: the table is there, as this build needs it, once `there` has returned.
+Invariant: when `there` has returned, the table exists with this build's schema.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from antiphon.stores.postgres.migrate import VECTOR_SCHEMA, VECTOR_STEPS, migrat
 OLDEST = (0, 8)
 _INSTALL = "CREATE EXTENSION IF NOT EXISTS vector"
 _LIMITS = "SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '4s'"
-# Another process may be making it at the same moment.
+# Another process may create it at the same moment.
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('antiphon vector', 0))"
 _LOOK = """
 SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS installed,
@@ -36,14 +36,14 @@ _OR_WORDS = "or unset embeddings.url: vector stores then search by words."
 
 
 class VectorTable:
-    """The table in this database; `there` makes it, at most once."""
+    """The table in this database; `there` creates it, at most once."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
         self._there = False
 
     async def there(self) -> None:
-        """Make sure that it is there. Raises `StoreError` with a sentence that says what to do."""
+        """Create the table and the extension unless they exist. Raises `StoreError` with advice."""
         if self._there:
             return
         if await self._installed() is None:
@@ -53,7 +53,8 @@ class VectorTable:
         self._there = True
 
     async def check(self) -> None:
-        """Whether `there` can do it, as far as is known without making anything. Raises `StoreError` as it does."""
+        """Check whether `there` can succeed, as far as this is known without creating anything. Raises the same
+        `StoreError`."""
         (found,) = await self.database.fetch(_LOOK)
         if found["installed"] is None and found["available"] is None:
             raise _not_installed()
@@ -106,11 +107,11 @@ def _no_right() -> StoreError:
 
 
 def vector_text(vector: bytes) -> str:
-    """A vector (float16) as the server reads it; five digits are all that it has."""
+    """A vector (float16) in the server's text form; five digits are its full precision."""
     width = width_of(vector)
     return "[" + ("%.5g," * width)[:-1] % struct.unpack(f"<{width}e", vector) + "]"
 
 
 def width_of(vector: bytes) -> int:
-    """How many numbers it has."""
+    """The number of components of a vector."""
     return len(vector) // 2

@@ -1,15 +1,15 @@
-"""Word lists for PostgreSQL's index: the words of a chunk with their counts, and the words of a query.
+"""Builds word lists for PostgreSQL's index: the words of a chunk with their counts, and the words of a query.
 
-Lives here: folding of case and accents, stems, and the form in which a word stands in the index. Not here: which words
-of a query count, and the cutting of scripts without spaces (`types/search_terms.py`), SQL, ranking.
+Lives here: folding of case and accents, stems, and the form of a word in the index. Not here: which words of a query
+count, and splitting scripts without spaces (`types/search_terms.py`), SQL, ranking.
 
-A word stands in the index with the number of its store before it and how often the chunk holds it behind it:
-`17 bird 3`. So what a search reads of the index is its own store's alone, and who knows in which lists a chunk stands
-knows its counts without having read it.
+An entry of the index has the store's number, the word, and the word's count in the chunk: `17 bird 3`. So a search
+reads only the entries of its store. The entries that match a chunk reveal its counts, so the search need not read the
+chunk.
 
-Letters of scripts without spaces are words of their own, and so is each pair of them that stands together.
+In scripts without spaces, each letter is a word, and so is each pair of adjacent letters.
 
-Invariant: what a text becomes depends on the text alone, and for a query it is the same as for a chunk.
+Invariant: the words depend on the text alone, and a query yields the same words as a chunk.
 """
 
 from __future__ import annotations
@@ -31,11 +31,10 @@ from antiphon.types.search_terms import index_text, query_terms
 TITLE_WEIGHT = 2
 
 COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 16, 24, 32)
-"""The counts that are told apart; others are taken for the next below. The more often a word stands there, the less
-does once more count."""
+"""The distinct counts; other counts are rounded down. For frequent words, one more occurrence matters less."""
 
 _LONGEST = 64
-"""Words that begin with the same so many letters are the same: an entry of the index has a limit."""
+"""Longer words are cut to this length, because an index entry has a size limit."""
 _NOT_STEMMED = 2
 
 _WORD = re.compile(r"[^\W_]+")
@@ -44,7 +43,7 @@ _stemmers = threading.local()
 
 
 def chunk_words(title: str, text: str) -> tuple[list[str], int]:
-    """What the index has of a chunk, each still without its store's number, and how long the chunk is, in words."""
+    """The index entries of a chunk, each without its store's number, and the chunk's length in words."""
     counts: Counter[str] = Counter()
     length = 0
     for part, weight in ((title, TITLE_WEIGHT), (text, 1)):
@@ -58,8 +57,7 @@ def chunk_words(title: str, text: str) -> tuple[list[str], int]:
 
 
 def query_words(store: int, query: str) -> tuple[list[int], list[str], list[int]]:
-    """Where the chunks of this store that hold words of the query are found: for each entry of the index the number of
-    its word, the entry, and the count."""
+    """The lookups for a query: per index entry the number of its word, the entry, and the count."""
     words = [word for term in query_terms(query) for word in _query_words(term)]
     numbers, entries, counts = [], [], []
     for number, word in enumerate(words):
@@ -75,7 +73,7 @@ def _told(count: int) -> int:
 
 
 def _query_words(term: str) -> Iterator[str]:
-    """A term is a word, or a pair of letters with a space."""
+    """A term is one word, or a pair of letters from a script without spaces."""
     words = list(_words(term))
     pairs = list(_pairs(words))
     yield from pairs or words
@@ -87,7 +85,7 @@ def _words(text: str) -> Iterator[str]:
 
 
 def _pairs(words: list[str]) -> Iterator[str]:
-    """Letters that are words, and follow each other."""
+    """Adjacent words of one letter each."""
     for one, other in pairwise(words):
         if len(one) == 1 and len(other) == 1 and index_text(one) != one and index_text(other) != other:
             yield one + other
@@ -106,6 +104,6 @@ def _stem(word: str) -> str:
         return word
     stemmer: Any = getattr(_stemmers, "porter", None)
     if stemmer is None:
-        # One for each thread: it keeps what it works on.
+        # One per thread, because a stemmer has mutable state.
         stemmer = _stemmers.porter = snowballstemmer.stemmer("porter")
     return str(stemmer.stemWord(word))
