@@ -35,7 +35,7 @@ response and an event can hold). What differs in meaning is in
 
 A place is written as the way to it: `.tools[]<function>.name` is the name of a tool whose `type` is `function`,
 `=low` one of the words that may stand there. A row stands for everything below it. Where one of the documents says only
-"an object", nothing inside is compared. What of a request is not known here is left out and named in
+"an object", nothing inside is compared. Antiphon ignores unknown parts of a request and lists them in
 `antiphon-ignored`; `tool_choice` and what is inside a hosted tool are refused as
 [compatibility.md](compatibility.md) says.
 """

@@ -3,7 +3,7 @@
 Lives here: the schema, made of the tables and types that read a request. Not here: reading one
 (`translation/request/body.py`), what becomes of each part (`translation/request/field_support.py`).
 
-A choice that OpenAI adds to is a list of words or any other string: the latter is left out and named.
+A choice that OpenAI adds to is a list of words or any other string: Antiphon ignores the latter.
 
 Invariant: every field, parameter, item, tool and content part that has a meaning here is in the schema; tests hold it
 against the tables.
@@ -103,7 +103,7 @@ def open_choice(words: Iterable[str]) -> Schema:
 
 def add_request_body(schemas: Schemas) -> Schema:
     """Add what a request is made of to the document's schemas; the reference to the whole."""
-    schemas.add("ContentPart", _typed(_PART_MEMBERS, {}, "A part of another type is left out and named."))
+    schemas.add("ContentPart", _typed(_PART_MEMBERS, {}, "Antiphon ignores a part of another type."))
     schemas.add("InputItem", _items())
     schemas.add("Tool", _tools(schemas))
     schemas.add("ToolChoice", _tool_choice())
@@ -142,7 +142,7 @@ def add_request_body(schemas: Schemas) -> Schema:
         "CreateResponse",
         {
             "type": "object",
-            "description": "Fields that nobody knows are left out and named in `antiphon-ignored`, unless the operator "
+            "description": "Antiphon ignores unknown fields and lists them in `antiphon-ignored`, unless the operator "
             "lets them pass. docs/reference/compatibility.md says what becomes of each field with which server.",
             "properties": {**read_apart, **fields, **parameters},
             "required": ["model"],
@@ -210,7 +210,7 @@ def _items() -> Schema:
     return _typed(
         plain,
         _NEEDED,
-        "A message without `type`, a reference without `type`. An item of another type is left out and named.",
+        "A message without `type`, a reference without `type`. Antiphon ignores an item of another type.",
     )
 
 
@@ -227,7 +227,7 @@ def _tools(schemas: Schemas) -> Schema:
             **({"tools": {"type": "array", "items": {"$ref": f"{_REF}Tool"}}} if "tools" in names else {}),
         }
     members |= dict.fromkeys(one for one in hosted if one not in TOOL_MEMBERS)
-    return _typed(members, dict.fromkeys(NAMED, ("name",)), "A tool of another type is left out and named.")
+    return _typed(members, dict.fromkeys(NAMED, ("name",)), "Antiphon ignores a tool of another type.")
 
 
 def _tool_choice() -> Schema:

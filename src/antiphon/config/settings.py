@@ -66,8 +66,8 @@ class Settings(Section):
     """Where a backend's reasoning text goes: `auto` is summary when `reasoning.summary` was asked for, else content."""
     strict: bool = False
     """Answer 400 to item types, part types, values and tool members that this version does not know, and to the
-    schemas, grammars and repeated items that OpenAI refuses. Otherwise Antiphon leaves unknown parts out and names them
-    in `antiphon-ignored` and in the log."""
+    schemas, grammars and repeated items that OpenAI refuses. Otherwise Antiphon ignores unknown parts and lists them in
+    `antiphon-ignored` and in the log."""
     upstream: UpstreamSettings = UpstreamSettings()
     upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
     """Further upstreams by name, each with the settings of `upstream` (but `path_allow`); `models` says what goes to

@@ -17,9 +17,9 @@ class ToolSettings(Section):
     """Tools that run here (file search and the like), between two turns of the model."""
 
     unavailable: Literal["ignore", "refuse"] = "ignore"
-    """How to treat a request with a tool that does not run here (not set up, unknown or misspelt). `ignore`: leave the
-    tool out and name it in `antiphon-ignored`, the response's `metadata` (`antiphon_ignored`) and the log (`ignored`).
-    `refuse`: answer 400 and say what to set. (`code_interpreter` and `mcp` are always a 400.)"""
+    """How to treat a request with a tool that does not run here (not set up, unknown or misspelt). `ignore`: the
+    tool is ignored and listed in `antiphon-ignored`, the response's `metadata` (`antiphon_ignored`) and the log
+    (`ignored`). `refuse`: the request is rejected with a 400 that says what to set. (`code_interpreter` and `mcp` are always a 400.)"""
     seconds: float = Field(default=60.0, gt=0)
     """How long one call may take, waiting for its turn included; after that it has failed, and the model is told so."""
     concurrent: int = Field(default=32, ge=1)
@@ -39,7 +39,7 @@ class WebSearchSettings(Section):
     """The tool `web_search`."""
 
     provider: Literal["none", "searxng", "brave", "tavily"] = "none"
-    """Who searches; none: the tool is left out of requests, and named in `antiphon-ignored`. A SearXNG of your own
+    """Who searches; none: the tool is ignored, and listed in `antiphon-ignored`. A SearXNG of your own
     needs `json` among its `search.formats`."""
     url: str | None = None
     """Base URL of the service; needed for searxng, else the service's own."""

@@ -65,7 +65,8 @@ class UpstreamSettings(Section):
     """Further paths below the base that Envoy lets through to the upstream (for example `/rerank`)."""
     field_allow: tuple[str, ...] = ()
     """Further top-level members of a request (or of its `extra_body`) that reach the chat server as they came, whatever
-    the profile says of them. What neither this nor the profile knows is named in `antiphon-ignored`."""
+    the profile says of them. What neither this nor the profile knows is ignored, and listed in
+    `antiphon-ignored`."""
     profile_flags: ProfileFlags = Field(default_factory=dict)
     """Single flags of the profile that are different here, as docs/reference/chat-servers.md names them (for example
     `{named_tool_choice: required}`)."""

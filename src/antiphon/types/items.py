@@ -18,7 +18,7 @@ from antiphon.types.json import ABSENT, JsonObject, JsonObjects, JsonText
 
 
 class InputItem(Struct, gc=False):
-    """Any input item, with the keys that mean something here; others are left out and named
+    """Any input item, with the keys that mean something here; others are ignored
     (`translation/item_kinds.py`).
 
     `content`, `output` and `summary` stay raw: a string or an array of parts. `input` is a custom call's text;

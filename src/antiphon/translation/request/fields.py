@@ -13,7 +13,7 @@ A field that goes to the chat server as it is needs nothing but its row. A field
 
 Not here: what chat servers know and the Responses API does not (`parameters.py`), items, tools and content parts.
 
-Invariants: what is in no row is unknown: left out and named, or refused (`types/tolerance.py`); every error names its
+Invariants: what is in no row is unknown: ignored or rejected (`types/tolerance.py`); every error names its
 field in `param`.
 """
 
@@ -52,10 +52,10 @@ from antiphon.types.tolerance import Tolerance
 class Field:
     """`kind` is the type, None where a reader of its own reads the field. A null is as if the field were not there.
 
-    Limits: `least` and `most`, the `longest` text, or `words`: another word is left out and named, since OpenAI adds to
+    Limits: `least` and `most`, the `longest` text, or `words`: another word is ignored, since OpenAI adds to
     them, and a new one changes how, not what is asked.
 
-    Fate: `forward` tells whether a server of some profile takes the field as it is (else it is named), and `unsent` are
+    Fate: `forward` tells whether a server of some profile takes the field as it is (else it is ignored), and `unsent` are
     values that ask for what the server does anyway. Of other fields `fate` says what becomes of them, or of each member
     or value, where these differ.
 

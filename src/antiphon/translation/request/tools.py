@@ -1,6 +1,6 @@
 """Reads tools from a create-response body, and from items that bring tools.
 
-Lives here: which tools can be called, which are left out and named, which are refused. Not here: the choice among them
+Lives here: which tools can be called, which are ignored, which are rejected. Not here: the choice among them
 (`tool_choice.py`), their chat form (`translation/chat/tools.py`).
 
 A tool can be called when the client runs it: functions, custom tools, namespaces of both, the shells, apply_patch and a
