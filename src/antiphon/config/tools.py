@@ -19,7 +19,8 @@ class ToolSettings(Section):
     unavailable: Literal["ignore", "refuse"] = "ignore"
     """How to treat a request with a tool that does not run here (not set up, unknown or misspelt). `ignore`: the
     tool is ignored and listed in `antiphon-ignored`, the response's `metadata` (`antiphon_ignored`) and the log
-    (`ignored`). `refuse`: the request is rejected with a 400 that says what to set. (`code_interpreter` and `mcp` are always a 400.)"""
+    (`ignored`). `refuse`: the request is rejected with a 400 that says what to set. (`code_interpreter` and `mcp`
+    are always a 400.)"""
     seconds: float = Field(default=60.0, gt=0)
     """How long one call may take, waiting for its turn included; after that it has failed, and the model is told so."""
     concurrent: int = Field(default=32, ge=1)

@@ -55,8 +55,8 @@ class Field:
     Limits: `least` and `most`, the `longest` text, or `words`: another word is ignored, since OpenAI adds to
     them, and a new one changes how, not what is asked.
 
-    Fate: `forward` tells whether a server of some profile takes the field as it is (else it is ignored), and `unsent` are
-    values that ask for what the server does anyway. Of other fields `fate` says what becomes of them, or of each member
+    Fate: `forward` tells whether a server of some profile takes the field as it is (else it is ignored), and `unsent`
+    are values that ask for what the server does anyway. Of other fields `fate` says what becomes of them, or of each member
     or value, where these differ.
 
     `echo` is what a response shows where the request says nothing; UNSET: responses do not show the field, or code of
