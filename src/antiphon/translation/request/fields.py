@@ -56,8 +56,8 @@ class Field:
     them, and a new one changes how, not what is asked.
 
     Fate: `forward` tells whether a server of some profile takes the field as it is (else it is ignored), and `unsent`
-    are values that ask for what the server does anyway. Of other fields `fate` says what becomes of them, or of each member
-    or value, where these differ.
+    are values that ask for what the server does anyway. Of other fields `fate` says what becomes of them, or of each
+    member or value, where these differ.
 
     `echo` is what a response shows where the request says nothing; UNSET: responses do not show the field, or code of
     its own decides how. `template`: a prompt's template can say it.
