@@ -10,6 +10,9 @@ import functools
 import re
 from pathlib import Path
 
+GATEWAYS = ("tests/e2e", "tests/integration/test_up.py")
+"""Tests of whole gateways. They judge last: each start of a gateway costs more than many unit tests."""
+
 _FOLDERS = ("unit", "contracts", "pitfalls", "properties", "golden", "integration", "faults")
 
 

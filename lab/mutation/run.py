@@ -17,7 +17,8 @@ and the score is of those that were.
 
 A draw goes by lines of code: each package has its share of the lines that can be changed, and one change is made of
 each line. It records nothing: the tests that are likely to notice run in stages (`judges.likely`), each draw's mutant
-within one limit of time, and what no test noticed by then has survived.
+within one limit of time. Then the quick tests of whole gateways run (`judges.GATEWAYS`), within the same limit again. A
+mutant that no test noticed by then has survived.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 
-from lab.mutation.judges import judges, likely
+from lab.mutation.judges import GATEWAYS, judges, likely
 from lab.mutation.operators import OPERATORS, Mutant, find_mutants
 from lab.mutation.reaching import Reached, Record
 from lab.mutation.trees import ROOT, changed, copy_tree, run_tests
@@ -54,6 +55,8 @@ PACKAGES = tuple(
     )
 )
 _GENERATED = "/_pb/"
+_LIKELY = ("--timeout=30",)
+_OF_GATEWAYS = ("--timeout=60", "-m", "not slow and not full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,7 @@ def judged(tree: Path, mutant: Mutant, reached: Reached) -> Judged:
 
 
 class Likely:
-    """Judges by the tests that are likely to notice, without a record, for at most `seconds` each."""
+    """Judges by the tests that are likely to notice, then by those of whole gateways, for at most `seconds` each."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -192,16 +195,17 @@ class Likely:
         """Of tests that failed: whether they pass without a mutant."""
 
     def judge(self, tree: Path, mutant: Mutant) -> Judged:
-        """Run the likely tests, stage by stage, until one fails that passes without the mutant."""
+        """Run the tests, stage by stage, until one fails that passes without the mutant."""
         began = time.monotonic()
+        limited = [(stage, _LIKELY, self._seconds) for stage in likely(ROOT, mutant.path, self._files)]
         ran = 0
-        for stage in likely(ROOT, mutant.path, self._files):
-            while (left := self._seconds - (time.monotonic() - began)) > 0:
+        for stage, options, seconds in [*limited, (list(GATEWAYS), _OF_GATEWAYS, 2 * self._seconds)]:
+            while (left := seconds - (time.monotonic() - began)) > 0:
                 unsound = [f"--deselect={test}" for test, sound in self._sound.items() if not sound]
                 with changed(tree, mutant):
-                    status, went = run_tests(tree, stage, "-x", "--timeout=30", *unsound, limit=left)
+                    status, went = run_tests(tree, stage, "-x", *options, *unsound, limit=left)
                 failed = next((test for _, outcome, test in went if outcome == "failed"), "")
-                if failed and not self._passes(tree, failed):
+                if failed and not self._passes(tree, failed, options):
                     continue
                 ran += len({test for *_, test in went})
                 if failed or status in (1, 2, 4):
@@ -210,9 +214,9 @@ class Likely:
                 break
         return Judged(mutant, "survived", time.monotonic() - began, f"{ran} tests")
 
-    def _passes(self, tree: Path, test: str) -> bool:
+    def _passes(self, tree: Path, test: str, options: Sequence[str]) -> bool:
         if test not in self._sound:
-            self._sound[test] = run_tests(tree, [test], "--timeout=30", limit=60)[0] == 0
+            self._sound[test] = run_tests(tree, [test], *options, limit=60)[0] == 0
         return self._sound[test]
 
 
