@@ -80,3 +80,9 @@ def test_a_head_is_one_message() -> None:
     expected = pb.ProcessingResponse()
     expected.response_headers.response.header_mutation.CopyFrom(_expected([(":status", "200")], ["server"]))
     assert answer == expected
+
+
+def test_a_name_that_stands_twice_is_one_list_and_the_last_cookie_stays() -> None:
+    headers = (("vary", "a"), ("set-cookie", "a=1"), ("vary", "b"), ("set-cookie", "b=2"))
+    written = wire.header_mutation(headers)
+    assert pb.HeaderMutation.FromString(written) == _expected([("vary", "a, b"), ("set-cookie", "b=2")], [])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from antiphon.doors.extproc.grpc_framing import with_prefix
 from antiphon.doors.extproc.http2_call import Call, Http2Limits
+from antiphon.doors.extproc.http2_connection import EndingCalls
 from antiphon.doors.extproc.transport import GrpcStatus, StreamClosed
 from antiphon.doors.extproc.transport_http2 import CallStream
 from tests.support.fake_time import in_fake_time
@@ -221,3 +222,18 @@ async def test_a_question_is_answered_when_it_has_ended() -> None:
             assert seen == []
         call.take(b"", True)
         assert seen == [asked]
+
+
+@pytest.mark.parametrize(("full", "ended"), [(False, 3.0), (True, 11.0)])
+def test_a_call_that_its_peer_does_not_end_is_ended_later_if_it_has_not_taken_all(full: bool, ended: float) -> None:
+    async def run() -> None:
+        loop, connection = asyncio.get_running_loop(), _Connection()
+        connection.full, connection.limits = full, Http2Limits(seconds=10.0)
+        ending = EndingCalls(loop, 1.0)
+        ending.add(Call(connection, 1), 2.0)
+        while not connection.done:
+            assert loop.time() < 20
+            await asyncio.sleep(0.5)
+        assert connection.done == ["finish OK"] and ended - 1 <= loop.time() <= ended
+
+    in_fake_time(run())

@@ -17,7 +17,7 @@ from antiphon.config.settings import Settings
 from antiphon.envoy.bootstrap import bootstrap, client_limits, fill_in_secret, to_yaml
 from antiphon.envoy.local_replies import local_replies
 from antiphon.envoy.messages import Config
-from antiphon.envoy.sidecars import SidecarEndpoint, endpoints
+from antiphon.envoy.sidecars import SidecarEndpoint, endpoints, numbered
 from antiphon.envoy.snippet import parts, snippet
 from antiphon.envoy.versions import find_envoy, fitted
 from antiphon.errors import ConfigError
@@ -409,3 +409,30 @@ def test_every_printed_form_has_the_lines_of_what_only_envoy_knows(
     printed = capsys.readouterr().out
     for name in ("failures", "early_ends"):
         assert printed.count(f"name: {name}\n") == 1, name
+
+
+def test_a_snippet_has_every_option_of_the_connection_manager(tmp_path: Path) -> None:
+    settings = settings_of({}, tmp_path)
+    sidecars = endpoints(settings)
+    whole = bootstrap(settings, sidecars=sidecars)
+    manager = whole["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    printed = parts(settings, sidecars)["connection_manager"]
+    assert isinstance(printed, dict)
+    # The rest belongs to the operator's listener, or is another part.
+    others = {"@type", "stat_prefix", "http_filters", "route_config", "upgrade_configs", "request_timeout"}
+    assert set(manager) - set(printed) == others and {name: manager[name] for name in printed} == printed
+
+
+@pytest.mark.parametrize(
+    ("address", "number", "found"),
+    [
+        ("unix:/run/a-0.sock", 0, "unix:/run/a-0.sock"),
+        ("unix:/run/a-0.sock", 2, "unix:/run/a-2.sock"),
+        ("unix:/run/a.sock", 0, "unix:/run/a.sock"),
+        ("unix:/run/a.sock", 1, "unix:/run/a.sock.1"),
+        ("127.0.0.1:9000", 0, "127.0.0.1:9000"),
+        ("127.0.0.1:9000", 3, "127.0.0.1:9003"),
+    ],
+)
+def test_each_worker_has_an_address(address: str, number: int, found: str) -> None:
+    assert numbered(address, number) == found

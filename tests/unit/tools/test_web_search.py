@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -404,3 +406,9 @@ def test_encodings_that_no_browser_knows_are_not_used(encoding: str) -> None:
 )
 def test_the_text_of_html(html: str, text: str) -> None:
     assert page_text(FetchedFile("p", "text/html", html.encode()))[1] == text
+
+
+def test_every_name_of_the_tool_in_the_api_is_one_of_its_types() -> None:
+    description = files("antiphon.api").joinpath("openapi.json").read_text()
+    names = set(re.findall(r'"const": "(web_search\w*)"', description)) - {"web_search_call"}
+    assert len(names) == 4 and WebSearch.types == names

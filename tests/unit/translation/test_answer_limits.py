@@ -83,3 +83,17 @@ def test_where_a_server_counts_in_both_spellings_chats_own_is_taken() -> None:
     both = {"prompt_tokens": 3, "input_tokens": 9, "completion_tokens": 1, "output_tokens": 8}
     usage = read_usage(Raw(json.dumps(both).encode()))
     assert usage is not None and (usage.input_tokens, usage.output_tokens) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("usage", "reasoning"),
+    [
+        ({"completion_tokens_details": {"reasoning_tokens": 2}, "reasoning_tokens": 1}, 2),
+        ({"completion_tokens_details": {"reasoning_tokens": 0}, "reasoning_tokens": 1}, 0),
+        ({"completion_tokens_details": {}, "reasoning_tokens": 1}, 1),
+        ({}, 0),
+    ],
+)
+def test_the_count_in_the_details_goes_before_the_flat_one(usage: dict[str, Any], reasoning: int) -> None:
+    found = read_usage(Raw(json.dumps({"prompt_tokens": 1, "completion_tokens": 3, **usage}).encode()))
+    assert found is not None and found.output_tokens_details.reasoning_tokens == reasoning
