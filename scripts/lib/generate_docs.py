@@ -618,13 +618,9 @@ _EXCHANGE = """\
 # The states of an exchange
 
 An exchange is the state machine of one `POST /v1/responses` ([how it works](../how-it-works.md#the-exchange)). The
-arrows of the picture are its inputs, which the servers and the runner pass in. `TRANSITIONS` in
-`src/antiphon/engine/exchange/states.py` holds the transitions, and `scripts/docs` generates this page from it. The
-table drives the exchange. An input raises if the state does not allow it, and a transition raises if the current input
-does not lead there.
-
-The picture leaves out four inputs. `cancel` and `limit` end an exchange from nearly every state. The runner may send
-`again` or `turned away` right after the request. The table below has all of them.
+servers and the runner pass inputs to it. `TRANSITIONS` in `src/antiphon/engine/exchange/states.py` holds the
+transitions, and `scripts/docs` generates this page from it. The table drives the exchange. An input raises if the state
+does not allow it, and a transition raises if the current input does not lead there.
 """
 _MEANINGS = {
     State.NEW: "no input has arrived yet",
@@ -655,19 +651,11 @@ _INPUTS = {
     Input.LIMIT: "the current time, or the client's stream grew too large",
     Input.CANCEL: "the client or the upstream left, or the process must end",
 }
-_NOT_DRAWN = frozenset({Input.CANCEL, Input.LIMIT, Input.AGAIN, Input.TURNED_AWAY})
 
 
 def exchange() -> str:
-    """The table of transitions, drawn and written out."""
-    lines = [_EXCHANGE, "```mermaid", "stateDiagram-v2", "    [*] --> NEW"]
-    for state in _MEANINGS:
-        inputs = {happening: led for happening, led in TRANSITIONS[state].items() if happening not in _NOT_DRAWN}
-        for after in _MEANINGS:
-            labels = [happening.value for happening in Input if after in inputs.get(happening, ())]
-            if labels and (after is not state or state is State.CONTEXT):
-                lines.append(f"    {state.name} --> {after.name}: {', '.join(labels)}")
-    lines += ["    DONE --> [*]", "```", "", "| state | what happens | input | next states |"]
+    """The table of transitions."""
+    lines = [_EXCHANGE, "| state | what happens | input | next states |"]
     lines.append("| --- | --- | --- | --- |")
     for state, meaning in _MEANINGS.items():
         for happening in Input:
