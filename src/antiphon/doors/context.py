@@ -1,9 +1,9 @@
-"""Shared context of every door: the engine, the API, and the state of the process.
+"""Holds the shared context of both servers: the engine, the API, and the state of the process.
 
-Lives here: the bundle that requests are served with, and the count of those in flight, by kind, that draining waits
-for. Not here: anything about gRPC, HTTP or Envoy.
+Lives here: the bundle that requests are served with, and the count of requests in flight by kind, which a drain waits
+for. Not here: gRPC, HTTP, Envoy.
 
-Invariant: a request is admitted exactly once and released exactly once; after `close` none is admitted.
+Invariant: each request is admitted once and released once. After `close` no request is admitted.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ from antiphon.errors import Unavailable
 from antiphon.observability.observation import Telemetry
 
 Kind = Literal["response", "websocket", "background", "request"]
-"""What is in flight: responses of clients, turns on WebSockets, responses in the background, everything else."""
+"""The kinds of requests in flight: responses of clients, turns on WebSockets, background responses, everything else."""
 
 
 class Admission:
     """Counts requests in flight and refuses new ones when full or draining."""
 
     def __init__(self, places: Budget) -> None:
-        """`places` are how many may be in flight, altogether and of one owner."""
+        """`places`: the limits of requests in flight, in total and per owner."""
         self._places = places
         self._kinds: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
-        """What ended since this process leaves, by kind; `given_back` are those that another process goes on with."""
+        """The requests that ended during the drain, by kind; `given_back` counts jobs that another process
+        continues."""
         self.gives_back = False
-        """Whether what ends in the background now is given back."""
+        """Whether background responses that end now were given back to the queue."""
         self._leaving = False
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
         self.on_leave: set[Callable[[], None]] = set()
-        """Called once, when requests should go elsewhere: what others can begin as well is not begun here any more."""
+        """Called once, when the drain begins: this process starts no work that another process can do."""
         self.on_close: set[Callable[[], None]] = set()
-        """Called once, when no more requests are admitted: what is open without a request in it can go."""
+        """Called once, when no more requests are admitted: connections without a request can close."""
 
     @property
     def leaving(self) -> bool:
-        """Whether requests should go elsewhere: none are admitted any more, or soon."""
+        """Whether clients should use another process: this one admits no more requests, or soon will not."""
         return self._leaving
 
     @property
@@ -61,7 +62,7 @@ class Admission:
 
     @property
     def active(self) -> int:
-        """Requests in flight."""
+        """The number of requests in flight."""
         return self._places.used
 
     @property
@@ -70,12 +71,12 @@ class Admission:
         return {kind: count for kind, count in self._kinds.items() if count}
 
     def admit(self, owner: str, kind: Kind = "request", *, promised: bool = False) -> AbstractContextManager[None]:
-        """Hold a place for one request of this owner; entering raises `Unavailable` when draining (unless it was
-        `promised`), `AtCapacity` when full."""
+        """Hold a place for one request of this owner. Entering raises `Unavailable` when closed (unless the request was
+        `promised`), and `AtCapacity` when full."""
         return _Admitted(self, owner, kind, promised)
 
     def begin(self, owner: str, kind: Kind, *, promised: bool = False) -> Hold:
-        """What `admit` does on entering: the place."""
+        """The entry of `admit`; returns the place."""
         if self._closed and not promised:
             raise Unavailable(
                 "The server is shutting down. Try again; another instance will answer.",
@@ -89,7 +90,7 @@ class Admission:
         return place
 
     def end(self, place: Hold, kind: Kind) -> None:
-        """What `admit` does in the end: the place is given back."""
+        """The exit of `admit`; releases the place."""
         place.close()
         self._kinds[kind] -= 1
         if self._leaving:
@@ -98,7 +99,7 @@ class Admission:
             self._idle.set()
 
     def leave(self) -> None:
-        """Say that requests should go elsewhere; those that come are admitted."""
+        """Begin the drain: report that requests should go to another process, but still admit them."""
         if not self._leaving:
             self._leaving = True
             for told in tuple(self.on_leave):
@@ -112,8 +113,8 @@ class Admission:
             told()
 
     async def drain(self, seconds: float, notice: float) -> bool:
-        """Say that this process leaves, for `notice` seconds serve all the same, then admit no more and wait for what
-        is in flight; False when `seconds` were not enough for all that."""
+        """Begin the drain, serve requests for `notice` seconds more, then admit no more and wait for those in flight.
+        False when all this took longer than `seconds`."""
         clock = asyncio.get_running_loop().time
         last = clock() + seconds
         self.leave()
@@ -123,7 +124,7 @@ class Admission:
         return await self.drained(max(0.0, last - clock()))
 
     async def drained(self, seconds: float) -> bool:
-        """Wait until nothing is in flight; False when `seconds` passed first."""
+        """Wait until no request is in flight; False after `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
@@ -133,7 +134,7 @@ class Admission:
 
 
 class _Admitted:
-    """One request in flight. (A context manager made of a generator takes four times as long.)"""
+    """One request in flight. (A generator-based context manager takes four times as long.)"""
 
     __slots__ = ("_admission", "_kind", "_owner", "_place", "_promised")
 
@@ -154,11 +155,11 @@ class _Admitted:
 
 @dataclass(frozen=True, slots=True)
 class DoorContext:
-    """What a request is served with, made of the settings by `app/build.py`; doors only read it.
+    """The dependencies of a request, built from the settings by `app/build.py`. The servers only read it.
 
-    `new_exchange` makes the state machine of one `POST /v1/responses`, `runner` performs its actions, `router`
-    answers every other path of ours. `secret` is the shared secret that a TCP peer must present, or None;
-    `cors_origins` are the pages that may ask the public HTTP door.
+    `new_exchange` creates the state machine of one `POST /v1/responses`, `runner` performs its actions, and `router`
+    handles all other paths. `secret`: the shared secret that a TCP peer must present, or None. `cors_origins`: the
+    origins of pages that may use the public HTTP server.
     """
 
     new_exchange: Callable[[], ResponseExchange]
@@ -173,6 +174,6 @@ class DoorContext:
     websocket: WebSocketSettings = field(default_factory=WebSocketSettings)
     cors_origins: tuple[str, ...] = ()
     strict: bool = False
-    """Whether what nobody here knows is refused, not left out."""
+    """Whether unknown fields are refused instead of ignored."""
     bodies: Budget = field(default_factory=lambda: Budget(512 << 20, "limits.bytes_in_flight"))
-    """What all requests in flight hold together: their bodies, and what they refer to."""
+    """The memory that all requests in flight hold together: their bodies and the data that these refer to."""

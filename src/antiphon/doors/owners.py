@@ -1,10 +1,10 @@
 """Derives the owner of a request from its headers.
 
-Lives here: how an owner name is derived from a request's headers. Not here: whether a header may be trusted (the
-doors strip or refuse what a client could forge before they ask).
+Lives here: the rule from headers to an owner name. Not here: whether a header is trustworthy (the servers remove or
+refuse headers that a client could forge before they call this module).
 
-Invariant: an owner name never contains a credential: a bearer token enters only through a keyed hash, so the
-database neither holds tokens nor lets anybody test guesses without the key.
+Invariant: an owner name never contains a credential. It contains only a keyed hash of a bearer token. So the database
+holds no tokens, and without the key an attacker cannot test guesses.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ _CHALLENGE: Final = (("www-authenticate", "Bearer"),)
 class OwnerResolver:
     """Derives the owner of a request.
 
-    `source` is `bearer` (keyed hash of the token; requests without one share one owner), `header` (the value of
-    the trusted header `header`) or `single`. `api_keys`, when not empty, are the SHA-256 digests of the only tokens
-    that are let in.
+    `source` is `bearer` (keyed hash of the token; requests without a token share one owner), `header` (the value of the
+    trusted header `header`) or `single`. `api_keys`, if not empty, are the SHA-256 digests of the only accepted tokens.
     """
 
     source: Literal["bearer", "header", "single"]
@@ -38,13 +37,14 @@ class OwnerResolver:
     _keyed: hmac.HMAC = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # To copy what has taken the key costs half of what to begin with the key does.
+        # Copying an HMAC that already has the key costs half of creating one.
         object.__setattr__(self, "_keyed", hmac.new(self.key, digestmod="sha256"))
 
     def resolve(self, headers: Headers) -> str:
         """The owner of a request with these headers.
 
-        Raises `Unauthorized` when the trusted header is absent, or when keys are wanted and none of them is there.
+        Raises `Unauthorized` when the trusted header is absent, or when API keys are configured and the token is not
+        among them.
         """
         self._check(headers)
         if self.source == "single":
@@ -56,7 +56,7 @@ class OwnerResolver:
                     "The request carries no identity. Requests must pass the gateway's authentication.",
                     code="missing_identity",
                 )
-            # Databases take text only: a value that is not UTF-8 is named by its escaped bytes.
+            # Databases accept only text: a value that is not UTF-8 becomes its escaped bytes.
             return "h:" + value.encode(errors="surrogateescape").decode(errors="backslashreplace")
         token = _bearer(headers)
         if not token:
@@ -66,7 +66,7 @@ class OwnerResolver:
         return "b:" + digest.hexdigest()[:40]
 
     def _check(self, headers: Headers) -> None:
-        """Raise `Unauthorized` when keys are wanted and none of them is there."""
+        """Raise `Unauthorized` when API keys are configured and the token is not among them."""
         if not self.api_keys:
             return
         token = _bearer(headers)
@@ -78,7 +78,7 @@ class OwnerResolver:
             )
         digest = hashlib.sha256(token).digest()
         found = False
-        # All of them, whichever fits: the time taken tells nothing.
+        # Compares all of them, whichever matches, so the time reveals nothing.
         for known in self.api_keys:
             found |= hmac.compare_digest(digest, known)
         if not found:

@@ -1,15 +1,15 @@
-"""Limits and decompresses request bodies that are read whole, for every door.
+"""Limits and decompresses request bodies that are read whole, for both servers.
 
-Lives here: what a body may take while it comes; gzip, deflate and zstd, several of them one after another, and the
-guards against bodies that are made to grow; large bodies are decoded in a thread (`decoded`), so that other requests do
-not wait. Not here: reading from a socket (the doors), bodies that are taken as they come (`http/server.py`), and what
-upstreams send compressed (`extproc/content_coding`).
+Lives here: the limits while a body arrives; gzip, deflate and zstd, also several in sequence; guards against
+decompression bombs. A thread decodes large bodies (`decoded`), so other requests do not wait. Not here: reading from a
+socket (the servers), bodies that are streamed (`http/server.py`), compressed upstream responses
+(`extproc/content_coding`).
 
-A body is decoded when it is whole: its compressed size has a limit of its own, and no decoder is asked for more than
-what is left of the decoded size.
+Decoding begins when the body is complete. The compressed size has its own limit, and a decoder never returns more than
+the rest of the decoded limit.
 
-Invariant: whatever the bytes, the outcome is the plain body or an `ApiError` (400 broken, 413 too large, 415 unknown
-coding); never more than `limit` bytes are made, nor, beyond `_FREE`, more than `_RATIO` times what came.
+Invariant: for any bytes, the result is the plain body or an `ApiError` (400 broken, 413 too large, 415 unknown coding).
+The decoders never produce more than `limit` bytes or, above `_FREE`, more than `_RATIO` times the received bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _FREE: Final = 16 << 20
 _RATIO: Final = 200
 _MAX_CODINGS: Final = 3
 _MAX_MEMBERS: Final = 1_000
-# What may take longer than a few milliseconds.
+# The size above which decoding may take longer than a few milliseconds.
 _LARGE: Final = 64 << 10
 
 _GZIP: Final = zlib.MAX_WBITS | 16
@@ -36,13 +36,13 @@ _MIN_WINDOW, _MAX_WINDOW = 8 << 20, 128 << 20
 
 
 def too_large(limit: int, *, decoded: bool = False) -> RequestTooLarge:
-    """The refusal of a body over the limit."""
+    """The error for a body over the limit."""
     when = " when it is decompressed" if decoded else ""
     return RequestTooLarge(f"The request body is larger than {limit} bytes{when}.", code="request_too_large")
 
 
 def too_slow(seconds: float) -> ApiError:
-    """The refusal of a body that is not whole after so many seconds."""
+    """The error for a body that is incomplete after `seconds`."""
     return ApiError(
         f"The request was not sent completely within {seconds:g} seconds.",
         status=408,
@@ -52,9 +52,10 @@ def too_slow(seconds: float) -> ApiError:
 
 
 class WholeBody:
-    """A body that a door reads to its end: at most `limit` bytes, before and after decompression, held in `hold`.
+    """A body that a server reads to its end: at most `limit` bytes, before and after decompression. `hold` accounts for
+    its memory.
 
-    Making one raises an `ApiError` (413, 415, 503) when by its headers it need not be read at all.
+    The constructor raises an `ApiError` (413, 415, 503) when the headers already show that the body is unacceptable.
     """
 
     def __init__(self, headers: Headers, hold: Hold, limit: int) -> None:
@@ -68,11 +69,11 @@ class WholeBody:
             declared = int(length[:18])
             if declared > limit:
                 raise too_large(limit)
-            # No place is kept for what may never come; but what cannot fit now is not read at all.
+            # Reserves no memory for a body that may never arrive, but refuses one that cannot fit now.
             hold.check(declared)
 
     def add(self, part: bytes) -> None:
-        """What has come. Raises `ApiError` (413, 429, 503)."""
+        """Add received bytes. Raises `ApiError` (413, 429, 503)."""
         self._size += len(part)
         if self._size > self.limit:
             raise too_large(self.limit)
@@ -80,7 +81,7 @@ class WholeBody:
         self._parts.append(part)
 
     def decoded_now(self) -> bytes | None:
-        """The plain body, once it is whole; None where that takes longer than others should wait (`decoded`).
+        """The plain body when it is complete; None when decoding would delay other requests (then call `decoded`).
         Raises `ApiError` (400, 413, 429, 503)."""
         if self.codings and self._size >= _LARGE:
             return None
@@ -88,18 +89,18 @@ class WholeBody:
         return self.account(decode_now(self.codings, body, self.limit)) if self.codings else body
 
     def take(self) -> bytes:
-        """What came, as it came. It is given once."""
+        """The received bytes, undecoded. Can be called once."""
         parts, self._parts = self._parts, []
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def account(self, plain: bytes) -> bytes:
-        """What the plain body has grown to is held too. Raises `ApiError` (429, 503)."""
+        """Account for the memory of the decoded body. Raises `ApiError` (429, 503)."""
         self._hold.add(max(0, len(plain) - self._size))
         return plain
 
 
 def content_codings(headers: Headers) -> tuple[str, ...]:
-    """The codings to undo, in the order in which they were applied. Raises a 415 before the body need be read."""
+    """The body's codings, in the order of their application. Raises a 415 before the body is read."""
     if header_value(headers, "content-encoding") is None:
         return ()
     named = (part.strip().lower() for name, value in headers if name == "content-encoding" for part in value.split(","))
@@ -134,10 +135,10 @@ def decode_now(codings: tuple[str, ...], body: bytes, limit: int) -> bytes:
 
 
 class _Broken(Exception):
-    """The bytes are not what their coding says."""
+    """The bytes do not match their coding."""
 
 
-# Each decoder takes a whole body and returns at most one byte more than it may.
+# Each decoder takes a whole body and returns at most one byte more than the limit.
 
 
 def _gunzip(body: bytes, limit: int) -> bytes:
@@ -154,7 +155,7 @@ def _gunzip(body: bytes, limit: int) -> bytes:
 
 
 def _deflate(body: bytes, limit: int) -> bytes:
-    """The zlib form that the standard means, or the bare one that some clients send."""
+    """Decodes the zlib form of the standard, or the raw form that some clients send."""
     zlib_form = len(body) >= 2 and body[0] & 15 == 8 and int.from_bytes(body[:2], "big") % 31 == 0
     plain, rest = _inflate(zlib.decompressobj(zlib.MAX_WBITS if zlib_form else -zlib.MAX_WBITS), body, limit + 1)
     if rest and len(plain) <= limit:
@@ -163,7 +164,7 @@ def _deflate(body: bytes, limit: int) -> bytes:
 
 
 def _inflate(stream: zlib._Decompress, body: bytes, limit: int) -> tuple[bytes, bytes]:
-    """At most `limit` plain bytes, and what follows the stream's end."""
+    """At most `limit` plain bytes, and the bytes after the stream's end."""
     try:
         plain = stream.decompress(body, limit)
     except zlib.error:
@@ -175,10 +176,10 @@ def _inflate(stream: zlib._Decompress, body: bytes, limit: int) -> tuple[bytes, 
 
 def _unzstd(body: bytes, limit: int) -> bytes:
     """One or several zstd frames."""
-    # Few clients send them, and a process that meets none needs no decoder for them.
+    # Imported at the first use, because few clients send zstd.
     import zstandard
 
-    # The decoder takes a frame that stops in the middle for whole, so the frames are looked at first.
+    # The decoder accepts a truncated frame as complete, so this checks the frames first.
     _check_frames(body)
     window = min(_MAX_WINDOW, max(_MIN_WINDOW, limit))
     decoder = zstandard.ZstdDecompressor(max_window_size=1 << (window - 1).bit_length())
@@ -195,7 +196,7 @@ def _unzstd(body: bytes, limit: int) -> bytes:
 
 
 def _check_frames(body: bytes) -> None:
-    """That the body is whole frames and nothing else (RFC 8878, section 3.1); raises `_Broken`."""
+    """Check that the body consists of complete frames only (RFC 8878, section 3.1). Raises `_Broken`."""
     place, end, frames = 0, len(body), 0
     while place < end or not frames:
         frames += 1
@@ -213,7 +214,7 @@ def _check_frames(body: bytes) -> None:
 
 
 def _frame_end(body: bytes, place: int) -> int:
-    """Where the frame ends whose descriptor is at `place`; past the body's end when it is cut."""
+    """The end of the frame with its descriptor at `place`; past the body's end when the frame is truncated."""
     end = len(body)
     if place >= end:
         return end + 1
@@ -227,7 +228,7 @@ def _frame_end(body: bytes, place: int) -> int:
             return end + 1
         header = int.from_bytes(body[place : place + 3], "little")
         last = bool(header & 1)
-        # A block of kind 1 is one byte, repeated.
+        # A block of type 1 (RLE) is one byte, repeated.
         place += 3 + (1 if header >> 1 & 3 == 1 else header >> 3)
     return place + 4 * (descriptor >> 2 & 1)
 
@@ -252,7 +253,7 @@ def _unsupported(problem: str) -> ApiError:
 
 
 async def decoded(body: WholeBody) -> bytes:
-    """The plain body, once it is whole. Raises `ApiError` (400, 413, 429, 503)."""
+    """The plain body, when it is complete. Raises `ApiError` (400, 413, 429, 503)."""
     plain = body.decoded_now()
     if plain is None:
         plain = body.account(await DECODING.run(decode_now, body.codings, body.take(), body.limit))

@@ -1,10 +1,10 @@
-"""TLS contexts of the sidecar's own TCP ports.
+"""Builds the TLS contexts of the sidecar's own TCP ports.
 
-Lives here: the files, and the context made of them. Not here: when it is used (`ExtProcDoor`, `HttpDoor`: on TCP only),
-and Envoy's side of it (`envoy/clusters.py`).
+Lives here: the files and the context. Not here: the ports that use it (`ExtProcDoor`, `HttpDoor`: on TCP only), and
+Envoy's side (`envoy/clusters.py`).
 
-Invariant: files that cannot be used are a `ConfigError` before anything listens; with `client_ca` nobody without a
-certificate signed by it gets further than the handshake.
+Invariant: unusable files raise `ConfigError` before a server listens. With `client_ca`, a client without a certificate
+signed by it fails the handshake.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from antiphon.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files: the certificate with its chain, its key, and the authorities whose clients are let in (None: any)."""
+    """PEM files: the certificate with its chain, its key, and the CA of accepted clients (None: any client)."""
 
     cert: Path
     key: Path
     client_ca: Path | None = None
 
     def context(self, protocol: str) -> ssl.SSLContext:
-        """A server's context that speaks this protocol (`h2`, `http/1.1`). Raises `ConfigError`."""
+        """A server's context for this ALPN protocol (`h2`, `http/1.1`). Raises `ConfigError`."""
         check_readable("sidecar.tls.cert", self.cert)
         check_readable("sidecar.tls.key", self.key)
         if self.client_ca is not None:
@@ -34,7 +34,7 @@ class TlsFiles:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols([protocol])
         try:
-            # Never asks for a passphrase on the terminal: an encrypted key is an error.
+            # Never prompts for a passphrase on the terminal: an encrypted key is an error.
             context.load_cert_chain(self.cert, self.key, password=b"")
         except (OSError, ssl.SSLError, ValueError) as error:
             what = f"sidecar.tls.cert ({self.cert}) and sidecar.tls.key ({self.key})"
@@ -48,13 +48,13 @@ class TlsFiles:
         return context
 
     def contents(self) -> tuple[bytes, bytes, bytes | None]:
-        """The bytes of certificate, key and authorities, checked. Raises `ConfigError`."""
+        """The bytes of certificate, key and CA, checked. Raises `ConfigError`."""
         self.context("h2")
         return self.cert.read_bytes(), self.key.read_bytes(), self.client_ca.read_bytes() if self.client_ca else None
 
 
 def check_readable(setting: str, file: Path) -> None:
-    """Raises `ConfigError`, with the setting and the file, where it is not there or may not be read."""
+    """Raise `ConfigError` with the setting and the file, when the file is missing or unreadable."""
     try:
         with file.open("rb"):
             pass

@@ -1,6 +1,6 @@
-"""Document ingestion and search for vector stores.
+"""Ingests documents and searches vector stores.
 
-Lives here: reading documents (`extract.py`, in a process of its own: `reader_process.py`, `readers.py`), cutting them
-(`chunking.py`), the worker that ingests them (`ingest.py`), and searching (`searcher.py`). Not here: SQL (`stores/`),
-the embeddings server's HTTP (`upstream/embeddings.py`), the endpoints (`api/vector_stores.py`).
+Lives here: reading documents (`extract.py`, in a separate process: `reader_process.py`, `readers.py`), splitting them
+(`chunking.py`), the ingestion worker (`ingest.py`), and searching (`searcher.py`). Not here: SQL (`stores/`), the
+embeddings server's HTTP API (`upstream/embeddings.py`), the endpoints (`api/vector_stores.py`).
 """

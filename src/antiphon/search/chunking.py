@@ -1,17 +1,18 @@
 """Splits a text into overlapping chunks.
 
-Lives here: where chunks begin and end, and the estimate of how many tokens a text has. Not here: what the text is
-(`extract.py`), how a model's own server counts (`translation/chat/token_count.py`).
+Lives here: the boundaries of chunks, and the estimate of a text's number of tokens. Not here: extracting the text
+(`extract.py`), the token counts of a model's server (`translation/chat/token_count.py`).
 
-A text is first cut into pieces: sentences and lines. A chunk is as many pieces as fit; it ends rather with a paragraph
-when one ends in its second half. The next chunk begins with as many of the last pieces as fit into the overlap.
+A text is first split into pieces: sentences and lines. A chunk contains as many pieces as fit. It ends at the end of a
+paragraph, if there is one in its second half. The next chunk begins with as many of the last pieces as fit into the
+overlap.
 
-The estimate counts words in pieces of six letters, marks and line ends one by one. Compared with OpenAI's o200k
-it counts a tenth to a third too many for prose, up to half too many for source code. So chunks may be smaller than
-asked for, never larger by much.
+The estimate counts each six letters of a word, each mark and each line end as a token. Compared with OpenAI's o200k it
+counts 10 to 33 percent too many for prose, and up to 50 percent for source code. So chunks may be smaller than
+requested, but never much larger.
 
-Invariant: no chunk has more than `size` tokens (by the sum of its pieces), no two neighbours share more than `overlap`,
-and every character but white space at the edges is in some chunk.
+Invariant: no chunk has more than `size` tokens (the sum over its pieces), and no two neighbours share more than
+`overlap`. Every character except white space at the edges is in some chunk.
 """
 
 from __future__ import annotations
@@ -23,28 +24,28 @@ _TOKEN = re.compile(r"[^\W_]{1,6}|[^\w\s]|_|\n+")
 
 
 def count_tokens(text: str) -> int:
-    """How many tokens the text has, about."""
+    """The estimated number of tokens of the text."""
     return sum(1 for _ in _TOKEN.finditer(text))
 
 
 def fitting(text: str, limit: int) -> int:
-    """How many characters of the text's beginning have at most `limit` tokens; at least one."""
+    """The length of the text's longest prefix with at most `limit` tokens; at least 1."""
     for number, piece in enumerate(_TOKEN.finditer(text)):
         if number == limit:
             return max(1, piece.start())
     return len(text)
 
 
-# A sentence ends before the white space behind its mark: the space belongs to the next word, as tokenizers see it.
+# A sentence ends before the white space after its mark: tokenizers assign the space to the next word.
 _PIECE = re.compile(r"[^\n]*?(?:\n\s*|[.!?][\"')\]]*(?=\s)|[\u3002\uff01\uff1f]|\Z)")
-# A line of megabytes is cut window by window, so many characters for each token of a chunk: the rest of the line is not
-# counted again for each of its parts.
+# A line of megabytes is split window by window, with so many characters per token of a chunk. So the rest of the line
+# is not counted again for each of its parts.
 _WINDOW = 8
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*\Z")
 
 
 def cut(text: str, size: int, overlap: int) -> Iterator[tuple[str, int]]:
-    """Chunks of at most `size` tokens with their number of tokens; neighbours share at most `overlap`."""
+    """The chunks of at most `size` tokens, each with its number of tokens; neighbours share at most `overlap`."""
     held: list[tuple[str, int]] = []
     total = 0
     fresh = 0  # held[fresh:] is in no chunk yet
@@ -54,7 +55,7 @@ def cut(text: str, size: int, overlap: int) -> Iterator[tuple[str, int]]:
             yield from _chunk(held[:end])
             held, fresh = _kept(held, end, overlap)
             total = sum(each for _, each in held)
-        while total + count > size:  # nothing fresh: only overlap is in the way
+        while total + count > size:  # nothing fresh: drop overlap
             total -= held.pop(0)[1]
             fresh -= 1
         held.append((piece, count))
@@ -84,7 +85,7 @@ def _pieces(text: str, size: int) -> Iterator[tuple[str, int]]:
 
 
 def _best_end(held: list[tuple[str, int]], fresh: int, size: int) -> int:
-    """Behind which piece to end a chunk: the last paragraph that ends in its second half, else the last piece."""
+    """The number of pieces in the chunk: up to the last paragraph end in its second half, else all."""
     total = 0
     best = len(held)
     found = False
@@ -96,7 +97,7 @@ def _best_end(held: list[tuple[str, int]], fresh: int, size: int) -> int:
 
 
 def _kept(held: list[tuple[str, int]], end: int, overlap: int) -> tuple[list[tuple[str, int]], int]:
-    """What the next chunk begins with: the overlap, and what was not in the chunk; and where the latter begins."""
+    """The pieces for the next chunk: the overlap and the unused pieces; and the index of the first unused one."""
     start, shared = end, 0
     while start > 1 and shared + held[start - 1][1] <= overlap:
         start -= 1

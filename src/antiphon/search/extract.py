@@ -1,13 +1,13 @@
 """Extracts the text and title of a file.
 
-Lives here: which reader a file gets, and the readers: of plain formats (text, Markdown, source code, JSON, CSV, HTML),
-and of PDF and office files, each on a library of the extra `vector-stores`. Not here: the process this runs in
+Lives here: the choice of a reader, and the readers: of plain formats (text, Markdown, source code, JSON, CSV, HTML),
+and of PDF and office files with the libraries of the extra `vector-stores`. Not here: the process that runs this
 (`reader_process.py`).
 
-Everything here is called with files that strangers made: `reader_process.py` has the limits.
+The input files are untrusted; `reader_process.py` sets the resource limits.
 
-Invariants: whatever cannot be read is an `Unreadable` with one of OpenAI's two codes, and no message holds content; an
-archive is refused before it is unpacked when its own list says that it unpacks to too much.
+Invariants: an unreadable file raises `Unreadable` with one of OpenAI's two codes, and no message contains the file's
+content. An archive whose directory shows too large a content is refused before it is unpacked.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Document:
 
 
 class Unreadable(Exception):
-    """The file cannot be read, now or later."""
+    """The file cannot be read; a retry does not help."""
 
     def __init__(self, message: str, code: Literal["unsupported_file", "invalid_file"] = "invalid_file") -> None:
         super().__init__(message)
@@ -45,7 +45,7 @@ class Unreadable(Exception):
 
 
 def table_text(rows: list[list[str]]) -> str:
-    """A table as lines `column: value, …`, so that each row says by itself what its values are."""
+    """A table as lines `column: value, …`, so that each row is understandable alone."""
     rows = [row for row in rows if any(cell.strip() for cell in row)]
     if len(rows) < 2:
         return "\n".join(", ".join(row) for row in rows)
@@ -68,9 +68,9 @@ _NO_LIBRARY = "Files of this kind cannot be read here: the server lacks the extr
 
 
 def extract(path: Path, name: str, max_bytes: int) -> Document:
-    """The text of the file at `path`, which its owner calls `name`. Raises `Unreadable`.
+    """The text of the file at `path`; `name` is the owner's file name. Raises `Unreadable`.
 
-    `max_bytes` limits the text, and what an archive may unpack to.
+    `max_bytes` limits the text and the unpacked size of an archive.
     """
     with path.open("rb") as file:
         start = file.read(8)
@@ -83,7 +83,7 @@ def extract(path: Path, name: str, max_bytes: int) -> Document:
 
 
 def decode(data: bytes) -> str:
-    """Text in UTF-8, UTF-16 (with its mark) or, when it is neither, Windows-1252. Raises `Unreadable`."""
+    """Decode UTF-8, UTF-16 (with a byte order mark) or, if it is neither, Windows-1252. Raises `Unreadable`."""
     for mark, encoding in ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
         if data.startswith(mark):
             try:
@@ -112,7 +112,7 @@ def _reader(suffix: str, start: bytes) -> Callable[[Path, int], Document]:
 
 
 def _load(path: Path, max_bytes: int) -> str:
-    if path.stat().st_size > 2 * max_bytes:  # UTF-16 has two bytes for each of ours
+    if path.stat().st_size > 2 * max_bytes:  # UTF-16 may take two bytes where UTF-8 takes one
         raise _too_long(max_bytes)
     return decode(path.read_bytes())
 
@@ -123,7 +123,7 @@ def _read_text(path: Path, max_bytes: int) -> Document:
 
 
 def _heading(text: str) -> str:
-    """A Markdown heading in the first line."""
+    """The Markdown heading in the first line, or an empty text."""
     first = text.lstrip()[:256].split("\n", 1)[0]
     return first[2:].strip() if first.startswith("# ") else ""
 
@@ -131,7 +131,7 @@ def _heading(text: str) -> str:
 def _read_json(path: Path, max_bytes: int) -> Document:
     text = _load(path, max_bytes)
     if max(map(len, text.splitlines()), default=0) > _LONG_LINE:
-        # One endless line says nothing about where to cut.
+        # A very long line has no boundaries for chunks.
         with suppress(ValueError, RecursionError):
             text = json.dumps(json.loads(text), indent=1, ensure_ascii=False)
     return Document(text)
@@ -155,7 +155,7 @@ def _read_html(path: Path, max_bytes: int) -> Document:
     return Document("\n".join(line for line in text.split("\n") if line), title)
 
 
-# Libraries
+# Formats that need a library
 
 
 @contextmanager
@@ -171,7 +171,7 @@ def _too_long(max_bytes: int) -> Unreadable:
 
 
 def read_pdf(path: Path, max_bytes: int) -> Document:
-    """The text of all pages. Scans have none."""
+    """The text of all pages; empty for scans."""
     with _libraries():
         import pypdfium2 as pdfium
     try:
@@ -185,7 +185,7 @@ def read_pdf(path: Path, max_bytes: int) -> Document:
         for number in range(len(document)):
             page = document[number]
             text_page = page.get_textpage()
-            # U+FFFE is how a hyphen at a line's end comes out.
+            # U+FFFE is a hyphen at a line's end.
             text = text_page.get_text_bounded().replace("\ufffe\r\n", "").replace("\ufffe", "").replace("\r\n", "\n")
             text_page.close()
             page.close()
@@ -217,7 +217,7 @@ def read_docx(path: Path, max_bytes: int) -> Document:
 
 
 def read_pptx(path: Path, max_bytes: int) -> Document:
-    """What is written on the slides, and the notes."""
+    """The text of the slides, and the notes."""
     with _libraries():
         import pptx
     deck = pptx.Presentation(str(path))
@@ -241,10 +241,10 @@ def _shape_texts(shape: Any) -> Iterator[str]:
 
 
 def read_xlsx(path: Path, max_bytes: int) -> Document:
-    """Every sheet, a row a line."""
+    """Every sheet, one line per row."""
     with _libraries():
         import openpyxl
-    # By its path it would have to be called something.xlsx.
+    # By path, the library requires the suffix .xlsx.
     with path.open("rb") as file:
         book = openpyxl.load_workbook(file, read_only=True, data_only=True)
         sheets, size = [], 0
@@ -262,13 +262,13 @@ def read_xlsx(path: Path, max_bytes: int) -> Document:
 
 
 def _read_archive(read: Callable[[Path, int], Document], path: Path, max_bytes: int) -> Document:
-    """Read an office file after a look at what it unpacks to."""
+    """Read an office file after a check of its unpacked size."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError):
         raise Unreadable("The file is damaged.") from None
-    # Pictures and fonts are larger than the text; XML is some times the text in it.
+    # Counts only XML: pictures and fonts are not read, and the XML is a few times larger than the text in it.
     xml = sum(entry.file_size for entry in entries if entry.filename.endswith((".xml", ".rels")))
     if len(entries) > _MAX_ENTRIES or xml > 8 * max_bytes:
         raise Unreadable("The file unpacks to too much.")
@@ -277,7 +277,7 @@ def _read_archive(read: Callable[[Path, int], Document], path: Path, max_bytes: 
     except (Unreadable, MemoryError):
         raise
     except Exception:
-        # These libraries raise whatever their XML and zip parsers raise: KeyError, lxml's errors, their own.
+        # These libraries raise any error of their XML and zip parsers: KeyError, lxml's errors, their own.
         raise Unreadable("The file is damaged.") from None
 
 

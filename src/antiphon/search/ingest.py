@@ -1,13 +1,13 @@
-"""The background worker that turns files into searchable chunks.
+"""Runs the background worker that turns files into searchable chunks.
 
-Lives here: claiming files, renewing claims, reading, embedding, writing, and clearing up. Not here: how a document is
-read (`readers.py`), SQL (`stores/sqlite/vectors/ingestion.py`).
+Lives here: claiming files, renewing claims, reading, embedding, writing, and clearing up. Not here: reading a document
+(`readers.py`), SQL (`stores/sqlite/vectors/ingestion.py`).
 
-One task looks for work when it is told that there is some, when a file is done, and every `idle` seconds (other
-processes add files too). Each file is a task of its own, at most `files` at once.
+One task looks for work when `wake` is called, when a file is done, and every `idle` seconds (other processes add files
+too). Each file has its own task, at most `files` at once.
 
-Invariants: a file is worked on under one claim at a time, and what a lost claim still writes changes nothing; a file
-ends as completed or failed, or is given back to be taken up again; a process that dies loses nothing but time.
+Invariants: one claim at a time works on a file, and writes of a lost claim change nothing. A file ends as completed or
+failed, or is released for another attempt. The end of a process loses only time.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ _COPIED = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class IngestPace:
-    """`idle`: seconds between looks for work; `rest`: seconds after which readers that have nothing to do are ended.
+    """`idle`: seconds between checks for work. `rest`: seconds after which idle reader processes are ended.
 
-    `attempts`: how often a file is tried when the process or the embeddings server is what fails; the pause before
-    another attempt doubles, from `pause` seconds.
+    `attempts`: the maximum of attempts when the process or the embeddings server fails. The pause before another
+    attempt doubles, starting at `pause` seconds.
     """
 
     idle: float = 5.0
@@ -56,7 +56,7 @@ class IngestPace:
 
 
 class _ClaimLost(Exception):
-    """The claim is somebody else's, or the file is gone."""
+    """Another worker has the claim, or the file was deleted."""
 
 
 class Ingester:
@@ -73,7 +73,7 @@ class Ingester:
         metrics: Metrics | None = None,
         pace: IngestPace = IngestPace(),
     ) -> None:
-        """Of the settings: how many `ingest` at once, and the `lease` of a claim unless it is renewed."""
+        """The settings used: `ingest` (files at once), and `lease` (the duration of a claim without renewal)."""
         self._ingestion = ingestion
         self._files = files
         self._readers = readers
@@ -89,15 +89,15 @@ class Ingester:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to look for work."""
+        """Start looking for work."""
         self._task = asyncio.get_running_loop().create_task(self._look_after())
 
     def wake(self) -> None:
-        """There may be something to do."""
+        """Report that there may be work."""
         self._woken.set()
 
     async def aclose(self) -> None:
-        """Stop: files that are worked on are given back."""
+        """Stop, and release the files in progress."""
         self._closing = True
         self._woken.set()
         if self._task is not None:
@@ -129,7 +129,7 @@ class Ingester:
                     await self._woken.wait()
 
     async def _look(self) -> bool:
-        """Renew, claim, clear up a piece. Whether there is more to clear up."""
+        """Renew claims, claim files, clear up one piece. Returns whether there is more to clear up."""
         now, lease = asyncio.get_running_loop().time(), self._settings.lease
         if self._running and now >= self._renew_at:
             held = await self._ingestion.renew(list(self._running), lease)
@@ -155,7 +155,7 @@ class Ingester:
         except _ClaimLost:
             _log.info("ingestion_lost", file_id=job.file_id, vector_store_id=job.store_id)
         except StoreError as error:
-            # The claim runs out, and the file is taken up again.
+            # The claim expires, and another attempt follows.
             _log.error("ingestion_not_written", file_id=job.file_id, error=str(error))
         except Exception as bug:
             _log.error("ingestion_failed", file_id=job.file_id, error=type(bug).__name__, exc_info=True)
@@ -231,7 +231,8 @@ class Ingester:
         return [replace(chunk, vector=vector) for chunk, vector in zip(chunks, vectors, strict=True)]
 
     async def _try_again(self, job: IngestJob, failure: FileError) -> float | None:
-        """Give it back to whoever takes it up after so many seconds; None: this was the last attempt, and it failed."""
+        """Release the file for another attempt, and return the pause in seconds. None: this was the last attempt, and
+        the file has failed."""
         if job.attempts >= self._pace.attempts:
             await self._fail(job, failure)
             return None
@@ -249,7 +250,7 @@ class Ingester:
 
 @asynccontextmanager
 async def _on_disk(file: OpenFile) -> AsyncIterator[Path]:
-    """The file's path for a process that reads it itself."""
+    """A path of the file for the reader process."""
     if file.path is not None:
         yield await DOCUMENTS.run(file.path.absolute)
         return

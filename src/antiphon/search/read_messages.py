@@ -1,6 +1,6 @@
-"""The messages between a serving process and its document reader process.
+"""Defines the messages between a serving process and its document reader process.
 
-Lives here: the messages, apart from the process (`reader_process.py`), so that who asks imports nothing that reads.
+Lives here: only the messages, so that the serving process does not import the readers (`reader_process.py`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import struct
 import msgspec
 
 LENGTH = struct.Struct(">I")
-"""How long the answer is that follows."""
+"""The length of the following answer."""
 
 
 class ReadRequest(msgspec.Struct):
-    """A file to read and to cut; the limits are in characters, tokens, and seconds of processor time."""
+    """A file to read and split. Units of the limits: characters, tokens, and seconds of CPU time."""
 
     path: str
     name: str
@@ -26,9 +26,9 @@ class ReadRequest(msgspec.Struct):
 
 
 class ReadAnswer(msgspec.Struct, omit_defaults=True):
-    """Chunks with their numbers of tokens, and the title. The last answer of a file has `end`, and maybe an error.
+    """Chunks with their numbers of tokens, and the title. The last answer of a file has `end`, and possibly an error.
 
-    `dying`: the process ends itself, since nobody knows what state it is in.
+    `dying`: the process ends itself, because its state is unknown.
     """
 
     chunks: list[tuple[str, int]] = []

@@ -1,13 +1,13 @@
-"""The document reader process: `python -m antiphon.search.reader_process`.
+"""Runs the document reader process: `python -m antiphon.search.reader_process`.
 
-Lives here: its limits and its loop. Not here: the messages it exchanges (`read_messages.py`), how it is started,
-watched and ended (`readers.py`), and how a format is read (`extract.py`).
+Lives here: its resource limits and its loop. Not here: its messages (`read_messages.py`), starting, watching and ending
+it (`readers.py`), reading a format (`extract.py`).
 
-It reads a `ReadRequest` per line from standard input and answers with `ReadAnswer`s on standard output, each behind its
-length in four bytes; the last one of a file has `end`.
+It reads one `ReadRequest` per line from standard input, and writes `ReadAnswer`s to standard output, each after its
+length in four bytes. The last one of a file has `end`.
 
-Invariant: whatever a file does to its reader (crash, endless work, memory), it does to this process only. It starts no
-others, can write no files, and was given no secret.
+Invariant: a malicious file (crash, endless loop, memory) affects only this process. It cannot start processes or write
+files, and it has no secrets.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _CHUNKS_PER_ANSWER = 64
 
 
 def main() -> None:
-    """Read files until standard input ends. The first argument is the most memory to use, in bytes."""
+    """Read files until standard input ends. The first argument is the memory limit in bytes."""
     memory = int(sys.argv[1])
     for limit, value in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NPROC, 0),  # for everybody but root
+        (resource.RLIMIT_NPROC, 0),  # no effect for root
         (resource.RLIMIT_NOFILE, 64),
     ):
         resource.setrlimit(limit, (value, value))
@@ -41,7 +41,7 @@ def main() -> None:
     answers = sys.stdout.buffer
     for line in sys.stdin.buffer:
         request = decoder.decode(line)
-        # Processor time counts from the process's start; going past the soft limit ends it.
+        # CPU time counts from the process's start; exceeding the soft limit ends the process.
         used = resource.getrusage(resource.RUSAGE_SELF)
         soft = int(used.ru_utime + used.ru_stime) + request.seconds + 1
         resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _serve(request: ReadRequest, answers: BinaryIO) -> bool:
-    """Whether the process can go on."""
+    """Process one request. Returns whether the process can continue."""
     try:
         document = extract(Path(request.path), request.name, request.max_bytes)
         answer = ReadAnswer(title=document.title[:512])
@@ -58,7 +58,7 @@ def _serve(request: ReadRequest, answers: BinaryIO) -> bool:
         for chunk, count in cut(document.text, request.size, request.overlap):
             answer.chunks.append((_clean(chunk), count))
             tokens += count
-            # Overlap counts once for the limit: it is about the file.
+            # Subtracts the overlap, because the limit is about the file.
             if tokens * (request.size - request.overlap) // request.size > request.max_tokens:
                 raise Unreadable(f"The file holds more than {request.max_tokens} tokens.")
             if len(answer.chunks) == _CHUNKS_PER_ANSWER:
@@ -80,7 +80,7 @@ def _serve(request: ReadRequest, answers: BinaryIO) -> bool:
 
 
 def _clean(text: str) -> str:
-    # Lone surrogates (from PDF and JSON) cannot be stored as UTF-8; NUL ends a text for some of its readers.
+    # Lone surrogates (from PDF and JSON) have no UTF-8 form, and some readers treat NUL as the end of a text.
     return text.encode("utf-8", "replace").decode().replace("\x00", " ")
 
 

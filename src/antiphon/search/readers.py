@@ -1,14 +1,14 @@
 """Starts, watches and ends document reader processes.
 
-Lives here: starting `reader_process`, watching it, and ending it. Not here: what happens in there.
+Lives here: starting, watching and ending `reader_process`. Not here: the work inside it.
 
-A process reads one file after the other, since starting one costs a third of a second; after a number of files, or one
-that went wrong, the next one gets a new process.
+A process reads one file after another, because starting one takes a third of a second. After a number of files, or a
+failure, a new process replaces it.
 
-A process that died while it had nothing to do says nothing about the file it would have read next: it is not taken, and
-when it dies before it answers anything, the file gets one new process.
+If a process dies while it is idle, the next file is not the cause: the file gets another process. If a reused process
+dies before its first answer, the file gets one new process.
 
-Invariant: when a reading ends, however it ends, its process is idle or dead.
+Invariant: when a reading ends, in whatever way, its process is idle or dead.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Piece:
 
 
 class ReadingFailed(Exception):
-    """The file could not be read; trying again would not help."""
+    """The file is unreadable; a retry would not help."""
 
     def __init__(self, error: FileError) -> None:
         super().__init__(error.message)
@@ -54,7 +54,7 @@ class ReadingFailed(Exception):
 
 
 class _Died(Exception):
-    """The process ended before it had answered everything."""
+    """The process ended before its last answer."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -71,14 +71,14 @@ class _Process:
         with suppress(ProcessLookupError):
             self.child.kill()
         await self.child.wait()
-        # The pipe's transport is closed with the last of its ends; a cancelled reader may have left ours open.
+        # The pipe's transport closes with the last of its ends; a cancelled reader may have left this end open.
         transport = getattr(self.child, "_transport", None)
         if transport is not None:
             transport.close()
 
 
 class DocumentReaders:
-    """Reads files; as many at once as there are readings."""
+    """Reads files; one process per concurrent reading."""
 
     def __init__(self, limits: VectorStoreSettings, *, files_per_process: int = _FILES_PER_PROCESS) -> None:
         self._limits = limits
@@ -86,7 +86,7 @@ class DocumentReaders:
         self._idle: list[_Process] = []
 
     async def read(self, path: Path, name: str, chunking: Chunking) -> AsyncGenerator[Piece, None]:
-        """The chunks of a file (an absolute path), some at a time. Raises `ReadingFailed`."""
+        """The chunks of a file (an absolute path), in pieces. Raises `ReadingFailed`."""
         limits = self._limits
         request = ReadRequest(
             path=str(path),
@@ -107,13 +107,13 @@ class DocumentReaders:
                         yield piece
                 return
             except _Died as death:
-                # A process that has read files before may have been dying already; a new one had only this one.
+                # A reused process may have been dying already; for a new one, the file is the cause.
                 if answered or process.files == 1:
                     raise _failed(_why_ended(death.status)) from None
                 _log.warning("reader_died_idle", status=death.status)
 
     async def _ask(self, process: _Process, request: bytes) -> AsyncGenerator[Piece, None]:
-        """One file by one process, which is idle or dead afterwards. Raises `ReadingFailed`, `_Died`."""
+        """Read one file with one process, which is idle or dead afterwards. Raises `ReadingFailed`, `_Died`."""
         reusable = False
         try:
             assert process.child.stdin is not None
@@ -121,7 +121,7 @@ class DocumentReaders:
                 process.child.stdin.write(request)
                 await process.child.stdin.drain()
             while True:
-                # The clock runs only while the process works: who takes the chunks may be slow.
+                # The timeout covers only the process's work: the consumer of the chunks may be slow.
                 answer = await self._answer(process)
                 if answer.code:
                     reusable = not answer.dying
@@ -138,7 +138,7 @@ class DocumentReaders:
                 await process.end()
 
     async def _take(self, *, new: bool) -> _Process:
-        """An idle process that lives, or a new one."""
+        """A live idle process, or a new one."""
         while self._idle and not new:
             process = self._idle.pop()
             if process.child.returncode is None:
@@ -151,19 +151,19 @@ class DocumentReaders:
         return process
 
     async def rest(self, seconds: float) -> None:
-        """End the processes that had nothing to do for so long: each holds some 160 MB."""
+        """End the processes that were idle for `seconds`: each takes some 160 MB."""
         now = time.monotonic()
         while self._idle and now - self._idle[0].used_at >= seconds:
-            # The one used last is taken first, so the first has waited longest.
+            # The most recently used process is reused first, so the first one has been idle longest.
             await self._idle.pop(0).end()
 
     async def aclose(self) -> None:
-        """End the processes that are idle."""
+        """End the idle processes."""
         while self._idle:
             await self._idle.pop().end()
 
     async def _start(self) -> _Process:
-        # Nothing of our environment but what Python needs: settings there may be secrets.
+        # Pass only the variables that Python needs: settings in the environment may be secrets.
         environment = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH") if name in os.environ}
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         environment["OMP_NUM_THREADS"] = environment["OPENBLAS_NUM_THREADS"] = "1"
@@ -191,7 +191,7 @@ class DocumentReaders:
         except TimeoutError:
             raise _failed("The file takes too long to be read.") from None
         except asyncio.IncompleteReadError:
-            # Ended from outside while we are shutting down is no judgement on the file, but then nobody asks.
+            # A process may also be killed from outside during a shutdown, but then no caller waits for the file.
             raise _Died(await process.child.wait()) from None
         except msgspec.DecodeError:
             raise _failed("The file could not be read.") from None

@@ -1,8 +1,8 @@
 """Rewrites a user's words into a search query with a model.
 
-Lives here: what the model is asked, and what of its answer is used. Not here: the search.
+Lives here: the prompt for the model, and the extraction of the query from its answer. Not here: the search.
 
-Invariant: whatever the model or its server does, there is a query: at worst the one that was given.
+Invariant: whatever the model or its server does, there is a query; on a failure it is the original one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Completion(msgspec.Struct):
 
 
 class ModelRewriter:
-    """Asks `model` on its usual way, for at most so many seconds."""
+    """Calls `model` over its usual route, with a timeout of `seconds`."""
 
     def __init__(self, upstream: Upstream, routes: ModelRoutes, model: str, *, seconds: float) -> None:
         self._upstream = upstream
@@ -53,7 +53,7 @@ class ModelRewriter:
         self._seconds = seconds
 
     async def rewrite(self, query: str, headers: Headers) -> str:
-        """The query to search for; `headers` are the client's, for credentials that pass through."""
+        """The query to search for. `headers`: the client's, for credentials that are passed through."""
         passed = _OF_THE_ACCOUNT if self._route.passthrough else frozenset()
         model = self._route.model or self._model
         body = {

@@ -1,16 +1,16 @@
 """Searches vector stores: implements the `Searcher` port.
 
-Lives here: which sides are asked, how their hits become results, and what a score means. Not here: SQL, vectors.
+Lives here: which searches run, the merge of their hits, and the meaning of a score. Not here: SQL, vectors.
 
-Both sides are asked for more than the limit (at least a hundred), since what is tenth on each can be first on the two
-together; filters are part of what is asked.
+Both searches return more hits than the limit (at least a hundred): a hit at rank ten in each can be first in the
+combination. Filters are part of both searches.
 
-A hybrid score is reciprocal rank fusion (k = 60) over what it would be at best: 1 is first on both sides. With vectors
-alone the score is the cosine (below 0: 0). With keywords alone it is `s / (s + 10)` of the BM25 score `s`, which grows
-with the number and rarity of the words that fit and never reaches 1.
+A hybrid score is reciprocal rank fusion (k = 60), divided by its maximum: 1 means first in both searches. With vectors
+alone the score is the cosine (negative: 0). With keywords alone it is `s / (s + 10)` of the BM25 score `s`. It grows
+with the number and rarity of the matching words and never reaches 1.
 
-Invariant: an embeddings server that fails makes a search worse, never impossible; with equal data, equal results:
-ties go by chunk number.
+Invariant: a failing embeddings server makes a search worse, but never impossible. Equal data gives equal results: ties
+are sorted by chunk number.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SHOWN_ID = 128
 
 
 class VectorStoreSearcher:
-    """`Searcher` over an index; by vectors too where there is an `embedder`."""
+    """A `Searcher` over an index, with vectors if there is an `embedder`."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class VectorStoreSearcher:
         ranking: Ranking = DEFAULT_RANKING,
     ) -> list[FoundChunk]:
         """The best hits of all queries over all stores together; see `Searcher.search`."""
-        # Whether the stores are there is no retrieval.
+        # A check for the existence of stores is not a retrieval.
         with span(names.RETRIEVAL, "client") if queries else nullcontext() as traced:
             if traced is not None:
                 traced.set({names.OPERATION: names.RETRIEVAL, names.DATA_SOURCE: ",".join(vector_store_ids)})
@@ -124,8 +124,8 @@ class VectorStoreSearcher:
         ranking: Ranking,
         limit: int,
     ) -> dict[int, float]:
-        """The scores of one query's chunks."""
-        # Without a vector words are all there is to go by, whatever they were to count.
+        """The scores of the chunks for one query."""
+        # Without a vector, only words can rank, whatever their weight.
         by_words = ranking.text_weight > 0 or vector is None
 
         async def keyword_side() -> list[ChunkHit]:
@@ -139,7 +139,7 @@ class VectorStoreSearcher:
             found = [await self._index.nearest(store, model, vector, filters, limit) for store in stores]
             return merge(found, limit)
 
-        # In threads of their own, the one in SQLite and the other in NumPy.
+        # In separate threads: one search in SQLite, the other in NumPy.
         keywords, nearest = await asyncio.gather(keyword_side(), vector_side())
         if not nearest:
             return keyword_scores(keywords)
@@ -151,24 +151,24 @@ _HALF = 10.0
 
 
 def merge(lists: Iterable[list[ChunkHit]], limit: int) -> list[ChunkHit]:
-    """The best of several lists of one side (from several stores), best first."""
+    """The best hits of several stores' lists from one search, best first."""
     every = [hit for one in lists for hit in one]
     every.sort(key=lambda hit: (-hit.score, hit.chunk))
     return every[:limit]
 
 
 def keyword_scores(hits: list[ChunkHit]) -> dict[int, float]:
-    """Chunks and scores of a search by keywords."""
+    """The chunks and scores of a keyword search."""
     return {hit.chunk: max(0.0, hit.score) / (max(0.0, hit.score) + _HALF) for hit in hits}
 
 
 def vector_scores(hits: list[ChunkHit]) -> dict[int, float]:
-    """Chunks and scores of a search by vectors."""
+    """The chunks and scores of a vector search."""
     return {hit.chunk: min(1.0, max(0.0, hit.score)) for hit in hits}
 
 
 def fuse(keywords: list[ChunkHit], vectors: list[ChunkHit], ranking: Ranking) -> dict[int, float]:
-    """Chunks and scores of a hybrid search; both lists are best first."""
+    """The chunks and scores of a hybrid search; both lists are sorted, best first."""
     scores: dict[int, float] = {}
     for weight, hits in ((ranking.text_weight, keywords), (ranking.embedding_weight, vectors)):
         for place, hit in enumerate(hits, 1):

@@ -1,1 +1,1 @@
-"""The Envoy door: an external processor (ext_proc) over gRPC."""
+"""Contains the ext_proc server: an external processor for Envoy over gRPC."""

@@ -1,7 +1,7 @@
-"""Building blocks of answers to Envoy: headers, body parts, metadata and early refusals.
+"""Builds parts of answers to Envoy: headers, body parts, metadata and early refusals.
 
-Lives here: values and small functions. Not here: when an answer is legal (`stream.py`, `relay_state.py`,
-`immediate_response.py`), and sending one (`peer.py`).
+Lives here: values and small functions. Not here: when Envoy accepts an answer (`stream.py`, `relay_state.py`,
+`immediate_response.py`), sending one (`peer.py`).
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from antiphon.errors import ApiError
 from antiphon.types.transport import OWN_JSON, Headers, header_value
 
 PART = 256 * 1024
-"""Bytes of a body in one message, at most."""
+"""The maximum bytes of a body in one message."""
 
 CostOf = Callable[[str, Usage], int]
-"""What the tokens of a model cost, in millionths of the prices' currency; 0 where nobody knows."""
+"""The cost of a model's tokens in millionths of the prices' currency; 0 when unknown."""
 
 
 def with_request_id(headers: Headers, request_id: str) -> Headers:
-    """A response's headers with the id of its request, unless an upstream whose bytes pass untouched named its own."""
+    """A response's headers with the id of its request, unless a passed-through upstream response has its own."""
     if not request_id or header_value(headers, "x-request-id") is not None:
         return headers
     return (*headers, ("x-request-id", request_id))
 
 
 def in_parts(body: bytes, part: int = PART) -> Iterator[tuple[bytes | memoryview, bool]]:
-    """A whole body as messages of a moderate size, of which several are views of it; the last (the only one of an empty
-    body) is marked."""
+    """A whole body in parts of moderate size; several parts are views of it. The flag marks the last part (the only one
+    of an empty body)."""
     last = max(0, len(body) - 1) // part
     if not last:
         yield body, True
@@ -42,21 +42,21 @@ def in_parts(body: bytes, part: int = PART) -> Iterator[tuple[bytes | memoryview
 def whole_answer(
     status: int, headers: Headers, body: bytes, head_told: wire.Metadata | None, end_told: wire.Metadata | None
 ) -> Iterator[bytes]:
-    """The messages of a whole answer, after the request's end. (An operator's `local_reply_config` never rewrites this
-    form.)"""
+    """The messages of a complete response, after the request's end. (An operator's `local_reply_config` never rewrites
+    this form.)"""
     yield wire.local_head(status, headers, head_told)
     for part, last in in_parts(body):
         yield wire.local_body(part, last, end_told if last else None)
 
 
 def head_metadata(model: str) -> wire.Metadata:
-    """What Envoy is told with a head."""
+    """The metadata for Envoy with a head."""
     return {"model": model} if model else {}
 
 
 def final_metadata(response_id: str, finish: Finish, cost_of: CostOf) -> wire.Metadata:
-    """What Envoy is told with the end: for access logs, rate limits, metrics. (Numbers are those of the response, so of
-    all its calls; `cost` is in millionths of the prices' currency.)"""
+    """The metadata for Envoy at the end: for access logs, rate limits, metrics. (The numbers cover all calls of the
+    response; `cost` is in millionths of the prices' currency.)"""
     metadata: wire.Metadata = {"status": finish.outcome}
     if response_id:
         metadata["response_id"] = response_id
@@ -75,7 +75,7 @@ def final_metadata(response_id: str, finish: Finish, cost_of: CostOf) -> wire.Me
 
 
 def refusal_message(error: ApiError, request_id: str) -> bytes:
-    """An error object at once: legal as the first answer, even in the middle of an upload."""
+    """An immediate error response: Envoy accepts it as the first answer, even during an upload."""
     headers = with_request_id((("content-type", "application/json"), *error.headers), request_id)
     details = f"{OWN_JSON}{error.code or 'refused'}"
     return wire.immediate(error.status, headers, error.body(request_id), details, {"status": "error"})

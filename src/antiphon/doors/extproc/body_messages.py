@@ -1,12 +1,13 @@
-"""A hand-written codec for ext_proc messages that carry a body part: nearly all messages of a stream.
+"""Encodes and decodes ext_proc messages that carry a body part: nearly all messages of a stream.
 
-Lives here: the bytes of `ProcessingRequest` and `ProcessingResponse` with a body part and nothing else. Not here: every
-other message, and every unusual form of these, for which the generated classes are asked (`wire.py`).
+Lives here: the bytes of `ProcessingRequest` and `ProcessingResponse` with only a body part. Not here: other messages,
+and unusual forms of these, which the generated classes handle (`wire.py`).
 
-With the generated classes a part costs 0.8 µs each way, half of what translating it costs; by hand 0.4 and 0.15 µs.
+With the generated classes a part costs 0.8 µs in each direction, half of its translation; with this code 0.4 and 0.15
+µs.
 
-Invariant: what is read or written here is byte for byte what the generated classes would read or write (a test compares
-them); whatever does not have exactly the usual form is left to them.
+Invariant: this code reads and writes byte for byte what the generated classes would read and write (a test compares
+them). It leaves every message without exactly the usual form to them.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ _BODY: Final = 0x0A
 _END: Final = b"\x10\x01"
 # Envoy 1.40 appends an empty metadata_context to every message.
 _USUAL_TAILS: Final = (b"", b"\x42\x00")
-# The answer's nesting: BodyResponse.response, CommonResponse.body_mutation, BodyMutation.streamed_response.
+# The nesting of the answer: BodyResponse.response, CommonResponse.body_mutation, BodyMutation.streamed_response.
 _NESTING: Final = (0x0A, 0x1A, 0x1A)
 
 
 def read_part(message: bytes) -> tuple[bytes, bool] | None:
-    """Body and end of stream of a message that begins with one of the two bytes; None when it is an unusual one."""
+    """Body and end of stream of a message that begins with one of the two bytes; None for an unusual form."""
     try:
         size, at = message[1], 2
         if size > 127:
@@ -42,7 +43,7 @@ def read_part(message: bytes) -> tuple[bytes, bool] | None:
         if len(message) < end or message[end:] not in _USUAL_TAILS:
             return None
         if message[at] != _BODY:
-            # Envoy ends a body of known length with a part of its own that has nothing in it.
+            # Envoy ends a body of known length with an empty part.
             return (b"", True) if message[at:end] == _END else None
         size, at = message[at + 1], at + 2
         if size > 127:
@@ -64,13 +65,13 @@ def read_part(message: bytes) -> tuple[bytes, bool] | None:
 
 
 def write_part(kind: int, body: bytes | memoryview, end: bool) -> bytes:
-    """The answer with this body (not empty), to a message of this kind."""
+    """The answer to a message of this kind, with this body (not empty)."""
     return b"".join((_before(kind, len(body), end), body, _END if end else b""))
 
 
 @lru_cache(maxsize=4096)
 def _before(kind: int, size: int, end: bool) -> bytes:
-    """All bytes before the body: they depend on its size alone."""
+    """All bytes before the body: they depend only on its size."""
     before = bytes((_BODY,)) + varint(size)
     for tag in (*reversed(_NESTING), _ANSWERS[kind]):
         inside = len(before) + size + (len(_END) if end else 0)
@@ -79,7 +80,7 @@ def _before(kind: int, size: int, end: bool) -> bytes:
 
 
 def varint(number: int) -> bytes:
-    """A number as it stands in a message."""
+    """A number in protobuf's varint encoding."""
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)

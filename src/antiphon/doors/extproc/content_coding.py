@@ -1,9 +1,9 @@
-"""Decompresses an upstream response that came compressed although the request did not accept that.
+"""Decompresses an upstream response that is compressed although the request did not accept that.
 
-Lives here: gzip and deflate, in any split, as aiohttp does it for the other doors: several gzip members, deflate with
-and without its zlib form, nothing else behind the end. Not here: who decides what a broken body means (the exchange).
+Lives here: gzip and deflate, in any split, as aiohttp does it for the other server: several gzip members, deflate with
+and without its zlib form, no bytes after the end. Not here: the consequence of a broken body (the exchange decides it).
 
-Invariant: a fault is remembered, never raised, and one part of the input makes no more than `MAX_PER_PART` bytes.
+Invariant: a fault is stored, never raised, and one part of the input produces at most `MAX_PER_PART` bytes.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _NAMES: Final = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
 
 def decoder_for(encoding: str | None) -> Inflate | None:
-    """The decoder for a `content-encoding`, None when there is nothing to undo."""
+    """The decoder for a `content-encoding`; None when there is none to undo."""
     name = (encoding or "").strip().lower()
     return None if name in ("", "identity") else Inflate(name)
 
 
 class Inflate:
-    """One body. `fault` names what is wrong with it, once something is. One part makes no more than `most` bytes."""
+    """The decoder of one body. `fault` describes its first error, if any. One part produces at most `most` bytes."""
 
     __slots__ = ("_decoder", "_most", "_name", "fault")
 
@@ -34,7 +34,7 @@ class Inflate:
         self.fault = "" if self._name else f"content-encoding {encoding[:32]!r}"
 
     def feed(self, data: bytes) -> bytes:
-        """The plain bytes that these bytes add."""
+        """The plain bytes from these bytes."""
         parts: list[bytes] = []
         room = self._most
         while data and not self.fault:
@@ -46,7 +46,7 @@ class Inflate:
                     break
                 self._decoder = zlib.decompressobj(_GZIP)
             try:
-                # At least one: no limit is written as zero.
+                # At least 1: for zlib, 0 means no limit.
                 parts.append(self._decoder.decompress(data, max(room, 1)))
             except zlib.error:
                 self.fault = f"a broken {self._name} body"
@@ -58,12 +58,12 @@ class Inflate:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def end(self) -> None:
-        """No more bytes come: a body that stops in the middle is a fault."""
+        """The input has ended: a truncated body is a fault."""
         if not self.fault and (self._decoder is None or not self._decoder.eof):
             self.fault = f"a {self._name} body that stops in the middle"
 
     def _window(self, first: int) -> int:
-        """Of deflate some send the bare form; the zlib form, which the standard means, begins with its method."""
+        """Some servers send raw deflate; the zlib form of the standard begins with its method."""
         if self._name == "gzip":
             return _GZIP
         return zlib.MAX_WBITS if first & 15 == 8 else -zlib.MAX_WBITS

@@ -2,7 +2,7 @@
 
 Lives here: pure functions and the message splitter. Not here: HTTP/2 and sockets (`transport_http2.py`).
 
-Source: gRPC's PROTOCOL-HTTP2 document. Invariant: `MessageSplitter` gives whole messages, whatever the split.
+Source: gRPC's PROTOCOL-HTTP2 document. Invariant: `MessageSplitter` returns whole messages for any split of the bytes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ _LONGEST_MESSAGE: Final = 1024
 
 
 def prefix(size: int) -> bytes:
-    """What stands before a message of this size: uncompressed flag, length."""
+    """The prefix of a message of this size: uncompressed flag, length."""
     return b"\x00%b" % size.to_bytes(4, "big")
 
 
 def with_prefix(message: bytes) -> bytes:
-    """A message as it travels: uncompressed flag, length, bytes."""
+    """A message in its wire form: uncompressed flag, length, bytes."""
     return b"\x00%b%b" % (len(message).to_bytes(4, "big"), message)
 
 
 class MessageSplitter:
-    """Cuts a call's bytes into messages of at most `limit` bytes."""
+    """Splits a call's bytes into messages of at most `limit` bytes."""
 
     __slots__ = ("_limit", "_rest", "_wanted")
 
@@ -39,7 +39,7 @@ class MessageSplitter:
 
     @property
     def held(self) -> int:
-        """Bytes of a message that is not whole yet."""
+        """The buffered bytes of an incomplete message."""
         return len(self._rest)
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -62,7 +62,7 @@ class MessageSplitter:
             if end > len(rest):
                 self._wanted = end - at
                 break
-            # A slice of the buffer itself would be copied twice.
+            # A slice of the buffer would be copied twice.
             with memoryview(rest) as view:
                 messages.append(bytes(view[at + _PREFIX : end]))
             at = end

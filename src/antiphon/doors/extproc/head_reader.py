@@ -1,16 +1,16 @@
-"""A hand-written decoder for ext_proc header messages, with a small cache for repeated headers.
+"""Decodes ext_proc header messages, with a small cache for repeated headers.
 
-Lives here: the bytes of `ProcessingRequest` with request or response headers, and the headers that are kept. Not here:
-every other message, and every unusual form of these, for which the generated classes are asked (`wire.py`).
+Lives here: the bytes of `ProcessingRequest` with request or response headers, and the cached headers. Not here: other
+messages, and unusual forms of these, which the generated classes handle (`wire.py`).
 
-Why by hand: with the generated classes a small request takes 7 % more instructions from sources, and 15 % more in the
-compiled build (docs/explanation/performance.md).
+With the generated classes a small request takes 7 % more instructions from sources, and 15 % more in the compiled build
+(docs/explanation/performance.md).
 
-Kept are headers of the names below alone, none of which carries a credential, and each only where it is short. All
-others are read anew each time, so that no value of a client's that could be a secret outlives its request.
+The cache holds only short headers with the names below, none of which carries a credential. Other headers are decoded
+each time, so no client's value that could be a secret outlives its request.
 
-Invariant: what is read here is what the generated classes would read (a test compares them); whatever does not have
-exactly the usual form is left to them. What is kept has a bound.
+Invariant: this code reads what the generated classes would read (a test compares them). It leaves every message without
+exactly the usual form to them. The cache has a size limit.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ _HARMLESS: Final = frozenset(
         "x-forwarded-proto",
     }
 )
-"""Names whose values say how something is sent, and are few."""
+"""Names with few values, which describe only the transfer."""
 _HARMLESS_FAMILY: Final = "x-stainless-"
 KEPT_HEADERS: Final[dict[bytes, tuple[str, str]]] = {}
 
 
 def read_head(message: bytes) -> tuple[Headers, bool, bytes] | None:
-    """Headers, end of stream, and what stands behind the head in a message that begins with one of the two bytes; None
-    when it is an unusual one."""
+    """Headers, end of stream, and the bytes after the head of a message that begins with one of the two bytes; None for
+    an unusual form."""
     try:
         size, at = message[1], 2
         if size > 127:
@@ -105,7 +105,7 @@ def read_head(message: bytes) -> tuple[Headers, bool, bytes] | None:
 
 
 def _read(entry: bytes) -> tuple[str, str]:
-    """One header: its name, and then its raw value. Raises `ValueError` and `IndexError` where it looks otherwise."""
+    """One header: its name, then its raw value. Raises `ValueError` and `IndexError` for another form."""
     size = entry[1]
     stop = size + 2
     if size > 127 or entry[0] != _FIRST or stop > len(entry):
@@ -120,12 +120,12 @@ def _read(entry: bytes) -> tuple[str, str]:
             raise ValueError
         size = size & 127 | high << 7
     if entry[stop] != _RAW_VALUE or not size or at + size != len(entry):
-        # What has an empty raw value may have another one.
+        # A header with an empty raw value may have a value in the other field.
         raise ValueError
     pair = name, entry[at:].decode("utf-8", "surrogateescape")
     if len(entry) < _LONGEST and _is_harmless(*pair):
         if len(KEPT_HEADERS) >= _MOST:
-            # What is usual is soon here again.
+            # The usual headers soon come again.
             KEPT_HEADERS.clear()
         KEPT_HEADERS[entry] = pair
     return pair
@@ -133,7 +133,7 @@ def _read(entry: bytes) -> tuple[str, str]:
 
 def _is_harmless(name: str, value: str) -> bool:
     if name == ":path":
-        # A query may have a key in it.
+        # A query may contain a key.
         return value == RESPONSES_PATH
     return name in _HARMLESS or name.startswith(_HARMLESS_FAMILY)
 

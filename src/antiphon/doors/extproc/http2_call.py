@@ -1,11 +1,11 @@
-"""One gRPC call on an HTTP/2 connection: its two queues, its limits and its end.
+"""Implements one gRPC call on an HTTP/2 connection: its two queues, its limits and its end.
 
 Lives here: the two queues of a call, its limits, its end. Not here: the processor's waits (`transport_http2.py`),
 HTTP/2 (`http2_connection.py`), gRPC's bytes (`grpc_framing.py`).
 
-Invariants: what is queued for the processor is bounded, since the peer gets window back only for what was taken in; a
-call that waits for its peer owes it less than a part of its window; of the connection's shared window nothing is ever
-lost with a call; nobody waits for a call that is gone.
+Invariants: the queue for the processor is bounded, because the peer gets window back only for consumed bytes. While a
+call waits for its peer, it withholds less than a part of the window. A call that ends returns all of its share of the
+connection's window. No waiter stays behind when a call ends.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from antiphon.doors.extproc.grpc_framing import MessageSplitter
 from antiphon.doors.extproc.transport import CallFailed, GrpcStatus, StreamClosed
 
 _PARTS: Final = 8
-"""Of a call's window: one such part of it at least is given back at once."""
+"""The call returns its window in parts of at least 1/8."""
 
 
 @dataclass(frozen=True, slots=True)
 class Http2Limits:
-    """What one peer may cost.
+    """The limits for one peer.
 
-    Bytes: one message; what may wait for a call in either direction; a call's receive window. `seconds` is how long it
-    may take nothing of what waits. `resets` is the burst and the rate per second of calls that the peer resets before
-    they were answered: Envoy ends every call with a reset, but a call that was answered, so only the others count.
+    In bytes: one message; the queues of a call in both directions; a call's receive window. `seconds`: how long the
+    peer may read nothing of a full queue. `resets`: the burst and the rate per second of calls that the peer resets
+    before an answer. (Envoy ends every call with a reset, but after an answer, so only unanswered calls count.)
 
     Any peer may make health checks: at most `checks` at once on a connection, each with a message of at most
     `check_message` bytes within `check_seconds`. `refused_seconds` is the time that a call without the secret may stay
     open. A peer that does not end its side of an answered call within `linger_seconds` gets a reset. Calls that were
-    answered to the end are looked at every `sweep_seconds`.
+    answered to the end are checked every `sweep_seconds`.
     """
 
     message: int = 64 << 20
@@ -54,7 +54,7 @@ class Http2Limits:
 
 
 class CallOwner(Protocol):
-    """The connection, as a call sees it."""
+    """The connection, as a call uses it."""
 
     limits: Http2Limits
 
@@ -65,23 +65,23 @@ class CallOwner(Protocol):
         """Queue one message. Raises `StreamClosed`."""
 
     def is_full(self, call: Call) -> bool:
-        """Whether the call has to wait before it sends more."""
+        """Whether the call must wait before it sends more."""
 
     def is_queued(self, call: Call) -> bool:
-        """Whether the peer has yet to take something of the call."""
+        """Whether the peer has not read all bytes of the call yet."""
 
     def block(self, call: Call) -> None:
-        """Let the call know (`resume`) when it may send again."""
+        """Call `resume` when the call may send again."""
 
     def consumed(self, call: Call, size: int) -> None:
-        """Let the peer send this much more."""
+        """Let the peer send this many more bytes."""
 
     def finish(self, call: Call, status: GrpcStatus, message: str) -> None:
-        """Send the call's last word."""
+        """Send the call's status."""
 
 
 class Call:
-    """One call: what the processor takes and gives without waiting, a queue for the connection."""
+    """One call: the processor's side (which never waits), and the connection's side."""
 
     __slots__ = (
         "_connection",
@@ -113,31 +113,31 @@ class Call:
         self._splitter = MessageSplitter(self.limits.message)
         self._messages: deque[bytes] = deque()
         self.queued = 0
-        """Bytes that wait for the processor."""
+        """The bytes in the queue for the processor."""
         self._withheld = 0
         self.waiter: asyncio.Future[bytes | None] | None = None
-        """Who waits for a message."""
+        """The waiter for a message."""
         self.room: asyncio.Future[None] | None = None
-        """Who waits until less is queued."""
+        """The waiter for room in the send queue."""
         self._timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
         self.unary: Callable[[Call, bytes], None] | None = None
         self.begun = False
-        """The head was sent, alone or with the first message."""
+        """Whether the head was sent, alone or with the first message."""
         self.headed = False
-        """Something was answered."""
+        """Whether any message was sent."""
         self.lingers = 0.0
-        """The call has its answer or its refusal: for how many seconds the peer may still send. The server drops what
-        it sends."""
+        """Seconds that the peer may still send after the answer or the refusal; 0 before. The server drops these
+        bytes."""
         self.verdict = (GrpcStatus.OK, "")
-        """The status of a call that lingers."""
+        """The status of a lingering call."""
         self.ended = False
         self.gone = False
 
     # The processor's side (its waits are in `transport_http2.py`)
 
     def receive_now(self) -> bytes | None:
-        """The next message, if it is here already."""
+        """The next message, if it has arrived."""
         if not self._messages:
             return None
         message = self._messages.popleft()
@@ -146,20 +146,21 @@ class Call:
         return message
 
     def until_message(self) -> asyncio.Future[bytes | None]:
-        """What has the next message when it is here, or None when there is none any more. For one caller at a time."""
+        """A future for the next message, or None at the end. For one caller at a time."""
         waiter = self.waiter = self._loop.create_future()
         self._hand_over()
         return waiter
 
     def begin(self) -> None:
-        """Send the head, if it was not sent. Raises `StreamClosed`."""
+        """Send the head, unless it was sent. Raises `StreamClosed`."""
         if self.gone:
             raise StreamClosed("the peer ended the call")
         if not self.begun:
             self._connection.begin(self)
 
     def send_now(self, message: bytes) -> bool:
-        """Send one message; whether more may follow at once, since not too much is queued. Raises `StreamClosed`."""
+        """Send one message. Returns whether more may follow at once, because the queue is not full. Raises
+        `StreamClosed`."""
         if self.gone:
             raise StreamClosed("the peer ended the call")
         connection = self._connection
@@ -168,11 +169,11 @@ class Call:
 
     @property
     def unsent(self) -> bool:
-        """Whether something is queued yet."""
+        """Whether the queue has unsent bytes."""
         return self._connection.is_queued(self)
 
     def until_room(self) -> asyncio.Future[None] | None:
-        """What is done when no longer too much is queued, or the call is gone; None where that is so now."""
+        """A future that completes when the queue has room or the call has ended; None if that is so now."""
         if self.gone or not self._connection.is_full(self):
             return None
         self.room = self._loop.create_future()
@@ -187,7 +188,7 @@ class Call:
     # The connection's side
 
     def start(self, work: Coroutine[object, object, None], seconds: float | None) -> None:
-        """Serve the call in a task of its own, at most this long."""
+        """Serve the call in its own task, for at most `seconds`."""
         loop = self._loop
         self.task = loop.create_task(work)
         self.task.add_done_callback(self._served)
@@ -202,8 +203,8 @@ class Call:
         self._timer = self._loop.call_later(limits.check_seconds, self._expire)
 
     def refuse(self, refusal: CallFailed) -> None:
-        """Buffer nothing of the call, and fail it once the peer has sent something: gRPC's own client takes an earlier
-        status for an internal error."""
+        """Buffer no bytes of the call, and fail it after the peer's first message. (gRPC's client reports an earlier
+        status as an internal error.)"""
         self.verdict, self.lingers = (refusal.status, refusal.message), self.limits.refused_seconds
         if self.ended:
             self.finish(*self.verdict)
@@ -211,7 +212,7 @@ class Call:
             self._timer = self._loop.call_later(self.lingers, self.finish, *self.verdict)
 
     def take(self, data: bytes, end: bool) -> None:
-        """Bytes from the peer."""
+        """Process bytes from the peer."""
         if self.lingers:
             self._connection.consumed(self, len(data))
             self.ended = self.ended or end
@@ -244,7 +245,7 @@ class Call:
             self._hand_over()
 
     def resume(self) -> bool:
-        """There may be room again; False when there is not."""
+        """Check for room in the queue; False when it is still full."""
         if self.room is None or self.room.done():
             return True
         if not self.gone and self._connection.is_full(self):
@@ -263,7 +264,7 @@ class Call:
         self._connection.finish(self, status, message)
 
     def lose(self) -> None:
-        """The peer is gone: end what waits, and then the task, whatever it does."""
+        """The peer ended the call: end the waits, then cancel the task."""
         self._give_back()
         self.gone = self.ended = True
         self._hand_over()
@@ -273,16 +274,16 @@ class Call:
         if self._timer is not None:
             self._timer.cancel()
         if self.task is not None and not self.task.done():
-            # Who waits for a message learns it in order first.
+            # The waiter for a message gets the end in order first.
             self._loop.call_soon(self.task.cancel)
 
     def _hand_over(self) -> None:
-        """Give who waits the next message, or the end, if there is one."""
+        """Give the waiter the next message, or the end."""
         waiter = self.waiter
         if waiter is None:
             return
         if waiter.done():
-            # Who waited does so no longer.
+            # The waiter was cancelled.
             self.waiter = None
             return
         message = self.receive_now()
@@ -291,14 +292,14 @@ class Call:
             waiter.set_result(message)
 
     def _make_room(self) -> None:
-        """Let the peer send more, some at a time: most calls are over before it would have had to wait for any."""
+        """Return window to the peer in larger amounts: most calls end before the peer would have to wait."""
         limits = self.limits
         if self._withheld >= limits.window // _PARTS and self.queued <= limits.queued:
             self._connection.consumed(self, self._withheld)
             self._withheld = 0
 
     def _give_back(self) -> None:
-        """The connection's window is shared: nothing of it may be lost with a call."""
+        """Return the whole window, because the connection's window is shared by all calls."""
         self._messages.clear()
         self.queued = 0
         if self._withheld:
@@ -306,7 +307,8 @@ class Call:
             self._withheld = 0
 
     def _served(self, task: asyncio.Task[None]) -> None:
-        # A cancelled task holds its frames, and these hold the call: all of the exchange would wait for the collector.
+        # A cancelled task keeps its frames, and these keep the call: the whole exchange would stay until the next
+        # garbage collection.
         self.task = None
         if not task.cancelled():
             task.exception()

@@ -1,12 +1,11 @@
-"""One HTTP/2 connection of the fast transport: accepts calls and writes all their output.
+"""Implements one HTTP/2 connection of the fast transport: accepts calls and writes all their output.
 
-Lives here: the connection's events, its window, its writes, limits towards a misbehaving peer, and the calls that were
-answered to the end and that their peer has not ended yet. Not here: where the server listens (`transport_http2.py`),
-calls (`http2_call.py`), gRPC's bytes (`grpc_framing.py`).
+Lives here: the connection's events, its window, its writes, limits for a misbehaving peer, and answered calls that the
+peer has not ended yet. Not here: the listener (`transport_http2.py`), calls (`http2_call.py`), gRPC's bytes
+(`grpc_framing.py`).
 
-Invariants: an exception in one call never touches another (inside `data_received` it would end the connection, and
-with it every stream of an Envoy worker); what is queued for a call is bounded in both directions; `ngh2` is imported
-in this file alone.
+Invariants: an exception in one call never affects another. (Inside `data_received` it would end the connection, and
+with it every stream of an Envoy worker.) A call's queues are bounded in both directions. Only this file imports `ngh2`.
 """
 
 from __future__ import annotations
@@ -62,8 +61,8 @@ _LARGE: Final = 16 << 10
 
 
 def configuration(limits: Http2Limits) -> Configuration:
-    """For all connections of a server."""
-    # nghttp2 counts every reset, Envoy's usual ones too: its own limit would end connections under load.
+    """The configuration of all connections of a server."""
+    # nghttp2 counts every reset, also Envoy's usual ones: its limit would end connections under load.
     unlimited = (1 << 40, 1 << 40)
     return Configuration(
         auto_window_update=False,
@@ -74,8 +73,8 @@ def configuration(limits: Http2Limits) -> Configuration:
 
 
 class Http2Connection:
-    """One HTTP/2 connection: Envoy opens one per worker thread. An `asyncio.Protocol` by what it has: of a subclass the
-    compiled build gains nothing."""
+    """One HTTP/2 connection: Envoy opens one per worker thread. It has the methods of an `asyncio.Protocol`, but is no
+    subclass, from which the compiled build gains nothing."""
 
     def __init__(self, owner: Http2Transport) -> None:
         self._owner = owner
@@ -92,10 +91,10 @@ class Http2Connection:
         self._lingering: set[int] = set()
         self._resets, self._resets_at = owner.limits.resets[0], self._loop.time()
         self._flooded = False
-        # An Envoy that does not trace begins every call alike: what was read of the last call's head.
+        # An Envoy without tracing begins every call with the same head: this caches the last one.
         self._usual: tuple[tuple[Header, ...], Presented, float | None] = ((), Presented(None), None)
 
-    # What asyncio calls
+    # Called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
@@ -110,7 +109,8 @@ class Http2Connection:
                 Setting.MAX_HEADER_LIST_SIZE: limits.header_bytes,
             }
         )
-        # Each call has a window of its own; this one is shared, and calls that wait must not stop the others.
+        # Each call has its own window. The connection's window is unlimited, because waiting calls must not stop the
+        # others.
         self._http2.set_local_window_size((1 << 31) - 1)
         self._flush()
 
@@ -177,7 +177,7 @@ class Http2Connection:
             return
         headers = dict(event.headers)
         if headers.get(b":method") != b"POST" or not headers.get(b"content-type", b"").startswith(b"application/grpc"):
-            # It may be reset already.
+            # The peer may have reset it already.
             with contextlib.suppress(NGH2Error):
                 self._http2.send_response(event.stream_id, [(b":status", b"415")], end_stream=True)
             return
@@ -186,7 +186,7 @@ class Http2Connection:
             self._calls[event.stream_id] = call
             call.ended = event.end_stream
             seconds = timeout_seconds(headers.get(b"grpc-timeout", b""))
-            # Envoy's own, where it traces.
+            # The trace context of Envoy's span.
             trace = tuple((name, headers[key].decode("latin-1")) for key, name in _TRACE if key in headers)
             presented = Presented(headers.get(_SECRET), trace)
             if path == _PROCESS:
@@ -202,7 +202,7 @@ class Http2Connection:
             call.finish(GrpcStatus.UNIMPLEMENTED, "unknown method")
 
     def _serve(self, call: Call, presented: Presented, seconds: float | None, standard: str | None = None) -> None:
-        """Serve a call of the processor, or of a `standard` service by its path, whose peer has the secret."""
+        """Serve a call of the processor, or of a `standard` service by its path, if the peer has the secret."""
         owner = self._owner
         refusal = owner.calls.refusal(presented)
         if refusal is None:
@@ -219,7 +219,7 @@ class Http2Connection:
             call.finish(status, message)
 
     def _check(self, call: Call, message: bytes) -> None:
-        """Health, answered at once."""
+        """Answer a health check at once."""
         try:
             answer = self._owner.calls.check(message)
         except CallFailed as failed:
@@ -231,7 +231,7 @@ class Http2Connection:
         call.finish(GrpcStatus.OK)
 
     def _count_reset(self, call: Call | None) -> None:
-        """A peer that opens calls only to reset them costs more than it pays."""
+        """Count a reset: a peer that opens calls only to reset them must not cost much."""
         if call is None or call.headed or call.unary is not None:
             return
         burst, rate = self.limits.resets
@@ -239,7 +239,7 @@ class Http2Connection:
         self._resets = min(burst, self._resets + (now - self._resets_at) * rate) - 1
         self._resets_at = now
         if self._resets < 0 and not self._flooded:
-            # Once: one read may bring thousands more of them.
+            # Once, because one read may contain thousands more resets.
             self._flooded = True
             _log.warning("extproc_reset_flood")
             self._http2.terminate_connection(ErrorCode.ENHANCE_YOUR_CALM)
@@ -247,10 +247,10 @@ class Http2Connection:
             if self._transport is not None:
                 self._transport.close()
 
-    # What calls use
+    # Called by calls
 
     def begin(self, call: Call) -> None:
-        """Send the head, now: what the process does next shall not overtake it. Raises `StreamClosed`."""
+        """Send the head at once, before the process does anything else. Raises `StreamClosed`."""
         call.begun = True
         try:
             self._http2.send_response(call.id, _HEAD)
@@ -269,7 +269,7 @@ class Http2Connection:
             if len(message) < _LARGE:
                 self._http2.send_data(call.id, with_prefix(message))
             else:
-                # The library keeps what it is given and copies it once, into what is written.
+                # The library keeps large data without a copy, and copies it once into the output.
                 self._http2.send_data(call.id, prefix(len(message)))
                 self._http2.send_data(call.id, message)
         except NGH2Error as error:
@@ -277,19 +277,19 @@ class Http2Connection:
         self.flush_soon()
 
     def is_full(self, call: Call) -> bool:
-        """Whether the call has to wait before it sends more."""
+        """Whether the call must wait before it sends more."""
         return self._http2.queued_body_size(call.id) > self.limits.queued
 
     def is_queued(self, call: Call) -> bool:
-        """Whether the peer has yet to take something of the call."""
+        """Whether the peer has not read all bytes of the call yet."""
         return self._http2.queued_body_size(call.id) > 0
 
     def block(self, call: Call) -> None:
-        """Let the call know when it may send again."""
+        """Call `resume` when the call may send again."""
         self._blocked.append(call)
 
     def consumed(self, call: Call, size: int) -> None:
-        """Let the peer send this much more."""
+        """Let the peer send this many more bytes."""
         try:
             self._http2.acknowledge_received_data(size, call.id)
         except NGH2Error:
@@ -297,7 +297,7 @@ class Http2Connection:
         self.flush_soon()
 
     def finish(self, call: Call, status: GrpcStatus, message: str) -> None:
-        """The call's last word. What was queued before it still goes out."""
+        """Send the call's status, after its queued bytes."""
         self._calls.pop(call.id, None)
         self._checks.discard(call.id)
         self.ending.discard(call)
@@ -310,14 +310,14 @@ class Http2Connection:
         except NGH2Error:
             return
         if not call.ended:
-            # The peer usually ends its side as soon as it sees the status. A reset sent along with the status would
-            # overtake what is queued, and gRPC's own client takes it for a failure: only a peer that lingers gets one.
+            # The peer usually ends its side when it sees the status. A reset together with the status would overtake
+            # queued bytes, and gRPC's client reports it as a failure. So only a peer that lingers gets one.
             self._lingering.add(call.id)
             self._loop.call_later(self.limits.linger_seconds, self._end_lingering, call.id)
         self.flush_soon()
 
     def flush_soon(self) -> None:
-        """Write once, after everything that is ready now has run."""
+        """Write once, after all callbacks that are ready now."""
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
@@ -357,14 +357,14 @@ class Http2Connection:
         self.flush_soon()
 
     def _forget(self, call: Call) -> None:
-        """The peer ended the call, or the connection is gone."""
+        """The peer ended the call, or the connection is closed."""
         self._calls.pop(call.id, None)
         self._checks.discard(call.id)
         self.ending.discard(call)
         call.lose()
 
     def _fail(self, error: NGH2Error) -> None:
-        """The peer broke HTTP/2's rules, or our limits."""
+        """The peer violated HTTP/2 or a limit."""
         _log.warning("extproc_connection_failed", error=type(error).__name__, detail=str(error)[:200])
         transport = self._transport
         if transport is None:
@@ -379,7 +379,7 @@ class Http2Connection:
         return [call.task for call in self._calls.values() if call.task is not None]
 
     def announce_end(self) -> None:
-        """No new calls, please: a GOAWAY that refuses none, since some may be on their way."""
+        """Announce the end: a GOAWAY that refuses no call, because some may be on their way."""
         try:
             self._http2.send_shutdown_notice()
         except NGH2Error:
@@ -396,49 +396,49 @@ class Http2Connection:
 
 
 class EndingCalls:
-    """The calls of one connection that were answered to the end, and that their peer has not ended yet: no task of
-    theirs waits for it, and one timer serves all of them.
+    """The answered calls of one connection that their peer has not ended yet. One timer serves all of them; none has a
+    waiting task.
 
-    Envoy ends nearly every call itself, within milliseconds, by a reset; a call that is ended here before may cut what
-    it has not taken yet, so that one which has not taken all has longer. Every call in here leaves it by its peer's
-    end, by the connection's, or at the latest `sweep` seconds after its time by a status.
+    Envoy ends nearly every call itself, within milliseconds, by a reset. If the server ends a call earlier, unread
+    bytes may be lost, so a call with unsent bytes has more time. Every call here ends by its peer, with the connection,
+    or by a status at most `sweep` seconds after its deadline.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sweep: float) -> None:
         self._loop = loop
         self._sweep_seconds = sweep
-        # When it is over for each, and when it is in any case.
+        # For each call: the deadline, and the deadline with unsent bytes.
         self._due: dict[Call, tuple[float, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
 
     @property
     def count(self) -> int:
-        """How many calls wait for their peer's end."""
+        """The number of calls that wait for their peer."""
         return len(self._due)
 
     def add(self, call: Call, seconds: float) -> None:
-        """Let the peer end this one, so long; while it has not taken all of it, as long as a call may wait for it."""
+        """Give the peer `seconds` to end this call; while it has unsent bytes, up to the limit of a full queue."""
         now = self._loop.time()
         self._due[call] = (now + seconds, now + call.limits.seconds)
         if self._timer is None:
             self._timer = self._loop.call_later(self._sweep_seconds, self._sweep)
 
     def discard(self, call: Call) -> None:
-        """It has ended, if it was here."""
+        """Remove a call that has ended, if it is here."""
         self._due.pop(call, None)
         if not self._due and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
 
     def ended(self) -> asyncio.Future[None]:
-        """What is done when none is left. For one caller, when none is added any more."""
+        """A future that completes when no call is left. For one caller, after the last `add`."""
         self._empty = self._loop.create_future()
         if not self._due:
             self._empty.set_result(None)
         return self._empty
 
     def finish(self) -> None:
-        """End all of them now."""
+        """End all calls now."""
         for call in tuple(self._due):
             call.finish(GrpcStatus.OK)
 

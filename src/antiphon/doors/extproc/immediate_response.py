@@ -1,23 +1,23 @@
-"""Sends answers that the sidecar makes itself: whole responses, and streams whose model calls it makes (drive).
+"""Sends responses that the sidecar makes itself: whole responses, and streams with its own model calls (drive).
 
-Lives here: streamed immediate responses. Not here: what is answered (the exchange, the router), relaying.
+Lives here: streamed immediate responses. Not here: the content (the exchange, the router), relaying.
 
-Rules kept here, verified against Envoy 1.40.0:
+Rules, verified against Envoy 1.40.0:
 
-- A streamed immediate response begins only after the request's end of stream; before it Envoy may forward the request.
+- A streamed immediate response begins only after the request's end of stream. Before it, Envoy may forward the request.
 - It begins with its head, `:status` included, and ends with exactly one `end_of_stream`. Until then the client waits.
-- Envoy cancels the call within milliseconds of the end, and as fast when the client leaves. The model call ends with
-  the generator, so the generator is closed at once and not whenever it is collected.
-- There is no flow control between Envoy and the client: Envoy takes all it is sent. So a stream has a size, its end
-  included, and one that is written faster than clients read waits (`Ahead`).
+- Envoy cancels the call within milliseconds of the end, and as fast when the client leaves. Closing the generator ends
+  the model call, so the code closes it at once and does not leave it to the garbage collector.
+- There is no flow control between Envoy and the client: Envoy reads all bytes at once. So a stream has a maximum size,
+  its end included, and a stream that is written faster than clients read waits (`Ahead`).
 
-How far a driven stream may be ahead of its client is arithmetic, since nobody here sees the client. Envoy tells us
-nothing, so a client is taken to read at `RATE`, several times as fast as models write, and what was written beyond that
-is what it may be behind. A stream that is ahead by more than its share waits, which holds its model back. A client that
-takes nothing at all is cut off by the listener (`timeouts.send`); until then Envoy holds for it at most its share and
-what `RATE` gives, and never more than a stream may have as a whole.
+The sidecar cannot see how much a client has read, so it estimates how far a driven stream is ahead. It assumes that a
+client reads at `RATE`, several times as fast as models write. All bytes written beyond that count as unread. A stream
+that is ahead by more than its share waits, which slows its model down. The listener cuts off a client that reads
+nothing (`timeouts.send`). Until then Envoy buffers at most its share plus the bytes at `RATE`, and never more than the
+maximum of a stream.
 
-Invariant: whatever the clients do, the shares of all streams together are at most `limits.drive_ahead_bytes`.
+Invariant: for any behavior of clients, the shares of all streams together are at most `limits.drive_ahead_bytes`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from antiphon.errors import UpstreamFailed
 from antiphon.types.transport import Headers
 
 RATE: Final = 256 * 1024
-"""Bytes a second that a client is taken to read: some 800 tokens."""
+"""The assumed reading speed of a client in bytes per second: some 800 tokens."""
 SHARE: Final = 8 << 20
-"""Bytes that a stream may be ahead where there are few of them: a burst is no flood."""
+"""The bytes that a stream may be ahead while there are few streams, so that bursts do not wait."""
 _LOOK = 64 * 1024
 _TIMES_AT_THE_END = 4
-"""How often the whole text stands in the events that end a response: its own, its part's, its item's, the last one."""
+"""The number of copies of the whole text in the final events: of the text, the part, the item and the response."""
 
 
 async def answer_whole(
@@ -55,13 +55,13 @@ async def answer_whole(
     head_told: wire.Metadata | None = None,
     end_told: wire.Metadata | None = None,
 ) -> None:
-    """Answer at once with all of it."""
+    """Send a complete response at once."""
     for message in whole_answer(status, headers, body, head_told, end_told):
         await peer.send(message)
 
 
 async def answer_streamed(peer: Peer, status: int, headers: Headers, parts: AsyncIterator[bytes]) -> None:
-    """An answer whose parts come over time, after the request's end; `parts` is closed at once when Envoy leaves."""
+    """Send a response in parts, after the request's end; `parts` is closed at once when Envoy leaves."""
     async with aclosing(cast(Any, parts)):
         await peer.send(wire.local_head(status, headers, None))
         async for part in parts:
@@ -70,7 +70,7 @@ async def answer_streamed(peer: Peer, status: int, headers: Headers, parts: Asyn
 
 
 class Drive:
-    """One exchange whose model calls are made from here."""
+    """One exchange with model calls from this process."""
 
     door = "drive"
 
@@ -91,18 +91,19 @@ class Drive:
 
     @property
     def reason_of_the_end(self) -> CancelReason:
-        """Who ended Envoy's stream before its time: nobody but the client does, the upstream has another."""
+        """The side that ended Envoy's stream early: only the client can, because the upstream has another
+        connection."""
         return CancelReason.CLIENT_GONE
 
     async def run(self) -> None:
-        """Answer the client to the end."""
+        """Send the response to the end."""
         exchange, send = self._exchange, self._peer.send
         with self._ahead.stream() as ahead:
             # `drive` is a generator; closing it ends the model call at once.
             async with aclosing(self._runner.drive(exchange)) as actions:
                 async for action in actions:
                     if isinstance(action, SendBody):
-                        # What comes with the end goes out with the end, as one message.
+                        # The last bytes go out with the end, as one message.
                         if self._head is None or not self._head.streamed or exchange.done:
                             self._held.append(action.data)
                         else:
@@ -120,7 +121,7 @@ class Drive:
                         await self._end(action)
 
     async def _hold_back(self, ahead: StreamAhead) -> None:
-        """Write no faster than a client reads, and not without an end."""
+        """Write no faster than a client reads, and no more than the maximum of a stream."""
         exchange, limit = self._exchange, self._ahead.limits.drive_stream_bytes
         self._look_at = self._written + _LOOK
         if self._written + _TIMES_AT_THE_END * exchange.known.output_bytes <= limit:
@@ -128,7 +129,7 @@ class Drive:
                 await asyncio.sleep(seconds)
             return
         if exchange.state is State.FOLLOWING:
-            # It goes on without this client, which can go on where it was.
+            # The background response continues without this client, which can resume the stream.
             raise StreamCut("the stream is too large (limits.drive_stream_bytes)")
         exchange.receive_too_much(
             UpstreamFailed(
@@ -153,7 +154,7 @@ class Drive:
 
 
 class Ahead:
-    """One per process. `clock` is any steady one, in seconds."""
+    """The limit of unread bytes for all driven streams of a process. `clock`: a monotonic clock in seconds."""
 
     def __init__(self, limits: LimitSettings, clock: Callable[[], float]) -> None:
         self.limits = limits
@@ -162,7 +163,7 @@ class Ahead:
 
     @property
     def share(self) -> int:
-        """What one stream may be ahead now."""
+        """The bytes that one stream may be ahead now."""
         return min(SHARE, self.limits.drive_ahead_bytes // max(1, self._streams))
 
     @contextmanager
@@ -176,7 +177,7 @@ class Ahead:
 
 
 class StreamAhead:
-    """What one stream has written, and how much of it its client may not have read."""
+    """The written bytes of one stream, and the estimate of unread ones."""
 
     __slots__ = ("_ahead", "_at", "_behind", "_seen")
 
@@ -187,7 +188,7 @@ class StreamAhead:
         self._behind = 0.0
 
     def seconds(self, written: int) -> float:
-        """How long to wait before more is written; `written` counts from the beginning."""
+        """The seconds to wait before the next write; `written` counts from the beginning."""
         now = self._ahead.clock()
         self._behind = max(0.0, self._behind - (now - self._at) * RATE) + written - self._seen
         self._at, self._seen = now, written

@@ -1,12 +1,11 @@
-"""Message queues of one stream, without waiting: takes messages that have arrived, and sends what the transport
-accepts.
+"""Reads and sends the messages of one stream without waiting: takes messages that have arrived, and sends as much as
+the transport accepts.
 
-Lives here: messages read, parts of a body put together; sending now, and whether anything was sent. Not here: waiting
-for what is not here, or until more is taken (`peer.py`), bytes (`wire.py`), what a message leads to and what is sent
-(`stream.py`, `relay.py`, `answers.py`), and when that is legal (`relay_state.py`, `immediate_response.py`).
+Lives here: reading messages and joining body parts; sending at once, and whether any message was sent. Not here:
+waiting for messages or for room (`peer.py`), bytes (`wire.py`), the reaction to a message and the content of answers
+(`stream.py`, `relay.py`, `answers.py`), when an answer is legal (`relay_state.py`, `immediate_response.py`).
 
-Invariants: messages are handed on, and leave, in their order, and each of them once; no byte of a body is lost or
-doubled where parts become one.
+Invariants: messages keep their order, and each is delivered once. Joining parts loses and duplicates no byte of a body.
 """
 
 from __future__ import annotations
@@ -18,40 +17,40 @@ from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.doors.extproc.transport import MessageStream, StreamClosed
 from antiphon.errors import AntiphonError
 
-# Each is asked for often; a member of an enumeration is looked for in its class every time.
+# A module constant, because access to an enumeration's member looks it up in the class each time.
 _RESPONSE_BODY: Final = MessageKind.RESPONSE_BODY
 
 GATHERED: Final = 64 * 1024
-"""So many bytes of an upstream's body are handled at once; then other streams have their turn."""
+"""The maximum bytes of an upstream's body per step; then other streams get their turn."""
 
 
 class PeerLeft(AntiphonError):
-    """Envoy ended the stream before it was answered: the client is gone."""
+    """Envoy ended the stream before its answer: the client has disconnected."""
 
 
 def left(closed: StreamClosed) -> PeerLeft:
-    """The same as the transport says it."""
+    """The `PeerLeft` for the transport's error."""
     return PeerLeft(f"the stream ended while it was answered ({closed})")
 
 
 class Inbox:
-    """What Envoy has sent on one stream and nobody has handled yet."""
+    """The messages from Envoy on one stream that are not handled yet."""
 
     __slots__ = ("_gathered", "_next", "_stream", "drained")
 
     def __init__(self, stream: MessageStream, gathered: int = GATHERED) -> None:
         self._stream = stream
         self._gathered = gathered
-        # What was found behind the parts of a body.
+        # The message after the joined parts of a body.
         self._next: Received | None = None
         self.drained = False
-        """Nothing was here behind the last message: it is to be waited for."""
+        """Whether no further message had arrived: the caller must wait for the next one."""
 
     def receive_now(self) -> Received | None:
-        """The next message, if it is here already.
+        """The next message, if it has arrived.
 
-        A part of the upstream's body comes as one with the parts behind it that are here already: to translate, answer
-        and send a message costs as much as some chunks in it, and of a busy Envoy most are behind another.
+        A part of the upstream's body includes the parts after it that have arrived. Translating, answering and sending
+        a message costs as much as some chunks in it, and from a busy Envoy most parts arrive together.
         """
         received = self._next
         if received is not None:
@@ -61,8 +60,7 @@ class Inbox:
         return None if message is None else self.read(message)
 
     def read(self, message: bytes | None) -> Received:
-        """A message that was waited for, with the parts behind it in the same way. Raises `PeerLeft` when there is none
-        any more."""
+        """A message that the caller waited for, joined with the parts after it. Raises `PeerLeft` at the end."""
         if message is None:
             raise PeerLeft("the stream ended early")
         received = wire.decode(message)
@@ -71,7 +69,7 @@ class Inbox:
         return received
 
     def _gather(self, part: Received) -> None:
-        """Put the parts behind this one into it."""
+        """Join the parts that follow with this one."""
         stream = self._stream
         message = stream.receive_now()
         if message is not None:
@@ -92,20 +90,20 @@ class Inbox:
 
 
 class Outbox:
-    """What is sent on one stream without waiting."""
+    """Sends messages of one stream without waiting."""
 
     __slots__ = ("_send_now", "answered", "full")
 
     def __init__(self, stream: MessageStream) -> None:
         self._send_now = stream.send_now
         self.answered = False
-        """Whether Envoy was told anything."""
+        """Whether any answer was sent to Envoy."""
         self.full = False
-        """Too much is queued: that is to be waited for, also when there is nothing more to send."""
+        """Whether the queue is full: the caller must wait for room, even when it has nothing more to send."""
 
     def send_now(self, messages: list[bytes]) -> bool:
-        """Send these, which are taken from the list, as long as that takes no waiting; whether none is left, and there
-        is room for more. Raises `PeerLeft` when nobody is there to take them."""
+        """Send messages from the list as long as that needs no waiting, and remove them. Returns whether none is left
+        and there is room for more. Raises `PeerLeft` when the peer has left."""
         self.answered = True
         sent = 0
         try:

@@ -1,6 +1,7 @@
 """Reads the first message of a stream: the request's headers, the owner, and Envoy's configuration.
 
-Lives here: what is known before any of the body is. Not here: reading the body, and who answers (`stream.py`).
+Lives here: the facts that are known before the body. Not here: reading the body, the choice of relay or drive
+(`stream.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from antiphon.ids import new_id
 from antiphon.types.request_ids import sent_id, with_own_id
 from antiphon.types.transport import Headers, header_value
 
-# Each is asked for often; a member of an enumeration is looked for in its class every time.
+# A module constant, because access to an enumeration's member looks it up in the class each time.
 _RESPONSE_HEADERS: Final = MessageKind.RESPONSE_HEADERS
 _REQUEST_HEADERS: Final = MessageKind.REQUEST_HEADERS
 
@@ -24,13 +25,13 @@ _DUPLEX: Final = "FULL_DUPLEX_STREAMED"
 
 
 class ProtocolError(AntiphonError):
-    """Envoy is configured in a way that cannot work, or the peer is not Envoy. The message says what to change."""
+    """Envoy's configuration cannot work, or the peer is not Envoy. The message contains advice."""
 
 
 @dataclass(slots=True)
 class ClientRequest:
-    """One client request. `path` is without its `query`. `is_exchange`: it makes a response. `trace`: the headers of
-    Envoy's own span, where it traces. `trailers`: whether some came at its end."""
+    """One client request. `path` is without its `query`. `is_exchange`: it creates a response. `trace`: the trace
+    headers of Envoy's span, if it traces. `trailers`: whether the request ended with trailers."""
 
     method: str
     path: str
@@ -44,8 +45,8 @@ class ClientRequest:
 
 
 def is_refused_before(opening: Received) -> bool:
-    """Whether a filter before ours (a rate limit, an authentication) has answered the client: that answer is all
-    there is to see of the request. What is no refusal comes so only where `request_header_mode` is wrong."""
+    """Whether an earlier filter (a rate limit, an authentication) has answered the client. Then this answer is the only
+    message. Other statuses arrive first only if `request_header_mode` is wrong."""
     return opening.kind is _RESPONSE_HEADERS and (header_value(opening.headers, ":status") or "")[:1] == "4"
 
 
@@ -69,12 +70,12 @@ def read_opening(context: DoorContext, opening: Received, trace: Headers) -> Cli
 
 
 def owner_of(context: DoorContext, request: ClientRequest) -> str:
-    """Whose request it is, nobody's (`""`) where anybody may ask. Raises `NotFound` and `Unauthorized`."""
+    """The owner of the request; `""` for a public path. Raises `NotFound` and `Unauthorized`."""
     if request.is_exchange:
         return context.owners.resolve(request.headers)
     path = request.path
     if not (path.startswith("/v1/") or path in _PLAIN_PATHS):
-        # The router knows private paths too (metrics); what comes through Envoy is public.
+        # The router also has private paths (metrics), but requests through Envoy may reach only public ones.
         raise NotFound(f"Unknown request URL: {request.method} {path[:256]}.", code="unknown_url")
     return "" if context.router.is_open(path) else context.owners.resolve(request.headers)
 

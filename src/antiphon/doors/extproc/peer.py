@@ -1,10 +1,10 @@
 """Waits for messages from Envoy and sends messages to it, for one stream.
 
-Lives here: the waits. Not here: what is here already and what leaves at once (`message_queues.py`), what is sent
-(`answers.py`, `wire.py`), and when it is legal (`stream.py`, `relay_state.py`, `immediate_response.py`).
+Lives here: the waits. Not here: reading and sending without waiting (`message_queues.py`), the content of answers
+(`answers.py`, `wire.py`), when an answer is legal (`stream.py`, `relay_state.py`, `immediate_response.py`).
 
-Invariant: whoever answers does it through a `Peer`, so `Peer.answered` tells whether Envoy was told anything yet; until
-then a failure can still become a proper error.
+Invariant: all answers go through a `Peer`, so `Peer.answered` shows whether any was sent. Before the first one, a
+failure can still become a proper error response.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _AFTER_THE_END = 5.0
 
 
 class StreamCut(AntiphonError):
-    """What the client was sent cannot be completed, and nothing can be put behind it: its stream must break off."""
+    """The client's response cannot be completed, and nothing may follow it: its stream must break off."""
 
 
 class Peer:
-    """Envoy, of one stream."""
+    """Envoy's side of one stream."""
 
     __slots__ = ("inbox", "outbox", "receive_now", "stream")
 
@@ -34,31 +34,30 @@ class Peer:
 
     @property
     def answered(self) -> bool:
-        """Whether Envoy was told anything yet."""
+        """Whether any answer was sent to Envoy."""
         return self.outbox.answered
 
     async def receive(self) -> Received:
-        """The next message, parts of the upstream's body as one (`message_queues.py`). Raises `PeerLeft` when there
-        is none any more."""
+        """The next message, with joined body parts (`message_queues.py`). Raises `PeerLeft` at the end."""
         received = self.receive_now()
         if received is not None:
             return received
         return self.inbox.read(await self.stream.receive())
 
     async def begin(self) -> None:
-        """Before anything that must not happen twice (a model call, a write): from now on Envoy does not hand the
-        request to another process, should this one die. Raises `PeerLeft`."""
+        """Call this before an action that must not happen twice (a model call, a write). Afterwards Envoy does not send
+        the request to another process if this one dies. Raises `PeerLeft`."""
         try:
             await self.stream.begin()
         except StreamClosed as closed:
             raise PeerLeft(f"the stream ended before it was answered ({closed})") from None
 
     async def send(self, message: bytes) -> None:
-        """Send one answer; waits for flow control. Raises `PeerLeft` when nobody is there to take it."""
+        """Send one answer; waits for flow control. Raises `PeerLeft` when Envoy has left."""
         await self.send_all([message])
 
     async def send_all(self, messages: list[bytes]) -> None:
-        """Send these in the same way; the list is emptied."""
+        """Send these messages in the same way, and empty the list."""
         outbox, stream = self.outbox, self.stream
         try:
             while True:
@@ -73,5 +72,5 @@ class Peer:
             raise left(closed) from None
 
     async def let_end(self) -> None:
-        """Everything was answered: Envoy is to end the stream, since ending it here could cut something."""
+        """The response is complete: let Envoy end the stream, because ending it here could cut off bytes."""
         await self.stream.let_end(_AFTER_THE_END)

@@ -1,7 +1,7 @@
-"""A decoded ext_proc message from Envoy, as a plain value.
+"""Defines a decoded ext_proc message from Envoy, as a plain value.
 
-Not here: how it stands on the wire (`wire.py`). msgspec makes the class of its annotations at run time, so it has a
-module of its own, which stays interpreted where others are compiled (docs/explanation/performance.md).
+Not here: its wire form (`wire.py`). msgspec builds the class from its annotations at run time. So it has a separate
+module that stays interpreted when others are compiled (docs/explanation/performance.md).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from antiphon.types.transport import Headers
 
 
 class MessageKind(Enum):
-    """What a message from Envoy carries."""
+    """The content of a message from Envoy."""
 
     REQUEST_HEADERS = "request_headers"
     REQUEST_BODY = "request_body"
@@ -28,9 +28,9 @@ class MessageKind(Enum):
 class Received(Struct, gc=False):
     """One message from Envoy.
 
-    `headers` for the two header kinds, `body` for the two body kinds; `end` is `end_of_stream`. `modes` are the names
-    of the request and response body modes when this message (the stream's first) tells them; `observing` says that
-    Envoy ignores every answer.
+    `headers` for the two header kinds, `body` for the two body kinds; `end` is `end_of_stream`. `modes`: the names of
+    the request and response body modes, if this message (the stream's first) contains them. `observing`: Envoy ignores
+    every answer.
     """
 
     kind: MessageKind

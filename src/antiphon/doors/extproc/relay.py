@@ -1,9 +1,10 @@
-"""Runs one exchange whose model call Envoy makes (relay): rewrites both directions on one stream.
+"""Runs one exchange with a model call by Envoy (relay): rewrites both directions on one stream.
 
-Lives here: waiting for Envoy, sending to it, what the runner does meanwhile; doing something while a stream is silent,
-without a task or a lock per message. Not here: what Envoy is told and when (`relay_state.py`).
+Lives here: waiting for Envoy, sending to it, the runner's actions; actions during silence, without a task or a lock per
+message. Not here: the content and order of the answers (`relay_state.py`).
 
-Invariants: what is done in silence and the handling of a message never overlap; when it fails, the stream does.
+Invariants: an action during silence and the handling of a message never overlap. When the action fails, the stream
+fails.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _MAX_AHEAD = 15.0
 
 
 class Relay:
-    """One exchange, relayed (or refused before there is anything to relay)."""
+    """One relayed exchange (or one that is refused before the call)."""
 
     __slots__ = ("_exchange", "_loop", "_peer", "_runner", "_state")
 
@@ -51,16 +52,16 @@ class Relay:
 
     @property
     def finish(self) -> Finish | None:
-        """How the exchange ended, once it has."""
+        """The end of the exchange, or None."""
         return self._state.finish
 
     @property
     def reason_of_the_end(self) -> CancelReason:
-        """Who ended Envoy's stream before its time."""
+        """The side that ended Envoy's stream early."""
         return self._state.reason_of_the_end
 
     async def run(self) -> None:
-        """Answer the client to the end."""
+        """Send the response to the end."""
         state, outbox, now = self._state, self._peer.outbox, self._loop.time
         call = None
         while (action := state.next_action()) is not None:
@@ -74,7 +75,7 @@ class Relay:
             return
         state.forward(call, now())
         await self._send()
-        # It may have taken a while until Envoy took a large one.
+        # Envoy may have needed a while to read a large request.
         state.hear(now())
         interludes = Interludes(self._peer, state.next_due, self._on_silence)
         interludes.schedule()
@@ -94,7 +95,7 @@ class Relay:
             await interludes.aclose()
 
     async def _answer(self) -> None:
-        """Send what there is for the client, as far as Envoy takes it now."""
+        """Send the output for the client, as far as Envoy accepts it now."""
         state = self._state
         while (action := state.answer(self._loop.time())) is not None:
             await self._perform(action)
@@ -104,7 +105,7 @@ class Relay:
             raise StreamCut(state.cut)
 
     async def _perform(self, action: CallUpstream | OwnAction) -> None:
-        """What the runner does for the exchange."""
+        """Let the runner perform an action of the exchange."""
         assert not isinstance(action, CallUpstream), "what takes more than a call is driven"
         await self._peer.begin()
         await self._runner.perform(self._exchange, action)
@@ -124,8 +125,7 @@ class Relay:
 
 
 async def translate_local_reply(peer: Peer, received: Received, request_id: str) -> None:
-    """Envoy answered the client by itself while the request was still owed its answer, or before it came here: make it
-    an error object."""
+    """Envoy answered the client itself, before or during the request: turn this answer into an error object."""
     headers, body = local_reply(received, request_id)
     if received.end:
         await peer.send(wire.response_replaced(headers, (), body, {"status": "error"}))
@@ -137,14 +137,14 @@ async def translate_local_reply(peer: Peer, received: Received, request_id: str)
 
 
 class Interludes:
-    """The silent moments of one stream.
+    """Runs an action during the silent moments of one stream.
 
-    A read of gRPC must not be cancelled and begun again, so a time limit around every read is no way to notice silence.
-    Instead the timer acts only while the stream waits for its next message, and the stream goes on with that message
-    only when the act is over.
+    A gRPC read must not be cancelled and repeated, so a timeout around every read cannot detect silence. Instead a
+    timer starts the action only while the stream waits for its next message. The stream continues with that message
+    only after the action.
 
-    `next_due` tells the loop time at which to act if nothing changes, `act` acts. The limits are checked when the
-    timer runs out, so a message costs nothing here.
+    `next_due` returns the loop time of the next action if nothing changes; `act` is the action. The timer checks the
+    limits when it fires, so a message costs nothing here.
     """
 
     def __init__(
@@ -167,25 +167,25 @@ class Interludes:
         self._failure: BaseException | None = None
 
     def schedule(self) -> None:
-        """Look at the limits again: an earlier moment may be due now."""
+        """Check the limits again: an earlier action may be due."""
         due = self._next_due()
         if self._timer is not None:
             if self._at <= due:
-                # It looks by itself then.
+                # The timer checks the limits when it fires.
                 return
             self._timer.cancel()
         if self._closed:
             self._timer = None
             return
-        # Never far ahead: of most streams the first timer is the only one, whatever becomes due meanwhile.
+        # Not far ahead: for most streams the first timer is the only one, whatever becomes due meanwhile.
         self._at = min(due, self._loop.time() + _MAX_AHEAD)
         self._timer = self._loop.call_at(self._at, self._wake)
 
     async def receive(self) -> Received:
-        """The next message, after whatever happened while it was awaited."""
+        """The next message, after any action that ran during the wait."""
         inbox = self._peer.inbox
         if not inbox.drained and (here := inbox.receive_now()) is not None:
-            # Nothing acts but while the stream waits.
+            # Actions run only while the stream waits.
             return here
         try:
             self._listening = True
@@ -203,7 +203,7 @@ class Interludes:
         return inbox.read(message)
 
     async def aclose(self) -> None:
-        """Stop; an act that is under way is cancelled."""
+        """Stop, and cancel a running action."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -212,13 +212,13 @@ class Interludes:
                 self._running.cancel()
                 await asyncio.wait({self._running})
         finally:
-            # A task that was cancelled, and a failure that was raised, hold their frames, and these hold us.
+            # A cancelled task and a raised failure keep their frames, and these keep this object.
             self._owner = self._failure = None
 
     def _wake(self) -> None:
         self._timer = None
         if not self._listening or self._running is not None:
-            # The stream is busy, so it is not silent; look again soon.
+            # The stream is busy and not silent; check again soon.
             self._at = self._loop.time() + _BUSY_RETRY
             self._timer = self._loop.call_at(self._at, self._wake)
         elif self._loop.time() < self._next_due():

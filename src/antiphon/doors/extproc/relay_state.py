@@ -1,23 +1,25 @@
-"""The state machine of one relayed exchange, without IO: what the sidecar sends to Envoy, and when.
+"""Implements the state machine of one relayed exchange, without IO: the sidecar's answers to Envoy, and their order.
 
-Lives here: which answers Envoy accepts when, and the moments at which something is due. Not here: waiting, sending,
-timers (`relay.py`), bytes (`wire.py`), and every decision about the response (`engine/exchange/response_exchange.py`).
+Lives here: which answers Envoy accepts when, and deadlines. Not here: waiting, sending, timers (`relay.py`), bytes
+(`wire.py`), decisions about the response (`engine/exchange/response_exchange.py`).
 
-Rules kept here, verified against Envoy 1.40.0:
+Rules, verified against Envoy 1.40.0:
 
-- The request goes out as a headers answer with the exact length and then its body. (One with trailers does not come
-  here, see `stream.py`.)
-- No response body part goes out before the upstream's first body part (Envoy resets the stream), and the answer to
-  the response headers waits for it, so that an early failure still gets its HTTP status.
-- A response without a body takes ours only inside the headers answer. One with trailers but without a body takes it
-  only as an immediate response. One with trailers ends with the trailers answer instead of `end_of_stream`.
-- An event stream that is complete before the upstream's end (after `[DONE]`) is sent at once but ended with the
-  upstream: ending it first would make Envoy drop the upstream's connection.
-- Of what follows, the end of the upstream's body alone is waited for, and that for `end_seconds` at most.
-- After the first part anything may be sent at any time: keep-alive comments, and an end when the upstream is silent.
-- An upstream that breaks off cuts the client's stream without asking us; all we see is the end of our own stream.
+- The sidecar sends the request as a headers answer with the exact length, then its body. (A request with trailers is
+  not relayed, see `stream.py`.)
+- No response body part may precede the upstream's first body part (Envoy resets the stream). The answer to the response
+  headers waits for it, so an early failure still gets its HTTP status.
+- For a response without a body, Envoy accepts a body only inside the headers answer. For one with trailers but without
+  a body, it accepts one only as an immediate response. One with trailers ends with the trailers answer instead of
+  `end_of_stream`.
+- An event stream that is complete before the upstream's end (after `[DONE]`) is sent at once, but ended with the
+  upstream: an earlier end would make Envoy drop the upstream's connection.
+- After `[DONE]` the sidecar waits only for the end of the upstream's body, and at most `end_seconds`.
+- After the first part the sidecar may send at any time: keep-alive comments, and an end when the upstream is silent.
+- If the upstream breaks off, Envoy cuts the client's stream without a message; the sidecar sees only the end of the
+  ext_proc stream.
 
-Invariant: nothing here waits; what is to be sent is in `outgoing`, in its order, and then in `rest`.
+Invariant: nothing here waits. `outgoing` holds the messages to send, in order, and `rest` those after them.
 """
 
 from __future__ import annotations
@@ -66,21 +68,21 @@ from antiphon.types.transport import (
     header_value,
 )
 
-# Each is asked for often; a member of an enumeration is looked for in its class every time.
+# A module constant, because access to an enumeration's member looks it up in the class each time.
 _RESPONSE_BODY: Final = MessageKind.RESPONSE_BODY
 _RESPONSE_HEADERS: Final = MessageKind.RESPONSE_HEADERS
 _RESPONSE_TRAILERS: Final = MessageKind.RESPONSE_TRAILERS
 
-# Parts of a stream are small while its model writes.
+# The parts of a stream are small while its model writes.
 _LARGE: Final = 4 * 1024
-# The least that a client can have left unread when Envoy begins to hold its upstream back: a window and a buffer.
+# The minimum of unread bytes at which Envoy begins to stop reading from the upstream: a window and a buffer.
 _FILLS: Final = 128 * 1024
-# Envoy finds no route (404) for a request without it; it says how the client reached Envoy, nothing about the client.
+# Without this header Envoy finds no route (404). It describes how the client reached Envoy, not the client.
 _ENVOYS_OWN: Final = "x-forwarded-proto"
-# Of the upstream's headers, those that are about the client's account and not about the bytes. All others go: they
-# describe a body that is rewritten, or the upstream itself. (`x-request-id` is ours.)
+# The upstream's headers about the client's account pass. All others are removed, because they describe a rewritten body
+# or the upstream itself. (`x-request-id` is set by the sidecar.)
 _KEPT_RESPONSE_HEADERS: Final = "x-ratelimit-"
-# Envoy's own answers in place of ours.
+# The errors for responses that Envoy made itself.
 _SAID: Final = {
     401: ("The request's credentials were not accepted.", "invalid_api_key"),
     403: ("The request is not allowed.", "permission_denied"),
@@ -90,10 +92,10 @@ _SAID: Final = {
 
 
 class RelayState:
-    """One exchange, relayed (or refused before there is anything to relay). Times are of one steady clock.
+    """One relayed exchange (or one that is refused before the call). Times come from one monotonic clock.
 
-    Whoever drives it sends `outgoing` and then `rest` after each call that may add to them, and asks `next_due` again
-    where `due_changed` says so.
+    After each call that may add to them, the driver sends `outgoing` and then `rest`. If `due_changed` is set, it calls
+    `next_due` again.
     """
 
     __slots__ = (
@@ -143,50 +145,51 @@ class RelayState:
         self._timeouts = timeouts
         self._keepalive = keepalive
         self._end_seconds = end_seconds
-        # What `say` was told to have done first.
+        # An action that `say` must leave to the next `answer`.
         self._first: CallUpstream | OwnAction | None = None
         self.outgoing: list[bytes] = []
         """Messages to send now."""
         self.rest: Iterator[bytes] | None = None
-        """Those of a large body, behind `outgoing`: each is made when the one before is sent."""
+        """The messages of a large body, after `outgoing`: each is built when the previous one is sent."""
         self.due_changed = False
-        """`next_due` may be earlier than it was."""
+        """Whether `next_due` may be earlier than before."""
         self.finished = False
-        """Everything is said, once it is sent."""
+        """Whether the response is complete once the messages are sent."""
         self.cut = ""
-        """Why the client's stream must break off behind what is sent, if it must."""
-        # What the exchange wants the client to get.
+        """The reason why the client's stream must break off after these messages, or empty."""
+        # The exchange's output for the client.
         self._head: SendHead | None = None
         self._waiting: list[bytes] = []
         self.finish: Finish | None = None
-        # What Envoy has told us of the upstream's answer.
+        # The upstream's response, as Envoy has delivered it.
         self._upstream_headers: Headers = ()
         self._headed = False
         self._bodiless = False
         self._body_begun = False
         self._end: MessageKind | None = None
         self._decoder: Inflate | None = None
-        # What Envoy was told.
+        # The answers sent to Envoy.
         self._head_answered = False
         self._closing = False
-        # When the upstream was last heard, and when the client last got something; when the exchange is told the time,
-        # and when a stream that is complete ends without its upstream.
+        # The time of the upstream's last byte, and of the client's last one; the next time to call `receive_time`, and
+        # the time to end a complete stream without its upstream.
         self._heard = 0.0
         self._sent = 0.0
         self._given = 0
-        # How many upstreams Envoy may ask, one after the other.
+        # The number of upstreams that Envoy may try in turn.
         self._tries = 1
         self._told_at = 0.0
         self._close_at = 0.0
 
     @property
     def reason_of_the_end(self) -> CancelReason:
-        """Who ended Envoy's stream before its time. Of a failure before the upstream's head Envoy tells us (its own
-        answer comes instead); behind it a client that leaves and an upstream that breaks off look alike."""
+        """The side that ended Envoy's stream early. A failure before the upstream's head arrives as Envoy's own
+        response. After the head, Envoy's stream ends in the same way for a client that leaves and an upstream that
+        breaks off."""
         return CancelReason.CONNECTION_ENDED if self._headed and self._end is None else CancelReason.CLIENT_GONE
 
     def next_action(self) -> CallUpstream | OwnAction | None:
-        """Note what there is for the client, up to the first action that is for somebody else: that one."""
+        """Record the exchange's output for the client. Returns its first other action, or None."""
         exchange = self._exchange
         while (action := exchange.next_action()) is not None:
             if isinstance(action, SendBody):
@@ -201,7 +204,7 @@ class RelayState:
         return None
 
     def answer_at_once(self) -> None:
-        """The whole answer is known without a model call."""
+        """Prepare the complete response, which needs no model call."""
         head, finish = self._head, self.finish
         assert head is not None and finish is not None
         self.finished = True
@@ -213,7 +216,7 @@ class RelayState:
     # Towards the upstream
 
     def forward(self, call: UpstreamRequest, now: float) -> None:
-        """Hand the translated request to Envoy. Of the client's headers only the allowed ones stay."""
+        """Give the translated request to Envoy. Only the allowed client headers stay."""
         body = call.body
         headers = (
             (":method", call.method),
@@ -235,18 +238,18 @@ class RelayState:
         self.hear(now)
 
     def hear(self, now: float) -> None:
-        """From now on the upstream may answer."""
+        """The upstream may answer from now on."""
         self._heard = now
         self._told_at = self._exchange.receive_time(now)
 
     # From the upstream
 
     def receive(self, received: Received, now: float) -> bool:
-        """What Envoy says; whether others should go first before what it leads to is sent: what waits meanwhile is
-        bounded, and Envoy holds the upstream back."""
+        """Process a message from Envoy. Returns whether other streams should go first before the output is sent: the
+        queue is bounded, and Envoy slows the upstream down."""
         self._heard = now
         if now >= self._told_at:
-            # An upstream that never pauses leaves no silence to look at the time in.
+            # An upstream that never pauses gives no silence in which to pass the time.
             self._told_at = self._exchange.receive_time(now)
         kind = received.kind
         floods = False
@@ -265,7 +268,7 @@ class RelayState:
             self._take_head(received)
         elif kind is _RESPONSE_TRAILERS:
             self._upstream_ended(kind)
-        # What follows the request's end (some Envoys repeat it) means nothing.
+        # Messages after the request's end (some Envoys repeat it) have no meaning.
         return floods
 
     def _take_head(self, received: Received) -> None:
@@ -279,7 +282,7 @@ class RelayState:
             self._decoder = None
             self._upstream_ended(received.kind)
         else:
-            # Another limit holds from now on.
+            # A different timeout applies from now on.
             self._headed = True
             self.due_changed = True
 
@@ -296,8 +299,8 @@ class RelayState:
     # Towards the client
 
     def answer(self, now: float) -> CallUpstream | OwnAction | None:
-        """Say what there is for the client, as far as Envoy takes it now; what must be done first, if anything (then
-        this is to be asked again)."""
+        """Prepare the output for the client, as far as Envoy accepts it now. Returns an action that must run first, if
+        any; then the driver calls this again."""
         action = self._first
         if action is not None:
             self._first = None
@@ -324,7 +327,7 @@ class RelayState:
             self.outgoing.append(wire.response_head(headers, removed))
             self._sent = now
             if head.streamed:
-                # The client is to hear something from now on.
+                # From now on the client needs keep-alives.
                 self.due_changed = True
         if self.finish is not None:
             self._answer_to_the_end(head, self.finish, now)
@@ -336,8 +339,8 @@ class RelayState:
         return None
 
     def say(self, outbox: Outbox, now: float) -> bool:
-        """`answer`, and send what it comes to, where all of that takes no waiting: whether it was so. Otherwise
-        `answer` is to be asked again, and `outgoing` and `rest` are to be sent."""
+        """Run `answer`, and send its output if none of this needs waiting. Returns whether that was so. If False, the
+        driver must call `answer` again and send `outgoing` and `rest`."""
         action = self.answer(now)
         if action is not None:
             self._first = action
@@ -347,10 +350,10 @@ class RelayState:
         return not self.outgoing or outbox.send_now(self.outgoing)
 
     def _answer_without_body(self, head: SendHead, finish: Finish) -> None:
-        """The answer is complete and no body part came (or will come) from the upstream."""
+        """The response is complete, and no body part came (or will come) from the upstream."""
         self.finished = True
         if finish.outcome == "cut":
-            # Somebody else's head came and nothing behind it; the client has seen neither.
+            # A passed-through head came without a body; the client has seen neither.
             silence = map_transport_error(UpstreamError(UpstreamFault.TIMED_OUT, "nothing came after the head"))
             self.outgoing.append(refusal_message(silence, self._request.request_id))
             return
@@ -390,7 +393,7 @@ class RelayState:
             self.rest = _response_parts(body, told, trailers)
 
     def _close(self) -> None:
-        """Everything was sent; end the body, with the upstream's trailers where it has some."""
+        """All parts were sent: end the body, or answer the upstream's trailers if it has some."""
         self.finished = True
         trailers = self._end is _RESPONSE_TRAILERS
         self.outgoing.append(wire.response_trailers() if trailers else wire.response_body(b"", True))
@@ -402,7 +405,7 @@ class RelayState:
         return body
 
     def _response_headers(self, head: SendHead) -> tuple[Headers, tuple[str, ...]]:
-        """What is set in the answer's head, and which of the upstream's headers do not pass."""
+        """The headers to set in the response's head, and the upstream's headers to remove."""
         headers, upstream = with_request_id(head.headers, self._request.request_id), self._upstream_headers
         named = dict(upstream)
         for name, _ in headers:
@@ -412,14 +415,15 @@ class RelayState:
             [name for name in named if name[:1] != ":" and (raw or not name.startswith(_KEPT_RESPONSE_HEADERS))]
         )
         if raw:
-            # What is to stay as it is is not set: set again, of several headers of one name only one would stay.
+            # A header that stays unchanged must not be set: of several headers with one name, setting would keep only
+            # one.
             headers = tuple([pair for pair in headers if pair not in upstream])
         return ((":status", str(head.status)), *headers), removed
 
     # Silence
 
     def next_due(self) -> float:
-        """When `pass_time` is to be called, if nothing comes before."""
+        """The time to call `pass_time`, if no message comes before."""
         if self.finished:
             return FOREVER
         if self._closing:
@@ -428,7 +432,7 @@ class RelayState:
         return min(due, self._sent + self._keepalive) if self._keeps_alive() else due
 
     def pass_time(self, now: float) -> None:
-        """Something is due, for nothing came: then `answer` has it."""
+        """A deadline has passed without a message; `answer` has the output."""
         if self._closing or self.finished:
             return
         limit = self._upstream_limit()
@@ -441,7 +445,7 @@ class RelayState:
             self._exchange.receive_silence()
 
     def _upstream_limit(self) -> float:
-        """Seconds that the upstream may be silent in its present phase."""
+        """The seconds that the upstream may be silent in its present phase."""
         return self._timeouts.idle if self._headed else self._timeouts.head * self._tries
 
     def _keeps_alive(self) -> bool:
@@ -449,8 +453,8 @@ class RelayState:
         return self._head_answered and not self._closing and head is not None and head.streamed and not head.raw
 
     def _silence(self, limit: float) -> UpstreamError:
-        """Whose silence it is. Envoy holds the upstream back when its client does not read, and tells nobody: that can
-        be so only when there was enough of the stream to fill what lies in between."""
+        """The error for silence. When its client does not read, Envoy stops reading from the upstream, without a
+        message. This is possible only after enough bytes to fill the buffers in between."""
         said = f"nothing came for {limit:g} seconds (timeouts.{'idle' if self._headed else 'head'})"
         if self._given < _FILLS:
             return UpstreamError(UpstreamFault.TIMED_OUT, said)
@@ -474,7 +478,7 @@ def _status_of(headers: Headers) -> int:
 
 
 def local_reply(received: Received, request_id: str) -> tuple[Headers, bytes]:
-    """Envoy's own answer (its head is `received`) as an error object: what is set in its head, the body."""
+    """Envoy's own response (its head is `received`) as an error object: the headers to set, and the body."""
     status = _status_of(received.headers)
     said, code = _SAID.get(status, ("The request could not be served.", None))
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"

@@ -1,10 +1,10 @@
 """The ext_proc gRPC service, independent of its transport.
 
-Lives here: the service, where it listens, who may call, draining. Not here: the message order (`stream.py`), health and
+Lives here: the service, its address, access control, draining. Not here: the message order (`stream.py`), health and
 reflection (`standard_services.py`), the gRPC servers themselves (`transport_grpcio.py`, `transport_http2.py`).
 
-Invariants: a handler that fails aborts its call (ending it normally would let the request pass untranslated); an
-exception in one stream never touches another; on TCP no call is served without the shared secret.
+Invariants: a failing handler aborts its call (with a normal end, the request would pass untranslated). An exception in
+one stream never affects another. On TCP no call is served without the shared secret.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ Mode = Literal["auto", "relay", "drive"]
 class ExtProcDoor:
     """Serves `ExternalProcessor/Process`, gRPC health and gRPC reflection.
 
-    In modes `auto` and `relay` Envoy makes the model call of a request with a single turn; what needs more (hosted
-    tools, compaction, background) is driven from here. Transport `auto` is `http2` where its library is installed.
-    `tls` is for TCP. `end_seconds`: see `ProcessorOptions`.
+    In modes `auto` and `relay` Envoy makes the model call of a request with a single turn. This process makes the model
+    calls of other requests (hosted tools, compaction, background). Transport `auto` is `http2` where its library is
+    installed. `tls` is for TCP. `end_seconds`: see `ProcessorOptions`.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class ExtProcDoor:
         self._leaving: asyncio.Task[None] | None = None
 
     async def start(self, address: str, mode: int = 0o600) -> str:
-        """Listen on `unix:PATH` (with this file mode) or `HOST:PORT`; returns the bound address.
+        """Listen on `unix:PATH` (with this file mode) or `HOST:PORT`. Returns the bound address.
 
-        Raises `ConfigError` when that is impossible, or would be open to everybody.
+        Raises `ConfigError` when that is impossible, or when any client could connect.
         """
         transport = open_transport(self._transport_name, self)
         if address.startswith("unix:"):
@@ -109,10 +109,10 @@ class ExtProcDoor:
     async def drain(self, seconds: float, *, notice: float = 0.0) -> bool:
         """Report NOT_SERVING, refuse new requests, wait for those in flight; False when `seconds` were not enough.
 
-        During the first `notice` of these seconds new requests are still served. Connections are told at once that they
-        should not be used for more (Envoy opens others, to whom it thinks healthy).
+        During the first `notice` of these seconds new requests are still served. Connections get a GOAWAY at once
+        (Envoy opens new ones, to hosts that it considers healthy).
         """
-        # First health, then the connections: a peer that connects again learns NOT_SERVING.
+        # First health, then the connections: a peer that reconnects gets NOT_SERVING.
         self._context.admission.leave()
         if self._leaving is not None:
             await self._leaving
@@ -121,12 +121,12 @@ class ExtProcDoor:
         return await self._context.admission.drain(seconds, notice)
 
     async def aclose(self) -> None:
-        """Stop; what is still in flight is cut, and its rows are written."""
+        """Stop; requests in flight are cut, and their rows are written."""
         self._context.admission.on_leave.discard(self._leave)
         if self._transport is not None:
             self._context.admission.close()
             await self._transport.aclose(0.5)
-            # The handlers are cancelled, but may not have been waited for: they still note what was cut.
+            # The handlers are cancelled, but may still be running: they record the cut.
             await self._context.admission.drained(_NOTING_SECONDS)
             self._transport = None
         if self._leaving is not None:
@@ -138,7 +138,7 @@ class ExtProcDoor:
     def _leave(self) -> None:
         self._leaving = asyncio.get_running_loop().create_task(self._standard.leave())
 
-    # What the transport calls
+    # Called by the transport
 
     def check(self, message: bytes) -> bytes:
         """Answer one health check."""
@@ -149,7 +149,7 @@ class ExtProcDoor:
         await self._standard.serve(path, stream)
 
     def refusal(self, presented: Presented) -> CallFailed | None:
-        """On TCP a peer must have the secret; on a Unix socket the file mode decides who may connect."""
+        """The error for a TCP peer without the secret, or None. On a Unix socket the file mode controls access."""
         wanted, secret = self._context.secret, presented.secret
         if self._socket is not None or (wanted and secret and hmac.compare_digest(secret, wanted.encode())):
             return None

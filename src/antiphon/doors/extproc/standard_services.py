@@ -1,8 +1,8 @@
-"""gRPC's standard services beside the ext_proc service: health (`Check` and `Watch`) and reflection.
+"""Serves gRPC's standard services on the ext_proc server: health (`Check` and `Watch`) and reflection.
 
 Lives here: gRPC's own servicers (`grpcio-health-checking`, `grpcio-reflection`) behind serialised messages, so that
-both transports serve them, and the descriptors that reflection shows. Not here: who may call (`server.py`), sockets
-and limits (`transport_grpcio.py`, `transport_http2.py`).
+both transports serve them, and the descriptors that reflection shows. Not here: who may call (`server.py`), sockets and
+limits (`transport_grpcio.py`, `transport_http2.py`).
 
 The servicers are loaded with the first `Watch` or reflection call. They import `grpc`, which takes 9 MiB and 30 ms, and
 the transport `http2` does without it. So `Check`, which Envoy calls every second, is answered without them.
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _Request = TypeVar("_Request", bound=Message)
 _SERVICES: Final = ("", SERVICE)
-"""What has a health of its own: the whole process, and the ext_proc service. They are always equal."""
+"""The services with a health status: the whole process, and the ext_proc service. Both are always equal."""
 _SHOWN_FILE: Final = "envoy/service/ext_proc/v3/external_processor.proto"
 
 

@@ -1,17 +1,17 @@
-"""Serves one ext_proc stream, which is one client request: reads the request whole, then chooses who answers it.
+"""Serves one ext_proc stream, which is one client request: reads the whole request, then chooses relay, drive or a
+local answer.
 
-Lives here: the request phase, and the way out of every failure. Not here: what the first message says (`opening.py`),
-how a model call is relayed (`relay.py`), answers that are made here (`immediate_response.py`), bytes (`wire.py`), the
-gRPC server (`server.py`).
+Lives here: the request phase, and the handling of every failure. Not here: the first message (`opening.py`), relaying a
+model call (`relay.py`), local answers (`immediate_response.py`), bytes (`wire.py`), the gRPC server (`server.py`).
 
-All rules of this package were verified against Envoy 1.40.0 in FULL_DUPLEX_STREAMED mode. Those kept here:
+All rules of this package were verified against Envoy 1.40.0 in FULL_DUPLEX_STREAMED mode. The rules of this module:
 
-- Nothing is answered before the whole request is in: the first answer decides for good whether Envoy makes the model
+- No answer goes out before the whole request is in: the first answer decides for good whether Envoy makes the model
   call (relay) or this process answers (local). The exception is an early refusal, which is an immediate response.
 - A handler that ends without an answer fails open: Envoy sends the untranslated request upstream, even half of it. So
-  `serve_stream` answers or raises, and whoever calls it aborts the call when it raises.
+  `serve_stream` answers or raises, and its caller aborts the call when it raises.
 - A request that ended with trailers is never relayed.
-- Envoy's own local replies come through the response path, also while the request is still owed its answer.
+- Envoy's own local replies come through the response path, even before the request has its answer.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ProcessorOptions:
-    """`always_drive`: make every model call from here. Otherwise Envoy makes those of a single turn.
-    `end_seconds`: how long the end of an upstream's body is waited for after its `[DONE]`."""
+    """`always_drive`: make every model call from this process. Otherwise Envoy makes those of a single turn.
+    `end_seconds`: how long to wait for the end of an upstream's body after its `[DONE]`."""
 
     always_drive: bool
     ahead: Ahead
@@ -59,11 +59,11 @@ class ProcessorOptions:
 async def serve_stream(
     context: DoorContext, stream: MessageStream, options: ProcessorOptions, trace: Headers = ()
 ) -> None:
-    """Serve one stream to its end; any exception must abort the gRPC call. `trace`: what continues Envoy's own span,
-    which is within the client's; without one the request's headers tell.
+    """Serve one stream to its end; any exception must abort the gRPC call. `trace`: the trace context of Envoy's span,
+    which is within the client's trace; if empty, the request's headers provide it.
 
-    Raises `ProtocolError` when Envoy's configuration cannot work, `PeerLeft` when Envoy left first, `StreamCut` when
-    the client's stream must break off.
+    Raises `ProtocolError` when Envoy's configuration cannot work, `PeerLeft` when Envoy left first, and `StreamCut`
+    when the client's stream must break off.
     """
     peer = Peer(stream)
     opening = await peer.receive()
@@ -82,7 +82,7 @@ async def serve_stream(
     except ApiError as error:
         if peer.answered:
             raise
-        # Refused before there was a response: it has no line yet.
+        # Refused before the exchange existed, so its log line is written here.
         refused = refusal(error)
         operation = context.router.operation_of(request.method, request.path)
         context.telemetry.metrics.request_finished(operation, error.status, refused.fault)
@@ -121,12 +121,12 @@ async def _serve(
             if ended or await _read_body(context, peer, request, hold):
                 await _serve_exchange(context, peer, request, owner, options, hold, observed)
         finally:
-            # Of what was not read there is nothing to tell.
+            # No telemetry for a request that was not read completely.
             observed.drop()
         return
     if not ended and not await _read_body(context, peer, request, hold):
         return
-    # An Envoy that sends us more than it needs to: these paths have an ordinary cluster.
+    # An Envoy that sends more than necessary: the generated configuration routes these paths to an ordinary cluster.
     pairs = tuple(parse_qsl(request.query, keep_blank_values=True))
     api_request = ApiRequest(
         request.method, request.path, pairs, request.headers, request.body, owner, request.request_id
@@ -149,9 +149,9 @@ async def _serve(
 
 
 async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, hold: Hold) -> bool:
-    """Read to the request's end and decompress; False when Envoy answered the client by itself meanwhile."""
+    """Read to the request's end and decompress. Returns False when Envoy answered the client itself meanwhile."""
     body = WholeBody(request.headers, hold, context.limits.request_body_bytes)
-    # Of most requests all is here already, which needs no clock.
+    # Most requests have arrived completely, and then need no timer.
     last = None
     while last is None and (here := peer.receive_now()) is not None:
         last = _last(here, body)
@@ -174,7 +174,7 @@ async def _read_body(context: DoorContext, peer: Peer, request: ClientRequest, h
 
 
 def _last(received: Received, body: WholeBody) -> Received | None:
-    """Take what came into the body; the message itself when no more of the body follows."""
+    """Add the message's bytes to the body. Returns the message when the body is complete."""
     if received.kind is not MessageKind.REQUEST_BODY:
         return received
     body.add(received.body)
@@ -199,8 +199,8 @@ async def _serve_exchange(
         body, request.body = request.body, b""
         await context.runner.receive(exchange, head, body)
         del body
-        # Behind request trailers Envoy sends the body a second time when its route may retry: the surplus would be read
-        # as the next request on the upstream's connection, which may be somebody else's.
+        # After request trailers Envoy sends the body twice when its route may retry. The upstream would read the
+        # surplus as the next request on its connection, which may belong to another client.
         if options.always_drive or exchange.needs_drive or request.trailers:
             await peer.begin()
             answer = Drive(context.runner, peer, exchange, request.request_id, options.ahead, context.telemetry.cost)
@@ -215,11 +215,11 @@ async def _serve_exchange(
             if not exchange.done and not context.admission.closed:
                 finish = await context.runner.go_on(exchange, lambda: context.admission.closed)
             if not exchange.done:
-                # The client left, Envoy cut the stream, or something broke: the row is written as failed.
+                # The client left, Envoy cut the stream, or an error occurred: the row is written as failed.
                 reason = CancelReason.CLIENT_GONE if answer is None else answer.reason_of_the_end
                 if context.admission.closed:
                     reason = CancelReason.SHUTTING_DOWN
-                # A client that leaves shows as the end of the messages first and as a cancellation right after it.
+                # A client that leaves appears first as the end of the messages, then as a cancellation.
                 await to_the_end(context.runner.abandon(exchange, reason))
         finally:
             if answer is not None and answer.finish is not None:

@@ -1,10 +1,10 @@
-"""The interface between the ext_proc service and its gRPC transport.
+"""Defines the interface between the ext_proc service and its gRPC transport.
 
-Lives here: the interfaces between the processor and its gRPC server. Not here: their implementations
-(`transport_grpcio.py`, `transport_http2.py`), and what the messages mean (`wire.py`, `stream.py`).
+Lives here: the protocols of the service and of the gRPC server. Not here: their implementations (`transport_grpcio.py`,
+`transport_http2.py`), the meaning of messages (`wire.py`, `stream.py`).
 
-Invariant: `send` returns only once the transport accepted the message, and who is told by `send_now` that too much is
-queued waits (`settle`), so that flow control reaches the sender.
+Invariant: `send` returns only after the transport has accepted the message. A sender whose `send_now` reports a full
+queue waits (`settle`), so flow control reaches the sender.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ TransportName = Literal["auto", "grpcio", "http2"]
 
 
 def chosen_transport(name: TransportName) -> TransportName:
-    """The transport that is meant: with `auto` the fast one, where it is installed."""
+    """The transport to use: `auto` selects the fast one, if it is installed."""
     if name != "auto":
         return name
     return "http2" if importlib.util.find_spec("ngh2") is not None else "grpcio"
 
 
 class GrpcStatus(IntEnum):
-    """The status codes of gRPC that are used here."""
+    """The gRPC status codes in use."""
 
     OK = 0
     CANCELLED = 1
@@ -53,7 +53,7 @@ class GrpcStatus(IntEnum):
 
 
 class StreamClosed(AntiphonError):
-    """The peer is gone: nothing can be sent any more."""
+    """The peer has left: no message can be sent any more."""
 
 
 class CallFailed(AntiphonError):
@@ -66,38 +66,39 @@ class CallFailed(AntiphonError):
 
 
 class MessageStream(Protocol):
-    """One bidirectional stream of serialised messages."""
+    """One bidirectional stream of serialized messages."""
 
     def receive(self) -> Awaitable[bytes | None]:
         """The next message, or None when the peer has ended its side."""
 
     def receive_now(self) -> bytes | None:
-        """The next message, if it is here already; None says no more than that it is not."""
+        """The next message, if it has arrived. None only means that it has not."""
 
     async def begin(self) -> None:
-        """Tell the peer that its call is served here: until then it may hand the same call to another process.
+        """Confirm to the peer that this process serves the call: before this, it may send the same call to another
+        process.
 
-        Raises `StreamClosed` when the peer is gone.
+        Raises `StreamClosed` when the peer has left.
         """
 
     def send_now(self, message: bytes) -> bool | None:
-        """Send one message, if that takes no waiting: None where it was not sent. False: it was, and before anything
-        else is sent or done with the stream `settle` is to be waited for. Raises `StreamClosed` if nobody is there."""
+        """Send one message, if that needs no waiting; None: it was not sent. False: it was sent, but the caller must
+        await `settle` before any other operation on the stream. Raises `StreamClosed` when the peer has left."""
 
     async def settle(self) -> None:
-        """Wait until not too much is queued. Raises `StreamClosed` when the peer is gone."""
+        """Wait until the queue has room. Raises `StreamClosed` when the peer has left."""
 
     async def send(self, message: bytes) -> None:
-        """Send one message; waits for flow control. Raises `StreamClosed` when the peer is gone."""
+        """Send one message; waits for flow control. Raises `StreamClosed` when the peer has left."""
 
     async def let_end(self, seconds: float) -> None:
-        """All was sent: let the peer end the call, at most so long, so that its end here cuts nothing. What still comes
-        is dropped. It may be waited for here, or by the transport after this has returned."""
+        """All messages are sent: let the peer end the call within `seconds`, so that no byte is cut off. Messages that
+        still come are dropped. The wait may happen here, or in the transport after this returns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Presented:
-    """What the peer says with a call: the `secret`, and the headers by which its own trace continues here."""
+    """The peer's metadata of a call: the `secret`, and the headers that continue its trace."""
 
     secret: bytes | None
     trace: Headers = ()
@@ -107,7 +108,7 @@ TRACE_METADATA = ("traceparent", "tracestate")
 
 
 class Calls(Protocol):
-    """What is served. A transport calls `process` in a task per stream, and cancels it when the peer leaves."""
+    """The served calls. A transport runs `process` in a task per stream, and cancels it when the peer leaves."""
 
     def refusal(self, presented: Presented) -> CallFailed | None:
         """The error for a call of this peer, before the server buffers any of its bytes; None: it may be served."""
@@ -123,18 +124,18 @@ class Calls(Protocol):
 
 
 class Transport(Protocol):
-    """A gRPC server. It asks `Calls.refusal` before it serves a stream, and buffers almost nothing of a peer without
+    """A gRPC server. It calls `Calls.refusal` before it serves a stream, and buffers almost no bytes of a peer without
     the secret."""
 
     async def listen(self, address: str, tls: TlsFiles | None = None) -> str:
-        """Serve at `unix:PATH` or `HOST:PORT` (there with TLS, where files are given); returns the bound address.
+        """Serve at `unix:PATH` or `HOST:PORT` (there with TLS, if files are given). Returns the bound address.
 
         Raises `ConfigError`.
         """
 
     def announce_end(self) -> None:
-        """Ask every peer to open its next call on another connection, where the transport can; calls are served all the
-        same, those that come here still too."""
+        """Ask every peer to open its next call on another connection, if the transport supports it. Calls are still
+        served."""
 
     async def aclose(self, grace: float) -> None:
         """Stop listening; calls that do not end within `grace` seconds are cancelled."""

@@ -1,10 +1,10 @@
-"""The reference transport, on `grpc.aio`.
+"""Implements the reference transport, on `grpc.aio`.
 
-Lives here: its options, handlers and the stream adapter. Not here: where it listens and who may call (`server.py`).
+Lives here: its options, handlers and the stream adapter. Not here: its address and access control (`server.py`).
 
-Invariants: every call ends with a status; an exception in one call never touches another; nothing of a call is read
-whose peer does not have the secret. gRPC's server keeps a message of any size that it reads, so such a peer's health
-check is answered unread: for the whole process, whatever service it names.
+Invariants: every call ends with a status. An exception in one call never affects another. The transport reads no
+message of a peer without the secret. gRPC's server buffers a message of any size that it reads. So it answers such a
+peer's health check without reading it, for the whole process, whichever service the check names.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from antiphon.errors import ConfigError
 from antiphon.types.transport import SECRET_HEADER
 
 _OPTIONS = (
-    # Envoy hands bodies on in parts of up to its buffer limit; the door limits whole bodies itself.
+    # Envoy sends bodies in parts of up to its buffer limit; the server limits whole bodies itself.
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", -1),
     ("grpc.max_metadata_size", 64 * 1024),
-    # One connection carries all streams of an Envoy worker, and a GOAWAY for "too many pings" would kill them all.
+    # One connection carries all streams of an Envoy worker, and a GOAWAY for "too many pings" would end them all.
     ("grpc.max_concurrent_streams", 100_000),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_permit_without_calls", 1),
-    # An Envoy that hangs takes nothing and leaves nothing: its connection must end, and its calls with it.
+    # An Envoy that hangs reads nothing and ends nothing: its connection must end, and its calls with it.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # Two processes on one port would not share the load, but hide that one of them is too many.
+    # Two processes on one port would not share the load, but hide the mistake.
     ("grpc.so_reuseport", 0),
 )
 
@@ -76,7 +76,8 @@ class GrpcioTransport:
         return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
     def announce_end(self) -> None:
-        """Nothing: gRPC's server says so only together with refusing calls. Health says it too."""
+        """Do nothing: gRPC's server sends a GOAWAY only together with refusing calls. Health reports the drain as
+        well."""
 
     async def aclose(self, grace: float) -> None:
         if self._server is not None:
@@ -84,7 +85,7 @@ class GrpcioTransport:
             self._server = None
 
     def _handlers(self) -> Iterator[grpc.GenericRpcHandler[bytes, bytes]]:
-        # Without (de)serialisers the handler gets and gives bytes.
+        # Without (de)serializers the handlers get and return bytes.
         handlers = {
             PROCESS: grpc.stream_stream_rpc_method_handler(self._process),
             HEALTH_CHECK: grpc.stream_unary_rpc_method_handler(self._check),
@@ -117,7 +118,7 @@ class GrpcioTransport:
         await self._serve(context, _presented(context), self._calls.standard(path, _GrpcioStream(context)))
 
     async def _serve(self, context: _Context, presented: Presented, work: Coroutine[object, object, None]) -> None:
-        """Do the work of a call, if its peer has the secret; the call ends with a status."""
+        """Run a call, if its peer has the secret; the call ends with a status."""
         try:
             if (refusal := self._calls.refusal(presented)) is not None:
                 work.close()
@@ -133,7 +134,7 @@ def _credentials(tls: TlsFiles) -> grpc.ServerCredentials:
 
 
 class _GrpcioStream:
-    """`MessageStream` over a servicer context with raw-bytes (de)serialisers."""
+    """`MessageStream` over a servicer context with raw bytes."""
 
     __slots__ = ("_begun", "_context")
 
@@ -146,7 +147,7 @@ class _GrpcioStream:
         return None if message is grpc.aio.EOF else message  # type: ignore[attr-defined]
 
     def receive_now(self) -> bytes | None:
-        # Nobody can ask gRPC's own server.
+        # gRPC's server has no call for this.
         return None
 
     async def begin(self) -> None:
@@ -159,19 +160,19 @@ class _GrpcioStream:
             raise StreamClosed(type(error).__name__) from None
 
     def send_now(self, message: bytes) -> bool | None:
-        # It takes a message only from who waits.
+        # It accepts a message only from a waiting caller.
         return None
 
     async def settle(self) -> None:
-        """Nothing: whoever sends has waited."""
+        """Do nothing: `send` has waited."""
 
     async def send(self, message: bytes) -> None:
-        # The first message brings the head along, if it was not sent.
+        # The first message includes the head, unless it was sent.
         self._begun = True
         try:
             await self._context.write(message)
         except grpc.aio.BaseError as error:
-            # The peer ended the call between our looking and our writing.
+            # The peer ended the call between the check and the write.
             raise StreamClosed(type(error).__name__) from None
 
     async def let_end(self, seconds: float) -> None:

@@ -1,15 +1,15 @@
 """Converts ext_proc messages to and from plain values. No other file uses the generated message classes.
 
-Lives here: decoding what Envoy sends and encoding what it is answered. Not here: reading heads (`head_reader.py`),
-parts of bodies (`body_messages.py`), which answer is legal when (`stream.py`, `relay.py`, `immediate_response.py`).
+Lives here: decoding Envoy's messages and encoding the answers. Not here: reading heads (`head_reader.py`), parts of
+bodies (`body_messages.py`), which answer is legal when (`stream.py`, `relay.py`, `immediate_response.py`).
 
-Changes of headers, and metadata, are written by hand: with the generated classes they cost twice as much, since each
-field of each header is an object on the way. And most headers are the same in every answer; those are kept.
+This module encodes header changes and metadata by hand. The generated classes cost twice as much, because each field of
+each header becomes an object. Most headers are equal in every answer, so it caches them.
 
-Invariants: header values travel in `raw_value` (Envoy shows values in `value` as empty); a header that is set replaces
-what was there, and a name that is given twice arrives twice; header bytes that are not UTF-8 survive the round trip;
-a value that may be a credential is never kept; the generated classes read what is written by hand as what they would
-have been told (a test compares them).
+Invariants: header values travel in `raw_value` (Envoy shows values in `value` as empty). Setting a header replaces the
+existing one; several values of one name become one header with a list. Header bytes that are not UTF-8 survive the
+round trip. The cache never holds a value that may be a credential. The generated classes decode the hand-written bytes
+to the same values (a test compares them).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.types.transport import BACKEND_HEADER, Headers
 
 Metadata = dict[str, str | int]
-"""What goes into Envoy's dynamic metadata, under the namespace `antiphon`."""
+"""Envoy's dynamic metadata in the namespace `antiphon`."""
 
 _NAMESPACE: Final = "antiphon"
-# A field's first byte is its number and its kind: 2 for what has a length, 1 for eight bytes, 0 for a number.
+# A field's first byte has its number and its wire type: 2 for length-delimited, 1 for eight bytes, 0 for a varint.
 _FIRST: Final = b"\x0a"
 _SECOND: Final = b"\x12"
 _RAW_VALUE: Final = b"\x1a"
@@ -41,9 +41,9 @@ _STRUCT: Final = b"\x2a"
 _SMALL: Final = tuple(varint(number) for number in range(1024))
 _double: Final = Struct("<d").pack
 _LONGEST_TEXT: Final = 256
-# What has few values of all that Envoy is told. (Each response has an id of its own.)
+# Metadata with few values. (Response ids, for example, are all different.)
 _TOLD_ALIKE: Final = frozenset({"status", "model"})
-# Headers with few values, whoever asks.
+# Headers with few values, for all clients.
 _ALIKE: Final = frozenset({":method", ":path", ":status", "content-type", "accept", "cache-control", BACKEND_HEADER})
 _CLEAR_ROUTE_CACHE: Final = b"\x28\x01"
 _MODES: Final = {number: name for name, number in pb.ProcessingMode.BodySendMode.items()}
@@ -65,7 +65,7 @@ _HEAD_KINDS: Final = {
 
 
 def decode(message: bytes) -> Received:
-    """Decode one ProcessingRequest. Raises ValueError for bytes that are none."""
+    """Decode one ProcessingRequest. Raises ValueError for other bytes."""
     first = message[:1]
     kind = _BODY_KINDS.get(first)
     if kind is not None:
@@ -83,8 +83,8 @@ KEPT_SETTINGS: Final[dict[bytes, _Settings]] = {b"": (None, False), b"\x42\x00":
 
 
 def _read_settings(behind: bytes) -> _Settings | None:
-    """What a head message says behind its head, if that is how Envoy is configured and nothing else. Kept, since it is
-    the same in every request; None for anything more."""
+    """The settings after the head in a head message, if there are no other fields; else None. Cached, because Envoy
+    sends the same bytes with every request."""
     try:
         message = pb.ProcessingRequest.FromString(behind)
     except DecodeError:
@@ -109,7 +109,7 @@ def _modes(request: pb.ProcessingRequest) -> tuple[str, str] | None:
 
 
 def decode_by_classes(message: bytes) -> Received:
-    """Any message, of whatever form."""
+    """Decode a message of any form."""
     try:
         request = pb.ProcessingRequest.FromString(message)
     except DecodeError as error:
@@ -140,9 +140,9 @@ def decode_by_classes(message: bytes) -> Received:
 
 
 def _each_once(headers: Headers) -> Headers:
-    """The headers with every name once: of several, Envoy 1.40 takes the last alone, whatever the append action.
+    """The headers with every name once: of several, Envoy 1.40 applies only the last one, whatever the append action.
 
-    Values of one name are a list, but for cookies: of those the last remains.
+    The values of one name become a list, except cookies: there the last one remains.
     """
     names = dict(headers)
     if len(names) == len(headers):
@@ -154,13 +154,13 @@ def _each_once(headers: Headers) -> Headers:
 
 
 def _within(tag: bytes, content: bytes) -> bytes:
-    """A field with a length: a message or a text inside a message."""
+    """A length-delimited field: a message or a text inside a message."""
     size = len(content)
     return tag + (_SMALL[size] if size < 1024 else varint(size)) + content
 
 
 def header_mutation(headers: Headers, remove: tuple[str, ...] = ()) -> bytes:
-    """Set these headers, each once, and take away those names."""
+    """Set these headers, each once, and remove those names."""
     parts = [_set_alike(name, value) if name in _ALIKE else _set(name, value) for name, value in _each_once(headers)]
     parts += [_removed(name) for name in remove]
     return b"".join(parts)
@@ -170,7 +170,7 @@ def _set(name: str, value: str) -> bytes:
     key, raw = _key(name), value.encode("utf-8", "surrogateescape")
     size = len(key) + len(raw)
     if size < 120:
-        # Nearly all: every length is one byte.
+        # The usual case: every length is one byte.
         return b"\x0a%c\x0a%c%b\x1a%c%b\x18\x02" % (size + 6, size + 2, key, len(raw), raw)
     header = _within(_FIRST, key + _within(_RAW_VALUE, raw))
     return _within(_FIRST, header + _OVERWRITE_IF_EXISTS_OR_ADD)
@@ -190,7 +190,7 @@ def _removed(name: str) -> bytes:
 
 
 def dynamic_metadata(metadata: Metadata | None) -> bytes:
-    """The field of an answer that tells Envoy this, to be put behind all others. Texts as `_loggable` has them."""
+    """The metadata field of an answer, which must follow all other fields. Texts are shortened by `_loggable`."""
     if not metadata:
         return b""
     entries = [
@@ -213,7 +213,7 @@ _told_alike: Final = lru_cache(maxsize=1024)(_told)
 
 
 def _loggable(text: str) -> str:
-    """Text that a client chose, as it may stand in an access log: short, and without line breaks."""
+    """A client's text in a form for access logs: short, and without line breaks."""
     text = text[:_LONGEST_TEXT]
     if text.isprintable():
         return text
@@ -222,13 +222,13 @@ def _loggable(text: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _before_number(name: str) -> bytes:
-    """All bytes of an entry before its number, which are always eight."""
+    """All bytes of an entry before its number, which always takes eight bytes."""
     key = _key(name)
     return _FIRST + varint(len(key) + 11) + key + b"\x12\x09\x11"
 
 
 def request_head(headers: Headers, remove: tuple[str, ...], metadata: Metadata | None = None) -> bytes:
-    """Answer the request headers: Envoy goes on with the request; the route is chosen anew."""
+    """Answer the request headers: Envoy continues with the request and selects the route again."""
     common = _within(_SECOND, header_mutation(headers, remove)) + _CLEAR_ROUTE_CACHE
     return _within(_FIRST, _within(_FIRST, common)) + dynamic_metadata(metadata)
 
@@ -280,9 +280,10 @@ def response_trailers() -> bytes:
 
 
 def immediate(status: int, headers: Headers, body: bytes, details: str, metadata: Metadata | None = None) -> bytes:
-    """Answer the client here and now, whole; legal until a response head went out, also in the middle of an upload.
+    """Respond to the client at once, with a complete response. Legal until a response head went out, also during an
+    upload.
 
-    `details` is what the access log shows as %RESPONSE_CODE_DETAILS%.
+    `details` appears in the access log as %RESPONSE_CODE_DETAILS%.
     """
     response = pb.ProcessingResponse()
     answer = response.immediate_response

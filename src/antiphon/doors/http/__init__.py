@@ -1,1 +1,1 @@
-"""The HTTP door: the same core behind an HTTP server, which is also the sidecar's own port."""
+"""Contains the HTTP server: the same core over HTTP, publicly and on the sidecar's private port."""

@@ -1,11 +1,11 @@
-"""One client connection of the HTTP door: aiohttp's protocol with timeouts for silent clients.
+"""Implements one client connection of the HTTP server: aiohttp's protocol with timeouts for silent clients.
 
-Lives here: what is answered to bytes that are no HTTP; the ends of silence: a head that does not come, an answer that
-is not taken; and that a client masks its WebSocket frames (RFC 6455, 5.1), which aiohttp's reader (3.14.5) does not
-check. Not here: any request (`server.py`), accepting connections (`listener.py`), what frames mean (`websocket.py`).
+Lives here: the response to bytes that are not HTTP, the timeout of a missing head, and that of a client that does not
+read. It also checks that a client masks its WebSocket frames (RFC 6455, 5.1), which aiohttp's reader (3.14.5) does not.
+Not here: requests (`server.py`), accepting connections (`listener.py`), the meaning of frames (`websocket.py`).
 
-Invariant: nothing that waits for the client waits for ever, whatever is written to it (streams, whole answers, frames):
-the limit is the connection's, set when its buffer is full and not for each write.
+Invariant: no write waits for the client forever, whether it writes a stream, a whole response or a frame. The timeout
+belongs to the connection; it starts when the write buffer is full, not with each write.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from antiphon.doors.http.exchange import make_response
 from antiphon.errors import ApiError, InternalError, InvalidRequest
 
 _HEADER_BYTES = 64 * 1024
-# Linger, for no seconds.
+# Linger for zero seconds.
 _RESET = struct.pack("ii", 1, 0)
 
 _log = structlog.get_logger(__name__)
@@ -34,11 +34,12 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class DoorServer(web.Server):
-    """aiohttp's server around one handler, which is cancelled when its client leaves. It makes the connections, and
-    knows those that are open.
+    """aiohttp's server around one handler, which is cancelled when its client disconnects. Creates the connections and
+    tracks the open ones.
 
-    `head_seconds`: for the first request's head on a new connection; `idle_seconds`: between requests; `send_seconds`:
-    for a client to take what was written to it; `leaving`: whether clients should send their next request elsewhere.
+    `head_seconds`: the timeout of the first request's head on a new connection. `idle_seconds`: between requests.
+    `send_seconds`: for a client to read the written bytes. `leaving`: whether clients should send their next request to
+    another process.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class DoorServer(web.Server):
         self.head_seconds = head_seconds
         self.send_seconds = send_seconds
         self._open: set[HttpConnection] = set()
-        # A connection was closed.
+        # Set when a connection closes.
         self._fewer = asyncio.Event()
 
     def __call__(self) -> HttpConnection:
@@ -71,7 +72,7 @@ class DoorServer(web.Server):
 
     @property
     def open(self) -> int:
-        """Connections that are open."""
+        """The number of open connections."""
         return len(self._open)
 
     def opened(self, connection: HttpConnection) -> None:
@@ -82,18 +83,18 @@ class DoorServer(web.Server):
         self._fewer.set()
 
     def hurry(self, seconds: float) -> None:
-        """From now on no client may take longer than this to take what was written to it."""
+        """Shorten the time that clients have to read the written bytes to `seconds`."""
         self.send_seconds = min(self.send_seconds, seconds)
         for connection in self._open:
             connection.hurry()
 
     def promise(self) -> None:
-        """Every connection that is open now may bring one more request, whose answer says that it was the last."""
+        """Allow one more request on every connection that is open now; its response closes the connection."""
         for connection in self._open:
             connection.promised = True
 
     async def quiet(self, seconds: float) -> None:
-        """Wait until each connection that was promised a request is closed, or brought nothing for so many seconds."""
+        """Wait until each connection with such a promise is closed, or has sent nothing for `seconds`."""
         clock = asyncio.get_running_loop().time
         while (rest := max((one.heard_at for one in self._open if one.promised), default=0.0) + seconds) > clock():
             self._fewer.clear()
@@ -102,7 +103,7 @@ class DoorServer(web.Server):
                     await self._fewer.wait()
 
     def close_idle(self) -> bool:
-        """Close the connection that has waited longest for its next request; False when none waits for one."""
+        """Close the connection that has been idle longest; False when none is idle."""
         idle = [connection for connection in self._open if connection.is_idle]
         if not idle:
             return False
@@ -111,13 +112,12 @@ class DoorServer(web.Server):
 
 
 class _Request(web.BaseRequest):
-    """A request whose answer may say `connection: close`: aiohttp asks `keep_alive` when it writes a head, whatever
-    kind of answer that is of.
+    """A request that decides about `connection: close` in its response: aiohttp reads `keep_alive` when it writes a
+    head of any kind of response.
 
-    It says so while the process leaves, and after a request behind which the next one is not safe. aiohttp's parser
-    adds the last trailer of a chunked body to the head of the next request, reads the body of a CONNECT as requests,
-    and drops what comes in one piece behind a request for another protocol. A proxy may share the connection among
-    clients.
+    The connection closes during a drain, and after a request that makes the next one unsafe. The parser of aiohttp adds
+    the last trailer of a chunked body to the head of the next request. It reads the body of a CONNECT as requests, and
+    drops bytes that arrive together with an upgrade request. A proxy may share the connection among clients.
     """
 
     def __init__(self, message: RawRequestMessage, *given: Any, leaving: Callable[[], bool]) -> None:
@@ -131,7 +131,7 @@ class _Request(web.BaseRequest):
 
 
 class HttpConnection(web.RequestHandler):
-    """One connection: bytes that are no HTTP get an OpenAI error object, and silence ends."""
+    """One connection. Bytes that are not HTTP get an OpenAI error object, and silent connections time out."""
 
     __slots__ = (
         *("_answered", "_begun", "_begun_requests", "_clock", "_door", "_has_spoken", "_head_timer", "_heard_at"),
@@ -153,16 +153,16 @@ class HttpConnection(web.RequestHandler):
         self._door = door
         self._head_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
-        # The number of requests begun, and of requests answered.
+        # The numbers of requests begun, and of requests answered.
         self._begun_requests = self._answered = 0
-        # Whether the client sent anything since the last answer, and its first bytes.
+        # Whether the client sent anything since the last response, and its first bytes.
         self._has_spoken = False
         self._begun = b""
         self._heard_at = 0.0
         self.answered_at = 0.0
-        """When the last answer ended, by the loop's clock."""
+        """The end of the last response, by the loop's clock."""
         self.promised = False
-        """Whether its next request is served although no more are admitted."""
+        """Whether its next request is served during a drain."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -178,7 +178,7 @@ class HttpConnection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        # Without data, aiohttp itself calls this, to parse on in its buffer.
+        # aiohttp also calls this without data, to continue parsing its buffer.
         if data:
             if not self._has_spoken and self._answered == self._begun_requests:
                 self._begun = data[:5]
@@ -187,13 +187,13 @@ class HttpConnection(web.RequestHandler):
         super().data_received(data)
 
     def request_begins(self) -> None:
-        """A request begins, or something that is not a valid request."""
+        """A request begins, or bytes that are not a valid request."""
         self._begun_requests += 1
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Write the rest of an answer. If that fails, the connection ends."""
+        """Write the rest of a response. If that fails, the connection ends."""
         finished = await super().finish_response(request, resp, start_time)
         self._answered = self._begun_requests
         self._has_spoken = False
@@ -202,13 +202,13 @@ class HttpConnection(web.RequestHandler):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it was answered and nothing has come since."""
+        """Whether its last request is answered and no byte came since."""
         return self._answered > 0 and self._answered == self._begun_requests and not self._has_spoken
 
     @property
     def heard_at(self) -> float:
-        """By the loop's clock: when its client last said anything or was told the end of an answer; now, while it is
-        being answered."""
+        """The time of the last byte from the client or of the end of the last response, by the loop's clock. During a
+        request it is the current time."""
         if self._answered != self._begun_requests:
             return self._clock.time()
         return max(self._heard_at, self.answered_at)
@@ -217,7 +217,7 @@ class HttpConnection(web.RequestHandler):
         if self._begun_requests == 0:
             self.force_close()
 
-    # What is written and not taken
+    # Written bytes that the client does not read
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -230,7 +230,7 @@ class HttpConnection(web.RequestHandler):
             self._send_timer = None
 
     def hurry(self) -> None:
-        """The limit has become shorter."""
+        """Apply a shortened timeout."""
         timer, seconds = self._send_timer, self._door.send_seconds
         if timer is not None and timer.when() > self._clock.time() + seconds:
             timer.cancel()
@@ -239,11 +239,12 @@ class HttpConnection(web.RequestHandler):
     def _is_stuck(self) -> None:
         if self.transport is not None:
             _log.info("client_stopped_reading", seconds=self._door.send_seconds)
-            # Closed it would wait until all was taken, and without a reset the kernel would.
+            # A normal close would wait until the client has read everything, and without a reset the kernel would wait
+            # as well.
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self.transport.abort()
 
-    # What is no HTTP
+    # Bytes that are not HTTP
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
         super().set_parser(MaskedFrames(parser.feed_data, parser.feed_eof), data_received_cb)  # type: ignore[arg-type]
@@ -263,7 +264,7 @@ class HttpConnection(web.RequestHandler):
         else:
             error = InternalError("The server had an error while processing your request.")
         close = (("content-type", "application/json"), ("connection", "close"))
-        # Nothing of such a request was read: whether it was a HEAD, only its bytes tell.
+        # No part of such a request was parsed, so only its bytes show whether it is a HEAD.
         return make_response(error.status, close, b"" if self._begun == b"HEAD " else error.body())
 
 
@@ -273,8 +274,8 @@ _MASKED: Final = 0x80
 
 
 class MaskedFrames:
-    """Stands between the socket and the reader, whose methods it is given. No byte of a frame is handed on before its
-    mask bit was seen."""
+    """Filters the bytes between the socket and aiohttp's reader. It passes no byte of a frame on before it has checked
+    the mask bit."""
 
     def __init__(self, feed_data: Callable[[bytes], tuple[bool, bytes]], feed_eof: Callable[[], None]) -> None:
         self._feed_data = feed_data
@@ -283,7 +284,8 @@ class MaskedFrames:
         self._held = b""
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
-        """More bytes; whether the connection is over, and what follows it, as the reader says."""
+        """Process received bytes. Returns the reader's result: whether the connection is over, and the bytes after
+        it."""
         if self._held:
             data, self._held = self._held + data, b""
         at = self._left
@@ -302,8 +304,8 @@ class MaskedFrames:
 
 
 def _frame_size(data: bytes, at: int) -> int | None:
-    """Bytes from here to the next frame; None while too little of the head is there. (A frame that is not masked has
-    any size: it is the last one.)"""
+    """The number of bytes from here to the next frame; None while the frame's head is incomplete. (An unmasked frame
+    may have any size, because it ends the connection.)"""
     if at + 2 > len(data):
         return None
     short = data[at + 1] & 0x7F

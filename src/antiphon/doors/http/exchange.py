@@ -1,11 +1,11 @@
 """Serves one `POST /v1/responses` over HTTP: turns the exchange's actions into an aiohttp response.
 
-Lives here: heads, body writes, and what happens when the client leaves. Not here: translation, model calls, storing
-(the runner performs those), and reading the request (`server.py`).
+Lives here: heads, body writes, and the handling of a client that disconnects. Not here: translation, model calls,
+storage (the runner performs those), reading the request (`server.py`).
 
-Invariants: every `SendBody` is one write, awaited, so a slow client holds the upstream back; an exchange that did not
-finish is abandoned, however this ends; a stream that was begun ends with its terminal event or is cut, never closed
-as if it were whole. (A background response's stream that is followed may end before: it can be read on by number.)
+Invariants: every `SendBody` is one awaited write, so a slow client slows the upstream down. An unfinished exchange is
+abandoned, however this function ends. A stream ends with its terminal event or is cut off, and never looks complete
+before. (The stream of a followed background response may end earlier: the client can resume it by sequence number.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STOPPING = CancelReason.SHUTTING_DOWN
 
 
 class ExchangeAnswer:
-    """Drives one exchange into one HTTP response.
+    """Runs one exchange and writes its HTTP response.
 
     `outcome` is for metrics and the log line; it stays `cancelled` unless the exchange finished.
     """
@@ -51,7 +51,8 @@ class ExchangeAnswer:
         self.outcome = "cancelled"
 
     async def run(self, leaving: Callable[[], CancelReason]) -> web.StreamResponse:
-        """Everything from the read request to the last byte. `leaving` tells why, when the task is cancelled."""
+        """Write the response, from the complete request to the last byte. `leaving` returns the reason when the task is
+        cancelled."""
         try:
             await self._perform()
         except (asyncio.CancelledError, ConnectionError):
@@ -89,7 +90,7 @@ class ExchangeAnswer:
                 else:
                     self.outcome = action.outcome
         if self.outcome == "cut":
-            # Not all of somebody else's bytes came, and nothing can be put behind them.
+            # The upstream's bytes are incomplete, and nothing may follow them.
             if self._request.transport is not None:
                 self._request.transport.abort()
             raise ConnectionResetError("the upstream broke off its answer")
@@ -107,12 +108,12 @@ class ExchangeAnswer:
         return make_response(500, headers, InternalError(message).body(request_id))
 
     def _headers(self, head: SendHead) -> Headers:
-        """The exchange's headers win: an upstream whose bytes pass untouched names the request's id itself."""
+        """The exchange's headers win: an upstream with passed-through bytes sets the request's id itself."""
         given = {name for name, _ in head.headers}
         return (*head.headers, *((name, value) for name, value in self._own_headers if name not in given))
 
     async def _give_up(self) -> None:
-        """After a bug of ours: the row still becomes `failed` if that is possible, and a begun stream is cut."""
+        """After a bug: store the response as `failed` if possible, and cut a stream that has begun."""
         try:
             await self._runner.abandon(self._exchange, CancelReason.SHUTTING_DOWN)
         except Exception:
@@ -123,7 +124,7 @@ class ExchangeAnswer:
 
 
 def make_response(status: int, headers: Headers, body: bytes) -> web.Response:
-    """A whole response. A `connection: close` among the headers closes the connection after it."""
+    """A complete response. `connection: close` among the headers closes the connection after it."""
     kept = _served((name, value) for name, value in headers if name != "connection")
     response = web.Response(status=status, headers=kept, body=body or None)
     if any(name == "connection" and value == "close" for name, value in headers):
@@ -132,16 +133,16 @@ def make_response(status: int, headers: Headers, body: bytes) -> web.Response:
 
 
 def _served(headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
-    """The headers, and who answers: a name without versions (aiohttp would tell its own and Python's)."""
+    """The headers plus a server name without versions (aiohttp would send its own and Python's)."""
     return CIMultiDict((*headers, SERVER))
 
 
 async def send_stream(
     request: web.BaseRequest, status: int, headers: Headers, parts: AsyncIterator[bytes]
 ) -> web.StreamResponse:
-    """An answer whose parts come over time; `parts` is closed at once when the client leaves.
+    """Send a response in parts; `parts` is closed at once when the client disconnects.
 
-    When they break off, so does the client's stream: it must not look whole.
+    When the parts break off, the client's stream is cut, so that it does not look complete.
     """
     response = web.StreamResponse(status=status, headers=_served(headers))
     async with aclosing(cast(Any, parts)):

@@ -1,14 +1,14 @@
-"""Listening sockets of the HTTP door: bind, accept and refuse.
+"""Manages the listening sockets of the HTTP server: bind, accept and refuse.
 
-Lives here: binding (TCP, Unix with its file mode), accepting, and refusing what is too much. Not here: how many
-connections there may be (`doors/listening.py`), what one does (`connection.py`), any request (`server.py`).
+Lives here: binding (TCP, Unix with its file mode), accepting, and refusing connections over the limit. Not here: the
+limit of connections (`doors/listening.py`), the connections (`connection.py`), requests (`server.py`).
 
-Connections are accepted here and not by the event loop: libuv takes one per turn (since 1.45), so under load, when
-turns are long, those in the queue would wait for a second while others are served again and again. All that wait are
-taken in one turn.
+This module accepts connections, not the event loop. libuv accepts one per turn (since 1.45). Under load turns are long,
+so queued connections would wait for a second while others are served again and again. This module accepts all queued
+connections in one turn.
 
-Invariants: a Unix socket file has its mode before anybody can connect, and only our own file is removed at the end; a
-client for which there is no descriptor waits in the kernel's queue and is not turned away (libuv would reset it).
+Invariants: a Unix socket file has its mode before any client can connect, and the listener removes only its own file.
+Without a free descriptor, a client waits in the kernel's queue (libuv would reset it).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ _log = structlog.get_logger(__name__)
 
 
 class Listener:
-    """One bound address. `limit`: connections at once; when there are so many, those that are idle make room."""
+    """One bound address. `limit`: the maximum of connections; at the limit, idle ones are closed."""
 
     def __init__(self, server: DoorServer, limit: int | None = None) -> None:
         self._server = server
         self._limit = max_connections() if limit is None else limit
         self._bound: list[socket.socket] = []
         self._context: ssl.SSLContext | None = None
-        # Handshakes, mostly of TLS, that are under way.
+        # Handshakes in progress, mostly of TLS.
         self._opening: set[asyncio.Task[None]] = set()
         self._again: asyncio.TimerHandle | None = None
         self._told_at = -_TELL_SECONDS
@@ -53,14 +53,14 @@ class Listener:
 
     @property
     def is_unix(self) -> bool:
-        """Whether peers come over a Unix socket (whose file mode says who may)."""
+        """Whether peers connect over a Unix socket; its file mode controls access."""
         return self._path is not None
 
     async def open(
         self, address: str, mode: int, *, sockets: Sequence[socket.socket] = (), tls: TlsFiles | None = None
     ) -> str:
-        """Bind and listen (on TCP with TLS, where files are given); the address with its real port. `sockets` are bound
-        there already.
+        """Bind and listen (on TCP with TLS, if files are given). Returns the address with its real port. `sockets`:
+        already bound there.
 
         Raises `ConfigError`.
         """
@@ -100,7 +100,7 @@ class Listener:
         """Close all connections and remove the socket file."""
         self.refuse()
         if self._opening:
-            # One that is cut off between its halves would never be told of its end (uvloop).
+            # A connection that is cut off between its two halves would never get its end event (uvloop).
             _, slow = await asyncio.wait(self._opening, timeout=_CLOSE_SECONDS)
             for opening in slow:
                 opening.cancel()
@@ -123,7 +123,7 @@ class Listener:
             asyncio.get_running_loop().add_reader(bound, self._accept, bound)
 
     def _accept(self, bound: socket.socket) -> None:
-        """Take all that wait; at least one does."""
+        """Accept all queued connections; at least one is queued."""
         room = self._limit - self._server.open - len(self._opening)
         if room <= 0:
             self._pause("all connections are in use")
@@ -134,7 +134,7 @@ class Listener:
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionError:
-                # It left while it waited.
+                # The client left while it was queued.
                 continue
             except OSError as error:
                 self._pause(why_not(error))
@@ -145,12 +145,12 @@ class Listener:
             opening.add_done_callback(self._opening.discard)
 
     async def _open(self, accepted: socket.socket) -> None:
-        # What fails here is the client's: it left, or is no partner for TLS. The transport closes the socket.
+        # A failure here is the client's: it left, or the TLS handshake failed. The transport closes the socket.
         with contextlib.suppress(OSError, TimeoutError):
             await asyncio.get_running_loop().connect_accepted_socket(self._server, accepted, ssl=self._context)
 
     def _pause(self, why: str) -> None:
-        """There is no room: look again soon. Of connections without a request, the oldest makes room."""
+        """There is no room: close the connection that has been idle longest, and check again soon."""
         loop = asyncio.get_running_loop()
         for bound in self._bound:
             loop.remove_reader(bound)
@@ -162,7 +162,7 @@ class Listener:
 
 
 async def _bind_tcp(host: str, port: int) -> list[socket.socket]:
-    """A socket for every address that the name has."""
+    """One socket for every address of the name."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
     try:
@@ -186,7 +186,7 @@ def _bind_unix(path: Path, mode: int) -> socket.socket:
     make_room(path)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Nobody can connect between bind and listen, so the mode is right from the start.
+        # No client can connect between bind and listen, so the mode is right from the start.
         bound.bind(str(path))
         path.chmod(mode)
         bound.setblocking(False)

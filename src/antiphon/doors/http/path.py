@@ -1,9 +1,9 @@
-"""Normalises a request target before routes are compared with it.
+"""Normalizes a request target before the router compares it with routes.
 
-Lives here: the same normalisation that the generated Envoy configuration does (`normalize_path`, `merge_slashes`,
-escaped slashes rejected), so that no spelling of a path means one thing in Envoy and another here. Not here: routes.
+Lives here: the same normalization as in the generated Envoy configuration (`normalize_path`, `merge_slashes`, escaped
+slashes rejected). So no spelling of a path has different meanings in Envoy and here. Not here: routes.
 
-Invariant: a path that comes out has no empty, `.` or `..` segment, and no escape of a character that needs none.
+Invariant: a normalized path has no empty, `.` or `..` segment, and no escape of an unreserved character.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_FIELDS: Final = 200
 
 
 def split_target(target: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The normalised path and the decoded query; raises `InvalidRequest` (400)."""
+    """The normalized path and the decoded query. Raises `InvalidRequest` (400)."""
     rest = _ABSOLUTE.sub("", target, count=1) if target[:4].lower() == "http" else target
     rest = rest.partition("#")[0]
     raw_path, _, raw_query = rest.partition("?")
@@ -45,7 +45,7 @@ def _normalise(path: str) -> str:
                 kept.pop()
         elif segment not in ("", "."):
             kept.append(segment)
-    # A path to a folder keeps its last slash: `/v1/responses/` is no path of ours.
+    # A trailing slash stays: `/v1/responses/` is not a path of the API.
     slash = "/" if kept and (path.endswith(("/", "/.", "/.."))) else ""
     return "/" + "/".join(kept) + slash
 

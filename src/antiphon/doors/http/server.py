@@ -1,13 +1,12 @@
-"""The HTTP server: the public door, and the sidecar's own port behind Envoy.
+"""Implements the HTTP server: the public port, and the sidecar's private port behind Envoy.
 
-Lives here: listening, who may ask, whose request it is, reading a request within its limits (whole, or piece by piece
-for endpoints that take uploads), draining, one log line per request. Not here: what any path means (`api/router.py`)
-and how a response is made (`exchange.py`).
+Lives here: listening, access control, the owner of a request, reading a request within its limits, draining, one log
+line per request. Not here: the meaning of paths (`api/router.py`), the response to an exchange (`exchange.py`).
 
-Invariants: a request is refused before its body is read whenever that is possible; every answer carries
-`x-request-id`, every error answer OpenAI's error object; a header that only a trusted gateway may set counts only
-over a Unix socket or with the shared secret, and never reaches the core otherwise; of an upload no more is taken from
-the socket than the endpoint asked for, so a slow disk holds the client back.
+Invariants: the server refuses a request before it reads the body, where possible. Every response has `x-request-id`,
+and every error response has OpenAI's error object. A header that only a trusted gateway may set counts only over a Unix
+socket or with the shared secret; otherwise it is removed. The server reads an upload from the socket only as fast as
+the endpoint consumes it, so a slow disk slows the client down.
 """
 
 from __future__ import annotations
@@ -51,12 +50,12 @@ from antiphon.types.transport import SECRET_HEADER, Headers
 
 _PRIVATE_PREFIX = "x-antiphon-"
 GATEWAY_LEAVES_PATH = "/gateway/leaves"
-"""An Envoy that drains says so here, on the private port: of its WebSockets it cannot tell which are idle."""
+"""A draining Envoy calls this path on the private port, because it cannot see which of its WebSockets are idle."""
 _QUIET = frozenset({"/health", "/ready", "/metrics", GATEWAY_LEAVES_PATH})
 _CLIENT_GONE = 499
 _UNAVAILABLE = 503
 _UPLOAD_BYTES = 256 << 10
-"""What an upload holds at most: what was read ahead of the endpoint, and the piece it is at."""
+"""The maximum bytes of an upload in memory: bytes read ahead, and the current piece."""
 _CLOSE: Headers = (("connection", "close"),)
 
 _log = structlog.get_logger(__name__)
@@ -64,7 +63,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _RequestRecord:
-    """What is known of one request, for its log line."""
+    """The facts about one request, for its log line."""
 
     id: str
     method: str
@@ -75,17 +74,17 @@ class _RequestRecord:
     status: int = _CLIENT_GONE
     failure: Failure | None = None
     response: tuple[Observation, ResponseExchange] | None = None
-    """Set once it is a response that is made here, whose line is its own."""
+    """Set when this server makes the response; such a request has a different log line."""
     outcome: str = ""
     added: Headers = ()
-    """What every answer says beside its own headers."""
+    """The headers that every response gets in addition."""
 
 
 class HttpDoor:
     """One listening HTTP server.
 
-    `private`: the sidecar's port; on TCP it wants the shared secret. `drive_exchanges`: whether `POST /v1/responses`
-    is served here (behind Envoy it comes through ext_proc).
+    `private`: the sidecar's port; on TCP it requires the shared secret. `drive_exchanges`: whether this server handles
+    `POST /v1/responses` (behind Envoy, these requests arrive through ext_proc).
     """
 
     def __init__(self, context: DoorContext, *, private: bool = False, drive_exchanges: bool = True) -> None:
@@ -96,10 +95,10 @@ class HttpDoor:
         self._server: DoorServer | None = None
         self._running: set[asyncio.Task[object]] = set()
         self._closing = False
-        # With the address from which each came.
+        # Each with the peer's address.
         self._sockets: dict[WebSocketConnection, str] = {}
         self.socket_memory = SocketMemory(context.websocket.total_bytes)
-        """What all WebSockets hold together."""
+        """The memory of all WebSockets together."""
         context.telemetry.metrics.read(SOCKETS, self._count_sockets)
 
     async def start(
@@ -110,15 +109,15 @@ class HttpDoor:
         sockets: Sequence[socket.socket] = (),
         tls: TlsFiles | None = None,
     ) -> str:
-        """Listen at `unix:PATH` (with this file mode) or `HOST:PORT` (with TLS, where files are given); the address
-        that was bound. Raises `ConfigError`.
+        """Listen at `unix:PATH` (with this file mode) or `HOST:PORT` (with TLS, if files are given). Returns the bound
+        address. Raises `ConfigError`.
 
-        `sockets`: bound there already, by whoever shares the port among processes.
+        `sockets`: already bound there, by the parent process that shares the port among workers.
         """
         server = DoorServer(
             self._handle,
             head_seconds=self._context.timeouts.request,
-            # A proxy keeps connections for an hour: it must be the one that closes them.
+            # A proxy keeps connections for an hour, and must be the side that closes them.
             idle_seconds=3_630.0 if self._private else 120.0,
             send_seconds=self._context.timeouts.send,
             leaving=lambda: self._context.admission.leaving,
@@ -128,16 +127,17 @@ class HttpDoor:
         return await self._listener.open(address, mode, sockets=sockets, tls=tls)
 
     async def drain(self, seconds: float, *, notice: float = 0.0, quiet: float | None = None) -> bool:
-        """Refuse new requests (health stays), let those in flight finish; False when `seconds` were not enough.
+        """Refuse new requests (health checks stay), and wait for those in flight; False when `seconds` were not enough.
 
-        During the first `notice` of these seconds new requests are still served, while `/ready` says no and every
-        answer `connection: close`. A connection that is open when it ends may bring one more request: its client was
-        told nothing yet. So the drain ends when these have brought nothing for `quiet` seconds (unset: the notice).
+        During the first `notice` seconds, new requests are still served, `/ready` fails, and every response has
+        `connection: close`. A connection that is still open then may send one more request, because its client has seen
+        no `close` yet. So the drain ends when these connections have sent nothing for `quiet` seconds (default:
+        `notice`).
         """
         admission, server = self._context.admission, self._server
         quiet = notice if quiet is None else quiet
         if server is not None:
-            # A client that takes nothing does not use up the time of those that do.
+            # A client that does not read must not use up the time of the others.
             server.hurry(notice + (seconds - notice) / 2)
         if server is None or not quiet:
             return await admission.drain(seconds, notice)
@@ -148,16 +148,16 @@ class HttpDoor:
         with suppress(TimeoutError):
             async with asyncio.timeout_at(last):
                 await server.quiet(quiet)
-        # What came meanwhile.
+        # Requests that came meanwhile.
         return drained and await admission.drained(max(0.0, last - clock()))
 
     def refuse(self) -> None:
-        """Accept no more connections."""
+        """Stop accepting connections."""
         if self._listener is not None:
             self._listener.refuse()
 
     async def aclose(self) -> None:
-        """Stop listening and end what is still running; its responses are stored as failed."""
+        """Stop listening and cancel running requests; their responses are stored as failed."""
         self._closing = True
         if self._listener is None:
             return
@@ -181,20 +181,21 @@ class HttpDoor:
             self._running.discard(task)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer whatever comes."""
+        """Respond to any request."""
         context = self._context
         headers = tuple((name.lower(), value) for name, value in request.headers.items())
         given = sent_id(headers)
         call = _RequestRecord(given or new_id("req"), request.method)
         call.headers = headers if given else with_own_id(headers, call.id)
-        # Behind Envoy it is Envoy's filter that says which pages may read.
+        # Behind Envoy, Envoy's CORS filter decides which pages may read.
         origins = () if self._private else context.cors_origins
         call.added = (("x-request-id", call.id), *cors.answer_headers(origins, request.headers.get("origin")))
         try:
             response = await self._answer(request, call)
             call.status = response.status
             if context.admission.closed and not _is_promised(request):
-                # A stream whose head said otherwise: the next request on its connection would be refused.
+                # The head of a stream was sent before the drain, but the next request on its connection would be
+                # refused.
                 response.force_close()
             return response
         except AnswerCut as cut:
@@ -232,11 +233,11 @@ class HttpDoor:
             self.send_away(_peer_address(request))
             return make_response(204, call.added, b"")
         if call.path == METRICS_PATH and not call.trusted:
-            # Who is served how often is nobody's business who merely reaches this port.
+            # A client that can only reach this port must not see the metrics.
             raise unknown_url(call.method, call.path)
         is_open = router.is_open(call.path)
         owner = "" if is_open else self._context.owners.resolve(call.headers)
-        # Health and metrics are answered while draining, and when the server is full.
+        # Health checks and metrics are answered during a drain, and when the server is full.
         kind: Kind = "response" if Router.is_exchange(call.method, call.path) else "request"
         with (
             nullcontext() if is_open else self._context.admission.admit(owner, kind, promised=_is_promised(request)),
@@ -255,10 +256,11 @@ class HttpDoor:
             )
             call.failure = answer.failure
             if call.method == "GET" and not is_open:
-                # What is read of the store, for as long as its client takes it. (Who changed something is told.)
+                # Data read from the store counts as memory until its client has received it. (A change has taken
+                # effect, so its response is sent in any case.)
                 hold.add(len(answer.body))
             if pieces is not None and not request.content.is_eof():
-                # The rest must not be taken for the next request.
+                # The rest of the body must not be read as the next request.
                 answer = replace(answer, headers=(*answer.headers, *_CLOSE))
             if answer.stream is not None:
                 headers = (*answer.headers, *call.added)
@@ -266,7 +268,7 @@ class HttpDoor:
         return make_response(answer.status, (*answer.headers, *call.added), answer.body)
 
     def _preflight(self, request: web.BaseRequest, call: _RequestRecord) -> web.StreamResponse | None:
-        """The answer to a browser that asks, without credentials, what a page of an origin may do."""
+        """The response to a browser's CORS preflight request, which has no credentials."""
         origin = request.headers.get("origin", "")
         asks = call.method == "OPTIONS" and "access-control-request-method" in request.headers
         if not asks or self._private or not cors.allows(self._context.cors_origins, origin):
@@ -274,7 +276,7 @@ class HttpDoor:
         return make_response(204, (("x-request-id", call.id), *cors.preflight_headers(origin)), b"")
 
     def _check_peer(self, request: web.BaseRequest, call: _RequestRecord) -> None:
-        """Whether the peer is our gateway; drops the headers that only the gateway may set when it is not."""
+        """Check whether the peer is the trusted gateway; if not, drop the headers that only the gateway may set."""
         headers = call.headers
         self._check_single(request)
         assert self._listener is not None
@@ -291,7 +293,7 @@ class HttpDoor:
         call.headers = headers
 
     def _check_single(self, request: web.BaseRequest) -> None:
-        """What says who asks stands once: of two, one reader takes the first and another the last."""
+        """Refuse repeated identity headers: of two values, one reader takes the first and another the last."""
         for name in ("authorization", SECRET_HEADER, self._context.owners.header):
             if name and len(request.headers.getall(name, ())) > 1:
                 raise InvalidRequest(f"The header {name} stands more than once. Send it once.", code="duplicate_header")
@@ -322,7 +324,8 @@ class HttpDoor:
             raise
 
     async def _serve_socket(self, request: web.BaseRequest, call: _RequestRecord) -> web.StreamResponse:
-        """A WebSocket: its requests are admitted one by one, so that an idle connection holds up nothing."""
+        """Serve a WebSocket. Each of its requests is admitted separately, so that an idle connection delays no
+        drain."""
         check_handshake(request, self._context.websocket, len(self._sockets))
         owner = self._context.owners.resolve(call.headers)
         with self._context.admission.admit(owner):
@@ -330,7 +333,7 @@ class HttpDoor:
         head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
         connection = WebSocketConnection(self._context, head, self._leaving, self.socket_memory)
         self._sockets[connection] = _peer_address(request)
-        # However it ends: the upgrade is what was answered.
+        # However it ends: the response was the upgrade.
         call.status = 101
         try:
             return await connection.run(request)
@@ -339,12 +342,11 @@ class HttpDoor:
 
     @property
     def sockets(self) -> tuple[WebSocketConnection, ...]:
-        """The WebSockets that are open."""
+        """The open WebSockets."""
         return tuple(self._sockets)
 
     def send_away(self, address: str | None = None) -> None:
-        """Have the WebSockets end that came from this address, or all: idle ones at once, the others after their
-        turn."""
+        """Close the WebSockets from this address, or all: idle ones at once, the others after their turn."""
         for connection, came_from in self._sockets.items():
             if address in (came_from, None):
                 connection.send_away()
@@ -357,13 +359,13 @@ class HttpDoor:
         return CancelReason.SHUTTING_DOWN if self._closing else CancelReason.CLIENT_GONE
 
     async def _read_body(self, request: web.BaseRequest, call: _RequestRecord, hold: Hold) -> bytes:
-        """The whole body, decompressed, within the limits of size, memory and time."""
+        """Read the whole body and decompress it, within the limits of size, memory and time."""
         seconds = self._context.timeouts.request
         try:
             body = WholeBody(call.headers, hold, self._context.limits.request_body_bytes)
             content = request.content
             if content.is_eof():
-                # It came with its head, as small ones do.
+                # The body arrived with its head, as small ones do.
                 await _go_on_reading(request)
                 body.add(content.read_nowait())
             else:
@@ -385,7 +387,7 @@ class HttpDoor:
             observed.end(exchange, call.outcome, call.failure, path=call.path, status=call.status)
             return
         seconds = time.perf_counter() - call.started
-        # That it is not ready is told where it begins, not with every probe.
+        # Failing readiness is logged once when it begins, not for every probe.
         if call.path in _QUIET and (call.status < 400 or call.status == _UNAVAILABLE):
             _log.debug("request", door="http", path=call.path, status=call.status, seconds=round(seconds, 6))
             return
@@ -400,7 +402,7 @@ class HttpDoor:
 
 
 def _peer_address(request: web.BaseRequest) -> str:
-    """The host that asks; of a Unix socket there is only one, and it has no name."""
+    """The peer's host; empty for a Unix socket."""
     peer = request.transport.get_extra_info("peername") if request.transport is not None else None
     return str(peer[0]) if isinstance(peer, tuple) else ""
 
@@ -411,7 +413,7 @@ def _is_promised(request: web.BaseRequest) -> bool:
 
 
 def _and_close(error: ApiError) -> ApiError:
-    """A refusal before the body was read: what is left of it must not be taken for the next request."""
+    """An error before the body was read: close the connection, so that the rest is not read as the next request."""
     error.headers = (*error.headers, *_CLOSE)
     return error
 
@@ -421,7 +423,7 @@ def _without_private(headers: Headers) -> Headers:
 
 
 async def _body_pieces(request: web.BaseRequest, headers: Headers, seconds: float) -> AsyncIterator[bytes]:
-    """The pieces; each may take so many seconds to come. Raises `ApiError` (400, 408, 415)."""
+    """The pieces of the body; each may take `seconds` to arrive. Raises `ApiError` (400, 408, 415)."""
     if content_codings(headers):
         raise ApiError(
             "Uploads are taken as they are: send the body without a content-encoding.",
@@ -451,13 +453,13 @@ async def _body_pieces(request: web.BaseRequest, headers: Headers, seconds: floa
 
 
 def _misframed() -> InvalidRequest:
-    """The refusal of a body whose end cannot be found; the connection is of no more use."""
+    """The error for a body without a recognizable end; the connection is unusable."""
     return InvalidRequest("The request body is not framed correctly.", code="invalid_body", headers=_CLOSE)
 
 
 async def _go_on_reading(request: web.BaseRequest) -> None:
-    """Tell a client that waits for it to send its body."""
+    """Send `100 Continue` to a client that waits for it."""
     if request.headers.get("expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # What was written is no part of the response that follows.
+        # These bytes are not part of the response.
         request.writer.output_size = 0

@@ -1,13 +1,12 @@
 """Serves the WebSocket of `/v1/responses`: one connection, its requests one after another.
 
-Lives here: the handshake's conditions, reading frames ahead of the turn that runs, a turn from its frame to its last
-event, which turns are remembered and which make the connection forget what they continued, and all the ways in which a
-connection ends. Not here: what frames mean (`api/frames.py`), translation and model calls (the runner performs those),
-how it is remembered (`engine/running/connection_memory.py`).
+Lives here: the checks of the handshake, reading frames ahead of the current turn, running a turn, the choice of
+remembered turns, and the ends of a connection. Not here: the meaning of frames (`api/frames.py`), translation and model
+calls (the runner performs those), the memory itself (`engine/running/connection_memory.py`).
 
-Invariants: one response at a time, in the order asked for, whatever `stream_id` says; an error is a frame and leaves
-the connection open; no turn begins after the connection's time is up or while the process or its gateway drains, and
-one that runs is finished first; an exchange that did not finish is abandoned.
+Invariants: one response at a time, in the order of the requests, whatever `stream_id` is. An error is a frame and
+leaves the connection open. No turn begins after the connection's time limit or during a drain of the process or its
+gateway, and a running turn finishes first. An unfinished exchange is abandoned.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ from antiphon.types.transport import Headers
 
 _FRAMES_AHEAD = 16
 _CLOSE_SECONDS = 1.0
-# Of the handshake alone: they say nothing about a single request, or would be the same for each.
+# Headers of the handshake alone: they do not apply to a single request, or would be the same for each.
 _OF_THE_HANDSHAKE = frozenset({"openai-beta", HEADER, "connection", "upgrade"})
 _HANDSHAKE_PREFIX = "sec-websocket-"
 
@@ -57,17 +56,17 @@ _log = structlog.get_logger(__name__)
 
 
 def is_upgrade(request: web.BaseRequest) -> bool:
-    """Whether the client asks for a WebSocket. In HTTP/1.0 nobody can."""
+    """Whether the client requests a WebSocket. HTTP/1.0 has no upgrade."""
     if request.method != "GET" or request.version < HttpVersion11:
         return False
     return request.headers.get("upgrade", "").strip().lower() == "websocket"
 
 
 def check_handshake(request: web.BaseRequest, limits: WebSocketSettings, active: int) -> None:
-    """Whether this client may have a WebSocket; raises the `ApiError` that it gets instead.
+    """Check whether this client may open a WebSocket. Raises the `ApiError` for the response.
 
-    A browser lets any page connect to any host and adds no credentials that would tell us apart, so a page must be of
-    this host itself or be named in the settings.
+    A browser lets any page connect to any host and adds no credentials that would show the page. So the page's origin
+    must be this host or be listed in the settings.
     """
     if not limits.enabled:
         raise ApiError(
@@ -103,7 +102,8 @@ def _is_allowed(origin: str, host: str, allowed: tuple[str, ...]) -> bool:
 
 
 class WebSocketConnection:
-    """One connection from its handshake to its end. `head` is the upgrade request; its owner is everybody's here."""
+    """One connection from its handshake to its end. `head` is the upgrade request; its owner is the owner of all
+    requests here."""
 
     def __init__(
         self, context: DoorContext, head: RequestHead, leaving: Callable[[], CancelReason], shared: SocketMemory
@@ -117,7 +117,7 @@ class WebSocketConnection:
             if name not in _OF_THE_HANDSHAKE and not name.startswith(_HANDSHAKE_PREFIX)
         )
         self._head = replace(head, method="POST", headers=headers)
-        # A key stands for one request, and all of the connection's would have this one.
+        # An idempotency key identifies one request, but all requests of the connection would share this one.
         self._ignored = HEADER if head.header(HEADER) is not None else ""
         self._leaving = leaving
         self._memory = ConnectionMemory(context.runner.ports.store, max_bytes=self._limits.memory_bytes, shared=shared)
@@ -125,7 +125,7 @@ class WebSocketConnection:
         self._socket = web.WebSocketResponse(
             timeout=_CLOSE_SECONDS,
             heartbeat=self._limits.ping,
-            # A frame a little over the limit is still read, so that its sender gets to know why it is refused.
+            # A frame slightly over the limit is still read, so that the client gets an error with the reason.
             max_msg_size=self._max_bytes + (1 << 16),
             compress=self._limits.compression,
             decode_text=False,
@@ -136,32 +136,32 @@ class WebSocketConnection:
         self._room = asyncio.Event()
         self._over = False
         self.busy = False
-        """Whether a response is made now."""
+        """Whether a response is running."""
         self._expired = False
         self._sent_away = False
 
     def send_away(self) -> None:
-        """Close it as soon as no response is made: the way on which it came is about to close."""
+        """Close the connection as soon as no response is running: its network path is about to close."""
         self._sent_away = True
         self._news.set()
 
     @property
     def waiting(self) -> int:
-        """Frames that were read and whose turn has not come."""
+        """The number of frames that were read and wait for their turn."""
         return len(self._waiting)
 
     @property
     def waiting_bytes(self) -> int:
-        """How large they are."""
+        """The size of these frames."""
         return self._waiting_bytes
 
     def expire(self) -> None:
-        """Close it after the turn that runs: its time is up."""
+        """Close the connection after the current turn, because its time limit is reached."""
         self._expired = True
         self._news.set()
 
     async def run(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Shake hands and serve until the end. Raises `InvalidRequest` when it is no proper handshake."""
+        """Do the handshake and serve until the end. Raises `InvalidRequest` when the handshake is invalid."""
         self._socket.headers["x-request-id"] = self._head.request_id
         self._socket.headers.update((SERVER,))
         if self._ignored:
@@ -178,7 +178,7 @@ class WebSocketConnection:
         try:
             while (frame := await self._next()) is not None:
                 await self._turn(frame)
-                # Until the next one comes nothing of this request is held but what is remembered.
+                # Frees the request before the wait for the next one; only the connection's memory stays.
                 del frame
         finally:
             self._context.admission.on_close.discard(self._news.set)
@@ -190,10 +190,10 @@ class WebSocketConnection:
             self._memory.shed()
         return self._socket
 
-    # Frames in
+    # Incoming frames
 
     async def _read(self) -> None:
-        """Take frames as they come, a bounded number ahead of the turn; pings are answered on the way."""
+        """Read frames as they arrive, a bounded number ahead of the turn; aiohttp answers pings meanwhile."""
         try:
             while True:
                 message = await self._socket.receive()
@@ -202,21 +202,21 @@ class WebSocketConnection:
                 elif message.type is WSMsgType.BINARY:
                     self._put(InvalidRequest("Send JSON in text frames, not in binary ones.", code="invalid_frame"))
                 else:
-                    # Closed, or no WebSocket any more: aiohttp has answered that itself.
+                    # Closed, or a protocol error that aiohttp has already answered.
                     return
                 del message
                 while len(self._waiting) >= _FRAMES_AHEAD or self._waiting_bytes > self._max_bytes:
                     self._room.clear()
                     await self._room.wait()
         except ConnectionError:
-            # It broke while a ping was answered.
+            # The connection broke during the answer to a ping.
             return
         finally:
             self._over = True
             self._news.set()
 
     def _checked(self, frame: bytes) -> bytes | ApiError:
-        """The frame, for which there is room now; or why it is refused when its turn comes."""
+        """The frame, with its memory reserved, or the error for its turn."""
         if len(frame) > self._max_bytes:
             return too_large(self._max_bytes)
         if self._shared.take(len(frame), self._memory):
@@ -264,7 +264,7 @@ class WebSocketConnection:
             self._news.clear()
             await self._news.wait()
 
-    # A turn
+    # One turn
 
     async def _turn(self, data: bytes | ApiError) -> None:
         """Serve one frame, to its end."""
@@ -320,7 +320,7 @@ class WebSocketConnection:
         exchange.error_events = False
         await runner.receive(exchange, turn.head, turn.frame.body)
         if exchange.known.stored and previous in self._memory:
-            # Its history is not to be at rest anywhere, so nothing that is stored can rest on it.
+            # The client does not want that history at rest, so no stored response may depend on it.
             exchange.actions()
             raise InvalidRequest(
                 f"Previous response with id '{previous}' not found among stored responses: it was made with "
@@ -342,7 +342,8 @@ class WebSocketConnection:
             raise error
 
     def _remember(self, turn: _Turn) -> None:
-        """A failed turn takes what it continued with it; a good one that is not stored can be continued here."""
+        """A failed turn drops the turn that it continued; a successful turn that is not stored can be continued
+        here."""
         if turn.outcome in ("completed", "incomplete"):
             if (record := turn.exchange.unstored_record()) is not None:
                 self._memory.keep(record)
@@ -350,15 +351,15 @@ class WebSocketConnection:
             self._memory.forget(turn.frame.previous_response_id)
 
     async def _send(self, frame: bytes) -> None:
-        """One text frame; a slow client holds the upstream back."""
+        """Send one text frame; a slow client slows the upstream down."""
         await self._socket.send_frame(frame, WSMsgType.TEXT)
 
 
 class _Turn:
-    """What becomes of one request: its events, or the error that an HTTP client would get."""
+    """The result of one request: its events, or the error that an HTTP client would get."""
 
     def __init__(self, frame: ClientFrame, exchange: ResponseExchange, head: RequestHead, limit: int) -> None:
-        """`limit`: bytes of an event in somebody else's stream."""
+        """`limit`: the maximum bytes of an event in a passed-through stream."""
         self.frame = frame
         self._limit = limit
         self.exchange = exchange
@@ -382,7 +383,7 @@ class _Turn:
         return []
 
     def error(self) -> ApiError | None:
-        """What is to be said when there was no stream, or not all of it."""
+        """The error to send when there was no stream, or an incomplete one."""
         if self._head is None:
             return InternalError("There was no answer.")
         if not self._head.streamed:
@@ -391,5 +392,5 @@ class _Turn:
 
 
 def _told(headers: Headers) -> Headers:
-    """What an HTTP client would read in the head and nobody sees otherwise."""
+    """The response headers that a WebSocket client would not see otherwise."""
     return tuple((name, value) for name, value in headers if name == "antiphon-ignored")
