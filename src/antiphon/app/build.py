@@ -1,10 +1,10 @@
-"""The composition root: builds one serving process from the settings.
+"""Builds one serving process from the settings (the composition root).
 
-Lives here: building what one process serves with and what works in it beside requests (of sweeping when it is done, by
-which process, and that its failures harm nobody); draining and closing it, in order. Nothing here decides anything
-about a request. Not here: parts that are a story of their own (beside), the doors.
+Lives here: building the parts of a process and its background work; when a sweep runs, in which process, and how its
+failures are handled; draining and closing in order. Not here: any decision about a request, the larger parts (the other
+modules of this folder), the servers.
 
-Invariant: `App.aclose` finishes what was accepted (saves above all) before it closes what they need.
+Invariant: `App.aclose` finishes the accepted work (above all saves) before it closes the resources for it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ from antiphon.upstream.identity import ServerIdentities
 from antiphon.upstream.several import ModelDoor, UpstreamPool
 
 if TYPE_CHECKING:
-    # Imported where there are any.
+    # Imported only if the settings need it.
     from antiphon.tools.code_interpreter import ContainerRooms
 
 _GIVE_BACK_SECONDS = 1.0
@@ -78,7 +78,7 @@ Door = Literal["envoy", "http"]
 
 @dataclass(frozen=True)
 class App:
-    """What one process serves with."""
+    """The parts of one process."""
 
     context: DoorContext
     stores: Stores
@@ -90,18 +90,19 @@ class App:
     vector_search: VectorSearch | None
     rooms: ContainerRooms | None
     opened: AsyncExitStack
-    """What is to be closed, in the order in which it was opened."""
+    """Resources to close, in the order of opening."""
 
     @property
     def runner(self) -> Runner:
-        """It performs what responses ask for."""
+        """The runner, which performs the actions of responses."""
         return self.context.runner
 
     async def drain(self, door: Awaitable[bool], seconds: float) -> bool:
-        """Let the door drain for so many seconds; whether everything was finished, or is for others to go on with.
+        """Let the server drain for `seconds`. Returns whether everything finished or was given back for other
+        processes.
 
-        What runs in the background counts as in flight: a moment before the time is over it is given back, so that all
-        of it is over when the time is. What is in flight still is counted: it is cut next.
+        Background responses count as in flight. A moment before the deadline they are given back, so that all of them
+        end in time. Requests that are still in flight then are counted, and cut next.
         """
 
         async def give_back_in_time() -> None:
@@ -117,28 +118,28 @@ class App:
             return (self.rooms is None or await self.rooms.finished(ends - loop.time())) and drained
         finally:
             giving.cancel()
-            # What ended comes before the line that says so.
+            # The lines of ended requests come before the line about the drain.
             self.endings.close()
             for kind, count in self.context.admission.in_flight.items():
                 self.context.telemetry.metrics.cut.add(kind, by=count)
 
     async def give_back(self) -> None:
-        """Stop what runs in the background, for others to go on with. Before the doors are closed: they wait for what
-        is in flight, and jobs are."""
+        """Stop background responses, so that other processes continue them. Call this before closing the servers, which
+        wait for everything in flight, including jobs."""
         self.context.admission.gives_back = True
         await self.workers.aclose()
 
     async def aclose(self) -> None:
-        """Give back what runs in the background, finish the saves, then close the connections and the store."""
+        """Give back background responses, finish the saves, then close the connections and the store."""
         self.context.admission.gives_back = True
         await self.opened.aclose()
 
 
 async def build(settings: Settings, *, door: Door) -> App:
-    """Build a process for one door. Raises `ConfigError` or `StoreError`.
+    """Build a process for one server. Raises `ConfigError` or `StoreError`.
 
-    Behind Envoy model calls go through the model door, so that Envoy's cluster, retries and credentials apply; the
-    HTTP door calls the upstream itself. What was opened before a failure is closed.
+    Behind Envoy, model calls go through the model port, so that Envoy's cluster, retries and credentials apply. The
+    HTTP server calls the upstream itself. On a failure, everything opened before is closed.
     """
     async with AsyncExitStack() as opened:
         return await _build(settings, door, opened)
@@ -149,9 +150,9 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
     times, limits = settings.timeouts, settings.limits
     settings = with_extension_settings(settings)
     installed = tuple(make_extension_tools(settings))
-    # First: without a key that rows depend on nothing is opened.
+    # First, because without a key that rows depend on, nothing may be opened.
     key, kept_bodies = owner_key(settings), stored_bodies(settings)
-    # What lies in memory lies in SQLite too.
+    # State in memory uses SQLite as well.
     metrics = Metrics("postgresql" if settings.state.place.kind == "postgresql" else "sqlite")
     tracer = open_tracer(settings.tracing)
     opened.push_async_callback(close_tracer, tracer)
@@ -174,7 +175,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
         measured=metrics.storage,
     )
     opened.push_async_callback(stores.aclose)
-    # Before anything is stored.
+    # Before any row is stored.
     await check_deployment(settings.state, settings.data, deployment_keys(settings))
     usage_recorder = UsageRecorder(stores.usage)
     usage_recorder.start()
@@ -341,7 +342,7 @@ async def _build(settings: Settings, door: Door, opened: AsyncExitStack) -> App:
 
 
 def _exchange_options(settings: Settings, routes: ModelRoutes, tool_types: frozenset[str]) -> ExchangeOptions:
-    """By what exchanges go."""
+    """The options of the exchanges."""
     return ExchangeOptions(
         routes=routes,
         open_responses_names=settings.dialect == "openresponses",
@@ -360,7 +361,7 @@ def _exchange_options(settings: Settings, routes: ModelRoutes, tool_types: froze
 
 
 def model_door(settings: Settings) -> UpstreamTarget:
-    """Where Envoy takes the sidecar's own model calls."""
+    """The address where Envoy accepts the sidecar's own model calls."""
     address = settings.place(settings.sidecar.model_door)
     if parse_address(address)[0] == "unix":
         return UpstreamTarget("http://model-door/v1", unix_path=address.removeprefix("unix:"))
@@ -389,10 +390,10 @@ def _upstream(settings: Settings, door: Door) -> ModelDoor | UpstreamPool:
 
 
 class Sweeper:
-    """Calls `sweep` at once and then every so many seconds: one sweep at a time, and none after `aclose`. It answers
-    how many things went, of each kind.
+    """Calls `sweep` at once and then every `seconds`: one sweep at a time, and none after `aclose`. `sweep` returns the
+    number of deleted objects of each kind.
 
-    `take_turn`: whether this process is the one to do it, where several could; nobody else is for so many seconds.
+    `take_turn`: whether this process runs the sweep; then no other process does for `seconds`.
     """
 
     def __init__(
@@ -409,11 +410,11 @@ class Sweeper:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin, in the running event loop."""
+        """Start in the running event loop."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def aclose(self) -> None:
-        """End; what was begun is broken off."""
+        """Stop; a running sweep is cancelled."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):

@@ -1,15 +1,16 @@
 """Loads tools and profiles of other packages through Python entry points.
 
-Lives here: finding, loading and checking them, each once per process. Not here: what a tool is (`tools/box.py`), what a
-profile is (`translation/profiles/`), those that are part of this package.
+Lives here: finding, loading and checking them, each once per process. Not here: the interface of a tool
+(`tools/box.py`), that of a profile (`translation/profiles/`), the tools and profiles of this package.
 
-An entry point of the group `antiphon.tools` has the type for a name under which requests declare the tool, and leads to
-a class or function that makes a `ServerTool`: it is called without arguments or, where it has a pydantic model as its
-attribute `settings_model`, with an instance of it. One of the group `antiphon.profiles` has a profile's name and leads
-to the `UpstreamProfile`.
+The name of an entry point of the group `antiphon.tools` is the tool's type in requests. Its object is a class or
+function that makes a `ServerTool`. Antiphon calls it without arguments or, if it has a pydantic model as its attribute
+`settings_model`, with an instance of that. An entry point of the group `antiphon.profiles` has the profile's name, and
+its object is the `UpstreamProfile`.
 
-Invariant: a package that is installed is used or ends the start with an error that names it; nothing of it replaces
-what is here, and no two packages share a name; each setting under `extensions` is one of an installed tool's model.
+Invariant: an installed package is used, or the start fails with an error that names it. It replaces no tool or profile
+of Antiphon, and no two packages share a name. Each setting under `extensions` belongs to the model of an installed
+tool.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from antiphon.translation.profiles import PROFILES, UpstreamProfile
 from antiphon.translation.request.field_support import all_names
 
 if TYPE_CHECKING:
-    # Read by the parser of the command line, which loads nothing that costs time.
+    # The command line's parser imports this module, so it imports nothing slow.
     from antiphon.tools.box import ServerTool
 
 _GROUPS: dict[Literal["tool", "profile"], str] = {"tool": "antiphon.tools", "profile": "antiphon.profiles"}
@@ -40,7 +41,7 @@ _TYPES = frozenset(name.split(".")[1] for name in all_names() if name.startswith
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """One entry point that was loaded: `package` is its distribution and version, `value` what it leads to."""
+    """One loaded entry point. `package`: its distribution and version. `value`: its object."""
 
     kind: Literal["tool", "profile"]
     name: str
@@ -53,14 +54,14 @@ class Extension:
 
 @lru_cache(maxsize=1)
 def installed() -> tuple[EntryPoint, ...]:
-    """Those that are for us; nothing of them is loaded. Finding them means looking into every package there is."""
+    """Antiphon's entry points, not loaded. Finding them reads the metadata of every installed package."""
     everybodys = entry_points()
     return tuple(entry for group in _GROUPS.values() for entry in everybodys.select(group=group))
 
 
 @lru_cache(maxsize=1)
 def extensions() -> tuple[Extension, ...]:
-    """All that is installed, by kind and name. Raises `ConfigError` for one that cannot be used."""
+    """All installed extensions, by kind and name. Raises `ConfigError` for an unusable one."""
     found = [
         one
         for kind, group in _GROUPS.items()
@@ -79,7 +80,7 @@ def known_profiles() -> Mapping[str, UpstreamProfile]:
 
 def with_extension_settings(settings: Settings) -> Settings:
     """The settings with each section under `extensions` as an instance of its tool's model, so that its secrets are
-    known as such. Raises `ConfigError` for all that is wrong there."""
+    known as such. Raises `ConfigError` with all errors in these sections."""
     wrong: list[str] = []
     tools = {one.name: one for one in extensions() if one.kind == "tool"}
     for name in settings.extensions.keys() - tools.keys():
@@ -129,7 +130,7 @@ def _loaded(one: Extension, entry: EntryPoint) -> Any:
     try:
         value = entry.load()
     except Exception as error:
-        # Whatever a module does when it is imported.
+        # A module may raise any error when it is imported.
         raise ConfigError(f"{one} cannot be loaded ({entry.value}): {_said(error)}") from error
     if one.kind == "tool" and not callable(value):
         raise ConfigError(f"{one} must be a class or function that makes the tool, not {value!r:.100}")
@@ -142,7 +143,7 @@ def _loaded(one: Extension, entry: EntryPoint) -> Any:
 
 
 def _checked_settings(one: Extension, values: object, wrong: list[str]) -> BaseModel | None:
-    """The tool's settings; None where it has none, or where they are wrong, which is added to `wrong`."""
+    """The tool's settings; None if it has none, or if they are invalid, which is added to `wrong`."""
     model: type[BaseModel] | None = getattr(one.value, "settings_model", None)
     place: Place = (_SECTION, one.name)
     if model is None:

@@ -1,11 +1,11 @@
 """Resolves the owner key and the sealing keys: from the settings, else from the data folder.
 
-Lives here: which key is for what, and what depends on it. Not here: the files (`local_keys.py`), what is done with a
-key (`doors/owners.py`, `sealing.py`).
+Lives here: the purpose of each key, and the data that depends on it. Not here: the files (`local_keys.py`), the use of
+a key (`doors/owners.py`, `sealing.py`).
 
-A key of the data folder that is lost beside a database with rows is not made again in silence: with another `owner.key`
-every client would find nothing of its own, with another `sealing.key` what clients carry would be refused. `antiphon
-admin new-keys` says what is given up and does it.
+If a key file is missing but the database has rows, the start fails instead of creating another key. With a different
+`owner.key` no client would find its data. With a different `sealing.key` the sealed data of clients would be refused.
+`antiphon admin new-keys` explains the loss and creates new keys.
 """
 
 from __future__ import annotations
@@ -25,29 +25,30 @@ OWNER_KEY, SEALING_KEY = "owner.key", "sealing.key"
 
 
 def owner_key(settings: Settings) -> bytes:
-    """The key of the owner hash: the configured one, or one made once in the data folder, the same for all workers.
+    """The key of the owner hash: the configured one, or one created once in the data folder, the same for all workers.
     Raises `ConfigError`."""
     if settings.owner.key is not None:
         return settings.owner.key.get_secret_value().encode()
     if settings.owner.source != "bearer":
-        return b""  # nobody is named by a hash
+        return b""  # no owner id is a hash
     return local_key(settings.data, OWNER_KEY, lambda: _needs_owner_key(settings))
 
 
 def make_sealer(settings: Settings) -> Sealer:
-    """Seals what clients carry: with the configured keys, or one made once in the data folder. Raises `ConfigError`."""
-    # A payload is at most all text of one response, written as JSON once more.
+    """Seals the data that clients carry, with the configured keys or one created once in the data folder. Raises
+    `ConfigError`."""
+    # A payload is at most the text of one response, encoded as JSON once more.
     limit = 2 * settings.limits.upstream_body_bytes + (1 << 16)
     return Sealer(_sealing_keys(settings), max_bytes=limit)
 
 
 def stored_bodies(settings: Settings) -> Bodies:
-    """Seals what is stored, if it is to be, and opens what was. Raises `ConfigError`."""
+    """Seals stored bodies, if that is configured, and opens them. Raises `ConfigError`."""
     return Bodies(_sealing_keys(settings), seals=settings.state.seal)
 
 
 def known_bodies(settings: Settings) -> Bodies:
-    """Opens what is stored, with the keys that there are: none is made. Raises `ConfigError`."""
+    """Opens stored bodies with the existing keys, and creates none. Raises `ConfigError`."""
     if not settings.sealing.keys and not (settings.data / SEALING_KEY).exists():
         return Bodies((), seals=False)
     return stored_bodies(settings)
@@ -68,7 +69,7 @@ def deployment_keys(settings: Settings) -> Keys:
 
 
 def api_keys(settings: Settings) -> tuple[bytes, ...]:
-    """The digests of the keys that clients may show."""
+    """The digests of the clients' API keys."""
     texts = [key.get_secret_value() for key in settings.owner.api_keys]
     return tuple(
         bytes.fromhex(text.removeprefix("sha256:"))
@@ -79,7 +80,7 @@ def api_keys(settings: Settings) -> tuple[bytes, ...]:
 
 
 def lost_keys(settings: Settings) -> dict[str, str]:
-    """The key files that are gone although something depends on them, each with what does."""
+    """The missing key files that stored data depends on, each with that data."""
     needs = {}
     if settings.owner.key is None and settings.owner.source == "bearer":
         needs[OWNER_KEY] = _needs_owner_key(settings)
@@ -89,7 +90,7 @@ def lost_keys(settings: Settings) -> dict[str, str]:
 
 
 def key_problems(settings: Settings) -> list[str]:
-    """What the start would say about the keys of the data folder; none is made."""
+    """The problems that a start would report about the keys of the data folder. Creates no key."""
     lost = lost_keys(settings)
     problems = [is_gone(settings.data / name, why) for name, why in lost.items()]
     for name, read in ((OWNER_KEY, owner_key), (SEALING_KEY, make_sealer)):
@@ -102,7 +103,7 @@ def key_problems(settings: Settings) -> list[str]:
 
 
 def new_keys(settings: Settings) -> list[Path]:
-    """Make the keys that are gone, whatever depended on them; the files. Raises `ConfigError`."""
+    """Create the missing keys, whatever depended on them. Returns the files. Raises `ConfigError`."""
     lost = list(lost_keys(settings))
     for name in lost:
         local_key(settings.data, name)

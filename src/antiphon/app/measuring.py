@@ -1,12 +1,12 @@
 """Collects metrics that other parts already hold: event loop, disk, databases, thread pools.
 
-Lives here: whom a scrape asks, and how often; opening the tracer that the settings configure. Not here: names and
-meanings (`observability/metric_names.py`), what is counted where it happens.
+Lives here: the sources of a scrape, and how often it reads them; opening the configured tracer. Not here: names and
+meanings (`observability/metric_names.py`), counters that code increments as events happen.
 
-What takes a query or a look at the disk is asked before a scrape, at most each second (sizes and servers every ten),
-and one look at a time: a disk that stands still is looked at by one thread, and a scrape shows what was seen last.
+Values that need a query or disk access are read before a scrape, at most once a second (sizes and servers every ten).
+One reader at a time reads them. If a disk hangs, one thread waits for it, and scrapes show the last values.
 
-Invariant: nothing here is done when nobody scrapes, but for the event loop's one timer.
+Invariant: without scrapes nothing here runs, except the event loop's one timer.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LAG_SECONDS = 0.25
 
 
 class Measuring:
-    """Feeds the metrics of one process. `databases`: what each of them says of itself."""
+    """Feeds the metrics of one process. `databases`: the sources of database figures."""
 
     def __init__(
         self,
@@ -115,11 +115,11 @@ class Measuring:
 
 
 class LoopLag:
-    """How late the event loop comes back, which everybody who waits in it waits longer: tells `add` the seconds, four
-    times a second. One timer per process; none after `close`."""
+    """Measures the delay of the event loop, which delays everything in it: calls `add` with the seconds, four times a
+    second. One timer per process; none after `close`."""
 
     def __init__(self, add: Callable[[float], None], *, seconds: float = _LAG_SECONDS) -> None:
-        """Begins at once, in the running event loop."""
+        """Starts at once, in the running event loop."""
         self._add = add
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
@@ -130,7 +130,7 @@ class LoopLag:
         self._timer.cancel()
 
     def _ask(self) -> None:
-        # Not the loop's own time: some loops read the clock once a turn.
+        # Not the loop's own time, because some loops read the clock once per turn.
         self._due = time.perf_counter() + self._seconds
         self._timer = self._loop.call_later(self._seconds, self._back)
 
@@ -140,7 +140,7 @@ class LoopLag:
 
 
 class _Sometimes:
-    """Does it again only when it has ended, and so many seconds later; who asks meanwhile waits for what is done."""
+    """Runs `look` at most once per `seconds`, one run at a time; callers during a run wait for it."""
 
     def __init__(self, look: Callable[[], Awaitable[None]], seconds: float) -> None:
         self._look = look
@@ -162,18 +162,18 @@ class _Sometimes:
 
     def _ended(self, looking: asyncio.Task[None]) -> None:
         self._looking = None
-        # Whoever asked may have left.
+        # The caller may be cancelled.
         if not looking.cancelled():
             looking.exception()
 
 
 def _each(said: Mapping[str, Mapping[str, int]]) -> dict[Labels, float]:
-    """Of each database, each of what it said."""
+    """The values by database and key."""
     return {(name, key): value for name, values in said.items() for key, value in values.items()}
 
 
 def _known(said: Mapping[str, int | None]) -> dict[Labels, float]:
-    """Of each database that said it."""
+    """The known values by database."""
     return {(name,): value for name, value in said.items() if value is not None}
 
 
@@ -181,21 +181,21 @@ def _free_bytes(folder: Path) -> int:
     try:
         return shutil.disk_usage(folder).free
     except OSError:
-        # Where there is no folder there is no room.
+        # A missing folder has no room.
         return 0
 
 
 def _transport(settings: Settings, door: Literal["envoy", "http"]) -> str:
     if door == "http":
         return ""
-    # Not imported by a process that needs none of it.
+    # Imported only by a process that needs it.
     from antiphon.doors.extproc.transport import chosen_transport
 
     return chosen_transport(settings.sidecar.transport)
 
 
 def _threads() -> dict[Labels, tuple[int, int]]:
-    """Of all pools, by name: threads that work, and what waits for one."""
+    """The busy threads and the queue length of all thread pools, by name."""
     found: dict[Labels, tuple[int, int]] = {}
     for pool in all_pools():
         busy, waiting = found.get((pool.name,), (0, 0))
@@ -208,7 +208,7 @@ _CLOSE_SECONDS = 3.0
 
 
 def open_tracer(settings: TracingSettings) -> Tracer | None:
-    """The tracer; None without an endpoint. Raises `ConfigError` where the packages are missing."""
+    """The tracer; None without an endpoint. Raises `ConfigError` when the packages are missing."""
     if settings.traces_url is None:
         return None
     try:
@@ -219,7 +219,7 @@ def open_tracer(settings: TracingSettings) -> Tracer | None:
 
 
 async def close_tracer(tracer: Tracer | None) -> None:
-    """Send what there is; a collector that does not answer keeps nobody from stopping."""
+    """Send the remaining spans; a collector that does not answer does not delay the stop."""
     if tracer is None:
         return
     loop = asyncio.get_running_loop()
@@ -229,11 +229,11 @@ async def close_tracer(tracer: Tracer | None) -> None:
         try:
             tracer.close()
         finally:
-            # Nobody waits any more where the loop is gone.
+            # After the end of the loop no coroutine waits.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(closed.set)
 
-    # Not a pool's thread: one that still waits for a collector would be waited for at the process's end.
+    # Not a pool's thread, because the interpreter would wait for it at the process's end.
     threading.Thread(target=close, name="close-tracer", daemon=True).start()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_CLOSE_SECONDS):

@@ -1,9 +1,9 @@
 """Builds the routing table from the settings: which upstream serves which model.
 
-Lives here: the routing table, and what several upstreams of one model must have in common for it. Not here: the table's
-use (`engine/exchange/model_routes.py`), the upstreams' addresses and keys (`outgoing.py`).
+Lives here: the routing table, and the checks that several upstreams of one model have the same profile. Not here: the
+table's use (`engine/exchange/model_routes.py`), the upstreams' addresses and keys (`outgoing.py`).
 
-Invariant: upstreams that share a model are written to alike.
+Invariant: upstreams that share a model get requests of the same form.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _log = structlog.get_logger(__name__)
 
 
 def make_routes(settings: Settings) -> ModelRoutes:
-    """Where each model goes. Raises `ConfigError` for an unknown profile."""
+    """The route of each model. Raises `ConfigError` for an unknown profile."""
 
     nowhere = ModelRoute(PROFILES["generic"], mode="disabled")
 
@@ -74,7 +74,7 @@ def make_routes(settings: Settings) -> ModelRoutes:
             upstream=group.name,
             several=group.names,
             ordered=not group.weights,
-            # Whoever makes the call takes it away for those that are not to have it.
+            # The caller removes it for upstreams that must not have it.
             passthrough=first.passthrough or any(other.passthrough for other in others),
         )
 
@@ -87,7 +87,7 @@ def _shown(route: ModelRoute) -> str:
 
 
 def learn(routes: ModelRoutes, name: str, profile: str) -> None:
-    """What an upstream has said it is; a warning where it differs from those it shares requests with."""
+    """Record the detected profile of an upstream. Logs a warning if it differs from those that share its requests."""
     for several in routes.learn(name, PROFILES[profile]):
         _log.warning(
             "upstreams_differ",

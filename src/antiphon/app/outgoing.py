@@ -1,8 +1,9 @@
 """Builds the upstream clients and the guarded URL fetcher from the settings.
 
-Lives here: targets and guards made of settings. Not here: calling and fetching (`upstream/`), the rest (`build.py`).
+Lives here: targets and guards from the settings. Not here: calling and fetching (`upstream/`), the other parts
+(`build.py`).
 
-Invariant: whatever a client can name goes through the guarded fetcher.
+Invariant: every URL from a client goes through the guarded fetcher.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from antiphon.upstream.http import UpstreamTarget
 
 
 def direct_target(name: str, upstream: UpstreamSettings) -> UpstreamTarget:
-    """Where a call of this upstream goes when no Envoy is between. Raises `ConfigError`."""
+    """The target of direct calls to this upstream, without Envoy. Raises `ConfigError`."""
     headers: Headers = (("host", upstream.authority),) if upstream.host else ()
     if upstream.auth_mode is AuthMode.INJECT and upstream.api_key is not None:
         headers = (*headers, ("authorization", f"Bearer {upstream.api_key.get_secret_value()}"))
@@ -30,12 +31,12 @@ def direct_target(name: str, upstream: UpstreamSettings) -> UpstreamTarget:
 
 
 def make_fetcher(fetch: FetchSettings) -> GuardedFetcher:
-    """Fetches what clients and models name by URL. Raises `ConfigError`."""
+    """The fetcher for URLs from clients and models. Raises `ConfigError`."""
     try:
         rule = AddressRule(fetch.allow_private)
     except ValueError as error:
         raise ConfigError(f"fetch.allow_private: {error}") from None
-    # Those of the system are read once for the process, when one is first needed: 30 ms and 4 MiB each time.
+    # The system's certificates are read once per process, when first needed: 30 ms and 4 MiB each time.
     tls = trusted("fetch.ca_file", fetch.ca_file) if fetch.ca_file is not None else None
     return GuardedFetcher(fetch, rule, tls=tls)
 
@@ -43,10 +44,10 @@ def make_fetcher(fetch: FetchSettings) -> GuardedFetcher:
 def make_permit(
     settings: Settings, registered: Iterable[str], *, resolver: Callable[[], Resolve] = HostResolver
 ) -> Callable[[str, int, bool, bool], Awaitable[str]]:
-    """Judges where a tool may connect to: `host, port, secure, registered -> address`, or OSError.
+    """A function that decides where a tool may connect: `host, port, secure, registered -> address`, or OSError.
 
-    `registered` are the hosts that the operator named for the purpose; `resolver` makes what knows the addresses of
-    names. Raises `ConfigError`.
+    `registered`: the hosts that the operator configured for the purpose. `resolver`: creates a resolver of host names.
+    Raises `ConfigError`.
     """
     try:
         rule = AddressRule(settings.fetch.allow_private)
@@ -54,7 +55,7 @@ def make_permit(
     except ValueError as error:
         raise ConfigError(f"fetch.allow_private: {error}") from None
 
-    # Hosts that clients name do not take the threads of those that the operator named.
+    # Separate resolvers, so that hosts from clients cannot occupy the threads for hosts of the operator.
     names, own_names = resolver(), resolver()
 
     async def permit(host: str, port: int, secure: bool, is_registered: bool) -> str:
@@ -65,7 +66,7 @@ def make_permit(
             addresses = await (own_names if is_registered else names)(host, port)
         except UnicodeError:
             raise PermissionError("no name") from None
-        # All of them: a name with one private address is not to be trusted with the others.
+        # Checks all addresses: a name with one private address is not trustworthy for the others.
         if not addresses or not all(judge.allows(host, address) for address in addresses):
             raise PermissionError("not public")
         return addresses[0]

@@ -1,8 +1,8 @@
 """Builds the toolbox: the hosted tools that the settings enable.
 
-Lives here: which tools these settings make available. Not here: the tools (`tools/`), the rest (`app/build.py`).
+Lives here: the choice of tools. Not here: the tools (`tools/`), the other parts (`app/build.py`).
 
-Invariant: a tool that is not configured is not in the box, so that requests for it are refused or told of it, and its
+Invariant: a tool that is not configured is not in the toolbox. So requests for it are refused or get a notice, and its
 modules are not imported.
 """
 
@@ -32,8 +32,7 @@ _PAGE_TYPES = ("text/*", "application/xhtml+xml", "application/json", "applicati
 def make_tools(
     settings: Settings, metrics: Metrics, further: Iterable[ServerTool] = (), places: Places | None = None
 ) -> Toolbox:
-    """The tools that these settings make available, and further ones, which share the process's places. Raises
-    `ConfigError`."""
+    """The tools of these settings, and further ones, which share the process's limits. Raises `ConfigError`."""
     tools = [ToolSearch(), *further]
     if (search := _web_search(settings)) is not None:
         tools.append(search)
@@ -45,7 +44,8 @@ def make_tools(
 async def open_rooms(
     settings: Settings, files: FileStore | None, shared: ContainerRows | None = None
 ) -> ContainerRooms | None:
-    """The rooms for code; None where the settings want none, or code cannot be held in here. Raises `ConfigError`."""
+    """The sandbox for code; None when the settings disable it, or the system cannot isolate code. Raises
+    `ConfigError`."""
     if settings.code_interpreter.sandbox == "none":
         return None
     from antiphon.tools import code_interpreter as sandbox
@@ -54,7 +54,7 @@ async def open_rooms(
 
 
 def code_interpreter(settings: Settings, rooms: ContainerRooms) -> ServerTool:
-    """The tool that runs code in these rooms."""
+    """The tool that runs code in this sandbox."""
     from antiphon.tools.code_interpreter import CodeInterpreter
 
     return CodeInterpreter(rooms, settings.code_interpreter)
@@ -82,7 +82,7 @@ def _web_search(settings: Settings) -> WebSearch | None:
 
 
 def _mcp(settings: Settings) -> ServerTool:
-    # Imported here, when it is first needed: the SDK takes longer to load than everything else together.
+    # Imported at the first use: the SDK takes longer to load than everything else together.
     from antiphon.tools.mcp.connections import McpConnections
     from antiphon.tools.mcp.servers import Connector, McpServers
     from antiphon.tools.mcp.tool import Mcp

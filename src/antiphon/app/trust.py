@@ -1,9 +1,9 @@
 """Builds the TLS contexts with which this process verifies other servers' certificates.
 
-Lives here: nothing else, so that who only checks that their files can be used imports nothing that connects. Not here:
-connections (`outgoing.py`), our own certificates (`doors/tls.py`).
+Lives here: nothing else, so that a check of the files imports no client code. Not here: connections (`outgoing.py`),
+the server's own certificates (`doors/tls.py`).
 
-Invariant: a file that cannot be used is a `ConfigError` that names the setting.
+Invariant: an unusable file raises `ConfigError` with the setting's name.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from antiphon.errors import ConfigError
 
 
 def section(upstream: str) -> str:
-    """How settings name an upstream."""
+    """The name of an upstream's section in the settings."""
     return "upstream" if upstream == DEFAULT_UPSTREAM else f"upstreams.{upstream}"
 
 
 def upstream_trust(name: str, upstream: UpstreamSettings) -> ssl.SSLContext | None:
-    """Whom calls of this upstream trust; None where they are not encrypted. Raises `ConfigError`."""
+    """The TLS context for calls to this upstream; None without TLS. Raises `ConfigError`."""
     return trusted(f"{section(name)}.ca_file", upstream.ca_file) if upstream.tls else None
 
 
 def trusted(setting: str, file: Path | None) -> ssl.SSLContext:
-    """Trust in the authorities of this file, or in the system's. Raises `ConfigError`."""
+    """A context that trusts the CAs of this file, or the system's. Raises `ConfigError`."""
     try:
         return ssl.create_default_context(cafile=str(file) if file else None)
     except (OSError, ssl.SSLError) as error:

@@ -1,9 +1,9 @@
 """Builds vector stores and their search from the settings.
 
-Lives here: building the database, the worker that ingests, the searcher and the endpoints from the settings, and
-closing them in order. Nothing here decides anything about a request.
+Lives here: building the database, the ingestion worker, the searcher and the endpoints from the settings, and closing
+them in order. Not here: any decision about a request.
 
-Invariant: `VectorSearch.aclose` gives the files that are worked on back before the database is closed.
+Invariant: `VectorSearch.aclose` releases the files in progress before it closes the database.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from antiphon.upstream.http import UpstreamTarget
 
 @dataclass(frozen=True)
 class VectorSearch:
-    """What one process has of vector stores."""
+    """The vector store parts of one process."""
 
     stores: VectorDatabase
     searcher: VectorStoreSearcher
@@ -43,7 +43,7 @@ class VectorSearch:
     rewrite_model: str | None
     rewrite_seconds: float
     embeddings: Upstream | None = None
-    """The embeddings server, for those who ask it themselves; the embedder's calls go there too."""
+    """The embeddings server, for direct calls by clients; the embedder uses it too."""
 
     def endpoints(self, upstream: Upstream, routes: ModelRoutes) -> tuple[Endpoint, ...]:
         """The endpoints. `upstream` and `routes` are for the model that rewrites queries."""
@@ -57,16 +57,16 @@ class VectorSearch:
         return FileSearch(self.searcher)
 
     async def forget_file(self, owner: str, file_id: str) -> None:
-        """A file is deleted: no vector store has it any more."""
+        """Remove a deleted file from all vector stores."""
         await self.stores.stores.forget_file(owner, file_id)
 
     def start(self) -> None:
-        """Begin to ingest."""
+        """Start the ingestion."""
         self.stores.stores.on_work = self.ingester.wake
         self.ingester.start()
 
     async def aclose(self) -> None:
-        """Give back what is worked on, then close the connections and the database."""
+        """Release the files in progress, then close the connections and the database."""
         await self.ingester.aclose()
         if self.embeddings is not None:
             await self.embeddings.aclose()
@@ -74,7 +74,7 @@ class VectorSearch:
 
 
 async def open_search(settings: Settings, opened: Stores, metrics: Metrics | None = None) -> VectorSearch:
-    """Build everything about vector stores. Raises `ConfigError` or `StoreError`."""
+    """Build all parts of vector stores. Raises `ConfigError` or `StoreError`."""
     given = settings.vector_stores
     embedder, embeddings = make_embedder(settings, metrics) or (None, None)
     stores = await opened.open_vectors(matrix_bytes=given.matrix_bytes)
@@ -98,7 +98,7 @@ async def open_search(settings: Settings, opened: Stores, metrics: Metrics | Non
 
 
 def make_embedder(settings: Settings, metrics: Metrics | None = None) -> tuple[Embedder, Upstream] | None:
-    """The embeddings server's, when there is one, and that server, to be closed. Raises `ConfigError`."""
+    """The embedder and its server, which the caller closes; None without a server. Raises `ConfigError`."""
     given = settings.embeddings
     if given.url is None:
         return None
@@ -109,7 +109,7 @@ def make_embedder(settings: Settings, metrics: Metrics | None = None) -> tuple[E
     headers: Headers = ()
     if given.api_key is not None:
         headers = (("authorization", f"Bearer {given.api_key.get_secret_value()}"),)
-    # A little sooner than the embedder gives up: then it is the server that was late, and nobody that left.
+    # Slightly shorter than the embedder's timeout, so that a late server counts as late and not as a cancelled call.
     patience = given.seconds * 0.95
     upstream = HttpUpstream(UpstreamTarget(given.url, headers=headers), head_seconds=patience, idle_seconds=patience)
     counted = upstream if metrics is None else CountedUpstream(upstream, metrics, "embeddings", "embeddings")

@@ -1,10 +1,10 @@
 """Reloads changed settings while a gateway serves, and reports what cannot change.
 
-Lives here: SIGHUP and the watch on the settings file, what cannot change, and the line that says what came of it. Not
-here: what serves with the new settings (`generation.py`, which `antiphon up` starts).
+Lives here: SIGHUP and the watch on the settings file, the settings that cannot change, and the log line about the
+result. Not here: the processes with the new settings (`generation.py`, which `antiphon up` starts).
 
-Invariants: settings are taken whole or refused whole, and each try leaves one line, which names settings and never
-their values; a file is read when it has kept still for a moment, and what has the same content is no change.
+Invariants: new settings apply completely or not at all. Each attempt gives one log line, which names settings and never
+their values. The parent reads a file after it was stable for a moment, and the same content is no change.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ FIXED = {
     "metrics.listen": "the parent of the workers listens there",
     "reload.watch": "it is decided at the start",
 }
-"""What cannot change while it runs, and why."""
+"""The settings that cannot change at run time, and why."""
 _OF_ONE_SET = ("sidecar.grpc", "sidecar.http", "sidecar.model_door", "envoy.admin")
 
 
 class SettingsFile:
-    """Looks at a file by its path, through all symbolic links: where one is put in place of another (a ConfigMap of
-    Kubernetes), the file is another one too."""
+    """Watches a file by its path, through all symbolic links. So it notices when another file takes the place (a
+    ConfigMap in Kubernetes)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -48,12 +48,13 @@ class SettingsFile:
 
     @classmethod
     def of(cls, path: Path | None) -> SettingsFile | None:
-        """Of a process that may have none. Made before the file is read: what changes from then on is seen."""
+        """The watch of a process's file, if it has one. Created before the file is read, so that it notices every later
+        change."""
         return cls(path) if path is not None else None
 
     def has_changed(self) -> bool:
-        """Whether it has another content since it was told last, and had it at the last look already: who writes it in
-        pieces is given time to end. A file that is gone has changed too, once."""
+        """Whether the content differs from the last reported one, and was already the same at the last check: a writer
+        gets time to finish. A deleted file counts as a change once."""
         former, self._seen = self._seen, self._digest()
         if self._seen != former or self._seen == self._told:
             return False
@@ -61,7 +62,7 @@ class SettingsFile:
         return True
 
     def was_read(self) -> None:
-        """Its content of this moment is no news any more."""
+        """Mark the present content as reported."""
         self._told = self._seen = self._digest()
 
     def _digest(self) -> bytes:
@@ -77,14 +78,14 @@ async def reasons(
     tell: Callable[[str], Awaitable[None]],
     look: float = _LOOK_SECONDS,
 ) -> None:
-    """Call `tell` with the reason, one after the other, whenever settings are to be read: for ever."""
+    """Call `tell` with the reason whenever the settings must be read, one call at a time. Never returns."""
     while True:
         try:
             async with asyncio.timeout(look if file is not None else None):
                 await hangup.wait()
         except TimeoutError:
             assert file is not None
-            # In a thread: its disk may stand still.
+            # In a thread, because its disk may hang.
             if await asyncio.to_thread(file.has_changed):
                 await tell("the file has changed")
             continue
@@ -95,14 +96,14 @@ async def reasons(
 
 
 class ReloadCounts:
-    """What came of it until now: how often each, and what last."""
+    """The results of reloads: the number of each, and the last one."""
 
     def __init__(self) -> None:
         self.results = {"accepted": 0, "refused": 0}
         self.last = "accepted"
 
     async def of(self, because: str, reload: Awaitable[tuple[str, ...]]) -> None:
-        """Wait for it, count it, say it in one line and to the service manager; no error is raised."""
+        """Await the reload, count its result, log it in one line and notify the service manager. Raises no error."""
         tell_manager("RELOADING=1")
         try:
             changed = await reload
@@ -113,7 +114,7 @@ class ReloadCounts:
         else:
             self._count("accepted")
             _log.info("settings_reloaded", because=because, changed=list(changed))
-        # Whatever came of it: it serves, with the settings from before or with these.
+        # In either case it serves, with the old or the new settings.
         tell_manager("READY=1")
 
     def _count(self, result: str) -> None:
@@ -128,7 +129,7 @@ class ReloadCounts:
 
 @asynccontextmanager
 async def saying_that_a_restart_is_needed(hangup: asyncio.Event, file: SettingsFile | None) -> AsyncIterator[None]:
-    """While this lasts, a process that has no parent says so when its settings are to be read."""
+    """While active: a process without a parent logs that a restart is needed when its settings should be read again."""
 
     async def say(because: str) -> None:
         tell_manager("RELOADING=1")
@@ -145,7 +146,7 @@ async def saying_that_a_restart_is_needed(hangup: asyncio.Event, file: SettingsF
 
 
 def check_change(before: Settings, after: Settings) -> tuple[str, ...]:
-    """The names of the settings that change. Raises `ConfigError` where that takes a restart."""
+    """The names of the changed settings. Raises `ConfigError` when a change needs a restart."""
     changed = changed_settings(before, after)
     for name in changed:
         if name in FIXED:
@@ -163,6 +164,6 @@ def check_change(before: Settings, after: Settings) -> tuple[str, ...]:
 
 
 def changed_settings(before: Settings, after: Settings) -> tuple[str, ...]:
-    """The settings that differ, by name, in their order; of a list of sections the list."""
+    """The names of the settings that differ, in order; for a list of sections, the list's name."""
     paths = (path for path, _ in field_paths(Settings))
     return tuple(".".join(path) for path in paths if reduce(getattr, path, before) != reduce(getattr, path, after))

@@ -1,11 +1,11 @@
-"""Forwards the output of child processes as one log, and detects the line that says a child is ready.
+"""Forwards the output of child processes as one log, and detects the line of a ready child.
 
-Lives here: the form of a forwarded line, its level where it has none, and a child's own reason for its end. Not here:
+Lives here: the form of a forwarded line, its level if it has none, and a child's own reason for its end. Not here:
 reading a child's pipes (`children.py`), writing the log (`observability/`).
 
-Invariants: no line of a child reaches standard output; none is lost but the one that says that it listens, those that
-are meant for another child, and, until everything is ready, the reason for which it ends, which the supervisor writes
-(`supervision.py`).
+Invariants: no line of a child reaches standard output. All lines are forwarded except three kinds: the line that it
+listens, lines for another child, and the reason for an end before everything is ready. The supervisor writes that
+reason (`supervision.py`).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from antiphon.observability.log_lines import console_line, render, stamp
 from antiphon.observability.logs import write_line
 
 ENVOY = "envoy"
-"""Envoy's name among the children."""
+"""The name of the Envoy child."""
 _CUT = "stopped_with_requests_in_flight"
 _COUNT = re.compile(r'"cut":(\d+)')
 _FATAL = "antiphon: "
-"""How the reason begins for which a command ends (`cli.py`)."""
+"""The prefix of a command's reason for its end (`cli.py`)."""
 
 
 def last_words(lines: Sequence[str]) -> str:
@@ -37,11 +37,11 @@ def last_words(lines: Sequence[str]) -> str:
 
 
 class ChildOutput:
-    """Of all children together."""
+    """The output of all children together."""
 
     def __init__(self, settings: Settings, heard: Callable[[str], bool] = lambda line: False) -> None:
-        """`heard` takes each line of Envoy's; it returns whether it passed the line to the sidecars, whose own line
-        will report it."""
+        """`heard` receives each line of Envoy. It returns whether it passed the line to the sidecars, which then report
+        it themselves."""
         self._heard = heard
         self._console = settings.log.format == "console"
         self._colors = self._console and sys.stderr.isatty()
@@ -49,12 +49,12 @@ class ChildOutput:
         self.everything_is_ready = False
         """Once true, this class forwards the reason for a child's end."""
         self.serving: set[str] = set()
-        """The names of the workers that said they listen; who starts one again takes its name out."""
+        """The names of the workers that reported that they listen; a restart removes the name first."""
         self.cut = 0
         """The number of requests that workers reported as cut at their end."""
 
     def take(self, name: str, line: str) -> None:
-        """Forward a line of a child; a worker's first line says that it listens, which is ours to tell."""
+        """Forward a line of a child, except a worker's line that it listens."""
         if line.startswith(("ready: ", "serving: ")):
             self.serving.add(name)
             return
@@ -66,7 +66,7 @@ class ChildOutput:
         (self._failing.add if is_reason else self._failing.discard)(name)
         if is_reason and not self.everything_is_ready:
             return
-        # A collector that stands still must not stop this process, and by full pipes its children too.
+        # A log collector that hangs must not stop this process, or through full pipes its children.
         write_line(self._form(name, line, is_reason).encode("utf-8", "backslashreplace"))
 
     def _form(self, name: str, line: str, is_reason: bool) -> str:

@@ -1,9 +1,9 @@
 """Passes settings to a child process: most in a file, secrets in the environment.
 
-Lives here: telling the two apart, wherever in the settings a secret stands, and what differs for the children of `up`.
-Not here: starting them (`generation.py`).
+Lives here: separating the two, wherever a secret is in the settings, and the settings that differ for the children of
+`up`. Not here: starting them (`generation.py`).
 
-Invariant: no secret is in the file's values, and every setting (or all but defaults) is in one of the two.
+Invariant: the file contains no secret, and every setting (or every non-default one) is in one of the two.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from antiphon.envoy.tracing import header_variable
 
 
 def file_values(settings: Settings, *, exclude_defaults: bool = False) -> dict[str, Any]:
-    """What is no secret, as plain values: everything, or what is not the default."""
+    """The settings without secrets, as plain values: all, or the non-default ones."""
     values = settings.model_dump(mode="json", exclude_defaults=exclude_defaults)
     for path in _secrets(settings):
         del _at(values, path[:-1])[path[-1]]
     if settings.has_default:
-        # Said even where it is the default: beside `upstreams` there is none unless the file has it.
+        # Included even if it is the default: next to `upstreams` there is no default upstream unless the file has it.
         values["upstream"] = {"url": settings.upstream.url, **values.get("upstream", {})}
     else:
         values.pop("upstream", None)
@@ -40,12 +40,13 @@ def file_values(settings: Settings, *, exclude_defaults: bool = False) -> dict[s
 
 
 def secret_environment(settings: Settings) -> dict[str, str]:
-    """The secrets, as the variables that settings are read from."""
+    """The secrets, as the environment variables of the settings."""
     return {"ANTIPHON_" + "__".join(path).upper(): _as_text(value) for path, value in _secrets(settings).items()}
 
 
 def placed_in(settings: Settings, folder: Path, shared: Path) -> Settings:
-    """The settings with `{data}` in addresses replaced by this folder. `shared`: where all workers of the run meet."""
+    """The settings with `{data}` in addresses replaced by this folder. `shared`: the folder that all workers of the run
+    share."""
 
     def place(address: str) -> str:
         return address.replace("{data}", str(folder))
@@ -54,7 +55,7 @@ def placed_in(settings: Settings, folder: Path, shared: Path) -> Settings:
     names = ("grpc", "http", "model_door")
     times = settings.timeouts
     if settings.door == "envoy":
-        # It is our Envoy that gives notice and closes its listener; the sidecars have the rest of the time.
+        # Envoy gives notice and closes its listener itself; the sidecars have the rest of the time.
         times = times.model_copy(update={"drain": times.drain - (times.notice or 0.0), "notice": 0.0})
     code = settings.code_interpreter
     if code.sockets is None:
@@ -66,7 +67,7 @@ def placed_in(settings: Settings, folder: Path, shared: Path) -> Settings:
             "log": settings.log.model_copy(update={"format": "json"}),
             "data": settings.data.absolute(),
             "timeouts": times,
-            # Ours, which shows theirs.
+            # The parent serves the metrics of all workers.
             "metrics": MetricsSettings(),
             "sidecar": sidecar.model_copy(update={name: place(getattr(sidecar, name)) for name in names}),
             "envoy": settings.envoy.model_copy(update={"admin": place(settings.envoy.admin)}),
@@ -75,8 +76,8 @@ def placed_in(settings: Settings, folder: Path, shared: Path) -> Settings:
 
 
 def plain_environment() -> dict[str, str]:
-    """This process' own without settings, and so without secrets."""
-    # What a service manager is told, the parent tells.
+    """This process's environment without settings, and so without secrets."""
+    # The parent notifies the service manager.
     ours = (name for name in os.environ if not (name.startswith("ANTIPHON_") or name == "NOTIFY_SOCKET"))
     return {name: os.environ[name] for name in ours}
 
@@ -87,7 +88,7 @@ def worker_environment(settings: Settings) -> dict[str, str]:
 
 
 def envoy_environment(settings: Settings) -> dict[str, str]:
-    """What Envoy's process holds: the keys that it adds, and the shared secret."""
+    """The environment of Envoy's process: the API keys that it adds, and the shared secret."""
     secrets = {KEY_VARIABLE: settings.upstream.api_key, SECRET_VARIABLE: settings.sidecar.secret}
     secrets |= {key_variable(name): upstream.api_key for name, upstream in settings.upstreams.items()}
     secrets |= {header_variable(name): value for name, value in settings.tracing.headers.items()}
@@ -96,7 +97,7 @@ def envoy_environment(settings: Settings) -> dict[str, str]:
 
 
 def _secrets(settings: Settings) -> dict[tuple[str, ...], Any]:
-    """The settings that are or hold a secret, by their paths."""
+    """The settings that are or contain a secret, by path."""
     values = settings.model_dump()
     found = {path: _at(values, path) for path, _ in field_paths(Settings)}
     return {path: value for path, value in found.items() if _holds_secret(value)}
@@ -115,8 +116,8 @@ def _holds_secret(value: object) -> bool:
 
 
 def _as_text(value: object) -> str:
-    """A text is itself. Everything else is JSON that is YAML too: there a character beyond the first plane has an
-    escape of its own, and what is not escaped may be a line's end."""
+    """A text unchanged, any other value as JSON that is also valid YAML. YAML has different escapes for characters
+    above U+FFFF, and some unescaped characters are line ends."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     text = json.dumps(value, ensure_ascii=False, default=_as_json)

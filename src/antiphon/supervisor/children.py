@@ -1,10 +1,10 @@
 """Starts and watches child processes of `antiphon up`, and forwards their output.
 
-Lives here: one child's life, and the pipe by which children notice that their parent is gone. Not here: which children
-there are and in which order they stop (`generation.py`).
+Lives here: one child's life, and the pipe by which children notice their parent's end. Not here: the list of children
+and the order of stopping (`generation.py`).
 
-Invariants: a child never outlives its parent, however the parent ends; the last lines of every child are known when it
-dies; no output of a child can stall the parent or be mistaken for the parent's own.
+Invariants: a child never outlives its parent, however the parent ends. The parent knows the last lines of a child that
+died. No output of a child can block the parent or look like the parent's own.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ _ORPHANS_END_SECONDS = ORPHAN_SECONDS + CLOSING_SECONDS + 0.5
 
 
 class ParentPipe:
-    """A pipe nobody writes to: who reads it learns of the parent's end by the end of the pipe."""
+    """A pipe without any data: its end-of-file tells readers that the parent has ended."""
 
     def __init__(self) -> None:
-        # The writing end is not inherited, so that it closes with this process and no other.
+        # Children do not inherit the writing end, so it closes with this process.
         self.reading, self._writing = os.pipe()
 
     def close(self) -> None:
-        """Tell all children that remain."""
+        """Signal the end to the remaining children."""
         os.close(self._writing)
         os.close(self.reading)
 
 
 class Child:
-    """One running child process. `write_line` gets each line it prints, without the line end."""
+    """One running child process. `write_line` receives each line that it prints, without the line end."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Child:
     ) -> None:
         self.name = name
         self.orders = orders
-        """What it can be told; not a foreign program."""
+        """The channel for orders; None for a foreign program."""
         self._process = process
         self._write_line = write_line
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -72,9 +72,9 @@ class Child:
         foreign: bool = False,
         files: Sequence[int] = (),
     ) -> Child:
-        """Start it. `foreign` programs know nothing of the pipe: they are killed when this process is gone; all others
-        get `--parent-pipe`, and are killed only when they do not end by themselves. Those read their orders on standard
-        input. `files` are descriptors that it gets too."""
+        """Start it. `foreign` programs do not know the pipe: they are killed when this process ends. All others get
+        `--parent-pipe`, read orders on standard input, and are killed only if they do not end in time. `files`:
+        descriptors that the child inherits."""
         seconds = 0.0 if foreign else _ORPHANS_END_SECONDS
         guard = str(Path(parent_guard.__file__))
         guarded = [sys.executable, "-I", "-S", guard, str(pipe.reading), f"{seconds:g}", *command]
@@ -88,7 +88,7 @@ class Child:
                 stderr=asyncio.subprocess.STDOUT,
                 env=dict(environ),
                 pass_fds=(pipe.reading, *files),
-                # A session of its own: Ctrl-C must reach the parent alone, which stops its children in order.
+                # A separate session: Ctrl-C must reach only the parent, which stops its children in order.
                 start_new_session=True,
             )
         except BaseException:
@@ -107,17 +107,17 @@ class Child:
 
     @property
     def status(self) -> int | None:
-        """Exit status (minus the signal's number when one killed it), or None while it runs."""
+        """The exit status (minus the signal's number when a signal killed it), or None while it runs."""
         return self._process.returncode
 
     def last_lines(self) -> list[str]:
-        """What it wrote last."""
+        """The last lines of its output."""
         return list(self._lines)
 
     async def wait(self) -> int:
-        """Wait for its end, and until all it wrote was read."""
+        """Wait for its end, and until all its output was read."""
         status = await self._process.wait()
-        # Whoever inherited its output may keep that open for longer.
+        # A process that inherited its output may keep that open longer.
         await asyncio.wait({self._output}, timeout=_OUTPUT_SECONDS)
         return status
 
@@ -128,11 +128,11 @@ class Child:
                 self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End it at once, if it still runs."""
+        """Kill it at once, if it still runs."""
         self.signal(signal.SIGKILL)
 
     async def stop(self, seconds: float, *, foreign: bool = False) -> None:
-        """SIGTERM (SIGINT for `foreign` programs, for which that is blocked), then SIGKILL after `seconds`."""
+        """Send SIGTERM (SIGINT to `foreign` programs, which block SIGTERM), then SIGKILL after `seconds`."""
         self.signal(signal.SIGINT if foreign else signal.SIGTERM)
         try:
             async with asyncio.timeout(seconds):
@@ -142,7 +142,7 @@ class Child:
             await self.wait()
 
     async def _read(self, stream: asyncio.StreamReader) -> None:
-        """Cut the output into lines; a line that does not end is cut at a length."""
+        """Split the output into lines; a very long line is cut."""
         pending = b""
         try:
             while data := await stream.read(_LONGEST_LINE):

@@ -1,9 +1,9 @@
 """Queries Envoy's admin port for `antiphon up`.
 
-Lives here: one class with its questions. Not here: when they are asked (`generation.py`), the configuration (`envoy/`).
+Lives here: one class with its queries. Not here: when they run (`generation.py`), the configuration (`envoy/`).
 
-Invariants: an admin port that does not answer is no error here; it is "not ready", "unknown", or nothing at all. All
-questions go over one connection, which an Envoy whose place another one takes still answers: its port is the other's.
+Invariants: a missing answer of the admin port is no error here: it means "not ready" or "unknown". All queries use one
+connection. So they still reach an Envoy after a hot restart, when its port belongs to the next one.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _SECONDS = 5.0
 
 
 class EnvoyAdmin:
-    """`address`: `unix:PATH` or `HOST:PORT`."""
+    """A client of one admin port. `address`: `unix:PATH` or `HOST:PORT`."""
 
     def __init__(self, address: str) -> None:
         self._connection = Connection(address)
         self._turn = asyncio.Lock()
 
     async def is_live(self, seconds: float = _SECONDS) -> bool:
-        """Whether Envoy has initialised and listens, and says so within these seconds."""
+        """Whether Envoy has initialized and listens, according to its answer within `seconds`."""
         return await self._ask("GET", "/ready", seconds) is not None
 
     async def healthy_endpoints(self, *clusters: str) -> int:
-        """How many endpoints of these clusters have passed their health check."""
+        """The number of endpoints of these clusters that passed their health check."""
         healthy = 0
         for cluster in (await self._json("/clusters?format=json")).get("cluster_statuses", ()):
             if cluster["name"] in clusters:
@@ -39,7 +39,7 @@ class EnvoyAdmin:
         return healthy
 
     async def bound_port(self, listener: str) -> int | None:
-        """The port a TCP listener has; None while it is unknown."""
+        """The port of a TCP listener; None while it is unknown."""
         for entry in (await self._json("/listeners?format=json")).get("listener_statuses", ()):
             if entry["name"] == listener:
                 port = entry.get("local_address", {}).get("socket_address", {}).get("port_value")
@@ -47,25 +47,26 @@ class EnvoyAdmin:
         return None
 
     async def say_leaving(self, seconds: float) -> None:
-        """`/ready` says no from now on, answers say `connection: close` and HTTP/2 connections get a GOAWAY, while
-        everything is served."""
+        """Make `/ready` fail, add `connection: close` to responses and send a GOAWAY on HTTP/2 connections. Envoy still
+        serves all requests."""
         await self._ask("POST", "/healthcheck/fail", seconds)
 
     async def refuse_connections(self, seconds: float) -> None:
-        """Close the public listener. What is in flight goes on, and so do the private listeners it may need."""
+        """Close the public listener. Requests in flight continue, and so do the private listeners that they may
+        need."""
         await self._ask("POST", "/drain_listeners?inboundonly", seconds)
 
     async def has_stopped_listening(self) -> bool:
-        """Whether another Envoy has taken its listeners, or it is gone."""
+        """Whether another Envoy has taken its listeners, or it has ended."""
         stopped = await self._stat("^listener_manager\\.listener_stopped$", _SECONDS)
         return stopped is None or stopped > 0
 
     async def requests_in_flight(self, seconds: float) -> int:
-        """Requests on the public listener that Envoy has not answered whole; 0 when Envoy is gone."""
+        """The number of incomplete requests on the public listener; 0 when Envoy has ended."""
         return await self._stat("^http\\.antiphon\\.downstream_rq_active$", seconds) or 0
 
     def close(self) -> None:
-        """Ask no more."""
+        """Close the connection."""
         self._connection.close()
 
     async def _stat(self, pattern: str, seconds: float) -> int | None:

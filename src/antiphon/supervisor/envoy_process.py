@@ -1,20 +1,20 @@
 """Envoy's command line and configuration file, with the options of its hot restart.
 
-Lives here: files and arguments. Not here: the configuration (`envoy/`), when an Envoy is started (`generation.py`,
+Lives here: files and arguments. Not here: the configuration (`envoy/`), when an Envoy starts (`generation.py`,
 `supervision.py`).
 
-Hot restart: the next Envoy finds the former by its base id and number, takes its listeners and counters, and has it
-drain. After `RELEASE_SECONDS` it tells the former to end by SIGTERM, and speaks to it no more; one that cannot be
-spoken to until then would abort it. How long a drain may take is not known at the start, so SIGTERM is blocked for
-Envoys (`parent_guard.py`), and the parent ends them by SIGINT. An Envoy that follows one which died begins anew. Linux
-alone has all this, where there is shared memory (`/dev/shm`).
+Hot restart: the next Envoy finds the former one by its base id and number. It takes its listeners and counters, and
+makes it drain. After `RELEASE_SECONDS` it sends SIGTERM to the former one and stops talking to it. If the former one
+ends before that, the next one aborts. The duration of a drain is unknown at the start, so Envoys block SIGTERM
+(`parent_guard.py`), and the parent ends them with SIGINT. An Envoy that replaces a dead one starts without hot restart.
+All this needs Linux with shared memory (`/dev/shm`).
 
-An Envoy that is killed in its start leaves a mark in the shared memory, at which every further one ends. Only an Envoy
-takes the mark away: one with the number 0 makes the memory of its base id anew. So before the next try one without
-listeners starts and ends (`renewing_command`), with another socket than the Envoy that serves, which keeps the memory
-it has.
+An Envoy that is killed during its start leaves a mark in the shared memory, and every later one exits because of it.
+Only an Envoy can remove the mark: one with the number 0 recreates the memory of its base id. So before the next
+attempt, an Envoy without listeners starts and ends (`renewing_command`). It uses a different socket, and the serving
+Envoy keeps its memory.
 
-Invariant: only this user can speak to a running Envoy about its restart.
+Invariant: only this user can access the restart socket of a running Envoy.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _FLUSH_MILLISECONDS = "200"
 _VALIDATE_SECONDS = 30.0
 _SHARED = Path("/dev/shm")
 _BASE = "envoy-base"
-"""The file in a run's folder with the base id of its Envoys."""
+"""The file with the base id of the run's Envoys."""
 RELEASE_SECONDS = 3
 _COUNTERS_SECONDS = "1s"
-"""How often an Envoy takes what the former has counted."""
+"""The interval at which an Envoy takes over the former one's counters."""
 
 
 class EnvoyProcess:
-    """How the Envoy of one generation is started, again where it died. When it is started first it takes the place of
-    the Envoy of the generation before (`_follows`)."""
+    """The start commands of one generation's Envoy, also for restarts after a crash. At its first start it replaces the
+    Envoy of the generation before (`_follows`)."""
 
     def __init__(self, binary: Path, version: EnvoyVersion, settings: Settings, folder: Path, shared: Path) -> None:
         self._command = [str(binary), "-c", str(folder / "envoy.yaml"), *_options(settings, shared)]
@@ -59,7 +59,8 @@ class EnvoyProcess:
 
     @classmethod
     async def prepare(cls, settings: Settings, folder: Path, shared: Path, former: EnvoyProcess | None) -> EnvoyProcess:
-        """Write its configuration. Raises `ConfigError` where it cannot be one, or cannot follow the former Envoy."""
+        """Write its configuration. Raises `ConfigError` when Envoy rejects it, or when it cannot replace the former
+        Envoy."""
         binary = find_envoy(settings.envoy.binary)
         version = await asyncio.to_thread(version_of, binary)
         made = cls(binary, version, settings, folder, shared)
@@ -74,22 +75,23 @@ class EnvoyProcess:
         return made
 
     def write(self, settings: Settings) -> None:
-        """Write the configuration that is read at the next start."""
+        """Write the configuration for the next start."""
         whole = bootstrap(settings, sidecars=endpoints(settings), version=self._version)
         whole["stats_flush_interval"] = _COUNTERS_SECONDS
         write_private(self._config, fill_in_secret(to_yaml(whole), settings))
 
     @property
     def renewing_admin(self) -> str:
-        """The admin port of the Envoy that makes the shared memory anew."""
+        """The admin address of the Envoy that recreates the shared memory."""
         return f"unix:{self._base.parent}/new.sock"
 
     def renewing_command(self) -> list[str] | None:
-        """The command of the Envoy that makes the shared memory anew before the next start; None where it need not."""
+        """The command of the Envoy that recreates the shared memory before the next start; None when that is not
+        needed."""
         if self._follows is None or not self._follows._was_followed:
             return None
         config = f"admin: {{address: {{pipe: {{path: {self.renewing_admin.removeprefix('unix:')}}}}}}}"
-        # The other socket's name is as long as that of the one that serves: there is no more room.
+        # The other socket's name is as long as the serving one's, because there is no room for more.
         own = ["--config-yaml", config, "--socket-path", str(self._base.with_name("new")), "--log-level", "error"]
         return [self._command[0], *own, "--base-id", self._base_id(), "--restart-epoch", "0", "--concurrency", "1"]
 
@@ -102,7 +104,7 @@ class EnvoyProcess:
             self._epoch = former._epoch + 1
             chosen = ["--base-id", self._base_id()]
         elif not os.access(_SHARED, os.W_OK | os.X_OK):
-            # Some containers have none; settings that change take a restart there.
+            # Some containers have none; there a change of settings needs a restart.
             self._base.write_text("")
             return [*self._command, "--disable-hot-restart"]
         else:
@@ -116,7 +118,7 @@ class EnvoyProcess:
         return self._base.read_text().strip()
 
     def forget(self) -> None:
-        """Take away the shared memory that an Envoy leaves behind."""
+        """Remove the shared memory that an Envoy leaves behind."""
         forget(self._base.parent)
 
     def _validate(self, settings: Settings) -> None:
@@ -130,7 +132,7 @@ class EnvoyProcess:
 
 
 def forget(shared: Path) -> None:
-    """Take away the shared memory of the Envoys of the run that has this folder: they are gone."""
+    """Remove the shared memory of the Envoys of the run with this folder; they have ended."""
     with contextlib.suppress(OSError):
         if base := (shared / _BASE).read_text().strip():
             (_SHARED / f"envoy_shared_memory_{base}0").unlink()
@@ -138,15 +140,16 @@ def forget(shared: Path) -> None:
 
 def _options(settings: Settings, shared: Path) -> list[str]:
     command = ["--log-level", settings.envoy.log_level]
-    # Sidecars wait for some of Envoy's lines, and its default is ten seconds.
+    # Sidecars wait for some of Envoy's lines, and its default interval is ten seconds.
     command += ["--file-flush-interval-msec", _FLUSH_MILLISECONDS]
-    # When another one takes its place each answer says that its connection ends, and we end it, when it is quiet.
+    # After a replacement, each response closes its connection, and the parent ends this Envoy when it is quiet.
     command += ["--socket-path", str(shared / "hot"), "--drain-strategy", "immediate"]
     command += ["--parent-shutdown-time-s", str(RELEASE_SECONDS)]
     if settings.log.format == "json":
         command += ["--log-format", _LOG]
     if settings.envoy.log_level in ("info", "warning"):
-        # It tells of every stream that a dead sidecar leaves, and each such request has a line with the same words.
+        # Otherwise it logs every stream that a dead sidecar leaves, and each such request has a line with the same
+        # content.
         command += ["--component-log-level", "ext_proc:error"]
     if settings.envoy.concurrency is not None:
         command += ["--concurrency", str(settings.envoy.concurrency)]

@@ -1,16 +1,16 @@
 """One generation of `antiphon up`: the processes that serve with one set of settings.
 
-Lives here: which processes there are, when they count as ready, handing over to the next generation (with the counts of
-restarts, which a process takes over from its namesake), and how they end. Not here: when there is another generation
-(`commands/up.py`), when a child is started again (`supervision.py`), one child's life (`children.py`) and settings
-(`child_settings.py`), Envoy's configuration (`envoy/`) and admin port (`envoy_admin.py`), forwarding output
-(`child_output.py`), adding up metrics (`merged_metrics.py`).
+Lives here: the list of processes, their readiness, the handover to the next generation (with the restart counts of each
+name), and their end. Not here: the start of another generation (`commands/up.py`), restarts of a child
+(`supervision.py`), one child's life (`children.py`) and settings (`child_settings.py`), Envoy's configuration
+(`envoy/`) and admin port (`envoy_admin.py`), forwarding output (`child_output.py`), merging metrics
+(`merged_metrics.py`).
 
-Invariants: `start` leaves the former generation as it was when it fails; a request ends in the generation in which it
-began; a child that dies or hangs is replaced, Envoy too, and the others go on.
+Invariants: a failing `start` leaves the former generation unchanged. A request ends in the generation in which it
+began. A child that dies or hangs, also Envoy, is replaced, and the others continue.
 
-How clients come to the next generation: the workers of the HTTP door are given the sockets at which those before them
-accept (`HeldPort`), and Envoy's hot restart gives the next Envoy its listeners. So no connection that waits is lost.
+Clients reach the next generation without a lost connection. The workers of the HTTP server inherit the listening
+sockets of those before them (`HeldPort`), and Envoy's hot restart passes its listeners to the next Envoy.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 START_SECONDS = 60.0
-"""How long one part may take until it serves."""
+"""Seconds until one part must serve."""
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 5.0
 _ENVOY_SECONDS = 0.3
 _LATE_SECONDS = 0.1
 _HURRY_SECONDS = 0.5
-"""While everything stops: an Envoy that hangs must not hold that up."""
+"""The timeout for queries to Envoy during a stop, because a hanging Envoy must not delay it."""
 _GIVE_WAY_SECONDS = 5.0
 _MEASURE_SECONDS = COUNTS_SECONDS / 2
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What all generations of one `up` share: the folder of the run, the pipe that tells children of its end, where the
-    HTTP door accepts, and the metrics, if `metrics.listen` is set."""
+    """Shared by all generations of one `up`: the folder of the run, the pipe that signals the parent's end, the port of
+    the HTTP server, and the metrics, if `metrics.listen` is set."""
 
     folder: Path
     pipe: ParentPipe
@@ -79,18 +79,18 @@ class Surroundings:
 
 
 class Generation:
-    """`former` is the generation that this one takes the place of."""
+    """The processes of one set of settings. `former`: the generation that it replaces."""
 
     def __init__(self, settings: Settings, around: Surroundings, former: Generation | None = None) -> None:
         self.number = next(around.numbers)
         self.given = settings
-        """The settings as they were read."""
+        """The settings from the file and the environment."""
         self._around = around
         self._former = former
         folder = around.folder / str(self.number)
         folder.mkdir(mode=0o700)
         self.settings = placed_in(settings, folder, around.folder)
-        """As the children have them."""
+        """The settings of the children."""
         self._folder = folder
         self._output = ChildOutput(settings, self._pass_on)
         self.workers: list[Supervised] = []
@@ -99,19 +99,20 @@ class Generation:
         self._admin: EnvoyAdmin | None = None
         self._keeping: set[asyncio.Task[NoReturn]] = set()
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        """Set when a process is given up."""
+        """Set when the parent gives a process up."""
         self._clock = asyncio.get_running_loop().time
         self._last: float | None = None
 
     @property
     def processes(self) -> list[Supervised]:
-        """All that are kept running."""
+        """All processes that are restarted when they end."""
         return [*self.workers, *([self.envoy] if self.envoy is not None else [])]
 
     # Start
 
     async def start(self) -> None:
-        """Start everything and wait until it serves; then clients come here, and no more to the former generation.
+        """Start everything and wait until it serves; then new clients come here and no longer to the former generation.
+
         Raises `AntiphonError`."""
         with self._around.port.for_two_generations():
             await self._start()
@@ -141,14 +142,14 @@ class Generation:
         before = None
         if former is not None:
             assert former._admin is not None
-            # The next Envoy closes the door at which another connection could be made to this one.
+            # The next Envoy closes the admin listener, so this opens the connection to the former one now.
             await former._admin.is_live()
             before = former._binary
-        # Raises for a wrong configuration before anything is started.
+        # Raises for a wrong configuration before any process starts.
         binary = self._binary = await EnvoyProcess.prepare(settings, self._folder, self._around.folder, before)
         for number, place in enumerate(endpoints(settings)):
             self._add_worker(f"sidecar {number}", place.http, "extproc", "--worker", str(number))
-        # The sidecars first: Envoy's first health check then finds them.
+        # The sidecars start first, so that Envoy's first health check finds them.
         await poll(self._all_serving, "the sidecar processes", _worker_start(settings))
 
         def run(command: list[str]) -> Awaitable[Child]:
@@ -177,7 +178,7 @@ class Generation:
         await poll(healthy, "the sidecar processes, as Envoy sees them,")
         host, port = parse_address(settings.listen)
         await self._answers(join_address(host, port or await admin.bound_port("public") or 0))
-        # Another Envoy must listen where this one does.
+        # A restarted Envoy must listen at the same address.
         binary.write(self.settings)
 
     async def _start_http(self) -> None:
@@ -190,12 +191,13 @@ class Generation:
         await self._answers(self._around.port.address)
 
     async def _answers(self, where: str) -> None:
-        """Wait until a request is answered there, which is where everything of this generation listens."""
+        """Wait until a request to this address, the generation's listener, is answered."""
         self.settings = self.settings.model_copy(update={"listen": where})
         await poll(lambda: answers(where, _STOP_SECONDS), f"http://{where}/ready")
 
     def _add_worker(self, name: str, private: str, *command: str, sockets: tuple[int, int] | None = None) -> None:
-        """A worker that we can ask on a port of its own. `sockets`: it accepts at those of this number, of so many."""
+        """Add a worker with a private port for health checks. `sockets`: it accepts on the sockets with this number, of
+        so many."""
         settings, metrics = self.settings, self._around.metrics
         files = settings.sidecar.tls
         tls: ssl.SSLContext | None = None
@@ -209,7 +211,7 @@ class Generation:
         async def start() -> Child:
             self._output.serving.discard(name)
             if sockets is not None and process.life:
-                # What waits in the queue of the dead one would wait for this one.
+                # Connections in the dead worker's queue would wait for this one.
                 self._around.port.renew(*sockets)
             given = self._around.port.sockets(*sockets) if sockets is not None else ()
             child = await self._start_worker(name, [*command, *asking], given)
@@ -222,7 +224,7 @@ class Generation:
         async def is_alive(seconds: float) -> bool:
             life = process.life
             text = await ask(private, path, seconds, headers=headers, tls=tls)
-            # What answered after a replacement may be either of the two.
+            # After a replacement, the answer may come from either of the two.
             if text is not None and metrics is not None and process.life == life:
                 metrics.take(f"{self.number} {name}", life, text.decode())
             return text is not None
@@ -231,7 +233,8 @@ class Generation:
         self.workers.append(process)
 
     async def _start_worker(self, name: str, command: Sequence[str], sockets: Sequence[socket.socket]) -> Child:
-        """What is no secret of its settings is in a file that this user alone reads, the secrets in its environment."""
+        """Start a worker: its settings without secrets are in a file that only this user can read, the secrets in its
+        environment."""
         file = self._folder / "settings.json"
         write_private(file, json.dumps(file_values(self.settings)))
         files = [one.fileno() for one in sockets]
@@ -264,11 +267,11 @@ class Generation:
         return process
 
     def _pass_on(self, line: str) -> bool:
-        """Pass a line of Envoy's to the sidecars if it is for them; return whether it is."""
+        """Pass a line of Envoy to the sidecars if it is for them. Returns whether it is."""
         return pass_on(line, [child.orders for child in self._living() if child.orders is not None])
 
     def _living(self) -> list[Child]:
-        """The workers' processes that run."""
+        """The running worker processes."""
         found = (worker.child for worker in self.workers)
         return [child for child in found if child is not None and child.status is None]
 
@@ -278,7 +281,7 @@ class Generation:
     # Handing over
 
     async def give_way(self) -> None:
-        """The next generation serves: clients come here no more, and nothing that ends is started again."""
+        """The next generation serves: new clients no longer come here, and no process here is restarted."""
         await self._keep_no_more()
         if self._admin is not None:
             with contextlib.suppress(AntiphonError):
@@ -290,12 +293,12 @@ class Generation:
         try:
             await child.orders.give("give_way", _GIVE_WAY_SECONDS)
         except OSError as error:
-            # Also where it has ended a moment ago: its end of the socket is closed here then.
+            # Also for a worker that ended a moment ago: then its end of the socket is closed.
             _log.error("worker_replaced", name=child.name, problem=str(error) or "no answer")
             child.kill()
 
     async def retire(self, successor: Generation) -> None:
-        """It gave way: let what is in flight finish, for as long as a response may take, and end."""
+        """After the handover: let requests in flight finish, for as long as a response may take, and end."""
         seconds = self.settings.timeouts.response
         began = self._clock()
         last = began + seconds
@@ -312,10 +315,10 @@ class Generation:
         await self.stop()
 
     async def withdraw(self) -> None:
-        """It does not take the place of the former generation: let what clients began here already finish, and end."""
+        """The handover failed: let requests that clients already began here finish, and end."""
         await self._keep_no_more()
         last = self._clock() + self.settings.timeouts.response
-        # One that does not serve yet obeys nothing.
+        # A worker that does not serve yet handles no orders.
         serving = [child for child in self._living() if child.name in self._output.serving]
         await asyncio.gather(*(self._tell_to_give_way(child) for child in serving))
         if self._admin is not None:
@@ -325,29 +328,30 @@ class Generation:
         await self.stop()
 
     async def listen_again(self) -> None:
-        """The next generation failed. Where its Envoy had taken the listeners already, ours must begin anew, although
-        that cuts its streams: no other process would accept."""
+        """The next generation failed. If its Envoy has already taken the listeners, restart ours, although that cuts
+        its streams: otherwise no process would accept connections."""
         envoy = self.envoy.child if self.envoy is not None else None
         if self._admin is not None and envoy is not None and await self._admin.has_stopped_listening():
             _log.error("envoy_begins_anew", pid=envoy.pid, problem="the next Envoy took its listeners, and failed")
             envoy.kill()
 
     async def lets_go(self, began: float) -> None:
-        """Wait until the Envoy here, which has served since `began` at the latest, needs the former no more."""
+        """Wait until this generation's Envoy, which has served since `began` at the latest, no longer needs the former
+        one."""
         await asyncio.sleep(began + RELEASE_SECONDS + _LATE_SECONDS - self._clock())
-        # Who answers a question from now on has done what was due before.
+        # An answer from now on shows that Envoy has completed its earlier timers.
         if self._admin is not None:
             with contextlib.suppress(AntiphonError):
                 await poll(self._admin.is_live, "Envoy")
 
     async def _measure(self) -> None:
-        """Ask the workers until they end: what they have counted is shown after them."""
+        """Query the workers until they end, because their counts stay visible after their end."""
         while self._around.metrics is not None:
             await asyncio.gather(*(process.is_alive(_MEASURE_SECONDS) for process in self.workers))
             await asyncio.sleep(_MEASURE_SECONDS)
 
     async def _quiet(self, last: float) -> bool:
-        """Wait until Envoy has had no request for a while; False when that took too long."""
+        """Wait until Envoy had no request for a while; False after `last`."""
         busy_at = self._clock()
         while self._clock() < busy_at + QUIET_SECONDS:
             if self._clock() > last:
@@ -360,22 +364,22 @@ class Generation:
     # Stop
 
     async def requests_in_flight(self) -> int:
-        """How many requests Envoy has not answered whole; 0 where there is no Envoy."""
+        """The number of incomplete requests in Envoy; 0 without Envoy."""
         return await self._admin.requests_in_flight(self._hurry()) if self._admin is not None else 0
 
     @property
     def cut(self) -> int:
-        """How many requests workers reported as cut at their end."""
+        """The number of requests that workers reported as cut at their end."""
         return self._output.cut
 
     async def drain(self, began: float) -> bool:
-        """After the notice refuse what is new, let what is in flight finish; False when the time, which `began` then,
-        was not enough."""
+        """After the notice, refuse new requests and let those in flight finish. False when the time since `began` was
+        not enough."""
         await self._keep_no_more()
         times = self.given.timeouts
         last = began + times.drain
         if self._admin is not None:
-            # Workers of the HTTP door give notice themselves.
+            # Workers of the HTTP server give notice themselves.
             if notice := min(times.notice or 0.0, times.drain):
                 await self._admin.say_leaving(_HURRY_SECONDS)
                 await asyncio.sleep(began + notice - self._clock())
@@ -384,7 +388,7 @@ class Generation:
         return await self._all_answered(last) and well
 
     async def _all_answered(self, last: float) -> bool:
-        """Wait for what the workers have finished and Envoy still sends; False when that took too long."""
+        """Wait until Envoy has sent the responses that the workers have finished; False after `last`."""
         while await self.requests_in_flight():
             if self._clock() > last:
                 return False
@@ -392,8 +396,8 @@ class Generation:
         return True
 
     async def _drain_workers(self, last: float) -> bool:
-        """End the workers, who know how long they may take; one that cannot end by itself is killed. Whether all ended
-        well."""
+        """End the workers, which know their deadline; kill one that does not end in time. Returns whether all ended
+        cleanly."""
         children = self._living()
         for child in children:
             child.signal(signal.SIGTERM)
@@ -405,7 +409,7 @@ class Generation:
                 _log.error("killed", process=child.name)
                 child.kill()
         if ends:
-            # Those that were killed; what they had started may hold their output open for longer.
+            # Wait for the killed ones; processes that they started may keep their output open longer.
             await asyncio.wait(ends, timeout=_LATE_SECONDS)
         # A worker that ends by SIGTERM had no handler yet, so it served no request.
         badly = [child for child in children if child.status not in (0, -signal.SIGTERM)]
@@ -414,7 +418,8 @@ class Generation:
         return not badly
 
     async def stop(self) -> None:
-        """Stop what still runs, at once. Envoy first: the sidecars then see their clients leave, and note it."""
+        """Stop all running processes at once. Envoy first: then the sidecars see their clients disconnect, and record
+        it."""
         await self._keep_no_more()
         self.end_at(self._clock() + _STOP_SECONDS)
         await self._stop_envoy(min(_ENVOY_SECONDS, self._left()))
@@ -424,22 +429,22 @@ class Generation:
             self.forget_ended(self._around.metrics)
 
     def forget_ended(self, metrics: MergedMetrics) -> None:
-        """The counts of workers that ended stay, and their gauges go."""
+        """Keep the counters of ended workers, and drop their gauges."""
         for process in self.workers:
             ended = process.child is not None and process.child.status is not None
             metrics.forget(f"{self.number} {process.name}", process.life + ended)
 
     def forget(self) -> None:
-        """There is no further generation: take away what Envoy leaves for one."""
+        """No further generation follows: remove the shared memory that Envoy leaves for one."""
         if self._binary is not None:
             self._binary.forget()
 
     async def stop_workers(self) -> None:
-        """Stop the workers that still run, at once."""
+        """Stop the running workers at once."""
         self.end_at(self._clock() + _STOP_SECONDS)
         children = [process.child for process in self.workers if process.child is not None]
         for child in children:
-            # Two different signals, so that they are two even if it was draining already or gets both at once.
+            # Two different signals, so that both arrive even if it was already draining or gets them at once.
             child.signal(signal.SIGINT)
         left = self._left()
         await asyncio.gather(*(child.stop(left) for child in children))
@@ -451,33 +456,33 @@ class Generation:
             self._admin.close()
 
     async def _keep_no_more(self) -> None:
-        """From now on what ends is not started again."""
+        """From now on, do not restart processes that end."""
         for task in self._keeping:
             task.cancel()
         if self._keeping:
             await asyncio.wait(self._keeping)
 
     def end_at(self, moment: float) -> None:
-        """Everything must have ended then."""
+        """Set the deadline for the end of all processes."""
         self._last = moment if self._last is None else min(self._last, moment)
 
     def _hurry(self) -> float:
-        """How long Envoy, which may stand still, is waited for: the end of everything needs some time too."""
+        """The timeout for queries to Envoy, which may hang; the end needs some of the remaining time."""
         return min(_HURRY_SECONDS, max(_LATE_SECONDS, self._left() - _ENVOY_SECONDS))
 
     def _left(self) -> float:
-        """Until everything must have ended."""
+        """The seconds until the deadline for the end of all processes."""
         return math.inf if self._last is None else max(_LATE_SECONDS, self._last - self._clock())
 
 
 def _worker_start(settings: Settings) -> float:
-    """How long a worker may take to start: a worker that waits for its database is not hung."""
+    """The maximum duration of a worker's start: a worker that waits for its database does not hang."""
     of_database = settings.state.start_within if settings.state.place.kind == "postgresql" else 0.0
     return START_SECONDS + of_database
 
 
 async def poll(check: Callable[[], Awaitable[bool]], what: str, seconds: float = START_SECONDS) -> None:
-    """Ask until it holds. Raises `AntiphonError` when it takes longer than these seconds."""
+    """Repeat `check` until it is true. Raises `AntiphonError` after `seconds`."""
     clock = asyncio.get_running_loop().time
     last = clock() + seconds
     while not await check():

@@ -1,11 +1,11 @@
 """An HTTP client for probes of Antiphon's own processes.
 
-Lives here: a connection to every address that we ask (a Unix socket, a port, with TLS), and whom our own ports take
-for one of us. Not here: what the answers mean (`envoy_admin.py`, `generation.py`, `listen_address.py`).
+Lives here: a connection to any such address (a Unix socket, a port, with TLS), and the TLS client context for own
+ports. Not here: the meaning of the answers (`envoy_admin.py`, `generation.py`, `listen_address.py`).
 
-Without aiohttp, which would be all that the parent of the workers needs it for (13 MiB).
+It does not use aiohttp, because the parent of the workers would load it (13 MiB) for this alone.
 
-Invariants: who does not answer within the time is no error here; an answer is at most `_MOST_BYTES` long.
+Invariants: a timeout is no error here. An answer has at most `_MOST_BYTES`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ async def ask(
     headers: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> bytes | None:
-    """The body of a 200 from `unix:PATH`, `HOST:PORT` or `http(s)://HOST:PORT`, else None. An https address needs
-    `tls`."""
+    """The body of a 200 response from `unix:PATH`, `HOST:PORT` or `http(s)://HOST:PORT`, else None. An https address
+    needs `tls`."""
     connection = Connection(place, tls)
     try:
         async with asyncio.timeout(seconds):
@@ -48,8 +48,8 @@ async def ask(
 
 
 class Connection:
-    """One connection for any number of questions, one after the other; opened with the first, and again when it was
-    closed."""
+    """One connection for any number of requests, one after another. It opens with the first one, and again after a
+    close."""
 
     def __init__(self, place: str, tls: ssl.SSLContext | None = None) -> None:
         self._place = place
@@ -57,7 +57,7 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def exchange(self, method: str, path: str, headers: Mapping[str, str] = MappingProxyType({})) -> Answer:
-        """The status and the body of the answer. Raises one of `NO_ANSWER`; then it is closed."""
+        """The status and the body of the response. Raises one of `NO_ANSWER`, and then closes."""
         head = {"host": "here", "content-length": "0", **headers}
         lines = [f"{method} {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in head.items()), "\r\n"]
         try:
@@ -67,12 +67,12 @@ class Connection:
             writer.write("".join(lines).encode("latin-1"))
             return await _read(reader)
         except BaseException:
-            # An answer that comes late would be taken for the next one.
+            # A late response would be read as the next one.
             self.close()
             raise
 
     def close(self) -> None:
-        """At once: there is nothing more to say, and who stands still would be waited for."""
+        """Close at once: no data is left to send, and a hanging peer would delay a graceful close."""
         if self._streams is not None:
             self._streams[1].transport.abort()
             self._streams = None
@@ -97,7 +97,7 @@ async def _read(reader: asyncio.StreamReader) -> Answer:
 
 
 def own_tls(files: SidecarTlsSettings) -> ssl.SSLContext:
-    """For our own port on this machine: whether it answers, not who it is."""
+    """A TLS context for own ports on this machine: it checks that they answer, not their identity."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     if files.envoy_cert is not None:

@@ -1,6 +1,6 @@
 """Checks, probes and holds the address at which clients connect.
 
-Lives here: asking the system and the address itself, and the sockets of the HTTP door. Not here: who listens there
+Lives here: checks of the address, and the sockets of the HTTP server. Not here: the listening processes
 (`generation.py`), parsing (`antiphon.config`).
 """
 
@@ -21,9 +21,9 @@ _WILDCARDS = ("0.0.0.0", "::")
 
 
 def free_address(listen: str) -> str:
-    """The address as numbers, if it can be listened on.
+    """The address in numeric form, if a process can listen on it.
 
-    Asked here, since Envoy shares a port with whoever else listens on it without a word, and knows no names.
+    The parent checks this because Envoy silently shares a port with another listener, and cannot resolve names.
     """
     host, port = parse_address(listen)
     if host == "unix":
@@ -39,7 +39,8 @@ def free_address(listen: str) -> str:
 
 
 def refuse_own_upstream(settings: Settings) -> None:
-    """Raise `ConfigError` when an upstream is the address at which clients connect: each request would ask itself."""
+    """Raise `ConfigError` when an upstream is the address where clients connect: each request would call Antiphon
+    itself."""
     host, port = parse_address(settings.listen)
     own = {host, *_LOOPBACK} if host in (*_LOOPBACK, *_WILDCARDS) else {host}
     for name, upstream in settings.every_upstream.items():
@@ -53,8 +54,8 @@ def refuse_own_upstream(settings: Settings) -> None:
 
 
 class HeldPort:
-    """The sockets of one port at which the workers of the HTTP door accept, each at its own: the kernel deals out
-    connections. They outlive the workers, so that what waits in the queue of one that is replaced is not lost."""
+    """The sockets of one port on which the workers of the HTTP server accept, each on its own: the kernel distributes
+    the connections. The sockets outlive the workers, so the queue of a replaced worker is not lost."""
 
     def __init__(self, listen: str) -> None:
         self._host, self._port = parse_address(listen)
@@ -63,18 +64,19 @@ class HeldPort:
 
     @property
     def address(self) -> str:
-        """Where they are bound."""
+        """The bound address."""
         return join_address(self._host, self._port)
 
     def sockets(self, number: int, workers: int) -> list[socket.socket]:
-        """The sockets of worker `number` of `workers`: each socket has a worker, also where there were more before."""
+        """The sockets of worker `number` of `workers`. Each socket has a worker, even if there were more workers
+        before."""
         while len(self._sockets) < workers:
             self._sockets.append(self._bind())
         return self._sockets[number::workers]
 
     def renew(self, number: int, workers: int) -> None:
-        """That worker is dead: turn away what waits for it. (With its old sockets held, clients would wait.) Where
-        another one has the same sockets, that one accepts what waits."""
+        """That worker is dead: reset the connections in its queue. (If the parent held its old sockets, clients would
+        wait.) If another worker has the same sockets, that one accepts them."""
         if self._two:
             return
         for at in range(number, len(self._sockets), workers):
@@ -83,8 +85,9 @@ class HeldPort:
 
     @contextmanager
     def for_two_generations(self) -> Iterator[None]:
-        """While this lasts, the next generation has the sockets beside the former one. When it fails, those that only
-        it had are closed: the kernel deals out connections to each that listens, and no worker would accept there."""
+        """While active, the next generation shares the sockets with the former one. If the next one fails, the sockets
+        that only it had are closed: the kernel distributes connections to every listening socket, and no worker would
+        accept there."""
         before = len(self._sockets)
         self._two = True
         try:
@@ -98,7 +101,7 @@ class HeldPort:
             self._two = False
 
     def close(self) -> None:
-        """Close them here; the workers keep their copies."""
+        """Close the sockets here; the workers keep their copies."""
         for one in self._sockets:
             one.close()
         self._sockets = []
@@ -122,7 +125,7 @@ def join_address(host: str, port: int) -> str:
 
 
 async def answers(where: str, seconds: float) -> bool:
-    """Whether a request through the listener is answered; a wildcard address is asked on this machine."""
+    """Whether the listener answers a request; for a wildcard address, over the loopback address."""
     host, port = parse_address(where)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return await ask(join_address(host, port), "/ready", seconds) is not None

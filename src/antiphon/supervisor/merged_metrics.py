@@ -1,13 +1,13 @@
 """Merges the metrics of several processes into one exposition.
 
-Lives here: adding up what the processes' texts say, remembering what ended workers' texts had counted, and the text of
-`/metrics` of the parent. Imported only where somebody is to be shown it. Not here: asking the workers
-(`generation.py`), names and labels (`observability/metric_names.py`), the listener (`commands/metrics_listener.py`).
+Lives here: adding up the processes' expositions, storing the counts of ended workers, and the parent's `/metrics` text.
+Imported only if the parent serves metrics. Not here: querying the workers (`generation.py`), names and labels
+(`observability/metric_names.py`), the listener (`commands/metrics_listener.py`).
 
-Invariants: a counter never goes backwards, whichever process ended, was replaced, did not answer this time or answered
-late: sums are exact, since those of floats depend on their order, and one bit less is a reset to Prometheus. What a
-process counted between its last text and its end is lost, never counted twice. `process_start_time_seconds` is when
-this process began, since which the counters count.
+Invariants: a counter never decreases, whichever process ended, was replaced, did not answer or answered late. So sums
+are exact fractions: sums of floats depend on their order, and for Prometheus one bit less is a reset. Counts between a
+process's last exposition and its end are lost, never counted twice. `process_start_time_seconds` is the start of this
+process, when the counters began.
 """
 
 from __future__ import annotations
@@ -31,15 +31,14 @@ _Key = tuple[str, _Labels]
 _Values = dict[_Key, float]
 
 _START = "process_start_time_seconds"
-# Of what all processes show, the largest is the truth.
+# For values that all processes report, the largest is right.
 _OF_ALL = {one.name for one in METRICS if one.merged == "max"} | {"process_max_fds"}
 _COUNTED = ("counter", "histogram", "summary")
 
 
 class MergedMetrics:
-    """What was read of every process, by its name (with the number of its generation). A name has one process at a
-    time; each of them is a life of it, numbered as they were started. A process that ended is counted with what it had
-    counted, and shown no more."""
+    """The last expositions of all processes, by name (with the number of the generation). A name has one process at a
+    time; its processes are numbered as lives. The counts of an ended process stay, and its gauges are dropped."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[str, str]] = {}
@@ -47,12 +46,12 @@ class MergedMetrics:
         self._ended: defaultdict[_Key, Fraction] = defaultdict(Fraction)
         self._lives: dict[str, int] = {}
         self._latest: dict[str, _Values] = {}
-        # The workers' would move with each that is replaced, and who goes by it would take that for a reset.
+        # The workers' start times would change with each replacement, and a reader would take that for a reset.
         self._began = [one for one in ProcessCollector(registry=None).collect() if one.name == _START]
 
     def take(self, name: str, life: int, text: str) -> None:
-        """A text of this life of the process that has this name. Several ask at a time, so it may be older than one
-        that was taken before it, or of a process that has ended since."""
+        """Store the exposition of this life of the named process. Queries overlap, so it may be older than a stored
+        one, or come from a process that has ended."""
         self.forget(name, life)
         if life < self._lives[name]:
             return
@@ -63,7 +62,7 @@ class MergedMetrics:
         self._latest[name] = read
 
     def forget(self, name: str, life: int) -> None:
-        """The lives before this one ended: what they counted stays, what they had at the moment does not."""
+        """The lives before this one have ended: keep their counts, and drop their gauges."""
         if life > self._lives.get(name, -1):
             self._lives[name] = life
             for key, value in self._latest.pop(name, {}).items():
@@ -71,7 +70,7 @@ class MergedMetrics:
                     self._ended[key] += Fraction(value)
 
     def render(self, own: Iterable[Metric] = ()) -> bytes:
-        """All of it as text, and the metrics of our own."""
+        """The exposition of all processes, with the parent's own metrics."""
         counts = defaultdict(Fraction, self._ended)
         moments: _Values = {}
         for read in self._latest.values():
@@ -97,7 +96,7 @@ class MergedMetrics:
     def _read(self, text: str) -> _Values:
         read: _Values = {}
         for family in text_string_to_metric_families(text):
-            # When a counter or a process began means nothing in a sum.
+            # The creation time of a counter or the start of a process has no meaning in a sum.
             if family.name.endswith("_created") or family.name == _START:
                 continue
             self._kinds[family.name] = (family.type, family.documentation)
@@ -120,7 +119,7 @@ class _Fixed(Collector):
 
 
 def own_counts(processes: Iterable[Supervised], reloads: ReloadCounts) -> list[Metric]:
-    """What the parent counts itself: how often processes were replaced, and what came of changes of settings."""
+    """The parent's own counters: replaced processes, and results of reloads."""
     restarts = CounterMetricFamily(RESTARTS.name, RESTARTS.text, labels=tuple(RESTARTS.labels))
     for process in processes:
         restarts.add_metric((process.name, "died"), process.died)

@@ -1,17 +1,17 @@
 """Runs a serving process: event loop, garbage collection, signals, draining and the end.
 
-Lives here: the event loop, when Python's collector looks for cycles, signals, the parent's pipe, draining, and the end
-that always comes. Not here: doors and the rest of what serves (`commands/extproc.py`, `commands/serve.py`).
+Lives here: the event loop, the schedule of Python's cycle collector, signals, the parent's pipe, draining, and a
+guaranteed end. Not here: the servers and their parts (`commands/extproc.py`, `commands/serve.py`).
 
-By itself the collector counts objects, and there are few: a request leaves next to nothing behind, so that hours may
-pass. But one cycle may hold a request's body and what was read of its answer, megabytes for each failed call. What
-serves leaves no cycles where it can (`tests/faults/test_what_failures_leave.py`), libraries leave some.
+By default the collector runs after a number of new objects. A request leaves almost none, so hours may pass between
+runs. But one cycle may hold a request's body and the response read so far: megabytes for each failed call. Antiphon's
+code avoids cycles where it can (`tests/faults/test_what_failures_leave.py`), but libraries leave some.
 
-Invariants: what only a cycle holds is freed `_COLLECT_EVERY` seconds after the last look, or after 2,000 times as long
-as that look took: it never takes more of the time, however much there is to look at (150,000 objects take some 40 ms).
-SIGTERM and SIGINT drain once (a second signal stops at once); a process whose parent died drains too, but briefly,
-since nobody waits for it and its port may be wanted. However the drain goes, the process ends: a thread that needs
-nothing of the event loop ends it `CLOSING_SECONDS` after the time for the drain, and says where it hung.
+Invariants: the collector runs every `_COLLECT_EVERY` seconds, or after 2,000 times the duration of its last run if that
+is longer. So it never takes more than 1/2000 of the time, however many objects exist (150,000 objects take some 40 ms).
+SIGTERM and SIGINT drain once; a second signal stops at once. After its parent's end a process drains only briefly,
+because no client waits for it and another process may need its port. The process always ends: a thread independent of
+the event loop ends it `CLOSING_SECONDS` after the time for the drain, and logs where it hung.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 ORPHAN_SECONDS = 2.0
-"""How long a process whose parent died goes on with what it has."""
+"""Seconds that a process continues its requests after its parent's end."""
 CLOSING_SECONDS = 1.1
 COUNTS_SECONDS = 1.0
 QUIET_SECONDS = 2.0
-"""How long nothing may come on the connections of a process that another one replaced, until it ends: its clients are
-told with an answer to connect again, and those that are idle have this time to bring another request."""
+"""Seconds without a request until a replaced process ends. A response tells its clients to reconnect, and idle clients
+have this time to send another request."""
 _CUT_SECONDS = 1.0
-"""How long the end may take once the drain is over: cut what is left, store it as failed, close."""
+"""Seconds for the end after a full drain: cut the remaining requests, store them as failed, close."""
 _EASY_CLOSING_SECONDS = 5.0
-"""How long it may take where the drain was over early: on a busy machine even an end takes its time."""
+"""Seconds for the end after an early end of the drain, because a busy machine needs more time."""
 _SAYING_SECONDS = 0.2
 _TURN_SECONDS = 0.0005
 _TASKS_SAID = 10
@@ -63,26 +63,26 @@ _COLLECTOR = (10_000, 20, 50)
 
 
 def run_loop(main: Coroutine[None, None, int]) -> int:
-    """Run on uvloop where there is one."""
+    """Run on uvloop, if it is installed."""
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     with contextlib.suppress(ImportError):
         import uvloop
 
         factory = uvloop.new_event_loop
-    # A stream takes two descriptors, and the soft limit (often 1024) is there for programs that use select().
+    # A stream takes two descriptors, and the soft limit (often 1024) exists only for programs that use select().
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    # How long a thread may make the event loop wait for its turn (5 ms by default).
+    # The maximum time that a thread may make the event loop wait for the interpreter lock (5 ms by default).
     sys.setswitchinterval(_TURN_SECONDS)
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main)
 
 
 def keep_what_there_is() -> None:
-    """Everything is built: the collector need not look at it again (5 ms each time, for all streams).
+    """Exclude the objects of the start from garbage collection (5 ms each time, for all streams).
 
-    Nor need it look whenever a few hundred objects were made: all streams wait while it looks.
+    Also raise the collector's thresholds, because all streams wait during a collection.
     """
     gc.collect()
     gc.freeze()
@@ -95,7 +95,7 @@ def collect_by_time(
     collect: Callable[[], object] = gc.collect,
     clock: Callable[[], float] = time.thread_time,
 ) -> None:
-    """Look for cycles from now on. `later`: the loop's `call_later`."""
+    """Collect cycles periodically from now on. `later`: the loop's `call_later`."""
 
     def look() -> None:
         started = clock()
@@ -106,12 +106,12 @@ def collect_by_time(
 
 
 def hears_hangup() -> bool:
-    """Whether SIGHUP means anything: under nohup it is ignored, and stays so."""
+    """Whether SIGHUP has an effect: under nohup it is ignored, and stays so."""
     return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 def on_terminal() -> bool:
-    """Whether standard input is a terminal that is there. One that is closed sends SIGHUP too, which means the end."""
+    """Whether standard input is an open terminal. A closed one also sends SIGHUP, which then means the end."""
     try:
         termios.tcgetattr(0)
     except (OSError, termios.error):
@@ -120,25 +120,25 @@ def on_terminal() -> bool:
 
 
 def time_to_cut(drain: float) -> float:
-    """Of the seconds for a drain, those in which what still runs then is cut and stored: begun any later, that would
-    not be over when the process must end."""
+    """The part of a drain's seconds that is reserved for cutting and storing the remaining requests. If that began
+    later, it would not be over at the process's end."""
     return min(_CUT_SECONDS, drain / 4)
 
 
 class StopSignals:
-    """Takes SIGTERM, SIGINT and the parent's end, from when it is made: a signal during the start is not lost.
+    """Handles SIGTERM, SIGINT and the parent's end, from its creation: a signal during the start is not lost.
 
-    They are read by a thread: the C handler of a signal writes its number into a pipe whatever the main thread does, so
-    the last moment is known although the event loop may stand still. `drain`: seconds for a drain.
+    A thread reads them: the C signal handler writes the number into a pipe, whatever the main thread does. So the
+    deadline is known even if the event loop hangs. `drain`: seconds for a drain.
     """
 
     def __init__(self, parent_pipe: int | None, drain: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._first, self._second = asyncio.Event(), asyncio.Event()
         self.hangup = asyncio.Event()
-        """SIGHUP: the settings are to be read again. In a worker, whose parent does that, it says nothing."""
+        """Set by SIGHUP: the settings must be read again. A worker ignores it, because its parent does that."""
         self.replaced = False
-        """Whether another process has taken the place of this one."""
+        """Whether another process has replaced this one."""
         self._terminal = on_terminal()
         self._drain = drain
         self._signals = 0
@@ -150,16 +150,16 @@ class StopSignals:
         for number in (signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hears_hangup() else [])):
             signal.signal(number, _do_nothing)
         signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        # A daemon: it goes on until the very end of the interpreter, which may wait for other threads for ever.
+        # A daemon thread: it runs until the very end of the interpreter, which may wait forever for other threads.
         threading.Thread(target=self._watch, name="stop-signals", daemon=True).start()
 
     @property
     def finish_seconds(self) -> float:
-        """Of the seconds for a drain, those in which requests may finish: what still runs then is cut."""
+        """The part of a drain's seconds in which requests may finish; the rest are cut then."""
         return self._drain - time_to_cut(self._drain)
 
     def replace(self, seconds: float) -> None:
-        """Another process has taken the place of this one, so that a drain may take as long as this."""
+        """Another process has replaced this one, so its drain may take `seconds`."""
         self.replaced = True
         self._drain = self._seconds = seconds
 
@@ -180,10 +180,10 @@ class StopSignals:
             stopped.cancel()
 
     async def wait_and_drain(self, drain: Callable[[], Awaitable[bool]], admission: Admission) -> bool:
-        """Wait for the first signal (or the parent's end), then drain; a second signal cuts that short.
+        """Wait for the first signal (or the parent's end), then drain; a second signal ends the drain early.
 
-        Whether everything in flight was finished. One line says what there is to finish and in which time, another
-        what became of it.
+        Returns whether all requests in flight finished. One log line lists the requests and the time, another one the
+        result.
         """
         await self._first.wait()
         _log.info(
@@ -195,9 +195,9 @@ class StopSignals:
         await asyncio.wait({draining, cut}, return_when=asyncio.FIRST_COMPLETED)
         drained = draining.done() and draining.result()
         if drained and self.replaced:
-            # Its counts are of use to the parent still, which asks for them every so often.
+            # The parent still queries its counts, about once a second.
             await asyncio.wait({cut}, timeout=COUNTS_SECONDS)
-        # What is in flight still is cut by what comes now.
+        # The remaining requests are cut next.
         ended = dict(admission.ended)
         given_back = {"given_back": count} if (count := ended.pop("given_back", 0)) else {}
         told = _counted("finished", ended) | given_back
@@ -210,8 +210,8 @@ class StopSignals:
         return drained
 
     def closing(self) -> None:
-        """Nothing is served any more: from now the process has `CLOSING_SECONDS` and the time to cut to end, or more
-        where the drain took less than its time."""
+        """The servers are closed: the process now has `CLOSING_SECONDS` plus the time to cut for its end, or more after
+        an early end of the drain."""
         self._end_within(max(time_to_cut(self._drain) + CLOSING_SECONDS, _EASY_CLOSING_SECONDS))
         os.write(self._writing, b"\0")
 
@@ -229,7 +229,7 @@ class StopSignals:
                         for number in os.read(self._reading, 64):
                             self._on_signal(number)
                     else:
-                        # The parent never writes: readable means that its end was closed.
+                        # The parent never writes, so readable means that it closed its end.
                         selector.unregister(key.fd)
                         self._on_parent_gone()
         _end_by_force(self._loop)
@@ -261,21 +261,21 @@ class StopSignals:
         self._last = last if self._last is None else min(self._last, last)
 
     def _tell(self, what: Callable[..., object], *given: object) -> None:
-        # A loop that is closed belongs to a process that is ending.
+        # A closed loop belongs to a process that is ending.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(what, *given)
 
 
 def end_at_the_latest(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-    """End this process then by force, if it has not ended by itself: a thread that never ends would hold it up."""
-    # A daemon, which goes on while the interpreter waits for other threads.
+    """End this process by force after `seconds`, unless it has ended: a thread that never ends would delay it."""
+    # A daemon thread, which runs while the interpreter waits for other threads.
     timer = threading.Timer(seconds, _end_by_force, (loop,))
     timer.daemon = True
     timer.start()
 
 
 def _end_by_force(loop: asyncio.AbstractEventLoop) -> None:
-    # By another thread: nobody may be reading what this process says.
+    # In another thread, because a blocked log output could hang.
     saying = threading.Thread(target=_say_where, args=(loop,), daemon=True)
     saying.start()
     saying.join(_SAYING_SECONDS)
@@ -288,16 +288,16 @@ def _say_where(loop: asyncio.AbstractEventLoop) -> None:
     try:
         tasks = [repr(task.get_coro()) for task in asyncio.all_tasks(loop)]
     except RuntimeError:
-        # The main thread is making or ending some.
+        # The main thread is creating or ending tasks.
         tasks = []
     _log.error("ended_by_force", main_thread=where, tasks=tasks[:_TASKS_SAID], more_tasks=len(tasks[_TASKS_SAID:]))
     flush(_SAYING_SECONDS)
 
 
 def _counted(name: str, kinds: Mapping[str, int]) -> dict[str, object]:
-    """How many there are, and of which kinds where there are any."""
+    """The total, and the counts by kind if there are any."""
     return {name: sum(kinds.values())} | ({f"{name}_by_kind": dict(kinds)} if kinds else {})
 
 
 def _do_nothing(*_: object) -> None:
-    """Signals are read from the pipe; without a handler of Python's, nothing would be written there."""
+    """Signals are read from the pipe; without a Python handler, no number would be written there."""

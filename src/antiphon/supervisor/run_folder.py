@@ -1,9 +1,9 @@
 """The folder of one run of `antiphon up`: its sockets and generated files.
 
-Lives here: where it is, and that it goes away. Not here: what is in it (`generation.py`).
+Lives here: its place and its removal. Not here: its content (`generation.py`).
 
-Invariants: it is for this user alone; socket paths in it are short enough; it is removed at the end, or, when a run was
-killed, by the next one. A run holds a lock in its folder for as long as it lives, so that the living are left alone.
+Invariants: only this user can access it. Socket paths in it are short enough. The run removes it at the end; if the run
+was killed, the next one does. A run holds a lock in its folder, so others leave the folder of a running one alone.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 
 from antiphon.errors import ConfigError
 
-# The path of a Unix socket has at most 107 bytes (103 on macOS); ours add two folders and names of up to 24. Those of
-# Envoy's hot restart add one folder (18) and names of up to 36, which end in a number of up to 20 digits.
+# The path of a Unix socket has at most 107 bytes (103 on macOS). The workers' paths add two folders and names of up to
+# 24. Those of Envoy's hot restart add one folder (18) and names of up to 36, which end in a number of up to 20 digits.
 _MAX_LENGTH = 52
 _SHORT = Path("/tmp")
 
@@ -30,15 +30,15 @@ _SHORT = Path("/tmp")
 def run_folder(
     data: Path, forget: Callable[[Path], object] = lambda folder: None, *, short: Path = _SHORT
 ) -> Iterator[Path]:
-    """A new folder below the data folder, or below `short` when socket paths would get too long there. `forget` takes
-    away what a run that was killed left elsewhere; it gets the folder of that run."""
+    """Create a folder below the data folder, or below `short` when socket paths would be too long there. `forget`
+    removes what a killed run left elsewhere; it gets the folder of that run."""
     above = data.absolute() / "run"
     if len(os.fsencode(above)) > _MAX_LENGTH:
         above = (short if short.is_dir() else Path(tempfile.gettempdir())) / f"antiphon-{os.getuid()}"
     _make_private(above)
     living = contextlib.ExitStack()
     try:
-        # Nobody clears away while somebody else has made a folder and not locked it yet.
+        # The lock prevents a cleanup while another run has created its folder but not locked it yet.
         with _locked(above / "lock"):
             _clear(above, forget)
             folder = Path(tempfile.mkdtemp(prefix="antiphon-", dir=above))
@@ -53,15 +53,15 @@ def run_folder(
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only this user may read, at no moment anybody else. One that says so already stays: a child is
-    started again on a disk that is full, too."""
+    """Write a file that only this user can read at any moment. An unchanged file is not written again, so that a child
+    can restart on a full disk."""
     with contextlib.suppress(OSError):
         if path.read_text() == text:
             return
     new = path.with_name(path.name + ".new")
     new.touch(mode=0o600)
     new.write_text(text)
-    # Whoever reads it meanwhile has the former one, whole.
+    # Concurrent readers see the complete old file.
     new.replace(path)
 
 
@@ -84,7 +84,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _clear(above: Path, forget: Callable[[Path], object]) -> None:
-    """Remove what killed runs left behind."""
+    """Remove the folders of killed runs."""
     for lock in above.glob("antiphon-*/lock"):
         with contextlib.suppress(OSError), lock.open() as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,11 +1,11 @@
 """Restarts a child process that ends or hangs, with growing pauses.
 
-Lives here: when a child counts as dead or hung, how long to wait before the next one, and when to give up. Not here:
-one child's life (`children.py`), which processes there are (`commands/up.py`).
+Lives here: when a child counts as dead or hung, the pause before a restart, and when to give up. Not here: one child's
+life (`children.py`), the list of processes (`commands/up.py`).
 
-Invariants: a child that does not answer is killed after `RestartPolicy.hung` seconds at most; between two starts there
-is a pause that doubles with every quick death; after `RestartPolicy.deaths` quick deaths in a row, or one before
-everything was ready for the first time, it is given up. One that the machine cannot start (a full disk) is tried again.
+Invariants: a child that does not answer is killed after at most `RestartPolicy.hung` seconds. The pause between two
+starts doubles with every quick death. The parent gives a child up after `RestartPolicy.deaths` quick deaths in a row,
+or after one before everything was ready. If the machine cannot start a child (a full disk), the parent tries again.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from antiphon.supervisor.children import Child, describe_status
 _log = structlog.get_logger(__name__)
 
 _ASKS = 3
-"""How many questions in a row a child may leave unanswered: one may fall into a moment when the machine stood still."""
+"""The number of consecutive unanswered health checks before a kill, because a single one may hit a pause of the
+machine."""
 _LOOK_SECONDS = 5.0
 WRONG_SETTINGS = 2
-"""The exit status of a command whose settings cannot work (`cli.py`)."""
+"""The exit status of a command with unusable settings (`cli.py`)."""
 
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """`hung`: seconds without an answer (0: never asked); `starting`: seconds until a child must be ready. A life of
-    less than `quick` seconds is a quick death, of which `deaths` in a row are too many."""
+    """`hung`: seconds without an answer (0: no health checks). `starting`: seconds until a child must be ready. A life
+    of less than `quick` seconds is a quick death; `deaths` in a row are too many."""
 
     hung: float = 30.0
     starting: float = 60.0
@@ -45,13 +46,13 @@ class RestartPolicy:
 
 
 class GivenUp(AntiphonError):
-    """A child ended (or hung), and starting another one is of no use."""
+    """A child ended (or hung), and another start is useless."""
 
     def __init__(self, child: Child, status: int, deaths: int, hung: bool) -> None:
         self.name, self.deaths = child.name, deaths
         how = "did not answer (timeouts.hung) and was killed" if hung else describe_status(status)
         times = f" ({deaths} times in a row, soon after its start)" if deaths > 1 else ""
-        # Its lines were forwarded as they came; they are not told twice.
+        # The log already has its lines.
         look = "what it wrote last is in the log above" if child.last_lines() else "it wrote nothing"
         if status == -signal.SIGKILL and not hung:
             look += "; nobody here killed it, so the kernel may have, for want of memory: look at the limit of its "
@@ -60,11 +61,12 @@ class GivenUp(AntiphonError):
 
 
 class NotStarted(AntiphonError):
-    """A child ended before everything was ready, and said why."""
+    """A child ended before everything was ready, with a reason."""
 
 
 class Supervised:
-    """`start` makes a child; `is_ready` says whether it serves, `is_alive` whether it answers within these seconds."""
+    """One supervised process. `start` creates a child, `is_ready` returns whether it serves, and `is_alive` whether it
+    answers within the given seconds."""
 
     def __init__(
         self,
@@ -78,11 +80,11 @@ class Supervised:
         self.name = name
         self.child: Child | None = None
         self.life = 0
-        """How often a child was started here: which one it is."""
+        """The number of starts, which identifies the present child."""
         self.lasting = False
-        """Everything was ready once: from now on what ends is started again."""
+        """Whether everything was ready once; from then on, a child that ends is restarted."""
         self.died, self.hung = 0, 0
-        """How often a child ended by itself, or was killed since it did not answer, and was replaced."""
+        """The numbers of replacements after an end, and after a kill for missing answers."""
         self._start = start
         self._is_ready = is_ready
         self.is_alive = is_alive
@@ -91,8 +93,8 @@ class Supervised:
         self._clock = asyncio.get_running_loop().time
 
     def everything_is_ready(self) -> None:
-        """For the first time, and so is the child here: it need not be asked for its readiness once more, which a child
-        that stands still from now on would never show."""
+        """Everything is ready for the first time, also this child. Its readiness needs no further check, which a child
+        that hangs from now on would never pass."""
         self.lasting = self._ready = True
 
     async def keep(self) -> NoReturn:
@@ -116,12 +118,12 @@ class Supervised:
             self.hung, self.died = self.hung + hung, self.died + (not hung)
 
     async def _start_it(self) -> Child:
-        """A new child; once everything was ready, however long that takes: the others go on serving."""
+        """Start a child. Once everything was ready, retry for as long as it takes: the other processes still serve."""
         while True:
             try:
                 return await self._start()
             except OSError as error:
-                # The disk is full, or there are too many processes: nothing that giving up would mend.
+                # The disk is full, or there are too many processes: giving up would not help.
                 if not self.lasting:
                     raise
                 pause = self._policy.longest_pause
@@ -129,7 +131,7 @@ class Supervised:
                 await asyncio.sleep(pause)
 
     async def _watch(self, child: Child) -> tuple[int, bool]:
-        """Wait for its end, or for it to hang, and kill it then; its status, and whether it was killed here."""
+        """Wait for its end, and kill it if it hangs. Returns its status, and whether it was killed here."""
         ended = asyncio.ensure_future(child.wait())
         last = self._clock() + self._policy.starting
         pause = self._policy.hung / (2 * _ASKS) or _LOOK_SECONDS

@@ -1,9 +1,9 @@
 """Sends orders from `antiphon up` to a running worker, over a socket.
 
-Lives here: both ends of the socket between the two, which is the worker's standard input. Not here: what is told
+Lives here: both ends of the socket between the two, which is the worker's standard input. Not here: the orders
 (`generation.py`, `early_ends.py`).
 
-Invariants: nobody else can tell a worker anything; a child is given one order at most that it must answer.
+Invariants: no other process can send orders to a worker. A child gets at most one order that it must answer.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from contextlib import asynccontextmanager
 
 
 class Orders:
-    """The parent's end, for one child."""
+    """The parent's end of the socket, for one child."""
 
     def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair()
         self._ours.setblocking(False)
 
     def started(self) -> None:
-        """The child has its end."""
+        """Close the child's end here after its start."""
         self.theirs.close()
 
     async def give(self, do: str, seconds: float) -> None:
-        """Wait until it is obeyed. Raises `TimeoutError` and `ConnectionError`."""
+        """Send an order and wait for the answer. Raises `TimeoutError` and `ConnectionError`."""
         self.tell({"do": do, "answer": True})
         async with asyncio.timeout(seconds):
             if not await asyncio.get_running_loop().sock_recv(self._ours, 1):
@@ -38,7 +38,7 @@ class Orders:
 
     def tell(self, said: dict[str, object]) -> None:
         """Send a message that needs no answer; drop it if the child does not read, or has ended."""
-        # A message this short is written whole or not at all.
+        # The kernel writes a message this short completely or not at all.
         with contextlib.suppress(OSError):
             self._ours.send(json.dumps(said).encode() + b"\n")
 
@@ -48,7 +48,7 @@ class Orders:
 
 
 def own_end() -> socket.socket | None:
-    """The worker's end, where standard input is one; nothing that this process starts gets to read there."""
+    """The worker's end, if standard input is one; child processes of this process cannot read it."""
     if not stat.S_ISSOCK(os.fstat(0).st_mode):
         return None
     ours = socket.socket(fileno=os.dup(0))
@@ -59,12 +59,12 @@ def own_end() -> socket.socket | None:
 
 
 Obey = Mapping[str, Callable[[dict[str, object]], object]]
-"""What is done, by what an order says is to be done."""
+"""The handlers, by the name of the order."""
 
 
 @asynccontextmanager
 async def obeying(ours: socket.socket | None, obey: Obey) -> AsyncIterator[None]:
-    """While this lasts, the parent's orders are obeyed, where there is a parent."""
+    """While active, handle the parent's orders, if there is a parent."""
     task = asyncio.ensure_future(take_orders(ours, obey)) if ours is not None else None
     try:
         yield
@@ -75,7 +75,7 @@ async def obeying(ours: socket.socket | None, obey: Obey) -> AsyncIterator[None]
 
 
 async def take_orders(ours: socket.socket, obey: Obey) -> None:
-    """Obey the orders one after the other until the parent closes its end."""
+    """Handle the orders one after another until the parent closes its end."""
     reader, writer = await asyncio.open_unix_connection(sock=ours)
     try:
         while line := await reader.readline():
@@ -84,7 +84,7 @@ async def take_orders(ours: socket.socket, obey: Obey) -> None:
             if "answer" in order:
                 writer.write(b"\n")
     except ConnectionError:
-        # The parent is gone, which the pipe tells too.
+        # The parent has ended, which the pipe reports as well.
         pass
     finally:
         writer.close()
