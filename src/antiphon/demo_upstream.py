@@ -1,27 +1,28 @@
-"""A scripted Chat Completions server: for trying Antiphon out without a model. It is no model and knows nothing.
+"""Runs a scripted Chat Completions server, for trying Antiphon without a model. It is not a model and knows nothing.
 
-Lives here: what it answers (`reply`), the shape of those answers (`completion`, `chunks`) and a small HTTP server
-around them (`make_app`). Not here: anything of Antiphon; no other module imports this one, except its command.
+Lives here: its answers (`reply`), their form (`completion`, `chunks`) and a small HTTP server (`make_app`). Not here:
+other parts of Antiphon; only its command imports this module.
 
-What it does, by the last message; the first that fits:
+Its behavior by the last message; the first match counts:
 
 - tool results: repeats them (`The tool said: …`);
-- a user who says `fail`, or `error 429` (any status from 400 to 599): that status, with an OpenAI error object;
+- the user's message contains `fail`, or `error 429` (any status from 400 to 599): that status, with an OpenAI error
+  object;
 - `break`: begins to answer, then cuts the connection;
-- tools are offered, and the user names one, or shares a word with its name, or asks the only one a question, or
-  `tool_choice` demands a call: calls it, once for each place (`in Paris and Rome`) unless `parallel_tool_calls` is
-  false, with arguments guessed from the words: a text is the place, or all that was said; `code` is a program that
-  draws the numbers in it;
+- tools are offered, and the message names one or shares a word with its name, or it is a question and there is only one
+  tool, or `tool_choice` requires a call: calls the tool. It makes one call per place (`in Paris and Rome`), unless
+  `parallel_tool_calls` is false. It guesses the arguments from the words: a text is the place or the whole message;
+  `code` is a program that draws the numbers in it;
 - `count to 20` (up to 10000): counts;
 - `instructions`: repeats the system and developer messages;
-- `before` or `remember`: repeats what the user said earlier in this same request;
-- anything else: `You said: …`, and how many messages it was sent.
+- `before` or `remember`: repeats the user's earlier messages in the same request;
+- anything else: `You said: …`, and the number of messages.
 
-The model `demo-reasoner`, a `reasoning_effort`, or a user who says `think` make it think aloud first, in
-`reasoning_content`. A word is a token: `max_tokens` cuts after that many, and `usage` counts words. Streams come a word
-at a time, `pause` seconds apart. `/v1/models` lists the two models; any other model is a 404.
+With the model `demo-reasoner`, a `reasoning_effort`, or the word `think`, it first sends `reasoning_content`. A word is
+a token: `max_tokens` cuts after that many, and `usage` counts words. A stream sends one word at a time, `pause` seconds
+apart. `/v1/models` lists the two models; any other model gives a 404.
 
-Invariant: an answer depends on the request alone: nothing is remembered, and the same request gets the same bytes.
+Invariant: an answer depends only on the request: the server stores nothing, and the same request gets the same bytes.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class DemoError(Exception):
 
 @dataclass(frozen=True)
 class DemoReply:
-    """What is answered, before it has the shape of a completion or of chunks."""
+    """The content of an answer, before its conversion to a completion or to chunks."""
 
     id: str
     model: str
@@ -72,7 +73,7 @@ class DemoReply:
     usage: Object = field(default_factory=dict)
 
 
-# What it answers
+# The answers
 
 
 def reply(request: Object) -> DemoReply:
@@ -109,7 +110,7 @@ def reply(request: Object) -> DemoReply:
 
 
 def _answer(request: Object, messages: list[Object], key: str) -> tuple[str, tuple[Object, ...], bool]:
-    """Text, tool calls, and whether the connection is to break off."""
+    """The text, the tool calls, and whether the connection must break off."""
     if messages[-1].get("role") == "tool":
         results: list[str] = []
         for message in reversed(messages):
@@ -139,7 +140,7 @@ def _answer(request: Object, messages: list[Object], key: str) -> tuple[str, tup
 
 
 def _calls(request: Object, last: str, key: str) -> tuple[Object, ...]:
-    """The tool calls this message leads to: none, one, or one for each place in it."""
+    """The tool calls for this message: none, one, or one per place in it."""
     offered = [tool["function"] for tool in request.get("tools") or () if tool.get("type") == "function"]
     choice = request.get("tool_choice", "auto")
     if not offered or choice == "none":
@@ -176,7 +177,7 @@ _VERBS = frozenset({"get", "set", "find", "fetch", "look", "up", "current", "the
 
 
 def _arguments(function: Object, place: str, said: str) -> Object:
-    """A value for each required parameter: a text or a list of texts is the place, numbers come from the words."""
+    """A value for each required parameter: the place for a text or a list of texts, numbers from the words."""
     parameters = function.get("parameters") or {}
     properties = parameters.get("properties") or {}
     numbers = [int(number) for number in re.findall(r"-?\d+", said)]
@@ -225,7 +226,7 @@ def _text(message: Object) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """The text in pieces of a word each, which together are the text again."""
+    """The text in pieces of one word each, which together give the text."""
     pieces = _WORD.findall(text)
     rest = text[sum(len(piece) for piece in pieces) :]
     return [*pieces, rest] if rest else pieces
@@ -244,11 +245,11 @@ def _usage(messages: list[Object], text: str, reasoning: str, calls: tuple[Objec
     }
 
 
-# The shape of it
+# The form
 
 
 def completion(answer: DemoReply) -> Object:
-    """The JSON answer."""
+    """The JSON response."""
     message: Object = {"role": "assistant", "content": answer.text or None}
     if answer.reasoning:
         message["reasoning_content"] = answer.reasoning
@@ -259,7 +260,7 @@ def completion(answer: DemoReply) -> Object:
 
 
 def chunks(answer: DemoReply, *, usage: bool) -> Iterator[Object]:
-    """The streamed answer, chunk by chunk; `usage` adds the last one."""
+    """The streamed response in chunks; `usage` adds the last one."""
     yield _chunk(answer, {"role": "assistant", "content": ""})
     for word in _words(answer.reasoning):
         yield _chunk(answer, {"reasoning_content": word})
@@ -348,7 +349,7 @@ async def _chat(request: web.Request) -> web.StreamResponse:
 
 
 def _break_off(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """Cut the connection where an honest server would go on."""
+    """Cut the connection in the middle of the response."""
     if request.transport is not None:
         request.transport.abort()
     return response

@@ -7,7 +7,7 @@ Settings that exist only for a whole listener stay as its owner set them: header
 process limits, tracing. One listener-wide change remains: Envoy removes the trusted headers from client requests,
 because routes match on them.
 
-Invariant: a request on another route gets the same answer as without Antiphon, except for those headers.
+Invariant: a request on another route gets the same response as without Antiphon, except for those headers.
 """
 
 from __future__ import annotations

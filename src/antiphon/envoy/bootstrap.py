@@ -1,15 +1,15 @@
 """Generates a whole Envoy bootstrap, as a dictionary and as YAML.
 
-Lives here: listeners, filters (CORS among them), limits of the process, and the listener for Envoy's own metrics
-(`envoy.metrics`). Not here: the routes (`routes.py`), where they lead
-(`clusters.py`), what Envoy answers itself (`local_replies.py`), starting Envoy (`commands/`).
+Lives here: listeners, filters (also CORS), limits of the process, and the listener for Envoy's own metrics
+(`envoy.metrics`). Not here: the routes (`routes.py`), clusters (`clusters.py`), Envoy's own responses
+(`local_replies.py`), starting Envoy (`commands/`).
 
-Every setting that deviates from Envoy's default has its reason beside it; all were tried against Envoy 1.40.0. What
-older ones do not know is left out at the end (`versions.py`).
+A comment gives the reason for every setting that differs from Envoy's default; all were tried with Envoy 1.40.0. A last
+step removes fields that an older version does not know (`versions.py`).
 
-Invariant: `envoy --mode validate` accepts what comes out, and no secret is in it: the environment of Envoy's process
-holds them, and where Envoy can only compare with a literal (the model door on TCP) a placeholder stands for it, which
-whoever starts Envoy fills in (`fill_in_secret`).
+Invariant: `envoy --mode validate` accepts the result, and the result contains no secret. The environment of Envoy's
+process holds the secrets. Where Envoy can only compare with a literal (the model listener on TCP) there is a
+placeholder, which the starter of Envoy replaces (`fill_in_secret`).
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ from antiphon.types.transport import SECRET_HEADER
 
 
 def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST) -> Config:
-    """The bootstrap for these settings and sidecar processes, as this Envoy understands it."""
+    """The bootstrap for these settings and sidecar processes, in the form for this Envoy version."""
     extensions = bootstrap_extensions(settings)
     whole: Config = {
         "admin": {"address": address(settings.place(settings.envoy.admin))},
         **({"bootstrap_extensions": extensions} if extensions else {}),
         "static_resources": {
             "listeners": [
-                # Inbound: draining closes this listener, while model calls still go through the other.
+                # Inbound: a drain closes this listener, while model calls still use the other one.
                 {
                     **listener("public", settings.listen, connection_manager(settings)),
                     "traffic_direction": "INBOUND",
@@ -87,12 +87,12 @@ def bootstrap(settings: Settings, *, sidecars: Sequence[SidecarEndpoint], versio
 
 
 def to_yaml(config: Config | list[Config]) -> str:
-    """The configuration as YAML, keys in the order in which they were written."""
+    """The configuration as YAML, with keys in their original order."""
     return yaml.dump(config, Dumper=_Dumper, sort_keys=False, width=1000)
 
 
 def fill_in_secret(text: str, settings: Settings) -> str:
-    """The YAML with the shared secret in its place; for a file that only Envoy's user can read."""
+    """The YAML with the shared secret in place of the placeholder; for a file that only Envoy's user can read."""
     secret = settings.sidecar_secret()
     return text if secret is None else text.replace(SECRET_PLACEHOLDER, json.dumps(secret)[1:-1])
 
@@ -105,7 +105,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """Files within files stay readable: a line each. A plain `y` is true to Envoy, though not to PyYAML."""
+    """Files within files stay readable, one line each. A plain `y` means true to Envoy, but not to PyYAML."""
     style = "|" if "\n" in text else "'" if text in ("y", "Y", "n", "N") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -121,15 +121,15 @@ def connection_manager(settings: Settings) -> Config:
         name="public",
         filters=[*cors_filters(settings), _readiness(), extproc_filter(settings)],
         host=virtual_host(settings),
-        # Silence ends a stream after 5 minutes by default, in every phase; keep-alive comments come every 15 s.
+        # By default, silence ends a stream after 5 minutes in every phase; keep-alive comments come every 15 s.
         stream_idle_timeout="3600s",
         request_timeout="0s",
-        # Bodies are timed by the sidecar, which knows how; heads by nobody else.
+        # The sidecar applies timeouts to bodies; only Envoy can apply them to heads.
         request_headers_timeout=_seconds(settings.timeouts.request),
         common_http_protocol_options={"idle_timeout": _seconds(settings.timeouts.client_idle)},
-        # A cut stream reaches an HTTP/1 client 1 s late by default.
+        # By default, an HTTP/1 client sees a cut stream 1 s late.
         delayed_close_timeout="0.25s",
-        # One spelling of every path, before any route is matched.
+        # Normalizes every path before any route is matched.
         normalize_path=True,
         merge_slashes=True,
         path_with_escaped_slashes_action="REJECT_REQUEST",
@@ -143,15 +143,15 @@ def connection_manager(settings: Settings) -> Config:
 
 
 def virtual_host(settings: Settings) -> Config:
-    """What holds for all public routes."""
-    # What the sidecar's answers say, what is passed on says too; an upstream that speaks Responses itself has its own.
+    """The fields that apply to all public routes."""
+    # Passed-through responses get the header that the sidecar's responses have, unless a native upstream sets its own.
     return {**cors_policy(settings), "response_headers_to_add": [REQUEST_ID]}
 
 
 def client_limits(settings: Settings) -> Config:
-    """What the public listener does to connections that hold it up. (The manager limits heads and idle connections.)"""
+    """The public listener's limits for slow connections. (The manager limits heads and idle connections.)"""
     fields: Config = {
-        # A connection that sends nothing: this filter waits for its first bytes, and the wait has an end.
+        # A connection that sends nothing: this filter waits for its first bytes, and has a timeout.
         "listener_filters": [
             {
                 "name": "envoy.filters.listener.http_inspector",
@@ -159,11 +159,11 @@ def client_limits(settings: Settings) -> Config:
             }
         ],
         "listener_filters_timeout": _seconds(settings.timeouts.request),
-        # Envoy's default, said here because what is behind in sending is counted from it.
+        # Envoy's default, explicit because the limit of unsent bytes depends on it.
         "per_connection_buffer_limit_bytes": 1 << 20,
     }
     if sys.platform == "linux":
-        # A client that takes nothing. Envoy knows no such limit while a response is being written; the kernel does.
+        # A client that does not read. Envoy has no such timeout during a response, but the kernel has.
         milliseconds = int(settings.timeouts.send * 1000)
         fields["socket_options"] = [
             {
@@ -178,7 +178,7 @@ def client_limits(settings: Settings) -> Config:
 
 
 def overload_manager(settings: Settings) -> Config:
-    """Limits of the process, not of a request."""
+    """The limits of the process, not of a request."""
     heap = "envoy.resource_monitors.fixed_heap"
 
     def at(full: float) -> list[Config]:
@@ -186,7 +186,7 @@ def overload_manager(settings: Settings) -> Config:
 
     return {
         "refresh_interval": "0.25s",
-        # Streams are told apart by what they hold from a megabyte on.
+        # Streams count by their buffered bytes from one megabyte on.
         "buffer_factory_config": {"minimum_account_to_track_power_of_two": 20},
         "resource_monitors": [
             {
@@ -205,8 +205,8 @@ def overload_manager(settings: Settings) -> Config:
         ],
         "actions": [
             {"name": "envoy.overload_actions.shrink_heap", "triggers": at(0.8)},
-            # HTTP/2's streams alone can be reset like this, those that hold most first. Those of HTTP/1 end by
-            # TCP_USER_TIMEOUT, and until then no more of them are taken.
+            # Only HTTP/2 streams can be reset like this, those with the most bytes first. HTTP/1 streams end by
+            # TCP_USER_TIMEOUT, and until then no more of them are accepted.
             {
                 "name": "envoy.overload_actions.reset_high_memory_stream",
                 "triggers": [{"name": heap, "scaled": {"scaling_threshold": 0.85, "saturation_threshold": 0.95}}],
@@ -217,16 +217,17 @@ def overload_manager(settings: Settings) -> Config:
 
 
 def model_door(settings: Settings) -> Config:
-    """The private listener through which the sidecar makes its own model calls."""
+    """The private listener for the sidecar's own model calls."""
     manager = http_manager(
         "model_door",
         model_door_routes(settings),
         stream_idle_timeout="3600s",
-        # An upstream that breaks off is known to the sidecar, and so to the client, 1 s late by default.
+        # By default, the sidecar, and so the client, would see the end of a broken upstream 1 s late.
         delayed_close_timeout="0.25s",
         normalize_path=True,
         merge_slashes=True,
-        # What a native upstream answers passes untouched: Envoy's own words in its place must be error objects too.
+        # A native upstream's responses pass unchanged, so Envoy's own responses in their place must be error objects
+        # too.
         local_reply_config=local_replies(to_sidecar=True),
     )
     manager.update(tracing(settings, begins=False))
@@ -237,9 +238,9 @@ def model_door(settings: Settings) -> Config:
 
 
 def extproc_filter(settings: Settings) -> Config:
-    """The external processor: off for every route but the one that opts in."""
-    # The filter comes before the router, so no route's retries are for it. Whoever answers first sends gRPC's head
-    # before it does anything that must not happen twice (`Peer.begin`); after a head Envoy retries nothing.
+    """The external processor: off for every route, except the one that enables it."""
+    # The filter comes before the router, so no route's retries apply to it. A sidecar sends gRPC's head before any
+    # action that must not happen twice (`Peer.begin`); after a head Envoy retries nothing.
     service: Config = {
         "envoy_grpc": {"cluster_name": "sidecar_grpc"},
         "retry_policy": to_another_sidecar(SEEN_TOO),
@@ -252,12 +253,12 @@ def extproc_filter(settings: Settings) -> Config:
             "filters.http.ext_proc.v3.ExternalProcessor",
             grpc_service=service,
             failure_mode_allow=False,
-            # In the modes below Envoy waits without an end, whatever this says; its default is 200 ms.
+            # In the modes below Envoy waits forever, whatever this value is; its default is 200 ms.
             message_timeout="3600s",
             status_on_error={"code": "ServiceUnavailable"},
-            # The sidecar sends an exact length; without this Envoy would chunk every request.
+            # The sidecar sends an exact length; without this Envoy would use chunked encoding for every request.
             allow_content_length_header=True,
-            # Without it changes of :method and :authority are ignored in silence.
+            # Without it Envoy silently ignores changes of :method and :authority.
             mutation_rules={"allow_all_routing": True},
             metadata_options={"receiving_namespaces": {"untyped": ["antiphon"]}},
             processing_mode=FULL_DUPLEX,
@@ -267,7 +268,7 @@ def extproc_filter(settings: Settings) -> Config:
 
 
 def _readiness() -> Config:
-    """`/ready` is the sidecars' answer, until Envoy itself is told to leave (`/healthcheck/fail`): then it says no."""
+    """`/ready` returns the sidecars' response. After `/healthcheck/fail`, Envoy fails it itself."""
     asked = [{"name": ":path", "string_match": {"exact": "/ready"}}]
     return http_filter(
         "envoy.filters.http.health_check",
@@ -276,7 +277,7 @@ def _readiness() -> Config:
 
 
 def _strip_trust(settings: Settings) -> Config:
-    """Clients cannot forge what the sidecar and the routes trust."""
+    """Removes the headers that the sidecar and the routes trust from clients' requests."""
     prefix = {"remove_on_match": {"key_matcher": {"prefix": "x-antiphon-", "ignore_case": True}}}
     mutations: list[Config] = [prefix, *(stripped() if is_picked(settings) else [])]
     if not settings.owner.header.startswith("x-antiphon-"):
@@ -337,11 +338,11 @@ _CORS_FILTER = "envoy.filters.http.cors"
 
 
 def cors_filters(settings: Settings) -> list[Config]:
-    """Entries of `http_filters`, before all others that answer."""
+    """Entries of `http_filters`, before all others that can respond."""
     if not settings.cors.origins:
         return []
-    # The first filter has the last word on whatever is answered, by whomever: no cache may give one page's answer to
-    # another. (Headers of the virtual host are lost with answers that replace the router's.)
+    # The first filter processes every response last, so `vary` is always set: no cache may give one page's response to
+    # another. (Headers of the virtual host are lost in responses that replace the router's.)
     vary = {"header": {"key": "vary", "value": "origin"}, "append_action": "APPEND_IF_EXISTS_OR_ADD"}
     varies = typed(
         "filters.http.header_mutation.v3.HeaderMutation", mutations={"response_mutations": [{"append": vary}]}
@@ -353,7 +354,7 @@ def cors_filters(settings: Settings) -> list[Config]:
 
 
 def cors_policy(settings: Settings) -> Config:
-    """Fields of the virtual host."""
+    """The CORS fields of the virtual host."""
     if not settings.cors.origins:
         return {}
     policy = typed(

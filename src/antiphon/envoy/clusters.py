@@ -1,9 +1,9 @@
 """Generates the clusters: every upstream, the sidecar's two ports, and the trace collector.
 
-Lives here: addresses, health checks, balancing, and TLS towards them. Not here: which route leads to which cluster
-(`routes.py`), the choice among upstreams (`several.py`), listeners and filters (`bootstrap.py`).
+Lives here: addresses, health checks, load balancing, and client TLS. Not here: the cluster of a route (`routes.py`),
+the choice among upstreams (`several.py`), listeners and filters (`bootstrap.py`).
 
-Invariant: TLS checks whom it talks to, by name or address, against authorities that are named or the system's.
+Invariant: TLS verifies the server's name or address against the configured CA or the system's.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _AUTHORITIES = (
     "/etc/ssl/ca-bundle.pem",
 )
 # Model servers close idle connections without notice (uvicorn, Node and llama.cpp after 5 s). A request sent at that
-# moment fails and is not retried, so Envoy closes idle connections first.
+# moment fails without a retry, so Envoy closes idle connections first.
 _UPSTREAM_IDLE = "4s"
 
 
 def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere: bool) -> list[Config]:
-    """Every cluster; with `nowhere` the one without endpoints too."""
-    # A sidecar that hangs (stopped, swapped out) answers no pings: its connection is closed and its requests fail
-    # instead of hanging until the idle timeout: after 6 s, and where it is the only one, and was asked again before the
-    # checks of health below took it out, after 12. The sidecar's server tolerates these pings.
+    """All clusters; with `nowhere` also the one without endpoints."""
+    # A sidecar that hangs (stopped, swapped out) answers no pings: Envoy closes its connection, and its requests fail
+    # instead of hanging until the idle timeout. This takes 6 s; if it is the only sidecar and gets a retry before the
+    # health checks remove it, 12 s. The sidecar's server tolerates these pings.
     options = {"connection_keepalive": {"interval": "1s", "timeout": "5s"}}
     health = {
-        # A process that says no, or that nobody listens for, is out after two checks at most; one that is merely busy
-        # answers late, and to take it out would make it a 503 for everybody.
+        # A process that reports not ready or no longer listens is removed after at most two checks. A busy one answers
+        # late; removing it would give every client a 503.
         "timeout": "5s",
         "interval": "1s",
         "no_traffic_interval": "1s",
@@ -53,11 +53,11 @@ def clusters(settings: Settings, sidecars: Sequence[SidecarEndpoint], *, nowhere
         "type": "STATIC",
         "connect_timeout": "1s",
         "lb_policy": "LEAST_REQUEST",
-        # With no healthy process a request is refused at once instead of tried on a dead one.
+        # Without a healthy process, refuse a request at once instead of trying a dead one.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
     }
-    # A sidecar that leaves is left alone. But where none is ready (the disk is full, say) each still answers truthfully
-    # by itself, and says why: then all are asked. (0 would mean that none is.)
+    # A draining sidecar gets no requests. But if none is ready (for example, the disk is full), each still responds
+    # with the reason, so then Envoy uses all of them. (0 would mean none.)
     asked_all_the_same = {"common_lb_config": {"healthy_panic_threshold": {"value": 1}}}
     places = [(settings.place(one.grpc), settings.place(one.http)) for one in sidecars]
     grpc = [address(place) for place, _ in places]
@@ -104,7 +104,8 @@ def _collector(settings: Settings) -> list[Config]:
 
 
 def _sidecar_tls(settings: Settings, place: str, protocol: str) -> Config:
-    """TLS towards a sidecar's port: for its host's name or address, with a certificate where it asks for one."""
+    """TLS to a sidecar's port: verifies its host's name or address, and presents a certificate if the sidecar requires
+    one."""
     files = settings.sidecar.tls
     where = address(settings.place(place))
     if files.cert is None or "pipe" in where:
@@ -139,7 +140,7 @@ def _picker_cluster(settings: Settings) -> Config:
     host, port = picker_place(chosen)
     fields = _resolution(host)
     if chosen.tls != "off":
-        # A certificate of its own is made anew whenever the picker starts: nobody could know it.
+        # A self-signed certificate is new at each start of the picker, so Envoy cannot verify it.
         unknown = chosen.tls == "self-signed"
         known = {} if unknown else _validation(host, _authorities(chosen.ca_file, "envoy.endpoint_picker.ca_file"))
         fields |= _tls(host, {**known, "alpn_protocols": ["h2"]})
@@ -147,19 +148,19 @@ def _picker_cluster(settings: Settings) -> Config:
 
 
 def _resolution(host: str) -> Config:
-    """A cluster's fields by which its host is found: an address as it is, a name by DNS."""
+    """The fields of a cluster for its host: a fixed address, or a name with DNS."""
     return {"type": "STATIC"} if _is_ip(host) else {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"}
 
 
 def _tls(host: str, context: Config) -> Config:
-    """A cluster's field for TLS towards a server of this name or address."""
+    """The field of a cluster for TLS to a server with this name or address."""
     name: Config = {} if _is_ip(host) else {"sni": host}
     upstream = typed("transport_sockets.tls.v3.UpstreamTlsContext", **name, common_tls_context=context)
     return {"transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": upstream}}
 
 
 def _validation(host: str, authorities: str) -> Config:
-    """The part of a TLS context by which a server proves to have this name or address."""
+    """The part of a TLS context that verifies the server's name or address."""
     kind = "IP_ADDRESS" if _is_ip(host) else "DNS"
     return {
         "validation_context": {
@@ -170,7 +171,7 @@ def _validation(host: str, authorities: str) -> Config:
 
 
 def _host(where: Config) -> str:
-    """The host of a socket's address."""
+    """The host of a socket address."""
     return str(where["socket_address"]["address"])
 
 

@@ -1,17 +1,17 @@
-"""Configures Envoy's log lines for failures that only Envoy sees: requests it sends straight to an upstream, and
-sidecars that do not answer.
+"""Configures Envoy's log lines for failures that only Envoy sees: passed-through requests, and sidecars that do not
+answer.
 
-Each of several upstreams that fail at one request has a line: Envoy tries the next one, and the sidecar sees only the
-last. A relayed stream that ended early has a line: the sidecar sees that it ended, and Envoy sees who ended it.
+Each failing upstream of a request gets a line: Envoy tries the next one, and the sidecar sees only the last. A relayed
+stream that ended early gets a line: the sidecar sees its end, and only Envoy sees which side ended it.
 
-Lives here: which of them, by which of Envoy's details a client's leaving and an upstream's end are told apart, and the
-fields, which are those of the sidecar's lines (`observability/outcome.py`). Not here: the whole access log
-(`bootstrap.py`), which is switched on by a setting.
+Lives here: the selection of these lines, and the distinction between a client that leaves and an upstream that breaks
+off. The fields equal those of the sidecar's lines (`observability/outcome.py`). Not here: the full access log
+(`bootstrap.py`), which a setting enables.
 
-The line does not have the upstream's message, so it cannot tell an unknown model (404) from a wrong path: it blames the
-client for both. A sidecar that dies writes no line for the requests that it served, so each of them has one here.
+The line does not contain the upstream's message, so it cannot distinguish an unknown model (404) from a wrong path: it
+blames the client for both. A sidecar that dies writes no lines for its requests, so each of them gets one here.
 
-Invariant: a request that the sidecar has a line of has no line `request` here.
+Invariant: a request with a line of the sidecar gets no line `request` here.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ _RESET_BEFORE = "response.code_details.startsWith('upstream_reset_before_respons
 _NO_ANSWER = f"({_RESET_BEFORE} || response.code_details == 'no_healthy_upstream')"
 _CUT = "response.code_details.startsWith('upstream_reset_after_response_started')"
 _PASSED_ON = "xds.route_name.startsWith('model/')"
-# A stream that the sidecar itself must cut ends with an error too, but not with its connection: it has a line.
+# A stream that the sidecar itself cuts also ends with an error, but its connection stays, and the sidecar writes a
+# line.
 _DIED = "(response.code_details.startsWith('ext_proc_error') && response.code_details.contains('upstream_reset'))"
 _NO_SIDECAR = (
     "((response.code == 503 && response.code_details.startsWith('ext_proc_error')) "
     f"|| {_DIED} || (xds.cluster_name == 'sidecar_http' && ({_NO_ANSWER} || {_CUT})))"
 )
 _RELAYED = "(xds.route_name.startsWith('translated') || xds.route_name.startsWith('native'))"
-# By the connection's end, or by a reset of HTTP/2's or HTTP/3's stream (`http2.remote_reset`).
+# By the end of the connection, or by a stream reset in HTTP/2 or HTTP/3 (`http2.remote_reset`).
 _LEFT = "(response.code_details.startsWith('downstream') || response.code_details.contains('.remote_re'))"
 _CLIENTS = "(response.code in [400, 404, 408, 413, 422])"
 
@@ -43,7 +44,7 @@ _CODE = (
     f"{_NO_SIDECAR} ? 'adapter_unavailable' : {_NO_ANSWER} ? 'upstream_unreachable' : {_CUT} ? 'upstream_cut' : "
     "response.code == 401 ? 'invalid_api_key' : response.code == 429 ? 'rate_limit_exceeded' : ''"
 )
-# Of the time that the one in front allows: its clock has run for a moment longer.
+# A share of the caller's timeout, because the caller's clock started a moment earlier.
 _NEARLY = 0.95
 _SECONDS = "double(request.duration.getSeconds()) + double(request.duration.getMilliseconds()) / 1000.0"
 
@@ -87,15 +88,14 @@ def early_ends() -> Config:
         "request_id": "%REQ(X-REQUEST-ID)%",
     }
     lines = log_lines("early_ends", parts, f"{_RELAYED} && ({_LEFT} || {_CUT})")
-    # What went well has no flag, and costs no look at the expression.
+    # A successful request has no response flag, so its line costs no evaluation of the expression.
     lines["filter"] = {"and_filter": {"filters": [{"response_flag_filter": {}}, lines["filter"]]}}
     return lines
 
 
 def failed_tries(upstream: str, head_seconds: float) -> Config:
-    """The access log of one of several upstreams: what it did that makes Envoy ask the next one.
-
-    That nothing came in time is seen here as a caller that left after so long; one that left earlier is a client."""
+    """The access log of one of several upstreams: the failures that make Envoy try the next one. A timeout appears here
+    as a caller that left after that time; one that left earlier is a client."""
     silent = f"(response.code_details.startsWith('downstream') && {_SECONDS} >= {head_seconds * _NEARLY:.3f})"
     parts = {
         "timestamp": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",

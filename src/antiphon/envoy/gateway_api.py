@@ -1,19 +1,20 @@
 """Generates the Kubernetes objects that put Antiphon into an Envoy Gateway.
 
-Lives here: the objects and their order, with a word on each, and the way out again. Not here: the sidecar in the pod
-and how commands are written (`gateway_pod.py`), what Envoy needs in itself (`snippet.py` cuts the bootstrap into
-parts), who prints it (`commands/`).
+Lives here: the objects and their order, with a comment on each, and the removal. Not here: the sidecar in the pod and
+the form of commands (`gateway_pod.py`), the parts of Envoy's configuration (`snippet.py` splits the bootstrap),
+printing (`commands/`).
 
-Antiphon is a native sidecar of the Envoy that Envoy Gateway manages; they talk over Unix sockets in memory, so no
-secret is shared and nothing listens that others reach. What clients can reach is an HTTPRoute, so that policies hold
-for it; where it leads, filter, clusters and the model door are those of our bootstrap, put in by one EnvoyPatchPolicy
-(`gateway_routes.py`): Envoy Gateway's own objects refuse Unix sockets in routes, and know neither the limits nor the
-answers that a gateway needs.
+Antiphon is a native sidecar of the Envoy that Envoy Gateway manages. They communicate over Unix sockets in memory, so
+they need no shared secret, and no other pod can connect. An HTTPRoute holds the public routes, so policies apply to
+them. One EnvoyPatchPolicy adds the filter, the clusters and the model listener of Antiphon's bootstrap
+(`gateway_routes.py`). Envoy Gateway's own objects reject Unix sockets in routes, and lack the limits and responses that
+a gateway needs.
 
-On a Gateway that others use nothing holds for their routes (`beside_others.py`), and what is theirs (the Gateway, an
-EnvoyProxy) is only told how to change. On one of its own (`GatewayTarget.own`) Antiphon says everything.
+On a shared Gateway, no part affects the routes of others (`beside_others.py`). For objects of others (the Gateway, an
+EnvoyProxy) the output contains only commands that change them. On a Gateway for Antiphon alone (`GatewayTarget.own`),
+the output contains all objects.
 
-Invariant: no secret is printed, only names of keys.
+Invariant: the output contains no secret, only names of keys.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ from antiphon.envoy.versions import EnvoyVersion, fitted
 SYSTEM = "envoy-gateway-system"
 """The namespace in which Envoy Gateway runs its Envoys."""
 _USER = 65532
-"""As whom Envoy Gateway's Envoy runs; the sidecar does so too, since the sockets are for that user alone."""
+"""The user of Envoy Gateway's Envoy; the sidecar uses it too, because only that user can open the sockets."""
 _GATEWAY_API = "gateway.networking.k8s.io"
 _ENVOY_GATEWAY = "gateway.envoyproxy.io"
 _VERSIONS = {_GATEWAY_API: "v1", _ENVOY_GATEWAY: "v1alpha1"}
 _NOBODY = "192.0.2.1"
-"""Of the network that is for documentation (RFC 5737)."""
+"""An address of the network for documentation (RFC 5737)."""
 TLS_SECRET = f"{NAME}-tls"
 """The certificate of listeners with TLS, in the Gateway's namespace."""
 
@@ -59,12 +60,13 @@ TLS_SECRET = f"{NAME}-tls"
 def objects(
     settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion
 ) -> list[tuple[str, Config]]:
-    """The objects in the order in which they are applied, each with its comment. `settings`: `gateway_pod.inside`'s."""
+    """The objects in the order of their application, each with its comment. `settings`: the result of
+    `gateway_pod.inside`."""
     found: Config = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
     if not place.own:
         found = beside_others(found)
     made = rules(found["routes"])
-    # As Envoy Gateway calls them.
+    # The names that Envoy Gateway gives them.
     listeners = [f"{place.namespace}/{place.name}/{one}" for one in place.listeners]
     entries = json_patches(found, made, listeners, f"{place.namespace}/{NAME}")
     return [
@@ -106,7 +108,7 @@ def objects(
 
 
 def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion) -> list[CommandStep]:
-    """What is done to an object of others' when all `objects` are there."""
+    """The commands that change an object of others, after all `objects` exist."""
     if place.own:
         return []
     if place.envoy_proxy is not None:
@@ -120,7 +122,7 @@ def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, versio
 
 
 def going_out(settings: Settings, sidecar: Sidecar, place: GatewayTarget) -> list[CommandStep]:
-    """What takes all of it away again, in this order."""
+    """The commands that remove everything, in order."""
     space, label = place.namespace, "gateway.envoyproxy.io/owning-gateway-"
     chosen = f"{label}namespace={space},{label}name={place.name}"
     rest = [f"service/{NAME}-nowhere", f"endpointslice/{NAME}-nowhere"]
@@ -157,13 +159,14 @@ def _object(group: str, kind: str, place: GatewayTarget, spec: Config, *, name: 
 
 
 def _envoy_proxy(settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion) -> Config:
-    """Its spec. All about the pod is in the patch, so that nothing else of an EnvoyProxy of others' is replaced."""
+    """The spec of the EnvoyProxy. All fields of the pod are in the patch, so that no other part of an EnvoyProxy of
+    others changes."""
     pod = gateway_pod.pod(settings, sidecar, user=_USER, own=place.own)
     envoy = {"name": "envoy", **gateway_pod.envoys_share(settings)}
     inside = {**pod, "securityContext": {"fsGroup": _USER}, "containers": [envoy]}
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}}
     deployment: dict[str, object] = {
-        # The owner of a shared Gateway decides on the number of pods.
+        # The owner of a shared Gateway decides about the number of pods.
         **({"replicas": 1} if place.own else {}),
         "patch": {"type": "StrategicMerge", "value": {"spec": {"strategy": rolling, "template": {"spec": inside}}}},
     }
@@ -205,7 +208,7 @@ def _nothing_here() -> Config:
 
 
 def _nowhere(place: GatewayTarget) -> list[Config]:
-    """A Service with an address where nobody is."""
+    """A Service with an address where no server listens."""
     name, port = f"{NAME}-nowhere", {"name": "http", "port": 80}
     slice_ = kubernetes_object(
         "discovery.k8s.io/v1",
@@ -231,7 +234,7 @@ def _http_route(place: GatewayTarget, made: Sequence[Rule]) -> Config:
         "parentRefs": [{**_of_gateway(place), "sectionName": one} for one in place.listeners],
         "rules": [
             *({"matches": one.matches, "backendRefs": [{"name": f"{NAME}-nowhere", "port": 80}]} for one in made),
-            # On a shared Gateway this rule would win over every later route of another team.
+            # On a shared Gateway this rule would override every later route of another team.
             *([last] if place.own else []),
         ],
     }

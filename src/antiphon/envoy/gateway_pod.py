@@ -1,14 +1,14 @@
 """Generates the sidecar container for an Envoy pod that another controller manages on Kubernetes.
 
-Lives here: the container, its volumes and settings, what Envoy's own container gets of it, how objects are written, and
-the `kubectl` steps of which installing and removing are made. Not here: the objects of one kind of gateway, and the
-choice of its steps (`gateway_api.py`, `istio.py`).
+Lives here: the container, its volumes and settings, the additions to Envoy's container, the form of objects, and the
+`kubectl` steps for installing and removing. Not here: the objects and steps of one kind of gateway (`gateway_api.py`,
+`istio.py`).
 
-Antiphon is a native sidecar of that Envoy; they talk over Unix sockets in memory, so no secret is shared and nothing
-listens that others reach.
+Antiphon is a native sidecar of that Envoy. They communicate over Unix sockets in memory, so they need no shared secret,
+and no other pod can connect.
 
-Invariants: no secret is printed, only names of keys; a Gateway never refers to a deleted object, because such a Gateway
-serves no request.
+Invariants: the output contains no secret, only names of keys. A Gateway never refers to a deleted object, because such
+a Gateway serves no request.
 """
 
 from __future__ import annotations
@@ -29,52 +29,52 @@ from antiphon.envoy.routes import key_variable
 from antiphon.errors import ConfigError
 
 NAME = "antiphon"
-"""The name of every object that needs no other, and of the Secret."""
+"""The default name of objects, and the name of the Secret."""
 GATEWAY = "gateways.gateway.networking.k8s.io"
 """The resource name of the Gateway API's Gateway: Istio has a kind of the same name."""
 SETTINGS = "/etc/antiphon"
-"""Where the settings' ConfigMap is, in the sidecar's container."""
+"""The mount path of the settings' ConfigMap in the sidecar's container."""
 _SOCKETS = "/run/antiphon"
 _SETTINGS_FILE = "antiphon.yaml"
 _LAST_PORT = 65535
 _HOSTNAME = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 _METRICS_PORT = 9464
-"""Where Prometheus and Kubernetes' probes ask, unless `metrics.listen` says otherwise: not one of a Gateway's own."""
+"""The default port for Prometheus and Kubernetes' probes (see `metrics.listen`); a Gateway does not use it."""
 _START_SECONDS = 30
-"""How long a start takes on a busy machine, beside what it waits for."""
+"""Seconds for a start on a busy machine, in addition to its waits."""
 _DRAIN_SECONDS = 600.0
-"""`timeouts.drain` where none is set, as in the Helm chart: streams of agents' turns run for minutes, and a pod waits
-no longer than its clients stay connected."""
+"""The default of `timeouts.drain`, as in the Helm chart. Agents' streams run for minutes, and a pod waits no longer
+than its clients stay connected."""
 _WAIT = "--timeout=300s"
 _DATA = Path("/var/lib/antiphon")
 
 
 class GatewayTarget(NamedTuple):
-    """Which Gateway it is, and which of its listeners."""
+    """A Gateway and the listeners to use."""
 
     namespace: str
     name: str
     listeners: tuple[str, ...] = ("http",)
-    """By name, for Envoy Gateway."""
+    """The names of the listeners, for Envoy Gateway."""
     port: int = 80
-    """Of the listener, for Istio."""
+    """The port of the listener, for Istio."""
     hostnames: tuple[str, ...] = ()
-    """Whose requests are Antiphon's; none: those of every host."""
+    """The hosts with Antiphon's routes; empty: every host."""
     own: bool = False
     """Whether only Antiphon has routes on it."""
     envoy_proxy: str | None = None
-    """The EnvoyProxy that the Gateway names already, for Envoy Gateway."""
+    """The EnvoyProxy that the Gateway already uses, for Envoy Gateway."""
 
 
 class Sidecar(NamedTuple):
-    """What the sidecar reads: the values of its settings file, and which variables a Secret has for it."""
+    """The sidecar's inputs: the values of its settings file, and the environment variables from a Secret."""
 
     values: Config
     secrets: tuple[str, ...]
 
 
 def parse_place(text: str, listeners: str, port: str) -> GatewayTarget:
-    """`NAMESPACE/NAME`, names with commas between, and a number. Raises `ConfigError`."""
+    """Parse `NAMESPACE/NAME`, comma-separated listener names, and a port number. Raises `ConfigError`."""
     namespace, slash, name = text.partition("/")
     if not (slash and namespace and name) or "/" in name:
         raise ConfigError(f"--gateway: {text!r} is no Gateway: give it as NAMESPACE/NAME")
@@ -87,14 +87,14 @@ def parse_place(text: str, listeners: str, port: str) -> GatewayTarget:
 
 
 def parse_hostname(text: str) -> str:
-    """A name of a host, or one that begins with `*.`. Raises `ConfigError`."""
+    """Check a host name, which may begin with `*.`. Raises `ConfigError`."""
     if not _HOSTNAME.fullmatch(text):
         raise ConfigError(f"--hostname: {text[:253]!r} is no host's name: give it in small letters, as api.example.com")
     return text
 
 
 def inside(settings: Settings) -> Settings:
-    """The settings as they are inside the pod of a managed Envoy; a time to drain that was set stays."""
+    """The settings inside the pod of a managed Envoy. An explicit drain timeout stays."""
     sockets = {
         "grpc": f"unix:{_SOCKETS}/grpc.sock",
         "http": f"unix:{_SOCKETS}/http.sock",
@@ -107,29 +107,30 @@ def inside(settings: Settings) -> Settings:
     if metrics.listen is None:
         metrics = metrics.model_copy(update={"listen": f"0.0.0.0:{_METRICS_PORT}"})
     if "unready_after" not in state.model_fields_set:
-        # A pod that leaves its Service takes away the routes of others, and all pods would leave at once.
+        # An unready pod leaves its Service with the routes of others, and all pods would leave at once.
         state = state.model_copy(update={"unready_after": 0.0})
     sidecar = settings.sidecar.model_copy(update=sockets)
-    # One process for each Envoy: more replicas are more of both.
+    # One process per Envoy: more replicas add both.
     sections = {"timeouts": timeouts, "sidecar": sidecar, "metrics": metrics, "state": state}
     return settings.model_copy(update={"workers": 1, "data": _DATA, **sections})
 
 
 def keys(settings: Settings, sidecar: Sidecar) -> list[str]:
-    """What the Secret must hold: the sidecar's variables, and those of Envoy's process."""
+    """The keys of the Secret: the sidecar's variables, and those of Envoy's process."""
     return sorted({*sidecar.secrets, *_injected_keys(settings)})
 
 
 def pod(settings: Settings, sidecar: Sidecar, *, user: int, own: bool) -> Config:
-    """Fields of the pod's spec, for a strategic merge. `user`: the user of its Envoy, and of the sidecar, since only
-    that user may open the sockets. `own`: the pod serves Antiphon alone, so it may become unready with the sidecar."""
+    """The fields of the pod's spec, for a strategic merge. `user`: the user of its Envoy and of the sidecar, because
+    only that user can open the sockets. `own`: the pod serves only Antiphon, so it may become unready with the
+    sidecar."""
     assert settings.metrics.listen is not None
     port = parse_address(settings.metrics.listen)[1]
     container: Config = {
         "name": NAME,
         "image": "antiphon:latest",
         "args": ["extproc"],
-        # A sidecar: it is there before Envoy, and until Envoy has gone.
+        # A native sidecar: it starts before Envoy, and ends after it.
         "restartPolicy": "Always",
         "env": [
             {"name": "ANTIPHON_CONFIG", "value": f"{SETTINGS}/{_SETTINGS_FILE}"},
@@ -148,7 +149,7 @@ def pod(settings: Settings, sidecar: Sidecar, *, user: int, own: bool) -> Config
         "resources": {"requests": {"cpu": "500m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
         # Longer than a start waits for its database (`state.start_within`).
         "startupProbe": _probe("/metrics", port, period=2, failures=_probed_for(settings) // 2),
-        # One that hangs does not drain.
+        # A hanging sidecar does not drain.
         "livenessProbe": {**_probe("/metrics", port, period=10, failures=3), "terminationGracePeriodSeconds": 10},
         **({"readinessProbe": _probe("/ready", port, period=2, failures=2)} if own else {}),
         "volumeMounts": [
@@ -159,7 +160,7 @@ def pod(settings: Settings, sidecar: Sidecar, *, user: int, own: bool) -> Config
         ],
     }
     return {
-        # A Service's variables are no settings.
+        # The environment variables of Services must not be read as settings.
         "enableServiceLinks": False,
         "initContainers": [container],
         "volumes": [
@@ -172,7 +173,7 @@ def pod(settings: Settings, sidecar: Sidecar, *, user: int, own: bool) -> Config
 
 
 def _probe(path: str, port: int, *, period: int, failures: int) -> Config:
-    # Of its sockets no request of Kubernetes' own reaches one.
+    # Kubernetes' probes cannot use Unix sockets.
     asked = {"path": path, "port": port}
     return {"httpGet": asked, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
 
@@ -183,7 +184,7 @@ def _probed_for(settings: Settings) -> int:
 
 
 def envoys_share(settings: Settings) -> Config:
-    """Fields of the container that Envoy runs in: the sockets, and the keys that it puts into requests."""
+    """The additions to Envoy's container: the sockets, and the keys that Envoy adds to requests."""
     return {
         "env": [_from_secret(name) for name in _injected_keys(settings)],
         "volumeMounts": [{"name": "antiphon-sockets", "mountPath": _SOCKETS}],
@@ -191,12 +192,12 @@ def envoys_share(settings: Settings) -> Config:
 
 
 def settings_mount() -> Config:
-    """How a container of the pod sees the ConfigMap of the settings."""
+    """The mount of the settings' ConfigMap."""
     return {"name": "antiphon-settings", "mountPath": SETTINGS, "readOnly": True}
 
 
 def settings_map(sidecar: Sidecar, namespace: str, more: dict[str, str] | None = None) -> Config:
-    """The ConfigMap of the sidecar's settings, and of further files."""
+    """The ConfigMap with the sidecar's settings and further files."""
     return config_map(NAME, namespace, {_SETTINGS_FILE: to_yaml(sidecar.values), **(more or {})})
 
 
@@ -206,7 +207,7 @@ def config_map(name: str, namespace: str, data: dict[str, str]) -> Config:
 
 
 def kubernetes_object(version: str, kind: str, name: str, namespace: str, **fields: object) -> Config:
-    """An object; `version` is that of its API, with its group."""
+    """A Kubernetes object; `version` is its API version with the group."""
     return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "namespace": namespace}, **fields}
 
 
@@ -216,7 +217,7 @@ def to_text(named: Sequence[tuple[str, Config]]) -> str:
 
 
 class CommandStep(NamedTuple):
-    """A command and a comment that says why it is needed."""
+    """A command, and a comment with its purpose."""
 
     comment: str
     command: tuple[str, ...]

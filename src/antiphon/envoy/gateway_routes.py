@@ -1,16 +1,16 @@
 """Generates the HTTPRoute with Antiphon's public routes, and the patches for Envoy Gateway's Envoy.
 
-Lives here: which route becomes which rule of the HTTPRoute, and the place of all that Envoy Gateway cannot say. Not
-here: the routes (`routes.py`), the other parts of the bootstrap (`snippet.py`), the objects around all of it
+Lives here: the rule of each route in the HTTPRoute, and the patches for fields that Envoy Gateway has no objects for.
+Not here: the routes (`routes.py`), the other parts of the bootstrap (`snippet.py`), the other objects
 (`gateway_api.py`).
 
-Whatever clients can reach is a rule of the HTTPRoute, so that Envoy Gateway makes the route: what a SecurityPolicy (or
-another policy) says is a configuration of each route there, with filters that no other route turns on. A route that is
-patched in whole has none of it. What clients cannot reach (the ways out of the dead end, by a header that is taken from
-whatever they send) is put in whole, in front.
+Every public route is a rule of the HTTPRoute, so that Envoy Gateway creates the route. Policies such as a
+SecurityPolicy configure each of these routes, with filters that no other route enables. A route that a patch adds has
+no policy. Routes that clients cannot reach are added as a whole, in front: they match a header that Envoy removes from
+clients' requests.
 
-Invariants: a route that no patch found leads to an address where nobody is; it fails closed. What is patched in is
-`snippet.parts`, nothing else; Antiphon's filter stands right before the router, so behind whatever decides who may ask.
+Invariants: a route that no patch matched leads to an address without a server, so it fails closed. The patches contain
+only `snippet.parts`. Antiphon's filter comes right before the router, so after all filters that control access.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from antiphon.errors import ConfigError
 from antiphon.types.transport import BACKEND_HEADER
 
 MOST_RULES = 16
-"""Of one HTTPRoute, by the Gateway API."""
+"""The Gateway API's limit of rules in one HTTPRoute."""
 MOST_MATCHES = 64
-"""Of one rule, likewise."""
+"""The Gateway API's limit of matches in one rule."""
 _HOSTS = "$.virtual_hosts[*]"
-"""All hosts of a listener."""
+"""The JSONPath of all hosts of a listener."""
 _GROUPED = "own"
-"""The name of routes that are one rule and begin alike in nothing."""
+"""The name of routes that share one rule but no name prefix."""
 _TYPES = "type.googleapis.com/envoy.config."
 _MANAGER = "..filters[?(@.name == 'envoy.filters.network.http_connection_manager')].typed_config"
 _ROUTER = "..http_filters[?(@.name == 'envoy.filters.http.router')]"
@@ -40,14 +40,14 @@ _CLUSTER, _LISTENER, _ROUTES = "cluster.v3.Cluster", "listener.v3.Listener", "ro
 
 
 class Rule(NamedTuple):
-    """A rule of the HTTPRoute: what it matches (as the Gateway API says it), and the route that it shall be."""
+    """A rule of the HTTPRoute: its matches (in the Gateway API's form), and the Envoy route that it becomes."""
 
     matches: list[Config]
     route: Config
 
 
 def rules(routes: Sequence[Config]) -> list[Rule]:
-    """What clients can reach, in rules of routes that do the same. Raises `ConfigError`."""
+    """The public routes as rules; routes with the same action share a rule. Raises `ConfigError`."""
     found: dict[str, tuple[list[Config], list[str]]] = {}
     reached = [one for one in routes if not _is_inner(one) and one["name"] != NOTHING]
     for number, route in enumerate(reached):
@@ -57,14 +57,14 @@ def rules(routes: Sequence[Config]) -> list[Rule]:
         matches.append(_match(route["match"]))
         names.append(route["name"])
     made = [Rule(matches, {"name": _common(names), **json.loads(text)}) for text, (matches, names) in found.items()]
-    # The last rule answers what no route of ours matches.
+    # The last rule handles the paths that none of these routes matches.
     if len(made) >= MOST_RULES or any(len(one.matches) > MOST_MATCHES for one in made):
         raise ConfigError("upstream.path_allow: an HTTPRoute cannot have so many; leave some out")
     return made
 
 
 def json_patches(found: Config, made: Sequence[Rule], listeners: Sequence[str], http_route: str) -> list[Config]:
-    """The entries of `jsonPatches`. `found`: `snippet.parts`; `listeners`: as Envoy Gateway calls them."""
+    """The entries of `jsonPatches`. `found`: `snippet.parts`. `listeners`: the names that Envoy Gateway gives them."""
     added = [
         *((_CLUSTER, one["name"], {"path": "", "value": one}) for one in found["clusters"]),
         *((_LISTENER, one["name"], {"path": "", "value": one}) for one in found["listener"]),
@@ -78,23 +78,23 @@ def json_patches(found: Config, made: Sequence[Rule], listeners: Sequence[str], 
 
 def _of_listener(found: Config) -> list[Config]:
     manager: Config = {**found["connection_manager"]}
-    # Envoy Gateway writes access logs of its own (EnvoyProxy.spec.telemetry): ours are added to them.
+    # Envoy Gateway writes its own access logs (EnvoyProxy.spec.telemetry); these are added to them.
     failures = manager.pop("access_log")
     first = [one for one in found["http_filter"] if one["name"] != EXTPROC]
     (ours,) = [one for one in found["http_filter"] if one["name"] == EXTPROC]
     return [
         *({"jsonPath": _MANAGER, "path": f"/{name}", "value": value} for name, value in manager.items()),
         *({"jsonPath": _MANAGER, "path": "/access_log/-", "value": one} for one in failures),
-        # The last one is put first.
+        # In reverse, because each is inserted at the front.
         *({"jsonPath": _MANAGER, "path": "/http_filters/0", "value": one} for one in reversed(first)),
-        # Added at the place of the router, it stands before it.
+        # Inserted at the router's index, it comes before the router.
         {"jsonPath": _ROUTER, "path": "", "value": ours},
         *({"path": f"/{name}", "value": value} for name, value in found["public_listener"].items()),
     ]
 
 
 def _of_hosts(fields: Config) -> list[Config]:
-    """Fields of every host; what is said by a filter's name is added to what others say by theirs."""
+    """The fields of every host; a filter's configuration is added to those of other filters."""
     filters = fields.get("typed_per_filter_config", {})
     others = {name: value for name, value in fields.items() if name != "typed_per_filter_config"}
     return [
@@ -107,13 +107,13 @@ def _of_hosts(fields: Config) -> list[Config]:
 
 
 def _of_routes(made: Sequence[Rule], routes: Sequence[Config], http_route: str) -> list[Config]:
-    """Operations on a RouteConfiguration. `http_route`: the HTTPRoute's NAMESPACE/NAME."""
+    """The operations on a RouteConfiguration. `http_route`: the HTTPRoute's NAMESPACE/NAME."""
     found: list[Config] = []
     for number, one in enumerate(made):
-        # So Envoy Gateway calls the routes of a rule.
+        # The names that Envoy Gateway gives the routes of a rule.
         own = f"{_HOSTS}.routes[?(@.name =~ '^httproute/{http_route}/rule/{number}/')]"
         found += [{"jsonPath": own, "path": path, "value": value} for path, value in _fields(one.route)]
-    # What only the sidecar's answer leads to.
+    # The routes that only the sidecar's answer selects.
     inner = [one for one in routes if _is_inner(one)]
     found += [{"jsonPath": _HOSTS, "path": "/routes/0", "value": one} for one in reversed(inner)]
     return found
@@ -124,8 +124,9 @@ def _is_inner(route: Config) -> bool:
 
 
 def _fields(route: Config) -> list[tuple[str, object]]:
-    """Each field by its place. Where it leads comes when all else is there; its name last, for by that it is found."""
-    # Envoy Gateway lets every route become a WebSocket.
+    """Each field with its path. The cluster comes after all other fields, and the name last, because the path finds the
+    route by its name."""
+    # Envoy Gateway allows WebSocket upgrades on every route.
     action = {"upgrade_configs": [], **route["route"]}
     cluster = action.pop("cluster")
     others = {name: value for name, value in route.items() if name not in ("name", "route", "typed_per_filter_config")}
@@ -144,7 +145,7 @@ def _per_filter(route: Config) -> Config:
 
 
 def _common(names: Sequence[str]) -> str:
-    """`model/` of two that pass through: its kind is told by how it begins."""
+    """The common name of the routes, for example `model/` for two that pass through: the prefix is the kind."""
     kinds = {name.partition("/")[0] for name in names}
     if len(set(names)) == 1:
         return names[0]
@@ -152,7 +153,8 @@ def _common(names: Sequence[str]) -> str:
 
 
 def _check_own(route: Config, before: Sequence[Config]) -> None:
-    """Envoy Gateway puts a path before an expression: one that is ours by an expression must be no other route's."""
+    """Envoy Gateway prefers an exact path to an expression. So a path that one of Antiphon's expressions matches must
+    not belong to another route."""
     path = route["match"].get("path")
     for one in before:
         own = one["match"].get("safe_regex", {}).get("regex")
@@ -163,7 +165,7 @@ def _check_own(route: Config, before: Sequence[Config]) -> None:
 
 
 def _match(match: Config) -> Config:
-    """As the Gateway API says it."""
+    """The match in the Gateway API's form."""
     if "path" in match:
         found: Config = {"path": {"type": "Exact", "value": match["path"]}}
     else:

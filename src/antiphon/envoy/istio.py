@@ -1,17 +1,16 @@
 """Generates the Kubernetes objects that put Antiphon into an Istio gateway.
 
-Lives here: the objects of a Gateway of the class `istio`, their order, and which patch each part becomes. Not here: the
-sidecar in the pod (`gateway_pod.py`), what Envoy needs in itself (`snippet.py` cuts the bootstrap into parts), who
-prints it (`commands/`).
+Lives here: the objects of a Gateway of the class `istio`, their order, and the patch of each part. Not here: the
+sidecar in the pod (`gateway_pod.py`), the parts of Envoy's configuration (`snippet.py` splits the bootstrap), printing
+(`commands/`).
 
-Everything that Istio sends to its Envoy is patched by one EnvoyFilter. What Envoy reads before it asks Istio (limits of
-its process) is not Istio's to send: its agent merges a file into the bootstrap (`ISTIO_BOOTSTRAP_OVERRIDE`); patches
-with applyTo BOOTSTRAP have had no effect since Istio 1.21.
+One EnvoyFilter patches the configuration that Istio sends to its Envoy. Istio does not send the limits of the process,
+which Envoy reads at its start. For these, Istio's agent merges a file into the bootstrap (`ISTIO_BOOTSTRAP_OVERRIDE`).
+Patches with applyTo BOOTSTRAP have had no effect since Istio 1.21.
 
-A patch of operation MERGE is a merge of protobuf messages: single values are replaced, lists get further entries at
-their end.
+A patch with operation MERGE merges protobuf messages: it replaces single values, and appends to lists.
 
-Invariants: what is patched in is `snippet.parts`, nothing else, for one port of one Gateway; no secret is printed, only
+Invariants: the patches contain only `snippet.parts`, for one port of one Gateway. The output contains no secret, only
 names of keys.
 """
 
@@ -41,20 +40,21 @@ from antiphon.envoy.snippet import parts
 from antiphon.envoy.versions import EnvoyVersion
 
 _USER = 1337
-"""As whom Istio's Envoy runs."""
+"""The user of Istio's Envoy."""
 _OVERLAY = f"{NAME}-deployment"
 _GATEWAY_API = "gateway.networking.k8s.io"
 _MANAGER = "envoy.filters.network.http_connection_manager"
 _CONNECTIONS = "envoy.resource_monitors.global_downstream_max_connections"
 _BOOTSTRAP_FILE = "envoy-bootstrap.yaml"
 _MARGIN = 10
-"""Seconds that a pod gets beyond `timeouts.drain`."""
+"""Seconds of a pod's grace period beyond `timeouts.drain`."""
 
 
 def objects(
     settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion
 ) -> list[tuple[str, Config]]:
-    """The objects in the order in which they are applied, each with its comment. `settings`: `gateway_pod.inside`'s."""
+    """The objects in the order of their application, each with its comment. `settings`: the result of
+    `gateway_pod.inside`."""
     found: Config = parts(settings, [SidecarEndpoint(settings.sidecar.grpc, settings.sidecar.http)], version)
     if not place.own:
         found = beside_others(found)
@@ -82,7 +82,7 @@ def objects(
 
 
 def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, version: EnvoyVersion) -> list[CommandStep]:
-    """What is done to an object of others' when all `objects` are there."""
+    """The commands that change an object of others, after all `objects` exist."""
     if place.own:
         return []
     comment = "Last: the Gateway's pods get the sidecar. The Gateway may name no other ConfigMap."
@@ -90,7 +90,7 @@ def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, versio
 
 
 def going_out(settings: Settings, sidecar: Sidecar, place: GatewayTarget) -> list[CommandStep]:
-    """What takes all of it away again, in this order."""
+    """The commands that remove everything, in order."""
     space = place.namespace
     steps = [deleted("1. The patches of Envoy's configuration.", space, f"envoyfilter/{NAME}")]
     if place.own:
@@ -107,7 +107,8 @@ def going_out(settings: Settings, sidecar: Sidecar, place: GatewayTarget) -> lis
 
 
 def _overload_manager(limits: Config) -> Config:
-    """Without the monitor that Istio's bootstrap has already: a second one of its name is refused."""
+    """The limits without the monitor that Istio's bootstrap already has, because Envoy rejects a second one with its
+    name."""
     monitors = [one for one in limits["resource_monitors"] if one["name"] != _CONNECTIONS]
     return {**limits, "resource_monitors": monitors}
 
@@ -127,7 +128,7 @@ def _deployment(settings: Settings, sidecar: Sidecar, place: GatewayTarget, limi
         }
     values = {
         **of_process,
-        # Without it Istio's agent ends Envoy 5 s after it was told to leave, whatever streams there are.
+        # Without it Istio's agent ends Envoy 5 s after the drain begins, whatever streams are open.
         "EXIT_ON_ZERO_ACTIVE_CONNECTIONS": "true",
     }
     envoy = {
@@ -194,11 +195,11 @@ def _patches(found: Config, place: GatewayTarget) -> Iterator[Config]:
     for where in hosts or [routes]:
         if found["virtual_host"]:
             yield _patch("VIRTUAL_HOST", "MERGE", where, found["virtual_host"])
-        # The last one is put first.
+        # In reverse, because each is inserted at the front.
         for route in reversed([one for one in found["routes"] if one["name"] != NOTHING]):
             yield _patch("HTTP_ROUTE", "INSERT_FIRST", where, route)
         for route in (one for one in found["routes"] if one["name"] == NOTHING):
-            # After which route is not said: after all that there are. (Istio's analysis takes ADD for a mistake.)
+            # ADD appends after all existing routes. (Istio's analysis reports this as a mistake.)
             yield _patch("HTTP_ROUTE", "INSERT_AFTER", where, route)
 
 

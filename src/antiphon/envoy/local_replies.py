@@ -1,9 +1,8 @@
 """Rewrites Envoy's own error answers (local replies) as OpenAI error objects.
 
-Lives here: which of Envoy's answers becomes which error. Not here: what the sidecar makes of one of them
-(`doors/extproc/`).
+Lives here: the error object for each of Envoy's responses. Not here: the sidecar's handling of them (`doors/extproc/`).
 
-Invariant: an answer that Envoy did not make itself is never rewritten.
+Invariant: a response that Envoy did not make itself is never rewritten.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from antiphon.types.transport import LOCAL_REPLY, OWN_JSON, OWN_STREAM
 
 
 def local_replies(*, to_sidecar: bool = False) -> Config:
-    """Envoy's own answers as OpenAI error objects.
+    """Envoy's own responses as OpenAI error objects.
 
-    Each is chosen by its details: an unfiltered format would also rewrite the sidecar's immediate responses. Where the
-    sidecar reads the reply (`to_sidecar`: whenever it comes this way), a header tells it that no upstream answered.
+    Each mapper selects by response code details: an unfiltered format would also rewrite the sidecar's immediate
+    responses. Where the sidecar reads the reply (`to_sidecar`), a header tells it that no upstream answered.
     """
     unavailable = {"header": {"key": "retry-after", "value": "1"}}
     no_answer = "response.code_details.startsWith('upstream_reset_before_response_started')"
@@ -32,7 +31,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
     unhandled = f"xds.route_name == '{RESPONSES}' && response.code_details == 'no_healthy_upstream'"
     return {
         "mappers": [
-            # What the sidecar answers at once stays as it is, whatever shape an operator has given to Envoy's own.
+            # The sidecar's immediate responses stay unchanged, even if an operator has a format for Envoy's own.
             *([] if to_sidecar else [_kept(OWN_STREAM, "text/event-stream"), _kept(OWN_JSON, "application/json")]),
             *([] if to_sidecar else [mapper(nothing, NOT_FOUND, None, "invalid_request_error", status_code=404)]),
             mapper(
@@ -42,7 +41,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
                 status_code=503,
                 headers_to_add=[unavailable],
             ),
-            # No upstream is involved there, whatever went wrong with the connection.
+            # No upstream is involved there, whatever failed with the connection.
             mapper(
                 "xds.cluster_name == 'sidecar_http' && "
                 f"({no_answer} || response.code_details.startsWith('upstream_reset_after_response_started'))",
@@ -51,7 +50,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
                 status_code=503,
                 headers_to_add=[unavailable],
             ),
-            # Only an Envoy without the ext_proc filter leaves it on its own route.
+            # Only an Envoy without the ext_proc filter uses this route itself.
             *([] if to_sidecar else [mapper(unhandled, NOT_HANDLED, None, status_code=502)]),
             mapper(
                 "response.code_details.startsWith('upstream_reset_after_response_started')",
@@ -66,7 +65,7 @@ def local_replies(*, to_sidecar: bool = False) -> Config:
                 headers_to_add=[told],
             ),
             *([] if to_sidecar else [mapper(no_answer, *unreachable, status_code=502)]),
-            # As the sidecars say it (`api/router.py`).
+            # The same message as the sidecars' (`api/router.py`).
             {
                 **mapper("response.code_details == 'health_check_failed'", "", None),
                 "body_format_override": {"json_format": {"status": "unavailable", "reason": "shutting_down"}},
@@ -106,11 +105,11 @@ REQUEST_ID: Config = {
     "header": {"key": "x-request-id", "value": "%REQ(X-REQUEST-ID)%"},
     "append_action": "ADD_IF_ABSENT",
 }
-"""The answer names its request, where nobody has named it before."""
+"""Adds the request's id to a response without one."""
 
 
 _NULL = "%DYNAMIC_METADATA(antiphon:nothing)%"
-"""Nobody sets it, so JSON has null. A null in an EnvoyFilter of Istio's is lost on its way."""
+"""Metadata that is never set, so JSON gets null. (Istio drops a literal null in an EnvoyFilter.)"""
 
 
 def _kept(details: str, content_type: str) -> Config:
@@ -124,10 +123,10 @@ def _kept(details: str, content_type: str) -> Config:
 
 
 def mapper(expression: str, message: str, code: str | None, kind: str = "server_error", **fields: Any) -> Config:
-    """An answer of Envoy's for which the CEL expression holds, as an error object."""
+    """A response of Envoy for which the CEL expression is true, as an error object."""
     error = json.loads(error_body(message, kind, code))["error"]
     error = {name: _NULL if value is None else value for name, value in error.items()}
-    # Null, too, where Envoy answers before it has read a head.
+    # Also null when Envoy responds before it has read a head.
     return {
         "filter": where(expression),
         **fields,

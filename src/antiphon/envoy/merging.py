@@ -1,12 +1,12 @@
 """Merges Antiphon's parts into an existing Envoy configuration.
 
-Lives here: reading its text as Envoy reads it, finding the place (listener, connection manager, virtual host), the
-merge, and words for what it changed. Not here: the parts (`snippet.py`), files (`commands/`), how the configuration is
-written again (`bootstrap.to_yaml`).
+Lives here: parsing its text as Envoy does, finding the place (listener, connection manager, virtual host), the merge,
+and a description of the changes. Not here: the parts (`snippet.py`), files (`commands/`), writing the result
+(`bootstrap.to_yaml`).
 
-Invariants: nothing of the configuration is lost; whatever of it gets another value is told; where a name of ours is
-taken, nothing is merged. What is given is not changed. Whatever is read and written again means to Envoy what it meant
-before: YAML 1.1 would make of the version `1.10` a 1.1, and of `1:20` an 80; to Envoy both are text.
+Invariants: the merge loses no part of the configuration, and reports every changed value. If one of Antiphon's names
+already exists, nothing is merged. The input objects are not modified. Values keep their meaning for Envoy: YAML 1.1
+would read the version `1.10` as 1.1, and `1:20` as 80; for Envoy both are text.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from antiphon.errors import ConfigError
 
 _MANAGER = "HttpConnectionManager"
 _KEPT = ("resource_monitors", "actions", "bootstrap_extensions")
-"""Lists in which Envoy takes a name once: an entry of theirs stays."""
+"""Lists in which a name must be unique: the existing entry stays."""
 
 
 class _EnvoyYamlLoader(yaml.SafeLoader):
-    """Knows the plain words that Envoy's yaml-cpp knows."""
+    """Knows the plain words of Envoy's yaml-cpp."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
     bool_values = {**yaml.SafeLoader.bool_values, "y": True, "n": False}  # noqa: RUF012
@@ -38,7 +38,7 @@ _WORDS = (
     ("null", r"~|null|Null|NULL|"),
     ("bool", r"[yYnN]|(?i:yes|no|true|false|on|off)"),
     ("int", r"-?(?:0|[1-9][0-9]*|0[0-7]+|0x[0-9a-fA-F]+)"),
-    # Kept, so that a file that merges anchors is read at all.
+    # Needed to read files that merge anchors.
     ("merge", r"<<"),
 )
 for _kind, _pattern in _WORDS:
@@ -46,16 +46,16 @@ for _kind, _pattern in _WORDS:
 
 
 def read(text: str) -> Any:
-    """What the text, YAML or JSON, says. Raises `yaml.YAMLError`, or `RecursionError` where it is nested too deep."""
+    """The parsed text, YAML or JSON. Raises `yaml.YAMLError`, or `RecursionError` when it is nested too deeply."""
     try:
-        # Not all of JSON is YAML: tabs may indent it.
+        # Some JSON is not YAML, for example with tabs as indentation.
         return json.loads(text)
     except ValueError:
         return yaml.load(text, Loader=_EnvoyYamlLoader)
 
 
 class MergeTarget(NamedTuple):
-    """Where to: names, or None where there is but one."""
+    """The place of the merge: names, or None where only one exists."""
 
     listener: str | None = None
     virtual_host: str | None = None
@@ -68,9 +68,9 @@ class _Place(NamedTuple):
 
 
 def merged(theirs: Any, parts: Config, wanted: MergeTarget, tell: Callable[[str], None]) -> Config:
-    """The whole configuration with the parts in it. `tell` gets a line for each thing that is not as it was.
+    """The whole configuration with the parts. `tell` receives a line for each change.
 
-    Raises `ConfigError` where there is no such place, or not one alone, or a name is taken.
+    Raises `ConfigError` when the place does not exist or is ambiguous, or a name exists already.
     """
     whole: Any = _copied(theirs)
     place = _find(whole, wanted)
@@ -80,7 +80,7 @@ def merged(theirs: Any, parts: Config, wanted: MergeTarget, tell: Callable[[str]
     static = _message(whole, "static_resources")
     for kind, ours in (("clusters", parts["clusters"]), ("listeners", parts["listener"])):
         _append(_list(static, kind), ours, f"static_resources.{kind}")
-    # A route that switches one of them on would switch on the other of its name.
+    # A route that enables one of them would enable another filter with the same name.
     _append(filters, parts["http_filter"], "http_filters", at=len(filters) - 1)
     for provider in _taking_tokens(filters):
         tell(
@@ -88,7 +88,7 @@ def merged(theirs: Any, parts: Config, wanted: MergeTarget, tell: Callable[[str]
             "clients would see one another's responses. Say `forward: true` there, or set owner.source to `header`"
         )
     routes = _list(place.host, "routes")
-    # Theirs says what is not found.
+    # The existing configuration decides about unknown paths.
     routes[:0] = [one for one in parts["routes"] if one["name"] != NOTHING]
     _into(place.manager, parts["connection_manager"], "connection manager", tell)
     _into(place.listener, parts["public_listener"], "listener", tell)
@@ -163,7 +163,7 @@ def _append(theirs: list[Config], ours: list[Config], what: str, at: int | None 
 
 
 def _into(mine: Config, part: Config, where: str, tell: Callable[[str], None]) -> None:
-    """Values that are set get the part's; lists get the part's entries, first."""
+    """Merge a part: its values replace existing ones, and its list entries come first."""
     for field, value in part.items():
         name = _spelled(mine, field)
         called = f"{where}: {field}" if where else field
@@ -179,7 +179,7 @@ def _into(mine: Config, part: Config, where: str, tell: Callable[[str], None]) -
             _into(there, value, called, tell)
         elif value != there:
             mine[name] = value
-            # A message of theirs may hold a token.
+            # A message of the operator may contain a token.
             whole = isinstance(there, dict | list)
             tell(f"{called}: {'yours' if whole else _short(there)} is now {_short(value)}")
 
@@ -189,7 +189,7 @@ def _named(entries: Sequence[object], name: str) -> bool:
 
 
 def _plain(value: object) -> bool:
-    """Whether it is a message whose fields can be mixed with another's: not one of a type of its own."""
+    """Whether its fields can be merged with another message's: it has no `@type`."""
     return isinstance(value, dict) and "@type" not in value and "typed_config" not in value
 
 
@@ -198,13 +198,13 @@ def _short(value: object) -> str:
 
 
 def _spelled(message: Config, field: str) -> str:
-    """The field's name as the file writes it: Envoy takes both spellings."""
+    """The field's name in the file's spelling: Envoy accepts both."""
     camel = re.sub("_([a-z])", lambda found: found[1].upper(), field)
     return camel if camel in message else field
 
 
 def _message(message: Config, field: str) -> Config:
-    """The message of this name; empty where there is none."""
+    """The message with this name; empty when it is missing."""
     found = message.get(_spelled(message, field)) or {}
     if not isinstance(found, dict):
         raise ConfigError(f"--into: {field} must have fields")
@@ -212,7 +212,7 @@ def _message(message: Config, field: str) -> Config:
 
 
 def _list(message: Config, field: str) -> list[Config]:
-    """The list of this name, made where it is missing."""
+    """The list with this name, created when it is missing."""
     name = _spelled(message, field)
     if message.get(name) is None:
         message[name] = []
@@ -223,7 +223,7 @@ def _list(message: Config, field: str) -> list[Config]:
 
 
 def _copied(value: Any) -> Any:
-    """A copy in which nothing is shared: YAML's anchors would be changed in all places at once."""
+    """A copy without shared parts: otherwise a change would affect all uses of a YAML anchor."""
     if isinstance(value, dict):
         return {name: _copied(one) for name, one in value.items()}
     return [_copied(one) for one in value] if isinstance(value, list) else value

@@ -1,6 +1,6 @@
 """Builders for the few Envoy configuration messages that Antiphon uses, as plain dictionaries.
 
-Lives here: type URLs and shapes. Not here: what Antiphon wants from them (`routes.py`, `bootstrap.py`).
+Lives here: type URLs and shapes. Not here: their use (`routes.py`, `bootstrap.py`).
 
 Invariant: nothing here reads settings.
 """
@@ -14,7 +14,7 @@ from typing import Any
 Config = dict[str, Any]
 
 EXTENSIONS = "type.googleapis.com/envoy.extensions."
-"""What the type of every extension message begins with."""
+"""The prefix of every extension message's type."""
 
 FULL_DUPLEX: Config = {
     "request_header_mode": "SEND",
@@ -24,11 +24,11 @@ FULL_DUPLEX: Config = {
     "request_trailer_mode": "SEND",
     "response_trailer_mode": "SEND",
 }
-"""The only modes that allow a processor's answer after the whole body, and output after the upstream's end."""
+"""The only modes in which a processor may answer after the whole body, and send output after the upstream's end."""
 
 
 def typed(kind: str, **fields: object) -> Config:
-    """A typed extension message, `kind` below `envoy.extensions.`."""
+    """A typed extension message; `kind` follows `envoy.extensions.`."""
     return {"@type": EXTENSIONS + kind, **fields}
 
 
@@ -56,7 +56,7 @@ def error_body(message: str, kind: str, code: str | None) -> str:
 
 
 def direct_response(name: str, match: Config, status: int, body: str) -> Config:
-    """A route that answers by itself, with JSON."""
+    """A route with a direct JSON response."""
     return {
         "name": name,
         "match": match,
@@ -87,8 +87,8 @@ def http_manager(
     host: Config | None = None,
     **fields: object,
 ) -> Config:
-    """An HTTP connection manager for every host; `host`: fields of its virtual host. Its routes have the `name`, or
-    that of its statistics. `filters` come before the router."""
+    """An HTTP connection manager for every host. `host`: the fields of its virtual host. The route configuration has
+    the `name`, or `stat_prefix`. `filters` come before the router."""
     virtual_host = {"name": "all", "domains": ["*"], **(host or {}), "routes": routes}
     return typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -106,14 +106,14 @@ def early_headers(name: str, mutations: list[Config]) -> Config:
 
 
 def where(expression: str) -> Config:
-    """A filter of access logs and local replies that is a CEL expression."""
+    """A CEL expression as a filter of access logs and local replies."""
     kind = typed("access_loggers.filters.cel.v3.ExpressionFilter", expression=expression)
     return {"extension_filter": {"name": "cel", "typed_config": kind}}
 
 
 def log_lines(name: str, parts: Config, expression: str | None = None) -> Config:
-    """An access log of JSON lines on standard output: of all requests, or of those for which the CEL expression
-    holds."""
+    """An access log with JSON lines on standard output, for all requests or for those where the CEL expression is
+    true."""
     return {
         "name": name,
         **({} if expression is None else {"filter": where(expression)}),
@@ -122,7 +122,7 @@ def log_lines(name: str, parts: Config, expression: str | None = None) -> Config
 
 
 def listener(name: str, where: str | None, manager: Config) -> Config:
-    """A listener with one HTTP connection manager; without an address one that only this Envoy's clusters reach."""
+    """A listener with one HTTP connection manager. Without an address, only clusters of this Envoy can reach it."""
     return {
         "name": name,
         **({"internal_listener": {}} if where is None else {"address": address(where)}),
@@ -133,19 +133,20 @@ def listener(name: str, where: str | None, manager: Config) -> Config:
 
 
 def overwritten(header: str, value: str) -> Config:
-    """A header that has this value, whatever it had before."""
+    """A header with this value, whatever its value was before."""
     return {"header": {"key": header, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
 def cluster(name: str, endpoints: list[Config], *, retries: int = 100, **fields: object) -> Config:
-    """A cluster with these endpoint addresses; `retries` at once (one counts until its stream ends)."""
+    """A cluster with these endpoint addresses. `retries`: the maximum of concurrent retries (a retry counts until its
+    stream ends)."""
     return shaped_cluster(
         name, [{"lb_endpoints": [{"endpoint": {"address": where}} for where in endpoints]}], retries=retries, **fields
     )
 
 
 def shaped_cluster(name: str, localities: list[Config], *, retries: int, **fields: object) -> Config:
-    """A cluster whose endpoints have priorities or weights."""
+    """A cluster with priorities or weights of endpoints."""
     return {
         "name": name,
         "connect_timeout": "5s",
@@ -165,15 +166,15 @@ def shaped_cluster(name: str, localities: list[Config], *, retries: int, **field
 
 
 def http_options(**fields: object) -> Config:
-    """The field of a cluster that says which HTTP its endpoints speak, and how."""
+    """The field of a cluster with its endpoints' HTTP version and options."""
     options = typed("upstreams.http.v3.HttpProtocolOptions", **fields)
     return {"typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}}
 
 
 def internal_http_options() -> Config:
-    """The same of a cluster whose endpoints are listeners inside this Envoy."""
+    """The same for a cluster of listeners inside this Envoy."""
     return http_options(
-        # Sooner than the listener would: no request meets a connection that is being closed.
+        # Shorter than the listener's timeout, so that no request uses a connection that is closing.
         common_http_protocol_options={"idle_timeout": "60s"},
         explicit_http_config={"http_protocol_options": {}},
     )

@@ -1,9 +1,9 @@
 """Generates the internal listener that holds the endpoint picker's filter.
 
-Lives here: the filter, and what goes wrong there as OpenAI error objects and log lines. Not here: why it is a listener
-of its own, its clusters (`picker.py`); what the sidecar makes of an error (`engine/exchange/phase.py`).
+Lives here: the filter, and its failures as OpenAI error objects and log lines. Not here: the reason for a separate
+listener, its clusters (`picker.py`); the sidecar's handling of an error (`engine/exchange/phase.py`).
 
-Invariant: each failure there leaves one line, and its answer says by a header that no server gave it.
+Invariant: each failure writes one line, and a header of its response shows that no server sent it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WAITED = "response.code_details in ['max_duration_timeout', 'stream_idle_timeou
 _TOO_SLOW = f"(xds.route_name == 'not_picked' && {_WAITED})"
 _FAILED = "response.code_details.startsWith('ext_proc_error')"
 _UNREACHED = "response.code_details.startsWith('upstream_reset_before_response_started')"
-# An answer of the picker's own has no details.
+# A response by the picker itself has no details.
 _REFUSED = "response.code_details == ''"
 _NO_ANSWER = "response.code_details != 'via_upstream' && !response.code_details.startsWith('downstream')"
 _CODE = (
@@ -43,7 +43,7 @@ _WHOSE = f"{_REFUSED} ? 'endpoint picker: it refused the request' : {_PICKERS} ?
 
 
 def picker_listeners(settings: Settings) -> list[Config]:
-    """The listener where the picker stands, if there is one."""
+    """The listener with the picker's filter, if a picker is configured."""
     if not is_picked(settings):
         return []
     manager = http_manager(
@@ -60,11 +60,12 @@ def picker_listeners(settings: Settings) -> list[Config]:
 
 
 def _routes(settings: Settings) -> list[Config]:
-    """To the server that was picked; and the route of a request until then, which leads nowhere and has an end.
+    """The route to the picked server, and the route of a request before the pick, which leads nowhere and has a
+    timeout.
 
-    That end is the limit of the picker's time: Envoy keeps no `message_timeout` in this mode, and a limit of the gRPC
-    call would end long streams. There are two of them, since Envoy shows its own answer to the picker's filter first,
-    where it waits as well; the second goes out past the filters.
+    That timeout limits the picker's time: in this mode Envoy ignores `message_timeout`, and a timeout of the gRPC call
+    would end long streams. There are two timeouts, because Envoy first sends its own response through the picker's
+    filter, which waits as well; the second one bypasses the filters.
     """
     chosen: Config = {
         "cluster": PICKED,
@@ -73,7 +74,7 @@ def _routes(settings: Settings) -> list[Config]:
         "idle_timeout": "3600s",
     }
     if settings.envoy.retries:
-        # A kept connection that has just been closed: the same server. (One that cannot be reached: another pick.)
+        # For a kept connection that has just closed: retry the same server. (An unreachable server needs another pick.)
         chosen["retry_policy"] = {
             "retry_on": "refused-stream,reset-before-request",
             "num_retries": settings.envoy.retries,
@@ -85,7 +86,7 @@ def _routes(settings: Settings) -> list[Config]:
             "match": {"prefix": "/", "headers": [{"name": DESTINATION, "present_match": True}]},
             "route": chosen,
             "request_body_buffer_limit": BODY_LIMIT,
-            # Only Envoy says that it is Envoy's.
+            # Only Envoy sets this header.
             "response_headers_to_remove": [LOCAL_REPLY],
         },
         {
@@ -112,18 +113,18 @@ def _filter() -> Config:
         "filters.http.ext_proc.v3.ExternalProcessor",
         grpc_service={"envoy_grpc": {"cluster_name": PICKER}, "retry_policy": unseen},
         failure_mode_allow=False,
-        # The route is another one when there is a pick, whether the picker asks for that or not.
+        # The route changes after the pick, whether the picker requests that or not.
         route_cache_action="CLEAR",
         status_on_error={"code": "ServiceUnavailable"},
         forward_rules={"disallowed_headers": {"patterns": secret}},
-        # Pickers say the server in metadata as well, which nothing here reads.
+        # Pickers also send the server as metadata, which this configuration does not use.
         metadata_options={"receiving_namespaces": {"untyped": ["envoy.lb"]}},
         processing_mode=FULL_DUPLEX,
     )
 
 
 def _replies() -> Config:
-    """What is told in a server's place. The header says so to the sidecar, with the status that the client gets."""
+    """The responses in place of a server's. A header tells the sidecar so, with the status for the client."""
 
     def told(what: str) -> list[Config]:
         return [{"header": {"key": LOCAL_REPLY, "value": what}}]

@@ -1,11 +1,11 @@
-"""Generates the routes: which paths exist, where each goes, and which never pass.
+"""Generates the routes: the paths, their clusters, and the paths that never reach an upstream.
 
-Lives here: the routes of the public listener and of the model door, in order. Not here: listeners, clusters, filters
-(`bootstrap.py`).
+Lives here: the routes of the public listener and of the model listener, in order. Not here: listeners, clusters,
+filters (`bootstrap.py`).
 
-Invariants: every path of ours is listed; only an allow-list reaches the upstream; `POST /v1/responses` can never pass
-untranslated, its own route is a dead end that only the sidecar's answer leads out of; headers that carry trust are
-stripped from what comes in and from what goes out.
+Invariants: every path of Antiphon is listed. Only an allow-list of paths reaches the upstream. `POST /v1/responses`
+never passes untranslated: its route is a dead end, and only the sidecar's answer selects another route. Trusted headers
+are removed from incoming and outgoing messages.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ KEY_VARIABLE = "ANTIPHON_UPSTREAM_KEY"
 SECRET_VARIABLE = "ANTIPHON_SIDECAR_SECRET"
 """Environment variable of Envoy's process that holds the shared secret, when a sidecar port is on TCP."""
 SECRET_PLACEHOLDER = f"${{{SECRET_VARIABLE}}}"
-"""Stands for the secret where Envoy compares it: matchers take only literals, and what is printed holds no secret."""
+"""The placeholder for the secret in matchers: they accept only literals, and the printed configuration must not contain
+the secret."""
 
 NOWHERE = "nowhere"
 """A cluster without endpoints."""
 UNSEEN = "connect-failure,refused-stream,reset-before-request"
-"""When a request goes to another sidecar: no process has seen any of it."""
+"""Retries on another sidecar when no process has seen any part of the request."""
 SEEN_TOO = f"{UNSEEN},reset"
-"""The same, and when the process died before it answered anything."""
+"""The same, and when the process died before its first answer."""
 _MODEL_PATHS = ("/chat/completions", "/embeddings")
 BODY_LIMIT = 33_554_432
-"""The longest body that is sent again; retries silently stop above the limit, which is 1 MiB by default."""
+"""The maximum body of a retried request; Envoy silently does not retry larger ones (default 1 MiB)."""
 NOTHING = "nothing"
 """The name of the last route."""
 RESPONSES = "responses"
 """The name of the route of `POST /v1/responses`."""
 PASSED_ON = "passed_on"
-"""What Envoy's own counters call the requests that it sends on without the sidecar."""
+"""The prefix of Envoy's counters for requests that bypass the sidecar."""
 NOT_HANDLED = (
     "The request was not handled by the responses adapter: "
     "Envoy needs the filter envoy.filters.http.ext_proc before its router, and the route `responses` as printed."
@@ -71,7 +72,7 @@ _OWN_PATHS: dict[str, Config] = {
     "health": {"path": "/health"},
     "ready": {"path": "/ready"},
 }
-"""What a sidecar answers by itself, by the route's name."""
+"""The paths that a sidecar handles itself, by route name."""
 _PROBES = ("health", "ready")
 
 
@@ -82,7 +83,7 @@ _NO_PREVIOUS_HOSTS: Config = {
 
 
 def key_variable(upstream: str) -> str:
-    """The variable of Envoy's process that holds the key of an upstream."""
+    """The environment variable of Envoy's process with the key of an upstream."""
     return KEY_VARIABLE if upstream == "default" else f"{KEY_VARIABLE}_{upstream.replace('-', '_').upper()}"
 
 
@@ -97,8 +98,8 @@ def group_cluster(group: UpstreamGroup) -> str:
 
 
 def public_routes(settings: Settings, *, to_nowhere: bool) -> list[Config]:
-    """The public listener's routes, most specific first. `to_nowhere`: what leads nowhere is a route to a cluster
-    without endpoints, for filters such as cors and rate limits know no policy of a route that answers by itself."""
+    """The public listener's routes, most specific first. `to_nowhere`: dead ends are routes to a cluster without
+    endpoints, because filters such as cors and rate limits ignore the policies of direct responses."""
     return [
         *_chosen(settings),
         {
@@ -119,7 +120,7 @@ def public_routes(settings: Settings, *, to_nowhere: bool) -> list[Config]:
                 EXTPROC: typed("filters.http.ext_proc.v3.ExtProcPerRoute", overrides={}),
             },
         },
-        # What only reads may be read again.
+        # Requests that only read may be retried.
         *(
             {
                 "name": name,
@@ -137,10 +138,10 @@ def public_routes(settings: Settings, *, to_nowhere: bool) -> list[Config]:
 
 
 def _dead_end(to_nowhere: bool) -> Config:
-    """The route of `POST /v1/responses`, which leads nowhere by itself."""
+    """The route of `POST /v1/responses`, which leads nowhere without the sidecar's answer."""
     match = {"path": "/v1/responses", "headers": [_method("POST")]}
     if to_nowhere:
-        # `local_replies` says so where no ext_proc filter led it out of there.
+        # `local_replies` explains the error when no ext_proc filter selected another route.
         return {"name": RESPONSES, "match": match, "route": {"cluster": NOWHERE, "timeout": "0s"}}
     said = error_body(NOT_HANDLED, "server_error", None)
     return direct_response(RESPONSES, match, 502, said)
@@ -149,13 +150,13 @@ def _dead_end(to_nowhere: bool) -> Config:
 def _nothing(to_nowhere: bool) -> Config:
     """The route of all paths that do not exist."""
     if to_nowhere:
-        # `local_replies` makes it a 404.
+        # `local_replies` turns it into a 404.
         return {"name": NOTHING, "match": {"prefix": "/"}, "route": {"cluster": NOWHERE, "timeout": "0s"}}
     return direct_response(NOTHING, {"prefix": "/"}, 404, error_body(NOT_FOUND, "invalid_request_error", None))
 
 
 def _passed_on(settings: Settings) -> list[Config]:
-    """Chat Completions and its like: straight to the upstream, unless the sidecar must decide something first."""
+    """Chat Completions and similar paths: directly to the upstream, unless the sidecar must decide something first."""
     paths = (*_MODEL_PATHS, *(settings.upstream.path_allow if settings.has_default else ()))
     decided = dict.fromkeys(paths, settings.decides_chat) | {"/embeddings": settings.decides_embeddings}
     routes: list[Config] = []
@@ -171,9 +172,9 @@ def _passed_on(settings: Settings) -> list[Config]:
 
 
 def _untouched(settings: Settings, path: str) -> list[Config]:
-    """What no sidecar sees. Envoy's counters of it have a name of their own, since those of the cluster count the
-    sidecar's calls too. An id that the doors would not take goes to no upstream either: of another form, it is
-    replaced; one that is too long is cut, since Envoy's regular expressions may not count so far."""
+    """The routes that bypass the sidecar. Their counters have a separate name, because those of the cluster include the
+    sidecar's calls. Request ids that the servers would reject do not reach an upstream either: an invalid one is
+    replaced, and a long one is cut, because Envoy's regular expressions cannot count so far."""
     unfit = {
         "name": request_ids.HEADER,
         "string_match": {"safe_regex": {"regex": request_ids.UNFIT}},
@@ -182,7 +183,7 @@ def _untouched(settings: Settings, path: str) -> list[Config]:
     for headers, value in (([unfit], "%UNIQUE_ID%"), ([], f"%REQ(X-REQUEST-ID):{request_ids.LONGEST}%")):
         route = _to_model(settings, f"model{path}", path, headers=headers)
         if is_picked(settings):
-            # What is told to the sidecar.
+            # A header only for the sidecar.
             route["response_headers_to_remove"] = [LOCAL_REPLY]
         route.setdefault("request_headers_to_add", []).append(overwritten(request_ids.HEADER, value))
         routes.append({**route, "stat_prefix": PASSED_ON})
@@ -190,7 +191,7 @@ def _untouched(settings: Settings, path: str) -> list[Config]:
 
 
 def model_door_routes(settings: Settings) -> list[Config]:
-    """The model door's routes: the sidecar's own model calls, and nothing else."""
+    """The routes of the model listener: only the sidecar's own model calls."""
     needed: list[Config] = []
     if parse_address(settings.sidecar.model_door)[0] != "unix":
         needed = [{"name": SECRET_HEADER, "string_match": {"exact": SECRET_PLACEHOLDER}}]
@@ -219,12 +220,12 @@ def model_door_routes(settings: Settings) -> list[Config]:
 
 
 def _model_paths(settings: Settings) -> tuple[str, ...]:
-    """What clients and the sidecar may ask of the default upstream."""
+    """The paths of the default upstream that clients and the sidecar may use."""
     return (*_MODEL_PATHS, *settings.upstream.path_allow) if settings.has_default else ()
 
 
 def _counting(settings: Settings, upstream: str, headers: list[Config], counter: TokenCounter) -> Config:
-    """Where a server counts tokens: below its base URL, or beside its `/v1`."""
+    """The route to a server's token counter: below its base URL, or next to its `/v1`."""
     route = _to_model(settings, f"{upstream}{counter.path}", counter.path, headers=headers, upstream=upstream)
     if counter.above:
         base = settings.every_upstream[upstream].base_path.removesuffix("/v1")
@@ -234,32 +235,32 @@ def _counting(settings: Settings, upstream: str, headers: list[Config], counter:
 
 
 def upstream_routes(settings: Settings, name: str) -> list[Config]:
-    """What one of several upstreams may be asked, by the routes that choose among them."""
+    """The paths of one of several upstreams, for the listener in front of it."""
     routes = [_to_model(settings, path.strip("/"), path, upstream=name) for path in _MODEL_PATHS]
     routes += [_counting(settings, name, [], counter) for counter in COUNTERS.values()]
     for route in routes:
-        # Another one is asked instead, at once: a second try at a host that is gone would wait for it a second time.
+        # No retry here: Envoy tries another upstream at once, instead of waiting for a dead host a second time.
         route["route"].pop("retry_policy", None)
     return routes
 
 
 def to_group(settings: Settings, group: UpstreamGroup, match: Config, name: str) -> Config:
-    """A route to several upstreams: another one is asked as long as nothing of an answer has come.
+    """A route to several upstreams: Envoy tries another one as long as no part of a response has come.
 
-    What differs from one to the other (path, host, credentials) is not done here but behind it: a route does it once,
-    before it is known which one it will be.
+    Path, host and credentials differ by upstream, so the listener behind this route sets them: a route is applied once,
+    before the upstream is known.
     """
     policy: Config = {
         "retry_on": "5xx,retriable-status-codes",
         "retriable_status_codes": [429],
         "num_retries": len(group.names) - 1,
         "per_try_timeout": f"{settings.timeouts.head:g}s",
-        # At once: it is another one that is asked.
+        # At once, because the retry uses another upstream.
         "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.01s"},
     }
     if group.weights:
         policy["retry_host_predicate"] = [_NO_PREVIOUS_HOSTS]
-        # By chance the same one comes again and again; with the largest weights once in this many it does not.
+        # A random choice may repeat the same upstream. With the largest weights it does so fewer times than this.
         policy["host_selection_retry_max_attempts"] = 1000
     else:
         policy["retry_priority"] = {
@@ -276,7 +277,7 @@ def to_group(settings: Settings, group: UpstreamGroup, match: Config, name: str)
 
 
 def _by_id(settings: Settings, upstream: str, headers: list[Config]) -> list[Config]:
-    """Responses that an upstream keeps itself: read, deleted, cancelled by their id."""
+    """Responses that an upstream stores itself: read, delete and cancel by id."""
     routes = []
     for method in ("GET", "DELETE", "POST"):
         route = _to_model(
@@ -296,9 +297,9 @@ def _method(name: str) -> Config:
 
 
 def _chosen(settings: Settings) -> list[Config]:
-    """The ways out of the dead end: only the sidecar sets the header, a client's copy is stripped on arrival.
+    """The routes out of the dead end: only the sidecar sets the header, and Envoy removes a client's copy.
 
-    Its value names the upstream; one that speaks Responses itself is called on the path the client used.
+    Its value is the upstream's name; a native upstream is called on the path that the client used.
     """
     native = settings.native_upstreams
     routes = [
@@ -362,32 +363,32 @@ def _to_model(
 
 
 def _sidecar_action(retried: str = UNSEEN) -> Config:
-    """To a sidecar's own port; where one has just died, to another.
+    """To a sidecar's own port; if one has just died, to another one.
 
-    (What of a body is more than the listener's buffer is not sent again.)
+    (Envoy does not retry a body larger than the listener's buffer.)
     """
     return {"cluster": "sidecar_http", "timeout": "0s", "retry_policy": to_another_sidecar(retried)}
 
 
 def to_another_sidecar(retried: str) -> Config:
-    """The retry policy of whatever a sidecar is asked.
+    """The retry policy of requests to a sidecar.
 
-    Not more than twice: a request that kills who reads it must not kill them all.
+    At most two retries: a request that crashes its sidecar must not crash all of them.
     """
     return {
         "retry_on": retried,
         "num_retries": 2,
-        # At once: who is asked next is alive.
+        # At once: the next sidecar is alive.
         "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.01s"},
         "retry_host_predicate": [_NO_PREVIOUS_HOSTS],
-        # The balancer picks by chance, and prefers the dead one, which has nothing to do. So it is asked until it names
-        # another; with two processes a hundred times leave no chance for the dead one.
+        # The balancer picks at random, and prefers the dead sidecar, which has no load. So it picks until it finds
+        # another one; with two processes, a hundred attempts practically always do.
         "host_selection_retry_max_attempts": 100,
     }
 
 
 def _sidecar_secret(settings: Settings) -> Config:
-    """On TCP the sidecar serves nobody without the secret."""
+    """On TCP the sidecar serves no request without the secret."""
     if parse_address(settings.sidecar.http)[0] == "unix":
         return {}
     return {

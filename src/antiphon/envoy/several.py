@@ -1,13 +1,13 @@
 """Generates failover and balancing among several upstreams of one route.
 
-Lives here: the clusters that choose among upstreams (by order or by weight), and the listeners inside Envoy that stand
-for one upstream each. Not here: when another one is asked (`routes.py`), the upstreams' own clusters (`clusters.py`).
+Lives here: the clusters that select an upstream (by order or by weight), and one listener inside Envoy per upstream.
+Not here: when Envoy tries another upstream (`routes.py`), the upstreams' own clusters (`clusters.py`).
 
-Envoy rewrites path, host and credentials by the route, before any cluster has chosen an endpoint, and a retry sends the
-same again: an aggregate cluster would send one upstream's key to another. So the endpoints to choose from are listeners
-inside this Envoy, and each has routes that make the request its upstream's own.
+A route rewrites path, host and credentials before a cluster selects an endpoint, and a retry sends the same request. So
+an aggregate cluster would send one upstream's key to another. Therefore the endpoints are listeners inside this Envoy,
+and the routes of each adapt the request to its upstream.
 
-Invariant: what goes to an upstream was made by a route of that upstream alone.
+Invariant: only a route of an upstream builds the request to that upstream.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from antiphon.types.transport import UPSTREAM_HEADER
 
 
 def bootstrap_extensions(settings: Settings) -> list[Config]:
-    """What Envoy needs for listeners inside it."""
+    """The bootstrap extension for listeners inside Envoy, if needed."""
     if not (settings.groups or is_picked(settings)):
         return []
     kind = typed("bootstrap.internal_listener.v3.InternalListener")
@@ -42,12 +42,12 @@ def bootstrap_extensions(settings: Settings) -> list[Config]:
 
 
 def group_clusters(settings: Settings) -> list[Config]:
-    """One for each list of upstreams."""
+    """One cluster for each list of upstreams."""
     return [_group_cluster(group) for group in settings.groups.values()]
 
 
 def upstream_listeners(settings: Settings) -> list[Config]:
-    """One for each upstream that stands in a list."""
+    """One listener for each upstream in a list."""
     names = dict.fromkeys(name for group in settings.groups.values() for name in group.names)
     return [_upstream_listener(settings, name) for name in names]
 
@@ -69,14 +69,14 @@ def _group_cluster(group: UpstreamGroup) -> Config:
     return shaped_cluster(
         group_cluster(group),
         localities,
-        # While one is dead each of the other's requests is a retry, and counts until its stream ends.
+        # While one upstream is down, each request to another one is a retry, and counts until its stream ends.
         retries=100_000,
         type="STATIC",
         lb_policy="ROUND_ROBIN",
-        # Where none is well all are asked, and say why.
+        # If none is healthy, Envoy tries all of them, and the client gets their errors.
         common_lb_config={"healthy_panic_threshold": {"value": 1}},
-        # One that cannot be reached is not asked first for a while: every request would wait for it. What a server says
-        # of one request (500, 429) does not count.
+        # An unreachable upstream is not tried first for a while, because every request would wait for it. Responses to
+        # one request (500, 429) do not count.
         outlier_detection={
             "consecutive_gateway_failure": 3,
             "enforcing_consecutive_gateway_failure": 100,
@@ -97,9 +97,10 @@ def _upstream_listener(settings: Settings, name: str) -> Config:
         _listener_name(name),
         [*upstream_routes(settings, name), refused],
         stream_idle_timeout="3600s",
-        # What breaks off is known in front 1 s late by default.
+        # By default, the listener in front would see a broken connection 1 s late.
         delayed_close_timeout="0.25s",
-        # What could not be reached is told as everywhere; in front of this it is a reason to ask another.
+        # An unreachable upstream is reported as usual; in the listener in front it triggers a retry with another
+        # upstream.
         local_reply_config=local_replies(to_sidecar=True),
     )
     manager["route_config"]["virtual_hosts"][0]["response_headers_to_add"] = [overwritten(UPSTREAM_HEADER, name)]

@@ -1,6 +1,6 @@
-"""The addresses on which the sidecar processes listen.
+"""Computes the addresses on which the sidecar processes listen.
 
-Lives here: the address of each of several workers. Not here: Envoy's clusters made of them (`clusters.py`).
+Lives here: the address of each of several workers. Not here: Envoy's clusters for them (`clusters.py`).
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from antiphon.config.settings import Settings
 
 @dataclass(frozen=True)
 class SidecarEndpoint:
-    """Where one sidecar process listens: `unix:PATH` or `HOST:PORT`."""
+    """The addresses of one sidecar process: `unix:PATH` or `HOST:PORT`."""
 
     grpc: str
     http: str
 
 
 def endpoints(settings: Settings) -> list[SidecarEndpoint]:
-    """Where each worker listens."""
+    """The addresses of all workers."""
     return [endpoint(settings, number) for number in range(settings.workers)]
 
 
 def endpoint(settings: Settings, number: int) -> SidecarEndpoint:
-    """Where the worker of this number listens."""
+    """The addresses of the worker with this number."""
     return SidecarEndpoint(numbered(settings.sidecar.grpc, number), numbered(settings.sidecar.http, number))
 
 

@@ -1,9 +1,9 @@
-"""Cuts the bootstrap into the parts that an existing Envoy needs.
+"""Splits the bootstrap into the parts that an existing Envoy needs.
 
-Lives here: cutting the bootstrap into parts by where they go, with the order among their neighbours. Not here: the
-parts themselves (`bootstrap.py`, `clusters.py`, `routes.py`).
+Lives here: splitting the bootstrap into parts by their place, with their order. Not here: the parts themselves
+(`bootstrap.py`, `clusters.py`, `routes.py`).
 
-Invariant: put where the headings say, the parts pass `envoy --mode validate` (a test does just that).
+Invariant: at the places named in the headings, the parts pass `envoy --mode validate` (a test does this).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ For listeners inside Envoy, beside static_resources.""",
 def parts(
     settings: Settings, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST
 ) -> dict[str, Config | list[Config]]:
-    """The parts, by where they go."""
+    """The parts, by their place."""
     manager = connection_manager(settings)
     extensions = bootstrap_extensions(settings)
     found: dict[str, Config | list[Config]] = {
@@ -94,7 +94,7 @@ def parts(
         "overload_manager": overload_manager(settings),
         "http_filter": [*cors_filters(settings), extproc_filter(settings)],
         "virtual_host": virtual_host(settings),
-        # Whatever filters there are need a route to act on.
+        # Filters need a route to act on.
         "routes": public_routes(settings, to_nowhere=True),
         "clusters": clusters(settings, sidecars, nowhere=True),
         "listener": [model_door(settings), *upstream_listeners(settings), *picker_listeners(settings)],

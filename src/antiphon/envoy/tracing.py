@@ -2,11 +2,11 @@
 
 Lives here: the tracer of the listeners, and the collector's cluster. Not here: the sidecar's spans (`observability`).
 
-Envoy 1.40 continues a client's `traceparent`, and its call of the external processor carries one of its own as gRPC
-metadata, so that the sidecar's spans are within Envoy's. The model door only continues what the sidecar began: model
-calls of requests that were sampled out begin no traces of their own.
+Envoy 1.40 continues a client's `traceparent`, and sends its span's `traceparent` as gRPC metadata to the external
+processor. So the sidecar's spans are within Envoy's. The model listener only continues traces of the sidecar: model
+calls of unsampled requests begin no new traces.
 
-Invariant: without `tracing.endpoint` there is nothing of it; no secret is in it.
+Invariant: without `tracing.endpoint` the configuration contains none of this. It contains no secret.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def header_variable(name: str) -> str:
-    """The variable of Envoy's process that holds a header of `tracing.headers`."""
+    """The environment variable of Envoy's process with a header of `tracing.headers`."""
     return _VARIABLE + re.sub(r"\W", "_", name).upper()
 
 
 def tracing(settings: Settings, *, begins: bool) -> Config:
-    """The manager's fields; `begins`: whether requests that bring no trace may begin one."""
+    """The manager's fields. `begins`: whether requests without a trace may begin one."""
     chosen = settings.tracing
     if chosen.traces_url is None:
         return {}
@@ -43,10 +43,10 @@ def tracing(settings: Settings, *, begins: bool) -> Config:
         ]
     return {
         "tracing": {
-            # The sampler decides; a client's `x-client-trace-id` that asks for a trace is not heard.
+            # The sampler decides; a client's `x-client-trace-id` has no effect.
             "client_sampling": {"value": 0},
             "random_sampling": {"value": 100},
-            # A span for each try at an upstream, within the request's.
+            # A span for each attempt at an upstream, within the request's.
             "spawn_upstream_span": True,
             "provider": {
                 "name": "envoy.tracers.opentelemetry",
@@ -62,7 +62,7 @@ def tracing(settings: Settings, *, begins: bool) -> Config:
 
 
 def _sampler(share: float) -> Config:
-    # Whoever sent `traceparent` has decided. (Without a sampler Envoy lets its own dice decide once more.)
+    # The sender of `traceparent` has decided. (Without a sampler Envoy decides again at random.)
     kind = "tracers.opentelemetry.samplers.v3."
     of_its_own = typed(
         f"{kind}TraceIdRatioBasedSamplerConfig",
@@ -79,12 +79,12 @@ def _sampler(share: float) -> Config:
 
 
 def untraced(settings: Settings) -> Config:
-    """A route's fields: who only looks whether somebody is there begins no trace."""
+    """The fields of a route: health checks begin no trace."""
     return {"tracing": {"random_sampling": {"numerator": 0}}} if settings.tracing.traces_url is not None else {}
 
 
 def collector_address(settings: Settings) -> tuple[str, int, bool] | None:
-    """Where the collector listens, and whether by TLS; None where nothing is traced."""
+    """The collector's host and port, and whether it uses TLS; None without tracing."""
     if settings.tracing.traces_url is None:
         return None
     url = urlsplit(settings.tracing.traces_url)

@@ -1,10 +1,10 @@
-"""The supported Envoy versions, and the features that older ones lack.
+"""Defines the supported Envoy versions, and the features that older ones lack.
 
-Lives here: the oldest and the newest version that are tested, the table of what came later than the oldest, fitting a
-configuration to a version, and finding the Envoy binary and its version. Not here: what the configuration says
-(`bootstrap.py` and its parts, which are written for the newest).
+Lives here: the oldest and the newest tested version, the table of later features, fitting a configuration, and finding
+the Envoy binary and its version. Not here: the configuration (`bootstrap.py` and its parts, which are written for the
+newest version).
 
-Invariant: a difference between versions is a row of `FEATURES`, and nowhere else.
+Invariant: every difference between versions is a row of `FEATURES`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 
 class EnvoyVersion(NamedTuple):
-    """Major and minor number: what a configuration is written for. A patch changes no configuration."""
+    """The major and minor number. A patch release changes no configuration."""
 
     major: int
     minor: int
@@ -35,20 +35,20 @@ class EnvoyVersion(NamedTuple):
 
 
 OLDEST = EnvoyVersion(1, 37)
-"""The first that lets an external processor stream an answer of its own (`StreamedImmediateResponse`)."""
+"""The first version in which an external processor can stream its own response (`StreamedImmediateResponse`)."""
 NEWEST = EnvoyVersion(1, 40)
-"""The newest that is tested. What comes later gets the same configuration."""
+"""The newest tested version. Later ones get the same configuration."""
 
 
 class Feature(NamedTuple):
-    """A field of the configuration that not every supported Envoy has."""
+    """A field of the configuration that some supported versions lack."""
 
     since: EnvoyVersion
     message: str
     """The message that has the field, below `envoy.extensions.`."""
     field: str
     without: str
-    """What is different where it is missing."""
+    """The difference without it."""
 
 
 FEATURES: tuple[Feature, ...] = (
@@ -62,7 +62,7 @@ FEATURES: tuple[Feature, ...] = (
 
 
 def parse_version(text: str) -> EnvoyVersion:
-    """`1.38` and `1.38.3` as a version that is supported. Raises `ConfigError`, which says which ones are."""
+    """Parse `1.38` or `1.38.3`. Raises `ConfigError` with the supported versions."""
     found = re.fullmatch(r"v?(\d{1,4})\.(\d{1,4})(\.\d{1,6})?([-+].*)?", text.strip())
     if found is None:
         raise ConfigError(f"{text[:40]!r} is no version of Envoy: give it as {NEWEST}, or as {NEWEST}.0")
@@ -76,7 +76,7 @@ def parse_version(text: str) -> EnvoyVersion:
 
 
 def fitted(config: _T, version: EnvoyVersion, features: tuple[Feature, ...] = FEATURES) -> _T:
-    """The configuration (or a part) without what this version does not know."""
+    """The configuration (or a part) without the fields that this version lacks."""
     missing = {(EXTENSIONS + one.message, one.field) for one in features if version < one.since}
     return _without(config, missing) if missing else config
 
@@ -94,7 +94,7 @@ _SECONDS = 30
 
 
 def find_envoy(explicit: Path | None, prefix: str = sys.prefix) -> Path:
-    """The binary named in the settings, the one installed beside this Python (the `envoy` extra), or PATH's."""
+    """The binary in the settings, or the one next to this Python (the `envoy` extra), or the one on PATH."""
     if explicit is not None:
         if not (explicit.is_file() and os.access(explicit, os.X_OK)):
             raise ConfigError(f"envoy.binary: {explicit} is not an executable file")
@@ -112,7 +112,7 @@ def find_envoy(explicit: Path | None, prefix: str = sys.prefix) -> Path:
 
 
 def full_version(binary: Path) -> str:
-    """What the binary says it is, with its patch: `1.40.0`. Raises `ConfigError`."""
+    """The binary's full version: `1.40.0`. Raises `ConfigError`."""
     try:
         done = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError) as error:
@@ -125,5 +125,5 @@ def full_version(binary: Path) -> str:
 
 
 def version_of(binary: Path) -> EnvoyVersion:
-    """The version for which its configuration is written. Raises `ConfigError` for one that is not supported."""
+    """The binary's version for its configuration. Raises `ConfigError` for an unsupported one."""
     return parse_version(full_version(binary))

@@ -1,1 +1,1 @@
-"""Logs, metrics and traces. The runner, the doors and the commands import it; pure code never does."""
+"""Writes logs, metrics and traces. The runner, the servers and the commands import it; pure code never does."""

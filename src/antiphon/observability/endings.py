@@ -4,16 +4,16 @@ Lives here: the queue of ended responses, and its times; requests that wait for 
 come before the request ends. Not here: lines and metrics of responses (`observation.py`), Envoy's line
 (`envoy/failure_lines.py`) and its way to the worker (`supervisor/early_ends.py`).
 
-Telling of one response takes half the time among others of its kind that it takes between two pieces of serving, where
-none of its code and data is at hand in the processor; and one write of many lines wakes their reader once. So a
-serving process tells of those that went well every `_SECONDS`. Who did not ask for that (`by_time`) tells at once.
+Reporting a response in a batch takes half the time of reporting it between requests, because code and data are in the
+CPU cache. One write of many lines also wakes their reader only once. So a serving process reports successful responses
+every `_SECONDS`. Without `by_time`, each is reported at once.
 
 A sidecar sees the end of Envoy's stream but not its cause. Envoy's line has the cause; it arrives a moment before or
 after.
 
-Invariants: what ended is told once and in that order, at the latest `_SECONDS` later, when metrics are scraped, or at
-the process's end; at most `_MOST` wait. Each `ask` gets one answer, at the latest after `_REPORT_SECONDS` or at the
-process's end; at most `_MOST_REPORTS` early reports are kept; without a source of reports no request waits.
+Invariants: each ended response is reported once, in order, at the latest `_SECONDS` later, at a scrape or at the
+process's end. At most `_MOST` wait. Each `ask` gets one answer, at the latest after `_REPORT_SECONDS` or at the
+process's end. At most `_MOST_REPORTS` early reports are stored. Without a source of reports no request waits.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _Told = Callable[[EarlyEnd | None], None]
 
 
 class EarlyEnds:
-    """One per process, for the event loop's thread alone."""
+    """Matches early ends with Envoy's reports. One per process, only for the event loop's thread."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -68,7 +68,7 @@ class EarlyEnds:
         self._asked.setdefault(request_id, []).append((told, timer))
 
     def hear(self, request_id: str, end: EarlyEnd) -> None:
-        """Take a report of Envoy's."""
+        """Process a report from Envoy."""
         if self._loop is None or self._answer(request_id, end):
             return
         # Most reports are about other processes' requests. The others may arrive before the request has ended here.
@@ -78,7 +78,7 @@ class EarlyEnds:
             del self._heard[next(iter(self._heard))]
 
     def close(self) -> None:
-        """No more reports come: answer all that wait."""
+        """No more reports come: answer all waiting requests."""
         self._loop = None
         for request_id in list(self._asked):
             while self._answer(request_id, None):
@@ -99,7 +99,7 @@ class EarlyEnds:
 
 
 class Endings:
-    """One per process, for the event loop's thread alone. At most `most` wait."""
+    """Queues the reports of ended responses. One per process, only for the event loop's thread. At most `most` wait."""
 
     def __init__(self, *, most: int = _MOST) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -109,11 +109,11 @@ class Endings:
         self.early = EarlyEnds()
 
     def by_time(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on tell some at a time."""
+        """From now on report in batches."""
         self._loop = loop
 
     def add(self, tell: Callable[[], None], *, now: bool) -> None:
-        """Tell this, `now` or among others."""
+        """Queue a report; with `now` all queued reports are written at once."""
         self._waiting.append(tell)
         if now or self._loop is None or len(self._waiting) >= self._most:
             self.tell()
@@ -121,7 +121,7 @@ class Endings:
             self._timer = self._loop.call_later(_SECONDS, self.tell)
 
     def tell(self) -> None:
-        """Tell all that wait."""
+        """Write all queued reports."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -131,14 +131,14 @@ class Endings:
                     self._waiting.popleft()()
         finally:
             if self._waiting and self._loop is not None:
-                # One of them failed, which must not be the others' end.
+                # One report failed, which must not stop the others.
                 self._timer = self._loop.call_soon(self.tell)
 
     def close(self) -> None:
-        """Tell all, those too that Envoy has yet to speak of: nothing more comes."""
+        """Write all reports, also those that wait for Envoy."""
         self.early.close()
         self.tell()
 
     async def tell_before_scrape(self) -> None:
-        """The same, for who can wait."""
+        """The same as `tell`, as a coroutine."""
         self.tell()

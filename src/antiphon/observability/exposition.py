@@ -1,7 +1,7 @@
 """Renders metrics in Prometheus' text format.
 
-Lives here: what prometheus_client is needed for: families made of numbers, those it knows of the process itself, the
-text. Not here: the numbers (`metric_values.py`), when they are asked for (`metrics.py`).
+Lives here: the use of prometheus_client: metric families from numbers, its process metrics, the text. Not here: the
+numbers (`metric_values.py`), the schedule of reading them (`metrics.py`).
 
 Imported at the first scrape (16 ms, 1.5 MiB): a process serves without it.
 """
@@ -22,7 +22,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Exposition(Collector):
-    """A registry of these, which are asked at every rendering, and of what is known of the process."""
+    """A registry of these metrics, which are read at every rendering, and of process metrics."""
 
     def __init__(self, kept: Sequence[LabelledCounter | LabelledHistogram]) -> None:
         self._kept = kept
@@ -32,11 +32,11 @@ class Exposition(Collector):
         GCCollector(registry=self._registry)
 
     def collect(self) -> Iterable[Metric]:
-        """Every family, in their order."""
+        """Every family, in order."""
         return [_family(one) for one in self._kept]
 
     def render(self) -> bytes:
-        """All of it as text."""
+        """All metrics as text."""
         return generate_latest(self._registry)
 
 

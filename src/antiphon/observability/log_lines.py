@@ -140,7 +140,7 @@ _GOOD: Final = frozenset({"completed", "ok", "incomplete"})
 
 
 def console_line(line: Mapping[str, Any], *, colors: bool) -> str:
-    """The line; the advice and a traceback follow on lines of their own."""
+    """The line; the advice and a traceback follow on separate lines."""
     paint = _painted if colors else _plain
     name = str(line.get("message", line.get("event", "")))
     parts = [paint(_time(line.get("timestamp")), _DIM)]

@@ -1,13 +1,13 @@
 """Writes log lines to standard error without blocking the caller.
 
-Lives here: the way out of this process for lines that are made already. Not here: lines (`logs.py`).
+Lives here: the output of complete lines. Not here: the lines (`logs.py`).
 
-A pipe is written at once as long as it takes what there is, so that usually a line is out when its call returns. What
-it does not take, and whatever goes to a file (whose disk may stand still), waits in a queue for a thread.
+A line goes to a pipe at once as long as the pipe has room, so usually it is written when the call returns. Other lines,
+and all lines to a file (a disk may hang), wait in a queue for a thread.
 
-Invariants: no caller waits; the queue holds at most `max_bytes`; lines beyond that, and lines that a full disk does not
-take, are dropped, counted, and told in a line of their own once there is room; lines come out whole and in their order
-(but for the last one that a full disk takes).
+Invariants: no caller waits. The queue holds at most `max_bytes`. Further lines, and lines that a full disk rejects, are
+dropped and counted, and a separate line reports the number when there is room again. Lines are complete and in order
+(except the last one before a full disk).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _EXIT_SECONDS: Final = 1.0
 
 
 class LogOutput:
-    """Lines to one descriptor, from any thread. `tell` makes the line about so many that were dropped."""
+    """Writes lines to one descriptor, from any thread. `tell` makes the line about a number of dropped lines."""
 
     def __init__(self, descriptor: int, tell: Callable[[int], bytes], *, max_bytes: int = _MAX_BYTES) -> None:
-        # A copy: the number may be closed, and be another file's, while something is still to be written.
+        # A copy: the number may be closed and reused for another file while lines are still queued.
         self._descriptor = os.dup(descriptor)
         self._direct = _open_without_waiting(descriptor)
         self._tell = tell
@@ -39,11 +39,11 @@ class LogOutput:
         self._lines: deque[bytes] = deque()
         self._size = 0
         self._dropped = 0
-        # Lines that the file did not take, and whether it ends in the middle of one.
+        # The number of lines that the file rejected, and whether it ends within a line.
         self._failed = 0
         self._torn = False
         self.lost = 0
-        """How many lines were dropped in all."""
+        """The total number of dropped lines."""
         self._writing = False
         self._closed = False
         self._changed = threading.Condition()
@@ -51,7 +51,7 @@ class LogOutput:
         atexit.register(self.flush, _EXIT_SECONDS)
 
     def write(self, line: bytes, lines: int = 1) -> None:
-        """One line, or so many in one piece, without the last end."""
+        """Write one line, or `lines` lines in one piece, without the last line end."""
         data = line + b"\n"
         with self._changed:
             if self._direct is not None and not self._lines and not self._writing and not self._dropped:
@@ -60,7 +60,7 @@ class LogOutput:
                 except BlockingIOError:
                     pass
                 except OSError:
-                    # Nobody reads it any more; that must not fail a request.
+                    # The reader has closed the pipe; that must not fail a request.
                     return
                 if not data:
                     return
@@ -76,7 +76,7 @@ class LogOutput:
             self._changed.notify_all()
 
     def flush(self, seconds: float) -> bool:
-        """Wait until all is out; False when it is not by then."""
+        """Wait until all lines are written; False after `seconds`."""
         last = time.monotonic() + seconds
         with self._changed:
             while self._lines or self._writing or self._dropped:
@@ -87,7 +87,7 @@ class LogOutput:
         return True
 
     def close(self) -> None:
-        """Nothing more is written here; what was, comes out yet."""
+        """Stop; queued lines are still written."""
         self.flush(_EXIT_SECONDS)
         atexit.unregister(self.flush)
         with self._changed:
@@ -109,7 +109,7 @@ class LogOutput:
                 while self._lines and len(taken) < _AT_ONCE:
                     taken += self._lines.popleft()
                 if self._dropped:
-                    # Those that were dropped came after all that is in the queue.
+                    # The dropped lines came after all queued ones.
                     told = self._tell(self._dropped) + b"\n"
                     self._lines.append(told)
                     self._size += len(told)
@@ -132,7 +132,7 @@ class LogOutput:
             os.close(self._direct)
 
     def _write(self, data: bytes) -> int:
-        """How many bytes were taken: all of them, unless the disk is full or the reader is gone."""
+        """The number of written bytes: all, unless the disk is full or the reader has closed."""
         done = 0
         with contextlib.suppress(OSError), memoryview(data) as view:
             while done < len(view):
@@ -141,7 +141,8 @@ class LogOutput:
 
 
 def _open_without_waiting(descriptor: int) -> int | None:
-    """The same pipe or terminal, opened once more: its writes do not wait, and those of others stay as they are."""
+    """The same pipe or terminal, opened again in non-blocking mode, which leaves the mode of other descriptors
+    unchanged."""
     try:
         kind = os.fstat(descriptor).st_mode
         if not (stat.S_ISFIFO(kind) or stat.S_ISCHR(kind)):

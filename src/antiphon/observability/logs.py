@@ -1,9 +1,9 @@
 """Configures logging: JSON lines with a request id, or readable lines on a terminal.
 
-Lives here: the set-up of structlog and of the standard library's loggers. Not here: what is logged, what a line is made
-of and redaction (`log_lines.py`), and how lines get out without anybody waiting (`log_output.py`).
+Lives here: the set-up of structlog and of the standard library's loggers. Not here: the events, the form of a line and
+redaction (`log_lines.py`), non-blocking output (`log_output.py`).
 
-Invariants: everything goes to standard error; no request or response body is ever logged.
+Invariants: all lines go to standard error. No request or response body is ever logged.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     root = logging.getLogger()
     root.handlers = [_Forward()]
     root.setLevel(max(number, logging.WARNING))
-    # It warns with the subprotocols that a client offered, and browsers put keys there.
+    # It warns with the subprotocols of a client, and browsers put API keys there.
     logging.getLogger("aiohttp.websocket").setLevel(logging.ERROR)
 
 
@@ -53,7 +53,7 @@ _held = _Held()
 
 
 def write_line(line: bytes) -> None:
-    """A line that is made already, to where all log lines go. Never waits."""
+    """Write a complete line to the common output. Never waits."""
     if _held.lines is not None:
         _held.lines.append(line)
     else:
@@ -62,7 +62,7 @@ def write_line(line: bytes) -> None:
 
 @contextlib.contextmanager
 def lines_together() -> Iterator[None]:
-    """What this thread writes within a block leaves at its end, in one write; the block waits for nothing."""
+    """Lines that this thread writes within the block are written together at its end; the block waits for nothing."""
     _held.lines = []
     try:
         yield
@@ -76,19 +76,19 @@ def _write(data: bytes, lines: int) -> None:
     if _out is not None:
         _out.write(data, lines)
         return
-    # Standard error is none of the system's (a test's).
+    # Standard error is not a file descriptor (in a test).
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.buffer.write(data + b"\n")
         sys.stderr.buffer.flush()
 
 
 def dropped_lines() -> int:
-    """How many lines nobody read in time."""
+    """The number of lines that were dropped because the reader was too slow."""
     return _out.lost if _out is not None else 0
 
 
 def flush(seconds: float) -> None:
-    """Wait until all lines are out, at most so long: before an end that runs no clean-up."""
+    """Wait until all lines are written, at most `seconds`: for an end without clean-up."""
     if _out is not None:
         _out.flush(seconds)
 
@@ -109,7 +109,7 @@ def _open_output(*, console: bool) -> None:
 
 
 class _StderrLogger:
-    """Standard error, a line at a time."""
+    """Writes to standard error, one line at a time."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -121,11 +121,11 @@ class _StderrLogger:
 
 
 class _Forward(logging.Handler):
-    """Takes what libraries log through the standard library."""
+    """Forwards the standard library's log records."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger(record.name)
         error = {"exc_info": record.exc_info} if record.exc_info else {}
-        # Levels between the named ones exist in libraries; structlog knows the named ones.
+        # Libraries have levels between the named ones; structlog knows only the named ones.
         level = min(max(record.levelno // 10 * 10, 10), 50)
         log.log(level, record.getMessage(), logger=record.name, **error)

@@ -1,6 +1,6 @@
-"""The table of metrics: names, labels, buckets, meanings. `scripts/docs` makes `docs/reference/metrics.md` from it.
+"""Defines the metrics: names, labels, buckets, meanings. `scripts/docs` makes `docs/reference/metrics.md` from them.
 
-Lives here: the table. Not here: numbers (`metric_values.py`), who touches them (`metrics.py`).
+Lives here: the table. Not here: numbers (`metric_values.py`), the events that change them (`metrics.py`).
 
 Invariants: every name begins with `antiphon_`, except four that are older than the prefix. Label values come from
 closed sets, or `metric_values.BoundedLabelValues` bounds them; no owner, path or id is a label value. All times are
@@ -267,4 +267,4 @@ RELOADED = _shared(
     "Whether the settings that were read last are in use: 1, or 0 while they were refused.",
 )
 OF_UP = (RESTARTS, RELOADS, RELOADED)
-"""Told by `antiphon up` itself, in `supervisor/merged_metrics.py`."""
+"""Counted by `antiphon up` itself, in `supervisor/merged_metrics.py`."""

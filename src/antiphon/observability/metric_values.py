@@ -1,12 +1,13 @@
-"""Counters, histograms and gauges as plain numbers, which a scrape reads.
+"""Stores counters, histograms and gauges as plain numbers, which a scrape reads.
 
-Lives here: what a metric holds. Not here: how that becomes a family of Prometheus' text format (`exposition.py`), which
-metrics there are (`metric_names.py`), who touches them (`metrics.py` has the verbs).
+Lives here: the values of a metric. Not here: the conversion to Prometheus' text format (`exposition.py`), the list of
+metrics (`metric_names.py`), the events that change them (`metrics.py`).
 
-Every response touches some twelve of these. With prometheus_client's own objects, their children looked up once, a
-small request takes 3.3 % more instructions (2026-11-25), so these are numbers in dictionaries, and prometheus_client's
-families are made of them at a scrape. Invariants: only the event loop's thread touches them; a label that is not of a
-closed set has at most `_MOST_VALUES` values, and what comes after those is `other`.
+Every response updates some twelve metrics. With prometheus_client's own objects, a small request takes 3.3 % more
+instructions. So the values are numbers in dictionaries, and a scrape builds prometheus_client's families from them.
+
+Invariants: only the event loop's thread updates them. A label without a fixed set of values has at most `_MOST_VALUES`
+values; further ones become `other`.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ OTHER: Final = "other"
 
 
 class BoundedLabelValues:
-    """The values of a label that others choose (a model's name, an upstream's error code): the first hundred."""
+    """The first hundred values of a label that clients or upstreams choose (a model's name, an upstream's error
+    code)."""
 
     def __init__(self) -> None:
         self._seen: dict[str, str] = {}
 
     def bounded(self, value: str) -> str:
-        """The value itself, or `other` when there are too many, or it is longer than a name is."""
+        """The value itself, or `other` when there are too many, or it is too long."""
         known = self._seen.get(value)
         if known is not None:
             return known
@@ -43,22 +45,21 @@ class BoundedLabelValues:
 
 
 class LabelledCounter:
-    """A counter, or a gauge that goes up and down with what it counts: one number for each set of labels. What somebody
-    else counts is asked of those who know it, at a scrape."""
+    """A counter, or a gauge that goes up and down: one number per set of labels. A scrape also reads its sources."""
 
     def __init__(self, definition: MetricDefinition) -> None:
         self.definition = definition
         self.sources: list[Callable[[], Reading]] = []
-        """Each tells a number, or numbers by the values of the labels; all of them are added up."""
+        """Each returns a number, or numbers by label values; a scrape adds all of them."""
         self._values: dict[Labels, float] = {} if definition.labels else {(): 0}
 
     def add(self, *labels: str, by: float = 1) -> None:
-        """So many more, or less."""
+        """Add `by`, which may be negative."""
         values = self._values
         values[labels] = values.get(labels, 0) + by
 
     def numbers(self) -> Mapping[Labels, float]:
-        """What there is now."""
+        """The current numbers."""
         values = dict(self._values)
         for source in self.sources:
             said = source()
@@ -68,7 +69,7 @@ class LabelledCounter:
 
 
 class LabelledHistogram:
-    """A histogram: how many values lie below each bound, for each set of labels."""
+    """A histogram: the number of values below each bound, per set of labels."""
 
     def __init__(self, definition: MetricDefinition) -> None:
         self.definition = definition
@@ -76,7 +77,7 @@ class LabelledHistogram:
         self._rows: dict[Labels, list[float]] = {} if definition.labels else {(): self._row()}
 
     def add(self, value: float, *labels: str, times: int = 1) -> None:
-        """One more value, or so many that are the same."""
+        """Add a value, `times` times."""
         row = self._rows.get(labels)
         if row is None:
             row = self._rows[labels] = self._row()
@@ -84,12 +85,12 @@ class LabelledHistogram:
         row[-1] += value * times
 
     def spreads(self) -> Iterator[tuple[Labels, list[tuple[str, float]], float]]:
-        """What there is now: how many values lie below each bound, and their sum."""
+        """The current numbers of values below each bound, and their sum."""
         for labels, row in self._rows.items():
             yield labels, list(self._buckets(row)), row[-1]
 
     def _row(self) -> list[float]:
-        # One number for each bound, one for what lies above all, and the sum of the values.
+        # One number per bound, one for values above all bounds, and the sum of the values.
         return [0.0] * (len(self._bounds) + 2)
 
     def _buckets(self, row: list[float]) -> Iterator[tuple[str, float]]:

@@ -1,11 +1,11 @@
 """Records metrics: one method for each kind of event.
 
-Lives here: the verbs, and what comes before the text. Not here: names, labels and buckets (`metric_names.py`), the
-numbers (`metric_values.py`), the text (`exposition.py`), where it is served (`api/router.py`,
-`commands/metrics_listener.py`), and adding up those of several processes (`supervisor/merged_metrics.py`).
+Lives here: the methods, and the preparation of a scrape. Not here: names, labels and buckets (`metric_names.py`), the
+numbers (`metric_values.py`), the text (`exposition.py`), its HTTP endpoints (`api/router.py`,
+`commands/metrics_listener.py`), merging several processes (`supervisor/merged_metrics.py`).
 
-Invariant: a metric is touched once per response or operation, never per chunk. What others know already (sizes, queues)
-is asked for at a scrape, and a scrape waits for nobody longer than `_REFRESH_SECONDS`.
+Invariant: a metric is updated once per response or operation, never per chunk. Sizes and queues are read at a scrape,
+and a scrape waits at most `_REFRESH_SECONDS`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Metrics:
-    """One per process. `database`: what spans of store operations call the database."""
+    """The metrics of one process. `database`: the database's name in spans of store operations."""
 
     def __init__(self, database: str = "sqlite") -> None:
         self._database = database
@@ -56,18 +56,18 @@ class Metrics:
         self._storage = self._keep(LabelledCounter(names.STORAGE))
         self._storage_seconds = self._keep(LabelledHistogram(names.STORAGE_SECONDS))
         self.files = self._keep(LabelledCounter(names.FILES))
-        """Files that are over: `completed`, `failed`, or `retried` when one is given back."""
+        """Finished files: `completed`, `failed`, or `retried` after a release for another attempt."""
         self.searches = self._keep(LabelledHistogram(names.SEARCHES))
-        """Seconds of searches that went by `words` alone or by `vectors` too."""
+        """The seconds of searches by `words` alone, or also by `vectors`."""
         self.refused = self._keep(LabelledCounter(names.REFUSED))
-        """Requests that found no room, by the setting."""
+        """Requests refused for lack of capacity, by the setting."""
         self.cut = self._keep(LabelledCounter(names.CUT))
-        """Requests that a drain had no time for, by kind."""
+        """Requests cut at the end of a drain, by kind."""
         for kind in names.CUT_KINDS:
-            # A process that cuts something ends: what it has not shown before would be no increase.
+            # The process ends after a cut, so a counter that appears only then would show no increase.
             self.cut.add(kind, by=0)
         self.compactions = self._keep(LabelledCounter(names.COMPACTIONS))
-        """Conversations that were summed up."""
+        """Compactions of conversations."""
         self._refused_for = {
             "conversation_locked": self._keep(LabelledCounter(names.CONFLICTS)),
             "invalid_encrypted_content": self._keep(LabelledCounter(names.SEALS_REFUSED)),
@@ -75,19 +75,19 @@ class Metrics:
         self.attempts = self._keep(LabelledCounter(names.ATTEMPTS))
         """Runs of background responses: `first` or `again`."""
         self.given_back = self._keep(LabelledCounter(names.GIVEN_BACK))
-        """Runs that others go on with."""
+        """Runs released for another worker."""
         self.lost = self._keep(LabelledCounter(names.LOST))
-        """Runs that others had taken over."""
+        """Runs with a lease that another worker had taken over."""
         self.in_flight = self._keep(LabelledCounter(names.IN_FLIGHT))
         """Responses being served."""
         self.lag = self._keep(LabelledHistogram(names.LAG))
-        """How late the event loop was."""
+        """The delay of the event loop."""
         self.writer_group = self._keep(LabelledHistogram(names.WRITER_GROUP))
-        """Units of one transaction, by database."""
+        """The number of units in a transaction, by database."""
         self._read = {one.name: LabelledCounter(one) for one in names.METRICS if one.name not in self._kept}
         self._exposition: Exposition | None = None
 
-    # What happens
+    # Events
 
     def response_finished(
         self, outcome: str, door: str, seconds: float, *, fault: str = "none", code: str = "", upstream: str = ""
@@ -99,13 +99,13 @@ class Metrics:
             self._failures.add(fault, self._codes.bounded(code), upstream)
 
     def streamed(self, door: str, first: float, gap: float | None) -> None:
-        """A stream: seconds to its first part, and between its events, where there were two."""
+        """A stream: the seconds to its first part, and the mean seconds between its events, if it had two."""
         self._first_event.add(first, door)
         if gap is not None:
             self._event_gap.add(gap, door)
 
     def spent(self, model: str, upstream: str, usage: Usage, cost: float = 0.0, *, estimated: bool = False) -> None:
-        """What a model call took, as its upstream counted it, or `estimated`."""
+        """The tokens of a model call, as counted by the upstream or `estimated`."""
         model = self._models.bounded(model)
         add = self._tokens.add
         if cost:
@@ -122,23 +122,23 @@ class Metrics:
             add("reasoning", model, upstream, by=usage.reasoning_tokens)
 
     def request_finished(self, operation: str, status: int, fault: str = "none") -> None:
-        """A request that is not for a new response was answered."""
+        """A request that creates no response was answered."""
         self._requests.add(operation, str(status), fault)
 
     def upstream_called(self, upstream: str, operation: str, status: str, head_seconds: float | None) -> None:
-        """A call of an upstream ended; `status` is a number or what went wrong before there was one."""
+        """A call to an upstream ended; `status` is a number, or the failure before a status came."""
         self._upstream_calls.add(upstream, operation, status)
         if head_seconds is not None:
             self._upstream_head.add(head_seconds, upstream)
 
     def refused_for(self, code: str) -> None:
-        """A request was refused here with this code; some are counted by themselves."""
+        """A request was refused here with this code; some codes have separate counters."""
         if code in self._refused_for:
             self._refused_for[code].add()
 
     def storage(self, operation: str) -> AbstractContextManager[None]:
-        """Around one store operation, which is a span of its trace; it ends with `error` when it raises `StoreError`.
-        One that was cancelled counts for nothing: nobody knows how it went."""
+        """A context for one store operation, which is also a span of its trace. It counts as `error` when it raises
+        `StoreError`. A cancelled operation is not counted, because its outcome is unknown."""
         return StorageOperation(operation, self._database, self._storage, self._storage_seconds)
 
     def tool_execution(self, tool: str, seconds: float, result: str = "ok") -> None:
@@ -147,22 +147,22 @@ class Metrics:
         self._tools.add(seconds, tool)
         self._tool_results.add(tool, result)
 
-    # What is read at a scrape
+    # Values that a scrape reads
 
     def read(self, one: names.MetricDefinition, source: Callable[[], Reading]) -> None:
-        """Ask `source` for this gauge at every scrape; several sources are added up."""
+        """Call `source` for this gauge at every scrape; several sources are added up."""
         self._read[one.name].sources.append(source)
 
     def unfed(self) -> frozenset[str]:
-        """What is to be asked for, and nobody was named who knows it."""
+        """The gauges without a source."""
         return frozenset(name for name, read in self._read.items() if not read.sources)
 
     def before_scrape(self, refresh: Callable[[], Awaitable[None]]) -> None:
-        """Await this before every scrape: what is read has to be fetched first."""
+        """Await `refresh` before every scrape, to fetch values that sources return."""
         self._refreshers.append(refresh)
 
     async def scraped(self) -> bytes:
-        """All metrics as text, freshly read where that is possible in time."""
+        """All metrics as text, with fresh values where reading them takes little time."""
         if self._refreshers:
             try:
                 async with asyncio.timeout(_REFRESH_SECONDS):
@@ -179,14 +179,14 @@ class Metrics:
         return self.render()
 
     def render(self) -> bytes:
-        """All metrics as text, with what was last read."""
+        """All metrics as text, with the last read values."""
         if self._exposition is None:
             self._exposition = self._expose()
         return self._exposition.render()
 
     @staticmethod
     def content_type() -> str:
-        """What the text is."""
+        """The text's content type."""
         from antiphon.observability.exposition import CONTENT_TYPE
 
         return CONTENT_TYPE
@@ -195,7 +195,7 @@ class Metrics:
         # Imported at the first scrape, on a thread.
         from antiphon.observability.exposition import Exposition
 
-        # In the order of the docs.
+        # In the order of the documentation.
         kept = {**self._kept, **self._read}
         return Exposition([kept[one.name] for one in names.METRICS])
 

@@ -1,10 +1,10 @@
 """Observes one response: its calls, their times, and its outcome.
 
-Lives here: gathering this while the response is made, and telling it once at the end: the log line, the metrics and
-what it used. Not here: how the line is written (`outcome.py`), the numbers (`metrics.py`), spans (`tracing.py`).
+Lives here: collecting this during the response, and reporting it once at the end: the log line, the metrics and the
+usage. Not here: the form of the line (`outcome.py`), the numbers (`metrics.py`), spans (`tracing.py`).
 
-An observation is the exchange's `Observer`, so that every door tells the same of the same calls, whoever makes them.
-Invariant: `end` tells once, whatever happened; nothing here changes a response, and no content is seen.
+An observation is the exchange's `Observer`, so both servers report calls in the same way, whether Envoy or this process
+makes them. Invariant: `end` reports once, in all cases. This module changes no response and reads no content.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _UNKNOWN: Final = CancelReason.CONNECTION_ENDED.value
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """What the process has to observe with; one per process."""
+    """The telemetry objects of one process."""
 
     metrics: Metrics
     tracer: Tracer | None = None
@@ -54,18 +54,18 @@ class Telemetry:
     served: ServedIds = field(default_factory=ServedIds)
 
     def cost(self, model: str, usage: Usage) -> int:
-        """What a call costs, in millionths of the prices' currency; 0 without a price."""
+        """The cost of a call, in millionths of the prices' currency; 0 without a price."""
         price = self.price_of(model[:NAME_LENGTH])
         return price.cost(usage.input_tokens, usage.cached_tokens, usage.output_tokens) if price is not None else 0
 
     def observe(self, door: str, request_id: str, owner: str, headers: Headers | None = ()) -> Observation:
-        """Begin to observe a response; `door` may still be changed until its end. `headers`: None while they are not
-        known (`begin_job`)."""
+        """Begin to observe a response; `door` may change until its end. `headers`: None while they are unknown (see
+        `begin_job`)."""
         return Observation(self, door, request_id, owner, headers)
 
 
 class _Ended(NamedTuple):
-    """What is known of a response when it is over."""
+    """The facts about a response at its end."""
 
     seconds: float
     outcome: str
@@ -80,7 +80,7 @@ class _Ended(NamedTuple):
 
 
 class Observation:
-    """One response. `outcome` and `door` are what its door says of it."""
+    """The observation of one response. Its server sets `outcome` and `door`."""
 
     def __init__(self, telemetry: Telemetry, door: str, request_id: str, owner: str, headers: Headers | None) -> None:
         self._telemetry = telemetry
@@ -108,7 +108,7 @@ class Observation:
             self._continue_trace(headers)
 
     def begin_job(self, request_id: str, headers: Headers, attempt: int) -> None:
-        """Which request it was that is run now, the headers it left, and which run of it this is."""
+        """A background job starts: its request's id and headers, and the number of the attempt."""
         self.request_id = request_id
         self._continue_trace(headers)
         if self._spans is not None:
@@ -123,7 +123,7 @@ class Observation:
         elif (parent := read_parent(headers)) is not None:
             self._trace_id = parent[0]
 
-    # What the exchange tells
+    # Called by the exchange
 
     def trace(self) -> Headers:
         """See `Observer`."""
@@ -172,10 +172,10 @@ class Observation:
         """See `Observer`."""
         self._metrics.compactions.add()
 
-    # What its door tells
+    # Called by the server
 
     def drop(self) -> None:
-        """There was nothing to observe: it was not begun."""
+        """Cancel the observation: the request was not read completely."""
         if not self._ended:
             self._ended = True
             self._metrics.in_flight.add(by=-1)
@@ -184,8 +184,7 @@ class Observation:
                 self._spans.drop()
 
     def end(self, exchange: ResponseExchange, outcome: str, failure: Failure | None = None, **known: object) -> None:
-        """The response is over; `known` is what its door has to say beside what all doors say. Does nothing the second
-        time."""
+        """The response is over. `known`: the server's additional fields. A second call does nothing."""
         if self._ended:
             return
         self._ended = True
@@ -213,7 +212,7 @@ class Observation:
         self._over(ended, exchange, time.time())
 
     def _over_early(self, ended: _Ended, exchange: ResponseExchange, at: float, end: EarlyEnd | None) -> None:
-        """Envoy has reported who ended the stream, or `end` is None."""
+        """Envoy has reported which side ended the stream, or `end` is None."""
         failure, outcome = ended.failure, ended.outcome
         if end is not None and failure is not None:
             failure = ended_early(failure, end.details, end.status, client_left=end.client_left)
@@ -226,12 +225,12 @@ class Observation:
         self._end_call("cancelled", at)
         if self._spans is not None:
             self._spans.end(exchange, self.door, self.request_id, ended.outcome, ended.failure, at)
-        # What an operator should see is told while its cause is at hand.
+        # Failures are reported at once, close to their cause.
         loud = ended.failure is not None or ended.unknown
         self._telemetry.endings.add(partial(self._tell, ended, at), now=loud)
 
     def _streamed(self, now: float, gaps: int) -> tuple[float, float | None] | None:
-        """Seconds to the first part, and between two events."""
+        """The seconds to the first part, and the mean seconds between events."""
         if self._first is None:
             return None
         return self._first - self.started, (now - self._first) / gaps if gaps > 0 else None

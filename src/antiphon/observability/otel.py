@@ -1,11 +1,11 @@
 """Exports traces with OpenTelemetry's SDK, as OTLP over HTTP.
 
-Lives here: everything that knows the SDK. Not here: when spans begin and end (`observation.py` and who uses
+Lives here: all code that uses the SDK. Not here: when spans begin and end (`observation.py` and the users of
 `tracing.span`), their names (`span_names.py`).
 
-Invariants: a request never waits for a collector: spans go through the SDK's bounded queue (what has no room is
-dropped) and its own thread; a collector that fails is one line a minute; whether a trace is kept is decided once, where
-it begins, and by who sent `traceparent` where somebody did.
+Invariants: a request never waits for a collector. Spans go through the SDK's bounded queue (and are dropped when it is
+full) to its thread. A failing collector gives one line a minute. The first process of a trace decides about sampling; a
+`traceparent` header carries that decision.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ _LIMITS = SpanLimits(max_span_attributes=64, max_events=16, max_links=16, max_sp
 
 
 class Tracer:
-    """Who keeps the traces of one process. `processor` is for tests: what gets the spans in place of the collector."""
+    """Creates the spans of one process. `processor` is for tests: it gets the spans in place of the collector."""
 
     def __init__(self, settings: TracingSettings, version: str, processor: SpanProcessor | None = None) -> None:
         self._content = settings.content
         resource = Resource.create({"service.name": settings.service_name, "service.version": version})
-        # `tracing.enabled` has decided; the SDK would look again, and do nothing.
+        # `tracing.enabled` has decided; the SDK would check this variable again, and disable itself.
         os.environ.pop(OTEL_SDK_DISABLED, None)
         sampler = ParentBased(TraceIdRatioBased(settings.sample))
         self._provider = TracerProvider(sampler, resource, shutdown_on_exit=False, span_limits=_LIMITS)
@@ -70,7 +70,7 @@ class Tracer:
 
     def begin(self, name: str, kind: Kind, headers: Headers, *, linked: bool = False) -> Span | None:
         """The first span of this process for a request with these headers; None when it is not sampled. `linked`: the
-        headers are those of who left the work, not of who waits for it."""
+        headers come from the request that queued the work, and the span only links to it."""
         given = {field: value for field in _CONTEXT.fields if (value := header_value(headers, field)) is not None}
         context = _CONTEXT.extract(given)
         parent = get_current_span(context).get_span_context()
@@ -79,18 +79,18 @@ class Tracer:
         return Span(self._tracer, span, content=self._content) if span.is_recording() else None
 
     def close(self) -> None:
-        """Send what there is; called in a thread, since it takes as long as the collector does."""
+        """Send the queued spans; called in a thread, because it waits for the collector."""
         self._provider.shutdown()
 
 
 class Span:
-    """One thing that takes its time."""
+    """One span."""
 
     __slots__ = ("_span", "_tracer", "content")
 
     def __init__(self, tracer: SdkTracer, span: SdkSpan, *, content: bool) -> None:
         self.content = content
-        """Whether what is asked and answered may stand in it."""
+        """Whether it may contain messages."""
         self._tracer = tracer
         self._span = span
 
@@ -99,24 +99,24 @@ class Span:
         return format_trace_id(self._span.get_span_context().trace_id)
 
     def child(self, name: str, kind: Kind, attributes: Mapping[str, Value]) -> Span:
-        """A span within this one, which begins now."""
+        """Begin a span within this one."""
         context = set_span_in_context(self._span)
         span = self._tracer.start_span(name, context, SpanKind[kind.upper()], dict(attributes) if attributes else None)
         return Span(self._tracer, span, content=self.content)
 
     def set(self, attributes: Mapping[str, Value]) -> None:
-        """Say more of it."""
+        """Set further attributes."""
         self._span.set_attributes(dict(attributes))
 
     def headers(self) -> Headers:
-        """The headers by which another process continues here."""
+        """The headers with which another process continues this span."""
         carrier: dict[str, str] = {}
         _CONTEXT.inject(carrier, set_span_in_context(self._span))
         return tuple(carrier.items())
 
     def end(self, error: str = "", at: int = 0) -> None:
-        """It is over, or was at this time (nanoseconds of the epoch); the second call does nothing. `error` names what
-        went wrong, by its kind."""
+        """End the span, now or at this time (nanoseconds of the epoch); a second call does nothing. `error`: the kind
+        of failure."""
         if not self._span.is_recording():
             return
         if error:
@@ -126,7 +126,7 @@ class Span:
 
 
 class _Complaints(logging.Handler):
-    """What the SDK says while spans do not get out: one line a minute is enough."""
+    """Limits the SDK's warnings about failed exports to one line a minute."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -134,7 +134,7 @@ class _Complaints(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if not record.name.startswith(_SENDERS):
-            # It is about what a client sent (a `tracestate` that is none).
+            # A record about a client's header (an invalid `tracestate`).
             return
         now = time.monotonic()
         if now >= self._quiet_until:
@@ -143,12 +143,12 @@ class _Complaints(logging.Handler):
 
 
 class _CollectorSession(requests.Session):
-    """What a collector answers is not read: its status says all there is to know, and its body may have no end."""
+    """Ignores the collector's response body, because its status is sufficient and the body may be endless."""
 
     def send(self, request: requests.PreparedRequest, **options: object) -> requests.Response:
         response = super().send(request, **{**options, "stream": True})
         if response.headers.get("content-length") == "0":
-            # Read, so that its connection serves again.
+            # Read it, so that the connection can be reused.
             response.raw.read()
         response.close()
         return response

@@ -1,8 +1,8 @@
 """Logs an outage of something that is retried: one line when it begins, one when it ends.
 
-Lives here: which failures are told. Not here: what failed, and when it is tried again.
+Lives here: which failures are logged. Not here: the operation, and when it is retried.
 
-Invariant: between its two lines an outage leaves none, but for a kind of failure that it has not shown yet.
+Invariant: between its two lines an outage writes only a line for each new kind of failure.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 import structlog
 
-# Nobody asked again: what was noted of the last failure says nothing about the next one.
+# After so long without an attempt, the last failure tells nothing about the next one.
 _FORGOTTEN = 600.0
 
 
 class Outage:
-    """Of one thing that is tried again. `begins` and `ends` are the names of the lines."""
+    """The outages of one retried operation. `begins` and `ends` are the names of the log events."""
 
     def __init__(
         self,
@@ -37,13 +37,13 @@ class Outage:
 
     @property
     def seconds(self) -> float:
-        """How long it has been failing, as far as it was tried; 0: it works, or nobody has tried for long."""
+        """The duration of the outage up to the last attempt; 0 if it works, or was not tried for long."""
         if not self._failures or self._clock() - self._last > _FORGOTTEN:
             return 0.0
         return self._last - self._since
 
     def failed(self, *, kind: str = "", **said: object) -> None:
-        """It failed, once more or for the first time. `kind`: of a closed set, where each is to be told once."""
+        """An attempt failed. `kind`: from a closed set; each kind is logged once."""
         now = self._clock()
         if not self._failures or now - self._last > _FORGOTTEN:
             self._since, self._failures = now, 0
@@ -55,7 +55,8 @@ class Outage:
             self._log.warning(self._begins, **said)
 
     def recovered(self, **said: object) -> None:
-        """It worked. The line says how long it did not, in seconds, and how often it was tried (`failures`)."""
+        """An attempt succeeded. The line has the duration in seconds, and the number of failed attempts
+        (`failures`)."""
         if self._failures:
             seconds = round(self._clock() - self._since, 3)
             self._log.info(self._ends, seconds=seconds, failures=self._failures, **said)

@@ -1,14 +1,13 @@
 """Builds the one log line of a response. It is a warning unless the response succeeded or its client caused the
 failure.
 
-Lives here: the level and the fields that every door has in common, and what an operator can do about a failure, in one
-short sentence. Not here: when the line is written (the doors), runbooks (docs).
+Lives here: the level and the common fields, and one short advice about a failure for the operator. Not here: when the
+line is written (the servers), runbooks (docs).
 
-Invariant: a response that failed by what is not known to be its client's doing leaves one line at `warning`, with its
-cause, also where nobody noted one; all durations are seconds. A failure gets at most one piece of advice, by what is
-known best: that Envoy's own listener is missing, its code, else what the upstream answered, else what was being done.
-What a client did wrong gets none: it was told. (What found no room is told in one line for many:
-`refusals.py`.)
+Invariant: a failed response gives one line at `warning` with a cause, unless the client is known to be at fault. All
+durations are seconds. A failure gets at most one advice, chosen in this order: a missing listener of Envoy, the code,
+the upstream's status, the operation. A client's mistake gets none, because the client has the error message. (Requests
+refused for lack of capacity share one line: `refusals.py`.)
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ _MODEL_DOOR = "does Envoy run, as the same user, with the listener model_door at
 
 
 def advice_for(failure: Failure) -> str:
-    """What to do, empty where there is nothing to say."""
+    """The advice, or an empty text."""
     if failure.fault not in ("upstream", "ours"):
         return ""
     if NO_MODEL_DOOR in failure.cause:
@@ -74,7 +73,7 @@ def advice_for(failure: Failure) -> str:
 
 
 def with_cause(failure: Failure | None, outcome: str | None) -> Failure | None:
-    """The failure; of what failed without one noted, that nobody noted it."""
+    """The failure; a failed response without one gets a generic failure."""
     if failure is None and outcome in ("failed", "error"):
         return Failure("ours", "no cause was noted", operation="unknown")
     return failure
@@ -90,11 +89,11 @@ def write_outcome(
         level = logging.DEBUG
     elif failure is not None and failure.loud:
         level = logging.WARNING
-    # The logger that the lazy one stands for: asked once for a line.
+    # Resolves structlog's lazy logger once per line.
     bound = log.bind()
     if not bound.is_enabled_for(level):
         return
-    # Keywords would be copied four times on their way.
+    # Keyword arguments would be copied four times on their way.
     bound = bound.bind()
     told = structlog.get_context(bound)
     if failure is not None:

@@ -1,13 +1,13 @@
 """Counts requests that are refused for lack of capacity, and logs at most one line a second about them.
 
-Lives here: the counter and the line. Not here: who refuses (`engine/exchange/budget.py`), the lines of single requests,
-which for these are of level debug (`outcome.py`).
+Lives here: the counter and the line. Not here: the refusals (`engine/exchange/budget.py`), the lines of single
+requests, which have level debug here (`outcome.py`).
 
-The first refusal of a kind is told at once, what follows within the next second as a number at its end; a kind is a
-setting, so that the whole process's limit and the owners' share have lines of their own. The line of a share names the
-owner who was refused most often meanwhile: who floods is to be known.
+The first refusal of a kind is logged at once, the further ones within a second as a number at its end. A kind is a
+setting, so the process's limit and the owners' limits have separate lines. The line of an owner limit names the owner
+with the most refusals, so that the operator sees which one floods.
 
-Invariants: at most one line a second for each setting; the numbers of all lines together are all that were refused.
+Invariants: at most one line a second for each setting. The numbers in all lines add up to all refusals.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OWNER_LENGTH = 12
 
 
 class Refusals:
-    """One per process; `count` is called with the setting of each refusal."""
+    """The refusals of one process; `count` is called with the setting of each refusal."""
 
     def __init__(self, count: Callable[[str], None], *, seconds: float = 1.0) -> None:
         self._count = count
@@ -36,7 +36,7 @@ class Refusals:
         self._last: dict[str, AtCapacity] = {}
 
     def note(self, full: AtCapacity) -> None:
-        """One more was refused."""
+        """Record one refusal."""
         setting = full.setting
         self._count(setting)
         self._last[setting] = full
@@ -45,7 +45,7 @@ class Refusals:
             self._tell(setting)
 
     def close(self) -> None:
-        """Tell what was not told yet; no more comes."""
+        """Log the remaining refusals."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -53,7 +53,7 @@ class Refusals:
             self._write(setting)
 
     def _tell(self, setting: str) -> None:
-        """Write the line, and look again when the next one may be."""
+        """Write the line, and set the timer for the next one."""
         self._timers.pop(setting, None)
         if setting in self._numbers:
             self._write(setting)
@@ -65,7 +65,7 @@ class Refusals:
         told: dict[str, object] = {"setting": setting, "refused": numbers.total()}
         if last.owner:
             told |= {"owner": numbers.most_common(1)[0][0][:_OWNER_LENGTH], "owners": len(numbers)}
-        # What an owner has too much of is his own affair, what the process has not enough of its operator's.
+        # An owner over its own limit is normal for the operator; a process over its limit is not.
         write: Any = _log.info if last.owner else _log.warning
         fault = "client" if last.owner else "ours"
         write("requests_refused", **told, fault=fault, cause=last.message, status=last.status)

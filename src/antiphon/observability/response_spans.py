@@ -1,9 +1,9 @@
-"""The trace spans of one response: the request, and each model call.
+"""Creates the trace spans of one response: the request, and each model call.
 
-Lives here: what these spans say. Tools, retrieval and stores are spans of their own, made where they run
-(`tracing.span`), within the request's. Not here: times and numbers for metrics (`observation.py`).
+Lives here: the attributes of these spans. Tools, retrieval and stores have separate spans within the request's, made
+where they run (`tracing.span`). Not here: times and numbers for metrics (`observation.py`).
 
-Invariant: content is in a span only where the settings ask for it.
+Invariant: a span contains messages only if the settings enable that.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _SPANS: Final[Mapping[str, _Begun]] = {
     "background": (names.JOB, "consumer", {}),
     "websocket": (names.TURN, "server", {names.ROUTE: "/v1/responses"}),
 }
-"""What is begun, by the door."""
+"""The span to begin, by door."""
 
 
 class ResponseSpans:
-    """Of a response that is traced. While it lives, its request's span is the current one of its task."""
+    """The spans of a traced response. During the response, its request's span is the current one of its task."""
 
     def __init__(self, span: Span) -> None:
         self.request = span
@@ -48,7 +48,7 @@ class ResponseSpans:
 
     @classmethod
     def begin(cls, tracer: Tracer, door: str, headers: Headers) -> ResponseSpans | None:
-        """Begin; None when it is not sampled."""
+        """Begin; None when the request is not sampled."""
         name, kind, said = _SPANS.get(door, _REQUEST)
         span = tracer.begin(name, kind, headers, linked=kind == "consumer")
         if span is None:
@@ -57,7 +57,7 @@ class ResponseSpans:
         return cls(span)
 
     def begin_call(self, upstream: str, model: str, body: bytes) -> Headers:
-        """A model call; the headers that go with it."""
+        """A model call begins; returns the headers for it."""
         self._close_call()
         model = model[:NAME_LENGTH]
         said: dict[str, Value] = {
@@ -72,19 +72,19 @@ class ResponseSpans:
         return self._call.headers()
 
     def first_data(self, seconds: float) -> None:
-        """The call's first bytes came after so long."""
+        """The seconds until the call's first bytes."""
         if self._call is not None:
             self._call.set({names.FIRST_CHUNK: round(seconds, 6)})
 
     def call_over(self, upstream: str, status: int, fault: str, at: float | None = None) -> None:
-        """The call ended, now or at that time (seconds of the epoch); what it used may still be said."""
+        """The call ended, now or at that time (seconds of the epoch); its usage may still be added."""
         if self._call is not None:
             self._call_ended_at = time.time_ns() if at is None else int(at * 1e9)
             self._call_error = fault or (str(status) if status >= 400 else "")
             self._call.set({names.UPSTREAM: upstream} | ({names.STATUS: status} if status else {}))
 
     def call_used(self, usage: Usage) -> None:
-        """What the call took."""
+        """The usage of the call."""
         if self._call is not None:
             told: dict[str, Value] = {
                 names.INPUT_TOKENS: usage.input_tokens,
@@ -98,7 +98,7 @@ class ResponseSpans:
     def end(
         self, exchange: ResponseExchange, door: str, request_id: str, outcome: str, failure: Failure | None, at: float
     ) -> None:
-        """The response is over, since that time (seconds of the epoch)."""
+        """The response ended at that time (seconds of the epoch)."""
         self._close_call()
         told: dict[str, Value] = {
             names.DOOR: door,
@@ -118,7 +118,7 @@ class ResponseSpans:
         set_current(None)
 
     def drop(self) -> None:
-        """There was nothing to tell of it."""
+        """End the spans of a request that was not read completely."""
         self._close_call()
         self.request.end()
         set_current(None)
@@ -131,7 +131,7 @@ class ResponseSpans:
 
 
 def _asked(body: bytes) -> str:
-    """The messages of a chat request, in the conventions' shape."""
+    """The messages of a chat request, in the form of the conventions."""
     try:
         messages = json.loads(body).get("messages") or []
     except (ValueError, AttributeError):
@@ -160,7 +160,7 @@ def _message(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answered(items: bytes) -> str:
-    """The output items, in the conventions' shape: one message of the assistant's."""
+    """The output items, in the form of the conventions: one message of the assistant."""
     parts: list[dict[str, object]] = []
     for item in json.loads(items):
         if item.get("type") == "message":

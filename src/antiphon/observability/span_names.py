@@ -1,11 +1,11 @@
-"""Names of spans and their attributes, by OpenTelemetry's conventions.
+"""Defines the names of spans and their attributes, by OpenTelemetry's conventions.
 
 Lives here: names. The conventions for generative AI are in development (repository semantic-conventions-genai, as of
-October 2026) and still move; what is our own begins with `antiphon.`. Not here: who sets them, and which span has which
-attributes with which meaning (`scripts/lib/described_spans.py`, of which `docs/reference/traces.md` is made).
+October 2026) and still change. Antiphon's own names begin with `antiphon.`. Not here: the code that sets them, and the
+attributes of each span with their meaning (`scripts/lib/described_spans.py`, the source of `docs/reference/traces.md`).
 
-Invariant: no attribute is a credential or an owner; messages, and tools' arguments and results, are set only where
-`tracing.content` asks.
+Invariant: no attribute is a credential or an owner. Messages, and tools' arguments and results, are set only if
+`tracing.content` is on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 
 Kind = Literal["server", "client", "internal", "producer", "consumer"]
 Value = str | int | float | bool | tuple[str, ...]
-"""What an attribute holds."""
+"""The type of an attribute's value."""
 
 # Spans
 REQUEST = "POST /v1/responses"
@@ -54,7 +54,7 @@ TOOL_ARGUMENTS = "gen_ai.tool.call.arguments"
 TOOL_RESULT = "gen_ai.tool.call.result"
 DATA_SOURCE = "gen_ai.data_source.id"
 
-# Ours
+# Antiphon's own
 DOOR = "antiphon.door"
 OUTCOME = "antiphon.outcome"
 FAULT = "antiphon.fault"

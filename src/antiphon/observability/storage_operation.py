@@ -1,8 +1,8 @@
 """Times and traces one store operation, as a context manager.
 
-Lives here: the block. Not here: its metrics' names (`metric_names.py`), what a span is (`tracing.py`).
+Lives here: the context manager. Not here: its metrics' names (`metric_names.py`), spans (`tracing.py`).
 
-Invariant: one that was cancelled counts for nothing, since nobody knows how it went.
+Invariant: a cancelled operation is not counted, because its outcome is unknown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from antiphon.observability.tracing import is_traced, span
 
 
 class StorageOperation:
-    """(As a generator, around another for a span that is not kept, it took five times as long.)"""
+    """(A generator with a nested context manager took five times as long, even without a span.)"""
 
     def __init__(self, operation: str, database: str, ended: LabelledCounter, seconds: LabelledHistogram) -> None:
         self._operation = operation

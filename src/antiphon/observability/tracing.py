@@ -1,11 +1,11 @@
 """Creates trace spans, tracks the current span, and reads `traceparent`.
 
-Lives here: the span that is current, spans around blocks, and reading `traceparent`. Not here: which spans and
-attributes there are (`span_names.py`), OpenTelemetry (`otel.py`, which alone imports it, and is imported only where
-there is an endpoint; everybody else knows its classes as types).
+Lives here: the current span, spans around blocks, and reading `traceparent`. Not here: the names of spans and
+attributes (`span_names.py`), OpenTelemetry. Only `otel.py` imports the SDK, and the process imports `otel.py` only if
+an endpoint is configured; other modules use its classes only as types.
 
-Invariants: without a trace there is no cost but one look; what is sampled out has no spans at all, and its client's
-context goes on as it came. Nothing here fails a request.
+Invariants: without a trace the cost is one lookup. An unsampled request has no spans, and its client's trace context is
+passed on unchanged. No failure here fails a request.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ _current: ContextVar[Span | None] = ContextVar("antiphon_span", default=None)
 
 
 def set_current(span: Span | None) -> None:
-    """What this task, and those that it begins from now on, do within."""
+    """Set the current span of this task, and of tasks that it starts from now on."""
     _current.set(span)
 
 
 def is_traced() -> bool:
-    """Whether what this task does is within a span."""
+    """Whether this task has a current span."""
     return _current.get() is not None
 
 
 @contextmanager
 def span(name: str, kind: Kind = "internal", **attributes: Value) -> Iterator[Span | None]:
-    """A span within the current one around a block, and the current one of what is in the block; None where nothing is
-    traced. (A keyword's `__` is a dot of the attribute's name.)"""
+    """A span within the current one around a block, where it is the current span; None without a trace. (In a keyword,
+    `__` is a dot of the attribute's name.)"""
     parent = _current.get()
     if parent is None:
         yield None
@@ -61,13 +61,13 @@ def span(name: str, kind: Kind = "internal", **attributes: Value) -> Iterator[Sp
 
 
 def trace_headers() -> Headers:
-    """The headers that continue the current span elsewhere; none where nothing is traced."""
+    """The headers that continue the current span in another process; none without a trace."""
     now = _current.get()
     return now.headers() if now is not None else ()
 
 
 def read_parent(headers: Headers) -> tuple[str, str, bool] | None:
-    """The trace, the span and whether it is sampled, of `traceparent`; None where there is no good one."""
+    """The trace id, the span id and the sampling flag of `traceparent`; None for a missing or invalid one."""
     value = header_value(headers, "traceparent")
     found = _PARENT.fullmatch(value) if value is not None else None
     if found is None or value is None or value.startswith("ff") or found[1] == _NO_TRACE or found[2] == _NO_TRACE[:16]:
