@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, suppress
@@ -14,7 +15,8 @@ import pytest
 import yaml
 
 from antiphon import __version__, compiled
-from antiphon.cli import import_command, main, make_parser
+from antiphon.cli import import_command, main
+from antiphon.commands.command_line import make_parser
 from antiphon.commands.flags import settings_of
 from antiphon.config.upstreams import AuthMode
 
@@ -58,7 +60,7 @@ def test_help_says_what_can_be_given_and_what_is_otherwise(capsys: pytest.Captur
     for said in (
         *("--upstream URL", "--listen HOST:PORT", "--workers N", "--door {envoy,http}", "--mode {auto,relay,drive}"),
         *("--auth {inject,passthrough,none}", "default: http://127.0.0.1:11434/v1", "default: 127.0.0.1:8080"),
-        *("default: envoy", "Example: antiphon up --upstream"),
+        *("default: envoy", "examples: antiphon up --upstream"),
     ):
         assert said in shown, said
     assert "UPSTREAM.URL" not in shown
@@ -90,10 +92,10 @@ def test_what_a_command_does_not_know_is_told_with_its_own_usage(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("", "the command is missing; begin with: antiphon up --upstream http://127.0.0.1:11434/v1"),
+        ("", "Begin with one of:\n\n  antiphon up --upstream http://127.0.0.1:11434/v1"),
         ("upp", "there is no command 'upp'; did you mean up?"),
-        ("xyz", "there is no command 'xyz'; choose one of up, extproc, serve,"),
-        ("admin", "the action is missing; choose one of owners, export,"),
+        ("xyz", "there is no command 'xyz'; choose one of up, doctor, config,"),
+        ("admin", "the action is missing; choose one of owners, usage,"),
         ("admin onwers", "there is no action 'onwers'; did you mean owners?"),
         ("migrate stauts", "there is no action 'stauts'; did you mean status?"),
         ("up --upsteam http://x", "unrecognized arguments: --upsteam http://x; did you mean --upstream?"),
@@ -267,7 +269,7 @@ def test_wrong_settings_are_one_line_and_status_2(
     assert printed.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [[], ["fly"], ["up", "--colour"]])
+@pytest.mark.parametrize("words", [["fly"], ["up", "--colour"], ["admin", "backup"], ["admin", "export"]])
 def test_a_wrong_command_line_is_status_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(words)
@@ -296,3 +298,53 @@ def test_it_runs_as_a_module_and_starts_quickly() -> None:
     command = [sys.executable, "-m", "antiphon", "--version"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     assert shown.stdout.strip() == f"antiphon {__version__}" + (" (compiled)" if compiled() else "")
+
+
+def test_config_lists_where_each_value_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text("listen: 127.0.0.1:1\nworkers: 3\nupstream: {api_key: of-the-file}\n")
+    monkeypatch.setenv("ANTIPHON_LISTEN", "127.0.0.1:2")
+    words = ["config", "--config", str(file), "--door", "http", "--sources"]
+    assert main(words) == 0
+    rows = {name: (value, source) for name, value, source in map(_columns, capsys.readouterr().out.splitlines())}
+    assert rows["listen"] == ('"127.0.0.1:2"', "environment") and rows["workers"] == ("3", f"file {file}")
+    assert rows["door"] == ('"http"', "flag") and rows["mode"] == ('"auto"', "default")
+    assert rows["upstream.api_key"] == ('"**********"', f"file {file}") and "of-the-file" not in str(rows)
+    assert main([*words, "--changed"]) == 0
+    changed = [_columns(line)[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"listen", "workers", "door", "upstream.api_key"} <= set(changed) and "mode" not in changed
+    assert main(["config", "--config", str(file), "--changed"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["workers"] == 3 and "mode" not in printed
+
+
+def _columns(line: str) -> list[str]:
+    return re.split(r" {2,}", line)
+
+
+def test_a_shell_completes_commands_actions_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    script += """
+try() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); _shtab_antiphon; echo "${COMPREPLY[*]}"; }
+try antiphon do
+try antiphon admin back
+try antiphon up --door ""
+"""
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == ["doctor", "backup", "envoy http"]
+
+
+def test_the_help_of_admin_has_groups_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["admin", "--help"])
+    shown = capsys.readouterr().out
+    groups = ["Owners:", "Upkeep:", "Backup and move:", "Keys:", "examples:"]
+    assert sorted(groups, key=shown.index) == groups
+    for action in _choices("admin"):
+        assert f"\n  {action} " in shown
+    with pytest.raises(SystemExit):
+        main(["admin", "backup", "--help"])
+    assert " --to FILE " in capsys.readouterr().out.partition("\n\n")[0]

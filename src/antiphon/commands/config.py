@@ -1,20 +1,85 @@
-"""`antiphon config`: prints the effective settings as YAML, secrets redacted; with `--schema` their JSON schema."""
+"""`antiphon config`: prints the effective settings, with secrets redacted.
+
+By default it prints YAML that a settings file may hold. `--changed` leaves out what has its default value. `--sources`
+prints a table instead, with the place that each value comes from. `--schema` prints the JSON Schema of settings files.
+
+Not here: reading settings (`config/`), flags (`flags.py`). Invariant: no secret is printed.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import yaml
 
-from antiphon.commands.flags import settings_of
-from antiphon.config.settings import settings_schema
+from antiphon.commands.flags import given_flags, settings_file, settings_of
+from antiphon.commands.tables import write_table
+from antiphon.config.section import field_paths
+from antiphon.config.settings import Settings, settings_schema
+from antiphon.config.sources import put, read_environment, read_file
+
+_NOT_GIVEN = object()
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Print what the flags select."""
     if arguments.schema:
         print(json.dumps(settings_schema(), indent=2))
+        return 0
+    values = settings_of(arguments).redacted()
+    if arguments.sources:
+        _write_sources(arguments, values)
+    elif arguments.changed:
+        changed: dict[str, Any] = {}
+        for path, value in _changed(values):
+            put(changed, path, value)
+        yaml.safe_dump(changed, sys.stdout, sort_keys=False)
     else:
-        yaml.safe_dump(settings_of(arguments).redacted(), sys.stdout, sort_keys=False)
+        yaml.safe_dump(values, sys.stdout, sort_keys=False)
     return 0
+
+
+def _write_sources(arguments: argparse.Namespace, values: Mapping[str, Any]) -> None:
+    """A table of settings, values and sources. A flag comes before a variable, and a variable before the file."""
+    file = settings_file(arguments)
+    sources: list[tuple[str, Mapping[Any, Any]]] = [
+        ("flag", given_flags(arguments)),
+        ("environment", read_environment(os.environ, Settings, [])),
+        (f"file {file}", read_file(file) if file is not None else {}),
+    ]
+    changed = {path for path, _ in _changed(values)}
+    rows = [["setting", "value", "source"]]
+    for path in _paths():
+        if path in changed or not arguments.changed:
+            found = next((name for name, given in sources if _at(given, path) is not _NOT_GIVEN), "default")
+            # A value that nothing gave and that is no default follows from other settings or the environment.
+            source = "derived" if found == "default" and path in changed else found
+            rows.append([".".join(path), json.dumps(_at(values, path)), source])
+    write_table(rows, sys.stdout)
+
+
+def _changed(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Settings whose values differ from their defaults."""
+    defaults = Settings().redacted()
+    for path in _paths():
+        if (value := _at(values, path)) != _at(defaults, path):
+            yield path, value
+
+
+def _paths() -> list[tuple[str, ...]]:
+    return [path for path, _ in field_paths(Settings)]
+
+
+def _at(values: Mapping[Any, Any], path: tuple[str, ...]) -> Any:
+    """The value at this place of nested mappings, or `_NOT_GIVEN`."""
+    found: Any = values
+    for name in path:
+        if not isinstance(found, Mapping) or name not in found:
+            return _NOT_GIVEN
+        found = found[name]
+    return found

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
 from antiphon.app.extensions import known_profiles, with_extension_settings
 from antiphon.config.problems import advice
@@ -31,18 +31,20 @@ class Flag(NamedTuple):
 DATA = Flag("data", "data folder: databases, keys, sockets", "FOLDER")
 COMMON_FLAGS = {
     "--upstream": Flag("upstream.url", "base URL of the chat server, with its prefix", "URL"),
-    "--auth": Flag("upstream.auth", "whose credentials the chat server sees: its own key, the client's, nobody's"),
-    "--profile": Flag("upstream.profile", "what kind of chat server it is: vllm, ollama, llamacpp, …", "NAME"),
+    "--auth": Flag(
+        "upstream.auth", "credentials that the chat server gets: a key of the gateway (inject), the client's, or none"
+    ),
+    "--profile": Flag("upstream.profile", "kind of the chat server: vllm, ollama, llamacpp, …", "NAME"),
     "--listen": Flag("listen", "where clients connect (port 0: any free port)", "HOST:PORT"),
     "--data": DATA,
-    "--mode": Flag("mode", "who makes the first model call (envoy door)"),
+    "--mode": Flag("mode", "who makes the first model call: Envoy (relay) or the sidecar (drive)"),
     "--transport": Flag("sidecar.transport", "gRPC server of the sidecar"),
-    "--log-level": Flag("log.level", "lowest level written"),
-    "--log-format": Flag("log.format", "auto: console on a terminal, else JSON"),
+    "--log-level": Flag("log.level", "lowest level that is logged"),
+    "--log-format": Flag("log.format", "auto is console on a terminal, otherwise JSON"),
 }
 UP_FLAGS = {
-    "--workers": Flag("workers", "sidecar or HTTP door processes", "N"),
-    "--door": Flag("door", "what clients connect to: Envoy, or the HTTP door without one"),
+    "--workers": Flag("workers", "number of processes: sidecars, or HTTP servers", "N"),
+    "--door": Flag("door", "what clients connect to: Envoy, or the HTTP server without Envoy"),
     "--envoy": Flag("envoy.binary", "path of the Envoy binary; default: the extra 'envoy', then PATH", "FILE"),
 }
 ENVOY_FLAGS = {
@@ -58,8 +60,15 @@ SIDECAR_FLAGS = {
 _KEY_VARIABLE = "api_key_env"
 
 
-def add_flags(command: argparse.ArgumentParser, *groups: Mapping[str, Flag]) -> None:
-    """Give a command these flags, with the choices and the defaults of their settings."""
+class TakesArguments(Protocol):
+    """A parser, or a group of its help."""
+
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """See `argparse.ArgumentParser.add_argument`."""
+
+
+def add_flags(command: TakesArguments, *groups: Mapping[str, Flag]) -> None:
+    """Add these flags, with the choices and the defaults of their settings, and `--config`."""
     command.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     for group in groups:
         for name, flag in group.items():
@@ -103,6 +112,13 @@ def settings_file(arguments: argparse.Namespace) -> Path | None:
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The effective settings of a parsed command line. Raises `ConfigError`."""
+    settings = load_settings(given_flags(arguments), dict(os.environ), settings_file(arguments))
+    _check_profiles(settings)
+    return with_extension_settings(settings)
+
+
+def given_flags(arguments: argparse.Namespace) -> dict[str, object]:
+    """The settings that flags of a parsed command line set, as a nested mapping. Raises `ConfigError`."""
     known = {flag.setting for flag in {**COMMON_FLAGS, **UP_FLAGS, **ENVOY_FLAGS, **SIDECAR_FLAGS}.values()}
     flags: dict[str, object] = {}
     for name, value in vars(arguments).items():
@@ -113,9 +129,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         if not os.environ.get(variable):
             raise ConfigError(f"--api-key-env: the variable {variable} is not set")
         put(flags, ("upstream", "api_key"), os.environ[variable])
-    settings = load_settings(flags, dict(os.environ), settings_file(arguments))
-    _check_profiles(settings)
-    return with_extension_settings(settings)
+    return flags
 
 
 def _check_profiles(settings: Settings) -> None:

@@ -1,0 +1,352 @@
+"""The command line: commands, actions, flags and their help, as one argparse parser.
+
+Lives here: what a person can type, in the order of a person's day, and what the help says about it. Not here: running a
+command (`cli.py`), which setting a flag sets (`flags.py`), what a command does (the module of its name).
+
+Invariant: the parser imports no command, so that `antiphon --help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from antiphon import __version__, compiled
+from antiphon.commands import health
+from antiphon.commands.flags import COMMON_FLAGS, DATA, ENVOY_FLAGS, SIDECAR_FLAGS, UP_FLAGS, Flag, add_flags
+from antiphon.config.problems import advice
+
+_ALL_FLAGS = (COMMON_FLAGS, UP_FLAGS, ENVOY_FLAGS, SIDECAR_FLAGS)
+_COMMANDS: dict[str, tuple[str, tuple[dict[str, Flag], ...]]] = {
+    "up": ("start the gateway: sidecar processes and Envoy, or the HTTP server", (COMMON_FLAGS, UP_FLAGS, ENVOY_FLAGS)),
+    "doctor": ("check this machine, Envoy and the upstreams, and print what to change", _ALL_FLAGS),
+    "config": ("print the effective settings, with secrets redacted", _ALL_FLAGS),
+    "envoy-config": ("print a configuration of Envoy, or the parts that an existing Envoy needs", _ALL_FLAGS),
+    "extproc": ("start one sidecar: ext_proc over gRPC, and its HTTP port", (COMMON_FLAGS, SIDECAR_FLAGS)),
+    "serve": ("start one process of the HTTP server", (COMMON_FLAGS,)),
+}
+_EXAMPLES = {
+    "up": ("antiphon up --upstream http://127.0.0.1:11434/v1", "antiphon up --door http --config settings.yaml"),
+    "doctor": ("antiphon doctor --upstream http://127.0.0.1:11434/v1 --model llama3.2",),
+    "config": ("antiphon config --config settings.yaml", "antiphon config --sources --changed"),
+    "envoy-config": (
+        "antiphon envoy-config --upstream http://vllm:8000/v1 > envoy.yaml",
+        "antiphon envoy-config --for snippet --into my-envoy.yaml",
+    ),
+    "extproc": ("antiphon extproc --data /run/antiphon --upstream http://vllm:8000/v1",),
+    "serve": ("antiphon serve --upstream https://api.groq.com/openai/v1 --api-key-env GROQ_API_KEY",),
+    "demo-upstream": ("antiphon demo-upstream", "antiphon up --upstream http://127.0.0.1:8081/v1"),
+    "health": ("antiphon health",),
+    "completion": ("antiphon completion bash > ~/.local/share/bash-completion/completions/antiphon",),
+    "admin": (
+        "antiphon admin owners",
+        "antiphon admin export --token-env ANNA > anna.jsonl",
+        "antiphon admin usage --by owner,model --since 2026-11-01",
+        "antiphon admin backup --to backup.tar",
+    ),
+    "migrate": ("antiphon migrate status", "antiphon migrate up"),
+}
+_MORE = "Every other setting goes into the file of --config or an ANTIPHON_… variable: docs/reference/configuration.md."
+_BEGIN = """\
+Antiphon gives a Chat Completions server the OpenAI Responses API. Begin with one of:
+
+  antiphon up --upstream http://127.0.0.1:11434/v1       start the gateway in front of your model server
+  antiphon doctor --upstream http://127.0.0.1:11434/v1   check the installation and the model server
+  antiphon demo-upstream                                 start a scripted model server to try things out
+  antiphon --help                                        list all commands
+"""
+"""What `antiphon` without a command prints."""
+_ADMIN = {
+    "Owners": {
+        "owners": "list the owners, and how much of each kind they have",
+        "usage": "print the tokens and the cost of model calls by owner, model, upstream and day",
+        "export": "write everything of one owner to standard output, one JSON object a line",
+        "delete-owner": "delete everything of one owner; without --yes only count it",
+    },
+    "Upkeep": {
+        "purge": "delete what is older than retention.* allows, and expired files",
+        "vacuum": "return the space of deleted rows to the file system",
+    },
+    "Backup and move": {
+        "backup": "write all stored data into one archive, while servers run",
+        "restore": "make a new data folder from such an archive",
+        "move": "copy a data folder into a PostgreSQL database; a move that was killed continues",
+    },
+    "Keys": {
+        "keys": "compare these settings' keys with those of the machines on a shared database",
+        "new-keys": "replace lost keys of the data folder; without --yes only print what becomes unreadable",
+    },
+}
+_MIGRATE = {
+    "Schema": {
+        "status": "list the steps of the schema, and which builds can serve; exit 1 when a step is missing",
+        "up": "apply the missing steps",
+        "down": "undo the last step; without --yes only print it",
+    },
+    "For developers": {"create": "make a new empty step in the source tree"},
+}
+# What a command has besides the flags that are settings.
+_Arguments = dict[str, dict[str, Any]]
+_HIDDEN = {"help": argparse.SUPPRESS}
+_SET = "store_true"
+_CHILD: _Arguments = {"--parent-pipe": {"type": int, **_HIDDEN}, "--ask-upstreams": {"action": _SET, **_HIDDEN}}
+_OF_COMMANDS: dict[str, _Arguments] = {
+    "extproc": {"--worker": {"type": int, "default": 0, **_HIDDEN}, **_CHILD},
+    "serve": {**_CHILD, "--sockets": {"default": "", **_HIDDEN}, "--private-port": _HIDDEN},
+    "doctor": {
+        "--model": {"help": "the model to ask; default: the first that is listed"},
+        "--key-env": {"metavar": "NAME", "help": "variable with a client's key, for passthrough"},
+        "--images": {"action": _SET, "help": "also ask whether images are taken"},
+        "--json": {"action": _SET, "help": "the findings as JSON"},
+    },
+    "config": {
+        "--sources": {"action": _SET, "help": "list each setting with its value and where the value comes from"},
+        "--changed": {"action": _SET, "help": "list only settings that differ from their defaults"},
+        "--schema": {"action": _SET, "help": "print the JSON Schema of settings files instead"},
+    },
+    "envoy-config": {
+        "--for": {
+            "dest": "form",
+            "metavar": "FORM",
+            "default": "bootstrap",
+            "help": "bootstrap: a whole Envoy; snippet: only the parts an existing Envoy needs; "
+            "envoy-gateway, istio: objects for Kubernetes; default: %(default)s",
+        },
+        "--gateway": {
+            "metavar": "NAMESPACE/NAME",
+            "help": "the Gateway, with --for envoy-gateway or istio; default: default/antiphon",
+        },
+        "--hostname": {
+            "action": "append",
+            "metavar": "NAME",
+            "help": "a host name that Antiphon serves (may be repeated), with --for envoy-gateway or istio; "
+            "default: every host",
+        },
+        "--own-gateway": {
+            "action": _SET,
+            "help": "the Gateway is for Antiphon alone: print it too, and answer every path",
+        },
+        "--envoy-proxy": {
+            "metavar": "NAME",
+            "help": "the EnvoyProxy that the Gateway already uses, with --for envoy-gateway",
+        },
+        "--remove": {"action": _SET, "help": "print the commands that remove Antiphon from the Gateway"},
+        "--listener": {"metavar": "NAME,...", "help": "its listeners, with --for envoy-gateway; default: http"},
+        "--gateway-port": {"metavar": "PORT", "help": "its listener's port, with --for istio; default: 80"},
+        "--into": {"type": Path, "metavar": "FILE", "help": "with --for snippet: print this file with the parts in it"},
+        "--into-listener": {"metavar": "NAME", "help": "which listener of that file"},
+        "--into-virtual-host": {"metavar": "NAME", "help": "which virtual host"},
+        "--snippet": {"dest": "form", "action": "store_const", "const": "snippet", **_HIDDEN},
+        "--envoy-version": {"metavar": "1.38", "help": "for which Envoy; default: the one that 'up' would start"},
+    },
+}
+_YES: _Arguments = {"--yes": {"action": _SET, "help": "do it"}}
+_OWNER: _Arguments = {
+    "--owner": {"help": "the owner, as 'admin owners' prints it"},
+    "--token-env": {"metavar": "NAME", "help": "environment variable with the owner's bearer token"},
+}
+_OF_ADMIN: dict[str, _Arguments] = {
+    "export": {
+        **_OWNER,
+        "--files": {"type": Path, "metavar": "FOLDER", "help": "also write the files' contents there"},
+    },
+    "move": {
+        "--from": {"metavar": "URL", "dest": "source", "help": "sqlite:/FOLDER; default: the data folder"},
+        "--to": {"metavar": "URL", "dest": "target", "help": "postgresql://…; default: state.url"},
+    },
+    "keys": {"--accept": {"action": _SET, "help": "register these keys as those of the database"}},
+    "backup": {
+        "--to": {"type": Path, "metavar": "FILE", "dest": "target", "required": True, "help": "the archive to write"},
+        "--without-keys": {"action": _SET, "help": "leave out the keys of the data folder"},
+    },
+    "restore": {
+        "--from": {"type": Path, "metavar": "FILE", "dest": "source", "required": True, "help": "the archive to read"}
+    },
+    "usage": {
+        **_OWNER,
+        "--by": {"default": "model", "help": "day, owner, model, upstream, or several with commas"},
+        "--since": {"default": "", "metavar": "YYYY-MM-DD", "help": "the first day (UTC)"},
+        "--until": {"default": "", "metavar": "YYYY-MM-DD", "help": "the last day (UTC)"},
+        "--json": {"action": _SET, "help": "one JSON object a line"},
+        "--forget-before": {"metavar": "YYYY-MM-DD", "help": "delete the sums of the days before"},
+        **_YES,
+    },
+    "delete-owner": {**_OWNER, **_YES},
+    "new-keys": _YES,
+}
+_DATABASE: _Arguments = {
+    "--database": {"metavar": "NAME", "help": "a database that 'migrate status' lists; default: the first"}
+}
+_OF_MIGRATE: dict[str, _Arguments] = {
+    "up": {"--seconds": {"type": float, "default": 600.0, "help": "how long a step may take; %(default)g"}},
+    "create": {"name": {"metavar": "NAME", "help": "small letters, digits and _"}, **_DATABASE},
+    "down": {**_DATABASE, **_YES},
+}
+
+
+def _version() -> str:
+    return f"antiphon {__version__}" + (" (compiled)" if compiled() else "")
+
+
+def _help(text: str, examples: tuple[str, ...], more: str = "") -> dict[str, Any]:
+    """The description and the end of a command's help."""
+    title = "example" if len(examples) == 1 else "examples"
+    shown = "\n".join(f"  {one}" for one in examples)
+    return {
+        "description": f"{text[:1].upper()}{text[1:]}.",
+        "epilog": f"{title}:\n{shown}" + (f"\n\n{more}" if more else ""),
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(
+        prog="antiphon",
+        description="The OpenAI Responses API in front of any Chat Completions server.",
+        epilog=f"start with: {_EXAMPLES['up'][0]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (text, groups) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, **_help(text, _EXAMPLES[name], _MORE))
+        _add_arguments(command, _OF_COMMANDS.get(name, {}))
+        add_flags(command.settings_group("settings"), *groups)
+    _add_demo(commands)
+    _add_actions(
+        commands,
+        "admin",
+        "list, export, delete, back up and move stored data; it works while servers run and while none runs",
+        _ADMIN,
+        _OF_ADMIN,
+    )
+    _add_actions(
+        commands, "migrate", "manage the schema of the databases; it works while servers run", _MIGRATE, _OF_MIGRATE
+    )
+    text = "exit with status 0 if a running instance answers (for container health checks)"
+    health.add_arguments(commands.add_parser("health", help=text, **_help(text, _EXAMPLES["health"])))
+    text = "print a completion script for a shell"
+    completion = commands.add_parser("completion", help=text, **_help(text, _EXAMPLES["completion"]))
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
+    return parser
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of a command's actions, or of all commands, by their names."""
+    below = parser.below if isinstance(parser, _Parser) else None
+    return dict(below.choices) if below is not None else {}
+
+
+def _add_demo(commands: Any) -> None:
+    text = "start a small scripted model server, to try things out"
+    demo = commands.add_parser("demo-upstream", help=text, **_help(text, _EXAMPLES["demo-upstream"]))
+    demo.add_argument(
+        "--listen",
+        default="127.0.0.1:8081",
+        metavar="HOST:PORT",
+        help="its address (port 0: any free port); default: %(default)s",
+    )
+
+
+def _add_actions(
+    commands: Any, name: str, text: str, groups: Mapping[str, dict[str, str]], arguments: dict[str, _Arguments]
+) -> None:
+    """A command with actions. Its help lists them in groups, which argparse cannot do by itself."""
+    described = _help(text, _EXAMPLES[name])
+    width = max(len(action) for actions in groups.values() for action in actions)
+    for title, actions in groups.items():
+        shown = "\n".join(f"  {action:{width}}  {said}" for action, said in actions.items())
+        described["description"] += f"\n\n{title}:\n{shown}"
+    command = commands.add_parser(name, help=text, **described)
+    below = command.add_subparsers(dest="action", required=True, metavar="ACTION", help="one of the above")
+    for actions in groups.values():
+        for action, said in actions.items():
+            parser = below.add_parser(action, description=f"{said[:1].upper()}{said[1:]}.")
+            of_action = dict(arguments.get(action, {}))
+            if action in ("export", "delete-owner"):
+                owner = parser.add_mutually_exclusive_group(required=True)
+                for flag in _OWNER:
+                    owner.add_argument(flag, **of_action.pop(flag))
+            _add_arguments(parser, of_action)
+            add_flags(parser.settings_group("settings"), {"--data": DATA})
+
+
+def _add_arguments(command: argparse.ArgumentParser, arguments: _Arguments) -> None:
+    for flag, options in arguments.items():
+        command.add_argument(flag, **options)
+
+
+class _Group:
+    """A titled group of flags."""
+
+    def __init__(self, group: Any, flags: list[str]) -> None:
+        self._group = group
+        self._flags = flags
+
+    def add_argument(self, *names: str, **options: Any) -> None:
+        """See `argparse.ArgumentParser.add_argument`."""
+        self._group.add_argument(*names, **options)
+        self._flags += names
+
+
+class _Parser(argparse.ArgumentParser):
+    """The error for an unknown word shows the command's usage and the nearest word that the command knows."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._flags: list[str] = []
+        self.below: Any = None
+        super().__init__(*args, **options)
+
+    def add_argument(self, *args: Any, **options: Any) -> Any:
+        added = super().add_argument(*args, **options)
+        if added.help != argparse.SUPPRESS:
+            self._flags += added.option_strings
+        return added
+
+    def settings_group(self, title: str) -> _Group:
+        """A group of the help, whose flags `advice` knows too."""
+        return _Group(self.add_argument_group(title), self._flags)
+
+    def add_subparsers(self, **options: Any) -> Any:
+        self.below = super().add_subparsers(**options)
+        return self.below
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.below is not None:
+            args = sys.argv[1:] if args is None else list(args)
+            if args[:1] == ["help"]:
+                args = [*args[1:], "--help"]
+            self._check_command(args)
+        found, unknown = super().parse_known_args(args, namespace)
+        # A command's parser gets all words after the command: no other parser reports them.
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self._advice(unknown)}")
+        return found, unknown
+
+    def _check_command(self, words: list[str]) -> None:
+        # Flags before a command take no value.
+        word = next((one for one in words if not one.startswith("-")), None)
+        kind = self.below.metavar.lower()
+        if word is None and not words:
+            if kind == "command":
+                self.exit(2, _BEGIN)
+            self.error(f"the {kind} is missing; choose one of {', '.join(self.below.choices)}")
+        wrong = [one for one in words if not any(flag.startswith(one.partition("=")[0]) for flag in self._flags)]
+        if word is None and wrong:
+            self.error(f"unrecognized arguments: {' '.join(wrong)}{self._advice(wrong)}")
+        if word is not None and word not in self.below.choices:
+            near = advice(word, self.below.choices) or f"; choose one of {', '.join(self.below.choices)}"
+            self.error(f"there is no {kind} {word!r}{near}")
+
+    def _advice(self, unknown: list[str]) -> str:
+        flags = [one.partition("=")[0] for one in unknown if one.startswith("--")]
+        for flag in flags:
+            if flag in UP_FLAGS:
+                return f"; 'antiphon up' takes {flag} (without Envoy: --door http)"
+            if near := advice(flag, self._flags):
+                return near
+        return ""
