@@ -11,8 +11,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from antiphon.cli import make_parser
 from antiphon.commands import health
+from antiphon.commands.command_line import make_parser
 from tests.support.certificates import Authority
 from tests.support.chat_server import ChatServer
 from tests.support.gateway import post, start_gateway

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from antiphon.cli import make_parser
 from antiphon.commands import health
+from antiphon.commands.command_line import make_parser
 from antiphon.config.settings import Settings, load_settings
 
 _CERTIFICATES = ("cert", "key", "envoy_cert", "envoy_key")
