@@ -1,8 +1,8 @@
 """The entry point of `antiphon` and `python -m antiphon`.
 
-Lives here: that `health`, which containers run every few seconds, starts without the rest of the program; that a
-container which is told to leave while it starts does. Not here: the command line (`cli.py`), what a command does
-(`commands/`), how a server leaves that serves (`supervisor/process.py`).
+Lives here: a fast start of `health`, which containers run every few seconds, and handling SIGTERM during the start of a
+container. Not here: the command line (`cli.py`), the commands (`commands/`), the drain of a server
+(`supervisor/process.py`).
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from types import FrameType
 
 
 def main() -> int:
-    """Run the command that the process was given; returns the exit status."""
+    """Run the command of this process. Returns the exit status."""
     if os.getpid() == 1:
-        # The first process of a container is not ended by a signal that it does not handle: one that came while it
-        # starts would be lost, and the pod stays for all its time to drain.
+        # The kernel does not end the first process of a container by a signal without a handler. Without this handler,
+        # a SIGTERM during the start would be lost, and the pod would stay for its whole grace period.
         signal.signal(signal.SIGTERM, _ended)
     words = sys.argv[1:]
     if words[:1] == ["health"]:
         from antiphon.commands import health
 
         return health.main(words[1:])
-    # It is on again once the command is imported (`cli.py`): hardly any of that is garbage.
+    # Enabled again after the command's import (`cli.py`), which creates hardly any garbage.
     gc.disable()
     from antiphon import cli
 
@@ -33,5 +33,5 @@ def main() -> int:
 
 
 def _ended(number: int, _: FrameType | None) -> None:
-    """End as any other process would that handles it not, with the status that a shell tells of it."""
+    """End like a process without a handler, with the status that a shell reports for the signal."""
     os._exit(128 + number)

@@ -16,7 +16,7 @@ from antiphon.errors import ConfigError
 
 
 def how_to_install(extra: str) -> str:
-    """How to install the packages of this extra into this installation, without a final dot."""
+    """The instructions to install the packages of this extra into this installation, without a final period."""
     # Only error messages need these.
     from importlib.util import find_spec
 
@@ -24,7 +24,7 @@ def how_to_install(extra: str) -> str:
     if not packages:
         return f"install the packages of the extra '{extra}' in pyproject.toml"
     if find_spec("pip") is None:
-        # An environment that uv made has no pip, nor has the image.
+        # An environment made by uv has no pip; neither has the image.
         return f"install {packages} into {sys.prefix}; an image gets it by the build argument EXTRAS"
     return f"{shlex.quote(sys.executable)} -m pip install {packages}"
 

@@ -1,10 +1,10 @@
 """Extracts the text, title and links of an HTML page.
 
-Lives here: text, title and links out of HTML, and HTML's text out of its bytes. Not here: where pages come from (the
-tool that searches the web, files in vector stores).
+Lives here: extracting text, title and links, and decoding a page's bytes. Not here: the source of pages (the web search
+tool, files in vector stores).
 
-Invariants: markup never reaches the model, and neither do scripts, styles and what a page hides; reading takes time in
-proportion to the page's length, whatever is left open in it.
+Invariants: markup, scripts, styles and hidden elements never reach the model. The time is linear in the page's length,
+even with unclosed elements.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _LINES = re.compile(r"\n{3,}")
 
 
 def html_text(html: str) -> tuple[str, str]:
-    """Title and text of a page; blocks stand on lines of their own."""
+    """Title and text of a page; each block is on a separate line."""
     reader = _Reader()
     reader.read(html)
     return reader.title, reader.text
 
 
 def html_links(html: str, most: int) -> list[tuple[str, str]]:
-    """The first links of a page, in their order: what each says and where it leads, as it is written there."""
+    """The first links of a page, in order: the text and the target of each, as written."""
     found: list[tuple[str, str]] = []
     at = 0
     while len(found) < most and (begun := _ANCHOR.search(html, at)) is not None:
@@ -71,7 +71,7 @@ def html_links(html: str, most: int) -> list[tuple[str, str]]:
 
 
 def decode_page(data: bytes) -> str:
-    """By the encoding that the page names, else as UTF-8 or Windows-1252."""
+    """The page decoded by its declared encoding, else as UTF-8 or Windows-1252."""
     named = _CHARSET.search(data[:2048])
     for encoding in (_web_encoding(named[1].decode("ascii")) if named else "utf-8", "utf-8", "cp1252"):
         try:
@@ -105,7 +105,7 @@ class _Reader:
 
     @property
     def text(self) -> str:
-        """All text, blocks on lines of their own."""
+        """All text, each block on a separate line."""
         lines = "\n".join(_BLANKS.sub(" ", line).strip() for line in "".join(self._parts).split("\n"))
         return _LINES.sub("\n\n", lines).strip()
 

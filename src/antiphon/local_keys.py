@@ -1,10 +1,10 @@
-"""The data folder, and the keys that the gateway generates in it when none is configured.
+"""Creates the data folder, and the keys in it when none is configured.
 
-Lives here: the folder, which is for this user alone, and the file of a key. Not here: what a key is for, and what is
-lost without it (`app/keys.py`).
+Lives here: the folder, which only this user can access, and the file of a key. Not here: the purpose of a key, and the
+data that depends on it (`app/keys.py`).
 
-Invariant: the file has mode 0600 before it holds anything; of several processes that start at once, one key wins whole;
-a key is never made in the place of one that something depends on.
+Invariant: the file has mode 0600 before it has content. If several processes start at once, all use one complete key.
+No key is created in place of a lost one that stored data depends on.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ _LEAST = 32
 
 
 def local_key(folder: Path, name: str, depends: Callable[[], str] = lambda: "") -> bytes:
-    """The key `name` of this data folder (64 hexadecimal digits), made when there is none. Raises `ConfigError`.
+    """The key `name` of this data folder (64 hexadecimal digits), created if it is missing. Raises `ConfigError`.
 
-    `depends` is asked before one is made: not empty, it says what would be out of reach and what to do.
+    `depends` is called before a creation. If its result is not empty, it describes the data that would be lost, and the
+    key is not created.
     """
     path = folder / name
     try:
@@ -39,12 +40,12 @@ def local_key(folder: Path, name: str, depends: Callable[[], str] = lambda: "") 
 
 
 def is_gone(path: Path, lost: str) -> str:
-    """What is said of a key that is not made again, in the start and wherever it is looked for."""
+    """The error message about a key that is not created again."""
     return f"data: the key file {path} is gone, and {lost}"
 
 
 def _make(path: Path) -> None:
-    # Written under another name and linked: nobody ever sees half a key.
+    # Written under another name and linked, so no process ever reads an incomplete key.
     draft = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
     draft.touch(mode=0o600)
     try:

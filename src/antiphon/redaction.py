@@ -1,20 +1,20 @@
 """Removes secrets and internal details from upstream texts before a client sees them.
 
-Lives here: the shapes of credentials, of account ids, of internal addresses and file paths, and of stack traces; and
-finding secrets that are known exactly (the gateway's own keys, the token that a client's call carries) in whatever form
-they stand there. Not here: which secrets there are (`app/build.py` reads the settings, the exchange knows its client),
-which texts are passed on at all (`translation/answer/upstream_errors.py`).
+Lives here: patterns of credentials, account ids, internal addresses, file paths and stack traces; and the search for
+known secrets (the gateway's keys, the client's token) in any encoding. Not here: the list of known secrets
+(`app/build.py` reads the settings, the exchange knows its client), which texts are passed on
+(`translation/answer/upstream_errors.py`).
 
-A message is not understood here, only searched: what looks like a secret goes, even if it is none. What helps a user
-(model names, parameter names, numbers, public URLs without their query) stays.
+The search does not understand a message: it removes every text that looks like a secret. Texts that help a user (model
+names, parameter names, numbers, public URLs without their query) stay.
 
-Of what is known exactly letters and digits alone are compared, without case: so a key is found that was shouted, broken
-in two lines, quoted or dressed with dashes, and one that was encoded (base64 at any offset, hexadecimal, percent signs)
-by the same search. Of a long key twelve characters in a row are enough. A key of under eight is no secret that could be
-told from a word; it goes where it stands alone.
+For known secrets, the search compares only letters and digits, without case. So it finds a key in upper case, split
+over two lines, quoted or with dashes. It also finds encoded keys (base64 at any offset, hexadecimal, percent signs).
+Twelve consecutive characters of a long key are enough. A key with fewer than eight characters looks like a word, so it
+is removed only as a separate word.
 
-Invariants: the time for a text is linear in its length; what is `redacted` is one line without control characters;
-nothing here keeps a secret; a text `without` one comes back as it was.
+Invariants: the time is linear in the length of the text. The result of `redacted` is one line without control
+characters. This module stores no secret. A text without a secret is returned unchanged.
 """
 
 from __future__ import annotations
@@ -60,27 +60,27 @@ def without(text: str, secrets: Iterable[str]) -> str:
 
 
 def bytes_without(body: bytes, secrets: Iterable[str]) -> bytes:
-    """The same for bytes that may be no text; untouched when there is none."""
+    """The same for bytes that may not be text; unchanged when they contain no secret."""
     text = body.decode("utf-8", "surrogateescape")
     clean = without(text, secrets)
     return body if clean is text or clean == text else clean.encode("utf-8", "surrogateescape")
 
 
 def _squeezed(text: str) -> tuple[str, list[int]]:
-    """Its letters and digits in lower case, and where each stood."""
+    """The text's letters and digits in lower case, and their positions."""
     places = [at for at, letter in enumerate(text) if letter.isascii() and letter.isalnum()]
     return "".join([text[at] for at in places]).lower(), places
 
 
 def _forms(secret: str) -> list[str]:
-    """How the secret may be written, squeezed; empty when it is too short to be known again."""
+    """The secret's possible encodings, squeezed; empty when it is too short to be recognizable."""
     plain = _squeezed(secret)[0]
     if len(plain) < _SHORT:
         return []
     raw = secret.encode("utf-8", "surrogateescape")
     written = [raw.hex(), quote(secret, safe="", errors="replace")]
     for lead in range(3):
-        # Wherever it stands in what was encoded: the characters that depend on its neighbours are left out.
+        # At any offset in the encoded data: characters that depend on neighbouring bytes are left out.
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             text = encode(bytes(lead) + raw).decode().rstrip("=")
             written.append(text[0 if not lead else lead + 1 : len(text) - (len(raw) + lead) % 3])
@@ -120,7 +120,7 @@ _NAMED: Final = re.compile(
     r"(?=[^\s\"'<>`,;&)]{0,200}[0-9*_-])[^\s\"'<>`,;&)]{4,}",
     re.IGNORECASE,
 )
-# What stands first is faster than \b: the search passes over what is no letter, and looks back only from letters.
+# The lookahead first is faster than \b: the search skips non-letters, and looks back only from letters.
 KEYS: Final = re.compile(
     rf"(?=[A-Za-z])(?<![A-Za-z0-9_])(?:(?:sk|pk|rk|hf|gsk|xai|r8|fw|csk|pplx|nvapi|tgp|dop|gh[opsru]|github_pat|gl(?:pat|ptt|dt|rt|ft|soat|cbt|imt)"
     rf"|xox[abeoprs]|xapp|lsv2|psk|esecret|whsec|npm|dckr_pat|shp(?:at|ss))[-_]{_END}{{6,}}"
@@ -128,7 +128,7 @@ KEYS: Final = re.compile(
     r"|(?:FwoG|FQoG|IQoJ)[A-Za-z0-9+/]{16,}={0,2}"
     r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*)?)"
 )
-"""Keys that begin with what tells whose they are."""
+"""Keys with a prefix that names their provider."""
 SHORTEST_KEY: Final = 9
 """A text with fewer characters has no match of `KEYS`."""
 _PRIVATE_KEY: Final = re.compile(
@@ -142,8 +142,8 @@ _ACCOUNTS: Final = re.compile(
     r"\b(?:org-[A-Za-z0-9]{6,}|proj_[A-Za-z0-9]{6,}"
     r"|(?:user|acct|team|tenant|account|workspace|org|organization)[-_](?=[A-Za-z]*[0-9])[A-Za-z0-9]{8,})\b"
 )
-# Azure's keys are 32 hexadecimal digits, others 32 and more mixed letters and digits or 40 and more mixed characters;
-# the secret keys of AWS are 40 of base64.
+# Azure's keys are 32 hexadecimal digits; others are 32 or more mixed letters and digits, or 40 or more mixed
+# characters. AWS secret keys are 40 characters of base64.
 _RANDOM: Final = re.compile(
     r"\b(?:[0-9a-f]{32,}|[0-9A-F]{32,}|(?=[A-Za-z_-]{0,60}[0-9])(?=[a-z0-9_-]{0,60}[A-Z])(?=[A-Z0-9_-]{0,60}[a-z])"
     r"[A-Za-z0-9_-]{40,}|(?=(?:[A-Za-z]{0,30}[0-9]){3})(?=[a-z0-9]{0,60}[A-Z])(?=[A-Z0-9]{0,60}[a-z])[A-Za-z0-9]{32,})"
@@ -183,8 +183,8 @@ _IN_ORDER: Final = (
 
 
 def redacted(text: str, limit: int, secrets: KnownSecrets = ()) -> str:
-    """The text without secrets and internals, on one line, at most `limit` characters; `secrets` are known exactly."""
-    # Twice as much is searched as is kept, so that nothing half cut off stands at the end.
+    """The text without secrets and internals, on one line, at most `limit` characters; `secrets` are known secrets."""
+    # Searches twice as much as it keeps, so that the end has no truncated secret.
     text = without(text[: 2 * limit], secrets)
     trace = _TRACE.search(text)
     if trace is not None:

@@ -1,14 +1,14 @@
 """Encrypts data that a client carries between requests, so that the client can neither read nor change it (sealed
 texts).
 
-Lives here: the form of a sealed text, its keys and their rotation. Not here: what is sealed (reasoning, compactions:
-the exchange), and where keys come from (`app/build.py`, `local_keys.py`).
+Lives here: the format of a sealed text, its keys and their rotation. Not here: the sealed data (reasoning, compactions:
+the exchange), the source of the keys (`app/build.py`, `local_keys.py`).
 
-Form: `as1_` and url-safe base64 of `key id (4 bytes) | nonce (12) | AES-256-GCM of zlib(payload), with its tag (16)`.
-Version, key id, owner and kind are associated data: a text opens only for the owner and the use it was made for.
+Format: `as1_` and url-safe base64 of `key id (4 bytes) | nonce (12) | AES-256-GCM of zlib(payload), with its tag (16)`.
+Version, key id, owner and kind are associated data: a text opens only for its owner and its use.
 
-Invariants: whatever is not exactly a text sealed with one of our keys, for this owner and kind, is one and the same
-`InvalidRequest` (nobody learns which part was wrong); opening never makes more than `max_bytes`.
+Invariants: any other text gives the same `InvalidRequest`, so an attacker does not learn which part was wrong. Opening
+never produces more than `max_bytes`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _MAX_PAYLOAD = 1 << 28
 class Sealer:
     """Seals with the first secret, opens with all.
 
-    `secrets` are texts or random bytes of any length (at least one; hashed to key size). `random_bytes` gives the
-    nonces: with random ones a key is good for 2**32 texts. `max_bytes` bounds a payload.
+    `secrets` are texts or random bytes of any length (at least one; hashed to key size). `random_bytes` returns the
+    nonces: with random ones a key is safe for 2**32 texts. `max_bytes` limits a payload.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Sealer:
             raise ValueError("a sealer needs a key")
         keys = [_Key(secret) for secret in secrets]
         self._first = keys[0]
-        # Of two keys with one id (4 bytes: next to never) both are tried.
+        # Two keys may have the same id (4 bytes: very unlikely). Then `open` tries both.
         self._keys: dict[bytes, list[_Key]] = {}
         for key in keys:
             self._keys.setdefault(key.id, []).append(key)
@@ -65,8 +65,8 @@ class Sealer:
             raise ValueError("the payload is too large to be sealed")
         key = self._first
         nonce = self._random_bytes(_NONCE)
-        # Compressed before it is encrypted: the length tells something about the content, but only to the client,
-        # who has seen what it was made of.
+        # Compressed before encryption: the length reveals something about the content, but only to the client, which
+        # knows the content.
         closed = key.cipher.encrypt(nonce, zlib.compress(payload), _associated(key.id, owner, kind))
         return _PREFIX + base64.urlsafe_b64encode(key.id + nonce + closed).rstrip(b"=").decode()
 
@@ -99,7 +99,7 @@ class Sealer:
 
 
 def is_sealed(text: str) -> bool:
-    """Whether this is one of our sealed texts, or was: another server's have other forms."""
+    """Whether the text has the form of a sealed text of Antiphon; other servers use other forms."""
     return text.startswith(_PREFIX)
 
 
@@ -110,14 +110,14 @@ class _Key:
 
     @cached_property
     def cipher(self) -> AESGCM:
-        # Imported when something is sealed for the first time: it weighs 8 MiB, and most processes never do.
+        # Imported at the first use: the module takes 8 MiB, and most processes never need it.
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         return AESGCM(self._key)
 
 
 def _associated(key_id: bytes, owner: str, kind: str) -> bytes:
-    """Unambiguous: the lengths stand before the names."""
+    """Unambiguous, because the lengths precede the names."""
     names = [name.encode(errors="surrogateescape") for name in (owner, kind)]
     return _PREFIX.encode() + key_id + b"".join(len(name).to_bytes(8, "big") + name for name in names)
 
@@ -130,14 +130,14 @@ def _decoded(text: str) -> bytes | None:
         blob = base64.b64decode(body + b"=" * (-len(body) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         return None
-    # Base64 has several spellings for one content (its last bits); ours is the only one taken.
+    # Base64 has several spellings of one content (its last bits); only the canonical one is accepted.
     if base64.urlsafe_b64encode(blob).rstrip(b"=") != body or len(blob) < _KEY_ID + _NONCE + _TAG:
         return None
     return blob
 
 
 def _unpacked(packed: bytes, limit: int) -> bytes | None:
-    """Decompressed; None when it is no zlib stream, not whole, or over the limit."""
+    """The decompressed data; None when it is not a complete zlib stream, or over the limit."""
     stream = zlib.decompressobj()
     try:
         payload = stream.decompress(packed, limit + 1)

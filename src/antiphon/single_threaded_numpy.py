@@ -1,10 +1,10 @@
 """Imports NumPy with a single thread per computation.
 
-Its linear algebra otherwise uses all cores for each product, and its threads wait for each other by spinning: beside an
-event loop, SQLite and other searches that makes every one of them slower (a hybrid search of 10,000 chunks on two
-cores: 16 ms instead of 4). A search that should be faster has its store split; more searches at once use more cores.
+By default its linear algebra uses all cores for each product, and its threads wait by spinning. This slows down the
+event loop, SQLite and other searches (a hybrid search of 10,000 chunks on two cores: 16 ms instead of 4). To make a
+search faster, split its store; concurrent searches use more cores.
 
-Invariant: whoever needs NumPy imports it from here, before anybody else does.
+Invariant: all modules import NumPy from here, so this runs before any other import of it.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The commands of `antiphon`: one module or package each."""
+"""Contains the commands of `antiphon`: one module or package each."""

@@ -1,4 +1,4 @@
-"""`antiphon demo-upstream`: runs the scripted chat server, to try Antiphon without a model."""
+"""Implements `antiphon demo-upstream`: runs the scripted chat server, to try Antiphon without a model."""
 
 from __future__ import annotations
 

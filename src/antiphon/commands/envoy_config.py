@@ -1,8 +1,9 @@
-"""`antiphon envoy-config`: prints the Envoy configuration for an Envoy that someone else manages.
+"""Implements `antiphon envoy-config`: prints the configuration for an Envoy that Antiphon does not start.
 
-Lives here: for whom it can be printed (`FORMS`), and for which version. Not here: what is printed (`envoy/`).
+Lives here: the forms of the output (`FORMS`), and the choice of Envoy's version. Not here: the configuration
+(`envoy/`).
 
-Invariant: nothing that is printed holds a secret.
+Invariant: the output contains no secret.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ def _removal(settings: Settings, form: str, place: GatewayTarget) -> str:
 
 
 def _in_pod(settings: Settings) -> tuple[Settings, Sidecar]:
-    """The settings in a managed Envoy's pod, and what the sidecar there reads."""
+    """The settings in a managed Envoy's pod, and the inputs of the sidecar there."""
     inside = gateway_pod.inside(settings)
-    # What is the default of every Antiphon need not be said.
+    # Default values are left out.
     return inside, Sidecar(file_values(inside, exclude_defaults=True), tuple(secret_environment(inside)))
 
 
@@ -91,9 +92,9 @@ def _told(inside: Settings, sidecar: Sidecar, namespace: str) -> str:
 
 Form = Callable[[Settings, Sequence[SidecarEndpoint], EnvoyVersion], str]
 FORMS: dict[str, Form] = {"bootstrap": _bootstrap, "snippet": snippet}
-"""What can be printed for an Envoy, by the value of `--for`."""
+"""The outputs for an Envoy, by the value of `--for`."""
 GATEWAY_FORMS = {"envoy-gateway": (_GATEWAY_HEADER, gateway_api), "istio": (_ISTIO_HEADER, istio)}
-"""What can be printed for a gateway on Kubernetes, named by `--gateway`."""
+"""The outputs for a gateway on Kubernetes, which `--gateway` names."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -155,7 +156,7 @@ def _print(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        # What is still held back must not fail once more when the interpreter ends.
+        # Buffered output must not fail again at the interpreter's end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise AntiphonError(f"the output cannot be written: {error.strerror}") from None
 
@@ -169,7 +170,7 @@ def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Merge
             )
         theirs = read(text)
     except yaml.MarkedYAMLError as error:
-        # Its own words quote the file, which may hold secrets: between quotes there may be a tag or an alias.
+        # PyYAML's message quotes the file, which may contain secrets: a quoted text may be a tag or an alias.
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         problem = re.sub("'[^']{2,}'", "'…'", error.problem or "")
         raise ConfigError(f"--into: {file} is no YAML: {line}{problem}") from None
@@ -184,7 +185,7 @@ def _merged(settings: Settings, version: EnvoyVersion, file: Path, wanted: Merge
 
 
 def _version(given: str | None, settings: Settings) -> EnvoyVersion:
-    """The version that was named, else that of the Envoy which `antiphon up` would start, else the newest."""
+    """The given version, else that of the Envoy that `antiphon up` would start, else the newest."""
     if given is not None:
         return parse_version(given)
     try:
@@ -192,6 +193,6 @@ def _version(given: str | None, settings: Settings) -> EnvoyVersion:
     except ConfigError:
         if settings.envoy.binary is not None:
             raise
-        # Where a sidecar alone is installed there is none.
+        # A machine with only the sidecar has no Envoy.
         return NEWEST
     return version_of(binary)

@@ -1,7 +1,6 @@
 """Maps command-line flags to settings.
 
-Lives here: which flag sets what. Not here: which command has which flags (`cli.py`), what settings there are
-(`antiphon.config`).
+Lives here: the setting of each flag. Not here: the flags of each command (`cli.py`), the settings (`antiphon.config`).
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ from antiphon.errors import ConfigError
 
 
 class Flag(NamedTuple):
-    """The setting that a flag sets, what it says, and what stands for its value (unless the setting has choices)."""
+    """The setting that a flag sets, its help text, and the placeholder for its value (unless the setting has
+    choices)."""
 
     setting: str
     help: str
@@ -98,7 +98,7 @@ def _setting(path: str) -> tuple[Any, Any]:
 
 
 def _choices(kind: Any) -> list[str]:
-    """The values of an enumeration or a literal, also of one that may be left out."""
+    """The values of an enumeration or a literal, even if it is optional."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return [one.value for one in kind]
     return [one for part in get_args(kind) for one in ([part] if isinstance(part, str) else _choices(part))]
@@ -133,7 +133,7 @@ def given_flags(arguments: argparse.Namespace) -> dict[str, object]:
 
 
 def _check_profiles(settings: Settings) -> None:
-    """Whether all profiles exist. Here, so that every command says so, before it starts anything."""
+    """Check that all profiles exist. Here, so that every command reports it before it starts anything."""
     named = [("upstream.profile", settings.upstream.profile)]
     named += [(f"upstreams.{name}.profile", one.profile) for name, one in settings.upstreams.items()]
     named += [(f"models ({one.match}): profile", one.profile) for one in settings.models if one.profile is not None]

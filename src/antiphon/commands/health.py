@@ -1,14 +1,14 @@
-"""`antiphon health`: checks whether a running instance answers; containers use it as their health check.
+"""Implements `antiphon health`: checks whether a running instance answers; containers use it as their health check.
 
-Without an address it asks where the settings say that a sidecar listens, then where clients connect: one of them
-answers, whichever of `extproc`, `serve` and `up` is running.
+Without an address, it tries the sidecar's address in the settings, then the address for clients. So one of them
+answers, whether `extproc`, `serve` or `up` is running.
 
-Lives here: its own connection, with TLS and the client's certificate, and the few settings that say where that is, read
-without the model of all settings. Not here: whether settings are right, which the process that is asked has checked.
+Lives here: its own connection, with TLS and the client's certificate, and reading the few settings for it without the
+settings model. Not here: validating settings, which the running process has done.
 
-Invariant: a check costs little more than a start of Python, for a busy machine runs it every few seconds: nothing is
-imported but parts of the standard library, and YAML where there is a settings file. `tests/unit/test_health.py` holds
-the names and defaults here against the settings.
+Invariant: a check costs little more than a start of Python, because a busy machine runs it every few seconds. It
+imports only parts of the standard library, and YAML if there is a settings file. `tests/unit/test_health.py` compares
+the names and defaults here with the settings.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DEFAULTS: dict[str, str | None] = {
     "sidecar.tls.envoy_cert": None,
     "sidecar.tls.envoy_key": None,
 }
-"""The settings that are read."""
+"""The settings that the check reads."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(words: Sequence[str]) -> int:
-    """The command by itself, with the words behind its name; the exit status."""
+    """Run the command with the arguments after its name. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="antiphon health")
     add_arguments(parser)
     return run(parser.parse_args(words))
@@ -71,8 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_settings(file: str | None, environ: Mapping[str, str]) -> dict[str, Any]:
-    """Values by the names of `DEFAULTS`: the environment's, the file's, or the defaults. Raises OSError or ValueError
-    for a file that cannot be read."""
+    """The values for the names in `DEFAULTS`: from the environment, the file, or the defaults. Raises OSError or
+    ValueError for an unreadable file."""
     found = {**DEFAULTS, **_of_file(file or environ.get("ANTIPHON_CONFIG"))}
     for name in DEFAULTS:
         variable = "ANTIPHON_" + name.replace(".", "__").upper()
@@ -103,8 +103,8 @@ def _of_file(file: str | None) -> dict[str, Any]:
 
 
 def _problem(place: str, tls: Mapping[str, Any] | None) -> str | None:
-    """What is wrong at `unix:PATH`, `HOST:PORT` or `http(s)://HOST:PORT`; None when nothing is. `tls`: the settings of
-    our own port that has it."""
+    """The problem at `unix:PATH`, `HOST:PORT` or `http(s)://HOST:PORT`; None when it answers. `tls`: the settings of
+    the sidecar's TLS port."""
     try:
         with _connect(place, tls) as connection:
             connection.sendall(_REQUEST)
@@ -140,7 +140,7 @@ def _connect(place: str, tls: Mapping[str, Any] | None) -> socket.socket:
     try:
         context = ssl.create_default_context()
         if tls is not None:
-            # Our own port on this machine: whether it answers, not who it is.
+            # The sidecar's own port on this machine: checks that it answers, not its identity.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             if tls["sidecar.tls.envoy_cert"]:
@@ -152,7 +152,7 @@ def _connect(place: str, tls: Mapping[str, Any] | None) -> socket.socket:
 
 
 def _first_line(connection: socket.socket) -> bytes:
-    """The status line. Raises `TimeoutError` when it does not come in time, however slowly its bytes do."""
+    """The status line. Raises `TimeoutError` when it is not complete in time, even if some bytes arrive."""
     last = time.monotonic() + _SECONDS
     received = b""
     while b"\r\n" not in received and len(received) < _HEAD_BYTES:

@@ -1,8 +1,8 @@
-"""The listener for Prometheus scrapes and Kubernetes probes (`metrics.listen`).
+"""Runs the listener for Prometheus scrapes and Kubernetes probes (`metrics.listen`).
 
 Lives here: a listener with two paths. Not here: their content, which the caller passes in.
 
-Invariant: it answers `GET /metrics` and `GET /ready` and nothing else; it never says anything of a request or an owner.
+Invariant: it serves only `GET /metrics` and `GET /ready`, and shows no data of a request or an owner.
 """
 
 from __future__ import annotations

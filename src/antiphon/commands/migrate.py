@@ -1,8 +1,8 @@
-"""`antiphon migrate`: shows, applies and undoes database migrations.
+"""Implements `antiphon migrate`: shows, applies and undoes database migrations.
 
-Lives here: the actions and what they print. Not here: steps (`stores/schema_steps.py`), the SQL.
+Lives here: the actions and their output. Not here: steps (`stores/schema_steps.py`), the SQL.
 
-Invariant: nothing is undone without `--yes`; exit status 0 of `status` means that this build can start and nothing is
+Invariant: without `--yes` no step is undone. Exit status 0 of `status` means that this build can start and no step is
 missing.
 """
 

@@ -1,9 +1,9 @@
-"""The common part of `antiphon serve` and `antiphon extproc`: one serving process, alone or as a worker of `up`.
+"""Runs one serving process, alone or as a worker of `up`: the common part of `antiphon serve` and `antiphon extproc`.
 
-Lives here: from the settings to an app, what runs beside the doors, and the end. Not here: the doors and how they drain
-(`serve.py`, `extproc.py`), signals (`supervisor/process.py`).
+Lives here: building the app from the settings, the tasks that run in addition to the servers, and the end. Not here:
+the servers and their drain (`serve.py`, `extproc.py`), signals (`supervisor/process.py`).
 
-Invariant: however it ends, the doors are closed before the app.
+Invariant: the servers close before the app, however the process ends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class ServingProcess:
-    """One that has an app and serves it."""
+    """A process with an app that serves requests."""
 
     def __init__(
         self,
@@ -47,12 +47,12 @@ class ServingProcess:
 
     @property
     def is_worker(self) -> bool:
-        """Whether `antiphon up` has started it, and tells it what to do."""
+        """Whether `antiphon up` started it and sends it orders."""
         return self.arguments.parent_pipe is not None
 
     @asynccontextmanager
     async def closing(self, *doors: ExtProcDoor | HttpDoor) -> AsyncIterator[None]:
-        """Close these doors and the app at the end."""
+        """Close these servers and the app at the end."""
         self._doors = doors
         try:
             yield
@@ -62,8 +62,8 @@ class ServingProcess:
 
     @asynccontextmanager
     async def hearing(self, metrics: str | None, give_way: Callable[[], object], orders: Obey) -> AsyncIterator[None]:
-        """While this lasts, numbers are shown at the address `metrics`, and the process hears its parent's orders, or
-        of settings that changed. `give_way`: what its doors do when another process takes its place."""
+        """While active: serve metrics at the address `metrics`, and handle the parent's orders or changed settings.
+        `give_way`: called when another process replaces this one."""
 
         def yield_place(_: dict[str, object]) -> None:
             give_way()
@@ -84,10 +84,10 @@ class ServingProcess:
             yield
 
     async def until_stopped(self, drain: Callable[[], Awaitable[bool]]) -> int:
-        """Serve until a signal comes, drain, and close the doors. The exit status."""
+        """Serve until a signal comes, drain, and close the servers. Returns the exit status."""
         tell("READY=1")
         drained = await self.signals.wait_and_drain(drain, self.app.context.admission)
-        # What is cut is in the numbers, and these can still be asked for.
+        # The metrics count the cut requests, and can still be scraped.
         await self._close_doors()
         return 0 if drained else 1
 
@@ -103,7 +103,7 @@ def run_serving(
     check: Callable[[Settings], object],
     serve: Callable[[ServingProcess], Awaitable[int]],
 ) -> int:
-    """Serve as `serve` does; `check` looks at the settings where no parent has. The exit status."""
+    """Serve with `serve`. `check` checks the settings of a process without a parent. Returns the exit status."""
     file = SettingsFile.of(settings_file(arguments))
     settings = settings_of(arguments)
     configure(settings.log.level, settings.log.format)

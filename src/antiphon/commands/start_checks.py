@@ -1,13 +1,12 @@
 """Checks at the start of a gateway: files that settings name, and warnings for the operator.
 
-Lives here: certificates that cannot be used, who could spend the gateway's keys, what other machines cannot read. Not
-here: what certificates are for (`app/trust.py`, `doors/tls.py`, `envoy/clusters.py`), whether the upstreams answer
-(`upstream_warnings.py`), settings that are wrong (`antiphon.config`), what upstreams can do
-(`commands/doctor/command.py`). A bootstrap for another machine (`envoy-config`) names files that are not here: they are
-not checked.
+Lives here: checks for unusable certificates, for a listener that exposes the gateway's API keys, and for contents that
+other machines cannot read. Not here: the use of certificates (`app/trust.py`, `doors/tls.py`, `envoy/clusters.py`),
+whether the upstreams answer (`upstream_warnings.py`), invalid settings (`antiphon.config`), the features of upstreams
+(`commands/doctor/command.py`). Files in a bootstrap for another machine (`envoy-config`) are not checked.
 
-Invariants: what cannot be used is a `ConfigError` that names the setting and the file, whichever door is open; each
-warning is one line, with what to do about it; no secret is in a line.
+Invariants: an unusable file raises `ConfigError` with the setting and the file, with either server. Each warning is one
+line with advice. No line contains a secret.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ CONTENTS_ADVICE = (
     "uploaded files can be read on the machine that took them alone, others answer 503 content_elsewhere: set "
     "blobs.url to a bucket that all machines share"
 )
-"""For `contents_are_here_alone`."""
+"""The advice for `contents_are_here_alone`."""
 
 _log = structlog.get_logger(__name__)
 
 
 def check_named_files(settings: Settings) -> None:
-    """The files that this machine needs for `antiphon up`. Raises `ConfigError`."""
+    """Check the files that this machine needs for `antiphon up`. Raises `ConfigError`."""
     for name, upstream in settings.every_upstream.items():
         upstream_trust(name, upstream)
     if settings.door == "envoy":
@@ -41,7 +40,7 @@ def check_named_files(settings: Settings) -> None:
 
 
 def check_sidecar_files(settings: Settings) -> None:
-    """Both sides of `sidecar.tls`. Raises `ConfigError`."""
+    """Check the files for both sides of `sidecar.tls`. Raises `ConfigError`."""
     if (files := sidecar_tls(settings)) is None:
         return
     files.context("h2")
@@ -51,20 +50,20 @@ def check_sidecar_files(settings: Settings) -> None:
 
 
 def sidecar_tls(settings: Settings) -> TlsFiles | None:
-    """The files of TLS on the sidecar's own ports; None where it has none."""
+    """The TLS files of the sidecar's own ports; None without TLS."""
     files = settings.sidecar.tls
     return TlsFiles(files.cert, files.key, files.client_ca) if files.cert and files.key else None
 
 
 def warn(settings: Settings) -> None:
-    """All warnings of a process at whose address clients connect."""
+    """Log all warnings of a process to which clients connect."""
     warn_of_open_listener(settings)
     warn_of_few_descriptors(settings)
     warn_of_contents_here(settings)
 
 
 def warn_of_open_listener(settings: Settings) -> None:
-    """Say so when whoever reaches the listener spends a key of the gateway's."""
+    """Log a warning when every client that reaches the listener uses an API key of the gateway."""
     paid = [name for name, one in settings.every_upstream.items() if one.auth_mode is AuthMode.INJECT]
     if not paid or settings.owner.api_keys or _is_of_this_machine(parse_address(settings.listen)[0]):
         return
@@ -78,7 +77,7 @@ def warn_of_open_listener(settings: Settings) -> None:
 
 
 def warn_of_few_descriptors(settings: Settings) -> None:
-    """Say so when the limit of open files leaves room for fewer requests than the settings."""
+    """Log a warning when the limit of open files allows fewer requests than the settings."""
     wanted = settings.limits.concurrent_requests
     limit = max_requests(wanted, raised=True)
     if limit < wanted and "concurrent_requests" in settings.limits.model_fields_set:
@@ -91,16 +90,16 @@ def warn_of_few_descriptors(settings: Settings) -> None:
 
 
 def warn_of_contents_here(settings: Settings) -> None:
-    """Say so when other machines have the rows of files, and this one alone their contents."""
+    """Log a warning when other machines share the rows of files, but not their contents."""
     if contents_are_here_alone(settings):
-        # All stores come with it.
+        # This import loads all stores.
         from antiphon.stores.blobs.disk import FILES_FOLDER
 
         _log.warning("contents_on_this_machine", folder=str(settings.data / FILES_FOLDER), advice=CONTENTS_ADVICE)
 
 
 def contents_are_here_alone(settings: Settings) -> bool:
-    """Whether machines may share rows of files whose contents they do not share."""
+    """Whether machines share the rows of files but not their contents."""
     return settings.state.place.kind == "postgresql" and settings.blobs.url is None and settings.files.enabled
 
 

@@ -1,8 +1,8 @@
 """Prints aligned tables to a terminal.
 
-Lives here: aligned columns, and names as a terminal may have them. Not here: what is in a table.
+Lives here: aligned columns, and escaping of names. Not here: the content of a table.
 
-Invariant: nothing that a client chose is obeyed by the terminal that shows it (`printable`).
+Invariant: a terminal interprets no control character in a name from a client (`printable`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TextIO
 
 
 def write_table(rows: Sequence[Sequence[str]], out: TextIO, *, left: int | None = None) -> None:
-    """Write rows of equal length, the first of them the heading. The first `left` columns begin at the left, the others
-    are numbers and end at the right; None: all begin at the left."""
+    """Write rows of equal length, the first of them the heading. The first `left` columns are left-aligned, the others
+    (numbers) right-aligned; None: all are left-aligned."""
     columns = len(rows[0])
     left = columns if left is None else left
     widths = [max(len(row[column]) for row in rows) for column in range(columns)]
@@ -26,5 +26,5 @@ def write_table(rows: Sequence[Sequence[str]], out: TextIO, *, left: int | None 
 
 
 def printable(name: str) -> str:
-    """A name as a terminal may have it: clients choose models' names, and what stands in one is nothing to obey."""
+    """A name without control characters: clients choose models' names, and a terminal must not interpret them."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)

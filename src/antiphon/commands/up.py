@@ -1,12 +1,12 @@
-"""`antiphon up`: starts, supervises, reloads and drains a whole gateway.
+"""Implements `antiphon up`: starts, supervises, reloads and drains a whole gateway.
 
-Lives here: one generation of processes after the other (`supervisor/generation.py`), as settings change, and the end of
-all. Not here: what a generation is, reading the settings again (`supervisor/changed_settings.py`).
+Lives here: the sequence of generations of processes (`supervisor/generation.py`) as settings change, and the end. Not
+here: a generation itself, reading the settings again (`supervisor/changed_settings.py`).
 
-Invariants: `ready: URL` is the one line on standard output, printed after a request through the listener was answered;
-a signal lets requests in flight finish and refuses new ones; when a child that dies or hangs cannot be replaced all
-stop, and the exit status says so; beside the generation in use there is at most one, which was replaced or could not
-take its place.
+Invariants: standard output has one line, `ready: URL`, after the listener has answered a request. A signal lets
+requests in flight finish and refuses new ones. If a child that died or hung cannot be replaced, all processes stop, and
+the exit status is not 0. In addition to the current generation there is at most one other: a replaced one, or one that
+failed to start.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _CLOSING_SECONDS = 1.7
-"""From the end of the drain, or a second signal, to the end of all children."""
+"""Seconds from the end of the drain, or a second signal, to the end of all children."""
 _END_SECONDS = 1.8
-"""... and to the end of this process, by force if need be; two seconds are promised, and ending takes a moment."""
+"""Seconds to the end of this process, by force if necessary. (Two are documented, and ending takes a moment.)"""
 _MEASURE_SECONDS = 2.0
 
 _T = TypeVar("_T")
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     async def serve() -> int:
         return await _Up(arguments, settings, file, where).run()
 
-    # Not on uvloop: its subprocesses inherit descriptors they were not given.
+    # Not on uvloop: its subprocesses inherit descriptors that they were not given.
     try:
         return asyncio.run(serve())
     except (ConfigError, NotStarted):
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     except AntiphonError as error:
         if settings.log.format == "console":
             raise
-        # Whoever collects the log of a running gateway wants its last line to be like the others.
+        # A log collector expects the last line of a running gateway in the same form as the others.
         which = {"name": error.name, "deaths": error.deaths} if isinstance(error, GivenUp) else {}
         _log.error("gave_up", problem=str(error), **which)
         return 1
@@ -81,14 +81,14 @@ def _read(arguments: argparse.Namespace) -> Settings:
     """The settings of `up`. Raises `ConfigError`."""
     settings = settings_of(arguments)
     if settings.log.format == "auto":
-        # Decided here: for the children standard error is always a pipe.
+        # Decided here, because the children's standard error is always a pipe.
         form: Literal["console", "json"] = "console" if sys.stderr.isatty() else "json"
         settings = settings.model_copy(update={"log": settings.log.model_copy(update={"format": form})})
     return settings
 
 
 def _announce(settings: Settings) -> None:
-    """Say that all is ready: one line for programs, and more on a terminal."""
+    """Report that everything is ready: one line for programs, and more on a terminal."""
     where = settings.listen
     print(f"ready: http://{where}/v1", flush=True)
     if sys.stderr.isatty():
@@ -141,7 +141,7 @@ class _Up:
             asyncio.get_running_loop().add_signal_handler(number, on_signal)
         terminal = on_terminal()
         if hears_hangup():
-            # A terminal that was closed means the end.
+            # The end of a terminal means the end of the gateway.
             def on_hangup() -> None:
                 (on_signal if terminal and not on_terminal() else self._hangup.set)()
 
@@ -176,9 +176,9 @@ class _Up:
         await self._until(stop, reasons(self._hangup, self._file, heard))
         tell("STOPPING=1")
         now, seconds = self._now, self._settings.timeouts.drain
-        # The workers refuse new connections from now on; when they have ended, the kernel does.
+        # The workers refuse new connections from now on; after their end the kernel does.
         around.port.close()
-        # Each worker says what it has to finish, and what became of it; of what passes through, only Envoy knows.
+        # Each worker logs its requests in flight and the result; only Envoy knows about passed-through requests.
         in_flight = {"in_flight": await now.requests_in_flight()} if now.envoy is not None else {}
         _log.info("draining", seconds=seconds, processes=len(now.processes), **in_flight)
         self._end_at(self._signalled + seconds + _CLOSING_SECONDS)
@@ -186,8 +186,9 @@ class _Up:
         if drained:
             _log.info("drained")
         else:
-            # After the drain's time each worker has reported what it cut, and Envoy alone serves what passes through. A
-            # second signal comes before these reports: every request is one of Envoy's then, or its worker reports it.
+            # After the drain's time each worker has reported its cut requests, and only Envoy serves passed-through
+            # ones. A second signal comes before these reports: then every request is in Envoy's count, or its worker
+            # reports it.
             passing = await now.requests_in_flight()
             if now.envoy is None:
                 await now.stop_workers()
@@ -204,7 +205,7 @@ class _Up:
         return drained
 
     async def _until(self, stop: asyncio.Event, work: Coroutine[object, object, _T]) -> _T | None:
-        """What `work` returns; None when `stop` is set first. Raises `GivenUp` when a process is given up."""
+        """The result of `work`; None when `stop` is set first. Raises `GivenUp` when a process is given up."""
         task = asyncio.ensure_future(work)
         stopped = asyncio.ensure_future(stop.wait())
         try:
@@ -220,7 +221,7 @@ class _Up:
     # Generations
 
     async def _start(self, generation: Generation) -> bool:
-        """Start it in the place of the one before. Raises `AntiphonError`; then that one goes on."""
+        """Start a generation in place of the present one. Raises `AntiphonError`; then the present one continues."""
         try:
             await generation.start()
         except BaseException:
@@ -228,7 +229,7 @@ class _Up:
                 await generation.stop()
                 generation.forget()
             else:
-                # Clients may have come there already.
+                # Clients may have connected to it already.
                 self._former, self._retiring = generation, asyncio.ensure_future(generation.withdraw())
             raise
         former, self._now = self._now, generation
@@ -257,7 +258,7 @@ class _Up:
         self._settings = settings
         return changed
 
-    # Numbers
+    # Metrics
 
     @asynccontextmanager
     async def _showing_metrics(self) -> AsyncIterator[MergedMetrics | None]:
@@ -265,7 +266,7 @@ class _Up:
         if listen is None:
             yield None
             return
-        # Most gateways need not load this.
+        # Most gateways do not need these modules.
         from antiphon.commands.metrics_listener import metrics_listener
         from antiphon.supervisor.merged_metrics import MergedMetrics, own_counts
 
@@ -294,7 +295,7 @@ class _Up:
         if self._retiring is not None:
             self._retiring.cancel()
             await asyncio.wait({self._retiring})
-        # An Envoy whose former one ends too early does not end well.
+        # An Envoy does not stop cleanly if its former one ends too early.
         for one in (self._now, self._former):
             if one is not None:
                 await one.stop()

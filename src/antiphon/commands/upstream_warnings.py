@@ -1,9 +1,9 @@
 """Warns at the start when an upstream does not answer. The gateway starts anyway.
 
-Lives here: asking each once. Not here: what else an operator should know (`start_checks.py`), what upstreams can do
+Lives here: one request to each upstream. Not here: other warnings (`start_checks.py`), the features of upstreams
 (`commands/doctor/command.py`).
 
-Invariants: each warning is one line, with what to do about it; nothing waits for an upstream; no secret is in a line.
+Invariants: each warning is one line with advice. The start does not wait for an upstream. No line contains a secret.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def asking_upstreams(settings: Settings) -> AsyncIterator[None]:
-    """While this lasts, ask every upstream once whether it is there and takes its key, and say when not."""
+    """While active: check once whether every upstream answers and accepts its key, and log a warning if not."""
     seconds = settings.timeouts.check
     upstreams = list(settings.every_upstream.items()) if seconds else []
     if settings.envoy.endpoint_picker.address is not None:
-        # Its URL says how it is asked; where, the endpoint picker says.
+        # Its URL only describes the protocol; the endpoint picker selects the server.
         upstreams = [(name, upstream) for name, upstream in upstreams if name != "default"]
     asking = [asyncio.ensure_future(_ask(*each, seconds)) for each in upstreams]
     try:

@@ -1,1 +1,1 @@
-"""`antiphon admin`: operations on stored data."""
+"""Implements `antiphon admin`: operations on stored data."""

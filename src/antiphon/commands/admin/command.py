@@ -1,11 +1,11 @@
-"""`antiphon admin`: shows, exports and deletes stored data.
+"""Implements `antiphon admin`: shows, exports and deletes stored data.
 
-Lives here: the actions and what they print. Not here: those about all at once (`whole_state.py`), the SQL (`stores/`).
+Lives here: the actions and their output. Not here: actions on the whole state (`whole_state.py`), the SQL (`stores/`).
 
-`export` writes one JSON object a line, `{"kind": …, "id": …, "of": …, "data": …}`, all of one moment but the files.
-Everything works while servers use the folder; `vacuum` lets their writes wait.
+`export` writes one JSON object per line, `{"kind": …, "id": …, "of": …, "data": …}`, from one snapshot (except files).
+All actions work while servers use the folder; `vacuum` delays their writes.
 
-Invariant: nothing is deleted without `--yes`.
+Invariant: without `--yes` no data is deleted.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def _given(path: Path | None, flag: str) -> Path:
 
 
 def _owner(arguments: argparse.Namespace, settings: Settings) -> str:
-    """The owner that is meant. A token is read from a variable: arguments can be seen by every user of the machine."""
+    """The selected owner. A token comes from an environment variable, because every user of the machine can see
+    arguments."""
     if (arguments.owner is None) == (arguments.token_env is None):
         raise ConfigError("name the owner with --owner, or with --token-env the variable that holds its token")
     if arguments.owner is not None:
@@ -113,12 +114,12 @@ def _owner(arguments: argparse.Namespace, settings: Settings) -> str:
 
 
 async def _owner_data(settings: Settings) -> OwnerData:
-    """To be closed."""
+    """The caller closes it."""
     return await backend_of(settings.state, settings.data).open_owner_data(known_bodies(settings))
 
 
 async def _owners(settings: Settings) -> dict[str, list[int]]:
-    """How many of each kind every owner has."""
+    """The number of objects of each kind, per owner."""
     async with aclosing(await _owner_data(settings)) as data:
         found = {
             one.owner: [one.responses, one.conversations, one.prompts, one.files, one.vector_stores]
@@ -142,8 +143,8 @@ async def _vacuum(settings: Settings) -> None:
 
 
 async def _stores(settings: Settings) -> Stores:
-    """To be closed."""
-    # A person waits for the answer, so an unreachable database is an error at once.
+    """The caller closes them."""
+    # An operator waits for the result, so an unreachable database is an error at once.
     return await open_stores(
         settings.state.model_copy(update={"start_within": 0.0}),
         settings.data,
@@ -179,7 +180,7 @@ async def _purge(settings: Settings) -> str:
 
 async def _export(settings: Settings, owner: str, folder: Path | None) -> int:
     if owner not in await _owners(settings):
-        # Standard output is for what there is.
+        # Standard output is only for data.
         print(f"antiphon: there is nothing of the owner {owner}", file=sys.stderr)
         return 1
     if folder is not None:
@@ -203,7 +204,7 @@ async def _export(settings: Settings, owner: str, folder: Path | None) -> int:
 async def _copy_containers(containers: OwnersContainers, owner: str, folder: Path) -> None:
     number = 0
     async for container_id, path, parts in containers.contents(owner):
-        # Different paths may be one name here.
+        # Different paths may have the same name here.
         number += 1
         with (folder / f"{container_id}-{number}-{_UNFIT.sub('_', path)[-100:]}").open("wb") as copy:
             async for part in parts:
@@ -258,11 +259,11 @@ async def _delete(settings: Settings, owner: str, *, sure: bool) -> int:
     return 0
 
 
-# What model calls took and cost
+# The usage and the cost of model calls
 
 
 def read_by(text: str) -> tuple[By, ...]:
-    """What sums are told apart by. Raises `ConfigError`."""
+    """The fields of `--by`, by which sums are grouped. Raises `ConfigError`."""
     named = tuple(name.strip() for name in text.split(",") if name.strip())
     for name in named:
         if name not in KEY:
@@ -271,14 +272,14 @@ def read_by(text: str) -> tuple[By, ...]:
 
 
 def read_day(flag: str, text: str) -> str:
-    """A day, or nothing. Raises `ConfigError`."""
+    """A day, or an empty text. Raises `ConfigError`."""
     if text and not _DAY.fullmatch(text):
         raise ConfigError(f"{flag} {text}: write the day as YYYY-MM-DD")
     return text
 
 
 async def show_usage(store: UsageStore, arguments: argparse.Namespace, owner: str, out: TextIO = sys.stdout) -> int:
-    """Print what was asked for, or forget it. Raises `ConfigError` and `StoreError`."""
+    """Print the requested sums, or delete old ones. Raises `ConfigError` and `StoreError`."""
     if arguments.forget_before is not None:
         before = read_day("--forget-before", arguments.forget_before)
         if not arguments.yes:

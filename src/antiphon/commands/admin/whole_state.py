@@ -1,10 +1,10 @@
-"""`antiphon admin` actions on the whole state: `backup`, `restore`, `move` and `keys`.
+"""Implements the actions of `antiphon admin` on the whole state: `backup`, `restore`, `move` and `keys`.
 
-Lives here: what the flags name, which keys are in force, and what is printed. Not here: the archive
-(`stores/sqlite/backup.py`), the move (`stores/moving.py`), when keys go with a database (`stores/deployment.py`).
+Lives here: reading the flags, the keys in force, and the output. Not here: the archive (`stores/sqlite/backup.py`), the
+move (`stores/moving.py`), the check of keys against a database (`stores/deployment.py`).
 
-Invariants: no key is made here, a backup of a server that has none says nothing of any, and a restored one is whole or
-not there; no password is shown, and of a fingerprint only the beginning.
+Invariants: these actions create no key, and a restore is complete or leaves nothing. The output shows no password, and
+only the beginning of a fingerprint.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _SHOWN = 8
 
 
 def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:
-    """Write the archive; what to tell the operator. Raises `StoreError`, and `ConfigError` when a key is lost already:
-    such an archive could not be used."""
+    """Write the archive. Returns the message for the operator. Raises `StoreError`, and `ConfigError` when a key is
+    already lost: such an archive would be useless."""
     if problems := key_problems(settings):
         raise ConfigError(problems[0])
     in_force = {name: keys or _made(settings.data / name) for name, keys in _configured(settings).items()}
@@ -51,7 +51,7 @@ def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:
 
 
 def restore(settings: Settings, source: Path) -> str:
-    """Make the data folder from the archive; what to tell the operator. Raises `StoreError`."""
+    """Restore the data folder from the archive. Returns the message for the operator. Raises `StoreError`."""
     done = backend_of(settings.state, settings.data).open_archive(source, _configured(settings))
     return f"{settings.data}: {_counted(done)}"
 
@@ -73,7 +73,7 @@ def _made(path: Path) -> tuple[bytes, ...]:
 
 
 async def move_state(settings: Settings, source: str | None, target: str | None) -> int:
-    """Move, and say what was moved. The exit status. Raises `ConfigError` and `StoreError`."""
+    """Move the state, and print the counts. Returns the exit status. Raises `ConfigError` and `StoreError`."""
     url = target or (settings.state.url.get_secret_value() if settings.state.url is not None else "")
     try:
         place, goal = read_state_url(source or "sqlite:"), read_state_url(url)
@@ -107,7 +107,8 @@ async def move_state(settings: Settings, source: str | None, target: str | None)
 
 
 def _keys(settings: Settings) -> Iterator[str]:
-    """What is to be done about keys of the data folder. Raises `ConfigError` where the settings have others."""
+    """What the operator must do about keys of the data folder. Raises `ConfigError` when the settings have other
+    keys."""
     setting = {OWNER_KEY: "owner.key", SEALING_KEY: "sealing.keys"}
     for name, given in _configured(settings).items():
         path = settings.data / name
@@ -125,7 +126,7 @@ def _keys(settings: Settings) -> Iterator[str]:
 
 
 async def show_keys(settings: Settings, *, accept: bool) -> int:
-    """Print which keys the database goes with; with `accept` it goes with these from now on. The exit status."""
+    """Print the keys that the database records; `accept` replaces them by these first. Returns the exit status."""
     backend, keys = backend_of(settings.state, settings.data), deployment_keys(settings)
     if accept:
         await backend.accept_keys(keys)

@@ -1,1 +1,1 @@
-"""`antiphon doctor`: checks the installation and probes the upstreams."""
+"""Implements `antiphon doctor`: checks the installation and probes the upstreams."""

@@ -1,11 +1,11 @@
-"""`antiphon doctor`: checks the machine, the settings and the upstreams, and reports what to change.
+"""Implements `antiphon doctor`: checks the machine, the settings and the upstreams, and reports what to change.
 
-Lives here: the checks of this machine and these settings, asking a collector of traces, and the report. Not here:
-asking a chat server (`upstream_probes.py`), judging what it can do (`upstream_report.py`), asking a database
+Lives here: the checks of this machine and these settings, the check of the trace collector, and the report. Not here:
+probing a chat server (`upstream_probes.py`), judging its features (`upstream_report.py`), checking a database
 (`stores/state_report.py`).
 
-Invariants: exit status 0 means that nothing was found that would keep requests from being served (a collector that
-fails is a note, since requests are served without it); no secret is printed.
+Invariants: exit status 0 means that no finding makes requests fail. (A failing collector is a note, because requests do
+not need it.) The output contains no secret.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ async def _run(arguments: argparse.Namespace) -> int:
 
 
 def _show(finding: Finding, where: str) -> None:
-    """Show it at once: the next one may take a minute. `where` is that of the one before."""
+    """Print it at once, because the next finding may take a minute. `where`: the heading of the previous finding."""
     if finding.where != where:
         print(printable(finding.where))
     # Model names and error texts come from the upstream.
@@ -84,7 +84,7 @@ def _show(finding: Finding, where: str) -> None:
 
 
 def _summary(findings: list[Finding]) -> str:
-    """What was found, counted; good is only what lacks nothing."""
+    """The counts of findings; "all good" only if no feature is missing."""
     problems = sum(finding.verdict == "problem" for finding in findings)
     notes = sum(finding.verdict == "note" for finding in findings)
     known = sum(finding.lacking and finding.verdict == "ok" for finding in findings)
@@ -97,7 +97,7 @@ def _summary(findings: list[Finding]) -> str:
 
 
 async def _here(settings: Settings) -> AsyncIterator[Finding]:
-    """What is asked of nobody else."""
+    """The checks that need no other server."""
     for check in (_data_folder, _space, _extras, _keys, _extensions):
         for finding in check(settings):
             yield finding
@@ -157,7 +157,7 @@ def _keys(settings: Settings) -> Iterator[Finding]:
 
 
 def _extensions(_: Settings) -> Iterator[Finding]:
-    """Tools and profiles of other packages. That profiles can be loaded was seen when the settings were read."""
+    """Tools and profiles of other packages. Reading the settings has already loaded the profiles."""
     for one in extensions():
         yield Finding(_HERE, "ok", f"installed beside Antiphon: {one}")
 
@@ -165,7 +165,7 @@ def _extensions(_: Settings) -> Iterator[Finding]:
 async def examine_sandbox(
     settings: Settings, trying: Callable[[str, Path], Awaitable[Trial]] = try_out
 ) -> AsyncIterator[Finding]:
-    """Whether code can be held in, and how. Nothing is said where none is run."""
+    """Whether the system can isolate code, and how. No finding if code execution is off."""
     chosen = settings.code_interpreter
     if chosen.sandbox == "none":
         return
@@ -180,7 +180,7 @@ async def examine_sandbox(
 
 
 async def _state(settings: Settings) -> AsyncIterator[Finding]:
-    """Where everything else is kept: the server, its schema, the keys that machines share."""
+    """The database of the state: the server, its schema, the keys that machines share."""
     keys = deployment_keys(settings)
     wanted = StateNeeds(keys, settings.workers * settings.state.pool, vectors=settings.embeddings.url is not None)
     async for said in examine_state(settings.state, settings.data, wanted):
@@ -191,7 +191,7 @@ async def _state(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _blobs(settings: Settings) -> AsyncIterator[Finding]:
-    """Where contents of files lie, when that is not the data folder."""
+    """The storage for file contents, if it is not the data folder."""
     if settings.blobs.url is None:
         return
     try:
@@ -204,8 +204,7 @@ async def _blobs(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def examine_collector(settings: TracingSettings) -> AsyncIterator[Finding]:
-    """Whether traces can be made, and whether their collector takes them: an export of nothing. Nothing is said where
-    nothing is traced."""
+    """Whether tracing works, and whether the collector accepts an empty export. No finding without tracing."""
     url = settings.traces_url
     if url is None:
         return

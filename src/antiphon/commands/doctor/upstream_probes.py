@@ -1,11 +1,11 @@
 """Probes a chat server with about a dozen small requests to find its features, and identifies the server.
 
-Lives here: the probes and what their answers mean, paths of their own that servers have. Not here: printing and judging
-(`command.py`, `upstream_report.py`), the signs in a list of models and choosing a profile by host name
-(`translation/profiles`), using what was found (an operator does, by settings).
+Lives here: the probes, the meaning of their answers, and paths that identify a server. Not here: printing and judging
+(`command.py`, `upstream_report.py`), the signs in a list of models and the profile of a host name
+(`translation/profiles`), applying the results (the operator changes the settings).
 
-Invariants: a probe never raises and asks for at most `_TOKENS` tokens; what it reports holds no credential; who a
-server is is asked by `GET` requests without credentials, and one that says nothing is `""`, never a guess.
+Invariants: a probe never raises, and requests at most `_TOKENS` tokens. Its report contains no credential. Requests
+that identify a server are `GET` requests without credentials; the result is `""` when they show nothing, never a guess.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from antiphon.upstream.http import UpstreamTarget
 
 _TOKENS = 256
 _FEW = 16
-"""Tokens where only it matters whether the server takes the request."""
+"""Token limit when only the acceptance of the request matters."""
 SECONDS = 60.0
-"""In which a server answers."""
+"""The timeout of a probe in seconds."""
 _KINDS = "application/json, text/event-stream"
-# Answers that say: not like this. Others (a rate limit, a broken server) say nothing about the request.
+# Statuses that reject the request itself. Others (a rate limit, a broken server) do not depend on the request.
 _REFUSALS = frozenset({400, 404, 405, 415, 422, 501})
 _TOOL = {
     "type": "function",
@@ -54,7 +54,7 @@ _PIXEL = (
     "rkJggg=="
 )
 
-# path beside the API, keys that its JSON object holds all of, profile
+# Path next to the API, keys that its JSON object must have, profile.
 _SIGNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("/props", ("default_generation_settings",), "llamacpp"),
     ("/server_info", ("model_path", "version"), "sglang"),
@@ -66,7 +66,7 @@ _SIGNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 _PORTS = {11434: "Ollama", 8000: "vLLM", 8080: "llama.cpp", 1234: "LM Studio", 30000: "SGLang", 3000: "TGI"}
 
-# As OpenSSL says what RFC 5280 demands and older Pythons did not look for.
+# OpenSSL's words for RFC 5280 requirements that older Python versions did not check.
 _ASKED_FOR_NOW = ("Key Identifier", "Basic Constraints", "key usage")
 
 PLAIN_HTTP_QUESTION = "does it speak http, and not https?"
@@ -75,7 +75,7 @@ PLAIN_HTTP_QUESTION = "does it speak http, and not https?"
 
 @dataclass
 class Answer:
-    """An HTTP answer, or why there is none (`status` 0)."""
+    """An HTTP response, or the failure (`status` 0)."""
 
     status: int
     body: bytes = b""
@@ -84,7 +84,7 @@ class Answer:
 
     @property
     def json(self) -> dict[str, object]:
-        """The answer's object; empty when it is none."""
+        """The response's object; empty when it is not one."""
         try:
             value = decode_any(self.body)
         except ValueError:
@@ -93,19 +93,19 @@ class Answer:
 
     @property
     def refused(self) -> bool:
-        """Whether the server said no to the request itself."""
+        """Whether the server rejected the request itself."""
         return self.status in _REFUSALS
 
     @property
     def message(self) -> dict[str, object] | None:
-        """The completion's message; None when it is none."""
+        """The completion's message; None when there is none."""
         choices = objects(self.json.get("choices")) if self.status == 200 else []
         message = choices[0].get("message") if choices else None
         return message if isinstance(message, dict) else None
 
     @property
     def problem(self) -> str:
-        """What went wrong, in a line."""
+        """The failure in one line."""
         if self.failure:
             return self.failure
         error = self.json.get("error", self.json.get("detail", self.json.get("message", "")))
@@ -116,7 +116,7 @@ class Answer:
 
 @dataclass
 class ProbedFeature:
-    """One thing the server can or cannot do. `refused` says that asking for it fails; `detail` how it was seen."""
+    """One feature of the server. `refused`: requests with it fail. `detail`: the observation."""
 
     name: str
     works: bool
@@ -129,7 +129,7 @@ def _refusal(name: str, answer: Answer) -> ProbedFeature:
 
 
 class ChatProbes:
-    """Asks one server about one model."""
+    """Probes one server with one model."""
 
     def __init__(self, upstream: HttpUpstream, headers: Headers, *, seconds: float = SECONDS) -> None:
         self._upstream = upstream
@@ -143,7 +143,7 @@ class ChatProbes:
         return await self._call("GET", path, b"")
 
     async def run(self, model: str, *, images: bool = False) -> AsyncIterator[ProbedFeature]:
-        """All probes, each when it is over; the first, `answers`, tells whether the others make sense."""
+        """Run all probes, and yield each result. If the first one, `answers`, fails, the others are skipped."""
         plain = await self._chat(model, "Say hello.")
         limit = ProbedFeature("max_tokens", True, "taken")
         if plain.status == 400 and b"max_completion_tokens" in plain.body:
@@ -280,12 +280,12 @@ class ChatProbes:
 
 
 def objects(value: object) -> list[dict[str, object]]:
-    """What of a list is an object."""
+    """The objects in a list."""
     return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _chunks(body: bytes) -> list[dict[str, object]]:
-    """The chunks of an event stream, as far as they are JSON objects."""
+    """The chunks of an event stream that are JSON objects."""
     found = []
     for line in body.splitlines():
         if line.startswith(b"data:"):
@@ -297,7 +297,7 @@ def _chunks(body: bytes) -> list[dict[str, object]]:
 
 
 def _streamed_arguments(answer: Answer) -> str:
-    """The arguments of the first call in a stream, put together."""
+    """The joined arguments of the first call in a stream."""
     pieces = []
     for chunk in _chunks(answer.body) if answer.status == 200 else ():
         for choice in objects(chunk.get("choices")):
@@ -310,7 +310,7 @@ def _streamed_arguments(answer: Answer) -> str:
 
 
 def _is_json(content: object) -> bool:
-    """Whether this is a JSON object; some servers give it parsed."""
+    """Whether the content is a JSON object; some servers return it parsed."""
     if isinstance(content, dict):
         return True
     try:
@@ -319,7 +319,7 @@ def _is_json(content: object) -> bool:
         return False
 
 
-# Which server it is, and what to do about one that does not answer
+# The kind of server, and the advice about one that does not answer
 
 
 async def url_with_prefix(probes: ChatProbes, url: str) -> str:
@@ -331,10 +331,10 @@ async def url_with_prefix(probes: ChatProbes, url: str) -> str:
 
 
 async def identify(target: UpstreamTarget, url: str, listed: Answer) -> str:
-    """The profile the server itself suggests, by its list of models, its headers, or paths of its own."""
+    """The profile that the server's list of models, its headers, or special paths indicate."""
     if profile := named_by_list(listed.json, listed.headers.get("server", "")):
         return profile
-    # Beside the API, and without the key that the target's headers may hold.
+    # Next to the API, and without the key in the target's headers.
     headers = tuple((name, value) for name, value in target.headers if name != "authorization")
     beside = UpstreamTarget(url.removesuffix("/v1"), target.unix_path, headers, target.ssl)
     async with aclosing(HttpUpstream(beside, connect_seconds=3.0, head_seconds=5.0)) as client:
@@ -347,12 +347,12 @@ async def identify(target: UpstreamTarget, url: str, listed: Answer) -> str:
 
 
 def prefix_question(section: str) -> str:
-    """What is asked where a path of the API is not found: some servers just have no list of models."""
+    """The question to the operator about an API path that is not found: some servers have no list of models."""
     return f"is the prefix of {section}.url right (…/v1)?"
 
 
 def certificate_advice(failure: str, section: str) -> str:
-    """What to do about a certificate that was refused; empty when it was something else."""
+    """The advice about a rejected certificate; empty for other failures."""
     if "certificate" not in failure:
         return ""
     if "expired" in failure:
@@ -363,5 +363,5 @@ def certificate_advice(failure: str, section: str) -> str:
 
 
 def usual_server(url: str) -> str:
-    """What usually listens on this port; only a hint."""
+    """The server that usually listens on this port; only a hint."""
     return _PORTS.get(urlsplit(url).port or 0, "")

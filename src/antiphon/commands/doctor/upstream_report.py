@@ -1,10 +1,9 @@
 """Compares the probed features of the upstreams with their profiles and reports what to change.
 
-Lives here: which models to ask, what a failure means for the operator, whose profile fits. Not here: asking
+Lives here: the choice of models, the meaning of a failure for the operator, the best profile. Not here: the probes
 (`upstream_probes.py`), printing (`command.py`).
 
-Invariant: a verdict of `problem` is something that keeps ordinary requests from being served; what only some requests
-need is a `note` with its advice.
+Invariant: a `problem` makes ordinary requests fail. A feature that only some requests need is a `note` with advice.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ Verdict = Literal["ok", "note", "problem"]
 
 @dataclass
 class Finding:
-    """One line of the report; `advice` says what to do."""
+    """One line of the report; `advice` is the recommended action."""
 
     where: str
     verdict: Verdict
     what: str
     advice: str = ""
     lacking: bool = False
-    """It is something that this server cannot do, also where its profile takes care of that."""
+    """Whether the server lacks this feature, even if its profile handles that."""
 
 
 _SENDS: dict[str, Callable[[UpstreamProfile], bool]] = {
@@ -65,14 +64,14 @@ _SENDS: dict[str, Callable[[UpstreamProfile], bool]] = {
     "developer role": lambda profile: profile.developer_role == "developer",
     "images": lambda profile: profile.images,
 }
-"""Whether a profile makes use of what a probe asked for."""
+"""Whether a profile uses the feature of a probe."""
 
 _NEEDED = {
     "streaming": "clients that stream get nothing from this server",
     "max_tokens": "requests with max_output_tokens fail",
     "usage in streams": "every streamed request fails",
 }
-"""What goes wrong for everybody when the server refuses what the profile sends."""
+"""The failures of all requests when the server rejects a field that the profile sends."""
 
 _ADVICE = {
     "tools": "start the server with tool calling, for vLLM --enable-auto-tool-choice --tool-call-parser NAME",
@@ -82,7 +81,7 @@ _ADVICE = {
     "logprobs": "requests for log probabilities get none",
 }
 _OTHER_WAYS = frozenset({"max_tokens", "a named tool_choice", "developer role"})
-"""What a profile that does not send it reaches by other means, whole."""
+"""Features that a profile without the field implements in another way, without loss."""
 _ALIKE = " (whoever it is named after: it leaves these out)"
 _NOT_FOR_CHAT = ("embed", "rerank", "whisper", "tts", "dall-e", "moderation", "image", "transcribe", "bge-")
 
@@ -90,10 +89,10 @@ _NOT_FOR_CHAT = ("embed", "rerank", "whisper", "tts", "dall-e", "moderation", "i
 async def examine(
     settings: Settings, model: str | None, key: str, *, images: bool, seconds: float = SECONDS
 ) -> AsyncIterator[Finding]:
-    """Ask every upstream, or with `model` the one that serves it; `key` stands for a client's own; an answer may take
-    so many seconds.
+    """Probe every upstream, or with `model` the one that serves it. `key`: used in place of a client's key. `seconds`:
+    the timeout of a request.
 
-    Each finding comes when it is known.
+    Yields each finding as soon as it is known.
     """
     try:
         routes = make_routes(settings)
@@ -171,7 +170,7 @@ class _Upstream:
         told = named_by_list(listed.json, listed.headers.get("server", ""))
         said = bool(told) and self._route.assumed
         if said:
-            # As the server does once it runs (`upstream/identity.py`).
+            # The same as the server does at run time (`upstream/identity.py`).
             self._route = corrected(self._route, self._name, PROFILES[told])
         found: list[ProbedFeature] = []
         profile = self._route.profile.for_model(chosen)
@@ -192,14 +191,14 @@ class _Upstream:
         return any(profile.serves(self._upstream.address[0].lower()) for profile in known_profiles().values())
 
     def _choose(self, names: list[str]) -> str:
-        """The model to ask when none was named."""
+        """The model for the probes when none is given."""
         if self._upstream.models:
             return self._upstream.models[0]
         chat = [name for name in names if not any(word in name.lower() for word in _NOT_FOR_CHAT)]
         return next(iter((*chat, *names)), "")
 
     def _judge(self, support: ProbedFeature, profile: UpstreamProfile) -> Finding:
-        """One probe's outcome, for this profile."""
+        """The finding about one probe, for this profile."""
         finding = self._find("ok", f"{support.name}: {'yes' if support.works else 'no'} ({support.detail})")
         if support.works:
             return finding
@@ -216,7 +215,7 @@ class _Upstream:
         return finding
 
     def _fit(self, found: list[ProbedFeature], profile: UpstreamProfile, known: str, *, said: bool) -> Finding:
-        """Whether the profile in force is the best one."""
+        """Whether the present profile is the best one."""
         names = ", ".join(one.name for one in found if one.refused and one.name in _SENDS and _SENDS[one.name](profile))
         refused = f"sends what this server refuses: {names}" if names else ""
         best = fitting_profile(found, profile, known)
@@ -231,7 +230,7 @@ class _Upstream:
             return self._find("ok", f"profile {profile.name} (the server says so) fits")
         return self._find("ok", f"profile {profile.name} fits{looks}")
 
-    # What to do about it
+    # Advice
 
     def _reach(self, failure: str) -> str:
         url = f"{self._section}.url"
@@ -268,9 +267,9 @@ class _Upstream:
 
 
 def fitting_profile(found: Iterable[ProbedFeature], current: UpstreamProfile, known: str = "") -> UpstreamProfile:
-    """The profile under which the server refuses least; the current one unless another is better.
+    """The profile with the fewest rejected fields; the present one unless another is better.
 
-    `known` is the profile of the server that says what it is. It goes before others that are as good.
+    `known`: the profile of a server that identifies itself. It wins against others that are equally good.
     """
     supports = [support for support in found if support.name in _SENDS]
 
