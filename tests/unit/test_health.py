@@ -116,4 +116,5 @@ def test_it_imports_next_to_nothing(tmp_path: Path) -> None:
     environ.pop("ANTIPHON_CONFIG", None)
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environ, timeout=60)
-    assert done.stdout.strip() == str(["antiphon", "antiphon.commands", "antiphon.commands.health", "antiphon.entry"])
+    imported = ["antiphon", "antiphon.commands", "antiphon.commands.health", "antiphon.data_folder", "antiphon.entry"]
+    assert done.stdout.strip() == str(imported)

@@ -16,6 +16,7 @@ from antiphon.app.extensions import known_profiles, with_extension_settings
 from antiphon.config.problems import advice
 from antiphon.config.settings import Settings, load_settings
 from antiphon.config.sources import CONFIG_VARIABLE, put
+from antiphon.data_folder import default_data_folder
 from antiphon.errors import ConfigError
 
 
@@ -28,7 +29,12 @@ class Flag(NamedTuple):
     metavar: str = ""
 
 
-DATA = Flag("data", "data folder: databases, keys, sockets", "FOLDER")
+DATA = Flag(
+    "data",
+    "data folder: databases, keys, sockets. Default: .antiphon if it exists here or this is a checkout, "
+    "else $XDG_DATA_HOME/antiphon",
+    "FOLDER",
+)
 COMMON_FLAGS = {
     "--upstream": Flag("upstream.url", "base URL of the chat server, with its prefix", "URL"),
     "--auth": Flag(
@@ -73,7 +79,7 @@ def add_flags(command: TakesArguments, *groups: Mapping[str, Flag]) -> None:
     for group in groups:
         for name, flag in group.items():
             kind, default = _setting(flag.setting)
-            said = f"{flag.help}; default: {default}" if default not in (None, "") else flag.help
+            said = f"{flag.help}; default: {default}" if default not in (None, "") and flag is not DATA else flag.help
             command.add_argument(
                 name,
                 dest=flag.setting,
@@ -112,7 +118,8 @@ def settings_file(arguments: argparse.Namespace) -> Path | None:
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The effective settings of a parsed command line. Raises `ConfigError`."""
-    settings = load_settings(given_flags(arguments), dict(os.environ), settings_file(arguments))
+    data = default_data_folder(os.getcwd(), os.environ)
+    settings = load_settings(given_flags(arguments), dict(os.environ), settings_file(arguments), {"data": data})
     _check_profiles(settings)
     return with_extension_settings(settings)
 

@@ -22,11 +22,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from antiphon.data_folder import IN_THE_CURRENT_FOLDER, default_data_folder
+
 _SECONDS = 3.0
 _HEAD_BYTES = 4096
 _REQUEST = b"GET /health HTTP/1.1\r\nhost: antiphon\r\nconnection: close\r\n\r\n"
 DEFAULTS: dict[str, str | None] = {
-    "data": ".antiphon",
+    "data": IN_THE_CURRENT_FOLDER,
     "listen": "127.0.0.1:8080",
     "sidecar.http": "unix:{data}/sidecar-0.http.sock",
     "sidecar.tls.cert": None,
@@ -73,7 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
 def read_settings(file: str | None, environ: Mapping[str, str]) -> dict[str, Any]:
     """The values for the names in `DEFAULTS`: from the environment, the file, or the defaults. Raises OSError or
     ValueError for an unreadable file."""
-    found = {**DEFAULTS, **_of_file(file or environ.get("ANTIPHON_CONFIG"))}
+    default = {"data": default_data_folder(os.getcwd(), environ)}
+    found = {**DEFAULTS, **default, **_of_file(file or environ.get("ANTIPHON_CONFIG"))}
     for name in DEFAULTS:
         variable = "ANTIPHON_" + name.replace(".", "__").upper()
         if variable in environ:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from antiphon.app.build import App, Door, build
 from antiphon.commands.flags import settings_file, settings_of
 from antiphon.commands.metrics_listener import metrics_listener
+from antiphon.commands.start_checks import log_data_folder
 from antiphon.commands.upstream_warnings import asking_upstreams
 from antiphon.config.settings import Settings
 from antiphon.observability.logs import configure
@@ -109,6 +110,7 @@ def run_serving(
     configure(settings.log.level, settings.log.format)
     if arguments.parent_pipe is None:
         check(settings)
+        log_data_folder(settings)
 
     async def run() -> int:
         signals = StopSignals(arguments.parent_pipe, settings.timeouts.drain)

@@ -108,3 +108,8 @@ def _is_of_this_machine(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def log_data_folder(settings: Settings) -> None:
+    """Log where this machine's data is: without the setting `data` that depends on the folder of the start."""
+    _log.info("data_folder", path=str(settings.data.absolute()))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import structlog
 
 from antiphon.commands.flags import settings_file, settings_of
-from antiphon.commands.start_checks import check_named_files, warn
+from antiphon.commands.start_checks import check_named_files, log_data_folder, warn
 from antiphon.config.settings import Settings
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.local_keys import prepare_data
@@ -147,6 +147,7 @@ class _Up:
 
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
         prepare_data(self._settings.data)
+        log_data_folder(self._settings)
         with run_folder(self._settings.data, forget) as folder:
             async with self._showing_metrics() as metrics:
                 port = HeldPort(self._where)

@@ -56,7 +56,8 @@ class Settings(Section):
     workers: int = Field(default=1, ge=1, le=256)
     """Sidecar (or HTTP door) processes."""
     data: Path = Path(".antiphon")
-    """Data folder: databases (unless `state.url` says otherwise), contents of files, keys, sockets."""
+    """Data folder: databases (unless `state.url` names another place), contents of files, keys, sockets. Unset:
+    `.antiphon` if the current folder has one or is a checkout, otherwise `$XDG_DATA_HOME/antiphon`."""
     mode: Literal["auto", "relay", "drive"] = "auto"
     """Who makes the first model call in the envoy door: Envoy (`relay`), the sidecar through the model door (`drive`),
     or as fits (`auto`)."""
@@ -294,17 +295,19 @@ def load_settings(
     flags: dict[str, Any] | None = None,
     environ: dict[str, str] | None = None,
     file: Path | None = None,
+    defaults: dict[str, Any] | None = None,
 ) -> Settings:
-    """Merge flags over environment over file over defaults; raises `ConfigError` naming each wrong setting.
+    """Merge flags over environment over file over defaults. Raises `ConfigError`, which names each wrong setting.
 
-    `flags` is a nested mapping of the given flags only. Environment names are `ANTIPHON_` and the path with two
-    underscores between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`). Where nothing says where the upstream
-    is, `OPENAI_API_ENDPOINT` does; where nothing says where traces go, OpenTelemetry's variables do.
+    `flags` is a nested mapping of the given flags only. `defaults` replace defaults of the model. Environment names
+    are `ANTIPHON_` and the path with two underscores between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`).
+    If no source names the upstream, `OPENAI_API_ENDPOINT` does. If no source says where traces go, OpenTelemetry's
+    variables do.
     """
     wrong: list[str] = []
     values = without_unknown(read_file(file), Settings, wrong, f"{file}: ") if file is not None else {}
     values = merge(values, read_environment(environ or {}, Settings, wrong))
-    values = merge(values, flags or {})
+    values = merge(defaults or {}, merge(values, flags or {}))
     values = merge(read_other_names(values, environ or {}, wrong), values)
     try:
         settings = Settings.model_validate(without_unknown(values, Settings, wrong))
