@@ -89,6 +89,7 @@ def _read(arguments: argparse.Namespace) -> Settings:
 
 def _announce(settings: Settings) -> None:
     """Report that everything is ready: one line for programs, and more on a terminal."""
+    log_data_folder(settings)
     where = settings.listen
     print(f"ready: http://{where}/v1", flush=True)
     if sys.stderr.isatty():
@@ -147,7 +148,6 @@ class _Up:
 
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, on_hangup)
         prepare_data(self._settings.data)
-        log_data_folder(self._settings)
         with run_folder(self._settings.data, forget) as folder:
             async with self._showing_metrics() as metrics:
                 port = HeldPort(self._where)
