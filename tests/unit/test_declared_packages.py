@@ -15,7 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = {
     name: rows
     for name, rows in PROJECT["optional-dependencies"].items()
-    if name != "bench" and not any(row.startswith("antiphon[") for row in rows)
+    if name not in ("bench", "docs") and not any(row.startswith("antiphon[") for row in rows)
 }
 OF_MODULES = packages_distributions()
 
@@ -81,3 +81,13 @@ def test_what_is_not_declared_is_seen() -> None:
     assert undeclared("import hypothesis\n") == {"hypothesis"}
     # Of two extras: who installs one of them lacks the other.
     assert undeclared("import numpy\nimport asyncpg\n") == {"numpy", "asyncpg"}
+
+
+def test_the_page_on_dependencies_names_every_declared_package() -> None:
+    page = (ROOT / "docs" / "explanation" / "dependencies.md").read_text()
+    rows = [*PROJECT["dependencies"], *(row for rows in PROJECT["optional-dependencies"].values() for row in rows)]
+    declared = {_name(row) for row in rows} - {"antiphon"}
+    named = set(re.findall(r"`([\w.-]+)`", page.partition("## Own code")[0]))
+    assert declared - named == set()
+    # Extras have names too, and so have the files and commands in the tables.
+    assert {name for name in named if name.startswith(("grpcio", "sphinx", "pytest", "opentelemetry"))} <= declared
