@@ -1,0 +1,48 @@
+"""Every command block of the documentation is run by a test, or says why not."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import REPOSITORY, Block, all_blocks, counts, registry
+
+_BLOCKS = all_blocks()
+_NAMED = {block.run: block for block in _BLOCKS if block.run is not None}
+
+
+def test_every_block_has_a_mark() -> None:
+    unmarked = [f"{block.page}:{block.line}" for block in _BLOCKS if block.run is None and block.not_run is None]
+    assert unmarked == [], "put <!-- run: NAME --> or <!-- not run: REASON --> on the line before each"
+
+
+def test_a_reason_is_a_reason() -> None:
+    assert [block.page for block in _BLOCKS if block.not_run is not None and len(block.not_run.split()) < 3] == []
+
+
+def test_every_name_is_registered_and_every_row_has_its_block() -> None:
+    assert set(registry()) == set(_NAMED)
+
+
+@pytest.mark.parametrize("name", sorted(_NAMED))
+def test_the_registered_test_reads_the_block(name: str) -> None:
+    path, _, function = registry()[name].partition("::")
+    text = (REPOSITORY / path).read_text()
+    functions = {
+        one.name for one in ast.walk(ast.parse(text)) if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert function in functions, registry()[name]
+    # By its name, or all blocks of its page.
+    assert f'"{name}"' in text or Path(_NAMED[name].page).name in text
+
+
+def test_counts_have_a_row_for_each_page() -> None:
+    lines = counts().splitlines()
+    assert lines[-1].split() == ["all", str(len(_ran())), str(len(_BLOCKS) - len(_ran())), "0"]
+    assert {line.split()[0] for line in lines[1:-1]} == {block.page for block in _BLOCKS}
+
+
+def _ran() -> list[Block]:
+    return [block for block in _BLOCKS if block.run is not None]
