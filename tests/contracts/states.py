@@ -37,7 +37,7 @@ PEERS = (
 What is in memory can be reached by nobody else. `pgbouncer` is PostgreSQL behind a pooler in transaction mode, with
 four connections to a database."""
 FULL = (
-    *(("sqlite", "process"), ("postgresql", "itself"), ("postgresql", "process")),
+    *(("sqlite", "itself"), ("sqlite", "process"), ("postgresql", "another"), ("postgresql", "process")),
     *((f"{SEALED}sqlite", "itself"), (f"{SEALED}postgresql", "itself"), (f"{SEALED}postgresql", "another")),
     *(("pgbouncer", "itself"), ("pgbouncer", "another"), ("pgbouncer", "process")),
     *(("pgbouncer",), (f"{SEALED}postgresql",)),

@@ -538,7 +538,7 @@ def test_code_that_is_quicker_than_the_counter_waits_for_it(tmp_path: Path) -> N
 
 _SLOW_TO_HEAR = (
     ("        self._left = 0\n", "        self._left, self.came = 0, threading.Event()\n"),
-    ("        with os.fdopen(", "        self.came.wait(30)\n        with os.fdopen("),
+    ("        with os.fdopen(", "        self.came.wait(1)\n        with os.fdopen("),
     ("            # Code can be", "            self.came.set()\n            # Code can be"),
 )
 """The counter hears how many files may be made once it has seen the first call that makes one."""

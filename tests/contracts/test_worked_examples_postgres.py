@@ -5,7 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from tests.support.worked_examples import ask
+
+# Whole processes and trees; quick tests check the parts.
+pytestmark = pytest.mark.full
 
 
 async def test_the_list_is_filtered_on_postgresql(postgres_url: str, tmp_path: Path) -> None:

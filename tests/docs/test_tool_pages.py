@@ -20,6 +20,9 @@ from tests.docs.blocks import block
 from tests.support.chat_server import Answer, ChatServer, completion, json_answer
 from tests.support.sandbox_trial import trial
 
+# A quick test holds each block to its mark; this one runs the programs.
+pytestmark = pytest.mark.full
+
 WRITTEN = "http://127.0.0.1:8080/v1"
 SECONDS = 60
 

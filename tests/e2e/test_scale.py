@@ -63,6 +63,7 @@ async def test_background_responses_end_once_and_are_followed_anywhere(state: St
     assert not report.wrong, report.table()
 
 
+@pytest.mark.full
 async def test_nothing_crosses_between_owners(state: State, folder: Path) -> None:
     async with (
         demo(folder) as upstream,

@@ -26,6 +26,9 @@ from tests.support.chart_rendering import (
 )
 from tests.support.chart_values import GATEWAY, REFUSED, TAKEN, UPSTREAM, Values, postgresql
 
+# Helm is installed for all tests alone.
+pytestmark = pytest.mark.full
+
 _SECRETS = {"ANTIPHON_STATE__URL": "postgresql://a@db/a", "ANTIPHON_STATE__DIRECT_URL": "postgresql://a@db/a"}
 
 

@@ -19,6 +19,9 @@ from tests.support.chart_rendering import CHART, ROOT, Object, Refused, containe
 from tests.support.chart_values import GATEWAY, TAKEN, UPSTREAM, Values, postgresql
 from tests.support.prometheus import NotInstalled, promtool
 
+# Helm is installed for all tests alone.
+pytestmark = pytest.mark.full
+
 
 def _spec(objects: list[Object], name: str = "antiphon") -> Object:
     spec: Object = one(objects, "Deployment", name)["spec"]["template"]["spec"]

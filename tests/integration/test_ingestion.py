@@ -63,6 +63,7 @@ async def test_a_bomb_fails_alone(tmp_path: Path) -> None:
         assert sorted(await setup.names(store_id, "birds")) == ["birds", "more"]
 
 
+@pytest.mark.full
 async def test_memory_is_limited(tmp_path: Path) -> None:
     """A page of millions of elements, and less memory than a setting can say."""
     (tmp_path / "x").write_bytes(b"<p>word" * 3_000_000)
@@ -78,6 +79,7 @@ async def test_memory_is_limited(tmp_path: Path) -> None:
         await documents.aclose()
 
 
+@pytest.mark.full
 async def test_time_is_limited(tmp_path: Path) -> None:
     """Fifteen seconds of work for a quick machine, and no limit that ends it earlier."""
     (tmp_path / "x").write_text("a b. " * 6_000_000)

@@ -74,8 +74,8 @@ def _settings(url: str, data: Path, within: float) -> Settings:
     ("words", "ready"),
     [
         (("serve", "--listen", "127.0.0.1:0"), "ready: "),
-        (("extproc",), "serving: "),
-        (("up", "--door", "http", "--listen", "127.0.0.1:0"), "ready: "),
+        pytest.param(("extproc",), "serving: ", marks=pytest.mark.full),
+        pytest.param(("up", "--door", "http", "--listen", "127.0.0.1:0"), "ready: ", marks=pytest.mark.full),
         (("migrate", "up"), "postgresql: applied "),
     ],
 )
@@ -93,7 +93,12 @@ async def test_a_command_waits_for_a_database_that_comes_up_later(
 
 
 @pytest.mark.parametrize(
-    "words", [("serve", "--listen", "127.0.0.1:0"), ("extproc",), ("up", "--door", "http", "--listen", "127.0.0.1:0")]
+    "words",
+    [
+        ("serve", "--listen", "127.0.0.1:0"),
+        pytest.param(("extproc",), marks=pytest.mark.full),
+        pytest.param(("up", "--door", "http", "--listen", "127.0.0.1:0"), marks=pytest.mark.full),
+    ],
 )
 async def test_a_signal_ends_the_wait(
     away: _Away, processes: list[Command], folder: Path, words: tuple[str, ...]

@@ -63,7 +63,9 @@ async def test_one_that_cannot_be_reached_and_comes_back(postgres: PostgresServe
         with pytest.raises(StoreError, match="Connecting failed"):
             await stores.responses.ping()
         with pytest.raises(StoreError):
-            await open_stores(StateSettings(url=SecretStr(url), deadline=0.5), tmp_path, chain_items=100)
+            await open_stores(
+                StateSettings(url=SecretStr(url), deadline=0.5, start_within=0.0), tmp_path, chain_items=100
+            )
         await postgres.statement(AWAY.format(name, "true"))
         async with aclosing(await open_stores(StateSettings(url=SecretStr(url)), tmp_path, chain_items=100)) as again:
             await again.responses.ping()

@@ -101,6 +101,7 @@ def test_what_was_named_stays() -> None:
     assert routes.assumed == {"two"}
 
 
+@pytest.mark.full
 @pytest.mark.e2e
 @pytest.mark.parametrize("door", [pytest.param("http", marks=pytest.mark.full), "envoy"])
 async def test_a_gateway_finds_out(door: str, tmp_path: Path) -> None:

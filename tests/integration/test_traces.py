@@ -342,6 +342,7 @@ def not_sent(logs: Any) -> list[Any]:
     return [line for line in logs if line["log_level"] != "info" and line["event"] != "file_ingested"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "how", ["slow", "dead", *(pytest.param(status, marks=pytest.mark.full) for status in ("500", "503"))]
 )
@@ -392,6 +393,7 @@ print(sorted(name for name in sys.modules if name.startswith("opentelemetry")))
 """
 
 
+@pytest.mark.full
 def test_nothing_of_opentelemetry_is_loaded_without_an_endpoint(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", _WITHOUT, str(tmp_path / "data")], capture_output=True, text=True, check=True

@@ -10,6 +10,11 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+# Whole processes and trees; quick tests check the parts.
+pytestmark = pytest.mark.full
+
 REPOSITORY = Path(__file__).parents[2]
 LONG_TESTS = {"test_history.py", "test_rollout.py", "test_scale.py", "test_upgrade.py"}
 """Tests of `tests/e2e` that are a short run of a program."""

@@ -22,6 +22,9 @@ from tests.support.chat_server import ChatServer, completion, json_answer
 from tests.support.goldens import render
 from tests.support.recordings import all_recordings, recordings_in
 
+# Whole processes and trees; quick tests check the parts.
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).parents[2]
 RECORDINGS = ROOT / "tests" / "recordings"
 KEY = "sk-a-key-that-is-secret-1234"

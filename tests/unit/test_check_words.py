@@ -59,6 +59,7 @@ def test_counts_are_lowered_and_never_raised() -> None:
     assert lowered(text, found) == head + '"a.md" = { long = 1 }\n"b.md" = { long = 1 }\n'
 
 
+@pytest.mark.full
 def test_the_texts_of_the_repository_keep_the_rules() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "lib" / "check_words.py"], capture_output=True, text=True, check=False

@@ -140,6 +140,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.full)])
 async def test_children_end_with_a_parent_that_cannot_say_goodbye(number: int) -> None:
     environ = {**os.environ, "PYTHONPATH": str(SOURCE)}

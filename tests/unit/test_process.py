@@ -72,6 +72,7 @@ async def test_a_drain_that_ends_is_status_0(number: int) -> None:
     assert await asyncio.wait_for(process.wait(), SECONDS) == 0
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "hang",
     [
@@ -92,6 +93,7 @@ async def test_a_process_that_hangs_ends_all_the_same_and_says_where(hang: str) 
     assert "ended_by_force" in said and "main_thread" in said
 
 
+@pytest.mark.full
 async def test_it_ends_with_its_parent_although_its_loop_stands_still() -> None:
     reading, writing = os.pipe()
     try:

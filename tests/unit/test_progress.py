@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.progress import Progress, part_of
 
 A, B = "tests/unit/stores/test_a.py::test_{}[x/y]", "tests/e2e/test_b.py::test_{}"
@@ -31,6 +33,7 @@ def test_a_part_that_is_done_and_half_a_minute_of_silence_are_told() -> None:
     ]
 
 
+@pytest.mark.full
 def test_a_run_prints_them(tmp_path: Path) -> None:
     folder = tmp_path / "tests" / "part"
     folder.mkdir(parents=True)

@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+# Whole processes and trees; quick tests check the parts.
+pytestmark = pytest.mark.full
+
 # What none needs before something is asked of it: other backends, formats, documents, drawing.
 _LATER = {
     *(

@@ -34,11 +34,13 @@ def test_the_field_instructs_the_model_and_is_repeated_and_checked(tmp_path: Pat
     assert (refused["param"], refused["code"]) == ("answer_language", "invalid_type")
 
 
+@pytest.mark.full
 def test_the_list_is_filtered_on_sqlite(tmp_path: Path) -> None:
     found = ask("A list operation of a store", tmp_path)
     assert found["names"] == ["Greeting"] and found["all"] == ["Farewell", "Greeting"] and found["none"] == []
 
 
+@pytest.mark.full
 def test_the_tool_runs_in_the_response(tmp_path: Path) -> None:
     found = ask("A hosted tool", tmp_path)
     call, message = found["answers"][0]["output"]
@@ -48,12 +50,14 @@ def test_the_tool_runs_in_the_response(tmp_path: Path) -> None:
     assert found["chat"][1]["messages"][-1]["content"] == call["output"]
 
 
+@pytest.mark.full
 def test_the_profile_is_used_and_recognised(tmp_path: Path) -> None:
     found = ask("An upstream profile", tmp_path)
     assert "stream_options" not in found["chat"][0] and found["chat"][0]["max_completion_tokens"] == 50
     assert (found["host"], found["listed"]) == ("acme", "acme")
 
 
+@pytest.mark.full
 def test_the_door_answers_lines_and_stores_what_a_client_left(tmp_path: Path) -> None:
     found = ask("A door", tmp_path)
     assert found["whole"]["output"][0]["content"][0]["text"] == "Hi" and found["stream"] == "event: response.completed"

@@ -267,8 +267,8 @@ def _add_actions(
         for action, said in actions.items():
             parser = below.add_parser(action, description=f"{said[:1].upper()}{said[1:]}.")
             of_action = dict(arguments.get(action, {}))
-            if action in ("export", "delete-owner"):
-                owner = parser.add_mutually_exclusive_group(required=True)
+            if "--owner" in of_action:
+                owner = parser.add_mutually_exclusive_group(required=action != "usage")
                 for flag in _OWNER:
                     owner.add_argument(flag, **of_action.pop(flag))
             _add_arguments(parser, of_action)

@@ -157,6 +157,7 @@ def _assembled(
     return whole
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "name", ["plain", "tcp", "upstreams", "upstreams only", "several upstreams", "picker", "traces"]
 )

@@ -85,6 +85,7 @@ def _names(entries: list[Any]) -> list[str]:
     return [one["name"] for one in entries]
 
 
+@pytest.mark.full
 def test_what_is_theirs_stays_and_what_changes_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, whole, told = _merge(folder, capsys, ONE)
     assert status == 0
@@ -186,6 +187,7 @@ def test_what_cannot_be_is_refused_with_a_sentence(
     assert said in told and "--into" in told and "canary" not in told
 
 
+@pytest.mark.full
 def test_what_is_merged_is_not_merged_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, whole, _ = _merge(folder, capsys, ONE)
     status, _, told = _merge(folder, capsys, whole, "--into-listener", "in")
@@ -213,6 +215,7 @@ def test_a_flag_without_effect_is_refused(capsys: pytest.CaptureFixture[str], fo
     assert out == "" and flag in told and said in told
 
 
+@pytest.mark.full
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's")
 def test_a_full_disk_is_told(folder: Path) -> None:
     command = [sys.executable, "-m", "antiphon", *_arguments(folder, ONE)]

@@ -17,6 +17,9 @@ from antiphon.envoy.bootstrap import bootstrap
 from antiphon.envoy.sidecars import endpoints
 from tests.unit.envoy.test_bootstrap import CASES, settings_of
 
+# Envoy itself checks the same configurations in test_bootstrap.py.
+pytestmark = pytest.mark.full
+
 _BOOTSTRAP = "type.googleapis.com/envoy.config.bootstrap.v3.Bootstrap"
 # The package derives another name from these, and does not find it again when it reads a dictionary.
 _MISREAD = {"enforcing_consecutive_5xx", "consecutive_5xx"}

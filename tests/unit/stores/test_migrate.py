@@ -168,6 +168,7 @@ def test_many_connections_migrate_at_once(tmp_path: Path) -> None:
     assert failures == []
 
 
+@pytest.mark.full
 async def test_several_processes_start_at_once(tmp_path: Path) -> None:
     processes = [StoreProcess() for _ in range(3)]
     try:

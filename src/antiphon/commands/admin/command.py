@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     action = arguments.action
     if action == "restore":
-        print(restore(settings, _given(arguments.source, "--from")))
+        print(restore(settings, arguments.source))
         return 0
     if action == "move":
         return asyncio.run(move_state(settings, arguments.source, arguments.target))
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     if action == "new-keys":
         return _new_keys(settings, sure=arguments.yes)
     if action == "backup":
-        print(backup(settings, _given(arguments.target, "--to"), with_keys=not arguments.without_keys))
+        print(backup(settings, arguments.target, with_keys=not arguments.without_keys))
         return 0
     return asyncio.run(_run(action, settings, arguments))
 
@@ -92,17 +92,9 @@ def _new_keys(settings: Settings, *, sure: bool) -> int:
     return 0 if sure or not lost else 1
 
 
-def _given(path: Path | None, flag: str) -> Path:
-    if path is None:
-        raise ConfigError(f"name the archive with {flag}")
-    return path
-
-
 def _owner(arguments: argparse.Namespace, settings: Settings) -> str:
     """The selected owner. A token comes from an environment variable, because every user of the machine can see
     arguments."""
-    if (arguments.owner is None) == (arguments.token_env is None):
-        raise ConfigError("name the owner with --owner, or with --token-env the variable that holds its token")
     if arguments.owner is not None:
         return str(arguments.owner)
     token = os.environ.get(arguments.token_env)
