@@ -15,6 +15,9 @@ from tests.contracts.key_contract import ONCE, IdempotencyContract
 from tests.contracts.store_contract import ALICE
 from tests.support.postgres import PATIENT
 
+# The shared contracts say quickly that PostgreSQL keeps what SQLite keeps.
+pytestmark = pytest.mark.full
+
 
 class _OnPostgres(IdempotencyContract):
     @pytest.fixture

@@ -14,6 +14,9 @@ from antiphon.stores.prompts import PromptStore
 from tests.contracts.test_prompt_store import PromptStoreContract
 from tests.support.postgres import PATIENT
 
+# The shared contracts say quickly that PostgreSQL keeps what SQLite keeps.
+pytestmark = pytest.mark.full
+
 
 def _store(database: Database) -> PromptStore:
     tables = PostgresTables(database)

@@ -25,6 +25,9 @@ from tests.contracts.sandbox_contract import LIMITS, MEMORY, pieces
 from tests.support.file_room import file_room
 from tests.support.sandbox_trial import trial
 
+# The contract of the sandbox is the quick part.
+pytestmark = pytest.mark.full
+
 _reason = cache(lambda room: trial(rooms=(room,)).reason)
 
 HASTY = LIMITS.model_copy(update={"seconds": 1.0})

@@ -14,6 +14,9 @@ from antiphon.stores.postgres.tables import PostgresTables
 from tests.contracts.vector_store_contract import VectorStoreContract
 from tests.support.postgres import PATIENT
 
+# The shared contracts say quickly that PostgreSQL keeps what SQLite keeps.
+pytestmark = pytest.mark.full
+
 # What is true of an hour ago is true when an hour has passed.
 PASSES = (
     "UPDATE vector_stores SET created_at = created_at - $1, last_active_at = last_active_at - $1, "

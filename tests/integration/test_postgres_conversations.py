@@ -20,6 +20,9 @@ from antiphon.stores.retention import SWEEPER
 from tests.contracts.store_contract import ALICE, ids, item
 from tests.support.postgres import PATIENT, PostgresServer, blocked
 
+# Behaviour of servers and connections, each with a database: the contracts are the quick part.
+pytestmark = pytest.mark.full
+
 T = TypeVar("T")
 
 NO_METADATA = b"{}"

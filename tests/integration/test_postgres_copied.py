@@ -5,7 +5,12 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.support.postgres import copied_programs
+
+# Behaviour of servers and connections, each with a database: the contracts are the quick part.
+pytestmark = pytest.mark.full
 
 
 def test_a_copy_has_all_that_its_programs_need(tmp_path: Path) -> None:

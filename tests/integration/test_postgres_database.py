@@ -16,6 +16,9 @@ from antiphon.stores.postgres.database import Connection, Database, DatabaseLimi
 from antiphon.stores.postgres.migrate import applied_steps, check_server, migrate, packaged_steps
 from tests.support.postgres import PATIENT, PostgresServer, free_port
 
+# Behaviour of servers and connections, each with a database: the contracts are the quick part.
+pytestmark = pytest.mark.full
+
 ADD = "INSERT INTO sweeps (what, due_at) VALUES ($1, now())"
 COUNT = "SELECT count(*) FROM sweeps"
 WAITING = """

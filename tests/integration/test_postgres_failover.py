@@ -19,6 +19,9 @@ from antiphon.stores.postgres.connecting import connect
 from antiphon.stores.postgres.database import Connection, Database, DatabaseLimits
 from tests.support.postgres import Pooler, PostgresServer, free_port, pooler_program
 
+# Behaviour of servers and connections, each with a database: the contracts are the quick part.
+pytestmark = pytest.mark.full
+
 PORT = "SELECT inet_server_port()"
 NOTE = "INSERT INTO notes VALUES ($1)"
 FENCED = "ALTER SYSTEM SET default_transaction_read_only = on"

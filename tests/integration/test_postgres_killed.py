@@ -18,6 +18,9 @@ from tests.support.postgres import PostgresServer
 from tests.support.postgres_stores import TurnStores, turn_stores
 from tests.support.waiting import until
 
+# Behaviour of servers and connections, each with a database: the contracts are the quick part.
+pytestmark = pytest.mark.full
+
 KILLS = 6
 CALLERS = 48
 WRONG = """

@@ -33,6 +33,9 @@ from tests.contracts.file_contract import fields, keep
 from tests.contracts.store_contract import ALICE, BOB, item, record
 from tests.support.postgres import PATIENT, PostgresServer
 
+# Behaviour of servers and connections, each with a database: the contracts are the quick part.
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture
 async def url(postgres: PostgresServer) -> AsyncIterator[str]:

@@ -14,6 +14,9 @@ from antiphon.errors import StoreError
 from antiphon.stores import open_stores
 from tests.support.postgres import PostgresServer
 
+# Behaviour of servers and connections, each with a database: the contracts are the quick part.
+pytestmark = pytest.mark.full
+
 _PASSWORD = "p@ss/w:rd %41#?&=+"
 
 

@@ -12,6 +12,9 @@ import pytest
 
 from tests.support.background_app import BackgroundApp, processes
 
+# Behaviour of servers and connections, each with a database: the contracts are the quick part.
+pytestmark = pytest.mark.full
+
 
 @pytest.fixture
 async def machines(postgres_url: str, tmp_path: Path) -> AsyncIterator[tuple[BackgroundApp, BackgroundApp]]:

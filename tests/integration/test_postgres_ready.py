@@ -16,6 +16,9 @@ from antiphon.stores import Stores, open_stores
 from tests.contracts.store_contract import record
 from tests.support.postgres import PostgresServer
 
+# Behaviour of servers and connections, each with a database: the contracts are the quick part.
+pytestmark = pytest.mark.full
+
 AWAY = "ALTER DATABASE {} WITH ALLOW_CONNECTIONS {}"
 CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'"
 

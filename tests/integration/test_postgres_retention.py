@@ -29,6 +29,9 @@ from tests.integration.test_postgres_conversations import ADD_JOB
 from tests.support.postgres import PATIENT, PostgresServer
 from tests.support.postgres_stores import TurnStores, postgres_files, turn_stores
 
+# Behaviour of servers and connections, each with a database: the contracts are the quick part.
+pytestmark = pytest.mark.full
+
 _TABLES = ("responses", "response_items", "response_events", "conversations", "conversation_items")
 # Everything that was there is an hour old.
 AGE = """

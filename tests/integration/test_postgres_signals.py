@@ -35,6 +35,9 @@ from tests.support.postgres import PostgresServer
 from tests.support.postgres_stores import TurnStores, turn_stores
 from tests.support.waiting import until
 
+# Behaviour of servers and connections, each with a database: the contracts are the quick part.
+pytestmark = pytest.mark.full
+
 TIMES = ListenTimes(connect=2.0, answer=1.0, ping=0.1, first_pause=0.02, longest_pause=0.1)
 
 

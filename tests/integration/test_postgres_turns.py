@@ -19,6 +19,9 @@ from tests.support.postgres import PostgresServer
 from tests.support.postgres_stores import TurnStores, turn_stores
 from tests.support.waiting import until
 
+# Behaviour of servers and connections, each with a database: the contracts are the quick part.
+pytestmark = pytest.mark.full
+
 CUT = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
 """

@@ -26,6 +26,9 @@ from tests.integration.test_vector_stores_app import ask, ingested, opened, uplo
 from tests.support.embeddings_server import open_embeddings_server
 from tests.support.postgres import PATIENT, PostgresServer, blocked
 
+# Behaviour of servers and connections, each with a database: the contracts are the quick part.
+pytestmark = pytest.mark.full
+
 STORE, FILE, BATCH = "vs_one", "file-1", "vsfb_1"
 DOCUMENTS = {"birds": b"Swifts fly for months.", "planes": b"The plane."}
 EXPIRE = "UPDATE vector_stores SET expires_at = unix_ms() - 60000"

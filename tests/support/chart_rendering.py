@@ -72,7 +72,7 @@ def _rendered(values: str, version: str) -> list[Object]:
     done = subprocess.run(command, input=values, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Refused(done.stderr)
-    return [one for one in yaml.safe_load_all(done.stdout) if one is not None]
+    return [one for one in yaml.load_all(done.stdout, yaml.CSafeLoader) if one is not None]
 
 
 def one(objects: list[Object], kind: str, name: str) -> Object:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -69,3 +73,21 @@ def test_colors_are_for_terminals() -> None:
 def test_nothing_that_was_sent_moves_the_cursor(name: str, message: str) -> None:
     line = RESPONSE | {"message": message, name: "\x1b[2J\r\nx"}
     assert not set(console_line(line, colors=False)) & {"\x1b", "\r"}
+
+
+@pytest.mark.parametrize(("no_color", "painted"), [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False)])
+def test_a_terminal_gets_colors_unless_its_user_wants_none(no_color: dict[str, str], painted: bool) -> None:
+    code = (
+        "import structlog; from antiphon.observability.logs import configure; configure('info', 'auto'); "
+        "structlog.get_logger().info('draining', seconds=30)"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | no_color
+    ours, theirs = pty.openpty()
+    try:
+        done = subprocess.run([sys.executable, "-c", code], stderr=theirs, env=environ, timeout=60, check=True)
+        written = os.read(ours, 4096)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 0 and b"draining" in written and b"seconds=30" in written
+    assert (b"\x1b[" in written) is painted

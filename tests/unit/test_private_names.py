@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -22,7 +23,7 @@ ALONE = SOURCES / "tools" / "code_interpreter" / "interpreter.py"
 
 def foreign_names(source: str) -> list[str]:
     """Private attributes of other objects that this file does not define itself, as `line: what`."""
-    tree = ast.parse(source)
+    tree = _tree(source)
     own = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_self(node.value)}
     own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
     own |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
@@ -39,7 +40,7 @@ def foreign_names(source: str) -> list[str]:
 
 def inherited_names(sources: Iterable[str]) -> list[str]:
     """Private attributes of `self` that neither the class nor a base of ours sets, as `class: what`."""
-    classes = [one for source in sources for one in ast.walk(ast.parse(source)) if isinstance(one, ast.ClassDef)]
+    classes = [one for source in sources for one in ast.walk(_tree(source)) if isinstance(one, ast.ClassDef)]
     ours = {one.name: one for one in classes}
 
     def known(one: ast.ClassDef, seen: frozenset[str] = frozenset()) -> set[str]:
@@ -96,6 +97,11 @@ def _is_self(value: ast.expr) -> bool:
     return isinstance(value, ast.Name) and value.id in ("self", "cls")
 
 
+@cache
+def _tree(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
 def _sources() -> list[Path]:
     return [path for path in SOURCES.rglob("*.py") if "_pb" not in path.parts]
 
@@ -112,7 +118,7 @@ def test_no_private_name_of_a_library_is_taken_for_something_else() -> None:
     """A class of ours that sets `_x` where a library's base class has one changes what the library does."""
     found, looked_at = [], 0
     for path in _sources():
-        tree = ast.parse(path.read_text())
+        tree = _tree(path.read_text())
         libraries_here = set(_from_libraries(tree))
         heirs = [
             one
@@ -165,7 +171,7 @@ def test_such_names_are_found() -> None:
 
 def patches(source: str) -> list[str]:
     """What this file sets or deletes in what it imports from others, and classes of objects that it changes."""
-    tree = ast.parse(source)
+    tree = _tree(source)
     imported = {
         one.asname or one.name.partition(".")[0]
         for node in ast.walk(tree)

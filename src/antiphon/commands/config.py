@@ -24,6 +24,7 @@ from antiphon.config.settings import Settings, settings_schema
 from antiphon.config.sources import put, read_environment, read_file
 
 _NOT_GIVEN = object()
+_WIDEST = 60
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,8 +60,13 @@ def _write_sources(arguments: argparse.Namespace, values: Mapping[str, Any]) -> 
             found = next((name for name, given in sources if _at(given, path) is not _NOT_GIVEN), "default")
             # A value that nothing gave and that is no default follows from other settings or the environment.
             source = "derived" if found == "default" and path in changed else found
-            rows.append([".".join(path), json.dumps(_at(values, path)), source])
+            rows.append([".".join(path), _cut(json.dumps(_at(values, path), ensure_ascii=False)), source])
     write_table(rows, sys.stdout)
+
+
+def _cut(text: str) -> str:
+    """A value as the table has room for it. Without `--sources` it is printed whole."""
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 
 
 def _changed(values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:

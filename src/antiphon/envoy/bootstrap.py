@@ -97,7 +97,11 @@ def fill_in_secret(text: str, settings: Settings) -> str:
     return text if secret is None else text.replace(SECRET_PLACEHOLDER, json.dumps(secret)[1:-1])
 
 
-class _Dumper(yaml.SafeDumper):
+# libyaml's writer takes a fifth of the time; a PyYAML without it has only its own.
+_SafeDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class _Dumper(_SafeDumper):  # type: ignore[misc, valid-type]
     """Writes shared parts out instead of using anchors."""
 
     def ignore_aliases(self, data: object) -> bool:

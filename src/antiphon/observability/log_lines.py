@@ -10,7 +10,9 @@ a client or an upstream reaches a terminal without control characters.
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 import time
 from collections.abc import Mapping, MutableMapping
 from datetime import UTC, datetime
@@ -137,6 +139,11 @@ _OF_LEVEL: Final = {"debug": _DIM, "info": _BOLD, "warning": _YELLOW, "warn": _Y
 _INDENT: Final = " " * 10
 _NAMED: Final = frozenset({"timestamp", "level", "message", "event", "process", "advice", "exception"})
 _GOOD: Final = frozenset({"completed", "ok", "incomplete"})
+
+
+def colors_wanted() -> bool:
+    """Whether standard error is a terminal and its user wants colors (the variable `NO_COLOR`, no-color.org)."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
 
 
 def console_line(line: Mapping[str, Any], *, colors: bool) -> str:

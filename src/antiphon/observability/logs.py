@@ -18,7 +18,7 @@ from typing import Literal
 
 import structlog
 
-from antiphon.observability.log_lines import as_console, as_json, render
+from antiphon.observability.log_lines import as_console, as_json, colors_wanted, render
 from antiphon.observability.log_output import LogOutput
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -30,7 +30,7 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     number = _LEVELS[level]
     _open_output(console=console)
     structlog.configure(
-        processors=[partial(as_console, colors=sys.stderr.isatty()) if console else as_json],
+        processors=[partial(as_console, colors=colors_wanted()) if console else as_json],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=_StderrLogger,
         cache_logger_on_first_use=True,

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 
 from antiphon.config.settings import Settings
-from antiphon.observability.log_lines import console_line, render, stamp
+from antiphon.observability.log_lines import colors_wanted, console_line, render, stamp
 from antiphon.observability.logs import write_line
 
 ENVOY = "envoy"
@@ -44,7 +43,7 @@ class ChildOutput:
         it themselves."""
         self._heard = heard
         self._console = settings.log.format == "console"
-        self._colors = self._console and sys.stderr.isatty()
+        self._colors = self._console and colors_wanted()
         self._failing: set[str] = set()
         self.everything_is_ready = False
         """Once true, this class forwards the reason for a child's end."""

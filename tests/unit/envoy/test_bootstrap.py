@@ -164,7 +164,7 @@ def _assembled(
 def test_the_snippets_parts_alone_make_a_working_envoy(name: str, tmp_path: Path) -> None:
     settings = settings_of(CASES[name], tmp_path)
     sidecars = endpoints(settings)
-    printed = yaml.safe_load(snippet(settings, sidecars))
+    printed = yaml.load(snippet(settings, sidecars), yaml.CSafeLoader)
     assert printed == parts(settings, sidecars)
     _validate(fitted(_assembled(printed, settings, sidecars), envoy_version()), tmp_path)
 
@@ -301,11 +301,11 @@ def test_the_compose_file_fits(tmp_path: Path) -> None:
 
 def test_the_command_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["envoy-config", "--data", str(tmp_path), "--workers", "2"]) == 0
-    printed = yaml.safe_load(capsys.readouterr().out)
+    printed = yaml.load(capsys.readouterr().out, yaml.CSafeLoader)
     settings = settings_of({"workers": 2}, tmp_path)
     assert printed == bootstrap(settings, sidecars=endpoints(settings))
     assert main(["envoy-config", "--data", str(tmp_path), "--snippet"]) == 0
-    assert set(yaml.safe_load(capsys.readouterr().out)) == {
+    assert set(yaml.load(capsys.readouterr().out, yaml.CSafeLoader)) == {
         "connection_manager",
         "virtual_host",
         "public_listener",

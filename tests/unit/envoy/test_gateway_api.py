@@ -26,7 +26,7 @@ def _printed(capsys: pytest.CaptureFixture[str], *arguments: str, own: bool = Tr
     whose = ["--own-gateway"] if own else []
     assert main(["envoy-config", "--for", "envoy-gateway", "--upstream", UPSTREAM, *whose, *arguments]) == 0
     text = capsys.readouterr().out
-    return text, {one["kind"]: one for one in yaml.safe_load_all(text) if one}
+    return text, {one["kind"]: one for one in yaml.load_all(text, yaml.CSafeLoader) if one}
 
 
 def _patches(objects: dict[str, Any], kind: str) -> list[dict[str, Any]]:
@@ -157,7 +157,7 @@ def test_listeners_inside_envoy_get_their_extension(
         monkeypatch.setenv(name, value)
     _, objects = _printed(capsys, *arguments)
     bootstrap = objects["EnvoyProxy"]["spec"]["bootstrap"]
-    (one,) = yaml.safe_load(bootstrap["value"])["bootstrap_extensions"]
+    (one,) = yaml.load(bootstrap["value"], yaml.CSafeLoader)["bootstrap_extensions"]
     assert bootstrap["type"] == "Merge" and "internal_listener" in one["name"]
 
 
@@ -185,7 +185,7 @@ def test_a_pod_that_leaves_has_the_time_of_long_streams_unless_another_is_set(
     _, objects = _printed(capsys)
     assert objects["EnvoyProxy"]["spec"]["shutdown"] == {"drainTimeout": f"{drain}s"}
     # The sidecar reads the same, where it is not the default anyway.
-    values = yaml.safe_load(objects["ConfigMap"]["data"]["antiphon.yaml"])
+    values = yaml.load(objects["ConfigMap"]["data"]["antiphon.yaml"], yaml.CSafeLoader)
     assert Settings(**values).timeouts.drain == drain
 
 
@@ -195,7 +195,7 @@ def test_its_settings_are_what_differs_from_the_defaults(
     monkeypatch.setenv("ANTIPHON_UPSTREAMS", '{"other": {"url": "http://other/v1"}}')
     monkeypatch.setenv("ANTIPHON_MODELS", '[{"match": "b*", "upstream": "other"}]')
     _, objects = _printed(capsys)
-    values = yaml.safe_load(objects["ConfigMap"]["data"]["antiphon.yaml"])
+    values = yaml.load(objects["ConfigMap"]["data"]["antiphon.yaml"], yaml.CSafeLoader)
     sockets = {"grpc": "grpc", "http": "http", "model_door": "model-door"}
     assert values == {
         "data": "/var/lib/antiphon",
@@ -305,7 +305,7 @@ def test_the_way_out_takes_all_of_it_and_no_gateway_names_what_is_gone(
         monkeypatch.setenv(name, value)
     asked = ["envoy-config", "--for", form, "--gateway", "team/ai", "--upstream", UPSTREAM, *flags]
     assert main(asked) == 0
-    put_in = [one for one in yaml.safe_load_all(capsys.readouterr().out) if one]
+    put_in = [one for one in yaml.load_all(capsys.readouterr().out, yaml.CSafeLoader) if one]
     assert main([*asked, "--remove"]) == 0
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("kubectl")]
     deleted = {

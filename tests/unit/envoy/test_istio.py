@@ -54,7 +54,9 @@ def _printed(capsys: pytest.CaptureFixture[str], *arguments: str, own: bool = Tr
     whose = ["--own-gateway"] if own else []
     assert main(["envoy-config", "--for", "istio", "--upstream", UPSTREAM, *whose, *arguments]) == 0
     text = capsys.readouterr().out
-    return text, {f"{one['kind']}/{one['metadata']['name']}": one for one in yaml.safe_load_all(text) if one}
+    return text, {
+        f"{one['kind']}/{one['metadata']['name']}": one for one in yaml.load_all(text, yaml.CSafeLoader) if one
+    }
 
 
 def _put(objects: dict[str, Any], kind: str, operation: str = "") -> list[Any]:
@@ -103,13 +105,13 @@ def test_the_patches_are_all_our_parts_as_the_schema_allows(
 
 
 def _settings(objects: dict[str, Any]) -> Any:
-    return yaml.safe_load(objects["ConfigMap/antiphon"]["data"]["antiphon.yaml"])
+    return yaml.load(objects["ConfigMap/antiphon"]["data"]["antiphon.yaml"], yaml.CSafeLoader)
 
 
 def test_limits_of_the_process_are_merged_into_istios_bootstrap(capsys: pytest.CaptureFixture[str]) -> None:
     _, objects = _printed(capsys)
     data = objects["ConfigMap/antiphon"]["data"]
-    monitors = yaml.safe_load(data["envoy-bootstrap.yaml"])["overload_manager"]["resource_monitors"]
+    monitors = yaml.load(data["envoy-bootstrap.yaml"], yaml.CSafeLoader)["overload_manager"]["resource_monitors"]
     # Istio's bootstrap has the other one.
     assert [one["name"] for one in monitors] == ["envoy.resource_monitors.fixed_heap"]
     pod = _pod(objects)
@@ -124,7 +126,7 @@ def test_limits_of_the_process_are_merged_into_istios_bootstrap(capsys: pytest.C
 def _pod(objects: dict[str, Any]) -> Any:
     (named,) = (objects["Gateway/antiphon"]["spec"]["infrastructure"]["parametersRef"],)
     overlay = objects[f"{named['kind']}/{named['name']}"]["data"]["deployment"]
-    return yaml.safe_load(overlay)["spec"]["template"]["spec"]
+    return yaml.load(overlay, yaml.CSafeLoader)["spec"]["template"]["spec"]
 
 
 @pytest.mark.parametrize(("given", "drain"), [(None, 600), ("90", 90)])
@@ -134,9 +136,9 @@ def test_a_pod_that_leaves_has_the_time_of_long_streams_unless_another_is_set(
     if given is not None:
         monkeypatch.setenv("ANTIPHON_TIMEOUTS__DRAIN", given)
     _, objects = _printed(capsys)
-    overlay = yaml.safe_load(objects["ConfigMap/antiphon-deployment"]["data"]["deployment"])
+    overlay = yaml.load(objects["ConfigMap/antiphon-deployment"]["data"]["deployment"], yaml.CSafeLoader)
     assert overlay["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == drain + 10
-    values = yaml.safe_load(objects["ConfigMap/antiphon"]["data"]["antiphon.yaml"])
+    values = yaml.load(objects["ConfigMap/antiphon"]["data"]["antiphon.yaml"], yaml.CSafeLoader)
     assert values["timeouts"]["drain"] == drain
 
 

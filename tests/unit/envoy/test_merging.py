@@ -67,7 +67,7 @@ def _merge(
     """Exit status, the whole configuration, what was told."""
     status = main([*_arguments(folder, theirs, form), *arguments])
     out, told = capsys.readouterr()
-    return status, yaml.safe_load(out), told
+    return status, yaml.load(out, yaml.CSafeLoader), told
 
 
 def _arguments(folder: Path, theirs: Any, form: str = "snippet") -> list[str]:
