@@ -25,9 +25,6 @@ from tests.contracts.store_contract import ALICE, record
 from tests.support.postgres import PostgresServer
 from tests.support.postgres_stores import TurnStores, turn_stores
 
-# The shared contracts say quickly that PostgreSQL keeps what SQLite keeps.
-pytestmark = pytest.mark.full
-
 _WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 _SEED_SUMS = "INSERT INTO owner_bytes (owner, slot, bytes) SELECT $1, n, 0 FROM generate_series(0, 15) AS n"
 # What every unit that stores or deletes a response needs last: the sums are counted when all else is done.

@@ -25,7 +25,7 @@ async def _anywhere(host: str, port: int, secure: bool, registered: bool) -> str
 
 
 class TestMcp(ToolContract):
-    @pytest.fixture(params=[False, True], ids=["streamable", "sse"])
+    @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.full)], ids=["streamable", "sse"])
     async def setup(self, request: pytest.FixtureRequest) -> AsyncIterator[Setup]:
         async with open_mcp_server(sse=request.param, token="t0ken") as server:
 

@@ -30,9 +30,6 @@ from tests.contracts.made_up_vectors import MODEL, clustered, filled
 from tests.contracts.vector_store_contract import ALICE, claim, ingest, make, sweep
 from tests.support.postgres import PATIENT, PostgresServer
 
-# The shared contracts say quickly that PostgreSQL keeps what SQLite keeps.
-pytestmark = pytest.mark.full
-
 WIDTH = 24
 STORE = "vs_one"
 Opener = Callable[..., Awaitable[PostgresVectorDatabase]]
