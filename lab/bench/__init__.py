@@ -1,1 +1,1 @@
-"""The benchmark behind `scripts/bench`: a fast upstream, a load generator, the variants, and the report."""
+"""Implements the benchmark behind `scripts/bench`: a fast upstream, a load generator, the variants, and the report."""

@@ -1,9 +1,9 @@
-"""What is measured for itself, when the rounds are over and their processes are gone.
+"""Measures single figures after the rounds, when their processes have ended.
 
 Lives here: starting a sidecar and its idle memory, several processes behind one Envoy, the longest turn of a sidecar's
-event loop, and other load generators as a check of ours. Not here: what takes turns with the others (`rounds.py`).
+event loop, and other load generators as a check of the benchmark's own. Not here: measurements in turns (`rounds.py`).
 
-Invariant: each figure is the median of several starts or runs, or says that it is of one.
+Invariant: each figure is the median of several starts or runs, or the report names it as a single one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _CONNECTIONS = 16
 async def measure_apart(
     upstream: int, load: Process, folder: Path, pipe: ParentPipe, workers: Sequence[int], seconds: float
 ) -> Apart:
-    """All of it: about a minute."""
+    """Measure everything; takes about a minute."""
     found: Apart = {"start": {}, "turns": {}, "workers": {}, "generators": {}}
     for transport in _TRANSPORTS:
         say(f"start and idle memory, {transport}")
@@ -64,7 +64,7 @@ async def measure_apart(
 
 
 async def _starts(folder: Path, transport: str) -> Values:
-    """Seconds until a sidecar serves, and its memory (in bytes) when it has nothing to do."""
+    """The seconds until a sidecar serves, and its idle memory in bytes."""
     seconds, resident, own = [], [], []
     for number in range(_STARTS):
         data = folder / f"start-{transport}-{number}"
@@ -135,7 +135,7 @@ async def _ask(
     return answer
 
 
-# Is it our load generator that is the limit? Two others ask the same, where they are installed.
+# Checks whether the load generator is the limit: two others send the same requests, if they are installed.
 
 _WRK = """\
 wrk.method = "POST"
@@ -146,7 +146,7 @@ wrk.body = [[{body}]]
 
 
 async def _generators(load: Process, variant: Variant, folder: Path, seconds: float) -> Values:
-    """Requests a second as ours, wrk and h2load (over HTTP/1.1) count them."""
+    """Requests per second, as counted by the benchmark's generator, wrk and h2load (over HTTP/1.1)."""
     url = f"http://127.0.0.1:{variant.port}{CHAT.path}"
     body = CHAT.body("json", stream=False)
     answer = await _ask(load, variant, "json", 0, _CONNECTIONS, seconds)

@@ -1,12 +1,12 @@
-"""`scripts/bench --core`: what translation itself costs, per chunk and per request, without a socket.
+"""Implements `scripts/bench --core`: measures the cost of translation per chunk and per request, without a socket.
 
 Lives here: the jobs, their floors, and the comparison with another revision. Not here: what a gateway adds (`run.py`).
 
-A floor is the least that anybody could do with the same bytes: parse and write the JSON once (`loads + dumps`, orjson),
-or find the text of a chunk and splice it into an event (`splice`). Each job runs many times in turns with all others,
-and the fastest counts: what is left is the code, not the machine's other work.
+A floor is the minimum work with the same bytes: parse and write the JSON once (`loads + dumps`, orjson), or find the
+text of a chunk and splice it into an event (`splice`). Each job runs many times in turns with all others, and the
+fastest run counts, so the machine's other work hardly matters.
 
-Invariant: with `--against` the other revision runs the same jobs in the same rounds, each in a process of its own.
+Invariant: with `--against` the other revision runs the same jobs in the same rounds, each in a separate process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import orjson
 
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 
-# Only what every revision has: another one runs these lines too.
+# Only imports that every revision has, because another revision runs these lines too.
 from antiphon.engine.ports.actions import RequestHead, SaveResponse
 from antiphon.errors import ExchangeStateError
 from tests.support.exchanges import exchange_options
@@ -138,7 +138,7 @@ def _exchange() -> ResponseExchange:
 
 
 def _settle(exchange: ResponseExchange) -> None:
-    """Perform what needs no upstream."""
+    """Perform the actions that need no upstream."""
     while actions := exchange.actions():
         for action in actions:
             if isinstance(action, SaveResponse):
@@ -154,7 +154,7 @@ def _ready(request: dict[str, Any]) -> Any:
 
 
 def _time_stream(kind: str, chunks: list[bytes]) -> float:
-    """Seconds per chunk, each chunk a read of its own."""
+    """Seconds per chunk, with one read per chunk."""
     more = {"include": ["message.output_text.logprobs"], "top_logprobs": 2} if kind == "logprobs" else {}
     tools = [{"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}]
     exchange = _ready({"model": "m", "input": "hi", "stream": True, "tools": tools, **more})
@@ -199,7 +199,7 @@ def _time_json(bodies: Sequence[bytes]) -> float:
 
 
 def _time_splice(bodies: Sequence[bytes]) -> float:
-    """Find the text in the bytes and put it between a fixed head and tail: an echo with no understanding."""
+    """Find the text in the bytes and put it between a fixed head and tail, without parsing."""
     head = b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","sequence_number":'
     middle = b',"item_id":"msg_1","output_index":0,"content_index":0,"delta":"'
     started = time.perf_counter()
@@ -236,9 +236,8 @@ def _jobs() -> dict[str, Callable[[], float]]:
 
 
 def measure(rounds: int) -> dict[str, float]:
-    """Seconds by job: the fastest of `rounds` turns (and of the five runs in each, for what is short).
-
-    A job that this revision cannot do yet is left out."""
+    """Seconds by job: the fastest of `rounds` turns (for short jobs, of the five runs in each). Jobs that this revision
+    does not support are left out."""
     jobs = _jobs()
     best: dict[str, float] = {}
     for name, job in jobs.items():
@@ -252,7 +251,7 @@ def measure(rounds: int) -> dict[str, float]:
 
 
 def _measure_elsewhere(source: Path, rounds: int) -> dict[str, float]:
-    """The same in a process of its own with another source tree."""
+    """The same in a separate process with another source tree."""
     paths = os.pathsep.join((str(source), str(_ROOT)))
     done = subprocess.run(
         [sys.executable, "-m", "lab.bench.core", "--child", "--rounds", str(rounds)],
@@ -266,7 +265,7 @@ def _measure_elsewhere(source: Path, rounds: int) -> dict[str, float]:
 
 
 def source_of(revision: str, folder: Path) -> Path:
-    """The source tree of a revision, put into the folder."""
+    """Write the source tree of a revision into the folder."""
     archive = subprocess.run(["git", "archive", revision, "src"], cwd=_ROOT, check=True, capture_output=True).stdout
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive, check=True)
     return folder / "src"

@@ -1,9 +1,8 @@
-"""CPU time and memory of processes, from `/proc`.
+"""Reads CPU time and memory of processes from `/proc`.
 
-Lives here: reading the two figures, and finding the descendants of a process. Not here: what they are divided by
-(`run.py`).
+Lives here: reading the two figures, and finding the descendants of a process. Not here: the ratios (`run.py`).
 
-Invariant: reading costs the measured process nothing, and a process that is gone is an error, not a zero.
+Invariant: reading costs the measured process nothing. A process that has ended is an error, not a zero.
 """
 
 from __future__ import annotations
@@ -19,24 +18,25 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """What all threads of these processes worked so far, those that ended too, and children that were waited for."""
+    """The CPU seconds of all threads of these processes so far, also of ended threads and of reaped children."""
     return sum(time.clock_gettime(_clock(pid)) + _ended_children_seconds(pid) for pid in pids)
 
 
 def tree_seconds(roots: Iterable[int]) -> float:
-    """The same of these and of every process below them, whatever it is written in."""
+    """The same for these and all processes below them."""
     total = 0.0
     for root in roots:
         total += cpu_seconds([root])
         for pid in children(root):
-            # It may have ended since: then it is among its parent's, as soon as that waited for it.
+            # It may have ended: then its parent's time includes it after the parent's wait.
             with contextlib.suppress(OSError):
                 total += cpu_seconds([pid])
     return total
 
 
 def _clock(pid: int) -> int:
-    """The clock of a process, in nanoseconds, as `clock_getcpuclockid` makes it; the times in `stat` go in 10 ms."""
+    """The CPU clock of a process in nanoseconds, as `clock_getcpuclockid` computes it; the times in `stat` have steps
+    of 10 ms."""
     return (~pid << 3) | 2
 
 
@@ -47,12 +47,12 @@ def _ended_children_seconds(pid: int) -> float:
 
 
 def main_thread_seconds(pid: int) -> float:
-    """What the first thread of this process worked so far."""
+    """The CPU seconds of this process's first thread so far."""
     return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def busy_seconds() -> float:
-    """What all cores together worked since the machine started, time taken by its host included."""
+    """The CPU seconds of all cores since the machine's start, including time taken by its host."""
     user, nice, system, _idle, _wait, irq, soft_irq, steal = map(int, _first_line("/proc/stat").split()[1:9])
     return (user + nice + system + irq + soft_irq + steal) / _TICKS
 
@@ -68,7 +68,7 @@ def rss_bytes(pids: Iterable[int]) -> int:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Of the resident memory, what is the process's own, without the pages of files that others may share."""
+    """The resident memory without pages of files, which other processes may share."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -78,7 +78,7 @@ def anonymous_bytes(pid: int) -> int:
 def children(pid: int) -> list[int]:
     """All descendants of a process, parents first."""
     found: list[int] = []
-    # One that ends meanwhile has none.
+    # A process that ends meanwhile has none.
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             for child in (task / "children").read_text().split():

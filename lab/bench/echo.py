@@ -1,9 +1,9 @@
-"""An external processor that changes nothing: what ext_proc itself costs.
+"""Runs an external processor that changes nothing, to measure the cost of ext_proc itself.
 
-Lives here: the same server as Antiphon's, with the least an ext_proc service can do for a message. Not here: anything
-of Antiphon but its transports and the wire format. Run as `python -m lab.bench.echo SOCKET TRANSPORT`.
+Lives here: the same server as Antiphon's, with the minimum work for a message. Not here: other parts of Antiphon,
+except its transports and the wire format. Run as `python -m lab.bench.echo SOCKET TRANSPORT`.
 
-Invariant: what Envoy sends is what it gets back, message by message.
+Invariant: Envoy gets back each message as it sent it.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Echo:
         return b""
 
     async def standard(self, path: str, stream: MessageStream) -> None:
-        """Nothing but the processor is measured."""
+        """Do nothing: only the processor is measured."""
 
 
 async def _serve(path: str, transport: TransportName) -> None:
     server = open_transport(transport, Echo())
     await server.listen(f"unix:{path}")
     print("ready: 0", flush=True)
-    # The parent holds the other end: its end is ours.
+    # The parent holds the other end: this process ends with it.
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await server.aclose(grace=0.1)
 

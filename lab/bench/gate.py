@@ -1,13 +1,13 @@
-"""`scripts/bench --gate`: what a chunk and a request may cost. Fails when one costs more than its limit.
+"""Implements `scripts/bench --gate`: fails when a chunk or a request costs more than its limit.
 
-Lives here: which way it is measured, the limits' file, and the verdict. Not here: counting instructions
-(`gate_instructions.py`), and CPU time where that cannot be (`gate_time.py`).
+Lives here: the choice of the measurement, the limits' file, and the verdict. Not here: counting instructions
+(`gate_instructions.py`), CPU time as the fallback (`gate_time.py`).
 
-Instructions are compared with absolute limits, 5 % above what was counted when they were written. They hold for one
-kind of interpreter. Where valgrind is missing, or nobody has counted with this interpreter yet, CPU time is compared
-with the echo's instead, and a line says so.
+Instructions are compared with absolute limits, 5 % above the count at the time of writing. They hold for one kind of
+interpreter. Without valgrind, or without limits for this interpreter, the gate compares CPU time with the echo's, and a
+line reports that.
 
-Invariant: the gate never passes without having measured something.
+Invariant: the gate never passes without a measurement.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from lab.bench import gate_instructions, gate_time
 LIMITS = Path(__file__).with_name("gate_limits.json")
 _ROOM = 1.05
 _STALE = 0.9
-"""Of a limit: what costs less than this has become so much cheaper that the limit holds nothing any more."""
+"""The share of a limit below which the limit is too loose to detect a regression."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """How the gate measures, and where its limits are."""
+    """How the gate measures, and the file of its limits."""
 
     limits: Path = LIMITS
     available: Callable[[], bool] = gate_instructions.available
@@ -41,7 +41,7 @@ class Measures:
 
 
 def main(arguments: Sequence[str] | None = None, measures: Measures = Measures()) -> int:
-    """Print each cost beside its limit; the exit status is 1 when one exceeds it."""
+    """Print each cost next to its limit. The exit status is 1 when one exceeds it."""
     parser = argparse.ArgumentParser(prog="scripts/bench --gate", description="What a chunk and a request may cost.")
     parser.add_argument("--renew", action="store_true", help="write the limits anew, 5 %% above what is counted now")
     parser.add_argument("--time", action="store_true", help="by CPU time, as where there is no valgrind")
@@ -77,7 +77,7 @@ def _by_instructions(known: dict[str, Any], measures: Measures) -> int:
 
 
 def _renew(limits: dict[str, Any], measures: Measures) -> int:
-    """Only what was counted on this interpreter is written."""
+    """Write only limits for counts with this interpreter."""
     counted = measures.count()
     entry: dict[str, Any] = {"counted": datetime.datetime.now(datetime.UTC).date().isoformat()}
     for kind, spent in counted.items():

@@ -1,14 +1,14 @@
-"""The gate by instructions: what a chunk and a request cost, counted by valgrind, the same on a busy machine.
+"""Counts instructions per chunk and per request with valgrind; the counts are the same on a busy machine.
 
-Lives here: the program that is counted (`python -m lab.bench.gate_instructions`), and how valgrind's counts are read.
-Not here: the path (`gate_path.py`), what is too much (`gate.py`, `gate_limits.json`).
+Lives here: the counted program (`python -m lab.bench.gate_instructions`), and reading valgrind's counts. Not here: the
+path (`gate_path.py`), the limits (`gate.py`, `gate_limits.json`).
 
-The program starts, and does each part a few times so that the interpreter and the caches of this project learn; then it
-has valgrind begin to count (`vgdb`: before, all runs at several times the speed). It calls `getsid` between the parts,
-which nothing else here does, and callgrind begins a new count whenever that is called. Log lines go where they go in a
-container, into a pipe.
+The program starts, and runs each part a few times to warm up the interpreter and Antiphon's caches. Then it makes
+valgrind start counting (`vgdb`; before that, all code runs several times faster). It calls `getsid` between the parts,
+which no other code here does, and callgrind begins a new count at each call. Log lines go into a pipe, as in a
+container.
 
-Invariant: two runs of the same code differ by less than 0.2 %. So nothing in a counted part may depend on a clock.
+Invariant: two runs of the same code differ by less than 0.2 %. So a counted part must not depend on a clock.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lab.bench.gate_path import CHUNKS, Paths, open_paths
 _SECONDS = 540.0
 _SUMMARY = re.compile(rb"^summary: (\d+)", re.MULTILINE)
 KINDS = ("chunk", "chunk in a crowd", "request")
-"""A chunk alone in its message, a chunk among 64 in one, all of a small JSON request."""
+"""The kinds: a chunk alone in its message, a chunk among 64 in one, a whole small JSON request."""
 _TIMES = {"chunk": 6, "chunk in a crowd": 12, "request": 80}
 _LEARNING = {"chunk": 6, "chunk in a crowd": 6, "request": 100}
 
@@ -45,7 +45,8 @@ def available() -> bool:
 
 
 def interpreter() -> str:
-    """What counts depend on beside the code: the interpreter, how it was built, and what of Antiphon is compiled."""
+    """The facts that counts depend on, apart from the code: the interpreter, its build, and Antiphon's compiled
+    modules."""
     optimised = "--enable-optimizations" in (sysconfig.get_config_var("CONFIG_ARGS") or "")
     compiled = not (chat_stream.__file__ or "").endswith(".py")
     parts = [f"{platform.python_implementation()} {sys.version_info.major}.{sys.version_info.minor}"]
@@ -63,12 +64,12 @@ def count() -> dict[str, float]:
             *("valgrind", "--quiet", "--tool=callgrind", "--instr-atstart=no", "--dump-before=getsid"),
             *(f"--callgrind-out-file={counts}", sys.executable, "-m", "lab.bench.gate_instructions"),
         )
-        # Another seed is another order in every set, and other collisions in every dictionary.
+        # A different hash seed gives a different order in every set, and different collisions in every dictionary.
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
         done = subprocess.run(command, env=environment, capture_output=True, timeout=_SECONDS, check=False)
         if done.returncode:
             raise SystemExit(f"bench: the counted program failed:\n{done.stderr.decode(errors='replace')[-1000:]}")
-        # `counts.1` is all that came before the first part; each part is begun and ended by a call.
+        # `counts.1` covers the time before the first part; a call begins and ends each part.
         found = {}
         for number, kind in enumerate(KINDS):
             summary = _SUMMARY.search((counts.parent / f"counts.{2 * number + 2}").read_bytes())
@@ -87,7 +88,7 @@ async def _serve_all() -> None:
             await _serve(paths, kind, _LEARNING[kind])
         _begin_to_count()
         for kind in KINDS:
-            # Also so that valgrind has translated what comes.
+            # Also makes valgrind translate the code before the count.
             await _serve(paths, kind, 1)
             gc.collect()
             os.getsid(0)
@@ -96,7 +97,7 @@ async def _serve_all() -> None:
 
 
 def _begin_to_count() -> None:
-    """Valgrind looks for commands while a program works, not while it waits."""
+    """Valgrind reads commands only while a program works, not while it waits."""
     with subprocess.Popen(["vgdb", f"--pid={os.getpid()}", "instrumentation", "on"]) as command:
         while command.poll() is None:
             pass
@@ -112,7 +113,7 @@ async def _serve(paths: Paths, kind: str, times: int) -> None:
 
 
 def main() -> None:
-    """Be counted."""
+    """Run the counted program."""
     configure("info", "json")
     uvloop.run(_serve_all())
 

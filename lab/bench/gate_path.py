@@ -1,12 +1,12 @@
-"""The gate's path: the messages of Envoy straight into the processor, in one process and without a socket.
+"""Feeds Envoy's messages directly into the processor, in one process and without a socket.
 
-Lives here: the messages, the relay and the echo over them, and the application they run in. Not here: what is counted
-(`gate_instructions.py`, `gate_time.py`), and limits (`gate.py`).
+Lives here: the messages, the relay and the echo over them, and their application. Not here: counting
+(`gate_instructions.py`, `gate_time.py`), limits (`gate.py`).
 
-Messages as Envoy sends them go into the processor, and what it sends is dropped. The echo is the one of the benchmark:
-it decodes each message and sends it back.
+The processor gets messages in Envoy's form, and its output is dropped. The echo is that of the benchmark: it decodes
+each message and sends it back.
 
-Invariant: what a path does depends on no clock: ended responses are told of when the caller says so.
+Invariant: a path depends on no clock; the caller triggers the reports of ended responses.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lab.bench.upstream import completion, stream_events
 
 CHUNKS = 400
 CROWD = 64
-"""Chunks in one message, as Envoy puts them together when it is in a hurry."""
+"""The number of chunks in one message, as a busy Envoy joins them."""
 _STREAM = b'{"model":"m","input":"Say something.","stream":true,"store":false}'
 _LATER = 3600.0
 _LEAST_EVENT = 100
@@ -43,8 +43,9 @@ _LEAST_EVENT = 100
 
 @dataclass
 class _Messages:
-    """A `MessageStream` of messages made in advance; ends when all were taken. Like Envoy, it waits for nothing.
-    Behind a part of the upstream's body only its empty end is there before it is waited for: parts are answered as one.
+    """A `MessageStream` of prepared messages; ends after the last one. Like Envoy, it never waits.
+
+    After a part of the upstream's body, only its empty end is available without waiting, so parts are answered as one.
     """
 
     messages: list[bytes]
@@ -94,7 +95,7 @@ def _headers(target: pb.HttpHeaders, pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def _conversation(body: bytes, head: Sequence[tuple[str, str]], parts: Sequence[bytes]) -> list[bytes]:
-    """All Envoy says in one exchange."""
+    """All of Envoy's messages in one exchange."""
     duplex = pb.ProcessingMode.FULL_DUPLEX_STREAMED
     first = pb.ProcessingRequest()
     first.protocol_config.request_body_mode = duplex
@@ -115,7 +116,7 @@ def _conversation(body: bytes, head: Sequence[tuple[str, str]], parts: Sequence[
     )
     request = pb.ProcessingRequest()
     request.request_body.body = body
-    # Envoy 1.40 ends a body with an empty part of its own, whatever its length is known to be.
+    # Envoy 1.40 ends a body with an empty part, even if its length is known.
     request_end = pb.ProcessingRequest()
     request_end.request_body.end_of_stream = True
     answer = pb.ProcessingRequest()
@@ -133,7 +134,7 @@ def _conversation(body: bytes, head: Sequence[tuple[str, str]], parts: Sequence[
 
 
 def in_crowds(size: int) -> list[bytes]:
-    """A stream of chunks, so many in each message."""
+    """A stream of chunks, with several in each message."""
     events = stream_events(CHUNKS)
     crowds = [b"".join(events[at : at + size]) for at in range(0, len(events), size)]
     return _conversation(_STREAM, (("content-type", "text/event-stream"),), crowds)
@@ -151,7 +152,7 @@ class Paths:
         self.short = _conversation(short, (("content-type", "application/json"),), [completion()])
 
     async def relay(self, messages: list[bytes], events: int) -> None:
-        """Through the processor; at least so many events come out."""
+        """Through the processor; checks a minimum number of events."""
         stream = _Messages(messages)
         await serve_stream(self._context, stream, self._options)
         if stream.size < events * _LEAST_EVENT or len(stream.last) > 4096 + stream.size // 2:
@@ -165,12 +166,13 @@ class Paths:
             raise SystemExit(f"bench: the echo sent {stream.sent} messages")
 
     def tell(self) -> None:
-        """Tell of the responses that ended."""
+        """Write the reports of ended responses."""
         self._context.telemetry.endings.tell()
 
 
 class _NoHurry:
-    """Of an event loop what `Endings` asks for. Under valgrind 50 ms pass after a few requests: `tell` comes first."""
+    """The part of an event loop that `Endings` uses. Under valgrind 50 ms pass after a few requests, so `tell` comes
+    first."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

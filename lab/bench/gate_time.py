@@ -1,10 +1,10 @@
-"""The gate by CPU time, where instructions cannot be counted: what a chunk and a request cost, as ratios to the echo.
+"""Measures the gate by CPU time, where instructions cannot be counted: the costs as ratios to the echo.
 
-Lives here: the rounds and the bounds. Not here: the path (`gate_path.py`), instructions (`gate_instructions.py`).
+Lives here: the rounds and the limits. Not here: the path (`gate_path.py`), instructions (`gate_instructions.py`).
 
-CPU time of rounds that take turns, and the least of each: who else uses the machine makes every round dearer (it shares
-the caches), never cheaper, and the longer path more than the shorter one. So the bounds leave room, and a small change
-for the worse passes: it is what is left where there is no valgrind.
+It takes CPU time in rounds with turns, and the minimum of each. Other load on the machine makes a round more expensive
+(shared caches), never cheaper, and the longer path more than the shorter one. So the limits are loose, and a small
+regression passes: this is the fallback without valgrind.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ async def _measure() -> dict[str, tuple[float, float]]:
             ):
                 for name, path in (("relay", paths.relay), ("echo", paths.echo)):
                     spent = await _round(paths, path, messages, times, per)
-                    # The first round is for the caches.
+                    # The first round warms up the caches.
                     if number:
                         samples.setdefault((kind, name), []).append(spent)
         return {kind: (min(samples[kind, "relay"]), min(samples[kind, "echo"])) for kind in BOUNDS}

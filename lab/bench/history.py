@@ -1,10 +1,11 @@
-"""What history costs: the added latency of a request by the length of what it continues, and by how much is stored.
+"""Measures the cost of history: the added latency of a request by the length of its history and by the number of stored
+responses.
 
     scripts/bench --history                     chains and conversations of 1, 10, 50 and 200 turns, an empty database
     scripts/bench --history --stored 1000000    the same among a million stored responses
 
-The upstream answers at once, so the time that is measured is Antiphon's (and the client's, the same for all rows).
-`bare` is a request without history. Nothing is stored while it is measured.
+The upstream answers at once, so the measured time is Antiphon's (plus the client's, the same for all rows). `bare` is a
+request without history. The measured requests store nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _PER_CHAIN = 10
 
 
 async def fill(data: Path, responses: int) -> None:
-    """Put so many responses into the database, in chains of ten, two items each, of a thousand owners."""
+    """Store so many responses, in chains of ten with two items each, for a thousand owners."""
     for name in (OWNER_KEY, SEALING_KEY):
         local_key(data, name)  # as a server would have made them before its first row
     stores = await open_sqlite(data, chain_items=50_000)
@@ -77,7 +78,7 @@ async def fill(data: Path, responses: int) -> None:
 
 
 class Client:
-    """Asks one gateway; times in milliseconds."""
+    """A client of one gateway; times in milliseconds."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session, self._url = session, url
@@ -90,7 +91,7 @@ class Client:
         return (time.perf_counter() - started) * 1000, value
 
     async def chain(self, turns: int) -> dict[str, Any]:
-        """A chain of so many turns; what continues it."""
+        """Create a chain of so many turns. Returns the fields that continue it."""
         last: dict[str, Any] = {}
         for _ in range(turns):
             _, made = await self.create(**last)
@@ -107,13 +108,13 @@ class Client:
 
 
 async def measure(client: Client, cases: dict[str, dict[str, Any]], requests: int) -> dict[str, list[float]]:
-    """The times of every case, in turns and shuffled, so that a busy moment of the machine is everybody's."""
+    """The times of every case, in shuffled turns, so that a busy moment of the machine affects all cases."""
     times: dict[str, list[float]] = {name: [] for name in cases}
     order = list(cases.items())
     for _ in range(requests):
         random.shuffle(order)
         for name, fields in order:
-            # Not stored: it would be longer with each request.
+            # Not stored, because it would grow with each request.
             spent, _made = await client.create(**fields, store=False)
             times[name].append(spent)
     return times
@@ -122,7 +123,7 @@ async def measure(client: Client, cases: dict[str, dict[str, Any]], requests: in
 @asynccontextmanager
 async def gateway(data: Path) -> AsyncIterator[Client]:
     async with ChatServer() as chat:
-        # On what `fill` has filled, whatever tests run on.
+        # Runs on the database of `fill`, wherever tests run.
         environ = {"ANTIPHON_STATE__URL": "sqlite:"}
         started = await start_gateway(chat.base_url, data, command="serve", environ=environ)
         try:

@@ -1,11 +1,11 @@
-"""`scripts/bench ir --folder FOLDER`: how good search is, on a test collection with judgements.
+"""Implements `scripts/bench ir --folder FOLDER`: measures search quality on a test collection with judgements.
 
 Lives here: the collection's files, the measures, the table. Not here: speed (`search_speed.py`).
 
 The folder is in BEIR's layout: `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`), `qrels.tsv`
-(query, document, gain). Every document is uploaded as a Markdown file and goes the whole way: reading process, chunks,
-index; every query goes through the searcher. With `--embeddings URL` (a server of OpenAI's `POST /embeddings`) there
-are vectors too, and keyword, dense and hybrid search are compared on the same store.
+(query, document, gain). Every document is uploaded as a Markdown file and passes the whole ingestion: reading process,
+chunks, index. Every query goes through the searcher. With `--embeddings URL` (a server of OpenAI's `POST /embeddings`)
+there are vectors too, and keyword, dense and hybrid search are compared on the same store.
 
 Invariant: a document counts by its best chunk; measures are means over all queries that have a judged document.
 """

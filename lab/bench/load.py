@@ -1,14 +1,15 @@
-"""The load generator. Its own process: `python -m lab.bench.load`; a JSON job a line in, a JSON result a line out.
+"""Runs the load generator as a process: `python -m lab.bench.load`. It reads one JSON job per line and writes one JSON
+result per line.
 
-Lives here: a closed loop of keep-alive connections, each sending its next request when the last was answered whole, and
-what can be seen from there. Not here: CPU and memory (`cpu.py`), comparison (`run.py`).
+Lives here: a closed loop of keep-alive connections, each of which sends its next request after the complete response,
+and the client's measurements. Not here: CPU and memory (`cpu.py`), comparison (`run.py`).
 
-Chunks are counted by a marker that stands once in every event that carries a piece of text, whatever its shape; HTTP
-chunks are not undone, since that would cost more than all the rest. A marker that the framing happens to cut is missed
-in the running count and made good when the stream ends; a stream that lost more than a tenth counts as an error.
+The count of chunks is the count of a marker that occurs once in every event with a piece of text. The generator does
+not decode HTTP chunks, because that would cost more than everything else. A marker that the framing splits is missed in
+the running count and corrected at the stream's end. A stream that lost more than a tenth counts as an error.
 
-Invariants: a job ends by itself, at the latest `grace` seconds after its window; what arrives after the window is in
-the totals (they go with the CPU time) and not in the rates.
+Invariants: a job ends at the latest `grace` seconds after its window. Bytes after the window count in the totals (which
+belong to the CPU time), not in the rates.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class _Client(asyncio.Protocol):
         self._transport.write(self._totals.request)
 
     def abort(self) -> None:
-        """Leave, whatever is open."""
+        """Disconnect, whatever is open."""
         self._busy = False
         self._transport.abort()
 
@@ -156,7 +157,7 @@ class _Client(asyncio.Protocol):
             self._tail = text[-_TAIL:]
 
     def _look(self, text: bytes, now: int) -> None:
-        """Count what is new in `text`: all but the tail that was looked at before."""
+        """Count the new part of `text`; skip the tail that was counted before."""
         totals = self._totals
         if not self._read_at:
             if b"data: " not in text:
@@ -166,7 +167,7 @@ class _Client(asyncio.Protocol):
             totals.gaps.append(now - self._read_at)
         self._read_at = now
         marker = totals.marker
-        # What lies wholly in the tail was counted already.
+        # A marker within the tail was counted already.
         count = text.count(marker) - self._tail.count(marker)
         if count:
             if not self._seen:
@@ -203,7 +204,7 @@ class _Client(asyncio.Protocol):
 
 
 def _quantiles(samples: list[int]) -> dict[str, float]:
-    """Median, 99th and 99.9th percentile and the largest in microseconds, and of how many."""
+    """Median, 99th and 99.9th percentile and the maximum in microseconds, and the number of samples."""
     if not samples:
         return {"n": 0}
     samples.sort()
@@ -239,7 +240,7 @@ async def _run(job: Job) -> dict[str, Any]:
     unfinished = totals.running
     for client in clients:
         client.abort()
-    # Let the other side see its clients leave before the next job.
+    # Lets the server see the clients disconnect before the next job.
     await asyncio.sleep(0.05)
     return {
         "requests": totals.requests,
@@ -258,7 +259,7 @@ async def _run(job: Job) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Do the jobs that come in until there are no more."""
+    """Run the jobs from standard input until it ends."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         for line in sys.stdin:
             print(json.dumps(runner.run(_run(json.loads(line)))), flush=True)

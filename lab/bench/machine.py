@@ -1,9 +1,10 @@
-"""How busy the machine is with what is not the benchmark's.
+"""Measures how busy the machine is with other programs.
 
-Lives here: the share of the cores' time that others took, over a while. Not here: reading the clocks (`cpu.py`).
+Lives here: the share of the cores' time that other programs took, over a while. Not here: reading the clocks
+(`cpu.py`).
 
-Invariant: what the benchmark and all below it worked is no other's, whether it still runs or has ended; time that
-a virtual machine's host took is.
+Invariant: the benchmark and all processes below it do not count, running or ended; time taken by a virtual machine's
+host does.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from collections.abc import Callable
 from lab.bench import cpu
 
 QUIET = 0.05
-"""Of the cores' time: what others may take with `--idle`."""
+"""The share of the cores' time that other programs may take with `--idle`."""
 
 
 class Watch:
-    """From when it is made. `read` gives the time, the work of all cores, and that of this process and all below it."""
+    """Measures from its creation on. `read` returns the time, the CPU time of all cores, and that of this process and
+    all below it."""
 
     def __init__(self, read: Callable[[], tuple[float, float, float]] | None = None, cores: int = 0) -> None:
         self._read = read or _now

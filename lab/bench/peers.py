@@ -1,11 +1,11 @@
-"""Other programs that serve the Responses API in front of a chat server, to compare with.
+"""Starts other programs that serve the Responses API in front of a chat server, for comparison.
 
 Lives here: `--peer NAME=URL` for one that runs already, and `--peer litellm` and `--peer ogx`, which are installed from
 PyPI into environments of their own and started here. Not here: what they are asked (`rounds.py`).
 
 A peer is asked what its comparison needs (first events, short requests, bursts), not everything.
 
-Invariant: what is installed is pinned, and nothing of it comes into Antiphon's environment.
+Invariant: installed versions are pinned, and no package is installed into Antiphon's environment.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ model_list:
 litellm_settings:
   telemetry: false
 """
-# Inference and responses alone, on SQLite, as its distributions have them: those bring models of their own.
+# Only inference and responses, on SQLite, as in its distributions, which include models.
 _OGX = """\
 version: 2
 distro_name: bench
@@ -91,7 +91,7 @@ class _Program:
     command: str
     health: str
     prefix: str = ""
-    """What stands before a model's name."""
+    """The prefix of a model's name."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 

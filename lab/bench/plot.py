@@ -1,8 +1,8 @@
-"""The main figures of a run as one picture (PNG), for the README.
+"""Draws the main figures of a run as one picture (PNG), for the README.
 
-Lives here: what is drawn and how. Not here: the figures (`run.py`). Needs matplotlib (the extra `bench`).
+Lives here: the drawing. Not here: the figures (`run.py`). Needs matplotlib (the extra `bench`).
 
-Invariant: nothing is drawn that was not measured.
+Invariant: the picture contains only measured values.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""`scripts/lab profile`: a flame graph of the sidecar under load.
+"""Implements `scripts/lab profile`: records a flame graph of the sidecar under load.
 
-Lives here: starting one variant under load with a sampler beside it. Not here: the load (`load.py`) and the processes
+Lives here: starting one variant under load together with a sampler. Not here: the load (`load.py`) and the processes
 (`variants.py`).
 
-Invariant: the run ends by itself, and every process is stopped by the one that started it.
+Invariant: the run ends by itself, and each process is stopped by its starter.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def _run(given: argparse.Namespace) -> int:
                 asked = asyncio.ensure_future(load.ask(json.dumps(job)))
                 before = {pid: cpu.cpu_seconds([pid]) for pid in variant.sidecar}
                 await asyncio.sleep(_WARM_SECONDS)
-                # The one that serves, not its parent.
+                # The serving process, not its parent.
                 busiest = max(before, key=lambda pid: cpu.cpu_seconds([pid]) - before[pid])
                 sampler = await asyncio.create_subprocess_exec(
                     *("py-spy", "record", "--pid", str(busiest), "--duration", str(int(given.seconds))),

@@ -1,6 +1,6 @@
-"""The figures of a run as Markdown.
+"""Formats the figures of a run as Markdown.
 
-Lives here: the tables, and what a number looks like. Not here: any computing beyond units (`run.py`).
+Lives here: the tables, and the form of a number. Not here: computations except units (`run.py`).
 
 Invariant: a figure that was not measured is a dash, never a zero.
 """
@@ -17,7 +17,7 @@ _QUANTILES = ("p50", "p99", "p999")
 
 
 class Result(TypedDict):
-    """What `--json` writes. Times are in microseconds, memory in bytes; each table by variant, then by figure."""
+    """The content of `--json`. Times are in microseconds, memory in bytes; each table by variant, then by figure."""
 
     machine: dict[str, Any]
     settings: dict[str, Any]
@@ -33,7 +33,7 @@ class Result(TypedDict):
 
 
 def tables(result: Result) -> str:
-    """Latency and cost, rates, ratios, what was measured apart."""
+    """The tables: latency and cost, rates, ratios, single measurements."""
     streams = result["settings"]["streams"]
     machine, settings = result["machine"], result["settings"]
     parts = [
@@ -118,7 +118,7 @@ def _rates(result: Result, streams: list[int]) -> str:
 
 
 def _waits(result: Result, streams: list[int]) -> str:
-    """That a request takes its turn: the slowest beside the usual ones."""
+    """Fairness of requests: the slowest next to the usual ones."""
     head = ["small JSON requests, ms, p50 / p99", *(f"{number} at once" for number in streams)]
     return _table(
         head,
@@ -133,7 +133,7 @@ def _waits(result: Result, streams: list[int]) -> str:
 
 
 def _streamed(result: Result, streams: list[int]) -> str:
-    """What a client of a stream waits for."""
+    """The waiting times of a stream's client."""
     head = ["streams with a chunk each 20 ms: ms, p50 / p99 / p99.9"]
     for number in streams:
         head += [f"first event, {number}", f"between events, {number}", f"chunk under way, {number}"]
@@ -151,7 +151,7 @@ def _three(values: Values, key: str) -> str:
 
 
 def _stored(result: Result, streams: list[int]) -> str:
-    """`store: true`, which is the API's default, beside `store: false`."""
+    """`store: true`, the API's default, next to `store: false`."""
     many = [number for number in streams if number > 1]
     head = ["`store: false` / `store: true`"]
     head += [f"JSON requests/s, {number} at once" for number in many]
@@ -170,7 +170,7 @@ def _stored(result: Result, streams: list[int]) -> str:
 
 
 def _others(result: Result) -> str:
-    """Everything that is not short requests and text."""
+    """The other kinds: everything except short requests and text."""
     head = [
         "variant",
         "requests of 100 KB/s",

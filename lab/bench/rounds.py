@@ -1,9 +1,9 @@
-"""The rounds: every variant does every job, and they take turns.
+"""Runs the rounds: every variant does every job, in turns.
 
-Lives here: which jobs there are, in which order, and the raw figures of each. Not here: the processes (`variants.py`),
-the load itself (`load.py`), what is computed from the rounds (`run.py`), what is measured apart (`apart.py`).
+Lives here: the list and order of jobs, and the raw figures of each. Not here: the processes (`variants.py`), the load
+itself (`load.py`), the computations from the rounds (`run.py`), single measurements (`apart.py`).
 
-Invariant: a job with errors is a complaint, and the figures of a job that failed are not made up.
+Invariant: a job with errors is a complaint, and a failed job has no figures.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _KINDS = ("tools", "reasoning")
 _PACED = 40
 _STALLED_STREAMS = 4
 _PACE_MS = 20
-# A quantile of fewer samples than this is the largest by another name.
+# With fewer samples than this, the quantile would be the maximum.
 _ENOUGH = {"p50": 1, "p99": 100, "p999": 1000}
 _SATURATED_STREAMS = 200
 _LARGEST = 5_000_000
-# A peer takes seconds for what the others do in one; it is asked what its comparison needs, and is given time.
+# A peer takes seconds for jobs that take the others one, so it runs fewer jobs with more time.
 _PEER_GRACE = 20.0
 
 
@@ -43,12 +43,12 @@ def say(text: str) -> None:
 
 
 def _middle(streams: list[int]) -> int:
-    """The number of streams for which costs are told: busy, not overrun."""
+    """The number of streams for the cost figures: busy, not overloaded."""
     return sorted(streams)[len(streams) // 2]
 
 
 class Bench:
-    """The measuring itself; `rounds`, `memory`, `processor` and `complaints` are what came of it."""
+    """The measurement; its results are `rounds`, `memory`, `processor` and `complaints`."""
 
     def __init__(self, given: argparse.Namespace, loads: Sequence[Process], variants: list[Variant]) -> None:
         self._given = given
@@ -58,11 +58,11 @@ class Bench:
         self.memory: dict[str, Values] = {}
         self.complaints: list[str] = []
         self.others: list[float] = []
-        """Of each round, the share of the cores that other programs took."""
+        """For each round, the share of the cores that other programs took."""
         self._spent: dict[str, Values] = {variant.name: {} for variant in variants}
 
     async def measure(self) -> None:
-        """Everything, in order. Memory comes first: a process that was busy keeps what it once had."""
+        """Run everything in order. Memory comes first, because a process that was busy keeps memory."""
         started = time.monotonic()
         for variant in self._variants:
             await self._job(variant, "burst-5", 5, 4, seconds=0.2)
@@ -145,7 +145,7 @@ class Bench:
             _latency(values, key, answer)
 
     async def _crowd(self, variant: Variant, values: Values, streams: int) -> None:
-        """What a client waits for, at this many streams: the first event, then each next one."""
+        """The waiting times at this many streams: for the first event, then for each next one."""
         model = f"paced-{_PACED}-{_PACE_MS}ms"
         answer = await self._job(variant, model, _PACED, streams, stamps=True)
         for key in ("first_event", "gap", "under_way"):
@@ -178,18 +178,18 @@ class Bench:
         values["chained"] = answer["requests_per_second"]
 
     async def _burst(self, variant: Variant, values: Values, streams: int, cost: str | None) -> None:
-        """Streams as fast as the path takes them; many chunks come in one read."""
+        """Streams as fast as the path allows; many chunks arrive in one read."""
         seconds = 3 * self._given.seconds if variant.peer else None
         answer = await self._job(variant, f"burst-{BURST}", BURST, streams, cost=cost, seconds=seconds)
         values[f"chunks_{streams}"] = answer["chunks_per_second"]
 
     async def _saturated(self, variant: Variant, values: Values) -> None:
-        """More chunks than anything here can pass on, each of another stream: next to none come in one read."""
+        """More chunks than any variant can pass on, each of another stream: almost none arrive in one read."""
         answer = await self._job(variant, f"paced-{BURST}-1ms", BURST, _SATURATED_STREAMS, cost="saturated")
         values["saturated"] = answer["chunks_per_second"]
 
     async def _stalled(self, variant: Variant, values: Values) -> None:
-        """Quick streams, alone and while large requests go through the same processes."""
+        """Fast streams, alone and while large requests go through the same processes."""
         model = f"paced-{_PACED}-2ms"
         for key, size in (("calm", 0), ("stalled", _LARGEST)):
             jobs = [self._job(variant, model, _PACED, _STALLED_STREAMS, stamps=True)]
@@ -201,7 +201,7 @@ class Bench:
                 values["stalled_by"] = large[0]["requests_per_second"]
 
     async def _memory(self, variant: Variant) -> Values:
-        """Resident bytes per open stream, each stream with a connection of its own."""
+        """Resident bytes per open stream, with one connection per stream."""
         parts = {"sidecar": variant.sidecar, "envoy": variant.envoy}
         streams = self._given.open
         before = {part: cpu.rss_bytes(pids) for part, pids in parts.items() if pids}
@@ -260,7 +260,7 @@ class Bench:
             answer: dict[str, Any] = json.loads(await self._loads[load].ask(json.dumps(job)))
         if cost:
             spent = self._spent[variant.name]
-            # What a cost is divided by: chunks, or requests where there are none.
+            # The divisor of a cost: chunks, or requests for jobs without chunks.
             spent[f"{cost} chunks"] = spent.get(f"{cost} chunks", 0) + (answer["chunks"] or answer["requests"])
             for part, now in variant.cpu_seconds().items():
                 key = f"{cost} {part}"

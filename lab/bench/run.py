@@ -1,12 +1,12 @@
-"""`scripts/bench`: what Antiphon costs, beside Envoy alone and a no-op external processor.
+"""Implements `scripts/bench`: measures the cost of Antiphon, next to Envoy alone and a no-op external processor.
 
-Lives here: what is started, what is computed from the rounds, the JSON file. Not here: the jobs (`rounds.py`,
+Lives here: starting the processes, the computations from the rounds, the JSON file. Not here: the jobs (`rounds.py`,
 `apart.py`), the processes (`variants.py`, `peers.py`), the load (`load.py`), the tables (`report.py`, `targets.py`).
 
-All variants run all the time and take turns, job by job and round by round, so that a slow moment of the machine meets
-all of them; ratios are taken within a round, and of the rounds the median.
+All variants run all the time and take turns, job by job and round by round, so that a slow moment of the machine
+affects all of them. Ratios are taken within a round; the result is the median over the rounds.
 
-Invariants: the run ends by itself, also when a variant hangs; every process is stopped; a job with errors is reported
+Invariants: the run ends by itself, also when a variant hangs. Every process is stopped. A job with errors is reported
 and makes the exit status 1.
 """
 
@@ -101,7 +101,7 @@ def _result(bench: Bench, given: argparse.Namespace, names: list[str], apart: Ap
         for key in bench.rounds[0][name] if bench.rounds else ():
             samples = []
             for values in bench.rounds:
-                # Only Antiphon stores: what it does stored is compared with what others do without.
+                # Only Antiphon stores, so its stored results are compared with unstored ones of the others.
                 value, unstored = values[name].get(key), key.removeprefix("stored_")
                 if value is None:
                     continue
@@ -207,7 +207,7 @@ async def _run(given: argparse.Namespace) -> int:
 
 
 async def refuse_when_busy(watch: Watch, seconds: float = 3.0) -> None:
-    """Raise `SystemExit` when other programs take too much of the cores meanwhile."""
+    """Raise `SystemExit` when other programs take too much of the cores."""
     await asyncio.sleep(seconds)
     if (others := watch.others()) > QUIET:
         raise SystemExit(f"bench: other programs take {others:.0%} of the cores; --idle wants at most {QUIET:.0%}")

@@ -1,13 +1,13 @@
-"""`scripts/bench search`: how fast search and ingestion are, by the number of chunks in a store.
+"""Implements `scripts/bench search`: measures the speed of search and ingestion by the number of chunks in a store.
 
 Lives here: the made-up documents, the measurements, the table. Not here: quality (`ir.py`).
 
 Chunks are 220 words of a vocabulary in which, as in language, few words are frequent and most are rare; vectors are
-random. Chunks are written through the store as ingestion writes them; ingestion as a whole is measured apart, with text
-files that go the whole way.
+random. The benchmark writes chunks through the store, as ingestion does. It measures the whole ingestion separately,
+with text files.
 
-Invariant: every figure is of one process on one machine, and of searches one after the other; the first searches, which
-load what is cached, are measured apart.
+Invariant: every figure is from one process on one machine, with searches one after another. The first searches, which
+fill the caches, are measured separately.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _TENTH, _THOUSANDTH = Filter("eq", "tenth", 3), Filter("eq", "one", True)
 
 
 class _Random:
-    """Vectors that mean nothing."""
+    """Random vectors."""
 
     model = "random"
 
@@ -64,8 +64,7 @@ class _Random:
 
 
 def vocabulary(seed: int, first: int = 0) -> Callable[[int], str]:
-    """Makes text of so many words: the word of rank r comes with a frequency of about 1/r. `first`: the most frequent.
-
+    """Makes text from so many words: the word of rank r has a frequency of about 1/r. `first`: the most frequent words.
     The words are the same for every seed.
     """
     chooser = np.random.default_rng(seed)
@@ -78,7 +77,7 @@ def vocabulary(seed: int, first: int = 0) -> Callable[[int], str]:
 
 
 async def _fill(database: SqliteVectorDatabase, store_id: str, chunks: int, vectors: _Random) -> float:
-    """Write so many chunks; seconds, without the time to make them up."""
+    """Write so many chunks. Returns the seconds, without the time to generate them."""
     text = vocabulary(1)
     files = chunks // _CHUNKS_PER_FILE
     spent = 0.0
@@ -163,7 +162,7 @@ async def _measure(chunks: int, width: int) -> None:
 
 
 async def _ingest(megabytes: int) -> None:
-    """Text files of 1 MB the whole way."""
+    """Ingest text files of 1 MB."""
     text = vocabulary(4)
     with tempfile.TemporaryDirectory() as folder:
         async with open_vector_store_setup(Path(folder), limits=VectorStoreSettings(), start=False) as setup:

@@ -1,12 +1,12 @@
-"""How long one large request holds up everything else in a sidecar: the longest turn of its event loop.
+"""Measures how long one large request blocks a sidecar: the longest turn of its event loop.
 
-Lives here: a sidecar in a process of its own with a clock that ticks in its event loop, and the large requests. Not
-here: what their clients see beside others (`run.py`), and what translation alone costs (`core.py`).
+Lives here: a sidecar in a separate process with a clock in its event loop, and the large requests. Not here: the
+waiting times of other clients (`run.py`), the cost of translation alone (`core.py`).
 
-The clock sets a timer again and again; how late the latest one was is how long the loop could not turn. The machine's
-own lateness is in it, so the same clock is read without any request too.
+The clock sets a timer repeatedly; the largest delay of a timer is the longest turn of the loop. It includes the
+machine's own delays, so the clock is also read without any request.
 
-Invariant: the sidecar is Antiphon's own, store and all, and nothing but the ticking was added to it.
+Invariant: the sidecar is Antiphon's own, including the store, and only the clock is added.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ async def _serve(folder: Path, transport: TransportName) -> int:
     keep_what_there_is()
     collect_by_time(loop.call_later)
     print("ready: 0", flush=True)
-    # The parent holds the other end: its end is ours.
+    # The parent holds the other end: this process ends with it.
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         if line == "begin\n":
             clock.latest = 0.0

@@ -1,12 +1,12 @@
-"""`scripts/bench start`: how long `antiphon up` and its workers take until they serve, and what memory they hold then.
+"""Implements `scripts/bench start`: measures the time until `antiphon up` and its workers serve, and their memory then.
 
-Lives here: starting it, killing a worker, reading what the system knows of the processes. Not here: what load costs
+Lives here: starting it, killing a worker, reading the system's data about the processes. Not here: the cost of load
 (`run.py`).
 
-With `--against` the source of another revision takes turns with this one. Wall time depends on what else the machine
-does; CPU time hardly, and memory not at all. The upstream is none: nobody is asked anything.
+With `--against` the source of another revision takes turns with this one. Other load affects wall time; it hardly
+affects CPU time, and memory not at all. There is no upstream, because no request is sent.
 
-Invariant: whatever is started is stopped, and a start that takes longer than `_SECONDS` is a failure.
+Invariant: every started process is stopped, and a start that takes longer than `_SECONDS` is a failure.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class _Up:
         self.seconds = time.monotonic() - began
 
     def serving(self, worker: str, life: int) -> float:
-        """When this life (from 0) of a worker said that it serves, in seconds since the machine's start."""
+        """The time at which this life (from 0) of a worker reported that it serves, in seconds since the machine's
+        start."""
         with self._told:
             if not self._told.wait_for(lambda: len(self._serving[worker]) > life, _SECONDS):
                 raise SystemExit(f"{worker} did not serve")
@@ -92,7 +93,7 @@ class _Up:
         for line in self._process.stderr:
             said: dict[str, Any] = json.loads(line) if line.startswith("{") else {}
             if said.get("message") == "serving":
-                # Of the machine's own clock, which the starts of processes are told by.
+                # By the machine's own clock, as the start times of processes.
                 ago = time.time() - datetime.fromisoformat(said["timestamp"]).timestamp()
                 with self._told:
                     self._serving[said["process"]].append(time.clock_gettime(time.CLOCK_BOOTTIME) - ago)
@@ -100,7 +101,7 @@ class _Up:
 
 
 def measure(source: Path, count: int) -> Figures:
-    """One start of everything, and one worker that is replaced."""
+    """One start of everything, and one replaced worker."""
     found: Figures = {}
     with tempfile.TemporaryDirectory(prefix="antiphon-start-") as folder:
         up = _Up(source, folder, count)
@@ -157,7 +158,7 @@ def _started(pid: int) -> float:
 
 
 def _cpu(pid: int) -> float:
-    """Its own, and that of its children that ended."""
+    """The CPU time of a process and of its ended children."""
     return sum(map(int, _fields(pid)[11:15])) / _TICKS
 
 

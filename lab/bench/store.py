@@ -1,15 +1,15 @@
-"""`scripts/bench store`: what a stored response costs beside one that is not stored, in CPU time.
+"""Implements `scripts/bench store`: compares the CPU time of a stored response with that of one that is not stored.
 
 Lives here: the processes, their turns and the ratio. Not here: how many turns a second are stored (`state.py`), what
 one operation takes beside many responses (`state_stored.py`).
 
-Real processes (`antiphon serve`, and `antiphon extproc` behind Envoy) run all the time and are asked in turns, by as
-many connections: small JSON requests with `store: true` and `store: false`, and, with `--against`, those of another
-revision beside them. What counts is the CPU time of the process that is asked, kernel included, divided by the requests
-it answered: that of its main thread, where the event loop runs, and that of all others, of which the database's writer
-is the one that works. Ratios are taken within a round, and the median of the rounds is told.
+Real processes (`antiphon serve`, and `antiphon extproc` behind Envoy) run all the time and get requests in turns, over
+the same number of connections. The requests are small JSON ones with `store: true` and `store: false`; with `--against`
+another revision takes turns as well. The figure is the CPU time of the process per request, including the kernel: that
+of its main thread with the event loop, and that of the other threads, mostly the database's writer. Ratios are taken
+within a round; the result is the median over the rounds.
 
-Invariant: every process is stopped by the one that started it, and ends by itself when that one is gone.
+Invariant: each process is stopped by its starter, and ends by itself when the starter ends.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from lab.bench.load import Job
 from lab.bench.variants import RESPONSES, Process
 
 AIM = 1.5
-"""Of what a stored response may cost to what one costs that is not stored."""
+"""The maximum ratio of the cost of a stored response to that of one that is not stored."""
 
 _KINDS = {"unstored": False, "stored": True}
 
 
 @dataclass
 class _Spent:
-    """CPU microseconds of one request, by round: of the main thread and of all others."""
+    """CPU microseconds per request, by round: of the main thread and of all others."""
 
     main: list[float] = field(default_factory=list)
     others: list[float] = field(default_factory=list)
@@ -56,7 +56,7 @@ class _Spent:
 
 @dataclass
 class _Asked:
-    """A process, and what its requests took by kind."""
+    """A process, and the costs of its requests by kind."""
 
     asked: processes.Asked
     spent: dict[str, _Spent] = field(default_factory=lambda: {kind: _Spent() for kind in _KINDS})
@@ -65,7 +65,7 @@ class _Asked:
 async def measure(
     door: str, against: str | None, rounds: int, seconds: float, connections: int, folder: Path
 ) -> dict[str, dict[str, _Spent]]:
-    """What requests of a door took by revision and kind; this source is the revision `now`."""
+    """The costs of requests to a server by revision and kind; this source is the revision `now`."""
     async with AsyncExitStack() as stack:
         pipe = ParentPipe()
         stack.callback(pipe.close)
@@ -81,7 +81,7 @@ async def measure(
         }
         turns = [(one, kind) for one in asked.values() for kind in _KINDS]
         for number in range(rounds + 1):
-            # Who comes first is another one each time.
+            # The order changes with each round.
             at = number % len(turns)
             for one, kind in turns[at:] + turns[:at]:
                 main, others = await _ask(load, one, kind, seconds, connections)
@@ -107,7 +107,7 @@ async def _start(
 
 
 async def _ask(load: Process, one: _Asked, kind: str, seconds: float, connections: int) -> tuple[float, float]:
-    """Microseconds of the process's CPU for one request: its main thread's, and all other threads'."""
+    """Microseconds of the process's CPU time per request: of its main thread, and of all other threads."""
     job = Job(
         port=one.asked.port,
         path=RESPONSES.path,
@@ -131,7 +131,7 @@ async def _ask(load: Process, one: _Asked, kind: str, seconds: float, connection
 
 
 def _tell(found: dict[str, dict[str, _Spent]]) -> bool:
-    """Print the figures; whether the aim is met."""
+    """Print the figures. Returns whether the target is met."""
     for name, by_kind in found.items():
         for kind, spent in by_kind.items():
             main, others = statistics.median(spent.main), statistics.median(spent.others)
@@ -153,7 +153,7 @@ def _ratio(one: _Spent, other: _Spent) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the figures; the exit status is 1 when the aim is missed."""
+    """Print the figures. The exit status is 1 when the target is missed."""
     parser = argparse.ArgumentParser(prog="scripts/bench store", description="What a stored response costs.")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.5, help="how long a process is asked in a round")

@@ -1,8 +1,8 @@
-"""The figures to reach, and whether they were.
+"""Compares the figures with their targets.
 
-Lives here: each figure's target and how it is read from a result. Not here: how anything is measured.
+Lives here: the target of each figure, and reading the figure from a result. Not here: the measurements.
 
-Invariant: a figure that was not measured is neither met nor missed.
+Invariant: the target of a figure that was not measured is neither met nor missed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _of_envoy(key: str) -> Callable[[Result], float | None]:
 
 
 def _of_unstored(name: str) -> Callable[[Result], float | None]:
-    """How many times the CPU of a request all of Antiphon takes when it stores the response."""
+    """The ratio of the CPU time of all Antiphon processes for a stored request to that for one that is not stored."""
 
     def read(result: Result) -> float | None:
         stored, plain = _cost("stored", name)(result), _cost("json", name)(result)
@@ -137,7 +137,7 @@ def _faster_than_peer(result: Result) -> float | None:
 
 
 def _sooner_than_peer(result: Result) -> float | None:
-    """How many times longer the peer's first event takes beyond the upstream's own."""
+    """The ratio of the peer's added delay of the first event to Antiphon's."""
     median = result["median"]
     times = [median.get(name or "", {}).get("first_event_p50") for name in ("direct", "relay", _peer(result))]
     own, ours, theirs = times
@@ -150,7 +150,7 @@ _CROWD = 200
 
 
 def _unfairness(name: str) -> Callable[[Result], float | None]:
-    """How much longer the slowest of many requests at once take than most."""
+    """The ratio of the slowest to the usual duration of many concurrent requests."""
 
     def read(result: Result) -> float | None:
         values = result["median"].get(name, {})

@@ -1,12 +1,14 @@
-"""`scripts/bench telemetry`: what watching costs, per chunk and per small request, as ratios to none of it.
+"""Implements `scripts/bench telemetry`: measures the cost of telemetry per chunk and per small request, as ratios to
+none.
 
-Lives here: the variants (none of it; metrics and log lines, as always; traces of 1 % and of all requests beside them),
-and the aims. Not here: the paths and the messages, which are the gate's (`gate_path.py`).
+Lives here: the variants (no telemetry; metrics and log lines, the default; in addition traces of 1 % and of all
+requests), and the targets. Not here: the paths and the messages, which are the gate's (`gate_path.py`).
 
-All in one process without sockets, and in turns: what is divided by is the processor's own work alone, so that a real
-process's ratios are smaller. Log lines go into a pipe that is read, spans to a server that takes them; what the
-exporter's thread does for them counts. The least of each variant is taken, as in the gate. Traces of 1 % are what it
-costs to be left out, and one hundredth of what it costs more to be traced: too few requests would be among a batch.
+Everything runs in one process without sockets, in turns. The divisor is only the processor's own work, so a real
+process has smaller ratios. Log lines go into a pipe that is read, and spans to a server that accepts them; the
+exporter's thread counts. The minimum of each variant is taken, as in the gate. The cost with 1 % traces is that of an
+unsampled request plus one hundredth of the added cost of a sampled one, because a batch would contain too few sampled
+requests.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ _STREAMS, _REQUESTS = 1, 25
 _PLAIN, _LEFT_OUT = "metrics and logs", "left out"
 _FEW, _ALL = "with traces of 1 %", "with traces of all"
 _AIMS = {"chunk": 1.03, "request": 1.10}
-"""Of what everything but traces of all requests may cost, to none of it."""
+"""The maximum ratio to no telemetry, for all variants except traces of all requests."""
 
 _COLLECTOR = """
 import asyncio
@@ -65,7 +67,7 @@ asyncio.run(main())
 
 
 class _Off(Telemetry):
-    """None of it."""
+    """No telemetry."""
 
     def observe(self, door: str, request_id: str, owner: str, headers: Headers | None = ()) -> Observation:
         return Nobody(request_id)
@@ -133,7 +135,7 @@ async def _measure(collector: str, rounds: int) -> dict[str, dict[str, float]]:
 
 @contextmanager
 def _collector() -> Iterator[str]:
-    """A process that takes whatever is posted to it; its URL."""
+    """A process that accepts every POST. Returns its URL."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", _COLLECTOR], **pipes) as process:  # type: ignore[call-overload]
         try:
@@ -144,7 +146,7 @@ def _collector() -> Iterator[str]:
 
 @contextmanager
 def _log_reader() -> Iterator[None]:
-    """Standard error is a pipe that somebody reads, as under a supervisor."""
+    """Standard error is a pipe that is read, as under a supervisor."""
     before = os.dup(2)
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as reader:
         assert reader.stdin is not None
@@ -159,7 +161,7 @@ def _log_reader() -> Iterator[None]:
 
 
 def _tell_in_process(found: dict[str, dict[str, float]]) -> bool:
-    """Print the ratios; whether every aim is met."""
+    """Print the ratios. Returns whether every target is met."""
     met = True
     for kind, by_name in found.items():
         nothing = by_name["nothing"]
@@ -171,7 +173,7 @@ def _tell_in_process(found: dict[str, dict[str, float]]) -> bool:
 
 
 def _tell_processes(found: dict[str, dict[str, list[float]]]) -> bool:
-    """Print the ratios; whether the aim is met."""
+    """Print the ratios. Returns whether the target is met."""
     met = True
     for door, by_name in found.items():
         nothing = statistics.median(by_name[processes.NOTHING])
@@ -190,7 +192,7 @@ def _tell(name: str, spent: float, ratio: float, aim: float | None) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the ratios; the exit status is 1 when an aim is missed."""
+    """Print the ratios. The exit status is 1 when a target is missed."""
     parser = argparse.ArgumentParser(prog="scripts/bench telemetry", description="What metrics, logs and traces cost.")
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help="in process (0: none)")
     parser.add_argument("--process-rounds", type=int, default=20, help="of real processes (0: none)")

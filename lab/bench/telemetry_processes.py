@@ -1,13 +1,14 @@
-"""What watching costs real processes: `antiphon serve`, and `antiphon extproc` behind Envoy, per small request.
+"""Measures the cost of telemetry in real processes, per small request: `antiphon serve`, and `antiphon extproc` behind
+Envoy.
 
 Lives here: the processes, their turns and the ratios. Not here: the same without sockets (`telemetry.py`), the process
-that watches nothing (`unwatched.py`).
+without telemetry (`unwatched.py`).
 
-All processes run all the time and are asked in turns, by as many connections; what counts is the CPU time of the one
-that is asked, of all its threads, divided by the requests it answered. Ratios are taken within a round, and the median
-of the rounds is told, which the machine's other work moves less than sums. Envoy's own time is none of it.
+All processes run all the time and get requests in turns, over the same number of connections. The figure is the CPU
+time of all threads of the process per request. Ratios are taken within a round; the result is the median over the
+rounds, which other load affects less than sums. Envoy's CPU time does not count.
 
-Invariant: every process is stopped by the one that started it, and ends by itself when that one is gone.
+Invariant: each process is stopped by its starter, and ends by itself when the starter ends.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ _PIPED = 'exec "$@" 2> >(exec cat > "$0")'
 
 @dataclass
 class Asked:
-    """A process, and where it is asked."""
+    """A process, and its address."""
 
     process: Process
     port: int
 
 
 async def measure(doors: list[str], rounds: int, seconds: float, connections: int) -> dict[str, dict[str, list[float]]]:
-    """CPU microseconds for one request by door, process and round."""
+    """CPU microseconds per request by server, process and round."""
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="antiphon-bench-")))
         pipe = ParentPipe()
@@ -70,7 +71,7 @@ async def measure(doors: list[str], rounds: int, seconds: float, connections: in
         found: dict[str, dict[str, list[float]]] = {door: {name: [] for name in _WATCHED} for door in doors}
         for number in range(rounds + 1):
             for door in doors:
-                # Who comes first is another one each time.
+                # The order changes with each round.
                 names = list(_WATCHED)[number % len(_WATCHED) :] + list(_WATCHED)[: number % len(_WATCHED)]
                 for name in names:
                     spent = await _ask(load, asked[door][name], seconds, connections)
@@ -80,7 +81,7 @@ async def measure(doors: list[str], rounds: int, seconds: float, connections: in
 
 
 def ratio(by_name: dict[str, list[float]], name: str) -> float:
-    """The median of the rounds' ratios to the process that watches nothing."""
+    """The median of the rounds' ratios to the process without telemetry."""
     return statistics.median(one / none for one, none in zip(by_name[name], by_name[NOTHING], strict=True))
 
 
@@ -105,7 +106,7 @@ async def start(
     folder: Path,
     pipe: ParentPipe,
 ) -> Asked:
-    """Start a door's process, with an Envoy before it where it needs one, until it serves."""
+    """Start a server's process, with an Envoy in front of it if needed, and wait until it serves."""
     command = [
         *(*program, door, "--upstream", f"http://127.0.0.1:{upstream}/v1", "--auth", "none"),
         *("--listen", "127.0.0.1:0", "--data", str(folder / "data"), "--log-level", level, "--log-format", "json"),
@@ -142,7 +143,7 @@ async def _there(*sockets: Path) -> bool:
 
 
 async def _ask(load: Process, asked: Asked, seconds: float, connections: int) -> float:
-    """Microseconds of the process's CPU for one request."""
+    """Microseconds of the process's CPU time per request."""
     job = Job(
         port=asked.port,
         path=RESPONSES.path,

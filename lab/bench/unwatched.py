@@ -1,9 +1,9 @@
-"""The program with nothing that watches responses: `python -m lab.bench.unwatched serve …`, to compare with alone.
+"""Runs Antiphon without observation of responses, only for comparison: `python -m lab.bench.unwatched serve …`.
 
-Lives here: what stands in for an observation. Not here: who compares (`telemetry.py`, `telemetry_processes.py`).
+Lives here: an empty observation. Not here: the comparison (`telemetry.py`, `telemetry_processes.py`).
 
-No setting turns metrics and usage off, so this takes away the one place where responses are observed: of none of them
-anything is counted, summed up, traced or written.
+No setting turns metrics and usage off, so this replaces the one place where responses are observed. No response is
+counted, summed up, traced or logged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from antiphon.types.transport import Headers
 
 
 class Nobody(Unobserved, Observation):
-    """Nobody watches, and nothing is told at the end."""
+    """An observation that records nothing."""
 
     def __init__(self, request_id: str = "") -> None:
         self.door = ""

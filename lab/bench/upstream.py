@@ -1,7 +1,7 @@
-"""A chat server that is fast enough not to be measured itself. Its own process: `python -m lab.bench.upstream`.
+"""Runs a chat server that is too fast to influence the measurement, as a process: `python -m lab.bench.upstream`.
 
-Lives here: raw HTTP/1.1 on an `asyncio.Protocol`, and answers whose bytes are made in advance. Not here: anything that
-looks like a model, or any error handling a benchmark does not need.
+Lives here: raw HTTP/1.1 on an `asyncio.Protocol`, and prepared answers. Not here: a model, or error handling that a
+benchmark does not need.
 
 The model's name is the script:
 
@@ -11,7 +11,7 @@ The model's name is the script:
 - `paced-50-10ms`: a stream of 50 text chunks, 10 ms apart; each text is `@NANOSECONDS@`, the monotonic clock when it
   was written, so that a client on the same machine can tell how long it was under way.
 
-Invariants: one chunk is one write is one HTTP chunk, as chat servers send them; a client that does not read stops its
+Invariants: one chunk is one write and one HTTP chunk, as chat servers send them. A client that does not read stops its
 stream, not the process.
 """
 
@@ -54,7 +54,7 @@ _STREAM_HEAD = (
 )
 _ROLE = _http_chunk(_event(_choice({"role": "assistant"})))
 _CALL = {"index": 0, "id": "call_bench", "type": "function", "function": {"name": "write", "arguments": '{"text":"'}}
-# What comes before the burst, each chunk of it, and what must follow so that the whole makes sense.
+# The beginning of the burst, each of its chunks, and the end that completes it.
 _BURSTS = {
     "burst": (b"", _http_chunk(_event(_choice({"content": " word"}))), b""),
     "tools": (
@@ -147,7 +147,7 @@ class UpstreamConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._parts.append(data)
         if self._missing > len(data):
-            # A large body is looked at once, when it is whole.
+            # A large body is parsed once, when it is complete.
             self._missing -= len(data)
             return
         whole = b"".join(self._parts)
@@ -175,7 +175,7 @@ class UpstreamConnection(asyncio.Protocol):
         found = _MODEL.search(body)
         model = found[1].decode() if found else "json"
         if model == "json":
-            # Some ask for a stream whatever they were asked for.
+            # Some servers in front request a stream even for a plain request.
             streamed = b'"stream":true' in body or b'"stream": true' in body
             self._transport.write(_SHORT_STREAM if streamed else _JSON)
             return
@@ -215,7 +215,7 @@ async def _serve() -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(UpstreamConnection, "127.0.0.1", 0, backlog=1024)
     print(f"ready: {server.sockets[0].getsockname()[1]}", flush=True)
-    # The parent holds the other end: its end is ours.
+    # The parent holds the other end: this process ends with it.
     await loop.run_in_executor(None, sys.stdin.read)
     server.close()
 

@@ -1,12 +1,12 @@
-"""What is compared, and how each of it is started and stopped.
+"""Starts and stops the compared variants.
 
-Lives here: the processes of every variant, the requests they are sent, and which of their processes count as sidecar
-and which as Envoy. Not here: the load (`load.py`), what is measured (`run.py`).
+Lives here: the processes of every variant, their requests, and which processes count as sidecar and which as Envoy. Not
+here: the load (`load.py`), what is measured (`run.py`).
 
 The variants without Antiphon run on its own Envoy configuration, cut down to one route: the same connection manager,
 cluster and number of threads, so that the difference is the external processor and nothing else.
 
-Invariant: every process is stopped by the one that started it, by its id, and ends by itself when that one is gone.
+Invariant: each process is stopped by its starter, by its id, and ends by itself when the starter ends.
 """
 
 from __future__ import annotations
@@ -58,15 +58,14 @@ LABELS = {
 
 
 def usual() -> list[str]:
-    """The variants that are measured when nobody says which: both builds where Antiphon is compiled."""
+    """The default variants: both builds if Antiphon is compiled."""
     return [name for name in LABELS if antiphon.compiled() or not name.endswith(_PURE)]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a variant is asked, and what stands once in every event that carries a piece of what is generated.
-
-    `markers` are by the kind of stream (`burst` and `paced` are text). `prefix` stands before every model's name.
+    """The form of a variant's requests, and the marker that occurs once in every event with a piece of generated
+    output. `markers` are by the kind of stream (`burst` and `paced` are text). `prefix` precedes every model's name.
     """
 
     path: str
@@ -91,7 +90,7 @@ CHAT = Protocol(
     {"burst": '"content":"', "tools": '"arguments":"', "reasoning": '"reasoning_content":"'},
     lambda said: {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": said}]},
 )
-# Nothing is stored, unless a job says so: the disk is not part of the comparison.
+# Nothing is stored unless a job requests it: the disk is not part of the comparison.
 RESPONSES = Protocol(
     "/v1/responses",
     {"burst": '"delta":"'},
@@ -101,13 +100,13 @@ RESPONSES = Protocol(
 
 @dataclass
 class Process:
-    """A process of the benchmark's own, with its standard streams."""
+    """A process of the benchmark, with its standard streams."""
 
     handle: asyncio.subprocess.Process
     ready: str = ""
     log: Path | None = None
     reader: asyncio.subprocess.Process | None = None
-    """Of its log lines, where they go into a pipe."""
+    """The reader of its log lines, if they go into a pipe."""
 
     @classmethod
     async def start(
@@ -151,7 +150,7 @@ class Process:
                 env={**plain, **(environment or {})},
                 limit=1 << 22,
                 pass_fds=(pipe.reading,) if pipe is not None else (),
-                # Ctrl-C reaches the benchmark alone, which stops its processes in order.
+                # Ctrl-C reaches only the benchmark, which stops its processes in order.
                 start_new_session=True,
             )
         self = cls(handle, log=log, reader=reader)
@@ -197,7 +196,7 @@ class Process:
                 async with asyncio.timeout(seconds):
                     await self.handle.wait()
         if self.reader is not None:
-            # It ends when nobody is left who could write.
+            # It ends when no writer of the pipe is left.
             try:
                 async with asyncio.timeout(_STOP_SECONDS):
                     await self.reader.wait()
@@ -207,22 +206,22 @@ class Process:
 
 @dataclass
 class Variant:
-    """A running variant: where it is asked and which processes are its sidecar and its Envoy."""
+    """A running variant: its address, and the processes of its sidecar and its Envoy."""
 
     name: str
     protocol: Protocol
     port: int
     peer: bool = False
-    """Somebody else's program: it does only some of the jobs."""
+    """Whether it is another program: it does only some of the jobs."""
     chain: str = ""
-    """The last of a chain of stored responses, where there can be one."""
+    """The last response of a stored chain, if the variant stores."""
     processes: list[Process] = field(default_factory=list)
     sidecar: list[int] = field(default_factory=list)
-    """All processes but Envoy's; of a peer the topmost, and what is below them counts too."""
+    """All processes except Envoy's; for a peer the topmost ones, with all processes below them."""
     envoy: list[int] = field(default_factory=list)
 
     def cpu_seconds(self) -> Values:
-        """What each part worked so far, `sidecar` and `envoy`, where there are processes to ask."""
+        """The CPU seconds so far of `sidecar` and `envoy`, where such processes exist."""
         count = cpu.tree_seconds if self.peer else cpu.cpu_seconds
         parts = {"sidecar": self.sidecar, "envoy": self.envoy}
         return {part: count(pids) for part, pids in parts.items() if pids}
@@ -235,8 +234,7 @@ class Variant:
 
 async def start_variant(name: str, upstream: int, folder: Path, pipe: ParentPipe, *, workers: int = 1) -> Variant:
     """Start one variant in front of the upstream on this port; it ends at the latest when the pipe is closed.
-
-    `workers`: how many processes of Antiphon's there are behind one Envoy.
+    `workers`: the number of Antiphon's processes behind one Envoy.
     """
     folder.mkdir()
     if name == "direct":
@@ -261,7 +259,7 @@ async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPi
     )
     port = int(process.ready.removesuffix("/v1").rpartition(":")[2])
     variant = Variant(name, RESPONSES, port, processes=[process])
-    # The parent copies its children's log lines: that is part of what a request costs.
+    # The parent copies its children's log lines, which is part of the cost of a request.
     for pid in (process.pid, *cpu.children(process.pid)):
         (variant.envoy if cpu.program(pid).startswith("envoy") else variant.sidecar).append(pid)
     if len(variant.sidecar) <= workers or bool(variant.envoy) == (mode == "http"):
@@ -272,7 +270,7 @@ async def _start_antiphon(name: str, upstream: int, folder: Path, pipe: ParentPi
 
 
 def _store_chain(port: int, turns: int) -> str:
-    """Store a chain of responses as the load's own owner would; returns the last one's id."""
+    """Store a chain of responses as the load's owner. Returns the last one's id."""
     last = ""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_START_SECONDS)
     with contextlib.closing(connection):
@@ -286,7 +284,7 @@ def _store_chain(port: int, turns: int) -> str:
 
 
 def _mode_and_transport(name: str) -> tuple[str, str]:
-    """A variant's name says what it is; without a transport it is on the fast one."""
+    """The mode and transport in a variant's name; the default transport is the fast one."""
     mode, _, transport = name.removesuffix(_PURE).partition("-")
     return mode, transport or "http2"
 
@@ -324,7 +322,7 @@ async def _start_envoy(name: str, upstream: int, folder: Path, pipe: ParentPipe)
 
 
 def plain_bootstrap(upstream: int, folder: Path, *, with_filter: bool) -> dict[str, Any]:
-    """Antiphon's bootstrap with one route to the upstream, and its filter on or gone."""
+    """Antiphon's bootstrap with one route to the upstream, with or without its filter."""
     settings = load_settings(
         {"upstream": {"url": f"http://127.0.0.1:{upstream}/v1"}, "data": str(folder), "listen": "127.0.0.1:0"}
     )
@@ -336,7 +334,7 @@ def plain_bootstrap(upstream: int, folder: Path, *, with_filter: bool) -> dict[s
     for cluster in static["clusters"]:
         cluster.pop("health_checks", None)
     manager = static["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    # Without what else Antiphon's Envoy does, such as answering health checks.
+    # Without other functions of Antiphon's Envoy, such as responding to health checks.
     filters = {one["name"]: one for one in manager["http_filters"]}
     filters[_PROCESSOR].pop("disabled", None)
     manager["http_filters"] = [filters[name] for name in ((_PROCESSOR, _ROUTER) if with_filter else (_ROUTER,))]
