@@ -1,7 +1,7 @@
 """Measures single figures after the rounds, when their processes have ended.
 
 Lives here: starting a sidecar and its idle memory, several processes behind one Envoy, the longest turn of a sidecar's
-event loop, and other load generators as a check of the benchmark's own. Not here: measurements in turns (`rounds.py`).
+event loop. Other load generators check the benchmark's own. Not here: measurements in turns (`rounds.py`).
 
 Invariant: each figure is the median of several starts or runs, or the report names it as a single one.
 """

@@ -3,8 +3,8 @@
 Lives here: starting the processes, the computations from the rounds, the JSON file. Not here: the jobs (`rounds.py`,
 `apart.py`), the processes (`variants.py`, `peers.py`), the load (`load.py`), the tables (`report.py`, `targets.py`).
 
-All variants run all the time and take turns, job by job and round by round, so that a slow moment of the machine
-affects all of them. Ratios are taken within a round; the result is the median over the rounds.
+All variants run all the time and take turns, job by job and round by round. So a slow moment of the machine affects all
+of them. Ratios are taken within a round; the result is the median over the rounds.
 
 Invariants: the run ends by itself, also when a variant hangs. Every process is stopped. A job with errors is reported
 and makes the exit status 1.

@@ -6,9 +6,9 @@ requests), and the targets. Not here: the paths and the messages, which are the 
 
 Everything runs in one process without sockets, in turns. The divisor is only the processor's own work, so a real
 process has smaller ratios. Log lines go into a pipe that is read, and spans to a server that accepts them; the
-exporter's thread counts. The minimum of each variant is taken, as in the gate. The cost with 1 % traces is that of an
-unsampled request plus one hundredth of the added cost of a sampled one, because a batch would contain too few sampled
-requests.
+exporter's thread counts. The result is the minimum of each variant, as in the gate. The cost with 1 % traces is
+computed: the cost of an unsampled request plus one hundredth of the added cost of a sampled one. A batch would contain
+too few sampled requests.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Lives here: the processes of every variant, their requests, and which processes count as sidecar and which as Envoy. Not
 here: the load (`load.py`), what is measured (`run.py`).
 
-The variants without Antiphon run on its own Envoy configuration, cut down to one route: the same connection manager,
-cluster and number of threads, so that the difference is the external processor and nothing else.
+The variants without Antiphon run on its Envoy configuration with only one route. It has the same connection manager,
+cluster and number of threads, so only the external processor differs.
 
 Invariant: each process is stopped by its starter, by its id, and ends by itself when the starter ends.
 """
