@@ -64,8 +64,9 @@ def usual() -> list[str]:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The form of a variant's requests, and the marker that occurs once in every event with a piece of generated
-    output. `markers` are by the kind of stream (`burst` and `paced` are text). `prefix` precedes every model's name.
+    """The form of a variant's requests, and a marker: it occurs once in every event with a piece of output.
+
+    `markers` has one for each kind of stream. In `burst` and `paced` it marks text. `prefix` precedes a model's name.
     """
 
     path: str
@@ -233,8 +234,9 @@ class Variant:
 
 
 async def start_variant(name: str, upstream: int, folder: Path, pipe: ParentPipe, *, workers: int = 1) -> Variant:
-    """Start one variant in front of the upstream on this port; it ends at the latest when the pipe is closed.
-    `workers`: the number of Antiphon's processes behind one Envoy.
+    """Start one variant in front of the upstream on this port. It ends when the pipe is closed, or earlier.
+
+    `workers` is the number of Antiphon's processes behind one Envoy.
     """
     folder.mkdir()
     if name == "direct":
