@@ -87,7 +87,7 @@ def _passages(path: str, text: str) -> Iterator[tuple[int, str, bool]]:
         )
     else:
         blank = _FENCE.sub(lambda found: "\n" * found[0].count("\n"), text)
-        yield from _blocks(_NOT_PROSE.sub(lambda found: "x" + "\n" * found[0].count("\n"), blank))
+        yield from _blocks(_NOT_PROSE.sub(lambda found: "X" + "\n" * found[0].count("\n"), blank))
 
 
 def _blocks(text: str) -> Iterator[tuple[int, str, bool]]:
@@ -115,7 +115,7 @@ def _of_python(text: str) -> Iterator[tuple[int, str, bool]]:
         for one in body if isinstance(body, list) else ():
             if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) and isinstance(one.value.value, str):
                 docstrings.add(id(one.value))
-                for begun, passage, limited in _blocks(_NOT_PROSE.sub("x", one.value.value)):
+                for begun, passage, limited in _blocks(_NOT_PROSE.sub("X", one.value.value)):
                     yield one.lineno + begun - 1, re.sub(r"(?m)^ {4,}\S*antiphon .*$", "", passage), limited
     for node in ast.walk(tree):
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or id(node) in docstrings:

@@ -34,6 +34,8 @@ _LONG = "One two three four five six."
         # Code, links and what stands in backticks is no prose.
         ("a.md", "```sh\nnobody one two three four five six\n```\nSee `nobody` [x](nobody/x.md).\n", []),
         ("a.md", "```sh\nx\n```\n\nNobody.\n", [(5, "words")]),
+        # A sentence may begin with code.
+        ("a.md", "One two three four. `x` one two three.\n", []),
         ("a.py", f'"""{_LONG}"""\n', [(1, "long")]),
         ("a.py", '"""Fine."""\n\n\ndef f():\n    """Fine.\n\n    Nobody.\n    """\n', [(7, "words")]),
         ("a.py", 'raise E("what nobody can do here")\nx = "nobody"\n', [(1, "words")]),
