@@ -38,7 +38,7 @@ _EXAMPLES = {
     ),
     "extproc": ("antiphon extproc --data /run/antiphon --upstream http://vllm:8000/v1",),
     "serve": ("antiphon serve --upstream https://api.groq.com/openai/v1 --api-key-env GROQ_API_KEY",),
-    "demo-upstream": ("antiphon demo-upstream", "antiphon up --upstream http://127.0.0.1:8081/v1"),
+    "demo-upstream": ("antiphon demo-upstream", "antiphon up --door http --upstream http://127.0.0.1:8081/v1"),
     "health": ("antiphon health",),
     "completion": ("antiphon completion bash > ~/.local/share/bash-completion/completions/antiphon",),
     "admin": (
@@ -191,6 +191,19 @@ def _version() -> str:
     return f"antiphon {__version__}" + (" (compiled)" if compiled() else "")
 
 
+_DEMO = """\
+The models are demo and demo-reasoner. The last message decides the answer, and the first match counts:
+  "fail" or "error 429"               that error
+  "break"                             cuts the connection
+  a word of a tool's name             calls the tool (Plot 3, 5 and 8 with the code interpreter.)
+  a question, and there is one tool   calls the tool
+  "count to 20"                       counts
+  "instructions"                      repeats the instructions
+  "before"                            repeats your earlier messages
+  anything else                       repeats the message
+With "think" it sends reasoning first."""
+
+
 def _help(text: str, examples: tuple[str, ...], more: str = "") -> dict[str, Any]:
     """The description and the end of a command's help."""
     title = "example" if len(examples) == 1 else "examples"
@@ -243,7 +256,7 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 def _add_demo(commands: Any) -> None:
     text = "start a small scripted model server, to try things out"
-    demo = commands.add_parser("demo-upstream", help=text, **_help(text, _EXAMPLES["demo-upstream"]))
+    demo = commands.add_parser("demo-upstream", help=text, **_help(text, _EXAMPLES["demo-upstream"], _DEMO))
     demo.add_argument(
         "--listen",
         default="127.0.0.1:8081",

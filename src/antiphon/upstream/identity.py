@@ -80,9 +80,9 @@ class ServerIdentities:
                     "upstream_unidentified",
                     upstream=name,
                     profile="generic",
-                    problem="no answer yet" if profile is None else "its list of models does not say it",
-                    advice="what kind of server it is decides what it is sent: set its 'profile', antiphon doctor "
-                    "tells which",
+                    problem="no answer yet" if profile is None else "its model list does not name the kind of server",
+                    advice="Set the upstream's 'profile', which decides the fields that the server gets. 'antiphon "
+                    "doctor' suggests one. 'generic' ends this warning too.",
                 )
             if profile is not None:
                 return
