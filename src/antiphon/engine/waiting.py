@@ -1,17 +1,20 @@
 """Runs blocking work in thread pools, and keeps tasks alive when the request that waits for them is cancelled.
 
-Lives here: threads for such work, of which each kind has its own, and how a request waits for one; and asyncio work
-that outlives the cancellation of who waits for it. Not here: what the work is.
+Lives here: one thread pool for each kind of work, and how a request waits for a thread. Also here: asyncio work that
+outlives the cancellation of the task that waits for it. Not here: the work itself.
 
-A thread does not make Python faster, but it takes turns with the event loop: the others wait for a millisecond at a
-time (`process.run_loop` sets how long a turn is), not for tens of them.
+A thread does not make Python faster, but it takes turns with the event loop. Other requests then wait for about a
+millisecond at a time, not for tens of them. `process.run_loop` sets how long a turn is.
 
-Each kind has its own threads, so that none takes what another needs: a disk that stands still, code that does not
-answer and a client's slow name server occupy those of their kind. The loop's own executor is left to libraries (which
-resolve upstreams' names there).
+Each kind has a separate pool, so that one kind cannot exhaust the threads of another. A disk that does not respond,
+code that hangs and a client's slow name server block only the threads of their kind. The event loop's default executor
+is left to libraries, which resolve upstreams' names there.
 
-Invariants: whoever waits for `apart` goes on only once the thread has ended, also when it is cancelled meanwhile:
-nobody else touches what the thread works on. Whoever waits for a thread of a pool gets one or a 503, within a time.
+Invariants:
+
+- A caller of `apart` continues only once the thread has ended, even if the caller is cancelled meanwhile. So no other
+  task touches the data that the thread works on.
+- A request that waits for a thread of a pool gets one or a 503, in bounded time.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ _pools: WeakSet[Pool] = WeakSet()
 
 
 class Pool:
-    """Threads for one kind of work, made when they are needed. `seconds`: the longest that anybody waits for one."""
+    """A thread pool for one kind of work. It starts threads on demand. A caller waits `seconds` at most for one."""
 
     def __init__(self, name: str, threads: int, seconds: float = _WAIT_SECONDS) -> None:
         self.name = name
@@ -51,18 +54,18 @@ class Pool:
 
     @property
     def busy(self) -> int:
-        """Threads that work."""
+        """The number of threads that run work."""
         return min(self._given, self._most)
 
     @property
     def waiting(self) -> int:
-        """Pieces of work that wait for a thread."""
+        """The number of pieces of work that wait for a thread."""
         return max(0, self._given - self._most)
 
     async def run(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-        """What the work returns, done in a thread. Raises `Unavailable` when none gets free in time.
+        """Run the work in a thread and return its result. Raises `Unavailable` when no thread gets free in time.
 
-        Work that has begun goes on when its caller is cancelled; work that has not is never done then.
+        When the caller is cancelled, work that has begun continues. Work that has not begun is dropped.
         """
         submitted, waits = self._submit(work, *given, **named)
         done = asyncio.wrap_future(submitted)
@@ -81,7 +84,7 @@ class Pool:
         return await done
 
     def _submit(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> tuple[Future[T], bool]:
-        """The work, and whether there is more of it than threads."""
+        """Submit the work. Returns its future, and whether it must wait for a thread."""
         context = contextvars.copy_context()
         submitted = self._threads.submit(lambda: context.run(work, *given, **named))
         with self._count:
@@ -98,35 +101,35 @@ class Pool:
 # All of it is computing over bytes that are limited: it ends by itself.
 _TRANSLATION = Pool("translation", 4, math.inf)
 DECODING = Pool("decoding", 2)
-"""Undoing the compression of requests."""
+"""Decompresses request bodies."""
 SEARCH = Pool("search", 2)
-"""Comparing vectors."""
+"""Compares vectors."""
 PAGES = Pool("pages", 2)
-"""Reading web pages."""
+"""Extracts the text of web pages."""
 DOCUMENTS = Pool("documents", 4)
-"""Documents on their way into a vector store."""
+"""Reads and chunks documents for vector stores."""
 RECORDS = Pool("records", 4)
-"""What is known of containers, on the disk."""
+"""Reads and writes container records on the disk."""
 SANDBOX = Pool("sandbox", 16)
-"""Containers' files, and talking to the code in them."""
+"""Accesses containers' files, and talks to the code that runs in containers."""
 SIZES = Pool("sizes", 1)
-"""How much is on the disk."""
+"""Measures how much disk space is used."""
 
 
 def all_pools() -> tuple[Pool, ...]:
-    """Every pool of this process; some have the same name."""
+    """Every pool of this process. Several pools may have the same name."""
     return tuple(_pools)
 
 
 async def apart(work: Callable[[], T]) -> T:
-    """Do the work in a thread and wait for its end; what it returns."""
+    """Run the work in a thread, wait until it ends and return its result."""
     return await to_the_end(_TRANSLATION.run(work))
 
 
 async def to_the_end(work: Awaitable[T]) -> T:
-    """Wait for bounded work although this task is cancelled meanwhile; what it returns or raises.
+    """Wait until bounded work ends, even if this task is cancelled meanwhile. Returns the work's result.
 
-    A cancellation is raised once the work has ended well; what the work itself raises comes before it.
+    A cancellation is raised only after the work has succeeded. If the work fails, its error is raised instead.
     """
     task = asyncio.ensure_future(work)
     cancelled = False
@@ -142,6 +145,6 @@ async def to_the_end(work: Awaitable[T]) -> T:
 
 
 def look_at(task: asyncio.Future[Any]) -> None:
-    """Take the outcome of what nobody waits for any more, so that it is not reported as never retrieved."""
+    """Retrieve the outcome of a task that no caller awaits, so that asyncio does not report it as never retrieved."""
     if not task.cancelled():
         task.exception()

@@ -1,4 +1,4 @@
-"""Ports of the engine: values and Protocols, without behaviour of their own.
+"""Defines the engine's ports: plain values, and the Protocols through which the engine reaches stores and networks.
 
-Implementations live in `stores`, `tools`, `search` and `upstream` and never import each other.
+The implementations live in `stores`, `tools`, `search` and `upstream`. They never import each other.
 """

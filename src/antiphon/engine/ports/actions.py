@@ -1,11 +1,12 @@
-"""The actions that an exchange requests, and the values it exchanges with its driver.
+"""Defines the actions that an exchange requests, and the values that it passes to and from its driver.
 
-Lives here: the `Action` union and the plain values in it. Data only: nothing here decides or performs anything. What
-every request makes is a Struct: a frozen dataclass takes ten times as long to make.
+Lives here: the `Action` union and the plain values in it. The module holds data only: it decides and performs nothing.
+A value that every request creates is a Struct, because a frozen dataclass takes ten times as long to create.
 
-Invariant: actions are performed in the order in which `ResponseExchange.next_action()` gave them. The runner performs
-all but a `ClientAction`, which is the door's; in relay the door has Envoy make the one `CallUpstream`. There is no
-action that ends a call: whoever makes it ends it when the exchange asks for another call, for tools, or for the end.
+Invariant: the driver performs actions in the order in which `ResponseExchange.next_action()` returned them. The runner
+performs all actions but a `ClientAction`, which the server (the "door") performs. In relay mode the door lets Envoy
+make the one `CallUpstream`. No action ends a call. The driver that makes a call ends it when the exchange requests
+another call, tools, or the end of the response.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from antiphon.types.transport import Headers, header_value
 
 
 class RequestHead(Struct, frozen=True):
-    """The client's request line and headers, and whose request it is.
+    """The client's request line and headers, and the owner of the request.
 
-    `owner` was derived by the door from a trusted header or the bearer token (`doors/owners.py`); the core only
-    hands it on. `request_id` names the request in logs.
+    The door derives `owner` from a trusted header or the bearer token (`doors/owners.py`). The core only passes it on.
+    `request_id` names the request in logs.
     """
 
     method: str
@@ -43,9 +44,9 @@ class RequestHead(Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class StoredItem:
-    """One item as it is stored and as `input_items` returns it: `body` is its whole JSON object.
+    """One item as the store holds it and as `input_items` returns it. `body` is its whole JSON object.
 
-    `shown` is for later requests alone: what the model was shown of it beyond that (`types/shown.py`), as JSON.
+    `shown` is JSON for later requests only: further text that the model saw of the item (`types/shown.py`).
     """
 
     id: str
@@ -55,13 +56,13 @@ class StoredItem:
 
     @property
     def size(self) -> int:
-        """How many bytes it takes, for a history and for its owner."""
+        """The bytes that the item counts, in a history's limit and in its owner's."""
         return len(self.body) + len(self.shown or b"")
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The history behind a `previous_response_id`: all items, input and output of every turn, oldest first."""
+    """The history behind a `previous_response_id`: the input and output items of every turn, oldest first."""
 
     items: tuple[StoredItem, ...]
 
@@ -70,7 +71,7 @@ class Chain:
 class StoredPrompt:
     """One version of a prompt. Times in seconds; `metadata` and `body` (the template) are JSON objects.
 
-    `updated_at` is the prompt's: of its last version, or of another change.
+    `updated_at` is the time of the prompt's last version or of another change.
     """
 
     id: str
@@ -88,10 +89,11 @@ class StoredPrompt:
 class Context:
     """The answer to `LoadContext`.
 
-    `chain` is None when a `previous_response_id` was asked for and does not exist for this owner (missing and
-    forbidden look alike), `conversation` and `prompt` likewise. `items` holds the referenced items that were found, by
-    id. `files` holds for every URL and every file's id asked for the file, or why there is none (an error without
-    `param`: the place is known to whoever asked). `keyless` is None when it could not be learned.
+    `chain` is None when the requested `previous_response_id` does not exist for this owner. A missing response and
+    another owner's response look alike. The same holds for `conversation` and `prompt`. `items` maps ids to the
+    referenced items that were found. `files` maps each requested URL and file id to the file or to the error. The error
+    has no `param`, because the exchange knows which parameter named the file. `keyless` is None when the sidecar could
+    not find out.
     """
 
     chain: Chain | None = None
@@ -104,7 +106,7 @@ class Context:
     """The approvals that another response has already used, each with that response."""
 
 
-# Of the most usual vocabularies, in English.
+# An average of the most common tokenizers, for English text.
 _BYTES_PER_TOKEN = 4
 
 
@@ -120,7 +122,7 @@ class Usage(Struct, frozen=True):
 
     @classmethod
     def of(cls, usage: UsageObject) -> Usage:
-        """What a response's usage object says."""
+        """Read the token counts from a response's usage object."""
         read, written = usage.input_tokens_details, usage.output_tokens_details
         return cls(
             usage.input_tokens,
@@ -133,7 +135,7 @@ class Usage(Struct, frozen=True):
 
     @classmethod
     def estimated(cls, asked: int, written: int) -> Usage:
-        """What a call of so many bytes, and an answer of so many, may have taken."""
+        """Estimate token counts from sizes: a call of `asked` bytes, and an answer of `written` bytes."""
         read, made = asked // _BYTES_PER_TOKEN, written // _BYTES_PER_TOKEN
         return cls(read, made, read + made)
 
@@ -149,10 +151,10 @@ class OnceOnly:
 
 @dataclass(frozen=True, slots=True)
 class ResponseRecord:
-    """A finished response, as the store keeps it.
+    """A finished response as the store holds it.
 
-    `body` is the Response JSON object *without* its `output` array; `input_items` are this request's own input
-    (never the history), `output_items` what was produced.
+    `body` is the Response JSON object *without* its `output` array. `input_items` are the input of this request, never
+    the history. `output_items` are the items that the response produced.
     """
 
     id: str
@@ -168,32 +170,32 @@ class ResponseRecord:
     usage: Usage | None = None
     conversation_id: str | None = None
     once: OnceOnly | None = None
-    """The key that is bound to it in the unit that stores it; it is held for this response by then."""
+    """The request's idempotency key. The response holds it, and the transaction that stores the response binds it."""
     sent_calls: bool = False
     """Whether the response sent calls that may have changed something."""
 
     @property
     def size(self) -> int:
-        """The bytes of its body and its items."""
+        """The size in bytes of the body and the items."""
         return len(self.body) + sum([item.size for item in (*self.input_items, *self.output_items)])
 
     @property
     def counts(self) -> bool:
-        """Whether it is the final result of its request: a failed response is not, unless it has sent calls."""
+        """Whether it is the final result of its request. A failed response is not, unless it has sent calls."""
         return self.sent_calls or self.status in ("completed", "incomplete")
 
     @property
     def joins_conversation(self) -> bool:
-        """Whether its items become part of its conversation."""
+        """Whether the store adds the response's items to its conversation."""
         return self.conversation_id is not None and self.counts
 
 
 class UpstreamRequest(Struct, frozen=True):
-    """One Chat Completions call: `path` is below the upstream's base (`/chat/completions`), `body` is JSON.
+    """One Chat Completions call. `path` is relative to the upstream's base (`/chat/completions`). `body` is JSON.
 
-    `headers` are the client's headers that may reach the upstream; credentials are added by whoever makes the call.
-    `upstream` is the name of the upstream to call, or of several, of which `tries` may be asked in turn. With `above`
-    the path is not below the base's last `/v1` but beside it.
+    `headers` are the client's headers that may reach the upstream. The HTTP client or Envoy, which makes the call, adds
+    the credentials. `upstream` is the name of one upstream, or of a list of which `tries` may be called in turn. With
+    `above`, `path` replaces the base's last `/v1` instead of following it.
     """
 
     method: str
@@ -208,7 +210,7 @@ class UpstreamRequest(Struct, frozen=True):
 
 
 class CancelReason(Enum):
-    """Why an exchange is ended from outside."""
+    """Why the driver ends an exchange early."""
 
     CLIENT_GONE = "client_gone"
     CONNECTION_ENDED = "connection_ended"
@@ -217,13 +219,13 @@ class CancelReason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """Load what the request refers to, for this owner; answered by `receive_context`.
+    """Load the objects that the request refers to, for this owner. The answer goes to `receive_context`.
 
-    Asked for twice when a request has files to fetch: history and referenced items may name some as well. `lock_for` is
-    the id of the response that the conversation is to be locked for; empty when it is only read. A `prompt` is asked
-    for alone and first: what else there is to load may stand in it. So is `keyless`, the upstream of which is to be
-    known whether it works without a key. `approvals` are the requests for approval that the response `lock_for`
-    answers: they are used with that, each once.
+    The exchange requests this twice when a request has files to fetch, because history and referenced items may name
+    files too. `lock_for` is the id of the response that locks the conversation. It is empty when the conversation is
+    only read. A `prompt` is requested first and alone, because it may name further objects to load. So is `keyless`: an
+    upstream, to find out whether it works without a key. `approvals` are the approval requests that the response
+    `lock_for` answers. This load marks each of them as used, and each can be used once.
     """
 
     owner: str
@@ -240,7 +242,7 @@ class LoadContext:
 
 @dataclass(frozen=True, slots=True)
 class PrepareTools:
-    """Learn what the model is to be shown of these tools; answered by `receive_tools`."""
+    """Get the functions that the model sees for these hosted tools. The answer goes to `receive_tools`."""
 
     owner: str
     response_id: str
@@ -249,9 +251,10 @@ class PrepareTools:
 
 @dataclass(frozen=True, slots=True)
 class RunTools:
-    """Run these calls, all at once; `receive_tool_result` takes each result. `claim`: some calls may change something,
-    so the store records this claim before any call is sent. If the store fails, no call is sent, and
-    `receive_unclaimed` takes the error.
+    """Run these calls in parallel. `receive_tool_result` takes each result.
+
+    `claim` is set when some calls may change something: the store records it before any call is sent. If the store
+    fails, no call is sent, and `receive_unclaimed` takes the error.
     """
 
     calls: tuple[HostedCall, ...]
@@ -259,18 +262,20 @@ class RunTools:
 
 
 class CallUpstream(Struct, frozen=True):
-    """Make this model call; answered by `receive_upstream_head`, `_data` and `_end`."""
+    """Make this model call. The answer goes to `receive_upstream_head`, `receive_upstream_data` and
+    `receive_upstream_end`."""
 
     request: UpstreamRequest
 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseConversation:
-    """Give back what this response holds: the lock of its conversation, its idempotency key and the approvals that it
-    uses; nothing is answered. Performed before the client hears the end, so that it can come back at once.
+    """Release what this response holds: its conversation's lock, its idempotency key and the approvals that it uses.
 
+    There is no answer. The runner performs it before the client gets the end, so that the client can continue at once.
     `counts`: the key and the approvals stay used, because the response succeeded or sent a call that may have changed
-    something."""
+    something.
+    """
 
     owner: str
     response_id: str
@@ -279,17 +284,17 @@ class ReleaseConversation:
 
 @dataclass(frozen=True, slots=True)
 class SaveResponse:
-    """Store the finished response; answered by `receive_saved`."""
+    """Store the finished response. The answer goes to `receive_saved`."""
 
     record: ResponseRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
-    """Store a queued response and the job that runs it; answered by `receive_saved`.
+    """Store a queued response and the job that runs it. The answer goes to `receive_saved`.
 
-    `request` is the job's payload (`jobs.JobRequest` as JSON), `events` what its stream begins with, empty when no
-    stream was asked for; `needs` what a worker must be able to (`engine/exchange/queued_request.py`).
+    `request` is the job's payload (`jobs.JobRequest` as JSON). `events` are the first events of the stream, empty when
+    the client requested no stream. `needs` lists what a worker must support (`engine/exchange/queued_request.py`).
     """
 
     record: ResponseRecord
@@ -300,7 +305,7 @@ class Enqueue:
 
 @dataclass(frozen=True, slots=True)
 class FollowResponse:
-    """Send the client the events of this background response as they come, to its end; answered by
+    """Send the client the events of this background response as they come, until it ends. The answer goes to
     `receive_followed`."""
 
     owner: str
@@ -308,8 +313,8 @@ class FollowResponse:
 
 
 class SendHead(Struct, frozen=True):
-    """The client's response head. `streamed` says that body parts follow over time (SSE); `raw` that they are somebody
-    else's bytes, into which nothing may be put."""
+    """The head of the HTTP response to the client. `streamed`: the body follows in parts over time (SSE). `raw`: the
+    body is the upstream's bytes, and the sidecar may insert nothing into it."""
 
     status: int
     headers: Headers
@@ -318,13 +323,13 @@ class SendHead(Struct, frozen=True):
 
 
 class SendBody(Struct, frozen=True):
-    """Body bytes for the client; whole events only."""
+    """Body bytes for the client. A stream's bytes are whole events."""
 
     data: bytes
 
 
 class Finish(Struct, frozen=True):
-    """The client's response is complete. `outcome` is the response's final status or `error`, for metrics."""
+    """The response to the client is complete. `outcome` is the response's final status or `error`, for metrics."""
 
     outcome: str
     usage: Usage | None = None
@@ -333,5 +338,5 @@ class Finish(Struct, frozen=True):
 
 ClientAction = SendHead | SendBody | Finish
 OwnAction = LoadContext | PrepareTools | SaveResponse | Enqueue | ReleaseConversation
-"""What the runner performs by itself."""
+"""The actions that the runner performs alone, without the door."""
 Action = CallUpstream | RunTools | OwnAction | FollowResponse | ClientAction

@@ -1,16 +1,19 @@
-"""Container records, and the port that stores them and grants exclusive use.
+"""Defines container records, and the port that stores them and grants exclusive use of a container.
 
-Lives here: a container's row, the port `ContainerRows`, what a client asks for when it makes one. Not
+Lives here: a container's row, the port `ContainerRows`, and the values of a client's request for a new container. Not
 here: running code (`tools/code_interpreter/`), the HTTP side (`api/containers.py`), SQL.
 
-Whoever uses a container holds it by a lease, under a name that is used for this once; `Leases` renews it. Where one
-machine has all of the state the files lie beside the rows and that is all. Where several share it, the row says which
-machine has the files as they are, and where their snapshot lies.
+A process that uses a container holds a lease on it, under a holder name that is used once. `Leases` renews the lease.
+When one machine has all of the state, the files lie next to the rows. When several machines share the rows, a row names
+the machine that has the current files, and the snapshot that has a copy of them.
 
-Invariants: a container belongs to one owner; one that is missing, expired or somebody else's is the same answer: None.
-One holder at a time, by the store's clock; who has lost the lease changes nothing any more. A container that has
-expired does not exist, but for those who delete it. In the unit in which a row begins to name a content its pending row
-goes (`files.py`), and the other way round.
+Invariants:
+
+- A container belongs to one owner. A container that is missing, expired or another owner's gives the same answer: None.
+- A container has one holder at a time, by the store's clock. A holder that lost its lease can change nothing any more.
+- An expired container does not exist, except for code that deletes it.
+- The transaction in which a row begins to name a content deletes the content's pending row (`files.py`). The
+  transaction in which a row stops naming it adds a pending row.
 """
 
 from __future__ import annotations
@@ -35,22 +38,22 @@ MEMORY_LIMITS = {"1g": 1 << 30, "4g": 4 << 30, "16g": 16 << 30, "64g": 64 << 30}
 
 
 class ContainerFailed(InvalidRequest):
-    """It cannot be done in this container (a file too large, a name that cannot be); the message is for the client."""
+    """The container refuses the operation: a file is too large, or a name is invalid. The message is for the client."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="container_error")
 
 
 class ContainerInUse(Exception):
-    """Somebody else holds the container."""
+    """Another holder has the lease on the container."""
 
 
 class ContainerLost(Exception):
-    """Who wanted to write holds the container no longer: the lease ran out, and others may have used it since."""
+    """The writer's lease on the container ran out. Others may have used the container since."""
 
 
 class TooManyContainers(ContainerFailed):
-    """There may be no more containers: of this owner (`of_owner`), or of all."""
+    """A limit forbids a new container: the owner's limit (`of_owner`), or the limit for all owners."""
 
     def __init__(self, of_owner: bool) -> None:
         super().__init__(
@@ -62,8 +65,11 @@ class TooManyContainers(ContainerFailed):
 
 
 class RowFile(Struct):
-    """A file that was given an id. `path` is the sandbox's, and so is `version`, on the row's machine. `source` is
-    `user` or `assistant`. `blob` is the snapshot that has its content, from `at` on; empty: there is none."""
+    """A container's file that has an id. `path` and `version` are those of the sandbox on the row's machine.
+
+    `source` is `user` or `assistant`. `blob` is the snapshot that has the content, from offset `at` on. It is empty
+    when there is no snapshot.
+    """
 
     id: str
     path: str
@@ -76,12 +82,12 @@ class RowFile(Struct):
 
     @property
     def shown_path(self) -> str:
-        """Its path below the working folder as people and models read it."""
+        """The file's path below the working folder, as people and models read it."""
         return shown_path(self.path)
 
 
 class ContainerHead(Struct):
-    """A container, without what is in it. Times in seconds since the epoch, by the store's clock; `memory` in bytes."""
+    """A container without its contents. Times are seconds since the epoch, by the store's clock. `memory`: bytes."""
 
     id: str
     owner: str
@@ -92,94 +98,103 @@ class ContainerHead(Struct):
     memory: int
     runs: int = 0
     process: str = ""
-    """How often code was run, and by which process last: its interpreter alone has the variables."""
+    """The process that ran code last: only its interpreter has the variables. `runs` counts the runs."""
     machine: str = ""
-    """Where the files are as they are now; empty: where the row is."""
+    """The machine that has the current files. Empty: the machine that has the row."""
 
     def expired(self, now: float) -> bool:
-        """Whether nobody has used it for too long."""
+        """Whether the container was unused for longer than `idle_seconds`."""
         return now > self.last_active_at + self.idle_seconds
 
 
 class RowContents(Struct):
-    """What is in a container."""
+    """The contents of a container: its files, and the snapshots that hold copies of them."""
 
     files: list[RowFile] = []
     copied: list[str] = []
-    """Ids of the uploaded files that were copied into it: each only once, whatever code has done to the copy."""
+    """Ids of the uploaded files that were copied in. Each is copied once only, even if code has changed the copy."""
     blobs: dict[str, int] = {}
-    """The snapshot, with its bytes; in rows of an older version there may be several, each with some of the files."""
+    """The snapshot's key and its size in bytes. Rows of an older version may have several, each with some files."""
 
 
 class ContainerRow(ContainerHead):
-    """A container with what is in it."""
+    """A container with its contents."""
 
     contents: RowContents = msgspec.field(default_factory=RowContents)
 
     def file(self, file_id: str) -> RowFile | None:
-        """The file of this id."""
+        """The file with this id, or None."""
         return next((file for file in self.contents.files if file.id == file_id), None)
 
 
 class SnapshotWriter(BlobWriter, Protocol):
-    """A content on its way in. What is not `settled` when its `async with` ends is deleted."""
+    """Writes one snapshot. A snapshot that is not `settled` when its `async with` ends is deleted."""
 
     key: str
     settled: bool
 
 
 class ContainerContents(Protocol):
-    """Where snapshots lie for all machines. Every method raises `StoreError`."""
+    """Stores snapshots where all machines can read them. Every method raises `StoreError`."""
 
     def uploading(self) -> AbstractAsyncContextManager[SnapshotWriter]:
-        """Begin a content, with a pending row of its own."""
+        """Begin a snapshot, and add a pending row for it."""
 
     async def open(self, key: str) -> BlobReader:
-        """Open one."""
+        """Open a snapshot."""
 
     async def forget(self, key: str) -> None:
-        """Delete one that no row names; where that fails it is for the next sweep, and in the log."""
+        """Delete a snapshot that no row names. A failure is logged, and the next sweep tries again."""
 
 
 class ContainerRows(Leased, Protocol):
-    """The rows of all containers. Every method raises `StoreError`; leases are in seconds from now."""
+    """Stores the rows of all containers. Every method raises `StoreError`. Leases are in seconds from now."""
 
     @property
     def contents(self) -> ContainerContents | None:
-        """Where snapshots lie, if several machines share the rows; else files lie beside the rows and that is all."""
+        """The store of snapshots, if several machines share the rows. None: the files lie next to the rows."""
 
     async def make(self, row: ContainerRow, holder: str, seconds: float, *, limit: int, per_owner: int) -> ContainerRow:
-        """Make it, held, created and used now. Raises `TooManyContainers` where that would be more than `limit` of all
-        or `per_owner` of its owner's, `ContainerInUse` when there is one of this id."""
+        """Create a container that `holder` holds. It counts as created and used now.
+
+        Raises `TooManyContainers` if there were more than `limit` of all owners or `per_owner` of its owner. Raises
+        `ContainerInUse` if a container with this id exists.
+        """
 
     async def get(self, container_id: str, owner: str | None = None) -> ContainerRow | None:
-        """The owner's container; without `owner` whoever's it is, though it has expired."""
+        """The owner's container. Without `owner`: any owner's container, even an expired one."""
 
     async def every(self, owner: str | None = None, *, expired: bool | None = None) -> Sequence[ContainerHead]:
-        """All, or all of one owner; of these only those that have expired, or that have not. Oldest first."""
+        """All containers or those of one owner, oldest first. `expired` selects only expired or only unexpired ones."""
 
     async def take(
         self, container_id: str, holder: str, seconds: float, owner: str | None = None, *, expired: bool = False
     ) -> ContainerRow | None:
-        """Hold the owner's container, which is a use of it; None when there is none. Without `owner` to delete it:
-        whoever's it is, with `expired` only one that is. Raises `ContainerInUse`."""
+        """Take a lease on the owner's container, which counts as a use. None when there is no such container.
+
+        Without `owner` the caller wants to delete it: it may be any owner's, and with `expired` it must have expired.
+        Raises `ContainerInUse`.
+        """
 
     async def put_back(
         self, row: ContainerRow, holder: str, *, came: Sequence[str] = (), went: Sequence[str] = ()
     ) -> None:
-        """Keep the row as it is now, its last use being now, and hold it no longer. `came` and `went` are contents that
-        it names since, or no longer. Raises `ContainerLost`, also when a sweep took a content that came."""
+        """Store the changed row, set its last use to now, and release the lease.
+
+        `came` are the contents that the row names since, `went` those that it no longer names. Raises `ContainerLost`,
+        also when a sweep took a content in `came`.
+        """
 
     async def let_go(self, container_id: str, holder: str) -> None:
-        """Hold it no longer, if it was held; nothing of it changes."""
+        """Release the lease, if `holder` has it. The row does not change."""
 
     async def delete(self, row: ContainerRow, holder: str) -> None:
-        """Delete it; its contents become pending ones that are taken. Raises `ContainerLost`."""
+        """Delete the container. Its contents become pending ones for the sweep to delete. Raises `ContainerLost`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerRequest:
-    """What a new container is to be; `file_ids` are uploaded files of the owner's."""
+    """A client's request for a new container. `file_ids` are the owner's uploaded files."""
 
     name: str
     memory: int
@@ -188,13 +203,15 @@ class ContainerRequest:
 
 
 def shown_path(path: str) -> str:
-    """The sandbox's path of a file as people and models read it: a byte that is no UTF-8, which is a NUL and two
-    hexadecimal digits in the path, as an escape."""
+    """The sandbox's path of a file, as people and models read it.
+
+    The path encodes a byte that is not UTF-8 as a NUL and two hexadecimal digits. It is shown as an escape.
+    """
     return _NO_TEXT.sub(r"\\x\1", path)
 
 
 def read_memory(where: str, asked: str | None, limit: int) -> int:
-    """Bytes for a `memory_limit`; `1g` means at most that. Raises `InvalidRequest`."""
+    """The bytes of a client's `memory_limit`. `1g` means at most that. Raises `InvalidRequest`."""
     if asked is None:
         return limit
     if asked not in MEMORY_LIMITS:

@@ -1,20 +1,35 @@
-"""Uploaded files: their values, and the ports for their contents.
+"""Defines uploaded files as values, and the ports that store their contents.
 
-Lives here: what a file is, and the ports `OpenFile` and `BlobStore` (contents alone). Not here: rows and contents
+Lives here: the values of a file, and the ports `OpenFile` and `BlobStore` (contents only). Not here: rows and contents
 together (`stores/files.py`), disks and object storage (`stores/blobs/`), the HTTP side (`api/files.py`).
 
-A content and its row lie in two places that no transaction spans. So every content that is not (or no longer) a file's
-is a *pending blob*, a row beside the files', and every step is one that a crash may follow:
+No transaction spans a content and its row, because they lie in two places. So a content that does not belong to a file
+(yet, or any more) has a *pending row* in a separate table. A crash may follow every one of these steps:
 
-    upload   pending row, with a lease → content → sealed → the file's row comes and the pending row goes, in one unit
-    delete   the file's row goes and a pending row comes, in one unit → content gone → pending row gone
-    sweep    pending rows whose lease is over are taken: no file can be made of them → content gone → pending row gone
+1. Upload: add a pending row with a lease.
+2. Write and seal the content.
+3. Add the file's row and delete the pending row, in one transaction.
 
-Whoever uploads renews the lease until the upload is over, so a sweep never takes what lives, however slow it is. The
-lease is by the database's clock.
+A deletion takes these steps:
 
-Invariant: a file is there whole or not at all: its row comes after its content is durable, and goes before it; nothing
-lies in a `BlobStore` that neither a file's row nor a pending row names. An expired file does not exist.
+1. Delete the file's row and add a pending row, in one transaction.
+2. Delete the content.
+3. Delete the pending row.
+
+A sweep takes these steps:
+
+1. Take the pending rows whose lease is over. No file can be made of them any more.
+2. Delete the contents.
+3. Delete the pending rows.
+
+The uploading process renews the lease until the upload ends. So a sweep never takes the content of a running upload,
+even of a slow one. The lease uses the database's clock.
+
+Invariants:
+
+- A file exists whole or not at all. Its row is added after its content is durable, and deleted before its content.
+- A file's row or a pending row names every content in a `BlobStore`.
+- An expired file does not exist.
 """
 
 from __future__ import annotations
@@ -27,12 +42,12 @@ from typing import Protocol
 
 
 class OwnerStorageFull(Exception):
-    """The owner's files would be larger than they may be together."""
+    """The owner's files together would exceed the owner's storage limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A content that is kept: `size` in bytes, `sha256` in hexadecimal digits."""
+    """A stored content: `size` in bytes, `sha256` in hexadecimal digits."""
 
     key: str
     size: int
@@ -41,7 +56,9 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class FileFields:
-    """What a client says of a file. `name` is a plain file name, `media_type` in lower case without parameters.
+    """The properties that a client gives a file.
+
+    `name` is a plain file name. `media_type` is in lower case, without parameters.
 
     `created_at` and `expires_at` are in seconds since the epoch.
     """
@@ -70,7 +87,7 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class FileQuery:
-    """One page of a list: `after` is a file's id, `descending` is newest first."""
+    """Selects one page of a list of files. `after` is a file's id. `descending` means newest first."""
 
     limit: int = 10_000
     after: str | None = None
@@ -79,77 +96,79 @@ class FileQuery:
 
 
 class BlobWriter(Protocol):
-    """A content on its way in. When its `async with` ends nothing is written any more; what was written stays until
-    it is deleted by its key, sealed or not."""
+    """Writes one content. No write happens after its `async with` ends.
+
+    The written bytes stay until they are deleted by key, sealed or not.
+    """
 
     @property
     def size(self) -> int:
         """Bytes written so far."""
 
     async def write(self, data: bytes) -> None:
-        """Append."""
+        """Append these bytes."""
 
     async def seal(self) -> Blob:
-        """Make it durable under its key. Nothing can be read of it before."""
+        """Make the content durable under its key. It cannot be read before."""
 
 
 class BlobReader(Protocol):
-    """An open content. On a disk it stays readable although it is deleted meanwhile; elsewhere what was not read by
-    then is a `StoreError`."""
+    """Reads an open content. On a disk the content stays readable even if it is deleted meanwhile. In object storage a
+    later read raises `StoreError`."""
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """The size in bytes."""
 
     @property
     def path(self) -> Path | None:
-        """Where it lies on this machine's disk, if it does, for processes that read it themselves."""
+        """The path on this machine's disk, for processes that read the file themselves. None: it is not on the disk."""
 
     async def read(self, start: int, limit: int) -> bytes:
-        """Bytes from `start`: `limit` of them unless the content ends before. Raises `StoreError`."""
+        """Read `limit` bytes from `start` on, fewer if the content ends before. Raises `StoreError`."""
 
     async def aclose(self) -> None:
-        """Let it go."""
+        """Close the content."""
 
 
 def new_blob_key() -> str:
-    """A key for a new content, which no other has: 48 hexadecimal digits."""
+    """Generate a unique key for a new content: 48 hexadecimal digits."""
     return token_hex(24)
 
 
 class BlobStore(Protocol):
-    """Contents by key, shared by any number of processes. It knows nothing of who wants a content: whoever begins one
-    has noted its key before (`new_blob_key`).
+    """Stores contents by key. Any number of processes share it.
 
-    Every method raises `StoreError` when the storage cannot do it; none blocks the event loop, and each ends in time.
+    It knows no owners. The caller stores the key (`new_blob_key`) in a row before it begins a content.
+    Every method raises `StoreError` when the storage fails. No method blocks the event loop. Each ends in bounded time.
     """
 
     def writing(self, key: str) -> AbstractAsyncContextManager[BlobWriter]:
-        """Begin a content under a key that was never used."""
+        """Begin a content under a new key."""
 
     async def open(self, key: str) -> BlobReader:
-        """Open a content; one that is not there is a `StoreError`."""
+        """Open a content. Raises `StoreError` if it does not exist."""
 
     async def delete(self, key: str) -> None:
-        """Delete all that lies there of a content, whole or unfinished; nothing there is no error."""
+        """Delete a content, whole or unfinished. A missing content is no error."""
 
     async def aclose(self) -> None:
-        """Let what was begun end."""
+        """Wait until the operations that have begun end."""
 
 
 class OpenFile(Protocol):
-    """A file with its content open; whoever opened it closes it."""
+    """A file with its content open. The caller that opened it closes it."""
 
     @property
     def file(self) -> StoredFile:
-        """What is known of it."""
+        """The file's stored properties."""
 
     @property
     def path(self) -> Path | None:
-        """As `BlobReader.path`."""
+        """The path on this machine's disk, as in `BlobReader.path`."""
 
     async def read(self, start: int = 0, limit: int | None = None) -> bytes:
-        """Bytes from `start`; without `limit` all the rest. Raises `StoreError`."""
+        """Read `limit` bytes from `start` on, or all the rest without `limit`. Raises `StoreError`."""
 
     async def aclose(self) -> None:
-        """Let it go."""
+        """Close the file."""

@@ -1,11 +1,11 @@
-"""The port between the engine and hosted tools.
+"""Defines the port through which the engine runs hosted tools, with the values that cross it.
 
-Lives here: a hosted tool's declaration, what the model is shown of it, a call, its outcome, and the port behind which
-the tools run (`tools/`). Not here: running anything, items and events (`translation/events/builder.py`), the order of
-turns (`engine/exchange/made_response.py`).
+Lives here: a hosted tool's declaration, the functions that the model sees, a call, its result, and the port.
+The implementation is in `tools/`. Not here: running tools, items and events (`translation/events/builder.py`), the
+order of turns (`engine/exchange/made_response.py`).
 
-Invariant: a call is answered by exactly one `ToolResult`, whatever happens to the tool; a failure is a result that the
-model can read.
+Invariant: each call gets exactly one `ToolResult`, even when the tool fails. A failure is a result that the model can
+read.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["HostedCall", "HostedFunction", "HostedTool", "PreparedTool", "Source
 
 @dataclass(frozen=True, slots=True)
 class HostedTool:
-    """One entry of `tools` that runs here: `declaration` is its whole JSON object, secrets included.
+    """One entry of the request's `tools` that the sidecar runs. `declaration` is its whole JSON object, with secrets.
 
-    `earlier` is the container in which code of this conversation ran last, `searchable` what a search for tools finds:
-    the declarations of the request's deferred tools.
+    `earlier` is the container in which code of this conversation ran last. `searchable` holds the declarations of the
+    request's deferred tools, which a tool search finds.
     """
 
     index: int
@@ -38,8 +38,11 @@ class HostedTool:
 
 @dataclass(frozen=True, slots=True)
 class PreparedTool:
-    """A hosted tool that is ready: its functions, items that the response begins with (an MCP server's tools), and what
-    an item of its calls holds from the start (a container's id)."""
+    """A hosted tool that is ready to run, with the functions that the model sees.
+
+    `items` are the items that the response begins with (an MCP server's tools). `fields` are the values that each of
+    its call items has from the start (a container's id).
+    """
 
     tool: HostedTool
     functions: tuple[HostedFunction, ...]
@@ -49,7 +52,7 @@ class PreparedTool:
 
 @dataclass(frozen=True, slots=True)
 class HostedCall:
-    """A call of the model: `arguments` is the JSON text it wrote, which need not be valid."""
+    """A tool call by the model. `arguments` is the JSON text that the model wrote. It may be invalid."""
 
     call_id: str
     item_id: str
@@ -62,10 +65,11 @@ class HostedCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """How a call went: `output` is what the model reads, `fields` are the finished item's own (see `types/items.py`).
+    """The result of a call: the model reads `output`, and the finished item gets `fields` (see `types/items.py`).
 
-    `sources` are what the model may cite of it, in the order in which `output` names them: each `{cite:N}` in `output`
-    (N from 0) becomes the mark by which the model cites the N-th of them. `images` are data URLs, for models that see.
+    `sources` are the texts that the model may cite, in the order in which `output` names them. Each `{cite:N}` in
+    `output` (N from 0) becomes the mark by which the model cites the N-th source. `images` are data URLs, for models
+    that accept images.
     """
 
     call_id: str
@@ -77,15 +81,15 @@ class ToolResult:
 
 
 class ToolRunner(Protocol):
-    """The tools that run here."""
+    """Runs the hosted tools of this server."""
 
     types: frozenset[str]
-    """The declared types that can run; all others are left out or refused."""
+    """The tool types that this server can run. The sidecar leaves out or refuses all others."""
 
     async def prepare(
         self, owner: str, response_id: str, tools: tuple[HostedTool, ...]
     ) -> tuple[PreparedTool, ...] | ApiError:
-        """Check the declarations and learn what the model is to be shown; an error is the client's answer."""
+        """Check the declarations and return the functions for the model. An `ApiError` is the answer to the client."""
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """Run one call within the tool's limits; never raises but for cancellation."""
+        """Run one call within the tool's limits. It raises only when it is cancelled."""

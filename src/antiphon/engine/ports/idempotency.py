@@ -1,21 +1,21 @@
-"""`Idempotency-Key`: the values that make a repeated request have no second effect.
+"""Defines the values of `Idempotency-Key`, so that a repeated request has no second effect.
 
-Lives here: what a key is, and what a request is told whose key is known. Not here: where keys are kept
-(`stores/idempotency.py`: in the unit that stores what was made), the keys that responses of this process hold
-(`engine/running/held_keys.py`), what is given again (`api/`, the exchange).
+Lives here: the format of a key, and the errors for a request whose key is in use. Not here: the storage of keys
+(`stores/idempotency.py`), which shares a transaction with the created object. Not here: the keys that responses of this
+process hold (`engine/running/held_keys.py`), and the replay of an answer (`api/`, the exchange).
 
-A key belongs to its owner and stands for one request: its method, path and body, byte for byte (of an upload: its
-fields and its content). The same key with another request is a 422, as in the IETF's draft of the header; while the
-first request runs, a second one is a 409, after which clients try again by themselves. A key is bound to what the
-request made. A request that failed gives its key back, unless a call of it may have changed something: then its key
-stays taken.
+A key belongs to its owner and stands for one request. The request counts byte for byte: method, path and body (of an
+upload: its fields and its content). The same key with another request gives a 422, as in the IETF's draft of the
+header. While the first request runs, a second one gives a 409, after which clients retry by themselves. The store binds
+the key to the object that the request created. A request that failed releases its key. If a call of the request may
+have changed something, the key stays in use.
 
 The store also records which response used the answer to an approval request: each answer is used once. It records the
 responses that have claimed tool calls which may change something, before these calls are sent. No other response gets
 the key of such a response, even after its process has died: the response ends as failed, with its calls.
 
-Invariants: of several requests with one key at most one is being served, in all processes together; a request that was
-served is given what it made before anything that it refers to is looked for, since that may be gone by now.
+Invariants: Of several requests with one key, at most one runs at a time, across all processes. A repeated request gets
+its object before the sidecar loads what the request refers to, because that may be deleted by now.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KEEP_APPROVALS = 366 * 86_400.0
 
 
 class AlreadyMade(Exception):
-    """The request was served before; `object_id` is what it made."""
+    """The request was served before. `object_id` names the object that it created."""
 
     def __init__(self, object_id: str) -> None:
         super().__init__(object_id)
@@ -46,7 +46,7 @@ class AlreadyMade(Exception):
 
 
 class LeftBehind(Exception):
-    """The request's process died, and its response `object_id` may have sent calls."""
+    """The process that served the request died, and its response `object_id` may have sent calls."""
 
     def __init__(self, object_id: str) -> None:
         super().__init__(object_id)
@@ -54,7 +54,7 @@ class LeftBehind(Exception):
 
 
 def read_key(value: str | None) -> str | None:
-    """The key in a header. Raises `InvalidRequest`."""
+    """Read and check the key in a header's value. Raises `InvalidRequest`."""
     if value is None:
         return None
     if not 0 < len(value) <= _MAX_LENGTH or not value.isascii() or not value.isprintable():
@@ -65,7 +65,7 @@ def read_key(value: str | None) -> str | None:
 
 
 def fingerprint(method: str, path: str, *parts: bytes) -> str:
-    """What tells requests apart."""
+    """The SHA-256 of a request, in hexadecimal digits. Two requests are the same if their fingerprints are equal."""
     digest = hashlib.sha256()
     for part in (method.encode(), path.encode(errors="surrogateescape"), *parts):
         digest.update(len(part).to_bytes(8, "big"))
@@ -79,14 +79,16 @@ def approval_key(request_id: str) -> str:
 
 
 def calls_key(response_id: str) -> str:
-    """The key of a response's claim."""
+    """The key under which the store records a response's claim of calls."""
     return CALLS + response_id
 
 
 def explain(once: OnceOnly, rows: Iterable[Iterable[Any]]) -> None:
-    """Why the key is not free. Raises `AlreadyMade`, `LeftBehind` or `ApiError`; returns if `rows` is empty: the key is
-    free by now. A row has the fingerprint, the object's id, the lease's end or None, and whether the holder died with
-    claimed calls."""
+    """Raise the reason why the key is in use: `AlreadyMade`, `LeftBehind` or `ApiError`.
+
+    Returns if `rows` is empty, because the key is free by now. A row has the fingerprint, the object's id, the lease's
+    end or None, and whether the holder died with claimed calls.
+    """
     for known, object_id, lease_until, left in rows:
         if known != once.fingerprint:
             raise reused()
@@ -98,7 +100,7 @@ def explain(once: OnceOnly, rows: Iterable[Iterable[Any]]) -> None:
 
 
 def reused() -> ApiError:
-    """The key stands for another request."""
+    """The 422 for a key that stands for another request."""
     return ApiError(
         "This Idempotency-Key was used with another request. Use a new key for every request that is not the same, "
         "byte for byte.",
@@ -109,7 +111,7 @@ def reused() -> ApiError:
 
 
 def in_progress() -> ApiError:
-    """The request of this key is being served."""
+    """The 409 for a key whose request still runs."""
     return ApiError(
         "A request with this Idempotency-Key is being served. Try again when it is over.",
         status=409,

@@ -1,11 +1,11 @@
-"""Ports of indexing: how files become chunks, and what a search reads of them.
+"""Defines the ports of indexing: how workers turn files into chunks, and how a search reads the chunks.
 
-Lives here: the ports `Ingestion` (the durable work of making chunks), `ChunkIndex` (what a search reads) and
-`Embedder`. Not here: what clients see of stores and files (`vector_stores.py`), SQL, extraction, ranking.
+Lives here: the ports `Ingestion` (the durable queue of files to chunk), `ChunkIndex` (the reads of a search) and
+`Embedder`. Not here: the API's view of stores and files (`vector_stores.py`), SQL, extraction, ranking.
 
-A *file number* names one ingestion of one file into one store; the numbers of its chunks begin with it. Invariant: what
-a file number's chunks hold never changes once the file is completed: whatever is ingested again gets another number.
-So a cache of vectors is right when it holds the right file numbers.
+A *file number* names one ingestion of one file into one store. The numbers of its chunks begin with it. Invariant: the
+chunks of a file number never change once the file is completed. A file that is ingested again gets another number.
+So a cache of vectors is valid when it holds the right file numbers.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from antiphon.errors import AntiphonError
 from antiphon.types.search import Filter
 
 CHUNK_BITS = 20
-"""A chunk's number is `file number << CHUNK_BITS | place in the file`, which is all that links the two."""
+"""A chunk's number is `file number << CHUNK_BITS | place in the file`. Nothing else links a chunk to its file."""
 
 
 class EmbeddingFailed(AntiphonError):
-    """The embeddings server gave no vectors. `retry`: it may do so later. The message holds no text of a document."""
+    """The embeddings server returned no vectors. `retry`: a retry may succeed. The message quotes no document."""
 
     def __init__(self, message: str, *, retry: bool = True) -> None:
         super().__init__(message)
@@ -35,10 +35,10 @@ class Embedder(Protocol):
 
     @property
     def model(self) -> str:
-        """Names the vectors' space: vectors of another model are never compared with these."""
+        """The name of the embedding model. Vectors of different models are never compared."""
 
     async def embed(self, texts: Sequence[str]) -> list[bytes]:
-        """One vector per text, of length 1, as little-endian float16. Raises `EmbeddingFailed`."""
+        """Compute one vector per text, of length 1, as little-endian float16. Raises `EmbeddingFailed`."""
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -46,7 +46,7 @@ class Embedder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DocumentChunk:
-    """A piece of a document: `vector` is float16, or None without embeddings."""
+    """A piece of a document. `vector` is float16, or None without embeddings."""
 
     text: str
     tokens: int
@@ -55,7 +55,7 @@ class DocumentChunk:
 
 @dataclass(frozen=True, slots=True)
 class IngestJob:
-    """A file whose chunks are to be made, held under `claim`; `attempts` counts this one."""
+    """A file to ingest. A worker holds it under the name `claim`. `attempts` includes this attempt."""
 
     number: int
     claim: str
@@ -68,46 +68,46 @@ class IngestJob:
 
 
 class Ingestion(Protocol):
-    """The work of ingestion. A method that changes a file does nothing, and says so, when its claim is lost. Claims
-    last so many seconds by the store's own clock.
+    """The durable queue of files to ingest, and the storage of their chunks.
 
-    Every method raises `StoreError` when the database cannot do it; none blocks the event loop.
+    A method that changes a file returns False and does nothing when the worker has lost its claim. A claim lasts
+    `seconds` by the store's clock. Every method raises `StoreError` when the database fails. No method blocks the event
+    loop.
     """
 
     async def claim(self, claims: Sequence[str], seconds: float) -> list[IngestJob]:
-        """Take files that nobody holds and hold them for so long, one under each of these new names; all of them or,
-        with an error, none.
+        """Claim files that no worker holds, at most one under each of these new names, for `seconds`.
 
-        What an earlier attempt left behind is not found any more.
+        With an error it claims none. A search no longer finds the chunks of an earlier attempt.
         """
 
     async def renew(self, claims: Sequence[str], seconds: float) -> frozenset[str]:
-        """Hold these for so many seconds from now; those that are held still."""
+        """Renew these claims for `seconds` from now. Returns the claims that still hold."""
 
     async def release(self, job: IngestJob, *, pause: float = 0.0, attempted: bool = True) -> None:
-        """Give a file back; nobody takes it up for `pause` seconds. `attempted`: whether the attempt counts."""
+        """Release a file. No worker claims it for `pause` seconds. `attempted`: whether the attempt counts."""
 
     async def append(self, job: IngestJob, first: int, title: str, chunks: Sequence[DocumentChunk]) -> bool:
-        """Write chunks from place `first` on."""
+        """Write these chunks, from place `first` in the file on."""
 
     async def complete(self, job: IngestJob, *, chunks: int, usage_bytes: int, model: str | None) -> bool:
-        """The file is ingested and can be found; with vectors of this model, or none."""
+        """Mark the file as completed, so that searches find it. `model` made its vectors. None: it has no vectors."""
 
     async def fail(self, job: IngestJob, error: FileError) -> bool:
-        """The file cannot be ingested."""
+        """Mark the file as failed."""
 
     async def waiting(self) -> int:
-        """How many files are in progress."""
+        """The number of files in progress."""
 
     async def sweep(self) -> bool:
-        """Clear up a piece: chunks of files that are gone, files of expired stores. Whether there is more to do."""
+        """Delete a batch of chunks of deleted files, and of files of expired stores. Returns whether more remain."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownStore:
-    """A store to search: `number` is the database's, `version` another one whenever other files are completed.
+    """A store to search. `number` is its number in the database. `version` changes when its completed files change.
 
-    Neither an id nor a number is ever given out again, not even when its store is gone.
+    Ids and numbers are never reused, not even after the store is deleted.
     """
 
     id: str
@@ -118,29 +118,31 @@ class KnownStore:
 
 @dataclass(frozen=True, slots=True)
 class ChunkHit:
-    """A chunk that fits, by its number; `score` is its side's own (higher is better)."""
+    """A chunk that matches, by its number. Scores of the word search and of the vector search are not comparable."""
 
     chunk: int
     score: float
 
 
 class ChunkIndex(Protocol):
-    """What a search reads. Filters are part of every reading: nothing is filtered after the best were cut."""
+    """The reads of a search. The store applies filters in the query itself, never after it has cut the best hits."""
 
     async def known(self, owner: str, store_ids: Sequence[str]) -> list[KnownStore]:
-        """The owner's stores of these, as of now by the store's own clock."""
+        """Those of these stores that belong to the owner, as of now by the store's clock."""
 
     async def match(self, store: KnownStore, query: str, filters: Filter | None, limit: int) -> list[ChunkHit]:
-        """The chunks that hold words of the query, best first, by BM25."""
+        """The chunks that contain words of the query, best first, by BM25."""
 
     async def nearest(
         self, store: KnownStore, model: str, vector: bytes, filters: Filter | None, limit: int
     ) -> list[ChunkHit]:
-        """The chunks whose vectors of this model are nearest to the vector (float16, of length 1), best first; the
-        score is the cosine. None of another width."""
+        """The chunks whose vectors of this model are nearest to the vector (float16, of length 1), best first.
+
+        The score is the cosine. Vectors of another width are left out.
+        """
 
     async def hits(self, stores: Sequence[KnownStore], chunks: Sequence[int]) -> dict[int, FoundChunk]:
-        """The chunks' texts with their files (`score` 0); those that are gone, or not in these stores, are left out."""
+        """The chunks' texts with their files (`score` 0). Chunks that are deleted or in other stores are left out."""
 
     async def touch(self, owner: str, store_ids: Sequence[str]) -> None:
-        """Note that the stores were used now (to a minute)."""
+        """Record that the stores were used now, precise to a minute."""

@@ -1,14 +1,13 @@
-"""Background jobs as values, and the port that stores them.
+"""Defines background jobs, and the stored event stream of a background response, as values.
 
-Lives here: what a job is, and the stream of a background response in pieces. Not here: the store, who runs jobs
-(`engine/running/workers.py`), who reads their streams (`engine/running/followers.py`), SQL.
+Lives here: a job, its queue's state, and the stream in pieces. Not here: the workers that run jobs
+(`engine/running/workers.py`), the followers that read their streams (`engine/running/followers.py`), the store, SQL.
 
-A job is there from the moment a background response is queued until it is over: whoever deletes the job ends the
-response, in one unit with its last state and its last event. So two can never end the same response, and whoever sees
-a response that is over sees its whole stream.
+A job exists from the moment a background response is queued until the response ends. The worker or the request that
+ends the response deletes the job, in one transaction with the final state and the last event. So a response can end
+only once, and a reader of an ended response sees its whole stream.
 
-Invariant: only the holder of a job's lease writes for it; whatever a worker that lost its lease still tries changes
-nothing.
+Invariant: only the holder of a job's lease writes for it. A write by a worker that lost its lease changes nothing.
 """
 
 from __future__ import annotations
@@ -22,25 +21,27 @@ from antiphon.engine.ports.actions import StoredItem
 from antiphon.errors import ApiError
 
 PATIENCE = 3600.0
-"""Seconds for which a job waits for somebody who is able to run it."""
+"""Seconds for which a job waits for a worker that is able to run it."""
 
 _END_OF_EVENT = b"\n\n"
 
 
 def count_events(data: bytes) -> int:
-    """How many events these bytes are (framed events hold no other blank line)."""
+    """The number of events in these bytes. A framed event contains no other blank line."""
     return data.count(_END_OF_EVENT)
 
 
 def split_events(data: bytes) -> list[bytes]:
-    """The events one by one, each with its blank line."""
+    """Split the bytes into events, each with its blank line."""
     return [part + _END_OF_EVENT for part in data.split(_END_OF_EVENT)[:-1]]
 
 
 @dataclass(frozen=True, slots=True)
 class EventPiece:
-    """Some whole framed events in a row; `last` is the `sequence_number` of the last one. `count`: how many they are,
-    where `data` does not say (it is sealed)."""
+    """Consecutive whole framed events. `last` is the `sequence_number` of the last one.
+
+    `count` is the number of events when `data` is sealed and does not reveal it.
+    """
 
     last: int
     data: bytes
@@ -48,11 +49,11 @@ class EventPiece:
 
     @property
     def first(self) -> int:
-        """The `sequence_number` of the first one."""
+        """The `sequence_number` of the first event."""
         return self.last - (count_events(self.data) if self.count is None else self.count) + 1
 
     def after(self, number: int) -> bytes:
-        """The events whose number is greater than this one."""
+        """The events whose `sequence_number` is greater than `number`."""
         first = self.first
         if number < first:
             return self.data
@@ -61,9 +62,9 @@ class EventPiece:
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """A part of a response's stream and the response's status, as of one moment.
+    """A part of a response's stream, with the response's status at the same moment.
 
-    `more`: there are further pieces behind these.
+    `more`: further pieces follow.
     """
 
     status: str
@@ -73,7 +74,7 @@ class EventPage:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A response's status, and the number of the last event of its stream (-1 when there is none)."""
+    """A response's status, and the number of the last event of its stream (-1 without events)."""
 
     status: str
     last_event: int
@@ -81,15 +82,17 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """How many jobs wait for a worker, and when the first of them was made (unix time; None: there is none)."""
+    """The number of jobs that wait for a worker, and the creation time of the oldest (unix time, or None)."""
 
     length: int
     oldest: float | None = None
 
 
 class JobRequest(msgspec.Struct, frozen=True):
-    """All that is needed to run a request again: its body, and the headers that may reach the upstream. Credentials are
-    never among them; where they are kept, it is in `sealed` (`engine/exchange/queueing.py`)."""
+    """A request as a job stores it, so that a worker can run it: its body, and the headers that may reach the upstream.
+
+    `headers` never contain credentials. Stored credentials are only in `sealed` (`engine/exchange/queueing.py`).
+    """
 
     body: Raw
     headers: list[tuple[str, str]]
@@ -100,10 +103,10 @@ class JobRequest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as whoever claimed it gets it.
+    """A job as the worker that claims it gets it.
 
-    `request` is a `JobRequest` as JSON, `body` the stored response object (without output), `attempts` counts the
-    claims, this one included; `last_event` is the number of the last event there is, -1 when none is wanted.
+    `request` is a `JobRequest` as JSON. `body` is the stored response object without output. `attempts` counts the
+    claims, including this one. `last_event` is the number of the last stored event, -1 when the client wants no stream.
     """
 
     response_id: str
@@ -116,9 +119,9 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class JobEnd:
-    """How a response ends that nobody runs to its end: cancelled, or failed.
+    """The end of a response that no worker will finish: cancelled, or failed.
 
-    It counts only if `last_event` is still the stream's last event; `worker`, when given, must hold the job.
+    It takes effect only if `last_event` is still the stream's last event. `worker`, when given, must hold the job.
     """
 
     response_id: str
@@ -131,7 +134,7 @@ class JobEnd:
 
 
 class TooManyJobs(ApiError):
-    """The owner has as many unfinished background responses as one may have."""
+    """The owner has reached the limit of unfinished background responses."""
 
     status = 429
     type = "rate_limit_exceeded"

@@ -1,9 +1,9 @@
-"""The port through which an exchange reports its model calls.
+"""Defines the port through which an exchange reports its model calls.
 
-Lives here: the port. Not here: what becomes of it (`observability/observation.py`).
+Lives here: the port. Not here: the metrics and spans that the reports become (`observability/observation.py`).
 
-Invariant: an exchange tells once per call, never per chunk, and nothing it is told changes what it does; the trace
-context that goes with a call is text that it passes on.
+Invariant: an exchange reports once per call, never per chunk. The observer does not influence the exchange: it only
+returns headers with the trace context, which the exchange passes on as text.
 """
 
 from __future__ import annotations
@@ -15,33 +15,36 @@ from antiphon.types.transport import Headers
 
 
 class Observer(Protocol):
-    """Who watches one exchange."""
+    """Records the model calls of one exchange, for metrics and traces."""
 
     def trace(self) -> Headers:
-        """The headers that continue the trace in what is left for later; none: those that the client sent."""
+        """The headers that continue the trace in a later job. Empty: the job uses the headers that the client sent."""
 
     def call_began(self, upstream: str, operation: str, model: str, body: bytes) -> Headers:
-        """A model call is asked for; the headers are those that continue the trace in it."""
+        """The exchange requests a model call. Returns the headers that continue the trace in the call."""
 
     def head_came(self, upstream: str, status: int) -> None:
-        """Its answer begins; 0: a proxy in between answered, since nobody else did."""
+        """The call's answer begins. `status` is 0 when a proxy answered instead of the upstream."""
 
     def first_data_came(self) -> None:
-        """The first bytes of its body are there."""
+        """The first bytes of the answer's body have arrived."""
 
     def call_ended(self, fault: str = "") -> None:
-        """It is over; `fault` says why before its end. What was said first holds. The exchange does not call
-        this for a cancelled call: its cause may be known only later."""
+        """The call is over. `fault` is the reason of an early end.
+
+        The first report of a call counts. The exchange does not report the end of a cancelled call, because the cause
+        may be known only later.
+        """
 
     def call_used(self, usage: Usage, *, estimated: bool = False) -> None:
-        """What the call took, as the upstream counted it, or `estimated` from sizes where it did not say."""
+        """The token usage of the call, as the upstream counted it, or `estimated` from sizes."""
 
     def compacted(self) -> None:
-        """The conversation was summed up."""
+        """The sidecar has compacted the conversation into a summary."""
 
 
 class Unobserved:
-    """Nobody watches."""
+    """An observer that records nothing."""
 
     def trace(self) -> Headers:
         return ()

@@ -1,9 +1,9 @@
-"""The port for an operator's work on stored data: count, export and delete, for one owner or all.
+"""Defines the port through which an operator counts, exports and deletes the stored data of one owner or of all.
 
-Lives here: the port, and how an owner's data are counted and exported. Not here: the command line
+Lives here: the port, and the values of counts and exports. Not here: the command line
 (`commands/admin/command.py`), the contents of files (their own store), containers.
 
-Invariant: everything that has an owner is counted, exported and deleted.
+Invariant: the operations cover every stored object that has an owner.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class OwnerCounts:
-    """How much there is of one owner."""
+    """The number of one owner's stored objects, by kind."""
 
     owner: str
     responses: int = 0
@@ -27,7 +27,7 @@ class OwnerCounts:
 
 @dataclass(frozen=True, slots=True)
 class ExportedRow:
-    """One row of an owner's: its kind, the two values that name it, and its JSON, decoded."""
+    """One exported row of an owner: its kind, the two values that name it, and its decoded JSON."""
 
     kind: str
     id: Any
@@ -37,7 +37,7 @@ class ExportedRow:
 
 @dataclass(frozen=True, slots=True)
 class Shrunk:
-    """A database that was rewritten: its size in bytes before and after."""
+    """The result of compacting a database: its size in bytes before and after."""
 
     name: str
     before: int
@@ -45,23 +45,25 @@ class Shrunk:
 
 
 class OwnerData(Protocol):
-    """The data of all owners. For commands: a method may take long, and block the event loop meanwhile.
+    """Access to the data of all owners. It serves commands only: a method may take long and block the event loop.
 
     Every method raises `StoreError`.
     """
 
     async def owners(self) -> list[OwnerCounts]:
-        """Every owner of anything, in the order of their names."""
+        """Every owner that has stored objects, sorted by name."""
 
     def export(self, owner: str) -> AsyncIterator[ExportedRow]:
-        """Everything of an owner but files, kind by kind, each database as it was at one moment."""
+        """Everything of an owner except files, kind by kind. The rows of one database are from one moment."""
 
     async def delete(self, owner: str) -> int:
-        """Delete everything of an owner but files, in pieces that let requests through; how many chains,
-        conversations, prompts, vector stores, keys and days of usage went."""
+        """Delete everything of an owner except files, in batches, so that other requests can write in between.
+
+        Returns how many chains, conversations, prompts, vector stores, keys and days of usage were deleted.
+        """
 
     async def vacuum(self) -> list[Shrunk]:
-        """Give unused space back; writers wait while it runs."""
+        """Return unused space to the disk. Writers wait while it runs."""
 
     async def aclose(self) -> None:
-        """Close what was opened."""
+        """Close the databases."""

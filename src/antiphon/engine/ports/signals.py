@@ -1,12 +1,12 @@
-"""Signals between processes: news about streams, jobs and the queue.
+"""Defines signals between processes: news about streams, jobs and the queue.
 
-Lives here: the values and the port. Not here: who waits for what (`engine/running/signal_watcher.py`), when workers
-ask for jobs (`engine/running/workers.py`), how a backend hears (`stores/`).
+Lives here: the values and the port. Not here: the task that polls (`engine/running/signal_watcher.py`), when workers
+claim jobs (`engine/running/workers.py`), how a store receives notifications (`stores/`).
 
-A store is asked again and again, as often as it says (`Pace`); one that is told by the others can be asked seldom.
-What is heard is never more than a reason to look: news may come twice, late, for nothing, or not at all.
+A process polls the store at the rate that the store gives (`Pace`). A store that gets notifications from the other
+processes allows slow polling. News is only a reason to poll: it may come twice, late, without cause, or not at all.
 
-Invariant: whoever only looks at the pace that holds just now misses nothing.
+Invariant: a process that only polls, at the current pace, misses nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from antiphon.engine.ports.jobs import Progress
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds: between two looks at what is followed or held here (`look`), and between two claims of a worker with
-    free places (`claim` at first, growing to `claim_most` while there is nothing)."""
+    """How often a process polls the store, in seconds.
+
+    `look` is the time between two polls of the streams and jobs of this process. `claim` is the time between two claims
+    of a worker with free slots. It grows to `claim_most` while there are no jobs.
+    """
 
     look: float
     claim: float
@@ -30,7 +33,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One look: how far streams are (those that do not exist are left out), and which jobs the worker holds."""
+    """The result of one poll: the progress of streams (without missing ones), and the jobs that the worker holds."""
 
     progress: Mapping[str, Progress]
     held: frozenset[str]
@@ -38,8 +41,10 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What another process says: these responses went on or are over, there are jobs for others. `anything`: some news
-    may have been missed, or there is another pace from now on."""
+    """A notification from another process: these responses have new events or have ended, or jobs are queued.
+
+    `anything`: some news may be lost, or the pace has changed.
+    """
 
     responses: frozenset[str] = frozenset()
     queued: bool = False
@@ -47,18 +52,20 @@ class News:
 
 
 class Signals(Protocol):
-    """What others did, for one process."""
+    """Sends and receives one process's signals."""
 
     @property
     def pace(self) -> Pace:
-        """How often it must look by itself, just now."""
+        """How often this process must poll at present."""
 
     async def look(self, followed: Collection[str], worker: str | None) -> Seen:
-        """How far these streams are, and what this worker holds; one round trip. Whoever is followed is also told of,
-        where the others tell. Raises `StoreError`."""
+        """Poll the progress of these streams and the jobs that this worker holds, in one round trip.
+
+        Where the store has notifications, it also subscribes to the followed responses. Raises `StoreError`.
+        """
 
     def tell_queued(self) -> None:
-        """There are jobs that this process does not take. Neither waits nor fails."""
+        """Notify the others of jobs that this process does not take. It neither waits nor fails."""
 
     def listen(self, hear: Callable[[News], None]) -> None:
-        """From now on `hear` is called with news, in the event loop."""
+        """Call `hear` with each notification from now on, in the event loop."""

@@ -1,9 +1,9 @@
-"""Values and Protocols of stored state, as the engine reads and writes it.
+"""Defines the ports through which the engine reads and writes stored state and calls upstreams.
 
-Lives here: histories and upstreams as the runner sees them, and what stores and lists give. Not here: stores
-(`stores/`), SQL, sockets, any implementation.
+Lives here: the Protocols of histories and upstreams, and the values of stores and lists. Not here: stores (`stores/`),
+SQL, sockets, any implementation.
 
-Invariant: every read and write names the owner, and "missing" and "belongs to somebody else" are one answer.
+Invariant: every read and write names the owner. "Missing" and "belongs to another owner" give the same answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _Listed = TypeVar("_Listed")
 
 
 class UpstreamCallFailed(AntiphonError):
-    """A model call failed in transport: before its head, or in the middle of its body."""
+    """A model call failed in transport, before the answer's head or in the middle of its body."""
 
     def __init__(self, error: UpstreamError) -> None:
         super().__init__(f"{error.fault.value}: {error.detail}")
@@ -36,7 +36,7 @@ class UpstreamCallFailed(AntiphonError):
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A stored response: `body` is its JSON object without `output`; `output_items` complete it."""
+    """A stored response. `body` is its JSON object without `output`, and `output_items` are its output."""
 
     id: str
     status: str
@@ -46,7 +46,7 @@ class StoredResponse:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[_Listed]):
-    """One page of a list, in the asked order."""
+    """One page of a list, in the requested order."""
 
     items: tuple[_Listed, ...]
     has_more: bool
@@ -54,7 +54,10 @@ class Page(Generic[_Listed]):
 
 @dataclass(frozen=True, slots=True)
 class PageQuery:
-    """One page of a list. `limit` is 1..100, `after` / `before` are item ids, `descending` is newest first."""
+    """Selects one page of a list.
+
+    `limit` is 1..100. `after` and `before` are item ids. `descending` means newest first.
+    """
 
     limit: int = 20
     after: str | None = None
@@ -63,60 +66,60 @@ class PageQuery:
 
     @property
     def turned(self) -> bool:
-        """Whether it is walked against the asked order and then turned round: `before` alone is a page's end."""
+        """Whether the store reads against the requested order and reverses the page: with `before` alone it does."""
         return self.before is not None and self.after is None
 
     @property
     def backward(self) -> bool:
-        """Whether the walk goes from the newest to the oldest."""
+        """Whether the store reads from the newest to the oldest."""
         return self.descending != self.turned
 
     @property
     def cursors(self) -> tuple[tuple[str, str], ...]:
-        """The cursors that were given, each as its parameter's name and the id."""
+        """The cursors of the request, each as its parameter's name and the id."""
         given = (("after", self.after), ("before", self.before))
         return tuple((name, cursor) for name, cursor in given if cursor is not None)
 
     @property
     def bounds(self) -> tuple[str | None, str | None]:
-        """The ids between which the page lies, the older one first."""
+        """The ids that bound the page, in the order in which the store compares them: the older one first."""
         return (self.before, self.after) if self.descending else (self.after, self.before)
 
     def shown(self, walked: Sequence[_Listed]) -> tuple[_Listed, ...]:
-        """The page, of what was found on the walk: one more than `limit`, where there is more."""
+        """The page's entries in the requested order. `walked` has one more entry than `limit` if there are more."""
         found = walked[: self.limit]
         return tuple(reversed(found) if self.turned else found)
 
 
 class History(Protocol):
-    """What a response needs of those before it, and where it goes when it is over.
+    """Loads the history of a response, and stores a finished response.
 
-    Every method raises `StoreError` when the database cannot do it; none blocks the event loop.
+    Every method raises `StoreError` when the database fails. No method blocks the event loop.
     """
 
     async def save(self, record: ResponseRecord) -> None:
-        """Store a finished response with its items, all or nothing; returns or raises in bounded time.
+        """Store a finished response with its items, all or nothing. It returns or raises in bounded time.
 
-        When it raises, nothing is stored, and nothing will be: what takes effect too late is undone.
+        When it raises, nothing is stored, and nothing will be: the store undoes a write that takes effect too late.
 
-        With a `previous_response_id`, the chain's owner is checked again in the same transaction; a chain that
-        is gone or belongs to another owner raises `StoreError`.
+        With a `previous_response_id`, the same transaction checks the chain's owner again. A chain that is deleted or
+        belongs to another owner raises `StoreError`.
         """
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
-        """Every item of the chain that ends in `response_id`, oldest first; None when there is no such response, or it
-        is another owner's.
+        """Every item of the chain that ends in `response_id`, oldest first.
 
-        Raises `ChainBroken` where what it continues, a response or a conversation, was deleted.
+        None when no such response exists, or when it is another owner's. Raises `ChainBroken` when the response or the
+        conversation that it continues was deleted.
         """
 
     async def load_items(self, owner: str, item_ids: tuple[str, ...]) -> dict[str, StoredItem]:
-        """The owner's items with these ids (input or output of any response); absent ones are left out."""
+        """The owner's items with these ids, input or output of any response. Missing ones are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredConversation:
-    """A conversation without its items: `created_at` in seconds, `metadata` as its JSON object."""
+    """A conversation without its items. `created_at` is in seconds, and `metadata` is its JSON object."""
 
     id: str
     created_at: float
@@ -124,10 +127,10 @@ class StoredConversation:
 
 
 class Leased(Protocol):
-    """Something that is held for a time and must be renewed (`stores/leases.py`)."""
+    """A store whose leases the holders must renew (`stores/leases.py`)."""
 
     async def renew(self, holders: Sequence[str], seconds: float) -> frozenset[str]:
-        """Hold what these holders hold for so many seconds from now; returns who still held something.
+        """Renew the leases of these holders for `seconds` from now. Returns the holders that still had a lease.
 
         Raises `StoreError`.
         """
@@ -135,9 +138,12 @@ class Leased(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PromptChange:
-    """What is to become of a prompt. `body` makes a new version, which becomes the default one unless `make_default`
-    is False; with an `expected_version` only if that is the last one. `name` counts if `renamed`; `metadata` of None
-    stays."""
+    """A change of a prompt.
+
+    `body` makes a new version, which becomes the default one unless `make_default` is False. With an
+    `expected_version`, the change applies only if that is the last version. `name` counts if `renamed`. With a
+    `metadata` of None, the metadata stays as it is.
+    """
 
     body: bytes | None = None
     make_default: bool = True
@@ -148,37 +154,37 @@ class PromptChange:
 
 
 class FileFetcher(Protocol):
-    """Fetches what a request names by URL."""
+    """Fetches the files that a request names by URL."""
 
     async def fetch(self, urls: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
-        """Every URL's file, or the error a client gets for it (a 400 without `param`); never raises.
+        """Fetch every URL's file. It never raises: a URL that fails maps to the client's error (a 400 without `param`).
 
-        All URLs of one request in one call: the limits hold for them together.
+        One call fetches all URLs of a request, because the limits apply to them together.
         """
 
 
 class UpstreamAnswer(Protocol):
-    """An upstream's answer once its head has arrived."""
+    """An upstream's answer, whose head has arrived."""
 
     status: int
     headers: Headers
 
     def body(self) -> AsyncIterator[bytes]:
-        """Body parts as they arrive, in any split; raises `UpstreamCallFailed` when the transport fails."""
+        """The body's parts as they arrive, split anywhere. Raises `UpstreamCallFailed` when the transport fails."""
 
 
 class DoorWatch(Protocol):
-    """Knows of the gateway's own part in model calls, which may go away while the model server is well."""
+    """Observes the gateway, through which model calls go and which may stop while the model server is healthy."""
 
     async def gone(self, at: float) -> bool:
-        """Whether it went away, or was not there, about this time of the event loop, or stands still now."""
+        """Whether it stopped or was not running at about this time (of the event loop's clock), or hangs now."""
 
 
 class Upstream(Protocol):
-    """Makes chat calls. One call is one `async with`: leaving it early aborts the call at once."""
+    """Makes model calls. One call is one `async with`: leaving it early aborts the call at once."""
 
     def call(self, request: UpstreamRequest) -> AbstractAsyncContextManager[UpstreamAnswer]:
-        """Send the request and wait for the head; raises `UpstreamCallFailed` when there is none."""
+        """Send the request and wait for the answer's head. Raises `UpstreamCallFailed` when none comes."""
 
     async def aclose(self) -> None:
         """Close the connections."""

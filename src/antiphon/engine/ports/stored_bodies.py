@@ -1,12 +1,12 @@
 """Edits the stored body of an unfinished background response, and ends one that no worker will finish.
 
-Lives here: changing the status in a stored body, the last event of a response that was cancelled or given up, and
-what of its output can be kept. Not here: when a response ends early (`engine/running/background.py`), SQL.
+Lives here: the change of a status in a stored body. Also: the last events of a response that ends early, and the part
+of its output that the store keeps. Not here: when a response ends early (`engine/running/background.py`), SQL.
 
-A cancelled response's stream ends with `response.failed` that carries `status: cancelled` and no error: neither OpenAI
-nor Open Responses has an event of its own for it, and every client takes this one for the end.
+The stream of a cancelled response ends with `response.failed`, which carries `status: cancelled` and no error. Neither
+OpenAI nor Open Responses has a separate event for a cancellation, and every client takes this event as the end.
 
-Invariant: nothing but what is named changes in a stored body; keys keep their order.
+Invariant: an edit changes only the named fields of a stored body. Keys keep their order.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ _ITEM_DONE = msgspec.json.Decoder(_ItemDone)
 
 
 def is_over(status: str) -> bool:
-    """Whether a response of this status changes no more."""
+    """Whether this status is final."""
     return status in _OVER
 
 
 def unfinished_response(response_id: str) -> InvalidRequest:
-    """Why a response that is not over cannot be continued."""
+    """The 400 for a request that continues an unfinished response."""
     return InvalidRequest(
         f"Previous response with id '{response_id}' is not finished yet. Wait until it is, or cancel it.",
         param="previous_response_id",
@@ -60,30 +60,30 @@ def unfinished_response(response_id: str) -> InvalidRequest:
 
 
 def is_background(body: bytes) -> bool:
-    """Whether a stored response was made in the background."""
+    """Whether a stored response is a background response."""
     return _KIND.decode(body).background
 
 
 def with_status(body: bytes, status: str) -> bytes:
-    """The stored object with another status."""
+    """The stored response object with another status."""
     return _changed(body, status=status)
 
 
 def ended_body(body: bytes, status: str, *, code: str = "", message: str = "") -> bytes:
-    """The stored object of a response that ended early; a `failed` one says why."""
+    """The stored object of a response that ended early. A `failed` one carries the error."""
     if status == "failed":
         return _changed(body, status=status, error={"code": code, "message": message})
     return _changed(body, status=status)
 
 
 def whole_body(body: bytes, items: Iterable[StoredItem]) -> bytes:
-    """The response object with its output: spliced, since both are stored as JSON."""
+    """The response object with its output. It joins the bytes, because the store holds both as JSON."""
     output = b",".join(item.body for item in items)
     return b'%b,"output":[%b]}' % (body.rstrip()[:-1], output)
 
 
 def finished_items(pieces: Iterable[EventPiece]) -> tuple[StoredItem, ...]:
-    """The output items that a stream has emitted whole."""
+    """The output items that a stream has emitted completely."""
     items = []
     for piece in pieces:
         if _DONE_LINE not in piece.data:
@@ -99,8 +99,10 @@ def finished_items(pieces: Iterable[EventPiece]) -> tuple[StoredItem, ...]:
 def last_events(
     last: int, body: bytes, items: tuple[StoredItem, ...], *, code: str = "", message: str = ""
 ) -> EventPiece:
-    """What ends the stream of a response behind the event number `last`: `error` for one that failed, and
-    `response.failed` with the whole object."""
+    """The events that end a response's stream after the event number `last`.
+
+    They are `error` for a failed response, and `response.failed` with the whole object.
+    """
     events = b""
     number = last
     if code:

@@ -1,7 +1,7 @@
-"""Token usage and cost of model calls as values, and the port that records them.
+"""Defines token usage and cost of model calls as values, and the port that records them.
 
-Lives here: the values and the port. Not here: prices (`config/upstreams.py`), when sums are written
-(`engine/running/usage_recorder.py`), who keeps them (`stores/owner_usage.py`).
+Lives here: the values and the port. Not here: prices (`config/upstreams.py`), when the sidecar writes sums
+(`engine/running/usage_recorder.py`), their storage (`stores/owner_usage.py`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from antiphon.engine.ports.actions import Usage
 
 By = Literal["day", "owner", "model", "upstream"]
 KEY: tuple[By, ...] = ("day", "owner", "model", "upstream")
-"""What tells sums apart."""
+"""The fields that identify a sum."""
 
 
 class CallUsage(Struct, frozen=True):
-    """One model call of an owner's. `estimated`: the upstream said nothing, and the numbers are made of sizes. `cost`
-    is in millionths of the prices' currency."""
+    """The usage of one model call, for its owner.
+
+    `estimated`: the upstream returned no usage, so the sidecar estimates the numbers from sizes. `cost` is in
+    millionths of the prices' currency.
+    """
 
     owner: str
     model: str
@@ -30,7 +33,7 @@ class CallUsage(Struct, frozen=True):
 
 
 class UsageSum(Struct):
-    """A sum of calls; what was estimated is beside what upstreams counted, `cost` is of both."""
+    """A sum over calls. Estimated numbers have separate fields. `cost` includes both."""
 
     day: str = ""
     owner: str = ""
@@ -47,7 +50,7 @@ class UsageSum(Struct):
     cost: int = 0
 
     def add(self, spent: CallUsage) -> None:
-        """One call more."""
+        """Add one call."""
         usage = spent.usage
         self.cost += spent.cost
         if spent.estimated:
@@ -62,17 +65,17 @@ class UsageSum(Struct):
         self.reasoning_tokens += usage.reasoning_tokens
 
     def join(self, other: UsageSum) -> None:
-        """Another sum of the same key."""
+        """Add another sum of the same key."""
         for name in NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 NUMBERS = tuple(name for name in UsageSum.__struct_fields__ if name not in KEY)
-"""What is added up."""
+"""The fields that are added up."""
 
 
 class UsageLedger(Protocol):
-    """Who is told of every model call. Never waits, never fails."""
+    """Records the usage of every model call. It never waits and never fails."""
 
     def note(self, spent: CallUsage) -> None:
-        """One call was made."""
+        """Record the usage of one call."""

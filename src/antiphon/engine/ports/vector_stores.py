@@ -1,9 +1,9 @@
-"""Vector stores as values, and the port that searches them.
+"""Defines vector stores as values, and the port that searches them.
 
-Lives here: what a vector store, a file in it, a batch, a filter and a hit are; the port `Searcher`. Not here: what
-keeps them (`stores/vector_stores.py`), how files become chunks (`indexing.py`), ranking, HTTP.
+Lives here: the values of a vector store, its files, a batch and a hit, and the port `Searcher`. Not here: their storage
+(`stores/vector_stores.py`), how files become chunks (`indexing.py`), ranking, HTTP.
 
-Invariant: every operation names the owner, and "missing" and "belongs to somebody else" are one answer.
+Invariant: every operation names the owner. "Missing" and "belongs to another owner" give the same answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FileState = Literal["in_progress", "completed", "cancelled", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class FoundChunk:
-    """One chunk that fits a query: `score` is 0..1, `text` the chunk, `attributes` the file's."""
+    """One chunk that matches a query. `score` is 0..1, `text` is the chunk's text, `attributes` are its file's."""
 
     file_id: str
     filename: str
@@ -32,7 +32,7 @@ class FoundChunk:
 
 
 class Searcher(Protocol):
-    """Searches vector stores: what the API and the tool `file_search` ask."""
+    """Searches vector stores for the API and for the tool `file_search`."""
 
     async def search(
         self,
@@ -46,14 +46,14 @@ class Searcher(Protocol):
     ) -> list[FoundChunk]:
         """The best hits of all queries over all stores together, best first.
 
-        Raises `NotFound` for a store that is not the owner's, `InvalidRequest` for an expired one, `StoreError`.
-        While the embeddings server fails, the search is one of keywords alone.
+        Raises `NotFound` for a store that is not the owner's, `InvalidRequest` for an expired one, and `StoreError`.
+        While the embeddings server fails, the search uses keywords only.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Chunking:
-    """How a file is cut, in tokens."""
+    """How a file is split into chunks, in tokens."""
 
     kind: Literal["auto", "static"] = "auto"
     size: int = 800
@@ -65,7 +65,7 @@ AUTO_CHUNKING = Chunking()
 
 @dataclass(frozen=True, slots=True)
 class FileStateCounts:
-    """Files by their state."""
+    """The number of files in each state."""
 
     in_progress: int = 0
     completed: int = 0
@@ -74,13 +74,13 @@ class FileStateCounts:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The number of files in all states."""
         return self.in_progress + self.completed + self.failed + self.cancelled
 
 
 @dataclass(frozen=True, slots=True)
 class FileError:
-    """Why a file failed; `code` is one of OpenAI's."""
+    """Why a file failed. `code` is one of OpenAI's codes."""
 
     code: FileErrorCode
     message: str
@@ -88,7 +88,7 @@ class FileError:
 
 @dataclass(frozen=True, slots=True)
 class VectorStore:
-    """A vector store: times in seconds, `metadata` as its JSON object, `usage_bytes` of what its files' chunks take."""
+    """A vector store. Times are in seconds, `metadata` is its JSON object, `usage_bytes` is the size of its chunks."""
 
     id: str
     created_at: float
@@ -105,7 +105,7 @@ class VectorStore:
 
 @dataclass(frozen=True, slots=True)
 class VectorFile:
-    """A file in a store."""
+    """A file in a vector store."""
 
     file_id: str
     store_id: str
@@ -120,7 +120,7 @@ class VectorFile:
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A file to add to a store."""
+    """A file to add to a vector store."""
 
     file_id: str
     filename: str
@@ -130,7 +130,7 @@ class NewFile:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Files that were added in one request. `cancelled`: somebody cancelled it."""
+    """Files that a client added in one request. `cancelled`: a client cancelled the batch."""
 
     id: str
     store_id: str
@@ -141,7 +141,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class StoreChanges:
-    """What to change of a store: None leaves a field as it is, `clear_expiry` takes the expiry away."""
+    """A change of a vector store. None leaves a field as it is. `clear_expiry` removes the expiry."""
 
     name: str | None = None
     metadata: bytes | None = None
