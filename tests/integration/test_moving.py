@@ -198,7 +198,7 @@ async def test_contents_are_read_back_from_the_bucket_and_counted(url: str, tmp_
         async with bucket.writing(key) as writer:
             await writer.write(text)
             await writer.seal()
-    with pytest.raises(StoreError, match="came into the bucket as another one"):
+    with pytest.raises(StoreError, match="in the bucket differs from the one in the data folder"):
         await move(
             tmp_path, url, data=tmp_path, blobs=BlobSettings(url="s3://bucket"), bucket=AsyncMock(return_value=bucket)
         )

@@ -80,7 +80,7 @@ def _rows(schema: Schema, applied: Sequence[Applied]) -> list[list[str]]:
         if known is None:
             state = "applied by a newer build"
         else:
-            state = "applied" if known.sha256 == one.sha256 else "applied with another text"
+            state = "applied" if known.sha256 == one.sha256 else "applied, but differs from this build"
         rows.append([known.name if known else one.name, state, str(one.serves)])
     return rows + [[step.name, "missing", str(step.serves)] for step in schema.steps[len(applied) :]]
 

@@ -207,7 +207,9 @@ class _Contents:
                 await content.aclose()
             if found != (size, sha256):
                 await self._bucket.delete(key)
-                raise StoreError(f"The content {key} came into the bucket as another one. Run the move again.")
+                raise StoreError(
+                    f"The content {key} in the bucket differs from the one in the data folder. Run the move again."
+                )
             here.add((key, size, sha256))
             there.add((key, *found))
             total += size

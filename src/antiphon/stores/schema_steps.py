@@ -110,7 +110,7 @@ def missing_steps(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> Se
     for known, step in zip(applied, steps, strict=False):
         if (known.version, known.sha256) != (step.version, step.sha256):
             raise StoreError(
-                f"The database was made with another text of schema step {step.name} than this build has. "
+                f"Schema step {step.name} of the database differs from the one of this build. "
                 "Use the build that wrote it, or start with an empty one."
             )
     for newer in applied[len(steps) :]:

@@ -160,7 +160,7 @@ class DiskBlobs:
 
 
 class DiskBlobWriter:
-    """A content during its upload."""
+    """The upload of one file's content, before it is complete."""
 
     def __init__(self, blobs: DiskBlobs, draft: Path, place: Path) -> None:
         """`draft`: the path while it is written. `place`: the path when it is complete."""

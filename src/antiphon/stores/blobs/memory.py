@@ -50,7 +50,7 @@ class MemoryBlobs:
 
 
 class MemoryBlobWriter:
-    """A content during its upload."""
+    """The upload of one file's content, before it is complete."""
 
     def __init__(self, blobs: MemoryBlobs, key: str) -> None:
         self._blobs = blobs

@@ -177,7 +177,7 @@ class S3Blobs:
 
 
 class S3BlobWriter:
-    """A content during its upload."""
+    """The upload of one file's content, before it is complete."""
 
     def __init__(self, blobs: S3Blobs, key: str, places: asyncio.Semaphore) -> None:
         self._blobs = blobs

@@ -56,7 +56,7 @@ FROM found JOIN response_items i USING (response_id, dir, seq) CROSS JOIN whole
 
 
 class DatabaseReadiness:
-    """The `ping` of a database that the caller closes."""
+    """Checks whether the database answers. The caller closes the database."""
 
     def __init__(
         self,
