@@ -1,4 +1,4 @@
-"""The pure part of the engine: one response from its request bytes to its last event, without I/O.
+"""Turns one request's bytes into one response, from the first event to the last, without I/O.
 
-Invariant: nothing here awaits, reads a clock, logs or imports what does; a contract of imports guards the folder.
+Invariant: no code here awaits, reads a clock or logs, or imports a module that does. An import contract enforces this.
 """

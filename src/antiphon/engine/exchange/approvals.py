@@ -1,10 +1,10 @@
-"""MCP tool calls that the client must approve first.
+"""Reads from a conversation which MCP tool calls the client has approved.
 
-Lives here: reading requests for approval and their answers from a conversation. Not here: asking (`tool_turns.py`),
-which calls need it (`tools/mcp/servers.py`), the record of what was answered (`engine/ports/idempotency.py`). Pure.
+Lives here: reading approval requests and their answers. Not here: emitting approval requests (`tool_turns.py`), which
+calls need approval (`tools/mcp/servers.py`), the store's record of used answers (`engine/ports/idempotency.py`). Pure.
 
-Invariant: an approval is used once. What the conversation shows is refused here; branches of it, and requests at the
-same time, only the store can tell.
+Invariant: an approval is used once. This module refuses a second use that the conversation shows. Only the store
+detects a second use in another branch of the conversation, or in a concurrent request.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from antiphon.types.json import try_decode
 from antiphon.types.views import Approval
 
 Approved = tuple[str, CallTarget, str]
-"""A call that the client approved: the id of the request, the tool, the arguments."""
+"""A call that the client approved: the id of the approval request, the tool, the arguments."""
 
 
 class Answers:
-    """The approval requests that a conversation has answers to. `new` are those that this request answers, each with
-    the parameter name for errors. `earlier` were approved before a later item of the model, and have no call: a client
-    that keeps the conversation itself sends such an approval with every request.
+    """The approval requests that a conversation answers.
+
+    `new` are those that this request answers, each with the parameter name for errors. `earlier` were approved before a
+    later item of the model, and have no call. A client that holds the conversation itself sends such an approval with
+    every request.
     """
 
     def __init__(self) -> None:
@@ -73,7 +75,7 @@ def read_answers(items: Sequence[Named]) -> Answers:
 
 
 def answered_already(where: str, request_id: str, response_id: str = "") -> InvalidRequest:
-    """The error for a second answer; `response_id` is the response that used the first one, if known."""
+    """The error for a second answer. `response_id` is the response that used the first one, if known."""
     by = f" in the response '{response_id}'; if it is stored, it shows the result of the call" if response_id else ""
     return InvalidRequest(
         f"The approval request '{request_id[:128]}' was answered already{by}. An approval can be used only once, and "
@@ -84,7 +86,7 @@ def answered_already(where: str, request_id: str, response_id: str = "") -> Inva
 
 
 def approved_calls(items: Sequence[Named], besides: Collection[str] = ()) -> list[Approved]:
-    """Calls that the client approved and that have not run, in their order, without the requests in `besides`."""
+    """The calls that the client approved and that have not run, in order. Requests in `besides` are left out."""
     asked: dict[str, Approval] = {}
     approved: dict[str, Approved] = {}
     for _, item in items:
@@ -125,5 +127,5 @@ def _read_approval(item: InputItem) -> Approval:
 
 
 def label_of(item: InputItem) -> str:
-    """The label of the MCP server that an item is about."""
+    """The label of the MCP server that an item belongs to."""
     return _read_approval(item).server_label

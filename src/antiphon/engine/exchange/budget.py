@@ -1,15 +1,18 @@
-"""A process's budget of bytes and slots for requests in flight, each owner's share, and the refusal beyond it.
+"""Limits the bytes and the number of requests in flight in a process, and each owner's share of both.
 
-Lives here: the budget (of bytes, of places), each owner's share of it, and one request's part. Not here: what a single
-request may bring (each limit has a setting of its own), and who takes (the doors: places, bodies; the runner: what a
-request refers to; the workers: their jobs).
+Lives here: the budget (of bytes, of requests), each owner's share, and one request's part. Not here: the limits of a
+single request, which have separate settings. Not here: the code that takes from a budget. The doors take requests and
+bodies, the runner takes the objects that a request refers to, and the workers take their jobs.
 
-A budget is asked before, or at once after, something is held; nothing waits for it. Who finds it used up is refused
-with a 503, since another moment or another instance will do; who has his share already with a 429, since it is his own
-requests that must end first; and what would never fit with a 413, since no other moment will do.
+The code checks a budget before it holds something, or directly after. It never waits for a budget. It refuses a request
+with one of these errors:
 
-Invariants: a request gives back what it took exactly once, however it ends; no owner is given more than his share,
-all together never more than there is.
+- 503 when the budget is used up: the client can retry later or at another instance.
+- 429 when the owner's share is used up: the owner's other requests must end first.
+- 413 when the request can never fit.
+
+Invariants: A request returns what it took exactly once, however it ends. No owner gets more than the owner's share. All
+owners together get at most the budget.
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ _MEASURES: Final = {"bytes": "take as much", "requests": "are as many"}
 
 
 class Budget:
-    """So many bytes, or requests; `setting` is the name under which an operator knows them.
+    """A limit of bytes or of requests for all owners. `setting` is the name of its setting.
 
-    Of these an owner may have `share` (0: all of them), which operators know as `share_setting`. `refused` is told of
-    every refusal that another moment would not have seen.
+    One owner may hold `share` of it (0: all), whose setting is `share_setting`. The budget calls `refused` for every
+    refusal after which a retry may succeed.
     """
 
     def __init__(
@@ -50,36 +53,36 @@ class Budget:
 
     @property
     def owners(self) -> int:
-        """How many owners hold something of their share."""
+        """The number of owners that hold something."""
         return len(self._owners)
 
     def used_by(self, owner: str) -> int:
-        """What the owner holds of his share."""
+        """The amount that the owner holds."""
         return self._owners.get(owner, 0)
 
     def hold(self, owner: str) -> Hold:
-        """A request's part, which is empty at first. What is nobody's (`""`: health) is of no share."""
+        """Create a request's part, empty at first. A request without an owner (`""`: health) counts to no share."""
         return Hold(self, owner if self.share else "")
 
     def take(self, owner: str, size: int) -> None:
-        """Note that so many more are held; `Hold` has checked that they fit."""
+        """Add `size` to the amount in use. `Hold` has checked that it fits."""
         self.used += size
         if owner and size:
             self._owners[owner] = self._owners.get(owner, 0) + size
 
     def give(self, owner: str, size: int) -> None:
-        """Note that so many are held no longer."""
+        """Subtract `size` from the amount in use."""
         self.used -= size
         if owner and size:
             left = self._owners[owner] - size
             if left:
                 self._owners[owner] = left
             else:
-                # Only what is not 0 is kept.
+                # The dict has only owners that hold something.
                 del self._owners[owner]
 
     def refuse(self, owner: str = "") -> AtCapacity:
-        """The refusal of what would fit at another moment, and a call of `refused`."""
+        """The error for a request that may fit later. Calls `refused` with it."""
         held = _MEASURES[self._unit]
         if owner:
             full = AtCapacity(
@@ -99,7 +102,7 @@ class Budget:
         return full
 
     def too_large(self, *, owner: bool) -> RequestTooLarge:
-        """The refusal of what never fits."""
+        """The error for a request that can never fit."""
         limit, setting, whose = self.limit, self.setting, ""
         if owner:
             limit, setting, whose = self.share, self._share_setting, " for one owner"
@@ -111,9 +114,9 @@ class Budget:
 
 
 class Hold:
-    """What one request holds of a budget; a context manager that gives it back.
+    """One request's part of a budget. As a context manager it returns the part at its end.
 
-    `refusal` is the last one for which another moment will do.
+    `refusal` is the last refusal after which a retry may succeed.
     """
 
     __slots__ = ("_budget", "_owner", "refusal", "size")
@@ -125,7 +128,7 @@ class Hold:
         self.refusal: AtCapacity | None = None
 
     def check(self, size: int) -> None:
-        """Raise `AtCapacity` unless so many more would fit now, `RequestTooLarge` if they never would."""
+        """Raise `AtCapacity` if `size` more does not fit now, `RequestTooLarge` if it can never fit."""
         budget, owner = self._budget, self._owner
         if owner and budget.used_by(owner) + size > budget.share:
             if self.size + size > budget.share:
@@ -139,13 +142,13 @@ class Hold:
             raise self.refusal
 
     def add(self, size: int) -> None:
-        """Hold so many more; raises like `check` where there is no room."""
+        """Take `size` more. Raises like `check` when it does not fit."""
         self.check(size)
         self._budget.take(self._owner, size)
         self.size += size
 
     def close(self) -> None:
-        """Give everything back."""
+        """Return everything to the budget."""
         size, self.size = self.size, 0
         self._budget.give(self._owner, size)
 

@@ -1,6 +1,6 @@
-"""Builds what the client receives: head, events, whole bodies, errors.
+"""Builds the HTTP answer to the client: head, events, whole bodies, errors.
 
-Lives here: the forms of an answer, and that there is one head. Not here: when it is sent and what is in it
+Lives here: the forms of an answer, and the rule of one head. Not here: when it is sent and its content
 (the phases), events (`translation/events/builder.py`).
 
 Invariant: `SendHead` comes once, before any `SendBody`.
@@ -21,14 +21,14 @@ from antiphon.types.transport import UPSTREAM_HEADER, Headers
 SSE_HEADERS: Final = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 _LONGEST_IGNORED: Final = 1024
 REPLAYED: Final = ("idempotent-replayed", "true")
-"""Says that the answer is that of an earlier request with the same key."""
+"""The header that marks the answer of an earlier request with the same key."""
 
 
 class Answering:
-    """Puts the client's side of an exchange into its list of actions.
+    """Appends the actions for the client to an exchange's list of actions.
 
-    `streamed`: the head of an event stream of ours was sent. `ignored` names what of the request has no effect;
-    `upstream` are the headers of the model's answer, `answered_by` says which of several upstreams gave it.
+    `streamed`: the head of an event stream was sent. `ignored` names the parts of the request that have no effect.
+    `upstream` are the headers of the model's answer, and `answered_by` names which of several upstreams sent it.
     """
 
     def __init__(self, actions: list[Action]) -> None:
@@ -40,7 +40,7 @@ class Answering:
         self.answered_by = ""
 
     def open_stream(self, builder: ResponseBuilder) -> None:
-        """The head of a stream and its first events; does nothing the second time."""
+        """Send the head of a stream and its first events. A second call does nothing."""
         if self.head_sent:
             return
         builder.start()
@@ -48,19 +48,19 @@ class Answering:
         self.events(builder)
 
     def open_followed(self, more: Headers = ()) -> None:
-        """The head of a stream whose events come from elsewhere."""
+        """Send the head of a stream whose events come from the store."""
         self.head_sent = self.streamed = True
         headers = (*SSE_HEADERS, *more, *self._ignored_header(), *self._source(), *passed_headers(self.upstream))
         self._actions.append(SendHead(200, headers, streamed=True))
 
     def events(self, builder: ResponseBuilder, end: bytes = b"") -> None:
-        """All events made since the last time."""
+        """Send all events that the builder has made since the last call."""
         out = builder.take() + end
         if out:
             self._actions.append(SendBody(out))
 
     def whole(self, body: bytes, headers: Headers = ()) -> None:
-        """A whole JSON answer."""
+        """Send a whole JSON answer."""
         self.head_sent = True
         length = ("content-length", str(len(body)))
         told = (JSON_TYPE, length, *headers, *self._ignored_header(), *self._source(), *passed_headers(self.upstream))
@@ -90,11 +90,11 @@ class Answering:
         )
 
     def _source(self) -> Headers:
-        """Which of several upstreams has answered."""
+        """The header that names which of several upstreams has answered."""
         return ((UPSTREAM_HEADER, self.answered_by),) if self.answered_by else ()
 
     def _ignored_header(self) -> Headers:
-        """What was asked for and has no effect, named for the client (at most 1 KB)."""
+        """The header that lists the fields of the request that have no effect (at most 1 KB)."""
         if not self.ignored:
             return ()
         names = ", ".join(_token(name) for name in self.ignored[:_LONGEST_IGNORED])
@@ -104,5 +104,5 @@ class Answering:
 
 
 def _token(name: str) -> str:
-    """A name as it may stand in a header: everything but plain characters is escaped."""
+    """Escape a name for a header: everything but plain characters."""
     return "".join(ch if ch.isascii() and (ch.isalnum() or ch in "_-.:[]") else f"%{ord(ch):02X}" for ch in name[:128])

@@ -1,7 +1,7 @@
-"""Prepares the request's hosted tools for the toolbox.
+"""Collects the request's hosted tools for the tool runner.
 
-Lives here: which they are, and what each is told of its conversation. Not here: their calls (`tool_turns.py`), reading
-declarations (`translation/request/tools.py`). Pure.
+Lives here: which tools are hosted, and the facts of the conversation that each tool gets. Not here: their calls
+(`tool_turns.py`), reading declarations (`translation/request/tools.py`). Pure.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _RAN: Final = msgspec.json.Decoder(RanInContainer)
 
 
 def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence[Named] = ()) -> tuple[HostedTool, ...]:
-    """The declared tools that run here; `items` are the conversation so far.
+    """The declared tools that the sidecar runs. `items` are the conversation so far.
 
-    A search for tools is none where no tool is deferred: nothing has to run then.
+    `tool_search` is left out when the request defers no tool, because it has nothing to search.
     """
     if not types or not request.tools:
         return ()
@@ -45,7 +45,7 @@ def hosted_tools(request: CreateResponse, types: frozenset[str], items: Sequence
 
 
 def _searchable(tools: Sequence[ToolDeclaration], choice: ToolChoice | None) -> tuple[bytes, ...]:
-    """The declarations of the deferred tools that may be found; of a namespace those members alone."""
+    """The declarations of the deferred tools that a search may find. A namespace has only its deferred members."""
     deferred = list(_deferred(tools))
     if choice is not None and choice.searches:
         named = [
@@ -61,8 +61,10 @@ def _searchable(tools: Sequence[ToolDeclaration], choice: ToolChoice | None) -> 
 
 
 def with_servers(prepared: Sequence[PreparedTool], choice: ToolChoice | None) -> tuple[PreparedTool, ...]:
-    """The prepared tools, where a search for tools finds the deferred tools of MCP servers too: which these have is
-    known only now."""
+    """Add the deferred tools of MCP servers to the tools that a tool search finds.
+
+    The servers' tools are known only after the tools are prepared.
+    """
     servers: dict[str, list[HostedFunction]] = {}
     for one in prepared:
         for function in one.functions:
@@ -83,7 +85,7 @@ def _finding(one: PreparedTool, servers: dict[str, list[HostedFunction]]) -> Pre
 
 
 def _with_tools(source: bytes, servers: dict[str, list[HostedFunction]]) -> bytes:
-    """The declaration of a server with its tools; any other as it is."""
+    """The declaration of an MCP server, with its tools. Any other declaration stays as it is."""
     declared = _OBJECT.decode(source)
     if bytes(declared["type"]) != _MCP:
         return source
@@ -106,7 +108,7 @@ def _deferred(tools: Sequence[ToolDeclaration]) -> Iterator[tuple[ToolDeclaratio
             if members:
                 yield tool, members
         elif tool.type == "mcp" and tool.defer_loading:
-            # Its tools are not known yet.
+            # The server's tools are not known yet.
             yield tool, []
 
 
@@ -118,14 +120,14 @@ def _declaration(space: ToolDeclaration | None, members: list[ToolDeclaration]) 
     if space is None:
         return bytes(members[0].source)
     if space.type == "mcp":
-        # Nothing that opens it: what is found stands in the response.
+        # No credentials: the response shows what the search finds.
         declared = _OBJECT.decode(space.source)
         return encode({name: declared[name] for name in _SHOWN_OF_A_SERVER if name in declared})
     return encode({**_OBJECT.decode(space.source), "tools": [one.source for one in members]})
 
 
 def _earlier(items: Sequence[Named]) -> str | None:
-    """The container in which code ran last."""
+    """The id of the container in which code ran last."""
     for _, item in reversed(items):
         if item.type == "code_interpreter_call":
             ran = try_decode(_RAN, item.source)

@@ -1,12 +1,12 @@
-"""Classifies why a response failed: whose fault, during which step, and the cause. The log line uses this.
+"""Classifies why a response failed, for the log line: whose fault, during which step, and the cause.
 
-Lives here: whose fault it was, what was being done, and the cause; an error in transport with its cause, and one of a
-call that Envoy answered itself, because no upstream did. Not here: what the client is told (`errors.py`,
-`translation/answer/upstream_errors.py`), which answers are Envoy's (`envoy/local_replies.py`,
-`envoy/picker_listener.py`), where the line is written (the doors, by `observability/outcome.py`).
+Lives here: the classification of errors. Also: errors in transport, and errors of a call that Envoy answered itself
+because no upstream did. Not here: the client's error (`errors.py`, `translation/answer/upstream_errors.py`). Not here:
+which answers are Envoy's (`envoy/local_replies.py`, `envoy/picker_listener.py`), and the code that logs the line (the
+doors, by `observability/outcome.py`).
 
-Invariant: nothing in it is content of a request or of an answer but an upstream's own error message, which was searched
-for credentials before.
+Invariant: a failure contains no content of a request or of an answer. The only exception is an upstream's error
+message, from which the sidecar has removed credentials.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from antiphon.types.transport import PICKER_REPLY, Headers, UpstreamError, Upstr
 Fault = Literal["client", "upstream", "ours", "cancelled", "unknown"]
 
 _MAX_LENGTH: Final = 500
-# What an upstream finds wrong with a request that its client wrote.
+# With these an upstream rejects the client's request itself.
 _ABOUT_THE_REQUEST: Final = frozenset({400, 413, 422})
-# ... whatever its status: the name is the client's, or that of a rule of the operator's.
+# ... whatever its status: the client or an operator's rule chose the name.
 _NAMED_BY_THE_CLIENT: Final = frozenset({"model_not_found"})
 _OPERATIONS: Final = {
     State.NEW: "read_request",
@@ -64,7 +64,10 @@ _TAKEN: Final = "connection_termination"
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """`status` is what the client got as an HTTP status, `upstream_status` what an upstream answered (0: nothing)."""
+    """Why a response failed.
+
+    `status` is the HTTP status for the client. `upstream_status` is that of the upstream's answer (0: no answer).
+    """
 
     fault: Fault
     cause: str
@@ -74,19 +77,22 @@ class Failure:
     upstream: str = ""
     upstream_status: int = 0
     counted: bool = False
-    """Whether it is told with all others of its kind, as a number (`observability/refusals.py`)."""
+    """Whether the log reports it in a count of failures of its kind (`observability/refusals.py`)."""
 
     @property
     def loud(self) -> bool:
-        """Whether an operator should see it: what a client did wrong, or that it left, is its own affair, and what may
-        be that (in relay a client that leaves and an upstream that breaks off look alike) is mostly that. Another
-        failure of which nobody knows whose it is (silence that may be an unread stream's) is rare enough."""
+        """Whether an operator should see the failure.
+
+        A client's error, or a client that disconnects, is not the operator's concern. Nor is `connection_ended`: in
+        relay mode a client that disconnects and an upstream that breaks off look alike, and mostly it is the client.
+        Other failures of unknown fault (a silence that may be a client's unread stream) are rare, so they are loud.
+        """
         if self.fault == "unknown":
             return self.code != CancelReason.CONNECTION_ENDED.value
         return self.fault in ("upstream", "ours")
 
     def fields(self) -> dict[str, Any]:
-        """What there is to say, by name."""
+        """The log fields of the failure, by name, without empty ones."""
         told = {
             "fault": self.fault,
             "cause": self.cause[:_MAX_LENGTH],
@@ -100,17 +106,17 @@ class Failure:
 
 
 def operation_in(state: State) -> str:
-    """What is done in this state."""
+    """The name of the step that the exchange performs in this state."""
     return _OPERATIONS.get(state, "")
 
 
 def refusal(
     error: ApiError, state: State = State.NEW, upstream: str = "", upstream_status: int = 0, *, quoted: bool = True
 ) -> Failure:
-    """The failure behind an error that a client gets; `upstream` is the one that was asked, if any was.
+    """The failure behind an error that the client gets. `upstream` is the one that was called, if any.
 
-    An upstream's error may quote the request: with `quoted` False its words are left out, for requests that are to
-    leave nothing at rest.
+    An upstream's error may quote the request. With `quoted` False the cause leaves out the upstream's words, for
+    requests with `store: false`.
     """
     at_it = state in _AT_THE_UPSTREAM
     fault: Fault = "client" if error.status < 500 else "ours"
@@ -127,7 +133,7 @@ def refusal(
 
 
 def transport_failure(error: UpstreamError | None) -> ApiError:
-    """What the client is told of a call that failed in transport; the log gets the detail."""
+    """The client's error for a call that failed in transport. Its `cause` has the detail for the log."""
     error = error or UpstreamError(UpstreamFault.UNREACHABLE, "no answer")
     mapped = map_transport_error(error)
     mapped.cause = f"{error.fault.value}: {error.detail}"
@@ -135,19 +141,22 @@ def transport_failure(error: UpstreamError | None) -> ApiError:
 
 
 def local_fault(told: str) -> UpstreamFault:
-    """How the call behind such an answer failed."""
+    """The fault of a call that Envoy answered itself. `told` is the value of its `LOCAL_REPLY` header."""
     cut = told.partition(":")[0] != PICKER_REPLY and _TAKEN in told
     return UpstreamFault.CUT if cut else UpstreamFault.UNREACHABLE
 
 
 def not_answered(told: str, headers: Headers = (), said: bytes = b"", secrets: KnownSecrets = ()) -> ApiError:
-    """The error behind such an answer; `told` is the value of its `LOCAL_REPLY` header, `said` its body."""
+    """The client's error for a call that Envoy answered itself.
+
+    `told` is the value of its `LOCAL_REPLY` header, and `said` is its body.
+    """
     kind, _, why = told.partition(":")
     if kind == PICKER_REPLY:
         status, _, why = why.partition(":")
         error = map_upstream_answer(int(status) if status.isdecimal() else 503, headers, said, secrets)
         if error.status == 429:
-            # The pool's doing, not the client's: nobody has said that who asks this asks too much.
+            # The endpoint pool is full. The 429 does not mean that this client sends too many requests.
             error = UpstreamFailed(
                 error.message, status=429, type=error.type, code=error.code, param=error.param, headers=error.headers
             )
@@ -169,6 +178,6 @@ def ended_early(failure: Failure, details: str, status: int, *, client_left: boo
 
 
 def cancelled(reason: CancelReason, state: State, upstream: str) -> Failure:
-    """The failure of what was ended from outside."""
+    """The failure of an exchange that its driver ended early."""
     asked = upstream if state in _AT_THE_UPSTREAM else ""
     return Failure(_ENDED_BY[reason], _CANCELLED[reason], 0, reason.value, operation_in(state), asked)

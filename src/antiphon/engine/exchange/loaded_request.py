@@ -1,12 +1,12 @@
-"""Loads what a request refers to and translates it into a chat request.
+"""Loads the objects that a request refers to, and translates the request into a chat request.
 
-Lives here: reading the body for its route, what must be loaded in which order and which answers are refusals, the
-items of the model call in their order, the translation. Not here: how a body is read and translated (`translation/`),
-loading (`engine/running/loading.py`), what is done with the chat request: the phases say that (`counted_request.py`,
-`queued_request.py`, `made_response.py`).
+Lives here: reading the body for its route, and the order in which objects are loaded. Also: which results of loading
+are errors, the order of the model call's items, and the translation. Not here: how a body is read and translated
+(`translation/`), loading (`engine/running/loading.py`). Not here: the use of the chat request, which is up to the
+phases (`counted_request.py`, `queued_request.py`, `made_response.py`).
 
-Invariants: what is wrong with a request is found before its model call; what is missing and what belongs to somebody
-else get the same answer.
+Invariants: Errors of a request are found before its model call. A missing object and another owner's object give the
+same error.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from antiphon.types.views import Manner, StoredParts
 
 _SEALED: Final = "reasoning"
 _FULL: Final = 0.8
-"""How full a context may be when the request names no number."""
+"""The share of the context that a conversation may fill when the request gives no `compact_threshold`."""
 
 
 def parse_request(
@@ -68,8 +68,10 @@ def parse_request(
     prompt: PromptTemplate | None = None,
     queued: QueuedResponse | None = None,
 ) -> ParsedRequest:
-    """Read a body; `prompt` is the one it names. Raises `ApiError`, and `PromptNotLoaded` when it names one and none is
-    given."""
+    """Read and check a request's body. `prompt` is the prompt that the body names.
+
+    Raises `ApiError`, and `PromptNotLoaded` when the body names a prompt and `prompt` is None.
+    """
     options, head = core.options, core.head
     request = read_request(
         body,
@@ -107,7 +109,7 @@ def parse_request(
 
 
 def _store_nothing(request: CreateResponse) -> None:
-    """Its owner's responses are not stored. Raises `InvalidRequest` when it cannot do without."""
+    """Set `store` to false, for owners whose responses are never stored. Raises `InvalidRequest` with `background`."""
     if request.background:
         raise unsupported_parameter(
             "This server stores none of your responses ('owner.store_never'), and one that runs in the background is "
@@ -118,9 +120,10 @@ def _store_nothing(request: CreateResponse) -> None:
 
 
 class LoadedRequest:
-    """One such request. `begin` it, then give it what it has asked for; `proceed` is called when all is there.
+    """A request whose objects are loaded. Call `begin`, then pass in each context that it requests.
 
-    `answers_approvals`: approved calls run in this request, or in the request that it becomes.
+    It calls `proceed` when everything is loaded. `answers_approvals`: approved calls run in this request, or in the job
+    that it becomes.
     """
 
     def __init__(
@@ -132,17 +135,17 @@ class LoadedRequest:
         self.profile = parsed.profile
         self.delivery = parsed.delivery
         self.compacts = parsed.path == COMPACT_PATH
-        """Whether its answer is the compaction alone."""
+        """Whether the answer is only the compaction."""
         self.in_background = parsed.queued is not None
-        """Whether its client has its answer, and a worker makes the response now."""
+        """Whether a worker makes the response now, after the client got its answer."""
         self.builder = self._make_builder(parsed)
         unknown = request.compact_threshold == 0 and parsed.route.context_tokens is None
         self.ignored = (*request.ignored, "context_management") if unknown else request.ignored
-        """What of the request has no effect."""
+        """The fields of the request that have no effect."""
         self.items: list[Named] = []
-        """The conversation, as the model gets it."""
+        """The conversation that the model gets."""
         self.compacted = False
-        """Whether it was compacted for this response."""
+        """Whether the conversation was compacted for this response."""
         self.prepared: tuple[PreparedTool, ...] | None = None
         self._stored: tuple[StoredItem, ...] | None = None
         self._history: tuple[StoredItem, ...] | None = None
@@ -161,13 +164,13 @@ class LoadedRequest:
 
     @property
     def needs_compaction(self) -> bool:
-        """Whether the conversation is to be compacted before the model answers."""
+        """Whether the conversation must be compacted before the model answers."""
         if self.compacted or not self.delivery.generate:
             return False
         return self.request.compact or self._is_too_long()
 
     def _is_too_long(self) -> bool:
-        """Whether `context_management` wants the conversation compacted first."""
+        """Whether the conversation exceeds the threshold of `context_management`."""
         request, context_tokens = self.request, self.core.route.context_tokens
         threshold = request.compact_threshold
         if threshold == 0 and context_tokens is not None:
@@ -178,9 +181,9 @@ class LoadedRequest:
         return fixed + sum(estimate_tokens(item) for _, item in self.items) >= threshold
 
     def begin(self) -> None:
-        """Ask for what the request refers to, or go on without. Raises `ApiError`."""
+        """Request the objects that the request refers to, or continue without any. Raises `ApiError`."""
         request, core = self.request, self.core
-        # What is not stored adds nothing to its conversation: it only reads, whoever else is at it.
+        # An unstored response adds nothing to its conversation. It only reads, so it needs no lock.
         locked = request.conversation is not None and request.store
         wanted = _wanted_context(request, core.head, core.known.response_id if locked else "")
         if wanted is None:
@@ -190,7 +193,7 @@ class LoadedRequest:
         core.load(wanted)
 
     def receive_context(self, context: Context) -> None:
-        """What was loaded. Raises `ApiError`."""
+        """Take the loaded objects. Raises `ApiError`."""
         if self._history is None:
             self._begin_with(_history_of(self.request, context))
             return
@@ -224,11 +227,12 @@ class LoadedRequest:
         self._proceed()
 
     def seal(self, payload: bytes) -> str:
-        """Reasoning, or a compaction, as a text that its owner's client carries (`encrypted_content`)."""
+        """Seal reasoning or a compaction as the text that the owner's client carries (`encrypted_content`)."""
         return self.core.options.sealer.seal(self.core.head.owner, _SEALED, payload)
 
     def unseal(self, text: str, param: str) -> bytes:
-        """What `seal` was given. Raises `InvalidRequest` naming `param`: `ForeignContent` for another server's."""
+        """Open a text from `seal`. Raises `InvalidRequest` for `param`, and `ForeignContent` for another server's
+        text."""
         if not is_sealed(text):
             raise ForeignContent(
                 "The encrypted content was not made by this server. Leave this item out.",
@@ -238,7 +242,7 @@ class LoadedRequest:
         return self.core.options.sealer.open(self.core.head.owner, _SEALED, text, param=param)
 
     def translate(self, request: CreateResponse, items: list[Named]) -> ChatTranslation | None:
-        """The chat request; None when files are to be fetched first. Raises `ApiError`."""
+        """Translate into the chat request. None: files must be fetched first. Raises `ApiError`."""
         options, route, prepared = self.core.options, self.core.route, self.prepared or ()
         hosted: dict[int, tuple[HostedFunction, ...]] = {
             tool.index: () for tool in hosted_tools(request, options.tool_types)
@@ -263,16 +267,16 @@ class LoadedRequest:
             return None
 
     def name_ignored(self, chat: ChatTranslation) -> None:
-        """The client is told what of its request has no effect."""
+        """Set the fields that the response header `antiphon-ignored` lists."""
         self.core.answer.ignored = (*self.ignored, *self.request.unknown.names, *chat.ignored)
 
     def prepare_stored(self) -> None:
-        """Now, not when the response ends: a large request is read where it holds nobody up."""
+        """Prepare the stored input now, not when the response ends: here a large request delays no other request."""
         if self.request.store:
             self.stored_input()
 
     def stored_input(self) -> tuple[StoredItem, ...]:
-        """The request's own items as they are stored."""
+        """The request's input items in the stored form."""
         if self._stored is None:
             self._stored = stored_input(prepare_input(self.request.input, self.core.new_id))
         return self._stored
@@ -307,9 +311,9 @@ class LoadedRequest:
 
 
 def _without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list[Named]:
-    """The conversation without lists of tools that the model is shown anyway.
+    """The conversation without `mcp_list_tools` items of servers whose tools the model gets anyway.
 
-    A list would stand as a call without thoughts, which some servers refuse beside calls of the same turn.
+    Such a list would become a call without reasoning. Some servers refuse that together with calls of the same turn.
     """
     declared = {function.namespace for one in prepared for function in one.functions}
     if not declared:
@@ -318,7 +322,7 @@ def _without_lists(items: list[Named], prepared: Sequence[PreparedTool]) -> list
 
 
 def _wanted_context(request: CreateResponse, head: RequestHead, lock_for: str) -> LoadContext | None:
-    """What must be loaded before the model can be called; None when nothing must be."""
+    """The objects that must be loaded before the model call. None: there are none."""
     items = tuple(item.id for item in request.input if item.id and (is_reference(item) or is_hollow(item)))
     if request.previous_response_id is None and request.conversation is None and not items:
         return None
@@ -328,7 +332,7 @@ def _wanted_context(request: CreateResponse, head: RequestHead, lock_for: str) -
 
 
 def _history_of(request: CreateResponse, context: Context) -> tuple[StoredItem, ...]:
-    """The items before the request's own; its references are resolved. Raises `ApiError`."""
+    """The items before the request's input. Also resolves the input's references. Raises `ApiError`."""
     previous, conversation = request.previous_response_id, request.conversation
     if previous is not None and context.chain is None:
         raise InvalidRequest(
@@ -351,7 +355,7 @@ def _history_of(request: CreateResponse, context: Context) -> tuple[StoredItem, 
 
 
 def _without_known(items: list[InputItem], history: tuple[StoredItem, ...], tolerance: Tolerance) -> list[InputItem]:
-    """The items without those that the history already has: a model that reads its own text twice repeats itself.
+    """The items without those that the history already has, because a model that reads its text twice repeats itself.
     Raises `InvalidRequest` in strict mode."""
     if not any(item.id for item in items):
         return items
@@ -372,7 +376,7 @@ def _without_known(items: list[InputItem], history: tuple[StoredItem, ...], tole
 
 
 def prompt_of(reference: PromptReference, context: Context) -> PromptTemplate:
-    """The prompt that a request names. Raises `ApiError`."""
+    """The prompt that a request names. Raises `ApiError` when it does not exist."""
     if context.prompt is None:
         version = "" if reference.version is None else f" and version '{reference.version}'"
         raise InvalidRequest(
@@ -382,20 +386,20 @@ def prompt_of(reference: PromptReference, context: Context) -> PromptTemplate:
 
 
 def _files_wanted(request: CreateResponse, history: tuple[StoredItem, ...], head: RequestHead) -> LoadContext:
-    """All files that the request and its history name, by URL or id, each as often as it is named."""
+    """The files that the request and its history name, by URL or id, with duplicates."""
     items: list[InputItem | StoredParts] = [*stored_parts(item.body for item in history), *_own_items(request)]
     urls, ids = file_urls(items), file_ids(items)
     return LoadContext(head.owner, None, file_urls=tuple(urls), file_ids=tuple(ids))
 
 
 def _files_of(request: CreateResponse) -> tuple[str, ...]:
-    """The files that the request itself names: without them it cannot be answered, without the others it can."""
+    """The files that the request itself names. A missing one is an error, unlike a missing file of the history."""
     own = _own_items(request)
     return (*file_urls(own), *file_ids(own))
 
 
 def _named_items(request: CreateResponse, history: tuple[StoredItem, ...]) -> list[Named]:
-    """The items of the model call, in their order, each with how an error names it."""
+    """The items of the model call, in order, each with its name in errors."""
     before = "previous_response_id" if request.conversation is None else "conversation"
     named = [(f"prompt.input[{number}]", item) for number, item in enumerate(request.prompt_messages)]
     named += [(before, item) for item in read_history(history)]
