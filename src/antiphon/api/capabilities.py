@@ -3,7 +3,7 @@
 Lives here: the answer's shape, and what settings change in the table. Not here: the table
 (`translation/request/field_support.py`), the choice of an upstream (`engine/exchange/model_routes.py`).
 
-Invariant: nothing is asked of an upstream, and nothing but names is told about it: no address, no key.
+Invariant: the handler calls no upstream. The answer names upstreams, but holds no address and no key of them.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """Passes Chat Completions, embeddings and the operator's additional paths through to the model's upstream unchanged.
 
-Lives here: which upstream a request goes to, what of its headers goes along, and handing back the answer while it
-comes. Not here: any meaning of a body but its model's name.
+Lives here: the choice of the upstream, the choice of the headers that pass, and the streaming of the answer. Not here:
+any meaning of a body but its model's name.
 
-Behind Envoy these paths come here only when Envoy cannot do it alone: when the model's name decides where they go or
-whether they may, or when the client must show a key.
+Behind Envoy, these paths reach this module only when Envoy cannot route them alone. That is so when the model's name
+decides the upstream or whether a request is allowed, or when the client must show a key.
 
-Invariants: bodies pass byte for byte, but for a model's other name upstream; a request goes to the upstream that serves
-its model or nowhere; leaving an answer before its end ends the model call.
+Invariants:
+- Bodies pass byte for byte, except for a model's other name upstream.
+- A request goes to the upstream that serves its model, or nowhere.
+- When the client leaves before an answer's end, the model call ends.
 """
 
 from __future__ import annotations
@@ -49,9 +51,11 @@ _OF_THE_ACCOUNT = frozenset({"authorization", "openai-organization", "openai-pro
 
 
 class PassedOn:
-    """`extra`: further paths of the default upstream, whose bodies may name no model. `embeddings` is a server of its
-    own for this model's embeddings, unless a rule names the model. `secrets` must not stand in an error; with
-    `several_owners` nothing is told of an account that they share."""
+    """Handlers that pass a request on to the upstream of its model.
+
+    `extra`: further paths of the default upstream, whose bodies may name no model. `embeddings`: a model, and the
+    separate server for its embeddings; a rule that names the model goes first. `secrets` must not stand in an error.
+    With `several_owners`, an error tells a client nothing of the upstream account that the owners share."""
 
     def __init__(
         self,
@@ -187,7 +191,7 @@ class _Stream:
 
 
 def _unanswered(error: UpstreamError, upstream: str) -> ApiError:
-    """What the client is told of a call that failed in transport."""
+    """The error that the client gets for a call that failed in transport."""
     told = transport_failure(error)
     told.operation, told.upstream = operation_in(State.PASSING), upstream
     return told

@@ -3,8 +3,8 @@
 Lives here: the operations of OpenAI's API, and what is checked of a body. Not here: running code
 (`tools/code_interpreter/`), which only the tool does; how a form is cut into parts (`multipart.py`).
 
-A container that does not exist, has expired or is somebody else's is the same answer. Fields that cannot be kept
-(`skills`) are a 400; unknown ones are named in `antiphon-ignored`.
+The API gives the same answer for a container that does not exist, has expired or belongs to another owner. A field
+that cannot be stored (`skills`) is a 400. The header `antiphon-ignored` names unknown fields.
 
 Invariant: an upload that breaks off leaves no file.
 """

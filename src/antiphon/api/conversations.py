@@ -3,7 +3,7 @@
 Lives here: the eight operations of OpenAI's API, and the list of conversations, which OpenAI does not have. Not here:
 what a response adds to a conversation, and the lock it holds meanwhile (the exchange, the store).
 
-A conversation and an item that do not exist, and those of somebody else, give the same answer, byte for byte apart from
+A conversation or an item that does not exist, and one of another owner, give the same answer, byte for byte apart from
 the id. Deleting a conversation deletes its items; responses that were made in it stay.
 
 Invariant: an item gets an id of ours, whatever the client called it.

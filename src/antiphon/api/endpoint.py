@@ -1,12 +1,12 @@
 """The route table: maps a method and a path to its handler, and describes the route for the OpenAPI document.
 
-Lives here: marking a handler with its route, the rows that come of an area's handlers, how a path matches one, and the
-part of the document that is about given rows. Not here: the handlers, and the whole document: `scripts/docs` writes it
-to `openapi.json`.
+Lives here: marking a handler with its route, the rows of an area's handlers, and matching a path. Also the part of the
+document for given rows. Not here: the handlers, and the whole document (`scripts/docs` writes it to `openapi.json`).
 
-Invariants: no row leaves out what the document needs; what is served of it holds nothing of an operator's settings but
-which rows there are; a variable is one segment, decoded, never empty and without a slash, unless its pattern says it is
-the rest.
+Invariants:
+- Every row holds what the document needs.
+- The served document shows which rows there are, and nothing else of an operator's settings.
+- A variable is one decoded segment, never empty and without a slash, unless its pattern says that it is the rest.
 """
 
 from __future__ import annotations
@@ -41,10 +41,13 @@ _ARTICLES = frozenset({"a", "an", "the", "s"})
 class Route:
     """One method of a path; the decorator of the handler that answers it.
 
-    `answer`, `body` and `form` (fields of `multipart/form-data`) are types, msgspec Structs as a rule. `events` is the
-    type of the events where a stream can be asked for, `media` the media type of an answer that is not JSON, `statuses`
-    are further statuses that are no errors and have no JSON; `errors` those beside the ones that any route may have,
-    `unwell` is the type of a 503 that is no error object. `open`, `streamed` and `keyed` are the row's (`Endpoint`).
+    - `answer`, `body` and `form` (fields of `multipart/form-data`) are types, msgspec Structs as a rule.
+    - `events`: the type of the events, where the client can request a stream.
+    - `media`: the media type of an answer that is not JSON.
+    - `statuses`: further statuses that are no errors and have no JSON.
+    - `errors`: statuses of errors, in addition to those that any route may have.
+    - `unwell`: the type of a 503 that is no error object.
+    - `open`, `streamed` and `keyed` are the row's (`Endpoint`).
     """
 
     method: str
@@ -77,7 +80,7 @@ def listing(pattern: str, summary: str, answer: object, *more: Parameter, page: 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Who answers one method of a path, and what is said of it."""
+    """The handler of one method of a path, and its description."""
 
     handler: Handler
     route: Route
@@ -155,8 +158,8 @@ class Endpoint:
 
 
 def document(endpoints: Iterable[Endpoint]) -> bytes:
-    """The part of the API's document that is about these rows. A path that the operator adds is said to be like
-    embeddings, which are passed on too."""
+    """The part of the API's document that is about these rows. A path that the operator adds has the
+    description of embeddings, which the sidecar passes on too."""
     whole = msgspec.json.decode((files("antiphon.api") / "openapi.json").read_bytes())
     described, schemas = whole["paths"], whole["components"]["schemas"]
     written = {_VARIABLE.sub("{}", path): path for path in described}

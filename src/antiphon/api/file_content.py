@@ -1,12 +1,12 @@
 """Sends a file's content as an HTTP answer: headers, byte ranges, and the body in parts.
 
-Lives here: `Range` and what else RFC 9110 says of a content that does not change, and the headers that keep a browser
-from running what somebody uploaded. Not here: which file, and whose (`files.py`).
+Lives here: `Range` and the other rules of RFC 9110 for a content that does not change. Also the headers that keep a
+browser from running an uploaded file. Not here: which file, and its owner (`files.py`).
 
-Every content is an attachment whose type a browser must not guess, and only a few harmless types are named at all:
-everything else (HTML, SVG, scripts, …) is `application/octet-stream`.
+Every content is an attachment whose type a browser must not guess. Only a few harmless types are named: everything
+else (HTML, SVG, scripts, …) is `application/octet-stream`.
 
-Invariant: an open file is closed once, however the answer ends, even one whose first part nobody asked for.
+Invariant: an open file is closed once, however the answer ends, even if no part of it is read.
 """
 
 from __future__ import annotations

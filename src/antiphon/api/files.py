@@ -3,13 +3,13 @@
 Lives here: the operations of OpenAI's API, and what is checked of a form. Not here: how a form is cut into parts
 (`multipart.py`), the headers of a content (`file_content.py`), where contents lie (the `FileStore`).
 
-An upload goes to the disk as it comes. What a client says of it may stand behind the file in the form, so it is checked
-at the end, and until then nobody sees the file.
+The sidecar writes an upload to the disk as it arrives. Fields may stand behind the file in the form. The sidecar
+therefore checks them at the end, and no client sees the file before that.
 
-A file that does not exist, has expired or is somebody else's is the same answer. Fields that OpenAI's API does not have
-are named in `antiphon-ignored`.
+The API gives the same answer for a file that does not exist, has expired or belongs to another owner. The header
+`antiphon-ignored` names fields that OpenAI's API does not have.
 
-Invariant: what is refused leaves nothing behind.
+Invariant: a refused upload leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class Files(Area):
 
 
 def _said(fields: FileFields) -> tuple[bytes, ...]:
-    """What is said of a file: with its content, what its request is known by (forms differ each time they are sent)."""
+    """The fields that, with the content, identify an upload for its `Idempotency-Key`: forms differ at each sending."""
     lasts = "" if fields.expires_at is None else f"{fields.expires_at - fields.created_at:.0f}"
     said = (fields.name, fields.purpose, fields.media_type, lasts)
     return tuple(each.encode(errors="surrogateescape") for each in said)
@@ -240,7 +240,7 @@ class _Form:
         return True
 
     def check(self, file_id: str, at: float) -> FileFields:
-        """What is said of the file, once the form is whole. Raises `InvalidRequest`."""
+        """The file's fields, once the form is whole. Raises `InvalidRequest`."""
         if self.file is None:
             raise missing_parameter("file")
         purpose = self.fields.get("purpose")

@@ -7,8 +7,8 @@ exchange).
 Sources: Open Responses' WebSocket part (one response at a time, the error envelope, no `[DONE]`), Codex's recorded
 frames (`stream: true` is always there, `generate: false` first), OpenAI's `stream_id`.
 
-Invariant: one frame out is one event or one error, a whole JSON object; whatever bytes came in, the outcome is a
-`ClientFrame` or an `ApiError`.
+Invariant: one frame out is one event or one error, and a whole JSON object. For any bytes that arrive, the outcome is a
+`ClientFrame`, a `FrameReply`, None or an `ApiError`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ClientFrame:
 
 @dataclass(frozen=True, slots=True)
 class FrameReply:
-    """A frame that is answered by this one, and by nothing else. `left_out` names an event that nobody here knows."""
+    """The one frame that answers a client's frame. `left_out` names an event that Antiphon does not know."""
 
     frame: bytes
     left_out: str = ""
@@ -130,8 +130,10 @@ def _not_steered(fields: dict[str, Raw]) -> bytes:
 
 
 def _not_injected(fields: dict[str, Raw]) -> bytes:
-    """OpenAI's answer to input for a response that is over, as each is whose connection reads a frame: the client sends
-    it with a request that continues the response. It would wait for ever for an answer that it does not know."""
+    """OpenAI's answer to input for a response that is over: the client sends the input in a request that continues it.
+
+    A connection handles a frame only after the response before it, so the response is always over. A client that got an
+    unknown answer would wait for ever."""
     told: dict[str, object] = {name: fields[name] for name in ("response_id", "stream_id") if name in fields}
     error = {
         "code": "response_already_completed",
@@ -142,7 +144,7 @@ def _not_injected(fields: dict[str, Raw]) -> bytes:
 
 
 def _left_out(kind: str, fields: dict[str, Raw]) -> FrameReply:
-    """An event of our own that names one which nobody here knows: clients pass over events that they do not know."""
+    """Antiphon's event that names an unknown event of the client. Clients pass over events that they do not know."""
     name = f"event:{kind[:64]}"
     told: dict[str, object] = {"type": "antiphon.ignored", "sequence_number": 0, "ignored": [name]}
     lane = fields.get("stream_id")
@@ -189,7 +191,7 @@ class EventFrames:
         return event[:-1] + self._tail if self._tail else event
 
     def error(self, error: ApiError, request_id: str) -> bytes:
-        """The frame for an error of this turn, which has an id of its own in the log."""
+        """The frame for an error of this turn. `request_id` is the turn's id in the log."""
         return error_frame(error, request_id, self._tail)
 
     def missing(self) -> ApiError | None:
@@ -198,7 +200,7 @@ class EventFrames:
 
 
 class NativeFrames(EventFrames):
-    """The same for somebody else's stream, in any split and any spelling.
+    """The same for a native upstream's stream, in any split and any spelling.
 
     An `error` event is held back: on a socket it ends a turn, and in a stream a terminal event follows it.
     """

@@ -84,7 +84,7 @@ class ApiResponse:
 
 
 class AnswerCut(ConnectionResetError):
-    """The parts of an answer end before it does: whoever sends them breaks off too."""
+    """The upstream's answer broke off: the server that sends the parts to the client breaks off too."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.cause)
@@ -128,8 +128,10 @@ def existing(found: _Found | None, missing: NotFound) -> _Found:
 
 @dataclass(frozen=True, slots=True)
 class ObjectKind:
-    """One kind of objects that paths name by their ids: `what` they are called, `fits` says whether a text could be the
-    id of one, `gone` is the `object` of the answer when one was deleted. A store is not asked for other ids."""
+    """One kind of objects that paths name by their ids.
+
+    `what`: the name of the kind in messages. `fits`: whether a text could be an id of this kind; the handler asks the
+    store for no other ids. `gone`: the `object` of the answer to a deletion."""
 
     what: str
     fits: Callable[[str], bool]

@@ -104,9 +104,9 @@ class ModelCatalog(Area):
     async def list(self, request: ApiRequest) -> ApiResponse:
         """`GET /v1/models`.
 
-        Codex asks with `client_version` and reads `models`, whose entries describe how its own models are to be
-        prompted; it logs a list without the field as an error. Nothing of that is known of an upstream's models: the
-        field is there and empty, and Codex goes on with what it knows itself.
+        Codex sends `client_version` and reads `models`, whose entries describe how to prompt its own models. It logs a
+        list without the field as an error. Antiphon does not know this of an upstream's models. It therefore sends an
+        empty field, and Codex uses its built-in descriptions.
         """
         told = query_value(request, "client_version") is not None
         return json_response(ModelList(data=[*await self._models(request)], models=[] if told else UNSET))

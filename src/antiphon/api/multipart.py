@@ -3,12 +3,12 @@
 Lives here: cutting a body into parts (RFC 2046, RFC 7578), the headers of a part. Not here: which fields an endpoint
 takes (`files.py`), sockets.
 
-A decoder is fed pieces of any size and hands on a part's content as soon as it cannot be the beginning of a boundary,
-so however large a part is, what is held is no more than one piece and a boundary.
+A decoder takes pieces of any size. It emits a part's content as soon as it cannot be the beginning of a boundary. So it
+holds no more than one piece and a boundary, however large a part is.
 
-Not python-multipart (0.0.34), which takes a form that stops in the middle for a whole one. Not multipart (2.0.1), which
-lacks `filename*` (RFC 8187), names in Latin-1 and a preamble, and whose outcome for a malformed body depends on how it
-was cut.
+Why no library: python-multipart (0.0.34) takes a form that stops in the middle for a whole one. The library multipart
+(2.0.1) lacks `filename*` (RFC 8187), names in Latin-1 and a preamble. Its outcome for a malformed body depends on how
+the body was cut.
 
 Invariant: whatever the bytes and however they are cut, the outcome is the same parts or an `InvalidRequest`.
 """

@@ -3,8 +3,8 @@
 Lives here: create, list, get, change, delete, the versions, and which of them is the default one. Not here: what is put
 into a template (`translation/request/prompt_template.py`), and what `prompt` in a request leads to (the exchange).
 
-A prompt that does not exist, a version that does not, and those of somebody else give the same answer, byte for byte
-apart from the id.
+A prompt or a version that does not exist, and one of another owner, give the same answer, byte for byte apart from the
+id.
 
 Invariant: a version that is stored can be used: its template was read like a request before.
 """

@@ -1,14 +1,16 @@
 """The Responses API for stored responses: get, list, delete, list input items. Background responses can also be
 cancelled, and their streams resumed.
 
-Lives here: what these answer, and asking the one native upstream for a response that is not stored here. Not here:
-creating a response (the exchange), running one in the background (`engine/running/workers.py`), what the store means,
-whether there is such an upstream (settings: exactly one native upstream, and a single owner, since its ids belong to
-nobody we know).
+Lives here: the answers of these operations, and requesting a response that is not stored here from the one native
+upstream. Not here: creating a response (the exchange), running one in the background (`engine/running/workers.py`),
+what the store means. The settings decide whether there is such an upstream: exactly one native upstream, and a single
+owner. Antiphon does not know the owners of that upstream's ids.
 
-Invariants: a missing response, somebody else's, and an id that cannot be one of ours give the same answer, byte for
-byte apart from the id; the head of a stream is sent only once it is sure that there is one; only an id that could be
-one goes on to the upstream, so that it names one response and no other path there.
+Invariants:
+- The answer is the same for a missing response, one of another owner, and an id that Antiphon cannot have made. Only
+  the id differs.
+- The sidecar sends the head of a stream only once it knows that the stream exists.
+- Only a text that could be an id goes on to the upstream, so that it names one response and no other path there.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Dispatches every request except `POST /v1/responses` to its handler.
 
-Lives here: which method and path means which function, and that every error becomes an answer; whether the process
-lives (`/health`), and whether it should get requests (`/ready`). Not here: how a path gets normalised (the doors, or
-Envoy), what the other functions do, gRPC health (the ext_proc door), and what readiness consists of (given by the
-composition root).
+Lives here: the map from method and path to a function, and the conversion of every error to an answer. Also liveness
+(`/health`) and readiness (`/ready`). Not here: the normalising of a path (the servers, or Envoy), what the other
+functions do, gRPC health (the ext_proc server). The composition root gives the checks of readiness.
 
-Invariant: `handle` never raises (but for cancellation), every error it answers is an OpenAI error object, and an
-`Idempotency-Key` that has no effect is named in `antiphon-ignored`. `/health` asks nobody; `/ready` tells a stranger no
-more than yes or no and which of our own parts said no.
+Invariants:
+- `handle` never raises, except for cancellation.
+- Every error it answers is an OpenAI error object.
+- The header `antiphon-ignored` names an `Idempotency-Key` that has no effect.
+- `/health` calls no other system. `/ready` shows a stranger no more than yes or no, and which parts of Antiphon failed.
 """
 
 from __future__ import annotations
@@ -245,7 +246,7 @@ def unknown_url(method: str, path: str, known: Iterable[str] = ()) -> NotFound:
 
 
 def _other_method(request: ApiRequest, methods: tuple[str, ...]) -> ApiResponse:
-    """OPTIONS is told what there is, everything else that it is not there."""
+    """The answer to a method that the path does not have: a 204 with `allow` for OPTIONS, a 405 for every other."""
     offered = [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"]
     allow = (("allow", ", ".join(offered)),)
     if request.method == "OPTIONS":

@@ -1,15 +1,15 @@
 """`POST /v1/alpha/search`: a web search that a client requests outside a response.
 
-Codex (since 0.144) offers its model a function of its own with several commands in one call, sends them here and shows
-the model what comes back. OpenAI does not document the path.
+Codex (since 0.144) offers its model a function for search with several commands in one call. It sends the commands here
+and shows the model the answer. OpenAI does not document the path.
 
 Lives here: the request's shape, which command is which call of the tool `web_search`, what the answer says. Not here:
 searching and reading pages (`tools/web_search/`, behind the port of the tools), their limits (the toolbox).
 
-Nothing is kept between requests: a page is named by its address, in results too, and a link is counted anew.
+The sidecar keeps nothing between requests: a page is named by its address, in results too, and a link is counted anew.
 
-Invariants: what goes wrong with one command is said in the text, since an error ends the client's turn; no command
-reaches further than the request's `settings` allow.
+Invariants: the text reports the failure of one command, since an error would end the client's turn. No command reaches
+further than the request's `settings` allow.
 """
 
 from __future__ import annotations

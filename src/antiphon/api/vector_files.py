@@ -3,8 +3,8 @@
 Lives here: the operations of OpenAI's API. Not here: the stores themselves (`vector_stores.py`), how a file becomes
 chunks (`search/ingest.py`).
 
-A file is added at once and ingested in the background; it and its batch say how far that is. A store, a batch or a file
-that does not exist and one of somebody else give the same answer, byte for byte apart from the id.
+The sidecar adds a file at once and ingests it in the background. The file and its batch show the progress. The
+answer is the same for a store, a batch or a file that does not exist and for one of another owner. Only the id differs.
 
 Invariant: a batch is added whole or not at all.
 """

@@ -178,7 +178,7 @@ def read_strictly(request: ApiRequest, kind: type[_Body]) -> _Body:
 
 
 def read_expiry(expiry: Expiry | None) -> int | None:
-    """The days after which a store that nobody uses expires."""
+    """The days without use after which a store expires."""
     if expiry is None:
         return None
     if expiry.anchor != "last_active_at":

@@ -3,10 +3,10 @@
 Lives here: the operations on stores of OpenAI's API, and `POST /v1/search` over several stores, which OpenAI does not
 have. Not here: files in a store (`vector_files.py`), how a search works (the `Searcher`).
 
-A store that does not exist and one of somebody else give the same answer, byte for byte apart from the id. All paths
+A store that does not exist and one of another owner give the same answer, byte for byte apart from the id. All paths
 exist as `/v1/vector-stores…` too.
 
-Invariant: fields that mean nothing here are named in `antiphon-ignored`.
+Invariant: the header `antiphon-ignored` names the fields that Antiphon does not use.
 """
 
 from __future__ import annotations
