@@ -1,14 +1,16 @@
 """The toolbox: dispatches calls to the hosted tools of a process and enforces the limits of every call.
 
-Lives here: which tool a call goes to, how long one may take, how much its output may be, and that a failure is a
-result; how many calls of a process, of one owner and of one response run at once, and who is next. Not here: any tool.
+Lives here:
+- the tool that a call goes to, a call's timeout, the limit of its output, and the conversion of a failure to a result;
+- how many calls of a process, of one owner and of one response run at once, and which call is next.
 
-A response has at most a quarter of the places, an owner three quarters: whatever one of them asks for, there is room
-for others. A place that becomes free goes to the owner that has the fewest, and among these to the one that waits
-longest.
+Not here: any tool.
 
-Invariants: `run` answers every call with a result; nothing a tool does or raises reaches the exchange in another form;
-nobody waits while there is a place that it may have.
+A response has at most a quarter of the places, and an owner three quarters, so that there is room for others. A free
+place goes to the owner that has the fewest, and among these to the one that waits longest.
+
+Invariants: `run` answers every call with a result. Nothing a tool does or raises reaches the exchange in another form.
+No call waits while there is a place that it may have.
 """
 
 from __future__ import annotations
@@ -192,7 +194,7 @@ class _Labelled(msgspec.Struct):
 
 
 def _server_of(tool: HostedTool) -> dict[str, str]:
-    """Which MCP server it is, by its label; what has none, or an odd one, is told without."""
+    """The label of an MCP server, as a field of the log. Empty where there is none, or one that is no name."""
     with suppress(msgspec.DecodeError, UnicodeDecodeError):
         label = msgspec.json.decode(tool.declaration, type=_Labelled).server_label
         if is_name(label):
@@ -232,7 +234,7 @@ class Places:
 
     @property
     def untouched(self) -> bool:
-        """Whether nobody has a place or waits for one, and nothing is kept of those who did."""
+        """Whether no call has a place or waits for one, and no count of an earlier call is left."""
         return self._free == self._total and not (self._waiting or self._owners or self._responses)
 
     @asynccontextmanager

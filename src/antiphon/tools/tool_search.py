@@ -1,14 +1,17 @@
 """`tool_search`: the model searches tools that the request deferred, and the gateway finds them.
 
-Lives here: what the model is told of the deferred tools, and which of them a query means. Not here: which tools are
-deferred (`engine/exchange/declared_tools.py`), how those that were found are shown (the items bring them).
+Lives here: the description of the deferred tools for the model, and finding the tools that match a query. Not here:
+which tools are deferred (`engine/exchange/declared_tools.py`), how the model sees the found tools (the items bring
+them).
 
 Words are looked for in names, namespaces, descriptions and parameters. A name that the query holds goes before all
 words; a namespace's name means all its tools.
 
-Invariants: the same query over the same declarations finds the same, in the same order; what is found are declarations
-as they were sent, at most so many and so large that they fit a conversation. Of a query and of each tool only so many
-words count, and they are looked at in a thread: no declaration, however large, holds others up.
+Invariants:
+- The same query over the same declarations finds the same tools, in the same order.
+- A search returns declarations as the client sent them. Limits of number and size make them fit a conversation.
+- A limited number of words of a query and of each tool counts. A thread compares them, so that no declaration, however
+  large, delays other requests.
 """
 
 from __future__ import annotations

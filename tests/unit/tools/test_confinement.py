@@ -474,7 +474,7 @@ def test_everything_is_given_up_in_this_order(kernel: PlayedKernel, tmp_path: Pa
     assert counted.asked == [*_begins(LIMITS.uid), ("counter",), *GIVES_UP, *shown, *ENDS]
     assert counted.filters[0][3] == _packed(steps_that_show_making(counted.machine))
     without = Limits(1, 1, 1, 1)
-    with pytest.raises(CannotConfine, match="user of its own"):
+    with pytest.raises(CannotConfine, match="separate user"):
         confine(folders, without, kernel=PlayedKernel())
     ordinary = PlayedKernel()
     ordinary.user = 1000

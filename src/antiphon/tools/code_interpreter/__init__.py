@@ -1,9 +1,12 @@
 """`code_interpreter`: the model writes Python, and a sandbox runs it.
 
-This is the face that everything else sees: the rooms for code (`open_rooms`), the tool over them, whether code can be
-held in here (`try_out` makes a `Trial`), and what an owner's containers hold (`OwnersContainers`). Behind it,
-`local.py` is the sandbox, which needs nothing but Linux; `containers.py` keeps what belongs to whom; `tool.py` is what
-the model sees. `interpreter.py` and `confinement.py` run inside the sandbox.
+This is the package's public face:
+- `open_rooms`: the rooms for code, and `CodeInterpreter`, the tool over them.
+- `try_out` makes a `Trial`: whether this machine can confine code.
+- `OwnersContainers`: what an owner's containers hold.
+
+Behind it, `local.py` is the sandbox, which needs nothing but Linux. `containers.py` keeps each owner's containers.
+`tool.py` is what the model sees. `interpreter.py` and `confinement.py` run inside the sandbox.
 """
 
 from antiphon.tools.code_interpreter.containers import ContainerRooms, open_rooms

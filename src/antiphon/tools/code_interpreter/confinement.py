@@ -1,8 +1,8 @@
 """Confines the sandbox's process: afterwards it cannot reach the network, other processes or the host's files.
 
 Lives here: limits of resources, another user where that is allowed, Landlock (files), seccomp (system calls). Not here:
-running anything (`interpreter.py`). It runs in the sandbox's own process before any foreign code does, under whatever
-Python the operator chose: it imports nothing but the standard library, and nothing of this package.
+running anything (`interpreter.py`). This module runs in the sandbox's process before any foreign code does, under the
+Python that the operator chose. It therefore imports only the standard library, and nothing of this package.
 
 Files: Landlock lets it read the interpreter's libraries and write in the container's two folders; nothing else can be
 opened. System calls: a list of what may be called, everything else is refused. Not on it: sockets, new processes,
@@ -107,8 +107,8 @@ _UNSUPPORTED: dict[str, tuple[int, int]] = {
     "fgetxattr": (193, 10), "listxattr": (194, 11), "llistxattr": (195, 12), "flistxattr": (196, 13),
     "fallocate": (285, 47),
 }  # fmt: skip
-"""Whoever copies a file tries them, and is content with file systems that have no attributes. Reserving room goes past
-the limit of a file's size; libraries write instead."""
+"""Programs that copy a file try the attribute calls, and accept a file system without attributes. Reserving room goes
+past the limit of a file's size; libraries write instead."""
 
 _NO_LINKS: dict[str, tuple[int, int]] = {"readlink": (89, _NONE), "readlinkat": (267, 78)}
 """No path is a link: Landlock does not guard what one leads to."""
@@ -127,7 +127,7 @@ _FCNTLS = (0, 1, 2, 3, 4, 5, 36, 1030, 1032)
 """Not on it: whom a descriptor signals (F_SETOWN, F_SETSIG), leases, the size of pipes."""
 
 _LOCKING = (6, 7, 37, 38)
-"""F_SETLK, F_SETLKW and their variants for open file descriptions return success without locking: each lock takes
+"""F_SETLK, F_SETLKW and their variants for open file descriptions return success without locking. Each lock would take
 kernel memory that no limit counts, and no other process uses these files."""
 
 _RENAMINGS = (0, 1, 2)
@@ -198,7 +198,7 @@ def confine(
     if limits.uid:
         become(limits.uid, folders, kernel)
     elif kernel.geteuid() == 0:
-        raise CannotConfine("as root it needs a user of its own")
+        raise CannotConfine("as root it needs a separate user")
     give = start_counter() if start_counter is not None else None
     # After the change of user, which takes it away again.
     check("prctl(PR_SET_PDEATHSIG)", kernel.prctl(1, 9, 0, 0, 0))
@@ -410,7 +410,7 @@ def steps_of_all_calls(machine: str) -> list[Step]:
 
 
 def steps_that_show_making(machine: str) -> list[Step]:
-    """The filter before that one: calls that make a file or folder wait for whoever listens."""
+    """The filter before that one: calls that make a file or folder wait for the counter, which listens for them."""
     _, column = _ARCHITECTURES[machine]
     steps: list[Step] = [(_LOAD, 0, 0, 0)]
     for numbers in _MAKING:

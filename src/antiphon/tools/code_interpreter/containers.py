@@ -1,15 +1,17 @@
 """Manages containers: sandbox machines that belong to an owner and expire.
 
-Lives here: opening them where they are wanted and this machine can hold code in; files in from `/v1/files`, the ids of
-files, runs, expiry. Not here: the sandbox (`local.py`), who may use a
-container now (`uses.py`), what is known of it (`ContainerRows`), in which process code runs (`neighbours.py`), files of
-containers that several machines share (`snapshots.py`), what the model sees (`tool.py`).
+Lives here: opening the rooms where the settings want them and this machine can confine code. Also copying files in from
+`/v1/files`, the ids of files, runs, expiry.
 
-A container's variables live as long as its interpreter: until it fails, is ended to make room for others, or its
-process ends; whichever process of a machine is asked, the code runs there. Its files live as long as the container. The
-same container is never used twice at once.
+Not here: the sandbox (`local.py`), the exclusive use of a container (`uses.py`), its record (`ContainerRows`), what the
+model sees (`tool.py`). Code may run in another process (`neighbours.py`). Several machines may share a container's
+files (`snapshots.py`).
 
-Invariant: no method touches a container before it is known to be the owner's and not expired.
+A container's variables live as long as its interpreter. The interpreter ends when it fails, when the sandbox makes room
+for others, or when its process ends. Whichever process of a machine gets the call, the code runs in that interpreter.
+A container's files live as long as the container. The same container is never used twice at once.
+
+Invariant: each method first checks that a container belongs to the owner and has not expired.
 """
 
 from __future__ import annotations
@@ -80,9 +82,9 @@ class ContainerRooms:
         snapshots: Snapshots | None = None,
         lease: float = LEASE_SECONDS,
     ) -> None:
-        """Without `files` there are no uploaded files to copy; without `neighbours`, which close with this, code runs
-        in this process alone; without `snapshots` all who see the rows see the same files.
-        `lease`: seconds for which a container is taken."""
+        """`files`: the uploaded files to copy in; without it there are none. `neighbours` close with this object;
+        without them, code runs in this process alone. Without `snapshots`, all processes that share `rows` must see the
+        same files. `lease`: seconds for which a use reserves a container."""
         self._sandbox = sandbox
         self._rows = rows
         self._uploaded = files
@@ -206,7 +208,7 @@ class ContainerRooms:
         return found.name
 
     async def sweep(self) -> tuple[int, ...]:
-        """Delete what has expired; how many went. What somebody is using is left for the next time."""
+        """Delete expired containers; returns how many. The next sweep deletes those that are in use now."""
         gone = 0
         for head in await self._rows.every(expired=True):
             with suppress(InUse):
@@ -233,8 +235,8 @@ class ContainerRooms:
     async def drop(
         self, container_id: str, owner: str | None = None, *, expired: bool = False, patience: float = PATIENCE
     ) -> bool:
-        """Delete a container, whoever's it is, when nobody uses it any more; whether it was there. With `owner` only
-        one of his, with `expired` only one that is. Raises `ContainerFailed`."""
+        """Delete a container of any owner, once its use has ended; returns whether it existed. With `owner`, delete
+        only one of this owner; with `expired`, only an expired one. Raises `ContainerFailed`."""
         async with self.uses.alone(container_id, patience=patience) as use:
             row = await use.take(
                 lambda holder, seconds: self._rows.take(container_id, holder, seconds, owner, expired=expired)
@@ -252,7 +254,7 @@ class ContainerRooms:
     async def _using(
         self, owner: str, container_id: str, make: ContainerRequest | None = None
     ) -> AsyncIterator[ContainerRow | None]:
-        """The row, as it is once nobody else uses it; using it keeps it from expiring. None where there is none."""
+        """Wait for exclusive use of a container; yields its row, or None without one. A use puts off the expiry."""
         if make is None and await self._rows.get(container_id, owner) is None:
             yield None
             return

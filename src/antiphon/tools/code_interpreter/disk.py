@@ -7,8 +7,8 @@ Everything goes by descriptors of folders, never through links: code inside can 
 does not rely on it. All of it blocks: call it in a thread. A folder is a path, or a descriptor where only that leads
 to it.
 
-Names are what `os` makes of them here: bytes that are no UTF-8 are surrogates. Nobody outside is given such a text: see
-`SandboxFile`.
+Names are what `os` makes of them here: bytes that are no UTF-8 are surrogates. `SandboxFile` keeps such texts from
+other modules.
 
 Invariants: no path leaves the folder, whatever it holds; a file's name is no reason to leave it out.
 """
@@ -278,7 +278,7 @@ def _make_folder(name: str, parent: int, owner: int) -> None:
 
 
 def _open(name: str, parent: int, flags: int, mode: int) -> int:
-    """Open what is there; what was made so that nobody may look into it gets this mode first. Raises `OSError`."""
+    """Open an existing file or folder. One whose mode forbids access gets `mode` first. Raises `OSError`."""
     try:
         return os.open(name, flags, dir_fd=parent)
     except PermissionError:

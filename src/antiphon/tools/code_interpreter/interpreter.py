@@ -199,7 +199,7 @@ def _room(given: dict[str, Any], space: Any) -> Any:
     try:
         opened = space.own_file_system(given["home"], given["disk_bytes"], given["max_files"], uid)
     except OSError as error:
-        raise OSError(f"a file system of its own: {error.strerror}") from None
+        raise OSError(f"a separate file system: {error.strerror}") from None
     ours = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, control)
     ours.sendmsg([b"m"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack("i", opened))])
     os.close(opened)

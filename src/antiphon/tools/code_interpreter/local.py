@@ -1,17 +1,18 @@
 """A sandbox on this machine: a process without rights for each key. It needs Linux with Landlock, and nothing else.
 
-Lives here: which machines there are, and their files while nothing runs; trying out which room for files this machine
-allows, and whether code is held in, by code that tries to get out. Not here: one machine (`machine.py`), what it gives
-up (`confinement.py`), how much room its files have (`space.py`), what it does (`interpreter.py`).
+Lives here: the list of machines, and their files while nothing runs. Also the trial: which room for files this machine
+allows, and whether code that tries to get out stays confined. Not here: one machine (`machine.py`), what it gives up
+(`confinement.py`), how much room its files have (`space.py`), what it does (`interpreter.py`).
 
-What goes over a limit of time ends the process; its variables are gone then, its files stay. What goes over a limit of
-room is an error that the code sees.
+Code that exceeds a time limit ends the process: its variables are lost, its files stay. Code that exceeds a limit of
+room gets an error.
 
-What comes out of a machine was made by foreign code: nothing of it is believed, everything is bounded.
+Foreign code made everything that comes out of a machine: the sandbox trusts none of it and bounds all of it.
 
-Invariants: code in a machine reaches no network, no file but its own, no other process, and nothing of another machine;
-no process outlives its `LocalSandbox`, nor the thread that started it; nothing is believed to hold that was
-not seen to.
+Invariants:
+- Code in a machine reaches no network, no file but its own, no other process, and nothing of another machine.
+- No process outlives its `LocalSandbox`, nor the thread that started it.
+- The sandbox relies on no confinement that a trial has not shown.
 """
 
 from __future__ import annotations
@@ -193,7 +194,7 @@ class LocalSandbox:
 
 
 async def _retire(machine: Machine) -> None:
-    """End a machine that somebody else's call has no use for: what goes wrong with its files is in the log."""
+    """End a machine that no call needs any more. An error about its files goes to the log and fails no call."""
     with suppress(SandboxFailed):
         await machine.end()
 

@@ -1,14 +1,16 @@
 """One machine of the local sandbox: its process, its files, and one run after the other.
 
-Lives here: starting the process, giving it its files, sending it code, time, freezing it between runs. Not here: which
-machines there are (`local.py`), how a process is started (`starting.py`), its files (`machine_files.py`), what it
-prints (`output.py`), what it gives up (`confinement.py`), what it does (`interpreter.py`).
+Lives here: starting the process, giving it its files, sending it code, time, freezing it between runs.
 
-In a room of `memory` code works on copies: the machine's files are brought in before a run, and what changed is taken
-out after it, while nothing runs. In a `counted` room it works on the files themselves.
+Not here: the list of machines (`local.py`), how a process starts (`starting.py`), copying its files
+(`machine_files.py`). Inside the process: its output (`output.py`), what it gives up (`confinement.py`), what it does
+(`interpreter.py`).
+
+In a room of `memory`, code works on copies. The sandbox copies the machine's files in before a run, and changed files
+out after it, while nothing runs. In a `counted` room code works on the files themselves.
 
 Between two runs the process is stopped, and cannot go on by itself: threads that code left behind neither run nor
-write. What cannot be stopped is ended.
+write. The sandbox ends a process that it cannot stop.
 
 Invariant: when `run` has returned, the process is stopped or dead.
 """
@@ -43,7 +45,7 @@ _STOP_SECONDS, _STOP_LOOK = 5.0, 0.0005
 _TOO_DEEP = "\n[There are folders within more folders than can be kept: what is innermost goes with this interpreter.]"
 
 _READ, _READ_FREELY, _REST = 64 * 1024, 4 << 20, 0.01
-"""What one run prints is read as it comes up to here, and then with pauses: a flood is no work for anybody else."""
+"""One run's output is read at full speed up to `_READ_FREELY`, then with pauses: a flood slows no other work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class SandboxNotStarted(SandboxFailed):
 
 
 class Machine:
-    """One process, with a home of its own below the sandbox's folder."""
+    """One sandboxed process, with its home below the sandbox's folder."""
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 Lives here: copies between the home and the file system that the process has, how many files may be made, pictures. Not
 here: when it is done (`machine.py`), one folder and its files (`disk.py`), what makes the room (`space.py`).
 
-Invariant: what runs in a thread that nobody waits for any more never has its descriptor closed under it.
+Invariant: work in a thread keeps its descriptor open until it ends, even if no task waits for it any more.
 """
 
 from __future__ import annotations

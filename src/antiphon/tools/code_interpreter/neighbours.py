@@ -1,18 +1,20 @@
 """Hands code to the worker process of the same machine that has the container's interpreter.
 
-Lives here: handing code to the process that has a container's interpreter, and running what others hand over. Not here:
-whose a container is and that nobody else uses it meanwhile (`containers.py`), files: all these processes see the same
-ones.
+Lives here: handing code to the process that has a container's interpreter, and running code for other processes. Not
+here: a container's owner and its exclusive use (`containers.py`), and files: all these processes see the same ones.
 
-Each process listens on a socket in a folder that they share; a container's record names the process. One that is gone,
-or does not even say hello, has lost its variables: the code runs in a new interpreter here. Once it has been told to
-run code, the code is not run a second time, whatever becomes of it: files it wrote are there.
+Each process listens on a socket in a folder that they share. A container's record names the process. A process that has
+ended, or does not answer with a hello, has lost its variables: the code runs in a new interpreter here. Once a process
+has received code, no process runs this code a second time, whatever the outcome: files that it wrote exist.
 
-A message is four bytes of length, the highest first, and MessagePack. Both ends are of one version: they are workers of
-one gateway.
+A message is four bytes of length, the highest first, and MessagePack. Both ends have the same version: they are workers
+of one gateway.
 
-Invariants: a call passes from one process to one other, never on; each wait has an end; who gives a call up has ended
-its code; nothing larger than its limit is read or sent; nothing is told to, or taken from, another user's process.
+Invariants:
+- A call passes from one process to one other, never on.
+- Each wait has an end. A process that gives a call up has ended its code.
+- No message is larger than its limit.
+- Processes of different users exchange nothing.
 """
 
 from __future__ import annotations
@@ -94,11 +96,13 @@ class Neighbours:
         ask_bytes: int = ASK_BYTES,
         is_ours: Callable[[asyncio.StreamWriter], bool] = is_of_our_user,
     ) -> None:
-        """`sandbox`: of this process, and somebody else's to close.
+        """`sandbox`: the sandbox of this process; the caller closes it.
 
-        `hello_seconds`: how long another process may take for its hello. `place_seconds`: how long code may wait for
-        a place, and its interpreter for its start, beside the time that code itself has. `ask_bytes`: the most that a
-        call may be, its code above all. `is_ours`: whether we talk with the process at the other end.
+        - `hello_seconds`: how long another process may take for its hello.
+        - `place_seconds`: how long code may wait for a place and for its interpreter's start. The time that the code
+          may run comes in addition.
+        - `ask_bytes`: the largest call, mostly its code.
+        - `is_ours`: whether this process accepts the process at the other end.
         """
         self.process = secrets.token_hex(8)
         """How records name this process."""
@@ -158,7 +162,7 @@ class Neighbours:
         return not self._guests
 
     async def aclose(self) -> None:
-        """Take no more calls, and end those that run: whoever handed them over is told."""
+        """Take no more calls, and end those that run. Their senders see the connection close."""
         listening, self._listening = self._listening, None
         if listening is None:
             return

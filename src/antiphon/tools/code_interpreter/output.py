@@ -1,6 +1,6 @@
 """What a run of code prints: its beginning and its end, and where it is over.
 
-Lives here: bounding what is kept, and finding the mark that ends a run. Not here: reading it from the process
+Lives here: the limit of the stored output, and finding the mark that ends a run. Not here: reading it from the process
 (`machine.py`).
 
 Invariant: no more than the limit is kept, however much is printed.

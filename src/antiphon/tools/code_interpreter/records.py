@@ -3,11 +3,11 @@
 Lives here: reading, writing, listing, deleting the files, and what a lease is here: a lock on a file, which ends with
 its process. Not here: the containers' own files (`local.py`), rows that several machines share (the store's).
 
-A file is two lines of JSON: whose it is and how long it lives, then what is in it. Whoever asks for somebody else's
-reads no more than the first line, however much is in the container.
+A file is two lines of JSON: first the container's owner and expiry, then its contents. A request for a container of
+another owner reads no more than the first line, however much is in the container.
 
-Invariants: a record is there whole or not at all; names of files are ids of ours; a descriptor of a lock is closed when
-its holder lets go, however that came by it.
+Invariants: a record exists whole or not at all. Names of files are ids that Antiphon made. A lock's descriptor is
+closed when its holder releases the lock, however the holder got it.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ are none: its files are all there is.
 
 Between machines nothing else is carried: folders without files, variables and what was open are lost.
 
-Invariants: the files of a machine are used only once they are those of the row; a row names only a snapshot that is
-durable; a snapshot takes no more than a container's disk.
+Invariants: a use of a machine's files begins only once they match the row. A row names only a durable snapshot. A
+snapshot takes no more than a container's disk.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ Not here: what is done from outside (`machine.py`), system calls that are refuse
 imports nothing but the standard library: it runs under whatever Python the operator chose.
 
 - `memory`: a file system in memory, of a fixed size and a fixed number of files, which this process alone sees. It
-  needs the right to mount (root), or user namespaces that anybody may make.
-- `counted`: where neither is allowed. No file grows beyond a fixed size (`RLIMIT_FSIZE`), and every system call that
-  makes a file or a folder waits until the counter, another process, lets it through; it lets through as many as it
-  was told from outside.
+  needs the right to mount (root), or user namespaces that any user may make.
+- `counted`: where neither is allowed. No file grows beyond a fixed size (`RLIMIT_FSIZE`). Every system call that makes
+  a file or a folder waits until the counter, another process, lets it through. The process outside the sandbox sets
+  how many calls the counter lets through.
 
 Invariant: files of this process and of those it leaves behind never take more than its limit.
 """
@@ -39,7 +39,7 @@ def _who_we_are() -> tuple[bool, int, int]:
 
 
 class Kernel(NamedTuple):
-    """What is asked of the kernel. `user` says whether we are root, and the numbers of our user and group."""
+    """The kernel calls of this module. `user` returns whether we are root, and the numbers of our user and group."""
 
     proc: str = "/proc"
     unshare: Callable[[int], int] = lambda flags: int(_LIBC.unshare(flags))
@@ -90,10 +90,11 @@ _PAUSE = 0.01
 
 
 def counter(control: int) -> Callable[[int], None]:
-    """Start the counter, which listens at `control`; what gives it the calls that it is to count.
+    """Start the counter, which reads lines from `control`; returns a function that gives it the calls to count.
 
-    It is told `<number>` (how many files may be made from now on) or `held?` (whether deleted files are kept), a line
-    each, and answers with a line. It ends with this process, and when nobody is at the other end of `control`.
+    The counter answers each line with a line. `<number>` sets how many files may be made from now on. `held?` asks
+    whether the process keeps deleted files open. The counter ends with this process, or when the other end of `control`
+    closes.
     """
     ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
     watched = os.getpid()
@@ -130,7 +131,7 @@ class Counter:
         self._lock = threading.Lock()
 
     def run(self) -> None:
-        """Take the calls, and what it is told, until nobody is at the other end of `control`."""
+        """Take the calls to count, and the lines of `control`, until its other end closes."""
         _, more, _, _ = self._calls.recvmsg(1, _socket.CMSG_SPACE(4))
         if not more:
             return

@@ -1,4 +1,4 @@
-"""How a machine's process is started: its command line, its environment, its user, and the sizes that it is told.
+"""Prepares the start of a machine's process: its command line, its environment, its user and its limits of size.
 
 Lives here: what is decided before there is a process. Not here: the process (`machine.py`), what it gives up first
 (`confinement.py`).
@@ -82,7 +82,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def user_of(key: str, root: bool | None = None) -> int:
-    """As root every machine is a user of its own; otherwise (0) it stays who we are. `root`: whether we are root."""
+    """A separate user number for each machine when we are root (`root`); otherwise 0: the process keeps our user."""
     if not (os.geteuid() == 0 if root is None else root):
         return 0
     return _FIRST_USER + int.from_bytes(hashlib.sha256(key.encode()).digest()[:3], "big")

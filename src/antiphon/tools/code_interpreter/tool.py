@@ -71,7 +71,7 @@ class _ContainerChoice:
 
 
 class CodeInterpreter:
-    """The tool. With `show_pictures` the model sees pictures too; without, it is told how many there are."""
+    """The tool. With `show_pictures` the model sees pictures too; without, it sees how many there are."""
 
     types = frozenset({"code_interpreter"})
 

@@ -3,7 +3,7 @@
 Lives here: waiting for one's turn, within this process by a lock and beyond it by the row's lease, and holding it. Not
 here: what is done then (`containers.py`), how a lease is kept (`ContainerRows`).
 
-Invariants: whoever waits ends within a time; what was taken is given back, though its taker is gone when it comes.
+Invariants: each wait ends within a time. A reservation is given back, even if its task was cancelled before it arrived.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FIRST_LOOK, _LAST_LOOK = 0.05, 0.5
 
 
 class InUse(ContainerFailed):
-    """Somebody else is using the container."""
+    """Another request is using the container."""
 
     def __init__(self) -> None:
         super().__init__("The container is in use. Try again when the code that runs in it has ended.")
@@ -97,8 +97,8 @@ class ContainerUse:
         self.container_id = container_id
 
     async def take(self, taking: Callable[[str, float], Awaitable[ContainerRow | None]]) -> ContainerRow | None:
-        """Take the container as soon as nobody else has it; `taking` does, for a holder and so many seconds. Raises
-        `InUse`, `StoreError`."""
+        """Reserve the container as soon as it is free. `taking` reserves it for a holder and a number of seconds.
+        Raises `InUse`, `StoreError`."""
         clock, pause = asyncio.get_running_loop().time, _FIRST_LOOK
         while True:
             # Whoever holds it elsewhere tells nobody when that is over.

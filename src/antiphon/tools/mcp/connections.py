@@ -3,11 +3,11 @@
 Lives here: the guarded HTTP client, the SDK's transports, the life of a session. Not here: which server may be reached
 (`servers.py`), what is made of a result (`tool.py`).
 
-The SDK's contexts must be left by the task that entered them, so each session has a task of its own; calls come from
-any task.
+The task that enters one of the SDK's contexts must also leave it. Each session therefore has a separate task; calls
+come from any task.
 
-Invariant: the socket goes to an address that was judged; a redirect leads nowhere else; a session that failed is not
-used again.
+Invariant: the socket goes to a checked address, and a redirect leads nowhere else. A session that failed is not used
+again.
 """
 
 from __future__ import annotations
@@ -269,7 +269,9 @@ class _Guarded(httpx2.AsyncBaseTransport):
 
 
 class _Bounded(httpx2.AsyncByteStream):
-    """A body that breaks off when it is too large. A stream of events has no end of its own; its events are bounded."""
+    """A body that breaks off when it is too large.
+
+    An event stream (`endless`) does not end by itself and may be 16 times as large; its events are bounded."""
 
     def __init__(self, inner: httpx2.AsyncByteStream, limit: int, *, endless: bool) -> None:
         self._inner = inner

@@ -1,15 +1,18 @@
 """Parses and checks an `mcp` declaration, and resolves the server it names.
 
-Lives here: its fields, when two declarations mean the same server (`McpServer.key`: address and headers, credentials
-included), by which lists and connections are kept, which of a server's tools it lets the model see, which calls the
-client must approve; the operator's connectors and allow-list, applied to it. Not here: resolving names and judging
-addresses (given by the composition root), connecting (`connections.py`).
+Lives here:
+- the declaration's fields, the tools that the model may see, and the calls that the client must approve;
+- the key of a server (`McpServer.key`: address and headers, credentials included), by which the gateway keeps lists and
+  connections;
+- the operator's connectors and allow-list, applied to the declaration.
+
+Not here: resolving names and checking addresses (given by the composition root), connecting (`connections.py`).
 
 Source: OpenAI's MCPTool.
 
-Invariants: the values of `headers` and `authorization` appear in no message and no representation; a server that a
-client names is reached over https, at a public address, and only if the list allows it; what the operator registered
-may be anywhere.
+Invariants: the values of `headers` and `authorization` appear in no message and no representation. The gateway reaches
+a server that a client names only over https, at a public address, and if the list allows it. A server that the operator
+registered may be anywhere.
 """
 
 from __future__ import annotations
@@ -105,7 +108,7 @@ class McpDeclaration(Struct, frozen=True):
         return tool.name in allowed if isinstance(allowed, list) else allowed.fits(tool)
 
     def asks(self, tool: RemoteTool) -> bool:
-        """Whether the client must approve a call. Where nothing is said it must."""
+        """Whether the client must approve a call. Without a declared rule it must."""
         wanted = self.require_approval
         if not isinstance(wanted, _Approval):
             return wanted != "never"

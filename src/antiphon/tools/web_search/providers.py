@@ -3,8 +3,8 @@
 Lives here: what is sent to each service (allowed domains too) and how its answer is read. Not here: what the model is
 told of it and of pages, and leaving blocked domains out (`tool.py`).
 
-A service's address is the operator's, not the client's: it may be private, and gets nothing of the client's but the
-query and where the user is.
+The operator sets a service's address, not the client, so the address may be private. The service gets the query and the
+user's location, and nothing else of the client.
 
 Invariant: a provider returns results or raises `ToolFailed` with a message that holds no key and no address.
 """

@@ -1,10 +1,12 @@
 """The `web_search` tool: its declaration, the three functions shown to the model, and their results.
 
-Lives here: searching (how many results are asked for, and which of them `filters` lets through), opening a page,
-looking for something in it: which kinds of pages have a text, where their links lead. Not here: services
-(`providers.py`), text out of HTML (`antiphon.html_text`), guards of fetching (`upstream/fetch.py`, behind
-`PageFetcher`), the commands of a client that searches by itself (`api/standalone_search.py`), which can ask for more
-than the model is shown: a page by its lines, and a link of it.
+Lives here:
+- searching: how many results the tool requests, and which of them pass `filters`;
+- opening a page, and finding a text in it: which kinds of pages have a text, where their links lead.
+
+Not here: services (`providers.py`), text out of HTML (`antiphon.html_text`), guards of fetching (`upstream/fetch.py`,
+behind `PageFetcher`). Also not here: the commands of a client that searches by itself (`api/standalone_search.py`).
+Such a client can request more than the model: a page by its lines, and a link of it.
 
 Invariant: with `allowed_domains` nothing else is shown or opened; pages are fetched by the guarded fetcher alone.
 """
