@@ -1,1 +1,1 @@
-"""The HTTP API apart from `POST /v1/responses`. Its code calls stores and upstreams, and no web server."""
+"""The handlers of the HTTP API, except `POST /v1/responses`. Its code calls stores and upstreams, and no web server."""

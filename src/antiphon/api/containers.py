@@ -318,7 +318,7 @@ class _Content:
         return data
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there is nothing to close."""
 
 
 def _idle(expiry: ContainerExpiry | None, usual: float) -> float:

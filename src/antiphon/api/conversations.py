@@ -130,7 +130,7 @@ class Conversations(Area):
 
     @listing("/v1/conversations", "List conversations", ListOf[Conversation])
     async def list(self, request: ApiRequest) -> ApiResponse:
-        """`GET /v1/conversations`: the owner's conversations, newest first unless asked otherwise."""
+        """`GET /v1/conversations`: the owner's conversations, newest first unless the request sets `order`."""
         page = await self._store.list(request.owner, read_page(request))
         return list_response(page, _resource)
 
@@ -162,7 +162,7 @@ class Conversations(Area):
 
     @listing("/v1/conversations/{}/items", "List the items of a conversation", ListOf[AnyItem], INCLUDE)
     async def list_items(self, request: ApiRequest, conversation_id: str) -> ApiResponse:
-        """`GET /v1/conversations/{id}/items`, newest first unless asked otherwise."""
+        """`GET /v1/conversations/{id}/items`, newest first unless the request sets `order`."""
         tolerance = self._read_include(request)
         query = read_page(request)
         items = self._store.items

@@ -110,12 +110,12 @@ async def once_of(request: ApiRequest, made: Callable[[OnceOnly], Awaitable[str 
 
 
 def made_again(found: ApiResponse) -> ApiResponse:
-    """The answer of an earlier request with the same key."""
+    """The answer of an earlier request with the same key, with the header that marks a replay."""
     return replace(found, headers=(*found.headers, REPLAYED))
 
 
 def made_is_gone(what: str) -> NotFound:
-    """What an earlier request with the same key made is not there any more."""
+    """The 404 for a repeated request whose object was deleted since the first request with this key."""
     return NotFound(f"The {what} that was made with this Idempotency-Key was deleted. Use a new key.", code="not_found")
 
 

@@ -73,7 +73,7 @@ class ModelSource:
 
 
 class ModelCatalog(Area):
-    """Which models there are.
+    """The models that clients may use.
 
     `sources` are the upstreams by name. With `routes` a model is shown only where a request for it would go, and names
     that are rules of their own are shown too.

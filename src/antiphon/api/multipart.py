@@ -77,7 +77,7 @@ def boundary(content_type: str | None) -> bytes:
 
 
 class FormDecoder:
-    """Cuts one body. `feed` it what comes, then `finish`."""
+    """Cuts one body into parts. `feed` it what comes, then `finish`."""
 
     def __init__(self, boundary: bytes) -> None:
         self._delimiter = b"\r\n--" + boundary
@@ -95,7 +95,7 @@ class FormDecoder:
         return events
 
     def finish(self) -> None:
-        """The body is over. Raises `InvalidRequest` when the form is not."""
+        """Ends the body. Raises `InvalidRequest` when the form is incomplete."""
         if self._state is not _FormState.EPILOGUE:
             raise _broken("it ends before its last boundary")
 

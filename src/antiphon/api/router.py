@@ -83,7 +83,7 @@ _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
 class Router:
-    """Answers every path of ours but `POST /v1/responses`."""
+    """Answers every path of Antiphon except `POST /v1/responses`."""
 
     def __init__(
         self,

@@ -221,7 +221,7 @@ _Waiting = deque[tuple[str, asyncio.Future[None]]]
 
 
 class Places:
-    """So many places for everybody together."""
+    """A fixed number of places for the calls of all owners, shared fairly."""
 
     def __init__(self, total: int) -> None:
         self._total = self._free = total
@@ -239,7 +239,7 @@ class Places:
 
     @asynccontextmanager
     async def one(self, owner: str, response_id: str) -> AsyncIterator[None]:
-        """Wait for a place, and have it."""
+        """Wait for a place, and hold it inside the context."""
         await self._take(owner, response_id)
         try:
             yield

@@ -109,7 +109,7 @@ class FileSearch:
         )
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there is nothing to close."""
 
 
 def _stores(declared: _FileSearchDeclaration) -> list[str]:

@@ -116,7 +116,7 @@ class ToolSearch:
         return ToolResult(call.call_id, f"{len(found)} declarations were found.", {"tools": found})
 
     async def aclose(self) -> None:
-        """There is nothing to close."""
+        """Does nothing: there is nothing to close."""
 
 
 def find(query: str, searchable: Sequence[bytes]) -> list[Raw]:

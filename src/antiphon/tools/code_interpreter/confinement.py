@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 
 class CannotConfine(Exception):
-    """This machine cannot hold foreign code in."""
+    """This machine cannot confine foreign code."""
 
 
 class Limits(NamedTuple):

@@ -35,7 +35,7 @@ _WRITTEN_OUT = re.compile("\0([89a-f][0-9a-f])")
 
 
 class SandboxFailed(ContainerFailed):
-    """The sandbox itself could not do it; the message can be shown to the model and to clients."""
+    """The sandbox itself failed; the message can be shown to the model and to clients."""
 
 
 @dataclass(frozen=True, slots=True)

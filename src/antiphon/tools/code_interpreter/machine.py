@@ -131,12 +131,12 @@ class Machine:
 
     @property
     def alive(self) -> bool:
-        """Whether it can be sent code."""
+        """Whether the process can take code."""
         return not self.ended and self._process is not None and self._process.returncode is None
 
     @property
     def pid(self) -> int:
-        """Of the process that runs code."""
+        """The id of the process that runs code."""
         assert self._process is not None
         return self._process.pid
 

@@ -31,7 +31,7 @@ _OWN_FOLDERS = 2
 
 
 class MachineFiles:
-    """Those below `home`. In a room of `memory` code has copies of them, once `enter` has said where."""
+    """The machine's files below `home`. In a room of `memory` code has copies of them, once `enter` has said where."""
 
     def __init__(self, home: Path, limits: CodeInterpreterSettings, room: Room) -> None:
         self._home = home
@@ -59,7 +59,7 @@ class MachineFiles:
             self._inside = inside
 
     def bring_in(self) -> None:
-        """Bring what changed outside to the code. Raises `SandboxFailed`."""
+        """Copy in the files that changed outside. Raises `SandboxFailed`."""
         outside, limit = self._known[0], 2 * (self._limits.files + MORE_FILES)
         with self.inner("files") as inner:
             now = disk.scan(self._home / "files", limit)
@@ -71,7 +71,7 @@ class MachineFiles:
             self._known = now, disk.scan(inner, limit)
 
     def take_out(self) -> None:
-        """Keep what changed while code ran. The process is stopped or dead. Raises `SandboxFailed`."""
+        """Copy out the files that changed while code ran. The process is stopped or dead. Raises `SandboxFailed`."""
         inside, limit = self._known[1], 2 * (self._limits.files + MORE_FILES)
         with self.inner("files") as inner:
             now = disk.scan(inner, limit)

@@ -65,14 +65,14 @@ class Ask(Struct, array_like=True):
 
 
 class RunReply(Struct, array_like=True):
-    """What became of a call; or `refused`, the message of a `SandboxFailed`."""
+    """The outcome of a call; or `refused`, the message of a `SandboxFailed`."""
 
     run: CodeRun
     refused: str = ""
 
 
 class NoMessage(Exception):
-    """What came is none of our messages."""
+    """The other process sent something that is no message of this protocol."""
 
 
 def is_of_our_user(writer: asyncio.StreamWriter) -> bool:

@@ -29,7 +29,7 @@ _FIRST_USER = 1_000_000_000
 
 
 def file_bytes(limits: CodeInterpreterSettings, room: Room) -> int:
-    """How large one file may become."""
+    """The limit of one file's size, in bytes."""
     return limits.disk_bytes if room == "memory" else max(1, limits.disk_bytes // COUNTED_FILES)
 
 

@@ -52,14 +52,15 @@ class Uses:
         self._numbers = count(1)
 
     def users(self, container_id: str) -> int:
-        """How many use it or wait for their turn, in this process."""
+        """How many requests of this process use the container or wait for their turn."""
         held = self.locks.get(container_id)
         return held.users if held is not None else 0
 
     @asynccontextmanager
     async def alone(self, container_id: str, *, patience: float = PATIENCE) -> AsyncIterator[ContainerUse]:
-        """One's turn in this process; the container is to be taken in it. Raises `InUse` when it cannot be had within
-        so many seconds."""
+        """Wait for the turn in this process; the caller then reserves the container.
+
+        `patience`: seconds to wait. Raises `InUse` when they are over."""
         held = self.locks.setdefault(container_id, _Lock())
         held.users += 1
         deadline = asyncio.get_running_loop().time() + patience

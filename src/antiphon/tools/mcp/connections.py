@@ -47,7 +47,7 @@ class Refused(Exception):
 
 
 class ServerFailed(Exception):
-    """The server could not be spoken to; `status` is its HTTP status, 0 when there was none."""
+    """The session with the server failed; `status` is its HTTP status, 0 when there was none."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -70,7 +70,7 @@ class McpConnections:
 
     @property
     def open(self) -> int:
-        """How many sessions there are."""
+        """The number of open sessions."""
         return len(self._sessions)
 
     @contextlib.asynccontextmanager
@@ -143,7 +143,7 @@ class _McpSession:
 
     @contextlib.contextmanager
     def used(self) -> Any:
-        """While it is used it is not idle."""
+        """Mark the session as in use inside the context: it is not idle."""
         self.users += 1
         if self._idle is not None:
             self._idle.cancel()

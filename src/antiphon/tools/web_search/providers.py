@@ -40,7 +40,7 @@ class WebHit:
 
 
 class UserLocation(Struct, frozen=True):
-    """About where the user is, as a request says it; what is not known is empty or None. `country` has two letters."""
+    """The user's approximate location in the request. Unknown parts are empty or None. `country` has two letters."""
 
     country: str | None = None
     region: str | None = None
