@@ -48,7 +48,7 @@ _INPUTS: dict[str, Callable[[Phase], None]] = {
 @pytest.mark.parametrize("what", _INPUTS)
 def test_a_request_that_waits_for_nothing_takes_nothing(what: str) -> None:
     core = _core()
-    with pytest.raises(ExchangeStateError, match=f"{what} in state new: nobody asked for it"):
+    with pytest.raises(ExchangeStateError, match=f"{what} in state new: the exchange did not request it"):
         _INPUTS[what](Phase(core))
     assert core.actions == [] and core.machine.state is State.NEW
 

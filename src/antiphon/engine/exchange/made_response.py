@@ -1,12 +1,17 @@
 """Sequences the phases of a response: loading, compaction, tools, model turns, end.
 
-Lives here: the order of loading, compaction, tools and answer, the turns in which the model answers, and the turn in
-which it sums the conversation up, before the answer or instead of it. Not here: what is loaded and when a compaction is
-due (`loaded_request.py`), the other phases (`running_tools.py`, `response_end.py`), the form of a compaction
-(`translation/chat/compaction.py`), how the model is called (`model_turn.py`), which input may come when (`states.py`).
+Lives here: the order of the phases, the turns in which the model answers, and the turn in which it summarizes the
+conversation. The summary comes before the answer or instead of it.
+Not here:
 
-Invariants: a conversation is compacted before tools are prepared for it, and both before the model answers; nothing of
-the turn that sums up reaches the client but the compaction, and what it cost.
+- what is loaded, and when a compaction is due (`loaded_request.py`)
+- the other phases (`running_tools.py`, `response_end.py`)
+- the format of a compaction (`translation/chat/compaction.py`)
+- how the model is called (`model_turn.py`)
+- which input each state allows (`states.py`)
+
+Invariants: The conversation is compacted before its tools are prepared, and both happen before the model answers. The
+client gets nothing of the summarizing turn but the compaction and its token usage.
 """
 
 from __future__ import annotations
@@ -37,15 +42,15 @@ from antiphon.types.items import InputItem, Message, OutputText
 
 
 class AnswerTurn(ModelTurn):
-    """The turns of one response in which the model answers; `tools` run between them. The builder of the model's words
-    is the client's."""
+    """The turns of one response in which the model answers. `tools` run between them. The builder of the client's
+    response takes the model's output."""
 
     def __init__(self, end: ResponseEnd, tools: RunningTools) -> None:
         super().__init__(end, end.builder)
         self._between = tools
 
     def begin(self, chat: ChatTranslation) -> None:
-        """Ask the model."""
+        """Call the model."""
         loaded = self.loaded
         citations = citations_of(self.response_end.turns, loaded.items)
         self.ask(chat, chat.tools, logprobs=loaded.request.logprobs, citations=citations)
@@ -56,7 +61,7 @@ class AnswerTurn(ModelTurn):
 
 
 class MadeResponse(Phase):
-    """One such response. It is a phase itself while what the request refers to is loaded."""
+    """A response that the sidecar makes with a chat model. It is the active phase while the request's objects load."""
 
     def __init__(self, core: ExchangeCore, parsed: ParsedRequest) -> None:
         super().__init__(core)
@@ -71,7 +76,7 @@ class MadeResponse(Phase):
         known.needs_drive = compacts or request.compact_threshold is not None or request.background or bool(hosted)
 
     def begin(self) -> None:
-        """Ask for what the request refers to, or go on without. Raises `ApiError`."""
+        """Request the objects that the request refers to, or continue without any. Raises `ApiError`."""
         self._loaded.begin()
 
     def receive_context(self, context: Context) -> None:
@@ -81,7 +86,7 @@ class MadeResponse(Phase):
         self._end.conclude(cut)
 
     def _proceed(self) -> None:
-        """Call the model, or have done first what must come before that. Raises `ApiError`."""
+        """Call the model, or begin the phase that must come first. Raises `ApiError`."""
         loaded = self._loaded
         self.core.phase = self
         if loaded.needs_compaction and CompactionTurn(self._end, self._proceed).begin():
@@ -96,12 +101,12 @@ class MadeResponse(Phase):
         if loaded.delivery.generate:
             self._answer.begin(chat)
         else:
-            # An answer without output, which later requests can continue.
+            # An answer without output. Later requests can continue it.
             loaded.builder.response.usage = usage_object(0, 0, 0, 0, 0, 0)
             self._end.conclude(Ending("completed"))
 
     def _go_on(self) -> None:
-        """Call the model again, with what its calls have found. Raises `ApiError`."""
+        """Call the model again, with the results of its calls. Raises `ApiError`."""
         self.core.phase = self
         chat = self._loaded.translate(self._loaded.request, self._loaded.items)
         if chat is not None:
@@ -109,8 +114,10 @@ class MadeResponse(Phase):
 
 
 class CompactionTurn(ModelTurn):
-    """One such turn. `proceed` is called when the conversation is compacted. A builder of its own takes the model's
-    words; the client's hears nothing of them."""
+    """The turn in which the model summarizes the conversation. It calls `proceed` when the conversation is compacted.
+
+    A separate builder takes the model's output, so that the client gets none of it.
+    """
 
     def __init__(self, end: ResponseEnd, proceed: Callable[[], None]) -> None:
         core, loaded = end.core, end.loaded
@@ -123,8 +130,11 @@ class CompactionTurn(ModelTurn):
         self._kept = [item_body(item) for item in kept]
 
     def begin(self) -> bool:
-        """Have the model sum up what can be summed up (files may have to be fetched first); False when there is
-        nothing. Who asked for a compaction gets one in any case. Raises `ApiError`."""
+        """Let the model summarize the conversation. Files may have to be fetched first.
+
+        Returns False when there is nothing to summarize. A client that requests a compaction gets one in any case.
+        Raises `ApiError`.
+        """
         loaded, request = self.loaded, self.loaded.request
         if self._covers and all(item.role in ("system", "developer") for _, item in self._summed):
             return False
@@ -177,5 +187,5 @@ class CompactionTurn(ModelTurn):
 
 
 def _text_of(item: Message) -> bytes:
-    """A message's text, as a fragment."""
+    """A message's text, as the inside of a JSON string."""
     return b"".join(bytes(part.text)[1:-1] for part in item.content if isinstance(part, OutputText))

@@ -1,10 +1,10 @@
-"""The routing table: which upstream serves a model, and how.
+"""Holds the routing table: which upstream serves a model, and how.
 
-Lives here: the routing table as plain values, and the choice. Not here: settings (`antiphon.config`), connections
-(`upstream/`), Envoy's routes (`envoy/routes.py`).
+Lives here: the routing table as plain values, and the choice of a route. Not here: settings (`antiphon.config`),
+connections (`upstream/`), Envoy's routes (`envoy/routes.py`).
 
-Invariant: the first rule whose pattern fits decides; the choice depends on the model's name alone. A route never
-changes; what an upstream says of itself (`ModelRoutes.learn`) makes new ones, for the requests that come then.
+Invariant: the first rule whose pattern matches decides. The choice depends only on the model's name. A route never
+changes. When an upstream reports its kind, `ModelRoutes.learn` makes new routes for later requests.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ ModelMode = Literal["translate", "native", "disabled"]
 
 @dataclass(frozen=True, slots=True)
 class ModelRoute:
-    """How a model is served: `upstream` by name; `model` is its name there, None for the same.
+    """How a model is served. `upstream` is the upstream's name. `model` is the model's name there, None for the same.
 
-    `assumed` says that neither the settings nor the host's name told the profile: the upstream may correct it, and
-    `flags` hold then too.
-    `passthrough` says that the client's Authorization goes along, `headers` which of its other headers may. `models`,
-    when not empty, are all that the upstream is to serve (by their names here or there). `fields` are further members
-    of a request that go on, `extra` what is added to every chat request unless the client says it.
-    Several upstreams have a name together, and their own in `several`: `ordered` when the first is to answer and the
-    others stand in for it.
+    `assumed`: neither the settings nor the host's name give the profile, so the upstream may correct it. `flags` then
+    still apply. `passthrough`: the call carries the client's Authorization. `headers` names the client's other headers
+    that it may carry. `models`, when not empty, limits the models that the upstream serves, by their names here or
+    there. `fields` are further request fields that are passed on. `extra` is added to every chat request, unless the
+    client sets it.
+
+    A group of upstreams has one common name in `upstream`, and the separate names in `several`. `ordered`: the first
+    one answers, and the others are its fallbacks.
     """
 
     profile: UpstreamProfile
@@ -55,15 +56,15 @@ class ModelRoute:
 
     @property
     def upstreams(self) -> tuple[str, ...]:
-        """The names of all that may get its requests."""
+        """The names of all upstreams that may get the route's requests."""
         return self.several or (self.upstream,)
 
     def fell_back(self, name: str, tried: int) -> bool:
-        """Whether this one of several has answered for another, `tried` having been asked."""
+        """Whether the upstream `name` has answered as a fallback. `tried` is the number of upstreams called."""
         return tried > 1 or (self.ordered and name != self.several[0])
 
     def serves(self, model: str) -> bool:
-        """Whether a model that goes this way exists for clients."""
+        """Whether clients can use this model on this route."""
         if self.mode == "disabled":
             return False
         return not self.models or model in self.models or self.model in self.models
@@ -71,7 +72,7 @@ class ModelRoute:
 
 @dataclass(frozen=True, slots=True)
 class ModelRule:
-    """Models whose name fits `pattern` (a glob, case matters) go this way."""
+    """Routes the models whose name matches `pattern`, a case-sensitive glob."""
 
     pattern: str
     route: ModelRoute
@@ -83,19 +84,19 @@ class ModelRule:
 
 
 def no_such_model(model: str) -> NotFound:
-    """The 404 of a model that is not served here."""
+    """The 404 for a model that this server does not serve."""
     return NotFound(
         f"The model '{model}' does not exist or you do not have access to it.", param="model", code="model_not_found"
     )
 
 
 class ModelRoutes:
-    """The rules in order, and where everything else goes."""
+    """The rules in order, and the route of all other models."""
 
     def __init__(self, default: ModelRoute, rules: tuple[ModelRule, ...] = ()) -> None:
         self.default = default
         self.rules = rules
-        # Of upstreams that serve models together, by their common name: what the first that answered is.
+        # The profile of each group of upstreams, by its name: that of the first one that reported its kind.
         self._learned: dict[str, UpstreamProfile] = {}
         self.has_native = any(rule.route.mode == "native" for rule in rules)
 
@@ -110,8 +111,11 @@ class ModelRoutes:
         )
 
     def learn(self, upstream: str, profile: UpstreamProfile) -> tuple[str, ...]:
-        """What this upstream really is: its profile wherever it was only assumed. Of several that serve a model the
-        first that is known decides; returns the names of those together of which this one turns out to differ."""
+        """Replace the assumed profile of this upstream by its real one.
+
+        In a group of upstreams the first known profile decides. Returns the names of the groups whose profile differs
+        from this upstream's.
+        """
         self.default = corrected(self.default, upstream, profile)
         differing = (
             route.upstream
@@ -128,8 +132,10 @@ class ModelRoutes:
         return told
 
     def serving(self, model: str | None, unnamed: str) -> ModelRoute:
-        """Where requests for this model go, or those that name none. Raises `ApiError` where nothing serves them;
-        `unnamed` says so where the model had to be named."""
+        """The route of this model, or of a request that names none.
+
+        Raises `ApiError` when no upstream serves it. `unnamed` is the message when the request must name a model.
+        """
         if model is None:
             if self.default.mode == "disabled":
                 raise missing_value(unnamed, "model")
@@ -140,7 +146,7 @@ class ModelRoutes:
         return route
 
     def choose(self, model: str) -> ModelRoute:
-        """The way of this model; one of mode `disabled` does not exist for clients."""
+        """The route of this model. In the mode `disabled` the model does not exist for clients."""
         for rule in self.rules:
             if fnmatchcase(model, rule.pattern):
                 return rule.route
@@ -148,7 +154,7 @@ class ModelRoutes:
 
 
 def corrected(route: ModelRoute, upstream: str, profile: UpstreamProfile) -> ModelRoute:
-    """The route with the profile that its upstream really has, where it was only assumed."""
+    """The route with the upstream's real profile, if its profile was assumed."""
     if upstream not in route.upstreams or not route.assumed:
         return route
     return replace(route, profile=with_flags(profile, route.flags), assumed=False)

@@ -1,10 +1,10 @@
-"""One model turn: the call, and the events read from its answer.
+"""Performs one model turn: requests the call, and reads events from its answer.
 
-Lives here: asking, choosing the reader of the answer, telling the metrics and the sums of usage what the call has
-taken. Not here: what is left of `max_output_tokens` (`tool_turns.py`), what the model is asked and what follows from
-its words (`made_response.py`), how bytes of an answer are read (`answer_readers.py`).
+Lives here: requesting the call, choosing the reader of the answer, and reporting the call's token usage. Not here: the
+rest of `max_output_tokens` (`tool_turns.py`), the content of the call and the use of its answer (`made_response.py`).
+Not here: how the bytes of an answer are read (`answer_readers.py`).
 
-Invariant: what a call has taken is told once, whatever its words are for.
+Invariant: each call's usage is reported once.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _NOT_OVER: Final = Ending("in_progress")
 
 
 class ModelTurn(Phase, ABC):
-    """One such turn after the other. `builder` takes the model's words."""
+    """Performs model turns, one after the other. `builder` takes the model's output."""
 
     def __init__(self, end: ResponseEnd, builder: ResponseBuilder) -> None:
         super().__init__(end.core)
         self.loaded = end.loaded
         self.response_end = end
         self.builder = builder
-        # What was asked of the model, and what of it is needed to read its answer.
+        # The parts of the call that are needed to read its answer.
         self._tools = ToolMap()
         self._logprobs = False
         self._citations: Citations | None = None
@@ -44,11 +44,11 @@ class ModelTurn(Phase, ABC):
         self._refused = BodyReader(0)
         self._size_before = 0
         self._untold = False
-        """Whether nobody was told yet what the last call has taken."""
+        """Whether the last call's usage is not reported yet."""
 
     @abstractmethod
     def ended(self, ending: Ending) -> None:
-        """The model's output is over: the turn's, or the response's."""
+        """Handle the end of the model's output. It ends the turn or the response."""
 
     def ask(
         self,
@@ -58,14 +58,14 @@ class ModelTurn(Phase, ABC):
         logprobs: bool = False,
         citations: Citations | None = None,
     ) -> None:
-        """Call the model. `tools` are those whose calls are read."""
+        """Call the model. `tools` maps the names of tools whose calls the answer may contain."""
         core = self.core
         core.phase = self
         self._tools, self._logprobs, self._citations, self._sent = tools, logprobs, citations, chat.sent
         self._size_before, self._untold = self.builder.draft.size, True
         core.ask_upstream("/chat/completions", chat.body, stream=core.known.streaming)
         if self.loaded.in_background:
-            # Its client has its answer: from here on a failure is one of the response.
+            # The client has its answer already, so a failure from here on fails the response.
             if core.known.streaming:
                 core.answer.open_stream(self.loaded.builder)
             core.answer.head_sent = True
@@ -95,7 +95,7 @@ class ModelTurn(Phase, ABC):
             if core.known.streaming:
                 core.answer.open_stream(self.loaded.builder)
         else:
-            # JSON although a stream was asked for, or something that is no answer at all: judged when it is whole.
+            # JSON although a stream was requested, or no valid answer: the reader checks the whole body at its end.
             core.call.reader = ChatBodyReader(chat, self.loaded.builder, limits.upstream_body_bytes)
             core.machine.go(State.COLLECTING)
 
@@ -124,11 +124,11 @@ class ModelTurn(Phase, ABC):
             self._over(Ending("failed", code=mapped.code or "server_error", message=mapped.message))
 
     def _end_refused(self) -> None:
-        """Of an upstream's error enough is known."""
+        """Fail with the upstream's error, of which enough is read."""
         core = self.core
         error = core.refused_upstream(self._refused.body, self._sent)
         if not core.call.status:
-            # Whoever answered instead is named in the line alone.
+            # Only the log line names the proxy that answered instead.
             core.note_failure(core.failure_of(error))
         self.fail(error)
 
@@ -145,7 +145,7 @@ class ModelTurn(Phase, ABC):
         self._tell_usage()
 
     def _over(self, cut: Ending | None) -> None:
-        """The model's output is over; `cut` says why it was broken off."""
+        """End the model's output. `cut` is the reason if it is broken off."""
         call = self.core.call
         ending = call.reader.end(cut)
         if self.core.cancelled and cut is not None:
@@ -155,11 +155,14 @@ class ModelTurn(Phase, ABC):
         self.ended(ending)
 
     def _tell_usage(self) -> None:
-        """What the call has taken. Upstreams count at the end, and some never do; whoever was not heard to the end, or
-        does not count, has worked all the same."""
+        """Report the call's usage, counted or estimated.
+
+        Upstreams return token counts at the end, and some never do. A call that is broken off, or without counts, has
+        used tokens anyway, so the sidecar estimates them.
+        """
         call, used = self.core.call, self.builder.response.usage
         if not self._untold:
-            # A response may also end between two calls.
+            # It is reported already: a response may also end between two calls.
             return
         self._untold = False
         if used is not None:

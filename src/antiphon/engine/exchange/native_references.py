@@ -1,10 +1,10 @@
-"""Finds references in a native request that a client of a shared account must not use.
+"""Refuses references in a native request that clients of a shared upstream account must not use.
 
-Lives here: the search for such names. Not here: when they are refused (`native_request.py`).
+Lives here: the search for such references. Not here: when they are refused (`native_request.py`).
 
-With a key of the gateway's and several owners, all clients share one account there, and what it keeps (responses,
-conversations, prompts, files, vector stores, containers) is everybody's who knows an id. So such requests name nothing
-of the kind.
+When the gateway uses its own key for several owners, all clients share one account at the upstream. Anyone who knows an
+id could then use the account's objects: responses, conversations, prompts, files, vector stores, containers. So such
+requests must not name any of them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _WORDS = tuple(name.encode() for name in (*_STATE, *_KEPT_THERE, "item_reference
 
 
 def refuse_references(body: bytes) -> None:
-    """Raises `InvalidRequest` when the request names something that the upstream keeps for the gateway's account."""
+    """Raise `InvalidRequest` when the request names an object that the upstream stores in the gateway's account."""
     if b"\\u" not in body and not any(word in body for word in _WORDS):
         return
     try:
-        # Every pair, not the last of each name: which one the upstream takes is not known here.
+        # Every pair, not the last of each name, because the sidecar does not know which one the upstream uses.
         request = json.loads(body, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
         raise InvalidRequest("The request body is not valid JSON.", code="invalid_json") from None
@@ -37,11 +37,11 @@ def refuse_references(body: bytes) -> None:
 
 
 class _Pairs(list[tuple[str, object]]):
-    """An object as its pairs."""
+    """A JSON object as a list of its pairs, with duplicate names."""
 
 
 def _references(value: object) -> Iterator[str]:
-    """Names under which ids of things that are kept there stand."""
+    """The names of fields that hold ids of the account's objects."""
     waiting = [value]
     while waiting:
         value = waiting.pop()

@@ -1,16 +1,17 @@
 """Passes a request through to an upstream that speaks the Responses API itself (native).
 
-Lives here: when it is refused, what is done with the answer's head, its bytes and its end, what becomes of one that
-breaks off. Not here: what the request must not name (`native_references.py`), which models are native
+Lives here: when a request is refused, the handling of the answer's head, bytes and end, and of an answer that breaks
+off. Not here: references that the request must not contain (`native_references.py`), which models are native
 (`model_routes.py`).
 
-A stream goes on at once. What is no stream waits for its end: until then a failure can be an error object.
+The sidecar passes on a stream at once. It passes on any other answer at its end, because until then it can return an
+error object for a failure.
 
-With a key of the gateway's and several owners, all clients share one account there: then the answers' headers say
-nothing of the account.
+When the gateway uses its own key for several owners, all clients share one account at the upstream. The sidecar then
+removes headers about the account from the answer.
 
-Invariants: nothing of the request is kept here; the answer's bytes are the upstream's, untouched, but for a key of ours
-in an error; nothing is put behind a stream that broke off.
+Invariants: The sidecar stores nothing of the request. It passes on the answer's bytes unchanged, except that it removes
+its own keys from an error. It appends nothing to a stream that broke off.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ _TAIL: Final = 1 << 18
 
 
 class NativeAnswer(AnswerReader):
-    """The reader of one answer; puts what the client gets into the exchange's actions.
+    """Reads one answer and appends the actions for the client.
 
-    `own` says that the account is the client's own business; `secrets` must not stand in an error.
+    `own`: the account at the upstream is the client's. `secrets` are removed from an error.
     """
 
     def __init__(
@@ -58,16 +59,16 @@ class NativeAnswer(AnswerReader):
         self._headers = end_to_end(headers) if own else of_nobody(headers)
         self._secrets = secrets
         self._left = max_bytes
-        # What is no stream is held as a whole, of a stream the end.
+        # All parts of an answer that is no stream, or the last parts of a stream.
         self._held: deque[bytes] = deque()
         self._holds = 0
         self.streamed = "text/event-stream" in (header_value(headers, "content-type") or "").lower()
-        """Whether its head and bytes go to the client as they come."""
+        """Whether the sidecar passes the head and the bytes on as they come."""
         if self.streamed:
             actions.append(SendHead(status, self._headers, streamed=True, raw=True))
 
     def receive(self, data: bytes) -> bool:
-        """More bytes; True when there are too many of them."""
+        """Take more bytes. Returns True when the answer is too large."""
         self._left -= len(data)
         if self._left < 0:
             return True
@@ -80,14 +81,14 @@ class NativeAnswer(AnswerReader):
         return False
 
     def usage(self) -> UsageObject | None:
-        """What the upstream has said of its work so far."""
+        """The usage that the upstream has reported so far, or None."""
         if self._status >= 400:
             return None
         heard = b"".join(self._held)
         return usage_of_stream(b"\n" + heard) if self.streamed else usage_of_answer(heard)
 
     def pass_end(self) -> str:
-        """It is whole; the outcome, for metrics."""
+        """End a complete answer. Returns the outcome for metrics."""
         if not self.streamed:
             body = b"".join(self._held)
             if self._status >= 400:
@@ -99,7 +100,7 @@ class NativeAnswer(AnswerReader):
 
 
 class NativeRequest(Phase):
-    """One such request; `path` is the one it came by, without its query."""
+    """A request for a native upstream. `path` is the request's path without its query."""
 
     def __init__(self, core: ExchangeCore, route: ModelRoute, model: str, path: str) -> None:
         super().__init__(core)
@@ -109,7 +110,7 @@ class NativeRequest(Phase):
         self._answer: NativeAnswer | None = None
 
     def begin(self, body: bytes) -> None:
-        """Pass it on. Raises `ApiError`."""
+        """Pass the request on. Raises `ApiError`."""
         core, model = self.core, self.core.known.model
         if not core.route.serves(model):
             raise no_such_model(model)
@@ -160,8 +161,10 @@ class NativeRequest(Phase):
         super().cancel(reason, message)
 
     def _break_off(self, fault: UpstreamError | None, error: ApiError) -> None:
-        """An HTTP error while that is possible. The bytes of a stream so far are the client's: that they are not all
-        can only be told by breaking off."""
+        """End with an HTTP error if no byte was sent, else break the stream off.
+
+        Breaking off is the only way to show the client that the stream is incomplete.
+        """
         core = self.core
         self._tell_usage()
         if fault is None or self._answer is None or not self._answer.streamed:
@@ -171,7 +174,10 @@ class NativeRequest(Phase):
         core.finish("cut")
 
     def _tell_usage(self) -> None:
-        """An upstream that speaks Responses counts by itself, or nobody does: sizes say nothing of what it keeps."""
+        """Report the usage that the upstream has returned.
+
+        The sidecar estimates none, because sizes do not include the context that the upstream stores.
+        """
         used = self._answer.usage() if self._answer is not None else None
         if used is not None:
             self.core.known.spent = used

@@ -1,6 +1,6 @@
-"""Options of every exchange, made from the settings once per process, and the paths that exchanges serve.
+"""Holds the options of every exchange, made from the settings once per process, and the paths that exchanges serve.
 
-Lives here: values, made once per process. Not here: settings themselves (`antiphon.config`), what an option leads to.
+Lives here: values only. Not here: the settings themselves (`antiphon.config`), the effect of an option.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ EXCHANGE_PATHS: Final = (RESPONSES_PATH, COMPACT_PATH, COUNT_PATH)
 
 @dataclass(frozen=True, slots=True)
 class ExchangeOptions:
-    """What settings say about every exchange; made once per process.
+    """The options that the settings give every exchange.
 
-    `routes` says where each model goes, and `sealer` seals what a client or a job carries of ours.
+    `routes` is the routing table of models. `sealer` seals the server's data that a client or a job carries.
     """
 
     routes: ModelRoutes
@@ -35,17 +35,17 @@ class ExchangeOptions:
     tool_limits: ToolSettings = field(default_factory=ToolSettings)
     times: TimeoutSettings = field(default_factory=TimeoutSettings)
     secrets: KnownSecrets = ()
-    """What must not stand in any text of an upstream's."""
+    """Secrets that the sidecar removes from every text of an upstream."""
     several_owners: bool = True
-    """Whether clients are told apart: then what one of them keeps with a native upstream is nobody else's."""
+    """Whether there are several owners. Then no client may use another's objects at a native upstream."""
     seal_credentials: bool = False
-    """Whether clients' credentials are kept, sealed, with what is queued and needs them."""
+    """Whether a queued job that needs its client's credentials stores them, sealed."""
     never_stored: frozenset[str] = frozenset()
-    """Owners whose responses are not stored, whatever a request says; `*`: all."""
+    """Owners whose responses are never stored, whatever the request's `store` is. `*`: all owners."""
     strict: bool = False
-    """Whether what nobody here knows is refused, not left out."""
+    """Whether unknown fields are refused. Otherwise the sidecar ignores them."""
     tool_types: frozenset[str] = frozenset()
-    """Types of tools that run here."""
+    """The types of hosted tools that the sidecar runs."""
 
     def stores(self, owner: str) -> bool:
         """Whether this owner's responses may be stored."""

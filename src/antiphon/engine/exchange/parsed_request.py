@@ -1,9 +1,9 @@
-"""The values of a parsed request: what the client asks for, and the route of its model.
+"""Defines the values of a parsed request: the request's fields, and the route of its model.
 
 Lives here: the values. Not here: reading them (`loaded_request.py`).
 
-msgspec makes these classes of their annotations at run time, so they stand in a module of their own, which a compiler
-of Python would leave as it is (docs/explanation/performance.md).
+msgspec builds these classes from their annotations at run time. So they have a separate module, which a compiler of
+Python leaves out (docs/explanation/performance.md).
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ from antiphon.types.request import CreateResponse
 
 
 class DeliveryOptions(Struct, frozen=True):
-    """What a door wants otherwise than usual (`ResponseExchange.generate`, `ResponseExchange.error_events`)."""
+    """The door's choices for this request (see `ResponseExchange.generate` and `ResponseExchange.error_events`)."""
 
     generate: bool = True
     error_events: bool = True
 
 
 class ParsedRequest(Struct, frozen=True):
-    """A body that was read, and where its model is. `path` is the one it came by; `queued`: it is run now, as the
-    response that was queued."""
+    """A parsed request body with the route of its model. `path` is the request's path.
+
+    `queued` is set when a worker runs the request now, as the response that was queued.
+    """
 
     request: CreateResponse
     route: ModelRoute

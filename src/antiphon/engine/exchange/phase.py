@@ -1,11 +1,11 @@
-"""The base class of an exchange's phases, and the state they share.
+"""Defines the base class of an exchange's phases, and the state that they share.
 
-Lives here: the inputs that a phase may wait for, refusing, ending, asking for a model call, following a background
-response; what doors and observers may know of the request (`Known`). Not here: the phases (`native_request.py`,
-`counted_request.py`, `queued_request.py`, and of a response that is made here `made_response.py`,
-`running_tools.py`, `response_end.py`), which input may come when (`states.py`).
+Lives here: the inputs of a phase, refusing, ending, requesting a model call, and following a background response. Also:
+the facts of the request that doors and observers read (`Known`). Not here: which input each state allows (`states.py`).
+The phases are in `native_request.py`, `counted_request.py` and `queued_request.py`. Those of a response that the
+sidecar makes are in `made_response.py`, `running_tools.py` and `response_end.py`.
 
-Invariant: `Finish` comes last and once; what is held is given back before the client hears of the end.
+Invariant: `Finish` comes last and once. The response releases what it holds before the client gets the end.
 """
 
 from __future__ import annotations
@@ -55,45 +55,48 @@ from antiphon.types.views import Manner
 
 
 class Known:
-    """What is known of a request and of its response so far, for whoever observes or performs the exchange. Each phase
-    writes what it finds out; until then a value is that of a request of which nothing will be known."""
+    """The known facts of a request and its response, for the observers and drivers of the exchange.
+
+    Each phase writes the facts that it finds. Until then a value is the default for a request about which nothing is
+    known.
+    """
 
     def __init__(self) -> None:
         self.model = ""
-        """The model asked for."""
+        """The model that the request names."""
         self.response_id = ""
         self.streaming = False
-        """Whether the client asked for an event stream of ours."""
+        """Whether the client requested an event stream that the sidecar makes."""
         self.stored = False
-        """Whether the response is to be stored."""
+        """Whether the response will be stored."""
         self.quoted = True
-        """Whether the log may have an upstream's words."""
+        """Whether the log may quote an upstream's error."""
         self.makes_response = False
-        """Whether it is for a response that this server makes."""
+        """Whether the request is for a response that this server makes."""
         self.needs_drive = False
-        """Whether Envoy cannot make the model call: there is more to it than one call and its answer."""
+        """Whether Envoy cannot make the model call, because the request needs more than one call and its answer."""
         self.replayed = False
-        """Whether its client is given what the same request made before."""
+        """Whether the client gets the response that the same request created before."""
         self.manner = Manner()
-        """How the answer is to come."""
+        """How the client wants the answer: streamed or whole, in the background or not."""
         self.tolerance: Tolerance | None = None
         self.builder: ResponseBuilder | None = None
-        """Where the response grows."""
+        """The builder of the response."""
         self.spent: UsageObject | None = None
-        """What the model's turns before the one under way have used."""
+        """The token usage of the model turns before the current one."""
         self.failure: Failure | None = None
-        """Why it failed, for the log; the first cause counts."""
+        """Why the request failed, for the log. The first cause counts."""
         self.fallback = ""
-        """Which upstream has answered for another."""
+        """The name of the upstream that answered as a fallback, or empty."""
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """What was left out of the request since nobody here knows it."""
+        """The request's unknown fields, which the sidecar ignores."""
         return tuple(self.tolerance.names) if self.tolerance is not None else ()
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """The unknown parts of the request, and the known tools that do not run here."""
+        """The request's unknown fields, and the known tools that this server does not run."""
         tools = self.tolerance.tools if self.tolerance is not None else ()
         return tuple(dict.fromkeys((*self.unknown, *tools)))
 
@@ -107,22 +110,22 @@ class Known:
 
     @property
     def output_bytes(self) -> int:
-        """What the response has grown to."""
+        """The size of the response so far, in bytes."""
         return self.builder.draft.size if self.builder is not None else 0
 
     @property
     def output_items(self) -> bytes:
-        """The items that are done, as a JSON array."""
+        """The finished output items, as a JSON array."""
         return encode(self.builder.draft.output) if self.builder is not None else b"[]"
 
     @property
     def events(self) -> int:
-        """How many events its stream has so far."""
+        """The number of events in the stream so far."""
         return self.builder.draft.number if self.builder is not None else 0
 
 
 class ModelCall:
-    """A call of an upstream, and what is known of its answer."""
+    """A call of an upstream, and the facts of its answer so far."""
 
     __slots__ = ("answered_by", "local_reply", "reader", "size", "status")
 
@@ -131,15 +134,15 @@ class ModelCall:
         """The size of the call's body."""
         self.reader = AnswerReader()
         self.status = 0
-        """What the upstream has answered; 0 when it was Envoy that did."""
+        """The status of the upstream's answer. 0: Envoy answered instead."""
         self.local_reply = ""
         """The status of Envoy's own answer, if Envoy answered instead of the upstream."""
         self.answered_by = ""
-        """Which of several upstreams has answered; empty where there is one alone."""
+        """Which of several upstreams has answered. Empty when the route has only one."""
 
 
 class ExchangeCore:
-    """What one exchange has, whatever it is at."""
+    """The state that all phases of one exchange share."""
 
     def __init__(self, options: ExchangeOptions, new_id: IdFactory, clock: Clock) -> None:
         self.options = options
@@ -151,15 +154,15 @@ class ExchangeCore:
         self.actions: list[Action] = []
         self.answer = Answering(self.actions)
         self.call = ModelCall(0)
-        """The model call under way, or the last."""
+        """The current model call, or the last one."""
         self.known = Known()
         self.phase = Phase(self)
-        """What the next input is for."""
+        """The phase that takes the next input."""
         self.observer: Observer = UNOBSERVED
-        """Who is told of model calls."""
+        """The observer that records the model calls."""
         self.cancelled = False
         self.locked = False
-        """Whether the response's conversation is locked for it."""
+        """Whether the response holds the lock of its conversation."""
         self.claimed = False
         """Whether the response may hold an idempotency key, or approvals."""
         self.keyed = False
@@ -169,22 +172,23 @@ class ExchangeCore:
 
     @property
     def upstream_name(self) -> str:
-        """Which upstream is asked, for the log: of several the one that has answered, once that is known."""
+        """The name of the called upstream, for the log. Of several, it is the one that answered, once it is known."""
         return self.call.answered_by or self.route.upstream
 
     @property
     def secrets(self) -> KnownSecrets:
-        """What must not stand in any text of the upstream's: our own keys, and the client's where it has it."""
+        """Secrets that the sidecar removes from the upstream's texts: its own keys, and a client's key that it passed
+        on."""
         secrets = self.options.secrets
         return (*secrets, *bearer_token(self.head.header("authorization"))) if self.route.passthrough else secrets
 
     def load(self, wanted: LoadContext) -> None:
-        """Ask for what the request refers to."""
+        """Request the objects that the request refers to."""
         self.machine.go(State.CONTEXT)
         self.actions.append(wanted)
 
     def ask_upstream(self, path: str, body: bytes, *, stream: bool, above: bool = False, native: bool = False) -> None:
-        """Ask for a model call."""
+        """Request a model call."""
         self.machine.go(State.CALLING)
         self.call = ModelCall(len(body))
         route, model = self.route, self.known.model
@@ -196,7 +200,7 @@ class ExchangeCore:
         self.actions.append(CallUpstream(request))
 
     def follow(self, response_id: str) -> None:
-        """The client gets what a worker writes. It may take hours: nothing is kept of what the request brought."""
+        """Send the client the events that a worker writes. It may take hours, so the exchange drops the request."""
         self.phase, self.known.builder = Phase(self), None
         self.actions.append(FollowResponse(self.head.owner, response_id))
         self.machine.go(State.FOLLOWING)
@@ -209,7 +213,10 @@ class ExchangeCore:
         self.finish("error")
 
     def refused_upstream(self, said: bytes, sent: Mapping[str, str]) -> ApiError:
-        """What is told of an upstream that refused the call with these words; `sent` as for `map_upstream_answer`."""
+        """The client's error for an upstream that refused the call. `said` is the upstream's body.
+
+        `sent` is the same as for `map_upstream_answer`.
+        """
         call, headers = self.call, self.answer.upstream
         if not call.status:
             return not_answered(call.local_reply, headers, said, self.secrets)
@@ -218,7 +225,7 @@ class ExchangeCore:
         return map_upstream_answer(call.status, headers, said, self.secrets, sent)
 
     def note_failure(self, failure: Failure) -> None:
-        """Why the request fails; the first cause counts."""
+        """Record why the request fails. The first cause counts."""
         if self.known.failure is None:
             self.known.failure = replace(failure, status=200) if self.answer.head_sent else failure
 
@@ -227,64 +234,64 @@ class ExchangeCore:
         return refusal(error, self.machine.state, self.upstream_name, self.call.status, quoted=self.known.quoted)
 
     def release(self) -> None:
-        """Nothing will be added to the conversation: others may have it, before the client hears of the end."""
+        """Release the conversation's lock, the key and the approvals, before the client gets the end."""
         if self.locked or self.claimed:
             self.locked = self.claimed = False
             self.actions.append(ReleaseConversation(self.head.owner, self.known.response_id, self.counts))
 
     def finish(self, outcome: str) -> None:
-        """The end."""
+        """End the exchange."""
         self.release()
         self.machine.go(State.DONE)
-        # Why a cancelled call ended may be known only later: its observation says so at its end.
+        # The cause of a cancelled call may be known only later. The observation records it at its end.
         if not self.cancelled:
             self.observer.call_ended()
         self.actions.append(Finish(outcome, self.known.usage, self.known.model))
 
 
 class Phase:
-    """A phase of which nothing is expected any more but its end, and the base of all others.
+    """The base class of all phases. By itself it is a phase that accepts no input and only ends.
 
-    An input that a phase does not wait for raises `ExchangeStateError`, as one does that the table forbids.
+    An input that a phase does not accept raises `ExchangeStateError`. So does one that the state table forbids.
     """
 
     def __init__(self, core: ExchangeCore) -> None:
         self.core = core
 
     def receive_context(self, context: Context) -> None:
-        """What was to be loaded. Raises `ApiError`."""
+        """Take the loaded objects. Raises `ApiError`."""
         raise self._unexpected("context")
 
     def receive_tools(self, prepared: tuple[PreparedTool, ...]) -> None:
-        """What the model is to be shown of the tools. Raises `ApiError`."""
+        """Take the hosted tools' functions for the model. Raises `ApiError`."""
         raise self._unexpected("prepared tools")
 
     def receive_tool_result(self, result: ToolResult) -> None:
-        """A call has ended."""
+        """Take the result of a hosted tool call."""
         raise self._unexpected("a tool's result")
 
     def receive_unclaimed(self, error: StoreError) -> None:
-        """The store could not claim the calls; they are not sent."""
+        """Handle a store that could not record the claim. The calls are not sent."""
         raise self._unexpected("a claim")
 
     def receive_head(self, status: int, headers: Headers) -> None:
-        """The upstream's answer begins."""
+        """Take the head of the upstream's answer."""
         raise self._unexpected("an upstream's head")
 
     def stop_reading(self) -> None:
-        """The reader wants no more of the upstream's answer, or there is no time for more."""
+        """End the upstream's answer early: the reader needs no more of it, or its time is over."""
         raise self._unexpected("an upstream's body")
 
     def receive_end(self, error: UpstreamError | None) -> None:
-        """The upstream's answer is over, or was broken off; or none came."""
+        """Handle the end of the upstream's answer. `error`: it was broken off, or none came."""
         raise self._unexpected("an upstream's end")
 
     def receive_saved(self, error: StoreError | ApiError | None) -> None:
-        """The row was written, or could not be."""
+        """Handle the outcome of the save."""
         raise self._unexpected("a saved row")
 
     def reject(self, error: ApiError) -> None:
-        """What is asked for cannot be done: an HTTP error while that is possible, else the failed path."""
+        """Fail the request: with an HTTP error while that is possible, else with a failed response."""
         if not self.core.answer.head_sent and not self.core.counts:
             self.core.refuse(error)
         else:
@@ -292,31 +299,34 @@ class Phase:
             self.end(Ending("failed", code=code, message=message, error=error))
 
     def fail(self, error: ApiError) -> None:
-        """The model call failed, or a limit was reached."""
+        """Handle a failed model call, or an exceeded limit."""
         self.reject(error)
 
     def cancel(self, reason: CancelReason, message: str) -> None:
-        """Nobody waits for it any more."""
+        """End without an answer: the client is disconnected, or the process stops."""
         self.core.finish("cancelled")
 
     def end(self, cut: Ending) -> None:
-        """The response that is made ends now, like this."""
+        """End the response now, with this ending."""
         raise self._unexpected("the end of a response")
 
     def break_off(self) -> None:
-        """Its call is not heard any further, and nothing is told of it here but what it has taken."""
+        """Stop reading the model call. Report only its usage."""
 
     def unstored_record(self) -> ResponseRecord | None:
-        """What a store would keep of a finished response that is not to be stored; None when there is no such."""
+        """The record of a finished response that will not be stored. None: there is no such response."""
         return None
 
     def _unexpected(self, what: str) -> ExchangeStateError:
-        return ExchangeStateError(f"{what} in state {self.core.machine.state.value}: nobody asked for it")
+        return ExchangeStateError(f"{what} in state {self.core.machine.state.value}: the exchange did not request it")
 
 
 def refused_for(error: ApiError | RecursionError) -> ApiError:
-    """What a request is refused for. How deep one may be nested depends on who reads it: what one reader could take in
-    may be too deep for the next, which has less of the stack left."""
+    """The client's error for this exception.
+
+    The allowed nesting depth depends on the code that reads the request. A later reader has less of the stack left, so
+    it may raise `RecursionError` for a request that an earlier one could read.
+    """
     return (
         error
         if isinstance(error, ApiError)
@@ -325,5 +335,5 @@ def refused_for(error: ApiError | RecursionError) -> ApiError:
 
 
 def whose(failure: Failure, error: UpstreamError) -> Failure:
-    """The failure, as nobody's where nobody knows whose it is."""
+    """The failure, with the fault `unknown` if the client may have caused the error by not reading its stream."""
     return replace(failure, fault="unknown") if error.fault is UpstreamFault.HELD else failure

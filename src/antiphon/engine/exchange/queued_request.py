@@ -1,9 +1,9 @@
 """Queues a background request: checks it, stores its job, and answers the client.
 
-Lives here: when it can be queued, its job and the queued response's record, what its client gets. Not here: credentials
-(`queueing.py`), running it: a worker's exchange makes the response (`made_response.py`).
+Lives here: when a request can be queued, its job, the queued response's record, and the client's answer. Not here:
+credentials (`queueing.py`). Not here: running it, because a worker's exchange makes the response (`made_response.py`).
 
-Invariant: what is wrong with a request is told now, not by a response that fails later.
+Invariant: the client gets an error of the request now, not as a response that fails later.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from antiphon.types.request import CreateResponse
 
 
 class QueuedRequest(Phase):
-    """One such request, with its body. Raises `InvalidRequest` when it cannot run without its client."""
+    """A background request, with its body. Raises `InvalidRequest` when it cannot run without its client."""
 
     def __init__(self, core: ExchangeCore, parsed: ParsedRequest, body: bytes) -> None:
         super().__init__(core)
@@ -49,10 +49,10 @@ class QueuedRequest(Phase):
         core.known.makes_response, core.known.needs_drive = parsed.delivery.generate, True
 
     def begin(self) -> None:
-        """Ask for what the request refers to, or go on without. Raises `ApiError`."""
+        """Request the objects that the request refers to, or continue without any. Raises `ApiError`."""
         core = self.core
         if core.route.passthrough and core.head.header("authorization"):
-            # Its key is not to be kept, so whether it is needed comes first.
+            # The sidecar does not store the client's key, so it first finds out whether the upstream needs one.
             self._asks_keyless = True
             core.load(LoadContext(core.head.owner, None, keyless=core.route.upstream))
         else:
@@ -68,7 +68,7 @@ class QueuedRequest(Phase):
             self._loaded.receive_context(context)
 
     def _proceed(self) -> None:
-        """Queue it. What a worker will compact is translated by that one alone."""
+        """Queue the request. If the conversation needs compaction, only the worker translates it."""
         loaded = self._loaded
         if not loaded.needs_compaction:
             chat = loaded.translate(loaded.request, loaded.items)
@@ -106,20 +106,23 @@ class QueuedRequest(Phase):
 
 
 PAYLOADS: tuple[int, ...] = (1,)
-"""The forms of a job's payload (`engine/ports/jobs.py`) that this build reads; it writes the last. Another number where
-an older build could not read it, with the one before beside it: in a rollout such jobs are waiting."""
+"""The versions of a job's payload (`engine/ports/jobs.py`) that this build reads. It writes the last one.
+
+A change that an older build cannot read gets a new number. The number before stays, because old jobs wait during a
+rollout.
+"""
 
 
 def job_needs(
     request: CreateResponse, route: ModelRoute, tool_types: frozenset[str], *, payloads: tuple[int, ...] = PAYLOADS
 ) -> tuple[str, ...]:
-    """What this request needs."""
+    """The names of everything that a worker must support to run this request."""
     tools = {f"tool:{tool.type}" for tool in hosted_tools(request, tool_types)}
     return (f"version:{payloads[-1]}", f"upstream:{route.upstream}", *sorted(tools))
 
 
 def able_to(routes: ModelRoutes, tool_types: frozenset[str], *, payloads: tuple[int, ...] = PAYLOADS) -> frozenset[str]:
-    """What a process with these routes and tools is able to."""
+    """The names of everything that a process with these routes and tools supports."""
     upstreams = {route.upstream for route in (routes.default, *(rule.route for rule in routes.rules))}
     return frozenset(
         (

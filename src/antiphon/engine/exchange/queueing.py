@@ -1,11 +1,12 @@
 """Converts a background request into a stored job, and a job back into a request for a worker.
 
-Lives here: which requests can run without their client, and the credentials that are kept with their jobs. Not here:
-the job (`queued_request.py`), who keeps and runs jobs.
+Lives here: which requests can run without their client, and the credentials that are stored with their jobs. Not here:
+the job (`queued_request.py`), the store of jobs, the workers.
 
-Invariants: no credential of a client is part of a job, but for what `background.client_credentials: seal` keeps: sealed
-for its owner, in the job's row alone, so that it goes when the response is over, cancelled or deleted. A response that
-is run again has the id and the time it was queued with. (Its input is stored once, when it is queued.)
+Invariants: A job contains no credential of a client, unless the setting is `background.client_credentials: seal`. Then
+the job's row, and nothing else, has the credentials, sealed for the owner. They are deleted when the response is over,
+cancelled or deleted. A response that runs again has its original id and creation time. Its input is stored once, when
+it is queued.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _SECRETS: Final = ("auth", "key", "token", "secret", "cookie", "password", "cred
 
 @dataclass(frozen=True, slots=True)
 class QueuedResponse:
-    """What was settled when the response was queued. `first_number` is where its stream goes on."""
+    """The values that were fixed when the response was queued. Its stream continues at `first_number`."""
 
     id: str
     created_at: float
@@ -41,10 +42,9 @@ class QueuedResponse:
 
 
 def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[ToolDeclaration], *, seals: bool) -> None:
-    """Whether the request can run without its client. `kept` are the headers that its model call takes along; `seals`:
-    credentials among them can be kept.
+    """Check that the request can run without its client. Raises `InvalidRequest` when it cannot.
 
-    Raises `InvalidRequest`.
+    `kept` are the names of headers that its model call carries. `seals`: credentials among them can be stored.
     """
     problem = ""
     for name, _ in head.headers:
@@ -64,7 +64,7 @@ def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[To
 
 
 def credentials_of(head: RequestHead, kept: frozenset[str], *, passthrough: bool, keyless: bool) -> Headers:
-    """The headers that the model call needs and nobody may keep but sealed."""
+    """The headers that the model call needs and that may only be stored sealed."""
     return tuple(
         (name, value)
         for name, value in head.headers
@@ -73,9 +73,9 @@ def credentials_of(head: RequestHead, kept: frozenset[str], *, passthrough: bool
 
 
 def check_keyless(keyless: bool | None, *, seals: bool) -> None:
-    """Whether a request with its client's own key can be queued: the upstream wants none, or the key is sealed.
+    """Check that a request with its client's key can be queued: the upstream needs no key, or the key is sealed.
 
-    Raises `ApiError`.
+    Raises `ApiError` when it cannot.
     """
     if keyless or seals:
         return
@@ -89,18 +89,18 @@ def check_keyless(keyless: bool | None, *, seals: bool) -> None:
     raise unsupported_parameter(
         "A background response runs without its client, its upstream wants a key, and this server keeps no client's "
         "credentials. Its operator can set 'background.client_credentials: seal', which keeps them encrypted until the "
-        "response is over, or give the upstream a key of its own ('upstream.auth: inject').",
+        "response is over, or give the upstream a separate key ('upstream.auth: inject').",
         "background",
     )
 
 
 def seal_headers(sealer: Sealer, owner: str, headers: Headers) -> str:
-    """The headers as a text that only this server opens, for this owner's jobs."""
+    """Seal the headers as a text that only this server can open, for this owner's jobs."""
     return sealer.seal(owner, _JOB, encode(list(headers)))
 
 
 def open_headers(sealer: Sealer, owner: str, sealed: str) -> Headers:
-    """What was sealed with a job. Raises `InvalidRequest`."""
+    """Open the headers that were sealed with a job. Raises `InvalidRequest`."""
     if not sealed:
         return ()
     try:
@@ -119,7 +119,7 @@ def is_secret(name: str) -> bool:
 
 
 def _opens(tool: ToolDeclaration) -> bool:
-    """Whether a declaration holds what opens a server; one that cannot be read is refused when it is prepared."""
+    """Whether an MCP declaration has credentials. An invalid declaration counts as one. Preparing it refuses it."""
     found = try_decode(_CREDENTIALS, tool.source)
     if found is None:
         return True

@@ -1,7 +1,7 @@
 """Ends a response: saves it, then sends its terminal event.
 
-Lives here: what is done however it ends. Not here: why it ends (the phases before this one), the form of a record
-(`stored_items.py`).
+Lives here: the steps that every end of a response takes. Not here: why it ends (the phases before this one), the form
+of a record (`stored_items.py`).
 
 Invariant: the response is saved before its terminal event is sent.
 """
@@ -32,7 +32,7 @@ _LARGE: Final = 1 << 20
 
 
 class ResponseEnd(Phase):
-    """The end of one response. `turns` are its calls of tools that run here, if there are any."""
+    """The last phase of one response. `turns` are its hosted tool calls, if there are any."""
 
     def __init__(self, loaded: LoadedRequest) -> None:
         super().__init__(loaded.core)
@@ -44,7 +44,7 @@ class ResponseEnd(Phase):
         self._unsaved: ApiError | None = None
 
     def conclude(self, ending: Ending) -> None:
-        """The response is over: the client gets what there is, then it is saved."""
+        """End the response: send the client the events so far, then save the response."""
         core, builder = self.core, self.builder
         core.phase = self
         self._ending, self._at = ending, core.clock()
@@ -60,7 +60,7 @@ class ResponseEnd(Phase):
         if core.known.streaming and not core.cancelled and (core.answer.head_sent or not failed):
             core.answer.open_stream(builder)
             core.answer.events(builder)
-        # Who gets an HTTP error never sees an id.
+        # A client that gets an HTTP error never sees the response's id.
         unseen = failed and not core.counts and not core.answer.head_sent and not core.cancelled
         if unseen or not core.known.stored:
             self._tell(ending)
@@ -69,16 +69,16 @@ class ResponseEnd(Phase):
             core.actions.append(SaveResponse(self.record(ending)))
 
     def fall_silent(self, reason: CancelReason) -> None:
-        """Nobody is there any more to read the events of the end, which hold all text several times over."""
+        """Make no more events: the client is disconnected, and the last events contain all text several times."""
         builder = self.builder
         builder.draft.mute()
         if reason is CancelReason.SHUTTING_DOWN and builder.draft.size > _LARGE and not self.core.counts:
-            # The process has a moment left for all its responses: of a large one the row alone is kept.
+            # The process has little time left for all its responses, so a large one is saved without its output.
             self.core.call.reader = AnswerReader()
             builder.draft.output.clear()
 
     def record(self, ending: Ending) -> ResponseRecord:
-        """What the store keeps of the response when it ends like this."""
+        """The record that the store gets for this end of the response."""
         core, builder, known = self.core, self.builder, self.core.known
         items, shown = self.loaded.stored_input(), self.turns.shown if self.turns is not None else {}
         owner, usage = core.head.owner, known.usage
@@ -98,7 +98,7 @@ class ResponseEnd(Phase):
         self._tell(self._ending)
 
     def _tell(self, ending: Ending) -> None:
-        """The terminal event, the JSON answer, or the error; then the end."""
+        """Send the terminal event, the JSON answer or the error, and finish."""
         core, builder, answer = self.core, self.builder, self.core.answer
         core.counts = core.counts or (ending.status != "failed" and not core.cancelled)
         core.release()
@@ -121,15 +121,15 @@ class ResponseEnd(Phase):
         core.finish(ending.status)
 
     def _naming_calls(self, error: ApiError) -> ApiError:
-        """The error, with the id of the response that has the calls."""
+        """Add the id of the response that has the tool calls to the error's message."""
         known = self.core.known
         if self.core.counts and known.stored:
             error.message = f"{error.message} The response '{known.response_id}' has its tool calls."
         return error
 
     def _compaction(self) -> bytes:
-        """What `/v1/responses/compact` answers: the latest user messages and the compaction, to begin a new chain
-        with."""
+        """The answer of `/v1/responses/compact`: the latest user messages and the compaction, with which a client
+        begins a new chain."""
         response = self.builder.response
         users = stored_input(prepare_input(latest_users(self.loaded.items), self.core.new_id))
         return encode(

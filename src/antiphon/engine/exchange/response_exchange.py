@@ -1,16 +1,21 @@
-"""The state machine of one `POST /v1/responses`, without I/O.
+"""Implements the state machine of one `POST /v1/responses`, without I/O.
 
-Lives here: the face for doors and the runner, what kind of request it is, limits; a request whose prompt is not loaded
-yet, and the answer to one that was served before. Not here: the states (`states.py`; `docs/reference/exchange.md` has
-the picture), what is done in each other phase (`phase.py` and the phases it names), translation (`translation/`),
-performing actions (`engine/running/runner.py`), and any transport. No await, no clock but the one given, no randomness
-but the ids given.
+Lives here: the interface for doors and the runner, the kind of a request, and limits. Also: a request whose prompt is
+not loaded yet, and the answer to a repeated request.
+Not here:
 
-An input that the state does not allow raises `ExchangeStateError` (a door's bug); bad bytes never raise, they become
-the failed path.
+- the states (`states.py`; `docs/reference/exchange.md` has the picture)
+- the other phases (`phase.py` and the phases it names)
+- translation (`translation/`)
+- performing actions (`engine/running/runner.py`), and any transport
 
-Invariants: `SendHead` comes once, before any `SendBody`; `Finish` comes last and once; the response is saved before
-its terminal event is sent; after `Finish` nothing is asked for any more.
+The code never awaits. Its only clock and its only source of ids are the arguments.
+
+An input that the state does not allow raises `ExchangeStateError`, because it is a door's bug. Invalid bytes never
+raise: the response fails.
+
+Invariants: `SendHead` comes once, before any `SendBody`. `Finish` comes last and once. The response is saved before its
+terminal event is sent. After `Finish` the exchange requests no action.
 """
 
 from __future__ import annotations
@@ -69,8 +74,8 @@ from antiphon.types.views import Manner
 __all__ = ["COMPACT_PATH", "COUNT_PATH", "ExchangeOptions", "ResponseExchange"]
 
 _FLOOD: Final = 256 * 1024
-# Where somebody else must act, and which limit holds there beside the whole response's. (Loading, saving and following
-# have limits of their own.)
+# The states that wait for another party, with the limit that applies in addition to the whole response's. (Loading,
+# saving and following have separate limits.)
 _TIMED: Final[dict[State, Late | None]] = {
     State.CALLING: None,
     State.RUNNING: None,
@@ -79,18 +84,21 @@ _TIMED: Final[dict[State, Late | None]] = {
     State.REFUSED: Late.ERROR_BODY,
     State.PASSING: None,
 }
-# Nothing of a response is there yet, or it is somebody else's.
+# The response has not begun, or a worker makes it.
 _UNBEGUN: Final = frozenset({State.NEW, State.CONTEXT, State.PREPARING, State.FOLLOWING})
 _OVER: Final = frozenset({State.SAVING, State.DONE})
-# Asked for with each part of a body; a member of an enumeration is looked for in its class every time.
+# Used for each part of a body. The lookup of an enumeration's member in its class costs time.
 _DATA: Final = Input.DATA
 _DONE: Final = State.DONE
 _STREAMING: Final = State.STREAMING
 
 
 class UnreadRequest(Phase):
-    """A request that names a prompt, which has to be loaded before anything else of it can be read: only its bytes and
-    the prompt's name are known. `path` is the one it came by, without its query."""
+    """A request that names a prompt that is not loaded yet.
+
+    The prompt must be loaded before the rest of the request can be read. Only the request's bytes and the prompt's name
+    are known. `path` is the request's path, without its query.
+    """
 
     def __init__(self, core: ExchangeCore, path: str, body: bytes, reference: PromptReference) -> None:
         super().__init__(core)
@@ -100,16 +108,16 @@ class UnreadRequest(Phase):
         self._reference = reference
 
     def begin(self) -> None:
-        """Ask for the prompt."""
+        """Request the prompt."""
         self.core.load(LoadContext(self.core.head.owner, None, prompt=self._reference))
 
     def template(self, context: Context) -> PromptTemplate:
-        """The prompt. Raises `ApiError` when there is none."""
+        """The prompt. Raises `ApiError` when it does not exist."""
         return prompt_of(self._reference, context)
 
 
 class ResponseExchange:
-    """One client request. Doors call `receive_*` and perform what `next_action` gives, in order."""
+    """One client request. A driver calls `receive_*` and performs the actions that `next_action` returns, in order."""
 
     def __init__(self, options: ExchangeOptions, new_id: IdFactory, clock: Clock) -> None:
         self._options = options
@@ -120,28 +128,28 @@ class ResponseExchange:
         self._watch = Watch(options.times)
         self._silent = False
         self.generate = True
-        """False: everything but the model call (a WebSocket's prewarm): the answer is complete and empty at once."""
+        """False: do everything but the model call, so that the answer is empty and complete (a WebSocket's prewarm)."""
         self.error_events = True
         """False: `response.failed` comes without the `error` event before it (which ends a turn on a WebSocket)."""
         self.request_bytes = 0
         """The size of the request's body."""
         self.hold: Hold | None = None
-        """What the request holds of its process's memory; whoever loads something for it adds to that."""
+        """The request's part of the process's memory budget. The runner adds the size of loaded objects to it."""
 
     def observe(self, observer: Observer) -> None:
-        """Tell this one of all model calls from now on."""
+        """Report all model calls from now on to this observer."""
         self._core.observer = observer
 
     # What doors and the runner read
 
     @property
     def known(self) -> Known:
-        """What is known of the request and its response."""
+        """The known facts of the request and its response."""
         return self._core.known
 
     @property
     def state(self) -> State:
-        """Where it is."""
+        """The exchange's state."""
         return self._machine.state
 
     @property
@@ -152,7 +160,7 @@ class ResponseExchange:
 
     @property
     def awaits_prompt(self) -> bool:
-        """Whether the request cannot be read before its prompt was loaded."""
+        """Whether the request's prompt must be loaded before the request can be read."""
         return self._machine.state is State.CONTEXT and isinstance(self._core.phase, UnreadRequest)
 
     @property
@@ -162,38 +170,38 @@ class ResponseExchange:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will be asked for."""
-        # A lock that is still to be given back is more than nothing, although the client has all it gets.
+        """Whether the exchange requests no further action."""
+        # Without a pending release: the client has its answer, but the lock is still held.
         return self._machine.state is _DONE and not any(isinstance(each, ReleaseConversation) for each in self._actions)
 
     @property
     def makes_response(self) -> bool:
-        """Whether the request, which was read, is for a response that this server makes."""
+        """Whether the parsed request is for a response that this server makes."""
         return self._core.known.makes_response and self.state is not State.DONE
 
     @property
     def floods(self) -> bool:
-        """Whether the upstream sends a lot without any output: others come first, until that is ended."""
+        """Whether the upstream sends many bytes without any output. Other requests then take precedence."""
         return self._core.call.reader.idle > _FLOOD
 
     def unstored_record(self) -> ResponseRecord | None:
-        """What a store would keep of a finished response that is not to be stored; None when there is no such."""
+        """The record of a finished response that will not be stored. None: there is no such response."""
         return self._core.phase.unstored_record()
 
     def actions(self) -> list[Action]:
-        """What is to be done now, in order."""
+        """Take all pending actions, in order."""
         actions = self._actions[:]
         self._actions.clear()
         return actions
 
     def next_action(self) -> Action | None:
-        """The first thing to be done now. What is not taken stays: whoever takes over finds it."""
+        """Take the first pending action, or None. The others stay pending, so another driver can take over."""
         return self._actions.pop(0) if self._actions else None
 
     # The client's side
 
     def receive_request(self, head: RequestHead, body: bytes) -> None:
-        """The whole request."""
+        """Take the whole request."""
         self._machine.receive(Input.REQUEST)
         self.request_bytes = len(body)
         self._core.head = head
@@ -201,9 +209,9 @@ class ResponseExchange:
         self._begin(path if path in (COMPACT_PATH, COUNT_PATH) else RESPONSES_PATH, body, None)
 
     def receive_job(self, job: JobRequest, owner: str, response_id: str, last_event: int) -> None:
-        """A request that was queued, to be run now: like `receive_request`, for the response there is already.
+        """Take a queued request to run it now. It is like `receive_request`, but the response exists already.
 
-        Its stream goes on behind the event number `last_event` (-1 when there is none).
+        Its stream continues after the event number `last_event` (-1 without events).
         """
         self._queued = QueuedResponse(response_id, job.created_at, last_event + 1)
         try:
@@ -216,21 +224,23 @@ class ResponseExchange:
         self.receive_request(RequestHead("POST", RESPONSES_PATH, headers, owner, job.request_id), bytes(job.body))
 
     def claim(self) -> None:
-        """The response may hold an idempotency key from now on, and asks for it to be given back at its end."""
+        """Note that the response may hold an idempotency key, so that the exchange requests its release at the end."""
         self._core.claimed = self._core.keyed = True
 
     def turn_away(self, error: ApiError) -> None:
-        """Refuse a request that was just received, before anything was done for it."""
+        """Refuse a request directly after it was received, before any action."""
         self._machine.receive(Input.TURNED_AWAY)
         self._actions.clear()
         self._core.locked = self._core.keyed = False
         self._core.refuse(error)
 
     def answer_again(self, stored: StoredResponse) -> None:
-        """The same request was served before: its client gets what was stored then. Nothing was done for it yet; one
-        whose prompt was not loaded has not even been read, and need not be."""
+        """Answer a repeated request with the stored response.
+
+        No action was performed for it yet. A request whose prompt is not loaded is not parsed, and need not be.
+        """
         core, known, phase = self._core, Known(), self._core.phase
-        # What is given again may be a background response's stream, whatever was read of the request.
+        # The stored response may be a background response with a stream.
         known.needs_drive = self.awaits_prompt or core.known.needs_drive
         known.model, known.stored = core.known.model, core.known.stored
         known.response_id, known.replayed = stored.id, True
@@ -242,7 +252,7 @@ class ResponseExchange:
         _answer_with(core, manner, stored)
 
     def receive_context(self, context: Context | ApiError) -> None:
-        """What `LoadContext` asked for, or why it could not be loaded."""
+        """Take the answer to `LoadContext`: the loaded objects, or the error."""
         self._machine.receive(Input.CONTEXT)
         core, phase = self._core, self._core.phase
         try:
@@ -258,7 +268,7 @@ class ResponseExchange:
             core.phase.reject(refused_for(error))
 
     def receive_tools(self, prepared: tuple[PreparedTool, ...] | ApiError) -> None:
-        """What the model is to be shown of the tools that run here, or why one cannot be used."""
+        """Take the answer to `PrepareTools`: the hosted tools' functions, or the error."""
         self._machine.receive(Input.PREPARED)
         try:
             if isinstance(prepared, ApiError):
@@ -268,20 +278,20 @@ class ResponseExchange:
             self._core.phase.reject(refused_for(error))
 
     def receive_tool_result(self, result: ToolResult) -> None:
-        """One of the calls of `RunTools` has ended."""
+        """Take the result of one of the calls of `RunTools`."""
         self._machine.receive(Input.TOOL)
         self._core.phase.receive_tool_result(result)
 
     def receive_unclaimed(self, error: StoreError) -> None:
-        """The store could not claim the calls of `RunTools`: none was sent."""
+        """Take the error of a store that could not claim the calls of `RunTools`. No call was sent."""
         self._machine.receive(Input.TOOL)
         self._core.phase.receive_unclaimed(error)
 
     def receive_silence(self) -> None:
-        """Nothing came for a while: allowed in every state.
+        """Handle a while without output to the client. It is allowed in every state.
 
-        A streaming client whose upstream's head is late gets its head and first events now; one whose stream is open
-        gets a comment. Else nothing goes out: what the upstream is saying may become an error, with a length.
+        A streaming client whose upstream's head is late gets the head and the first events now. A client with an open
+        stream gets a comment. Any other client gets nothing, because the upstream's answer may still become an error.
         """
         answer, known, state = self._core.answer, self._core.known, self.state
         if state is State.CALLING and known.streaming and known.builder is not None and not answer.head_sent:
@@ -290,9 +300,10 @@ class ResponseExchange:
             self._actions.append(SendBody(KEEPALIVE))
 
     def receive_time(self, at: float) -> float:
-        """What time it is, by any steady clock; allowed in every state. What has taken too long is ended.
+        """Take the monotonic time `at`, and end what exceeds its limit. It is allowed in every state.
 
-        Returns when the time is to be told again, at the latest."""
+        Returns the next deadline: the latest time for the next call.
+        """
         watch, machine = self._watch, self._machine
         while (state := machine.state) in _TIMED:
             late = watch.look(at, state, _TIMED[state], self._core.call.reader.output)
@@ -306,40 +317,42 @@ class ResponseExchange:
         return FOREVER
 
     def receive_too_much(self, error: ApiError) -> None:
-        """The client's stream has grown too large for whoever carries it; allowed in every state, like the time, and it
-        ends what the time ends."""
+        """Fail the response, because the client's stream is too large for its transport.
+
+        It is allowed in every state. It ends the same phases as a time limit does.
+        """
         self._machine.receive(Input.LIMIT)
         if self.state in _TIMED:
             self._core.phase.fail(error)
 
     def cancel(self, reason: CancelReason) -> None:
-        """The client or the upstream is gone, or the process must end; allowed in every state."""
+        """End early: the client or the upstream disconnected, or the process stops. It is allowed in every state."""
         core, state = self._core, self.state
         if state is State.DONE or core.cancelled:
             return
         self._machine.receive(Input.CANCEL)
         core.cancelled = True
         if state is State.SAVING:
-            # Everything was received: the row that is being written is the truth.
+            # The response is complete. The row that is being written decides.
             return
         ended = cancelled(reason, state, core.upstream_name)
         core.note_failure(ended)
         if state in _UNBEGUN:
-            # Whoever left follows nothing any more, not even what a door had no time to begin with.
+            # A disconnected client follows no response. A `FollowResponse` may still be pending.
             self._actions[:] = [each for each in self._actions if not isinstance(each, FollowResponse)]
             core.finish("cancelled")
         else:
             self._core.phase.cancel(reason, ended.cause)
 
     def break_off(self) -> None:
-        """It is not gone on with here, and ends elsewhere: what its call has taken so far is told."""
+        """Stop without an end, because another process continues the response. Report the call's usage so far."""
         if self.state is not State.DONE:
             self._core.phase.break_off()
 
     # The upstream's side
 
     def receive_upstream_head(self, status: int, headers: Headers) -> None:
-        """The upstream's status and headers."""
+        """Take the status and the headers of the upstream's answer."""
         self._machine.receive(Input.HEAD)
         core = self._core
         core.call.status = status
@@ -356,7 +369,7 @@ class ResponseExchange:
         core.phase.receive_head(status, headers)
 
     def _receive_source(self, name: str, tried: int) -> None:
-        """Which of several upstreams has answered, and how many were asked."""
+        """Record which of several upstreams has answered, and how many were called."""
         core, known = self._core, self._core.known
         core.call.answered_by = core.answer.answered_by = name
         if core.route.fell_back(name, tried):
@@ -366,12 +379,12 @@ class ResponseExchange:
             response.metadata = with_fallback(response.metadata, known.fallback)
 
     def receive_upstream_data(self, data: bytes) -> None:
-        """Body bytes, in any split."""
+        """Take bytes of the upstream's body, split anywhere."""
         machine, core = self._machine, self._core
         if self._silent:
             self._silent = False
             core.observer.first_data_came()
-        # For a stream the table is asked when it has ended, not for each of its chunks.
+        # The table is checked at a stream's end, not for each of its chunks.
         if machine.state is not _STREAMING:
             machine.receive(_DATA)
             if machine.state in _OVER:
@@ -382,28 +395,28 @@ class ResponseExchange:
             core.phase.stop_reading()
 
     def receive_upstream_end(self, error: UpstreamError | None = None) -> None:
-        """The body is over; `error` when it was broken off, or when there was no head at all."""
+        """Handle the end of the upstream's answer. `error`: it was broken off, or no head came."""
         self._machine.receive(Input.END)
         if self.state not in _OVER:
             self._core.observer.call_ended(error.fault.value if error is not None else "")
             self._core.phase.receive_end(error)
 
     def receive_saved(self, error: StoreError | ApiError | None = None) -> None:
-        """The row was written, or could not be."""
+        """Take the outcome of the save."""
         self._machine.receive(Input.SAVED)
-        # With the row, or by whoever could not write it.
+        # Saving has released the lock and the key, or has begun to release them.
         self._core.locked = self._core.claimed = False
         self._core.phase.receive_saved(error)
 
     def receive_followed(self) -> None:
-        """The client was sent the stream of the response that was queued, as far as this process follows it."""
+        """Handle the end of `FollowResponse`: the client got the queued response's stream, as far as possible."""
         self._machine.receive(Input.FOLLOWED)
         self._core.finish("queued")
 
     # What kind of request it is
 
     def _begin(self, path: str, body: bytes, prompt: PromptTemplate | None) -> None:
-        """Find out what the request is, and begin to serve it; `prompt` is the one it names, once it was loaded."""
+        """Find out the kind of the request, and begin to serve it. `prompt` is its prompt, once it is loaded."""
         core = self._core
         try:
             native = self._native(path, body) if prompt is None else None
@@ -420,9 +433,9 @@ class ResponseExchange:
             core.phase.reject(refused_for(error))
 
     def _native(self, path: str, body: bytes) -> NativeRequest | None:
-        """The request, when its model's upstream speaks Responses itself."""
+        """The phase for a request whose model has a native upstream, or None."""
         routes = self._options.routes
-        # A prewarm is answered here, wherever its model is: nobody else knows what it is.
+        # The sidecar answers a prewarm itself, because no upstream knows it.
         if not self.generate or not routes.has_native:
             return None
         model = read_model(body)
@@ -433,7 +446,7 @@ class ResponseExchange:
     def _translated(
         self, path: str, body: bytes, prompt: PromptTemplate | None
     ) -> CountedRequest | QueuedRequest | MadeResponse:
-        """The request, which is for a chat server. Raises `ApiError` and `PromptNotLoaded`."""
+        """The phase for a request whose model has a chat server. Raises `ApiError` and `PromptNotLoaded`."""
         core, delivery = self._core, DeliveryOptions(self.generate, self.error_events)
         parsed = parse_request(core, path, body, delivery=delivery, prompt=prompt, queued=self._queued)
         if path == COUNT_PATH:
@@ -444,8 +457,8 @@ class ResponseExchange:
 
 
 def _answer_with(core: ExchangeCore, manner: Manner, stored: StoredResponse) -> None:
-    """Give what was stored when the same request was served before, in the manner that this one asks for. Nothing is
-    done for it, and nothing stored."""
+    """Send the stored response of the same earlier request, in the manner that this request wants. Nothing is
+    stored."""
     body = whole_body(stored.body, stored.output_items)
     if not manner.stream:
         core.answer.whole(body, (REPLAYED,))

@@ -1,10 +1,10 @@
 """The state table of an exchange: its states, the inputs each allows, and the transitions.
 
-Lives here: the table, and the only place where the state changes. Not here: what is done on the way
-(`phase.py` and the phases it names). The table as a picture: `docs/reference/exchange.md`.
+Lives here: the table, and the only code that changes the state. Not here: the work in each state
+(`phase.py` and the phases it names). `docs/reference/exchange.md` shows the table as a picture.
 
-Invariant: an input that the table does not have for a state raises, and so does a transition that it does not have for
-the input under way: the first is a bug of a door, the second one of the exchange.
+Invariant: an input that the table does not allow in a state raises an error, because it is a bug of a door. A
+transition that the table does not allow for the current input raises too, because it is a bug of the exchange.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from antiphon.errors import ExchangeStateError
 
 
 class State(Enum):
-    """Where an exchange is."""
+    """The state of an exchange."""
 
     NEW = "new"
     CONTEXT = "context"
@@ -36,7 +36,7 @@ class State(Enum):
 
 
 class Input(Enum):
-    """What can happen to an exchange. (Silence changes no state, so it is none of these.)"""
+    """An input of an exchange. Silence is none of them, because it changes no state."""
 
     REQUEST = "request"
     TURNED_AWAY = "turned away"
@@ -50,14 +50,14 @@ class Input(Enum):
     SAVED = "saved"
     FOLLOWED = "followed"
     LIMIT = "limit"
-    """What time it is, or that the client's stream is too large."""
+    """The time, or the news that the client's stream is too large."""
     CANCEL = "cancel"
 
     __hash__ = object.__hash__
 
 
 _OVER: Final = frozenset({State.SAVING, State.DONE})
-"""The response is over. What is not stored is not saved."""
+"""The states after the end of a response. An unstored response skips `SAVING`."""
 _NEXT_TURN: Final = frozenset({State.RUNNING, State.CALLING, State.CONTEXT, State.PREPARING})
 """The model's turn is over, the response is not: tools run, or the conversation was compacted and goes on. Then tools
 may have to be prepared and files to be fetched, as at the beginning."""

@@ -1,13 +1,13 @@
-"""Deadlines of a response, as a whole and for each phase.
+"""Computes the deadlines of a response, for the whole and for each phase.
 
-Lives here: the marks that limits count from, and what is told when one is passed. Not here: the limits
-(`config/limits.py`), what happens then (`response_exchange.py`), timers (the runner's, the relay's): whoever performs
-an exchange tells it the time and is told when to do so again.
+Lives here: the times at which limits begin to count, and the error for a missed deadline. Not here: the limits
+(`config/limits.py`), the handling of a missed deadline (`response_exchange.py`), timers (the runner's, the relay's).
+The driver of an exchange passes in a monotonic time, and gets the next deadline back.
 
-Any steady clock will do, and it is read by others: this is arithmetic. Output is noticed when the time is told, so a
-limit on doing without it is exact to an eighth of itself.
+The code is arithmetic and reads no clock. It notices output only when the driver passes in the time. So the limit
+`no_output` is exact to one eighth of its length.
 
-Invariant: every phase in which somebody else must act has a limit of its own, and the response as a whole has one.
+Invariant: every phase that waits for another party has a deadline: a separate one, or that of the whole response.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from antiphon.errors import ApiError, UpstreamTimedOut
 
 FOREVER: Final = float("inf")
 FLOOD_PAUSE: Final = 0.02
-"""Seconds between two pieces of streams that flood, of all of them together."""
+"""Seconds between two pieces of streams that flood, for all such streams of the process together."""
 _LOOKS: Final = 8
 
 
 class Late(Enum):
-    """What has taken too long."""
+    """Which limit was exceeded."""
 
     RESPONSE = "response"
     OUTPUT = "output"
@@ -33,7 +33,7 @@ class Late(Enum):
 
 
 def too_late(late: Late, times: TimeoutSettings) -> ApiError:
-    """What is told of a response that has taken too long."""
+    """The client's error for a response that exceeds its time limit."""
     if late is Late.RESPONSE:
         return UpstreamTimedOut(
             f"The response took longer than {times.response:g} seconds (timeouts.response).", code="response_timeout"
@@ -45,7 +45,7 @@ def too_late(late: Late, times: TimeoutSettings) -> ApiError:
 
 
 class Watch:
-    """The marks of one exchange."""
+    """Tracks the deadlines of one exchange."""
 
     __slots__ = ("_began", "_limits", "_mark", "_output", "_phase", "next")
 
@@ -56,11 +56,14 @@ class Watch:
         self._output = -1
         self._mark = 0.0
         self.next = FOREVER
-        """When to look again, at the latest."""
+        """The latest time for the next call of `look`."""
 
     def look(self, at: float, phase: object, late: Late | None, output: int) -> Late | None:
-        """What has taken too long by now. `phase` is the phase the exchange is in, `late` the limit that holds in it
-        beside the response's, `output` any number that changes with the output."""
+        """Return the limit that is exceeded at the time `at`, or None.
+
+        `phase` is the exchange's phase. `late` is the limit of the phase, in addition to the response's limit. `output`
+        is any number that changes when the upstream sends output.
+        """
         limits = self._limits
         if self._began is None:
             self._began = at

@@ -1,16 +1,14 @@
-"""Hosted tool calls between two model turns: which run, in which order their items are emitted, and what the model
-reads.
+"""Decides which hosted tool calls run between two model turns, and in which order their items are emitted.
 
-Lives here: which calls run, in what order their items are emitted, what the model reads of their results, when the
-client must be asked first, and what is left of `max_output_tokens` for the next turn (estimated where the server counts
-nothing). Not here: running them (`tools/`), the turns themselves (`running_tools.py`), events
-(`translation/events/hosted_events.py`). Pure.
+Lives here: which calls run, the order of their items, the outputs for the model, and when the client must approve
+first. Also: the rest of `max_output_tokens` for the next turn, estimated when the server returns no counts. Not here:
+running the calls (`tools/`), the turns (`running_tools.py`), events (`translation/events/hosted_events.py`). Pure.
 
-Calls run at the same time, but their items are emitted one after the other, in the order of the calls: at most one item
-is open at a time. What the client is to do (a call of its own, an approval) stands among them at its place.
+Calls run in parallel, but their items are emitted one after the other, in the order of the calls. At most one item is
+open at a time. Calls of the client's functions and approval requests keep their place among them.
 
-Invariants: every call of a turn has exactly one output for the model, those that were not run included. Its next turn
-reads what the store keeps, so that later responses show it the same.
+Invariants: Each call of a turn has exactly one output for the model, even a call that did not run. The model's next
+turn reads the stored form, so that later responses show the model the same.
 """
 
 from __future__ import annotations
@@ -62,14 +60,13 @@ _UNKNOWN: Final = "This tool does not exist."
 
 
 ClientCall = tuple[CallTarget, str, str]
-"""A call of the client's own tool after a hosted call: it is emitted after that one."""
+"""A call of a client's function after a hosted call. It is emitted after the hosted one."""
 
 
 class ToolTurns:
-    """The hosted calls of one response; its conversation grows with them.
+    """The hosted tool calls of one response. They extend its conversation.
 
-    Settings and the request say how many calls may run in all turns, how many turns there may be, and how much all
-    results may take.
+    Settings and the request limit the number of calls in all turns, the number of turns, and the size of all results.
     """
 
     def __init__(self, loaded: LoadedRequest, prepared: Sequence[PreparedTool]) -> None:
@@ -79,7 +76,7 @@ class ToolTurns:
         self._builder = builder
         self._prepared = prepared
         self._seen = 0
-        """How many items the response had when the model's turn began."""
+        """The number of items that the response had when the model's turn began."""
         self._said: list[OutputItem] = []
         self._written = builder.draft.written
         self._turns_left = limits.turns
@@ -93,7 +90,7 @@ class ToolTurns:
         self._include = request.include
         self.citations = Citations(highest_mark(loaded.items))
         self.shown: dict[str, Shown] = {}
-        """What the model was shown of the items of calls that ran, by the items' ids: more than the client sees."""
+        """The outputs that the model saw of the calls that ran, by the items' ids. The client sees less."""
         self._item_ids: dict[str, str] = {}
         self._rounds = 0
         self._calls: list[tuple[CallTarget, str, str]] = []
@@ -106,7 +103,7 @@ class ToolTurns:
         self.sends = False
         """Whether a call of this turn may change something, or was approved by the client."""
         self.asks_client = False
-        """Whether the client must approve a call, or answer one of its own, so that the response ends here."""
+        """Whether the client must approve a call or run a function, so that the response ends here."""
 
     @property
     def exhausted(self) -> bool:
@@ -114,7 +111,7 @@ class ToolTurns:
         return self._left <= 0 or self._turns_left <= 0
 
     def list_tools(self) -> bool:
-        """Put out what the tools themselves begin with, where the conversation does not have it yet."""
+        """Emit the first items of the tools (MCP servers' tool lists) that the conversation does not have yet."""
         known = {label_of(item) for _, item in self._loaded.items if item.type == "mcp_list_tools"}
         listed = False
         for one in self._prepared:
@@ -129,8 +126,10 @@ class ToolTurns:
         return listed
 
     def pay(self, usage: UsageObject | None) -> None:
-        """What the turn that has ended cost of `max_output_tokens`, which is for all turns of the response: the next
-        one gets what is left. What the server does not count is estimated, at four bytes a token."""
+        """Subtract the last turn's output tokens from `max_output_tokens`, which is for all turns of the response.
+
+        Without counts from the server, the sidecar estimates four bytes a token.
+        """
         written, self._written = self._builder.draft.written - self._written, self._builder.draft.written
         request = self._loaded.request
         if request.max_output_tokens is not None:
@@ -138,14 +137,14 @@ class ToolTurns:
             request.max_output_tokens = max(0, request.max_output_tokens - cost)
 
     def take_calls(self) -> list[tuple[CallTarget, str, str]]:
-        """What the model called in the turn that has ended (tool, call id, arguments)."""
+        """The model's calls in the last turn (tool, call id, arguments)."""
         builder = self._builder
         calls = builder.take_hosted_calls()
         self._said = builder.draft.output[self._seen :]
         return calls
 
     def begin_approved(self, approved: Sequence[Approved]) -> tuple[HostedCall, ...]:
-        """The calls that the client approved, before the model's first turn."""
+        """Begin the calls that the client approved, before the model's first turn."""
         approvals = {self._new_id("call"): one for one in approved}
         calls = [(target, call_id, arguments) for call_id, (_, target, arguments) in approvals.items()]
         return self.begin(calls, {call_id: request_id for call_id, (request_id, _, _) in approvals.items()})
@@ -153,9 +152,9 @@ class ToolTurns:
     def begin(
         self, calls: list[tuple[CallTarget, str, str]], approvals: Mapping[str, str] | None = None
     ) -> tuple[HostedCall, ...]:
-        """The calls of a turn (tool, call id, arguments): those to run. The first item is open then.
+        """Begin the calls of a turn (tool, call id, arguments). Returns the calls to run, and opens the first item.
 
-        `approvals` has, by call id, the ids of the requests that the client approved.
+        `approvals` maps call ids to the ids of the approval requests that the client approved.
         """
         self._approvals = approvals = approvals or {}
         self._builder.start()
@@ -190,10 +189,10 @@ class ToolTurns:
         return tuple(running)
 
     def receive(self, result: ToolResult) -> bool:
-        """One call has ended; whether all of them have."""
+        """Take the result of one call. Returns whether all calls have ended."""
         size = _weight((result.output, result.images, result.fields))
         if size > self._room:
-            # A failure that the model reads, as any of a tool's: the response goes on with what there is.
+            # The model reads it as a failure of the tool. The response continues.
             error = {"type": "mcp_tool_execution_error", "content": [{"type": "text", "text": _TOO_MUCH}]}
             result = ToolResult(result.call_id, f"The call failed: {_TOO_MUCH}", {"error": error}, failed=True)
         else:
@@ -203,7 +202,7 @@ class ToolTurns:
         return self._open is None and not self._waiting
 
     def end_turn(self) -> bool:
-        """What was said, called and found becomes part of the conversation; whether the client must act next."""
+        """Add the turn's text, calls and results to the conversation. Returns whether the client must act next."""
         said = [item for item in self._said if isinstance(item, Message | Reasoning)]
         waits = self.asks_client or len(said) < len(self._said)
         emitted = self._builder.draft.output[self._seen :]
@@ -216,9 +215,11 @@ class ToolTurns:
         return waits
 
     def _keep(self, emitted: Sequence[OutputItem]) -> list[InputItem]:
-        """Note what the model is shown of the calls. Those that were not run have no item: they go with one that has.
+        """Record the outputs of the calls for the model. A call that did not run has no item, so its output joins that
+        of a call with an item.
 
-        Returns what is left when none has: outputs of approved calls whose tools are not there any more.
+        Returns the remaining outputs when no call has an item: those of approved calls whose tools do not exist any
+        more.
         """
         self._rounds += 1
         items = {item.id: item for item in emitted}
@@ -230,7 +231,7 @@ class ToolTurns:
                 continue
             item_id = self._item_ids.get(call_id, "")
             if target.kind is CallKind.HOSTED_TOOL_SEARCH and item_id:
-                # Its items say everything: they bring the tools.
+                # Its items have the whole result: they carry the tools.
                 search = item_id
                 continue
             left.append(self._shown_call(items.get(item_id), target, call_id, arguments, output))
@@ -243,7 +244,7 @@ class ToolTurns:
             self.shown[last].calls += tuple(left)
             return []
         if search and left:
-            # Only searches ran beside them.
+            # Only tool searches ran in this turn.
             self.shown[search] = Shown(tuple(left))
             return []
         return [
@@ -268,17 +269,17 @@ class ToolTurns:
 
     @property
     def unanswered(self) -> list[HostedItem]:
-        """The items of the calls that began, in the form for an unknown outcome."""
+        """The items of the calls that began, with an unknown outcome."""
         begun = (*self._running, *self._waiting)
         return [_unknown(item) for _, item in begun if not isinstance(item, tuple | McpApprovalRequest)]
 
     @property
     def _running(self) -> tuple[tuple[str, HostedItem], ...]:
-        """The call whose item is open."""
+        """The call whose item is open, if any."""
         return () if self._open is None else (self._open,)
 
     def drop(self) -> None:
-        """The calls of this turn are not sent."""
+        """Drop the calls of this turn. They are not sent."""
         for _, item in self._running:
             self._builder.hosted_done(_finished(item, {}, "incomplete"))
         self._waiting, self._open = [], None
@@ -287,14 +288,14 @@ class ToolTurns:
         """The response ends while tools run. Emit an item for each call that began: with its result, or with an unknown
         outcome."""
         while self._open is not None:
-            # What has its result is closed at once (`_go_on`): this has none.
+            # `_go_on` closes an item with a result at once, so this one has none.
             _, item = self._open
             self._open = None
             self._builder.hosted_done(_unknown(item))
             self._go_on()
 
     def _go_on(self) -> None:
-        """Close items whose results are there, and open the next."""
+        """Close items that have results, and open the next one."""
         while True:
             if self._open is None:
                 if not self._waiting:
@@ -322,8 +323,10 @@ class ToolTurns:
                 self._builder.hosted_done(_finished(item, fields, "failed" if result.failed else "completed"))
 
     def _end_search(self, item: HostedToolSearchCall, result: ToolResult) -> None:
-        """A search for tools is two items. One that failed has found nothing and is `incomplete`: of that the model is
-        told (`translation/chat/call_items.py`), in later requests too."""
+        """Emit the two items of a tool search. A search that failed has found nothing and is `incomplete`.
+
+        The model reads that it failed (`translation/chat/call_items.py`), in later requests too.
+        """
         found = Raw(encode(result.fields.get("tools", [])))
         status = "incomplete" if result.failed else "completed"
         output = HostedToolSearchOutput(id=self._new_id("tso"), status=status, tools=found)
@@ -332,7 +335,7 @@ class ToolTurns:
         self._builder.hosted_done(output)
 
     def _shown(self, kind: str, fields: dict[str, object]) -> dict[str, object]:
-        """The fields without those that only `include` brings."""
+        """The fields without those that the request must name in `include`."""
         shown = dict(fields)
         for name in ("results", "outputs"):
             if name in shown and f"{kind}.{name}" not in self._include:
@@ -375,14 +378,15 @@ class ToolTurns:
 
 
 def citations_of(turns: ToolTurns | None, items: Sequence[Named]) -> Citations | None:
-    """What the marks in the model's text mean; None where it was shown none."""
+    """The sources behind the marks in the model's text. None: the model saw no marks."""
     if turns is not None:
         return turns.citations
     return Citations(known) if (known := highest_mark(items)) else None
 
 
 def later_choice(choice: ToolChoice | None, *, last: bool) -> ToolChoice | None:
-    """The choice for the turns after the first: what was asked for has happened. On the `last` none may be called."""
+    """The tool choice for the turns after the first. A required call has happened. In the `last` turn none is
+    allowed."""
     if last:
         return ToolChoice("none", choice.echo if choice is not None else Raw(b'"auto"'))
     if choice is None or choice.mode != "required":
@@ -391,7 +395,7 @@ def later_choice(choice: ToolChoice | None, *, last: bool) -> ToolChoice | None:
 
 
 def _weight(value: object) -> int:
-    """About how many bytes a result takes."""
+    """The approximate size of a result in bytes."""
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode(errors="surrogatepass"))
     if isinstance(value, bytes):
@@ -424,6 +428,6 @@ def _unknown(item: HostedItem) -> HostedItem:
 
 
 def _object(arguments: str) -> Raw:
-    """What the model wrote, if it is an object."""
+    """The model's arguments, if they are a JSON object, else an empty object."""
     read = try_decode(_OBJECT, arguments)
     return raw(read or {})
