@@ -1,13 +1,13 @@
-"""Operations on background responses, whoever runs them: queue, follow, cancel, give up.
+"""Queues, cancels and ends background responses, whichever process runs them.
 
-Lives here: what a process can do to a background response whoever runs it. Not here: running one (`workers.py`),
-reading its stream (`followers.py`), what a stored body looks like (`engine/ports/stored_bodies.py`), SQL.
+Lives here: the operations that any process can perform on a background response. Not here: running one (`workers.py`),
+reading its stream (`followers.py`), the form of a stored body (`engine/ports/stored_bodies.py`), SQL.
 
-A response is cancelled in the store, in one unit with its last event. Its worker finds its job gone and drops the
-model call, within a few hundredths of a second, whatever process it is in; what it had not written yet is lost.
+A cancellation happens in the store, in one transaction with the last event. The worker notices within a few hundredths
+of a second that its job is deleted, and drops the model call. Events that it has not written yet are lost.
 
-Invariant: a response that is over never changes; of a cancellation and an end at the same time one wins, and both
-callers see which.
+Invariant: an ended response never changes. Of a cancellation and an end at the same time, one wins, and both callers
+see which.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ _PIECES = 1024
 
 
 class Background:
-    """One per process. `offer_job` is called when a response was queued here, `wake_workers` when one was ended."""
+    """The operations on background responses, once per process.
+
+    It calls `offer_job` after it has queued a response, and `wake_workers` after it has ended one.
+    """
 
     def __init__(
         self,
@@ -62,8 +65,10 @@ class Background:
         return page is not None and bool(page.pieces)
 
     async def cancel(self, owner: str, response_id: str) -> StoredResponse | None:
-        """The response, which is over now; None when there is none. Raises `InvalidRequest` for one that was not made
-        in the background."""
+        """Cancel the response and return it. None: it does not exist.
+
+        Raises `InvalidRequest` for a response that does not run in the background.
+        """
         found = await self._responses.get(owner, response_id)
         if found is not None and not is_background(found.body):
             raise InvalidRequest("Cannot cancel a synchronous response.", code="response_not_cancellable")
@@ -75,9 +80,9 @@ class Background:
     async def end(
         self, owner: str, response_id: str, status: str, *, code: str = "", message: str = "", worker: str | None = None
     ) -> bool:
-        """End the response as `cancelled`, or as `failed` for a reason; with what it has emitted whole.
+        """End the response as `cancelled`, or as `failed` with an error. It keeps the items that it emitted completely.
 
-        False when it was over, or gone, already (or is not this `worker`'s). Raises `StoreError`.
+        Returns False when it is over or deleted already, or when `worker` does not hold it. Raises `StoreError`.
         """
         for _ in range(_TRIES):
             found = await self._responses.get(owner, response_id)
@@ -99,13 +104,13 @@ class Background:
         raise InternalError("The response could not be ended: its stream goes on too fast. Try again.")
 
     async def claimed_items(self, owner: str, response_id: str) -> tuple[StoredItem, ...] | None:
-        """The output of a response that has claimed calls; None when it has claimed none."""
+        """The output of a response that has claimed calls. None: it has claimed none."""
         return await self._left.items(owner, response_id) if self._left is not None else None
 
     async def _whole_items(self, owner: str, response_id: str) -> tuple[tuple[StoredItem, ...], int] | None:
-        """The items that the stream has emitted whole, and its last event's number (-1: none); None without response.
+        """The items that the stream has emitted completely, and its last event's number (-1: none). None: no response.
 
-        Page by page: the events say everything several times over.
+        It reads page by page, because the events repeat all text several times.
         """
         items: list[StoredItem] = []
         last = -1

@@ -1,14 +1,17 @@
 """Keeps unstored responses (`store: false`) in memory for later requests on the same WebSocket.
 
 Lives here: the responses of a WebSocket that its later requests may continue, as a layer over the response store. Not
-here: when a response is kept or forgotten (`doors/http/websocket.py`), and everything durable.
+here: when a response is kept or forgotten (`doors/http/websocket.py`), and durable storage.
 
-A remembered response holds its own turn and those before it that are not stored either; what came before those is read
-from the store each time, so that a deletion there is noticed here.
+A remembered response holds its turn and the unstored turns before it. The turns before those are read from the store
+each time, so that a deletion there takes effect.
 
-Invariants: nothing in here is ever written anywhere; an owner's connection is the only reader; at most `max_bytes` of
-items are held, the oldest responses go first. All connections of a process share a `SocketMemory`: when that is full,
-the connection that was not used for longest forgets everything (its client sends the whole input again).
+Invariants:
+
+- Remembered responses are never written anywhere. Only the owner's connection reads them.
+- A connection holds at most `max_bytes` of items. The oldest responses are dropped first.
+- All connections of a process share a `SocketMemory`. When it is full, the least recently used connection forgets
+  everything. Its client then sends the whole input again.
 """
 
 from __future__ import annotations
@@ -24,7 +27,10 @@ _MAX_RESPONSES = 16
 
 @dataclass(frozen=True, slots=True)
 class _Remembered:
-    """`items` are of this turn and of the remembered ones before it; `stored` is the id that the first continued."""
+    """A remembered response. `items` are of its turn and of the remembered turns before it.
+
+    `stored` is the id of the stored response that the first of them continues.
+    """
 
     items: tuple[StoredItem, ...]
     stored: str | None
@@ -32,21 +38,21 @@ class _Remembered:
 
 
 class SocketMemory:
-    """What all connections of a process hold together: what they remember, and frames whose turn has not come."""
+    """The memory that all WebSockets of a process share: remembered responses, and frames that wait for their turn."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        # The idlest first.
+        # The least recently used first.
         self._memories: OrderedDict[ConnectionMemory, None] = OrderedDict()
 
     def used_by(self, memory: ConnectionMemory) -> None:
-        """This connection is at work: others forget before it does."""
+        """Mark this connection as used now, so that others forget before it does."""
         self._memories[memory] = None
         self._memories.move_to_end(memory)
 
     def take(self, size: int, memory: ConnectionMemory | None = None) -> bool:
-        """Hold so many bytes more, at the cost of idle connections' memories (not of this one's); False: no room."""
+        """Reserve `size` bytes. Idle connections other than this one forget for it. False: there is no room."""
         while self.used + size > self.limit:
             idlest = next((one for one in self._memories if one is not memory), None)
             if idlest is None:
@@ -56,16 +62,16 @@ class SocketMemory:
         return True
 
     def give(self, size: int) -> None:
-        """Give bytes back."""
+        """Release `size` bytes."""
         self.used -= size
 
     def leave(self, memory: ConnectionMemory) -> None:
-        """This connection remembers nothing any more."""
+        """Remove a connection that remembers nothing any more."""
         self._memories.pop(memory, None)
 
 
 class ConnectionMemory:
-    """The `History` of one connection of one owner: what it remembers first, then the one beneath."""
+    """The `History` of one connection of one owner. It reads remembered responses first, then the store."""
 
     def __init__(self, store: History, *, max_bytes: int, shared: SocketMemory | None = None) -> None:
         self._shared = shared or SocketMemory(max_bytes)
@@ -78,7 +84,7 @@ class ConnectionMemory:
         return response_id in self._known
 
     def keep(self, record: ResponseRecord) -> None:
-        """Remember this response, unless it is too large, or its history lies in a conversation that may change."""
+        """Remember this response, unless it is too large or belongs to a conversation, which may change."""
         if record.conversation_id is not None:
             return
         before = self._known.get(record.previous_response_id or "")
@@ -98,12 +104,12 @@ class ConnectionMemory:
         self._size += size
 
     def forget(self, response_id: str | None) -> None:
-        """It cannot be continued any more (a turn that continued it failed)."""
+        """Forget this response, because a turn that continued it failed. It cannot be continued any more."""
         if response_id is not None and response_id in self._known:
             self._drop(response_id)
 
     def shed(self) -> None:
-        """Forget everything: others need the room."""
+        """Forget everything, because other connections need the room."""
         for response_id in tuple(self._known):
             self._drop(response_id)
         self._shared.leave(self)
@@ -113,7 +119,7 @@ class ConnectionMemory:
         self._size -= size
         self._shared.give(size)
 
-    # What a runner asks of a history
+    # The `History` that a runner uses
 
     async def load_chain(self, owner: str, response_id: str) -> Chain | None:
         known = self._known.get(response_id)

@@ -1,8 +1,8 @@
 """Counts and times upstream calls that are not model calls of a response.
 
-Lives here: what the metrics get of them. Not here: a response's own calls (`observability/observation.py`), the call.
+Lives here: the metrics of such calls. Not here: a response's model calls (`observability/observation.py`), the call.
 
-Invariant: each call counts once, when it is over; nothing is done per part of its body.
+Invariant: each call counts once, when it is over. The code does nothing per part of its body.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from antiphon.types.transport import LOCAL_REPLY, UPSTREAM_HEADER, UpstreamFault
 
 
 class CountedUpstream:
-    """`Upstream` over another one. `operation`: what its calls are for; `name`: for one that has a name of its own."""
+    """An `Upstream` that counts the calls of another one.
+
+    `operation` is the purpose of its calls. `name` replaces the upstream's name in the metrics, when not empty.
+    """
 
     def __init__(self, beneath: Upstream, metrics: Metrics, operation: str, name: str = "") -> None:
         self._beneath = beneath
@@ -37,7 +40,7 @@ class CountedUpstream:
         try:
             async with self._beneath.call(request) as answer:
                 upstream = header_value(answer.headers, UPSTREAM_HEADER) or upstream
-                # A proxy in between answers as well, when nobody else does.
+                # A proxy answers, when the upstream does not.
                 local = header_value(answer.headers, LOCAL_REPLY)
                 status = str(answer.status) if local is None else local.partition(":")[0]
                 if local is not None and (fault := local_fault(local)) is UpstreamFault.CUT:
@@ -55,4 +58,4 @@ class CountedUpstream:
             self._metrics.upstream_called(upstream, self._operation, status, head)
 
     async def aclose(self) -> None:
-        """The one beneath is somebody else's to close."""
+        """Do nothing: the owner of the wrapped upstream closes it."""

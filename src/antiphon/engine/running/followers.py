@@ -1,14 +1,14 @@
 """Streams a background response to clients, from any process, while a worker makes it.
 
-Lives here: who waits for which response, and the loop that reads on. Not here: who writes the stream (`workers.py`),
-heads and status codes (`api/`, `engine/exchange/response_exchange.py`).
+Lives here: which client waits for which response, and the loop that reads the stream. Not here: the workers that write
+the stream (`workers.py`), heads and status codes (`api/`, `engine/exchange/response_exchange.py`).
 
-What is sent was read from the store, by followers in the writing process as well: so all of them see the same, and
-nothing that is not durable yet. In that process a wake-up follows every write; of what others write the process's
-signal watcher tells (`signal_watcher.py`).
+Followers read all events from the store, even in the process that writes them. So all clients get the same events, and
+only durable ones. In the writing process each write wakes the followers. The signal watcher (`signal_watcher.py`) wakes
+them for writes by other processes.
 
-Invariant: events come in their order and once; the stream ends with `[DONE]` exactly when the response is over. When
-the process leaves it ends without: any other process reads on from the last event's number.
+Invariant: a client gets each event once and in order. The stream ends with `[DONE]` exactly when the response is over.
+When the process stops, the stream ends without `[DONE]`. Any other process can continue after the last event's number.
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ _PIECES = 64
 
 @dataclass(eq=False)
 class _Follower:
-    """Who waits for events behind the number `after`."""
+    """A client that waits for events after the number `after`."""
 
     after: int
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Followers:
-    """One per process. `keepalive`: seconds of silence after which a comment is sent. `look`: seconds without a signal
-    after which the store is asked anyway; a safety net, which no other code relies on."""
+    """All followers of background responses in one process.
+
+    `keepalive`: seconds of silence after which a comment is sent. `look`: seconds without a signal after which the
+    store is read anyway. That is a safety net, on which no other code relies.
+    """
 
     def __init__(
         self, jobs: JobStore, signal_watcher: SignalWatcher, *, keepalive: float = 15.0, look: float = 30.0
@@ -53,11 +56,12 @@ class Followers:
 
     @property
     def count(self) -> int:
-        """How many streams are read just now."""
+        """The number of streams that clients follow at present."""
         return sum(map(len, self._followers.values()))
 
     def let_go(self) -> None:
-        """This process leaves: every stream ends after what is there of it now, and so does every later one."""
+        """Let every stream end after the events that exist now, because the process stops. It applies to later ones
+        too."""
         self._leaving = True
         for followers in self._followers.values():
             for follower in followers:
@@ -65,7 +69,7 @@ class Followers:
 
     @contextmanager
     def written_here(self, response_id: str) -> Iterator[None]:
-        """This process writes the response's stream now, and calls `changed`."""
+        """Mark that this process writes the response's stream meanwhile, and calls `changed`."""
         self._here.add(response_id)
         try:
             yield
@@ -76,15 +80,14 @@ class Followers:
                 self._signal_watcher.wake_soon()
 
     def changed(self, response_id: str) -> None:
-        """The response's stream went on, or is over."""
+        """Wake the followers: the response's stream has new events, or is over."""
         for follower in self._followers.get(response_id, ()):
             follower.news.set()
 
     async def follow(self, owner: str, response_id: str, after: int = -1) -> AsyncGenerator[bytes, None]:
-        """The events after this number, as they come, and `[DONE]`; keep-alive comments in silence. After `let_go` it
-        ends early, and without `[DONE]`.
+        """Yield the events after this number as they come, then `[DONE]`. In silence it yields keep-alive comments.
 
-        The same when the response is deleted meanwhile. Raises `StoreError`.
+        After `let_go`, or when the response is deleted, it ends early and without `[DONE]`. Raises `StoreError`.
         """
         loop = asyncio.get_running_loop()
         me = _Follower(after)
@@ -98,7 +101,7 @@ class Followers:
                 look_again = loop.time() + self._look
                 page = await self._jobs.events(owner, response_id, me.after, _PIECES)
                 if page is None:
-                    # A client's own wish, if another one's: nothing has failed.
+                    # The owner has deleted the response. It is no failure.
                     return
                 for piece in page.pieces:
                     data = piece.after(me.after)
@@ -128,14 +131,14 @@ class Followers:
             async with asyncio.timeout_at(until):
                 await me.news.wait()
 
-    # What other processes write
+    # Streams that other processes write
 
     def elsewhere(self) -> list[str]:
-        """The responses that are followed here and written by others."""
+        """The responses that this process follows and other processes write."""
         return [response_id for response_id in self._followers if response_id not in self._here]
 
     def seen(self, asked: Collection[str], progress: Mapping[str, Progress]) -> None:
-        """So far are these responses; one that is not there is gone."""
+        """Wake the followers whose responses have progressed. A response that `progress` does not have is deleted."""
         for response_id in asked:
             now = progress.get(response_id)
             for follower in self._followers.get(response_id, ()):

@@ -1,10 +1,9 @@
 """Writes a background response's stream to the store in numbered batches of whole events.
 
-Lives here: one job's batches, and when they are written. Not here: what is in the events, SQL, who reads them.
+Lives here: one job's batches, and when they are written. Not here: the content of events, SQL, the readers.
 
-Invariant: batches are written one after the other, in their order; at most one is under way, and while it cannot be
-written no more than another `ahead` bytes gather behind it. When the worker does not hold the job any more, `on_lost`
-is called and nothing is written after that.
+Invariant: batches are written in order, one at a time. While the store fails, at most `ahead` more bytes wait in
+memory. When the worker has lost the job, the stream calls `on_lost` and writes nothing after that.
 """
 
 from __future__ import annotations
@@ -24,8 +23,10 @@ _log = structlog.get_logger(__name__)
 
 
 class JobStream:
-    """The stream of one attempt. `written` is called after every batch. `add` waits while more than `ahead` bytes are
-    unwritten; a batch that could not be written is tried again after `retry` seconds."""
+    """The stream of one attempt of a job. It calls `written` after every batch.
+
+    `add` waits while more than `ahead` bytes are unwritten. The stream retries a failed batch after `retry` seconds.
+    """
 
     def __init__(
         self,
@@ -52,8 +53,10 @@ class JobStream:
         self._size = 0
         self._unwritten: EventPiece | None = None
         self.restart = True
-        """Whether nothing of this attempt was written yet: what an earlier one may have left goes then. (Whether there
-        was one cannot be told by `attempts`: one that was given back does not count.)"""
+        """Whether this attempt has written nothing yet. Its first write then deletes the events of an earlier attempt.
+
+        `attempts` does not show whether there was one, because a released attempt does not count.
+        """
         self._changed = asyncio.Event()
         self._closing = asyncio.Event()
         self._room = asyncio.Event()
@@ -62,7 +65,7 @@ class JobStream:
         self._outage = Outage(_log, "events_not_written", "events_written_again")
 
     async def add(self, data: bytes) -> None:
-        """These events come next; comments and `[DONE]` are not kept. Waits while too much is unwritten."""
+        """Add the next events, without comments and `[DONE]`. It waits while too many bytes are unwritten."""
         if data == KEEPALIVE:
             return
         data = data.removesuffix(DONE)
@@ -80,12 +83,12 @@ class JobStream:
             await self._room.wait()
 
     def hold_back(self) -> None:
-        """Write no more: the rest belongs to the response's last unit, if there is one."""
+        """Write no more. The transaction that ends the response writes the rest."""
         self._closing.set()
         self._changed.set()
 
     async def close(self) -> EventPiece | None:
-        """Write no more; what is not written yet, for whoever ends the response."""
+        """Write no more. Returns the unwritten events for the transaction that ends the response."""
         self.hold_back()
         if self._task is not None:
             await self._task
@@ -111,7 +114,7 @@ class JobStream:
         try:
             await self._write()
         finally:
-            # Nobody may wait for room that nobody makes any more.
+            # Release a waiting `add`, because no later write makes room.
             self._room.set()
 
     async def _write(self) -> None:
@@ -120,7 +123,7 @@ class JobStream:
             if self._closing.is_set():
                 return
             self._changed.clear()
-            # What could not be written is tried again as it is; meanwhile the rest waits, and so does who makes it.
+            # A failed batch is retried unchanged. Meanwhile later events wait, and so does `add`.
             piece = self._unwritten or self._take()
             pause = self._batch
             if piece is not None:

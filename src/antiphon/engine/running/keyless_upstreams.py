@@ -1,13 +1,12 @@
 """Finds out whether an upstream accepts requests without a key, and caches the answer.
 
-Lives here: the question, and its memory. Not here: what follows from the answer (`engine/exchange/queueing.py`).
+Lives here: the probe, and the cache. Not here: the use of the answer (`engine/exchange/queueing.py`).
 
-A background response runs when its client is gone, and clients' keys are not kept. A server that takes requests
-without a key (Ollama, llama.cpp, a vLLM of one's own) needs none. The question is an empty chat request: servers look
-at the key before they look at the request, while their list of models may be open to everybody. Nothing of a client
-goes along.
+A background response runs without its client, and the sidecar does not store clients' keys. A server that accepts
+requests without a key (Ollama, llama.cpp, a private vLLM) needs none. The probe is an empty chat request without any
+data of a client. Servers check the key before the request, but may list their models without a key.
 
-Invariant: only a clear answer is remembered; one question at a time for each upstream, each of bounded time.
+Invariant: only a clear answer is cached. Each upstream has one probe at a time, of bounded time.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ _log = structlog.get_logger(__name__)
 
 _REMEMBERED = 300.0
 _SECONDS = 5.0
-# Of the request, not of who sent it.
+# These mean that the request is invalid, not the key.
 _ABOUT_THE_REQUEST = frozenset({400, 404, 405, 413, 415, 422})
 _ABOUT_THE_KEY = frozenset({401, 402, 403, 407})
 
 
 class Keyless:
-    """One per process."""
+    """Probes upstreams without a key, and caches the answers for the process."""
 
     def __init__(
         self, upstream: Upstream, clock: Callable[[], float] = time.monotonic, *, seconds: float = _SECONDS
     ) -> None:
-        """`seconds`: how long an answer is waited for."""
+        """`seconds`: the time limit of a probe."""
         self._upstream = upstream
         self._clock = clock
         self._seconds = seconds
@@ -44,7 +43,7 @@ class Keyless:
         self._asking: dict[str, asyncio.Lock] = {}
 
     async def ask(self, upstream: str) -> bool | None:
-        """Whether this upstream works without a key; None when it could not be learned now."""
+        """Whether this upstream works without a key. None: the probe gave no clear answer."""
         async with self._asking.setdefault(upstream, asyncio.Lock()):
             known = self._known.get(upstream)
             if known is not None and self._clock() < known[0]:
@@ -62,13 +61,13 @@ class Keyless:
         if status in _ABOUT_THE_KEY:
             return False
         if status == 500:
-            # Some servers stumble over an empty request. They have let it in, unless they guard everything.
+            # Some servers fail with an empty request. They accepted it without a key, unless every path needs one.
             status = await self._status(upstream, "GET", "/models", b"")
             return True if 200 <= status < 300 else False if status in _ABOUT_THE_KEY else None
         return None
 
     async def _status(self, upstream: str, method: str, path: str, body: bytes) -> int:
-        """The status of the answer; 0 when there is none."""
+        """The status of the answer. 0: no answer came."""
         headers = (("content-type", "application/json"), ("accept", "application/json"))
         request = UpstreamRequest(method, path, headers, body, "", False, upstream)
         try:

@@ -1,11 +1,11 @@
-"""Loads what a request refers to: history, prompt, items and files.
+"""Loads the objects that a request refers to: history, prompt, items and files.
 
-Lives here: the stores, upstreams and limits of one runner as one value, which of them a server may lack, which of them
-an action asks, what a client is told when one cannot answer, and how much of uploaded files a request may bring. Not
-here: their faces (`engine/ports/`), what is done with what was loaded (`engine/exchange/loaded_request.py`).
+Lives here: the stores, upstreams and limits of one runner as one value (`Ports`), and which of them an action uses.
+Also: the client's error when one of them fails, and the limit of a request's uploaded files. Not here: the Protocols
+(`engine/ports/`), the use of the loaded objects (`engine/exchange/loaded_request.py`).
 
-Invariants: `Ports` are frozen, a view over another history or upstream is a copy made by `dataclasses.replace`; what
-goes wrong is a value, an `ApiError`; a file that is missing, expired or somebody else's is one error.
+Invariants: `Ports` are frozen. A view over another history or upstream is a copy by `dataclasses.replace`. A failure is
+a value, an `ApiError`. A file that is missing, expired or another owner's gives the same error.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from antiphon.types.file_kinds import FetchedFile
 
 @dataclass(frozen=True)
 class Ports:
-    """What is None is not available on this server."""
+    """The stores, upstreams and limits of one runner. A port that is None is not available on this server."""
 
     store: ResponseStore
-    """The responses that are stored, whatever history there is over them."""
+    """The store of responses, also when another history is over it."""
     upstream: Upstream
-    """What makes the model calls."""
+    """Makes the model calls."""
     _: KW_ONLY
     timeouts: TimeoutSettings
     metrics: Metrics
@@ -53,24 +53,24 @@ class Ports:
     stored_files: StoredFiles | None = None
     owner_room: OwnerQuota | None = None
     over: History | None = None
-    """A history over the store: a connection's memory, or a job's record."""
+    """A history over the store: a connection's memory, or a job's deferred record."""
     keeps_locks: bool = False
-    """Whether a response's conversation is its job's, and goes with that."""
+    """Whether the response's job holds the lock of the conversation, and releases it at its end."""
 
     @property
     def history(self) -> History:
-        """Where chains and items are read, and responses saved."""
+        """The history that loads chains and items, and saves responses."""
         return self.store if self.over is None else self.over
 
 
 class Loader:
-    """Loads from these; what is None is not available on this server."""
+    """Performs `LoadContext` actions with the stores of `ports`."""
 
     def __init__(self, ports: Ports) -> None:
         self._ports = ports
 
     async def load(self, action: LoadContext) -> Context | ApiError:
-        """What the action names, or why it cannot be had."""
+        """Load the objects that the action names. A failure is returned as an `ApiError`."""
         if action.file_urls or action.file_ids:
             return await self._load_files(action)
         if action.keyless is not None:
@@ -93,7 +93,7 @@ class Loader:
             return refused
 
     async def _load_stored(self, action: LoadContext) -> Context:
-        """What the action names in the stores. Raises `ApiError` and `StoreError`."""
+        """Load the objects that the action names from the stores. Raises `ApiError` and `StoreError`."""
         if action.approvals:
             used = await self._ports.keys.use_approvals(action.owner, action.approvals, action.lock_for)
             return Context(answered=used)
@@ -140,7 +140,7 @@ class Loader:
 
 
 def size_of(context: Context | ApiError, action: LoadContext) -> int:
-    """Bytes that are to be read and translated."""
+    """The number of loaded bytes that the exchange must read and translate."""
     if isinstance(context, ApiError):
         return 0
     history = context.conversation or (context.chain.items if context.chain is not None else ())
@@ -153,16 +153,17 @@ _SHOWN_ID = 128
 
 
 class StoredFiles:
-    """Reads files of an owner for one request at a time; `max_bytes` is what they may be together."""
+    """Reads an owner's files for one request at a time. `max_bytes` limits the size of a request's files together."""
 
     def __init__(self, files: FileStore, max_bytes: int) -> None:
         self._files = files
         self._limit = max_bytes
 
     async def load(self, owner: str, ids: tuple[str, ...]) -> dict[str, FetchedFile | ApiError]:
-        """Every id's file, or the error a client gets for it (a 400 without `param`). Raises `StoreError`.
+        """Read the file of every id. An id that fails maps to the client's error (a 400 without `param`).
 
-        A file is read once, and counted as often as it is named: that often it is sent.
+        A file is read once, but counts as often as the request names it, because it is sent that often. Raises
+        `StoreError`.
         """
         found: dict[str, FetchedFile | ApiError] = {}
         left = self._limit

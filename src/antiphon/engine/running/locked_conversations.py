@@ -1,10 +1,10 @@
 """Loads, locks and releases the conversation of a response.
 
-Lives here: what the runner does for `conversation`. Not here: the lock itself (the store), its renewal
-(`stores/leases.py`), when it is taken and given back (`engine/exchange/phase.py`).
+Lives here: the runner's work for `conversation`. Not here: the lock itself (the store), its renewal
+(`stores/leases.py`), when it is taken and released (`engine/exchange/phase.py`).
 
-Invariant: a lock that was taken here is renewed until the response was saved, was queued (its job keeps the
-conversation then), or gave it back; if all of that fails it runs out.
+Invariant: a lock that this process takes is renewed until the response is saved or queued, or releases it. A queued
+response's job then holds the lock. If all of that fails, the lease of the lock runs out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _log = structlog.get_logger(__name__)
 
 
 class LockedConversations:
-    """One per process. `create_unknown`: a conversation that does not exist is made when a response names it."""
+    """The conversations that this process has locked. `create_unknown`: create a conversation that does not exist."""
 
     def __init__(self, store: ConversationStore, leases: Leases, *, create_unknown: bool = False) -> None:
         self._store = store
@@ -31,11 +31,14 @@ class LockedConversations:
 
     @property
     def held(self) -> int:
-        """How many conversations this process holds for responses under way."""
+        """The number of conversations that this process holds for running responses."""
         return self._leases.held_in(self._store)
 
     async def load(self, action: LoadContext) -> tuple[StoredItem, ...] | None:
-        """The items of the action's conversation, or None. Raises `ApiError`, among them `ConversationLocked`."""
+        """Load the items of the action's conversation, and lock it if the action says so. None: it does not exist.
+
+        Raises `ApiError`, for example `ConversationLocked`.
+        """
         assert action.conversation is not None
         items = await self._store.load(
             action.owner,
@@ -49,22 +52,22 @@ class LockedConversations:
         return items
 
     async def find_items(self, owner: str, item_ids: Sequence[str]) -> dict[str, StoredItem]:
-        """Items that clients added to a conversation themselves, by their ids."""
+        """Load items that clients added to a conversation themselves, by their ids."""
         return await self._store.find_items(owner, item_ids)
 
     def forget(self, response_id: str) -> None:
-        """The response was saved or queued: the lock is the store's business now."""
+        """Stop renewing the lock, because the response was saved or queued. The store releases it."""
         self._leases.drop(self._store, response_id)
 
     async def aclose(self) -> None:
-        """Renew no lock any more."""
+        """Stop renewing all locks."""
         await self._leases.aclose()
 
     async def release(self, response_id: str) -> None:
-        """Give the lock back; if that is not possible, it runs out."""
+        """Release the lock. If that fails, its lease runs out."""
         self._leases.drop(self._store, response_id)
         try:
             await self._store.release(response_id)
         except StoreError as error:
-            # Whatever failed before has a line of its own.
+            # An earlier failure has a separate log line.
             _log.info("conversation_not_released", response_id=response_id, error=str(error))
