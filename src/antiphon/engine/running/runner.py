@@ -1,11 +1,11 @@
-"""Performs an exchange's actions through the ports. A response's path awaits nowhere else.
+"""Performs an exchange's actions through the ports. A response awaits I/O only here.
 
 Lives here: model calls and tools with their timers (keep-alive comments, the late head), and the clean end of a request
-whose client left. Not here: decisions (`engine/exchange/response_exchange.py`), who the client is (the doors), and how
-things are loaded (`loading.py`) and saved (`saving.py`).
+whose client disconnects. Not here: decisions (`engine/exchange/response_exchange.py`), the client's identity (the
+doors), loading (`loading.py`), saving (`saving.py`).
 
-Invariants: client-facing actions are yielded in the exchange's order; a save that was begun is finished even when the
-request's task is cancelled; an upstream call never outlives its exchange, except to read what follows `[DONE]`.
+Invariants: The runner yields client-facing actions in the exchange's order. A save that has begun is finished even when
+the request's task is cancelled. An upstream call never outlives its exchange, except to read the bytes after `[DONE]`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Work = CallUpstream | RunTools
 
 @dataclass(frozen=True)
 class _Common:
-    """What a runner and its views share: the work that outlives a request, and the turns of streams that flood."""
+    """The state that a runner and its views share: work that outlives a request, and the lock of flooding streams."""
 
     last_save: float
     saves: set[asyncio.Task[object]] = field(default_factory=set)
@@ -58,7 +58,7 @@ class _Common:
 
 
 class Runner:
-    """One for all requests that are served alike; holds no state of a request.
+    """Performs the actions of all exchanges that use the same ports. It holds no state of a request.
 
     `last_save`: seconds that a stopping process waits for the save of a response.
     """
@@ -70,13 +70,15 @@ class Runner:
         self._saver = Saver(ports, self._common.saves)
 
     def over(self, history: History, upstream: Upstream | None = None, *, keeps_locks: bool = False) -> Runner:
-        """The same runner with another history (a connection's memory over the real one), and perhaps another
-        upstream. `keeps_locks`: a response's conversation is its job's, and goes with that."""
+        """The same runner with another history (a connection's memory over the store), and perhaps another upstream.
+
+        `keeps_locks`: the response's job holds the lock of the conversation, and releases it at its end.
+        """
         upstream = upstream or self.ports.upstream
         return Runner(replace(self.ports, over=history, upstream=upstream, keeps_locks=keeps_locks), self._common)
 
     async def receive(self, exchange: ResponseExchange, head: RequestHead, body: bytes) -> None:
-        """Give the exchange its request; a large one without holding up other requests."""
+        """Pass the request to the exchange. It reads a large one in a thread, so that other requests do not wait."""
         if len(body) < LARGE:
             exchange.receive_request(head, body)
         else:
@@ -91,7 +93,7 @@ class Runner:
                 await keyed.look_up()
                 if exchange.done or exchange.known.replayed:
                     return
-            # What a prompt asks for decides who can make the model call, so it is loaded before a door looks at that.
+            # The prompt may decide whether Envoy can make the model call, so it is loaded before the door checks that.
             action = exchange.next_action()
             assert isinstance(action, LoadContext)
             await self.perform(exchange, action)
@@ -107,17 +109,17 @@ class Runner:
                 exchange.turn_away(store_refusal(error, "The stored data could not be read"))
 
     async def settle(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction | Work, None]:
-        """Perform what is pending until nothing is; yields client-facing actions and work that takes its time.
+        """Perform all pending actions. It yields client-facing actions, model calls and tool calls.
 
-        For relay: the door performs the `CallUpstream` through Envoy and feeds the exchange itself.
+        In relay mode the door performs the `CallUpstream` through Envoy, and passes its answer to the exchange.
         """
-        # One at a time: when the door fails at one, the save behind it is not lost, but left to `abandon`.
+        # One at a time: if the door fails at one, the save after it is not lost, because `abandon` performs it.
         while (action := exchange.next_action()) is not None:
             if isinstance(action, OwnAction):
                 await self.perform(exchange, action)
             elif isinstance(action, FollowResponse):
                 if exchange.hold is not None:
-                    # What it brought lies in the store, and is a worker's affair.
+                    # The request lies in the store, and a worker accounts for it.
                     exchange.hold.close()
                 followers = self.ports.background.followers
                 async with aclosing(followers.follow(action.owner, action.response_id)) as events:
@@ -128,7 +130,7 @@ class Runner:
                 yield action
 
     async def perform(self, exchange: ResponseExchange, action: OwnAction) -> None:
-        """Perform one action that is nobody else's, and tell the exchange what came of it."""
+        """Perform one action that needs no help of the door, and pass its outcome to the exchange."""
         if isinstance(action, LoadContext):
             context = await self._loader.load(action)
             size = size_of(context, action)
@@ -153,10 +155,10 @@ class Runner:
             assert_never(action)
 
     async def drive(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
-        """Perform everything, model calls included; ends after `Finish`.
+        """Perform all actions, with model calls. It ends after `Finish`.
 
-        Cancel the task (or close the generator) to stop, and call `abandon` then. One that `goes_on` is not stopped by
-        that: call `go_on` before, where it was its client who left.
+        To stop, cancel the task or close the generator, then call `abandon`. That does not stop an exchange that
+        `goes_on`. When its client disconnects, call `go_on` before.
         """
         actions = self._perform_all(exchange)
         if exchange.goes_on:
@@ -166,8 +168,10 @@ class Runner:
                 yield action
 
     async def go_on(self, exchange: ResponseExchange, stopping: Callable[[], bool]) -> Finish | None:
-        """The client disconnected: if the request continues without it, wait for its end, or until the process is
-        `stopping`; return how it ended."""
+        """Wait for the end of a request that continues without its client, or until the process is `stopping`.
+
+        Returns how it ended. None: it does not continue, or has not ended.
+        """
         return await self._common.unattended.end(exchange, stopping)
 
     async def _perform_all(self, exchange: ResponseExchange) -> AsyncGenerator[ClientAction, None]:
@@ -180,7 +184,7 @@ class Runner:
         while work is not None:
             turn, work = work, None
             run = self._call(exchange, turn) if isinstance(turn, CallUpstream) else self._run_tools(exchange, turn)
-            # Closed with this generator, not whenever it is collected: the model call ends with it.
+            # Closed with this generator, not at garbage collection, because the model call ends with it.
             async with aclosing(run) as answers:
                 async for sent in answers:
                     if isinstance(sent, CallUpstream | RunTools):
@@ -189,19 +193,24 @@ class Runner:
                     yield sent
 
     async def let_others_go_first(self) -> None:
-        """For a stream that floods: all such streams of the process together get a piece in every so many seconds."""
+        """Delay a stream that floods. All such streams of the process together get one piece every `FLOOD_PAUSE`."""
         async with self._common.floods:
             await asyncio.sleep(FLOOD_PAUSE)
 
     def forget(self, response_id: str) -> None:
-        """This process does nothing more for a response that another may go on with: the lock of its conversation is
-        not renewed any longer, and the approvals that it uses stay used."""
+        """Stop all work for a response that another process may continue.
+
+        This process renews the conversation's lock no longer. The approvals that the response uses stay used.
+        """
         self.ports.conversations.forget(response_id)
         self.ports.keys.hand_to_store(response_id)
 
     async def abandon(self, exchange: ResponseExchange, reason: CancelReason) -> None:
-        """The request ends here without its end: write the row as failed. Shielded, at most the save's timeout; while
-        the process stops, only so long that the line behind it is written in any case (`aclose` waits on)."""
+        """End a request early, and save its response as failed.
+
+        The save is shielded from cancellation and takes at most the save's timeout. While the process stops, it waits
+        at most `last_save`, so that the log line after it is written in any case. `aclose` waits for the rest.
+        """
         await self._common.unattended.stop(exchange)
         if exchange.done:
             return
@@ -222,17 +231,17 @@ class Runner:
             task.add_done_callback(look_at)
 
     async def finish(self) -> None:
-        """Wait for saves that outlived their requests; at most the save's time, twice."""
+        """Wait for saves that outlive their requests, at most twice the save's timeout."""
         await self._saver.finish()
 
     async def aclose(self) -> None:
-        """Finish, and renew nothing any more of what the process holds: this is its last runner."""
+        """Wait for saves, and stop renewing all leases of the process. Call it on the last runner."""
         await self._saver.aclose()
 
     async def _run_tools(
         self, exchange: ResponseExchange, action: RunTools
     ) -> AsyncGenerator[ClientAction | Work, None]:
-        """The hosted calls of one turn, all at once; what follows, if anything, comes last."""
+        """Run the hosted calls of one turn in parallel. The next model call, if any, comes last."""
         if action.claim is not None:
             unclaimed = await self._saver.claim_calls(action.claim, stored=exchange.known.stored)
             if unclaimed is not None:
@@ -266,15 +275,15 @@ class Runner:
                 await asyncio.wait(running)
 
     async def _call(self, exchange: ResponseExchange, call: CallUpstream) -> AsyncGenerator[ClientAction | Work, None]:
-        """One model call: head, body, end; with a driven stream's timers. What follows, if anything, comes last."""
+        """Perform one model call (head, body, end), with the timers of a stream. The next call, if any, comes last."""
         pump = UpstreamPump(
             self.ports.upstream, call, lambda: self.let_others_go_first() if exchange.floods else asyncio.sleep(0)
         )
         clock = asyncio.get_running_loop().time
         try:
             pump.start()
-            # When the exchange is to be told the time, and when the client has heard nothing for too long: an upstream
-            # that goes on with nothing in it is silence to the client.
+            # `told`: the exchange's next deadline. `quiet`: when the client has got nothing for too long. An upstream
+            # that sends bytes without output is silence to the client.
             told = exchange.receive_time(clock())
             quiet = clock() + self.ports.timeouts.head_wait
             while not exchange.done:
@@ -293,7 +302,7 @@ class Runner:
                         exchange.receive_upstream_data(event)
                     elif isinstance(event, SendHead):
                         exchange.receive_upstream_head(event.status, event.headers)
-                        # Other limits hold from now on.
+                        # Other limits apply from now on.
                         told = exchange.receive_time(now)
                         quiet = min(quiet, now + self.ports.timeouts.keepalive)
                     else:

@@ -1,11 +1,10 @@
-"""Watches for changes by other processes that this process waits for.
+"""Polls the store for changes by other processes, to streams that clients follow and to jobs that run here.
 
-Lives here: the one task of a process that looks, while anything is followed or runs here, and what is done with news.
-Not here: reading streams (`followers.py`), running jobs (`workers.py`), how a store hears of others (`stores/`), when
-workers ask for jobs (`workers.py`).
+Lives here: the one polling task of a process, and the handling of news. Not here: reading streams (`followers.py`),
+running jobs and when workers claim them (`workers.py`), how a store receives notifications (`stores/`).
 
-Invariants: one look at a time, for everything that is waited for; however much is heard, it makes no two looks within
-`_APART` seconds; nothing is asked while nothing is waited for.
+Invariants: One poll covers all streams and jobs, and there is one poll at a time. However much news comes, two polls
+for it are at least `_APART` seconds apart. The task does not poll while nothing waits.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _LONGEST_AFTER_FAILURE = 1.0
 
 
 class SignalWatcher:
-    """One per process; `following` and `holding` say so themselves."""
+    """The polling task of a process. The followers and the workers register as `following` and `holding`."""
 
     def __init__(self, signals: Signals) -> None:
         self.signals = signals
@@ -45,23 +44,22 @@ class SignalWatcher:
         self._outage = Outage(_log, "progress_not_read", "progress_read_again")
 
     def start(self) -> None:
-        """Hear news from now on."""
+        """Receive news from now on."""
         self.signals.listen(self.hear)
 
     @property
     def watching(self) -> bool:
-        """Whether its task runs."""
+        """Whether the polling task runs."""
         return self._task is not None and not self._task.done()
 
     def wake(self) -> None:
-        """What is waited for may have changed by what this process did: look at once."""
+        """Poll at once, because this process itself may have changed a stream or a job."""
         self._woken.set()
         if not self.watching and any(self._waits_for()):
             self._task = asyncio.get_running_loop().create_task(self._look_on())
 
     def wake_soon(self) -> None:
-        """Something more is waited for, or others did something to it: look in a moment, once for all that is said
-        meanwhile."""
+        """Poll in a moment, because there is a new follower or job, or news. One poll serves all calls meanwhile."""
         if self._soon is None:
             loop = asyncio.get_running_loop()
             self._soon = loop.call_at(max(loop.time(), self._looked_at + _APART), self._wake_now)
@@ -71,7 +69,7 @@ class SignalWatcher:
         self.wake()
 
     def hear(self, news: News) -> None:
-        """Another process has said this."""
+        """Handle news from another process."""
         if self.following is not None:
             for response_id in news.responses:
                 self.following.changed(response_id)

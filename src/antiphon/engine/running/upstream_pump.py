@@ -1,10 +1,10 @@
 """Reads an upstream's answer ahead into a bounded queue and hands it out in parts.
 
-Lives here: the task that reads, its bounded queue, and whose turn it is when an upstream floods. Not here: what the
-parts mean (`engine/exchange/response_exchange.py`) and how long they are waited for (`runner.py`).
+Lives here: the task that reads, its bounded queue, and the turns of other requests when an upstream floods. Not here:
+the meaning of the parts (`engine/exchange/response_exchange.py`), and how long the runner waits for them (`runner.py`).
 
-Invariants: an upstream call never outlives its pump, except to read what follows `[DONE]`; no more than so many parts
-wait, they come out in the order in which they were put, and nothing is lost when a wait ends without a part.
+Invariants: An upstream call never outlives its pump, except to read the bytes after `[DONE]`. The queue is bounded and
+keeps the order of the parts. No part is lost when a wait ends without one.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Part = TypeVar("Part")
 
 
 class PartQueue(Generic[Part]):
-    """For one task that puts and one that gets, which waits for a limited time.
+    """A bounded queue for one task that puts and one that gets. The getter waits for a limited time.
 
-    `asyncio.Queue` with `asyncio.timeout` around it makes a timer, cancels it and asks for the current task at every
-    part of every stream. Here one timer is kept for all waits: it looks when it runs out whether the wait is over, and
-    otherwise goes on for the rest.
+    `asyncio.Queue` with `asyncio.timeout` creates and cancels a timer for every part of every stream. This queue has
+    one timer for all waits. When the timer fires, it checks whether the wait is over. If not, it starts again for the
+    rest of the time.
     """
 
     __slots__ = ("_given_until", "_parts", "_room", "_size", "_timer", "_waiter")
@@ -58,7 +58,7 @@ class PartQueue(Generic[Part]):
             self._waiter.set_result(True)
 
     async def get(self, seconds: float) -> Part:
-        """The next part. Raises `TimeoutError` when none comes for so many seconds."""
+        """Take the next part. Raises `TimeoutError` when none comes within `seconds`."""
         if not self._parts and not await self._wait(seconds):
             raise TimeoutError
         part = self._parts.popleft()
@@ -66,12 +66,12 @@ class PartQueue(Generic[Part]):
         return part
 
     def clear(self) -> None:
-        """Drop what waits; more may be put."""
+        """Drop all waiting parts. More may be put afterwards."""
         self._parts.clear()
         self._make_room()
 
     def close(self) -> None:
-        """Nothing will be waited for any more."""
+        """Stop the timer. No further wait may follow."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -106,10 +106,10 @@ class PartQueue(Generic[Part]):
 
 
 class UpstreamPump:
-    """Reads one upstream answer in a task of its own, a bounded number of parts ahead.
+    """Reads one upstream answer in a separate task, a bounded number of parts ahead.
 
-    A task, so that a timer can run out without cancelling the read. What is there already is handed out in pieces, and
-    others have their turn after each: an upstream that floods us costs them little.
+    With a separate task, a timer can end a wait without cancelling the read. The pump hands out large parts in pieces,
+    and lets other requests run after each piece. So an upstream that floods delays them only a little.
     """
 
     _AHEAD = 16
@@ -122,14 +122,14 @@ class UpstreamPump:
         *,
         piece: int = 32 * 1024,
     ) -> None:
-        """`others` lets other requests have their turn, after every `piece` bytes."""
+        """`others` lets other requests run, after every `piece` bytes."""
         self._piece_bytes = piece
         self._upstream = upstream
         self._call = call
         self._others = others
         self._queue: PartQueue[SendHead | bytes | UpstreamError | None] = PartQueue(self._AHEAD)
         self._task: asyncio.Task[None] | None = None
-        # What is left of a large part, and how much was handed out since the others had their turn.
+        # The rest of a large part, and the bytes handed out since other requests ran.
         self._rest = b""
         self._at = 0
         self._taken = 0
@@ -139,7 +139,7 @@ class UpstreamPump:
         self._task = asyncio.get_running_loop().create_task(self._read())
 
     async def next(self, seconds: float) -> SendHead | bytes | UpstreamError | None:
-        """The next part: the head, bytes, then None or an error. Raises TimeoutError."""
+        """Take the next part: the head, bytes, then None or an error. Raises `TimeoutError`."""
         if self._taken >= self._piece_bytes:
             self._taken = 0
             await self._others()
@@ -154,7 +154,7 @@ class UpstreamPump:
         return event
 
     def _piece(self) -> bytes:
-        """Some of a large part, whole events where that is possible."""
+        """Cut a piece from a large part, at the end of an event where possible."""
         rest, at = self._rest, self._at
         limit = at + self._piece_bytes
         end = rest.rfind(b"\n\n", at, limit) + 2 if limit < len(rest) else len(rest)
@@ -166,8 +166,8 @@ class UpstreamPump:
         return piece
 
     async def stop(self, *, whole: bool) -> None:
-        """End the call; when the answer was `whole`, what follows `[DONE]` may still be read (briefly)."""
-        # A task that was cancelled holds its frames, and these hold us: whoever keeps it keeps the whole answer.
+        """End the call. After a `whole` answer, the task may briefly read the bytes after `[DONE]`."""
+        # A cancelled task holds its frames, and they hold this pump. Dropping the task frees the answer's memory.
         self._queue.close()
         task, self._task = self._task, None
         if task is None or task.done():
@@ -177,7 +177,7 @@ class UpstreamPump:
                 self._queue.clear()
                 await asyncio.wait({task}, timeout=0.05)
         finally:
-            # Also when we are cancelled while we wait: Envoy ends its call as soon as it has the answer's end.
+            # Also when this task is cancelled meanwhile: Envoy ends its call as soon as it has the answer's end.
             task.cancel()
             await asyncio.wait({task})
 

@@ -1,12 +1,12 @@
 """Retries model calls of background responses while their upstream cannot be reached.
 
-Lives here: when a background response's model call is made again. Not here: calls that a client waits for (they fail at
-once), and anything that the upstream itself answered.
+Lives here: when a background response's model call is retried. Not here: calls that a client waits for, which fail at
+once, and answers of the upstream itself.
 
-Behind Envoy an upstream that cannot be reached shows as an answer of Envoy's own; without it as a call that failed.
+With Envoy, an unreachable upstream shows as an answer by Envoy. Without Envoy, the call fails.
 
-Invariant: a call is made again only if the upstream gave no answer at all; each is counted, and the first twenty of
-those that were made for nothing have lines.
+Invariant: a call is retried only if the upstream returned no answer. The metrics count each call. The first twenty
+failed calls have a log line each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from antiphon.types.transport import Headers, UpstreamFault
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _ENVOYS_STATUSES = frozenset({502, 503})
 _NOBODYS = frozenset({"upstream_unreachable", "endpoint_picker_unavailable", "no_endpoint_picked"})
-"""What Envoy answers with where no server was asked."""
+"""The error codes of Envoy's answers when it reached no server."""
 _LARGEST_REPLY = 4096
 _MOST_LINES = 20
 _log = structlog.get_logger(__name__)
@@ -36,7 +36,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass
 class _Read:
-    """An answer of which the beginning was read already."""
+    """An answer whose beginning is read already."""
 
     status: int
     headers: Headers
@@ -51,7 +51,7 @@ class _Read:
 
 
 class PatientUpstream:
-    """An upstream that is asked again for some seconds while it cannot be reached. Each pause is twice the one before,
+    """An upstream whose calls are retried for some seconds while it is unreachable. Each pause is twice the one before,
     up to `_LONGEST_PAUSE` seconds."""
 
     def __init__(
@@ -62,11 +62,11 @@ class PatientUpstream:
         self._metrics = metrics
         self._response_id = response_id
         self.failed_at: float | None = None
-        """When a call failed in transport for good (by the event loop's time); None: none did."""
+        """When a call finally failed in transport, by the event loop's clock. None: none did."""
 
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
-        """Make the call, and make it again until there is an answer or the time is over."""
+        """Make the call, and retry it until there is an answer or the time is over."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + self._seconds
         pause = _FIRST_PAUSE
@@ -97,7 +97,7 @@ class PatientUpstream:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _tell(self, request: UpstreamRequest, attempt: int, pause: float, cause: str) -> None:
-        """A call was made for nothing."""
+        """Count and log a failed call."""
         if self._metrics is not None:
             self._metrics.upstream_called(request.upstream, "responses", UpstreamFault.UNREACHABLE.value, None)
         if attempt > _MOST_LINES:
@@ -114,11 +114,11 @@ class PatientUpstream:
         )
 
     async def aclose(self) -> None:
-        """The upstream is the process's to close."""
+        """Do nothing: the process closes the upstream."""
 
 
 async def _unless_unreachable(answer: UpstreamAnswer) -> UpstreamAnswer | None:
-    """The answer, or None when it is Envoy's, for an upstream that cannot be reached."""
+    """The answer, or None when Envoy sent it because the upstream is unreachable."""
     parts: list[bytes] = []
     rest = answer.body()
     size = 0

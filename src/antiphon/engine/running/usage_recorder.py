@@ -1,10 +1,12 @@
 """Sums the usage of model calls in memory and writes the sums once a second.
 
-Lives here: the `UsageLedger` of a process. Not here: the sums that are kept (`stores/owner_usage.py`), prices.
+Lives here: the `UsageLedger` of a process. Not here: the stored sums (`stores/owner_usage.py`), prices.
 
-A write for each call would double what an unstored response costs, so sums are written together. Invariants: nobody
-waits for a note; a sum that could not be written is written later, never twice; at most `most` different sums wait,
-and what finds no room is told in a line with its numbers. A process that is killed loses the last second.
+A write for each call would double the cost of an unstored response, so the recorder writes sums together. A process
+that is killed loses the last second.
+
+Invariants: `note` never waits. A sum whose write failed is written later, never twice. At most `most` different sums
+wait. A call that finds no room is logged with its numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _DAY = 86_400
 
 
 class UsageRecorder:
-    """One per process."""
+    """Sums and writes the usage of all model calls of a process."""
 
     def __init__(
         self, store: UsageStore, *, seconds: float = 1.0, clock: Callable[[], float] = time.time, most: int = 20_000
@@ -42,16 +44,16 @@ class UsageRecorder:
         self._noted = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._outage = Outage(_log, "usage_not_written", "usage_written_again")
-        # The day's number and name, which is made once.
+        # The day's number, and its name, which is formatted once a day.
         self._day = (-1.0, "")
 
     @property
     def waiting(self) -> int:
-        """How many sums are not written yet, but for those that are being written."""
+        """The number of unwritten sums, without those that are being written."""
         return len(self._waiting)
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start the task that writes."""
         self._task = asyncio.get_running_loop().create_task(self._write_on())
 
     def note(self, spent: CallUsage) -> None:
@@ -63,7 +65,7 @@ class UsageRecorder:
         self._noted.set()
 
     async def aclose(self) -> None:
-        """Write what there is."""
+        """Stop the task and write the remaining sums."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -73,13 +75,13 @@ class UsageRecorder:
             _log.error("usage_not_written", sums=len(self._waiting))
 
     async def write(self) -> bool:
-        """Write what waits now; False when that failed, and it waits on."""
+        """Write all waiting sums. Returns False when the write failed, and keeps the sums where possible."""
         taken, self._waiting = self._waiting, {}
         if not taken:
             return True
         writing = asyncio.ensure_future(self._store.add(list(taken.values())))
         try:
-            # A commit that has begun is seen to its end, or it would be written again.
+            # Wait for a commit that has begun, or else its sums would be written twice.
             await asyncio.shield(writing)
         except asyncio.CancelledError:
             try:
@@ -92,7 +94,7 @@ class UsageRecorder:
             if error.reason != "unknown":
                 self._put_back(taken)
             kept = error.reason != "unknown"
-            # What is not kept is told each time.
+            # Lost sums are logged each time.
             if not kept:
                 _log.warning("usage_not_written", cause=str(error), sums=len(taken), kept=kept)
             else:

@@ -1,15 +1,17 @@
 """Runs background responses: claims jobs, renews their leases, and runs a bounded number at once.
 
-Lives here: claiming jobs, renewing leases, noticing that a job is over, and running one exchange for each. Not here:
-how a response is made (`engine/exchange/response_exchange.py`, `runner.py`), its stream (`job_stream.py`), cancelling
-one (`background.py`).
+Lives here: claiming jobs, renewing leases, noticing that a job is lost, and running one exchange for each job. Not
+here: how a response is made (`engine/exchange/response_exchange.py`, `runner.py`), its stream (`job_stream.py`),
+cancelling one (`background.py`).
 
-One task renews leases and claims jobs: at once when a response is queued in this process, else when it is time
-(`ClaimPace`). That a job is not this worker's any more (it was cancelled, deleted or taken over) the process's
-signal watcher tells (`signal_watcher.py`).
+One task renews leases and claims jobs. It claims at once when this process queues a response, else at the times of
+`ClaimPace`. The signal watcher (`signal_watcher.py`) reports that a job was cancelled, deleted or taken over.
 
-Invariants: a job runs here only while this worker holds it; a response ends with one unit that also ends its job, so
-nothing half-done is ever seen; when the process is stopped, its jobs are given back or ended, as the setting says.
+Invariants:
+
+- A job runs here only while this worker holds its lease.
+- One transaction ends both the response and its job, so that readers never see a partial end.
+- When the process stops, it releases its jobs or ends them as failed, as the setting `background.on_restart` says.
 """
 
 from __future__ import annotations
@@ -56,9 +58,12 @@ _STOPPED = "The server that was running this response stopped before it was comp
 
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """Seconds before a job is tried again: when there was no room for it (`full`), and when Envoy was away (`door`,
-    longer each time). `finish`: before each further try to write a response's end. `stop`: what a worker that stops
-    waits for its store."""
+    """Pauses of a worker, in seconds.
+
+    `full`: before the retry of a job for which there was no room. `door`: before a retry after Envoy was down, longer
+    each time. `finish`: before each retry of writing a response's end. `stop`: how long a stopping worker waits for its
+    store.
+    """
 
     full: float = 1.0
     door: float = 1.0
@@ -67,14 +72,14 @@ class Pauses:
 
 
 class ClaimPace:
-    """When a worker with free places asks for jobs.
+    """Decides when a worker with free slots claims jobs.
 
-    What this process did itself (a response queued, a place free again) is a reason to ask at once. What others say is
-    one to ask in a moment, drawn by lot and seldom: hundreds of processes hear the same, and one of them gets the job.
-    Without any reason a worker asks by itself, less and less often while there is nothing. So unless this process gives
-    reasons itself, it asks no more often than its pace, or every `_HEARD_APART`.
+    The worker claims at once when this process has queued a response or has a free slot again. After news from another
+    process it claims after a short random delay, and rarely, because hundreds of processes may get the same news. Only
+    one of them gets the job. Otherwise it polls, less often while there are no jobs. So events of other processes make
+    it claim no more often than at its pace or every `_HEARD_APART` seconds.
 
-    Times are those of the event loop. `pace`: the one that holds just now; `draw`: a number from 0 to 1.
+    Times are those of the event loop. `pace` returns the current pace. `draw` returns a random number from 0 to 1.
     """
 
     def __init__(self, pace: Callable[[], Pace], draw: Callable[[], float] = random.random) -> None:
@@ -86,39 +91,39 @@ class ClaimPace:
         self._not_before = 0.0
 
     def left(self, now: float) -> float:
-        """Seconds until it is time; 0 when it is."""
+        """Seconds until the next claim. 0: now."""
         return max(0.0, self._at - now, self._not_before - now)
 
     def hold_off(self, until: float) -> None:
-        """Do not ask before this time, whatever happens."""
+        """Forbid claims before this time."""
         self._not_before = until
 
     def soon(self) -> None:
-        """This process has a reason to ask at once."""
+        """Claim at once, for a reason in this process."""
         self._at = self._seconds = 0.0
 
     def heard(self, now: float) -> None:
-        """Another process says that there are jobs."""
+        """Claim soon, because another process reports jobs."""
         self._at = min(self._at, max(self._last + _HEARD_APART, now + self._draw() * _HEARD_SPREAD))
 
     def asks(self, now: float) -> None:
-        """It asks now; until something is found, the next time is later than this time was."""
+        """Note that the worker claims now. The pause before the next claim grows until a claim finds jobs."""
         pace = self._pace()
         self._last = now
         self._seconds = min(pace.claim_most, max(pace.claim, self._seconds * _GROWTH))
-        # Processes that began together do not go on asking together.
+        # The random factor separates processes that started together.
         self._at = now + self._seconds * (0.75 + 0.5 * self._draw())
 
     def found(self) -> None:
-        """There was something, so there may be more before long."""
+        """Note that a claim found jobs, so that the next pause is short again."""
         self._seconds = 0.0
 
 
 class Workers:
-    """The worker of one process; `name` tells it from those of all others, dead ones included.
+    """The worker of one process. `name` is unique among all workers, even dead ones.
 
-    `admit` counts a running response like a request of its owner in flight, so that a process that drains waits for it;
-    `bodies` is what it takes room of while it runs, and only then.
+    `admit` counts a running response as a request in flight of its owner, so that a draining process waits for it.
+    `bodies` is the memory budget from which a job takes its part while it runs.
     """
 
     def __init__(
@@ -136,9 +141,9 @@ class Workers:
         batch: float = 0.05,
         able: Collection[str] | None = None,
     ) -> None:
-        """`watch_door`: for model calls that go through a gateway of our own. `batch`: seconds between writes of a
-        response's events. `able`: what of other processes' jobs this one can run (`engine/exchange/queued_request.py`);
-        None: all."""
+        """`watch_door`: watches the gateway when model calls go through Envoy. `batch`: seconds between writes of a
+        response's events. `able`: what this process supports (`engine/exchange/queued_request.py`), which decides the
+        jobs that it can run. None: all jobs."""
         self.name = name
         self._jobs = jobs
         self._background = background
@@ -169,23 +174,23 @@ class Workers:
 
     @property
     def running(self) -> frozenset[str]:
-        """The responses that run here."""
+        """The ids of the responses that this worker runs."""
         return frozenset(self._running)
 
     def start(self) -> None:
-        """Begin to look for work; with no `workers` there is nothing to do."""
+        """Start to claim jobs. With the setting `workers` at 0 it does nothing."""
         if self._settings.workers:
             self._task = asyncio.get_running_loop().create_task(self._look_after())
 
     def wake(self) -> None:
-        """There may be something to do: places are free, or jobs are over."""
+        """Check for work at once, because slots are free or jobs are over."""
         self._claims.soon()
         self._woken.set()
         if self._running:
             self._signal_watcher.wake()
 
     def offer(self, response_id: str) -> None:
-        """A job was queued here. If this worker does not take it, the others are told."""
+        """Try to claim a job that this process queued. If this worker does not take it, it notifies the others."""
         if self._task is None or not self._claiming:
             self._signals.tell_queued()
             return
@@ -194,24 +199,26 @@ class Workers:
         self._woken.set()
 
     def heard_of_jobs(self) -> None:
-        """Others have left jobs in the queue."""
+        """Claim soon, because another process left jobs in the queue."""
         self._claims.heard(asyncio.get_running_loop().time())
         self._woken.set()
 
     def keep(self, asked: Collection[str], held: Collection[str]) -> None:
-        """Of these responses only those are this worker's still; the others stop, but for ends that are being
-        written."""
+        """Stop the responses in `asked` whose jobs this worker no longer holds (`held`). A response whose end is being
+        written continues."""
         for response_id in asked:
             if response_id not in held and (lost := self._running.get(response_id)) is not None and not lost.ending:
                 lost.lose()
 
     def retire(self) -> None:
-        """Take no more jobs; those that run go on."""
+        """Claim no more jobs. Running ones continue."""
         self._claiming = False
 
     async def aclose(self) -> None:
-        """Stop: what runs is given back, or ended as failed, as the setting says. Whoever calls again waits for the
-        same end."""
+        """Stop, and release the running jobs or end them as failed, as `background.on_restart` says.
+
+        A second call waits for the same end.
+        """
         if self._ending is None:
             self._ending = asyncio.get_running_loop().create_task(self._stop())
         await asyncio.shield(self._ending)
@@ -228,14 +235,15 @@ class Workers:
         await self._end_tasks(tasks, 2 * self.pauses.stop)
 
     async def _end_tasks(self, tasks: set[asyncio.Task[None]], seconds: float) -> None:
-        """Wait for them, but not for ever: a store that does not answer keeps nobody from stopping."""
+        """Wait for these tasks for a limited time, because a store that hangs must not keep the process from
+        stopping."""
         if not tasks:
             return
         _, late = await asyncio.wait(tasks, timeout=seconds)
         for task in late:
             task.cancel()
         if late:
-            # What they hold runs out.
+            # Their leases run out.
             _log.error("worker_not_stopped", tasks=len(late), responses=sorted(self._running))
 
     # Looking after jobs
@@ -258,16 +266,16 @@ class Workers:
         return self._settings.workers - len(self._running) if self._claiming else 0
 
     def _seconds_left(self) -> float | None:
-        """Until there is something to do without being woken; None: never."""
+        """Seconds until the next renewal or claim. None: only a wake-up can give work."""
         now = asyncio.get_running_loop().time()
         renewal = [max(0.0, self._renew_at - now)] if self._running else []
         claim = [self._claims.left(now)] if self._free() > 0 else []
         return min((*renewal, *claim), default=None)
 
     async def _look(self) -> bool:
-        """Renew and claim what is due; whether the store was asked. Raises `StoreError`."""
+        """Renew and claim what is due. Returns whether it used the store. Raises `StoreError`."""
         loop, lease = asyncio.get_running_loop(), self._settings.lease
-        # Renewed first of all, which also tells what is held still.
+        # The renewal comes first, because it also returns the jobs that are still held.
         was_asked = False
         if (asked := self.running) and (now := loop.time()) >= self._renew_at:
             self._renew_at = now + lease / 20
@@ -287,7 +295,7 @@ class Workers:
     async def _claim(self, free: int) -> None:
         loop, lease = asyncio.get_running_loop(), self._settings.lease
         self._claims.asks(loop.time())
-        # What runs here still, even if it was lost, is not taken: one run of a response ends before another begins.
+        # Do not claim a response that still runs here, even if it was lost: one run ends before the next begins.
         jobs = await self._jobs.claim(self.name, lease, free, self.running, able=self._able)
         if not jobs:
             return
@@ -325,24 +333,24 @@ class Workers:
             else:
                 await self._give_up(job)
         except DoorGone:
-            # Nothing is known against the model server; Envoy is back in a moment.
+            # The model server may be healthy, and Envoy restarts in a moment.
             pause = self.pauses.door * 4 ** (job.attempts - 1)
             _log.warning("model_door_gone", response_id=job.response_id, attempt=job.attempts, retry_seconds=pause)
             outcome = "given_back"
             self._metrics.given_back.add()
             await self._give_back(job, pause=pause, attempted=True)
         except (Unavailable, AtCapacity) as full:
-            # Not begun, so there is nothing to tell of it: it waits in the queue again, where it holds nothing.
+            # The job has not begun, so it is not reported. It waits in the queue again, without a part of the budget.
             outcome = ""
             if isinstance(full, AtCapacity) and full.owner:
-                # Its owner has his share; the jobs of others go on.
+                # The owner's share is used up. Jobs of other owners continue.
                 await self._give_back(job, pause=self.pauses.full)
             else:
-                # This process has its hands full. Somebody else may take it, or this one a little later.
+                # This process is full. Another process may claim the job, or this one later.
                 self._claims.hold_off(asyncio.get_running_loop().time() + self.pauses.full)
                 await self._give_back(job)
         except StoreError as error:
-            # Its lease runs out, and somebody takes it up again.
+            # Its lease runs out, and a worker claims it again.
             exchange.break_off()
             _log.error("response_not_ended", response_id=job.response_id, error=str(error))
             outcome = "error"
@@ -365,7 +373,7 @@ class Workers:
     async def _serve(
         self, environment: JobEnvironment, run: JobRun, exchange: ResponseExchange, observed: Observation, hold: Hold
     ) -> str:
-        """Run the exchange and end the response; its outcome. Raises `AtCapacity` when there is none to begin."""
+        """Run the exchange and end the response. Returns its outcome. Raises `AtCapacity` when there is no room."""
         job = run.job
         stopped = ""
         if not self._may_begin(job.attempts):
@@ -402,7 +410,7 @@ class Workers:
             async with self._watch_door() as door:
                 outcome = await self._drive(runner, exchange, stream)
                 if kept.record is None and hold.refusal is not None:
-                    # What it refers to found no room; nothing of it was emitted.
+                    # There was no room for the objects that it refers to. It has emitted nothing.
                     raise hold.refusal
                 failed_at = upstream.failed_at if kept.record is None or kept.record.status == "failed" else None
                 if failed_at is not None and self._may_begin(job.attempts + 1) and await door.gone(failed_at):
@@ -414,7 +422,7 @@ class Workers:
             raise
         run.failure = exchange.known.failure
         if kept.record is None:
-            # Refused before the model was asked: what it continues is gone, or the settings have changed.
+            # Refused before the model call: the response that it continues is deleted, or the settings have changed.
             error = refusal(outcome)
             await self._end(job, error.code or "server_error", error.message)
             return "failed"
@@ -429,7 +437,7 @@ class Workers:
         return kept.record.status
 
     def _may_begin(self, attempt: int) -> bool:
-        """Whether a response may be run as often as this."""
+        """Whether the settings allow attempt number `attempt` of a response."""
         return attempt <= 1 or (self._settings.on_restart == "retry" and attempt <= self._settings.attempts)
 
     async def _drive(self, runner: Runner, exchange: ResponseExchange, stream: JobStream) -> Outcome:
@@ -460,7 +468,7 @@ class Workers:
         return await self._jobs.finish(self.name, record, rest, restart=restart)
 
     async def _is_finished(self, record: ResponseRecord) -> bool:
-        """Whether an earlier try, of which nobody knew what became, was the one that ended it."""
+        """Whether an earlier write with an unknown outcome has ended the response."""
         found = await self._environment.runner.ports.store.get(record.owner, record.id)
         return found is not None and found.body == record.body
 
@@ -468,7 +476,7 @@ class Workers:
         await self._background.end(job.owner, job.response_id, "failed", code=code, message=message, worker=self.name)
 
     async def _give_up(self, job: Job) -> None:
-        """The process stops while the job runs."""
+        """Release the job or end it as failed, because the process stops."""
         try:
             async with asyncio.timeout(self.pauses.stop):
                 called = await self._background.claimed_items(job.owner, job.response_id) is not None
@@ -478,11 +486,11 @@ class Workers:
                 else:
                     await self._end(job, "server_error", LEFT_BEHIND if called else _STOPPED)
         except (StoreError, ApiError, TimeoutError) as error:
-            # Its lease runs out all the same.
+            # Its lease runs out anyway.
             _log.warning("job_not_ended", response_id=job.response_id, error=str(error))
 
     async def _note_lost(self, job: Job) -> None:
-        """It is not this worker's any more. One that is not over is another worker's."""
+        """Count a job that another worker has taken over. A job whose response is over was only cancelled or ended."""
         now = (await self._jobs.progress((job.response_id,))).get(job.response_id)
         if now is not None and not is_over(now.status):
             self._metrics.lost.add()
