@@ -1,7 +1,7 @@
-"""Readers for upstream answers, one per form: a stream, a whole body, an error body.
+"""Reads the bytes of upstream answers, with one reader for each form: a stream, a whole body, an error body.
 
-Lives here: what is done with the bytes of one model call's answer. Not here: which form it is (`model_turn.py`), what
-follows from its end (`made_response.py`). An answer that is not translated has a reader of its
+Lives here: the handling of the bytes of one model call's answer. Not here: the choice of the form (`model_turn.py`),
+what happens after its end (`made_response.py`). An answer that is not translated has a reader of its
 own (`native_request.py`).
 
 Invariant: no reader holds more than its limit.
@@ -16,8 +16,10 @@ from antiphon.translation.values import Ending
 
 
 class AnswerReader:
-    """The reader of a call whose answer has not begun. `output` is any number that changes with the model's output,
-    `idle` how many bytes came since the last of it."""
+    """The reader of a call whose answer has not begun, and the base of all readers.
+
+    `output` is any number that changes with the model's output. `idle` is the number of bytes since the last output.
+    """
 
     __slots__ = ()
 
@@ -30,19 +32,19 @@ class AnswerReader:
         return 0
 
     def receive(self, data: bytes) -> bool:
-        """More bytes. Whether no more are to be read: it is complete, or too large."""
+        """Take more bytes. Returns True when the reader needs no more: the answer is complete, or too large."""
         return False
 
     def read_whole(self) -> None:
-        """The answer is over: what was only collected is read now."""
+        """Read the collected body, because the answer is over."""
 
     def end(self, cut: Ending | None) -> Ending:
-        """How the model's turn has ended; `cut` says why its answer was broken off."""
+        """Return how the model's turn ended. `cut` is the reason if its answer was broken off."""
         return cut or Ending("failed", code="server_error", message="There was no answer.")
 
 
 class BodyReader(AnswerReader):
-    """A body that is looked at when it is whole, or when there is as much of it as may be."""
+    """Collects a body, up to a limit."""
 
     __slots__ = ("_parts", "_room")
 
@@ -52,7 +54,7 @@ class BodyReader(AnswerReader):
 
     @property
     def body(self) -> bytes:
-        """What has come so far, within the limit."""
+        """The body so far, within the limit."""
         return b"".join(self._parts)
 
     def receive(self, data: bytes) -> bool:
@@ -63,7 +65,7 @@ class BodyReader(AnswerReader):
 
 
 class ChatReader(AnswerReader):
-    """The base of those that read a model's answer with a `ChatStream`."""
+    """The base of the readers that read a model's answer with a `ChatStream`."""
 
     __slots__ = ("_builder", "_chat")
 
@@ -84,7 +86,7 @@ class ChatReader(AnswerReader):
 
 
 class StreamReader(ChatReader):
-    """A stream, translated as it comes; `builder` makes the client's events."""
+    """Translates a stream as it comes. `builder` makes the client's events."""
 
     __slots__ = ("_actions",)
 
@@ -102,7 +104,7 @@ class StreamReader(ChatReader):
 
 
 class ChatBodyReader(ChatReader):
-    """A model's answer that is no stream, or does not say so: judged when it is whole."""
+    """Collects a model's answer without the content type of a stream, and reads it at its end."""
 
     __slots__ = ("_collected",)
 
@@ -116,10 +118,10 @@ class ChatBodyReader(ChatReader):
     def read_whole(self) -> None:
         body = self._collected.body
         self._collected = BodyReader(0)
-        # The first events come before any item; they are sent only if this is an answer.
+        # The first events come before any item. They are sent only if the body is a valid answer.
         self._builder.start()
         if body.lstrip()[:1] in (b"d", b":", b"e") and (b"data:" in body[:4096]):
-            # An event stream that does not say so (or came although none was asked for).
+            # An event stream without the content type (or one that was not requested).
             self._chat.receive_data(body)
         else:
             self._chat.receive_completion(body)

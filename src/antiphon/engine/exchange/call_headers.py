@@ -1,10 +1,10 @@
 """Selects which headers pass between the client and the upstream.
 
-Lives here: which of a client's headers go on with a model call, and which of an upstream's come back. Not here: rate
-limits and the like of a translated answer (`translation/answer/upstream_errors.py`), credentials that are added on the
-way.
+Lives here: which of a client's headers a model call carries, and which of an upstream's headers the client gets. Not
+here: rate limits and similar headers of a translated answer (`translation/answer/upstream_errors.py`), credentials that
+Envoy or the HTTP client adds.
 
-Invariant: what goes on is on a list; nothing that belongs to one connection crosses.
+Invariant: only listed headers pass. Headers of one connection never pass.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from antiphon.types.transport import Headers, header_value
 
 DIALECT: Final = "antiphon-dialect"
 JSON_TYPE: Final = ("content-type", "application/json")
-# What every client may know of an answer for which the gateway's account was used.
+# The headers that every client may see of an answer to a call with the gateway's account.
 _OF_THE_ANSWER: Final = frozenset(
     {
         *("content-type", "cache-control", "x-request-id", "retry-after", "retry-after-ms", "x-should-retry"),
@@ -25,10 +25,10 @@ _OF_THE_ANSWER: Final = frozenset(
 )
 _TRACE_HEADERS: Final = frozenset({"traceparent", "tracestate"})
 _ALWAYS_PASSED: Final = _TRACE_HEADERS | {"x-request-id"}
-# What else a Responses service reads; and what is the business of whoever's credentials the call carries.
+# Further headers that a Responses service reads, and those that belong to the account whose credentials the call has.
 _NATIVE_HEADERS: Final = frozenset({"openai-beta"})
 _ACCOUNT_HEADERS: Final = frozenset({"openai-organization", "openai-project", "idempotency-key"})
-# Of a connection, of the bytes on one, or of who holds it: not the client's.
+# Headers about a connection, its bytes or its server, which do not pass.
 _WIRE_HEADERS: Final = frozenset(
     {
         *("connection", "keep-alive", "proxy-authenticate", "proxy-connection", "te", "trailer", "transfer-encoding"),
@@ -38,8 +38,10 @@ _WIRE_HEADERS: Final = frozenset(
 
 
 def forwarded(headers: Headers, route: ModelRoute, *, stream: bool, native: bool, traced: Headers = ()) -> Headers:
-    """The headers of a model call: the client's that may go along, and what the call itself says. `traced`: the
-    trace's, in place of the client's."""
+    """The headers of a model call: the allowed ones of the client, and those of the call itself.
+
+    `traced` are the trace's headers. They replace the client's.
+    """
     allowed = route.headers | _ALWAYS_PASSED
     accept = "text/event-stream" if stream else "application/json"
     if native:
@@ -55,17 +57,17 @@ def forwarded(headers: Headers, route: ModelRoute, *, stream: bool, native: bool
 
 
 def continued(headers: Headers, traced: Headers) -> Headers:
-    """The headers with the trace that goes on, where there is one, in place of that which came."""
+    """The headers with the trace headers in `traced`, if any, instead of the client's."""
     return (*(pair for pair in headers if pair[0] not in _TRACE_HEADERS), *traced) if traced else headers
 
 
 def kept_for_later(route: ModelRoute) -> frozenset[str]:
-    """Names of the headers that a queued request keeps: never a credential."""
+    """The names of the headers that a queued request stores, without `authorization`."""
     return (route.headers | _ALWAYS_PASSED | {DIALECT}) - {"authorization"}
 
 
 def end_to_end(headers: Headers) -> Headers:
-    """An answer's headers without those of one connection, and without what Envoy says of itself."""
+    """An answer's headers without those of one connection, and without Envoy's `x-envoy-` headers."""
     of_hop = _WIRE_HEADERS
     if named := header_value(headers, "connection"):
         of_hop |= {name.strip().lower() for name in named.split(",")}
@@ -77,5 +79,5 @@ def end_to_end(headers: Headers) -> Headers:
 
 
 def of_nobody(headers: Headers) -> Headers:
-    """Of an answer's headers those that say nothing of the account that was used: no organisation, cookies, limits."""
+    """An answer's headers that reveal nothing about the account: no organization, cookies or rate limits."""
     return tuple(pair for pair in end_to_end(headers) if pair[0] in _OF_THE_ANSWER)

@@ -1,9 +1,9 @@
 """`POST /v1/responses/input_tokens`: counts the tokens of a request.
 
-Lives here: whether the server is asked, and that an estimate answers in its place. Not here: how a server is asked and
-what it answers (`translation/chat/token_count.py`).
+Lives here: whether the upstream counts, and the estimate that replaces its count. Not here: the upstream's request and
+answer (`translation/chat/token_count.py`).
 
-Invariant: whatever becomes of the call, there is an answer.
+Invariant: the client gets a count even if the call fails.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from antiphon.types.transport import Headers, UpstreamError
 
 
 class CountedRequest(Phase):
-    """One such request."""
+    """A request to count tokens."""
 
     def __init__(self, core: ExchangeCore, parsed: ParsedRequest) -> None:
         super().__init__(core)
@@ -31,7 +31,7 @@ class CountedRequest(Phase):
         core.known.needs_drive = True
 
     def begin(self) -> None:
-        """Ask for what the request refers to, or go on without. Raises `ApiError`."""
+        """Request the objects that the request refers to, or continue without any. Raises `ApiError`."""
         self._loaded.begin()
 
     def receive_context(self, context: Context) -> None:
@@ -69,7 +69,7 @@ class CountedRequest(Phase):
         self._answer(None)
 
     def _answer(self, told: int | None) -> None:
-        """`told` by the server; None when it could not be asked."""
+        """Send the upstream's count `told`. None: it gave none, so the answer is the estimate."""
         tokens = self._estimate if told is None else told
         self.core.answer.whole(*counted(tokens, estimated=told is None))
         self.core.finish("completed")

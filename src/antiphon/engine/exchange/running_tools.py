@@ -1,9 +1,9 @@
-"""The phase in which hosted tools are prepared or run, before the first model turn or between two.
+"""Implements the phase in which hosted tools are prepared or run, before the first model turn or between two turns.
 
-Lives here: having them prepared, having calls run and claimed, what follows when all have ended. Not here: the calls of
-a turn and their items (`tool_turns.py`), running them (`tools/`).
+Lives here: requesting the preparation, the runs and the claims of calls, and the next step after all have ended. Not
+here: the calls of a turn and their items (`tool_turns.py`), running them (`tools/`).
 
-Invariant: however a response ends whose calls were sent, they stay used.
+Invariant: when a response has sent calls, its key and approvals stay used, however it ends.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ LEFT_BEHIND: Final = (
 
 
 class RunningTools(Phase):
-    """The tools of one response. `prepared` is called when the model can be shown them, `ran` when it is to read the
-    results of its calls."""
+    """The tools of one response.
+
+    It calls `prepared` when the tools are ready for the model, and `ran` when the results of its calls are.
+    """
 
     def __init__(self, end: ResponseEnd, *, prepared: Callable[[], None], ran: Callable[[], None]) -> None:
         super().__init__(end.core)
@@ -44,7 +46,7 @@ class RunningTools(Phase):
         self._had_sent = False
 
     def begin(self) -> bool:
-        """Have the tools prepared; False when there are none, or that was done."""
+        """Request the preparation of the tools. False: there are none, or they are prepared already."""
         core, loaded = self.core, self._loaded
         if loaded.prepared is not None:
             return False
@@ -71,7 +73,7 @@ class RunningTools(Phase):
         self._prepared()
 
     def go_on(self) -> bool:
-        """Have the calls run that the model made in its turn; False when there are none."""
+        """Request the runs of the calls that the model made in its turn. False: there are none."""
         turns, response, known = self._response_end.turns, self._loaded.builder.response, self.core.known
         calls = turns.take_calls() if turns is not None else []
         if turns is None or not calls:
@@ -123,7 +125,7 @@ class RunningTools(Phase):
             self._end_turn(turns)
 
     def _end_turn(self, turns: ToolTurns) -> None:
-        """All calls of the turn have their results: the model goes on, unless the client must do something first."""
+        """Continue with the model after all calls have results, unless the client must act first."""
         request = self._loaded.request
         if turns.end_turn():
             self.end(Ending("completed"))

@@ -59,8 +59,10 @@ class Input(Enum):
 _OVER: Final = frozenset({State.SAVING, State.DONE})
 """The states after the end of a response. An unstored response skips `SAVING`."""
 _NEXT_TURN: Final = frozenset({State.RUNNING, State.CALLING, State.CONTEXT, State.PREPARING})
-"""The model's turn is over, the response is not: tools run, or the conversation was compacted and goes on. Then tools
-may have to be prepared and files to be fetched, as at the beginning."""
+"""The states after a model turn that does not end the response: tools run, or the compacted conversation continues.
+
+As at the beginning, tools may have to be prepared and files fetched.
+"""
 _DONE: Final = frozenset({State.DONE})
 # What the runner finds out between receiving a request and doing anything for it: there is no room for it, or the same
 # request was served before. Of that a background response's stream is followed once more.
@@ -146,11 +148,11 @@ TRANSITIONS: Final[dict[State, dict[Input, frozenset[State]]]] = {
     State.FOLLOWING: {Input.FOLLOWED: _DONE, Input.LIMIT: frozenset({State.FOLLOWING}), Input.CANCEL: _DONE},
     State.DONE: {Input.DATA: _DONE, Input.END: _DONE, Input.LIMIT: _DONE, Input.CANCEL: _DONE},
 }
-"""For each state and each input allowed in it the states it may lead to. The state itself among them: it may stay."""
+"""Maps each state, and each input that it allows, to the possible next states. The state itself means: it may stay."""
 
 
 class StateMachine:
-    """The state of one exchange. `receive` an input, then `go` where it leads, by as many steps as it takes."""
+    """The state of one exchange. Call `receive` with an input, then `go` once for each transition that it causes."""
 
     __slots__ = ("_allowed", "state")
 
@@ -159,14 +161,14 @@ class StateMachine:
         self._allowed: frozenset[State] = frozenset()
 
     def receive(self, happening: Input) -> None:
-        """Something happens. Raises `ExchangeStateError` when it must not in this state."""
+        """Take an input. Raises `ExchangeStateError` when the state does not allow it."""
         allowed = TRANSITIONS[self.state].get(happening)
         if allowed is None:
             raise ExchangeStateError(f"{happening.value} is not allowed in state {self.state.value}")
         self._allowed = allowed
 
     def go(self, state: State) -> None:
-        """The next state. Raises `ExchangeStateError` when the input under way does not lead there."""
+        """Change the state. Raises `ExchangeStateError` when the current input does not allow the transition."""
         if state not in self._allowed:
             raise ExchangeStateError(f"{self.state.value} does not become {state.value} now")
         self.state = state

@@ -1,9 +1,9 @@
 """Converts items between the request, their stored form and the response record.
 
-Lives here: giving input items their ids, the canonical stored form, the record of a finished response, and reading
-history back. Not here: SQL, chat messages.
+Lives here: assigning ids to input items, the canonical stored form, the record of a finished response, and reading
+history. Not here: SQL, chat messages.
 
-Invariant: a stored item has an id and a type, and reads back as the item it was.
+Invariant: a stored item has an id and a type, and reading it returns the same item.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from antiphon.types.json import ABSENT, encode, first, given, text_of, try_decod
 from antiphon.types.response import Response, ResponseError
 from antiphon.types.shown import Shown, read_shown, shown_of, with_shown
 
-# Nothing refers to these by their item.
+# No other item refers to the ids of these items.
 _PLAIN: Final = frozenset({"message", "reasoning", "function_call", "function_call_output"})
 _ITEM: Final = msgspec.json.Decoder(InputItem)
 _PARTS: Final = msgspec.json.Decoder(list[dict[str, Raw]])
@@ -38,7 +38,7 @@ def is_reference(item: InputItem) -> bool:
 
 
 def is_hollow(item: InputItem) -> bool:
-    """Whether it is reasoning that says nothing but its id: what LangChain keeps of a stream without a summary."""
+    """Whether the item is reasoning with only an id. LangChain sends it after a stream without a summary."""
     return item.type == "reasoning" and not item.encrypted_content and all(map(_is_empty, (item.summary, item.content)))
 
 
@@ -47,7 +47,7 @@ def _is_empty(parts: Raw) -> bool:
 
 
 def resolve_references(items: list[InputItem], found: dict[str, StoredItem], where: str = "input") -> list[InputItem]:
-    """The items with every `item_reference`, and hollow reasoning that is known, replaced by what is stored.
+    """Replace every `item_reference`, and known hollow reasoning, by the stored item.
 
     Raises `InvalidRequest` for a reference that does not exist.
     """
@@ -69,9 +69,9 @@ def resolve_references(items: list[InputItem], found: dict[str, StoredItem], whe
 
 
 def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
-    """The items as they are stored: each with a type and an id of ours.
+    """Prepare the items for the store: each gets a type and a new id from the server.
 
-    A client's ids are not kept (they are another owner's as easily), so what names an item by its id names the new one.
+    The store drops a client's ids, because they may be another owner's. References to an item get its new id.
     """
     prepared = []
     calls: dict[str, str] = {}
@@ -86,7 +86,7 @@ def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
                 renamed[item.id] = made.id or ""
                 calls[item.id] = item.call_id or made.id or ""
             elif not item.call_id and not item.approval_request_id and kind != "tool_search_output":
-                # A local shell's output names its call by its own id.
+                # A local shell's output names its call by the call item's id.
                 made.call_id = item.id if item.id in calls.values() else calls.get(item.id, item.id)
         if item.approval_request_id:
             made.approval_request_id = renamed.get(item.approval_request_id, item.approval_request_id)
@@ -95,7 +95,7 @@ def prepare_input(items: list[InputItem], new_id: IdFactory) -> list[InputItem]:
 
 
 def _as_shown(item: InputItem, made: InputItem) -> InputItem:
-    """The item under its new id, with the one by which the model knows its call."""
+    """The item under its new id, with the call id that the model knows."""
     shown, known = shown_of(item), known_id(item)
     if shown is None and known is not None and known != item.call_id:
         return with_shown(made, Shown(call_id=known))
@@ -103,14 +103,14 @@ def _as_shown(item: InputItem, made: InputItem) -> InputItem:
 
 
 def name_calls(items: Iterable[InputItem], before: int) -> None:
-    """Give the calls an id that have none: by their place in the conversation, of which so many items come `before`."""
+    """Give each call without an id one from its place in the conversation. `before` items precede these."""
     for number, item in enumerate(items, before):
         if not item.call_id and not item.id and (item.type in CALLS or item.type in HOSTED):
             item.id = f"call_{number}"
 
 
 def read_history(items: Iterable[StoredItem]) -> list[InputItem]:
-    """Stored items as input items, in their order."""
+    """Convert stored items into input items, in order."""
     return [_read(item) for item in items]
 
 
@@ -131,7 +131,7 @@ def make_record(
     usage: Usage | None,
     shown: Mapping[str, Shown] = MappingProxyType({}),
 ) -> ResponseRecord:
-    """What the store keeps of a response that ended like this, or was queued; `shown` is by the output items' ids."""
+    """The record of a response that ended with `ending`, or was queued. `shown` is by the output items' ids."""
     stored = msgspec.structs.replace(response, output=UNSET, status=ending.status)
     if ending.status == "completed":
         stored.completed_at = int(at)
@@ -156,14 +156,14 @@ def make_record(
 
 
 def stored_input(items: Sequence[InputItem]) -> tuple[StoredItem, ...]:
-    """Prepared items as rows."""
+    """Convert prepared input items into rows."""
     return tuple(
         StoredItem(item.id or "", item.type or "", _stored_form(item), _kept(shown_of(item))) for item in items
     )
 
 
 def stored_output(items: Iterable[OutputItem], shown: Mapping[str, Shown]) -> tuple[StoredItem, ...]:
-    """Items of a response as rows, with what the model was shown of each, by their ids."""
+    """Convert a response's items into rows. `shown` has the outputs that the model saw, by item id."""
     return tuple(StoredItem(item.id, item.type, encode(item), _kept(shown.get(item.id))) for item in items)
 
 
@@ -172,7 +172,7 @@ def _kept(shown: Shown | None) -> bytes | None:
 
 
 def item_body(item: InputItem) -> bytes:
-    """An item's whole JSON object: as it came, where that was kept."""
+    """An item's whole JSON object: the original bytes if the reader has them, else the stored form."""
     if first(item.source) == b"{":
         return bytes(item.source)
     return _stored_form(item if item.type else msgspec.structs.replace(item, type="message"))
@@ -204,7 +204,7 @@ def _stored_form(item: InputItem) -> bytes:
         if item.encrypted_content is not None:
             form["encrypted_content"] = item.encrypted_content
     else:
-        # Everything else as it came (whoever read it kept its bytes), under its id here.
+        # Any other item keeps its original bytes, under its new id.
         for name in ("call_id", "approval_request_id"):
             if (value := getattr(item, name)) is not None:
                 form[name] = value
@@ -213,7 +213,7 @@ def _stored_form(item: InputItem) -> bytes:
 
 
 def _stored_message(item: InputItem) -> bytes:
-    """Written by hand, since every request has one."""
+    """The stored form of a message. It is formatted by hand for speed, because every request has one."""
     content = item.content
     if first(content) == b'"':
         kind = b"output_text" if item.role == "assistant" else b"input_text"
@@ -226,7 +226,7 @@ def _stored_message(item: InputItem) -> bytes:
     return b'{"id":%b,"type":"message","status":"completed","role":%b,"content":%b%b}' % named
 
 
-# Members that the API always has, and that clients may leave out.
+# Fields that the API always returns, and that clients may leave out.
 _REQUIRED: Final[dict[str, dict[str, Raw]]] = {
     "output_text": {"annotations": Raw(b"[]"), "logprobs": Raw(b"[]")},
     "input_image": {"detail": Raw(b'"auto"')},
@@ -235,7 +235,7 @@ _QUOTED: Final = tuple(b'"%b"' % kind.encode() for kind in _REQUIRED)
 
 
 def _whole_parts(content: Raw) -> Raw:
-    """A list of parts with the members that the client left out; anything else as it is."""
+    """Add the fields that the client left out to a list of parts. Other content stays as it is."""
     if first(content) != b"[" or not any(kind in bytes(content) for kind in _QUOTED):
         return content
     parts = try_decode(_PARTS, content)

@@ -1,12 +1,12 @@
 """Holds idempotency keys, approvals and claimed calls until their response ends, and ends responses whose process died
 with claimed calls.
 
-Lives here: claiming, keeping and giving back; the content of a claim. Not here: what a key is
+Lives here: claiming, holding and releasing, and the content of a claim. Not here: the format of a key
 (`engine/ports/idempotency.py`), the moment of a claim (`engine/exchange/made_response.py`), the storage of claims
 (`stores/`), the end of background responses (`workers.py`).
 
-Invariants: a key that is held is renewed with the process's other leases, and given back at most once. A response that
-was left behind ends as failed, exactly once, with its calls; no process makes these calls again.
+Invariants: A held key is renewed with the process's other leases, and released at most once. A response whose process
+died with claimed calls ends as failed, exactly once, with its calls. No process makes these calls again.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class LeftCalls:
             try:
                 ended += await self.end(owner, response_id)
             except StoreError as error:
-                # The others are ended all the same.
+                # The others end anyway.
                 _log.warning("left_response_not_ended", response_id=response_id, error=str(error))
         return ended
 
@@ -113,7 +113,7 @@ class HeldKeys:
         self._store = store
         self._leases = leases
         self._process = secrets.token_hex(16)
-        """What tells this process from all others, in its claims."""
+        """The unique name of this process in its claims."""
         self._held: dict[str, OnceOnly] = {}
         self._answering: dict[str, str] = {}
         """The owners of running responses that use approvals."""
@@ -121,8 +121,11 @@ class HeldKeys:
         """The owners of running responses that have claimed calls."""
 
     async def claim(self, once: OnceOnly, response_id: str) -> str | None:
-        """Hold the key for this response; None, or the response that was made with it. Raises `ApiError`."""
-        # From now on: whoever leaves in the middle may have it, and gives it back.
+        """Hold the key for this response. Returns None, or the id of the response that the key has made already.
+
+        Raises `ApiError`.
+        """
+        # Set before the claim: a claim that is broken off may take effect, and the release at the end covers it.
         self._held[response_id] = once
         try:
             made = await self._claim(once, response_id)
@@ -144,7 +147,7 @@ class HeldKeys:
             return left.object_id
 
     async def made(self, once: OnceOnly) -> str | None:
-        """The response that was made by this very request before."""
+        """The id of the response that the same request made before, or None."""
         return await self._store.made(once)
 
     def of(self, response_id: str) -> OnceOnly | None:
@@ -174,7 +177,7 @@ class HeldKeys:
         return response_id in self._held or response_id in self._answering or response_id in self._calling
 
     def hand_to_store(self, response_id: str) -> None:
-        """What it holds is the store's: it was stored, and its key with it; or another goes on with it."""
+        """Stop renewing what the response holds: the store has it with the response, or another process continues."""
         self._answering.pop(response_id, None)
         called = self._calling.pop(response_id, None)
         if self._held.pop(response_id, None) is not None or called is not None:
@@ -211,5 +214,5 @@ class HeldKeys:
             _log.info("idempotency_key_not_released", response_id=response_id, error=str(error))
 
     async def aclose(self) -> None:
-        """Renew nothing any more."""
+        """Stop renewing."""
         await self._leases.aclose()

@@ -1,9 +1,9 @@
-"""The values of one run of a background job.
+"""Defines the values of one run of a background job.
 
-Lives here: what a worker knows of a run, what its exchange asked for, and the finished response until it is written.
-Not here: running it (`workers.py`), its stream (`job_stream.py`).
+Lives here: the worker's state of a run, the actions that its exchange requested, and the finished response until it is
+written. Not here: running it (`workers.py`), its stream (`job_stream.py`).
 
-Invariant: nothing here speaks to a store.
+Invariant: this module writes to no store.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from antiphon.types.json import try_decode
 
 
 class JobEnvironment(NamedTuple):
-    """What responses are made with."""
+    """The runner, the exchanges and the telemetry with which a worker makes responses."""
 
     runner: Runner
     new_exchange: Callable[[], ResponseExchange]
@@ -35,11 +35,11 @@ class JobEnvironment(NamedTuple):
 
 
 class DoorGone(Exception):
-    """The gateway's own part in the model call went away."""
+    """The gateway (Envoy) stopped during the model call."""
 
 
 class _NoDoor:
-    """Model calls go to the model server directly: what breaks off is its doing."""
+    """The watch without a gateway: model calls go to the model server directly, so it causes every broken call."""
 
     async def gone(self, at: float) -> bool:
         return False
@@ -47,7 +47,7 @@ class _NoDoor:
 
 @asynccontextmanager
 async def no_door() -> AsyncIterator[DoorWatch]:
-    """Nothing to watch."""
+    """A watch without a gateway."""
     yield _NoDoor()
 
 
@@ -65,7 +65,7 @@ _ERROR_BODY = msgspec.json.Decoder(_ErrorBody)
 
 @dataclass(eq=False)
 class JobRun:
-    """A job that runs here. `lost`: it is not this worker's any more; `ending`: its last unit is being written."""
+    """A job that runs here. `lost`: the worker no longer holds it. `ending`: its final transaction is being written."""
 
     job: Job
     task: asyncio.Task[None] | None = None
@@ -74,7 +74,7 @@ class JobRun:
     failure: Failure | None = None
 
     def lose(self) -> None:
-        """Stop it, once: what it does to clean up after itself is not to be interrupted."""
+        """Cancel the run, once only, so that its cleanup is not interrupted."""
         if not self.lost:
             self.lost = True
             if self.task is not None:
@@ -83,7 +83,7 @@ class JobRun:
 
 @dataclass
 class Outcome:
-    """What an exchange asked for that is neither an event nor stored yet."""
+    """The answer that an exchange sent apart from events: its head, its body and its end."""
 
     head: SendHead | None = None
     body: list[bytes] = field(default_factory=list)
@@ -91,9 +91,9 @@ class Outcome:
 
 
 class DeferredHistory:
-    """A `History` that keeps the finished response instead of writing it: its job's last unit does that.
+    """A `History` that holds the finished response. The job's final transaction writes it.
 
-    `on_save`: from now on what is sent is that unit's too.
+    It calls `on_save` when it gets the response: later events belong to that transaction too.
     """
 
     def __init__(self, beneath: History, on_save: Callable[[], None]) -> None:
@@ -108,5 +108,5 @@ class DeferredHistory:
 
 
 def refusal(outcome: Outcome) -> _Error:
-    """Why there was no model call, of an outcome with an error's body."""
+    """The error in the body of an outcome without a model call."""
     return (try_decode(_ERROR_BODY, b"".join(outcome.body)) or _ErrorBody()).error

@@ -1,9 +1,9 @@
 """Answers a request with a known `Idempotency-Key` with the result of the first one.
 
-Lives here: reading the key, holding it for the response that begins, and the answer to a request that was served
-before. Not here: what a key is (`engine/ports/idempotency.py`), renewing it and giving it back (`held_keys.py`).
+Lives here: reading the key, holding it for the new response, and the answer to a repeated request. Not here: the format
+of a key (`engine/ports/idempotency.py`), renewing and releasing it (`held_keys.py`).
 
-Invariant: the key is held before anything is done for the request.
+Invariant: the response holds the key before the sidecar performs any action for the request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from antiphon.stores.responses import ResponseStore
 async def read_keyed(
     exchange: ResponseExchange, head: RequestHead, body: bytes, keys: HeldKeys, responses: ResponseStore
 ) -> KeyedRequest | None:
-    """The request, if it has an idempotency key; a wrong key is answered."""
+    """The request with its idempotency key, or None. An invalid key is answered with an error."""
     given = head.header(HEADER)
     if given is None:
         return None
@@ -40,7 +40,7 @@ async def read_keyed(
 
 
 class KeyedRequest:
-    """A request with a key: looked up by the keys that are held and the responses that are stored."""
+    """A request with an idempotency key, which it looks up among held keys and stored responses."""
 
     def __init__(self, exchange: ResponseExchange, once: OnceOnly, keys: HeldKeys, responses: ResponseStore) -> None:
         self._exchange = exchange
@@ -49,18 +49,19 @@ class KeyedRequest:
         self._responses = responses
 
     async def look_up(self) -> None:
-        """Answer what the request made before, if it did, without reading it: its prompt may be gone."""
+        """Answer with the stored response of the same earlier request, if any. It needs no prompt, which may be
+        deleted."""
         with _told_of_the_key(self._exchange):
             await self._answer(await self._keys.made(self._once))
 
     async def claim(self) -> None:
-        """Hold the key, or answer what the request made before; before anything is done for it."""
+        """Hold the key, or answer with the stored response of the same earlier request."""
         with _told_of_the_key(self._exchange):
             self._exchange.claim()
             await self._answer(await self._keys.claim(self._once, self._exchange.known.response_id))
 
     async def _answer(self, made: str | None) -> None:
-        """Again what was made before, if anything was."""
+        """Answer with the response `made`, if any."""
         if made is None:
             return
         found = await self._responses.get(self._once.owner, made)
@@ -92,7 +93,7 @@ def _not_kept() -> ApiError:
 
 @contextmanager
 def _told_of_the_key(exchange: ResponseExchange) -> Iterator[None]:
-    """What goes wrong with the key is the request's answer."""
+    """Turn an error with the key into the answer to the request."""
     try:
         yield
     except ApiError as error:

@@ -170,7 +170,7 @@ class Runner:
     async def go_on(self, exchange: ResponseExchange, stopping: Callable[[], bool]) -> Finish | None:
         """Wait for the end of a request that continues without its client, or until the process is `stopping`.
 
-        Returns how it ended. None: it does not continue, or has not ended.
+        Returns how it ended. None: it does not continue, or it was broken off.
         """
         return await self._common.unattended.end(exchange, stopping)
 
