@@ -10,11 +10,9 @@ Each kind has a separate pool, so that one kind cannot exhaust the threads of an
 code that hangs and a client's slow name server block only the threads of their kind. The event loop's default executor
 is left to libraries, which resolve upstreams' names there.
 
-Invariants:
-
-- A caller of `apart` continues only once the thread has ended, even if the caller is cancelled meanwhile. So no other
-  task touches the data that the thread works on.
-- A request that waits for a thread of a pool gets one or a 503, in bounded time.
+Invariants: A caller of `apart` continues only once the thread has ended, even if the caller is cancelled meanwhile. So
+no other task touches the data that the thread works on. A request that waits for a thread of a pool gets one or a 503,
+in bounded time.
 """
 
 from __future__ import annotations

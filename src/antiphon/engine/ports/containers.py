@@ -7,13 +7,11 @@ A process that uses a container holds a lease on it, under a holder name that is
 When one machine has all of the state, the files lie next to the rows. When several machines share the rows, a row names
 the machine that has the current files, and the snapshot that has a copy of them.
 
-Invariants:
-
-- A container belongs to one owner. A container that is missing, expired or another owner's gives the same answer: None.
-- A container has one holder at a time, by the store's clock. A holder that lost its lease can change nothing any more.
-- An expired container does not exist, except for code that deletes it.
-- The transaction in which a row begins to name a content deletes the content's pending row (`files.py`). The
-  transaction in which a row stops naming it adds a pending row.
+Invariants: A container belongs to one owner. A container that is missing, expired or another owner's gives the same
+answer: None. A container has one holder at a time, by the store's clock. A holder that lost its lease can change
+nothing any more. An expired container does not exist, except for code that deletes it. The transaction in which a row
+begins to name a content deletes the content's pending row (`files.py`). The transaction in which a row stops naming it
+adds a pending row.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ Lives here: the values of a file, and the ports `OpenFile` and `BlobStore` (cont
 together (`stores/files.py`), disks and object storage (`stores/blobs/`), the HTTP side (`api/files.py`).
 
 No transaction spans a content and its row, because they lie in two places. So a content that does not belong to a file
-(yet, or any more) has a *pending row* in a separate table. A crash may follow every one of these steps:
+(yet, or any more) is a *pending blob*: a separate table has a pending row for it. A crash may follow each of the steps
+below. An upload takes these steps:
 
-1. Upload: add a pending row with a lease.
+1. Add a pending row with a lease.
 2. Write and seal the content.
 3. Add the file's row and delete the pending row, in one transaction.
 
@@ -25,11 +26,8 @@ A sweep takes these steps:
 The uploading process renews the lease until the upload ends. So a sweep never takes the content of a running upload,
 even of a slow one. The lease uses the database's clock.
 
-Invariants:
-
-- A file exists whole or not at all. Its row is added after its content is durable, and deleted before its content.
-- A file's row or a pending row names every content in a `BlobStore`.
-- An expired file does not exist.
+Invariants: A file exists whole or not at all. Its row is added after its content is durable, and deleted before its
+content. A file's row or a pending row names every content in a `BlobStore`. An expired file does not exist.
 """
 
 from __future__ import annotations

@@ -6,12 +6,10 @@ here: when a response is kept or forgotten (`doors/http/websocket.py`), and dura
 A remembered response holds its turn and the unstored turns before it. The turns before those are read from the store
 each time, so that a deletion there takes effect.
 
-Invariants:
-
-- Remembered responses are never written anywhere. Only the owner's connection reads them.
-- A connection holds at most `max_bytes` of items. The oldest responses are dropped first.
-- All connections of a process share a `SocketMemory`. When it is full, the least recently used connection forgets
-  everything. Its client then sends the whole input again.
+Invariants: Remembered responses are never written anywhere. Only the owner's connection reads them. A connection holds
+at most `max_bytes` of items. The oldest responses are dropped first. All connections of a process share a
+`SocketMemory`. When it is full, the least recently used connection forgets everything. Its client then sends the whole
+input again.
 """
 
 from __future__ import annotations

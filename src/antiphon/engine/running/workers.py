@@ -7,11 +7,9 @@ cancelling one (`background.py`).
 One task renews leases and claims jobs. It claims at once when this process queues a response, else at the times of
 `ClaimPace`. The signal watcher (`signal_watcher.py`) reports that a job was cancelled, deleted or taken over.
 
-Invariants:
-
-- A job runs here only while this worker holds its lease.
-- One transaction ends both the response and its job, so that readers never see a partial end.
-- When the process stops, it releases its jobs or ends them as failed, as the setting `background.on_restart` says.
+Invariants: A job runs here only while this worker holds its lease. One transaction ends both the response and its job,
+so that readers never see a partial end. When the process stops, it releases its jobs or ends them as failed, as the
+setting `background.on_restart` says.
 """
 
 from __future__ import annotations
