@@ -4,7 +4,7 @@ Lives here: the values of a file, and the ports `OpenFile` and `BlobStore` (cont
 together (`stores/files.py`), disks and object storage (`stores/blobs/`), the HTTP side (`api/files.py`).
 
 No transaction spans a content and its row, because they lie in two places. So a content that does not belong to a file
-(yet, or any more) is a *pending blob*: a separate table has a pending row for it. A crash may follow each of the steps
+(yet, or any more) is a *pending blob*. A separate table has a pending row for it. A crash may follow each of the steps
 below. An upload takes these steps:
 
 1. Add a pending row with a lease.
