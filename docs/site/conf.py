@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -52,6 +53,7 @@ _PARTS = (
     ("Contributing", "contributing", ("development",)),
 )
 """The sidebar: a caption, the folder, and the pages that come first."""
+_log = logging.getLogger(__name__)
 _LINK = re.compile(r"(\]\()((?:\.\./)+[^)#\s]+)((?:#[^)\s]*)?\))")
 
 
@@ -75,6 +77,8 @@ def outside(text: str, page: Path) -> str:
         target = (page.parent / found[2]).resolve()
         if target.is_relative_to(DOCS) and target.suffix in (".md", ".png", ".svg", ".json"):
             return found[0]
+        if not target.exists():
+            _log.warning("%s: the link %s leads to no file", page.relative_to(ROOT), found[2])
         return f"{found[1]}{_SOURCE}/{target.relative_to(ROOT)}{found[3]}"
 
     return _LINK.sub(replaced, text)
