@@ -94,7 +94,7 @@ class FakePicker:
         self._server: grpc.aio.Server | None = None
 
     def script(self, *decisions: Decision) -> None:
-        """Queue decisions for the next requests."""
+        """Queue decisions for the next requests, other than for the list of models."""
         self._script.extend(decisions)
 
     async def stop(self) -> None:
@@ -141,7 +141,9 @@ class FakePicker:
                 pick.body += message.request_body.body
             if kind in ("request_headers", "request_body") and getattr(message, kind).end_of_stream:
                 self.picks.append(pick)
-                decision = self._script.popleft() if self._script else decision
+                # The gateway asks for the list of models once, at a time of its own: that takes no decision away.
+                scripted = self._script and pick.headers.get(":path") != "/v1/models"
+                decision = self._script.popleft() if scripted else decision
                 if isinstance(decision, Abort):
                     await context.abort(grpc.StatusCode.INTERNAL, "made to fail")
                 elif isinstance(decision, Never):
