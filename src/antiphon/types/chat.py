@@ -70,8 +70,9 @@ class CustomDelta(Struct, gc=False):
 
 
 class ToolCallDelta(Struct, gc=False):
-    """One entry of `tool_calls`; `custom` is there instead of `function` for the server's own custom tools, and
-    `extra_content` is what Google wants to see again with the call (its thought signature)."""
+    """One entry of `tool_calls`. The server's own custom tools have `custom` instead of `function`.
+
+    Google requires `extra_content` (its thought signature) again with the call."""
 
     index: int | None = None
     id: str | None = None

@@ -4,7 +4,7 @@ Lives here: plain names, media types, which files are text, which pictures model
 gets it (`FetchedFile`). Not here: reading a file (`search/` reads documents), fetching one (`upstream/fetch.py`), and
 what a chat server takes (`translation/chat/content.py`).
 
-Invariant: a plain name holds no path, no control character and nothing that turns the direction of writing; a media
+Invariants: a plain name holds no path, no control character and nothing that turns the direction of writing. A media
 type is in lower case and without parameters.
 """
 

@@ -124,7 +124,7 @@ class _EmittedItem(Struct, kw_only=True):
 
 
 class _Tracked(_EmittedItem, kw_only=True):
-    """Those of which it is said how far they are."""
+    """The fields of emitted items that have a `status`."""
 
     status: ItemStatus
 
@@ -138,7 +138,7 @@ class _ClientCall(_Tracked, kw_only=True):
 class Message(_Tracked, kw_only=True):
     """A message of the model. Observed: exactly one content part, `status` in_progress → completed or incomplete.
 
-    `phase` is `commentary` for what is said in a turn that calls tools and `final_answer` for the answer. It is known
+    `phase` is `commentary` for the text of a turn that calls tools and `final_answer` for the answer. It is known
     when the message is over, and never where the answer was cut or the model went on to reason.
     """
 

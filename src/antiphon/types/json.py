@@ -1,6 +1,6 @@
 """Operations on JSON text as bytes, without decoding, for the hot path.
 
-Lives here: fragments. A *fragment* is the inside of a JSON string, still escaped, without its quotes; fragments
+Lives here: fragments. A *fragment* is the inside of a JSON string, still escaped, without its quotes. Fragments
 can be joined and put between quotes to make a JSON string again. Not here: any message shape.
 
 Invariant: a fragment is valid UTF-8 and holds no unescaped quote or control character.

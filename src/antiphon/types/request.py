@@ -62,9 +62,9 @@ class CreateResponse(Struct):
 
     `forwarded` are the fields that a chat server gets as they are, if it takes them (`Field.forward`).
 
-    `parameters` are what chat servers know and the Responses API does not, `others` further members that nobody knows,
-    `allowed` the names of both that the operator lets through. `unknown` decides about what nobody here knows, and has
-    the names of what was left out for that.
+    `parameters` are fields that chat servers know and the Responses API does not. `others` are members that neither
+    knows. `allowed` holds the names of both that the operator lets through. `unknown` decides about fields and values
+    that Antiphon does not know, and has the names of those that were left out.
     """
 
     model: str

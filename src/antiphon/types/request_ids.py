@@ -2,7 +2,7 @@
 
 Lives here: the form of an `x-request-id`, and its place among headers. Not here: who makes another one (the doors).
 
-Invariant: what the log, the answer and the upstream are told is one and the same id, and it has this form.
+Invariant: the log, the answer and the upstream get one and the same id, and it has this form.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ Lives here: the form in which it is kept beside a stored item, and an item that 
 becomes in a chat (`translation/chat/messages.py`), keeping it (`engine/exchange/`, `stores/`).
 
 A model server finds a conversation in its prefix cache only if its beginning is the same, byte for byte, every time. A
-search's item tells a client what was looked for, and its results only if the client asked for them; the model has read
-all of it. So what the model has read is kept, for later requests, and never shown to a client.
+search's item tells a client the queries. It holds the results only if the client asked for them, but the model has
+read all of them. So Antiphon stores the text that the model has read for later requests, and never shows it to a
+client.
 
 Invariant: it never comes from a client: `HistoryItem` is made of what was stored, with what was stored beside it.
 """
@@ -58,7 +59,7 @@ _SHOWN = msgspec.json.Decoder(Shown)
 
 
 def read_shown(kept: bytes | None) -> Shown | None:
-    """What was kept beside an item."""
+    """The value stored beside an item."""
     return None if kept is None else _SHOWN.decode(kept)
 
 

@@ -1,16 +1,16 @@
 """Handles unknown fields and values: leaves them out and names them, or refuses them (`strict`).
 
 The API grows faster than any gateway: clients send items, parts, tools and values that came after this version. Most
-of them change nothing about what the model is asked, and a client that is refused for one is worse off than a client
-whose answer lacks it.
+of them do not change the model's prompt. A client that is refused for one is worse off than a client whose answer
+lacks it.
 
 Lives here: the decision, and the names of what was left out. Not here: what is known (the readers of each thing know
 that), what is known and has no effect (`CreateResponse.ignored`).
 
-Tools are separate: an answer without a tool that the client relies on may be wrong, even if the tool is known but not
-set up here. So they have their own list and their own decision (`refuse_tools`).
+Tools are separate. An answer without a tool that the client relies on may be wrong. This holds even if the tool is
+known but not set up here. So they have their own list and their own decision (`refuse_tools`).
 
-Invariant: what is left out has its name in `names` (the 65th and all further ones are `...`), a tool in `tools`; in
+Invariants: what is left out has its name in `names` (the 65th and all further ones are `...`), a tool in `tools`. In
 strict mode nothing unknown is left out. What a call waits for, and what restricts an answer or a search, never comes
 here: that is refused in any case.
 """
@@ -49,8 +49,9 @@ class Tolerance:
             yield name
 
     def leave_out(self, name: str, error: InvalidRequest) -> None:
-        """Note what is unknown, as the client is told of it: `input.future_call`, `include:future`. Raises `error` in
-        strict mode."""
+        """Note what is unknown, by the name that the client gets: `input.future_call`, `include:future`.
+
+        Raises `error` in strict mode."""
         if self.strict:
             raise error
         self.note(name)

@@ -56,6 +56,7 @@ class ToolChoice(Struct, frozen=True):
 
     @property
     def searches(self) -> bool:
-        """Whether it allows a search for tools, among others: what the model may find of deferred tools are those that
-        the choice names, or all of them where it names none."""
+        """Whether it allows a search for tools, among others.
+
+        The model may find the deferred tools that the choice names, or all of them where it names none."""
         return not self.single and self.means("tool_search", None)

@@ -3,8 +3,8 @@
 Lives here: their shapes, each for the one module that decodes it. Not here: what it makes of them, and objects that
 are read whole (`request.py`, `items.py`, `tools.py`, `chat.py`).
 
-msgspec reads the annotations of these classes at run time, so they stand in a module of their own, which a compiler
-of Python would leave as it is (docs/explanation/performance.md).
+msgspec reads the annotations of these classes at run time. So they stand in a separate module, which a compiler of
+Python would leave as it is (docs/explanation/performance.md).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Lives here: one call (head, body, end), its time limits, and what a transport failure means. Not here: connections
 (`http.py`), and what the bytes say (`translation/`).
 
-Invariants: no redirect is followed; a call's failure is always an `UpstreamCallFailed` whose detail holds no header
-and no body; leaving a call before its end closes its connection at once. (Whoever wants the connection to be kept
+Invariants: no redirect is followed. A call's failure is always an `UpstreamCallFailed` whose detail holds no header
+and no body. Leaving a call before its end closes its connection at once. (A caller that wants to keep the connection
 reads on to the end after `[DONE]`, as the runner does for a moment.)
 """
 
@@ -187,7 +187,7 @@ class _UpstreamAnswer:
         self._end(aiohttp.ClientPayloadError("the connection was lost"))
 
     def _end(self, error: aiohttp.ClientError) -> None:
-        """Have whoever reads learn this, unless all has come."""
+        """Raise this in the reader of the body, unless all has come."""
         content = self._response.content
         if not content.is_eof() and content.exception() is None:
             content.set_exception(error)
@@ -199,8 +199,10 @@ class _UpstreamAnswer:
 
 
 def _let_go(error: BaseException) -> None:
-    """Forget where a failure came from, which nobody asks: aiohttp's connections keep their exceptions, and these by
-    their frames the connections, with the request's body and what was read of the answer."""
+    """Forget where a failure came from, which no caller reads.
+
+    aiohttp's connections keep their exceptions. Through their frames, these keep the connections, with the request's
+    body and what was read of the answer."""
     one: BaseException | None = error
     for _ in range(_CAUSES):
         if one is None:

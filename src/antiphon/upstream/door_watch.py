@@ -4,9 +4,9 @@ Lives here: one connection to the model door that asks for nothing, held while a
 end says. Not here: the calls themselves (`client.py`), what becomes of a response (`engine/running/workers.py`).
 
 A model server that breaks off its answer and an Envoy that dies look the same on the call's own connection. They do not
-on another one: what Envoy forwards can end a call, only Envoy's own end (or a closed listener) ends all connections to
+on another one. What Envoy forwards can end a call. Only Envoy's own end (or a closed listener) ends all connections to
 it. An idle connection that Envoy closes for its age is opened again, and forgotten after a moment. An Envoy that stands
-still ends none and answers nobody, so it is asked too.
+still ends none and answers no request, so the watch asks it too.
 
 Invariants: one idle connection at most for each watch, and none after it was left; a question ends in time.
 """

@@ -3,8 +3,8 @@
 Lives here: batches, what an answer must look like, and which failures may pass. Not here: connections (`client.py`),
 and what vectors are for.
 
-Invariant: there is a vector for every text, all as wide as the first one ever was, each of length 1; no message holds a
-text.
+Invariants: there is a vector for every text, all as wide as the first one ever was, each of length 1. No message holds
+a text.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Routes calls to several upstreams behind one port, and falls back to the next one before any answer has come.
 
-Lives here: finding the upstream that a call names, directly or through the model door; of several, who is asked first,
-who next, and who is left out for a while. Not here: the call itself (`client.py`), the choice by the model
-(`engine/exchange/model_routes.py`), and several behind Envoy, which asks them itself (`envoy/several.py`).
+Lives here: finding the upstream that a call names, directly or through the model door. Of several, it
+decides the first, the next, and those that are left out for a while. Not here: the call itself (`client.py`), the
+choice by the model (`engine/exchange/model_routes.py`), and several behind Envoy, which asks them itself (`envoy/several.py`).
 
-Invariants: a call goes to the upstreams that it names or nowhere; no upstream is asked twice for one call, and none
-once an answer was handed on; the last one's answer or failure counts as it is; a credential goes to the upstreams that
-it is for.
+Invariants: a call goes to the upstreams that it names or nowhere. No upstream is asked twice for one call, and none
+once an answer was handed on. The last one's answer or failure counts as it is. A credential goes to the upstreams that it is
+for.
 """
 
 from __future__ import annotations

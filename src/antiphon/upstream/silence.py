@@ -2,7 +2,7 @@
 
 Lives here: one timer for all waits of a body. Not here: what silence means (`client.py`).
 
-aiohttp's own read timer is made and cancelled with every read of every stream; this one looks, when it runs out, how
+aiohttp's own read timer is made and cancelled with every read of every stream. This one looks, when it runs out, how
 long the wait has lasted, and goes on for the rest.
 
 Invariant: only what is waited for counts: a reader that is slow itself makes no silence.
@@ -40,7 +40,7 @@ class Silence:
         self._since = None
 
     def stop(self) -> None:
-        """Nothing is told any more."""
+        """Report no silence any more."""
         if self._timer is not None:
             self._timer.cancel()
 
