@@ -22,7 +22,7 @@ from antiphon.errors import AntiphonError, ConfigError
 
 
 def import_command(name: str) -> Any:
-    """The module of a command. A command with parts of its own has them in a folder."""
+    """The module of a command. A command with separate parts has them in a folder."""
     module = name.replace("-", "_")
     return import_module(f"antiphon.commands.{module}{'.command' if name in ('admin', 'doctor') else ''}")
 

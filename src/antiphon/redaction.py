@@ -1,6 +1,6 @@
 """Removes secrets and internal details from upstream texts before a client sees them.
 
-Lives here: patterns of credentials, account ids, internal addresses, file paths and stack traces; and the search for
+Lives here: patterns of credentials, account ids, internal addresses, file paths and stack traces. Also the search for
 known secrets (the gateway's keys, the client's token) in any encoding. Not here: the list of known secrets
 (`app/build.py` reads the settings, the exchange knows its client), which texts are passed on
 (`translation/answer/upstream_errors.py`).

@@ -4,7 +4,7 @@ Lives here: what `OTEL_*` variables mean for settings (https://opentelemetry.io/
 …/configuration/sdk-environment-variables). Not here: the section (`processes.py`), variables that the SDK reads itself
 (compression, certificates, further attributes of the resource).
 
-Invariants: a setting of our own wins; an unusable variable is an error only where traces would be sent; no message
+Invariants: Antiphon's own setting wins. An unusable variable is an error only where traces would be sent. No message
 holds a value, since one may be a secret.
 """
 

@@ -1,7 +1,7 @@
 """Settings of a gateway's processes: logs, ports and Envoy.
 
-Lives here: these sections of the settings. Not here: their use (what Envoy is told: `envoy/`), how sources are merged
-(`settings.py`).
+Lives here: these sections of the settings. Not here: their use (Envoy's configuration: `envoy/`), how sources are
+merged (`settings.py`).
 """
 
 from __future__ import annotations

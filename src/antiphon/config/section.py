@@ -1,7 +1,7 @@
 """The base class of all settings sections, their shared value types, and the list of setting names.
 
-Lives here: the base model, types of values that several sections have, every setting by its path, what is said of
-each. Not here: any setting, where values come from (`sources.py`), the words for what is wrong (`problems.py`).
+Lives here: the base model, types of values that several sections have, every setting by its path, and its
+description. Not here: any setting, where values come from (`sources.py`), the words for what is wrong (`problems.py`).
 
 Invariant: a section is whole and checked, and does not change; no error of it holds a value.
 """
@@ -24,7 +24,10 @@ NO_SECRET = "is what is shown in place of a secret; put the secret there, or lea
 
 
 def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    """Add to a section's JSON Schema what is said of its settings. A section's defaults are those of its settings."""
+    """Add the descriptions of a section's settings to its JSON Schema.
+
+    A section's defaults are those of its settings.
+    """
     texts = descriptions(model)
     if "description" in schema:
         schema["description"] = " ".join(schema["description"].split())

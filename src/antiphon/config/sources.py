@@ -3,7 +3,7 @@
 Lives here: reading and merging the sources into one nested mapping. Not here: what settings there are and whether their
 values are right (`antiphon.config`).
 
-Invariants: an unknown name is an error in every source, with the nearest known name as advice; what is said about a
+Invariants: an unknown name is an error in every source, with the nearest known name as advice. The error about a
 source that cannot be read holds no line of it, since a key may stand there.
 """
 
@@ -102,7 +102,8 @@ def without_unknown(values: Any, kind: object, wrong: list[str], source: str = "
 def read_environment(environ: Mapping[str, str], model: type[Section], wrong: list[str]) -> dict[str, object]:
     """The settings in `ANTIPHON_*` variables; two underscores stand between a section and its setting.
 
-    Lists are separated by commas or YAML in brackets; what holds settings of its own (`models`, `upstreams`) is YAML.
+    Lists are separated by commas or YAML in brackets; a setting that holds further settings (`models`, `upstreams`) is
+    YAML.
     Variables that are no settings are added to `wrong`, but for those that Kubernetes makes of a Service's name.
     """
     known = {_PREFIX + "__".join(path).upper(): (path, kind) for path, kind in field_paths(model)}
@@ -150,7 +151,7 @@ def _other_upstream(values: Mapping[str, object], environ: Mapping[str, str]) ->
     """By the names that gateways of this kind share: `OPENAI_API_ENDPOINT` for its URL, and `OPENAI_API_KEY` for that
     URL alone.
 
-    A key that merely lies in the environment is never sent anywhere: it may be meant for somebody else.
+    A key that merely lies in the environment is never sent anywhere: it may be meant for another program.
     """
     endpoint = environ.get(ENDPOINT_VARIABLE)
     upstream = values.get("upstream", {})
@@ -166,7 +167,7 @@ def _other_upstream(values: Mapping[str, object], environ: Mapping[str, str]) ->
 def _is_of_a_service(name: str, text: str, environ: Mapping[str, str]) -> bool:
     """Whether Kubernetes (or Docker, of a link) says by this where a Service named `antiphon` or `antiphon-…` is.
 
-    Every pod beside such a Service has these variables. Names alone would swallow somebody's `ANTIPHON_PORT=8080`.
+    Every pod beside such a Service has these variables. Names alone would swallow an operator's `ANTIPHON_PORT=8080`.
     """
     service = _SERVICE.fullmatch(name)
     if service is not None and {f"{service[1]}_SERVICE_HOST", f"{service[1]}_SERVICE_PORT"} <= environ.keys():

@@ -1,8 +1,8 @@
 """Parses YAML text into settings values.
 
-Lives here: reading it, and what is said where that fails. Not here: which files and variables hold some (`sources.py`).
+Lives here: reading it, and the error where that fails. Not here: which files and variables hold some (`sources.py`).
 
-Invariant: what is said holds nothing of the text, since a key may stand there.
+Invariant: the error holds nothing of the text, since a key may stand there.
 """
 
 from __future__ import annotations

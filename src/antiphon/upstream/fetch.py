@@ -3,12 +3,12 @@
 Lives here: one fetch of all files of a request, its guards and limits. Not here: which addresses are public
 (`addresses.py`), and what becomes of a file (`translation/`).
 
-Guards: the URL's scheme, port and lack of credentials; every address of the host, resolved here; the connection goes
-to one of the addresses that were looked at, and the socket itself is refused any other, so a name that resolves
-differently a moment later gains nothing; each redirect is a new URL with all of this; no cookies, proxies or
-credentials; limits of size (all files together), time (likewise), files, redirects, and fetches at once.
+Guards: the URL's scheme, port and lack of credentials are checked, and every address of the host, resolved here. The
+connection goes to one of the checked addresses, and the socket itself is refused any other. So a name that resolves
+differently a moment later gains nothing. Each redirect is a new URL with all of this. A fetch has no cookies, proxies
+or credentials. There are limits of size (all files together), time (likewise), files, redirects, and fetches at once.
 
-Invariants: `fetch` never raises; an error says nothing about addresses, nor whether a private name exists.
+Invariants: `fetch` never raises. An error says nothing about addresses, nor whether a private name exists.
 """
 
 from __future__ import annotations
@@ -327,7 +327,7 @@ def only_to(addresses: tuple[str, ...]) -> Callable[..., socket.socket]:
 class HostResolver:
     """Every address that the system's resolver knows for a host.
 
-    In threads of its own: a name server that a client controls may take its time. Raises `OSError`, also when all of
+    In separate threads: a name server that a client controls may take its time. Raises `OSError`, also when all of
     them are taken by such.
     """
 

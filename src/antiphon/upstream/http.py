@@ -1,16 +1,16 @@
 """A process's HTTP connections to one upstream, on aiohttp's connector without its session.
 
 Lives here: how connections to the upstream are made and kept (pool, connect timeout, TLS and its server name, Unix
-socket, header limits), the bytes of a request, and whose the connection is until the answer's end. Not here: what a
+socket, header limits). Also the bytes of a request, and the connection's owner until the answer's end. Not here: what a
 failure means and how a body is read (`client.py`).
 
-A session does far more for a request than a model call needs: cookies, redirects, proxies, traces, a request and a
-response object with all they know. That took half to two thirds of a call's CPU time. The parts that matter are still
-aiohttp's: its pool, its connecting, its parser, its writer of heads.
+A session does far more for a request than a model call needs. It handles cookies, redirects, proxies and traces, and
+makes large request and response objects. That took half to two thirds of a call's CPU time. The parts that matter are
+still aiohttp's: its pool, its connecting, its parser, its writer of heads.
 
-Invariants: no request says what its caller did not ask for, apart from a constant user agent, a request for identity
-encoding, and the framing headers; a header of the target is not replaced; a connection goes back to the pool only at
-the end of an answer whose request was sent whole, and is closed otherwise.
+Invariants: a request has no headers but its caller's, a constant user agent, a request for identity encoding, and the
+framing headers. A header of the target is not replaced. A connection goes back to the pool only at the end of an answer
+whose request was sent whole. Otherwise it is closed.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def server_name(target: UpstreamTarget) -> str | None:
 
 
 class HttpAnswer:
-    """An answer whose head has come. Whoever has it closes it."""
+    """An answer whose head has come. Its holder closes it."""
 
     def __init__(
         self,

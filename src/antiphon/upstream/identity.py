@@ -3,9 +3,9 @@
 Lives here: when they are asked, and for how long. Not here: the signs (`translation/profiles`), what a profile
 changes (`engine/exchange/model_routes.py`).
 
-Invariant: no request waits for it. An upstream is asked until it has answered once, less and less often, with the
-gateway's own credentials or none; each try has an end, and none follows `aclose`. What stays unknown is said once, in a
-warning: when the upstream has answered and not said it, or has not answered within half a minute.
+Invariant: no request waits for it. The process asks an upstream until it has answered once, less and less often. It
+uses the gateway's own credentials or none. Each try has an end, and none follows `aclose`. One warning names an
+upstream that stays unknown. It comes when the answer does not identify it, or when it has not answered within half a minute.
 """
 
 from __future__ import annotations

@@ -2,11 +2,12 @@
 
 Lives here: finding the upstream that a call names, directly or through the model door. Of several, it
 decides the first, the next, and those that are left out for a while. Not here: the call itself (`client.py`), the
-choice by the model (`engine/exchange/model_routes.py`), and several behind Envoy, which asks them itself (`envoy/several.py`).
+choice by the model (`engine/exchange/model_routes.py`), and several behind Envoy, which asks them itself
+(`envoy/several.py`).
 
 Invariants: a call goes to the upstreams that it names or nowhere. No upstream is asked twice for one call, and none
-once an answer was handed on. The last one's answer or failure counts as it is. A credential goes to the upstreams that it is
-for.
+once an answer was handed on. The last one's answer or failure counts as it is. A credential goes to the upstreams
+that it is for.
 """
 
 from __future__ import annotations
