@@ -5,7 +5,8 @@ changes (`engine/exchange/model_routes.py`).
 
 Invariant: no request waits for it. The process asks an upstream until it has answered once, less and less often. It
 uses the gateway's own credentials or none. Each try has an end, and none follows `aclose`. One warning names an
-upstream that stays unknown. It comes when the answer does not identify it, or when it has not answered within half a minute.
+upstream that stays unknown. It comes when the answer does not identify it, or when it has not answered within half a
+minute.
 """
 
 from __future__ import annotations
