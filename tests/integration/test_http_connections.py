@@ -261,6 +261,8 @@ async def test_a_client_that_stops_reading_a_whole_answer_is_cut_off() -> None:
         with client.socket:
             await client.ask(post_bytes(ASK))
             await door.stored("completed")
+            # Before it reads again: a client that reads in time gets the whole answer.
+            assert await door.context.admission.drained(DEADLINE)
             assert await client.cut()
 
 
