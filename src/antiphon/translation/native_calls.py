@@ -5,11 +5,11 @@ earlier items back as arguments. Not here: which functions stand for them (`chat
 (`translation/events/builder.py`).
 
 Such a call is emitted once its arguments are whole, so each text has one delta. Grammar and fields as observed: an item
-is added empty, a shell tells its commands one by one, a patch its diff (none when a file is deleted), the others
+is added empty. A shell tells its commands one by one, a patch its diff (none when a file is deleted), the others
 nothing.
 
 Invariant: what does not have the form is no such item (the caller emits a function call instead), so no client runs
-half a command; the deltas join to what the item holds.
+half a command. The deltas join to the content of the item.
 """
 
 from __future__ import annotations

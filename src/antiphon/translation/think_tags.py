@@ -2,11 +2,11 @@
 
 Lives here: telling the two apart while the content streams. Not here: which servers do that (`profiles/`).
 
-Two kinds: *tagged*, an answer that begins with `<think>` (blanks before it are allowed), and *opened*, where the chat
+Two kinds: *tagged*, an answer that begins with `<think>` (blanks before it are allowed). And *opened*, where the chat
 template wrote the opening tag, so that everything up to `</think>` is reasoning. A tag anywhere else is text.
 
-Invariant: what was fed comes out, once and in order, as reasoning or as text, except the tags, the blanks around them;
-only what could be the beginning of a tag is held back.
+Invariant: what was fed comes out, once and in order, as reasoning or as text, except the tags and the blanks around
+them. Only what could be the beginning of a tag is held back.
 """
 
 from __future__ import annotations

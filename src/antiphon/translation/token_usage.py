@@ -5,8 +5,8 @@ several model calls. Not here: when it is read (`answer/stream.py`, `engine/exch
 summed (the phases of `engine/exchange/`).
 
 Invariant: absent counts stay absent as a whole (no usage at all is None, never zeros), and every number is a
-non-negative integer. What a model or a client wrote in an answer that passes is never taken for the upstream's count:
-only whole events and answers are looked at, where upstreams count in them.
+non-negative integer. What a model or a client wrote in an answer that passes is never taken for the upstream's count.
+Only whole events and answers are looked at, where upstreams count in them.
 """
 
 from __future__ import annotations

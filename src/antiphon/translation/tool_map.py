@@ -4,8 +4,8 @@ Lives here: the names chat servers see, and the way back from a call to the tool
 (`chat/tools.py`), the items of calls (`translation/events/builder.py`).
 
 Chat servers know one kind of tool, a function with a flat name of at most 64 characters; Responses has kinds and
-namespaces. A name that does not fit is shortened, with a hash of the whole, so that the same tool has the same name in
-every turn.
+namespaces. A name that does not fit is shortened, with a hash of the whole. So the same tool has the same name in every
+turn.
 
 Invariant: within one request a chat name means one tool, and every tool has one chat name.
 """

@@ -3,8 +3,8 @@
 Lives here: plain values without a method. Not here: who makes them (each names its maker), and what is on the wire
 (`antiphon.types`).
 
-msgspec makes these classes of their annotations at run time, so they stand in a module of their own, which a compiler
-of Python would leave as it is (docs/explanation/performance.md).
+msgspec makes these classes of their annotations at run time. So they stand in a separate module, which a compiler of
+Python would leave as it is (docs/explanation/performance.md).
 """
 
 from __future__ import annotations
