@@ -67,60 +67,53 @@ def _fixed() -> str:
 _CHANGE = """
 ## Change without restart
 
-SIGHUP, or a settings file that has changed (looked at each second, with `reload.watch`), has `antiphon up` read its
-settings again: the file, the environment and flags that it was started with, which go before the file as ever. They are
-checked as at a start. Then `antiphon up` starts a new set of processes with them: workers, and Envoy where the door is
-Envoy. When these serve, clients come to them, and the old set finishes what it has and ends.
+`antiphon up` reads its settings again after SIGHUP. With `reload.watch` it also checks the settings file each second.
+It checks the new settings as at a start. The environment and the flags of the start still override
+the file.
 
-- **Refused** settings are the line `settings_refused` with the sentence that a start would give, also when a worker of
-  the new set cannot start; the old set goes on. What is wrong with a part refuses all of it.
-- **The file** is followed through symbolic links, so that a ConfigMap of Kubernetes (`..data` is renamed over) is
-  seen. A file is read when it has kept still for a second. The same content is no change. SIGHUP takes what is there
-  in any case, and so reads certificates again that settings name.
-- **Connections that wait** are lost in neither door: workers of the HTTP door are given the sockets of those before
-  them, and Envoy does its hot restart, by which its counters go on too. (Envoy has that on Linux alone; elsewhere a
-  change is refused behind Envoy. Its lines `shutting down admin due to child startup` and `terminating parent process`
-  belong to it, and mean no end of what is in flight.)
-- **Requests in flight** end with the settings that they began with, within `timeouts.response`. A connection that is
-  open may bring one more request to the old set, whose answer says `connection: close`; one that brings nothing for
-  two seconds is closed.
-- **WebSockets** of the old set are closed (1001), idle ones at once and busy ones after their turn, whose request ends
-  with the old settings. What the connection remembered (responses with `store: false`) is gone: a request that
-  continues one of these gets `previous_response_not_found`, and clients send the whole input, as after any reconnect.
-- **Background responses** that run are finished by the old set; it begins no others.
-- **The code interpreter's** variables live in a worker, and are gone with the old set; files stay.
-- **One old set at a time**: settings that change while there is one are read when it has ended (the line
-  `settings_wait`). Both sets need memory meanwhile, and connections of the database.
-- **Numbers**: `antiphon_config_reloads_total`, `antiphon_config_last_reload_successful`,
-  `antiphon_settings_loaded_timestamp_seconds`; counters go on, and what the old set counted is in them.
+`antiphon up` then starts a second set of processes: workers, and Envoy with `--door envoy`. When the new set
+serves, new connections go to it. The old set finishes its requests and exits.
 
-Every setting may change but these, whose change is refused by name:
+- **Refused settings.** One wrong setting refuses the whole change, and so does a worker that cannot start. The log line
+  `settings_refused` gives the reason. The old set continues.
+- **File.** The parent process follows symbolic links, so it sees a change of a Kubernetes ConfigMap. It reads the file
+  when the file has not changed for a second. It ignores a file with the same content.
+- **Certificates.** SIGHUP always starts a new set, so it also reloads the certificates that settings name.
+- **Waiting connections.** No waiting connection is lost. New HTTP workers inherit the listening sockets, and Envoy
+  does a hot restart and keeps its counters.
+- **Envoy needs Linux for this.** On other systems `antiphon up` refuses a change behind Envoy.
+- **Envoy's log.** A hot restart logs `shutting down admin due to child startup` and `terminating parent process`. These
+  lines are expected, and requests in flight continue.
+- **Requests in flight.** A request keeps the settings that it started with, for at most `timeouts.response`.
+- **Open connections.** An open connection may send one more request to the old set. The response has
+  `connection: close`. The old set closes a connection that is idle for two seconds.
+- **WebSockets.** The old set closes idle WebSockets at once with code 1001. It closes busy ones after their turn.
+- **Responses with `store: false`.** Only the WebSocket's connection holds them. After the close, a request that
+  continues one gets `previous_response_not_found`. The client then sends the whole input, as after any reconnect.
+- **Background responses.** The old set finishes those that run and starts no others.
+- **Code interpreter.** The old set's workers hold its variables, so these are lost. Files stay.
+- **One old set at a time.** A change during a reload waits for the old set to exit (log line `settings_wait`). Until
+  then both sets use memory and database connections.
+- **Metrics.** `antiphon_config_reloads_total`, `antiphon_config_last_reload_successful` and
+  `antiphon_settings_loaded_timestamp_seconds` report reloads. Counters include the old set's values.
+
+`antiphon up` refuses a change of these settings and names the setting. Every other setting can change:
 
 | setting | why |
 | --- | --- |
 FIXED
 
-Whatever changes is refused with `state.url: memory:`, since what is stored is in the workers' memory and would be gone.
-So it is behind Envoy where `sidecar.grpc`, `sidecar.http`, `sidecar.model_door` or `envoy.admin` is on TCP and stays
-what it is: two sets cannot listen on one port. Unix sockets, the default, are another place for each set.
+`antiphon up` refuses every change in two cases:
 
-**`antiphon serve` and `antiphon extproc`** by themselves take no other settings: SIGHUP or a changed file is the line
-`settings_need_a_restart`. On Kubernetes a change of settings is an upgrade of the chart, which starts new pods
+- `state.url` is `memory:`. The workers' memory holds the stored items, and a new set would lose them.
+- Behind Envoy, `sidecar.grpc`, `sidecar.http`, `sidecar.model_door` or `envoy.admin` keeps the same TCP address.
+  Two sets cannot listen on one port. Unix sockets, the default, avoid this: each set has its own.
+
+`antiphon serve` and `antiphon extproc` do not reload settings. After SIGHUP or a changed file they log
+`settings_need_a_restart`. On Kubernetes, upgrade the chart to start new pods
 ([kubernetes.md](../how-to/kubernetes.md)).
 
-`scripts/lab reload` shows it: clients ask without a pause, every stream that has begun goes on only when other
-settings are in use, each answer shows which settings made it, and new connections look after each change whether all
-workers have it. Models, limits, files, tools, the number of workers, timeouts and retries of Envoy change. Every tenth
-file is wrong (no YAML, a wrong value, an unknown setting, one that needs a restart).
-
-```
-scripts/lab reload --clients 8
-2026-11-25, antiphon up with 2 and 3 workers in turn, two cores that were busy with other things
-http (--swaps 50 --invalid 5): 3 workers, 50 changes in 340 s, 5 of them wrong and refused; 18476 requests (364 streams,
-  180 of them open during a swap; 46 turns of a WebSocket), 0 failed, 0 processes ended, exit status 0
-envoy (--swaps 40 --invalid 4): 3 workers, 40 changes in 468 s, 4 of them wrong and refused; 27476 requests (292
-  streams, 144 of them open during a swap; 37 turns of a WebSocket), 0 failed, 0 processes ended, exit status 0
-```
+`scripts/lab reload` tests reloads under load. [Measurements](../contributing/measurements.md#reload) has the results.
 """
 
 

@@ -110,6 +110,8 @@ def test_ids_are_unique_and_words() -> None:
     ids = [operation["operationId"] for _, _, operation in _operations()]
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"[a-z][A-Za-z]+[0-9]?", one) for one in ids)
+    assert [one for one in ids if len(one) > 40] == []
+    assert {"getHealth", "getReadiness", "getMetrics"} <= set(ids)
 
 
 def test_schemas_are_schemas_and_references_lead_somewhere() -> None:

@@ -86,7 +86,7 @@ class Capabilities(Area):
     @Route(
         "GET",
         "/v1/antiphon/capabilities",
-        "Get what becomes of each part of a request",
+        "Get capabilities",
         CapabilitiesObject,
         parameters=(Parameter("model", str, "For this model; without it, for models that no rule names."),),
         errors=(400, 404),

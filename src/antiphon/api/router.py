@@ -189,14 +189,14 @@ class Router:
         made_by_doors = ("POST",) if self.is_exchange("POST", request.path) else ()
         return _other_method(request, (*endpoint.methods, *made_by_doors))
 
-    @Route("GET", "/health", "Whether the process lives", Well, open=True)
+    @Route("GET", "/health", "Get health", Well, open=True)
     async def _show_health(self, _request: ApiRequest) -> ApiResponse:
         return json_response(Well("ok"), headers=_NO_STORE)
 
     @Route(
         "GET",
         "/ready",
-        "Whether this process takes requests and can store (no upstream is asked)",
+        "Get readiness",
         Well,
         unwell=Unwell,
         open=True,
@@ -207,7 +207,7 @@ class Router:
     @Route(
         "GET",
         METRICS_PATH,
-        "Metrics for Prometheus and the gateway alone",
+        "Get metrics",
         str,
         media="text/plain",
         errors=(404,),
@@ -218,7 +218,7 @@ class Router:
         headers = (("content-type", kind), ("content-length", str(len(body))), ("cache-control", "no-store"))
         return ApiResponse(200, headers, body)
 
-    @Route("GET", "/openapi.json", "This document", AnyObject, open=True)
+    @Route("GET", "/openapi.json", "Get API description", AnyObject, open=True)
     async def _show_document(self, _request: ApiRequest) -> ApiResponse:
         if self._document is None:
             self._document = document(self.endpoints)
