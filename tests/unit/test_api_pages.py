@@ -62,7 +62,11 @@ def test_the_page_has_every_operation_and_schema() -> None:
     for path, item in document["paths"].items():
         for method in item:
             assert path.startswith("/v1/vector-stores") or f"`{method.upper()} {path}`" in text
+            assert path.startswith("/v1/vector-stores") or f"\n| `{method.upper()}` | `{path}` | " in text
     assert all(f"\n### {name}\n" in text for name in document["components"]["schemas"])
+    for schema in document["components"]["schemas"].values():
+        assert all(f"`{name}`" in text for name in schema.get("properties", ()))
+    assert text.count("\n") < 1200
 
 
 def test_words() -> None:
