@@ -3,11 +3,11 @@
 Lives here: reading the shapes chat servers use, and which of an answer's texts each annotation belongs to. Annotations:
 OpenAI's nested and flat `url_citation`, Perplexity's list of `citations`. Log probabilities, in Responses' form
 (`{token, bytes, logprob, top_logprobs}`, as observed; Chat allows `bytes` to be null). The text in `reasoning_details`,
-and what of them must be kept for the next turn. Not here: when any of it is used (`stream.py`), the events
+and the details that the next turn needs. Not here: when any of it is used (`stream.py`), the events
 (`translation/events/builder.py`, which seals details too).
 
-Invariants: every annotation that is emitted is a `url_citation` with all its keys, and its offsets lie in the text;
-every entry of log probabilities has all four keys with the right types, or is left out.
+Invariants: every emitted annotation is a `url_citation` with all its keys, and its offsets lie in the text. An entry of
+log probabilities has all four keys with the right types, or is left out.
 """
 
 from __future__ import annotations

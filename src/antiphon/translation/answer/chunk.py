@@ -1,7 +1,7 @@
 """Decodes a chat chunk or completion tolerantly.
 
-Lives here: the fast typed decoder, and the slow path for what it refuses: wrong types, content as an array of
-parts or as an object, invalid UTF-8, lone surrogates. Not here: what a chunk leads to (`stream.py`).
+Lives here: the fast typed decoder, and the slow path for chunks that it refuses. These have wrong types, content as an
+array of parts or as an object, invalid UTF-8, or lone surrogates. Not here: what a chunk leads to (`stream.py`).
 
 Invariant: after `read_chunk` every text field is None or a raw, valid JSON string; nothing raises but `NotAChunk`.
 """

@@ -1,7 +1,7 @@
-"""How an upstream's answer ended, and the finish reasons that servers use for it.
+"""Names the ways in which an upstream's answer ends, and reads the servers' finish reasons.
 
-Lives here: the endings and the many spellings of `finish_reason`. Not here: which ending an answer has
-(`stream.py`), what a client is told of one (`engine/exchange/client_answer.py`).
+Lives here: the endings and the many spellings of `finish_reason`. Not here: which ending an answer has (`stream.py`),
+the response that the client gets (`engine/exchange/client_answer.py`).
 
 Invariant: a finish reason is lower case, and every word for a cut is one of Chat Completions' own.
 """
@@ -28,7 +28,7 @@ _FINISHES: Final = {
 
 
 def failed(message: str, code: str = "server_error") -> Ending:
-    """An ending by a failure, with the code and message that a client is told."""
+    """An ending by a failure, with the code and message that the client gets."""
     return Ending("failed", code=code, message=message)
 
 

@@ -1,11 +1,14 @@
 """Reads an upstream's event stream as single events and as runs of chunks that are alike.
 
-Lives here: in which of the two ways bytes are read, and when it is worth to learn what chunks have in common. Not here:
+Lives here: the choice between the two ways of reading, and when it pays to learn what chunks have in common. Not here:
 the grammar of events (`sse.py`), what chunks have in common (`alike.py`), cutting them (`translation/splice.py`), what
 any of it means (`stream.py`).
 
-Invariants: what was learned holds until anything else comes; the runs and events are those of the bytes, in order,
-whatever the split; streams whose chunks are never alike cost no more than a few tries.
+Invariants:
+
+- what the reader learned holds until a different chunk comes;
+- runs and events come in the order of the bytes, however the bytes are split;
+- a stream whose chunks are never alike costs no more than a few tries.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ _ALONE: Final = 4
 class EventReader:
     """`feed` takes bytes in any split; `next` gives what they hold, until it gives None.
 
-    What is like the chunk before is not read here: it is offered, as what the chunks have in common. Whoever gets that
-    takes as many of them as there are at the beginning of `data`, and says how many bytes that was (`took`).
+    The reader does not read chunks that are like the one before: `next` returns what they have in common. The caller
+    takes all such chunks from the beginning of `data`, and reports how many bytes these were (`took`).
     """
 
     __slots__ = ("_alike", "_alone", "_event", "_events", "_in_full", "_limit", "_piece", "_sse", "_tries", "data")

@@ -1,12 +1,16 @@
 """An incremental parser for server-sent events.
 
-Lives here: the event stream grammar of the HTML standard on bytes (CR, LF, CRLF, comments, several `data` lines,
-a byte order mark, a stream that ends without its last blank line), and two tolerances: a line `error: …`, which one
-family of servers writes instead of an event (seen: gpustack), counts as an event of type `error`; a line that is a JSON
-object counts as an event (gateways that call a whole answer an event stream: github.com/decolua/9router/issues/3492).
+Lives here: the event stream grammar of the HTML standard, on bytes. It covers CR, LF, CRLF, comments, several `data`
+lines, a byte order mark, and a stream that ends without its last blank line. Two tolerances come on top:
+
+- A line `error: …` counts as an event of type `error`: one family of servers (seen: gpustack) writes it instead of an
+  event.
+- A line that is a JSON object counts as an event: some gateways call a whole answer an event stream
+  (github.com/decolua/9router/issues/3492).
+
 Not here: what the data means.
 
-Invariant: feeding the same bytes in any split gives the same events; at most `limit` bytes are held.
+Invariants: the same bytes give the same events, however they are split; the parser holds at most `limit` bytes.
 """
 
 from __future__ import annotations

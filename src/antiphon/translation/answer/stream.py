@@ -1,12 +1,12 @@
 """Turns chat chunks into builder calls.
 
-Lives here: what the fields of a chunk lead to, in which order, how an answer ends, and how much an upstream may send
-without output: comments, empty deltas, and what nobody asked for do not count, however much of them comes. A whole
-completion is one chunk whose delta is its message. Not here: reading bytes (`sse.py`, `chunk.py`), how an ending
-and its reason are written (`ending.py`), events (`translation/events/builder.py`).
+Lives here: which builder calls a chunk's fields lead to, in which order, and how an answer ends. Also: how much an
+upstream may send without output. Comments, empty deltas and fields that the client did not request are no output,
+however many come. A whole completion is one chunk whose delta is its message. Not here: reading bytes (`sse.py`,
+`chunk.py`), how an ending and its reason are written (`ending.py`), events (`translation/events/builder.py`).
 
-Invariants: bad chunks never raise, they become the failed path; `null` and the empty string never open an item; of
-several spellings of reasoning one is used, never two.
+Invariants: a bad chunk never raises: the response fails. `null` and the empty string never open an item. Of several
+spellings of reasoning the sidecar uses one, never two.
 """
 
 from __future__ import annotations

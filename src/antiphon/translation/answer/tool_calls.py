@@ -1,12 +1,16 @@
 """Assembles tool calls from deltas and emits them one after another.
 
 Lives here: which delta belongs to which call, when a call may be opened, and what is wrong with calls in the end. Chat
-servers interleave calls, omit the index, repeat it with a new id, send names late; Responses clients get one open item
-at a time. Not here: the events (`translation/events/builder.py`), which tool a name means (`translation/tool_map.py`).
+servers interleave calls, omit the index, repeat it with a new id, or send names late. Responses clients get one open
+item at a time. Not here: the events (`translation/events/builder.py`), which tool a name means
+(`translation/tool_map.py`).
 
-Invariants: calls are opened in the order in which they first appeared; a call is opened only once its name is known;
-the arguments emitted are the concatenation of the fragments received for that call; a call that `tool_choice` or
-`parallel_tool_calls` forbids is never emitted.
+Invariants:
+
+- calls are opened in the order in which they first appeared;
+- a call is opened only once its name is known;
+- the arguments emitted are the concatenation of the fragments received for that call;
+- a call that `tool_choice` or `parallel_tool_calls` forbids is never emitted.
 """
 
 from __future__ import annotations

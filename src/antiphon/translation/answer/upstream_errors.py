@@ -1,25 +1,31 @@
 """Maps an upstream's error to the error that the client receives.
 
-Lives here: error bodies in all their shapes, the status a client gets, the code of a failed response, which of an
-upstream's headers a client needs. Not here: the words by which servers say what went wrong
-(`translation/error_words.py`), retries (Envoy's work), what counts as a secret (`redaction.py`), servers whose profile
-is known to take no images (`translation/chat/content.py`), which keys go where (the doors, Envoy).
+Lives here: error bodies in all their shapes, the client's status, the code of a failed response, and the upstream's
+headers that the client needs.
+
+Not here:
+
+- the words by which servers say what went wrong (`translation/error_words.py`);
+- retries (Envoy's work);
+- what counts as a secret (`redaction.py`);
+- servers whose profile is known to take no images (`translation/chat/content.py`);
+- which keys go where (the doors, Envoy).
 
 Statuses keep what they say to a client: its own mistakes (4xx), limits (429), and an upstream that is broken, busy or
-slow (5xx). Some are changed: 402 (no credit) is OpenAI's 429 `insufficient_quota`, and what only the gateway could have
-done wrong (405, 415 and the like, redirects, a 404 about the path) is a 502. Codes are OpenAI's where the meaning is
-known, whatever the upstream called it: clients (Codex above all) decide by them whether to try again.
+slow (5xx). Two kinds change. 402 (no credit) becomes OpenAI's 429 `insufficient_quota`. A mistake that only the gateway
+can make becomes a 502: 405, 415 and the like, redirects, a 404 about the path. Codes are OpenAI's where the meaning is
+known, whatever the upstream called it: clients (Codex above all) decide by them whether to retry.
 
-A refusal of an image or audio is about the client's input, also where the server calls it its own error: llama.cpp and
-Ollama answer 500, OpenRouter 404. Without this a client's SDK would send the same picture again and again. It is only
-taken for one when the request held such a part.
+A refusal of an image or audio counts as an error in the client's input. Some servers call it another error: llama.cpp
+and Ollama answer 500, OpenRouter 404. Without this rule a client's SDK would send the same picture again and again. The
+rule applies only when the request held such a part.
 
-A 401 is always about the key. A 403 is where its code or its text plainly says so, a 400 where its code does
-(Gemini's): most others are about the model, the region or the content, which a client can do something about. Nothing
-that an upstream says of the gateway's key reaches a client.
+A 401 is always about the key. A 403 is about the key where its code or text plainly says so, a 400 (Gemini's) where its
+code does. Most others are about the model, the region or the content, which the client can change. No text of an
+upstream about the gateway's key reaches a client.
 
-Invariant: the outcome is always an OpenAI error object; no text of the upstream's is passed on that was not searched
-for secrets, and none longer than 2,000 characters.
+Invariants: the outcome is always an OpenAI error object. The sidecar searches every upstream text for secrets before a
+client gets it, and cuts it to 2,000 characters.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Converts call items and their outputs, of client tools and of earlier hosted tools, into chat messages.
+"""Converts call items and their outputs into chat messages, for client tools and for earlier calls of hosted tools.
 
 Lives here: what each kind of call and output becomes. Not here: their order (`messages.py`), names
-(`translation/tool_map.py`), running hosted tools, what is kept of what a model was shown of them (`types/shown.py`).
+(`translation/tool_map.py`), running hosted tools, the stored record of what the model saw of them (`types/shown.py`).
 
-A chat server knows only calls and their results, so a search that was made for the model is shown as a call with its
-result; models read that better than prose, and strict servers accept it. Nothing an item says is lost but what no model
-can read (images in base64, encrypted parts).
+A chat server knows only calls and their results. So the model sees an earlier search as a call with its result. Models
+read that better than prose, and strict servers accept it. The conversion drops only what no model can read (images in
+base64, encrypted parts).
 
-Invariant: arguments that are sent are the JSON of an object, whatever a client or a model made of them: chat servers
-parse them and fail on anything else.
+Invariant: the arguments of a call are always the JSON of an object, whatever the client or the model wrote. Chat
+servers parse them and fail on anything else.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _STRING: Final = msgspec.json.Decoder(str)
 
 
 def call_of(where: str, item: InputItem, number: int) -> tuple[str, str, Raw]:
-    """Call id, chat name and arguments (a JSON string) of a call item, the `number`th of its conversation: that is its
-    id where it has none. Raises `InvalidRequest`."""
+    """Call id, chat name and arguments (a JSON string) of a call item. An item without an id gets one from `number`,
+    its place in the conversation. Raises `InvalidRequest`."""
     kind = item.type or ""
     call_id = known_id(item) or f"call_{number}"
     if kind == "function_call":
@@ -173,7 +173,7 @@ def hosted_call(given_item: InputItem, number: int) -> tuple[str, str, bytes, by
 
 
 def known_id(item: InputItem) -> str | None:
-    """The id by which the model knows the call that stands for an item; None when it has none of its own."""
+    """The id by which the model knows the call that stands for an item; None when the item brings no id."""
     shown = shown_of(item)
     return item.call_id or (shown.call_id if shown is not None else None) or item.id
 

@@ -1,11 +1,11 @@
 """Checks items that a client adds to a conversation or a prompt without a model call.
 
-Lives here: refusing what no later request could be translated with. Not here: reading the items
+Lives here: refusing items that would make every later request fail. Not here: reading the items
 (`translation/request/body.py`), items of a request's `input` (`translation/request/body.py`), where the model's server
 decides what is too much.
 
-Invariant: an item that passes here is refused later only for its place (an output without its call) or for what this
-model's server cannot take (pictures, files).
+Invariant: an item that passes here can fail later for two reasons only. Its place is wrong (an output without its
+call), or the model's server cannot take its content (pictures, files).
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _TAKES_ALL: Final = UpstreamProfile("any", images=True, files="part", audio_inpu
 
 
 def check_item(where: str, item: InputItem, tolerance: Tolerance) -> None:
-    """Raise `InvalidRequest` for an item that could never be shown to a model; `tolerance` decides about parts that
-    nobody here knows. Items of unknown types are no longer there (`only_known`)."""
+    """Raise `InvalidRequest` for an item that no model could ever read. `tolerance` decides about unknown parts. The
+    caller has removed items of unknown types already (`only_known`)."""
     rules = ContentRules(_TAKES_ALL, {}, tolerance=tolerance)
     kind = item.type or ("message" if item.role is not None else None)
     if kind is None:

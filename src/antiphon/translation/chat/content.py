@@ -1,7 +1,7 @@
 """Converts content parts of Responses items into chat content.
 
-Lives here: strings and parts of messages and of tool outputs, by what the upstream takes; which files they name, once
-the translation has met one, and which of those may be missing. Not here: which message they go into
+Lives here: strings and parts of messages and of tool outputs, as the upstream takes them. Also: which files they name,
+once the translation has met one, and which of these may be missing. Not here: which message they go into
 (`messages.py`), fetching and reading files (`engine/running/loading.py`).
 
 Invariant: text is spliced, never decoded; a part that cannot be expressed is a 400 that names it.
@@ -66,8 +66,8 @@ _DETAILS: Final = ("low", "high", "auto", "original")
 class ContentRules:
     """What may stand in a message: the upstream's profile, and the files that were fetched by URL or read by id.
 
-    `sent` notes where the first part of a kind that not every model takes stood (`image`, `audio`). `tolerance`
-    decides about parts that nobody here knows.
+    `sent` notes where the first part of a kind that not every model takes stood (`image`, `audio`). `tolerance` decides
+    about unknown parts.
     """
 
     __slots__ = ("files", "profile", "sent", "tolerance")
@@ -85,8 +85,8 @@ class ContentRules:
         self.tolerance = Tolerance() if tolerance is None else tolerance
 
     def known(self, where: str, content: Raw) -> list[tuple[str, InputPart]]:
-        """The parts whose kind is known, each with its place. Raises `InvalidRequest` for others in strict mode, and
-        for members that nobody here knows."""
+        """The parts whose kind is known, each with its place. In strict mode, raises `InvalidRequest` for other parts
+        and for unknown members."""
         parts: Sequence[InputPart]
         try:
             parts = _KNOWN_PARTS.decode(content)

@@ -46,8 +46,8 @@ _SAID: Final = msgspec.json.Decoder(SaidText)
 
 
 def agent_content(item: InputItem) -> tuple[Raw, bool]:
-    """The content of a message between agents, as that of a user's message that says from whom it is; and whether a
-    part of it cannot be read. Raises `msgspec.MsgspecError` for what is no such message."""
+    """The content of a user's message that stands for a message between agents and names its sender. Also whether a
+    part of it is unreadable. Raises `msgspec.MsgspecError` for any other item."""
     agents = _AGENTS.decode(item.source)
     between = f"from {agents.author or 'another agent'} to {agents.recipient or 'this agent'}"
     if first(item.content) == b'"':

@@ -1,14 +1,21 @@
 """Converts items into chat messages: their order and grouping.
 
-Lives here: order and grouping. A turn's reasoning, text and calls are one assistant message; a call's output follows
-directly after it, wherever the client put it; system and developer messages are one system message at the beginning,
-later ones too unless the server takes them anywhere. Not here: content parts (`content.py`), calls and outputs
-(`call_items.py`), the rest of the chat request (`body.py`).
+Lives here: order and grouping.
 
-Invariants: every tool message answers exactly one call before it, every call is answered, and nothing but tool messages
-stands between a call and its answers (chat servers refuse anything else). What a tool said is a tool message, whenever
-it comes: no text of a stranger has the authority of the user. What the model was shown stays as it is when the
-conversation goes on: later items add messages behind it (`docs/explanation/exactness.md` has the exceptions).
+- A turn's reasoning, text and calls are one assistant message.
+- A call's output follows directly after it, wherever the client put it.
+- System and developer messages are one system message at the beginning, later ones too unless the server takes them
+  anywhere.
+
+Not here: content parts (`content.py`), calls and outputs (`call_items.py`), the rest of the chat request (`body.py`).
+
+Invariants:
+
+- Every tool message answers exactly one call before it, and every call has an answer.
+- Only tool messages stand between a call and its answers: chat servers refuse anything else.
+- The text of a tool is a tool message, whenever it comes: no text of a stranger has the authority of the user.
+- Later items only add messages behind those that the model has seen (`docs/explanation/exactness.md` has the
+  exceptions).
 """
 
 from __future__ import annotations
@@ -228,7 +235,7 @@ class _Grouping:
         return turn
 
     def _close_turn(self) -> None:
-        """Somebody else speaks: reasoning that led to nothing has no chat message that could carry it."""
+        """End the turn. Reasoning without a text or call behind it is dropped: no chat message could carry it."""
         self._put_off()
         self._turn = None
         if self._thoughts or self._details or self._signature is not ABSENT:
@@ -321,7 +328,7 @@ class _Grouping:
             self._by_item[item.id] = call_id
 
     def _hosted(self, where: str, item: InputItem, number: int) -> None:
-        """A call that was answered by whoever made it."""
+        """A call with its result in one item: the server that made the call has answered it."""
         named, name, arguments, result = hosted_call(item, number)
         shown = shown_of(item)
         if shown is not None and shown.calls:
@@ -392,7 +399,7 @@ class _Grouping:
         turn.images.extend(images)
 
     def _fresh_turn(self) -> Turn:
-        """A turn behind everything that was said so far."""
+        """A new turn behind all earlier messages."""
         self._close_turn()
         turn = self._turn = Turn(answer=self._answer)
         self._entries.append(turn)

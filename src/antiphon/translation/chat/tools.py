@@ -4,11 +4,12 @@ Lives here: the declaration of every kind of tool, and the chat form of the choi
 (`translation/tool_map.py`), reading (`translation/request/tools.py`), the way back (`translation/native_calls.py`,
 `translation/events/builder.py`).
 
-Kinds that chat servers do not know are shown as functions whose schema says what the client's tool takes; a custom
-tool's text is the one string argument `input`, and its grammar stands in the description (nothing here enforces it).
+A kind that chat servers do not know becomes a function, whose schema says what the client's tool takes. A custom tool's
+text is the one string argument `input`. Its grammar stands in the description, and the sidecar does not enforce it.
 
-Invariant: no schema is rewritten, except that an object without `properties` gets none (servers refuse it otherwise),
-and that properties lose `encrypted`, which wants OpenAI's server to encrypt what the model writes: nobody does so here.
+Invariant: the sidecar changes a schema in two places only. An object without `properties` gets an empty one, since
+servers refuse it otherwise. Properties lose `encrypted`, which asks OpenAI's server to encrypt what the model writes:
+the sidecar does not.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def make_chat_tools(
     limit: int,
     hosted: Mapping[int, Sequence[HostedFunction]] | None = None,
 ) -> ChatTools:
-    """Everything about tools that the model is told. Raises `InvalidRequest`.
+    """All that the chat request says about tools. Raises `InvalidRequest`.
 
     `items` is the whole input, history included: `additional_tools` and `tool_search_output` items bring tools.
     `hosted` are the functions of the tools that run here, by their place in `tools`.

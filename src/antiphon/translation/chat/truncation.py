@@ -1,14 +1,14 @@
 """`truncation: auto`: drops the oldest turns when a conversation is too long for its model.
 
-Lives here: estimating tokens, and what may be dropped. Not here: how long a model's context is (a setting);
-without it nothing is dropped, and the field is named as ignored.
+Lives here: estimating tokens, and what may be dropped. Not here: how long a model's context is (a setting); without it
+nothing is dropped, and the field is named as ignored.
 
 A turn is a user message and everything up to the next one; turns that a call and its output span go together.
 Instructions, system and developer messages, compactions (they stand for what was dropped before), searches that brought
 tools, and the latest turn always stay.
 
-The estimate is four bytes a token, as is usual for English; data in base64 counts as one picture. It is made to err on
-the long side for code and JSON, and can err on the short side for other scripts: set `context_tokens` with some room.
+The estimate is four bytes a token, as is usual for English; data in base64 counts as one picture. It errs on the long
+side for code and JSON, and can err on the short side for other scripts. So set `context_tokens` with some room.
 
 Invariant: what stays is in its order, and is a conversation that a chat server accepts when the whole one was.
 """
