@@ -58,10 +58,12 @@ class Command:
 async def commands() -> AsyncIterator[list[Command]]:
     """A list for those that `run_command` starts; what still runs at the end is killed."""
     made: list[Command] = []
-    yield made
-    for process in made:
-        process.kill()
-        await process.end()
+    try:
+        yield made
+    finally:
+        for process in made:
+            process.kill()
+            await process.end()
 
 
 async def run_command(processes: list[Command], *arguments: str, **environ: str) -> Command:
