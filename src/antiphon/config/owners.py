@@ -17,21 +17,22 @@ class OwnerSettings(Section):
     source: Literal["bearer", "header", "single"] = "bearer"
     """What tells owners apart: a keyed hash of the bearer token, a trusted header, or nothing (one owner)."""
     header: Annotated[str, StringConstraints(to_lower=True)] = "x-antiphon-owner"
-    """The trusted header for `source: header`; Envoy strips a client's copy, an authenticating filter sets it."""
+    """The trusted header for `source: header`. Envoy strips a client's copy; an authenticating filter sets it."""
     key: Secret | None = None
-    """Key of the hash for `source: bearer`; unset: created in the data folder (mode 0600), shared by all workers."""
+    """Key of the hash for `source: bearer`. Unset: created in the data folder (mode 0600), shared by all workers."""
     api_keys: tuple[Secret, ...] = ()
-    """The keys that clients may present as bearer token, at least 16 characters each, or `sha256:` and the hexadecimal
-    digest of one, so that the settings hold no key. Any other token, or none, is a 401. Unset: every token is taken."""
+    """The keys that clients may present as bearer token, at least 16 characters each. An entry may be `sha256:` and the
+    hexadecimal digest of a key, so that the settings hold no key. Any other token, or none, is a 401. Unset: the
+    gateway accepts every token."""
 
     store_never: tuple[str, ...] = ()
-    """Owners, as they are in the database, or `*` for all, whose responses are stored nowhere, as with `store: false`,
-    whatever a request says; one with `background: true` is a 400. What they store themselves (files, conversations,
-    prompts, vector stores) stays, and an upstream of `mode: native` keeps what it keeps."""
+    """Owners whose responses are never stored, as with `store: false`, whatever a request says. Each is written as in
+    the database; `*` is all of them. A request with `background: true` is a 400. Data that they store themselves
+    (files, conversations, prompts, vector stores) stays. An upstream of `mode: native` still stores its own data."""
 
     @property
     def several(self) -> bool:
-        """Whether there may be more than one."""
+        """Whether there may be more than one owner."""
         return self.source != "single"
 
     @field_validator("api_keys")
@@ -49,10 +50,11 @@ class OwnerSettings(Section):
 
 class SealingSettings(Section):
     keys: tuple[Secret, ...] = ()
-    """Keys of what clients carry for us encrypted (reasoning with `store: false`), at least 16 characters each. The
-    first seals, all open: to rotate, put the new one second on every process, then first on every process, and drop the
-    old one when no client holds its texts any more. With `state.seal` they also encrypt what is stored; an old one is
-    needed as long as that is. Unset: one key made in the data folder (mode 0600), shared by all workers."""
+    """Keys that encrypt what clients carry for Antiphon (reasoning with `store: false`), at least 16 characters each.
+    The first key seals, and every key opens. To rotate, put the new key second on every process, then first on every
+    process. Remove the old key when no client holds its texts any more. With `state.seal` the keys also encrypt stored
+    data, which needs an old key as long as it exists. Unset: one key made in the data folder (mode 0600), shared by all
+    workers."""
 
     @field_validator("keys")
     @classmethod

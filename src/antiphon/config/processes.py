@@ -31,10 +31,10 @@ class LogSettings(Section):
 
 
 class ReloadSettings(Section):
-    """Reading the settings again while it runs (SIGHUP does so in any case)."""
+    """Reading the settings again while Antiphon runs (SIGHUP always does so)."""
 
     watch: bool = True
-    """Look at the settings file each second, and take a changed one, as SIGHUP would."""
+    """Look at the settings file each second, and read a changed one, as after SIGHUP."""
 
 
 class MetricsSettings(Section):
@@ -49,7 +49,7 @@ class TracingSettings(Section):
     """Traces by OpenTelemetry (extra `otel`), sent as OTLP over HTTP."""
 
     enabled: bool = True
-    """Whether there are traces, given an endpoint. Unset: not with `OTEL_SDK_DISABLED=true`."""
+    """Whether processes send traces, given an endpoint. Unset: not with `OTEL_SDK_DISABLED=true`."""
     endpoint: BaseUrl | None = None
     """Base URL of the collector (`http://collector:4318`), to which `/v1/traces` is added. Without an endpoint there
     are no traces, and nothing of OpenTelemetry is loaded."""
@@ -57,19 +57,19 @@ class TracingSettings(Section):
     """The whole URL that spans are posted to, instead of `endpoint`. With neither:
     `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, or `/v1/traces` below `OTEL_EXPORTER_OTLP_ENDPOINT`."""
     headers: dict[str, Secret] = Field(default_factory=dict)
-    """What opens it, by header, beside those in `OTEL_EXPORTER_OTLP_HEADERS`."""
+    """Headers with the collector's credentials, in addition to those in `OTEL_EXPORTER_OTLP_HEADERS`."""
     sample: float = Field(default=1.0, ge=0, le=1)
-    """Share of requests that are traced, of those that bring no `traceparent`; of the others its flag decides. Unset:
-    as `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` say."""
+    """Share of traced requests, among those without `traceparent`; of the others its flag decides. Unset: as
+    `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` say."""
     content: bool = False
-    """Put what was asked and answered into the spans, tools' arguments and results too."""
+    """Put the content of requests and responses into the spans, tools' arguments and results too."""
     service_name: str = "antiphon"
     """`service.name` of all spans. Unset: `OTEL_SERVICE_NAME`, or `service.name` in `OTEL_RESOURCE_ATTRIBUTES`. The
     sidecars' spans also carry the other attributes of `OTEL_RESOURCE_ATTRIBUTES`."""
 
     @property
     def traces_url(self) -> str | None:
-        """Where spans are posted to; None: there are none."""
+        """The URL that receives spans. None: there are no traces."""
         if not self.enabled or self.traces_endpoint is not None or self.endpoint is None:
             return self.traces_endpoint if self.enabled else None
         return self.endpoint if self.endpoint.endswith("/v1/traces") else f"{self.endpoint}/v1/traces"
@@ -81,8 +81,8 @@ class SidecarTlsSettings(Section):
     key: Path | None = None
     """PEM file with its key, not encrypted."""
     client_ca: Path | None = None
-    """PEM file with authorities: only clients (Envoy) with a certificate of theirs are let in. Unset: the secret alone
-    decides."""
+    """PEM file with authorities: the sidecar accepts only clients (Envoy) with a certificate of theirs. Unset: the
+    secret alone decides."""
     ca: Path | None = None
     """Envoy's side: PEM file with the authorities it trusts for the sidecar's certificate; unset: the system's."""
     envoy_cert: Path | None = None
@@ -109,7 +109,8 @@ class SidecarSettings(Section):
     """The gRPC server of the ext_proc service: `grpcio` (gRPC's own), `http2` (several times faster; needs the extra
     `fast`), or `auto`: `http2` when it is installed."""
     secret: Secret | None = None
-    """Needed when a door listens on TCP: the shared secret that the Envoy configuration adds and strips."""
+    """The shared secret that the Envoy configuration adds and strips. It is required when one of these addresses is on
+    TCP."""
     socket_mode: FileMode = Field(default=0o600, ge=0, le=0o777)
     """File mode of Unix sockets, octal when it begins with 0 (`0600`)."""
     tls: SidecarTlsSettings = SidecarTlsSettings()
@@ -124,13 +125,13 @@ class EndpointPickerSettings(Section):
     address: str | None = None
     """Where it listens, `HOST:PORT`; unset: no picker."""
     tls: Literal["self-signed", "verified", "off"] = "self-signed"
-    """`self-signed`: encrypted, but nobody checks who answers, as a picker serves by default; `verified`: its
-    certificate must be of an authority of `ca_file` and name the address's host; `off`: none
+    """`self-signed`: encrypted, without a check of the picker's certificate; a picker serves so by default. `verified`:
+    an authority of `ca_file` must have issued its certificate, for the host of `address`. `off`: no TLS
     (`--secure-serving=false`)."""
     ca_file: Path | None = None
     """PEM file with the authorities for `verified`; unset: the system's."""
     timeout: float = Field(default=10.0, gt=0, le=3600)
-    """Seconds it may take to choose, counted from the whole request; its queueing is within them."""
+    """Seconds that the picker may take to choose, from the whole request on. Its queueing counts too."""
 
     @field_validator("address")
     @classmethod
@@ -150,9 +151,9 @@ class EndpointPickerSettings(Section):
 
 class EnvoySettings(Section):
     binary: Path | None = None
-    """Path of the Envoy binary; unset: the `envoy` extra, then PATH."""
+    """Path of the Envoy binary. Unset: the `envoy` extra, then PATH."""
     concurrency: int | None = Field(default=None, ge=1)
-    """Envoy worker threads; unset: Envoy's default (one per core)."""
+    """Envoy worker threads. Unset: Envoy's default (one per core)."""
     log_level: Literal["trace", "debug", "info", "warning", "error", "critical", "off"] = "warning"
     """Envoy's own log level."""
     access_log: bool = False
@@ -168,4 +169,5 @@ class EnvoySettings(Section):
     """How often Envoy retries a model call that failed before the upstream answered."""
     endpoint_picker: EndpointPickerSettings = EndpointPickerSettings()
     heap_bytes: int = Field(default=1024 * MIB, ge=64 * MIB)
-    """Envoy's heap at its fullest: near it streams of HTTP/2 that hold most are reset and new requests are a 503."""
+    """Largest heap of Envoy. Near it Envoy resets the HTTP/2 streams that hold most, and answers new requests with a
+    503."""

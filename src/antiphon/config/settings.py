@@ -1,10 +1,11 @@
 """The root settings model, which every command uses.
 
-Lives here: the root with its sections, the rules between sections, and how sources are merged (flags over `ANTIPHON_*`
-environment variables over a YAML file over defaults). Not here: the sections (beside this), reading a source
-(`sources.py`), who uses settings: `app/` and the commands read the root, everything deeper gets sections.
+Lives here: the root with its sections, the rules between sections, and the merge of the sources. Flags win over
+`ANTIPHON_*` environment variables, these over a YAML file, and the file over defaults. Not here: the sections (other
+modules of this package), reading a source (`sources.py`), the use of settings. `app/` and the commands read the root;
+all other code gets sections.
 
-Invariant: an unknown key is an error in every source, and no secret is ever part of a rendering (`redacted`).
+Invariant: an unknown key is an error in every source, and no rendering (`redacted`) ever holds a secret.
 """
 
 from __future__ import annotations
@@ -52,33 +53,34 @@ class Settings(Section):
     listen: Address = "127.0.0.1:8080"
     """Where clients connect, `HOST:PORT` (port 0: any free port)."""
     door: Literal["envoy", "http"] = "envoy"
-    """Which door `antiphon up` opens."""
+    """The server that `antiphon up` opens to clients."""
     workers: int = Field(default=1, ge=1, le=256)
-    """Sidecar (or HTTP door) processes."""
+    """Number of worker processes (sidecars or HTTP servers)."""
     data: Path = Path(".antiphon")
     """Data folder: databases (unless `state.url` names another place), contents of files, keys, sockets. Unset:
     `.antiphon` if the current folder has one or is a checkout, otherwise `$XDG_DATA_HOME/antiphon`."""
     mode: Literal["auto", "relay", "drive"] = "auto"
-    """Who makes the first model call in the envoy door: Envoy (`relay`), the sidecar through the model door (`drive`),
-    or as fits (`auto`)."""
+    """The process that makes the first model call with `door: envoy`: Envoy (`relay`), the sidecar through the model
+    door (`drive`), or the one that fits (`auto`)."""
     dialect: Literal["openai", "openresponses"] = "openai"
     """Names of the reasoning events; a request can choose with the header `antiphon-dialect`."""
     reasoning_as: Literal["auto", "content", "summary"] = "auto"
-    """Where a backend's reasoning text goes: `auto` is summary when `reasoning.summary` was asked for, else content."""
+    """Where an upstream's reasoning text goes. `auto`: to the summary when the request sets `reasoning.summary`, else
+    to the content."""
     strict: bool = False
-    """Answer 400 to item types, part types, values and tool members that this version does not know, and to the
+    """Answer 400 to item types, part types, values and tool members that this version does not know. Likewise for the
     schemas, grammars and repeated items that OpenAI refuses. Otherwise Antiphon ignores unknown parts and lists them in
     `antiphon-ignored` and in the log."""
     upstream: UpstreamSettings = UpstreamSettings()
     upstreams: dict[str, UpstreamSettings] = Field(default_factory=dict)
-    """Further upstreams by name, each with the settings of `upstream` (but `path_allow`); `models` says what goes to
+    """Further upstreams by name, each with the settings of `upstream` (but `path_allow`); `models` sends models to
     them. Envoy reads the key of the upstream `a-b` from `ANTIPHON_UPSTREAM_KEY_A_B`."""
     models: tuple[ModelSettings, ...] = ()
-    """Where models go, first match first. Models that no entry fits go to `upstream`; when `upstreams` are given and
-    `upstream` is not, they do not exist."""
+    """Which upstream serves which models, first match first. Models that no entry fits go to `upstream`. When
+    `upstreams` are given and `upstream` is not, they do not exist."""
     prices: tuple[PriceSettings, ...] = ()
-    """What models cost, first match first. Each entry has `model` (a name or a pattern), `input`, `output` and perhaps
-    `cached_input`: a million tokens, in any one currency. `antiphon admin usage` has the sums."""
+    """Prices of models, first match first. Each entry has `model` (a name or a pattern), `input`, `output` and perhaps
+    `cached_input`: prices of a million tokens, in any one currency. `antiphon admin usage` shows the sums."""
     state: StateSettings = StateSettings()
     owner: OwnerSettings = OwnerSettings()
     sealing: SealingSettings = SealingSettings()
@@ -106,8 +108,8 @@ class Settings(Section):
     sidecar: SidecarSettings = SidecarSettings()
     envoy: EnvoySettings = EnvoySettings()
     extensions: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """Settings of tools from other packages, by the tool's type; each package says which there are. A variable of one
-    is `ANTIPHON_EXTENSIONS__DICE__SIDES`."""
+    """Settings of tools from other packages, by the tool's type. Each package documents its own. A variable of one is
+    `ANTIPHON_EXTENSIONS__DICE__SIDES`."""
 
     @model_validator(mode="after")
     def _check_section(self) -> Self:
@@ -153,7 +155,7 @@ class Settings(Section):
         if direct is not None and (kind, read_state_url(direct.get_secret_value()).kind) != ("postgresql",) * 2:
             yield "state.direct_url is of PostgreSQL: it and state.url must be postgresql:// URLs"
         if kind == "memory" and self.workers > 1:
-            yield "workers: with state.url memory: every process would have a state of its own; set workers to 1"
+            yield "workers: with state.url memory: every process would have separate state; set workers to 1"
         if kind == "postgresql":
             # Made in a data folder, they would be others on each machine.
             if self.owner.source == "bearer" and self.owner.key is None:
@@ -199,7 +201,8 @@ class Settings(Section):
             seen.add(model.match)
 
     def _wrong_group(self, group: UpstreamGroup) -> Iterator[str]:
-        """A request is written once, for whichever of them gets it: what says how must be the same for all."""
+        """What differs among a group's upstreams and must not. The sidecar writes a request once, before it knows which
+        of them gets it."""
         first = self.every_upstream[group.names[0]]
         for name in group.names[1:]:
             other = self.every_upstream[name]
@@ -245,7 +248,7 @@ class Settings(Section):
 
     @property
     def native_upstreams(self) -> set[str]:
-        """Those that serve a model in mode `native`."""
+        """The upstreams that serve a model in mode `native`."""
         return {name for model in self.models if model.mode == "native" for name in model.upstreams}
 
     def place(self, address: str) -> str:
@@ -257,7 +260,7 @@ class Settings(Section):
         return self.sidecar.secret.get_secret_value() if self.sidecar.secret is not None else None
 
     def secrets(self) -> tuple[str, ...]:
-        """Every secret in the settings, in clear; of a header's value what follows its scheme."""
+        """Every secret in the settings, in clear. Of a header's value: the part after its scheme."""
         return tuple(dict.fromkeys(text.rpartition(" ")[2] for text in _secrets(self)))
 
     def redacted(self) -> dict[str, Any]:

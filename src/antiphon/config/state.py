@@ -26,19 +26,20 @@ SecretUrl = Annotated[Secret, AfterValidator(_checked_url), _SHOWN]
 
 
 class StateSettings(Section):
-    """Where state lies: responses, conversations, jobs, prompts, vector stores, and what is known of files."""
+    """Where Antiphon stores state: responses, conversations, jobs, prompts, vector stores, and the metadata of
+    files."""
 
     url: SecretUrl | None = None
-    """`sqlite:` (unset: the same), databases in the data folder; `sqlite:/FOLDER`, in another one;
-    `postgresql://USER:PASSWORD@HOST/DATABASE`, for any number of machines (needs the extra `postgres`); with standbys
-    `…@HOST:PORT,HOST:PORT/DATABASE`, of which the one that takes writes is used; `memory:`, nothing outlives the
-    process, for tries and tests."""
+    """`sqlite:` (unset: the same) has databases in the data folder; `sqlite:/FOLDER` in another one.
+    `postgresql://USER:PASSWORD@HOST/DATABASE` serves any number of machines (needs the extra `postgres`). With standbys
+    it is `…@HOST:PORT,HOST:PORT/DATABASE`, and Antiphon uses the one that takes writes. With `memory:` nothing outlives
+    the process (for tests)."""
     direct_url: SecretUrl | None = None
-    """Of PostgreSQL behind a pooler: the server itself, for what a pooler does not pass on (`LISTEN`)."""
+    """For PostgreSQL behind a pooler: the server itself, for what a pooler does not pass on (`LISTEN`)."""
     pool: int = Field(default=4, ge=1, le=64)
-    """Most connections to PostgreSQL of one process."""
+    """Most connections of one process to PostgreSQL."""
     deadline: float = Field(default=4.5, gt=0)
-    """Seconds that one operation of PostgreSQL may take, waiting for a connection and connecting included."""
+    """Seconds that one operation of PostgreSQL may take, with the wait for a connection and its opening."""
     unready_after: float = Field(default=20.0, ge=0)
     """Seconds without a successful write to PostgreSQL after which `/ready` fails; 0: it never fails for that reason.
     All replicas share the database, so a replica that leaves sooner only reduces service
@@ -54,7 +55,7 @@ class StateSettings(Section):
 
     @property
     def place(self) -> StateUrl:
-        """What `url` says."""
+        """The parsed `url`."""
         return read_state_url("sqlite:" if self.url is None else self.url.get_secret_value())
 
     def databases(self, data: Path) -> Path:
@@ -62,56 +63,58 @@ class StateSettings(Section):
         return self.place.folder or data
 
     def passwords(self) -> tuple[str, ...]:
-        """What is secret in the URLs, in clear."""
+        """The secrets in the URLs, in clear."""
         given = (one.get_secret_value() for one in (self.url, self.direct_url) if one is not None)
         return tuple(password for one in given for password in read_state_url(one).passwords)
 
     seal: bool = False
-    """Encrypt what responses, conversations, jobs, streams and prompts say before it is stored, under `sealing.keys`.
-    What was stored before stays as it is, and is read like the rest. Contents of files, texts and words of vector
-    stores and names stay readable ([security.md](../how-to/security.md#data-at-rest))."""
+    """Encrypt the content of responses, conversations, jobs, streams and prompts before storing it, under
+    `sealing.keys`. Content stored before stays as it is, and is read like the rest. Contents of files, texts and words
+    of vector stores and names stay readable ([security.md](../how-to/security.md#data-at-rest))."""
 
 
 class FileSettings(Section):
-    """Files that clients upload (`/v1/files`). Where their contents lie: `blobs`."""
+    """Files that clients upload (`/v1/files`). `blobs` says where their contents are."""
 
     enabled: bool = True
-    """Take files; off: their paths do not exist, and a `file_id` in a request is a 400."""
+    """Accept files. Off: their paths do not exist, and a `file_id` in a request is a 400."""
     max_bytes: int = Field(default=512 * MIB, ge=1)
     """Largest file."""
     owner_bytes: int | None = Field(default=None, ge=1)
-    """The most that all files of one owner may take together, each counted as 4096 bytes at least; unset: no limit."""
+    """Most bytes of all files of one owner together, each counted as 4096 bytes at least. Unset: no limit."""
     input_bytes: int = Field(default=50 * MIB, ge=1)
     """Most bytes of all files that one request brings to the model by `file_id`, each as often as it is named."""
     sweep: float = Field(default=3_600.0, gt=0)
-    """Seconds between two searches for files that expired, and for what was left of uploads that were broken off; the
-    first is made at the start. Of several processes one makes them."""
+    """Seconds between two searches for expired files and for remains of broken uploads. The first search is at the
+    start. Of several processes one makes them."""
     lease: float = Field(default=900.0, ge=1)
-    """Seconds after which an upload whose process was not heard of counts as broken off. An upload may take longer: its
-    process says three times in that time that it lives."""
+    """Seconds without a sign of life from its process after which an upload counts as broken off. An upload may take
+    longer: its process renews the lease three times in that time."""
 
 
 class BlobSettings(Section):
-    """Where the contents of files lie. Unset: in the data folder, under `files/`. In an S3 bucket they need the extra
-    `s3`, and any number of machines that share a database share them ([scaling.md](scaling.md))."""
+    """Where the contents of files are stored. Unset: in the data folder, under `files/`. An S3 bucket needs the extra
+    `s3`. Any number of machines that share a database share the bucket ([scaling.md](scaling.md))."""
 
     url: str | None = None
-    """`s3://bucket/prefix`. Nothing else may lie under the prefix, and no other installation's contents."""
+    """`s3://bucket/prefix`. The prefix may hold nothing else, and no other installation's contents."""
     endpoint: BaseUrl | None = None
     """Base URL of a server that speaks S3 (`https://minio.example:9000`); unset: AWS."""
     region: str = "us-east-1"
     """The bucket's region."""
     key_id: Secret | None = None
-    """Access key id. Unset, with `secret`: what the process finds as AWS's own tools do (`AWS_*` variables, a role)."""
+    """Access key id. If this and `secret` are unset, the process finds credentials as AWS's own tools do (`AWS_*`
+    variables, a role)."""
     secret: Secret | None = None
     """Secret access key."""
     path_style: bool | None = None
-    """Whether the bucket's name stands in the path, and not in the host's name. Unset: with an `endpoint`."""
+    """Whether the bucket's name stands in the path, and not in the host's name. Unset: yes with an `endpoint`, else
+    no."""
     seconds: float = Field(default=30.0, ge=1)
-    """Seconds for one request to the bucket, all its tries (three at most) included: writing a piece of a content (8
-    MiB at most), reading a stretch of one (2 MiB at most), listing, deleting. An upload or a download is as many of
-    these one after the other as it needs, and no setting bounds the whole. When the bucket stops answering an upload
-    fails after this time, and taking away what was written may last as long again before its client is told."""
+    """Seconds for one request to the bucket, with all its tries (three at most). A request writes a piece of a content
+    (8 MiB at most), reads a range of one (2 MiB at most), lists or deletes. An upload or a download makes as many of
+    them, one after the other, as it needs; no setting bounds the whole. When the bucket stops answering, an upload
+    fails after this time. Deleting what it wrote may take as long again before its client gets the error."""
 
     @field_validator("url")
     @classmethod
@@ -144,15 +147,15 @@ class BlobSettings(Section):
 
 
 class VectorStoreSettings(Section):
-    """Vector stores: files that are cut into chunks and found by their words, and by their meaning where there is an
-    embeddings server. They need uploaded files, so `files.enabled`."""
+    """Vector stores: files cut into chunks. A search finds chunks by their words, and by their meaning where there is
+    an embeddings server. They need uploaded files, so `files.enabled`."""
 
     enabled: bool = True
-    """Have vector stores; off: their paths do not exist."""
+    """Offer vector stores. Off: their paths do not exist."""
     ingest: int = Field(default=2, ge=0)
-    """Files that one process reads at once; 0: it leaves that to others."""
+    """Files that one process reads at once. 0: it leaves them to other processes."""
     file_seconds: float = Field(default=60.0, gt=0)
-    """Seconds of processor time for reading one file; whatever takes longer has failed."""
+    """Seconds of processor time for reading one file. A file that takes longer fails."""
     file_memory_bytes: int = Field(default=1024 * MIB, ge=256 * MIB)
     """Memory of the process that reads files."""
     text_bytes: int = Field(default=64 * MIB, ge=1024)
@@ -160,14 +163,14 @@ class VectorStoreSettings(Section):
     tokens: int = Field(default=5_000_000, ge=1_000)
     """Most tokens of one file."""
     matrix_bytes: int = Field(default=1024 * MIB, ge=MIB)
-    """Memory for vectors; 100,000 chunks of 384 numbers take 150 MiB. The stores that were not searched for longest are
-    read from the disk again."""
+    """Memory for vectors; 100,000 chunks of 384 numbers take 150 MiB. When it is full, the stores not searched for
+    longest leave it, and a search reads them from the disk again."""
     lease: float = Field(default=60.0, gt=1)
-    """Seconds after which a file is taken up by another process when its own is gone."""
+    """Seconds after which another process takes up a file whose own process has died."""
     rewrite_model: str | None = None
-    """The model that rewrites queries when a search asks for it; unset: such a search is served without."""
+    """The model that rewrites queries when a search requests it. Unset: such a search runs without."""
     rewrite_seconds: float = Field(default=10.0, gt=0)
-    """How long a search waits for that."""
+    """How long a search waits for the rewritten query."""
 
 
 class EmbeddingSettings(Section):
@@ -178,7 +181,7 @@ class EmbeddingSettings(Section):
     api_key: Secret | None = None
     """The key, sent as a bearer token."""
     model: str = "text-embedding-3-small"
-    """The model. Chunks that another model made vectors of are found by their words until they are ingested again.
+    """The model. A search finds chunks with vectors of another model by their words, until they are ingested again.
     Clients reach it by `POST /v1/embeddings` with this name, unless an entry of `models` has it."""
     dimensions: int | None = Field(default=None, ge=1)
     """Numbers per vector, for models that can shorten them."""
@@ -194,52 +197,52 @@ class ConversationSettings(Section):
     """Conversations."""
 
     create_unknown: bool = False
-    """Make a conversation when a response names one that does not exist, so that clients may choose the ids; off: such
-    a request is a 404."""
+    """Make a conversation when a response names one that does not exist. So clients may choose the ids. Off: such a
+    request is a 404."""
     lease: float = Field(default=30.0, ge=1)
-    """Seconds after which the conversation of a response whose process died can be used again."""
+    """Seconds after which a conversation can be used again when the process of its response died."""
 
 
 class BackgroundSettings(Section):
     """Responses with `background: true`."""
 
     workers: int = Field(default=8, ge=0)
-    """How many run at once in each process; 0: this process runs none, it only queues them for others."""
+    """How many run at once in each process. 0: this process runs none; it only queues them for other processes."""
     per_owner: int = Field(default=100, ge=1)
-    """Most unfinished ones of one owner; above it the answer is a 429."""
+    """Most unfinished ones of one owner. Above it the answer is a 429."""
     on_restart: Literal["retry", "fail"] = "retry"
-    """What becomes of one whose process died or was stopped, or whose model call was lost with our own Envoy: `retry`
-    runs it again from its beginning, `fail` ends it as failed, saying so."""
+    """What becomes of one whose process died or was stopped, or whose model call was lost with Antiphon's own Envoy.
+    `retry` runs it again from its beginning. `fail` ends it as failed, with an error that says so."""
     attempts: int = Field(default=3, ge=1)
-    """With `on_restart: retry`: after how many processes (or Envoys) died of it, or with it, it is failed all the
-    same."""
+    """With `on_restart: retry`: it fails anyway after this many processes (or Envoys) died while they ran it."""
     lease: float = Field(default=15.0, ge=1)
-    """Seconds after which a process that was not heard of counts as dead, and others take its work."""
+    """Seconds without a sign of life after which a process counts as dead, and others take its work."""
     patience: float = Field(default=30.0, ge=0)
-    """Seconds for which an upstream that cannot be reached is tried again."""
+    """Seconds for which a process retries an unreachable upstream."""
     client_credentials: Literal["refuse", "seal"] = "refuse"
-    """What becomes of one whose upstream wants the client's own key (`upstream.auth: passthrough`; an upstream that
-    works without a key is found out, and gets none). `refuse`: a 400. `seal`: the key is kept with its job, encrypted
-    under `sealing.keys`, until the response is over."""
+    """What becomes of one whose upstream needs the client's own key (`upstream.auth: passthrough`). Antiphon finds out
+    whether an upstream works without a key, and sends it none. `refuse`: a 400. `seal`: the job holds the key,
+    encrypted under `sealing.keys`, until the response is over."""
 
 
 class IdempotencySettings(Section):
     """Requests with an `Idempotency-Key`."""
 
     keep: float = Field(default=86_400.0, gt=0)
-    """Seconds for which a key is remembered after something was made with it: the same request gets that again."""
+    """Seconds for which the store remembers a key after its request made something. The same request then gets that
+    again."""
     lease: float = Field(default=30.0, ge=1)
-    """Seconds after which the key of a response whose process died can be used again."""
+    """Seconds after which a key can be used again when the process of its response died."""
 
 
 class RetentionSettings(Section):
-    """How long things are kept that nobody deletes."""
+    """How long stored data is kept that no client deletes."""
 
     responses: float | None = Field(default=None, gt=0)
-    """Seconds after a chain's latest response, when the whole chain goes; unset: for ever."""
+    """Seconds after a chain's latest response until the whole chain is deleted. Unset: for ever."""
     conversations: float | None = Field(default=None, gt=0)
-    """Seconds after a conversation's last change; unset: for ever. Responses made in it stay."""
+    """Seconds after a conversation's last change until it is deleted. Unset: for ever. Responses made in it stay."""
     events: float | None = Field(default=86_400.0, gt=0)
-    """Seconds after which the stream of a background response cannot be resumed any more; the response stays."""
+    """Seconds after which a client can no longer resume the stream of a background response; the response stays."""
     sweep: float = Field(default=600.0, gt=0)
-    """Seconds between two searches for what is too old."""
+    """Seconds between two searches for data that is too old."""

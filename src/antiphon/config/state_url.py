@@ -1,7 +1,7 @@
 """Parses `state.url`, which says where state is stored.
 
-Lives here: which URLs there are, and what of one may be shown. Not here: the setting (`state.py`), opening anything
-(`stores/`).
+Lives here: the allowed URLs, and the parts of one that may be shown. Not here: the setting (`state.py`), opening a
+store (`stores/`).
 
 Invariant: no error repeats the URL, which may hold a password.
 """
@@ -25,7 +25,7 @@ _PORT = 5432
 _WANTED = ("read-write", "primary", "any")
 """Only a server that takes writes is ever used, so these say the same."""
 HIDDEN = "***"
-"""What is shown for a password."""
+"""Shown in place of a password."""
 _PLACE = re.compile(r"(?P<scheme>[a-z]+:)//(?P<netloc>[^/?#]*)")
 _SECRET_PARAMETERS = ("password", "sslpassword")
 
@@ -86,8 +86,9 @@ def without_servers(text: str) -> str:
 def _split(text: str) -> SplitResult:
     """`urlsplit` for a URL that may name several hosts. Raises ValueError.
 
-    Each host is looked at alone: the standard library knows no lists, and newer Pythons (3.14.10) refuse one where an
-    address in brackets is not the first."""
+    It checks each host alone. The standard library knows no lists of hosts. Newer Pythons (3.14.10) refuse a list where
+    an address in brackets is not the first.
+    """
     # As urlsplit does.
     text = text.translate(dict.fromkeys(map(ord, "\t\r\n")))
     found = _PLACE.match(text)

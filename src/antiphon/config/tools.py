@@ -14,7 +14,7 @@ from antiphon.config.section import MIB, Secret, Section
 
 
 class ToolSettings(Section):
-    """Tools that run here (file search and the like), between two turns of the model."""
+    """Tools that the sidecar runs (file search and the like), between two turns of the model."""
 
     unavailable: Literal["ignore", "refuse"] = "ignore"
     """How to treat a request with a tool that does not run here (not set up, unknown or misspelt). `ignore`: the
@@ -22,16 +22,16 @@ class ToolSettings(Section):
     (`ignored`). `refuse`: the request is rejected with a 400 that says what to set. (`code_interpreter` and `mcp`
     are always a 400.)"""
     seconds: float = Field(default=60.0, gt=0)
-    """How long one call may take, waiting for its turn included; after that it has failed, and the model is told so."""
+    """How long one call may take, its wait for a turn included. After that it fails, and the model gets the error."""
     concurrent: int = Field(default=32, ge=1)
-    """Most calls at once per process, of one owner three quarters of them, of one response a quarter; others wait."""
+    """Most calls at once per process. One owner gets three quarters of them, one response a quarter; others wait."""
     output_chars: int = Field(default=100_000, ge=100)
-    """How much of one call's output the model gets to read; the rest is cut off, saying so."""
+    """Most characters of one call's output that the model gets. The rest is cut off, and the text says so."""
     calls: int = Field(default=128, ge=1)
-    """Most calls in one response; a request's `max_tool_calls` can only be less."""
+    """Most calls in one response. A request's `max_tool_calls` can only lower it."""
     result_bytes: int = Field(default=32 * MIB, ge=1024)
-    """Most bytes of the results of all calls in one response, pictures included; a call whose result passes it has
-    failed, and the model is told so (a refusal would throw away what was made until then)."""
+    """Most bytes of the results of all calls in one response, pictures included. A call whose result exceeds it fails,
+    and the model gets the error. The response goes on, so its earlier results are not lost."""
     turns: int = Field(default=32, ge=1)
     """Most model calls in one response; in the last one the model must answer."""
 
@@ -40,17 +40,17 @@ class WebSearchSettings(Section):
     """The tool `web_search`."""
 
     provider: Literal["none", "searxng", "brave", "tavily"] = "none"
-    """Who searches; none: the tool is ignored, and listed in `antiphon-ignored`. A SearXNG of your own
-    needs `json` among its `search.formats`."""
+    """The search service. `none`: the tool is ignored, and listed in `antiphon-ignored`. A SearXNG of your own needs
+    `json` among its `search.formats`."""
     url: str | None = None
-    """Base URL of the service; needed for searxng, else the service's own."""
+    """Base URL of the service. Required for searxng; unset for the others: the service's own."""
     api_key: Secret | None = None
-    """Its key (brave, tavily)."""
+    """The service's key (brave, tavily)."""
     seconds: float = Field(default=15.0, gt=0)
     """How long one search may take."""
     pages: bool = True
-    """Let the model open pages too. They are fetched like `file_url`s: from public addresses, and what
-    `fetch.allow_private` names."""
+    """Let the model open pages too. The sidecar fetches them like `file_url`s: from public addresses, and from those in
+    `fetch.allow_private`."""
     page_bytes: int = Field(default=8 * MIB, ge=1024)
     """Largest page."""
 
@@ -67,27 +67,27 @@ class ConnectorSettings(Section):
     """An MCP server that requests name by `connector_id`."""
 
     url: str
-    """Where it is; unlike a client's `server_url` it may be private, and plain http."""
+    """Its URL. Unlike a client's `server_url` it may be private, and plain http."""
     headers: dict[str, Secret] = Field(default_factory=dict)
-    """What opens it; a request's own headers and `authorization` go before them."""
+    """Headers with the server's credentials. A request's own headers and `authorization` win over them."""
 
 
 class McpSettings(Section):
     """The tool `mcp`: servers of the Model Context Protocol."""
 
     enabled: bool = True
-    """Let requests use MCP servers; off, or without the extra `mcp`: such a request is a 400."""
+    """Let requests use MCP servers. Off, or without the extra `mcp`: such a request is a 400."""
     allow: tuple[str, ...] = ()
     """Servers that requests may name: hosts (`mcp.example.com`, `*.example.com`) and beginnings of URLs. Unset: every
     public server with `owner.source: single`, none otherwise. Private ones must be in `fetch.allow_private` too."""
     connectors: dict[str, ConnectorSettings] = Field(default_factory=dict)
-    """Servers of the operator's, by the name that requests use as `connector_id`."""
+    """Servers of the operator, by the name that requests use as `connector_id`."""
     connect: float = Field(default=15.0, gt=0)
-    """Seconds to connect to a server and be greeted."""
+    """Seconds to connect to a server and initialize the session."""
     idle: float = Field(default=60.0, gt=0)
-    """Seconds after its last use that a connection is kept for the same response."""
+    """Seconds after its last use that the sidecar keeps a connection for the same response."""
     list_seconds: float = Field(default=300.0, ge=0)
-    """How long a server's list of tools is remembered."""
+    """Seconds for which the sidecar caches a server's list of tools."""
     tools: int = Field(default=256, ge=1)
     """Most tools of one server."""
     answer_bytes: int = Field(default=8 * MIB, ge=1024)
@@ -98,40 +98,40 @@ class CodeInterpreterSettings(Section):
     """The tool `code_interpreter`: Python that the model writes, in a sandbox."""
 
     sandbox: Literal["none", "local"] = "none"
-    """Where code runs; none: a request for the tool is a 400. local: in a process of this machine without network,
-    files or rights, which needs Linux with Landlock. It is tried out at every start; where it does not hold code in,
-    that is logged, and the tool stays off."""
+    """Where code runs. `none`: a request for the tool is a 400. `local`: in a process of this machine without network,
+    files or rights, which needs Linux with Landlock. Antiphon tests the sandbox at every start. If it does not confine
+    code, the log reports that, and the tool stays off."""
     python: str = ""
-    """The Python that runs the code, for example of a virtual environment with the libraries that models like (numpy,
-    pandas, matplotlib); empty: the one that Antiphon runs with."""
+    """The Python that runs the code. It can be of a virtual environment with the libraries that models like (numpy,
+    pandas, matplotlib). Empty: the one that Antiphon runs with."""
     seconds: float = Field(default=30.0, gt=0)
     """How long one piece of code may take; less than `tools.seconds`."""
     memory: int = Field(default=1 << 30, ge=128 * MIB)
     """Bytes of memory that a container gets, and the most that `memory_limit` may ask for (1g is always understood)."""
     disk_bytes: int = Field(default=256 * MIB, ge=MIB)
-    """All files of a container together; an interpreter that lives holds them in memory where that can be
+    """Most bytes of all files of a container together. A live interpreter holds them in memory where that is possible
     (docs/how-to/code-interpreter.md)."""
     output_bytes: int = Field(default=64 * 1024, ge=1024)
-    """What one piece of code may print; the middle of more is left out."""
+    """Most bytes that one piece of code may print. The middle of a longer output is left out."""
     files: int = Field(default=2_000, ge=1)
     """Most files of a container."""
     picture_bytes: int = Field(default=4 * MIB, ge=1024)
-    """Most bytes of all pictures that one piece of code may draw; those beyond are left out."""
+    """Most bytes of all pictures that one piece of code may draw. Pictures beyond it are left out."""
     threads: int = Field(default=32, ge=1)
-    """Most threads of a container; code that has more is ended."""
+    """Most threads of a container. The sandbox ends code that has more."""
     show_pictures: bool = False
     """Show the pictures that code draws to the model too, not only to the client: for models that take images."""
     sockets: Path | None = None
-    """A folder of this user alone in which worker processes of this machine meet, to hand code to the one that has the
-    container's interpreter; unset: the run folder of `antiphon up`, otherwise none."""
+    """A folder that only this user can access. Worker processes of this machine meet in it, and hand code to the worker
+    that has the container's interpreter. Unset: the run folder of `antiphon up`, otherwise none."""
     machines: int = Field(default=8, ge=1)
-    """Interpreters that live at once; when there are more containers, those that were not used for longest lose their
-    variables, never their files."""
+    """Interpreters that live at once. When there are more containers, those unused for longest lose their variables,
+    never their files."""
     idle: float = Field(default=1_200.0, ge=60)
-    """Seconds after its last use that a container is deleted, unless its request says otherwise."""
+    """Seconds after its last use until a container is deleted, unless its request says otherwise."""
     containers: int = Field(default=200, ge=1)
     """Most containers at once; all their files can take this many times `code_interpreter.disk_bytes`."""
     per_owner: int = Field(default=50, ge=1)
     """Most containers of one owner."""
     sweep: float = Field(default=60.0, gt=0)
-    """Seconds between two looks for containers that have expired."""
+    """Seconds between two searches for containers that have expired."""

@@ -51,21 +51,21 @@ class UpstreamSettings(Section):
     api_key: Secret | None = None
     """The key sent with `auth: inject`, as a bearer token."""
     profile: str = "auto"
-    """Which upstream profile describes the server's quirks; `auto` chooses by host name, or else by what the
-    server's list of models says it is (llama.cpp, vLLM, SGLang, Ollama, LM Studio)."""
+    """Which upstream profile describes the server's quirks. `auto` chooses by host name, or else by what the server's
+    list of models says it is (llama.cpp, vLLM, SGLang, Ollama, LM Studio)."""
     models: tuple[str, ...] = ()
-    """When not empty: the only models served; all others are a 404 `model_not_found`."""
+    """When not empty: the only models served. All others are a 404 `model_not_found`."""
     host: str | None = None
-    """The Host header (and SNI) towards the upstream; unset: the URL's host."""
+    """The Host header (and SNI) towards the upstream. Unset: the URL's host."""
     ca_file: Path | None = None
-    """PEM file with the authorities trusted for a TLS upstream; unset: the system's."""
+    """PEM file with the authorities trusted for a TLS upstream. Unset: the system's."""
     header_allow: tuple[str, ...] = ()
     """Further client headers that may reach the upstream, in lower case."""
     path_allow: tuple[str, ...] = ()
     """Further paths below the base that Envoy lets through to the upstream (for example `/rerank`)."""
     field_allow: tuple[str, ...] = ()
-    """Further top-level members of a request (or of its `extra_body`) that reach the chat server as they came, whatever
-    the profile says of them. What neither this nor the profile knows is ignored, and listed in
+    """Further top-level members of a request (or of its `extra_body`) that reach the chat server unchanged, whatever
+    the profile says of them. The sidecar ignores members that neither this nor the profile knows, and lists them in
     `antiphon-ignored`."""
     profile_flags: ProfileFlags = Field(default_factory=dict)
     """Single flags of the profile that are different here, as docs/reference/chat-servers.md names them (for example
@@ -112,7 +112,7 @@ class UpstreamSettings(Section):
 
     @property
     def tls(self) -> bool:
-        """Whether the upstream is reached over TLS."""
+        """Whether calls to the upstream use TLS."""
         return urlsplit(self.url).scheme == "https"
 
     @property
@@ -136,15 +136,15 @@ class UpstreamSettings(Section):
 
 @dataclass(frozen=True, slots=True)
 class UpstreamGroup:
-    """Several upstreams that serve the same models: `names` in their order, each asked when those before it gave no
-    answer; with `weights` (as many) the first one is chosen by them."""
+    """Several upstreams that serve the same models, in the order of `names`. A call goes to the next one when those
+    before it gave no answer. With `weights` (one for each name) these choose the first one."""
 
     names: tuple[str, ...]
     weights: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
-        """How routes and logs call them together: no upstream's name has a comma."""
+        """The group's name in routes and logs. No upstream's name has a comma."""
         if not self.weights:
             return ",".join(self.names)
         return ",".join(f"{name}:{weight}" for name, weight in zip(self.names, self.weights, strict=True))
@@ -160,24 +160,24 @@ class ModelSettings(Section):
     """Which models: a name, or a pattern with `*`, `?`, `[…]` (case matters). The first entry that fits decides."""
     upstream: str | tuple[UpstreamShare, ...] = "default"
     """The upstream that serves them: a name in `upstreams`, or `default` for the section `upstream`. Or several, as a
-    list: `[a, b]` asks `b` when `a` cannot be reached, says nothing for `timeouts.head`, or answers with a 429 or a
-    5xx; `[{name: a, weight: 3}, {name: b, weight: 1}]` shares the requests 3 to 1, and asks the other one in the same
-    cases. Once an answer has begun nobody else is asked."""
+    list. With `[a, b]` a call goes to `b` when `a` is unreachable, is silent for `timeouts.head`, or answers with a 429
+    or a 5xx. `[{name: a, weight: 3}, {name: b, weight: 1}]` shares the requests 3 to 1, and tries the other one in the
+    same cases. Once an answer has begun, no other upstream is tried."""
     mode: Literal["translate", "native", "disabled"] = "translate"
-    """`translate` to Chat Completions, `native` for an upstream that speaks Responses itself (bytes pass untouched,
-    nothing is stored here), `disabled` for models that are not to exist."""
+    """`translate`: to Chat Completions. `native`: for an upstream that speaks Responses itself; bytes pass unchanged,
+    and Antiphon stores nothing. `disabled`: these models do not exist for clients."""
     model: str | None = None
-    """The model's name at the upstream; unset: the same. An alias, when `match` is a name of your own."""
+    """The model's name at the upstream. Unset: the same. An alias, when `match` is a name of your own."""
     profile: str | None = None
-    """The upstream profile for these models; unset: the upstream's."""
+    """The upstream profile for these models. Unset: the upstream's."""
     context_tokens: int | None = Field(default=None, ge=256)
-    """How many tokens of input the model takes; with it `truncation: auto` can drop the oldest turns."""
+    """How many tokens of input the model takes. With it `truncation: auto` can drop the oldest turns."""
     profile_flags: ProfileFlags = Field(default_factory=dict)
     """Single flags of the profile that are different for these models, over `upstream.profile_flags`."""
     extra: dict[str, Any] = Field(default_factory=dict)
-    """Members added to every chat request that responses of these models lead to, unless the client says them itself
-    (for example `{top_k: 40, chat_template_kwargs: {enable_thinking: false}}`; of two objects, member by member). What
-    clients send to `/v1/chat/completions` passes as it is."""
+    """Members that the sidecar adds to every chat request for responses of these models, unless the client sets them
+    (for example `{top_k: 40, chat_template_kwargs: {enable_thinking: false}}`). Two objects are merged member by
+    member. Requests to `/v1/chat/completions` pass unchanged."""
 
     @field_validator("upstream", mode="before", json_schema_input_type=str | tuple[str | UpstreamShare, ...])
     @classmethod
@@ -211,14 +211,14 @@ class ModelSettings(Section):
 
     @property
     def upstreams(self) -> tuple[str, ...]:
-        """The names of the upstreams that serve them, in their order."""
+        """The names of the upstreams that serve these models, in their order."""
         if isinstance(self.upstream, str):
             return (self.upstream,)
         return tuple(share.name for share in self.upstream)
 
     @property
     def group(self) -> UpstreamGroup | None:
-        """The upstreams together, where there are several."""
+        """The upstreams as a group, when there are several."""
         if isinstance(self.upstream, str):
             return None
         weights = tuple(share.weight for share in self.upstream if share.weight is not None)
@@ -226,7 +226,7 @@ class ModelSettings(Section):
 
 
 def _read_shares(value: object) -> object:
-    """The list of a model's upstreams, each with its name and its weight; a list of one is that one."""
+    """Reads the list of a model's upstreams, each with its name and its weight. A list of one is that one."""
     if not isinstance(value, list | tuple) or not value:
         raise ValueError("must be a name, a list of names in their order ([a, b]), or of {name: a, weight: 3}")
     shares = [_read_share(one) for one in value]
