@@ -3,11 +3,11 @@ r"""Extracts the text inside `{"input": "…"}` from a custom tool call's argume
 Lives here: finding one JSON string inside the JSON of a call's arguments, cut anywhere. Not here: which calls are of
 custom tools (`tool_map.py`), events (`translation/events/builder.py`).
 
-A fragment of arguments is whole at its outer level (each chunk is JSON of its own), so a line end of the input arrives
-as `\\n` and is `\n` once decoded; that inner level is cut wherever the server cut it.
+A fragment of arguments is whole at its outer level, since each chunk is a JSON text. So a line end of the input arrives
+as `\\n` and is `\n` once decoded. The server may cut that inner level anywhere.
 
-Invariants: the pieces given out join to the input; `complete` is true only when the arguments were wholly
-`{"input": string}`, or no JSON object at all: then the model wrote the bare input, and that is taken.
+Invariants: the returned pieces join to the input. `complete` is true only when the arguments are exactly `{"input":
+string}`, or no JSON object at all. In the second case the model wrote the bare input, which the reader takes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The table of known item types.
 
-Lives here: the whole list, what each type is and how it is told, and leaving out what is not on it: items, and members
-of those that are. Not here: the code that makes messages of them (`chat/messages.py`), items that only refer to others.
+Lives here: the whole list, and what each type becomes. Also: leaving out items of other types, and unknown members of
+known items. Not here: the code that makes messages of items (`chat/messages.py`), items that only refer to others.
 
 Invariant: what passes has a type that `chat/messages.py` knows, or none (a message by its role, a reference by its id).
 """
@@ -52,7 +52,7 @@ _ANSWERS: Final = (
     "images in it follow in a user message; without a `call_id` it answers the only open call (of its `name`), or is a "
     "message"
 )
-_OPENED: Final = "our own are opened and shown as a summary; of others the model is told that they were there"
+_OPENED: Final = "our own are opened and shown as a summary; of others the model learns that they were there"
 _SAID: Final = "a user message that says from whom it is; what another server encrypted is ignored"
 _APPROVAL: Final = "the result of its request, with its `reason`; 400 if `tools` lacks the server of an approved call"
 
@@ -158,8 +158,8 @@ def members_of(kind: str) -> frozenset[str]:
 
 
 def note_members(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> None:
-    """Leave out members that nobody here knows, of items that have their sources. Items that are shown as they came
-    have none. Raises `InvalidRequest` in strict mode."""
+    """Leave out the unknown members of items that have a source. Items that the model sees as they came have none.
+    Raises `InvalidRequest` in strict mode."""
     for number, item in enumerate(items):
         kind = item.type or "message"
         if kind in _SHOWN_WHOLE or kind not in ITEMS:
@@ -171,5 +171,5 @@ def note_members(where: str, items: Iterable[InputItem], tolerance: Tolerance) -
 
 
 def unknown_item(where: str, kind: str) -> InvalidRequest:
-    """The error for an item of a type that nobody here knows."""
+    """The error for an item of an unknown type."""
     return invalid_value(f"{where}.type", f"items of type {kind[:64]!r} are not supported")

@@ -1,11 +1,14 @@
 """The builder: the only code that makes items, ids, indices, sequence numbers and events of a response.
 
-Lives here: the grammar of a response: its lifecycle, and which item is open. Not here: what an open item emits
-(`open_items.py`), numbers and bytes (`response_draft.py`), what a chat chunk means (`translation/answer/stream.py`),
-and when a response is saved or sent (`engine/exchange/response_end.py`).
+Lives here: the grammar of a response: its lifecycle, and which item is open. Not here:
 
-Invariants: at most one item is open; an item that was opened is closed exactly once, in order; `sequence_number` is
-0, 1, 2, … without gaps; `response` always equals the fold of the events made so far.
+- what an open item emits (`open_items.py`);
+- numbers and bytes (`response_draft.py`);
+- what a chat chunk means (`translation/answer/stream.py`);
+- when a response is saved or sent (`engine/exchange/response_end.py`).
+
+Invariants: at most one item is open; an item that was opened is closed exactly once, in order; `sequence_number` is 0,
+1, 2, … without gaps; `response` always equals the fold of the events made so far.
 """
 
 from __future__ import annotations
@@ -78,8 +81,8 @@ class ResponseBuilder:
         return self._options.seal is not None
 
     def take_hosted_calls(self) -> list[tuple[CallTarget, str, str]]:
-        """Calls of tools that run here since the last call of this, and those of the client's own behind them: the
-        tool, the call's id, the arguments as text. Nothing of them was emitted yet."""
+        """New calls since the last `take_hosted_calls`: of tools that run here, and of the client's tools behind them.
+        Each has the tool, the call's id and the arguments as text. The builder has emitted none of them yet."""
         calls, self.draft.hosted_calls = self.draft.hosted_calls, []
         self.draft.calling = False
         return calls

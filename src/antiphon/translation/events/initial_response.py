@@ -3,8 +3,8 @@
 Lives here: the members of a response in their order, and how fields are repeated that have more to them than a row
 (`translation/request/fields.py`). Not here: what changes while the response runs (`builder.py`).
 
-Source: OpenAI's observed echo rules; two listed differences: a function's omitted `strict` is echoed as null (no
-schema is rewritten), and `service_tier` at the end is what the upstream says, or `default`.
+Source: OpenAI's observed echo rules, with two listed differences. A function's omitted `strict` is echoed as null (no
+schema is rewritten). At the end `service_tier` is the upstream's value, or `default`.
 """
 
 from __future__ import annotations

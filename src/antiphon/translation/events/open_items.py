@@ -1,14 +1,17 @@
 """The open item of a response: one class for each kind, from its added event to its done event.
 
-Lives here: which events an item of each kind has, and what its text becomes when it is whole. Not here: which item is
-opened when (`builder.py`), numbers, bytes and counts (`response_draft.py`), the events of finished calls that have a
-form of their own (`translation/native_calls.py`) and of tools that run here (`hosted_events.py`).
+Lives here: which events an item of each kind has, and what its text becomes when it is whole. Not here:
+
+- which item is opened when (`builder.py`);
+- numbers, bytes and counts (`response_draft.py`);
+- the events of finished native calls (`translation/native_calls.py`);
+- the events of tools that run here (`hosted_events.py`).
 
 Text comes as fragments (`types/json.py`): escaped JSON, never decoded on its way. Grammar and fields: observed from
 OpenAI's service; see `types/events.py`.
 
-Invariants: making an object emits the item's added event, `close` its done event, and nothing follows; the deltas
-between them join to the text of the item.
+Invariants: constructing an object emits the item's added event. `close` emits its done event, and nothing follows. The
+deltas between them join to the text of the item.
 """
 
 from __future__ import annotations
@@ -173,7 +176,8 @@ def _begin_message(draft: ResponseDraft, index: int, part: OutputText | Refusal)
 
 
 class OpenReasoning(OpenItem):
-    """Reasoning, with text of its own. Where it is sealed, the client carries what the upstream wants to see again."""
+    """A reasoning item with its text. A sealed one carries the data that the upstream wants back: the client returns
+    it."""
 
     __slots__ = ("_details", "_item", "_seal", "_signature")
 
@@ -349,7 +353,7 @@ class HeldCall(OpenItem):
 
 
 class OpenNativeCall(HeldCall):
-    """A call with a form of its own, which is known only when its arguments are whole."""
+    """A native call: its form (a shell call, say) is known only when its arguments are whole."""
 
     __slots__ = ()
 
@@ -391,8 +395,8 @@ class OpenHostedCall(HeldCall):
 
 
 class OpenLaterCall(HeldCall):
-    """A call of the client's tool behind one of a tool that runs here: it is emitted when that has run, so that items
-    come in the order of the calls."""
+    """A call of the client's tool that follows a call of a tool that runs here. The builder emits it after that tool
+    has run, so items keep the order of the calls."""
 
     __slots__ = ("_bare",)
 

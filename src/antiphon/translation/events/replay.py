@@ -3,9 +3,9 @@
 Lives here: events out of a finished response object, for a request that comes again with its idempotency key. Not here:
 streams that were stored as they were made (background responses), and those of models (`builder.py`).
 
-Invariant: numbers are gapless from 0, every item is opened and closed once, in order, and the fold of the events is the
-stored object. How the stream was cut when it was made is not known any more, so each text is one delta; of hosted calls
-there are no events between being added and done.
+Invariants: numbers are gapless from 0, every item is opened and closed once, in order, and the fold of the events is
+the stored object. The stored object does not say how the first stream was cut, so each text is one delta. A hosted call
+has no events between its added and its done event.
 """
 
 from __future__ import annotations

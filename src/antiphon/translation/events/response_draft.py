@@ -72,7 +72,7 @@ class ResponseDraft:
         self.max_bytes = max_bytes
         self.number = number
         self.out: list[bytes] = []
-        """Framed events that nobody took yet."""
+        """Framed events that still wait to be sent."""
         self.output: list[OutputItem] = []
         """The items that are done, in order."""
         # Not a list: a token is a few bytes, and an object of its own many.
@@ -142,9 +142,9 @@ class ResponseDraft:
             self.number = number + 1
 
     def splice(self, data: bytes, before: bytes, behind: bytes, refused: bytes) -> tuple[bytes, int]:
-        """More text, with a delta event for each of the chunks at the beginning of `data` that are these bytes before
-        and behind a text (`splice.cut`). The text that was added, and how many bytes the chunks are; none, and nothing
-        was added, when it would be too much."""
+        """Add the texts of the chunks at the beginning of `data`, with a delta event for each. A chunk is `before`, a
+        text and `behind` (`splice.cut`). Returns the added text and the chunks' size in bytes. When the text would be
+        too much, adds nothing and returns none."""
         template = self.template
         if template is None or isinstance(template, PaddedTemplate):
             return self._add_cut(template, *cut(data, before, behind, refused))
@@ -160,7 +160,7 @@ class ResponseDraft:
         return text, used
 
     def _add_cut(self, template: PaddedTemplate | None, texts: list[bytes], used: int) -> tuple[bytes, int]:
-        """The same where nobody hears events, or each is padded by itself."""
+        """The same where the client takes no events, or each event is padded by itself."""
         text = b"".join(texts)
         size = self.size + len(text)
         if size > self.max_bytes:
@@ -173,7 +173,7 @@ class ResponseDraft:
         return text, used
 
     def hold(self, fragment: bytes) -> None:
-        """More text that nobody is told now. Raises `OutputTooLarge`."""
+        """Add text without an event. Raises `OutputTooLarge`."""
         self.count(len(fragment))
         self.text += fragment
 
@@ -211,7 +211,7 @@ class ResponseDraft:
             self.emit(ev.OutputItemDone(self.next(), index, item))
 
     def mute(self) -> None:
-        """Nobody hears events any more."""
+        """Stop the events: the client takes no more of them."""
         self.events = False
         self.template = None
         self.out = []

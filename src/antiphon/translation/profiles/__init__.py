@@ -1,8 +1,11 @@
 """Upstream profiles: the particularities of each chat server, as data.
 
-Lives here: the registry, the choice by name or host, and by the signs in a server's list of models. Not here: the type
-and families of models (`profile.py`), the vendors (`vendors.py`), asking for a list (`upstream/identity.py`, and with
-more paths `antiphon doctor`), code that acts on the flags (the translators).
+Lives here: the registry, the choice by name or host, and by the signs in a server's list of models. Not here:
+
+- the type and families of models (`profile.py`);
+- the vendors (`vendors.py`);
+- fetching a server's list (`upstream/identity.py`, and with more paths `antiphon doctor`);
+- code that acts on the flags (the translators).
 
 To add a vendor: a row in `vendors.py` whose flags each have their reason beside them.
 

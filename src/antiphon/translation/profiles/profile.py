@@ -1,11 +1,10 @@
 """The profile type: all flags that the translation may read about an upstream.
 
-Lives here: the flags, their defaults, how a model narrows them, and what holds for a family of models wherever it is
-served: flags that belong to the model (its chat template, its tokenizer), not to the server. Not here: any vendor
-(`vendors.py`).
+Lives here: the flags, their defaults, and how a model narrows them. Also: the families of models, whose flags belong to
+the model (its chat template, its tokenizer) and not to the server. Not here: any vendor (`vendors.py`).
 
-Invariants: the defaults survive every server that was ever recorded; a flag is set only where that is not the best;
-every family names its evidence: a recording (under `tests/recordings/chat`) or where it is documented.
+Invariants: the defaults work with every recorded server. A profile sets a flag only where another value is better.
+Every family names its evidence: a recording (under `tests/recordings/chat`) or a page that documents it.
 """
 
 from __future__ import annotations
@@ -51,31 +50,48 @@ FAMILIES: tuple[ModelNote, ...] = (
 class UpstreamProfile:
     """What an upstream accepts and how its answers are to be judged.
 
-    Who: `name` is the profile's name in settings, `title` the vendor's for people, `hosts` are globs of host names for
-    which `auto` chooses it. By `owned_by` in a server's list of models, or by `server` in the header of that name (part
-    of it, in lower case), a server says that it is this one.
+    Identity:
 
-    Request: `token_limit_field` is the field for `max_output_tokens`; `developer_role` the role name that developer
-    messages get; `system_anywhere` says whether such messages may stand after others (else their text goes into the one
-    at the beginning: many templates fail); `reasoning_effort`, `verbosity`, `parallel_tool_calls`, `penalties` and
-    `strict_tools` say whether the field is sent at all; `effort_values` are the efforts the server knows (None: sent as
-    they are, else the nearest; `default` stands for everything between none and high); `structured_output` is the
-    strongest form of `text.format` it takes (weaker ones are emulated with an instruction), `json_object` whether it
-    takes that form too, and `json_object_schema` whether it keeps to it only with a schema beside it;
-    `named_tool_choice` says how one tool is demanded (`required`: only that tool is shown, and a call is required);
-    `passed_fields` are request fields sent on under their own name, `parameters` what is sent on that the Responses API
-    does not have (sampling, guided decoding), `seed_field` how one of them is called; `images`, `files` and
-    `audio_input` say which content it takes (`text`: files that are text become text, others are refused); `call_ids`
-    are the ids of calls it takes (`nine`: exactly nine letters and digits); `replay_reasoning` is the key under which
-    earlier reasoning goes back, `replay_details` whether `reasoning_details` go back too, and `replay_signatures`
-    whether a call's `extra_content` does.
+    - `name` is the profile's name in settings, `title` the vendor's name for people.
+    - `hosts` are globs of host names for which `auto` chooses the profile.
+    - `owned_by` is the value in a server's list of models that means this server.
+    - `server` is a part of the header `server`, in lower case, that means this server.
 
-    Answer: `logprobs` says whether it gives log probabilities; `end_without_finish` is what a stream means that ended
-    without a `finish_reason` after useful output; `think` says where reasoning hides in the content: nowhere, in an
-    answer that begins with `<think>`, or in everything before `</think>` because the template opened it; `stream_usage`
-    asks for usage in streams.
+    Request:
 
-    Beside both: `tokenizer` is how the server counts the tokens of a request (`translation/chat/token_count.py`).
+    - `token_limit_field` is the field for `max_output_tokens`; `developer_role` the role name that developer messages
+      get.
+    - `system_anywhere` says whether such messages may stand after others. If not, their text goes into the one at the
+      beginning: many templates fail otherwise.
+    - `reasoning_effort`, `verbosity`, `parallel_tool_calls`, `penalties` and `strict_tools` say whether the field is
+      sent at all.
+    - `effort_values` are the efforts the server knows (None: sent as they are, else the nearest). `default` stands for
+      everything between none and high.
+    - `structured_output` is the strongest form of `text.format` the server takes. An instruction emulates stronger
+      forms.
+    - `json_object` says whether the server takes that form too; `json_object_schema` whether it obeys only with a
+      schema beside it.
+    - `named_tool_choice` says how the request demands one tool. `required`: only that tool is shown, and a call is
+      required.
+    - `passed_fields` are request fields sent on under their own name.
+    - `parameters` are the fields sent on that the Responses API does not have (sampling, guided decoding). `seed_field`
+      is the name of one of them.
+    - `images`, `files` and `audio_input` say which content the server takes. `text`: files that are text become text,
+      others are refused.
+    - `call_ids` are the ids of calls the server takes (`nine`: exactly nine letters and digits).
+    - `replay_reasoning` is the key under which earlier reasoning goes back.
+    - `replay_details` says whether `reasoning_details` go back too, `replay_signatures` whether a call's
+      `extra_content` does.
+
+    Answer:
+
+    - `logprobs` says whether the server gives log probabilities.
+    - `end_without_finish` is the meaning of a stream that ends after useful output without a `finish_reason`.
+    - `think` says where reasoning hides in the content: nowhere, or in an answer that begins with `<think>`. The third
+      value means everything before `</think>`, because the template opened it.
+    - `stream_usage` asks for usage in streams.
+
+    Both: `tokenizer` is how the server counts the tokens of a request (`translation/chat/token_count.py`).
 
     `by_model` says what differs for some of its models, `overrides` what the operator knows better (`with_flags`).
 
