@@ -74,7 +74,7 @@ class NativeResponses:
         self._sent = _SENT | frozenset(headers) | (_OF_THE_ACCOUNT if passthrough else frozenset())
 
     async def ask(self, request: ApiRequest, response_id: str, rest: str = "") -> ApiResponse | None:
-        """The upstream's answer as it is, or None when this can be no id of its. Raises `ApiError`.
+        """The upstream's unchanged answer, or None when `response_id` has a form that no id has. Raises `ApiError`.
 
         `rest` is the path behind the id (`/input_items`, `/cancel`).
         """

@@ -36,7 +36,7 @@ class Silence:
         self._since = loop.time()
 
     def heard(self) -> None:
-        """It is over."""
+        """The wait is over."""
         self._since = None
 
     def stop(self) -> None:

@@ -367,4 +367,4 @@ def _check_contents(draft: Path) -> None:
         wanted = {blob for (blob,) in connection.execute("SELECT blob FROM files")}
     held = {path.name for path in (draft / FILES_FOLDER).glob("??/??/*")}
     if missing := wanted - held:
-        raise StoreError(f"The backup is not whole: the contents of {len(missing)} files are not in it.")
+        raise StoreError(f"The backup is incomplete: the contents of {len(missing)} files are not in it.")
