@@ -9,10 +9,10 @@ Its behavior by the last message; the first match counts:
 - the user's message contains `fail`, or `error 429` (any status from 400 to 599): that status, with an OpenAI error
   object;
 - `break`: begins to answer, then cuts the connection;
-- tools are offered, and the message names one or shares a word with its name, or it is a question and there is only one
-  tool, or `tool_choice` requires a call: calls the tool. It makes one call per place (`in Paris and Rome`), unless
-  `parallel_tool_calls` is false. It guesses the arguments from the words: a text is the place or the whole message;
-  `code` is a program that draws the numbers in it;
+- the request offers tools, and the message fits one: calls the tool. A message fits if it names the tool or shares a
+  word with its name. A question fits a single tool. `tool_choice` can require a call. The server makes one call per
+  place (`in Paris and Rome`), unless `parallel_tool_calls` is false. It guesses the arguments from the words: a text is
+  the place or the whole message; `code` is a program that draws the numbers in it;
 - `count to 20` (up to 10000): counts;
 - `instructions`: repeats the system and developer messages;
 - `before` or `remember`: repeats the user's earlier messages in the same request;

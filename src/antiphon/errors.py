@@ -1,18 +1,18 @@
 """The exception tree, and the only code that builds OpenAI's error object.
 
-Lives here: every exception that a client may come to see, each with the HTTP status, `type`, `code` and `param` it
-gets, and the words for what is wrong with a parameter. Not here: exceptions that the package which raises them catches,
-how an upstream's error is mapped (`translation/answer/upstream_errors.py`), how an error is written to a socket (the
-doors).
+Lives here: every exception that can reach a client, with its HTTP status, `type`, `code` and `param`. Also the messages
+for wrong parameters. Not here: exceptions that a package raises and catches itself, the mapping of an upstream's error
+(`translation/answer/upstream_errors.py`), writing an error to a socket (`doors/`).
 
 Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}` with all four keys, and
-`request_id` where the request has one; no message ever holds a secret or an upstream credential.
+`request_id` where the request has one. No message ever holds a secret or an upstream credential.
 
+```
     AntiphonError
-    ├── ApiError                 anything a client sees
-    │   ├── RequestRefused       what is wrong is the request: the parent of those from 400 to 413
+    ├── ApiError                 any error that a client gets
+    │   ├── RequestRefused       the request is wrong; base of the errors from 400 to 413
     │   ├── InvalidRequest       400
-    │   │   ├── ChainBroken      what a previous_response_id continues was deleted
+    │   │   ├── ChainBroken      a part of the chain was deleted
     │   │   ├── ChainTooLong     the history behind a previous_response_id is over the limit
     │   │   └── ConversationTooLong
     │   ├── Unauthorized         401
@@ -21,17 +21,18 @@ Invariant: `ApiError.body()` is always `{"error": {message, type, param, code}}`
     │   ├── ConversationLocked   409
     │   ├── VersionConflict      409
     │   ├── RequestTooLarge      413
-    │   │   └── HistoryTooLarge  what a request refers to is over the limit of bytes
-    │   ├── OwnerFull            429, an owner has stored as much as one may
-    │   ├── AtCapacity           503, or 429 for an owner: the requests in flight take all there is
+    │   │   └── HistoryTooLarge  the data that a request refers to is over the limit of bytes
+    │   ├── OwnerFull            429, an owner has reached the limit of stored data
+    │   ├── AtCapacity           503, or 429 for an owner: too many requests or bytes in flight
     │   ├── InternalError        500
     │   ├── UpstreamFailed       502 (or the status the upstream's answer is mapped to)
     │   ├── Unavailable          503
     │   └── UpstreamTimedOut     504
-    ├── StoreError               the database could not do what was asked
-    │   └── PredecessorGone      what a response continues was deleted while it ran
+    ├── StoreError               the store could not complete an operation
+    │   └── PredecessorGone      a client deleted what a running response continues
     ├── ConfigError              settings that cannot work; the message names the setting
-    └── ExchangeStateError       a door called the exchange out of order (a bug, never bad input)
+    └── ExchangeStateError       a server called the exchange out of order (a bug, never bad input)
+```
 """
 
 from __future__ import annotations
@@ -63,15 +64,15 @@ _LONGEST_ID = 128
 
 
 class AntiphonError(Exception):
-    """Base of everything raised on purpose."""
+    """Base class of every exception that Antiphon raises on purpose."""
 
 
 class ApiError(AntiphonError):
-    """An error a client sees.
+    """An error that a client gets.
 
-    `status` is the HTTP status, `type`, `param` and `code` the fields of OpenAI's error object, `message` tells
-    the user what to do, `headers` go out with the answer (for example `retry-after`). `cause`, `operation` and
-    `upstream` are for the log alone: what went wrong inside, while doing what, and at whom.
+    `status` is the HTTP status; `type`, `param` and `code` are fields of OpenAI's error object. `message` says what the
+    user can do, and `headers` go out with the answer (for example `retry-after`). `cause`, `operation` and `upstream`
+    are for the log alone: the internal cause, the failed operation, and the upstream concerned.
     """
 
     status = 500
@@ -101,30 +102,30 @@ class ApiError(AntiphonError):
             self.type = type
 
     def fields(self, request_id: str = "") -> dict[str, str | None]:
-        """The four keys of OpenAI's error object, and what the log calls the request."""
+        """The four keys of OpenAI's error object, and the request's id in the log as `request_id`."""
         fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         if request_id and len(request_id) <= _LONGEST_ID and request_id.isascii():
             fields["request_id"] = request_id
         return fields
 
     def body(self, request_id: str = "") -> bytes:
-        """The JSON body a client gets: `{"error": {…}}`."""
+        """The JSON body that a client gets: `{"error": {…}}`."""
         return msgspec.json.encode({"error": self.fields(request_id)})
 
 
 class RequestRefused(ApiError):
-    """The client's request is what is wrong."""
+    """The client's request is wrong, not the server."""
 
     status = 400
     type = "invalid_request_error"
 
 
 class InvalidRequest(RequestRefused):
-    """The request itself cannot be understood or served as it is."""
+    """The server cannot understand the request, or cannot serve it as it is."""
 
 
 class ChainTooLong(InvalidRequest):
-    """The history behind a `previous_response_id` holds more than `limit` items; none of it was read."""
+    """The history behind a `previous_response_id` holds more than `limit` items. The store read none of it."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(
@@ -148,7 +149,7 @@ class ChainBroken(InvalidRequest):
 
 
 class ConversationTooLong(InvalidRequest):
-    """A conversation holds more than `limit` items; a response cannot take them all."""
+    """A conversation holds more than `limit` items. A response cannot take them all."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(
@@ -160,7 +161,7 @@ class ConversationTooLong(InvalidRequest):
 
 
 class ConversationLocked(RequestRefused):
-    """A response runs on the conversation; OpenAI's SDKs try again by themselves after a 409."""
+    """Another response runs on the conversation. OpenAI's SDKs retry by themselves after a 409."""
 
     status = 409
 
@@ -184,7 +185,7 @@ class MethodNotAllowed(RequestRefused):
 
 
 class VersionConflict(RequestRefused):
-    """A prompt was to be changed from a version that is not its last one any more."""
+    """A client changed a prompt from a version that is not its latest any more."""
 
     status = 409
 
@@ -201,7 +202,7 @@ class RequestTooLarge(RequestRefused):
 
 
 class HistoryTooLarge(RequestTooLarge):
-    """What a request refers to takes more than `limit` bytes; none of it was read."""
+    """The data that a request refers to takes more than `limit` bytes. The store read none of it."""
 
     def __init__(self, limit: int, param: str) -> None:
         brought = {"previous_response_id": "The history behind this previous_response_id"}.get(
@@ -216,7 +217,8 @@ class HistoryTooLarge(RequestTooLarge):
 
 
 class OwnerFull(ApiError):
-    """An owner has stored as much as one may: a 429 as for any quota, with the code that is no reason to try again."""
+    """An owner has reached the limit of stored data. It is a 429 as for any quota, with a code that tells SDKs not to
+    retry."""
 
     status = 429
     type = "insufficient_quota"
@@ -231,8 +233,8 @@ class OwnerFull(ApiError):
 
 
 class AtCapacity(ApiError):
-    """What is in flight takes all that `setting` allows, to the whole process or to one `owner`; another moment will
-    do. These come in floods, so they are counted and told together (`observability/refusals.py`)."""
+    """The requests in flight take all that `setting` allows the whole process, or one `owner`. A retry in a moment may
+    succeed. Floods of these are common, so `observability/refusals.py` counts them and logs them together."""
 
     status = 503
 
@@ -245,7 +247,7 @@ class AtCapacity(ApiError):
 
 
 class InternalError(ApiError):
-    """What went wrong here."""
+    """The server itself failed."""
 
 
 class UpstreamFailed(ApiError):
@@ -265,46 +267,47 @@ class UpstreamTimedOut(ApiError):
 
 
 def missing_parameter(name: str, advice: str = "") -> InvalidRequest:
-    """It must be there; `advice` follows with a blank before it."""
+    """The error for a missing parameter. `advice` is a sentence that follows after a blank."""
     return InvalidRequest(
         f"Missing required parameter: '{name}'.{advice}", param=name, code="missing_required_parameter"
     )
 
 
 def unknown_parameter(name: str, advice: str = "") -> InvalidRequest:
-    """There is none of this name; `advice` is a sentence."""
+    """The error for a parameter that does not exist. `advice` is a sentence."""
     return InvalidRequest(
         f"Unknown parameter: '{name}'.{advice and ' ' + advice}", param=name, code="unknown_parameter"
     )
 
 
 def unsupported_parameter(message: str, name: str | None = None) -> InvalidRequest:
-    """It, or this value of it, cannot be had here; the message says what to do instead."""
+    """The error for a parameter, or a value of it, that Antiphon does not support. The message says what to do
+    instead."""
     return InvalidRequest(message, param=name, code="unsupported_parameter")
 
 
 def invalid_parameter(name: str, problem: str, code: str = "invalid_value") -> InvalidRequest:
-    """Something is wrong with it; `problem` is a sentence without its end."""
+    """The error for a parameter with any other problem. `problem` is a sentence without its end."""
     return InvalidRequest(f"Invalid '{name}': {problem}.", param=name, code=code)
 
 
 def invalid_value(name: str, advice: str) -> InvalidRequest:
-    """It is none of the values that it may be; `advice` is a sentence without its end."""
+    """The error for a value that is not among the allowed ones. `advice` is a sentence without its end."""
     return InvalidRequest(f"Invalid value for '{name}': {advice}.", param=name, code="invalid_value")
 
 
 def wrong_value(message: str, name: str) -> InvalidRequest:
-    """The same, where the message says all of it."""
+    """The error for a wrong value, with a message of the caller's own words."""
     return InvalidRequest(message, param=name, code="invalid_value")
 
 
 def missing_value(message: str, name: str) -> InvalidRequest:
-    """It must be there, where the message says all of it."""
+    """The error for a missing parameter, with a message of the caller's own words."""
     return InvalidRequest(message, param=name, code="missing_required_parameter")
 
 
 def too_many_entries(name: str, length: int, limit: int, what: str = "entries") -> InvalidRequest:
-    """A list has more than `limit` of `what` its entries are called."""
+    """The error for a list with more than `limit` entries. `what` is the word for its entries."""
     message = f"'{name}' has {length} {what}; at most {limit} are allowed."
     return InvalidRequest(message, param=name, code="array_above_max_length")
 
@@ -319,12 +322,12 @@ def mutually_exclusive(one: str, other: str) -> InvalidRequest:
 
 
 def invalid_type(name: str, problem: str) -> InvalidRequest:
-    """It is of another type; `problem` ("expected a string") is a sentence without its end."""
+    """The error for a value of the wrong type. `problem` ("expected a string") is a sentence without its end."""
     return InvalidRequest(f"Invalid type for '{name}': {problem}.", param=name, code="invalid_type")
 
 
 def array_too_long(name: str, limit: int, length: int | None = None) -> InvalidRequest:
-    """It has more than `limit` elements; `length`, where that is told."""
+    """The error for an array with more than `limit` elements. The message includes `length` when it is given."""
     problem = f"array too long. Expected an array with maximum length {limit}"
     if length is not None:
         problem += f", but got an array with length {length} instead"
@@ -332,21 +335,22 @@ def array_too_long(name: str, limit: int, length: int | None = None) -> InvalidR
 
 
 def string_too_long(name: str, limit: int, length: int) -> InvalidRequest:
-    """It has `length` characters, more than `limit`."""
+    """The error for a string of `length` characters, more than `limit`."""
     problem = f"string too long. Expected a string with maximum length {limit}, but got a string with length {length}"
     return invalid_parameter(name, f"{problem} instead", "string_above_max_length")
 
 
 def unknown_cursor(name: str, where: str) -> InvalidRequest:
-    """A page begins or ends (`name`: after, before) at what is not there; `where`: "There is no file with this id"."""
+    """The error for a page that begins or ends at an unknown item. `name` is the parameter (`after`, `before`), `where`
+    a text like "There is no file with this id"."""
     return InvalidRequest(f"{where}: '{name}'.", param=name)
 
 
 class StoreError(AntiphonError):
-    """The store could not do what was asked; the cause is chained, the message holds no stored content.
+    """The store could not complete an operation. The cause is chained; the message holds no stored content.
 
-    The message is for the log. `reason` is what others may know of it: `words` says it to clients and in `/ready`.
-    `unknown`: the write may yet take effect; all others certainly had none.
+    The message is for the log. `reason` is safe to show: `words` has its text for clients and for `/ready`. With
+    `unknown` the write may still take effect; with any other reason it certainly had no effect.
     """
 
     def __init__(
@@ -357,7 +361,7 @@ class StoreError(AntiphonError):
         setting: str = "",
         cause: BaseException | None = None,
     ) -> None:
-        """`setting`: the limit that was reached, when one was."""
+        """`setting` names the limit that was reached, if any."""
         super().__init__(message)
         self.reason: StoreReason = reason
         self.setting = setting
@@ -365,23 +369,24 @@ class StoreError(AntiphonError):
             self.__cause__ = cause
 
     def again(self) -> StoreError:
-        """The same as an exception of its own, for another caller: raising one adds to its traceback."""
+        """A new exception with the same content, for another caller. Raising one object twice would add to its
+        traceback."""
         return StoreError(*self.args, reason=self.reason, cause=self.__cause__)
 
     @property
     def words(self) -> str:
-        """Why, without a name of a file or a table."""
+        """The reason in words, without the name of a file or a table."""
         return _STORE_FAILURES[self.reason][2]
 
 
 def file_failure(doing: str, error: OSError) -> StoreError:
-    """The failure of a file system, with its cause."""
+    """The error for a failure of the file system, with its cause."""
     cause = os.strerror(error.errno) if error.errno else type(error).__name__
     return StoreError(f"{doing}: {cause}.", reason="full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failed")
 
 
 class PredecessorGone(StoreError):
-    """What a response continues was deleted while it ran: its owner's doing, and no failure of the store."""
+    """A client deleted what a running response continues. This is not a failure of the store."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -396,7 +401,7 @@ class PredecessorGone(StoreError):
 _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
     "failed": (500, "storage_failed", "the store does not work"),
     "damaged": (500, "storage_failed", "the database is damaged"),
-    # RFC 4918; clients try again after it as after any 5xx, and whoever looks at the status sees what is to be done.
+    # RFC 4918; clients try again after it as after any 5xx, and the status tells an operator the cause.
     "full": (507, "insufficient_storage", "the server's disk is full"),
     "slow": (503, "storage_timed_out", "the disk or the database does not answer in time"),
     "unknown": (503, "storage_timed_out", "the store does not say whether it has written"),
@@ -414,11 +419,11 @@ _STORE_FAILURES: dict[StoreReason, tuple[int, str, str]] = {
 
 
 _PASSING: frozenset[StoreReason] = frozenset({"slow", "unknown", "locked", "busy", "unavailable"})
-"""What may be over in a moment: the answer says when to come again."""
+"""Reasons that may be over in a moment. The answer says when to retry."""
 
 
 def store_refusal(error: StoreError, what: str) -> ApiError:
-    """What a client is told: `what` could not be done, and why, in words; the log has the rest."""
+    """The error that a client gets: `what` could not be done, and the reason in words. The log has the details."""
     status, code, words = _STORE_FAILURES[error.reason]
     limit = f" ('{error.setting}')" if error.setting else ""
     message = f"{what}." if error.reason == "failed" else f"{what}: {words}{limit}."
@@ -437,4 +442,5 @@ class ConfigError(AntiphonError):
 
 
 class ExchangeStateError(AntiphonError):
-    """A door called the exchange in a state that does not allow it: a bug in the door, never bad input."""
+    """A server (a "door") called the exchange in a state that does not allow it: a bug in that server, never bad
+    input."""

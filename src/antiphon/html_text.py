@@ -82,7 +82,7 @@ def decode_page(data: bytes) -> str:
 
 
 def _web_encoding(name: str) -> str:
-    """An encoding that browsers know too: some of Python's take very long, or give what is no text."""
+    """An encoding that browsers know too. Some other encodings of Python are very slow, or do not produce text."""
     try:
         found = codecs.lookup(name).name
     except LookupError:
@@ -91,7 +91,7 @@ def _web_encoding(name: str) -> str:
 
 
 class _Reader:
-    """Takes the text out of HTML in one pass: nothing is looked at twice, whatever is left open.
+    """Takes the text out of HTML in one pass. It reads each character once, even with unclosed elements.
 
     A tag or comment without an end takes the rest of the page with it, as in browsers.
     """

@@ -24,7 +24,8 @@ _BY_RATIO = "traceidratio"
 
 
 def otel_defaults(environ: Mapping[str, str], own: Mapping[str, object], wrong: list[str]) -> dict[str, object]:
-    """What the variables say of `tracing`, where `own` (the section, of all other sources) does not say it.
+    """Returns the values that the variables give to `tracing`, except those that `own` has. `own` is the section from
+    all other sources.
 
     Unusable variables are added to `wrong`.
     """
@@ -46,7 +47,7 @@ def otel_defaults(environ: Mapping[str, str], own: Mapping[str, object], wrong: 
 
 
 def _read(environ: Mapping[str, str], name: str) -> str:
-    """An empty variable is one that is not set."""
+    """The variable's value. An empty variable counts as unset."""
     return environ.get(name, "").strip()
 
 
@@ -56,7 +57,7 @@ def _service_name(environ: Mapping[str, str]) -> str | None:
 
 
 def _endpoint(environ: Mapping[str, str], mistakes: list[str]) -> str | None:
-    """Where spans are posted to: the address of traces as it is, else the path of traces below the base."""
+    """The URL for spans: the variable for traces unchanged, else the path of traces below the base."""
     name = _TRACES if _read(environ, _TRACES) else _BASE
     url = _read(environ, name)
     if not url:
@@ -68,7 +69,7 @@ def _endpoint(environ: Mapping[str, str], mistakes: list[str]) -> str | None:
 
 
 def _headers(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, str] | None:
-    """`name=value`, separated by commas, percent-encoded; in lower case, as the SDK has them."""
+    """Parses `name=value` pairs, separated by commas and percent-encoded. Names are in lower case, as in the SDK."""
     name = next((name for name in _HEADERS if _read(environ, name)), "")
     headers = {}
     for number, entry in enumerate(_read(environ, name).split(","), 1):
@@ -81,7 +82,8 @@ def _headers(environ: Mapping[str, str], mistakes: list[str]) -> dict[str, str] 
 
 
 def _sample(environ: Mapping[str, str], mistakes: list[str]) -> float | None:
-    """The share of requests that bring no `traceparent`; of the others its sender decides, by every sampler."""
+    """The share of traced requests, among those without `traceparent`. For the others, every sampler leaves the
+    decision to the sender."""
     sampler = _read(environ, _SAMPLER).lower()
     kind = sampler.removeprefix(_PARENT_BASED)
     if not sampler or kind in _SHARES:

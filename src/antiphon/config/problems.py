@@ -1,9 +1,9 @@
 """Formats validation errors of settings: where the error is, and what to write instead.
 
-Lives here: the words for what pydantic finds, choices of a near name, what of an unknown name may be shown. Not here:
-rules between settings, whose words pass as they are (beside this), names in sources (`sources.py`).
+Lives here: the messages for pydantic's findings, the nearest known name, and the printable part of an unknown name. Not
+here: rules between settings, whose messages pass unchanged (`settings.py`), names in sources (`sources.py`).
 
-Invariant: no value is repeated here, since a key may stand in the wrong place, and no words of pydantic's, which
+Invariant: a message repeats no value, since a key may stand in the wrong place. It has no words of pydantic's, which
 speak of Python's types.
 """
 
@@ -42,11 +42,11 @@ _OTHERWISE = "cannot be used as it is; docs/reference/configuration.md says what
 
 
 class NotYaml(Exception):
-    """Why a text is no YAML, in words that hold none of it."""
+    """A text is not YAML. The message holds nothing of the text."""
 
 
 def lines_of(error: ValidationError, above: Place = ()) -> list[str]:
-    """One line for each problem, with the place of the setting in front; `above` is where the values stand."""
+    """One line for each problem, which begins with the path of the setting. `above` is the path of the values."""
     lines: list[str] = []
     for problem in error.errors(include_input=False, include_url=False):
         kind = problem["type"]
@@ -62,7 +62,7 @@ def lines_of(error: ValidationError, above: Place = ()) -> list[str]:
 
 
 def written_place(parts: Sequence[str | int]) -> str:
-    """`models[0].match`; the part of a name that may be something else is left out."""
+    """A path as text (`models[0].match`). It leaves out the part of a name that may be a secret."""
     place = ""
     for part in parts:
         place += f"[{part}]" if isinstance(part, int) else f".{shown_name(part)}" if place else shown_name(part)
@@ -70,7 +70,8 @@ def written_place(parts: Sequence[str | int]) -> str:
 
 
 def shown_name(name: object) -> str:
-    """A name that is none of ours, as far as it looks like a name: of `{api_key:sk-…}` YAML makes one name."""
+    """The printable part of an unknown name. YAML makes one name of `{api_key:sk-…}`, so only the part that looks like
+    a name is shown."""
     text = str(name)
     begin = re.split(r"[\s:=]", text, maxsplit=1)[0][:64]
     return begin if begin == text else f"{begin}…"

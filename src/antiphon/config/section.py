@@ -1,9 +1,9 @@
 """The base class of all settings sections, their shared value types, and the list of setting names.
 
-Lives here: the base model, types of values that several sections have, every setting by its path, and its
-description. Not here: any setting, where values come from (`sources.py`), the words for what is wrong (`problems.py`).
+Lives here: the base model, value types that several sections use, and each setting's path and description. Not here:
+any setting, the sources of values (`sources.py`), the messages for errors (`problems.py`).
 
-Invariant: a section is whole and checked, and does not change; no error of it holds a value.
+Invariant: a section is complete, validated and immutable. None of its errors holds a value.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Section(BaseModel):
 
 
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
-    """What stands below each setting of a section, by its name."""
+    """The description of each setting of a section, by the setting's name. It is the string below the field."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(model))).body
     assert isinstance(node, ast.ClassDef)
     found = {}
@@ -59,13 +59,13 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
 
 
 def section_in(kind: Any) -> type[Section] | None:
-    """The section that a setting of this type is, or that each of its elements is."""
+    """The section class in a setting's type: the type itself, or the type of its elements."""
     parts = (one for one in (kind, *typing.get_args(kind)) if isinstance(one, type))
     return next((one for one in parts if issubclass(one, Section)), None)
 
 
 def field_paths(model: type[Section], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], object]]:
-    """Every setting as its path and type, sections first to last."""
+    """Every setting with its path and type, in the order of the sections."""
     found: list[tuple[tuple[str, ...], object]] = []
     for name, field in model.model_fields.items():
         kind: Any = field.annotation

@@ -36,7 +36,7 @@ _SERVICE = re.compile(r"(ANTIPHON(?:_[A-Z0-9_]+?)??)_SERVICE_(?:HOST|PORT(?:_[A-
 
 
 def merge(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
-    """Two nested mappings, the second over the first."""
+    """Merges two nested mappings; values of the second win."""
     merged = dict(below)
     for key, value in above.items():
         known = merged.get(key)
@@ -45,14 +45,14 @@ def merge(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str,
 
 
 def put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set what is at this path of nested mappings."""
+    """Sets the value at this path of nested mappings."""
     for part in path[:-1]:
         values = values.setdefault(part, {})
     values[path[-1]] = value
 
 
 def read_file(path: Path) -> dict[object, object]:
-    """The mapping in a YAML file. Raises `ConfigError`."""
+    """Reads the mapping in a YAML file. Raises `ConfigError`."""
     try:
         values = _yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -67,7 +67,7 @@ def read_file(path: Path) -> dict[object, object]:
 
 
 def _yaml(text: str) -> object:
-    """What a text in YAML says. Raises `NotYaml`."""
+    """Parses a YAML text. Raises `NotYaml`."""
     # A process whose settings are flags and single words has none to read: 10 ms, 1 MiB.
     from antiphon.config.yaml_text import read_yaml
 
@@ -75,7 +75,7 @@ def _yaml(text: str) -> object:
 
 
 def without_unknown(values: Any, kind: object, wrong: list[str], source: str = "", place: Place = ()) -> Any:
-    """The values of a setting of this type but for what is no setting, which is added to `wrong`."""
+    """Returns the values of a setting of this type without unknown names. Each unknown name is added to `wrong`."""
     section = section_in(kind)
     if section is None:
         return values
@@ -100,11 +100,10 @@ def without_unknown(values: Any, kind: object, wrong: list[str], source: str = "
 
 
 def read_environment(environ: Mapping[str, str], model: type[Section], wrong: list[str]) -> dict[str, object]:
-    """The settings in `ANTIPHON_*` variables; two underscores stand between a section and its setting.
+    """Reads the settings in `ANTIPHON_*` variables. Two underscores stand between a section and its setting.
 
-    Lists are separated by commas or YAML in brackets; a setting that holds further settings (`models`, `upstreams`) is
-    YAML.
-    Variables that are no settings are added to `wrong`, but for those that Kubernetes makes of a Service's name.
+    Lists are separated by commas or YAML in brackets. A setting that holds further settings (`models`, `upstreams`) is
+    YAML. Variables of unknown settings are added to `wrong`, except those that Kubernetes makes from a Service's name.
     """
     known = {_PREFIX + "__".join(path).upper(): (path, kind) for path, kind in field_paths(model)}
     values: dict[str, object] = {}
@@ -124,7 +123,7 @@ def read_environment(environ: Mapping[str, str], model: type[Section], wrong: li
 
 
 def _read_extensions(environ: Mapping[str, str], wrong: list[str]) -> dict[str, object]:
-    """The settings of other packages' tools. Each package decides which there are; a value in brackets is YAML."""
+    """Reads the settings of other packages' tools. Each package defines its settings. A value in brackets is YAML."""
     values: dict[str, object] = {}
     for name, text in environ.items():
         if not name.startswith(_EXTENSIONS_PREFIX):
@@ -140,18 +139,18 @@ def _read_extensions(environ: Mapping[str, str], wrong: list[str]) -> dict[str, 
 
 
 def read_other_names(values: Mapping[str, object], environ: Mapping[str, str], wrong: list[str]) -> dict[str, object]:
-    """Values from well-known variables without our prefix, where `values` (all other sources) lack them: the
-    upstream's, and OpenTelemetry's. Unusable ones are added to `wrong`."""
+    """Reads well-known variables without the prefix `ANTIPHON_`, where `values` (all other sources) lack a value. They
+    are the upstream's and OpenTelemetry's. Unusable ones are added to `wrong`."""
     own = values.get("tracing", {})
     tracing = otel_defaults(environ, own, wrong) if isinstance(own, Mapping) else {}
     return _other_upstream(values, environ) | ({"tracing": tracing} if tracing else {})
 
 
 def _other_upstream(values: Mapping[str, object], environ: Mapping[str, str]) -> dict[str, object]:
-    """By the names that gateways of this kind share: `OPENAI_API_ENDPOINT` for its URL, and `OPENAI_API_KEY` for that
+    """Reads names that such gateways share: `OPENAI_API_ENDPOINT` for the upstream's URL, and `OPENAI_API_KEY` for that
     URL alone.
 
-    A key that merely lies in the environment is never sent anywhere: it may be meant for another program.
+    A key that is merely in the environment is never sent anywhere: it may be meant for another program.
     """
     endpoint = environ.get(ENDPOINT_VARIABLE)
     upstream = values.get("upstream", {})
@@ -165,9 +164,10 @@ def _other_upstream(values: Mapping[str, object], environ: Mapping[str, str]) ->
 
 
 def _is_of_a_service(name: str, text: str, environ: Mapping[str, str]) -> bool:
-    """Whether Kubernetes (or Docker, of a link) says by this where a Service named `antiphon` or `antiphon-…` is.
+    """Whether Kubernetes (or a Docker link) sets this variable for a Service named `antiphon` or `antiphon-…`.
 
-    Every pod beside such a Service has these variables. Names alone would swallow an operator's `ANTIPHON_PORT=8080`.
+    Every pod in the Service's namespace has these variables. A check of names alone would also ignore an operator's
+    `ANTIPHON_PORT=8080`.
     """
     service = _SERVICE.fullmatch(name)
     if service is not None and {f"{service[1]}_SERVICE_HOST", f"{service[1]}_SERVICE_PORT"} <= environ.keys():
@@ -178,7 +178,7 @@ def _is_of_a_service(name: str, text: str, environ: Mapping[str, str]) -> bool:
 
 
 def _value(name: str, text: str, kind: object) -> object:
-    """The text of a variable as a value of this type; lists are `a,b` or, as in YAML and JSON, `["a", "b"]`."""
+    """The text of a variable as a value of this type. Lists are `a,b` or, as in YAML and JSON, `["a", "b"]`."""
     listed = typing.get_origin(kind) is tuple
     if section_in(kind) is not None or typing.get_origin(kind) is dict or (listed and text.lstrip().startswith("[")):
         try:

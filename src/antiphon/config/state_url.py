@@ -23,7 +23,7 @@ _ALLOWED = (
 )
 _PORT = 5432
 _WANTED = ("read-write", "primary", "any")
-"""Only a server that takes writes is ever used, so these say the same."""
+"""Values of `target_session_attrs`. Antiphon uses only a server that takes writes, so they mean the same."""
 HIDDEN = "***"
 """Shown in place of a password."""
 _PLACE = re.compile(r"(?P<scheme>[a-z]+:)//(?P<netloc>[^/?#]*)")
@@ -32,8 +32,8 @@ _SECRET_PARAMETERS = ("password", "sslpassword")
 
 @dataclass(frozen=True, slots=True)
 class StateUrl:
-    """Where state lies. `folder`: of SQLite's databases, when it is not the data folder; `servers`: host and port of
-    each, where a URL names several; `shown`: the URL without anything secret; `passwords`: what is."""
+    """Where state is stored. `folder` is that of SQLite's databases, when it is not the data folder. `servers` has host
+    and port of each, where a URL names several. `shown` is the URL without its secrets; `passwords` are the secrets."""
 
     kind: Kind
     shown: str
@@ -43,7 +43,7 @@ class StateUrl:
 
 
 def read_state_url(text: str) -> StateUrl:
-    """The URL's parts. Raises ValueError, which says what is allowed."""
+    """Parses the URL. Raises ValueError, which names the allowed URLs."""
     scheme, colon, rest = text.partition(":")
     if colon and scheme == "memory":
         if rest:
@@ -75,7 +75,7 @@ def shown_url(text: str) -> str:
 
 
 def without_servers(text: str) -> str:
-    """The URL of a PostgreSQL database without its hosts and ports, for a driver that is given one of them beside it.
+    """The URL of a PostgreSQL database without its hosts and ports, for a driver that gets one of them separately.
     Raises ValueError."""
     parts = _split(text)
     account, at, _ = parts.netloc.rpartition("@")

@@ -1,6 +1,6 @@
 """Parses YAML text into settings values.
 
-Lives here: reading it, and the error where that fails. Not here: which files and variables hold some (`sources.py`).
+Lives here: the parser, and its error. Not here: the files and variables that hold YAML (`sources.py`).
 
 Invariant: the error holds nothing of the text, since a key may stand there.
 """
@@ -18,7 +18,7 @@ _HARMLESS = re.compile(r"'(<[a-z ]+>|[^\w\s])'")
 
 
 def read_yaml(text: str) -> object:
-    """What the text says. Raises `NotYaml`."""
+    """Parses the text. Raises `NotYaml`."""
     try:
         return yaml.load(text, _UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -26,7 +26,7 @@ def read_yaml(text: str) -> object:
 
 
 def _problem(error: Exception) -> str:
-    """What a parser says and where it stood, without anything of the text: the words in quotes are the text's."""
+    """The parser's message and its position, without the words in quotes, which come from the text."""
     if not isinstance(error, yaml.MarkedYAMLError):
         # Of a value (a date, a number), or of a character that YAML does not have: these messages hold it.
         return "it holds a value or a character that cannot be read"
@@ -41,7 +41,7 @@ def _problem(error: Exception) -> str:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice, which YAML parsers settle in silence."""
+    """Rejects a key that is given twice. YAML parsers accept it silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
