@@ -72,7 +72,16 @@ It checks the new settings as at a start. The environment and the flags of the s
 the file.
 
 `antiphon up` then starts a second set of processes: workers, and Envoy with `--door envoy`. When the new set
-serves, new connections go to it. The old set finishes its requests and exits.
+serves, new connections go to it. The old set finishes its requests and exits. The log
+shows a change that was taken and one that was refused:
+
+```json
+{"because":"the file has changed","changed":["limits.owner_requests"],"level":"info","message":"settings_reloaded"}
+{"because":"the file has changed","problem":"limits.owner_requests: must be a whole number",
+ "advice":"the settings from before stay in use","level":"error","message":"settings_refused"}
+```
+
+The old set then logs `draining` and `drained`. The service continues.
 
 - **Refused settings.** One wrong setting refuses the whole change, and so does a worker that cannot start. The log line
   `settings_refused` gives the reason. The old set continues.

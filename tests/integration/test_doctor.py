@@ -355,7 +355,8 @@ async def test_a_prefix_that_may_be_wrong_is_asked_about(doctor: Doctor) -> None
         for more in ((), ("--model", "m1")):
             report = await doctor(server.url("/v2"), *more)
             start = "model m1 does not answer" if more else "no model to ask"
-            assert report.status == 1 and report.line(start).endswith(question)
+            end = question if more else f"{question} If it is, name one with --model"
+            assert report.status == 1 and report.line(start).endswith(end)
 
         def unlisted(request: Received) -> Answer:
             return json_answer({}, 404) if request.path == "/v1/models" else chat_server()(request)

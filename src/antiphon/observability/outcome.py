@@ -44,7 +44,7 @@ _BY_CODE = {
     "content_elsewhere": "set blobs.url to a bucket that all machines share, or send a client to the same machine",
     "storage_failed": "do what the cause says; if the database is damaged, restore a backup (antiphon admin restore)",
     "tool_timeout": "the tool does not answer: look at its server, or raise tools.seconds",
-    "shutting_down": "the process stopped before the response was over: raise timeouts.drain if there was time",
+    "shutting_down": "the process is stopping: clients retry; if it cut a running response, raise timeouts.drain",
 }
 _BY_UPSTREAM_STATUS = {
     401: "the upstream refuses the key: with auth: passthrough the key is the client's, else look at its api_key",

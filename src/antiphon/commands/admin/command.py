@@ -173,7 +173,9 @@ async def _purge(settings: Settings) -> str:
 async def _export(settings: Settings, owner: str, folder: Path | None) -> int:
     if owner not in await _owners(settings):
         # Standard output is only for data.
-        print(f"antiphon: there is nothing of the owner {owner}", file=sys.stderr)
+        print(
+            f"antiphon: there is nothing of the owner {owner}; 'antiphon admin owners' lists the names", file=sys.stderr
+        )
         return 1
     if folder is not None:
         os.makedirs(folder, mode=0o700, exist_ok=True)

@@ -164,8 +164,8 @@ class _Upstream:
             return
         chosen = self._route.model or model if model else self._choose(names)
         if not chosen:
-            question = f"; {prefix_question(self._section)}" if listed.status == 404 else ""
-            yield self._find("problem", "no model to ask", f"name one with --model{question}")
+            question = f"{prefix_question(self._section)} If it is, " if listed.status == 404 else ""
+            yield self._find("problem", "no model to ask", f"{question}name one with --model")
             return
         told = named_by_list(listed.json, listed.headers.get("server", ""))
         said = bool(told) and self._route.assumed
