@@ -1,15 +1,15 @@
 """Compile Antiphon's hot modules with mypyc: the same sources, as one C extension.
 
-Lives here: which modules are compiled, why others are not, and the call of the compiler. Who calls it: the wheel's
-build hook (scripts/lib/build_hook.py).
+Lives here: the list of compiled modules, the reasons to leave others out, and the call of the compiler. The wheel's
+build hook (scripts/lib/build_hook.py) calls it.
 
 Why it exists: compiled, and with the splice in C, the sidecar takes 0.54 to 0.70 of the CPU that it takes from sources.
 
     .venv/bin/python scripts/lib/build_compiled.py INTO
 
-leaves the extension modules in folder INTO as they belong beside the sources; `--check` instead of it compiles nothing
-and says what the modules may not do (`build_rules.py`). Needs a C compiler, and mypy with all libraries that the
-sources import, since what is compiled is what the types say.
+writes the extension modules to folder INTO, in the same structure as the sources. With `--check` it compiles nothing
+and prints the violations of the rules in `build_rules.py`. It needs a C compiler, and mypy with all libraries that the
+sources import, because the compiler relies on their types.
 """
 
 from __future__ import annotations
@@ -65,13 +65,14 @@ def modules() -> list[str]:
 
 
 def _compilable(path: Path) -> bool:
-    """Whether the compiler can have this module and keeps its meaning (mypy 2.4). It cannot where
+    """Whether the compiler can compile this module and keeps its meaning (mypy 2.4). It cannot where
 
-    - a folder's contents are found through it (`__init__.py`),
-    - it defines Structs: msgspec makes those of annotations and keywords, of which nothing would be left,
-    - a class of it is a list or another builtin type that the compiler does not derive from,
-    - it has coroutines: of compiled ones, one that awaits inside a `finally` raised what an earlier call had raised,
-      and a task's result was freed memory. So what awaits is interpreted, and what it calls is compiled.
+    - the module is a package (`__init__.py`),
+    - it defines Structs: msgspec makes those from annotations and keywords, which the compiler removes,
+    - one of its classes is a list or another builtin type that the compiler does not derive from,
+    - it has coroutines. A compiled coroutine that awaits inside a `finally` raised the exception of an earlier call,
+      and a task's result was freed memory. So coroutines are interpreted, and the functions that they call are
+      compiled.
     """
     if path.name == "__init__.py":
         return False
@@ -89,7 +90,7 @@ def _keeps_interpreted(base: str) -> bool:
 
 
 def check() -> None:
-    """End with what the modules may not do, if they do something of it."""
+    """Exit with the violations of the rules, if there are any."""
     compiled = set(modules())
     sources = {str(path.relative_to(SOURCES)): path.read_text() for path in SOURCES.rglob("*.py")}
     found = problems(
@@ -101,7 +102,7 @@ def check() -> None:
 
 
 def build_compiled(into: Path) -> list[Path]:
-    """Compile into folder `into`; the files that were made."""
+    """Compile into folder `into`. Returns the files that it made."""
     # Of the environment of the build, not of the program.
     from mypyc.build import mypycify
     from setuptools import Distribution

@@ -24,7 +24,7 @@ class CompiledWheel(BuildHookInterface[Any]):
     """Compiles into a folder that lasts as long as the build."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and say where in the wheel the files belong."""
+        """Compile, and tell Hatchling where in the wheel the files belong."""
         if self.target_name != "wheel" or version == "editable":
             return
         self._folder = tempfile.TemporaryDirectory(prefix="antiphon-wheel-")
@@ -35,6 +35,6 @@ class CompiledWheel(BuildHookInterface[Any]):
         build_data["infer_tag"] = True
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        """The wheel is written."""
+        """Delete the folder after Hatchling has written the wheel."""
         if self.target_name == "wheel" and version != "editable":
             self._folder.cleanup()

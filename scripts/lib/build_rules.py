@@ -1,12 +1,12 @@
-"""What compiled modules may not do, found without compiling them.
+"""Finds code that mypyc cannot compile correctly, without compiling it.
 
-Lives here: one function per rule, over the syntax of all modules that are compiled. Who calls it: `scripts/check`, by
-`scripts/lib/build_compiled.py --check`, and each build before it compiles. Not here: which modules are compiled, and
-which are not because of what they hold (`scripts/lib/build_compiled.py`).
+Lives here: one function per rule, over the syntax of all modules that are compiled. `scripts/check` calls it, by
+`scripts/lib/build_compiled.py --check`, and each build does so before it compiles. Not here: the list of compiled
+modules, and the reasons to leave others out (`scripts/lib/build_compiled.py`).
 
-The compiler (mypyc of mypy 2.4) refuses most of this after a minute, the C compiler some of it after three; what it
-takes and understands differently is found last, by a test on the compiled build. What depends on types is for mypy,
-and a value that is not what its type says raises a `TypeError` there.
+The compiler (mypyc of mypy 2.4) rejects most of this code after a minute, the C compiler some of it after three. A test
+on the compiled build finds the code that both accept with another meaning. Rules about types are mypy's. A value of
+another type than annotated raises a `TypeError` in compiled code.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _SHARED = {"ClassVar", "Final"}
 
 
 def problems(compiled: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
-    """What is wrong in the compiled sources (by their paths), and in others that use them, as lines for a reader."""
+    """The rule violations in the compiled sources (by their paths) and in other modules that use them, as lines of
+    text."""
     trees = {path: ast.parse(source) for path, source in compiled.items()}
     all_classes = [node for tree in trees.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     # By their names: two of one name are one too many for whoever reads, and rare.

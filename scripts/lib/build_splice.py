@@ -1,11 +1,11 @@
 """Compile the splice (src/antiphon/translation/_splice.c) with the C compiler that this Python was built with.
 
-Lives here: the call of the compiler. Who calls it: whoever makes a wheel for one platform, tests, and by hand
+Lives here: the call of the compiler. The build of a wheel for one platform calls it, and so do tests. By hand,
 
     .venv/bin/python scripts/lib/build_splice.py [INTO]
 
-which leaves `_splice.abi3.so` in folder INTO, beside the sources when there is none: then this checkout uses it. Not
-here: `pip install .`, which compiles nothing, and the choice between it and Python (`translation/splice.py`).
+writes `_splice.abi3.so` to folder INTO. Without INTO it writes to the folder of the sources, and this checkout uses
+it. Not here: `pip install .`, which compiles nothing, and the choice between C and Python (`translation/splice.py`).
 
 It uses the limited API alone, so one binary serves every CPython from 3.11 on.
 """
@@ -27,7 +27,7 @@ _WARNINGS = ("-Wall", "-Wextra", "-Wconversion")
 
 
 def missing() -> str:
-    """What is not there that is needed to compile; empty where nothing is."""
+    """What is missing to compile. Empty when nothing is."""
     compiler = _compiler()
     if shutil.which(compiler[0]) is None:
         return f"there is no C compiler ({compiler[0]})"
@@ -36,7 +36,7 @@ def missing() -> str:
 
 
 def build_splice(into: Path, *flags: str) -> Path:
-    """Compile into folder `into`, with these flags for the compiler too; the file that was made."""
+    """Compile into folder `into`, with these additional compiler flags. Returns the file that it made."""
     into.mkdir(parents=True, exist_ok=True)
     made, rough = into / NAME, into / "_splice.o"
     include = f"-I{sysconfig.get_path('include')}"

@@ -1,10 +1,10 @@
 """Generates the Helm chart's files that have another source, and the page of its values.
 
-Written here: the chart's copies of the drain hook, the rules and the dashboard; the names of the settings that are
-secret; the schema of the chart's values, with that of `settings` taken from the settings themselves. `scripts/docs`
-writes the page (`values_page`), from the comments of values.yaml.
+Lives here: the chart's copies of the drain hook, the rules and the dashboard. Also the names of the secret settings,
+and the schema of the chart's values. Its part for `settings` comes from the settings themselves. `scripts/docs` writes the page
+(`values_page`) from the comments of values.yaml.
 
-With --check: fails unless all files are current, and the chart's appVersion is the package's version.
+With `--check` it fails unless all files are current and the chart's appVersion is the package's version.
 """
 
 from __future__ import annotations

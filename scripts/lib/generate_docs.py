@@ -195,10 +195,10 @@ _DIFFERENCES = """
   is stored with it, and is part of its conversation. Without an approval or an `Idempotency-Key` a retry is a new
   request and makes its calls again. With a key a request continues when its client disconnects: a retry is a 409
   until it ends, then gets its response. If the process dies during a call, the call is `incomplete` in a failed
-  response, with an `error` that its outcome is unknown.
-- An application that retries sends an `Idempotency-Key` of its own with each new request, and the same key with its
-  retry. While the first request runs, the retry is a 409 `idempotency_key_in_use` with `retry-after`. Give the client a
-  longer timeout than a response takes, or repeat the retry until it is answered.
+response, with an `error` that its outcome is unknown. - An application that retries sends a new `Idempotency-Key` with
+  each new request, and the same key with its retry. While the first request runs, the retry is a 409
+  `idempotency_key_in_use` with `retry-after`. Give the client a longer timeout than a response takes, or repeat the
+  retry until it is answered.
 - An MCP server on a private address needs two settings. `mcp.allow` lets requests name it, and `fetch.allow_private`
   lets Antiphon connect to its address:
 
@@ -211,40 +211,40 @@ _DIFFERENCES = """
 
 - `/v1/prompts` makes and changes prompts; OpenAI's API has no operations for them. Variables are replaced in
   instructions and messages, not in tools and schemas.
-- A background response runs without the client: its upstream has credentials of the gateway's own, or wants none (which
-  is found out, with `passthrough` too). Where only the client's key opens it, it is a 400, unless
-  `background.client_credentials: seal` has the key kept, encrypted, until the response is over.
-- The stream of a cancelled response ends with `response.failed`, whose response is `cancelled` and has no error. A
-  response that is run again, because its process died, goes on with a second `response.in_progress` and higher numbers;
-  what its stream had before that is void, and who reads it later gets the second attempt alone.
-- On a WebSocket requests are answered one after another, whatever their `stream_id`s; `response.steer` is declined with
-  `response.steer.failed`, `response.inject` with `response.inject.failed` (`response_already_completed`); a
-  response that fails ends with `response.failed`, without the `error` event before it.
-- A response that is not over cannot be continued (400 `previous_response_not_finished`).
+- A background response runs without the client. Its upstream needs the gateway's credentials, or none. Antiphon finds
+  out which, with `passthrough` too. If the upstream accepts only the client's key, the request is a 400, unless
+  `background.client_credentials: seal` stores the key, encrypted, until the response is over.
+- The stream of a cancelled response ends with `response.failed`, whose response is `cancelled` and has no error.
+- When a process dies, another one may run its background response again. The stream continues with a second
+  `response.in_progress` and higher numbers. Earlier events are void, and a later reader gets the second attempt alone.
+- On a WebSocket Antiphon answers requests one after another, whatever their `stream_id`s. It declines `response.steer`
+  with `response.steer.failed`, and `response.inject` with `response.inject.failed` (`response_already_completed`). A
+  failed response ends with `response.failed`, without the `error` event before it.
+- A client cannot continue a response that is not over (400 `previous_response_not_finished`).
 - Deleting a response ends every chain through it: clients can read the later responses, but not continue them (400
   `previous_response_not_found`; the message names the deleted response or conversation).
 - An approval of a call whose MCP server is not in the request's `tools` is a 400 that names the server.
 - `GET /v1/responses` lists an owner's responses; OpenAI has no such list.
-- A custom tool's grammar is shown to the model and enforced by nobody.
+- The model sees a custom tool's grammar. Neither Antiphon nor the chat server enforces it.
 - A function's omitted `strict` is echoed as null, and its schema is not rewritten (but for `encrypted`, see below).
 - `obfuscation` is sent only when `stream_options.include_obfuscation` asks for it.
-- `reasoning.summary` gives the server's reasoning as it is; nothing here summarises it.
-- A tool with `allowed_callers` that lack `direct` is ignored: there are no programs here that could call it.
-- A search of vector stores with a field that is not known is a 400: what would narrow it must not be lost in silence.
-  `top_k` is another name of `max_num_results` (different values of both are a 400).
+- `reasoning.summary` returns the server's reasoning unchanged. Antiphon does not summarise it.
+- Antiphon ignores a tool with `allowed_callers` that lack `direct`: it runs no programs that could call the tool.
+- A search of vector stores with an unknown field is a 400, because the field could be a filter. `top_k` is another name
+  of `max_num_results` (different values of both are a 400).
 - `include` and `context_management` have at most 32 entries, `allowed_tools` at most `limits.tools`.
 - A 401 of the upstream is a 502 where the gateway's own key was refused (`upstream.auth: inject` or `none`).
-- `encrypted_content` is sealed with this installation's keys: that of another installation is a 400
-  `invalid_encrypted_content`, that of other servers (OpenAI's) is ignored. Where such an output was all that
-  a tool said, the model is told so.
-- Arguments that a function's schema calls `encrypted` are not: the mark is taken from what the chat server sees, and
-  calls say `encrypted_function_args: []`, at which Codex passes on as text what its agents tell each other. Where a
-  message between agents calls a text encrypted that nobody has encrypted, it is read as the text.
+- Antiphon seals `encrypted_content` with its installation's keys. Content of another installation is a 400
+  `invalid_encrypted_content`. Antiphon ignores content of other servers (OpenAI's). If a tool's output held nothing
+  else, the model gets a note about it.
+- Antiphon does not encrypt arguments that a function's schema marks as `encrypted`. It removes the mark for the chat
+  server, and calls have `encrypted_function_args: []`. Codex then sends the messages between its agents as text. If
+  such a message marks plain text as encrypted, Antiphon reads it as text.
 - A `tool_choice` that requires a call fails the response when the model makes none (`tool_choice_not_followed`): chat
   servers take the choice and do not always keep to it.
 - `reasoning_tokens` are an estimate where the server gives reasoning and does not count it.
 - `truncation: auto` works where `context_tokens` is set for the model, with an estimate of four bytes a token.
-- `service_tier` is echoed as asked (or `auto`), then it is what the server says, or `default`.
+- `service_tier` first repeats the request's value (or `auto`). Later it is the server's value, or `default`.
 - An unknown model keeps the upstream's status (usually 404); OpenAI answers 400 with the same code.
 - Antiphon leaves out and names an item that the conversation already has (by its id); OpenAI answers 400, as `strict:
   true` does here.
@@ -289,7 +289,7 @@ _SUITES = ROOT / "lab" / "drift" / "suites.md"
 
 
 def compatibility() -> str:
-    """What becomes of everything, one column for each of the best known servers."""
+    """The page of all fields and their treatment, with one column for each of the best known servers."""
     lines = [_COMPATIBILITY]
     for group, names in GROUPS.items():
         lines += [f"## {group}", ""]
@@ -384,8 +384,8 @@ least.
 
 `ok` needs nothing; `note` is what only some requests need; `problem` keeps requests from being served. The line after
 an arrow says what to do. The exit status is 0 without problems, 1 with any, 2 for settings that cannot be read. With
-`upstream.auth: passthrough` the doctor has no key of its own: `--key-env NAME` names a variable that holds a
-client's. No key is ever printed.
+`upstream.auth: passthrough` the doctor has no key: `--key-env NAME` names a variable that holds a client's key. The
+doctor never prints a key.
 
 ## The profiles
 
@@ -405,7 +405,7 @@ a recording into `tests/recordings/chat` and a test that fails without the flag 
 
 
 def chat_servers() -> str:
-    """The profiles, and in what each differs from the generic one."""
+    """The page of the profiles, with the differences of each from the generic one."""
     lines = [
         f"| `{name}` | {profile.title} | {', '.join(f'`{host}`' for host in profile.hosts)} | {_differs(profile)} |"
         for name, profile in PROFILES.items()
@@ -446,10 +446,9 @@ No counter, and no bucket, count or sum of a histogram, goes backwards or away w
 - **Gauges** cover only running workers. For values that all workers share (the queue, sizes,
   `antiphon_disk_free_bytes`) `/metrics` shows the largest, not the sum. No counter is stored in a database.
 
-A test shows it with real processes: clients ask without a pause, two scrapers scrape without a pause, and look at each
-series in each scrape. Meanwhile each worker is killed once, one stands still (SIGSTOP) and goes on, one stands still
-and is killed. At last one is killed between two scrapes while nobody asks, after which all that was counted is there,
-once.
+A test shows it with real processes. Clients send requests without a pause, and two scrapers check each series in each
+scrape. Meanwhile the test kills each worker once, stops one (SIGSTOP) and continues it, and stops and kills another.
+At last it kills one between two scrapes while no client sends requests. All counts are then there, once.
 
 ```
 pytest -s "tests/e2e/test_scraped_counters.py::test_scraped_counters_never_go_backwards"
@@ -489,8 +488,8 @@ Settings: [configuration.md](configuration.md).
   sender has decided. What is sampled out has no spans at all, and its `traceparent` goes on to the upstream as it came.
 - **What continues.** The trace goes on in model calls (`traceparent` and `tracestate`), in calls of MCP tools (in the
   call's `_meta`) and in background responses. Its id stands in log lines as `trace_id`.
-- **Content.** What is asked and answered, tools' arguments and results are in spans only with `tracing.content`; no
-  owner and no credential ever is.
+- **Content.** Spans hold the content of requests and responses, tools' arguments and results only with
+  `tracing.content`. No span holds an owner or a credential.
 - **A collector that fails** holds up nothing: spans wait in a queue of 4,096, what finds no room is dropped, and a line
   `traces_not_sent` says why once a minute. `antiphon doctor` asks the collector. A process that stops sends what it
   has, for three seconds at most.
@@ -509,7 +508,7 @@ spans and for `antiphon doctor` too. An unusable value is an error at the start 
 - `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`: `tracing.service_name`, and more attributes of the sidecars' spans.
 
 Behind Envoy (the generated configuration, or `connection_manager` of `antiphon envoy-config --for snippet`) Envoy
-sends spans of its own to the same collector, under the same `service.name`: `ingress` for each request, `async …
+sends separate spans to the same collector, under the same `service.name`: `ingress` for each request, `async …
 egress` for its call of the sidecar, `router … egress` for each try at an upstream. The sidecar's spans are within them,
 and what it calls through the model door is within its `chat`. Where Envoy makes the model call (relay) the `chat` span
 stands beside Envoy's, and the upstream continues Envoy's. They hold the client's address, the request's URL and

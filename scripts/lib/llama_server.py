@@ -1,4 +1,4 @@
-"""llama.cpp's own HTTP server with one model: prints `ready: URL` and serves until it is told to stop.
+"""Runs llama.cpp's own HTTP server with one model. It prints `ready: URL` and serves until a signal stops it.
 
 The server is the one in `xllamacpp`, which `scripts/lib/engine-files` unpacks into a folder that stands in PYTHONPATH.
 """
