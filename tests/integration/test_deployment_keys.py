@@ -63,7 +63,7 @@ async def test_no_key_is_in_the_database_nor_on_the_screen(
     status, shown = await admin_keys(monkeypatch, capsys, owner=OWNER, seals=f'["{SEAL}"]', more=("--accept",))
     assert status == 0 and "goes with these keys" in shown
     status, refused = await admin_keys(monkeypatch, capsys, owner=OTHER, seals=f'["{OTHER}"]', more=())
-    assert status == 1 and "owner.key is another one" in refused
+    assert status == 1 and "owner.key differs" in refused
     # A row for each key, and what each side knows of it.
     assert ["key", "fingerprint", "database", "these", "settings"] in [line.split() for line in refused.splitlines()]
     assert sum("known" in line.split() for line in refused.splitlines()) == 2
@@ -85,7 +85,7 @@ async def test_a_process_with_other_keys_does_not_start(url: str, tmp_path: Path
 
     for right in (settings(OWNER, SEAL), settings(OWNER, SEAL, OTHER), settings(OWNER, OTHER, SEAL)):
         await (await build(right, door="http")).aclose()
-    for wrong, words in ((settings(OTHER, OTHER, SEAL), "owner.key"), (settings(OWNER, OTHER), "sealing.keys lack")):
+    for wrong, words in ((settings(OTHER, OTHER, SEAL), "owner.key"), (settings(OWNER, OTHER), "sealing.keys lacks")):
         with pytest.raises(ConfigError, match=words) as told:
             await build(wrong, door="http")
         assert "canary" not in str(told.value)
@@ -93,7 +93,7 @@ async def test_a_process_with_other_keys_does_not_start(url: str, tmp_path: Path
         load_settings({"data": str(tmp_path), "state": {"url": url}, "upstream": {"auth": "none"}})
 
 
-@pytest.mark.parametrize(("keys", "words"), [([OTHER], "sealing.keys lack 1"), ([], "sealing.keys are not set")])
+@pytest.mark.parametrize(("keys", "words"), [([OTHER], "sealing.keys lacks 1"), ([], "sealing.keys are not set")])
 async def test_what_is_sealed_at_rest_keeps_out_who_could_not_open_it(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], keys: list[str], words: str
 ) -> None:

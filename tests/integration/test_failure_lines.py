@@ -70,7 +70,7 @@ async def test_what_is_wrong_with_an_answer_is_told_in_words_that_quote_nothing_
     """Also of a response that leaves nothing at rest; what an upstream says itself is not told of one."""
     page = answer(parts=[b"<html>the secret</html>"], headers=(("content-type", "text/html"),))
     error = json_answer({"error": {"message": "the secret", "code": "upstream_invalid"}})
-    for said, cause in ((page, "The upstream's answer is not"), (error, "what the upstream said is kept nowhere")):
+    for said, cause in ((page, "The upstream's answer is not"), (error, "the upstream's message is not logged")):
         async with open_http_door() as door:
             door.chat.script(said)
             with capture_logs() as lines:

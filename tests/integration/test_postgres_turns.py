@@ -138,7 +138,7 @@ async def test_a_turn_joins_its_conversation_or_gives_it_back(stores: TurnStores
     results = await asyncio.gather(*[stores.responses.save(each) for each in turns], return_exceptions=True)
     assert [str(result) for result in results] == [
         *("None", "None", "None"),
-        "The conversation is gone, or another response has taken it over.",
+        "The conversation was deleted, or another response uses it now. Send the request again.",
     ]
     rows = await other.fetch("SELECT id, next_pos, locked_by FROM conversations ORDER BY id")
     assert [tuple(row) for row in rows] == [("conv_1", 110, None), ("conv_2", 107, None), ("conv_3", 110, None)]

@@ -152,7 +152,7 @@ class MemoryConversationStore(ConversationStore):
         """Add a response's items and release its lock; where they begin. Raises `StoreError`."""
         found = self._all.get((record.owner, record.conversation_id or ""))
         if record.joins_conversation and (found is None or found.locked_by != record.id):
-            raise StoreError("The conversation is gone, or another response has taken it over.")
+            raise StoreError("The conversation was deleted, or another response uses it now. Send the request again.")
         if found is None:
             return 0
         if found.locked_by == record.id:

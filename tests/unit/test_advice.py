@@ -25,16 +25,19 @@ SECTIONS = {
 @pytest.mark.parametrize(
     ("failure", "begins"),
     [
-        (Failure("upstream", "x", code="upstream_unreachable", operation="restart"), "is the upstream up"),
-        (Failure("upstream", f"unreachable: {NO_MODEL_DOOR} (x)", code="upstream_unreachable"), "does Envoy run"),
+        (Failure("upstream", "x", code="upstream_unreachable", operation="restart"), "check that the upstream runs"),
+        (
+            Failure("upstream", f"unreachable: {NO_MODEL_DOOR} (x)", code="upstream_unreachable"),
+            "check that Envoy runs",
+        ),
         (
             Failure("upstream", "x", code="odd", upstream_status=401),
             "the upstream refuses the key: with auth: passthrough",
         ),
-        (Failure("upstream", "x", code="odd", upstream_status=403), "the upstream's account may not do this"),
+        (Failure("upstream", "x", code="odd", upstream_status=403), "the upstream's account lacks the permission"),
         (Failure("upstream", "x", code="odd", upstream_status=404), "the upstream has no such path"),
-        (Failure("ours", "x", code="server_error", operation="restart"), "it ended with its process"),
-        (Failure("ours", "x", code="insufficient_storage", operation="save"), "make room"),
+        (Failure("ours", "x", code="server_error", operation="restart"), "its process died more often"),
+        (Failure("ours", "x", code="insufficient_storage", operation="save"), "free space"),
         (Failure("ours", "x"), ""),
     ],
 )

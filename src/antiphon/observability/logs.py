@@ -98,7 +98,9 @@ def _open_output(*, console: bool) -> None:
 
     def tell(number: int) -> bytes:
         if console:
-            return f"{number} log lines were dropped: nobody read them".encode()
+            return (
+                f"{number} log lines were dropped: the reader of standard error was too slow or its disk was full"
+            ).encode()
         return render({"message": "log_lines_dropped", "level": "warning", "lines": number})
 
     if _out is not None:

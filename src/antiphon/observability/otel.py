@@ -43,7 +43,10 @@ from antiphon.types.transport import Headers, header_value
 
 _CONTEXT = TraceContextTextMapPropagator()
 _log = structlog.get_logger(__name__)
-_ADVICE = "tracing.endpoint names the collector; requests are served all the same, and what finds no room is dropped"
+_ADVICE = (
+    "check the collector at tracing.endpoint. The sidecar still serves requests; it drops spans that do not fit "
+    "its queue"
+)
 _QUIET_SECONDS = 60.0
 _EXPORT_SECONDS = 5.0
 _CAUSE_LENGTH = 500

@@ -21,41 +21,65 @@ from antiphon.engine.exchange.failure import Failure
 from antiphon.types.transport import NO_MODEL_DOOR
 
 _BY_CODE = {
-    "upstream_unreachable": "is the upstream up, and its url right? antiphon doctor asks it",
-    "upstream_timeout": "the upstream is slow: look at it, or raise timeouts.head, timeouts.idle or timeouts.response",
-    "upstream_cut": "the upstream broke off: its own log says why, or a proxy in between has a time limit",
-    "upstream_too_large": "raise limits.upstream_body_bytes if answers are meant to be as large",
-    "upstream_invalid": "is its url that of a chat server? A proxy's page, or another kind of server, looks like this",
-    "upstream_credentials_refused": "the upstream refuses the key that is set for it: look at its api_key",
-    "endpoint_picker_unavailable": "is the picker up at envoy.endpoint_picker.address, and .tls as it serves?",
-    "endpoint_picker_timeout": "the picker is slow, or holds requests back: its own log says why",
-    "no_endpoint_picked": "has the picker's pool a server that is ready?",
-    "rate_limit_exceeded": "the upstream's limit is reached: raise it there, or add an upstream to models[].upstream",
-    "insufficient_quota": "the account at the upstream has run out",
-    "server_is_overloaded": "the upstream is full: add another to models[].upstream, or capacity to it",
-    "models_not_listed": "does the upstream's url end in /v1? If it lists no models, name them in upstream.models",
-    "upstream_misconfigured": "the upstream lacks this path: does its url end in /v1? antiphon doctor checks it",
-    "insufficient_storage": "make room on the disk of the data folder, or of PostgreSQL; writing goes on by itself",
-    "storage_locked": "somebody else holds a lock in the database: a backup, or a shell with a transaction?",
-    "storage_timed_out": "slow, or locked: see cause (timeouts.save, timeouts.read, state.deadline, blobs.seconds)",
-    "storage_unavailable": "see cause: start PostgreSQL, open the way to it, put a data folder's files back; restart",
-    "storage_read_only": "give this user the right to write the data folder; PostgreSQL: name the primary in state.url",
-    "storage_sealed": "put the key that the state was sealed with into sealing.keys again, behind the first one",
-    "content_elsewhere": "set blobs.url to a bucket that all machines share, or send a client to the same machine",
-    "storage_failed": "do what the cause says; if the database is damaged, restore a backup (antiphon admin restore)",
-    "tool_timeout": "the tool does not answer: look at its server, or raise tools.seconds",
+    "upstream_unreachable": "check that the upstream runs and that its url is right; `antiphon doctor` tests it",
+    "upstream_timeout": "the upstream is slow: check it, or raise timeouts.head, timeouts.idle or timeouts.response",
+    "upstream_cut": (
+        "the upstream closed the connection early: read its log, and check the time limits of proxies in between"
+    ),
+    "upstream_too_large": "raise limits.upstream_body_bytes if the model's answers should be that large",
+    "upstream_invalid": (
+        "check that the url is a Chat Completions server's: a proxy's error page or another server looks like this"
+    ),
+    "upstream_credentials_refused": "the upstream refuses the configured key: check its api_key",
+    "endpoint_picker_unavailable": (
+        "check that the picker runs at envoy.endpoint_picker.address and that .tls matches it"
+    ),
+    "endpoint_picker_timeout": "the picker is slow or queues requests: read its log",
+    "no_endpoint_picked": "check that the picker's pool has a ready server",
+    "rate_limit_exceeded": (
+        "the upstream's rate limit is reached: raise it there, or add an upstream to models[].upstream"
+    ),
+    "insufficient_quota": "the account at the upstream has no quota left: add credit there, or use another account",
+    "server_is_overloaded": (
+        "the upstream is overloaded: add capacity to it, or another upstream to models[].upstream"
+    ),
+    "models_not_listed": (
+        "check that the upstream's url ends in /v1; if it lists no models, name them in upstream.models"
+    ),
+    "upstream_misconfigured": (
+        "the upstream has no such path: check that its url ends in /v1; `antiphon doctor` tests it"
+    ),
+    "insufficient_storage": (
+        "free space on the disk of the data folder or of PostgreSQL; writing then resumes without a restart"
+    ),
+    "storage_locked": (
+        "another process holds a lock in the database: look for a backup, or a shell with an open transaction"
+    ),
+    "storage_timed_out": (
+        "the store is slow or locked: see cause (timeouts.save, timeouts.read, state.deadline, blobs.seconds)"
+    ),
+    "storage_unavailable": (
+        "see cause: start PostgreSQL, fix the network to it, or restore the data folder's files; then restart"
+    ),
+    "storage_read_only": (
+        "give this user write access to the data folder; with PostgreSQL, name the primary in state.url"
+    ),
+    "storage_sealed": "append the key that sealed the state to sealing.keys",
+    "content_elsewhere": "set blobs.url to a bucket that all machines share, or route a client to the same machine",
+    "storage_failed": "follow the cause; if the database is damaged, restore a backup (antiphon admin restore)",
+    "tool_timeout": "the tool does not answer: check its server, or raise tools.seconds",
     "shutting_down": "the process is stopping: clients retry; if it cut a running response, raise timeouts.drain",
 }
 _BY_UPSTREAM_STATUS = {
-    401: "the upstream refuses the key: with auth: passthrough the key is the client's, else look at its api_key",
-    403: "the upstream's account may not do this: look at its rights",
-    404: "the upstream has no such path: does its url end in /v1?",
+    401: "the upstream refuses the key: with auth: passthrough it is the client's key, otherwise check its api_key",
+    403: "the upstream's account lacks the permission: check its rights",
+    404: "the upstream has no such path: check that its url ends in /v1",
 }
 _BY_OPERATION = {
-    "restart": "it ended with its process more often than background.attempts allows",
+    "restart": "its process died more often than background.attempts allows: find out why processes die",
 }
 
-_MODEL_DOOR = "does Envoy run, as the same user, with the listener model_door at the path of sidecar.model_door?"
+_MODEL_DOOR = "check that Envoy runs as the same user, with the listener model_door at the path of sidecar.model_door"
 
 
 def advice_for(failure: Failure) -> str:

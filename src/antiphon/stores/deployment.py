@@ -28,7 +28,7 @@ OWNER, _SEALING = "owner.key", "sealing.keys:"
 MOVING = "moving"
 """The row that marks the target of a move in progress; its value is the source."""
 _SEALS, _OPENS = "seals", "opens"
-_ACCEPT = "to go on with these all the same, run `antiphon admin keys --accept` with them"
+_ACCEPT = "To start with the keys set here anyway, run `antiphon admin keys --accept` with them"
 
 Recorded = Mapping[str, str]
 """The rows: the fingerprint of the owner key, and the use of each sealing key."""
@@ -58,26 +58,28 @@ def to_note(recorded: Recorded, keys: Keys) -> dict[str, str]:
     """The rows to write for a process that starts with these keys. Raises `ConfigError` when it must not start."""
     if MOVING in recorded:
         raise ConfigError(
-            f"things are being moved into this database from {recorded[MOVING]}: run `antiphon admin move` to its end, "
-            "then start"
+            f"A move from {recorded[MOVING]} into this database is unfinished. Run `antiphon admin move` "
+            "until it completes, then start again."
         )
     if keys.owner is not None and recorded.get(OWNER, keys.owner) != keys.owner:
         raise ConfigError(
-            "owner.key is another one than the machines have that use this database: every client would find nothing "
-            f"of its own. Set it to theirs; {_ACCEPT}, and what there is stays with nobody."
+            "owner.key differs from the key that the other machines on this database use: clients could not "
+            f"find their stored objects. Set owner.key to the value of the other machines. {_ACCEPT}; no "
+            "client can then reach the objects that are stored already."
         )
     sealed = {name.removeprefix(_SEALING) for name, use in recorded.items() if use == _SEALS and name != OWNER}
     lacking = sorted(sealed - set(keys.sealing))
     if lacking:
         raise ConfigError(
-            f"sealing.keys lack {len(lacking)} of the keys with which machines on this database seal (fingerprint "
-            f"{lacking[0][:8]}): what they sealed could not be opened. Add it behind the others; {_ACCEPT}."
+            f"sealing.keys lacks {len(lacking)} of the keys that machines on this database seal with "
+            f"(fingerprint {lacking[0][:8]}): this process could not open what they sealed. Append the "
+            f"missing key to sealing.keys. {_ACCEPT}."
         )
     first = keys.sealing[0] if keys.sealing else ""
     if sealed and first not in sealed and _SEALING + first not in recorded:
         raise ConfigError(
-            "sealing.keys begin with a key that the other machines do not have yet, and could not open what it seals. "
-            f"Put it second, restart all of them, then put it first; {_ACCEPT}."
+            "The first key in sealing.keys is unknown to the other machines: they could not open what this "
+            f"process seals. Put it second, restart all machines, then put it first. {_ACCEPT}."
         )
     wanted = keys.recorded()
     # A key that sealed once stays recorded as a sealing key, whatever its position now.

@@ -108,7 +108,7 @@ def test_what_an_upstream_said_is_left_out_where_nothing_may_rest() -> None:
         for state in (State.REFUSED, State.SAVING)
         for answered in (400, 0)
     }
-    assert said.pop((State.REFUSED, 400)) == "what the upstream said is kept nowhere (store: false)"
+    assert said.pop((State.REFUSED, 400)) == "the upstream's message is not logged (store: false)"
     assert set(said.values()) == {"your secret words"}, "that is our own word"
     error.cause = "a cause"
     assert refusal(error, State.REFUSED, "default", 400, quoted=False).cause == "a cause"

@@ -589,7 +589,7 @@ async def test_an_end_that_was_not_this_runs_is_none(process: Process, how: str)
     response_id = await process.queue()
     # It is this worker's still, but its conversation is another's.
     await until(lambda: process.counted() == {"failed": 1})
-    assert "taken it over" in _error(process, response_id)["message"]
+    assert "another response uses it" in _error(process, response_id)["message"]
 
 
 async def test_a_job_that_is_another_workers_by_its_end_is_left_to_that(process: Process) -> None:

@@ -41,11 +41,11 @@ def test_a_key_is_changed_while_machines_serve(starts: list[str]) -> None:
 @pytest.mark.parametrize(
     ("before", "start", "words"),
     [
-        (["a"], "b", "sealing.keys lack 1"),
+        (["a"], "b", "sealing.keys lacks 1"),
         # Old machines could not open what this one seals.
         (["a"], "ba", "Put it second"),
         # Since one seals with b, who has a alone could not open that.
-        (["a", "ab", "ba"], "a", "sealing.keys lack 1"),
+        (["a", "ab", "ba"], "a", "sealing.keys lacks 1"),
         # And a is given up on purpose only.
         (["a", "ab", "ba"], "b", "admin keys --accept"),
     ],
@@ -57,7 +57,7 @@ def test_a_change_that_would_leave_something_closed_is_refused(before: list[str]
 
 def test_another_key_of_owners_is_refused() -> None:
     rows = after(keys("a"))
-    with pytest.raises(ConfigError, match=r"owner\.key is another one.*find nothing.*--accept"):
+    with pytest.raises(ConfigError, match=r"owner\.key differs.*could not find.*--accept"):
         to_note(rows, keys("a", "p"))
     # Where nobody is known by a hash it is not asked for, and noted once it is.
     assert to_note(rows, keys("a", None)) == {}

@@ -86,9 +86,9 @@ class Budget:
         held = _MEASURES[self._unit]
         if owner:
             full = AtCapacity(
-                f"Your requests in flight, background responses that run among them, {held} as this server allows one "
-                f"owner at once ({self.share} {self._unit}, '{self._share_setting}'). Wait for some of them to end, "
-                "then try again.",
+                f"Your requests in flight, including background responses that run, {held} as this server "
+                f"allows one owner at once ({self.share} {self._unit}, '{self._share_setting}'). Wait until "
+                "some of them end, then try again.",
                 self._share_setting,
                 owner=owner,
             )
@@ -107,8 +107,8 @@ class Budget:
         if owner:
             limit, setting, whose = self.share, self._share_setting, " for one owner"
         return RequestTooLarge(
-            f"The request takes more by itself than this server allows{whose} at once, with what it refers to ({limit} "
-            f"{self._unit}, '{setting}'). Ask for less, or for less at a time.",
+            f"This request alone exceeds what this server allows{whose} at once, including the objects it "
+            f"refers to ({limit} {self._unit}, '{setting}'). Send a smaller request, or split it.",
             code="request_too_large",
         )
 

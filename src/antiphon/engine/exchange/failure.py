@@ -41,7 +41,7 @@ _OPERATIONS: Final = {
     State.SAVING: "save",
     State.FOLLOWING: "follow",
 }
-_NOT_QUOTED: Final = "what the upstream said is kept nowhere (store: false)"
+_NOT_QUOTED: Final = "the upstream's message is not logged (store: false)"
 _AT_THE_UPSTREAM: Final = frozenset({State.CALLING, State.STREAMING, State.COLLECTING, State.REFUSED, State.PASSING})
 
 _ENDED_BY: Final[dict[CancelReason, Fault]] = {

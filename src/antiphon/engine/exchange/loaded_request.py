@@ -96,8 +96,8 @@ def parse_request(
     route = options.routes.choose(request.model)
     if prompt is not None and route.mode == "native":
         raise unsupported_parameter(
-            f"The model '{request.model}' is served by an upstream that takes requests as they are and knows no "
-            "prompts of this server.",
+            f"The upstream of the model '{request.model}' gets requests unchanged and cannot use prompts "
+            "stored on this server. Leave 'prompt' out and send its text as 'instructions' or 'input'.",
             "prompt",
         )
     if not route.serves(request.model):
@@ -112,8 +112,8 @@ def _store_nothing(request: CreateResponse) -> None:
     """Set `store` to false, for owners whose responses are never stored. Raises `InvalidRequest` with `background`."""
     if request.background:
         raise unsupported_parameter(
-            "This server stores none of your responses ('owner.store_never'), and one that runs in the background is "
-            "kept until it is fetched. Leave 'background' out.",
+            "This server does not store your responses ('owner.store_never'), but a background response "
+            "must be stored until you fetch it. Leave 'background' out.",
             "background",
         )
     request.store = False

@@ -63,9 +63,9 @@ def _is_id(value: object) -> bool:
 
 def _refused(name: str) -> InvalidRequest:
     return InvalidRequest(
-        f"'{name}' names something that this model's upstream keeps for the gateway's account, which all clients "
-        "share: send the content itself. (The operator may set owner.source to single, or let clients bring their own "
-        "keys with auth: passthrough.)",
+        f"'{name}' refers to an object that the upstream stores under the gateway's account, which all "
+        "clients share. Send the content itself. (The operator may set owner.source to single, or let "
+        "clients send their own keys with auth: passthrough.)",
         param=name.rpartition(" ")[2] if name not in _STATE else name,
         code="unsupported_parameter",
     )

@@ -49,7 +49,10 @@ def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[To
     problem = ""
     for name, _ in head.headers:
         if name in kept and is_secret(name) and not seals:
-            problem = f"the header '{name}' cannot go along ('background.client_credentials')."
+            problem = (
+                f"the header '{name}' cannot be forwarded. Leave it out, or ask the operator to set "
+                "'background.client_credentials: seal'."
+            )
     for tool in tools:
         if tool.type == "mcp" and _opens(tool):
             problem = (
@@ -58,7 +61,8 @@ def check_background(head: RequestHead, kept: frozenset[str], tools: Sequence[To
             )
     if problem:
         raise unsupported_parameter(
-            f"A background response runs without its client, and this server keeps no client's credentials: {problem}",
+            "A background response runs without its client, and this server does not store clients' "
+            f"credentials: {problem}",
             "background",
         )
 
@@ -81,15 +85,16 @@ def check_keyless(keyless: bool | None, *, seals: bool) -> None:
         return
     if keyless is None:
         raise Unavailable(
-            "The upstream could not be asked whether it works without your key, which this server does not keep for a "
-            "background response. Try again shortly.",
+            "The server could not check whether the upstream works without your key. It does not store your "
+            "key for a background response. Try again shortly.",
             code="upstream_not_reached",
             headers=(("retry-after", "5"),),
         )
     raise unsupported_parameter(
-        "A background response runs without its client, its upstream wants a key, and this server keeps no client's "
-        "credentials. Its operator can set 'background.client_credentials: seal', which keeps them encrypted until the "
-        "response is over, or give the upstream a separate key ('upstream.auth: inject').",
+        "A background response runs without its client, its upstream requires a key, and this server does "
+        "not store clients' credentials. Ask the operator to set 'background.client_credentials: seal' "
+        "(stores them encrypted until the response ends), or to give the upstream a separate key "
+        "('upstream.auth: inject').",
         "background",
     )
 
@@ -107,7 +112,7 @@ def open_headers(sealer: Sealer, owner: str, sealed: str) -> Headers:
         return tuple(msgspec.json.decode(sealer.open(owner, _JOB, sealed), type=list[tuple[str, str]]))
     except (InvalidRequest, msgspec.DecodeError):
         raise InvalidRequest(
-            "The credentials that were kept for this response cannot be opened any more: the server's sealing key has "
+            "The credentials stored with this response cannot be decrypted: the server's sealing key has "
             "changed. Send the request again.",
             code="credentials_lost",
         ) from None

@@ -102,8 +102,8 @@ def explain(once: OnceOnly, rows: Iterable[Iterable[Any]]) -> None:
 def reused() -> ApiError:
     """The 422 for a key that stands for another request."""
     return ApiError(
-        "This Idempotency-Key was used with another request. Use a new key for every request that is not the same, "
-        "byte for byte.",
+        "This Idempotency-Key was used with a different request. Use a new key for each request; a retry "
+        "must have the same bytes.",
         status=422,
         type="invalid_request_error",
         code="idempotency_key_reused",
@@ -113,7 +113,7 @@ def reused() -> ApiError:
 def in_progress() -> ApiError:
     """The 409 for a key whose request still runs."""
     return ApiError(
-        "A request with this Idempotency-Key is being served. Try again when it is over.",
+        "Another request with this Idempotency-Key is in progress. Try again when it has ended.",
         status=409,
         type="invalid_request_error",
         code="idempotency_key_in_use",

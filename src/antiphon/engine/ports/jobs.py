@@ -141,8 +141,8 @@ class TooManyJobs(ApiError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(
-            f"There are {limit} unfinished background responses already, the most this server keeps for one owner. "
-            "Wait for some of them to end, or cancel them.",
+            f"You have {limit} unfinished background responses, the maximum for one owner on this server. "
+            "Wait until some of them end, or cancel some.",
             code="rate_limit_exceeded",
             headers=(("retry-after", "5"),),
         )

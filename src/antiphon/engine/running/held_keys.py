@@ -169,7 +169,7 @@ class HeldKeys:
         seconds = self._leases.seconds
         if not await self._store.claim_calls(record.owner, record.id, claim, seconds, by=self._process, once=once):
             del self._calling[record.id]
-            raise StoreError("Another process took this one for dead and has ended the request.")
+            raise StoreError("Another process treated this one as dead and ended the request. Send the request again.")
         self._leases.hold(self._store, record.id)
 
     def holds(self, response_id: str) -> bool:

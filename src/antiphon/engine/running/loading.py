@@ -178,8 +178,8 @@ class StoredFiles:
                 file = opened.file
                 if file.size * times > left:
                     found[file_id] = InvalidRequest(
-                        f"The files of a request, each as often as it is named, may have {self._limit} bytes together; "
-                        "with this one they have more (files.input_bytes).",
+                        f"The files in this request exceed {self._limit} bytes together (files.input_bytes); "
+                        "a file counts each time the request names it. Send fewer or smaller files.",
                         code="file_too_large",
                     )
                     continue

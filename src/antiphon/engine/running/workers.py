@@ -47,7 +47,7 @@ from antiphon.stores.jobs import JobStore
 _log = structlog.get_logger(__name__)
 
 _REQUEST = msgspec.json.Decoder(JobRequest)
-_TAKEN_OVER = "The conversation is gone, or another response has taken it over."
+_TAKEN_OVER = "The conversation was deleted, or another response uses it now. Send the request again."
 _GROWTH = 1.5
 _HEARD_APART = 0.25
 _HEARD_SPREAD = 0.03

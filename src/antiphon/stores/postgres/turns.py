@@ -206,10 +206,12 @@ class SavedTurns:
         if record.previous_response_id is not None and not row["continued"]:
             return PredecessorGone()
         if record.joins_conversation and not row["locked"]:
-            return StoreError("The conversation is gone, or another response has taken it over.")
+            return StoreError("The conversation was deleted, or another response uses it now. Send the request again.")
         if key is not None and not row["held"]:
-            return StoreError("The request's idempotency key was given to another one meanwhile.")
-        return StoreError("What the response depends on changed while it was stored.")
+            return StoreError("Another request took over this idempotency key. Send the request again.")
+        return StoreError(
+            "The predecessor or conversation of the response changed while the store wrote it. Send the request again."
+        )
 
     def withdraw(self, record: ResponseRecord) -> None:
         """The client gets an error: undo the write if it takes effect anyway."""

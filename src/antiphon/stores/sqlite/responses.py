@@ -63,9 +63,14 @@ class SqliteResponseWriter:
                 await self._writer.run([*bind, *steps], undo=lambda: [*unbind, *undo()])
         except RowsMissing:
             if record.once is not None:
-                raise StoreError("Its idempotency key, its conversation or its predecessor is not its own.") from None
+                raise StoreError(
+                    "The response no longer owns its idempotency key or conversation, or its predecessor was "
+                    "deleted. Send the request again."
+                ) from None
             if record.conversation_id is not None:
-                raise StoreError("The conversation is gone, or another response has taken it over.") from None
+                raise StoreError(
+                    "The conversation was deleted, or another response uses it now. Send the request again."
+                ) from None
             raise PredecessorGone() from None
         except StoreError as error:
             if _is_duplicate(error):
