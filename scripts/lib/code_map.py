@@ -1,8 +1,8 @@
-"""The page docs/reference/code-map.md: every module of the package with what its docstring says first.
+"""Makes the page docs/reference/code-map.md, which lists every module with the first sentences of its docstring.
 
 Lives here: reading the docstrings and the page's form. Not here: writing it (`generate_docs.py`).
 
-Invariant: the page holds nothing that a docstring does not say, so it cannot differ from the code.
+Invariant: the page holds only text from docstrings, so it cannot differ from the code.
 """
 
 from __future__ import annotations

@@ -34,13 +34,13 @@ def title(text: str) -> None:
 
 
 def line(who: str, text: str) -> None:
-    """One line, cut where a terminal ends."""
+    """One line, cut at the width of a terminal."""
     print(f"   {who:<10} {textwrap.shorten(text, 100, placeholder=' …')}", flush=True)
 
 
 def streamed(client: OpenAI, ask: str | list[Any], *, words: bool = True, **more: Any) -> Response:
-    """A response as it comes: thoughts and text word by word, each tool call when it is done. Without `words` the text
-    is one line at the end."""
+    """Print a response while it arrives: thoughts and text word by word, each tool call when it is done. Without
+    `words` the text is one line at the end."""
     if isinstance(ask, str):
         line("you", ask)
     at = ""
@@ -64,7 +64,7 @@ def streamed(client: OpenAI, ask: str | list[Any], *, words: bool = True, **more
 
 
 def tell(item: Any) -> None:
-    """A tool call: who did what, and what came of it."""
+    """Print a tool call: who made it, and its result."""
     if item.type == "function_call":
         line("model", f"calls your {item.name}({item.arguments})")
     elif item.type == "file_search_call":
@@ -78,7 +78,7 @@ def tell(item: Any) -> None:
 
 
 def called(response: Response, kind: str) -> list[Any]:
-    """Its calls of one kind of tool."""
+    """The response's calls of one kind of tool."""
     found: list[Any] = [item for item in response.output if item.type == kind]
     assert found, f"the model did not call {kind}"
     return found
@@ -120,7 +120,7 @@ def file_search(client: OpenAI) -> None:
 
 
 def code_interpreter(client: OpenAI) -> bool:
-    """Whether it could run."""
+    """Whether the code interpreter could run."""
     title("code_interpreter: the model writes Python, Antiphon runs it in a sandbox without network")
     try:
         answer = streamed(

@@ -17,7 +17,7 @@ def departures(city: str) -> str:
 
 
 class Announced(uvicorn.Server):
-    """Says where it listens, once it does."""
+    """A server that prints its URL as soon as it listens."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -1,6 +1,7 @@
 """The demo's client for a real model: the official OpenAI client, unmodified, talking to SmolLM2 through Antiphon.
 
-The model is one of the smallest there are, and not always right. What is shown is what holds whatever it says.
+The model is one of the smallest there are, and not always right. The demo shows only results that hold whatever the
+model answers.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ CONTENT = (INPUT_MESSAGES, OUTPUT_MESSAGES, TOOL_ARGUMENTS, TOOL_RESULT)
 
 @dataclass(frozen=True, slots=True)
 class DescribedSpan:
-    """A span as its reader sees it; `error.type` may be on each."""
+    """A span as described to a reader; `error.type` may be on each."""
 
     name: str
     kind: Kind

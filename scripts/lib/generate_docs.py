@@ -167,8 +167,8 @@ _DIFFERENCES = """
   makes it a 400: `unsupported_tool`, or `invalid_value` for an unknown type. `code_interpreter` and `mcp` are always a
   400 `unsupported_tool` if not set up. A `tool_choice` that asks for a missing tool is always a 400:
   `unsupported_parameter` for a hosted tool that does not run here, `invalid_value` for one that `tools` lacks.
-- `web_search` with `external_web_access: false` (Codex's search of OpenAI's cache) is ignored: there is no
-  cache of the web here, and the web itself is not to be asked.
+- Antiphon ignores `web_search` with `external_web_access: false` (Codex's search of OpenAI's cache). It has no cache of
+  the web, and the request forbids the web itself.
 - `tool_search` that the gateway runs looks for words in names, namespaces, descriptions and parameters of deferred
   functions, custom tools and namespaces (`arguments` is `{"query": …}`; OpenAI's models write `paths`), and loads 8 at
   most, or all that a namespace has when the query names it. An `allowed_tools` that names the search lets it find those
@@ -176,18 +176,18 @@ _DIFFERENCES = """
   `defer_loading` is found as an `mcp` entry with its `server_label` and `allowed_tools`; `mcp_list_tools` stands at the
   beginning of the response as ever. A call of a deferred function has the namespace it was declared in, or none.
 - `POST /v1/alpha/search` (Codex's own web search; OpenAI does not document it) answers `search_query`, `open`, `click`,
-  `find` and `time` with the search service and the pages of `web_search`; nothing is kept between calls, so a result's
-  `ref_id` is its address. What fails, and what does not exist here (images, weather, prices, sports, screenshots), is
-  told in the text. `external_web_access: false` lets it search and open no page. Without `web_search.provider` it is a
-  400 `unsupported_tool`.
+  `find` and `time` with the search service and the pages of `web_search`. It stores nothing between calls, so a
+  result's `ref_id` is its address. The text lists failures, and operations that Antiphon lacks (images, weather,
+  prices, sports, screenshots). With `external_web_access: false` it searches, but opens no page. Without
+  `web_search.provider` it is a 400 `unsupported_tool`.
 - The `phase` of a message is in its `output_item.done` and in the response, not in `output_item.added`: a chat server
   does not say whether calls will follow. A message that was cut, or after which the model reasoned on, has none.
 - Code has no network, and cannot install packages; pictures are outputs as data URLs. A container that has expired is a
   404 in `/v1/containers`, and a 400 in a request that names it.
-- A conversation that is busy is a 409 `conversation_locked` (OpenAI: 400 with the same code; its SDKs try again after
-  a 409), one that does not exist a 404 `conversation_not_found`. What failed, was cancelled or has `store: false`
-  adds nothing to it, except calls that may have changed something. Deleting it deletes its items; responses that were
-  made in it stay. `GET /v1/conversations` lists them.
+- A busy conversation is a 409 `conversation_locked` (OpenAI: 400 with the same code; its SDKs retry after a 409). An
+  unknown one is a 404 `conversation_not_found`. A response that failed, was cancelled or has `store: false` adds
+  nothing to it, except calls that may have changed something. Deleting it deletes its items; its responses stay. `GET
+  /v1/conversations` lists them.
 - A client can use an MCP approval once. A second answer to the same approval request is a 400
   `approval_already_answered`: in the same request, a chain and its branches, a conversation, `input` alone, and from
   any process. If several approval requests are open, a client may answer one first; the others stay open. Tools
@@ -250,7 +250,7 @@ _DIFFERENCES = """
   true` does here.
 - Antiphon leaves out unknown fields of the request and names the first 64; OpenAI answers 400, as `strict: true` does
   here.
-- Inside items, content parts and tools what has no effect is named like any field; a file's `detail` alone is not.
+- Antiphon also names members without effect inside items, content parts and tools, except a file's `detail`.
 - Responses of a translated model are stored here, in the gateway's own database. Only a stored response that was made
   with `background` and `stream` can be streamed again.
 """
@@ -346,18 +346,18 @@ Single flags can be set over it: `upstream.profile_flags`, `models[].profile_fla
 `{named_tool_choice: required}`; they hold for every model of the rule. The names are those of the table below and of
 `src/antiphon/translation/profiles/profile.py`, which says what each means; a wrong name is an error that lists them.
 
-Servers you run yourself have no host name that tells them. Those that do not say by their list of models what they are
-(TGI for one, or whatever stands behind a proxy of your own) need to be named: `upstream.profile: tgi`; `antiphon
-doctor` says which profile is in force, and when another would be better. Within a profile
-some models differ; that is chosen by the model's name at the upstream. `GET /v1/antiphon/capabilities?model=…` says
-which profile a model has, and what follows from it.
+The host name does not identify a server that you run yourself. Some servers do not identify themselves by their list
+of models either (TGI, or a server behind your own proxy). Name their profile: `upstream.profile: tgi`. `antiphon
+doctor` reports which profile is in force, and when another one fits better. Within a profile some models differ;
+Antiphon chooses by the model's name at the upstream. `GET /v1/antiphon/capabilities?model=…` returns a model's profile
+and its effects.
 
 ## Sampling, templates, guided decoding
 
 `seed`, `stop`, `top_k`, `min_p`, `chat_template_kwargs`, `guided_json`, `grammar` and others are no fields of the
-Responses API, but chat servers have them. Clients send them beside the other fields (`extra_body` of OpenAI's SDKs does
-that); a member that is called `extra_body` counts the same. What the profile's `parameters` name goes on as it came,
-the rest is named in `antiphon-ignored`; [compatibility.md](compatibility.md) has the table. A server that is not known
+Responses API, but chat servers have them. Clients send them as further fields of the request (`extra_body` of OpenAI's
+SDKs does that), or in a member named `extra_body`. Antiphon passes on unchanged those that the profile's `parameters`
+name, and lists the others in `antiphon-ignored`; [compatibility.md](compatibility.md) has the table. An unknown server
 (`generic`) gets all of them. Two settings add to that:
 
 ```yaml
@@ -397,10 +397,10 @@ doctor never prints a key.
 _ADDING = """
 ## Adding a server
 
-A row in `src/antiphon/translation/profiles/vendors.py`, like the others: its flags each have their reason beside them.
-What belongs to a family of models wherever it runs goes into `FAMILIES` in `translation/profiles/profile.py`. Then put
-a recording into `tests/recordings/chat` and a test that fails without the flag into
-`tests/unit/translation/test_profiles.py`, and run `scripts/docs`.
+Add a row to `src/antiphon/translation/profiles/vendors.py`, with a comment that gives each flag's reason. Flags of a
+family of models, on any server, belong in `FAMILIES` in `translation/profiles/profile.py`. Then put a recording into
+`tests/recordings/chat` and a test that fails without the flag into `tests/unit/translation/test_profiles.py`, and run
+`scripts/docs`.
 """
 
 
