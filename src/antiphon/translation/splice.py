@@ -28,11 +28,11 @@ _FRAGMENTS: Final = re.compile(
 
 
 def cut(data: bytes, before: bytes, behind: bytes, refused: bytes) -> tuple[list[bytes], int]:
-    """The texts of the chunks at the beginning of `data` that are these bytes before and behind a text, empty ones left
-    out, and how many bytes those chunks are.
+    """The texts of the chunks at the beginning of `data`, without empty ones, and the chunks' size in bytes. A chunk is
+    `before`, a text and `behind`.
 
-    `behind` begins with the quote that ends the text, and ends with the end of an event, the only one in it. The chunks
-    end before the first that is different, is not whole, or whose text begins with `refused`, where that is not empty.
+    `behind` begins with the quote that ends the text, and ends with the end of an event, the only one in it. The cut
+    stops at the first chunk that is different or not whole, or whose text begins with a `refused` that is not empty.
     """
     if not data.startswith(before):
         return [], 0
@@ -71,8 +71,12 @@ def _cut_one_by_one(data: bytes, before: bytes, behind: bytes, refused: bytes) -
 def splice_in_python(
     data: bytes, before: bytes, behind: bytes, head: bytes, middle: bytes, tail: bytes, number: int, refused: bytes
 ) -> tuple[bytes, bytes, int, int]:
-    """The events of the chunks that `cut` finds, one behind the other, from this number on; their texts joined; how
-    many events these are; how many bytes of `data` their chunks are, those without text included.
+    """Makes the events of the chunks that `cut` finds. Returns four values:
+
+    - the events, one behind the other, numbered from `number`;
+    - their texts, joined;
+    - the count of the events;
+    - the size of the chunks in `data`, those without text included.
 
     An event is `head`, its number, `middle`, the text, `tail`.
     """
@@ -90,5 +94,5 @@ Splice = Callable[[bytes, bytes, bytes, bytes, bytes, bytes, int, bytes], tuple[
 try:
     from antiphon.translation._splice import splice as splice
 except ImportError:
-    # Nobody has compiled it here, or for another machine.
+    # It is not compiled here, or only for another machine.
     splice = splice_in_python

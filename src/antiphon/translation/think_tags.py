@@ -88,7 +88,7 @@ class ThinkTags:
 
     @property
     def unclosed(self) -> bytes:
-        """All that was given out as reasoning only because the template was said to open it; no end of it came."""
+        """All text emitted as reasoning only because the profile says that the template opens it; no end tag came."""
         return b"".join(self._unclosed or ()) if self._state is _ThinkState.THINKING else b""
 
     def _think(self, data: bytes) -> tuple[bytes, bytes]:

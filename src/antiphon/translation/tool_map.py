@@ -72,9 +72,10 @@ class CallTarget:
 class HostedFunction:
     """What the model is shown of a tool that runs here: a function. `parameters` is a JSON schema.
 
-    With `approval` a call is not run: the client is asked first. One that is `deferred` is not shown where the model
-    can search for tools, until it was found. A call of one that is `read_only` changes nothing outside of this gateway,
-    so that it may be made again; any other is sent at most once.
+    - `approval`: the sidecar asks the client before it runs a call.
+    - `deferred`: where the model can search for tools, it sees this one only after a search has found it.
+    - `read_only`: a call changes nothing outside this gateway, so the sidecar may retry it. It sends any other call at
+      most once.
     """
 
     kind: CallKind
@@ -148,7 +149,7 @@ class ToolMap:
         self._targets.setdefault(flat_name(target.name, target.namespace), target)
 
     def target(self, chat_name: str) -> CallTarget:
-        """The tool a call means. A name nobody declared is a function of that name: the client may know it."""
+        """The tool a call means. An undeclared name is a function of that name: the client may know it."""
         return self._targets.get(chat_name) or CallTarget(CallKind.FUNCTION, chat_name)
 
     def may_call(self, chat_name: str) -> bool:

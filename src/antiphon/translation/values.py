@@ -25,8 +25,8 @@ Seal = Callable[[bytes], str]
 class Ending(Struct, frozen=True):
     """How the upstream's answer ended: `status` is completed, incomplete or failed.
 
-    `reason` belongs to incomplete (max_output_tokens, content_filter); `code` and `message` to failed, and `error` as
-    well when the upstream said what went wrong (a client that has got no head yet gets that).
+    `reason` belongs to incomplete (max_output_tokens, content_filter); `code` and `message` belong to failed. `error`
+    is the upstream's error, if it gave one: a client without a response head yet gets that.
     """
 
     status: str
@@ -54,8 +54,8 @@ class BuilderOptions(Struct, frozen=True):
 
 
 class ItemSources(Struct, frozen=True):
-    """What items refer to: `unseal` opens our own encrypted contents (text, param), `files` are those that were fetched
-    by URL, or why they could not be. `tolerance` decides about what nobody here knows."""
+    """What items refer to. `unseal` opens our own encrypted contents (text, param). `files` are the files fetched by
+    URL, or the reason of the failure. `tolerance` decides about unknown parts."""
 
     unseal: Callable[[str, str], bytes]
     files: Mapping[str, FetchedFile | ApiError] = {}

@@ -75,7 +75,7 @@ class UpstreamProfile:
       required.
     - `passed_fields` are request fields sent on under their own name.
     - `parameters` are the fields sent on that the Responses API does not have (sampling, guided decoding). `seed_field`
-      is the name of one of them.
+      is the server's name for `seed`.
     - `images`, `files` and `audio_input` say which content the server takes. `text`: files that are text become text,
       others are refused.
     - `call_ids` are the ids of calls the server takes (`nine`: exactly nine letters and digits).

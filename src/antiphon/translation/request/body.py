@@ -1,12 +1,17 @@
 """Reads a create-response body into a `CreateResponse`, or raises an error that says what to change.
 
-Lives here: types, combinations, what becomes of every field that is not translated (ignored and named, or a 400), and
-reading lists of items, which conversations and prompts use too. Not here: the plain fields and their limits
-(`fields.py`, a row each), tools (`tools.py`), the response object (`translation/events/initial_response.py`), the chat
-request (`translation/chat/body.py`).
+Lives here: types, combinations, and the rule for every field without a translation (ignored and named, or a 400). Also:
+reading lists of items, which conversations and prompts use too.
 
-Invariant: whatever the bytes, the outcome is a valid `CreateResponse` or an `InvalidRequest` with `param`; no field
-is dropped without being named in `ignored`.
+Not here:
+
+- the plain fields and their limits (`fields.py`, a row each);
+- tools (`tools.py`);
+- the response object (`translation/events/initial_response.py`);
+- the chat request (`translation/chat/body.py`).
+
+Invariant: whatever the bytes, the outcome is a valid `CreateResponse` or an `InvalidRequest` with `param`; no field is
+dropped without being named in `ignored`.
 """
 
 from __future__ import annotations
@@ -214,7 +219,7 @@ def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
 
 
 def missing_input(left_out: Sequence[str] = ()) -> InvalidRequest:
-    """The error for a request that leaves the model nothing to answer; `left_out` is what nobody here knows of it."""
+    """The error for a request that leaves the model nothing to answer; `left_out` names its unknown parts."""
     unknown = [name for name in left_out if name.startswith("input.")]
     if unknown:
         return missing_value(f"'input' has nothing that is known here ({', '.join(unknown)} was left out).", "input")

@@ -5,8 +5,8 @@ Lives here: reading such items, and the request as they leave it. Not here: what
 
 Source: OpenAI's `ResponseConfigurationUpdateItemParam`: effort and text format, each until a later update replaces it.
 
-Invariant: the last update of a setting wins, over the request's own field too: the field is what the conversation began
-with, and clients leave it alone so that the engine's prefix cache holds.
+Invariant: the last update of a setting wins, over the request's own field too. The field holds the value from the
+beginning of the conversation: clients do not change it, so that the engine's prefix cache holds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SETTINGS: Final = msgspec.json.Decoder(KeptConfiguration)
 
 @dataclass(slots=True)
 class Configuration:
-    """What the updates of a conversation come to. UNSET: nothing was said."""
+    """The settings that the updates of a conversation leave. UNSET: no update sets it."""
 
     effort: str | UnsetType | None = UNSET
     format: TextFormat | UnsetType | None = UNSET
@@ -59,7 +59,7 @@ def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -
 
 
 def _note_members(source: Raw, tolerance: Tolerance) -> None:
-    """What nobody here knows of the settings in an update is named."""
+    """Name the unknown settings of an update in the warnings."""
     settings = _SETTINGS.decode(source)
     for name, known, sent in (("reasoning", ReasoningUpdate, settings.reasoning), ("text", TextUpdate, settings.text)):
         for inner in tolerance.unknown(sent or (), known.__struct_fields__):

@@ -1,9 +1,12 @@
 """The table of create-response fields: one row for each.
 
-A row says a field's type and limits, what becomes of it, and how a response repeats it. From the rows follow reading
-(`body.py`), checks, the chat request (`translation/chat/body.py`), the response
-(`translation/events/initial_response.py`), the API's document, and the table of what is supported with its page in the
-docs.
+A row says a field's type and limits, what becomes of it, and how a response repeats it. These follow the rows:
+
+- reading (`body.py`) and checks;
+- the chat request (`translation/chat/body.py`);
+- the response (`translation/events/initial_response.py`);
+- the API's document;
+- the table of what is supported, with its page in the docs.
 
 Lives here, too: the values of `include`, how limits are checked, and those of what is inside `text`, `reasoning` and
 `context_management`.
@@ -13,8 +16,8 @@ A field that goes to the chat server as it is needs nothing but its row. A field
 
 Not here: what chat servers know and the Responses API does not (`parameters.py`), items, tools and content parts.
 
-Invariants: what is in no row is unknown: ignored or rejected (`types/tolerance.py`); every error names its
-field in `param`.
+Invariants: what is in no row is unknown: ignored or rejected (`types/tolerance.py`); every error names its field in
+`param`.
 """
 
 from __future__ import annotations
@@ -50,17 +53,17 @@ from antiphon.types.tolerance import Tolerance
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """`kind` is the type, None where a reader of its own reads the field. A null is as if the field were not there.
+    """`kind` is the type, None where a separate reader reads the field. A null is as if the field were not there.
 
-    Limits: `least` and `most`, the `longest` text, or `words`: another word is ignored, since OpenAI adds to
-    them, and a new one changes how, not what is asked.
+    Limits: `least` and `most`, the `longest` text, or `words`. Another word is ignored: OpenAI adds words, and a new
+    one changes only the manner of the answer.
 
-    Fate: `forward` tells whether a server of some profile takes the field as it is (else it is ignored), and `unsent`
-    are values that ask for what the server does anyway. Of other fields `fate` says what becomes of them, or of each
-    member or value, where these differ.
+    Fate: `forward` tells whether a server of some profile takes the field as it is; else it is ignored. `unsent` are
+    values that ask for the server's default behaviour. `fate` says what becomes of other fields, or of each member or
+    value, where these differ.
 
-    `echo` is what a response shows where the request says nothing; UNSET: responses do not show the field, or code of
-    its own decides how. `template`: a prompt's template can say it.
+    `echo` is the value in a response when the request has no such field. UNSET: responses do not show the field, or
+    separate code decides how. `template`: a prompt's template can say it.
     """
 
     name: str
@@ -329,7 +332,7 @@ _MOST_ENTRIES: Final = 32
 def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
     """Raise `InvalidRequest` for the first value outside its range or length; `values` are decoded fields.
 
-    A choice that nobody knows is left out of them (an effort stays, for the echo).
+    Leaves unknown choices out of `values` (an effort stays, for the echo).
     """
     for name, value in tuple(values.items()):
         row = FIELDS[name]
@@ -349,7 +352,7 @@ def check_values(values: dict[str, Any], tolerance: Tolerance) -> None:
     reasoning: ReasoningOptions | None = values.get("reasoning")
     if reasoning is not None:
         known_choice("reasoning.effort", reasoning.effort, EFFORTS, tolerance)
-        # A summary in a manner that nobody knows is a summary.
+        # A summary in an unknown manner is a summary.
         for name in ("summary", "generate_summary"):
             if not known_choice(f"reasoning.{name}", getattr(reasoning, name), SUMMARIES, tolerance):
                 setattr(reasoning, name, "auto")
@@ -383,7 +386,8 @@ def _check_text(text: TextOptions, tolerance: Tolerance) -> None:
 
 
 def check_format(where: str, form: TextFormat) -> None:
-    """Raise `InvalidRequest` unless a text format is whole. What nobody knows is refused: the caller counts on it."""
+    """Raise `InvalidRequest` unless a text format is whole. An unknown format is refused: the client relies on its
+    format."""
     check_choice(f"{where}.type", form.type, FORMATS)
     if form.type == "json_schema":
         if not form.name:

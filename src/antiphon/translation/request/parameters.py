@@ -1,10 +1,10 @@
 """Chat server parameters that the Responses API does not have: sampling, templates, guided decoding.
 
-Lives here: their names and types, what of a literal `extra_body` counts, and how what an operator adds meets what a
-client sends. Not here: which server takes which (`profiles/`), the fields of the Responses API (`fields.py`).
+Lives here: their names and types, which members of a literal `extra_body` count, and how the operator's members combine
+with the client's. Not here: which server takes which (`profiles/`), the fields of the Responses API (`fields.py`).
 
-Invariant: nothing that comes this way can decide what Antiphon decides (`DECIDED_HERE`): the model, the messages, the
-tools, the stream, what is kept, how much is written.
+Invariant: no parameter can set what Antiphon decides (`DECIDED_HERE`). That is the model, the messages, the tools, the
+stream, storage and the length of the answer.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ DECIDED_HERE: Final = (frozenset(ChatRequest.__struct_fields__) - {"reasoning_ef
     *("functions", "function_call", "n", "n_predict", "store", "metadata", "modalities", "audio", "prompt"),
     "extra_body",
 }
-"""Members of a chat request that nobody adds: what is asked for by them would not be understood, or not be kept."""
+"""Members of a chat request that no client or operator can add: Antiphon could not read or honour their effect."""
 
 
 def read_parameter(name: str, value: Raw) -> Raw | None:
@@ -88,8 +88,9 @@ def read_parameter(name: str, value: Raw) -> Raw | None:
 
 
 def spread_extra_body(fields: dict[str, Raw], apart: Container[str]) -> tuple[dict[str, Raw], list[str]]:
-    """The request with the members of its literal `extra_body` beside its own, which win; and the names of members that
-    have no effect there (those `apart`, fields of the API with a place of their own). Raises `InvalidRequest`."""
+    """The request with the members of its literal `extra_body` added; the request's own members win. Also the names of
+    members that have no effect there: those `apart` are fields of the API with another place. Raises
+    `InvalidRequest`."""
     extra = fields["extra_body"]
     rest = {name: value for name, value in fields.items() if name != "extra_body"}
     if not given(extra):

@@ -1,14 +1,13 @@
 """Fills a prompt template: its variables, and the values that a request gives them.
 
-Lives here: `{{name}}` in instructions and in the text of messages, replaced by texts, pictures and files. Not here:
-what the other fields mean (they are those of a create-response request, read by `body.py`), how prompts are
-kept.
+Lives here: `{{name}}` in instructions and in the text of messages, replaced by texts, pictures and files. Not here: the
+meaning of the other fields (those of a create-response request, read by `body.py`), the store of prompts.
 
 A template's messages stand before everything else, like instructions: they are no part of the response's own input, and
-of no later turn. What the request says itself wins over the template, field by field.
+of no later turn. A field of the request wins over the same field of the template.
 
-Invariant: a variable that the template has and the request does not give is a 400, and so is one that it gives and the
-template does not have; a value is never searched for variables.
+Invariants: a variable of the template without a value in the request is a 400. So is a value for a variable that the
+template does not have. The sidecar never searches a value for variables.
 """
 
 from __future__ import annotations

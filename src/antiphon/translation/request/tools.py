@@ -3,11 +3,11 @@
 Lives here: which tools can be called, which are ignored, which are rejected. Not here: the choice among them
 (`tool_choice.py`), their chat form (`translation/chat/tools.py`).
 
-A tool can be called when the client runs it: functions, custom tools, namespaces of both, the shells, apply_patch and a
-tool search of the client's. A hosted tool that nobody here can run never fails a request by being offered, except those
+The model can call a tool that the client runs: functions, custom tools, namespaces of both, the shells, apply_patch and
+the client's tool search. A hosted tool that this sidecar cannot run does not fail the request. The exceptions are tools
 without which the answer would be wrong.
 
-Invariant: what is kept has a valid name and, within one list, is kept once.
+Invariant: every tool in the result has a valid name and, within one list, appears once.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def read_tools(
 ) -> tuple[list[ToolDeclaration], list[str]]:
     """The tools that can be called, and the names of what is left out (`tools.web_search`). Raises `InvalidRequest`.
 
-    `hosted` are the types of tools that run here; `tolerance` decides about members that nobody here knows. `brought`
-    is the type of the item that brings them: those never run here, but for tools of MCP servers that a search has found
+    `hosted` are the types of tools that run here; `tolerance` decides about unknown members. `brought` is the type of
+    the item that brings the tools. Such tools never run here, except tools of MCP servers that a search found
     (`found_on_servers`).
     """
     if len(tools) > limit:
@@ -276,9 +276,10 @@ _INSIDE: Final = {
 def _unused(
     where: str, tool: ToolDeclaration, members: Sequence[ToolDeclaration], tolerance: Tolerance | None
 ) -> list[str]:
-    """The members of a declaration that are known and have no effect; those that nobody knows are left out.
+    """The known members of a declaration that have no effect; unknown members are left out.
 
-    None of a tool of another package, which alone knows, and without a `tolerance`: they were named before.
+    Returns none for a tool of another package, since only that package knows them. Returns none without a `tolerance`:
+    an earlier reading named them.
     """
     known = TOOL_MEMBERS.get(tool.type)
     if known is None or tolerance is None:
