@@ -160,7 +160,7 @@ def test_what_stands_below_a_setting_describes_it() -> None:
     schema = settings_schema()
     assert schema["properties"]["workers"] == {
         "default": 1,
-        "description": "Sidecar (or HTTP door) processes.",
+        "description": "Number of worker processes (sidecars or HTTP servers).",
         "type": "integer",
         "minimum": 1,
         "maximum": 256,
