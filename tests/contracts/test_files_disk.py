@@ -171,13 +171,13 @@ async def test_a_sweep_takes_no_upload_that_goes_on(stores: SqliteStores, store:
 async def test_an_upload_that_a_sweep_took_is_no_file(stores: SqliteStores, tmp_path: Path) -> None:
     """A process that stood still for longer than its lease finds that it holds nothing, and leaves nothing."""
     store = stores.files
-    with pytest.raises(StoreError, match="stood still"):
+    with pytest.raises(StoreError, match="paused for so long"):
         async with store.uploading() as upload:
             await upload.write(b"x")
             await run_out(stores)
             assert await store.sweep() == (0, 1)
             await upload.keep(ALICE, fields("a"))
-    with pytest.raises(StoreError, match="stood still"):
+    with pytest.raises(StoreError, match="paused for so long"):
         async with store.uploading() as upload:
             await upload.write(b"x")
             await run_out(stores)
@@ -202,7 +202,7 @@ async def test_no_file_is_made_of_what_a_sweep_takes_at_the_last_moment(stores: 
         return await run(statements, **more)
 
     stores.tables.writer.run = taken_first  # type: ignore[method-assign, assignment]
-    with pytest.raises(StoreError, match="stood still"):
+    with pytest.raises(StoreError, match="paused for so long"):
         await keep(store, fields("a"), b"x")
     assert contents(tmp_path) == [] and await pending(stores) == []
     assert await other.files.get(ALICE, "file-a") is None

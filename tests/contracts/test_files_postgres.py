@@ -123,7 +123,7 @@ async def test_a_file_is_never_made_of_a_content_that_a_sweep_takes(
         keeping = asyncio.ensure_future(upload.keep(ALICE, fields("a")))
         await blocked(other)
         await taking.commit()
-        with pytest.raises(StoreError, match="stood still"):
+        with pytest.raises(StoreError, match="paused for so long"):
             await keeping
     assert await store.get(ALICE, "file-a") is None and not contents(tmp_path)
     assert await store.used(ALICE) == 0

@@ -263,9 +263,12 @@ async def test_a_storage_that_cannot_be_used_says_what_to_do(seaweed: SeaweedSer
 
 
 SAID = {
-    "Server returned non-2xx status code: 503 Service Unavailable: <Code>SlowDown</Code>": ("no more requests", "busy"),
-    "Server returned non-2xx status code: 429 Too Many Requests": ("no more requests", "busy"),
-    "status code: 507 x: <Code>XMinioStorageFull</Code>": ("there is no room (XMinioStorageFull)", "full"),
+    "Server returned non-2xx status code: 503 Service Unavailable: <Code>SlowDown</Code>": (
+        "refuses requests at the moment",
+        "busy",
+    ),
+    "Server returned non-2xx status code: 429 Too Many Requests": ("refuses requests at the moment", "busy"),
+    "status code: 507 x: <Code>XMinioStorageFull</Code>": ("the storage is full (XMinioStorageFull)", "full"),
     "status code: 301 Moved Permanently": ("in another region (status 301); set blobs.region", "failed"),
     "status code: 400: <Code>AuthorizationHeaderMalformed</Code> AKID": ("set blobs.region", "failed"),
     "status code: 401 Unauthorized": ("the credentials are refused (status 401)", "failed"),

@@ -315,7 +315,7 @@ def test_a_restore_without_the_keys_says_what_is_missing(
     assert "it does not hold owner.key, without which it cannot be restored" in capsys.readouterr().out
     monkeypatch.delenv("ANTIPHON_OWNER__KEY")
     assert main(["admin", "restore", "--from", str(archive), "--data", str(again)]) == 1
-    assert "the key owner.key is not in the backup" in capsys.readouterr().err.lower() and not again.exists()
+    assert "the backup lacks the key owner.key" in capsys.readouterr().err.lower() and not again.exists()
     monkeypatch.setenv("ANTIPHON_OWNER__KEY", "a key that the settings give" * 2)
     assert main(["admin", "restore", "--from", str(archive), "--data", str(again)]) == 0
 
@@ -347,5 +347,5 @@ def test_an_archive_that_was_cut_off_says_what_to_do(
         archive.write_bytes(whole[:left])
         assert main(["admin", "restore", "--from", str(archive), "--data", str(again)]) == 1
         said = capsys.readouterr().err
-        assert "cut off" in said and "Copy it again" in said and "older backup" in said, (left, said)
+        assert "truncated" in said and "Copy the file again" in said and "older backup" in said, (left, said)
         assert not again.exists()

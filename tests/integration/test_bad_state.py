@@ -94,11 +94,11 @@ async def doctor(
     ("user", "place", "words"),
     [
         ("with_password", "", r"refused the password; check state\.url"),
-        ("rejected", "", r"refused the user, or a connection without TLS.*pg_hba\.conf"),
+        ("rejected", "", r"refused the user or a connection without TLS.*pg_hba\.conf"),
         ("with_tls", "?sslmode=disable", r"without TLS.*sslmode"),
-        ("postgres", "?sslmode=require", r"takes no TLS.*sslmode=disable"),
-        ("postgres", "?sslmode=verify-full&sslrootcert=/nope", r"cannot be read: a certificate"),
-        ("postgres", "?sslmode=sometimes", r"sslmode in state\.url is none of"),
+        ("postgres", "?sslmode=require", r"does not support TLS.*sslmode=disable"),
+        ("postgres", "?sslmode=verify-full&sslrootcert=/nope", r"a certificate file in state\.url cannot be read"),
+        ("postgres", "?sslmode=sometimes", r"sslmode in state\.url must be"),
         ("postgres", "?nonsense=1", r"does not know a parameter"),
     ],
 )
@@ -221,7 +221,7 @@ async def test_where_nobody_answers_the_wait_ends(tmp_path: Path) -> None:
         (
             "postgres",
             "127.0.0.1:{closed}/{name}",
-            "does it listen on that address (listen_addresses, port)? Check host ",
+            "listens on that address (listen_addresses, port), and check host ",
         ),
         ("postgres", "nowhere.invalid/{name}", "host is not known; check host and port in state.direct_url"),
         ("postgres", "{server}/postgres", "state.direct_url leads to another database than state.url"),
@@ -256,13 +256,13 @@ async def test_where_a_direct_url_leads(
     request: pytest.FixtureRequest,
 ) -> None:
     said, _ = await doctor(tmp_path, capsys, url, state={"url": url, "direct_url": url})
-    assert "ok: state.direct_url leads to the server itself, past any pooler" in said
+    assert "ok: state.direct_url bypasses the pooler" in said
     if pooler_program() is None:
         pytest.skip("pgbouncer is not installed")
     pooled = request.getfixturevalue("pgbouncer").url(url)
     said, _ = await doctor(tmp_path, capsys, url, state={"url": pooled, "direct_url": pooled})
     assert any(one.startswith("note: state.direct_url leads through a pooler") for one in said)
-    given_up = "note: behind the pooler, a statement that is given up goes on"
+    given_up = "note: behind the pooler, a cancelled statement continues"
     assert any(one.startswith(given_up) for one in said)
     name = url.rsplit("/", 1)[1]
     await postgres.statement(f"ALTER DATABASE {name} SET client_connection_check_interval = '1s'")
@@ -289,19 +289,19 @@ async def test_the_doctor_says_what_there_is(
 ) -> None:
     said, _ = await doctor(tmp_path, capsys, url)
     for words in (
-        *("PostgreSQL 1", "there and back", "clocks differ", "connections of the server", "no pooler"),
+        *("PostgreSQL 1", "round trip", "clocks differ", "connections of the server", "no pooler"),
         *("extension 'vector'", "postgresql: schema", "no process has started"),
     ):
         assert any(one.startswith("ok: ") and words in one for one in said), (words, said)
     await (await build(settings(tmp_path / "data", url), door="http")).aclose()
     said, _ = await doctor(tmp_path, capsys, url)
-    assert "ok: owner.key and sealing.keys are those of the other machines" in said
+    assert "ok: owner.key and sealing.keys match the other machines'" in said
     said, _ = await doctor(tmp_path, capsys, url, owner={"key": "another"})
     assert any(one.startswith("problem: owner.key differs") for one in said)
     if pooler_program() is not None:
         through = request.getfixturevalue("pgbouncer").url(url)
         said, findings = await doctor(tmp_path, capsys, through)
-        assert "ok: a pooler is before the server" in said and not any("session" in one for one in said)
+        assert "ok: there is a pooler in front of the server" in said and not any("session" in one for one in said)
         assert any("server_login_retry = 1" in one["advice"] for one in findings)
         assert any("direct_url" in one for one in said)
 
@@ -390,6 +390,6 @@ def test_what_no_server_said_is_told_in_words() -> None:
         "Multiple exceptions: [Errno 111] Connect call failed ('::1', 1), [Errno 111] Connect call failed"
     )
     for error in (ConnectionRefusedError(111, "Connect call failed"), of_both):
-        assert "Connection refused; is the server running, and does it listen on" in str(connecting_failed(error))
+        assert "Connection refused; check that the server runs and listens on" in str(connecting_failed(error))
     assert "host is not known" in str(connecting_failed(socket.gaierror(-2, "Name or service not known")))
-    assert "speak the protocol" in str(connecting_failed(RuntimeError("unexpected message type")))
+    assert "speak PostgreSQL's protocol" in str(connecting_failed(RuntimeError("unexpected message type")))

@@ -165,7 +165,7 @@ async def test_a_start_waits_for_another_and_not_for_ever(database: Database, ur
     assert await waiting == [ONE]
     await other.execute("SELECT pg_advisory_lock($1)", LOCK)
     short = Database(url, DatabaseLimits(deadline=0.5))
-    with pytest.raises(StoreError, match="another process changes the schema"):
+    with pytest.raises(StoreError, match="another process is changing the schema"):
         await migrate(short, [ONE, TWO], patience=Patience(others=0.0))
     await short.aclose()
     await other.close()

@@ -148,7 +148,7 @@ async def test_everything_arrives_however_often_it_is_broken_off(url: str, tmp_p
         assert await connection.fetch("SELECT * FROM deployment") == []
     finally:
         await connection.close()
-    with pytest.raises(StoreError, match="holds chains already"):
+    with pytest.raises(StoreError, match="already has chains"):
         await move(tmp_path, url, data=tmp_path, blobs=BlobSettings())
 
 
@@ -162,7 +162,7 @@ async def test_a_difference_is_seen_and_no_process_starts_before_the_end(url: st
             await other.execute("UPDATE prompts SET name = 'other'")
             await other.close()
 
-    with pytest.raises(StoreError, match="prompts: 1 rows here, 1 there, and not the same"):
+    with pytest.raises(StoreError, match="prompts: 1 rows here and 1 there differ"):
         await move(tmp_path, url, data=tmp_path, blobs=BlobSettings(), importing=Changes)
     connection = await asyncpg.connect(url)
     rows = {row["name"]: row["value"] for row in await connection.fetch("SELECT name, value FROM deployment")}
@@ -172,7 +172,7 @@ async def test_a_difference_is_seen_and_no_process_starts_before_the_end(url: st
         to_note(rows, Keys(None, ("s",)))
     other = tmp_path / "other"
     await (await open_sqlite(other, chain_items=1)).aclose()
-    with pytest.raises(StoreError, match="is not over"):
+    with pytest.raises(StoreError, match="is unfinished"):
         await move(other, url, data=other, blobs=BlobSettings())
 
 
@@ -231,14 +231,14 @@ async def test_no_process_starts_on_a_folder_that_is_or_was_moved(url: str, tmp_
     await fill(tmp_path)
     with pytest.raises(ConnectionAbortedError):
         await go(_Aborted)
-    with pytest.raises(ConfigError, match=r"is being moved to postgresql://.*to its end.*delete .*moved\.json"):
+    with pytest.raises(ConfigError, match=r"The move of .* to postgresql://.*is unfinished.*delete .*moved\.json"):
         await start()
     said = [one async for one in examine_state(StateSettings(), tmp_path, StateNeeds(Keys(None, ()), 1, vectors=False))]
-    assert [one.verdict for one in said] == ["problem"] and "is being moved" in said[0].what
+    assert [one.verdict for one in said] == ["problem"] and "is unfinished" in said[0].what
     # Given up, and used again: what is there does not go with it any more.
     (tmp_path / MARK_FILE).unlink()
     await start()
-    with pytest.raises(StoreError, match=r"Another move .*is not over.*empty the database"):
+    with pytest.raises(StoreError, match=r"Another move .*is unfinished.*empty the database"):
         await go()
     await start()
     connection = await asyncpg.connect(url)
@@ -249,9 +249,9 @@ async def test_no_process_starts_on_a_folder_that_is_or_was_moved(url: str, tmp_
     with pytest.raises(ConnectionAbortedError):
         await go(_AbortedAtTheEnd)
     await go()
-    with pytest.raises(ConfigError, match=r"was moved to postgresql://.*set state\.url to it.*delete .*moved\.json"):
+    with pytest.raises(ConfigError, match=r"was moved to postgresql://.*Set state\.url to it.*delete .*moved\.json"):
         await start()
-    with pytest.raises(StoreError, match="holds chains already"):
+    with pytest.raises(StoreError, match="already has chains"):
         await go()
     with pytest.raises(ConfigError, match="was moved to"):
         await start()

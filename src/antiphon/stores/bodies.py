@@ -77,9 +77,8 @@ class Bodies:
             except InvalidTag:
                 continue
         raise StoreError(
-            "A stored body is sealed with a key that this process does not have, or was changed. Put the key with "
-            "which it was sealed into 'sealing.keys' again, behind the first one (or restore sealing.key in the data "
-            "folder).",
+            "A stored body cannot be decrypted: this process lacks its key, or the body was changed. Append "
+            "the key that sealed it to 'sealing.keys' (or restore sealing.key in the data folder).",
             reason="sealed",
         )
 

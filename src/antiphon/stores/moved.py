@@ -158,10 +158,10 @@ def check_not_moved(folder: Path) -> None:
     path = folder / MARK_FILE
     if mark.whole:
         raise ConfigError(
-            f"everything in {folder} was moved to {mark.target}: set state.url to it. To go back to what the folder "
-            f"has, without all that was stored there since, delete {path}."
+            f"Everything in {folder} was moved to {mark.target}. Set state.url to it. To return to the "
+            f"folder's old state, without anything stored since the move, delete {path}."
         )
     raise ConfigError(
-        f"{folder} is being moved to {mark.target}, and that is not over: run `antiphon admin move` to its end. To "
-        f"give the move up, delete {path}, and empty that database before things are moved into it again."
+        f"The move of {folder} to {mark.target} is unfinished. Run `antiphon admin move` until it completes. "
+        f"To abandon the move, delete {path}, and empty that database before the next move into it."
     )

@@ -73,7 +73,7 @@ async def move(
     """
     place = read_state_url(url)
     if place.kind != "postgresql":
-        raise ConfigError("--to: things are moved to a postgresql:// URL")
+        raise ConfigError("--to: the target must be a postgresql:// URL")
     async with AsyncExitStack() as opened:
         target = await opened.enter_async_context(aclosing(importing(url, place.shown)))
         contents = None
@@ -153,8 +153,8 @@ async def _compared(source: FolderExport, target: DatabaseImport, kind: str) -> 
     moved = Moved(kind, here.counted, there.counted)
     if moved.source != moved.target:
         raise StoreError(
-            f"{kind}: {moved.source.rows} rows here, {moved.target.rows} there, and not the same: the data folder was "
-            f"used between two parts of the move. Empty {target.name} and begin again."
+            f"{kind}: {moved.source.rows} rows here and {moved.target.rows} there differ: a process used the "
+            f"data folder between two parts of the move. Empty {target.name} and start the move again."
         )
     return moved
 
@@ -194,7 +194,10 @@ class _Contents:
             finally:
                 await content.aclose()
             if (sealed.size, sealed.sha256) != (size, sha256):
-                raise StoreError(f"The content {key} in {self._folder} is not what its file's row says.")
+                raise StoreError(
+                    f"The content {key} in {self._folder} does not match its file's row: it is damaged. Restore "
+                    "it from a backup, then run the move again."
+                )
 
     async def compared(self, source: FolderExport) -> tuple[Counted, Counted]:
         """The counts by the files' rows and by the bucket, which must match. Raises `StoreError`."""

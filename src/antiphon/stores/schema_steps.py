@@ -136,13 +136,14 @@ def step_to_undo(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> Sch
     last = applied[-1]
     if last.version > len(steps):
         raise StoreError(
-            f"Step {last.name} is a newer build's, which alone knows how to undo it. Run its 'migrate down'."
+            f"A newer build wrote step {last.name}, and only that build can undo it. Run 'antiphon migrate "
+            "down' of that build."
         )
     step = steps[last.version - 1]
     if not step.down:
         raise StoreError(
             f"Step {step.name} cannot be undone: it has no {step.name.removesuffix('.sql')}.down.sql. "
-            "The way back is a backup."
+            "Restore a backup instead."
         )
     return step
 
@@ -150,9 +151,9 @@ def step_to_undo(applied: Sequence[Applied], steps: Sequence[SchemaStep]) -> Sch
 def create_step(schema: Schema, name: str) -> Path:
     """Create an empty step in the source tree, and return its file. Raises `ConfigError`."""
     if not _STEP_NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no name of a step: small letters, digits and _ make one")
+        raise ConfigError(f"{name!r} is not a valid name of a step: use small letters, digits and _")
     if not (schema.folder.parents[4] / "pyproject.toml").exists():
-        raise ConfigError(f"{schema.folder} is an installed package: steps are made in Antiphon's source tree")
+        raise ConfigError(f"{schema.folder} is an installed package: create steps in Antiphon's source tree")
     number = len(schema.steps) + 1
     path = schema.folder / f"{number:04}_{name}.sql"
     path.write_text(_EMPTY.format(number=number), encoding="utf-8")

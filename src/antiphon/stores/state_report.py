@@ -58,7 +58,7 @@ async def _shared(state: StateSettings, data: Path, keys: Keys) -> AsyncIterator
     if recorded is None:
         return
     if not recorded:
-        yield StateFinding("ok", "no process has started on this database: the first one's keys are noted")
+        yield StateFinding("ok", "no process has started on this database yet: the first start records its keys")
         return
     to_note(recorded, keys)
-    yield StateFinding("ok", "owner.key and sealing.keys are those of the other machines")
+    yield StateFinding("ok", "owner.key and sealing.keys match the other machines'")

@@ -65,7 +65,7 @@ async def test_a_trigger_that_is_not_ours_is_refused_by_name(tmp_path: Path, nam
     table = "responses" if name == SESSIONS_FILE else "vector_stores"
     with closing(sqlite3.connect(tmp_path / name)) as connection:
         connection.execute(f"CREATE TRIGGER spy AFTER INSERT ON {table} BEGIN SELECT 1; END")
-    with pytest.raises(StoreError, match="the trigger 'spy', which Antiphon did not make"):
+    with pytest.raises(StoreError, match="the trigger 'spy', which Antiphon did not create"):
         await (open_sqlite(tmp_path, chain_items=10) if name == SESSIONS_FILE else open_vector_database(tmp_path))
 
 

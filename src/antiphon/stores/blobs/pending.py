@@ -197,6 +197,4 @@ class PendingBlob:
 
     def lost(self) -> StoreError:
         """The error of an upload that a sweep has reserved."""
-        return StoreError(
-            "The upload stood still for so long that it counted as broken off, and was deleted; send the file again."
-        )
+        return StoreError("The upload paused for so long that the server deleted it. Send the file again.")

@@ -118,7 +118,10 @@ class S3Blobs:
         pieces = await self.pieces(checked_key(key))
         numbers = [f"{number:06d}" for number in range(len(pieces))]
         if not pieces or list(pieces) != [*numbers[:-1], numbers[-1] + _LAST]:
-            raise StoreError(f"Opening a file failed in {self._where}: its content is not there.")
+            raise StoreError(
+                f"Opening a file failed in {self._where}: its content is missing. Restore the content, or delete "
+                "the file."
+            )
         self._downloads += 1
         return S3BlobReader(self, [(f"{key}/{name}", size) for name, size in pieces.items()])
 
@@ -408,9 +411,9 @@ def _advice(bucket: str, said: str) -> tuple[str, StoreReason]:
         wanted = "s3:ListBucket, s3:GetObject, s3:PutObject and s3:DeleteObject"
         return f"access is denied ({code}); the key needs {wanted} on bucket and prefix.", "failed"
     if code in _FULL or (status and status[1] == "507"):
-        return f"there is no room ({code}).", "full"
+        return f"the storage is full ({code}); free space, or raise its quota.", "full"
     if code in _BUSY or (status and status[1] in ("429", "503")):
-        return f"it takes no more requests at the moment ({code}).", "busy"
+        return f"the storage refuses requests at the moment ({code}); try again later, or raise its rate limit.", "busy"
     if not found and not status and _UNREACHABLE.search(said):
         return "it cannot be reached; check blobs.endpoint and the network.", "failed"
     return f"{code}.", "failed"

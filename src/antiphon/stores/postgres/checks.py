@@ -113,7 +113,9 @@ async def _servers(database: Database, state: StateSettings) -> AsyncIterator[St
     for place, kind in kinds.items():
         if kind == "unusable":
             yield StateFinding(
-                "note", f"server {place} cannot be reached, or lets nobody in", "there is no failover to it"
+                "note",
+                f"server {place} cannot be reached, or refuses the login",
+                ("check that server: Antiphon cannot fail over to it"),
             )
         else:
             does = "takes writes" if kind == "primary" else "follows, or is read-only"
@@ -122,16 +124,16 @@ async def _servers(database: Database, state: StateSettings) -> AsyncIterator[St
         yield StateFinding(
             "note",
             "several servers in state.url take writes",
-            "unless these are poolers before one primary, stop all others at once: what is written there is lost",
+            "if these are not poolers before one primary, stop all but one at once: writes to the others are lost",
         )
     (row,) = await database.fetch(_WAITS)
     if row["waits"]:
-        yield StateFinding("ok", "what is acknowledged is on a standby, too (synchronous replication)")
+        yield StateFinding("ok", "replication is synchronous: a standby has every acknowledged write")
     else:
         yield StateFinding(
             "note",
-            "replication is asynchronous: a failover loses what was acknowledged last",
-            "set synchronous_standby_names, and synchronous_commit to on, if that must not be",
+            "replication is asynchronous: a failover loses the last acknowledged writes",
+            "to avoid this, set synchronous_standby_names, and synchronous_commit to on",
         )
 
 
@@ -142,9 +144,9 @@ async def _round_trip(database: Database) -> StateFinding:
         await database.fetch("SELECT 1")
         took.append(time.perf_counter() - begun)
     median = statistics.median(took)
-    what = f"a question takes {median * 1000:.1f} ms there and back"
+    what = f"a query takes {median * 1000:.1f} ms (round trip)"
     if median > _SLOW_TRIP:
-        return StateFinding("note", what, "every turn waits for some of these: put the database nearer")
+        return StateFinding("note", what, "every turn waits for several queries: move the database nearer")
     return StateFinding("ok", what)
 
 
@@ -157,49 +159,51 @@ async def _clock(database: Database) -> StateFinding:
         return StateFinding(
             "note",
             f"the database's clock is {abs(ahead):.1f} s {direction} this machine's",
-            "leases go by the database's alone, but times that clients see are this machine's: run NTP",
+            "leases use the database's clock, clients see this machine's: run NTP on both",
         )
     return StateFinding("ok", f"clocks differ by {abs(ahead) * 1000:.0f} ms")
 
 
 async def _connections(database: Database, wanted: int) -> StateFinding:
     (row,) = await database.fetch(_CONNECTIONS)
-    what = f"{row['used']} of {row['most']} connections of the server are in use; this machine takes {wanted} at most"
+    what = f"{row['used']} of {row['most']} connections of the server are in use; this machine opens up to {wanted}"
     if row["used"] + wanted > row["most"]:
         return StateFinding(
-            "note", what, "raise max_connections, lower state.pool or workers, or put a pooler before it"
+            "note", what, ("raise max_connections, lower state.pool or workers, or put a pooler in front of the server")
         )
     return StateFinding("ok", what)
 
 
 async def _pooler(database: Database, state: StateSettings) -> AsyncIterator[StateFinding]:
     if not await database.transaction(_is_pooled):
-        yield StateFinding("ok", "no pooler is before the server")
+        yield StateFinding("ok", "there is no pooler in front of the server")
         return
     assert state.url is not None
     if not await _shares(state.url.get_secret_value(), state.deadline):
         yield StateFinding(
             "note",
-            "the pooler keeps a connection for each client (pool_mode = session)",
-            "set pool_mode = transaction: as it is, it holds as many connections as it has clients",
+            "the pooler reserves a server connection for each client (pool_mode = session)",
+            "set pool_mode = transaction, so that clients share connections",
         )
     yield StateFinding(
         "ok",
-        "a pooler is before the server",
-        "pgbouncer's server_login_retry = 1, server_connect_timeout = 3 and query_wait_timeout = 4 make a restart of "
-        "the server short (with its defaults the first answer comes 13 s later)",
+        "there is a pooler in front of the server",
+        "for short restarts of the server set pgbouncer's server_login_retry = 1, server_connect_timeout = "
+        "3 and query_wait_timeout = 4 (with its defaults the first answer comes 13 s later)",
     )
     (row,) = await database.fetch(_LOOKS)
     if not row["looks"]:
         yield StateFinding(
             "note",
-            "behind the pooler, a statement that is given up goes on, and keeps a connection of the server",
-            "ALTER ROLE … SET client_connection_check_interval = '1s' for the role of state.url: without it, a table "
-            "that somebody locks uses up max_connections",
+            "behind the pooler, a cancelled statement continues and occupies a connection of the server",
+            "run ALTER ROLE … SET client_connection_check_interval = '1s' for the role of state.url: "
+            "otherwise a locked table can use up max_connections",
         )
     if state.direct_url is None:
         yield StateFinding(
-            "note", "state.direct_url is not set", "set it to the server itself: long work and LISTEN pass no pooler"
+            "note",
+            "state.direct_url is not set",
+            ("set it to the server's own address: long operations and LISTEN must bypass the pooler"),
         )
 
 
@@ -215,16 +219,16 @@ async def _direct(database: Database, state: StateSettings) -> AsyncIterator[Sta
             yield StateFinding(
                 "problem",
                 "state.direct_url leads to another database than state.url",
-                "name the same one in both: as it is, steps of the schema and indexes are made in the wrong one",
+                "name the same database in both: now schema steps and indexes go to the wrong one",
             )
         elif await direct.transaction(_is_pooled):
             yield StateFinding(
                 "note",
-                "state.direct_url leads through a pooler, which does not pass on what processes tell each other",
-                "name the server itself, for LISTEN, or leave it out: as it is, processes ask the database instead",
+                "state.direct_url leads through a pooler, which does not forward notifications",
+                "name the server's own address (for LISTEN), or unset it: now processes poll the database",
             )
         else:
-            yield StateFinding("ok", "state.direct_url leads to the server itself, past any pooler")
+            yield StateFinding("ok", "state.direct_url bypasses the pooler")
     finally:
         await direct.aclose()
 
@@ -270,8 +274,8 @@ async def _tables(database: Database) -> AsyncIterator[StateFinding]:
     if owners:
         yield StateFinding(
             "note",
-            f"tables belong to {', '.join(owners)}, and not to the role of state.url",
-            "run 'antiphon migrate up' as that one, and set state.migrate: check here",
+            f"tables belong to {', '.join(owners)}, not to the role of state.url",
+            "run 'antiphon migrate up' as the owner, and set state.migrate: check here",
         )
     try:
         (row,) = await database.fetch(_OLDEST)
@@ -280,8 +284,8 @@ async def _tables(database: Database) -> AsyncIterator[StateFinding]:
     if row[0] > _OLD_TRANSACTION:
         yield StateFinding(
             "note",
-            f"a transaction is open for {row[0] // 60} minutes",
-            "nothing that was deleted since can be cleared away; set idle_in_transaction_session_timeout",
+            f"a transaction has been open for {row[0] // 60} minutes",
+            "end it: PostgreSQL cannot vacuum rows deleted since then; set idle_in_transaction_session_timeout",
         )
 
 

@@ -32,10 +32,13 @@ TRY_AGAIN = frozenset({"40001", "40P01"})
 
 # By the whole code first, then by its class (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 _ADVICE: dict[str, tuple[StoreReason, str]] = {
-    "25006": ("read_only", "it takes no writes: it is a read-only replica, or its default is read-only"),
+    "25006": (
+        "read_only",
+        ("it refuses writes: it is a read-only replica, or its default is read-only; name the primary in state.url"),
+    ),
     "28000": (
         "failed",
-        "it refused the user, or a connection without TLS; check the name and sslmode in state.url, and pg_hba.conf",
+        "it refused the user or a connection without TLS; check the user and sslmode in state.url, and pg_hba.conf",
     ),
     "28P01": ("failed", "it refused the password; check state.url"),
     "3D000": ("failed", "there is no such database; create it, or check the name in state.url"),
@@ -46,36 +49,42 @@ _ADVICE: dict[str, tuple[StoreReason, str]] = {
     ),
     "42P01": ("failed", "a table is missing; run `antiphon migrate up`"),
     "42703": ("failed", "a column is missing; run `antiphon migrate up`"),
-    "53100": ("full", "its disk is full"),
-    "53200": ("slow", "it is out of memory"),
+    "53100": ("full", "its disk is full; free space on it"),
+    "53200": ("slow", "it is out of memory; give it more memory, or lower its work_mem or max_connections"),
     "53300": (
         "slow",
         "it has no connection left; raise max_connections, or the CONNECTION LIMIT of the role or the database, or "
         "lower state.pool",
     ),
-    "55P03": ("locked", "another transaction kept a row locked for too long"),
-    "57014": ("slow", "it broke the statement off, which took too long"),
+    "55P03": (
+        "locked",
+        ("another transaction held the lock of a row for too long; look for long ones in pg_stat_activity"),
+    ),
+    "57014": (
+        "slow",
+        ("it cancelled the statement, which took too long; check statement_timeout and the server's load"),
+    ),
     "57P01": ("unavailable", "it is shutting down"),
     "57P02": ("unavailable", "it crashed and is starting again"),
     "57P03": ("unavailable", "it is starting"),
-    "58030": ("failed", "its disk reported an error"),
+    "58030": ("failed", "its disk reported an error; read the server's log"),
     "08": ("unavailable", "the connection was lost"),
     "22": ("failed", "a value cannot be stored"),
     "23": ("failed", "a rule of the database refused it"),
-    "40": ("locked", "transactions stood in each other's way for too long"),
-    "53": ("slow", "it has no resources left"),
+    "40": ("locked", "transactions blocked each other for too long; try again"),
+    "53": ("slow", "it has no resources left; read the server's log"),
     "57": ("unavailable", "an operator intervened"),
-    "XX": ("damaged", "it reported an internal error; look at its log"),
+    "XX": ("damaged", "it reported an internal error; read its log"),
 }
 
 _CUT = (
-    "the connection was lost while it was being opened; look at the server's log, and at a pooler's before it (or no "
-    "PostgreSQL is at that port)"
+    "the connection was lost while it was being opened; read the log of the server and of a pooler (or no "
+    "PostgreSQL listens on that port)"
 )
 # For errors during the connection.
 _CONNECTING: dict[str, tuple[StoreReason, str]] = {
     "42501": ("failed", "the role may not connect to this database; GRANT CONNECT ON DATABASE to it"),
-    "42704": ("failed", "it does not know a parameter that stands in state.url behind the '?'"),
+    "42704": ("failed", "it does not know a parameter after the '?' in state.url; remove it"),
     # The driver's codes for connections that end.
     **dict.fromkeys(("08003", "08006"), ("unavailable", _CUT)),
 }
@@ -87,14 +96,14 @@ _POOLER: tuple[tuple[str, StoreReason, str], ...] = (
     (
         "statement pooling",
         "failed",
-        "the pooler takes no transactions; set pool_mode = transaction (it is statement), or name the server itself",
+        "the pooler is in pool_mode = statement; set pool_mode = transaction, or name the server's own address",
     ),
     (
         "query_wait_timeout",
         "slow",
         "the pooler had no connection free; raise its default_pool_size, or lower state.pool",
     ),
-    (_NO_MORE, "slow", "the pooler takes no more clients; raise its max_client_conn, or lower state.pool"),
+    (_NO_MORE, "slow", "the pooler accepts no more clients; raise its max_client_conn, or lower state.pool"),
     (
         "no such database",
         "failed",
@@ -107,8 +116,8 @@ _POOLER: tuple[tuple[str, StoreReason, str], ...] = (
     ),
     ("no such user", "failed", "the pooler does not know the user; check the name in state.url and its auth_file"),
     ("password", "failed", "the pooler refused the password; check state.url and its auth_file"),
-    ("login", "unavailable", "the pooler cannot log in to its server; look at its log"),
-    ("server conn", "unavailable", "the pooler lost its server; look whether that runs"),
+    ("login", "unavailable", "the pooler cannot log in to its server; read its log"),
+    ("server conn", "unavailable", "the pooler lost its server; check that the server runs"),
 )
 
 
@@ -190,27 +199,31 @@ def _why_not_reached(error: BaseException, *, certificates: bool) -> str:
     said = str(error)
     if isinstance(error, TimeoutError):
         return (
-            "it does not answer; check host and port in state.url, and firewalls between (a pooler that is paused, "
-            "or whose server is gone, does not answer either)"
+            "it does not answer; check host and port in state.url, and firewalls (a paused pooler, or one "
+            "whose server is down, does not answer either)"
         )
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or 'unknown'}; check sslmode and sslrootcert in state.url"
     if isinstance(error, ConnectionError) and "SSL" in said:
         return (
-            "it takes no TLS; enable it there, or set sslmode=disable in state.url (or no PostgreSQL is at that port)"
+            "it does not support TLS; enable TLS on the server, or set sslmode=disable in state.url (or no "
+            "PostgreSQL listens on that port)"
         )
     no_file = isinstance(error, FileNotFoundError | PermissionError)
     if "root certificate" in said or (no_file and certificates):
-        return "a file that state.url names cannot be read: a certificate (sslrootcert, sslcert, sslkey)"
+        return "a certificate file in state.url cannot be read; check sslrootcert, sslcert and sslkey"
     if isinstance(error, PermissionError):
-        return "this user may not open the Unix socket that state.url names"
+        return "this user may not open the Unix socket in state.url; check its permissions"
     if isinstance(error, FileNotFoundError):
-        return "there is no Unix socket where state.url says; is the server running, and is the folder (host) right?"
+        return (
+            "there is no Unix socket at the path in state.url; check that the server runs and that the folder "
+            "(host) is right"
+        )
     # For a host with several addresses, only the text contains the numbers of all failures.
     if isinstance(error, ConnectionRefusedError) or f"[Errno {errno.ECONNREFUSED}]" in said:
         return (
-            f"{os.strerror(errno.ECONNREFUSED)}; is the server running, and does it listen on that address "
-            "(listen_addresses, port)? Check host and port in state.url"
+            f"{os.strerror(errno.ECONNREFUSED)}; check that the server runs and listens on that address "
+            "(listen_addresses, port), and check host and port in state.url"
         )
     if isinstance(error, ConnectionError):
         return f"{_CUT}; {_cause_of(error)}"
@@ -219,9 +232,9 @@ def _why_not_reached(error: BaseException, *, certificates: bool) -> str:
         return f"{os.strerror(number) if number > 0 else 'the host is not known'}; check host and port in state.url"
     if isinstance(error, ValueError | asyncpg.InterfaceError):
         if "sslmode" in said:
-            return "sslmode in state.url is none of disable, allow, prefer, require, verify-ca and verify-full"
-        return "state.url is not one that the driver understands"
-    return "it does not speak the protocol; check host and port in state.url"
+            return "sslmode in state.url must be disable, allow, prefer, require, verify-ca or verify-full"
+        return "state.url is not a valid PostgreSQL URL; correct it"
+    return "it does not speak PostgreSQL's protocol; check host and port in state.url"
 
 
 def _cause_of(error: BaseException) -> str:
@@ -246,5 +259,5 @@ def _number_of(error: OSError) -> int:
 
 def unknown(error: BaseException) -> StoreError:
     """The error for a connection that was lost after the commit request."""
-    said = "the connection was lost before it said whether it has written"
+    said = "the connection was lost before the server confirmed the write"
     return StoreError(f"Writing failed: PostgreSQL: {said}.", reason="unknown", cause=error)

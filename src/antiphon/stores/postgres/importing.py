@@ -141,13 +141,13 @@ class DatabaseImport:
             if from_where is None:
                 for kind in self._kinds():
                     if await connection.fetchval(f"SELECT EXISTS (SELECT 1 FROM {kind})"):
-                        raise StoreError(f"The database holds {kind} already. Move into one that is empty.")
+                        raise StoreError(f"The target database already has {kind}. Move into an empty database.")
                 await connection.execute("DROP TABLE IF EXISTS moving")
                 await connection.fetch(_SOURCE, MOVING, source)
             elif from_where != source:
                 raise StoreError(
-                    f"Another move into this database, from {from_where}, is not over. Go on with that one first; "
-                    "where it was given up, empty the database."
+                    f"Another move into this database, from {from_where}, is unfinished. Complete that one "
+                    "first, or empty the database."
                 )
             await connection.execute(_PROGRESS)
 

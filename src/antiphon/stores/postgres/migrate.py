@@ -222,8 +222,8 @@ async def _alone(
         except _Busy:
             if loop.time() > ends:
                 raise StoreError(
-                    f"Schema step {name}: another process changes the schema and does not end. Look for it in "
-                    "pg_stat_activity (application_name antiphon), and start again when it is gone.",
+                    f"Schema step {name}: another process is changing the schema and does not finish. Find "
+                    "it in pg_stat_activity (application_name antiphon), and start again when it has ended.",
                     reason="locked",
                 ) from None
             await asyncio.sleep(_TURN_SECONDS)

@@ -215,7 +215,14 @@ class NotificationListener:
             if self.hears:
                 self.hears, told, pause = False, False, self._times.first_pause
             if not told:
-                _log.warning("notifications_lost", error=why, advice="until they are back the store is asked instead")
+                _log.warning(
+                    "notifications_lost",
+                    error=why,
+                    advice=(
+                        "the process polls the store until notifications work again; check the connection of "
+                        "state.direct_url"
+                    ),
+                )
                 told = True
                 self._hear(News(anything=True))
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))

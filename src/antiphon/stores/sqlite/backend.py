@@ -125,12 +125,14 @@ class MemoryBackend(Backend):
     async def examine(self, wanted: StateNeeds, shared: AsyncIterator[StateFinding]) -> AsyncIterator[StateFinding]:
         """See `Backend`."""
         yield StateFinding(
-            "note", "everything is in memory", "nothing outlives the process; name a database in state.url"
+            "note",
+            "everything is in memory",
+            ("a stop of the process deletes it; name a database in state.url to store it"),
         )
 
 
 def _of_one_process() -> ConfigError:
-    return ConfigError("state.url: memory: is the state of one process, which nobody else can look at")
+    return ConfigError("state.url: memory: only the running process can see this state. Name a database in state.url")
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,8 +46,8 @@ _WORK = ".backup"
 _PAGES = 2_000
 _MAX_MANIFEST = 256 << 20
 _ELSEWHERE = (
-    "Nothing was restored. Copy it again from where it was made and compare the sizes; if that one is no better, "
-    "restore an older backup."
+    "Nothing was restored. Copy the file again from its origin and compare the sizes. If the original is no "
+    "better, restore an older backup."
 )
 _WITHOUT_CONTENT = "SELECT owner, id, blob FROM files"
 
@@ -87,7 +87,7 @@ def make_archive(
     Raises `StoreError`, also when `target` exists or another backup is running.
     """
     if target.exists():
-        raise StoreError(f"There is a file {target} already; name another one.")
+        raise StoreError(f"The file {target} exists already. Give the backup another name.")
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with _folder_in(data) as work, _private(draft) as out, tarfile.open(fileobj=out, mode="w|") as archive:
@@ -121,7 +121,7 @@ def open_archive(source: Path, data: Path, keys: KeyFiles) -> Archived:
     Raises `StoreError`, and then leaves nothing behind.
     """
     if data.exists() and any(data.iterdir()):
-        raise StoreError(f"The folder {data} is not empty; restore into a new one, and move that where it belongs.")
+        raise StoreError(f"The folder {data} is not empty. Restore into a new folder, then move that to its place.")
     draft = data.with_name(f".{data.name}.{os.getpid()}.restoring")
     try:
         draft.mkdir(mode=0o700, parents=True)
@@ -138,7 +138,7 @@ def open_archive(source: Path, data: Path, keys: KeyFiles) -> Archived:
         flush_folder(data.parent)
     except tarfile.TarError as error:
         raise StoreError(
-            f"{source} cannot be read to its end: it was cut off, or is no backup. {_ELSEWHERE}"
+            f"{source} cannot be read to its end: the file is truncated or not a backup. {_ELSEWHERE}"
         ) from error
     except OSError as error:
         raise StoreError(f"Restoring failed: {error}.") from error
@@ -303,12 +303,12 @@ def _unpack(source: Path, draft: Path) -> _Manifest:
                 shutil.copyfileobj(hashed, out, 1 << 20)
             found[member.name] = _ArchiveMember(member.size, hashed.sha256.hexdigest())
     if manifest is None:
-        raise StoreError(f"{source} has no end: it was cut off, or is no backup. {_ELSEWHERE}")
+        raise StoreError(f"{source} has no end: the file is truncated or not a backup. {_ELSEWHERE}")
     if found != manifest.members:
         wrong = sorted(name for name in {*found, *manifest.members} if found.get(name) != manifest.members.get(name))
         raise StoreError(f"{source} is damaged: {wrong[0]} differs from what was written. {_ELSEWHERE}")
     if SESSIONS_FILE not in found:
-        raise StoreError(f"{source} holds no database.")
+        raise StoreError(f"{source} contains no database. Give a file that `antiphon admin backup` wrote.")
     return manifest
 
 
@@ -316,7 +316,9 @@ def _read_manifest(content: IO[bytes], source: Path) -> _Manifest:
     try:
         return msgspec.json.decode(content.read(_MAX_MANIFEST), type=_Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise StoreError(f"{source} was made by another version of Antiphon, or is no backup.") from None
+        raise StoreError(
+            f"{source} is not a backup, or another version of Antiphon made it. Restore it with that version."
+        ) from None
 
 
 def _place(draft: Path, name: str) -> Path | None:
@@ -334,9 +336,9 @@ def _check_keys(needed: Mapping[KeyName, list[str]], draft: Path, given: KeyFile
         there = [*given.get(name, ()), *([path.read_bytes().strip()] if path.exists() else [])]
         if missing := set(fingerprints) - {fingerprint(key) for key in there}:
             raise StoreError(
-                f"The key {name} is not in the backup, and the settings do not give it (fingerprint "
-                f"{sorted(missing)[0]}): without it nobody would see what is stored. Give the settings of the server "
-                "that was backed up (--config), or restore a backup that holds its keys."
+                f"The backup lacks the key {name}, and the settings do not give it (fingerprint "
+                f"{sorted(missing)[0]}): without this key the stored objects are unreadable. Give the "
+                "settings of the original server (--config), or restore a backup that has its keys."
             )
 
 

@@ -45,13 +45,16 @@ _BUSY_SLICE_MS = 10
 _JOURNAL_LIMIT = 64 << 20
 
 _ADVICE: dict[int, tuple[StoreReason, str]] = {
-    sqlite3.SQLITE_BUSY: ("locked", "another process kept it locked for too long"),
-    sqlite3.SQLITE_LOCKED: ("locked", "another connection kept it locked"),
+    sqlite3.SQLITE_BUSY: (
+        "locked",
+        ("another process held its lock for too long; look for a backup or a shell with an open transaction"),
+    ),
+    sqlite3.SQLITE_LOCKED: ("locked", "another connection of this process held its lock for too long; try again"),
     sqlite3.SQLITE_READONLY: ("read_only", "it cannot be written to; check the permissions of the file and its folder"),
     sqlite3.SQLITE_PERM: ("read_only", "access was refused; check the permissions of the file and its folder"),
     sqlite3.SQLITE_CANTOPEN: ("failed", "it cannot be opened; check that the folder exists and is writable"),
-    sqlite3.SQLITE_FULL: ("full", "the disk is full"),
-    sqlite3.SQLITE_IOERR: ("failed", "the disk reported an error"),
+    sqlite3.SQLITE_FULL: ("full", "the disk is full; free space on it"),
+    sqlite3.SQLITE_IOERR: ("failed", "the disk reported an error; check the disk and the system's log"),
     sqlite3.SQLITE_CORRUPT: ("damaged", "it is damaged; restore it from a backup or move it away"),
     sqlite3.SQLITE_NOTADB: (
         "damaged",
@@ -202,7 +205,7 @@ class FilePlace:
             except FileNotFoundError:
                 raise _gone(path, "was deleted or moved away") from None
             except OSError as error:
-                raise _gone(path, f"cannot be looked at ({error.strerror})") from None
+                raise _gone(path, f"cannot be read ({error.strerror})") from None
             if found.st_ino != inode or found.st_dev != device:
                 raise _gone(path, "was replaced by another file")
 
@@ -282,7 +285,7 @@ def free_bytes(folder: Path) -> int:
 
 def _gone(path: str, what: str) -> StoreError:
     return StoreError(
-        f"The file {path} {what} while this process has it open: what was written now would be lost. Put it back, or "
-        "restart the process on what is there.",
+        f"The file {path} {what} while this process has it open: new writes would be lost. Put the file "
+        "back, or restart the process with the file that is there.",
         reason="gone",
     )

@@ -155,8 +155,8 @@ def check_triggers(connection: sqlite3.Connection, steps: tuple[SchemaStep, ...]
     names = {name for (name,) in connection.execute(_TRIGGERS)}
     if foreign := sorted(names - _triggers_of(steps)) if names else ():
         raise StoreError(
-            f"The database holds the trigger {foreign[0][:_SHOWN]!r}, which Antiphon did not make and which would run "
-            "with what it writes. Drop it, or restore a backup."
+            f"The database has the trigger {foreign[0][:_SHOWN]!r}, which Antiphon did not create and which "
+            "would run at its writes. Drop the trigger, or restore a backup."
         )
 
 
@@ -178,6 +178,6 @@ def _is_later(entry: _Entry, prefix: str) -> bool:
 
 def _compare(found: set[_Entry], made: set[_Entry]) -> None:
     for kind, name, _, _ in sorted(found - made, key=lambda entry: entry[:3]):
-        raise StoreError(f"it holds the {kind} {name[:_SHOWN]!r}, which this Antiphon does not make like that")
+        raise StoreError(f"it has the {kind} {name[:_SHOWN]!r}, which differs from the one that this Antiphon creates")
     for kind, name, _, _ in sorted(made - found, key=lambda entry: entry[:3]):
         raise StoreError(f"it lacks the {kind} {name!r}")
