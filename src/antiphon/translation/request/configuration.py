@@ -59,7 +59,7 @@ def read_updates(items: Iterable[tuple[str, InputItem]], tolerance: Tolerance) -
 
 
 def _note_members(source: Raw, tolerance: Tolerance) -> None:
-    """Name the unknown settings of an update in the warnings."""
+    """Note the unknown settings of an update, so that the response names them as ignored."""
     settings = _SETTINGS.decode(source)
     for name, known, sent in (("reasoning", ReasoningUpdate, settings.reasoning), ("text", TextUpdate, settings.text)):
         for inner in tolerance.unknown(sent or (), known.__struct_fields__):
