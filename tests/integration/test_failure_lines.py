@@ -78,7 +78,7 @@ async def test_what_is_wrong_with_an_answer_is_told_in_words_that_quote_nothing_
             (line,) = warnings(lines)
         assert line["cause"].startswith(cause) and "secret" not in str(line), line
         assert (line["fault"], line["upstream_status"]) == (UP, 200)
-        assert line["code"] != "upstream_invalid" or "chat server" in line["advice"]
+        assert line["code"] != "upstream_invalid" or "Chat Completions server" in line["advice"]
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -173,7 +173,7 @@ def _into(mine: Config, part: Config, where: str, tell: Callable[[str], None]) -
         elif isinstance(value, list) and isinstance(there, list):
             kept = [one for one in value if field in _KEPT and _named(there, one["name"])]
             for one in kept:
-                tell(f"{called}: yours is kept, {one['name']}")
+                tell(f"{called}: your value stays, {one['name']}")
             mine[name] = [*(one for one in value if one not in there and one not in kept), *there]
         elif _plain(value) and _plain(there):
             _into(there, value, called, tell)

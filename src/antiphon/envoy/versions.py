@@ -69,7 +69,7 @@ def parse_version(text: str) -> EnvoyVersion:
     version = EnvoyVersion(int(found[1]), int(found[2]))
     if version < OLDEST:
         raise ConfigError(
-            f"Envoy {version} is too old: it lets no external processor stream an answer of its own. "
+            f"Envoy {version} is too old: an external processor cannot stream a response through it. "
             f"{OLDEST} or newer is needed, {NEWEST} is best"
         )
     return version

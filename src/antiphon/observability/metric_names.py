@@ -53,18 +53,19 @@ _OUTCOMES = (
 )
 _DOOR = "`relay`, `drive`, `http`, `websocket`, `background`"
 _FAULT = (
-    "who caused it: `client`, `upstream`, `ours`, `cancelled` (the client disconnected), `unknown` (relay with an  "
-    "Envoy of your own: the sidecar cannot tell a client that disconnected from an upstream that broke off), `none`"
+    "who caused it: `client`, `upstream`, `ours`, `cancelled` (the client disconnected), `none`, `unknown` "
+    "(relay with your own Envoy: the sidecar cannot tell a disconnected client from a cut upstream)"
 )
 _CODE = "as in its log line; empty: it has none; `other`: more than a hundred kinds"
-_UPSTREAM = "a name of `upstreams`, or `default`; empty: none was asked"
+_UPSTREAM = "a name of `upstreams`, or `default`; empty: no upstream was called"
 _MODEL = (
-    "as asked for, once an upstream has answered for it; `other`: more than a hundred, or longer than 256 characters"
+    "the requested model, once an upstream has answered for it; `other`: after a hundred models, or longer "
+    "than 256 characters"
 )
 _RESULT = "`ok`, `error`"
 _STATUS = (
-    "the HTTP status; of a call that came to no end of its own `unreachable`, `timed_out`, `timed_out_or_held_back`, "
-    "`cut`, `too_large`, `cancelled`"
+    "the HTTP status; for a call without one `unreachable`, `timed_out`, `timed_out_or_held_back`, `cut`, "
+    "`too_large`, `cancelled`"
 )
 _OPERATIONS = (
     "`save`, `enqueue`, `load_chain`, `load_conversation`, `load_prompt`, `use_approvals`, `claim_calls`, `get`, "
@@ -147,7 +148,7 @@ SEARCHES = _seconds(
 )
 REFUSED = _counter(
     "antiphon_requests_refused_total",
-    "Requests, and turns of background responses, that found no room, by the setting that bounds it.",
+    "Requests, and turns of background responses, refused for lack of capacity, by the limiting setting.",
     setting=_BOUNDS,
 )
 CUT_KINDS = ("response", "websocket", "background", "request")
@@ -178,7 +179,7 @@ LOST = _counter(
 )
 NOT_READY = _shared(
     "antiphon_not_ready_seconds",
-    "How long `/ready` has said no, as far as it was asked; of several workers the longest. 0: it says yes.",
+    "Seconds for which `/ready` has been failing, as of its last check; of several workers the longest. 0: ready.",
 )
 IN_FLIGHT = _gauge("antiphon_responses_in_flight", "Responses being served.")
 SOCKETS = _gauge(

@@ -98,7 +98,7 @@ def test_what_is_theirs_stays_and_what_changes_is_told(folder: Path, capsys: pyt
     assert _HEAP in whole["overload_manager"]["resource_monitors"] and whole["overload_manager"]["actions"]
     assert told.splitlines() == [
         "antiphon: connection manager: stream_idle_timeout: 30s is now 3600s",
-        "antiphon: overload_manager: resource_monitors: yours is kept, envoy.resource_monitors.fixed_heap",
+        "antiphon: overload_manager: resource_monitors: your value stays, envoy.resource_monitors.fixed_heap",
     ]
     (folder / "merged.yaml").write_text(yaml.safe_dump(whole))
     checked = subprocess.run(

@@ -53,7 +53,7 @@ _ADVICE: dict[int, tuple[StoreReason, str]] = {
     sqlite3.SQLITE_READONLY: ("read_only", "it cannot be written to; check the permissions of the file and its folder"),
     sqlite3.SQLITE_PERM: ("read_only", "access was refused; check the permissions of the file and its folder"),
     sqlite3.SQLITE_CANTOPEN: ("failed", "it cannot be opened; check that the folder exists and is writable"),
-    sqlite3.SQLITE_FULL: ("full", "the disk is full; free space on it"),
+    sqlite3.SQLITE_FULL: ("full", "the disk is full"),
     sqlite3.SQLITE_IOERR: ("failed", "the disk reported an error; check the disk and the system's log"),
     sqlite3.SQLITE_CORRUPT: ("damaged", "it is damaged; restore it from a backup or move it away"),
     sqlite3.SQLITE_NOTADB: (
