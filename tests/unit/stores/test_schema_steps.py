@@ -85,7 +85,7 @@ async def test_an_installed_package_takes_no_new_step(tmp_path: Path) -> None:
         create_step(Installed(), "more")  # type: ignore[arg-type]
     Installed.folder.mkdir(parents=True)
     (tmp_path / "pyproject.toml").touch()
-    with pytest.raises(ConfigError, match="no name"):
+    with pytest.raises(ConfigError, match="not a valid name"):
         create_step(Installed(), "More")  # type: ignore[arg-type]
     # The tree's root is what holds src/antiphon/stores/<backend>/<folder>.
     Installed.folder = tmp_path / "src/antiphon/stores/sqlite/migrations"

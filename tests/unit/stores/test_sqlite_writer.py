@@ -346,7 +346,7 @@ async def test_another_writers_lock_is_waited_for(path: Path, probe: Probe) -> N
 async def test_a_lock_held_too_long_is_an_error_that_passes(writer: SqliteWriter, path: Path) -> None:
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(StoreError, match="locked"):
+    with pytest.raises(StoreError, match="SQLITE_BUSY"):
         await writer.run([insert(1)])
     other.execute("COMMIT")
     other.close()
