@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.server import SERVICE, ExtProcDoor, TransportName
-from antiphon.doors.extproc.transport import STANDARD_STREAMS, GrpcStatus
+from antiphon.doors.extproc.transport import HEALTH_WATCH, STANDARD_STREAMS, GrpcStatus
 from antiphon.errors import ConfigError
 from antiphon.types.transport import SECRET_HEADER
 from tests.support.chat_server import completion
@@ -190,6 +190,24 @@ async def test_watch_reports_a_drain(tmp_path: Path) -> None:
             # One that begins during the drain is served too.
             late = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), metadata=secret)
             assert (await late.read()).status == _NOT_SERVING
+
+
+async def test_a_watch_whose_peer_reads_nothing_stops_neither_another_nor_a_drain(tmp_path: Path) -> None:
+    async with (
+        asyncio.timeout(DEADLINE),
+        open_door(tmp_path, transport="grpcio") as opened,
+        Http2Peer(opened.address.removeprefix("unix:"), window=0) as deaf,
+    ):
+        number = deaf.call(HEALTH_WATCH)
+        deaf.send(number, b"", end=True)
+        while number not in deaf.headers:
+            await asyncio.sleep(0.01)
+        # gRPC's server takes the message, and only then notices that the peer's window is closed.
+        await asyncio.sleep(0.5)
+        watch = health_pb2_grpc.HealthStub(opened.envoy.channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == _SERVING
+        assert await opened.door.drain(0.01)
+        assert (await watch.read()).status == _NOT_SERVING
 
 
 @pytest.mark.parametrize("path", STANDARD_STREAMS)

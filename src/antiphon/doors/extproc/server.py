@@ -79,7 +79,6 @@ class ExtProcDoor:
         self._transport: Transport | None = None
         self._socket: Path | None = None
         self._standard = StandardServices()
-        self._leaving: asyncio.Task[None] | None = None
 
     async def start(self, address: str, mode: int = 0o600) -> str:
         """Listen on `unix:PATH` (with this file mode) or `HOST:PORT`. Returns the bound address.
@@ -101,9 +100,9 @@ class ExtProcDoor:
                 raise ConfigError(f"{address} is TCP: set sidecar.secret, or listen on unix:PATH")
             bound = await transport.listen(address, self._tls)
         self._transport = transport
-        self._context.admission.on_leave.add(self._leave)
+        self._context.admission.on_leave.add(self._standard.leave)
         if self._context.admission.leaving:
-            self._leave()
+            self._standard.leave()
         return bound
 
     async def drain(self, seconds: float, *, notice: float = 0.0) -> bool:
@@ -114,29 +113,24 @@ class ExtProcDoor:
         """
         # First health, then the connections: a peer that reconnects gets NOT_SERVING.
         self._context.admission.leave()
-        if self._leaving is not None:
-            await self._leaving
+        # Each `Watch` sends it in its own task.
+        await asyncio.sleep(0)
         if self._transport is not None:
             self._transport.announce_end()
         return await self._context.admission.drain(seconds, notice)
 
     async def aclose(self) -> None:
         """Stop; requests in flight are cut, and their rows are written."""
-        self._context.admission.on_leave.discard(self._leave)
+        self._context.admission.on_leave.discard(self._standard.leave)
         if self._transport is not None:
             self._context.admission.close()
             await self._transport.aclose(0.5)
             # The handlers are cancelled, but may still be running: they record the cut.
             await self._context.admission.drained(_NOTING_SECONDS)
             self._transport = None
-        if self._leaving is not None:
-            await self._leaving
         if self._socket is not None:
             self._socket.unlink(missing_ok=True)
             self._socket = None
-
-    def _leave(self) -> None:
-        self._leaving = asyncio.get_running_loop().create_task(self._standard.leave())
 
     # Called by the transport
 

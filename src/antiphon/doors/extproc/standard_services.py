@@ -1,19 +1,23 @@
 """Serves gRPC's standard services on the ext_proc server: health (`Check` and `Watch`) and reflection.
 
-Lives here: gRPC's own servicers (`grpcio-health-checking`, `grpcio-reflection`) behind serialised messages, so that
-both transports serve them, and the descriptors that reflection shows. Not here: who may call (`server.py`), sockets and
+Lives here: health, gRPC's own servicer of reflection (`grpcio-reflection`) behind serialised messages, so that both
+transports serve them, and the descriptors that reflection shows. Not here: who may call (`server.py`), sockets and
 limits (`transport_grpcio.py`, `transport_http2.py`).
 
-The servicers are loaded with the first `Watch` or reflection call. They import `grpc`, which takes 9 MiB and 30 ms, and
-the transport `http2` does without it. So `Check`, which Envoy calls every second, is answered without them.
+That servicer is loaded with the first reflection call. It imports `grpc`, which takes 9 MiB and 30 ms, and the
+transport `http2` does without it.
 
-Invariant: after `leave` the process and the ext_proc service stay NOT_SERVING, and every `Watch` has been sent that.
+Health is not gRPC's servicer: that one sends under a lock, so one peer that reads nothing would stop a drain.
+
+Invariants: after `leave` the process and the ext_proc service stay NOT_SERVING, and every `Watch` is sent that. No call
+waits for another one's peer.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf import descriptor_pb2, struct_pb2, text_format
 from google.protobuf.descriptor import FileDescriptor
@@ -31,9 +35,6 @@ from antiphon.doors.extproc.transport import (
     StreamClosed,
 )
 
-if TYPE_CHECKING:
-    import grpc
-
 _Request = TypeVar("_Request", bound=Message)
 _SERVICES: Final = ("", SERVICE)
 """The services with a health status: the whole process, and the ext_proc service. Both are always equal."""
@@ -44,24 +45,20 @@ class StandardServices:
     """Health and reflection of one server. Both services are SERVING until `leave`."""
 
     def __init__(self) -> None:
-        self._status: health_pb2.HealthCheckResponse.ServingStatus = health_pb2.HealthCheckResponse.SERVING
+        self._left = asyncio.Event()
         # Typed loosely: gRPC's stubs lack the asyncio servicers.
-        self._watches: Any = None
         self._reflection: Any = None
 
-    async def leave(self) -> None:
-        """Report NOT_SERVING from now on, and send that to every `Watch`."""
-        self._status = health_pb2.HealthCheckResponse.NOT_SERVING
-        if self._watches is not None:
-            await self._watches.enter_graceful_shutdown()
+    def leave(self) -> None:
+        """Report NOT_SERVING from now on, and to every `Watch`. It waits for none: a peer may read nothing."""
+        self._left.set()
 
     def check(self, message: bytes) -> bytes:
         """Answer one `Check`. Raises `CallFailed`: NOT_FOUND for an unknown service, INTERNAL for a message that cannot
         be decoded."""
         if _decoded(health_pb2.HealthCheckRequest, message).service not in _SERVICES:
             raise CallFailed(GrpcStatus.NOT_FOUND, "unknown service")
-        answer: bytes = health_pb2.HealthCheckResponse(status=self._status).SerializeToString()
-        return answer
+        return _health("NOT_SERVING" if self._left.is_set() else "SERVING")
 
     async def serve(self, path: str, stream: MessageStream) -> None:
         """Serve one call of `Watch` or of reflection, by its path. Raises `CallFailed`."""
@@ -76,17 +73,14 @@ class StandardServices:
     async def _watch(self, stream: MessageStream) -> None:
         """Send the status now and whenever it changes. It ends when the peer cancels the call, or the server stops."""
         request = _decoded(health_pb2.HealthCheckRequest, await stream.receive() or b"")
-        if self._watches is None:
-            from grpc_health.v1 import health
-
-            servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
-            for service in _SERVICES:
-                await servicer.set(service, self._status)
-            # `leave` may have come in between.
-            self._watches = self._watches or servicer
-            if self._status == health_pb2.HealthCheckResponse.NOT_SERVING:
-                await self._watches.enter_graceful_shutdown()
-        await self._watches.Watch(request, _WatchContext(stream))
+        if request.service not in _SERVICES:
+            await stream.send(_health("SERVICE_UNKNOWN"))
+        else:
+            if not self._left.is_set():
+                await stream.send(_health("SERVING"))
+                await self._left.wait()
+            await stream.send(_health("NOT_SERVING"))
+        await asyncio.Event().wait()
 
     async def _reflect(self, stream: MessageStream) -> None:
         """Answer each request of a reflection stream."""
@@ -102,17 +96,9 @@ class StandardServices:
             await stream.send(answer.SerializeToString())
 
 
-class _WatchContext:
-    """What the servicer of `Watch` uses of gRPC's servicer context."""
-
-    def __init__(self, stream: MessageStream) -> None:
-        self._stream = stream
-
-    async def write(self, message: Message) -> None:
-        await self._stream.send(message.SerializeToString())
-
-    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
-        raise CallFailed(GrpcStatus(code.value[0]), details)
+def _health(status: str) -> bytes:
+    answer: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
+    return answer
 
 
 async def _decoded_each(kind: type[_Request], stream: MessageStream) -> AsyncIterator[_Request]:
