@@ -170,7 +170,7 @@ async def test_a_content_that_lacks_a_piece_is_none(settings: BlobSettings, left
     for lost in (0, 1, 2):
         made = await put(blobs, b"x" * (20 << 20))
         await blobs.remove([sorted(await left())[lost]])
-        with pytest.raises(StoreError, match="not there"):
+        with pytest.raises(StoreError, match="its content is missing"):
             await blobs.open(made.key)
         await blobs.delete(made.key)
         assert await left() == []
