@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from antiphon.config.problems import MAPPING, Place, advice, lines_of, written_place
+from antiphon.config.problems import MAPPING, Place, advice, lines_of, raise_wrong, written_place
 from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError
 from antiphon.translation.profiles import PROFILES, UpstreamProfile
@@ -91,10 +91,7 @@ def with_extension_settings(settings: Settings) -> Settings:
         for name, one in tools.items()
         if (found := _checked_settings(one, settings.extensions.get(name), wrong)) is not None
     }
-    if len(wrong) > 1:
-        raise ConfigError("\n  ".join((f"{len(wrong)} settings are wrong:", *wrong)))
-    if wrong:
-        raise ConfigError(wrong[0])
+    raise_wrong(wrong)
     return settings.model_copy(update={_SECTION: checked}) if checked else settings
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import ValidationError
 
+from antiphon.errors import ConfigError
+
 Place = tuple[str | int, ...]
 
 MAPPING = "must hold a mapping of settings"
@@ -59,6 +61,14 @@ def lines_of(error: ValidationError, above: Place = ()) -> list[str]:
         said = words.format(**problem.get("ctx", {})).split("\n")
         lines += (f"{written_place(place)}: {line}" for line in said)
     return lines
+
+
+def raise_wrong(wrong: Sequence[str]) -> None:
+    """Raise `ConfigError` with all of these sentences, one a line; without any, return."""
+    if len(wrong) > 1:
+        raise ConfigError("\n  ".join((f"{len(wrong)} settings are wrong:", *wrong)))
+    if wrong:
+        raise ConfigError(wrong[0])
 
 
 def written_place(parts: Sequence[str | int]) -> str:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validat
 
 from antiphon.config.limits import CorsSettings, FetchSettings, LimitSettings, TimeoutSettings, WebSocketSettings
 from antiphon.config.owners import OwnerSettings, SealingSettings
-from antiphon.config.problems import lines_of
+from antiphon.config.problems import lines_of, raise_wrong
 from antiphon.config.processes import (
     EnvoySettings,
     LogSettings,
@@ -44,7 +44,6 @@ from antiphon.config.state import (
 from antiphon.config.state_url import read_state_url
 from antiphon.config.tools import CodeInterpreterSettings, McpSettings, ToolSettings, WebSearchSettings
 from antiphon.config.upstreams import AuthMode, ModelSettings, PriceSettings, UpstreamGroup, UpstreamSettings
-from antiphon.errors import ConfigError
 
 _SAME_IN_A_GROUP = ("profile_flags", "models", "header_allow", "field_allow")
 
@@ -316,8 +315,5 @@ def load_settings(
         settings = Settings.model_validate(without_unknown(values, Settings, wrong))
     except ValidationError as error:
         wrong += lines_of(error)
-    if len(wrong) > 1:
-        raise ConfigError("\n  ".join((f"{len(wrong)} settings are wrong:", *wrong)))
-    if wrong:
-        raise ConfigError(wrong[0])
+    raise_wrong(wrong)
     return settings
