@@ -29,6 +29,26 @@ CLIENTS = REPOSITORY / ".clients"
 """Where `scripts/lab clients` installs the Node packages."""
 
 
+async def printed(words: Sequence[str], folder: Path, environ: Mapping[str, str], *, status: int = 0) -> str:
+    """What a program prints, on both outputs. It fails the test unless the program ends in time with this status."""
+    process = await asyncio.create_subprocess_exec(
+        *words,
+        cwd=folder,
+        env=environ,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(SECONDS):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert process.returncode == status, output.decode()
+    return output.decode()
+
+
 @dataclass(frozen=True)
 class Gateway:
     """Where the gateway answers (`url` ends in `/v1`), and the folder in which programs run."""
@@ -41,22 +61,8 @@ class Gateway:
         words = [sys.executable if one == "python" else one.replace(WRITTEN, self.url) for one in command]
         plain = {key: value for key, value in os.environ.items() if not key.startswith(("ANTIPHON_", "OPENAI_"))}
         path = os.pathsep.join((str(Path(sys.executable).parent), plain["PATH"]))
-        process = await asyncio.create_subprocess_exec(
-            *words,
-            cwd=self.folder,
-            env={**plain, "PATH": path, "ANTIPHON_URL": self.url, "MODEL": "demo", **(environ or {})},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        try:
-            async with asyncio.timeout(SECONDS):
-                output, _ = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-        assert process.returncode == 0, output.decode()
-        return output.decode().splitlines()
+        given = {**plain, "PATH": path, "ANTIPHON_URL": self.url, "MODEL": "demo", **(environ or {})}
+        return (await printed(words, self.folder, given)).splitlines()
 
     async def shell(self, text: str) -> list[str]:
         """The lines that a block of shell commands prints. The first command that fails ends it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
@@ -14,7 +13,8 @@ import pytest
 import yaml
 
 from tests.docs.blocks import REPOSITORY, block
-from tests.support.commands import SECONDS, commands, run_command
+from tests.docs.running import printed
+from tests.support.commands import commands, run_command
 from tests.support.installed_package import write_info
 
 _PAGE = "docs/how-to/extensions.md"
@@ -36,18 +36,7 @@ def package(tmp_path: Path) -> Path:
 
 async def _run(package: Path, *command: str, cwd: Path) -> str:
     path = os.pathsep.join((str(package), str(REPOSITORY / "src")))
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path},
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    async with asyncio.timeout(SECONDS):
-        said, _ = await process.communicate()
-    assert process.returncode == 0, said.decode()
-    return said.decode()
+    return await printed(command, cwd, {**os.environ, "PYTHONPATH": path})
 
 
 async def test_the_packages_own_test_passes(package: Path) -> None:

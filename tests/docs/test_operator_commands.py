@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tests.docs.blocks import REPOSITORY, block
+from tests.docs.running import printed
 from tests.support.commands import SECONDS, Command, commands, run_command
 
 # A quick test holds each block to its mark; this one runs the commands.
@@ -48,18 +49,8 @@ class Place:
         text = block(f"{_HOW_TO}/{page}", name).replace("http://127.0.0.1:8080/v1", self.url)
         path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
         plain = {key: value for key, value in os.environ.items() if not key.startswith("ANTIPHON_")}
-        shell = await asyncio.create_subprocess_exec(
-            *("bash", "-euo", "pipefail", "-c", text.replace("llama3.2", "demo")),
-            cwd=self.folder,
-            env={**plain, "PATH": path, **environ},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        async with asyncio.timeout(SECONDS):
-            said, _ = await shell.communicate()
-        assert shell.returncode == status, said.decode()
-        return said.decode()
+        words = ("bash", "-euo", "pipefail", "-c", text.replace("llama3.2", "demo"))
+        return await printed(words, self.folder, {**plain, "PATH": path, **environ}, status=status)
 
 
 @pytest.fixture

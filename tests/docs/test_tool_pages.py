@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
@@ -17,14 +16,12 @@ from antiphon.app.build import build
 from antiphon.config.settings import load_settings
 from antiphon.doors.http.server import HttpDoor
 from tests.docs.blocks import block
+from tests.docs.running import WRITTEN, printed
 from tests.support.chat_server import Answer, ChatServer, completion, json_answer
 from tests.support.sandbox_trial import trial
 
 # A quick test holds each block to its mark; this one runs the programs.
 pytestmark = pytest.mark.full
-
-WRITTEN = "http://127.0.0.1:8080/v1"
-SECONDS = 60
 
 
 @asynccontextmanager
@@ -47,16 +44,7 @@ async def _printed(code: str, url: str, folder: Path) -> list[str]:
     assert WRITTEN in code
     program = folder / "example.py"
     program.write_text(code.replace(WRITTEN, url))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, program, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        output, _ = await asyncio.wait_for(process.communicate(), SECONDS)
-    except TimeoutError:
-        process.kill()
-        raise
-    assert process.returncode == 0, output.decode()
-    return output.decode().splitlines()
+    return (await printed([sys.executable, str(program)], folder, os.environ)).splitlines()
 
 
 def _turn(tool: str, arguments: object, words: str) -> Sequence[Answer]:
