@@ -122,6 +122,15 @@ async def test_on_tcp_a_wrong_secret_is_refused(tmp_path: Path, presented: str |
         assert opened.store.records == {}
 
 
+async def test_a_test_runs_with_the_transport_that_it_names(tmp_path: Path, extproc_transport: TransportName) -> None:
+    """Only grpcio's server names the compressions that it accepts."""
+    async with open_door(tmp_path) as opened, Http2Peer(opened.address.removeprefix("unix:")) as peer:
+        call = peer.call("/grpc.health.v1.Health/Check")
+        peer.send(call, b"", end=True)
+        assert await peer.status(call) == GrpcStatus.OK
+        assert (b"grpc-accept-encoding" in peer.headers[call]) == (extproc_transport == "grpcio")
+
+
 @pytest.mark.parametrize("method", [f"/{SERVICE}/Process", "/grpc.health.v1.Health/Check"])
 async def test_a_strangers_call_is_over_before_its_message_is_here(
     tmp_path: Path, method: str, extproc_transport: TransportName
