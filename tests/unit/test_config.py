@@ -190,7 +190,7 @@ def test_what_only_looks_like_it_is_still_wrong(environ: dict[str, str]) -> None
         ("blobs: {endpoint: 'http://x'}", "url is not set"),
         ("sidecar: {grpc: '0.0.0.0:9000'}", "sidecar.grpc listens on TCP"),
         ("listen: nowhere", "is not HOST:PORT"),
-        ("cors: {origins: [app.example]}", "'app.example' is no origin"),
+        ("cors: {origins: [app.example]}", "cors.origins: entry 1 is no origin"),
         ("cors: {origins: ['https://app.example/page']}", "is no origin"),
         ("metrics: {listen: 'unix:/x'}", "is not HOST:PORT"),
         ("envoy: {metrics: 'unix:/x'}", "is not HOST:PORT"),

@@ -202,9 +202,11 @@ class CorsSettings(Section):
     @field_validator("origins")
     @classmethod
     def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in value:
+        for number, origin in enumerate(value, 1):
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
-                raise ValueError(f"{origin!r} is no origin, for example https://app.example or http://localhost:3000")
+                raise ValueError(
+                    f"entry {number} is no origin, for example https://app.example or http://localhost:3000"
+                )
         return value
 
 

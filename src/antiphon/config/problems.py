@@ -3,8 +3,8 @@
 Lives here: the messages for pydantic's findings, the nearest known name, and the printable part of an unknown name. Not
 here: rules between settings, whose messages pass unchanged (`settings.py`), names in sources (`sources.py`).
 
-Invariant: a message repeats no value, since a key may stand in the wrong place. It has no words of pydantic's, which
-speak of Python's types.
+Invariant: a message repeats no value that may be a secret, since a key may stand in the wrong place. It has no words of
+pydantic's, which speak of Python's types.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Iterable, Sequence
 
 from pydantic import ValidationError
 
+from antiphon.config.shown_urls import shown_text
 from antiphon.errors import ConfigError
+from antiphon.redaction import KEYS
 
 Place = tuple[str | int, ...]
 
@@ -58,9 +60,14 @@ def lines_of(error: ValidationError, above: Place = ()) -> list[str]:
             # Of a mapping's member, whose name is not a text.
             place, words = (*place[:-2], str(place[-2])), f"the name {words}"
         # A rule of our own may have found several.
-        said = words.format(**problem.get("ctx", {})).split("\n")
+        said = without_keys(words.format(**problem.get("ctx", {}))).split("\n")
         lines += (f"{written_place(place)}: {line}" for line in said)
     return lines
+
+
+def without_keys(words: str) -> str:
+    """A message without what looks like a key or a credential. A rule may repeat a name, and a key may stand there."""
+    return KEYS.sub("…", shown_text(words))
 
 
 def raise_wrong(wrong: Sequence[str]) -> None:

@@ -139,7 +139,7 @@ class EndpointPickerSettings(Section):
         if value is not None:
             host, port = parse_address(value)
             if host == "unix" or not value.rpartition(":")[0] or not port:
-                raise ValueError(f"{value} is not HOST:PORT")
+                raise ValueError("is not HOST:PORT")
         return value
 
     @model_validator(mode="after")

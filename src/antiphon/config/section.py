@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 import typing
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr
+
+from antiphon.config.shown_urls import shown_text, shown_value
+from antiphon.config.state_url import HIDDEN
 
 MIB = 1 << 20
 _MASK = str(SecretStr("x"))
@@ -44,6 +49,10 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True, json_schema_extra=_describe
     )
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, shown_value(value)
 
 
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
@@ -88,10 +97,10 @@ def parse_address(text: str) -> tuple[str, int]:
     if text.startswith("unix:"):
         return "unix", 0
     host, colon, port = text.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()):
-        raise ValueError(f"{text!r} is not HOST:PORT (or unix:PATH)")
+    if not colon or not (port.isascii() and port.isdigit()) or re.search(r"[/@\s]", host):
+        raise ValueError("is not HOST:PORT (or unix:PATH)")
     if int(port) > 65535:
-        raise ValueError(f"{text!r} is not HOST:PORT: the largest port is 65535")
+        raise ValueError("is not HOST:PORT: the largest port is 65535")
     return host.strip("[]") or "0.0.0.0", int(port)
 
 
@@ -102,8 +111,31 @@ def _address(text: str) -> str:
 
 def _tcp_address(text: str) -> str:
     if parse_address(text)[0] == "unix":
-        raise ValueError(f"{text} is not HOST:PORT")
+        raise ValueError("is not HOST:PORT")
     return text
+
+
+def _web_url(value: str) -> SplitResult:
+    wrong = ValueError("must be an http:// or https:// URL, for example http://127.0.0.1:11434/v1")
+    try:
+        parts = urlsplit(value)
+    except ValueError:
+        # Its own words hold what stands there.
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise wrong
+    try:
+        _ = parts.port
+    except ValueError:
+        raise ValueError("the port is no number below 65536") from None
+    return parts
+
+
+def _credential_url(value: str) -> str:
+    _web_url(value)
+    if HIDDEN in value and shown_text(value) == value:
+        raise ValueError(f"{HIDDEN} {NO_SECRET}")
+    return value
 
 
 def _url(value: str) -> str:
@@ -112,14 +144,7 @@ def _url(value: str) -> str:
 
 
 def _base_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be an http:// or https:// URL, for example http://127.0.0.1:11434/v1")
-    try:
-        _ = parts.port
-    except ValueError:
-        # Its own words hold what stands there.
-        raise ValueError("the port is no number below 65536") from None
+    parts = _web_url(value)
     if parts.username or parts.password:
         raise ValueError("must not hold credentials; use api_key")
     if parts.query or parts.fragment:
@@ -137,3 +162,5 @@ BaseUrl = Annotated[str, AfterValidator(_base_url)]
 """Of a server, without a slash at its end."""
 HttpUrl = Annotated[str, AfterValidator(_url)]
 """By the same rules, as it was written."""
+CredentialUrl = Annotated[str, AfterValidator(_credential_url)]
+"""A URL that may hold credentials, which no rendering shows."""

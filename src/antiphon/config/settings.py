@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 
@@ -29,6 +29,7 @@ from antiphon.config.processes import (
     TracingSettings,
 )
 from antiphon.config.section import Address, Section, parse_address
+from antiphon.config.shown_urls import shown_value, url_secrets
 from antiphon.config.sources import merge, read_environment, read_file, read_other_names, without_unknown
 from antiphon.config.state import (
     BackgroundSettings,
@@ -259,12 +260,13 @@ class Settings(Section):
         return self.sidecar.secret.get_secret_value() if self.sidecar.secret is not None else None
 
     def secrets(self) -> tuple[str, ...]:
-        """Every secret in the settings, in clear. Of a header's value: the part after its scheme."""
+        """Every secret in the settings, in clear, also those in URLs. Of a header's value: the part after its
+        scheme."""
         return tuple(dict.fromkeys(text.rpartition(" ")[2] for text in _secrets(self)))
 
     def redacted(self) -> dict[str, Any]:
-        """The effective settings as plain values, secrets replaced."""
-        return self.model_dump(mode="json")
+        """The effective settings as plain values, secrets replaced, also those in URLs."""
+        return cast(dict[str, Any], shown_value(self.model_dump(mode="json")))
 
 
 def _in_any_order(value: object) -> object:
@@ -277,6 +279,8 @@ def _secrets(value: object) -> Iterator[str]:
     elif isinstance(value, StateSettings):
         # Of a URL only the password: its other words stand in many a text.
         yield from value.passwords()
+    elif isinstance(value, str):
+        yield from url_secrets(value)
     elif isinstance(value, BaseModel):
         for _, one in value:
             yield from _secrets(one)

@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from antiphon.config.section import MIB, Secret, Section
+from antiphon.config.section import MIB, CredentialUrl, Secret, Section
 
 
 class ToolSettings(Section):
@@ -42,7 +42,7 @@ class WebSearchSettings(Section):
     provider: Literal["none", "searxng", "brave", "tavily"] = "none"
     """The search service. `none`: the tool is ignored, and listed in `antiphon-ignored`. A SearXNG of your own needs
     `json` among its `search.formats`."""
-    url: str | None = None
+    url: CredentialUrl | None = None
     """Base URL of the service. Required for searxng; unset for the others: the service's own."""
     api_key: Secret | None = None
     """The service's key (brave, tavily)."""
@@ -66,7 +66,7 @@ class WebSearchSettings(Section):
 class ConnectorSettings(Section):
     """An MCP server that requests name by `connector_id`."""
 
-    url: str
+    url: CredentialUrl
     """Its URL. Unlike a client's `server_url` it may be private, and plain http."""
     headers: dict[str, Secret] = Field(default_factory=dict)
     """Headers with the server's credentials. A request's own headers and `authorization` win over them."""

@@ -22,6 +22,7 @@ from pydantic import SecretStr
 from antiphon.config.processes import MetricsSettings
 from antiphon.config.section import field_paths
 from antiphon.config.settings import Settings
+from antiphon.config.shown_urls import shown_text
 from antiphon.envoy.routes import KEY_VARIABLE, SECRET_VARIABLE, key_variable
 from antiphon.envoy.tracing import header_variable
 
@@ -112,7 +113,7 @@ def _holds_secret(value: object) -> bool:
         return any(map(_holds_secret, value.values()))
     if isinstance(value, tuple | list):
         return any(map(_holds_secret, value))
-    return isinstance(value, SecretStr)
+    return isinstance(value, SecretStr) or (isinstance(value, str) and shown_text(value) != value)
 
 
 def _as_text(value: object) -> str:

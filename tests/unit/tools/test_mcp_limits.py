@@ -417,3 +417,9 @@ async def test_tools_of_a_deferred_server_are_deferred() -> None:
         played = Played(pages=[[_info("a")]])
         prepared = await played.mcp.prepare("owner", "resp_1", _tool(defer_loading=asked))
         assert [one.deferred for one in prepared.functions] == [asked is True]
+
+
+def test_what_of_an_operators_url_is_hidden() -> None:
+    url = "https://me:hunter2@h.example/mcp?transport=streamable&api_key=0123456789"
+    assert McpServer(url, registered=True).hide("hunter2 0123456789 streamable") == "… … streamable"
+    assert "hunter2" not in repr(McpServer(url)) and "hunter2" not in repr(Connector(url))

@@ -286,6 +286,15 @@ async def test_searxng(service: ChatServer) -> None:
     assert "site%3Aa.example" in asked.path.replace(":", "%3A") and asked.header("cookie") is None
 
 
+async def test_credentials_in_the_services_url_go_with_the_request(service: ChatServer) -> None:
+    service.script(json_answer({"results": []}))
+    url = service.url("").rstrip("/").replace("://", "://me:pw@") + "/base/?proxy_key=k3y"
+    assert await ask_service(Searxng(url)) == []
+    (asked,) = service.requests
+    assert asked.path.startswith("/base/search?") and {"proxy_key=k3y", "q=rain"} <= set(re.split("[?&]", asked.path))
+    assert asked.header("authorization") == "Basic bWU6cHc="
+
+
 async def test_brave(service: ChatServer) -> None:
     results = [{"url": "https://a.example", "title": "A", "description": "one", "extra_snippets": ["two"]}]
     service.script(json_answer({"web": {"results": results}}))

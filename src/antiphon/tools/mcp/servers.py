@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from antiphon.config.shown_urls import url_secrets
 from antiphon.engine.ports.hosted_tools import HostedTool
 from antiphon.errors import invalid_value, missing_parameter, missing_value, unsupported_parameter, wrong_value
 from antiphon.tools.declared import read_declared
@@ -165,7 +166,7 @@ _DOTS = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 class Connector:
     """A server that the operator registered under a name, with the headers that open it."""
 
-    url: str
+    url: str = field(repr=False)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
 
@@ -173,7 +174,7 @@ class Connector:
 class McpServer:
     """A server that may be reached. `registered`: by the operator, so that its address may be private."""
 
-    url: str
+    url: str = field(repr=False)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     registered: bool = False
 
@@ -191,6 +192,9 @@ class McpServer:
             for secret in (value, value.partition(" ")[2].strip()):
                 if len(secret) >= least:
                     text = text.replace(secret, "…")
+        for secret in url_secrets(self.url) if self.registered else ():
+            if len(secret) >= _SHORTEST_SECRET:
+                text = text.replace(secret, "…")
         return text
 
 

@@ -68,7 +68,9 @@ class SearchProvider:
     name = ""
 
     def __init__(self, url: str, *, key: str = "", seconds: float = 15.0) -> None:
-        self._url = url.rstrip("/")
+        # Parameters of the URL itself, such as a proxy's key, go with every request.
+        parts = urlsplit(url)
+        self._url = parts._replace(path=parts.path.rstrip("/"), fragment="")
         self._key = key
         self._seconds = seconds
         self._session: aiohttp.ClientSession | None = None
@@ -104,7 +106,7 @@ class SearchProvider:
         try:
             async with self._session.request(
                 "GET" if body is None else "POST",
-                self._url + path,
+                self._url._replace(path=self._url.path + path).geturl(),
                 params=query,
                 json=body,
                 headers={"accept": "application/json", **(headers or {})},
