@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,18 @@ def _given(path: tuple[str, ...], kind: Any, url: str) -> Any:
     return [url] if "tuple" in str(kind) else url
 
 
+TEXTS = [
+    (path, kind)
+    for path, kind in field_paths(Settings)
+    if re.search("str|Secret|Any|Settings", str(kind), re.IGNORECASE)
+]
+"""The settings that take a text, in themselves or in what they hold."""
+
+
 def _settings() -> Iterator[tuple[str, str, Settings]]:
     """Settings with a URL in one setting, for each setting that takes one."""
-    for path, kind in field_paths(Settings):
-        for url in URLS if "Path" not in str(kind) else ():
+    for path, kind in TEXTS:
+        for url in URLS:
             value = _given(path, kind, url)
             for part in reversed(path):
                 value = {part: value}
@@ -99,14 +108,15 @@ def test_no_setting_shows_the_credentials_of_its_url() -> None:
     for name, url, settings in _settings():
         taken.add(name)
         assert SECRET not in f"{settings!r}{settings!s}{settings.redacted()}", (name, url)
-        assert SECRET not in json.dumps(file_values(settings)), (name, url)
-        assert SECRET in "".join(secret_environment(settings).values()), (name, url)
+        if url in (URLS[0], URLS[4]):
+            assert SECRET not in json.dumps(file_values(settings)), (name, url)
+            assert SECRET in "".join(secret_environment(settings).values()), (name, url)
     assert taken >= {"web_search.url", "mcp.connectors", "mcp.allow", "models", "extensions"}
 
 
 def test_no_error_shows_the_credentials_of_a_url() -> None:
     refused: set[str] = set()
-    for path, kind in field_paths(Settings):
+    for path, kind in TEXTS:
         for url in (*URLS, f"foo://me:{SECRET}@h", f"https://[{SECRET}", f"https://me:{SECRET}/1@h", f"h:{SECRET}"):
             value = _given(path, kind, url)
             for part in reversed(path):

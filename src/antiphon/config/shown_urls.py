@@ -1,12 +1,12 @@
-"""Hides the credentials of URLs in the settings before somebody sees them.
+"""Hides the credentials of URLs in the settings.
 
-Lives here: the parts of a URL that are shown, and the secrets in one. It reads every text of the settings, since a URL
-may stand in any (also in those of other packages' tools). Not here: `state.url`, whose own parser knows more
+Lives here: the parts of a URL that are shown, and the secrets in one. It reads every text of the settings, because any
+of them may hold a URL (also those of other packages' tools). Not here: `state.url`, whose own parser knows more
 (`state_url.py`), and texts of upstreams (`redaction.py`).
 
-Of an http URL, the account and the values of all parameters are hidden: no list of names knows every service's
-parameter. In its path, a part that looks like a key is hidden. Of other URLs, the password is hidden and the parameters
-with a secret's name.
+In an http URL it hides the account and the values of all parameters, because services name their keys as they like. In
+its path it hides the parts that look like keys. In other URLs it hides the password, and parameters with a secret's
+name.
 
 Invariants: a text without a URL is returned unchanged. What is shown stays the same when it is read again.
 """
