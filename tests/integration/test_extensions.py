@@ -145,6 +145,116 @@ def test_a_secret_of_a_tool_is_hidden_like_any_other(packages: Path) -> None:
         assert with_extension_settings(settings) == settings
 
 
+STRICT = """
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
+
+
+class Inner(BaseModel):
+    key: SecretStr | None = None
+
+    @field_validator("key")
+    @classmethod
+    def _check(cls, value):
+        raise ValueError("not " + value.get_secret_value()[:6])
+
+
+class Settings(BaseModel):
+    key: SecretStr | None = None
+    inner: Inner | None = None
+    name: str = ""
+    number: int = 0
+    custom: str = ""
+    code: str = Field("", alias="the-code")
+
+    @field_validator("key")
+    @classmethod
+    def _check_key(cls, value):
+        raise ValueError("unusable: " + value.get_secret_value()[::-1])
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, value):
+        raise ValueError(f"the name {value} is too {value!r}")
+
+    @field_validator("number")
+    @classmethod
+    def _check_number(cls, value):
+        raise RuntimeError(f"no {value}, hunter2hunter2")
+
+    @field_validator("custom")
+    @classmethod
+    def _check_custom(cls, value):
+        from pydantic_core import PydanticCustomError
+        raise PydanticCustomError("less_than", "hunter2hunter2")
+
+    @field_validator("code")
+    @classmethod
+    def _check_code(cls, value):
+        raise KeyError(value)
+
+
+class Strict:
+    types = frozenset({"strict"})
+    settings_model = Settings
+
+    def __init__(self, settings):
+        pass
+"""
+FUSSY = """
+from pydantic import BaseModel, SecretStr
+
+
+class Settings(BaseModel):
+    key: SecretStr | None = None
+
+
+class Fussy:
+    types = frozenset({"fussy"})
+    settings_model = Settings
+
+    def __init__(self, settings):
+        raise ValueError(f"cannot log in with {settings.key.get_secret_value()}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"key": "hunter2hunter2"}, "extensions.strict.key: the tool refuses it"),
+        ({"inner": {"key": "hunter2hunter2"}}, "extensions.strict.inner.key: the tool refuses it"),
+        ({"name": "hunter2hunter2"}, "extensions.strict.name: the name … is too '…'"),
+        ({"name": "ab1"}, "extensions.strict.name: the name … is too '…'"),
+        (
+            {"number": 7},
+            "extensions.strict.number: the validator of tool 'strict' of strict 0.1 raised RuntimeError; correct the "
+            "value or the package",
+        ),
+        ({"the-code": "hunter2hunter2"}, "extensions.strict.the-code: the validator of tool 'strict' of strict 0.1 "),
+        (
+            {"custom": "x"},
+            "extensions.strict.custom: cannot be used as it is; the package's documentation says what it takes",
+        ),
+    ],
+)
+def test_a_validators_error_holds_no_value(packages: Path, given: dict[str, Any], said: str) -> None:
+    (packages / "strict_code.py").write_text(STRICT)
+    write_info(packages, "strict", "0.1", {"antiphon.tools": {"strict": "strict_code:Strict"}})
+    with installed(packages), pytest.raises(ConfigError) as raised:
+        with_extension_settings(load_settings({"extensions": {"strict": given}}))
+    told = str(raised.value)
+    assert told.startswith(said) and "\n" not in told
+    assert not [leak for leak in ("hunter", "2retnuh", "ab1") if leak in told]
+
+
+def test_a_tool_that_cannot_be_made_tells_no_secret(packages: Path) -> None:
+    (packages / "fussy_code.py").write_text(FUSSY)
+    write_info(packages, "fussy", "0.1", {"antiphon.tools": {"fussy": "fussy_code:Fussy"}})
+    settings = load_settings({"extensions": {"fussy": {"key": "hunter2hunter2"}}})
+    with installed(packages), pytest.raises(ConfigError) as raised:
+        list(make_extension_tools(settings))
+    assert str(raised.value) == ("tool 'fussy' of fussy 0.1 cannot be made: ValueError: cannot log in with [redacted]")
+
+
 PROMISED = {
     "ApiError": None,
     "CallKind": None,

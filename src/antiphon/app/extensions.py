@@ -10,23 +10,25 @@ its object is the `UpstreamProfile`.
 
 Invariant: an installed package is used, or the start fails with an error that names it. It replaces no tool or profile
 of Antiphon, and no two packages share a name. Each setting under `extensions` belongs to the model of an installed
-tool.
+tool. No error repeats a secret among these settings.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretBytes, SecretStr, ValidationError
 
 from antiphon.config.problems import MAPPING, Place, advice, lines_of, raise_wrong, written_place
 from antiphon.config.settings import Settings
 from antiphon.errors import ConfigError
+from antiphon.redaction import without
 from antiphon.translation.profiles import PROFILES, UpstreamProfile
 from antiphon.translation.request.field_support import all_names
 
@@ -97,7 +99,8 @@ def with_extension_settings(settings: Settings) -> Settings:
 
 def make_extension_tools(settings: Settings) -> Iterator[ServerTool]:
     """The tools of other packages, each with its settings. Raises `ConfigError`."""
-    checked = with_extension_settings(settings).extensions
+    settings = with_extension_settings(settings)
+    checked, secrets = settings.extensions, settings.secrets()
     for one in extensions():
         if one.kind != "tool":
             continue
@@ -106,7 +109,7 @@ def make_extension_tools(settings: Settings) -> Iterator[ServerTool]:
             tool = make(checked[one.name]) if one.name in checked else make()
             types = tool.types
         except Exception as error:
-            raise ConfigError(f"{one} cannot be made: {_said(error)}") from error
+            raise ConfigError(f"{one} cannot be made: {_said(error, secrets)}") from None
         if types != {one.name}:
             raise ConfigError(f"{one} must have the types {{{one.name!r}}}, and has {set(types)}")
         yield tool
@@ -161,12 +164,61 @@ def _checked_settings(one: Extension, values: object, wrong: list[str]) -> BaseM
         where = written_place((*place, str(name)))
         near = advice(where, (written_place((*place, other)) for other in known))
         wrong.append(f"{where} is not a setting of {one}{near}")
+    given = {name: value for name, value in values.items() if name in known}
     try:
-        return model.model_validate({name: value for name, value in values.items() if name in known})
+        return model.model_validate(given)
     except ValidationError as error:
-        wrong += lines_of(error, place)
-        return None
+        wrong += lines_of(error, place, lambda where, words: _words_without(words, model, where, given))
+    except Exception as error:
+        # A validator may raise any error, whose message may hold the value.
+        where = written_place((*place, *_raising(model, given)))
+        wrong.append(f"{where}: the validator of {one} raised {type(error).__name__}; correct the value or the package")
+    return None
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
+def _raising(model: type[BaseModel], given: Mapping[str, Any]) -> Iterator[str]:
+    """The first of these settings whose validator raises an unexpected error, if one alone does."""
+    for name, value in given.items():
+        try:
+            model.model_validate({name: value})
+        except ValidationError:
+            continue
+        except Exception:
+            yield name
+            return
+
+
+def _words_without(words: str, model: type[BaseModel], where: Place, given: Mapping[str, Any]) -> str:
+    """What a validator says, without the texts that the settings hold. Of a secret it shows nothing, since a message
+    may hold a part of it."""
+    of_all = [field.annotation for name, field in model.model_fields.items() if where[:1] in ((name,), (field.alias,))]
+    if any(map(_holds_secret, of_all)):
+        return "the tool refuses it"
+    texts = sorted(_texts(given), key=len, reverse=True)
+    for text in texts:
+        words = re.sub(rf"(?<!\w){re.escape(text)}(?!\w)", "…", words)
+    return without(words, texts)
+
+
+def _holds_secret(kind: Any) -> bool:
+    if isinstance(kind, type) and issubclass(kind, SecretStr | SecretBytes):
+        return True
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return any(_holds_secret(field.annotation) for field in kind.model_fields.values())
+    return any(map(_holds_secret, get_args(kind)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield from (value,) if value.strip() else ()
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _texts(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
+
+
+def _said(error: Exception, secrets: tuple[str, ...] = ()) -> str:
+    # The secrets first: a cut one is harder to find.
+    return without(f"{type(error).__name__}: {error}", secrets)[:300]

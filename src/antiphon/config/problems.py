@@ -10,7 +10,7 @@ pydantic's, which speak of Python's types.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import ValidationError
 
@@ -43,24 +43,38 @@ _WORDS = {
 }
 """By pydantic's name of the problem, or what that begins with (`int_parsing`, `int_from_float`)."""
 _OTHERWISE = "cannot be used as it is; docs/reference/configuration.md says what it takes"
+_OTHERWISE_IN_A_PACKAGE = "cannot be used as it is; the package's documentation says what it takes"
 
 
 class NotYaml(Exception):
     """A text is not YAML. The message holds nothing of the text."""
 
 
-def lines_of(error: ValidationError, above: Place = ()) -> list[str]:
-    """One line for each problem, which begins with the path of the setting. `above` is the path of the values."""
+Words = Callable[[Place, str], str]
+"""From the place of a value and the message of a rule about it, what may be shown of the message."""
+
+
+def lines_of(error: ValidationError, above: Place = (), rules_words: Words = lambda _, words: words) -> list[str]:
+    """One line for each problem, which begins with the path of the setting. `above` is the path of the values, and
+    `rules_words` decides about messages of rules in another package."""
     lines: list[str] = []
+    otherwise = _OTHERWISE_IN_A_PACKAGE if above else _OTHERWISE
     for problem in error.errors(include_input=False, include_url=False):
         kind = problem["type"]
-        words = _WORDS.get(kind) or _WORDS.get(kind.partition("_")[0], _OTHERWISE)
+        form = _WORDS.get(kind) or _WORDS.get(kind.partition("_")[0], otherwise)
+        try:
+            words = form.format(**problem.get("ctx", {}))
+        except (KeyError, ValueError):
+            # Another package's rule may give its error the name of one of pydantic's.
+            words = otherwise
+        if kind == "value_error":
+            words = rules_words(problem["loc"], words)
         place = (*above, *problem["loc"])
         if place[-1:] == ("[key]",):
             # Of a mapping's member, whose name is not a text.
             place, words = (*place[:-2], str(place[-2])), f"the name {words}"
         # A rule of our own may have found several.
-        said = without_keys(words.format(**problem.get("ctx", {}))).split("\n")
+        said = without_keys(words).split("\n")
         lines += (f"{written_place(place)}: {line}" for line in said)
     return lines
 
