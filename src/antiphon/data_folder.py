@@ -48,6 +48,7 @@ def _data_home(environ: Mapping[str, str]) -> str:
     if os.path.isabs(given):
         return given
     home = environ.get("HOME", "")
-    # A user without a home folder has `/`, or a folder that does not exist.
-    usable = os.path.isabs(home) and os.path.normpath(home) != "/" and os.path.isdir(home)
+    # A user without a home folder has `/` (also written as `//`, which `normpath` keeps), or a folder that does not
+    # exist.
+    usable = os.path.isabs(home) and os.path.isdir(home) and not os.path.samefile(home, "/")
     return os.path.join(home, ".local", "share") if usable else ""

@@ -1,6 +1,7 @@
 """Creates the data folder, and the keys in it when none is configured.
 
-Lives here: the folder, which only this user can access, and the file of a key. Not here: the purpose of a key, and the
+Lives here: the folder, which only this user can access when it is new, and the file of a key. Also whether other users
+can write in a folder that existed before. Not here: the purpose of a key, and the
 data that depends on it (`app/keys.py`).
 
 Invariant: the file has mode 0600 before it has content. If several processes start at once, all use one complete key.
@@ -11,8 +12,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from antiphon.errors import ConfigError
 
@@ -65,3 +68,18 @@ def prepare_data(folder: Path) -> None:
         raise ConfigError(
             f"data: the folder {folder} cannot be created: {error.strerror}; choose another with --data"
         ) from None
+
+
+def exposed(folder: Path, found: os.stat_result, user: int) -> tuple[Literal["problem", "note"], str, str] | None:
+    """Which other users of this machine can exchange the keys and databases in the data folder: how bad it is, what is
+    wrong, and advice. `found` is the folder's status, `user` this process's. None when no other user can.
+
+    A folder of root is the usual volume of a container, also one in which everybody may write.
+    """
+    whose = "" if found.st_uid in (user, 0) else f"belongs to another user (uid {found.st_uid})"
+    open_to = "lets every user of this machine write" if found.st_mode & stat.S_IWOTH else ""
+    if not whose and not open_to:
+        return None
+    what = f"data folder {folder} {' and '.join(filter(None, (whose, open_to)))}: keys and stored data are not safe"
+    advice = "choose another with --data, or give it to this user and run chmod 700 on it"
+    return "problem" if whose and open_to else "note", what, advice

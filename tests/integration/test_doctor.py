@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from antiphon.commands.doctor.upstream_probes import ProbedFeature
 from antiphon.commands.doctor.upstream_report import examine, fitting_profile
 from antiphon.config.settings import Settings
 from antiphon.config.tools import CodeInterpreterSettings
+from antiphon.local_keys import exposed
 from antiphon.tools.code_interpreter.local import Trial
 from antiphon.translation.profiles import PROFILES
 from tests.support.chat_server import (
@@ -144,6 +146,41 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     have()
     return have
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "user", "verdict", "said"),
+    [
+        (1000, 0o700, 1000, None, ""),
+        (1000, 0o775, 1000, None, ""),
+        (0, 0o755, 1000, None, ""),
+        (0, 0o777, 1000, "note", "lets every user of this machine write"),
+        (1000, 0o777, 1000, "note", "lets every user of this machine write"),
+        (1001, 0o770, 1000, "note", "belongs to another user (uid 1001)"),
+        (1001, 0o700, 0, "note", "belongs to another user (uid 1001)"),
+        (1001, 0o1777, 0, "problem", "belongs to another user (uid 1001) and lets every user of this machine write"),
+        (1001, 0o777, 1000, "problem", "belongs to another user (uid 1001) and lets every user of this machine write"),
+    ],
+)
+def test_whose_data_folder_it_is(owner: int, mode: int, user: int, verdict: str | None, said: str) -> None:
+    found = os.stat_result((stat.S_IFDIR | mode, 0, 0, 1, owner, owner, 0, 0, 0, 0))
+    danger = exposed(Path("/data"), found, user)
+    assert (danger and danger[0]) == verdict
+    assert danger is None or danger[1].startswith(f"data folder /data {said}: ")
+
+
+async def test_a_data_folder_in_which_everybody_may_write_is_seen(doctor: Doctor, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o777)
+    # As root, the folder can be another user's too.
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "data", 12345, -1)
+    async with ChatServer() as server:
+        server.default = chat_server()
+        report = await doctor(server.base_url)
+    (found,) = [one for one in report.findings if "lets every user of this machine write" in one["what"]]
+    assert found["verdict"] == ("problem" if os.geteuid() == 0 else "note")
+    assert report.status == (1 if os.geteuid() == 0 else 0)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,9 @@ def test_elsewhere_it_is_a_folder_of_the_user(home: Path, current: Path) -> None
     assert default_data_folder(str(current), {**environ, "XDG_DATA_HOME": "data"}) == f"{home}/.local/share/antiphon"
 
 
-@pytest.mark.parametrize("environ", [{}, {"HOME": "/"}, {"HOME": "/no/such/folder"}, {"HOME": "here"}])
-def test_without_a_home_it_is_in_the_current_folder(environ: dict[str, str], current: Path) -> None:
+@pytest.mark.parametrize("home", [None, "/", "//", "///", "/.", "/proc/../", "/no/such/folder", "here"])
+def test_without_a_home_it_is_in_the_current_folder(home: str | None, current: Path) -> None:
+    environ = {} if home is None else {"HOME": home}
     assert default_data_folder(str(current), environ) == ".antiphon"
 
 

@@ -39,7 +39,7 @@ from antiphon.envoy.sidecars import endpoints
 from antiphon.envoy.versions import FEATURES, NEWEST, OLDEST, find_envoy, full_version, parse_version
 from antiphon.errors import AntiphonError, ConfigError
 from antiphon.extras import how_to_install
-from antiphon.local_keys import prepare_data
+from antiphon.local_keys import exposed, prepare_data
 from antiphon.stores.backend import StateNeeds
 from antiphon.stores.blobs import open_blobs
 from antiphon.stores.state_report import examine_state
@@ -116,6 +116,8 @@ def _data_folder(settings: Settings) -> Iterator[Finding]:
         yield Finding(_HERE, "problem", f"data folder {settings.data}: {error}", "choose another with --data")
     else:
         yield Finding(_HERE, "ok", f"data folder {settings.data.absolute()} can be written")
+        if (danger := exposed(settings.data.absolute(), settings.data.stat(), os.geteuid())) is not None:
+            yield Finding(_HERE, *danger)
 
 
 def _space(settings: Settings) -> Iterator[Finding]:
