@@ -21,7 +21,8 @@ def main() -> int:
         # a SIGTERM during the start would be lost, and the pod would stay for its whole grace period.
         signal.signal(signal.SIGTERM, _ended)
     words = sys.argv[1:]
-    if words[:1] == ["health"]:
+    # Only the whole command line has the descriptions for the help.
+    if words[:1] == ["health"] and not {"-h", "--help"} & set(words):
         from antiphon.commands import health
 
         return health.main(words[1:])

@@ -97,11 +97,16 @@ async def test_a_late_head_is_not_silence(server: ChatServer) -> None:
     await upstream.aclose()
 
 
-@pytest.mark.parametrize("step", [Close(), Reset(), Raw(b"")], ids=["closed", "reset", "empty"])
-async def test_hangs_up_without_a_head(server: ChatServer, step: Raw | Close | Reset) -> None:
+@pytest.mark.parametrize(
+    ("step", "did"),
+    [(Close(), "closed"), (Reset(), "reset"), (Raw(b""), "closed")],
+    ids=["closed", "reset", "empty"],
+)
+async def test_hangs_up_without_a_head(server: ChatServer, step: Raw | Close | Reset, did: str) -> None:
     server.script(Answer(parts=(step, Close()), framing="none"))
     parts, error = await fail(client(server))
-    assert parts == b"" and error.fault is UpstreamFault.CUT and "before the head" in error.detail
+    assert parts == b"" and error.fault is UpstreamFault.CUT
+    assert error.detail == f"the upstream {did} the connection before the head of its answer"
     assert len(server.requests) == 1
 
 
@@ -112,7 +117,9 @@ async def test_hangs_up_without_a_head(server: ChatServer, step: Raw | Close | R
 )
 async def test_speaks_something_else(server: ChatServer, garbage: bytes) -> None:
     server.script(Answer(parts=(Raw(garbage), Close()), framing="none"))
-    assert (await fail(client(server)))[1].fault is UpstreamFault.CUT
+    error = (await fail(client(server)))[1]
+    assert error.fault is UpstreamFault.CUT
+    assert error.detail == "the upstream sent what is not HTTP before the head of its answer"
 
 
 @pytest.mark.parametrize("framing", ["chunked", "length"])
@@ -130,7 +137,9 @@ async def test_stops_in_the_middle(server: ChatServer, framing: str, step: Close
                 if parts == b"".join(sent):
                     gate.set()
     assert parts == b"".join(sent)
-    assert failure.value.error.fault is UpstreamFault.CUT
+    assert failure.value.error == UpstreamError(
+        UpstreamFault.CUT, "the upstream ended the body early, or sent a broken one"
+    )
     await upstream.aclose()
 
 

@@ -16,6 +16,7 @@ from aiohttp import web
 from openai import AsyncOpenAI
 
 from antiphon.demo_upstream import MODELS, DemoError, chunks, completion, make_app, reply
+from antiphon.translation.profiles import named_by_list
 
 TOOL = {
     "type": "function",
@@ -242,6 +243,12 @@ async def test_an_openai_client_can_use_it(client: AsyncOpenAI) -> None:
         await client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "error 429"}])
     with pytest.raises(openai.NotFoundError):
         await client.chat.completions.create(model="gpt", messages=[{"role": "user", "content": "hi"}])
+
+
+async def test_antiphon_knows_it(base_url: str) -> None:
+    """So nobody who tries Antiphon out is warned of an unknown server."""
+    async with aiohttp.ClientSession() as session, session.get(f"{base_url}/models") as listed:
+        assert named_by_list(await listed.json(), "") == "generic"
 
 
 @pytest.mark.parametrize("stream", [False, True])

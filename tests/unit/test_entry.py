@@ -29,3 +29,10 @@ entry.main()
 def test_a_process_that_is_told_to_leave_while_it_starts_ends(process: str, status: int) -> None:
     ended = subprocess.run([sys.executable, "-c", _PROGRAM, process, "extproc"], timeout=60, check=False)
     assert ended.returncode == status
+
+
+def test_the_help_of_health_is_the_whole_one() -> None:
+    """Its fast start leaves the other commands out, but not its own description."""
+    command = [sys.executable, "-m", "antiphon", "health", "--help"]
+    shown = subprocess.run(command, timeout=60, check=True, capture_output=True, text=True).stdout
+    assert "Exit with status 0 if a running instance answers" in shown and "example:\n  antiphon health\n" in shown

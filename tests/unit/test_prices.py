@@ -123,7 +123,7 @@ async def test_old_sums_go_only_when_one_is_sure(tmp_path: Path) -> None:
         1,
         "Would delete the sums of all days before 2026-01-02. Say --yes to do it.\n",
     )
-    assert await _shown(tmp_path, forget_before="2026-01-02", yes=True) == (0, "gone: 1 sums\n")
+    assert await _shown(tmp_path, forget_before="2026-01-02", yes=True) == (0, "deleted: 1 daily sums\n")
 
 
 def test_what_is_wrong_is_said() -> None:

@@ -11,6 +11,7 @@ reads on to the end after `[DONE]`, as the runner does for a moment.)
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -81,7 +82,7 @@ class HttpUpstream:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # Connected, and then no HTTP head: the peer hung up, or speaks something else.
             _let_go(error)
-            raise _failed(UpstreamFault.CUT, f"{_describe(error)} before the head") from None
+            raise _failed(UpstreamFault.CUT, f"{_breaking(error)} before the head of its answer") from None
         try:
             yield _UpstreamAnswer(response, self._idle_seconds, self._body_limit)
         finally:
@@ -195,7 +196,9 @@ class _UpstreamAnswer:
     def _failure(self, error: Exception) -> UpstreamCallFailed:
         if isinstance(error, TimeoutError):
             return _failed(UpstreamFault.TIMED_OUT, f"silent for {self._idle_seconds:g} s (timeouts.idle)")
-        return _failed(UpstreamFault.CUT, f"{_describe(error)} in the body")
+        if isinstance(error, aiohttp.ClientPayloadError):
+            return _failed(UpstreamFault.CUT, "the upstream ended the body early, or sent a broken one")
+        return _failed(UpstreamFault.CUT, f"{_breaking(error)} within the body")
 
 
 def _let_go(error: BaseException) -> None:
@@ -234,6 +237,17 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return f"{type(error).__name__} ({os.strerror(error.errno)})"
     return type(error).__name__
+
+
+def _breaking(error: BaseException) -> str:
+    """What the upstream did to a connection that was open, in plain words."""
+    if isinstance(error, ConnectionResetError) or getattr(error, "errno", None) == errno.ECONNRESET:
+        return "the upstream reset the connection"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the upstream closed the connection"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "the upstream sent what is not HTTP"
+    return f"the connection to the upstream broke ({_describe(error)})"
 
 
 def _failed(fault: UpstreamFault, detail: str) -> UpstreamCallFailed:

@@ -20,6 +20,8 @@ def _list(*owners: Any) -> dict[str, Any]:
         (_list("llamacpp"), "nginx", "llamacpp"),
         (_list("library"), "", "ollama"),
         (_list("organization_owner"), "", "lmstudio"),
+        # The demo upstream.
+        (_list("antiphon-demo"), "", "generic"),
         # The first owner that says anything; a list says more than a header does.
         (_list("somebody", None, 5, "sglang", "vllm"), "llama.cpp", "sglang"),
         ({"data": [5, None, {"owned_by": "vllm"}]}, "", "vllm"),

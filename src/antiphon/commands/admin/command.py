@@ -156,7 +156,7 @@ async def _usage(settings: Settings, arguments: argparse.Namespace) -> int:
 
 async def _purge(settings: Settings) -> str:
     async with aclosing(await _stores(settings)) as stores:
-        chains, conversations, events = await stores.retention.sweep()
+        chains, conversations, streams = await stores.retention.sweep()
         vectors = await stores.open_vectors() if stores.has_vectors() else None
         try:
             if vectors is not None:
@@ -167,7 +167,10 @@ async def _purge(settings: Settings) -> str:
         finally:
             if vectors is not None:
                 await vectors.aclose()
-    return f"gone: {chains} chains, {conversations} conversations, {events} pieces of streams, {expired} files"
+    return (
+        f"deleted: {chains} groups of linked responses, {conversations} conversations, {streams} streams of "
+        f"background responses, {expired} files"
+    )
 
 
 async def _export(settings: Settings, owner: str, folder: Path | None) -> int:
@@ -279,7 +282,7 @@ async def show_usage(store: UsageStore, arguments: argparse.Namespace, owner: st
         if not arguments.yes:
             out.write(f"Would delete the sums of all days before {before}. Say --yes to do it.\n")
             return 1
-        out.write(f"gone: {await store.forget(before)} sums\n")
+        out.write(f"deleted: {await store.forget(before)} daily sums\n")
         return 0
     by = read_by(arguments.by)
     since, until = read_day("--since", arguments.since), read_day("--until", arguments.until)

@@ -21,13 +21,16 @@ from typing import Any
 from antiphon.translation.profiles.profile import UpstreamProfile, read_flags, with_flags
 from antiphon.translation.profiles.vendors import VENDORS
 
-__all__ = ["PROFILES", "UpstreamProfile", "choose_profile", "named_by_list", "read_flags", "with_flags"]
+__all__ = ["DEMO_OWNER", "PROFILES", "UpstreamProfile", "choose_profile", "named_by_list", "read_flags", "with_flags"]
 
 PROFILES: dict[str, UpstreamProfile] = {
     "generic": UpstreamProfile("generic", title="any other chat server"),
     **{profile.name: profile for profile in VENDORS},
 }
 """Every profile by name, `generic` first."""
+
+DEMO_OWNER = "antiphon-demo"
+"""The owner of the demo upstream's models."""
 
 
 def choose_profile(name: str, host: str, profiles: Mapping[str, UpstreamProfile] = PROFILES) -> UpstreamProfile:
@@ -38,6 +41,8 @@ def choose_profile(name: str, host: str, profiles: Mapping[str, UpstreamProfile]
 
 
 _OWNERS = {profile.owned_by: profile.name for profile in VENDORS if profile.owned_by}
+# The demo upstream needs nothing special.
+_OWNERS[DEMO_OWNER] = "generic"
 _SERVERS = {profile.server: profile.name for profile in VENDORS if profile.server}
 
 
