@@ -4,8 +4,9 @@ Lives here: the requests, reading an answer, what an answer holds (`features_of`
 `INDEX.tsv`. Not here: what the tests do with recordings (`tests/support/recordings.py`, `lab/golden.py`). The format:
 docs/contributing/recordings.md.
 
-Invariants: no header is written, and the key is in no file, however the server shows it; no file is overwritten, and
-files are written only when every request has its answer.
+Invariants: No header but the content type is written. The key is in no file: the plain key is redacted, and an answer
+that shows it in another way (escaped, split over the parts of a stream) is refused. No file is overwritten. Files are
+written only when every request has its answer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from antiphon.redaction import bytes_without
+from antiphon.redaction import bytes_without, without
 
 Object = dict[str, Any]
 
 FOLDER = Path(__file__).parent.parent / "tests" / "recordings"
 _SECONDS = 300.0
+_MOST_BYTES = 16 << 20
 _COLUMNS = (
     "file",
     "provider",
@@ -44,6 +46,7 @@ _COLUMNS = (
     "status",
 )
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+_LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,200}")
 _WEATHER: Object = {
     "type": "function",
     "function": {
@@ -94,7 +97,7 @@ REQUESTS: dict[str, Object] = {
     },
     "unknown-model": {"messages": [{"role": "user", "content": "Hi"}], "model": "no-such-model"},
 }
-"""What is asked, by the end of the file's name. A request without a model is sent with the recorded one."""
+"""The requests, by the end of the file's name. A request without a model is sent with the recorded one."""
 
 _WORDS = (
     "text",
@@ -164,9 +167,13 @@ def data_of(answer: Answer) -> list[str]:
 
 
 def features_of(request: Object, answer: Answer) -> list[str]:
-    """What the answer holds, and what of the request made it so: the words of the column `features`."""
+    """The features of the answer and of its request, in the words of the column `features`. Raises `CannotRecord` for
+    an answer in another shape than Chat Completions has."""
     chunks = [one for one in map(_decoded, data_of(answer)) if isinstance(one, dict)]
-    found = set(_of_chunks(chunks, answer.streamed))
+    try:
+        found = set(_of_chunks(chunks, answer.streamed))
+    except (AttributeError, TypeError, ValueError):
+        raise CannotRecord("An answer is not in the shape of Chat Completions: its fields have other types.") from None
     if answer.status >= 400:
         found.add("error")
     if not answer.body.isascii():
@@ -222,8 +229,32 @@ def _of_chunks(chunks: list[Object], streamed: bool) -> Iterator[str]:
 def _decoded(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+
+
+def shows(answer: Answer, secrets: tuple[str, ...]) -> bool:
+    """Whether the answer shows one of these secrets, also with escaped letters or split over the parts of a stream."""
+    fields: dict[str, list[str]] = {}
+    for value in map(_decoded, data_of(answer)):
+        for name, text in _texts(value):
+            fields.setdefault(name, []).append(text)
+    texts = (answer.content_type, answer.body.decode("utf-8", "replace"), *("".join(each) for each in fields.values()))
+    return any(without(text, secrets) != text for text in texts)
+
+
+def _texts(value: object) -> Iterator[tuple[str, str]]:
+    """All texts in a decoded value, names included, each with the name of its field."""
+    waiting = [("", value)]
+    while waiting:
+        name, one = waiting.pop()
+        if isinstance(one, str):
+            yield name, one
+        elif isinstance(one, list):
+            waiting += [(name, each) for each in reversed(one)]
+        elif isinstance(one, dict):
+            yield from (("", each) for each in one)
+            waiting += reversed(one.items())
 
 
 # Files
@@ -236,8 +267,10 @@ def file_name(source: Source, kind: str) -> str:
 
 
 def recording_of(source: Source, kind: str, request: Object, answer: Answer) -> Object:
-    """The content of a recording's file. Raises `CannotRecord` for an answer that is no text."""
+    """The content of a recording's file. Raises `CannotRecord` for an answer that is no text, or shows the key."""
     body = bytes_without(answer.body, source.secrets)
+    if shows(replace(answer, body=body), source.secrets):
+        raise CannotRecord(f"The answer to {kind} shows the key in a form that cannot be removed. It is not recorded.")
     reads = answer.reads if body == answer.body else ()
     try:
         text = body.decode()
@@ -339,7 +372,12 @@ async def ask(session: aiohttp.ClientSession, url: str, request: Object) -> Answ
         async with session.post(
             f"{url}/chat/completions", json=request, headers={"accept-encoding": "identity"}
         ) as got:
-            parts = [part async for part in got.content.iter_any()]
+            parts, size = list[bytes](), 0
+            async for part in got.content.iter_any():
+                size += len(part)
+                if size > _MOST_BYTES:
+                    raise CannotRecord(f"The server at {url} sent more than {_MOST_BYTES >> 20} MiB for one answer.")
+                parts.append(part)
             return Answer(got.status, got.headers.get("content-type", ""), b"".join(parts), tuple(map(len, parts)))
     except (aiohttp.ClientError, TimeoutError) as error:
         raise CannotRecord(f"The server at {url} gave no whole answer: {type(error).__name__}.") from None
@@ -350,9 +388,16 @@ async def first_model(url: str, secrets: tuple[str, ...]) -> str:
     headers = {"authorization": f"Bearer {secrets[0]}"} if secrets else {}
     try:
         async with aiohttp.ClientSession(headers=headers) as session, session.get(f"{url}/models") as got:
-            return str((await got.json(content_type=None))["data"][0]["id"])
-    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, IndexError, TypeError):
+            return str(json.loads(await got.content.read(_MOST_BYTES))["data"][0]["id"])
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, IndexError, TypeError, RecursionError):
         raise CannotRecord(f"The server at {url} lists no models: name one with --model.") from None
+
+
+def _one_line(text: str) -> str:
+    """The text of a column of `INDEX.tsv`."""
+    if not _LINE.fullmatch(text):
+        raise argparse.ArgumentTypeError("use at most 200 characters without tabs and line breaks")
+    return text
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -363,7 +408,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--provider", required=True, metavar="NAME", help="folder of the recordings; usually a profile")
     parser.add_argument("--model", help="the model; default: the first of the server's list")
     parser.add_argument("--key-env", metavar="NAME", help="variable with the server's key; default: no key is sent")
-    parser.add_argument("--licence", default="Apache-2.0", help="by which others may use them; default: %(default)s")
+    parser.add_argument(
+        "--licence", type=_one_line, default="Apache-2.0", help="by which others may use them; default: %(default)s"
+    )
     parser.add_argument("--only", action="append", choices=list(REQUESTS), help="only this request; may be repeated")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where they go; default: tests/recordings")
     given = parser.parse_args(arguments)
@@ -386,6 +433,10 @@ async def _main(given: argparse.Namespace) -> int:
         raise CannotRecord(f"--key-env: the variable {given.key_env} is not set.")
     secrets = (key,) if key else ()
     model = given.model or await first_model(url, secrets)
+    if not _LINE.fullmatch(model):
+        raise CannotRecord("The model's name has control characters or is longer than 200: name another with --model.")
+    if without(model, secrets) != model:
+        raise CannotRecord("The model's name shows the key: name another model with --model.")
     source = Source(given.provider, model, given.licence, datetime.now(UTC).date().isoformat(), secrets)
     kinds = given.only or list(REQUESTS)
     there = [name for kind in kinds if (given.folder / (name := file_name(source, kind))).exists()]

@@ -18,7 +18,7 @@ from antiphon.demo_upstream import make_app
 from antiphon.translation import profiles
 from antiphon.translation.profiles import PROFILES, UpstreamProfile
 from lab.record import REQUESTS, Answer, data_of, features_of, with_rows
-from tests.support.chat_server import ChatServer, completion, json_answer
+from tests.support.chat_server import ChatServer, answer, completion, json_answer
 from tests.support.goldens import render
 from tests.support.recordings import all_recordings, recordings_in
 
@@ -93,6 +93,68 @@ async def test_the_key_is_in_no_file(tmp_path: Path) -> None:
     assert recording.status == 401 and b"[redacted]" in recording.body
     written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) == 2 and KEY not in "".join((*written, printed))
+
+
+_LETTERS = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content_type", "body"),
+    [
+        ("text", f"application/json; note={KEY}", b"{}"),
+        ("text", "application/json", b'{"error": {"message": "%b"}}' % _LETTERS.encode()),
+        ("text", "application/json", b'{"%b": 1}' % _LETTERS.encode()),
+        (
+            "text-stream",
+            "text/event-stream",
+            b"".join(b'data: {"choices":[{"delta":{"content":"%c"}}]}\n\n' % letter for letter in KEY.encode()),
+        ),
+    ],
+)
+async def test_an_answer_that_hides_the_key_is_refused(
+    tmp_path: Path, kind: str, content_type: str, body: bytes
+) -> None:
+    async with ChatServer() as chat:
+        chat.script(answer(200, [("content-type", content_type)], [body]))
+        given = ("--model", "m", "--only", kind, "--key-env", "SOME_KEY")
+        status, printed = await record(tmp_path, chat.base_url, *given)
+    assert status == 1 and "shows the key" in printed and KEY not in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"choices": 5}',
+        b'{"choices": ["x"]}',
+        b'{"choices": [{"message": {"tool_calls": 3}}]}',
+        b'{"choices": [{"message": {"tool_calls": [{"function": "f"}]}}]}',
+        b"[" * 100_000,
+    ],
+)
+async def test_a_malformed_answer_ends_with_a_sentence_or_is_recorded(tmp_path: Path, body: bytes) -> None:
+    async with ChatServer() as chat:
+        chat.script(answer(200, [("content-type", "application/json")], [body]))
+        status, printed = await record(tmp_path, chat.base_url, "--model", "m", "--only", "text")
+    assert "Traceback" not in printed
+    assert status == (0 if body.startswith(b"[") else 1), printed
+
+
+async def test_an_endless_answer_is_cut_off(tmp_path: Path) -> None:
+    async with ChatServer() as chat:
+        chat.script(answer(200, [("content-type", "text/event-stream")], [b"data: {}\n\n" * 100_000] * 40))
+        status, printed = await record(tmp_path, chat.base_url, "--model", "m", "--only", "text-stream")
+    assert status == 1 and "sent more than 16 MiB for one answer" in printed
+
+
+@pytest.mark.parametrize("name", ["a\tb", "a\nb", "x" * 201, KEY])
+async def test_a_name_that_would_break_the_table_is_refused(tmp_path: Path, name: str) -> None:
+    async with ChatServer() as chat:
+        chat.script(json_answer({"data": [{"id": name}]}))
+        status, printed = await record(tmp_path, chat.base_url, "--key-env", "SOME_KEY")
+        assert status == 1 and "The model's name" in printed and KEY not in printed
+        status, printed = await record(tmp_path, chat.base_url, "--model", "m", "--licence", "a\tb")
+    assert status == 2 and "without tabs and line breaks" in printed
 
 
 async def test_an_answer_without_reasoning_is_no_recording_of_reasoning(tmp_path: Path) -> None:
