@@ -293,7 +293,7 @@ def test_a_backup_and_what_is_restored_from_it(data: Path, elsewhere: Path, caps
     shutil.rmtree(data / "containers")  # these are in no backup
     assert main(["admin", "backup", "--data", str(data), "--to", str(archive)]) == 0
     said = capsys.readouterr().out
-    assert "contents of 2 files" in said and "it holds owner.key and sealing.key: whoever reads it" in said
+    assert "contents of 2 files" in said and "it holds owner.key and sealing.key: keep it secret" in said
     assert main(["admin", "owners", "--data", str(data)]) == 0
     before = capsys.readouterr().out
     assert main(["admin", "restore", "--from", str(archive), "--data", str(again)]) == 0

@@ -315,7 +315,7 @@ async def test_usage_that_may_not_be_asked_for(doctor: Doctor) -> None:
     assert report.status == 1
     assert report.line("streaming: yes") and report.line("usage in streams: no").startswith("problem")
     assert report.line("profile generic sends").endswith(
-        "upstream.profile: databricks (whoever it is named after: it leaves these out)"
+        "upstream.profile: databricks (ignore its name: it sends only what your server accepts)"
     )
 
 

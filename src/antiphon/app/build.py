@@ -1,8 +1,8 @@
 """Builds one serving process from the settings (the composition root).
 
-Lives here: building the parts of a process and its background work; when a sweep runs, in which process, and how its
-failures are handled; draining and closing in order. Not here: any decision about a request, the larger parts (the other
-modules of this folder), the servers.
+Lives here: building the parts of a process and its background work; when and where sweeps run, and their failures;
+draining and closing. Not here: any decision about a request, the larger parts (the other modules of this folder), the
+servers.
 
 Invariant: `App.aclose` finishes the accepted work (above all saves) before it closes the resources for it.
 """

@@ -29,7 +29,7 @@ _LONGEST_SOCKET_PATH: Final = 107
 _WAYS_OUT = {
     errno.EADDRINUSE: "stop what listens there, or choose another address with --listen (port 0: any free port)",
     errno.EACCES: "a port below 1024 needs a special privilege: choose a higher one with --listen",
-    errno.EADDRNOTAVAIL: "this machine has no such address: choose one of its own, or 0.0.0.0 for all, with --listen",
+    errno.EADDRNOTAVAIL: "this machine has no such address: choose one that it has, or 0.0.0.0 for all, with --listen",
 }
 
 

@@ -8,7 +8,7 @@ Lives here: the selection of these lines, and the distinction between a client t
 off. The fields equal those of the sidecar's lines (`observability/outcome.py`). Not here: the full access log
 (`bootstrap.py`), which a setting enables.
 
-The line does not contain the upstream's message, so it cannot distinguish an unknown model (404) from a wrong path: it
+The line does not contain the upstream's message. So it cannot distinguish an unknown model (404) from a wrong path, and
 blames the client for both. A sidecar that dies writes no lines for its requests, so each of them gets one here.
 
 Invariant: a request with a line of the sidecar gets no line `request` here.

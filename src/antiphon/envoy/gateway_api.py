@@ -70,23 +70,26 @@ def objects(
     listeners = [f"{place.namespace}/{place.name}/{one}" for one in place.listeners]
     entries = json_patches(found, made, listeners, f"{place.namespace}/{NAME}")
     return [
-        ("The sidecar's settings, where the managed Envoys run.", gateway_pod.settings_map(sidecar, SYSTEM)),
+        ("The sidecar's settings, in the namespace of the managed Envoys.", gateway_pod.settings_map(sidecar, SYSTEM)),
         *(
             [
                 (
-                    "The managed Envoy, with the sidecar beside it; all else is as the GatewayClass says. The data\n"
-                    "folder ends with the pod: for more than one replica, or to keep what is stored, set state.url.",
+                    "Puts the sidecar into the managed Envoy's pod. The GatewayClass decides the rest. The data\n"
+                    "folder ends with the pod. Set state.url for several replicas, or to keep stored data.",
                     _object(_ENVOY_GATEWAY, "EnvoyProxy", place, _envoy_proxy(settings, sidecar, place, version)),
                 )
             ]
             if place.envoy_proxy is None
             else []
         ),
-        *(("Where a route leads that is not patched: to an address where nobody is.", one) for one in _nowhere(place)),
+        *(
+            ("Routes that lack Antiphon's patch lead to this address, where no server listens.", one)
+            for one in _nowhere(place)
+        ),
         *(
             [
                 (
-                    "What is answered where none of our routes fits.",
+                    "The answer to requests that match no route of Antiphon.",
                     _object(_ENVOY_GATEWAY, "HTTPRouteFilter", place, _nothing_here()),
                 )
             ]
@@ -94,16 +97,17 @@ def objects(
             else []
         ),
         (
-            "What clients can reach. Policies (SecurityPolicy...) of this route or of the Gateway hold for all of it.\n"
-            "Leave out matches that clients shall not use (/v1/embeddings...), but no rule: the patches count them.",
+            "The paths that clients can reach. Policies (SecurityPolicy...) of this route or of the Gateway apply to\n"
+            "all. You may delete matches that clients must not use (/v1/embeddings...). Do not delete a rule, because\n"
+            "the patches count them.",
             _http_route(place, made),
         ),
         (
-            "Antiphon in the managed Envoy: its clusters, the model door, where routes lead, the filter before the\n"
-            "router, what Envoy answers by itself.",
+            "Patches the managed Envoy: clusters, the model door, the routes' clusters, the filter before the router,\n"
+            "and the answers that Envoy makes itself.",
             _patch_policy(place, entries),
         ),
-        *([("The Gateway, last: what it names is there.", _gateway(place))] if place.own else []),
+        *([("The Gateway comes last, because it refers to the objects above.", _gateway(place))] if place.own else []),
     ]
 
 
@@ -113,11 +117,13 @@ def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, versio
         return []
     if place.envoy_proxy is not None:
         comment = (
-            "Last: the sidecar comes into the pods of the EnvoyProxy. It may have no envoyDeployment.patch of its own."
+            "Last: put the sidecar into the pods of the EnvoyProxy. It must not have an envoyDeployment.patch yet."
         )
         spec = _envoy_proxy(settings, sidecar, place, version)
         return [merged_into(comment, place.namespace, "envoyproxy", place.envoy_proxy, spec)]
-    comment = "Last: the Gateway's pods get the sidecar. The Gateway may name no other EnvoyProxy (--envoy-proxy)."
+    comment = (
+        "Last: put the sidecar into the Gateway's pods. The Gateway must not name another EnvoyProxy (--envoy-proxy)."
+    )
     return [merged_into(comment, place.namespace, GATEWAY, place.name, _infrastructure())]
 
 
@@ -127,29 +133,31 @@ def going_out(settings: Settings, sidecar: Sidecar, place: GatewayTarget) -> lis
     chosen = f"{label}namespace={space},{label}name={place.name}"
     rest = [f"service/{NAME}-nowhere", f"endpointslice/{NAME}-nowhere"]
     steps = [
-        deleted("1. The patches of Envoy's configuration.", space, f"envoypatchpolicy/{NAME}"),
-        deleted("2. The routes.", space, f"httproute/{NAME}"),
+        deleted("1. Delete the patches of Envoy's configuration.", space, f"envoypatchpolicy/{NAME}"),
+        deleted("2. Delete the routes.", space, f"httproute/{NAME}"),
     ]
     if place.own:
-        steps.append(deleted("3. The Gateway, with its pods.", space, f"{GATEWAY}/{place.name}"))
+        steps.append(deleted("3. Delete the Gateway with its pods.", space, f"{GATEWAY}/{place.name}"))
         rest += [f"httproutefilter/{NAME}", f"envoyproxy/{NAME}"]
     else:
         if place.envoy_proxy is None:
             taken: Config = {"infrastructure": {"parametersRef": None}}
-            steps.append(merged_into("3. The Gateway names no EnvoyProxy of ours.", space, GATEWAY, place.name, taken))
+            steps.append(
+                merged_into("3. Remove Antiphon's EnvoyProxy from the Gateway.", space, GATEWAY, place.name, taken)
+            )
             rest.append(f"envoyproxy/{NAME}")
         else:
             kubernetes = {"envoyDeployment": {"patch": None}}
             taken = {"provider": {"kubernetes": kubernetes}, "shutdown": {"drainTimeout": None}, "bootstrap": None}
             comment = (
-                "3. No sidecar of ours in the EnvoyProxy. A `bootstrap` or `drainTimeout` of its own: set it again."
+                "3. Remove the sidecar from the EnvoyProxy. If you had set `bootstrap` or `drainTimeout`, set it again."
             )
             steps.append(merged_into(comment, space, "envoyproxy", place.envoy_proxy, taken))
-        steps += served_without("4. Wait: pods without the sidecar serve.", space, place.name, SYSTEM, chosen)
+        steps += served_without("4. Wait until pods without the sidecar serve.", space, place.name, SYSTEM, chosen)
     secret = [f"secret/{NAME}"] if gateway_pod.keys(settings, sidecar) else []
     return [
         *steps,
-        deleted("5. Objects that nothing refers to any more.", space, *rest),
+        deleted("5. Delete the objects that nothing refers to any more.", space, *rest),
         deleted("", SYSTEM, f"configmap/{NAME}", *secret),
     ]
 

@@ -68,16 +68,16 @@ def objects(
             gateway_pod.settings_map(sidecar, place.namespace, limits),
         ),
         (
-            "What Istio merges into the Gateway's Deployment: the sidecar. Its data folder ends with the pod: for\n"
-            "more than one replica, or to keep what is stored, set state.url (PostgreSQL).",
+            "Istio merges this into the Gateway's Deployment, which gets the sidecar. The data folder ends with the\n"
+            "pod. Set state.url (PostgreSQL) for several replicas, or to keep stored data.",
             gateway_pod.config_map(_OVERLAY, place.namespace, overlay),
         ),
         (
-            "Antiphon in the managed Envoy: its clusters, the model door, the routes before all others, the filter,\n"
-            "what Envoy answers by itself. Leave out routes (model...) that clients shall not use.",
+            "Patches the managed Envoy: clusters, the model door, the routes before all others, the filter, and the\n"
+            "answers that Envoy makes itself. You may delete routes (model...) that clients must not use.",
             _envoy_filter(found, place),
         ),
-        *([("The Gateway, last: what it names is there.", _gateway(place))] if place.own else []),
+        *([("The Gateway comes last, because it refers to the objects above.", _gateway(place))] if place.own else []),
     ]
 
 
@@ -85,25 +85,25 @@ def coming_in(settings: Settings, sidecar: Sidecar, place: GatewayTarget, versio
     """The commands that change an object of others, after all `objects` exist."""
     if place.own:
         return []
-    comment = "Last: the Gateway's pods get the sidecar. The Gateway may name no other ConfigMap."
+    comment = "Last: put the sidecar into the Gateway's pods. The Gateway must not name another ConfigMap."
     return [merged_into(comment, place.namespace, GATEWAY, place.name, _infrastructure())]
 
 
 def going_out(settings: Settings, sidecar: Sidecar, place: GatewayTarget) -> list[CommandStep]:
     """The commands that remove everything, in order."""
     space = place.namespace
-    steps = [deleted("1. The patches of Envoy's configuration.", space, f"envoyfilter/{NAME}")]
+    steps = [deleted("1. Delete the patches of Envoy's configuration.", space, f"envoyfilter/{NAME}")]
     if place.own:
-        steps.append(deleted("2. The Gateway, with its pods.", space, f"{GATEWAY}/{place.name}"))
+        steps.append(deleted("2. Delete the Gateway with its pods.", space, f"{GATEWAY}/{place.name}"))
     else:
         taken = {"infrastructure": {"parametersRef": None}}
-        comment = "2. The Gateway names no ConfigMap of ours."
+        comment = "2. Remove Antiphon's ConfigMap from the Gateway."
         steps.append(merged_into(comment, space, GATEWAY, place.name, taken))
         label = f"{_GATEWAY_API}/gateway-name={place.name}"
-        steps += served_without("3. Wait: pods without the sidecar serve.", space, place.name, space, label)
+        steps += served_without("3. Wait until pods without the sidecar serve.", space, place.name, space, label)
     secret = [f"secret/{NAME}"] if gateway_pod.keys(settings, sidecar) else []
     maps = (f"configmap/{NAME}", f"configmap/{_OVERLAY}")
-    return [*steps, deleted("4. Objects that nothing refers to any more.", space, *maps, *secret)]
+    return [*steps, deleted("4. Delete the objects that nothing refers to any more.", space, *maps, *secret)]
 
 
 def _overload_manager(limits: Config) -> Config:

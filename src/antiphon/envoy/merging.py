@@ -105,7 +105,7 @@ def _find(whole: Any, wanted: MergeTarget) -> _Place:
     places = list(_places(whole))
     if not places:
         raise ConfigError(
-            "--into: no listener of static_resources has an HTTP connection manager with a route_config of its own. "
+            "--into: no listener of static_resources has an HTTP connection manager with a route_config inside it. "
             "Where routes come by RDS or listeners by LDS, put the parts of --for snippet there"
         )
     found = [
@@ -118,8 +118,8 @@ def _find(whole: Any, wanted: MergeTarget) -> _Place:
     there = ", ".join(map(_called, places))
     if found and len({_called(one) for one in found}) == 1:
         raise ConfigError(
-            f"--into: no choice is possible among {there} (listener/virtual host): give the virtual host that is meant "
-            "a name of its own; Envoy takes any"
+            f"--into: no choice is possible among {there} (listener/virtual host): give the virtual host that you mean "
+            "a unique name; Envoy accepts any"
         )
     said = "several places fit" if found else "there is no such place"
     raise ConfigError(

@@ -173,8 +173,8 @@ def _passed_on(settings: Settings) -> list[Config]:
 
 def _untouched(settings: Settings, path: str) -> list[Config]:
     """The routes that bypass the sidecar. Their counters have a separate name, because those of the cluster include the
-    sidecar's calls. Request ids that the servers would reject do not reach an upstream either: an invalid one is
-    replaced, and a long one is cut, because Envoy's regular expressions cannot count so far."""
+    sidecar's calls. Request ids that the servers would reject do not reach an upstream either. Envoy replaces an
+    invalid id. It cuts a long one, because its regular expressions cannot count so far."""
     unfit = {
         "name": request_ids.HEADER,
         "string_match": {"safe_regex": {"regex": request_ids.UNFIT}},

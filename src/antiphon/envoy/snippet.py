@@ -45,40 +45,43 @@ _MANAGER_OPTIONS = (
 
 _HEADINGS = {
     "connection_manager": """\
-Options of your HTTP connection manager. Lists are added to yours: early_header_mutation_extensions strips what clients
-must not send; local_reply_config.mappers come before your own, and what they do not name keeps your shape; the
-access_logs `failures` and `early_ends` tell, on Envoy's standard output, of what only Envoy knows, such as whether a
-client left or the upstream broke off (--file-flush-interval-msec: how late); with tracing the sidecar's spans are
-within Envoy's. Options that you have already get these values: shorter times end answers that models take long for.
-Without the path options a path such as /v1//responses is matched by none of the routes below.""",
+Options of your HTTP connection manager. Add the entries of lists to your own lists.
+- early_header_mutation_extensions removes headers that clients must not send.
+- local_reply_config: put these mappers before yours. Your body format stays for answers that they do not match.
+- The access logs `failures` and `early_ends` write to Envoy's standard output what only Envoy knows: whether a client
+  left, or the upstream broke off. --file-flush-interval-msec sets their delay.
+- tracing makes the sidecar's spans children of Envoy's.
+- Timeouts: replace your values. Shorter ones end answers for which a model needs long.
+- The path options: without them no route below matches a path such as /v1//responses.""",
     "public_listener": """\
-Options of the listener that clients connect to: how long a connection may send nothing, and take nothing of its
-response. (TCP_USER_TIMEOUT is Linux's.)""",
+Options of the listener that clients connect to. They limit how long a connection may send nothing, and how long a
+client may read nothing of its response. (Only Linux has TCP_USER_TIMEOUT.)""",
     "overload_manager": """\
-Limits of your Envoy's process. Without a limit of its heap clients that do not read may take all memory: a response
-that the sidecar makes (drive) is written whether they read or not.""",
+Limits of your Envoy process. In drive the sidecar writes a response whether its client reads or not. Without a heap
+limit, clients that do not read can fill Envoy's memory.""",
     "http_filter": """\
-An entry of http_filters, right before envoy.filters.http.router: after authentication (jwt_authn, ext_authz, oauth2),
-roles, limits and compression. It is disabled; only the route `responses` turns it on. Whom your filters turn away there
-gets an error object; elsewhere your own answer. jwt_authn removes the token unless it says `forward: true`, and the
-token is what tells owners apart: else set owner.source to `header`, and that header by claim_to_headers.""",
+An entry of http_filters. Put it right before envoy.filters.http.router: after authentication (jwt_authn, ext_authz,
+oauth2), roles, limits and compression. It is disabled, and only the route `responses` turns it on. A client that your
+filters reject there gets an error object; on other routes it gets your own answer. jwt_authn removes the token unless
+you set `forward: true`. Antiphon tells owners apart by that token. Without it, set owner.source to `header`, and fill
+that header with claim_to_headers.""",
     "virtual_host": """\
-Fields of your virtual host, added to yours: every answer names its request; which pages in browsers may ask
-(cors.origins; leave it unset where your own cors filter decides). Headers that your virtual host adds are missing in
-answers to POST /v1/responses: a filter `header_mutation` before all others adds them everywhere.""",
+Fields of your virtual host. Add them to yours. Every answer gets its request id, and pages of the origins in
+cors.origins may call the API. Leave cors.origins unset if your own cors filter decides. Answers to POST /v1/responses
+lack the headers that your virtual host adds. A filter `header_mutation` before all others adds them everywhere.""",
     "routes": """\
-Routes of your virtual host, in this order, before your own. Leave out the pass-through routes (model...) that clients
-shall not use, and `nothing` unless everything else is to be a 404. The routes `translated...` and `native...` lead to
-your model clusters: adapt their actions (cluster, retries, rate limits) as you like.""",
+Routes of your virtual host. Put them in this order, before yours. Leave out pass-through routes (model...) that
+clients must not use. Leave out `nothing`, unless every other path shall get a 404. The routes `translated...` and
+`native...` lead to your model clusters: change their actions (cluster, retries, rate limits) as you like.""",
     "clusters": """\
-Clusters, with circuit breakers far above Envoy's own, which refuse the 1,025th stream. `nowhere` has no endpoints.
-`model` is your upstream, `model_NAME` a further one: if you have a cluster for it, name it in the routes
-instead.""",
+Clusters. Their circuit breakers are far above Envoy's defaults, which reject the 1,025th stream. `nowhere` has no
+endpoints. `model` is your upstream, and `model_NAME` a further one. If you have a cluster for it, name that one in the
+routes instead.""",
     "listener": """\
-One more listener: the model door, through which the sidecar makes model calls of its own. It must not be reachable by
-anybody else. (Those behind it, `upstream_NAME`, are inside Envoy: only the clusters `several_...` reach them.)""",
+One more listener: the model door. The sidecar makes its model calls through it. No other process may reach it. (The
+listeners `upstream_NAME` are inside Envoy. Only the clusters `several_...` reach them.)""",
     "bootstrap_extensions": """\
-For listeners inside Envoy, beside static_resources.""",
+Needed for listeners inside Envoy. Put it next to static_resources.""",
 }
 
 
@@ -105,7 +108,7 @@ def parts(
 
 def snippet(settings: Settings, sidecars: Sequence[SidecarEndpoint], version: EnvoyVersion = NEWEST) -> str:
     """The parts as commented YAML."""
-    text = [f"# What an existing Envoy ({version}) needs for Antiphon, by where it goes.\n"]
+    text = [f"# What an existing Envoy ({version}) needs for Antiphon. Each key names the place of its part.\n"]
     for name, part in parts(settings, sidecars, version).items():
         heading = "".join(f"# {line}\n" for line in _HEADINGS[name].splitlines())
         body = "".join(f"  {line}\n" for line in to_yaml(part).splitlines())

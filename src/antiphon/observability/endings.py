@@ -1,7 +1,7 @@
 """Reports ended responses in batches, and waits for Envoy's report when a stream ends early.
 
-Lives here: the queue of ended responses, and its times; requests that wait for a report of Envoy's, and reports that
-come before the request ends. Not here: lines and metrics of responses (`observation.py`), Envoy's line
+Lives here: the queue of ended responses, and its times; requests that wait for Envoy's report, and reports that precede
+the end of their request. Not here: lines and metrics of responses (`observation.py`), Envoy's line
 (`envoy/failure_lines.py`) and its way to the worker (`supervisor/early_ends.py`).
 
 Reporting a response in a batch takes half the time of reporting it between requests, because code and data are in the

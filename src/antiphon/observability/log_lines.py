@@ -3,7 +3,7 @@
 Lives here: lines; for a terminal time, level unless it is `info`, event, and for a response its model, outcome, tokens,
 seconds and id. Not here: what is logged, structlog's set-up (`logs.py`), and how lines get out (`log_output.py`).
 
-Invariants: the values of keys that carry credentials never come out, and no text that has the shape of one; text from
+Invariants: no line has the value of a key that carries credentials, or a text with the shape of a credential. Text from
 a client or an upstream reaches a terminal without control characters.
 """
 

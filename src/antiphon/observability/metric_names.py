@@ -49,7 +49,7 @@ def _shared(name: str, text: str, **labels: str) -> MetricDefinition:
 
 _OUTCOMES = (
     "`completed`, `incomplete`, `failed`, `cancelled`; `error`: an HTTP error; `queued`: now in the background; `cut`: "
-    "an answer of somebody else's that broke off; `given_back`: another process goes on with it"
+    "a native answer that broke off; `given_back`: another process continues the response"
 )
 _DOOR = "`relay`, `drive`, `http`, `websocket`, `background`"
 _FAULT = (

@@ -1,8 +1,8 @@
 """Extracts the text and title of a file.
 
-Lives here: the choice of a reader, and the readers: of plain formats (text, Markdown, source code, JSON, CSV, HTML),
-and of PDF and office files with the libraries of the extra `vector-stores`. Not here: the process that runs this
-(`reader_process.py`).
+Lives here: the choice of a reader, and the readers. Some read plain formats (text, Markdown, source code, JSON, CSV,
+HTML). Others read PDF and office files with the libraries of the extra `vector-stores`. Not here: the process that runs
+this (`reader_process.py`).
 
 The input files are untrusted; `reader_process.py` sets the resource limits.
 

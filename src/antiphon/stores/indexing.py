@@ -1,9 +1,8 @@
 """Implements the shared part of the ports `Ingestion` and `ChunkIndex`, for any backend.
 
 Lives here: renewing, releasing, completing and failing claimed files; the stores of an owner, and the texts of chunks.
-Not here: claiming files, writing chunks, clearing up, word search and vector search, which each backend implements
-(`sqlite/vectors/` and `postgres/vectors/`); the workers (`search/ingest.py`), ranking and fusion (`search/`), the API's
-view (`vector_stores.py`).
+Not here: the workers (`search/ingest.py`), ranking and fusion (`search/`), the API's view (`vector_stores.py`). Each
+backend claims files, writes chunks, clears up and searches words and vectors (`sqlite/vectors/`, `postgres/vectors/`).
 
 Invariants: only the lease clock decides whether a lease is expired. A search finds a file only after it is completed. A
 search names a store by its number, which `known` returns for an owner.

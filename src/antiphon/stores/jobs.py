@@ -1,9 +1,9 @@
 """Stores background jobs and their event streams, for any backend.
 
 Lives here: the operations on jobs and streams, how long a worker holds a job, how a response ends early, and which
-bodies are sealed. Not here: queueing, claiming, appending to a stream and finishing a response, which each backend
-implements (`sqlite/jobs.py`, `postgres/jobs.py`); the workers that run a job (`engine/running/`), how a backend runs
-statements (`tables.py`).
+bodies are sealed. Not here: the workers that run a job (`engine/running/`), how a backend runs statements
+(`tables.py`). Each backend queues and claims jobs, appends to streams and finishes responses (`sqlite/jobs.py`,
+`postgres/jobs.py`).
 
 A job's row is the lock of its response: appending to the stream and ending the response lock that row first.
 

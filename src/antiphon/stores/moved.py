@@ -1,8 +1,8 @@
 """Defines the neutral form of rows that move from one backend to another, and the mark on a moved folder.
 
-Lives here: the columns of each kind of row during a move, the comparison of rows, and the check that refuses a start on
-a marked folder. Not here: reading rows (`sqlite/exporting.py`), writing them (`postgres/importing.py`), the order of
-the work (`moving.py`).
+Lives here: the columns of each kind of row, the comparison of rows, and the check that refuses a start on a marked
+folder. Not here: reading rows (`sqlite/exporting.py`), writing them (`postgres/importing.py`), the order of the work
+(`moving.py`).
 
 A move leaves out data that the target derives from other rows: sums of bytes, the words of chunks, a job's place in the
 queue. Leases expire, because no process works during a move. Rows that wait for deletion move too, and the target

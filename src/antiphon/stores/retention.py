@@ -1,8 +1,8 @@
 """Deletes expired data in pieces so small that no request waits for them.
 
-Lives here: the loop over pieces, the size of a piece, and turns among processes. Not here: the deletion of a piece,
-which each backend implements (`sqlite/retention.py`, `postgres/retention.py`); when sweeps run (`app/build.py`), the
-retention periods (settings), files and vector stores (their rows have an expiry).
+Lives here: the loop over pieces, the size of a piece, and turns among processes. Not here: when sweeps run
+(`app/build.py`), the retention periods (settings), files and vector stores (their rows have an expiry). Each backend
+deletes a piece itself (`sqlite/retention.py`, `postgres/retention.py`).
 
 A chain is deleted as a whole, when its latest response is old. So no conversation ever lacks its middle. Background
 responses that run and locked conversations never count as old.

@@ -1,8 +1,7 @@
 """Reads numbered database migrations, and decides which builds can serve from a database.
 
 Lives here: reading the packaged `.sql` files, comparing them with a database's record, the interface of a schema, and
-creating an empty step in the source tree. Not here: applying steps (each backend's `stores/<backend>/migrate.py`), the
-command line.
+creating an empty step. Not here: applying steps (each backend's `stores/<backend>/migrate.py`), the command line.
 
 During a rollout two builds serve at once, and a process of the older one may restart. So the first line of a step may
 name the oldest schema whose builds can still serve. `-- serves: 3` in step 5 means that builds with the steps up to 3

@@ -3,8 +3,8 @@
 Lives here: the form of a forwarded line, its level if it has none, and a child's own reason for its end. Not here:
 reading a child's pipes (`children.py`), writing the log (`observability/`).
 
-Invariants: no line of a child reaches standard output. All lines are forwarded except three kinds: the line that it
-listens, lines for another child, and the reason for an end before everything is ready. The supervisor writes that
+Invariants: no line of a child reaches standard output. The supervisor forwards all lines except three kinds: "it
+listens", lines for another child, and the reason for an end before everything is ready. The supervisor writes that
 reason (`supervision.py`).
 """
 

@@ -1,16 +1,16 @@
 """One generation of `antiphon up`: the processes that serve with one set of settings.
 
 Lives here: the list of processes, their readiness, the handover to the next generation (with the restart counts of each
-name), and their end. Not here: the start of another generation (`commands/up.py`), restarts of a child
-(`supervision.py`), one child's life (`children.py`) and settings (`child_settings.py`), Envoy's configuration
-(`envoy/`) and admin port (`envoy_admin.py`), forwarding output (`child_output.py`), merging metrics
-(`merged_metrics.py`).
+name), and their end. Not here: the start of another generation (`commands/up.py`) and restarts of a child
+(`supervision.py`). A child's life is in `children.py`, its settings in `child_settings.py`, and its output in
+`child_output.py`. Envoy's configuration is in `envoy/`, its admin port in `envoy_admin.py`, and merged metrics in
+`merged_metrics.py`.
 
 Invariants: a failing `start` leaves the former generation unchanged. A request ends in the generation in which it
 began. A child that dies or hangs, also Envoy, is replaced, and the others continue.
 
 Clients reach the next generation without a lost connection. The workers of the HTTP server inherit the listening
-sockets of those before them (`HeldPort`), and Envoy's hot restart passes its listeners to the next Envoy.
+sockets of those before them (`HeldPort`). Envoy's hot restart passes its listeners to the next Envoy.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ _MEASURE_SECONDS = COUNTS_SECONDS / 2
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Shared by all generations of one `up`: the folder of the run, the pipe that signals the parent's end, the port of
-    the HTTP server, and the metrics, if `metrics.listen` is set."""
+    """What all generations of one `up` share: the run's folder, the pipe that signals the parent's end, the HTTP
+    server's port, and the metrics."""
 
     folder: Path
     pipe: ParentPipe

@@ -86,7 +86,7 @@ class HeldPort:
     @contextmanager
     def for_two_generations(self) -> Iterator[None]:
         """While active, the next generation shares the sockets with the former one. If the next one fails, the sockets
-        that only it had are closed: the kernel distributes connections to every listening socket, and no worker would
+        that only it had are closed. The kernel distributes connections to every listening socket, and no worker would
         accept there."""
         before = len(self._sockets)
         self._two = True

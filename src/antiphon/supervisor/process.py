@@ -210,7 +210,7 @@ class StopSignals:
         return drained
 
     def closing(self) -> None:
-        """The servers are closed: the process now has `CLOSING_SECONDS` plus the time to cut for its end, or more after
+        """The servers are closed. The process now has `CLOSING_SECONDS` plus the time to cut for its end, or more after
         an early end of the drain."""
         self._end_within(max(time_to_cut(self._drain) + CLOSING_SECONDS, _EASY_CLOSING_SECONDS))
         os.write(self._writing, b"\0")

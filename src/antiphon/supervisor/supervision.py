@@ -55,8 +55,8 @@ class GivenUp(AntiphonError):
         # The log already has its lines.
         look = "what it wrote last is in the log above" if child.last_lines() else "it wrote nothing"
         if status == -signal.SIGKILL and not hung:
-            look += "; nobody here killed it, so the kernel may have, for want of memory: look at the limit of its "
-            look += "container, and at dmesg"
+            look += "; Antiphon did not kill it. The kernel may have, because memory ran out: check dmesg, and the "
+            look += "memory limit of the container"
         super().__init__(f"{child.name} {how}{times}; {look}. 'antiphon doctor' checks what it needs")
 
 

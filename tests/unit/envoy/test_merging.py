@@ -175,7 +175,7 @@ def _in_two_chains() -> Any:
         (_by_rds(), (), "RDS"),
         (_without_router(), (), "envoy.filters.http.router"),
         (_with_a_filter_of_our_name(), (), "another name"),
-        (_in_two_chains(), (), "a name of its own"),
+        (_in_two_chains(), (), "a unique name"),
         (ONE, ("--into-listener", "none"), "there is no such place"),
     ],
 )

@@ -43,7 +43,9 @@ def backup(settings: Settings, target: Path, *, with_keys: bool) -> str:
     if not here:
         told.append(f"the contents of files are not in it: they lie in {settings.blobs.url}")
     if done.keys:
-        told.append(f"it holds {' and '.join(done.keys)}: whoever reads it can read what is stored and sealed")
+        told.append(
+            f"it holds {' and '.join(done.keys)}: keep it secret, because its reader can decrypt all stored data"
+        )
     if missing := [name for name, keys in in_force.items() if keys and name not in done.keys]:
         what = " and ".join(missing)
         told.append(f"it does not hold {what}, without which it cannot be restored: keep them elsewhere")

@@ -2,7 +2,7 @@
 
 Lives here: the probes, the meaning of their answers, and paths that identify a server. Not here: printing and judging
 (`command.py`, `upstream_report.py`), the signs in a list of models and the profile of a host name
-(`translation/profiles`), applying the results (the operator changes the settings).
+(`translation/profiles`). The operator applies the results.
 
 Invariants: a probe never raises, and requests at most `_TOKENS` tokens. Its report contains no credential. Requests
 that identify a server are `GET` requests without credentials; the result is `""` when they show nothing, never a guess.

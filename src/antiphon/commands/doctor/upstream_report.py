@@ -82,7 +82,7 @@ _ADVICE = {
 }
 _OTHER_WAYS = frozenset({"max_tokens", "a named tool_choice", "developer role"})
 """Features that a profile without the field implements in another way, without loss."""
-_ALIKE = " (whoever it is named after: it leaves these out)"
+_ALIKE = " (ignore its name: it sends only what your server accepts)"
 _NOT_FOR_CHAT = ("embed", "rerank", "whisper", "tts", "dall-e", "moderation", "image", "transcribe", "bge-")
 
 

@@ -1,7 +1,8 @@
 """Decompresses an upstream response that is compressed although the request did not accept that.
 
-Lives here: gzip and deflate, in any split, as aiohttp does it for the other server: several gzip members, deflate with
-and without its zlib form, no bytes after the end. Not here: the consequence of a broken body (the exchange decides it).
+Lives here: gzip and deflate, for a body in any pieces. The rules are those of aiohttp in the HTTP server: several gzip
+members, deflate with and without its zlib form, no bytes after the end. Not here: the consequence of a broken body (the
+exchange decides it).
 
 Invariant: a fault is stored, never raised, and one part of the input produces at most `MAX_PER_PART` bytes.
 """

@@ -2,8 +2,9 @@
 the transport accepts.
 
 Lives here: reading messages and joining body parts; sending at once, and whether any message was sent. Not here:
-waiting for messages or for room (`peer.py`), bytes (`wire.py`), the reaction to a message and the content of answers
-(`stream.py`, `relay.py`, `answers.py`), when an answer is legal (`relay_state.py`, `immediate_response.py`).
+waiting for messages or for room (`peer.py`), bytes (`wire.py`). The reaction to a message and the content of answers
+are in `stream.py`, `relay.py` and `answers.py`. `relay_state.py` and `immediate_response.py` decide when an answer is
+legal.
 
 Invariants: messages keep their order, and each is delivered once. Joining parts loses and duplicates no byte of a body.
 """

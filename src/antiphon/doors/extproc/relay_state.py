@@ -12,8 +12,8 @@ Rules, verified against Envoy 1.40.0:
 - For a response without a body, Envoy accepts a body only inside the headers answer. For one with trailers but without
   a body, it accepts one only as an immediate response. One with trailers ends with the trailers answer instead of
   `end_of_stream`.
-- An event stream that is complete before the upstream's end (after `[DONE]`) is sent at once, but ended with the
-  upstream: an earlier end would make Envoy drop the upstream's connection.
+- An event stream that is complete before the upstream's end (after `[DONE]`) is sent at once. It ends with the
+  upstream, because an earlier end would make Envoy drop the upstream's connection.
 - After `[DONE]` the sidecar waits only for the end of the upstream's body, and at most `end_seconds`.
 - After the first part the sidecar may send at any time: keep-alive comments, and an end when the upstream is silent.
 - If the upstream breaks off, Envoy cuts the client's stream without a message; the sidecar sees only the end of the

@@ -6,8 +6,8 @@ model call (`relay.py`), local answers (`immediate_response.py`), bytes (`wire.p
 
 All rules of this package were verified against Envoy 1.40.0 in FULL_DUPLEX_STREAMED mode. The rules of this module:
 
-- No answer goes out before the whole request is in: the first answer decides for good whether Envoy makes the model
-  call (relay) or this process answers (local). The exception is an early refusal, which is an immediate response.
+- No answer goes out before the whole request is in. The first answer decides whether Envoy makes the model call (relay)
+  or this process answers (local). The exception is an early refusal, which is an immediate response.
 - A handler that ends without an answer fails open: Envoy sends the untranslated request upstream, even half of it. So
   `serve_stream` answers or raises, and its caller aborts the call when it raises.
 - A request that ended with trailers is never relayed.

@@ -1,8 +1,8 @@
 """Serves the WebSocket of `/v1/responses`: one connection, its requests one after another.
 
-Lives here: the checks of the handshake, reading frames ahead of the current turn, running a turn, the choice of
-remembered turns, and the ends of a connection. Not here: the meaning of frames (`api/frames.py`), translation and model
-calls (the runner performs those), the memory itself (`engine/running/connection_memory.py`).
+Lives here: the checks of the handshake, reading frames ahead, running a turn, the choice of remembered turns, and the
+ends of a connection. Not here: the meaning of frames (`api/frames.py`), translation and model calls (the runner
+performs those), the memory itself (`engine/running/connection_memory.py`).
 
 Invariants: one response at a time, in the order of the requests, whatever `stream_id` is. An error is a frame and
 leaves the connection open. No turn begins after the connection's time limit or during a drain of the process or its

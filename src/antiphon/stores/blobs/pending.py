@@ -1,10 +1,10 @@
 """Tracks pending blobs, in every backend: contents that no file owns yet, or no longer owns (`engine/ports/files.py`).
 
-Lives here: their rows, and the statements for transactions that turn a content into a file or delete a file; the order
-of row and content, leases, and the sweep that deletes contents. Not here: files (`../files.py`), the storages for
-contents (the other modules here).
+Lives here: their rows, leases, the order of row and content, and the sweep that deletes contents. The statements for
+transactions that turn a content into a file, or delete a file, are here too. Not here: files (`../files.py`), the
+storages for contents (the other modules here).
 
-Invariants: once a sweep has reserved a row ("taken"), no process renews it and no file is made of its content: both
+Invariants: once a sweep has reserved a row ("taken"), no process renews the row or makes a file of its content. Both
 check the row in their transaction. A sweep deletes a content only after it has reserved the row, and deletes the row
 after the content.
 """

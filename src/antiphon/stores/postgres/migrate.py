@@ -1,9 +1,9 @@
 """Checks a PostgreSQL server and migrates its schema, while older builds may still serve from it.
 
-Lives here: the checks of a server at a start, the wait for its answer, and the advice; applying the numbered steps that
-a database lacks, undoing the last one, and the operator's access to both. Not here: further findings for an operator
-(`checks.py`), connections to a writable server (`connecting.py`), the meaning of a step and of its builds
-(`stores/schema_steps.py`), the tables.
+Lives here: the checks of a server at a start, the wait for its answer, and the advice. Operators apply the numbered
+steps that a database lacks, or undo the last one, through this module too. Not here: further findings for an operator
+(`checks.py`), connections to a writable server (`connecting.py`), the meaning of a step (`stores/schema_steps.py`), the
+tables.
 
 A step waits two seconds for a table lock, because all later statements queue behind it. Then it gives up, lets them
 through and tries again. The deadline of the `Database` limits its statements: seconds at a start, minutes for `antiphon

@@ -4,7 +4,7 @@ Lives here: the queue for a response, that SQL, and when a database that does no
 here: the parts that all backends share (`../responses.py`), storing responses (`turns.py`, in groups:
 `turn_groups.py`), connections (`database.py`), the response of `/ready` (`api/router.py`), other reasons to be unready.
 
-All replicas share the database. If it is overloaded or down, an unready replica does not help: it stops the requests
+All replicas share the database. If it is overloaded or down, an unready replica does not help. It stops the requests
 that it could still serve, and all replicas would become unready at once. So one unanswered probe is no reason. Only a
 database without any successful write for a while is one, as a replica without a network path to it sees. Writes of
 requests count. While these succeed no probe runs, so `/ready` does not wait for a connection or behind requests.

@@ -9,7 +9,7 @@ to its duration: if a piece took longer than `_LONG`, the next one is half as la
 One statement locks the rows and the next one checks them, so it sees all changes from before the lock. `$1` of a
 locking statement is an age in milliseconds, by the database's clock.
 
-The size of a piece counts rows, including PostgreSQL's TOAST rows of about 2000 bytes each: deleting a megabyte takes
+The size of a piece counts rows, including PostgreSQL's TOAST rows of about 2000 bytes each. Deleting a megabyte takes
 as long as deleting five hundred rows.
 
 Invariants: one piece is one transaction, of one process at a time. It deletes a bounded number of rows (`_ROWS`, or one

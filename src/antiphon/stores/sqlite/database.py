@@ -1,9 +1,9 @@
 """Locates, creates and opens one SQLite database, and translates its errors.
 
-Lives here: its place (files, or this process's memory) and what the writer, the readers and the figures need from that
-place; the writer's connection with its settings, waiting for a lock, and the one translation of `sqlite3` errors into
-`StoreError`. Not here: table names, SQL of any store, threads, when files are compared (`writer.py`: before and after
-each commit).
+Lives here: its place (files, or this process's memory) with what the writer, the readers and the figures need from it.
+The writer's connection with its settings, waiting for a lock, and the one translation of `sqlite3` errors into
+`StoreError` are here too. Not here: table names, SQL of any store, threads, when files are compared (`writer.py`:
+before and after each commit).
 
 A process can still write to a database file that another process deleted or replaced. All those writes go into a file
 without a name and are lost with the process. SQLite does not notice this. `check` compares inode numbers: while a
