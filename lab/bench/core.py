@@ -2,8 +2,8 @@
 
 Lives here: the jobs, their floors, and the comparison with another revision. Not here: what a gateway adds (`run.py`).
 
-A floor is the minimum work with the same bytes: parse and write the JSON once (`loads + dumps`, orjson), or find the
-text of a chunk and splice it into an event (`splice`). Each job runs many times in turns with all others, and the
+A floor is the minimum work with the same bytes. `loads + dumps` parses and writes the JSON once with orjson. `splice`
+finds the text of a chunk and copies it into an event. Each job runs many times in turns with all others, and the
 fastest run counts, so the machine's other work hardly matters.
 
 Invariant: with `--against` the other revision runs the same jobs in the same rounds, each in a separate process.
@@ -81,7 +81,7 @@ def _streams() -> dict[str, list[bytes]]:
 
 def _turns(size: int) -> list[dict[str, Any]]:
     """A conversation with calls whose texts are about 1 KB each."""
-    text = 'The quick brown fox jumps over the lazy dog, and nobody is surprised by "that".\n' * 12
+    text = 'The quick brown fox jumps over the lazy dog, and no cat is surprised by "that".\n' * 12
     items: list[dict[str, Any]] = []
     for number in range(max(size // (len(text) * 3 + 400), 0)):
         call = f"call_{number}"

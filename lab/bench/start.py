@@ -114,7 +114,7 @@ def measure(source: Path, count: int) -> Figures:
             for what, pids in (("parent", [up.pid]), ("a worker", list(workers.values()))):
                 memories = [_memory(pid) for pid in pids]
                 found[f"{what}, MiB resident"] = statistics.mean(each["Rss"] for each in memories)
-                found[f"{what}, MiB of its own"] = statistics.mean(
+                found[f"{what}, MiB private"] = statistics.mean(
                     each["Private_Clean"] + each["Private_Dirty"] for each in memories
                 )
             shares = {pid: _memory(pid)["Pss"] for pid in everybody}

@@ -5,9 +5,9 @@ one operation takes beside many responses (`state_stored.py`).
 
 Real processes (`antiphon serve`, and `antiphon extproc` behind Envoy) run all the time and get requests in turns, over
 the same number of connections. The requests are small JSON ones with `store: true` and `store: false`; with `--against`
-another revision takes turns as well. The figure is the CPU time of the process per request, including the kernel: that
-of its main thread with the event loop, and that of the other threads, mostly the database's writer. Ratios are taken
-within a round; the result is the median over the rounds.
+another revision takes turns as well. The figure is the CPU time of the process per request, including the kernel. It is
+listed for the main thread with the event loop, and for the other threads, mostly the database's writer. Ratios are
+taken within a round; the result is the median over the rounds.
 
 Invariant: each process is stopped by its starter, and ends by itself when the starter ends.
 """

@@ -8,8 +8,8 @@ The model's name is the script:
 - `json`: one completion in JSON, or a stream of one chunk for who wants one;
 - `burst-200`: a stream of 200 text chunks, each written alone, as fast as the connections take them; `tools-200` and
   `reasoning-200` likewise, with the arguments of a call and with reasoning;
-- `paced-50-10ms`: a stream of 50 text chunks, 10 ms apart; each text is `@NANOSECONDS@`, the monotonic clock when it
-  was written, so that a client on the same machine can tell how long it was under way.
+- `paced-50-10ms`: a stream of 50 text chunks, 10 ms apart. Each text is `@NANOSECONDS@`, the monotonic clock at the
+  write. So a client on the same machine can measure the way's duration.
 
 Invariants: one chunk is one write and one HTTP chunk, as chat servers send them. A client that does not read stops its
 stream, not the process.

@@ -1,6 +1,6 @@
-"""The Codex CLI at work: one turn (`codex exec --json`) with a home and a folder of its own.
+"""The Codex CLI at work: one turn (`codex exec --json`) with a private home and folder.
 
-Lives here too: what scenarios say to the chat server and read of its requests. Not here: what is asked of Codex
+Lives here too: how scenarios script the chat server and read its requests. Not here: the prompts for Codex
 (`codex_scenarios.py`, `codex_threads.py`), starting the gateway (`run.py`).
 
 Invariant: no turn sees files or threads of another `Codex`.
@@ -49,7 +49,7 @@ def images(chat: dict[str, Any]) -> list[bytes]:
 
 
 class Codex:
-    """Codex in a home and a work folder of its own, and the chat server behind it."""
+    """Codex in a private home and work folder, and the chat server behind it."""
 
     def __init__(self, installed: Installed, upstream: StrictUpstream, name: str) -> None:
         self._installed = installed

@@ -3,7 +3,7 @@
 Lives here: what each asserts of Codex and of the chat server, and running them. Not here: one turn of Codex
 (`codex.py`), threads of several agents and of several servers (`codex_threads.py`).
 
-Invariant: a scenario passes when it raises nothing; each has a home of its own.
+Invariant: a scenario passes when it raises nothing. Each scenario has a separate home.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ async def sub_agents(codex: Codex) -> None:
 
 
 async def sub_agents_over_sockets(codex: Codex) -> None:
-    """The newest models have these tools unasked; each agent has a socket of its own."""
+    """The newest models have these tools by default. Each agent has a separate socket."""
     await _agents_at_work(codex, model="gpt-5.6-sol", provider="socket")
 
 
@@ -106,7 +106,8 @@ def _said_by_users(chat: dict[str, Any]) -> list[str]:
 
 
 async def compacted_elsewhere(codex: Codex) -> None:
-    """What OpenAI's server sealed cannot be opened: the model is told so, and the thread goes on, twice."""
+    """Antiphon cannot decrypt what OpenAI's server sealed. A note tells the model so, and the thread continues,
+    twice."""
     await _begun_elsewhere(codex, {"type": "context_compaction", "encrypted_content": _SEALED})
     thread = codex.thread
     codex.script({"content": "On we go."}, {"content": "And on."})

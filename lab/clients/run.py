@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--mode", choices=(*MODES, "both"), default="both", help="who calls the model (default: both)")
     parser.add_argument(
-        "--strict", action="store_true", help="refuse what nobody here knows: a scenario fails whose client sends such"
+        "--strict", action="store_true", help="refuse unknown fields: a scenario fails if its client sends one"
     )
     parser.add_argument("--json", type=Path, help="a file for how many went well, by client")
     given = parser.parse_args(arguments)

@@ -166,7 +166,7 @@ def reasoning():
 
 
 def session():
-    """Two runs of one session: what was said, and called, is said again."""
+    """Two runs of one session. The second request repeats the messages and calls of the first."""
     memory = SQLiteSession("one")
 
     async def both():

@@ -18,7 +18,7 @@ def said(chat):
 
 
 def conversation():
-    """Two responses in one conversation, the second streamed; what was said is there to read."""
+    """Two responses in one conversation, the second streamed. The conversation then lists all messages."""
     kept = client.conversations.create(items=[{"role": "user", "content": "My name is Ada."}], metadata={"a": "b"})
     script({"content": "Hello, Ada."}, {"content": "Ada."})
     same(create("Hi.", conversation=kept.id).output_text, "Hello, Ada.")

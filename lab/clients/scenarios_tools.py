@@ -1,6 +1,6 @@
 """Tools that run in the gateway, as Python's libraries declare them and read their items: web search and MCP.
 
-The MCP server is one that nobody here wrote (`tool_servers.py`).
+The MCP server is a published package, not Antiphon's (`tool_servers.py`).
 """
 
 import asyncio

@@ -3,11 +3,11 @@
 Lives here: what each scenario sends, what the answer must be, and what is not there yet. Not here: the checks
 (`checks.py`), sending (`client.py`), doors and the table (`run.py`).
 
-The requests are the suite's (specification 2026-04-24); the checks are those it makes and, marked `beyond`, what the
-specification says in prose and the suite does not look at: content type, framing, order, numbering, `[DONE]`.
+The requests are the suite's (specification 2026-04-24), and so are most checks. Checks marked `beyond` test what the
+specification requires in prose: content type, framing, order, numbering, `[DONE]`.
 
-To add a scenario, add it to `SCENARIOS`. When a feature comes, take its scenarios out of `NOT_YET`: until then a
-scenario that passes although it is listed there is a failure, so that the list cannot rot.
+To add a scenario, add it to `SCENARIOS`. When Antiphon gets a feature, take its scenarios out of `NOT_YET`. A listed
+scenario that passes counts as a failure, so the list stays true.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
 Lives here: both readings. Not here: Codex against Antiphon (`lab/clients`).
 
-Items and content parts: sure. Codex writes the schema of its app server's protocol, in which an item is what it keeps
-and sends again. Fields, tools, values of `include` and routes: those of plain turns by HTTP, one for each model of the
-catalogue that is built into it, and one of a model that it does not know, with a schema for the answer. What it sends
-with other settings, over a WebSocket or in sub-agents is not seen. Events that it reads are not found at all: its
-program is compiled, and its words cannot be told apart in there.
+Items and content parts are complete. Codex writes the schema of its app server's protocol, whose items are those that
+it stores and sends again. Fields, tools, values of `include` and routes come from plain turns by HTTP. The program runs
+one turn for each model of the built-in catalogue, and one with a schema for an unknown model. It does not see requests
+with other settings, over a WebSocket or of sub-agents. It finds no events, because their names cannot be recognized in
+a compiled program.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def read_codex(program: Path, compiled: Path | None, version: str, folder: Path,
 
 
 def models_in(compiled: bytes) -> list[str]:
-    """The models of the catalogue that is built into Codex's program: each has features of its own."""
+    """The models of the catalogue in Codex's program. Their features differ."""
     return sorted({found.decode() for found in re.findall(rb'"slug": ?"([\w.-]{1,60})"', compiled)})
 
 
@@ -147,7 +147,7 @@ def recording() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
             self.wfile.write(answer)
 
         def log_message(self, format: str, *args: object) -> None:
-            """What is asked is in the list."""
+            """Logs nothing: the list has every request."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

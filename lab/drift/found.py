@@ -4,8 +4,8 @@ Lives here: the kinds, and how places (`tests/support/shapes.py`) and words of a
 package is read (`read_python.py`, `python_types.py`, `typescript.py`, `codex.py`), what Antiphon has a row for
 (`rows.py`).
 
-Invariant: a name is written as in the table of what is supported (`tools.function.strict` is the tool field
-`function.strict`), so that a reason that was once given stays with it from version to version.
+Invariant: a name has the spelling of the table of supported features (`tools.function.strict` is the tool field
+`function.strict`). So a recorded reason stays with its name from version to version.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ class Found:
 
 @dataclass
 class Reading:
-    """What one client has. `sure` says in a few words how far the reading can be trusted; `typed` are the words that
-    its types have for a `type`, at any depth: what they stand in was found, and has a row or a reason."""
+    """What one client has. `sure` says in a few words how reliable the reading is. `typed` has the values that its
+    types allow for a `type`, at any depth. The types that contain them have a row or a reason."""
 
     client: str
     version: str

@@ -2,10 +2,10 @@
 
 Lives here: one function for each package. Not here: the reading of types (`typescript.py`), Codex (`codex.py`).
 
-openai and @ai-sdk/openai: their types, as far as these are data; what @ai-sdk/openai declares by zod's schemas is found
-as words only (events, results of hosted tools). @openai/agents-openai and @langchain/openai: words, as in
-`read_python.py`. The fields of a request are those of OpenAI's types; what @ai-sdk/openai writes into a body by itself
-is found as the members of its `baseArgs`, by the form of its source.
+For openai and @ai-sdk/openai it reads the types, as far as these are data. Of zod's schemas in @ai-sdk/openai it finds
+words only (events, results of hosted tools). For @openai/agents-openai and @langchain/openai it finds words, as in
+`read_python.py`. The fields of a request are those of OpenAI's types. The fields that @ai-sdk/openai adds itself are
+the members of `baseArgs` in its source.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Lives here: one function for each package. Not here: OpenAI's types themselves, which only an environment of that client
 can import (`python_types.py`).
 
-openai: sure, see there. openai-agents and langchain-openai pass on what the types of openai allow; what they add stands
-in their programs: each constant `type` of a dictionary, of a `Literal` and of a comparison. A word that is none of ours
-is shown; whether it goes over the wire no reading can tell, so it wants a look.
+The reading of openai is complete, see there. openai-agents and langchain-openai pass on what the types of openai allow.
+Their additions are the constants for `type` in dictionaries, in `Literal` and in comparisons of their source. The
+report lists each word that Antiphon does not know. A person must look whether the client sends it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Lives here: the comparison. Not here: reading clients, Antiphon's rows (`rows.py`), the reasons (`known.toml`).
 
-Invariant: everything that a client has either has a row, or is inside something that is a line itself, or is a line;
-a line without a reason fails the run.
+Invariant: everything that a client has either has a row, or is a line, or is inside a line. A line without a reason
+fails the run.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Line:
-    """Something without a row, and who has it; `why` is empty where nobody knows."""
+    """Something without a row, and the clients that have it. `why` is empty while the reason is unknown."""
 
     found: Found
     clients: tuple[str, ...]

@@ -4,8 +4,8 @@ Lives here: which table answers for which kind. Not here: reasons for what has n
 
 - The table of what is supported (`translation/request/field_support.py`): fields, values of `include`, tools, forms of
   `tool_choice`, items, content parts.
-- Our own OpenAPI document, which is made of the table of routes and of the types: routes, events, output items, fields
-  of all of them, values.
+- Antiphon's OpenAPI document, made from the table of routes and from the types: routes, events, output items, their
+  fields, values.
 - The readers' own lists of items, parts, tools, and of the members of all three.
 - The frames that a WebSocket takes, and its own answer to one (`api/frames.py`).
 
@@ -84,7 +84,7 @@ class Rows:
         self._words = {one.name for one in self._has}
 
     def has(self, found: Found) -> bool:
-        """Whether there is a row for it, or for what it is a part of and of which nothing more is said."""
+        """Whether it has a row. A part has one too if its whole has a row without further detail."""
         kind, name = found.kind, found.name
         if found in self._has:
             return True

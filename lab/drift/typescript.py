@@ -1,11 +1,11 @@
 """Types of a TypeScript package as JSON schemas, for `shape_of`.
 
-Lives here: as much of the language as declarations of plain data need: interfaces, aliases, namespaces, imports of
-other files of the package, unions, literals, arrays, objects. Not here: which types are asked for (`read_npm.py`).
+Lives here: the part of the language that declares plain data. It has interfaces, aliases, namespaces, imports within
+the package, unions, literals, arrays, objects. Not here: the choice of types (`read_npm.py`).
 
-What cannot be written as data (functions, conditional and mapped types, what a library infers) is "anything": nothing
-is said of what is inside. `Omit`, `Pick` and `Partial` are taken for the whole type. Statements of programs are passed
-over, so a file that mixes types and code can be read too.
+A type that is no plain data (functions, conditional and mapped types, inferred types) becomes "anything", without its
+inside. `Omit`, `Pick` and `Partial` count as the whole type. The reader skips statements of programs, so it also reads
+files that mix types and code.
 
 Invariant: a name that the package declares is found or a KeyError; nothing is guessed.
 """

@@ -99,7 +99,7 @@ async def encrypted(session: aiohttp.ClientSession, url: str, managed: Managed) 
 
 
 async def hosts(session: aiohttp.ClientSession, url: str) -> str:
-    """The HTTPRoute with two hosts of its own. Raises `Wrong`."""
+    """The HTTPRoute with two host names. Raises `Wrong`."""
     named = ["a.example", "b.example"]
     wanted = {"a.example": [200, 200], "b.example": [200, 200], "c.example": [404, 404]}
     found: dict[str, list[int]] = {}

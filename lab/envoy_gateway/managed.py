@@ -1,6 +1,6 @@
 """The Envoy that Envoy Gateway manages for a run, as `antiphon envoy-config` prints it.
 
-Lives here: printing, fitting to the node's images, applying, waiting until it serves. Not here: what is asked of it.
+Lives here: printing, fitting to the node's images, applying, waiting until it serves. Not here: the requests to it.
 
 Invariant: what is applied is what was printed, but for images, replicas and the names of what the run made.
 """

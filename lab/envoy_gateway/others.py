@@ -1,7 +1,7 @@
 """A Gateway that belongs to others: what their routes see while Antiphon comes, is there, and goes again.
 
 Lives here: their Gateway, its routes and requests, and the comparison. Not here: what is printed
-(`antiphon/envoy/gateway_api.py`), Antiphon on a Gateway of its own (`managed.py`).
+(`antiphon/envoy/gateway_api.py`), Antiphon on a separate Gateway (`managed.py`).
 
 Antiphon comes in and goes out by the very commands that are printed.
 
@@ -45,7 +45,7 @@ _ASKED: dict[str, tuple[str, str, dict[str, str]]] = {
     "our path on their host": ("POST", "/v1/responses", {"host": "other.example"}),
     "our models on their host": ("GET", "/v1/models", {"host": "other.example"}),
     "no route": ("GET", "/nothing", {}),
-    "a host of nobody's": ("GET", "/x", {"host": "nobody.example"}),
+    "a host without a route": ("GET", "/x", {"host": "nobody.example"}),
     "a service that is gone": ("GET", "/", {"host": "gone.example"}),
 }
 _CHANGING = {"date", "x-request-id", "content-length", "x-envoy-upstream-service-time"}

@@ -1,7 +1,7 @@
 """The real endpoint picker behind the managed Envoy: pods of a pool, and where each call went.
 
-Lives here: the pool's pods, what is asked, where it must go. Not here: the picker's program and its kinds
-(`lab/scheduler/run.py`), the chat servers (`chat_pod.py`).
+Lives here: the pool's pods, the requests, and the pod that each must reach. Not here: the picker's program and its
+kinds (`lab/scheduler/run.py`), the chat servers (`chat_pod.py`).
 
 Invariant: `upstream.url` leads nowhere, so that whatever was answered was picked.
 """

@@ -1,8 +1,8 @@
-"""Policies of Envoy Gateway on the Gateway: nobody gets past them on any path of Antiphon's.
+"""Policies of Envoy Gateway on the Gateway: no client gets past them on any path of Antiphon.
 
-Lives here: the policies, what is asked with credentials and without. Not here: how the Gateway was made (`run.py`).
+Lives here: the policies, and requests with and without credentials. Not here: creating the Gateway (`run.py`).
 
-Invariant: each policy is gone when it was asked about.
+Invariant: each policy is deleted after its requests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`scripts/lab envoy-gateway`: what `antiphon envoy-config --for envoy-gateway` prints, on a real Envoy Gateway.
 
-Lives here: the parts of a run by name, and the table. Not here: what is printed (`antiphon/envoy/gateway_api.py`),
-applying it (`managed.py`), what is asked (`asked.py`, `policies.py`, `picker.py`), kubectl
+Lives here: the parts of a run by name, and the table. Not here: the printed objects (`antiphon/envoy/gateway_api.py`),
+applying them (`managed.py`), the requests (`asked.py`, `policies.py`, `picker.py`), kubectl
 (`lab/kubernetes/cluster.py`).
 
 Invariant: it ends with status 0 only if every row is good; it deletes the namespace it made.

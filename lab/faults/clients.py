@@ -1,10 +1,10 @@
-"""Clients of a run: what they ask for, how they leave, and what each was told.
+"""Clients of a run: their requests, how they leave, and the answer that each got.
 
 Lives here: one request and its outcome, the kinds of clients, and the ledger of what was acknowledged. Not here: faults
 and phases (`run.py`), gateways.
 
-Invariant: every request has an end of its own (`HUNG_AFTER`); a turn counts as acknowledged only when its client was
-told that it is complete (or, in the background, queued).
+Invariant: every request has a timeout (`HUNG_AFTER`). A turn counts as acknowledged only when its client read that it
+is complete (or, in the background, queued).
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class Clients:
             self.ledger.own.append(f"{model}: HTTP {outcome.status} {outcome.error}"[:300])
 
     def word(self) -> str:
-        """One that nobody has used before."""
+        """A word that no request has used before."""
         self._words += 1
         return f"w{self._words}z"
 
@@ -193,7 +193,7 @@ class Clients:
     # Kinds of clients
 
     async def broken_upstreams(self, mine: random.Random) -> None:
-        """Every kind of upstream, in an order of its own."""
+        """Every kind of upstream, in this client's random order."""
         model, expected, streams = mine.choice(self.kinds)
         stream, word = mine.choice(streams), self.word()
         outcome = await self.ask(model, stream=stream, word=word, store=mine.random() < 0.7)
@@ -258,7 +258,7 @@ class Clients:
         await asyncio.sleep(3)
 
     async def takes_turns(self, mine: random.Random) -> None:
-        """A few turns of a chain, or of a conversation, each of which must be there in the end once it is told."""
+        """A few turns of a chain, or of a conversation. Each acknowledged turn must exist in the end."""
         conversation = previous = None
         if mine.random() < 0.5:
             async with (

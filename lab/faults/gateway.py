@@ -179,7 +179,7 @@ def _note_the_end(process: int, seconds: float, ended: list[float]) -> None:
 
 
 def _started(pid: int) -> str:
-    """When a process began, by which it is told from a later one of the same number; empty when it is gone."""
+    """When a process began, which distinguishes it from a later one with the same id; empty when it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

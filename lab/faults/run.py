@@ -3,13 +3,13 @@
 Lives here: the phases, the faults, the table and the judgement. Not here: clients (`clients.py`), the broken chat
 server (`upstream.py`), processes (`gateway.py`).
 
-In each door, first a long quiet phase on one gateway (broken upstreams, clients that leave or read slowly, floods),
-over which the workers' memory, looked at while everybody rests, must stay flat; then rounds on the same data, each with
-a fault (kill -9 of a worker, of Envoy, of everything, SIGSTOP) and a SIGTERM with background work and followers, which
-must end within the drain and two seconds. In the end everything that was acknowledged must be there.
+In each door, a long quiet phase on one gateway comes first, with broken upstreams, clients that leave or read slowly,
+and floods. Between requests the workers' memory must stay flat. Then come rounds on the same data. Each has a fault:
+kill -9 of a worker, of Envoy or of everything, or SIGSTOP. Each ends with a SIGTERM during background work with
+followers, which must end within the drain and two seconds. In the end everything that was acknowledged must exist.
 
-Invariant: a run ends by itself and takes everything along that it started; every count that is not as it must be makes
-the exit status 1. The seed decides what is asked for in which order.
+Invariant: a run ends by itself and ends everything that it started. A wrong count makes the exit status 1. The seed
+decides the requests and their order.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class _Run:
             for pid, size in (await _at_rest(at_rest)).items():
                 at_rest[pid].append(size)
         if sorted(at_rest) != self._gateway.workers():
-            self._door.ledger.wrong.append("a worker died although nobody killed it")
+            self._door.ledger.wrong.append("a worker died, but this run did not kill it")
         for sizes in at_rest.values():
             seen = " → ".join(f"{size / _MIB:.0f}" for size in sizes) + " MiB"
             self._door.memory.append(seen)
@@ -197,7 +197,7 @@ class _Run:
 
 
 async def _at_rest(pids: Iterable[int]) -> dict[int, int]:
-    """What each process that still runs keeps of its own while nobody asks for anything: the least that is seen."""
+    """The private memory of each running process while there are no requests: the smallest measured value."""
     least: dict[int, int] = {}
     until = time.monotonic() + _REST_SECONDS
     while time.monotonic() < until:
@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=1800.0, help="how long, all doors together (default 1800)")
     parser.add_argument("--doors", default=",".join(DOORS), help=f"which, in this order (default {','.join(DOORS)})")
-    parser.add_argument("--seed", type=int, default=1, help="what is asked for in which order")
+    parser.add_argument("--seed", type=int, default=1, help="decides the requests and their order")
     parser.add_argument("--keep", type=Path, help="a folder for logs and data, which is not deleted")
     given = parser.parse_args(arguments)
     if given.keep is not None:

@@ -1,9 +1,10 @@
 """A chat server that is broken in every way that was seen or feared, for `scripts/lab faults`.
 
-Lives here: the kinds, and what a client may be told of each. Not here: clients, gateways, the judgement (`run.py`).
+Lives here: the kinds, and the outcomes that a client may get from each. Not here: clients, gateways, the judgement
+(`run.py`).
 
 A request's model says what happens to it: `x:KIND`, or `x:KIND:ARGUMENT`; any other is answered well. An answer repeats
-the word behind `echo:` in the last message, so that one that is somebody else's is noticed.
+the word behind `echo:` in the last message, so that a client notices an answer to another request.
 
 Invariant: it ends with its standard input; what a kind sends without end stops when its peer is gone.
 """
@@ -489,7 +490,8 @@ KINDS: tuple[tuple[str, str, tuple[bool, ...]], ...] = tuple(
     for name, (_, expected) in _RUN.items()
     for argument in _ARGUMENTS.get(name, ("",))
 )
-"""Models, what a client may be told (`good`, `bad`: never that it was completed, `any`), and whether it streams."""
+"""Models, the outcome that a client may get (`good`, `bad`: never a completed response, `any`), and whether it
+streams."""
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,13 +1,13 @@
 """`scripts/lab images`: the image is built and weighed, and each compose file is run on a Docker engine.
 
-Lives here: what is built, what is asked, and what the answers must be. Not here: the engine, which DOCKER_HOST names,
-and the images beside ours, whose names the compose files take from the environment.
+Lives here: the images, the requests, and the expected answers. Not here: the engine, which DOCKER_HOST names, and the
+other images, whose names the compose files take from the environment.
 
-A set-up is brought up until every container is healthy, asked in JSON and streamed, restarted, asked for what it
-stored, and taken down with its volumes.
+The run starts a set-up and waits until every container is healthy. It sends a JSON and a streamed request, restarts the
+set-up, and reads the stored responses. Then it deletes the set-up with its volumes.
 
-Invariant: a run ends by itself (every command has a deadline) and takes down what it brought up, whatever happens;
-whatever it finds wrong ends it with a sentence and exit status 1.
+Invariant: a run ends by itself (every command has a deadline) and always deletes what it started. A failed check ends
+it with a sentence and exit status 1.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _LIMITS = (
     *("--tmpfs", _DATA),
 )
 _EARLY = (0.0, 0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
-"""Seconds after its start at which a container is told to leave."""
+"""Seconds after its start at which a container gets SIGTERM."""
 _GRACE = 20
 
 
@@ -118,14 +118,14 @@ def check_image(tag: str) -> None:
 
 
 def check_build(tag: str, compiled: bool) -> None:
-    """Whether compiled modules run is what was asked for."""
+    """Check that the image runs compiled modules, or not, as `compiled` says. Raises `Wrong`."""
     done = in_image(tag, "antiphon", "--version")
     if done.returncode or ("(compiled)" in done.stdout) is not compiled:
         raise Wrong(f"antiphon --version says {done.stdout!r}: {done.stderr}")
 
 
 def check_leaving(tag: str) -> str:
-    """A container that is told to leave in its first moments does, long before its grace is over."""
+    """A container that gets SIGTERM in its first moments ends long before its grace period is over."""
     longest = 0.0
     for command in ("extproc", "serve"):
         for moment in _EARLY:

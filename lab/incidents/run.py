@@ -54,7 +54,7 @@ class Seen:
 
 @contextmanager
 def _disk(folder: Path) -> Iterator[None]:
-    """A small disk of its own at this folder."""
+    """A separate small disk at this folder."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK},mode=0700", "tmpfs", str(folder)], check=True)
     try:
         yield
@@ -192,7 +192,7 @@ def _tell_alerts(scene: Scene, seen: Seen, folder: Path) -> list[str]:
 def _run(scene: Scene, calm: int, scrapes: int) -> list[str]:
     print(f"\n{scene.name}")
     if scene.disk and os.geteuid() != 0:
-        print("  skipped: a small disk of its own needs root")
+        print("  skipped: a separate small disk needs root")
         return []
     with tempfile.TemporaryDirectory(prefix="antiphon-incident-") as folder:
         try:
@@ -200,7 +200,7 @@ def _run(scene: Scene, calm: int, scrapes: int) -> list[str]:
         except (subprocess.CalledProcessError, FileNotFoundError) as error:
             if not scene.disk:
                 raise
-            print(f"  skipped: no small disk of its own can be made here ({error})")
+            print(f"  skipped: no separate small disk can be made here ({error})")
             return []
 
 

@@ -2,8 +2,8 @@
 
 Lives here: reading them. Not here: what is broken (`scenes.py`), when, and what must be seen (`run.py`).
 
-The alerts are those of deployments/monitoring as they are: promtool is given what was scraped, as if between any two
-scrapes fifteen seconds had gone by, and asked what fires when.
+The alerts are those of deployments/monitoring, unchanged. promtool gets the scraped values, as if they came every
+fifteen seconds, and lists the alerts that fire.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _of_job(series: str) -> str:
 
 
 def _read_fired(said: str, count: int) -> list[set[Alert]]:
-    """promtool says what it got wherever that is not nothing, as it was told to expect."""
+    """The test of promtool expects no alert at any time, so its report names every alert that fired."""
     found: list[set[Alert]] = [set() for _ in range(count)]
     for part in said.split("expr: ")[1:]:
         at = re.search(r"time: (?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", part)

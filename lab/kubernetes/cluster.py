@@ -2,7 +2,7 @@
 
 Lives here: the commands. Not here: in which order, and what is made of what they say.
 
-Invariant: every command has an end; what fails raises with what was said.
+Invariant: every command has a timeout. A failed command raises an error with its output.
 """
 
 from __future__ import annotations

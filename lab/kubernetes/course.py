@@ -2,8 +2,8 @@
 
 Lives here: the stages, one after the other. Not here: commands (`cluster.py`), the table (`run.py`).
 
-Invariant: a stage begins with all pods ready, and ends with that; who must not notice is judged, and of a kill it is
-told how long it took until the same client was served again, from when it had asked first.
+Invariant: a stage begins and ends with all pods ready. Clients that must notice nothing are judged. For a kill the
+report has the time from a client's first failed request until its first success.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ class Course:
     streams: int
     others: int
     database: Reachable | None = None
-    """None: it is somebody else's."""
+    """None: the database is not this run's."""
     parts: Collection[str] = PARTS
     stages: list[Stage] = field(default_factory=list)
     told: Callable[[Stage], None] = print
 
     async def run(self) -> None:
-        """Every stage; one that cannot be carried out is told as failed, and ends the course."""
+        """Run every stage. A stage that cannot run counts as failed, and ends the course."""
         if not await self._installed():
             return
         if "unnoticed" in self.parts:
@@ -129,7 +129,7 @@ class Course:
         if (database := self.database) is not None:
 
             async def restarted() -> str:
-                return f"nobody could connect for {await database.restart():.1f} s"
+                return f"no client could connect for {await database.restart():.1f} s"
 
             await self._kill("PostgreSQL is restarted", restarted)
             await self._kill(f"PostgreSQL stands still for {_AWAY_SECONDS} s", lambda: self._away(database))

@@ -29,7 +29,7 @@ class Reachable:
     server: PostgresServer
 
     async def restart(self) -> float:
-        """In order, as for an update; how many seconds nobody could connect."""
+        """Restart it in order, as for an update. Returns the seconds in which no client could connect."""
         begun = time.monotonic()
         await asyncio.to_thread(self.server.stop)
         await asyncio.to_thread(self.server.start)

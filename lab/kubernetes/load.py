@@ -26,8 +26,8 @@ _PATIENCE = 10.0
 
 
 async def _patient(clients: Clients, seen: Seen) -> None:
-    """A client that asks again what failed, or was not answered in time, until it succeeds; how long that took since
-    it asked first is a gap."""
+    """A client that repeats a request that failed, or got no answer in time, until it succeeds. The time since its
+    first attempt is a gap."""
     failed = 0.0
     while True:
         body = {"model": "demo", "input": "count to 2"}

@@ -2,8 +2,8 @@
 
 Lives here: the command line, what is printed. Not here: what is done (`course.py`).
 
-Invariant: a run takes its namespaces along, also when it is stopped; the exit status is 0 when nobody noticed what
-nobody must notice, and everybody was served again after a kill.
+Invariant: a run deletes its namespaces, also when it is stopped. The exit status is 0 if changes that must pass
+unnoticed did so, and every client was served again after a kill.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         choices=PARTS,
         default=PARTS,
-        help="what nobody may notice, changes that do not go well, and what fails",
+        help="changes that no client may notice, changes that fail, and failures of parts",
     )
     parser.add_argument(
         "--state-url",

@@ -5,8 +5,8 @@ Lives here: what must be seen, and when. Not here: the traffic (`traffic.py`), P
 
 The rules are used as they are but for their times, which are divided, so that five minutes are some seconds. First
 everything works and clients do wrong things: no alert may fire. Then upstreams, tools and a tenant break, each in its
-own way: each must raise its own alert, and nothing else may fire at any moment. Then they stop, and the alerts must go.
-At last a process is killed.
+own way. Each must raise its own alert, and no other alert may ever fire. Then they stop, and the alerts must go. At
+last a process is killed.
 
 Invariant: a run ends by itself; whatever it finds wrong is a line of its report and makes the exit status 1.
 """

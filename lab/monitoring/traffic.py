@@ -2,8 +2,8 @@
 
 Lives here: servers that are well or broken, and jobs that use them. Not here: what is to be seen of it (`run.py`).
 
-Invariant: each job is of an owner of its own and ends by itself; what a job gets is of no concern here but where it is
-said, since the numbers are what is tried.
+Invariant: each job has a separate owner and ends by itself. A job ignores its answers unless its docstring says
+otherwise, because the run tests the metrics.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ BROKEN: dict[str, Callable[[Received], Answer]] = {
     "garbled": lambda _: answer(parts=[b'data: {"choices": [{"del\n\n', b"data: <html>\n\n"]),
     "cutting": lambda _: answer(parts=[event("a"), event("b"), Reset()]),
 }
-"""Upstreams that are broken, each in its own way; `dead` is one more, of which nobody is there."""
+"""Upstreams that are broken, each in its own way. At the address of `dead`, one more, no server listens."""
 
 
 def _found(_: Received) -> Answer:
@@ -125,7 +125,7 @@ def mend_search(place: Place) -> None:
 
 @asynccontextmanager
 async def place(folder: Path) -> AsyncIterator[Place]:
-    """Upstreams, tools and a gateway of two workers, on a PostgreSQL of its own: that has all metrics there are."""
+    """Upstreams, tools and a gateway of two workers, on a separate PostgreSQL, because only that has all metrics."""
     async with AsyncExitStack() as stack:
         database = PostgresServer()
         stack.callback(database.close)
@@ -278,8 +278,8 @@ BAD: tuple[Job, ...] = (
 
 
 async def keep(place: Place, jobs: tuple[Job, ...], pause: float, over: asyncio.Event) -> None:
-    """Each job again and again, with a pause in between, until it is over. They do not go in step: those that wait as
-    long as a rule looks back would be seen all at once, or not at all."""
+    """Each job again and again, with a pause in between, until it is over. Their starts differ. Otherwise a rule would
+    see all jobs with its own period at once, or none of them."""
 
     async def wait(seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -36,8 +36,9 @@ def around(root: Path, path: str, files: list[str]) -> list[str]:
 
 
 def likely(root: Path, path: str, files: list[str]) -> list[list[str]]:
-    """Those likely to notice a change of a source file, in stages: those that name its module, the unit tests of its
-    package, the others whose names share a word with it; in each stage most words first."""
+    """The test files that are likely to notice a change of a source file, in stages. First come files that name its
+    module, then unit tests of its package, then files whose names share a word with it. Within a stage, files with most
+    shared words come first."""
     unit = [file for file in files if file.startswith("tests/unit/")]
     group, words = _module(path).partition(".")[0], _words(path.removeprefix("src/antiphon/"))
     shared = {file: len(words & _words(Path(file).name)) for file in files}

@@ -3,9 +3,9 @@
 Lives here: finding every place where an operator applies, and the text that is put there. Not here: which of them are
 tried and which tests judge them (`run.py`).
 
-Invariant: a mutant is one replaced piece of text. Docstrings, annotations, `__all__`, logging, assertions, what
-decorates a class or stands behind its bases, and defaults of a protocol's methods are left alone: no test could tell,
-or the type checker has told already.
+Invariant: a mutant is one replaced piece of text. Some text stays as it is, because no test could notice, or because
+the type checker notices. This is docstrings, annotations, `__all__`, logging, assertions, decorators and keywords of a
+class, and defaults of a protocol's methods.
 """
 
 from __future__ import annotations

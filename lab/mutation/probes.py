@@ -2,9 +2,9 @@
 
 Lives here: where a mark stands, and what it writes. Not here: running the tests with them (`reaching.py`).
 
-Invariant: a mark stands before the statement that the mutant changes, or further out (before the `if` of an `elif`):
-a test that executes the changed text has passed the mark. Code that runs on import has no test of its own; whoever
-enters a function of its module counts for it.
+Invariant: a mark stands before the statement that the mutant changes, or further out (before the `if` of an `elif`). So
+a test that executes the changed text has passed the mark. No test runs import code alone, so a test that enters a
+function of the module counts for it.
 """
 
 from __future__ import annotations

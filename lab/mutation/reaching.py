@@ -3,9 +3,8 @@
 Lives here: what has to be recorded, the recording, and the file in which it is kept. Not here: the marks (`probes.py`),
 and which tests are asked at all (`judges.py`).
 
-A record is of one mutant and one file of tests, and counts as long as the source file of the mutant and the file of
-tests stay as they were. A change elsewhere may let a test reach what it did not reach before, so to be exact,
-remove the folder.
+A record is of one mutant and one file of tests. It is valid while the mutant's source file and the file of tests are
+unchanged. A change elsewhere may let a test reach what it did not reach before, so to be exact, remove the folder.
 """
 
 from __future__ import annotations

@@ -7,16 +7,16 @@
     scripts/lab mutate --draw 60 --seed 7              # so many lines of all packages, judged by the likely tests
     scripts/lab mutate --noticed --at-least 90         # a few that were noticed before, as in CI
 
-Lives here: choosing mutants, running the tests that judge each in a copy of the tree, and the table. Not here: what is
-changed (`operators.py`), which tests judge what (`judges.py`, `reaching.py`), the copies (`trees.py`), what no test can
-notice (`equivalent.txt`), what is tried again in CI (`noticed.txt`).
+Lives here: choosing mutants, running the tests that judge each in a copy of the tree, and the table. Not here: the
+changes (`operators.py`), the choice of tests (`judges.py`, `reaching.py`), the copies (`trees.py`). `equivalent.txt`
+lists mutants that no test can notice, and `noticed.txt` those that CI repeats.
 
-The order of all mutants is drawn from a seed and from the mutated line alone, so a sample stays the same while other
-code changes. A test that hangs fails by its own limit; a mutant whose tests as a whole ran out of time was not judged,
-and the score is of those that were.
+The order of all mutants depends on a seed and on the mutated line alone. So a sample stays the same while other code
+changes. A test that hangs fails at its own timeout. A mutant whose tests took too long in total is not judged, and the
+score leaves it out.
 
-A draw goes by lines of code: each package has its share of the lines that can be changed, and one change is made of
-each line. It records nothing: the tests that are likely to notice run in stages (`judges.likely`), each draw's mutant
+A draw goes by lines of code. Each package has its share of the lines that can change, and each drawn line gets one
+change. It records nothing: the tests that are likely to notice run in stages (`judges.likely`), each draw's mutant
 within one limit of time. Then the quick tests of whole gateways run (`judges.GATEWAYS`), within the same limit again. A
 mutant that no test noticed by then has survived.
 """

@@ -3,8 +3,8 @@
 Lives here: making a copy, putting a mutant into it, running tests there until they end or are out of time. Not here:
 which tests (`judges.py`, `reaching.py`).
 
-Invariant: what tests of a copy compile stays in that copy, and a changed file never looks as old as what was compiled
-from its earlier text.
+Invariant: files that a copy's tests compile stay in that copy. A changed file never looks as old as the bytecode of its
+earlier text.
 """
 
 from __future__ import annotations

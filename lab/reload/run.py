@@ -1,12 +1,12 @@
-"""A gateway whose settings change again and again while clients ask without a pause: nobody notices.
+"""A gateway whose settings change again and again while clients send requests without a pause: no client notices.
 
     scripts/lab reload [--door http|envoy] [--swaps 100] [--invalid 10] [--workers 3] [--clients 12]
 
 Each swap gives the one model another name at its upstream, which the answers show, and changes settings of stores,
 tools, workers and Envoy. A stream that has begun goes on when the settings are other ones. Every so often the file is
-wrong: no YAML, a wrong value, a setting that needs a restart. Fails when a request failed or broke off, when a request
-on a new connection saw the settings from before (in whichever worker), when one ended with others than it began
-with, or when what was wrong was taken. A WebSocket is closed after a turn when settings change, and connects again.
+wrong: no YAML, a wrong value, a setting that needs a restart. It fails if a request failed or broke off, if settings
+changed during a request, or if a worker took wrong settings. It also fails if a request on a new connection got old
+settings. A WebSocket is closed after a turn when settings change, and connects again.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Counts:
 
 
 class Run:
-    """One gateway, its clients, and who changes its settings. `number` is that of the swap that was told last."""
+    """One gateway, its clients, and the task that changes its settings. `number` is that of the latest swap."""
 
     def __init__(self, chat: ChatServer, gateway: Gateway, file: Path, workers: int) -> None:
         self.chat, self.gateway, self.file, self.workers = chat, gateway, file, workers
@@ -160,8 +160,8 @@ class Run:
             self.counts.turns += 1
 
     def served(self, began: int, name: str) -> bool:
-        """Whether a request that began after so many swaps may be served with this: on a connection from before the
-        last one, with the settings from before, once."""
+        """Whether a request that began after `began` swaps may get these settings. An older connection may still get
+        the settings before the last swap, once."""
         return began - 1 <= int(name[1:]) <= self.number + 1
 
     def lines(self, event: str) -> list[dict[str, Any]]:
@@ -200,7 +200,7 @@ class Run:
                     tools = (await got.json())["limits"]["tools"]
             self.counts.looks += 1
             if tools != 100 + self.number:
-                self.failed(f"a new request was told of {tools} tools")
+                self.failed(f"a new request saw {tools} tools")
             if name and name != f"n{self.number}":
                 self.failed(f"a new request was served with {name}")
 

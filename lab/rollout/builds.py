@@ -1,10 +1,10 @@
-"""Builds of Antiphon, each a wheel in an environment of its own: the present one, and two that may follow it.
+"""Builds of Antiphon, each a wheel in a separate environment: the present one, and two that may follow it.
 
 Lives here: making them. Not here: running them (`replicas.py`), the order in which they follow (`course.py`).
 
-The next build has a schema that only adds: a column and an index on a table that every turn writes, a column on the
-table of jobs. The one after that takes the first of them away again, which the build before it does without, and writes
-payloads of jobs that no older build reads. Nothing else differs but the version.
+The schema of the next build only adds. It adds a column and an index to a table that every turn writes, and a column to
+the table of jobs. The build after that removes the first column, which the next build does not need. It writes payloads
+of jobs that no older build reads. Only the version differs otherwise.
 
 An environment has its own `antiphon`; what that depends on is the running interpreter's.
 

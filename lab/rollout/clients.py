@@ -3,11 +3,11 @@
 Lives here: the kinds of clients. Not here: streams (`tests/support/streams.py`), replicas (`replicas.py`), when
 anything is restarted (`course.py`).
 
-No client tries anything again: a refusal is a failure. What they do is what a process that leaves asks of them: a
-follower whose stream ends without `[DONE]` reads on by `starting_after`, and who is told 1001 on a WebSocket between
-two responses opens another.
+No client retries: a refusal is a failure. Clients do what a process that leaves asks of them. A follower whose stream
+ends without `[DONE]` reads on by `starting_after`. A client that gets 1001 on a WebSocket between two responses opens a
+new one.
 
-Invariant: every request has an end of its own (`patience`).
+Invariant: every request has a timeout (`patience`).
 """
 
 from __future__ import annotations

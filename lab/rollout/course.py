@@ -1,9 +1,9 @@
 """The course of a rollout: clients ask from the first to the last moment, and replicas are replaced meanwhile.
 
-Lives here: who asks, which replica is replaced by which build and when, what came of it. Not here: clients
-(`clients.py`), processes (`replicas.py`), how it is shown (`report.py`).
+Lives here: the clients' start, the order of replacements by builds, and the outcome. Not here: clients (`clients.py`),
+processes (`replicas.py`), how it is shown (`report.py`).
 
-Each replica gets SIGTERM; when its process has ended a new one takes its place, and when the balancer sends that one
+Each replica gets SIGTERM. When its process has ended, a new one takes its place. When the balancer sends that one
 requests, the next replica's turn comes.
 
 Invariant: a rollout ends by itself and takes everything along that it started.
@@ -53,7 +53,7 @@ class Result:
 
     @property
     def good(self) -> bool:
-        """Whether nobody noticed, and every process ended well."""
+        """Whether no client noticed, and every process ended without an error."""
         clean = not self.wrong and not any(seen.failed or seen.cut for seen in self.seen.values())
         return clean and all(seen.asked for seen in self.seen.values()) and not any(one.status for one in self.restarts)
 
@@ -71,8 +71,8 @@ async def restart_all(service: Service, result: Result, rest: float) -> None:
 def upgrade(old: Build, first: Build, second: Build) -> Course:
     """From the old build to one whose schema adds, from that to one whose schema takes away.
 
-    In the middle of each rollout the build before it starts again: in a replica's place, and beside the balancer, where
-    a process that runs background responses is killed first.
+    In the middle of each rollout the build before it starts again, twice: in a replica's place, and outside the
+    balancer. For the second start a process that runs background responses is killed first.
     """
 
     async def course(service: Service, result: Result, rest: float) -> None:

@@ -1,4 +1,4 @@
-"""What a rollout is told by: Markdown. Not here: what is in it (`course.py`)."""
+"""The report of a rollout, in Markdown. Not here: its data (`course.py`)."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Lives here: the command line. Not here: what happens (`course.py`), what is printed (`report.py`).
 
-Invariant: a run ends by itself and takes everything along that it started; the exit status is 0 when no request failed
-and no answer was cut.
+Invariant: a run ends by itself and ends everything that it started. The exit status is 0 when no request failed and no
+answer was cut.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ async def _main(given: argparse.Namespace, folder: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit status is 0 when nothing failed and nothing was cut."""
-    parser = argparse.ArgumentParser(prog="scripts/lab rollout", description="A rollout that nobody notices.")
+    parser = argparse.ArgumentParser(prog="scripts/lab rollout", description="A rollout that no client notices.")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="which doors (default: http envoy)")
     parser.add_argument(
         "--state", help=f"{', '.join(STATES)} or a postgresql:// URL (default sqlite, with --upgrade postgres)"
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.upgrade and given.state not in STATES and len(given.modes) > 1:
         parser.error("--upgrade: after it the old build cannot start on that database; choose one of --modes")
     if given.upgrade and given.replicas < 2:
-        parser.error("--replicas: an upgrade that nobody notices needs 2")
+        parser.error("--replicas: an upgrade that no client notices needs 2")
     if given.keep is not None:
         return asyncio.run(_main(given, given.keep))
     with tempfile.TemporaryDirectory(prefix="at-", dir="/tmp") as folder:

@@ -27,7 +27,7 @@ _KEYS = {"owner": {"key": "rollout-owner-key-0123456789"}, "sealing": {"keys": [
 
 @dataclass(frozen=True)
 class Shared:
-    """`settings`: the same for all replicas. `machines`: each has a data folder of its own."""
+    """`settings`: the same for all replicas. `machines`: each has a separate data folder."""
 
     kind: str = "sqlite"
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -39,7 +39,7 @@ ONE_FOLDER = Shared()
 
 @asynccontextmanager
 async def opened(kind: str, folder: Path) -> AsyncIterator[Shared]:
-    """One of `STATES`, or what lies at a URL; with a bucket of its own."""
+    """One of `STATES`, or the database at a URL; with a separate bucket."""
     if kind == "sqlite":
         yield ONE_FOLDER
         return

@@ -1,1 +1,2 @@
-"""`scripts/lab scale`: replicas on one state, and what must hold whoever is asked, killed, frozen or cut off."""
+"""`scripts/lab scale`: replicas on one state, and what must hold whichever replica is asked, killed, frozen or cut
+off."""

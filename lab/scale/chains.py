@@ -2,8 +2,8 @@
 
 Lives here: the run and its judgement. Not here: replicas, single requests (`clients.py`).
 
-When `response.completed` arrives, the next replica is asked to continue the response, and the one after that to read
-it: both must find it at once, and the model must be shown all that was said before.
+When `response.completed` arrives, the next replica must continue the response, and the one after that must read it.
+Both must find it at once, and the model must get all earlier messages.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Lives here: requests and what an answer must be. Not here: which requests a run makes.
 
-Invariant: every request has an end of its own (`HUNG_AFTER`).
+Invariant: every request has a timeout (`HUNG_AFTER`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 4.0
 
 @asynccontextmanager
 async def sessions() -> AsyncIterator[aiohttp.ClientSession]:
-    """A session without limits of its own."""
+    """A session without limits or timeouts."""
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session:
         yield session
@@ -100,8 +100,8 @@ class Refused(Failed):
 async def insisted(
     ask: Callable[[int], Awaitable[T]], chance: random.Random, within: float = HUNG_AFTER
 ) -> tuple[T, int]:
-    """What `ask` gives, which is told the number of the attempt; tried again after what SDKs try again after, for
-    `within` seconds. Also how many attempts it took. Raises `Failed`."""
+    """The result of `ask`, which gets the number of the attempt, and the count of attempts. Retries the errors that
+    SDKs retry, for `within` seconds. Raises `Failed`."""
     end, pause, last = time.monotonic() + within, _FIRST_PAUSE, "nothing"
     attempt = 0
     while time.monotonic() < end:
@@ -132,7 +132,7 @@ async def read(session: aiohttp.ClientSession, url: str, path: str) -> Any:
 
 
 async def at_once(work: Sequence[T], clients: int, do: Callable[[T], Awaitable[None]], what: str = "") -> None:
-    """All of the work, `clients` at once; with `what`, each tenth of it is told."""
+    """Do all of the work, `clients` at once. With `what`, print each tenth of the progress."""
     waiting, done = iter(work), 0
 
     async def client() -> None:

@@ -1,10 +1,10 @@
-"""Replicas whose clocks are minutes apart: nobody takes over what another one holds, and nothing expires early.
+"""Replicas whose clocks are minutes apart: no replica takes what another one holds, and nothing expires early.
 
 Lives here: the run and its judgement. Not here: replicas, single requests (`clients.py`).
 
-The clocks are moved by libfaketime; PostgreSQL has the machine's. Leases are short, so that a replica that judged them
-by its own clock would take at once what another one holds: jobs, conversations, keys. What is kept for five minutes
-must not go because a clock is seven minutes off.
+libfaketime moves the clocks; PostgreSQL has the machine's. Leases are short. So a replica that judged them by its own
+clock would at once take jobs, conversations and keys of another one. Data with a retention of five minutes must survive
+a clock that is seven minutes off.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ async def _conversation(
 
 
 async def _key(session: aiohttp.ClientSession, replicas: Replicas, model: Model, number: int, report: Report) -> int:
-    """A request outlasts its key's lease; the same one elsewhere is told to wait, then given the same."""
+    """A request outlasts its key's lease. The same request elsewhere must wait, and then gets the same answer."""
     said = f"with a key {number}: count to {_WORDS}"
     return await _held(session, replicas, model, number, report, said, {}, {"idempotency-key": said})
 
@@ -172,7 +172,7 @@ async def _held(
     assert first.rest is not None
     await first.rest
     if not refused:
-        report.wrong.append(f"{said}: nobody was kept out")
+        report.wrong.append(f"{said}: no request had to wait")
     if headers:
         again = await streamed(session, replicas.url(number + 1), body, **headers)
         assert again.rest is not None

@@ -3,9 +3,9 @@
 Lives here: the rounds, what clients see of each, and the judgement. Not here: the servers (`standby.py`), the talks
 (`talks.py`).
 
-A round: `kill -9` of the primary, `pg_ctl promote` of the standby, clients are led there; the old primary comes back
-fenced (read-only, with what it knew), then is made anew as the standby. With `behind` replication is asynchronous, and
-the standby stands still for so many turns before: what was acknowledged meanwhile is what such a failover loses.
+A round begins with `kill -9` of the primary, `pg_ctl promote` of the standby, and the clients' switch to it. The old
+primary comes back fenced (read-only, with its old data). Then it becomes a new standby. With `behind` replication is
+asynchronous, and the standby stops for so many turns before. Such a failover loses the turns acknowledged meanwhile.
 """
 
 from __future__ import annotations

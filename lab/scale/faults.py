@@ -3,8 +3,9 @@
 Lives here: the faults, and what clients see of each. Not here: the servers (`states.py`), the black hole (`hole.py`).
 
 Clients write and read all the time and try nothing again. While the database does not answer, each of their requests
-must be a 503 with `retry-after`: a read by `state.deadline`, a response that must be saved by `timeouts.save` and one
-more deadline, since what may have been saved is asked for. When the database is back they must be served again.
+must be a 503 with `retry-after`. A read must get it within `state.deadline`. A response that must be saved gets it
+within `timeouts.save` and one more deadline, because Antiphon then looks for a saved response. When the database is
+back they must be served again.
 """
 
 from __future__ import annotations

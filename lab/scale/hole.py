@@ -1,7 +1,7 @@
 """A way to a server that can become a black hole, or lead elsewhere.
 
-Lives here: a TCP proxy that forwards, or swallows, as a firewall that drops; its other end can be moved, as an address
-that goes from one machine to another. Not here: whose way it is.
+Lives here: a TCP proxy that forwards, or drops like a firewall. Its target can change, like an address that moves from
+one machine to another. Not here: whose way it is.
 
 Invariant: what was swallowed stays swallowed; a connection of before is of no use afterwards.
 """
@@ -27,7 +27,7 @@ class Hole:
         self.port = 0
 
     def swallow(self) -> None:
-        """From now on nobody hears anything."""
+        """From now on no byte arrives."""
         self._swallows = True
         self._dead |= self._open
 

@@ -2,9 +2,9 @@
 
 Lives here: the run and its judgement. Not here: the killing (`chaos.py`), the model's ledger (`model.py`).
 
-Each client asks for a background response and follows it: after some events, or when its replica dies, it goes on with
-`starting_after` at another one. When all is over every stream is read whole, once more. What a client has read must be
-in it byte for byte, but for what a killed attempt had said: of that a new `response.in_progress` says that it is void.
+Each client starts a background response and follows it. After some events, or when its replica dies, it continues at
+another replica with `starting_after`. In the end the run reads every stream again as a whole. It must contain what the
+client read, byte for byte, except for the events of a killed attempt. A new `response.in_progress` makes those void.
 """
 
 from __future__ import annotations

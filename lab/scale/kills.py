@@ -1,4 +1,4 @@
-"""Talks while replicas and the state's server are killed: what was acknowledged is there, once, and nobody hangs.
+"""Talks while replicas and the state's server are killed: acknowledged turns exist once, and no client hangs.
 
 Lives here: the run and its judgement. Not here: the killing (`chaos.py`), the talks (`talks.py`).
 

@@ -21,7 +21,7 @@ from antiphon.demo_upstream import make_app
 
 @dataclass
 class Call:
-    """One model call: what was said last, when it began and ended (by `time.monotonic`)."""
+    """One model call: its last message, its begin and its end (by `time.monotonic`)."""
 
     said: str
     began: float
@@ -36,7 +36,7 @@ class Model:
     calls: list[Call] = field(default_factory=list)
 
     def of(self, said: str) -> list[Call]:
-        """The calls in which this was said last."""
+        """The calls with this last message."""
         return [call for call in self.calls if call.said == said]
 
 

@@ -2,9 +2,9 @@
 
 Lives here: the run and its judgement. Not here: which routes there are to try (`tests/support/strangers.py`).
 
-Everything alice has is made on one replica, everything bob has on another; then bob tries each route and each id in a
-body on every replica. His answers must be those to ids that do not exist, and hold no word of alice's. At the end
-alice finds all of hers, everywhere.
+One replica creates everything of alice, another everything of bob. Then bob tries each route, and each id in a body, on
+every replica. His answers must be those to ids that do not exist, and hold no word of alice's. At the end alice finds
+all of hers, everywhere.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _OPEN = frozenset({"/health", "/ready", "/metrics", "/openapi.json"})
 
 @dataclass
 class _Replica:
-    """One replica, as somebody who can be asked. `heard`: all that bob was answered."""
+    """One replica that takes requests. `heard`: all answers to bob."""
 
     session: aiohttp.ClientSession
     url: str
@@ -74,7 +74,7 @@ async def owners(replicas: Replicas) -> Report:
     async with sessions() as session:
         asked = [await _replica(session, replicas.url(number)) for number in range(len(replicas))]
         unknown = {usual_spelling(one) for one in asked[0].patterns if "{" in one} - VARIABLES.keys() - NOBODYS.keys()
-        report.wrong += [f"{pattern}: nobody knows what its variables are" for pattern in sorted(unknown)]
+        report.wrong += [f"{pattern}: this run does not know its variables" for pattern in sorted(unknown)]
         alice, bob = await belongings(asked[0], ALICE), await belongings(asked[-1], BOB)
         report.row("routes with ids", sum(usual_spelling(one) in VARIABLES for one in asked[0].patterns))
         counted = dict.fromkeys(("ids in paths", "lists", "ids in bodies", "alice's own, read by her"), 0)

@@ -2,8 +2,7 @@
 
 Lives here: their settings, where they are, their ends and new beginnings. Not here: the state (`states.py`), clients.
 
-Each has a data folder of its own, as on a machine of its own. Contents of files lie in one folder, as they would in a
-bucket.
+Each has a separate data folder, as on a separate machine. Contents of files are in one shared folder, as in a bucket.
 
 Invariant: only processes that were started here are signalled, by their own handle, and none is left behind.
 """
@@ -29,7 +28,7 @@ OWNER_KEY, SEALING_KEY = "scale-owner-key-0123456789", "scale-sealing-key-012345
 
 @asynccontextmanager
 async def demo(folder: Path, pause: float = 0.0) -> AsyncIterator[str]:
-    """The demo's chat server as a process of its own; its URL."""
+    """Start the demo's chat server as a separate process. Yields its URL."""
     command = (sys.executable, "-m", "lab.rollout.upstream", "--pause", str(pause))
     process = await Process.start(folder / "upstream.log", *command)
     try:

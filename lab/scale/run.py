@@ -86,7 +86,7 @@ async def _faults(given: argparse.Namespace, folder: Path) -> Report:
     async with opened(given.state, folder) as state, demo(folder) as upstream:
         place = state.pooler or state.server
         if place is None:
-            raise SystemExit("faults: --state must be postgres or pgbouncer: somebody's own server is not harmed")
+            raise SystemExit("faults: --state must be postgres or pgbouncer: the run does not break other servers")
         async with hole(place.port) as way:
             url = state.url.replace(f":{place.port}/", f":{way.port}/")
             async with Replicas(url, upstream, folder, count=given.replicas) as replicas:
@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--jobs", type=int, default=12, help="background responses (default 12)")
     one.add_argument("--pause", type=float, default=0.08, help="between two words of the model (default 0.08)")
 
-    add("owners", _owners, "nothing of one owner's is told to another", "pgbouncer", 2)
+    add("owners", _owners, "no owner sees another owner's data", "pgbouncer", 2)
     return parser
 
 

@@ -3,8 +3,8 @@
 Lives here: the pair, the change from one to the other, and what is switched for it. Not here: who uses them
 (`failover.py`).
 
-A way is what an operator has: the URL names both servers; pgbouncer's settings are changed and read again; or an
-address goes from one machine to the other.
+A way is one that an operator has. The URL names both servers, or pgbouncer reloads changed settings, or an address
+moves from one machine to the other.
 
 Invariant: with `synchronous`, a primary is killed only while its standby has all that was acknowledged.
 """

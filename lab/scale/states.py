@@ -2,7 +2,7 @@
 
 Lives here: starting it, and what may be done to it while it is used. Not here: who uses it (`replicas.py`).
 
-A kind is a URL of somebody's own database, or one of `KINDS`: `postgres` and `pgbouncer` start a server that survives
+A kind is the URL of an existing database, or one of `KINDS`: `postgres` and `pgbouncer` start a server that survives
 being killed (and a pooler of four connections before it), `sqlite` is a folder.
 
 Invariant: what was started here ends with the run.

@@ -25,7 +25,7 @@ from tests.support.streams import Failed
 
 @dataclass
 class Talk:
-    """A talk, and what was acknowledged in it: texts that were said, ids of the responses."""
+    """A talk, and what was acknowledged in it: texts, and ids of the responses."""
 
     number: int
     conversation: str = ""

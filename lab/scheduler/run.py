@@ -1,10 +1,10 @@
 """The real endpoint picker behind `antiphon up`.
 
-Lives here: three chat servers on loopback addresses, pods in a Kubernetes API that stand for them, the picker as a
-process, and what a run must show. Not here: a picker's failures (`tests/e2e/test_endpoint_picker.py`).
+Lives here: three chat servers on loopback addresses, the pods that stand for them in a Kubernetes API, the picker's
+process, and the checks. Not here: a picker's failures (`tests/e2e/test_endpoint_picker.py`).
 
-The pods are objects: no scheduler knows them and no image is started; their status says they are ready at the addresses
-of the chat servers. So any Kubernetes API will do, and what the picker reads of it is real.
+The pods are objects only: no scheduler knows them, and no image runs. Their status says that they are ready at the
+addresses of the chat servers. So any Kubernetes API works, and the picker reads real objects.
 
 Invariant: the namespace, the picker and the gateway are gone when it ends, however it ends.
 """
@@ -269,7 +269,7 @@ async def picker_process(
 
 
 class Run:
-    """What is asked, and where it went."""
+    """Sends requests, and records the server that each reached."""
 
     def __init__(self, gateway: Gateway, servers: Servers) -> None:
         self._url = gateway.base_url

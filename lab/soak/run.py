@@ -266,7 +266,7 @@ async def _turn(socket: aiohttp.ClientWebSocketResponse, **request: Any) -> list
 
 
 async def _socket(load: Load, seed: int) -> None:
-    """A chain that is not stored, on a connection of its own; an error in between costs nothing but its turn."""
+    """A chain that is not stored, on a separate connection. An error in between costs only its turn."""
     async with load.session.ws_connect(f"{load.url}/responses", compress=15 * (seed % 2)) as socket:
         first = _completed(await _turn(socket, input=f"the word is w{seed}", store=False))
         if (await _turn(socket, input="x", temperature="hot"))[-1]["type"] != "error":
@@ -573,7 +573,7 @@ async def _left_behind(watched: list[_Watched], streams: int) -> list[str]:
 
 
 async def _unfinished(data: Path) -> list[str]:
-    """Background responses that nobody ends, conversations that nobody gives back."""
+    """Background responses that never end, and conversations whose lock is never released."""
     left = (
         "SELECT (SELECT count(*) FROM jobs), "
         "(SELECT count(*) FROM responses WHERE status IN ('queued', 'in_progress')), "
@@ -591,7 +591,7 @@ async def _unfinished(data: Path) -> list[str]:
 
 
 def _uploads(data: Path) -> list[str]:
-    """What is left of uploads that were broken off, and contents that nobody deleted; clients are gone by now."""
+    """The rest of interrupted uploads, and contents that were not deleted. By now all clients have left."""
     with contextlib.closing(sqlite3.connect(data / SESSIONS_FILE, timeout=10)) as database:
         (kept,) = database.execute("SELECT count(*) FROM files").fetchone()
     found = [path for path in (data / FILES_FOLDER).rglob("*") if path.is_file()]

@@ -3,9 +3,9 @@
 Lives here: the arguments, and the comparison. Not here: the sanitizers, under which the extension is compiled and this
 process runs (`scripts/lab splice-fuzz`), and examples (`tests/unit/translation/test_splice.py`).
 
-Three kinds of calls take turns: chunks cut from the recorded streams with other texts in them and a few bytes changed;
-strings of the few bytes that mean something; and arguments that no caller has, of which it is only asked that they do
-no harm. Every argument is a copy with an allocation of its own, so that a read behind its end is seen.
+Three kinds of calls take turns. The first has chunks cut from the recorded streams, with other texts and a few changed
+bytes. The second has strings of the few bytes with a meaning. The third has arguments that no caller passes, which must
+only do no harm. Every argument is a copy with a separate allocation, so that a read behind its end is noticed.
 
 Invariant: a seed does the same again, whatever the time; what goes wrong is printed before the exit with status 1.
 """

@@ -29,6 +29,7 @@ RULES = Path(__file__).with_suffix(".toml")
 KINDS = ("words", "long")
 _FENCE = re.compile(r"^(\s*)(```|~~~).*?^\s*\2\s*$", re.MULTILINE | re.DOTALL)
 _NOT_PROSE = re.compile(r"`[^`]*`|\]\([^)]*\)|<!--.*?-->|https?://\S+", re.DOTALL)
+_COMMAND = re.compile(r"(?m)^ {4,}(?:\S*antiphon|scripts/\S+) .*$")
 _SENTENCE_END = re.compile(r"(?<=[.!?:;])[)\"']?\s+(?=[\"'(`A-Z0-9\[*])")
 _SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH|CREATE|ALTER|DROP|FROM|WHERE)\b")
 
@@ -116,7 +117,7 @@ def _of_python(text: str) -> Iterator[tuple[int, str, bool]]:
             if isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) and isinstance(one.value.value, str):
                 docstrings.add(id(one.value))
                 for begun, passage, limited in _blocks(_NOT_PROSE.sub("X", one.value.value)):
-                    yield one.lineno + begun - 1, re.sub(r"(?m)^ {4,}\S*antiphon .*$", "", passage), limited
+                    yield one.lineno + begun - 1, _COMMAND.sub("", passage), limited
     for node in ast.walk(tree):
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or id(node) in docstrings:
             continue
