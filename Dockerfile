@@ -1,4 +1,4 @@
-# The sidecar, the HTTP door and the demo upstream in one image. Envoy comes from its own image.
+# The sidecar, the HTTP server and the demo upstream in one image. Envoy comes from its own image.
 # What is in it, what each extra adds, and how it is checked: docs/how-to/containers.md
 ARG BASE=python:3.11-slim
 # The stage that installs; only its folder /opt/antiphon goes into the image. Of the same Debian and Python as BASE.

@@ -4,9 +4,9 @@ Lives here: the requests, reading an answer, what an answer holds (`features_of`
 `INDEX.tsv`. Not here: what the tests do with recordings (`tests/support/recordings.py`, `lab/golden.py`). The format:
 docs/contributing/recordings.md.
 
-Invariants: No header but the content type is written. The key is in no file: the plain key is redacted, and an answer
-that shows it in another way (escaped, split over the parts of a stream) is refused. No file is overwritten. Files are
-written only when every request has its answer.
+Invariants: No header but the content type is written. The key is in no file. The program redacts the plain key. It
+refuses an answer that shows the key in another way (escaped, split over the parts of a stream). No file is overwritten.
+Files are written only when every request has its answer.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _NAMES = {
     "relay": "Antiphon, relay",
     "relay-grpcio": "relay, grpc.aio",
     "drive": "Antiphon, drive",
-    "http": "Antiphon, HTTP door",
+    "http": "Antiphon, HTTP server",
 }
 _OURS, _OTHER, _PEER = "#2f6f9f", "#b8c4cc", "#d08a4e"
 

@@ -180,11 +180,16 @@ _TARGETS = (
         )
     ),
     _Target("relay, CPU of a stored request, of an unstored one", "≤ 1.5x", _of_unstored("relay"), limit=1.5, unit="x"),
-    _Target("HTTP door, CPU per chunk, burst", "≤ 13.3 µs", _cost("burst", "http"), limit=13.3, unit=" µs", digits=1),
+    _Target("HTTP server, CPU per chunk, burst", "≤ 13.3 µs", _cost("burst", "http"), limit=13.3, unit=" µs", digits=1),
     _Target(
-        "HTTP door, CPU per chunk, saturated", "≤ 17.7 µs", _cost("saturated", "http"), limit=17.7, unit=" µs", digits=1
+        "HTTP server, CPU per chunk, saturated",
+        "≤ 17.7 µs",
+        _cost("saturated", "http"),
+        limit=17.7,
+        unit=" µs",
+        digits=1,
     ),
-    _Target("HTTP door, CPU per small request", "≤ 450 µs", _cost("json", "http"), limit=450, unit=" µs", digits=0),
+    _Target("HTTP server, CPU per small request", "≤ 450 µs", _cost("json", "http"), limit=450, unit=" µs", digits=0),
     *(
         _Target(f"small requests, {_CROWD} at once, {name}: p99 of p50", "≤ 4x", _unfairness(name), limit=4, unit="x")
         for name in ("relay", "drive", "http")

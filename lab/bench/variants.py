@@ -51,9 +51,9 @@ LABELS = {
     "relay-grpcio": "Antiphon, relay, grpc.aio",
     "drive": "Antiphon, drive",
     "drive-grpcio": "Antiphon, drive, grpc.aio",
-    "http": "Antiphon, HTTP door (no Envoy)",
+    "http": "Antiphon, HTTP server (no Envoy)",
     "relay-pure": "Antiphon, relay, not compiled",
-    "http-pure": "Antiphon, HTTP door, not compiled",
+    "http-pure": "Antiphon, HTTP server, not compiled",
 }
 
 

@@ -92,7 +92,7 @@ def test_a_request_that_waits_for_all_others_is_a_target_missed(slow: float, met
     result = _result(median=median, cpu_us_per_chunk={"http": {}})
     assert _verdicts(result)["small requests, 200 at once, http: p99 of p50"] is met
     result["settings"]["streams"] = [200]
-    assert f"| Antiphon, HTTP door (no Envoy) | 10.0 / {slow / 1000:.1f} |" in tables(result)
+    assert f"| Antiphon, HTTP server (no Envoy) | 10.0 / {slow / 1000:.1f} |" in tables(result)
 
 
 def test_the_longest_turn_leaves_the_idle_one_out() -> None:

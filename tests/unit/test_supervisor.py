@@ -179,7 +179,7 @@ async def test_giving_up_says_which_how_often_and_where_to_look(keep: Keep) -> N
     assert (told.value.name, told.value.deaths) == ("it", 2)
     said = str(told.value)
     assert said.startswith("it was killed by SIGKILL (2 times in a row, soon after its start); it wrote nothing; ")
-    assert "want of memory" in said and said.endswith("'antiphon doctor' checks what it needs")
+    assert "memory ran out" in said and said.endswith("'antiphon doctor' checks what it needs")
 
 
 async def test_a_child_that_hangs_every_time_is_told_apart_from_one_that_was_killed(keep: Keep) -> None:

@@ -140,7 +140,7 @@ class ContainerFileObject(Struct, kw_only=True):
 
 
 class ContainerApi(Area):
-    """The endpoints. Of the settings: how much memory a container may have, and how long an unused one lives."""
+    """Serves `/v1/containers`. `settings` limits a container's memory, and the time that an unused container lives."""
 
     def __init__(self, rooms: ContainerRooms, settings: CodeInterpreterSettings) -> None:
         self._rooms = rooms

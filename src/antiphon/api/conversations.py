@@ -93,7 +93,7 @@ _ITEMS = ObjectKind("Item", is_name)
 
 
 class Conversations(Area):
-    """The endpoints. `responses` is asked for items that a client refers to by their id."""
+    """Serves `/v1/conversations`. `responses` finds the items that a client names by their id."""
 
     def __init__(
         self,

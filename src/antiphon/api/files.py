@@ -103,7 +103,7 @@ class File(Struct, kw_only=True):
 
 
 class Files(Area):
-    """The endpoints. `max_bytes` is the largest file."""
+    """Serves `/v1/files`. `max_bytes` is the size of the largest file."""
 
     def __init__(
         self,

@@ -128,7 +128,7 @@ _PROMPTS = ObjectKind("Prompt", lambda one: is_id(one, "pmpt"), "prompt.deleted"
 
 
 class Prompts(Area):
-    """The endpoints."""
+    """Serves `/v1/prompts`: templates of prompts with versions."""
 
     def __init__(self, store: PromptStore, make_id: IdFactory = new_id) -> None:
         self._store = store

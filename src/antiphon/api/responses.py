@@ -115,7 +115,8 @@ _RESPONSES = ObjectKind("Response", lambda one: is_id(one, "resp"), "response")
 
 
 class Responses(Area):
-    """The endpoints. `native`: asked for responses that are not stored here."""
+    """Serves the stored responses below `/v1/responses/{id}`. `native` answers for responses that are not stored
+    here."""
 
     def __init__(
         self, store: ResponseStore, background: Background | None, native: NativeResponses | None, metrics: Metrics

@@ -182,7 +182,7 @@ class StandaloneSearch(Area):
         return json_response(answer, headers=ignored_fields(ignored))
 
     async def _run(self, owner: str, run: str, whole: dict[str, Any], command: _Command) -> tuple[str, list[SearchHit]]:
-        """What one command has to say, and what a search found."""
+        """Run one command. Returns its text for the answer, and its hits if it was a search."""
         if command.error:
             return command.error, []
         declared = whole

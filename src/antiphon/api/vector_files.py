@@ -98,7 +98,7 @@ _OF_STATUS = Parameter(
 
 
 class VectorFiles(Area):
-    """The endpoints below a store. `files` knows what was uploaded."""
+    """Serves the files and file batches below `/v1/vector_stores/{id}`. `files` holds the uploaded files."""
 
     def __init__(self, stores: VectorStores, files: FileStore, make_id: IdFactory) -> None:
         self._stores = stores

@@ -117,7 +117,7 @@ class SearchStores(SearchStore):
 
 
 class VectorStoreApi(Area):
-    """The endpoints. Without a `rewriter`, `rewrite_query` is ignored, saying so."""
+    """Serves `/v1/vector_stores`. Without a `rewriter` Antiphon ignores `rewrite_query`, and its answer says so."""
 
     def __init__(
         self,

@@ -46,7 +46,7 @@ class VectorSearch:
     """The embeddings server, for direct calls by clients; the embedder uses it too."""
 
     def endpoints(self, upstream: Upstream, routes: ModelRoutes) -> tuple[Endpoint, ...]:
-        """The endpoints. `upstream` and `routes` are for the model that rewrites queries."""
+        """The endpoints of vector stores. `upstream` and `routes` serve the model that rewrites queries."""
         rewriter = None
         if self.rewrite_model is not None:
             rewriter = ModelRewriter(upstream, routes, self.rewrite_model, seconds=self.rewrite_seconds).rewrite

@@ -93,7 +93,7 @@ def _announce(settings: Settings) -> None:
     where = settings.listen
     print(f"ready: http://{where}/v1", flush=True)
     if sys.stderr.isatty():
-        door = "Envoy" if settings.door == "envoy" else "the HTTP door"
+        door = "Envoy" if settings.door == "envoy" else "the HTTP server"
         lines = (
             f"  clients    http://{where}/v1, answered by {door} and {settings.workers} worker process(es)",
             *(

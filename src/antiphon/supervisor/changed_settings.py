@@ -29,7 +29,7 @@ _LOOK_SECONDS = 1.0
 
 FIXED = {
     "listen": "clients know it",
-    "door": "the HTTP door cannot hand its port to Envoy, nor Envoy to it",
+    "door": "the HTTP server and Envoy cannot hand their port to each other",
     "data": "the running processes use what is in the folder",
     "metrics.listen": "the parent of the workers listens there",
     "reload.watch": "it is decided at the start",

@@ -187,7 +187,7 @@ class Generation:
             private = f"unix:{self._folder}/http-{number}.sock"
             name = f"http door {number}"
             self._add_worker(name, private, "serve", "--private-port", private, sockets=(number, workers))
-        await poll(self._all_serving, "the HTTP door", _worker_start(self.settings))
+        await poll(self._all_serving, "the HTTP server", _worker_start(self.settings))
         await self._answers(self._around.port.address)
 
     async def _answers(self, where: str) -> None:

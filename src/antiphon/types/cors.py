@@ -1,7 +1,7 @@
 """The CORS rules, the same for every door: which origins may call, and the headers that say so.
 
-Lives here: which origin is let in, and the headers that say so. Not here: who sends them (the HTTP door, Envoy's cors
-filter), WebSockets (`websocket.origins`).
+Lives here: which origins are allowed, and their response headers. Not here: the servers that send them (the HTTP
+server, Envoy's cors filter), WebSockets (`websocket.origins`).
 
 Invariant: credentials of the browser's own (cookies) are never allowed; a page shows the bearer token it was given.
 """

@@ -85,6 +85,14 @@ def test_which_servers_may_be_named(allow: tuple[str, ...] | None, url: str, rea
     assert refused.value.param == "tools[2].server_url" and "pass" not in refused.value.message
 
 
+def test_a_refused_server_is_named_with_what_to_do_and_without_its_path() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        McpServers((), {}).find("tools[0]", _read(server_url="https://x.example/mcp?key=secret"))
+    assert refused.value.message == (
+        "The MCP server 'https://x.example' is not allowed here. Ask the operator to add it to 'mcp.allow'."
+    )
+
+
 def test_a_connector_is_known_by_its_name_alone_and_a_request_can_speak_for_itself() -> None:
     own = Connector("http://10.0.0.5/mcp", (("Authorization", "Bearer operators"), ("x-more", "1")))
     servers = McpServers((), {"mail": own})

@@ -45,7 +45,7 @@ class MachineFiles:
 
     @property
     def copied(self) -> bool:
-        """Whether code works on copies."""
+        """Whether the code of this machine works on copies of the files, not on the files themselves."""
         return self._inside is not None
 
     @property

@@ -244,7 +244,8 @@ class McpServers:
             raise invalid_value(where, "use an https URL without credentials")
         if self._allow is not None and not any(_allows(entry, url, host) for entry in self._allow):
             raise unsupported_parameter(
-                "This server is not among those that the gateway may reach. Ask its operator for it ('mcp.allow').",
+                f"The MCP server '{parts.scheme}://{parts.netloc}' is not allowed here. Ask the operator to add it to "
+                "'mcp.allow'.",
                 where,
             )
 

@@ -57,7 +57,8 @@ _Read = TypeVar("_Read")
 
 
 class _Filters(Struct, forbid_unknown_fields=True):
-    """What restricts a search: nothing of it may be left out."""
+    """The domains that a search may or may not use. Antiphon refuses an unknown filter, because a search that ignores
+    it would show what the client excludes."""
 
     allowed_domains: list[str] | None = None
     blocked_domains: list[str] | None = None
@@ -70,7 +71,7 @@ class _WebSearchDeclaration(Struct):
 
     @property
     def allowed(self) -> list[str]:
-        """The domains that alone may be shown and opened; none: all."""
+        """The only domains that the tool may show and open. An empty list allows all."""
         return [domain.lower() for domain in (self.filters and self.filters.allowed_domains) or ()]
 
     def allows(self, url: str) -> bool:

@@ -113,8 +113,8 @@ def _instructions(request: CreateResponse) -> Raw | None:
 
 
 def _tool(tool: ToolDeclaration) -> Raw:
-    """A function with all five keys, a tool search with its own, whatever else as it was declared (nothing secret is in
-    those)."""
+    """A tool as the response repeats it. A function and a tool search get every key that OpenAI's responses have, with
+    null for missing values. Other tools stay as the client declared them; they contain no secret."""
     if tool.type == "mcp":
         return _mcp(tool.source)
     if tool.type not in ("function", "tool_search"):
