@@ -78,7 +78,9 @@ def test_words() -> None:
 def test_the_differences_say_what_only_one_side_has() -> None:
     text = differences(whole_document())
     assert "\n- `GET /conversations`: List conversations\n" in text
-    assert "\n| `.top_k` |  |  |  | yes |\n" in text
+    assert "\n| `.extra_body` |  |  |  | yes |\n" in text
+    # The page on compatibility has it.
+    assert "`.top_k`" not in text
     assert "\n| `.moderation` | yes | yes |  |  |\n" in text
     # Both have it.
     assert "| `.temperature` |" not in text

@@ -111,7 +111,9 @@ _TABLE: Final[dict[str, dict[str, Rule]]] = {
         "tools.function.strict": _strict,
         "tools.function.async": _LATER,
         "tools.function.output_schema": IGNORED,
-        "tools.function.allowed_callers": ignored("a function for programs alone is left out"),
+        "tools.function.allowed_callers": ignored(
+            "a tool whose callers lack `direct` is left out: no program runs here"
+        ),
         "tools.custom": handled("a function with one string; a grammar is described, not enforced"),
         "tools.custom.async": _LATER,
         "tools.namespace": handled("functions with joined names; calls come back with their `namespace`"),

@@ -215,7 +215,9 @@ _ROWS: Final = (
         "truncation",
         str,
         {
-            "auto": ignored("handled where `context_tokens` is set: the oldest turns are left out"),
+            "auto": ignored(
+                "handled where `context_tokens` is set, with four bytes a token: the oldest turns are left out"
+            ),
             "disabled": sent("the default of chat: nothing is sent"),
         },
         words=("auto", "disabled"),

@@ -4,7 +4,7 @@ Lives here: the checks that `strict: true` adds, so that what passes here passes
 and values (`types/tolerance.py`), requests that no server could take (`fields.py`, `tools.py`).
 
 Source: OpenAI's guide to structured outputs ("Supported schemas") and to custom tools, and the texts of its errors.
-`docs/reference/compatibility.md` lists what is checked and what is not.
+`docs/reference/limits.md` lists what this module checks and what it does not.
 
 Invariant: every error names the schema's place in the request, and the place inside the schema.
 """
