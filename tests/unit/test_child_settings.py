@@ -32,6 +32,12 @@ CASES: dict[str, dict[str, Any]] = {
         "upstreams": {"a": {"url": "http://a.example/v1"}},
         "models": [{"match": "x*", "upstream": "a"}],
     },
+    "URLs": {
+        "web_search": {"provider": "searxng", "url": f"https://me:{S}@h.example/?a=\"'[b]"},
+        "mcp": {"allow": [f"https://h.example/?k={S},{S}"], "connectors": {"a": {"url": f"https://h.example/?k={S}"}}},
+        "models": [{"match": "m", "extra": {"a": [f"https://{S}@h.example"]}}],
+    },
+    "extensions": {"extensions": {"dice": {"url": f"redis://me:{S}@h.example/0", "sides": 6}}},
     "tools": {
         "web_search": {"provider": "tavily", "api_key": S},
         "mcp": {"connectors": {"a": {"url": "http://a.example", "headers": {"Authorization": f"Bearer {S}"}}}},

@@ -121,6 +121,8 @@ def _as_text(value: object) -> str:
     above U+FFFF, and some unescaped characters are line ends."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
+    if isinstance(value, str):
+        return value
     text = json.dumps(value, ensure_ascii=False, default=_as_json)
     return re.sub(r"[^\x20-\x7e]", lambda found: f"\\U{ord(found[0]):08x}", text)
 
