@@ -59,7 +59,7 @@ class CustomInput:
         return self._inside() if self._state is _InputState.INSIDE else b""
 
     def end(self) -> bytes:
-        """What is left to give out; sets `complete`."""
+        """The rest of the text. Sets `complete`."""
         if self._state is _InputState.CLOSING:
             self.complete = _CLOSING.fullmatch(self._text) is not None or _is_object('{"input":""' + self._text)
         elif self._state is _InputState.BARE:
@@ -69,7 +69,7 @@ class CustomInput:
         return b""
 
     def _opened(self) -> _InputState:
-        """What the beginning turns out to be."""
+        """The state that follows from the beginning of the arguments."""
         start = self._text.lstrip()
         if not start:
             return _InputState.OPENING
@@ -93,7 +93,7 @@ class CustomInput:
         return fragment_of(json.loads(f'"{text[:end]}"', strict=False)) if end else b""
 
     def _judge_whole(self) -> bytes:
-        """Another key first, other quotes around it, no value: what a parser makes of it."""
+        """Parse the whole arguments, because their beginning was unusual: another key, other quotes, or no value."""
         try:
             value = json.loads(self._text, strict=False)
         except (ValueError, RecursionError):

@@ -111,11 +111,11 @@ ITEMS: Final = {
 
 
 ROLES: Final = ("user", "assistant", "system", "developer")
-"""Whose words a message may be."""
+"""The roles that a message may have."""
 
 
 def prefix_of(kind: str) -> str:
-    """What the id of an item of this type begins with."""
+    """The prefix of ids of items of this type."""
     return ITEMS[kind].prefix if kind in ITEMS else "item"
 
 
@@ -153,7 +153,8 @@ def only_known(where: str, items: Iterable[InputItem], tolerance: Tolerance) -> 
 
 
 def members_of(kind: str) -> frozenset[str]:
-    """What an item of this known type may have, unless it is shown to the model as it came (a hosted tool's)."""
+    """The members that Antiphon knows of this known item type. (The model sees items of hosted tools unchanged, with
+    all members.)"""
     return _ANY.union(ITEMS[kind].members)
 
 

@@ -29,7 +29,7 @@ _ONLY: Final = re.compile(
 
 
 def only_thought(text: bytes) -> bytes | None:
-    """What stands between the tags when the whole text is one thought, as some clients send reasoning back."""
+    """The text between the tags if the whole text is one thought. Some clients send reasoning back that way."""
     found = _ONLY.fullmatch(text)
     return None if found is None or _CLOSE in found[1] else found[1]
 
@@ -78,7 +78,7 @@ class ThinkTags:
         return b"", self._text(data)
 
     def end(self) -> tuple[bytes, bytes]:
-        """What was held back, now that nothing follows."""
+        """The text that was held back, at the end of the stream."""
         held, self._held = self._held, b""
         if self._state is _ThinkState.THINKING:
             if held and self._unclosed is not None:

@@ -65,7 +65,7 @@ def _first(*counts: int | None) -> int | None:
 
 
 def _read_leniently(data: bytes) -> ChatUsage:
-    """What can be read of a usage that is not as it should be."""
+    """The readable numbers of a malformed usage."""
     value = decode_object(data)
     details: dict[str, Any] = {name: _details(value.get(name)) for name in _DETAILS}
     return ChatUsage(**_counts(value, _COUNTS), **details)
@@ -100,7 +100,7 @@ def usage_object(
 
 
 def add_usage(one: UsageObject, other: UsageObject | None) -> UsageObject:
-    """What two model calls of one response cost together."""
+    """The sum of the usage of two model calls."""
     if other is None:
         return one
     return usage_object(
@@ -125,7 +125,7 @@ _PASSED: Final = msgspec.json.Decoder(PassedAnswer)
 
 
 def usage_of_answer(body: bytes) -> UsageObject | None:
-    """What a whole JSON answer (or an event's data) says; None when it says nothing."""
+    """The usage in a whole JSON answer (or in an event's data), or None."""
     passed = try_decode(_PASSED, body)
     if passed is None:
         return None
@@ -134,7 +134,7 @@ def usage_of_answer(body: bytes) -> UsageObject | None:
 
 
 def usage_of_stream(tail: bytes) -> UsageObject | None:
-    """What the last of the whole events that counts says; `tail` may begin in the middle of one."""
+    """The usage in the last complete event that has one. `tail` may begin in the middle of an event."""
     for line in reversed(tail.splitlines()[1:]):
         if line.startswith(b"data:") and b'"usage"' in line:
             used = usage_of_answer(line[5:])

@@ -30,7 +30,7 @@ _UNFIT: Final = re.compile(r"[^a-zA-Z0-9_-]")
 
 
 class CallKind(StrEnum):
-    """What kind of item a call becomes; the values are the item types, but for a search of tools that runs here."""
+    """The kind of item that a call becomes. The values are the item types, except for a tool search that runs here."""
 
     FUNCTION = "function_call"
     CUSTOM = "custom_tool_call"
@@ -70,7 +70,7 @@ class CallTarget:
 
 @dataclass(frozen=True, slots=True)
 class HostedFunction:
-    """What the model is shown of a tool that runs here: a function. `parameters` is a JSON schema.
+    """The function that the model sees for a hosted tool. `parameters` is a JSON schema.
 
     - `approval`: the sidecar asks the client before it runs a call.
     - `deferred`: where the model can search for tools, it sees this one only after a search has found it.

@@ -54,8 +54,8 @@ class BuilderOptions(Struct, frozen=True):
 
 
 class ItemSources(Struct, frozen=True):
-    """What items refer to. `unseal` opens our own encrypted contents (text, param). `files` are the files fetched by
-    URL, or the reason of the failure. `tolerance` decides about unknown parts."""
+    """The sources of the content that items refer to. `unseal` decrypts Antiphon's encrypted contents (text, param).
+    `files` are the files fetched by URL, or the reason of the failure. `tolerance` decides about unknown parts."""
 
     unseal: Callable[[str, str], bytes]
     files: Mapping[str, FetchedFile | ApiError] = {}
@@ -84,7 +84,7 @@ class ChatTools(Struct):
 
 
 class Turn(Struct):
-    """What one assistant turn emitted, until it is written as one message and its tool messages.
+    """The output of one assistant turn, until it becomes one message and its tool messages.
 
     `answer`: in which answer of the model, counted by what clients said in between; `round`: that of its hosted calls.
     """

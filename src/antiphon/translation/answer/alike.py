@@ -26,7 +26,7 @@ _ENDS = (b"\n\n", b"\r\n\r\n")
 
 
 class Alike(Struct, frozen=True, gc=False):
-    """What stands before and behind the text of chunks that are alike, the event's own lines included."""
+    """The bytes before and after the text of similar chunks, including the lines of the event itself."""
 
     text_of: TextOf
     before: bytes
@@ -34,10 +34,8 @@ class Alike(Struct, frozen=True, gc=False):
 
 
 def learn(data: bytes, payload: bytes, chunk: Chunk, text_of: TextOf) -> Alike | None:
-    """What the chunks behind this one may have in common with it; None where it has more than one piece of text, or one
-    of another kind.
-
-    `data`: bytes of the stream with its event, `payload`: that event's data, `chunk`: what it was read as.
+    """The bytes that later chunks may share with this one. None if it has more than one piece of text, or one of
+    another kind. `data`: bytes of the stream with its event. `payload`: that event's data. `chunk`: the decoded data.
     """
     found = _only_text(chunk)
     if found is None or found[0] is not text_of:
@@ -58,7 +56,7 @@ def learn(data: bytes, payload: bytes, chunk: Chunk, text_of: TextOf) -> Alike |
 
 
 def _framing(data: bytes, payload: bytes) -> tuple[bytes, bytes] | None:
-    """What stands before and behind an event's data."""
+    """The bytes before and after an event's data."""
     at = data.find(payload)
     before, behind = data[:at], data[at + len(payload) :]
     prefix = before[before.rfind(b"\n") + 1 :]

@@ -24,7 +24,7 @@ _MAX_FOUND: Final = 1000
 
 
 class Annotations:
-    """What one answer was annotated with; placed in the text when that is whole."""
+    """The annotations of one answer. They get their places in the text when the text is complete."""
 
     def __init__(self) -> None:
         self._found: list[dict[str, object]] = []
@@ -102,7 +102,7 @@ def _objects(value: object) -> list[dict[str, object]]:
 
 
 def _decoded(data: Raw) -> object:
-    """What was sent, None where that is no JSON."""
+    """The decoded value, or None if the data is no JSON."""
     try:
         return decode_any(bytes(data)) if data is not ABSENT else None
     except ValueError:
@@ -120,7 +120,7 @@ def read_logprobs(data: Raw) -> list[Raw]:
 
 
 def last_logprobs(entries: list[Raw], text: str) -> list[Raw]:
-    """Those entries at the end that make up the text: servers list the tokens of hidden reasoning before them."""
+    """The last entries, whose tokens make up the text. Servers list the tokens of hidden reasoning before them."""
     left = len(text.encode("utf-8", "replace"))
     number = len(entries)
     while number and left > 0:
@@ -153,8 +153,8 @@ _JOINED: Final = ("text", "summary")
 
 
 class ReasoningDetails:
-    """What some servers say about the reasoning of one answer beside its text, and want to see again. Pieces of one
-    detail that were streamed apart are kept as one."""
+    """The details of one answer's reasoning that some servers send in addition to its text. The next request must
+    return them. Streamed pieces of one detail become one."""
 
     def __init__(self) -> None:
         self._kept: list[dict[str, Any]] = []
@@ -170,7 +170,7 @@ class ReasoningDetails:
         return fragment_of("".join(parts))
 
     def take(self) -> list[Raw]:
-        """What must be sent back, as it was received."""
+        """The details that the next request must return, unchanged."""
         kept, self._kept = self._kept, []
         return [Raw(encode(detail)) for detail in kept]
 

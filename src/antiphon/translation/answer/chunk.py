@@ -71,7 +71,7 @@ def fragment(value: Raw) -> bytes:
 
 
 def read_transcript(data: bytes) -> bytes:
-    """What an answer in sound says, as a fragment: Responses has no part for the sound itself."""
+    """The transcript of an audio answer, as a fragment. The Responses API has no part for the sound itself."""
     transcript = decode_object(data).get("transcript")
     return fragment_of(transcript) if isinstance(transcript, str) else b""
 
@@ -95,7 +95,7 @@ def _plain(delta: Delta | None) -> bool:
 
 
 def _loose(kind: type[_Shape], value: object) -> _Shape | None:
-    """What fits of an object into this shape; None for anything else."""
+    """The members of an object that fit this shape. None for a value that is no object."""
     if not isinstance(value, dict):
         return None
     found = {name: read(value.get(name)) for name, read in _readers(kind)}
@@ -165,5 +165,5 @@ def _int(value: object) -> int | None:
 
 
 def _raw(value: object) -> Raw:
-    """What was decoded leniently has no surrogates and no types but JSON's, so that it can be encoded."""
+    """Encode a leniently decoded value. It has no surrogates and only JSON's types."""
     return ABSENT if value is None else Raw(encode(value))

@@ -40,7 +40,7 @@ class EventReader:
         self._limit = limit
         self._sse = SseDecoder(limit)
         self.data = b""
-        """What was not read yet."""
+        """The unread bytes."""
         self._events: list[ServerSentEvent] = []
         self._event: ServerSentEvent | None = None
         self._alike: Alike | None = None
@@ -52,12 +52,12 @@ class EventReader:
         self._alone = 0
 
     def feed(self, data: bytes) -> None:
-        """More bytes. What was fed before is read to its end."""
+        """Take more bytes. Call it only after `next` has returned None."""
         self.data = data
         self._alone = _ALONE
 
     def next(self) -> ServerSentEvent | Alike | None:
-        """What comes next, None when that is not whole. Raises `EventTooLarge`."""
+        """The next event, or None if it is not complete. Raises `EventTooLarge`."""
         while True:
             if self._events:
                 self._alike = None
@@ -101,7 +101,7 @@ class EventReader:
         return len(self.data) <= self._limit
 
     def _apart(self) -> tuple[bytes, bytes]:
-        """What is read next, and the rest."""
+        """Split the unread bytes: the part to read next, and the rest."""
         data = self.data
         if self._alone and self._tries:
             self._alone -= 1

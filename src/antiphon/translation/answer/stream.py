@@ -47,7 +47,7 @@ _BLANK: Final = re.compile(rb"(?: |\\n|\\r|\\t)+")
 
 
 _BYTES_PER_BYTE: Final = 1024
-"""What an upstream may send for each byte of its output, beside what it may send without any."""
+"""Bytes that an upstream may send for each byte of its output, in addition to a fixed allowance."""
 
 
 class IdleBytes:
@@ -228,7 +228,8 @@ class ChatStream:
             self._reader.learn(chunk, text_of)
 
     def _open_text(self, chunk: Chunk) -> TextOf | None:
-        """What more chunks like this one, but for their text, are more text of; None where they may mean more."""
+        """The kind of text that further chunks add, if they differ from this one only in their text. None if they may
+        mean more."""
         text_of = self._builder.text_of
         if text_of is None or self._wants_logprobs or self._held or self._failure is not None:
             return None
@@ -428,7 +429,7 @@ class ChatStream:
         self._text(text)
 
     def _end_thinking(self) -> None:
-        """What was held back because it might have been a tag."""
+        """Emit the text that was held back because it might have been a tag."""
         tags, self._think = self._think, None
         if tags is not None:
             reasoning, text = tags.end()
@@ -440,7 +441,7 @@ class ChatStream:
             self._text(text)
 
     def _end_details(self) -> None:
-        """What belongs to the reasoning before, now that it is over. A call that is not whole must be so first."""
+        """Add the details of the reasoning, which has now ended. An incomplete call must be completed first."""
         if self._calls.unfinished:
             return
         details, self._details = self._details, None
@@ -448,7 +449,7 @@ class ChatStream:
             self._builder.reasoning_details(kept)
 
     def _sign(self, call: ToolCallDelta) -> None:
-        """What the upstream wants to see again with this call goes before it, into the reasoning that led to it."""
+        """Put the data that the upstream must get again with this call into the reasoning before the call."""
         if self._builder.seals and given(call.extra_content) and call.function is not None and call.function.name:
             # Such servers send whole calls: the one before is over.
             if self._calls:

@@ -31,7 +31,7 @@ from antiphon.types.json import text_of
 
 _LONGEST_ID: Final = 64
 _PLACEHOLDER: Final = [b"{}"]
-"""What some servers (Bedrock's and Gemini's models behind gateways) send before the arguments; or all of them."""
+"""Arguments that some servers (Bedrock's and Gemini's models behind gateways) send first. The real ones may follow."""
 
 
 class TooManyToolCalls(Exception):
@@ -77,7 +77,7 @@ class ToolCalls:
         return any(not (call.done or call.suppressed or _is_whole(call)) for call in self._calls[self._first :])
 
     def failure(self, *, refused: bool, answered: bool) -> Ending | None:
-        """What is wrong with the calls of an answer that is complete otherwise, None if nothing is.
+        """The error in the calls of an otherwise complete answer, or None.
 
         `refused`: the model declined to answer; `answered`: it gave any output that the client can see.
         """

@@ -146,7 +146,7 @@ _FORMS: Final[dict[str, Callable[[str], bool]]] = {
 
 @dataclass(slots=True)
 class _Told:
-    """What an error body says, searched for secrets. `number` is a status that stands in it."""
+    """The content of an error body, without secrets. `number` is a status that the body contains."""
 
     message: str = ""
     type: str = ""
@@ -221,7 +221,7 @@ def _retry_seconds(headers: Headers) -> str:
 
 
 def _read(body: bytes, secrets: KnownSecrets) -> _Told:
-    """What the body says, whichever of the shapes seen it has."""
+    """Read the body, in any of the known shapes."""
     try:
         value = decode_any(body)
     except ValueError:

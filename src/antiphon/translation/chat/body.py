@@ -157,7 +157,7 @@ def _more_members(
     extra: Mapping[str, Raw],
     ignored: list[str],
 ) -> dict[str, Raw]:
-    """What goes along beside the fields of Chat Completions that are known here."""
+    """The members of the chat request besides the known fields of Chat Completions."""
     asked: dict[str, Raw] = {}
     for name, value in request.parameters.items():
         if name in profile.parameters or name in request.allowed:

@@ -179,7 +179,7 @@ def known_id(item: InputItem) -> str | None:
 
 
 def told(where: str, output: bytes, images: tuple[str, ...], rules: ContentRules) -> tuple[bytes, list[Raw]]:
-    """What the model reads of the result of a tool that ran here: a fragment, and the images behind it."""
+    """The result of a hosted tool as the model reads it: a fragment, and the images after it."""
     if not images:
         return output, []
     if not rules.profile.images:

@@ -53,7 +53,8 @@ _PAYLOAD: Final = msgspec.json.Decoder(SealedCompaction)
 
 
 def split(items: Sequence[Named], *, latest: bool) -> tuple[list[Named], list[InputItem]]:
-    """What to sum up, and what stays as it was; with `latest`, the last user message and the last outputs too."""
+    """Split the items: those to summarize, and those that stay unchanged. With `latest`, the last user message and the
+    last outputs stay too."""
     answered = {_answers(item) for _, item in items if item.type in OUTPUTS} - {None}
     kept = [
         item.type in _BROUGHT or (_is_call(item) and item.call_id not in answered and item.id not in answered)
@@ -77,15 +78,14 @@ def ask_for_summary() -> Named:
 
 
 def compaction_payload(summary: bytes, kept: Sequence[bytes], *, covers: bool) -> bytes:
-    """What is sealed: `summary` is a fragment of escaped text, `kept` are whole items as JSON."""
+    """The payload that is then sealed. `summary` is a fragment of escaped text, `kept` are whole items as JSON."""
     return encode(SealedCompaction(quoted(summary), [Raw(item) for item in kept], covers))
 
 
 def expand_compactions(items: list[Named], unseal: Unseal) -> list[Named]:
-    """The items with what compactions keep behind each of them, and without what the latest of them covers. Those of
-    other servers stay as they are.
-
-    Raises `InvalidRequest` for one that cannot be opened.
+    """Replace compactions by their content. The items that a compaction keeps follow it. The items that the latest one
+    covers are removed. Compactions of other servers stay unchanged. Raises `InvalidRequest` for one that cannot be
+    opened.
     """
     if not any(item.type in COMPACTIONS for _, item in items):
         return items
@@ -146,7 +146,7 @@ def _keep_latest(items: Sequence[Named], kept: list[bool]) -> None:
 
 
 def _answers(item: InputItem) -> str | None:
-    """What an output names its call by."""
+    """The call id in an output."""
     return item.call_id or item.approval_request_id or item.id
 
 

@@ -64,7 +64,8 @@ _DETAILS: Final = ("low", "high", "auto", "original")
 
 
 class ContentRules:
-    """What may stand in a message: the upstream's profile, and the files that were fetched by URL or read by id.
+    """The content that a message may have: the upstream's profile, and the files that were fetched by URL or read by
+    id.
 
     `sent` notes where the first part of a kind that not every model takes stood (`image`, `audio`). `tolerance` decides
     about unknown parts.
@@ -393,10 +394,8 @@ def stored_parts(bodies: Iterable[bytes]) -> list[StoredParts]:
 def forgive_history(
     files: Mapping[str, FetchedFile | ApiError], input_names: Iterable[str]
 ) -> dict[str, FetchedFile | ApiError]:
-    """The files, with a note for the model in place of each that could not be fetched and that only history names.
-
-    A conversation must go on after a signed URL has expired or a file was deleted; what this request itself names stays
-    an error.
+    """The files. A note for the model replaces each missing file that only the history names. So a conversation
+    continues after a signed URL has expired or a file was deleted. A missing file of this request stays an error.
     """
     named = set(input_names)
     return {name: _GONE if isinstance(file, ApiError) and name not in named else file for name, file in files.items()}

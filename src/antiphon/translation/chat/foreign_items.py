@@ -32,7 +32,8 @@ ENCRYPTED_PART: Final = "content.encrypted_content"
 """How a part that only its maker can open is named."""
 
 _CLOSED: Final = re.compile(rb'"((gAAAA|as1_)[\w=-]*|[\w=-]{64,})?"')
-"""What no model writes to another: a token as OpenAI's (Fernet) and ours begin, or one that long; or nothing."""
+"""Text that no model writes to another: nothing, a token with the beginning of OpenAI's (Fernet) or Antiphon's, or one
+that long."""
 _PARTS: Final = msgspec.json.Decoder(list[Raw])
 
 

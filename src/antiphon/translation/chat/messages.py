@@ -203,7 +203,8 @@ class _Grouping:
             self._unknown(where, kind, item)
 
     def _note_speaker(self, kind: str | None, item: InputItem) -> None:
-        """Behind what a client said, the model has read everything before it: what waits was put off by then."""
+        """Note that the client has spoken. The model has then read all earlier items, so a waiting call counts as put
+        off."""
         if kind in READ_BEFORE or (kind == "mcp_call" and item.approval_request_id):
             return
         if kind == "message":
@@ -259,7 +260,7 @@ class _Grouping:
         self._plain(role, message_content(where, role, item.content, self._rules))
 
     def _plain(self, role: str, content: Raw | None) -> None:
-        """What a client says, unless nothing of it is known here."""
+        """Add a message of the client, unless all of its parts are unknown."""
         if content is not None:
             self._entries.append(PlainMessage(role, content))
         self._close_turn()
@@ -274,7 +275,7 @@ class _Grouping:
         self._thoughts.append(text)
 
     def _unsealed(self, where: str, text: str, name: str) -> SealedReasoning:
-        """What is inside; nothing of what another server has sealed, which is named."""
+        """Open sealed reasoning. Content that another server has sealed counts as empty, and is listed as ignored."""
         try:
             opened = self._sources.unseal(text, f"{where}.encrypted_content")
         except ForeignContent as error:
@@ -283,7 +284,7 @@ class _Grouping:
         return msgspec.json.decode(opened, type=SealedReasoning)
 
     def _compaction(self, where: str, item: InputItem) -> None:
-        """What an earlier part of the conversation was shortened to."""
+        """Add the summary of an earlier part of the conversation."""
         summary = self._unsealed(
             where, required(where, "encrypted_content", item.encrypted_content), f"input.{item.type}"
         )
@@ -297,7 +298,7 @@ class _Grouping:
         self._plain("user", message_content(where, "user", content, self._rules))
 
     def _say(self, text: bytes) -> None:
-        """What stands for an item that chat has no form for: a message. Nothing that a tool said comes here."""
+        """Add a message for an item that has no form in chat. It never holds a tool's output."""
         self._plain("user", quoted(text))
 
     def _call(self, where: str, item: InputItem, number: int) -> None:
@@ -401,7 +402,7 @@ class _Grouping:
         return turn
 
     def _decided(self, call_id: str, content: bytes) -> None:
-        """What the user says about a call that waits for approval."""
+        """Add the user's decision about a call that waits for approval."""
         owner, number = self._answered[call_id]
         if owner.answer != self._answer:
             # The model has read that the call waits. These are the user's own words.
@@ -489,7 +490,7 @@ def _text_inside(sealed: SealedReasoning) -> Raw:
 
 
 _MODELS: Final = CALLS | HOSTED | FOREIGN_REASONING | {"reasoning"}
-"""What is not the client's."""
+"""The items that do not come from the client."""
 _BROKEN_OFF: Final = fragment_of("The search was broken off.")
 _LATER: Final = fragment_of("The tool is at work; its output will follow.")
 

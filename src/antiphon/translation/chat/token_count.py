@@ -42,7 +42,7 @@ class TokenCounter:
     added: Mapping[str, object] = field(default_factory=dict)
 
     def question(self, chat: bytes) -> bytes:
-        """What the server is asked about this chat request."""
+        """The body of the request that counts this chat request's tokens."""
         fields = _FIELDS.decode(chat)
         return encode({**{name: fields[name] for name in _ASKED if name in fields}, **self.added})
 

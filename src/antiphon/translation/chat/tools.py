@@ -155,8 +155,8 @@ def make_chat_tools(
 
 
 def _choose(made: ChatTools, choice: ToolChoice, maker: _Maker, found: set[str], profile: UpstreamProfile) -> None:
-    """The chat form of the choice. What the model may not call it is not shown either; `found` are the names of tools
-    that a search brought."""
+    """Set the chat form of the choice. The model does not see tools that it must not call. `found`: names of tools that
+    a search returned."""
     made.map.required = choice.mode == "required"
     if choice.mode == "none":
         made.map.callable = frozenset()
@@ -275,7 +275,7 @@ class _Maker:
 
 
 def _with_skills(description: str, skills: list[str]) -> str:
-    """What a shell is for, with the skills that are on the client's machine."""
+    """The description of a shell, with the skills on the client's machine."""
     if not skills:
         return description
     listed = "\n".join(f"- {skill}" for skill in skills)

@@ -90,7 +90,8 @@ class ResponseBuilder:
     # Lifecycle
 
     def queue(self) -> None:
-        """`response.created`, `response.queued`: what a background stream begins with, before it is run."""
+        """Emit `response.created` and `response.queued`, with which a background stream begins before the response
+        runs."""
         self.response.status = "queued"
         self.draft.emit(ev.ResponseCreated(self.draft.next(), self.response))
         self.draft.emit(ev.ResponseQueued(self.draft.next(), self.response))
@@ -177,16 +178,17 @@ class ResponseBuilder:
         self.draft.add(fragment)
 
     def reasoning_details(self, details: Sequence[Raw]) -> None:
-        """What the upstream wants to see again with this reasoning; carried by the client, if at all, sealed."""
+        """Add details that the upstream must get again with this reasoning. A client gets them only sealed."""
         if self.seals:
             self._open_reasoning().add_details(details)
 
     def sign_next_call(self, signature: Raw) -> None:
-        """What the upstream wants to see again with the call that follows. Carried like `reasoning_details`."""
+        """Add a signature that the upstream must get again with the next call. It travels like `reasoning_details`."""
         self._open_reasoning().sign(signature)
 
     def compaction(self, encrypted_content: str) -> None:
-        """What stands for the conversation so far (observed: nothing comes between its added and done events)."""
+        """Add an item that replaces the conversation so far. (OpenAI sends nothing between its added and done
+        events.)"""
         self._close("completed")
         draft = self.draft
         item, index = Compaction(id=draft.new_id("cmp"), encrypted_content=encrypted_content), len(draft.output)
@@ -256,7 +258,7 @@ class ResponseBuilder:
 
     @property
     def text_of(self) -> TextOf | None:
-        """What the open text is of, where it is emitted as it comes, so that `ResponseDraft.splice` may be used."""
+        """The kind of the open text if it is emitted at once. Then `ResponseDraft.splice` may be used."""
         return None if self._open is None else self._open.text_of
 
     # Tools that run here

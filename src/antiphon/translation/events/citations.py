@@ -88,7 +88,7 @@ class Citations:
         yield from self._cut(text)
 
     def end(self) -> bytes:
-        """The message is over: what was held back is text."""
+        """End the message. Text that was held back is plain text."""
         held, self._held = self._held, ""
         self._length, self._tail = 0, ""
         return fragment_of(held)

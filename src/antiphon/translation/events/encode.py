@@ -67,7 +67,7 @@ class DeltaTemplate:
 
 
 class PaddedTemplate(DeltaTemplate):
-    """The same with `obfuscation`; `padding` makes the letters that go with a fragment."""
+    """A template with `obfuscation`. `padding` makes the letters for a fragment."""
 
     __slots__ = ("_padding",)
 

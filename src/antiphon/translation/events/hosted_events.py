@@ -32,7 +32,7 @@ _BEGUN: Final[dict[type, dict[str, object]]] = {
     it.HostedToolSearchCall: {"status": "in_progress", "arguments": Raw(b"{}")},
     it.HostedToolSearchOutput: {"status": "in_progress", "tools": Raw(b"[]")},
 }
-"""What each kind of item holds when it is added."""
+"""The members of each kind of item in its added event."""
 
 _BEFORE: Final[dict[type, tuple[tuple[type[ev.Event], str], ...]]] = {
     it.FileSearchCall: ((ev.FileSearchInProgress, ""), (ev.FileSearchSearching, "")),
@@ -50,7 +50,7 @@ _BEFORE: Final[dict[type, tuple[tuple[type[ev.Event], str], ...]]] = {
         (ev.McpCallArgumentsDone, "arguments"),
     ),
 }
-"""What follows its being added, each event with the member of the item whose text it tells."""
+"""The events after an item's added event, each with the member of the item that it carries."""
 
 _AFTER: Final[dict[type, tuple[type[ev.Event], type[ev.Event]]]] = {
     it.FileSearchCall: (ev.FileSearchCompleted, ev.FileSearchCompleted),
@@ -59,7 +59,7 @@ _AFTER: Final[dict[type, tuple[type[ev.Event], type[ev.Event]]]] = {
     it.McpListTools: (ev.McpListToolsCompleted, ev.McpListToolsFailed),
     it.McpCall: (ev.McpCallCompleted, ev.McpCallFailed),
 }
-"""What comes before its done event: when it has done its work, and when it has failed."""
+"""The event before an item's done event: after success, and after failure."""
 
 
 def opened(item: it.HostedItem) -> it.HostedItem:
@@ -68,7 +68,7 @@ def opened(item: it.HostedItem) -> it.HostedItem:
 
 
 def begun(item: it.HostedItem) -> Iterator[Made]:
-    """What follows the item's being added, before the tool has run."""
+    """The events between the item's added event and the run of its tool."""
     for event, told in _BEFORE.get(type(item), ()):
         if not told:
             yield event, ()
@@ -77,7 +77,7 @@ def begun(item: it.HostedItem) -> Iterator[Made]:
 
 
 def ended(item: it.HostedItem) -> Iterator[Made]:
-    """What comes before the item's done event."""
+    """The events between the run of the tool and the item's done event."""
     if (events := _AFTER.get(type(item))) is not None:
         failed = (
             item.error is not UNSET if isinstance(item, it.McpListTools) else getattr(item, "status", "") == "failed"

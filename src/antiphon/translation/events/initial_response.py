@@ -46,7 +46,7 @@ def _with_echoes() -> type[Response]:
 
 
 WHOLE_RESPONSE: Final = _with_echoes()
-"""What is sent and stored as a `Response`."""
+"""The type of a whole response, as Antiphon sends and stores it."""
 _HELD: Final = tuple(ECHOED.keys() - FORWARDED.keys())
 
 
@@ -102,7 +102,7 @@ def _with_pair(metadata: Raw, key: str, value: str) -> Raw:
 
 
 def _instructions(request: CreateResponse) -> Raw | None:
-    """As they are, or with the messages of a prompt as a list: OpenAI shows those here."""
+    """The request's instructions. If a prompt has messages, they follow in a list, because OpenAI shows them here."""
     if not request.prompt_messages:
         return request.instructions
     said: list[object] = [item.source for item in request.prompt_messages]

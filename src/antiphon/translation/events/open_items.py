@@ -48,7 +48,7 @@ from antiphon.types.json import encode, quoted, text_of
 
 
 class TextOf(Enum):
-    """What text is of."""
+    """The kind of item that a text belongs to."""
 
     MESSAGE = "message"
     REASONING = "reasoning"
@@ -66,7 +66,7 @@ class OpenItem:
     __slots__ = ("_draft", "_index")
 
     text_of: ClassVar[TextOf | None] = None
-    """What its text is, where all that happens to a fragment is that it is added to the draft."""
+    """The kind of its text if each fragment only goes to the draft, else None."""
 
     def __init__(self, draft: ResponseDraft) -> None:
         self._draft = draft
@@ -78,9 +78,8 @@ class OpenItem:
 
     @abstractmethod
     def close(self, status: str) -> None:
-        """The item is over, `completed` or `incomplete`: what is known of it goes out, and it joins the output.
-
-        Never fails: what is too large is so before.
+        """End the item with the status `completed` or `incomplete`. Emits its last events and adds it to the output.
+        Never fails, because the limits were checked before.
         """
 
 
@@ -200,12 +199,12 @@ class OpenReasoning(OpenItem):
         self._begin()
 
     def add_details(self, details: Sequence[Raw]) -> None:
-        """What the upstream wants to see again with this reasoning. Raises `OutputTooLarge`."""
+        """Add details that the upstream must get again with this reasoning. Raises `OutputTooLarge`."""
         self._draft.count(sum(len(bytes(detail)) for detail in details))
         self._details.extend(details)
 
     def sign(self, signature: Raw) -> None:
-        """What the upstream wants to see again with the call that follows. Raises `OutputTooLarge`."""
+        """Add a signature that the upstream must get again with the next call. Raises `OutputTooLarge`."""
         self._draft.count(len(bytes(signature)))
         self._signature = signature
 
@@ -298,7 +297,7 @@ class OpenFunctionCall(OpenItem):
 
 
 class OpenCustomCall(OpenItem):
-    """A call of a custom tool: what is emitted is the text inside its arguments (`bare`: they are that text)."""
+    """A call of a custom tool. It emits the text inside its arguments. `bare`: the arguments are that text."""
 
     __slots__ = ("_input", "_item")
 
@@ -452,4 +451,4 @@ OPEN_CALLS: Final[dict[CallKind, Callable[[ResponseDraft, str, CallTarget], Open
     **dict.fromkeys(NATIVE_FORMS, OpenNativeCall),
     **dict.fromkeys(HOSTED_KINDS, OpenHostedCall),
 }
-"""What is open while a call of each kind is made."""
+"""The class of the open item for each kind of call."""

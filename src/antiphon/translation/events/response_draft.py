@@ -40,7 +40,7 @@ class OutputTooLarge(Exception):
 
 
 class ResponseDraft:
-    """What all items of one response write to.
+    """The response under construction, to which all its items write.
 
     `events` says whether events are wanted, `obfuscate` whether deltas are padded to hide their length; `max_bytes`
     bounds all text of the response; `number` is the next event's.
@@ -79,7 +79,7 @@ class ResponseDraft:
         self.text = bytearray()
         """The text of the open item so far, as fragments."""
         self.template: DeltaTemplate | None = None
-        """What the open item's deltas look like."""
+        """The template of the open item's deltas."""
         self.size = 0
         """Bytes of output so far, those of open items and of log probabilities among them."""
         self.written = 0
@@ -133,7 +133,8 @@ class ResponseDraft:
         self.append(fragment)
 
     def append(self, fragment: bytes) -> None:
-        """More text, with a delta event, that was counted before or is a byte or two: what is over must not fail."""
+        """Add text with a delta event, without a check of the limit. The text was counted before, or is a byte or two,
+        because the end of an item must not fail."""
         self.text += fragment
         template = self.template
         if template is not None:
@@ -160,7 +161,7 @@ class ResponseDraft:
         return text, used
 
     def _add_cut(self, template: PaddedTemplate | None, texts: list[bytes], used: int) -> tuple[bytes, int]:
-        """The same where the client takes no events, or each event is padded by itself."""
+        """Like `_add` in one piece, for a client that takes no events, or with a separate padding for each event."""
         text = b"".join(texts)
         size = self.size + len(text)
         if size > self.max_bytes:

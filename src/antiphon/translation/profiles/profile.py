@@ -22,7 +22,7 @@ from antiphon.translation.request.parameters import EVERY_PARAMETER
 
 @dataclass(frozen=True, slots=True)
 class ModelNote:
-    """What is different for models whose name (in lower case) fits one of the globs."""
+    """Changes of the profile for models whose name (in lower case) fits one of the globs."""
 
     patterns: tuple[str, ...]
     changes: tuple[tuple[str, object], ...]
@@ -48,7 +48,7 @@ FAMILIES: tuple[ModelNote, ...] = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UpstreamProfile:
-    """What an upstream accepts and how its answers are to be judged.
+    """The fields that an upstream accepts, and how to read its answers.
 
     Identity:
 

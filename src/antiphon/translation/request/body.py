@@ -206,8 +206,8 @@ def read_request(
 
 
 def allow_fields(request: CreateResponse, names: frozenset[str]) -> None:
-    """Further members of the request that the operator lets through: they go on whatever the server's profile says.
-    What is neither known nor let through is left out. Raises `InvalidRequest` where that is not to be."""
+    """Pass on further fields that the operator allows, for any profile of the server. Fields that are neither known nor
+    allowed are left out. Raises `InvalidRequest` for them with `strict`."""
     for name in request.unknown.unknown(request.others, names | IGNORED_FIELDS):
         error = unknown_parameter(name[:128], "This version does not know it; leave it out.")
         request.unknown.leave_out(name, error)
@@ -230,7 +230,7 @@ _INSIDE: Final = {
     **{place: names for row in FIELDS.values() for place, names in row.members()},
     **dict.fromkeys(("tool_choice", "tool_choice.tools[]"), CHOICE_MEMBERS),
 }
-"""What the objects in fields may have, by their places."""
+"""The known members of objects in fields, by their places."""
 _WITH_MEMBERS: Final = frozenset(place.partition(".")[0].removesuffix("[]") for place in _INSIDE)
 
 

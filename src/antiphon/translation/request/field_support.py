@@ -90,7 +90,7 @@ _NEVER_HERE: Final = ("image_generation", "computer", "computer_use_preview", "p
 
 
 def _all(group: str, names: Iterable[str], rule: Rule) -> dict[str, Rule]:
-    """The same for several."""
+    """One rule for several names of a group."""
     return {f"{group}.{name}": rule for name in names}
 
 
@@ -172,8 +172,8 @@ def all_names() -> Iterator[str]:
 
 
 def support_of(profile: UpstreamProfile, name: str, *, context_tokens: int | None = None) -> Support:
-    """What becomes of this with an upstream of this profile; `context_tokens` is what the model takes, where that is
-    set. Raises KeyError for a name that is not in the table."""
+    """Antiphon's treatment of this name with an upstream of this profile. `context_tokens` is the model's context size,
+    if it is set. Raises KeyError for a name that is not in the table."""
     if name == "truncation.auto" and context_tokens is not None:
         return handled(f"the oldest turns beyond about {context_tokens} tokens are left out")
     rule = _RULES[name]

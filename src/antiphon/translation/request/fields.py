@@ -85,7 +85,7 @@ class Field:
         return self.kind | None if self.echo is None else self.kind
 
     def rules(self) -> Mapping[str, Rule]:
-        """What becomes of it, by the names in the table of what is supported."""
+        """The treatment of the field and of its values, by the names in the table of supported fields."""
         if self.forward is not None:
             return {self.name: self._forwarded}
         if isinstance(self.fate, Mapping):
@@ -303,7 +303,7 @@ REQUEST_FIELDS: Final = {*FIELDS, *OF_CHAT} - IGNORED_FIELDS
 """Members of a request that have a meaning of their own here."""
 
 SAMPLING: Final = frozenset(row.name for row in _ROWS if row.forward in (_always, _with_penalties))
-"""Those that mean the same inside `extra_body`."""
+"""The fields that mean the same inside `extra_body`."""
 
 _HOSTED: Final = ignored("unless the gateway is set up to run the tool")
 ENCRYPTED, LOGPROBS = "reasoning.encrypted_content", "message.output_text.logprobs"

@@ -63,17 +63,17 @@ PARAMETERS: Final = tuple(PARAMETER_KINDS)
 """Their names in a readable order."""
 
 EVERY_PARAMETER: Final = frozenset(PARAMETERS)
-"""What a server of one's own is sent: it takes it, or passes over what it does not know."""
+"""The parameters for an unknown server of the operator. It uses them, or ignores those that it does not know."""
 
 STANDARD_PARAMETERS: Final = frozenset({"seed", "stop", "logit_bias"})
-"""Those of Chat Completions itself."""
+"""The parameters that Chat Completions itself has."""
 
 SHAPING: Final = frozenset(
     {name for name in PARAMETER_KINDS if name.startswith("guided_")}
     | {"structured_outputs", "grammar", "json_schema", "regex", "ebnf", "stop", "stop_token_ids", "bad_words"}
     | {"min_tokens", "ignore_eos"}
 )
-"""What says how the answer must look, and so nothing about a summary of the conversation."""
+"""The parameters that restrict the form of the answer. They do not apply to a summary of the conversation."""
 
 DECIDED_HERE: Final = (frozenset(ChatRequest.__struct_fields__) - {"reasoning_effort", "verbosity"}) | {
     *("functions", "function_call", "n", "n_predict", "store", "metadata", "modalities", "audio", "prompt"),

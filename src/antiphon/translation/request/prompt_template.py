@@ -36,7 +36,7 @@ from antiphon.types.json import encode, first, given, raw, try_decode
 from antiphon.types.views import PromptMember, PromptMessage, PromptValue
 
 TEMPLATE_FIELDS: Final = frozenset({*PARAMETERS, *(name for name, row in FIELDS.items() if row.template)})
-"""What a template can say of a request."""
+"""The fields of a request that a template may set."""
 
 _VARIABLE: Final = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_.-]{0,63})\s*\}\}")
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")

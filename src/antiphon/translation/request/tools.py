@@ -255,7 +255,7 @@ TOOL_MEMBERS: Final = {
     | {"server_label", "server_url", "connector_id", "tunnel_id", "server_description", "authorization", "headers"}
     | {"allowed_tools", "require_approval"},
 }
-"""What each type of tool is declared with."""
+"""The known members of each tool type's declaration."""
 _NO_EFFECT: Final = frozenset({"output_schema", "search_content_types"})
 _OF_A_CLIENTS_SEARCH: Final = frozenset({"description", "parameters"})
 _EXECUTIONS: Final = ("client", "server")
@@ -270,7 +270,7 @@ _INSIDE: Final = {
     "file_search": {"ranking_options": frozenset({"ranker", "score_threshold", "hybrid_search"})},
     "code_interpreter": {"container": frozenset({"type", "file_ids", "memory_limit", "network_policy"})},
 }
-"""What the objects in a declaration hold."""
+"""The known members of objects in a declaration."""
 
 
 def _unused(
@@ -350,7 +350,7 @@ def _environment(value: Raw) -> str | None:
 
 
 def local_skills(where: str, environment: Raw) -> list[str]:
-    """What a client's shell has skills for, in a line each. Raises `InvalidRequest`."""
+    """The skills of a client's shell, one line each. Raises `InvalidRequest`."""
     if not given(environment):
         return []
     skills = read_value(f"{where}.environment", _SKILLS, environment).skills or []
