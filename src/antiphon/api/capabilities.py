@@ -50,8 +50,8 @@ _Group = dict[str, SupportShown]
 
 
 class CapabilitiesObject(Struct, kw_only=True):
-    """What becomes of each part of a request, by its name in `antiphon-ignored`. With a native upstream the groups are
-    empty, since requests pass untouched."""
+    """The treatment of each part of a request, by its name in `antiphon-ignored`. With a native upstream the groups are
+    empty, because requests pass unchanged."""
 
     object: Literal["antiphon.capabilities"] = "antiphon.capabilities"
     model: str | None
@@ -72,9 +72,9 @@ class CapabilitiesObject(Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities(Area):
-    """What can be said without asking anyone: `limits` are the operator's, by the names of the settings; `fetches` says
-    whether files are fetched by URL, `files` whether they can be uploaded, `tools` which types of tools run here;
-    `refuses_tools` whether Antiphon refuses a request with another tool."""
+    """Serves the capabilities, without a request to an upstream. `limits` are the operator's, by the names of the
+    settings; `fetches` says whether files are fetched by URL, `files` whether they can be uploaded, `tools` which types
+    of tools run here; `refuses_tools` whether Antiphon refuses a request with another tool."""
 
     routes: ModelRoutes
     limits: Mapping[str, int]

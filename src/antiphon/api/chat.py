@@ -146,7 +146,8 @@ class PassedOn:
         return ApiResponse(answer.status, (*kept, *unheard, *length), whole, failure=why)
 
     def _why(self, answer: UpstreamAnswer, body: bytes, upstream: str) -> Failure | None:
-        """What the log says of an answer that is an error. Its words may quote the request, which is kept nowhere."""
+        """The cause of an error answer for the log. It leaves out the answer's text, because that may quote the
+        request."""
         if answer.status < 400:
             return None
         told = map_upstream_answer(answer.status, answer.headers, body, self._secrets)

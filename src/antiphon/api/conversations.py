@@ -232,7 +232,7 @@ class Conversations(Area):
         return stored_input(prepare_input(items, self._new_id))
 
     def _read_include(self, request: ApiRequest) -> Tolerance:
-        """`include` is checked and has no effect: what a backend can give is in the stored items already."""
+        """`include` is checked and has no effect, because the stored items have everything that a backend sends."""
         tolerance = Tolerance(strict=self._strict)
         check_include([value for name, value in request.query if name in ("include", "include[]")], tolerance)
         return tolerance

@@ -35,7 +35,7 @@ class StandsFor:
 
 
 EVENTS = {"$ref": "#/components/schemas/StreamEvent"}
-"""What a stream of a response consists of."""
+"""The events of a response's stream."""
 
 
 class ListOf(Struct, Generic[_One], kw_only=True):
@@ -49,7 +49,7 @@ class ListOf(Struct, Generic[_One], kw_only=True):
 
 
 class Deleted(Struct, Generic[_Word]):
-    """What was deleted."""
+    """The confirmation that an object was deleted."""
 
     id: str
     object: _Word
@@ -72,7 +72,7 @@ Metadata = Annotated[
         extra_json_schema={"maxProperties": 16, "propertyNames": {"maxLength": 64}},
     ),
 ]
-"""What clients attach to an object."""
+"""Key-value pairs that clients attach to an object."""
 
 
 class Open(Struct):

@@ -133,7 +133,8 @@ class Endpoint:
     streamed: bool = False
     """Bodies are not read first: the handler gets them as `ApiRequest.body_stream` and has its own limit of size."""
     keyed: bool = False
-    """What it makes is made once for an `Idempotency-Key`, or the key is passed on; elsewhere it has no effect."""
+    """With the same `Idempotency-Key` the operation creates its object only once, or passes the key on. Elsewhere the
+    key has no effect."""
 
     def match(self, path: str) -> tuple[str, ...] | None:
         """The variables, or None when this is another path."""

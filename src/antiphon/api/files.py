@@ -59,7 +59,7 @@ from antiphon.types.file_kinds import FIRST_BYTES, image_type, media_type_of, pl
 from antiphon.types.json import encode
 
 PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
-"""What a file may be uploaded for."""
+"""The allowed purposes of an upload."""
 
 FileDeleted = Callable[[str, str], Awaitable[None]]
 """Called with owner and file id before a file goes."""
@@ -115,7 +115,7 @@ class Files(Area):
         make_id: IdFactory = new_id,
         clock: Clock = now,
     ) -> None:
-        """`on_delete`: what must be done elsewhere when a file is deleted."""
+        """`on_delete`: called for each deleted file, to remove it elsewhere."""
         self._files = files
         self._limit = max_bytes
         self._on_delete = on_delete
@@ -190,7 +190,7 @@ class Files(Area):
 
     @Route("DELETE", "/v1/files/{}", "Delete a file", Deleted[Literal["file"]])
     async def delete(self, request: ApiRequest, file_id: str) -> ApiResponse:
-        """`DELETE /v1/files/{id}`. Who reads the file at the moment can finish."""
+        """`DELETE /v1/files/{id}`. Downloads that have begun can finish."""
         if not is_name(file_id) or await self._files.get(request.owner, file_id) is None:
             raise no_such_file(file_id)
         # First, so that a failure there leaves a file that can be deleted again.

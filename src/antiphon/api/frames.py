@@ -195,14 +195,13 @@ class EventFrames:
         return error_frame(error, request_id, self._tail)
 
     def missing(self) -> ApiError | None:
-        """What is to be said at the end because the stream did not: our own streams always do."""
+        """The error to send at the end, if the stream had no terminal event. Antiphon's own streams always have one."""
         return None
 
 
 class NativeFrames(EventFrames):
-    """The same for a native upstream's stream, in any split and any spelling.
-
-    An `error` event is held back: on a socket it ends a turn, and in a stream a terminal event follows it.
+    """Frames from a native upstream's stream, however its bytes are split and written. It holds an `error` event back,
+    because that ends a turn on a WebSocket, while in a stream a terminal event follows it.
     """
 
     def __init__(self, lane: bytes, limit: int) -> None:

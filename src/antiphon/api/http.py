@@ -120,7 +120,7 @@ def made_is_gone(what: str) -> NotFound:
 
 
 def existing(found: _Found | None, missing: NotFound) -> _Found:
-    """What was found. Raises `missing` where that is nothing."""
+    """Return `found`. Raises `missing` if it is None."""
     if found is None:
         raise missing
     return found
@@ -143,7 +143,7 @@ class ObjectKind:
         return NotFound(f"{self.what} with id '{object_id[:_SHOWN_ID]}' not found{self.where}.")
 
     async def find(self, object_id: str, ask: Callable[[], Awaitable[_Found | None]]) -> _Found:
-        """What the store finds by this id. Raises `NotFound`."""
+        """The object that the store has for this id. Raises `NotFound`."""
         return existing(await ask() if self.fits(object_id) else None, self.missing(object_id))
 
     async def delete(self, object_id: str, ask: Callable[[], Awaitable[bool]]) -> ApiResponse:
@@ -278,7 +278,7 @@ PAGE = (
     AFTER,
     Parameter("before", str, "Only what comes before this one in the list."),
 )
-"""What `read_page` reads."""
+"""The query parameters that `read_page` reads."""
 
 
 def read_page(request: ApiRequest) -> PageQuery:

@@ -87,7 +87,7 @@ class FormDecoder:
         self._parts = 0
 
     def feed(self, data: bytes) -> list[FormEvent]:
-        """What is known now. Raises `InvalidRequest`."""
+        """Take bytes. Returns the events that they complete. Raises `InvalidRequest`."""
         self._buffer += data
         events: list[FormEvent] = []
         while self._step(events):
@@ -128,7 +128,7 @@ class FormDecoder:
         return True
 
     def _read_head(self, events: list[FormEvent]) -> bool:
-        """What follows a boundary: the last one's dashes, or the end of its line and a part's headers."""
+        """Read the text after a boundary: the dashes of the last one, or the line's end and the headers of a part."""
         if self._buffer[:2] == b"--":
             self._state = _FormState.EPILOGUE
             return True

@@ -90,7 +90,7 @@ class WritePrompt(Struct):
 
 
 class ChangePrompt(WritePrompt):
-    """What is given replaces what the last version has."""
+    """The request's fields replace those of the last version."""
 
     version: _Version | None = None
     set_as_default: bool | None = None
@@ -264,7 +264,7 @@ def _has_template(fields: dict[str, Raw]) -> bool:
 
 
 def _read_template(fields: dict[str, Raw], before: dict[str, Raw]) -> bytes:
-    """What a version holds: the template, checked as a request that uses it would be."""
+    """The template of a version. It passes the same checks as a request that uses it."""
     template = {**before, **{name: value for name, value in fields.items() if name in TEMPLATE_FIELDS}}
     template = {name: value for name, value in template.items() if given(value)}
     description = _text("description", fields.get("description", ABSENT))

@@ -57,7 +57,8 @@ _KEPT_PREFIXES = ("openai-", "x-ratelimit-")
 
 
 class NativeResponses:
-    """The responses of the upstream of this name. `passthrough` and `headers`: what of the client's goes along."""
+    """The responses of the upstream of this name. `passthrough` and `headers`: the credentials and headers of the
+    client that it forwards."""
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class Responses(Area):
 
     @Route("GET", "/v1/responses/{}", "Get a response", Response, parameters=_STREAMED, events=EVENTS, errors=(400,))
     async def get(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        """`include` is accepted: what a backend can give is in the stored items already."""
+        """`include` has no effect, because the stored items have everything that a backend sends."""
         asked = self._stream if query_flag(request, "stream") else self._get
         return await self._here_or_there("get", asked(request, response_id), request, response_id)
 
@@ -157,7 +158,7 @@ class Responses(Area):
     async def _here_or_there(
         self, operation: str, answer: Awaitable[ApiResponse], request: ApiRequest, response_id: str, rest: str = ""
     ) -> ApiResponse:
-        """What is not stored here may be a native upstream's."""
+        """Find the response here, or else at a native upstream."""
         try:
             with self._metrics.storage(operation):
                 return await answer

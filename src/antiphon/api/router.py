@@ -44,8 +44,8 @@ _log = structlog.get_logger(__name__)
 
 
 class ReadyProbe:
-    """`/ready` of one process. What keeps it from being ready is logged once, not at every probe, and that it
-    is ready again."""
+    """`/ready` of one process. It logs each reason for being unready once, not at every probe, and logs when it is
+    ready again."""
 
     def __init__(self, check: Readiness, *, seconds: float = _READY_SECONDS) -> None:
         """A check that takes longer than so many seconds is a no."""
@@ -127,7 +127,8 @@ class Router:
         return endpoint is not None and endpoint.streamed and method in endpoint.methods
 
     def operation_of(self, method: str, path: str) -> str:
-        """What a request does, by its method and the template of its path; `unknown` where there is no such."""
+        """The name of a request's operation, from its method and the template of its path. `unknown` if there is
+        none."""
         return self._operation(method, path, self._find(path)[0])
 
     def is_open(self, path: str) -> bool:
@@ -136,7 +137,7 @@ class Router:
         return endpoint is not None and endpoint.open
 
     def _find(self, path: str) -> tuple[Endpoint | None, tuple[str, ...]]:
-        """Whose path it is, with its variables."""
+        """The endpoint of this path, and the path's variables."""
         for endpoint in self.endpoints:
             variables = endpoint.match(path)
             if variables is not None:
@@ -151,7 +152,7 @@ class Router:
         return f"{method} {endpoint.pattern}"
 
     async def handle(self, request: ApiRequest) -> ApiResponse:
-        """The answer to any request; never raises. What there is to log of it, its door logs."""
+        """Answer any request; never raises. The server that calls it writes the log line."""
         endpoint, variables = self._find(request.path)
         operation = self._operation(request.method, request.path, endpoint)
         try:

@@ -111,7 +111,7 @@ class StandaloneSearchBody(Struct):
 
 
 class SearchHit(Struct):
-    """What a search found; `ref_id` is its address."""
+    """One result of a search. `ref_id` is its address."""
 
     type: Literal["text_result"]
     ref_id: str
@@ -121,7 +121,7 @@ class SearchHit(Struct):
 
 
 class StandaloneSearchAnswer(Struct):
-    """What each command has to say, in their order; `results` where something was searched for."""
+    """The output of all commands, in their order. `results` has the hits of searches."""
 
     output: str
     results: list[SearchHit] | UnsetType = UNSET
@@ -275,7 +275,7 @@ def _page(title: str, ref: str, settings: SearchSettings, arguments: dict[str, A
 
 
 def _found(result: ToolResult) -> list[SearchHit]:
-    """What a search found, one by one, as the tool told it: title, address, text."""
+    """The hits in the tool's result, each with title, address and text."""
     texts = _CITE.split(result.output)[2::2]
     hits = []
     for source, text in zip(result.sources, texts, strict=False):

@@ -246,7 +246,7 @@ class VectorFiles(Area):
 
     @Route("POST", "/v1/vector_stores/{}/file_batches/{}/cancel", "Cancel a file batch", FileBatchObject)
     async def cancel_batch(self, request: ApiRequest, store_id: str, batch_id: str) -> ApiResponse:
-        """`POST …/file_batches/{id}/cancel`: what is not completed yet will not be."""
+        """`POST …/file_batches/{id}/cancel`: files that are not completed yet are cancelled."""
         if not (
             STORES.fits(store_id)
             and BATCHES.fits(batch_id)

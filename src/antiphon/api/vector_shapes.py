@@ -154,7 +154,7 @@ class SearchResult(Struct, kw_only=True):
 
 
 class SearchResultsPage(Struct, kw_only=True):
-    """What was found, best first."""
+    """The results of a search, best first."""
 
     object: Literal["vector_store.search_results.page"] = "vector_store.search_results.page"
     search_query: list[str]
@@ -164,7 +164,7 @@ class SearchResultsPage(Struct, kw_only=True):
 
 
 def read_strictly(request: ApiRequest, kind: type[_Body]) -> _Body:
-    """The body. Raises `InvalidRequest` for a field that is not known: what would narrow a search must not be lost."""
+    """The body. Raises `InvalidRequest` for an unknown field, because it could be a filter."""
     body, unknown = read_known(request, kind)
     if unknown:
         name = unknown[0][:64]

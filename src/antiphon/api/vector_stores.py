@@ -110,7 +110,7 @@ class SearchStore(Struct):
 
 
 class SearchStores(SearchStore):
-    """The same over several stores."""
+    """A search of several stores."""
 
     vector_store_ids: Annotated[list[str], Meta(extra_json_schema={"maxItems": _MAX_STORES})] | None = None
     vector_store_id: str | None = None
@@ -186,7 +186,7 @@ class VectorStoreApi(Area):
 
     @Route("POST", "/v1/vector_stores/{}", "Update a vector store", VectorStoreObject, body=UpdateVectorStore)
     async def update(self, request: ApiRequest, store_id: str) -> ApiResponse:
-        """`POST /v1/vector_stores/{id}`: what is not given stays; `expires_after: null` takes the expiry away."""
+        """`POST /v1/vector_stores/{id}`: missing fields keep their values; `expires_after: null` removes the expiry."""
         body, ignored = read_known(request, UpdateVectorStore)
         _check_length("name", body.name, _MAX_NAME)
         metadata = None if body.metadata is UNSET else body.metadata or {}

@@ -189,8 +189,8 @@ def _raising(model: type[BaseModel], given: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _words_without(words: str, model: type[BaseModel], where: Place, given: Mapping[str, Any]) -> str:
-    """What a validator says, without the texts that the settings hold. Of a secret it shows nothing, since a message
-    may hold a part of it."""
+    """A validator's message, without texts from the settings. For a secret it shows nothing, because a message may hold
+    a part of it."""
     of_all = [field.annotation for name, field in model.model_fields.items() if where[:1] in ((name,), (field.alias,))]
     if any(map(_holds_secret, of_all)):
         return "the tool refuses it"

@@ -15,7 +15,8 @@ from antiphon.config.section import Secret, Section
 
 class OwnerSettings(Section):
     source: Literal["bearer", "header", "single"] = "bearer"
-    """What tells owners apart: a keyed hash of the bearer token, a trusted header, or nothing (one owner)."""
+    """How Antiphon tells owners apart: by a keyed hash of the bearer token, by a trusted header, or not at all (one
+    owner)."""
     header: Annotated[str, StringConstraints(to_lower=True)] = "x-antiphon-owner"
     """The trusted header for `source: header`. Envoy strips a client's copy; an authenticating filter sets it."""
     key: Secret | None = None

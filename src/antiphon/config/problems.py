@@ -113,7 +113,7 @@ _USUAL = {
     "code_interpreter.enabled": "code_interpreter.sandbox",
     "mcp.servers": "mcp.connectors or mcp.allow",
 }
-"""What other programs call it, and what it is called here."""
+"""Names of other programs, and Antiphon's names for the same settings."""
 _NOT_MEANT = {("--model", "--mode")}
 _SEPARATORS = ("--", "ANTIPHON_", "__", ".", "/")
 _CLOSE = 0.65

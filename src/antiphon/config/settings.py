@@ -201,8 +201,8 @@ class Settings(Section):
             seen.add(model.match)
 
     def _wrong_group(self, group: UpstreamGroup) -> Iterator[str]:
-        """What differs among a group's upstreams and must not. The sidecar writes a request once, before it knows which
-        of them gets it."""
+        """The settings that differ among a group's upstreams and must not. The sidecar writes a request once, before it
+        knows which upstream gets it."""
         first = self.every_upstream[group.names[0]]
         for name in group.names[1:]:
             other = self.every_upstream[name]

@@ -46,7 +46,7 @@ def shown_text(text: str) -> str:
 
 
 def shown_value(value: Any) -> Any:
-    """The same for every text in a nested value, whose other parts are unchanged."""
+    """Apply `shown_text` to every text in a nested value. Other parts stay unchanged."""
     if isinstance(value, str):
         return shown_text(value)
     if isinstance(value, Mapping):

@@ -50,8 +50,8 @@ class StateSettings(Section):
     line says why. An error that waiting cannot fix (a wrong password, a missing privilege) ends the start at once."""
 
     migrate: Literal["auto", "check"] = "auto"
-    """What a start does when the database lacks steps of the schema: `auto` applies them, `check` refuses until
-    `antiphon migrate up` has."""
+    """How a start handles missing steps of the database's schema. `auto` applies them. `check` refuses the start until
+    `antiphon migrate up` has applied them."""
 
     @property
     def place(self) -> StateUrl:
@@ -211,8 +211,9 @@ class BackgroundSettings(Section):
     per_owner: int = Field(default=100, ge=1)
     """Most unfinished ones of one owner. Above it the answer is a 429."""
     on_restart: Literal["retry", "fail"] = "retry"
-    """What becomes of one whose process died or was stopped, or whose model call was lost with Antiphon's own Envoy.
-    `retry` runs it again from its beginning. `fail` ends it as failed, with an error that says so."""
+    """How Antiphon handles a background response whose process died or stopped, or whose model call ended with
+    Antiphon's own Envoy. `retry` runs it again from its beginning. `fail` ends it as failed, with an error that says
+    so."""
     attempts: int = Field(default=3, ge=1)
     """With `on_restart: retry`: it fails anyway after this many processes (or Envoys) died while they ran it."""
     lease: float = Field(default=15.0, ge=1)
@@ -220,17 +221,17 @@ class BackgroundSettings(Section):
     patience: float = Field(default=30.0, ge=0)
     """Seconds for which a process retries an unreachable upstream."""
     client_credentials: Literal["refuse", "seal"] = "refuse"
-    """What becomes of one whose upstream needs the client's own key (`upstream.auth: passthrough`). Antiphon finds out
-    whether an upstream works without a key, and sends it none. `refuse`: a 400. `seal`: the job holds the key,
-    encrypted under `sealing.keys`, until the response is over."""
+    """How Antiphon handles a background request whose upstream needs the client's own key (`upstream.auth:
+    passthrough`). Antiphon finds out whether an upstream works without a key, and sends it none. `refuse`: a 400.
+    `seal`: the job holds the key, encrypted under `sealing.keys`, until the response is over."""
 
 
 class IdempotencySettings(Section):
     """Requests with an `Idempotency-Key`."""
 
     keep: float = Field(default=86_400.0, gt=0)
-    """Seconds for which the store remembers a key after its request made something. The same request then gets that
-    again."""
+    """Seconds for which the store remembers a key after its request has succeeded. The same request then gets the same
+    result."""
     lease: float = Field(default=30.0, ge=1)
     """Seconds after which a key can be used again when the process of its response died."""
 

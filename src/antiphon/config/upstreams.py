@@ -263,7 +263,7 @@ def _read_share(value: object) -> dict[str, Any]:
 
 
 class PriceSettings(Section):
-    """What a million tokens cost, in any one currency."""
+    """The price of a million tokens, in any one currency."""
 
     model: str
     """A model's name as clients ask for it, or a pattern (`gpt-5*`); the first entry that fits counts."""
@@ -284,7 +284,7 @@ class PriceSettings(Section):
 
 
 def price_of(prices: Sequence[PriceSettings]) -> Callable[[str], PriceSettings | None]:
-    """What finds a model's price; None where there is none."""
+    """A function that returns a model's price, or None."""
 
     @lru_cache(1024)
     def find(model: str) -> PriceSettings | None:

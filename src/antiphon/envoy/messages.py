@@ -172,7 +172,7 @@ def http_options(**fields: object) -> Config:
 
 
 def internal_http_options() -> Config:
-    """The same for a cluster of listeners inside this Envoy."""
+    """HTTP options for a cluster of listeners inside this Envoy."""
     return http_options(
         # Shorter than the listener's timeout, so that no request uses a connection that is closing.
         common_http_protocol_options={"idle_timeout": "60s"},

@@ -140,5 +140,5 @@ class Endings:
         self.tell()
 
     async def tell_before_scrape(self) -> None:
-        """The same as `tell`, as a coroutine."""
+        """Like `tell`, as a coroutine."""
         self.tell()

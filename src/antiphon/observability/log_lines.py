@@ -41,7 +41,7 @@ def as_json(_: object, level: str, event: MutableMapping[str, object]) -> bytes:
 
 
 def as_console(_: object, level: str, event: MutableMapping[str, object], *, colors: bool) -> str:
-    """The same line for a person."""
+    """The line for a person at a console."""
     return console_line(_complete(level, event), colors=colors)
 
 
@@ -73,7 +73,7 @@ def _to_the_second(at: int) -> str:
 _encode: Final = msgspec.json.Encoder().encode
 
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
-"""What is in a line as it is, but for texts that have the shape of a credential."""
+"""The types of values that a line shows unchanged, except texts with the shape of a credential."""
 
 
 @lru_cache(1024)

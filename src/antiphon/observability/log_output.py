@@ -141,8 +141,7 @@ class LogOutput:
 
 
 def _open_without_waiting(descriptor: int) -> int | None:
-    """The same pipe or terminal, opened again in non-blocking mode, which leaves the mode of other descriptors
-    unchanged."""
+    """Open the same pipe or terminal again in non-blocking mode. The mode of other descriptors stays unchanged."""
     try:
         kind = os.fstat(descriptor).st_mode
         if not (stat.S_ISFIFO(kind) or stat.S_ISCHR(kind)):

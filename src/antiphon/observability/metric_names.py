@@ -20,8 +20,8 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True, slots=True)
 class MetricDefinition:
-    """A metric as its reader sees it. `labels`: what values each has; `merged`: how those of several processes become
-    one."""
+    """A metric as its reader sees it. `labels`: the values of each label. `merged`: how values of several processes
+    become one."""
 
     name: str
     kind: Literal["counter", "histogram", "gauge"]

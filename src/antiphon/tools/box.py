@@ -49,7 +49,8 @@ class ServerTool(Protocol):
     types: frozenset[str]
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
-        """Check the declaration; what the model is shown. Raises `ApiError` whose `param` begins with `tools[i]`."""
+        """Check the declaration. Returns the functions that the model sees. Raises `ApiError` whose `param` begins with
+        `tools[i]`."""
 
     async def run(self, call: HostedCall) -> ToolResult:
         """Run a call. Raises `ToolFailed` (or returns a failed result with the item's own fields)."""
@@ -59,7 +60,7 @@ class ServerTool(Protocol):
 
 
 class LazyTool:
-    """A tool that is made when it is first needed, in a thread: what it imports would make every start longer."""
+    """A tool that a thread makes at its first use, because its imports would make every start longer."""
 
     def __init__(self, types: frozenset[str], make: Callable[[], ServerTool]) -> None:
         self.types = types
@@ -279,7 +280,8 @@ class Places:
             place.set_result(None)
 
     def _next(self) -> tuple[str, str, asyncio.Future[None]] | None:
-        """Who has the fewest is first; `sorted` keeps the order in which they came."""
+        """The next waiting call. Owners with the fewest running calls come first, and `sorted` keeps the order of
+        arrival."""
         for owner in sorted(self._waiting, key=self._owners.__getitem__):
             if self._owners[owner] >= self._max_of_owner:
                 return None

@@ -38,7 +38,7 @@ _PREFIX = 0.5
 _SHORTEST_PREFIX = 4
 _NAMED, _SPACE_NAMED = 1_000.0, 100.0
 _LEAST = 0.3
-"""Of the best one's score: what has less is not found."""
+"""The share of the best score that a result needs."""
 _MOST, _MOST_NAMED = 8, 32
 _MOST_BYTES = 64 << 10
 _QUERY_TERMS, _TERMS = 16, 128
@@ -77,7 +77,7 @@ class _Declared(Struct):
 
     @property
     def about(self) -> str:
-        """What it is for."""
+        """The tool's purpose, for the model."""
         return (self.server_description if self.type == "mcp" else self.description) or ""
 
 
@@ -246,7 +246,7 @@ def _weight(term: str, terms: dict[str, float]) -> float:
 
 
 def _listing(searchable: Sequence[bytes]) -> str:
-    """What can be found, in a line each: a namespace as a whole, as far as there is room."""
+    """The searchable tools, one line each, as far as there is room. A namespace is one line."""
     lines = []
     room = _LISTED
     for number, source in enumerate(searchable):

@@ -123,7 +123,7 @@ TokenCount = Annotated[int, Meta(ge=0, lt=2**53)]
 
 
 class UsageDetails(Struct, gc=False):
-    """What a usage says beside its sums, of the prompt or of the output."""
+    """The details of a usage besides its sums, for the prompt or for the output."""
 
     cached_tokens: TokenCount | None = None
     cache_write_tokens: TokenCount | None = None

@@ -25,7 +25,7 @@ def allows(origins: tuple[str, ...], origin: str | None) -> bool:
 
 
 def answer_headers(origins: tuple[str, ...], origin: str | None) -> Headers:
-    """What an answer says; nothing while no origin is let in."""
+    """The response headers for this origin. Empty if no origin is allowed."""
     if not origins:
         return ()
     vary = ("vary", "origin")

@@ -16,7 +16,7 @@ from antiphon.types.response import Response
 
 
 class Event(Struct, tag_field="type"):
-    """What all events have."""
+    """The members of every event."""
 
     sequence_number: int
 

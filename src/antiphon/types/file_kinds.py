@@ -63,7 +63,7 @@ def plain_name(name: str) -> str:
 
 
 def media_type_of(name: str, declared: str = "") -> str:
-    """What a file is: by its name's ending, else as it was declared, else `application/octet-stream`."""
+    """The media type of a file: by its name's ending, else the declared type, else `application/octet-stream`."""
     guessed, coding = _TYPES.guess_type(name.lower(), strict=True)
     if guessed is not None and coding is None:
         # Source code has registered types that say nothing (`.ts` is a film).

@@ -52,7 +52,7 @@ class InputItem(Struct, gc=False):
 
 
 class KnownItem(InputItem, gc=False, forbid_unknown_fields=True):
-    """An item that has no key but these. What has no meaning for a model: notes that clients and servers make."""
+    """An item with no other keys. It is a note of a client or server, without meaning for a model."""
 
     caller: Raw = ABSENT
     created_by: Raw = ABSENT
@@ -117,7 +117,7 @@ class SummaryText(Struct, tag_field="type", tag="summary_text"):
 
 
 class _EmittedItem(Struct, kw_only=True):
-    """What all items that are emitted have."""
+    """The members of every emitted item."""
 
     id: str
     type: str
@@ -214,7 +214,7 @@ NativeCall = LocalShellCall | ShellCall | ApplyPatchCall | ToolSearchCall
 
 
 class Compaction(_EmittedItem, kw_only=True):
-    """What stands for an earlier part of the conversation; it has no `status`."""
+    """An item that replaces an earlier part of the conversation. It has no `status`."""
 
     type: Literal["compaction"] = "compaction"
     encrypted_content: str
@@ -303,6 +303,6 @@ HostedItem = (
     | HostedToolSearchCall
     | HostedToolSearchOutput
 )
-"""What tools that run here emit."""
+"""The items that hosted tools emit."""
 
 OutputItem = Message | Reasoning | FunctionCall | CustomToolCall | NativeCall | Compaction | HostedItem

@@ -73,7 +73,7 @@ def text_of(fragment: bytes) -> str:
 
 
 def try_decode(decoder: msgspec.json.Decoder[_Value], data: bytes | str | msgspec.Raw) -> _Value | None:
-    """What the decoder reads; None for another kind of value, and for what is no JSON or is nested too deeply."""
+    """The decoded value. None for another kind of value, for text that is no JSON, and for too deep nesting."""
     try:
         return decoder.decode(data)
     except (msgspec.DecodeError, UnicodeError, RecursionError):

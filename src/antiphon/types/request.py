@@ -53,7 +53,7 @@ class PromptCacheOptions(Struct):
 
 
 class CreateResponse(Struct):
-    """A valid request. `ignored` names what was sent and has no effect here (the `antiphon-ignored` header).
+    """A valid request. `ignored` has the names of parts without effect here (the header `antiphon-ignored`).
 
     `prompt` is shown again in the response, `prompt_messages` are the messages of its template. What `include` and
     `stream_options` asked for is in `logprobs`, `encrypted_reasoning` and `obfuscation`. `compact`: the conversation is

@@ -14,9 +14,9 @@ from antiphon.types.transport import Headers
 
 HEADER: Final = "x-request-id"
 LETTERS: Final = "[A-Za-z0-9._:/+=-]"
-"""What it is made of: a regular expression, as Python and Envoy read it."""
+"""The characters of a valid id, as a regular expression for Python and Envoy."""
 UNFIT: Final = f"(.*[^{LETTERS[1:-1]}].*)?"
-"""What is not made of them alone, likewise."""
+"""A regular expression that matches ids with other characters, and the empty id."""
 LONGEST: Final = 128
 _FORM: Final = re.compile(f"{LETTERS}{{1,{LONGEST}}}")
 
@@ -28,7 +28,7 @@ def sent_id(headers: Headers) -> str | None:
 
 
 def with_own_id(headers: Headers, request_id: str) -> Headers:
-    """The headers with this id in the place of what was sent as one. Who sent none gets none: the upstream makes its
-    own then."""
+    """The headers, with this id in place of the client's. Without a client's id it adds none, and the upstream makes
+    its own."""
     others = tuple(pair for pair in headers if pair[0] != HEADER)
     return headers if len(others) == len(headers) else (*others, (HEADER, request_id))

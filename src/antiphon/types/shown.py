@@ -64,7 +64,7 @@ def read_shown(kept: bytes | None) -> Shown | None:
 
 
 def shown_of(item: InputItem) -> Shown | None:
-    """What the model was shown in place of this item, as far as that is known."""
+    """The text that the model got for this item, as far as it is known."""
     return item.shown if isinstance(item, HistoryItem) else None
 
 

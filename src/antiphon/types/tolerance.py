@@ -40,7 +40,7 @@ class Tolerance:
     tools: list[str] = field(default_factory=list)
 
     def unknown(self, names: Iterable[str], known: Container[str]) -> Iterator[str]:
-        """Those of the `names` that are not `known`, up to the limit of names: a request may have millions."""
+        """The names that are not `known`, up to the limit of names, because a request may have millions."""
         for name in names:
             if name in known:
                 continue
@@ -65,7 +65,7 @@ class Tolerance:
             self.tools.append(name)
 
     def note(self, name: str) -> None:
-        """What is left out in any case, and said so."""
+        """Add a name to the ignored parts, whether `strict` is set or not."""
         name = name[:_LONGEST]
         if name not in self.names and len(self.names) <= MAX_NAMES:
             self.names.append(name if len(self.names) < MAX_NAMES else _MORE)

@@ -21,14 +21,15 @@ ENDED_EARLY: Final = "stream_ended_early"
 """The name of Envoy's line about a relayed stream that ended before its time."""
 
 PICKER_REPLY: Final = "picker"
-"""What the value of `LOCAL_REPLY` begins with where the endpoint picker had none chosen: then come, after colons, the
-status and the reason."""
+"""The beginning of the value of `LOCAL_REPLY` if the endpoint picker chose no endpoint. The status and the reason
+follow, after colons."""
 
 NO_MODEL_DOOR: Final = "no listener of Envoy's at sidecar.model_door"
 """In the cause of a call that never got as far as Envoy."""
 
 SECRET_HEADER: Final = "x-antiphon-secret"
-"""What is shared with the gateway in front, which alone may use the sidecar's ports."""
+"""The header with the secret that the sidecar shares with the gateway in front. Only that gateway may use the sidecar's
+ports."""
 
 BACKEND_HEADER: Final = "x-antiphon-backend"
 """Which upstream a model call is for; Envoy's routes find the cluster by it. Clients cannot send it."""

@@ -190,7 +190,7 @@ class PlainMessage(Struct):
 
 
 class SealedReasoning(Struct):
-    """What is inside an encrypted reasoning item, or a compaction."""
+    """The content of an encrypted reasoning item, or of a compaction."""
 
     text: Raw = ABSENT
     details: list[Raw] = []
@@ -198,7 +198,7 @@ class SealedReasoning(Struct):
 
 
 class SealedCompaction(Struct):
-    """What is inside a compaction: the summary, the items kept, and whether it covers all that stands before it."""
+    """The content of a compaction: the summary, the kept items, and whether it covers all earlier items."""
 
     text: Raw = ABSENT
     items: list[Raw] = []

@@ -60,7 +60,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 class AddressRule:
-    """What may be connected to: public addresses, and what the operator names.
+    """The addresses to which Antiphon may connect: public ones, and those that the operator names.
 
     `exceptions` are host names, addresses and networks in CIDR form. A named host may have any address. Raises
     `ValueError` for an entry that is none of these.

@@ -184,7 +184,7 @@ class _UpstreamAnswer:
         self._break_off()
 
     def _break_off(self) -> None:
-        """There is no connection any more: what is not whole by now will never be."""
+        """Note that the connection is closed. An answer that is incomplete now stays incomplete."""
         self._end(aiohttp.ClientPayloadError("the connection was lost"))
 
     def _end(self, error: aiohttp.ClientError) -> None:
@@ -215,7 +215,7 @@ def _let_go(error: BaseException) -> None:
 
 
 def _left_over(content: aiohttp.StreamReader) -> bytes:
-    """What arrived before the failure and was not read yet; aiohttp's reader raises before it hands that out."""
+    """The unread bytes from before the failure. aiohttp's reader raises before it returns them."""
     content.set_exception(None)  # type: ignore[arg-type]  # so that the reader goes on; the caller has the failure
     return content.read_nowait()
 
@@ -240,7 +240,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _breaking(error: BaseException) -> str:
-    """What the upstream did to a connection that was open, in plain words."""
+    """How the upstream broke an open connection, in plain words."""
     if isinstance(error, ConnectionResetError) or getattr(error, "errno", None) == errno.ECONNRESET:
         return "the upstream reset the connection"
     if isinstance(error, aiohttp.ServerDisconnectedError):

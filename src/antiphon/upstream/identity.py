@@ -55,7 +55,7 @@ class ServerIdentities:
         await asyncio.gather(*self._tasks)
 
     async def aclose(self) -> None:
-        """End; what was begun is broken off."""
+        """End, and cancel the running requests."""
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:

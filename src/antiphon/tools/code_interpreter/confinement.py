@@ -121,7 +121,7 @@ _GETPGID, _GETSID, _GETPRIORITY, _GETAFFINITY = (121, 155), (124, 156), (140, 14
 _IOCTL, _PRCTL, _PRLIMIT, _SOCKETPAIR, _SECCOMP = (16, 29), (157, 167), (302, 261), (53, 199), (317, 277)
 
 _THREAD_FLAGS = (0x3D0F00, 0x7D0F00)
-"""What glibc and musl start a thread with; anything else would be a process."""
+"""The flags with which glibc and musl start a thread. Other flags would start a process."""
 
 _FCNTLS = (0, 1, 2, 3, 4, 5, 36, 1030, 1032)
 """Not on it: whom a descriptor signals (F_SETOWN, F_SETSIG), leases, the size of pipes."""
@@ -154,7 +154,7 @@ _COUNTERS_THREADS = 2
 
 
 class Kernel:
-    """What confinement asks of the system; everything irreversible goes through here."""
+    """The system calls of the confinement. Every irreversible call goes through this class."""
 
     system, machine, pointer_bytes = sys.platform, platform.machine(), struct.calcsize("P")
     prctl, capset, syscall = staticmethod(_LIBC.prctl), staticmethod(_LIBC.capset), staticmethod(_LIBC.syscall)
@@ -221,7 +221,7 @@ def landlock_version(kernel: Kernel = KERNEL) -> int:
 
 
 def library_folders(search_path: list[str] = sys.path) -> list[str]:
-    """Where this interpreter and its libraries are: what foreign code may read."""
+    """The folders of this interpreter and its libraries, which foreign code may read."""
     ours = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     ours |= {path for path in search_path if path.endswith(("site-packages", "dist-packages", "lib-dynload"))}
     base = os.path.realpath(sys.base_prefix)
@@ -427,7 +427,7 @@ def steps_that_show_making(machine: str) -> list[Step]:
 
 
 def install(steps: list[Step], column: int, flags: int, kernel: Kernel) -> int:
-    """Put a filter in place; what the kernel returns."""
+    """Install a filter. Returns the kernel's result."""
     code = b"".join(struct.pack("=HBBI", *step) for step in steps)
     held = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("@HP", len(steps), ctypes.addressof(held))

@@ -93,7 +93,7 @@ class ContainerRooms:
         self._neighbours = neighbours or Neighbours(sandbox, CodeInterpreterSettings())
         self._snapshots = snapshots or Snapshots(sandbox)
         self.uses = Uses(rows, self._neighbours.process, lease=lease)
-        """Who uses which container now."""
+        """The current uses of containers."""
         self._clock = clock
 
     @property

@@ -53,7 +53,8 @@ class SandboxFile:
 
 @dataclass(slots=True)
 class DiskUse:
-    """What a machine takes: bytes on the disk, files and folders. `deep`: folders within folders without end."""
+    """The size of a machine: bytes on the disk, files and folders. `deep`: its folders are nested too deeply to
+    count."""
 
     bytes: int = 0
     count: int = 0
@@ -147,9 +148,8 @@ def is_cut_off(scanned: dict[str, str]) -> bool:
 
 
 def carry(source: Folder, target: Folder, before: dict[str, str], after: dict[str, str], owner: int) -> None:
-    """Bring `target` from what `source` was to what it is now. Raises `OSError`, when there is no room for example.
-
-    Holes stay holes: what is written is no more than what the files in `source` take.
+    """Apply the changes of `source` to `target`. Raises `OSError`, for example when the disk is full. Holes stay holes,
+    so it writes no more bytes than the files in `source` take.
     """
     gone = [path for path in before if path not in after or bool(before[path]) != bool(after[path])]
     for path in sorted(gone, reverse=True):
@@ -196,7 +196,7 @@ def _copy(name: str, source: int, target: int, owner: int) -> None:
 
 
 def clear(folder: Folder) -> None:
-    """Empty a folder, however deep: what lies deeper is moved up first."""
+    """Empty a folder of any depth. It moves deeper folders up first."""
     try:
         top = open_folder(folder)
     except OSError:

@@ -191,7 +191,7 @@ def main() -> None:
 
 
 def _room(given: dict[str, Any], space: Any) -> Any:
-    """Where files go; what starts their counter, where there is one. Goes on when the files are there."""
+    """Prepare the folder for files, and start their counter if there is one. Returns when the files are there."""
     control = given["control"]
     if given["space"] == "counted":
         return lambda: space.counter(control)

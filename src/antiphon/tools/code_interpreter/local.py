@@ -68,7 +68,7 @@ class LocalSandbox:
 
     @property
     def machines(self) -> Mapping[str, Machine]:
-        """Those whose interpreters live or start, by key, the one used last at the end."""
+        """The machines whose interpreters run or start, by key. The most recently used one is last."""
         return MappingProxyType(self._machines)
 
     @property
@@ -94,7 +94,7 @@ class LocalSandbox:
             return run
 
     async def put(self, key: str, path: str, pieces: AsyncIterator[bytes]) -> SandboxFile:
-        """Write a file; what is there already is replaced. It keeps to the limits of the disk."""
+        """Write or replace a file, within the limits of the disk."""
         (file,) = await self.fill(key, [(path, pieces)])
         return file
 

@@ -78,7 +78,7 @@ def count_threads(pid: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What a machine asks the operating system and the event loop."""
+    """The calls of a machine to the operating system and the event loop."""
 
     spawn: Callable[..., Awaitable[asyncio.subprocess.Process]] = asyncio.create_subprocess_exec
     monotonic: Callable[[], float] = time.monotonic
@@ -250,7 +250,7 @@ class Machine:
         self._control.send(b"g")
 
     async def _prepare(self) -> None:
-        """What must be done while nothing runs."""
+        """Prepare the next run, while no code runs."""
         if self.files.copied:
             await SANDBOX.run(self.files.bring_in)
         elif self._room == "counted":
@@ -268,7 +268,8 @@ class Machine:
     # Time
 
     async def _watch(self, answering: asyncio.Task[dict[str, object] | None]) -> tuple[str, str]:
-        """Wait for the answer within the limits: what to add to the output, and why the process must end."""
+        """Wait for the answer within the limits. Returns text to add to the output, and the reason why the process must
+        end."""
         deadline = self._system.monotonic() + self._limits.seconds
         while True:
             left = deadline - self._system.monotonic()

@@ -31,7 +31,8 @@ _OWN_FOLDERS = 2
 
 
 class MachineFiles:
-    """The machine's files below `home`. In a room of `memory` code has copies of them, once `enter` has said where."""
+    """The machine's files below `home`. In the room `memory` the code works on copies, in the folder that `enter`
+    names."""
 
     def __init__(self, home: Path, limits: CodeInterpreterSettings, room: Room) -> None:
         self._home = home

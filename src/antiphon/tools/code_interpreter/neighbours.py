@@ -45,7 +45,7 @@ _log = structlog.get_logger(__name__)
 
 ASK_BYTES = 16 << 20
 HELLO = b"\x01"
-"""What the one that is connected to says first: a process that stands still says nothing."""
+"""The first byte from the process that accepts a connection. A stopped process sends none."""
 _MOST_GUESTS = 1_024
 _ASK_SECONDS, _LEAVE_SECONDS = 10.0, 5.0
 _PROCESS = re.compile(r"[0-9a-f]{16}")
@@ -180,7 +180,7 @@ class Neighbours:
     # To others
 
     async def _hand(self, holder: str, ask: Ask) -> CodeRun | None:
-        """What another process made of it; None when that is gone, and nothing was done."""
+        """The result of another process. None if that process has ended and ran nothing."""
         if self._folder is None or not _PROCESS.fullmatch(holder):
             return None
         message = framed(ask)

@@ -12,7 +12,7 @@ import asyncio
 
 
 class Output:
-    """What a run prints: its beginning and its end, up to `limit` bytes together, until the mark."""
+    """The output of a run until the mark. It keeps the beginning and the end, up to `limit` bytes together."""
 
     def __init__(self, limit: int) -> None:
         self._max_head = limit * 3 // 4

@@ -71,7 +71,7 @@ class OwnersContainers:
         return len(heads)
 
     async def _rows_of(self, owner: str) -> list[ContainerRow]:
-        """Those too that have expired."""
+        """The owner's rows, including expired ones."""
         rows = [await self._rows.get(head.id) for head in await self._rows.every(owner)]
         return [row for row in rows if row is not None]
 

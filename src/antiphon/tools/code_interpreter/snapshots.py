@@ -93,8 +93,8 @@ class Snapshots:
             return await opened.read(file.at + start, limit) if limit else b""
 
     async def keep(self, row: ContainerRow, use: ContainerUse) -> None:
-        """Put the row back, with a new snapshot if files have changed. What cannot be written stays on this machine
-        alone, which the log says; the next use tries again. Raises `ContainerFailed`, `StoreError`."""
+        """Put the row back, with a new snapshot if files have changed. Files that cannot be written stay only on this
+        machine, with a line in the log. The next use tries again. Raises `ContainerFailed`, `StoreError`."""
         async with AsyncExitStack() as opened:
             snapshot = None
             fitting = self._fitting(row)

@@ -174,7 +174,7 @@ class Counter:
                 continue  # it was given up
 
     def _held(self) -> bool:
-        """Whether it keeps files that are deleted; what cannot be looked at is taken for a yes."""
+        """Whether a process holds deleted files open. A process that cannot be inspected counts as yes."""
         folder = f"{self._kernel.proc}/{self._watched}"
         try:
             for name in os.listdir(f"{folder}/fd"):

@@ -19,7 +19,7 @@ from antiphon.config.tools import CodeInterpreterSettings
 Room = Literal["memory", "counted"]
 
 PROGRAM = Path(__file__).with_name("interpreter.py")
-"""What the process runs."""
+"""The program of the process."""
 MORE_FILES = 16
 """So many more than its limit a machine may have while code runs."""
 COUNTED_FILES = 64
@@ -42,7 +42,7 @@ def command(
     control: int,
     program: Path = PROGRAM,
 ) -> list[str]:
-    """What starts the process, which runs `program` and has `control` as a descriptor."""
+    """The command that starts the process. The process runs `program` and has `control` as a descriptor."""
     given = {
         "home": str(home),
         "files": str(home / "files"),

@@ -111,7 +111,7 @@ class CodeInterpreter:
         await self.rooms.aclose()
 
     async def _chosen(self, owner: str, response_id: str, tool: HostedTool) -> _ContainerChoice:
-        """The same container for all calls of one declaration."""
+        """The container for all calls of one declaration."""
         key = (response_id, tool.index)
         known = self._choices.get(key)
         if known is not None:

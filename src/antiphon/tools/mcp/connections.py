@@ -289,7 +289,7 @@ class _Bounded(httpx2.AsyncByteStream):
 
 
 def _failure(error: BaseException) -> ServerFailed:
-    """What a client may know of why a session could not be opened."""
+    """The reason for a failed session, as far as a client may read it."""
     for one in _leaves(error):
         if isinstance(one, ServerFailed):
             return one

@@ -180,7 +180,7 @@ class McpServer:
 
     @property
     def key(self) -> str:
-        """The same for the same server with the same credentials, and says nothing about them."""
+        """A key that is equal for equal servers with equal credentials, and that does not reveal them."""
         text = "\0".join((self.url, *(part for pair in self.headers for part in pair)))
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 

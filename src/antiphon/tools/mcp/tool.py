@@ -208,7 +208,7 @@ def _result(call: HostedCall, result: CallToolResult, server: McpServer) -> Tool
 
 
 def _cut(text: str) -> str:
-    """What is shown and stored of an output; what the model reads is limited by the toolbox."""
+    """The part of an output that clients see and the store keeps. The toolbox limits the model's part."""
     return text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "\n[The rest was cut off: it is too long.]"
 
 

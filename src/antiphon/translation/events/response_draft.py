@@ -161,7 +161,7 @@ class ResponseDraft:
         return text, used
 
     def _add_cut(self, template: PaddedTemplate | None, texts: list[bytes], used: int) -> tuple[bytes, int]:
-        """Like `_add` in one piece, for a client that takes no events, or with a separate padding for each event."""
+        """Add texts like `splice`, for a client that takes no events, or with a separate padding for each."""
         text = b"".join(texts)
         size = self.size + len(text)
         if size > self.max_bytes:
