@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any
 
 from antiphon.commands.command_line import make_parser
+from antiphon.config.problems import without_keys
 from antiphon.errors import AntiphonError, ConfigError
 
 
@@ -38,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = module.run(parsed)
         sys.stdout.flush()
     except ConfigError as error:
-        print(f"antiphon: {error}", file=sys.stderr)
+        print(f"antiphon: {without_keys(str(error))}", file=sys.stderr)
         return 2
     except AntiphonError as error:
-        print(f"antiphon: {error}", file=sys.stderr)
+        print(f"antiphon: {without_keys(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

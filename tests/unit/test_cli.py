@@ -348,3 +348,22 @@ def test_the_help_of_admin_has_groups_and_examples(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main(["admin", "backup", "--help"])
     assert " --to FILE " in capsys.readouterr().out.partition("\n\n")[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "config --sk-abcdefghijkl",
+        "sk-abcdefghijkl",
+        "config --profile sk-abcdefghijkl",
+        "config --api-key-env sk-abcdefghijkl",
+        "up --config https://me:sk-abcdefghijkl@h/",
+    ],
+)
+def test_a_key_in_the_wrong_place_is_not_repeated(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        assert main(words.split()) == 2
+    except SystemExit as ended:
+        assert ended.code == 2
+    told = capsys.readouterr()
+    assert "abcdef" not in told.out + told.err and "antiphon" in told.err

@@ -638,3 +638,43 @@ def test_a_model_reads_a_hundred_characters_of_a_call_at_least() -> None:
     assert load_settings({"tools": {"output_chars": 100}}).tools.output_chars == 100
     with pytest.raises(ConfigError, match="output_chars"):
         load_settings({"tools": {"output_chars": 99}})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("data: ''", "data is empty; leave the setting out"),
+        ("data: '~/antiphon'", "data begins with ~, which only a shell expands"),
+        ('data: "a\\0b"', "data holds a character that no path can have"),
+        ("upstream: {ca_file: ''}", "upstream.ca_file is empty"),
+        ("upstream: {url: 'http://a b/v1'}", "upstream.url: holds a space"),
+        ('upstream: {url: "http://a/v1\\n"}', "upstream.url: holds a space, a line end"),
+        ('upstream: {api_key: "sk-1\\n"}', "upstream.api_key: holds a line end"),
+        ('upstream: {host: "a\\nb: c"}', "upstream.host: holds a line end"),
+        ("upstream: {header_allow: ['x y']}", "upstream.header_allow[0]: is no name of a header"),
+        ("owner: {header: 'x y'}", "owner.header: is no name of a header"),
+        ("mcp: {connectors: {a: {url: http://a, headers: {'x y': k}}}}", "is no name of a header"),
+        ("listen: a:80:80", "listen: is not HOST:PORT"),
+        ("listen: '[::1:80'", "listen: is not HOST:PORT"),
+        ("listen: 'http://a:80'", "listen: is not HOST:PORT"),
+        ("models: &x [*x]", "an alias stands inside of what it names"),
+        ("extensions: &x {a: {b: [*x]}}", "an alias stands inside of what it names"),
+    ],
+)
+def test_odd_values_are_refused_before_they_do_harm(file: Path, text: str, says: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as failure:
+        load_settings({}, {}, file)
+    assert says in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    "listen", ["127.0.0.1:80", ":80", "[::1]:80", "::1:80", "[::]:0", "a-b.example:80", "unix:/a b"]
+)
+def test_usual_addresses_are_taken(listen: str) -> None:
+    assert load_settings({"listen": listen}).listen == listen
+
+
+def test_aliases_in_a_file_are_no_circle(file: Path) -> None:
+    file.write_text("upstreams: {a: &x {url: http://a/v1}, b: *x, c: *x}")
+    assert load_settings({}, {}, file).upstreams["c"].url == "http://a/v1"

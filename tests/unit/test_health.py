@@ -80,7 +80,7 @@ def _answering(said: bytes) -> Iterator[str]:
         (b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 0, ""),
         (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", 1, "answers 503"),
         (b"SSH-2.0-server\r\n", 1, "does not answer with HTTP"),
-        (b"", 1, "does not answer (TimeoutError)"),
+        (b"", 1, "does not answer in time"),
     ],
     ids=["well", "not well", "no HTTP", "nothing"],
 )
@@ -98,6 +98,13 @@ def test_a_settings_file_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixt
     assert health.main(["--config", str(path)]) == 2
     assert capsys.readouterr().err.count("cannot be read") == 2
     assert health.main(["nonsense://"]) == 1
+    assert capsys.readouterr().err == "antiphon: nonsense:// is neither http://HOST:PORT nor unix:PATH\n"
+
+
+def test_an_address_is_shown_without_its_credentials(unused_tcp_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert health.main([f"http://me:hunter2@127.0.0.1:{unused_tcp_port}/?k=hunter2"]) == 1
+    told = capsys.readouterr().err
+    assert told == f"antiphon: http://***@127.0.0.1:{unused_tcp_port}/?k=*** does not answer (Connection refused)\n"
 
 
 def test_the_whole_command_line_knows_it_too() -> None:

@@ -50,6 +50,7 @@ URLS = (
         ),
         ("redis://me:pw@h/0?db=1&password=x", "redis://me:***@h/0?db=1&password=***"),
         ("postgresql://me@h/db", "postgresql://me@h/db"),
+        ("write postgresql://USER:PASSWORD@HOST/DATABASE", "write postgresql://USER:PASSWORD@HOST/DATABASE"),
         ("see https://a:b@h and https://h/?k=v.", "see https://***@h and https://h/?k=***"),
         ("no URL: a@b?c=d", "no URL: a@b?c=d"),
         ("unix:{data}/a.sock", "unix:{data}/a.sock"),

@@ -12,12 +12,12 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from antiphon import __version__, compiled
 from antiphon.commands import health
 from antiphon.commands.flags import COMMON_FLAGS, DATA, ENVOY_FLAGS, SIDECAR_FLAGS, UP_FLAGS, Flag, add_flags
-from antiphon.config.problems import advice
+from antiphon.config.problems import advice, without_keys
 
 _ALL_FLAGS = (COMMON_FLAGS, UP_FLAGS, ENVOY_FLAGS, SIDECAR_FLAGS)
 _COMMANDS: dict[str, tuple[str, tuple[dict[str, Flag], ...]]] = {
@@ -339,6 +339,10 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._advice(unknown)}")
         return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        # A key that is given in the wrong place is not repeated: errors end up in logs.
+        super().error(without_keys(message))
 
     def _check_command(self, words: list[str]) -> None:
         # Flags before a command take no value.

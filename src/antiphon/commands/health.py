@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         problem = _problem(place, files)
         if problem is None:
             return 0
-        problems.append(f"{place} {problem}")
+        problems.append(f"{_shown(place)} {problem}")
     print(f"antiphon: {'; '.join(problems)}", file=sys.stderr)
     return 1
 
@@ -105,6 +105,15 @@ def _of_file(file: str | None) -> dict[str, Any]:
     return found
 
 
+def _shown(place: str) -> str:
+    """The address without credentials. Only an unusual one costs the import."""
+    if "@" not in place and "?" not in place:
+        return place
+    from antiphon.config.shown_urls import shown_text
+
+    return shown_text(place)
+
+
 def _problem(place: str, tls: Mapping[str, Any] | None) -> str | None:
     """The problem at `unix:PATH`, `HOST:PORT` or `http(s)://HOST:PORT`; None when it answers. `tls`: the settings of
     the sidecar's TLS port."""
@@ -112,8 +121,12 @@ def _problem(place: str, tls: Mapping[str, Any] | None) -> str | None:
         with _connect(place, tls) as connection:
             connection.sendall(_REQUEST)
             line = _first_line(connection)
-    except (OSError, ValueError) as error:
-        return f"does not answer ({type(error).__name__})"
+    except TimeoutError:
+        return "does not answer in time"
+    except ValueError:
+        return "is neither http://HOST:PORT nor unix:PATH"
+    except OSError as error:
+        return f"does not answer ({error.strerror or type(error).__name__})"
     words = line.split(b" ")
     if len(words) < 2 or not words[0].startswith(b"HTTP/"):
         return "does not answer with HTTP"

@@ -10,14 +10,14 @@ from typing import Annotated, Literal
 
 from pydantic import SecretStr, StringConstraints, field_validator
 
-from antiphon.config.section import Secret, Section
+from antiphon.config.section import HeaderName, Secret, Section
 
 
 class OwnerSettings(Section):
     source: Literal["bearer", "header", "single"] = "bearer"
     """How Antiphon tells owners apart: by a keyed hash of the bearer token, by a trusted header, or not at all (one
     owner)."""
-    header: Annotated[str, StringConstraints(to_lower=True)] = "x-antiphon-owner"
+    header: Annotated[HeaderName, StringConstraints(to_lower=True)] = "x-antiphon-owner"
     """The trusted header for `source: header`. Envoy strips a client's copy; an authenticating filter sets it."""
     key: Secret | None = None
     """Key of the hash for `source: bearer`. Unset: created in the data folder (mode 0600), shared by all workers."""

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from antiphon.config.section import MIB, BaseUrl, HttpUrl, Secret, Section, TcpAddress, parse_address
+from antiphon.config.section import MIB, BaseUrl, HeaderName, HeaderSecret, HttpUrl, Section, TcpAddress, parse_address
 
 
 def _octal(value: object) -> object:
@@ -56,7 +56,7 @@ class TracingSettings(Section):
     traces_endpoint: HttpUrl | None = None
     """The whole URL that spans are posted to, instead of `endpoint`. With neither:
     `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, or `/v1/traces` below `OTEL_EXPORTER_OTLP_ENDPOINT`."""
-    headers: dict[str, Secret] = Field(default_factory=dict)
+    headers: dict[HeaderName, HeaderSecret] = Field(default_factory=dict)
     """Headers with the collector's credentials, in addition to those in `OTEL_EXPORTER_OTLP_HEADERS`."""
     sample: float = Field(default=1.0, ge=0, le=1)
     """Share of traced requests, among those without `traceparent`; of the others its flag decides. Unset: as
@@ -108,7 +108,7 @@ class SidecarSettings(Section):
     transport: Literal["auto", "grpcio", "http2"] = "auto"
     """The gRPC server of the ext_proc service: `grpcio` (gRPC's own), `http2` (several times faster; needs the extra
     `fast`), or `auto`: `http2` when it is installed."""
-    secret: Secret | None = None
+    secret: HeaderSecret | None = None
     """The shared secret that the Envoy configuration adds and strips. It is required when one of these addresses is on
     TCP."""
     socket_mode: FileMode = Field(default=0o600, ge=0, le=0o777)

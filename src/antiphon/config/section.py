@@ -14,6 +14,7 @@ import re
 import textwrap
 import typing
 from collections.abc import Iterator
+from ipaddress import IPv6Address
 from itertools import pairwise
 from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
@@ -92,16 +93,49 @@ def _not_a_mask(value: SecretStr) -> SecretStr:
     return value
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+def _header_secret(value: SecretStr) -> SecretStr:
+    if _CONTROL.search(value.get_secret_value()):
+        raise ValueError("holds a line end or another control character, and is sent as a header; remove it")
+    return value
+
+
+def _header_value(value: str) -> str:
+    if _CONTROL.search(value):
+        raise ValueError("holds a line end or another control character, and is sent as a header; remove it")
+    return value
+
+
+def _header_name(value: str) -> str:
+    if not _HEADER_NAME.fullmatch(value):
+        raise ValueError("is no name of a header")
+    return value
+
+
 def parse_address(text: str) -> tuple[str, int]:
     """`HOST:PORT` as (host, port); `unix:PATH` as (`unix`, 0). Raises ValueError with a hint."""
     if text.startswith("unix:"):
         return "unix", 0
     host, colon, port = text.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()) or re.search(r"[/@\s]", host):
+    if not colon or not (port.isascii() and port.isdigit()) or not _is_host(host):
         raise ValueError("is not HOST:PORT (or unix:PATH)")
     if int(port) > 65535:
         raise ValueError("is not HOST:PORT: the largest port is 65535")
     return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def _is_host(text: str) -> bool:
+    if ":" not in text and not text.startswith("["):
+        return re.search(r"[]/@\s\x00]", text) is None
+    address = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        IPv6Address(address)
+    except ValueError:
+        return False
+    return True
 
 
 def _address(text: str) -> str:
@@ -116,6 +150,8 @@ def _tcp_address(text: str) -> str:
 
 
 def _web_url(value: str) -> SplitResult:
+    if re.search(r"[\x00-\x20\x7f]", value):
+        raise ValueError("holds a space, a line end or another control character; remove it, or write it as %20")
     wrong = ValueError("must be an http:// or https:// URL, for example http://127.0.0.1:11434/v1")
     try:
         parts = urlsplit(value)
@@ -154,6 +190,12 @@ def _base_url(value: str) -> str:
 
 Secret = Annotated[SecretStr, AfterValidator(_not_a_mask)]
 """A text that no rendering shows."""
+HeaderSecret = Annotated[Secret, AfterValidator(_header_secret)]
+"""A secret that is sent in a header."""
+HeaderValue = Annotated[str, AfterValidator(_header_value)]
+"""A text that is sent as a header."""
+HeaderName = Annotated[str, AfterValidator(_header_name)]
+"""The name of a header."""
 Address = Annotated[str, AfterValidator(_address)]
 """`HOST:PORT` or `unix:PATH`."""
 TcpAddress = Annotated[str, AfterValidator(_tcp_address)]

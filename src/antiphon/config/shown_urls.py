@@ -25,6 +25,7 @@ _URL = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*)://(?P<rest>[^\s\"'<>]+)", re
 # A text that begins as a URL is one as a whole: a password may hold any character.
 _WHOLE = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<rest>.+)", re.IGNORECASE | re.DOTALL)
 _WEB = ("http", "https", "ws", "wss")
+_EXAMPLE = "PASSWORD"
 _WRONG_PORT = re.compile(r":(?!\d*$)[^\]]*$")
 _NAMES = re.compile(r"key|token|secret|passw|pwd|\bpass\b|sig|auth|cred|^code$|session|jwt", re.IGNORECASE)
 # Letters of both cases and digits, in no word's order.
@@ -90,7 +91,9 @@ def _parts(found: re.Match[str]) -> _Parts:
 def _shown(parts: _Parts) -> str:
     web = parts.scheme.lower() in _WEB
     user, colon, password = parts.account.partition(":")
-    account = HIDDEN if web else f"{user}{colon}{HIDDEN if password else ''}"
+    # Error messages hold an example of a database's URL.
+    hidden = HIDDEN if password not in ("", _EXAMPLE) else password
+    account = HIDDEN if web else f"{user}{colon}{hidden}"
     at = f"{account}@" if parts.account else ""
     path = "/".join(HIDDEN if web and _is_key(one) else one for one in parts.path.split("/"))
     query = re.sub(r"[^&;]+", lambda one: _shown_parameter(one[0], everything=web), parts.query)

@@ -94,9 +94,21 @@ def without_unknown(values: Any, kind: object, wrong: list[str], source: str = "
             wrong.append(f"{source}{written_place(here)} is not a setting{advice(written_place(here), known)}")
         elif section_in(field.annotation) is field.annotation and not isinstance(value, Mapping):
             wrong.append(f"{source}{written_place(here)} {MAPPING}")
+        elif Path in (field.annotation, *typing.get_args(field.annotation)) and (problem := _wrong_path(value)):
+            wrong.append(f"{source}{written_place(here)} {problem}")
         else:
             found[str(name)] = without_unknown(value, field.annotation, wrong, source, here)
     return found
+
+
+def _wrong_path(value: object) -> str:
+    """What is wrong with a path that would silently be another one, or that no system takes."""
+    text = str(value)
+    if not text.strip():
+        return "is empty; leave the setting out, or write . for the current folder"
+    if text.startswith("~"):
+        return "begins with ~, which only a shell expands; write the whole path, or ./~ for a folder of that name"
+    return "holds a character that no path can have" if "\0" in text else ""
 
 
 def read_environment(environ: Mapping[str, str], model: type[Section], wrong: list[str]) -> dict[str, object]:

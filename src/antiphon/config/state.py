@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainSerializer, SecretStr, field_validator, model_validator
 
-from antiphon.config.section import MIB, NO_SECRET, BaseUrl, Secret, Section
+from antiphon.config.section import MIB, NO_SECRET, BaseUrl, HeaderSecret, Secret, Section
 from antiphon.config.state_url import HIDDEN, StateUrl, read_state_url, shown_url
 
 
@@ -178,7 +178,7 @@ class EmbeddingSettings(Section):
 
     url: BaseUrl | None = None
     """Base URL with its path prefix (`http://host:port/v1`)."""
-    api_key: Secret | None = None
+    api_key: HeaderSecret | None = None
     """The key, sent as a bearer token."""
     model: str = "text-embedding-3-small"
     """The model. A search finds chunks with vectors of another model by their words, until they are ingested again.

@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from antiphon.config.section import MIB, CredentialUrl, Secret, Section
+from antiphon.config.section import MIB, CredentialUrl, HeaderName, HeaderSecret, Section
 
 
 class ToolSettings(Section):
@@ -44,7 +44,7 @@ class WebSearchSettings(Section):
     `json` among its `search.formats`."""
     url: CredentialUrl | None = None
     """Base URL of the service. Required for searxng; unset for the others: the service's own."""
-    api_key: Secret | None = None
+    api_key: HeaderSecret | None = None
     """The service's key (brave, tavily)."""
     seconds: float = Field(default=15.0, gt=0)
     """How long one search may take."""
@@ -68,7 +68,7 @@ class ConnectorSettings(Section):
 
     url: CredentialUrl
     """Its URL. Unlike a client's `server_url` it may be private, and plain http."""
-    headers: dict[str, Secret] = Field(default_factory=dict)
+    headers: dict[HeaderName, HeaderSecret] = Field(default_factory=dict)
     """Headers with the server's credentials. A request's own headers and `authorization` win over them."""
 
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from antiphon.config.section import BaseUrl, Secret, Section
+from antiphon.config.section import BaseUrl, HeaderName, HeaderSecret, HeaderValue, Section
 from antiphon.translation.profiles import read_flags
 from antiphon.translation.request.fields import REQUEST_FIELDS
 from antiphon.translation.request.parameters import DECIDED_HERE
@@ -48,18 +48,18 @@ class UpstreamSettings(Section):
     auth: AuthMode | None = None
     """`inject` sends `api_key`, `passthrough` the client's Authorization, `none` neither. Unset: `inject` when there is
     a key, else `passthrough`."""
-    api_key: Secret | None = None
+    api_key: HeaderSecret | None = None
     """The key sent with `auth: inject`, as a bearer token."""
     profile: str = "auto"
     """Which upstream profile describes the server's quirks. `auto` chooses by host name, or else by what the server's
     list of models says it is (llama.cpp, vLLM, SGLang, Ollama, LM Studio)."""
     models: tuple[str, ...] = ()
     """When not empty: the only models served. All others are a 404 `model_not_found`."""
-    host: str | None = None
+    host: HeaderValue | None = None
     """The Host header (and SNI) towards the upstream. Unset: the URL's host."""
     ca_file: Path | None = None
     """PEM file with the authorities trusted for a TLS upstream. Unset: the system's."""
-    header_allow: tuple[str, ...] = ()
+    header_allow: tuple[HeaderName, ...] = ()
     """Further client headers that may reach the upstream, in lower case."""
     path_allow: tuple[str, ...] = ()
     """Further paths below the base that Envoy lets through to the upstream (for example `/rerank`)."""

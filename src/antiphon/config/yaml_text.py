@@ -20,9 +20,27 @@ _HARMLESS = re.compile(r"'(<[a-z ]+>|[^\w\s])'")
 def read_yaml(text: str) -> object:
     """Parses the text. Raises `NotYaml`."""
     try:
-        return yaml.load(text, _UniqueKeyLoader)
+        found = yaml.load(text, _UniqueKeyLoader)
+        if _holds_itself(found, set(), set()):
+            raise NotYaml("an alias stands inside of what it names")
+        return found
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise NotYaml(_problem(error)) from None
+
+
+def _holds_itself(value: object, around: set[int], seen: set[int]) -> bool:
+    """Whether a mapping or list is somewhere in itself. `around`: the identities of those that hold the value; `seen`:
+    of those that were searched, so that a text with many aliases takes no longer."""
+    if not isinstance(value, dict | list) or id(value) in seen:
+        return False
+    if id(value) in around:
+        return True
+    around.add(id(value))
+    inside = value.values() if isinstance(value, dict) else value
+    found = any(_holds_itself(one, around, seen) for one in inside)
+    around.remove(id(value))
+    seen.add(id(value))
+    return found
 
 
 def _problem(error: Exception) -> str:

@@ -235,7 +235,7 @@ def _describe(error: BaseException) -> str:
         # No upstream is called by a socket, only Envoy.
         return f"{NO_MODEL_DOOR} ({os.strerror(error.errno or 0)})"
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
-        return f"{type(error).__name__} ({os.strerror(error.errno)})"
+        return os.strerror(error.errno).lower()
     return type(error).__name__
 
 
