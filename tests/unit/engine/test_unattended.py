@@ -87,6 +87,33 @@ async def test_a_process_that_stops_breaks_it_off(how: str) -> None:
     await unattended.stop(_EXCHANGE)
 
 
+async def test_two_cancellations_do_not_end_the_wait_before_the_request() -> None:
+    """The client leaves while the process stops. The door waits until the request has cleaned up."""
+    unattended, cleaning, cleaned = Unattended(), asyncio.Event(), asyncio.Event()
+
+    async def actions() -> AsyncGenerator[ClientAction, None]:
+        try:
+            yield SendBody(b"a")
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await cleaned.wait()
+
+    client = unattended.hand_out(_EXCHANGE, actions())
+    assert await anext(client) == SendBody(b"a")
+    await client.aclose()
+    waiting = asyncio.create_task(unattended.end(_EXCHANGE, lambda: True))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await cleaning.wait()
+    waiting.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    cleaned.set()
+    assert await waiting is None
+
+
 async def test_a_failure_that_no_client_hears_of_ends_it() -> None:
     unattended, work = Unattended(), _Work(error=ValueError("a bug"))
     async with aclosing(unattended.hand_out(_EXCHANGE, work.actions())) as actions:

@@ -23,6 +23,7 @@ from antiphon.api.http import AnswerCut
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, SendBody, SendHead
 from antiphon.engine.running.runner import Runner
+from antiphon.engine.waiting import to_the_end
 from antiphon.errors import InternalError
 from antiphon.types.transport import Headers, header_value
 
@@ -59,7 +60,8 @@ class ExchangeAnswer:
             if leaving() is not _STOPPING:
                 finish = await self._runner.go_on(self._exchange, lambda: leaving() is _STOPPING)
                 self.outcome = finish.outcome if finish is not None else self.outcome
-            await self._runner.abandon(self._exchange, leaving())
+            # The client may leave while the process stops: that is a second cancellation.
+            await to_the_end(self._runner.abandon(self._exchange, leaving()))
             raise
         except Exception as error:
             _log.error("exchange_failed", response_id=self._exchange.known.response_id, exc_info=True)

@@ -42,6 +42,7 @@ from antiphon.engine.ports.actions import CancelReason, RequestHead, SendBody, S
 from antiphon.engine.ports.idempotency import HEADER
 from antiphon.engine.running.connection_memory import ConnectionMemory, SocketMemory
 from antiphon.engine.running.runner import Runner
+from antiphon.engine.waiting import to_the_end
 from antiphon.errors import ApiError, InternalError, InvalidRequest, Unavailable
 from antiphon.ids import new_id
 from antiphon.types.transport import Headers
@@ -302,7 +303,7 @@ class WebSocketConnection:
             await self._send(turn.frames.error(error, turn.head.request_id))
         except (asyncio.CancelledError, ConnectionError):
             turn.outcome = "cancelled"
-            await runner.abandon(turn.exchange, self._leaving())
+            await to_the_end(runner.abandon(turn.exchange, self._leaving()))
             raise
         except Exception:
             _log.error("turn_failed", response_id=turn.exchange.known.response_id, exc_info=True)

@@ -56,9 +56,10 @@ class Unattended:
             try:
                 await asyncio.wait({task})
             except asyncio.CancelledError:
+                # The loop goes on: another cancellation (the client leaves while the process stops) must not end the
+                # wait before the task has ended.
                 if stopping():
-                    break
-        await self.stop(exchange)
+                    task.cancel()
         return task.result() if not task.cancelled() and task.exception() is None else None
 
     async def stop(self, exchange: ResponseExchange) -> None:
