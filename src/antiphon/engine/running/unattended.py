@@ -58,7 +58,7 @@ class Unattended:
             except asyncio.CancelledError:
                 # The loop goes on: another cancellation (the client leaves while the process stops) must not end the
                 # wait before the task has ended.
-                if stopping():
+                if stopping() and not task.cancelling():
                     task.cancel()
         return task.result() if not task.cancelled() and task.exception() is None else None
 
