@@ -84,7 +84,7 @@ def _schema(schema: Schema) -> list[str]:
                     for name, found in one["properties"].items()
                     if name != "type"
                 ]
-                lines.append(cells(f"`{one['title']}`", ", ".join(members) or "as it is"))
+                lines.append(cells(f"`{one['title']}`", ", ".join(members) or "all members, unchanged"))
         return [*lines, "", *(one["description"] for one in branches if "description" in one and "title" not in one)]
     return [*_described(schema), f"{words(schema).capitalize() if not branches else words(schema)}."]
 
@@ -138,6 +138,8 @@ def _words(schema: Schema) -> str:
         others = {name: value for name, value in schema.items() if name != "type"}
         return " or ".join(_words({**others, "type": one}) if one != "null" else "null" for one in kind)
     if kind == "array":
+        if schema.get("maxItems") == 0:
+            return "empty list"
         most = f" at most {schema['maxItems']}" if "maxItems" in schema else ""
         return f"list of{most} {_words(schema.get('items', {}))}"
     if kind == "object" and isinstance(inner := schema.get("additionalProperties"), dict):

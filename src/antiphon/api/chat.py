@@ -54,8 +54,8 @@ class PassedOn:
     """Handlers that pass a request on to the upstream of its model.
 
     `extra`: further paths of the default upstream, whose bodies may name no model. `embeddings`: a model, and the
-    separate server for its embeddings; a rule that names the model goes first. `secrets` must not stand in an error.
-    With `several_owners`, an error tells a client nothing of the upstream account that the owners share."""
+    separate server for its embeddings; a rule that names the model goes first. No error may contain one of the
+    `secrets`. With `several_owners`, an error tells a client nothing of the upstream account that the owners share."""
 
     def __init__(
         self,

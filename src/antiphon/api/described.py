@@ -80,7 +80,7 @@ class Open(Struct):
 
 
 class AnyItem(Open):
-    """An item as it is stored: one of a response's output, or of a request's input as the client sent it."""
+    """A stored item: one of a response's output, or one of a request's input as the client sent it."""
 
     id: str
     type: str
@@ -91,7 +91,7 @@ UPSTREAM_ERRORS = (403, 404, 502, 503, 504)
 
 
 class AnyObject(Open):
-    """Something that is passed on as it is."""
+    """Any object, which Antiphon passes on unchanged."""
 
 
 Bytes = Annotated[Any, Meta(extra_json_schema={"type": "string", "format": "binary"})]

@@ -3,8 +3,8 @@
 Lives here: the operations of OpenAI's API, and what is checked of a form. Not here: how a form is cut into parts
 (`multipart.py`), the headers of a content (`file_content.py`), where contents lie (the `FileStore`).
 
-The sidecar writes an upload to the disk as it arrives. Fields may stand behind the file in the form. The sidecar
-therefore checks them at the end, and no client sees the file before that.
+The sidecar writes an upload to the disk as it arrives. Fields may follow the file in the form. The sidecar therefore
+checks them at the end, and no client sees the file before that.
 
 The API gives the same answer for a file that does not exist, has expired or belongs to another owner. The header
 `antiphon-ignored` names fields that OpenAI's API does not have.

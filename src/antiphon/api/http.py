@@ -208,7 +208,8 @@ def list_response(
     id_of: Callable[[_Found], str] = _id_of,
     headers: Headers = (),
 ) -> ApiResponse:
-    """OpenAI's list envelope around a page, as `show` makes JSON of its objects; their ids are the cursors."""
+    """A page in OpenAI's list envelope. `show` makes the JSON of each object. The ids of the objects are the
+    cursors."""
     found = page.items
     first, last = (id_of(found[0]), id_of(found[-1])) if found else (None, None)
     envelope = encode({"first_id": first, "last_id": last, "has_more": page.has_more})

@@ -161,7 +161,7 @@ def _read_part(lines: list[bytes]) -> Part:
     if disposition.partition(";")[0].strip().lower() != "form-data" or "name" not in given:
         raise _broken("a part does not say which field it is")
     if headers.get("content-transfer-encoding", "binary").lower() not in _ENCODINGS:
-        raise _broken("a part is encoded; send it as it is")
+        raise _broken("a part is encoded; send it without encoding")
     filename = given.get("filename")
     if "filename*" in given:
         filename = _extended(given["filename*"]) or filename

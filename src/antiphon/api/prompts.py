@@ -318,7 +318,7 @@ def _text(name: str, value: Raw) -> str | None:
 
 
 def _read_metadata(value: Raw) -> bytes | None:
-    """The metadata as it is stored; None when none was sent."""
+    """The metadata in their stored form. None if the client sent none."""
     if value is ABSENT:
         return None
     try:

@@ -152,7 +152,7 @@ class Responses(Area):
 
     @Route("POST", "/v1/responses/{}/cancel", "Cancel a background response", Response)
     async def cancel(self, request: ApiRequest, response_id: str) -> ApiResponse:
-        """A response that is over already is answered as it is."""
+        """A response that has already ended is returned unchanged."""
         return await self._here_or_there("cancel", self._cancel(request, response_id), request, response_id, "/cancel")
 
     async def _here_or_there(

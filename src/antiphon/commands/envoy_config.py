@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.into is not None:
         if arguments.form != "snippet":
-            raise ConfigError("--into takes the parts of an existing Envoy: give it with --for snippet")
+            raise ConfigError("--into works only with --for snippet")
         wanted = MergeTarget(arguments.into_listener, arguments.into_virtual_host)
         text = _merged(settings, version, arguments.into, wanted)
     elif arguments.form in FORMS:

@@ -3,7 +3,7 @@
 Lives here: the messages for pydantic's findings, the nearest known name, and the printable part of an unknown name. Not
 here: rules between settings, whose messages pass unchanged (`settings.py`), names in sources (`sources.py`).
 
-Invariant: a message repeats no value that may be a secret, since a key may stand in the wrong place. It has no words of
+Invariant: a message repeats no value that may be a secret, because a key may be in the wrong place. It has no words of
 pydantic's, which speak of Python's types.
 """
 
@@ -80,7 +80,8 @@ def lines_of(error: ValidationError, above: Place = (), rules_words: Words = lam
 
 
 def without_keys(words: str) -> str:
-    """A message without what looks like a key or a credential. A rule may repeat a name, and a key may stand there."""
+    """A message without what looks like a key or a credential. A rule may repeat a name, which may be a misplaced
+    key."""
     return KEYS.sub("…", shown_text(words))
 
 

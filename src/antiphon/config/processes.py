@@ -59,8 +59,8 @@ class TracingSettings(Section):
     headers: dict[HeaderName, HeaderSecret] = Field(default_factory=dict)
     """Headers with the collector's credentials, in addition to those in `OTEL_EXPORTER_OTLP_HEADERS`."""
     sample: float = Field(default=1.0, ge=0, le=1)
-    """Share of traced requests, among those without `traceparent`; of the others its flag decides. Unset: as
-    `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` say."""
+    """Share of traced requests, among those without `traceparent`. The flag in `traceparent` decides about the others.
+    Unset: the variables `OTEL_TRACES_SAMPLER` and `OTEL_TRACES_SAMPLER_ARG` decide."""
     content: bool = False
     """Put the content of requests and responses into the spans, tools' arguments and results too."""
     service_name: str = "antiphon"

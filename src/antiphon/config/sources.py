@@ -3,8 +3,8 @@
 Lives here: reading and merging the sources into one nested mapping. Not here: what settings there are and whether their
 values are right (`antiphon.config`).
 
-Invariants: an unknown name is an error in every source, with the nearest known name as advice. The error about a
-source that cannot be read holds no line of it, since a key may stand there.
+Invariants: an unknown name is an error in every source, with the nearest known name as advice. The error about an
+unreadable source holds none of its lines, because a line may have a key.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _wrong_path(value: object) -> str:
 
 
 def read_environment(environ: Mapping[str, str], model: type[Section], wrong: list[str]) -> dict[str, object]:
-    """Reads the settings in `ANTIPHON_*` variables. Two underscores stand between a section and its setting.
+    """Reads the settings in `ANTIPHON_*` variables. Two underscores separate a section and its setting.
 
     Lists are separated by commas or YAML in brackets. A setting that holds further settings (`models`, `upstreams`) is
     YAML. Variables of unknown settings are added to `wrong`, except those that Kubernetes makes from a Service's name.

@@ -108,8 +108,7 @@ class BlobSettings(Section):
     secret: Secret | None = None
     """Secret access key."""
     path_style: bool | None = None
-    """Whether the bucket's name stands in the path, and not in the host's name. Unset: yes with an `endpoint`, else
-    no."""
+    """Whether the bucket's name is in the path, and not in the host's name. Unset: yes with an `endpoint`, else no."""
     seconds: float = Field(default=30.0, ge=1)
     """Seconds for one request to the bucket, with all its tries (three at most). A request writes a piece of a content
     (8 MiB at most), reads a range of one (2 MiB at most), lists or deletes. An upload or a download makes as many of

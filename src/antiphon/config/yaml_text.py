@@ -2,7 +2,7 @@
 
 Lives here: the parser, and its error. Not here: the files and variables that hold YAML (`sources.py`).
 
-Invariant: the error holds nothing of the text, since a key may stand there.
+Invariant: the error holds nothing of the text, because the text may have a key.
 """
 
 from __future__ import annotations

@@ -207,7 +207,7 @@ def _message(message: Config, field: str) -> Config:
     """The message with this name; empty when it is missing."""
     found = message.get(_spelled(message, field)) or {}
     if not isinstance(found, dict):
-        raise ConfigError(f"--into: {field} must have fields")
+        raise ConfigError(f"--into: {field} must be an object")
     return found
 
 

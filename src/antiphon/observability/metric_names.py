@@ -230,7 +230,8 @@ MOST_CONNECTIONS = _shared(
 OLDEST_XMIN = _shared(
     "antiphon_database_oldest_xmin_age",
     "Transactions that have begun since the oldest that a query, a transaction, a prepared one or a replication slot "
-    "holds: what was deleted since then cannot be vacuumed. Of other roles as in `antiphon_database_connections`.",
+    "holds: what was deleted since then cannot be vacuumed. It sees transactions "
+    "of other roles under the same condition as `antiphon_database_connections`.",
     database="`postgresql`",
 )
 BLOBS = _shared("antiphon_blobs_bytes", "Total size of file contents, from the database.")

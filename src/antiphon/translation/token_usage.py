@@ -6,7 +6,7 @@ summed (the phases of `engine/exchange/`).
 
 Invariant: absent counts stay absent as a whole (no usage at all is None, never zeros), and every number is a
 non-negative integer. What a model or a client wrote in an answer that passes is never taken for the upstream's count.
-Only whole events and answers are looked at, where upstreams count in them.
+This module reads only complete events and answers in which upstreams report usage.
 """
 
 from __future__ import annotations

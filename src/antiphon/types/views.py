@@ -18,13 +18,13 @@ from antiphon.types.request import TextFormat
 
 
 class OnlyModel(Struct):
-    """A request's body, for its model alone."""
+    """A request's body, read only for its model."""
 
     model: str | None = None
 
 
 class Manner(Struct):
-    """How the answer is to come."""
+    """The form of the answer that the client wants."""
 
     stream: bool | None = None
     background: bool | None = None

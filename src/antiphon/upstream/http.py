@@ -143,7 +143,7 @@ class Connections:
             raise
 
     def _path(self, request: UpstreamRequest) -> str:
-        """Path and query, as they stand in the request's first line."""
+        """Path and query, for the request's first line."""
         base = self._base_url.removesuffix("/v1") if request.above else self._base_url
         return URL(base + request.path, encoded=True).raw_path_qs
 

@@ -109,8 +109,7 @@ async def move_state(settings: Settings, source: str | None, target: str | None)
 
 
 def _keys(settings: Settings) -> Iterator[str]:
-    """What the operator must do about keys of the data folder. Raises `ConfigError` when the settings have other
-    keys."""
+    """The operator's tasks for the keys of the data folder. Raises `ConfigError` when the settings have other keys."""
     setting = {OWNER_KEY: "owner.key", SEALING_KEY: "sealing.keys"}
     for name, given in _configured(settings).items():
         path = settings.data / name
@@ -120,8 +119,8 @@ def _keys(settings: Settings) -> Iterator[str]:
             yield f"Set {setting[name]} of every machine to the content of {path}."
         elif path.read_bytes().strip() not in given:
             raise ConfigError(
-                f"{setting[name]} is not the key of this data folder, {path}, under which everything in it is stored: "
-                "add its content to the settings (or move the file away, where the settings' key was in force)"
+                f"{setting[name]} is not the key of this data folder, {path}, which encrypts the stored data: "
+                "add its content to the settings. If the settings' key was in use instead, move the file away"
             )
     if settings.blobs.url is None and settings.files.enabled:
         yield f"The contents of files stay in {settings.data}, where one machine has them: see blobs.url."

@@ -137,7 +137,7 @@ class CallStream:
                     await room
             except TimeoutError:
                 # Envoy reads all messages at once: an Envoy that does not has failed, whatever its connection shows.
-                raise StreamClosed("the peer took nothing") from None
+                raise StreamClosed("the peer did not read any data") from None
             finally:
                 call.room = None
         if call.gone:

@@ -1,6 +1,6 @@
 """Recognises chunks that differ from the previous one only in a piece of text, by their bytes.
 
-Lives here: what stands around the text of a chunk that was read in full. Not here: cutting further chunks of the same
+Lives here: the bytes around the text of a chunk that was decoded in full. Not here: cutting further chunks of the same
 bytes out of a stream (`translation/splice.py`), reading a chunk (`chunk.py`), what its text leads to (`stream.py`).
 
 Servers send hundreds of chunks that have one piece of text each and are equal in all else. The sidecar reads one such

@@ -94,8 +94,8 @@ class ChatStream:
         secrets: KnownSecrets = (),
     ) -> None:
         """`tools` says what calls mean and which are allowed; `logprobs` whether the client wants them; `citations`
-        what the model may cite, when there is anything; `idle_limit` how many bytes may come without output;
-        `secrets` must not stand in what an error says."""
+        what the model may cite, when there is anything; `idle_limit` how many bytes may come without output; No error's
+        message may contain one of the `secrets`."""
         self._citations = citations
         self._secrets = secrets
         self._builder = builder
@@ -368,7 +368,7 @@ class ChatStream:
             self._builder.text(text)
 
     def _cited_text(self, citations: Citations, text: bytes) -> None:
-        """Text in which marks may stand for what tools found."""
+        """Text in which marks may cite what tools found."""
         for piece in citations.feed(text):
             if isinstance(piece, Raw):
                 self._builder.cite(piece)

@@ -59,7 +59,7 @@ _MISCONFIGURED: Final = (
 def map_upstream_answer(
     status: int, headers: Headers, body: bytes, secrets: KnownSecrets = (), sent: Mapping[str, str] | None = None
 ) -> ApiError:
-    """The error for an upstream's non-2xx answer; `secrets` are known exactly and must not stand in it.
+    """The error for an upstream's non-2xx answer; It must not contain one of the `secrets`.
 
     `sent`: where the request held what not every model takes (`media_refusal`).
     """
@@ -352,7 +352,7 @@ def _plain_text(headers: Headers, body: bytes, secrets: KnownSecrets) -> str:
 def media_refusal(status: int, message: str, sent: Mapping[str, str]) -> ApiError | None:
     """The client's error when an upstream's (its status and message) says that its model takes no such input.
 
-    `sent`: where the first part of each kind stands in the request.
+    `sent`: the place of the first part of each kind in the request.
     """
     if status not in said.MEDIA_STATUSES:
         return None

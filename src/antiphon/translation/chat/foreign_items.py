@@ -6,7 +6,7 @@ place of what only its maker can open. Not here: where the messages stand (`mess
 
 Sources: `AgentMessage` of OpenAI's beta types; Codex's rollouts of July 2026 (`agent_reasoning`); Codex since 0.138,
 which puts what one agent tells another into an `encrypted_content` part, because OpenAI's server has encrypted it by
-then. Where no server did, the words stand there as the model wrote them.
+then. If no server did, the model's words are unchanged.
 
 Invariant: every word that can be read here reaches the model; what cannot is named.
 """

@@ -8,7 +8,7 @@ Lives here: order and grouping.
 Not here: content parts (`content.py`), calls and outputs (`call_items.py`), the rest of the chat request (`body.py`).
 Invariants:
 - Every tool message answers exactly one call before it, and every call has an answer.
-- Only tool messages stand between a call and its answers: chat servers refuse anything else.
+- Only tool messages come between a call and its answers, because chat servers refuse anything else.
 - The text of a tool is a tool message, whenever it comes: no text of a stranger has the authority of the user.
 - Later items only add messages behind those that the model has seen (exceptions: `docs/explanation/exactness.md`).
 """

@@ -6,7 +6,7 @@ Lives here: where and how each kind of server is asked, its answer, the object a
 Source: OpenAI's TokenCountsResource; vLLM's tokenize endpoint; llama.cpp's `/v1/chat/completions/input_tokens`
 (tools/server/README.md, build 10434).
 
-Invariant: an answer that cannot be used is no failure: the estimate stands in for it, and says so.
+Invariant: an unusable answer is no failure. The estimate replaces it and is marked as an estimate.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ Lives here: the declaration of every kind of tool, and the chat form of the choi
 `translation/events/builder.py`).
 
 A kind that chat servers do not know becomes a function, whose schema says what the client's tool takes. A custom tool's
-text is the one string argument `input`. Its grammar stands in the description, and the sidecar does not enforce it.
+text is the one string argument `input`. Its grammar is part of the description, and the sidecar does not enforce it.
 
 Invariant: the sidecar changes a schema in two places only. An object without `properties` gets an empty one, since
 servers refuse it otherwise. Properties lose `encrypted`, which asks OpenAI's server to encrypt what the model writes:

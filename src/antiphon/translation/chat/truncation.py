@@ -83,7 +83,7 @@ def keep_latest(items: Sequence[Named], tokens: int) -> list[Named]:
 
 
 def _starts(items: Sequence[Named]) -> list[int]:
-    """Where turns begin: at user messages that do not stand between a call and its output."""
+    """The places where turns begin: user messages that are not between a call and its output."""
     made: dict[str, int] = {}
     answered: dict[int, int] = {}
     for number, (_, item) in enumerate(items):

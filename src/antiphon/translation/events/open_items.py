@@ -58,9 +58,9 @@ class TextOf(Enum):
 class OpenItem:
     """An item that was begun and is not done: `add` its text, then `close` it once.
 
-    The text itself stands in the draft, since one item is open at a time: what takes every token is one kind of object.
-    It is no ABC: tokens ask `isinstance` of their item, which would cost four times as much. That each kind has its
-    `close` is for the type checker to see.
+    The draft holds the text itself, because only one item is open at a time. So one kind of object takes every token.
+    The class is no ABC, because each token calls `isinstance`, which would cost four times as much. The type checker
+    sees that each kind has a `close`.
     """
 
     __slots__ = ("_draft", "_index")

@@ -61,7 +61,7 @@ class UpstreamProfile:
 
     - `token_limit_field` is the field for `max_output_tokens`; `developer_role` the role name that developer messages
       get.
-    - `system_anywhere` says whether such messages may stand after others. If not, their text goes into the one at the
+    - `system_anywhere` says whether such messages may follow others. If not, their text goes into the one at the
       beginning: many templates fail otherwise.
     - `reasoning_effort`, `verbosity`, `parallel_tool_calls`, `penalties` and `strict_tools` say whether the field is
       sent at all.

@@ -3,8 +3,8 @@
 Lives here: `{{name}}` in instructions and in the text of messages, replaced by texts, pictures and files. Not here: the
 meaning of the other fields (those of a create-response request, read by `body.py`), the store of prompts.
 
-A template's messages stand before everything else, like instructions: they are no part of the response's own input, and
-of no later turn. A field of the request wins over the same field of the template.
+A template's messages come first, like instructions. They are no part of the response's stored input or of a later turn.
+A field of the request wins over the same field of the template.
 
 Invariants: a variable of the template without a value in the request is a 400. So is a value for a variable that the
 template does not have. The sidecar never searches a value for variables.
@@ -84,7 +84,7 @@ def pin_prompt(body: bytes, shown: Raw) -> bytes:
 
 
 def variables_of(template: bytes) -> tuple[str, ...]:
-    """The names of a template's variables, in the order in which they stand there. Raises `InvalidRequest`."""
+    """The names of a template's variables, in the order of their places. Raises `InvalidRequest`."""
     seen = _Values({}, collect=True)
     seen.fill(template)
     return tuple(dict.fromkeys(seen.names))
