@@ -72,7 +72,7 @@ def test_the_secret_settings_are_those_of_the_settings() -> None:
     assert {"mcp.connectors.*.headers", "tracing.headers", "owner.api_keys", "upstreams.*.api_key"} <= set(listed)
     # Seen from the other side: as many as the settings' classes name the type.
     source = "".join(file.read_text() for file in (ROOT / "src/antiphon/config").glob("*.py"))
-    named = re.findall(r"^    \w+: .*\bSecret(?:Url)?\b", source, re.MULTILINE)
+    named = re.findall(r"^    \w+: .*\b(?:Header)?Secret(?:Url)?\b", source, re.MULTILINE)
     assert len(listed) == len(named) + 1, "api_key is that of upstream and of each of upstreams"
 
 
