@@ -28,9 +28,11 @@ from antiphon.engine.ports.actions import (
 )
 from antiphon.engine.ports.hosted_tools import HostedCall, ToolResult
 from antiphon.engine.ports.state import UpstreamAnswer
+from antiphon.engine.running.held_keys import HeldKeys
 from antiphon.engine.running.runner import Runner
 from antiphon.errors import ApiError, OwnerFull, StoreError
 from antiphon.observability.metrics import Metrics
+from antiphon.stores.leases import Leases
 from antiphon.translation.events.encode import KEEPALIVE
 from antiphon.types.transport import UpstreamError, UpstreamFault
 from tests.support.chat_server import event, text_stream
@@ -39,7 +41,7 @@ from tests.support.fake_envoy import DEADLINE
 from tests.support.fake_time import in_fake_time
 from tests.support.hosted_tools import ScriptedTools
 from tests.support.memory_store import MemoryResponseStore
-from tests.support.ports import make_ports
+from tests.support.ports import NoKeys, make_ports
 
 
 class _NoUpstream:
@@ -374,6 +376,66 @@ async def test_a_key_is_claimed_for_what_makes_a_response(
     head = RequestHead("POST", f"/v1/responses{path}", (("idempotency-key", "k"),), "me")
     await runner.receive(make_exchange(), head, b'{"model":"m","input":"hi"}')
     assert keys.done == done
+
+
+class _KeyStore(NoKeys):
+    """Every key is free; which ones are held now."""
+
+    def __init__(self) -> None:
+        self.held: list[str] = []
+
+    async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> None:
+        self.held.append(once.key)
+
+    async def release(self, once: OnceOnly, object_id: str) -> None:
+        self.held.remove(once.key)
+
+
+class _Silent(_NoUpstream):
+    """It never answers."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    @asynccontextmanager
+    async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:  # type: ignore[override]
+        self.asked.set()
+        await asyncio.Event().wait()
+        raise AssertionError(request)
+        yield
+
+
+@pytest.mark.parametrize("steps", range(4))
+async def test_a_process_that_stops_in_the_moment_in_which_a_client_leaves_releases_the_key(
+    store: MemoryResponseStore, steps: int
+) -> None:
+    """Both cancel the task of the request, one shortly after the other."""
+    keys, upstream = _KeyStore(), _Silent()
+    made: Any = HeldKeys(keys, Leases(60.0))
+    runner = Runner(make_ports(store, cast(Any, upstream), timeouts=TimeoutSettings(), metrics=Metrics(), keys=made))
+    exchange = make_exchange()
+    head = RequestHead("POST", "/v1/responses", (("idempotency-key", "k"),), "me")
+    await runner.receive(exchange, head, b'{"model":"m","input":"hi","stream":true}')
+    assert exchange.goes_on and keys.held == ["k"]
+
+    async def serve() -> None:
+        try:
+            async for _ in runner.drive(exchange):
+                pass
+        finally:
+            await runner.abandon(exchange, CancelReason.SHUTTING_DOWN)
+
+    request = asyncio.create_task(serve())
+    await upstream.asked.wait()
+    request.cancel()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert [record.status for record in store.records.values()] == ["failed"]
+    assert keys.held == [] and exchange.done
+    await runner.aclose()
 
 
 async def test_the_same_runner_over_another_history_reads_and_writes_there(

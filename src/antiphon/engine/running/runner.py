@@ -41,7 +41,7 @@ from antiphon.engine.running.repeated_requests import KeyedRequest, read_keyed
 from antiphon.engine.running.saving import Saver
 from antiphon.engine.running.unattended import Unattended
 from antiphon.engine.running.upstream_pump import UpstreamPump
-from antiphon.engine.waiting import LARGE, apart, look_at
+from antiphon.engine.waiting import LARGE, apart, look_at, to_the_end
 from antiphon.errors import ApiError, StoreError, store_refusal
 
 Work = CallUpstream | RunTools
@@ -206,29 +206,28 @@ class Runner:
         self.ports.keys.hand_to_store(response_id)
 
     async def abandon(self, exchange: ResponseExchange, reason: CancelReason) -> None:
-        """End a request early, and save its response as failed.
+        """End a request early, release what it holds, and save its response as failed.
 
-        The save is shielded from cancellation and takes at most the save's timeout. While the process stops, it waits
-        at most `last_save`, so that the log line after it is written in any case. `aclose` waits for the rest.
+        This goes on when the caller is cancelled meanwhile, as when a process stops while a client leaves. It takes at
+        most the save's timeout. While the process stops, the caller waits at most `last_save`, so that the log line
+        after it is written in any case. `aclose` waits for the rest.
         """
-        await self._common.unattended.stop(exchange)
-        if exchange.done:
-            return
-        exchange.cancel(reason)
-
-        async def finish() -> None:
-            async for _ in self.settle(exchange):
-                pass
-
-        task = self._saver.keep_going(finish())
+        task = self._saver.keep_going(self._end_early(exchange, reason))
         if reason is not CancelReason.SHUTTING_DOWN:
             await asyncio.shield(task)
             return
-        await asyncio.wait({task}, timeout=self._common.last_save)
+        await to_the_end(asyncio.wait({task}, timeout=self._common.last_save))
         if task.done():
             task.result()
         else:
             task.add_done_callback(look_at)
+
+    async def _end_early(self, exchange: ResponseExchange, reason: CancelReason) -> None:
+        await self._common.unattended.stop(exchange)
+        if not exchange.done:
+            exchange.cancel(reason)
+            async for _ in self.settle(exchange):
+                pass
 
     async def finish(self) -> None:
         """Wait for saves that outlive their requests, at most twice the save's timeout."""

@@ -48,7 +48,7 @@ class Unattended:
 
     async def end(self, exchange: ResponseExchange, stopping: Callable[[], bool]) -> Finish | None:
         """Wait for the end of a request whose client disconnected. None when there is no such request, or it was broken
-        off. A cancellation does not end this wait, unless the process is `stopping`."""
+        off. A cancellation does not end this wait. It breaks the request off if the process is `stopping`."""
         task = self._tasks.get(exchange)
         if task is None:
             return None
