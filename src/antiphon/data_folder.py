@@ -8,7 +8,7 @@ The rule, in this order:
 1. `.antiphon` in the current folder, if it exists. An earlier start made it.
 2. `.antiphon` in the current folder, if that is a checkout of Antiphon.
 3. `$XDG_DATA_HOME/antiphon`, and without that variable `~/.local/share/antiphon`, as the XDG Base Directory
-   Specification says. A relative path in the variable is ignored, as it says too.
+   Specification says. It requires that a relative path in the variable is ignored, too.
 4. `.antiphon` in the current folder, if there is no home folder.
 
 Invariant: the same folder and the same environment give the same answer before and after the first start. An existing

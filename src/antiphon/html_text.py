@@ -137,7 +137,7 @@ class _Reader:
                 at = start + 1
 
     def _start_tag(self, html: str, start: int) -> int:
-        """Read a tag; returns where the page goes on."""
+        """Read a tag. Returns the place after it."""
         name = _NAME.match(html, start + 1)
         assert name is not None
         tag, at = name[0].lower(), name.end()

@@ -256,7 +256,7 @@ class ContainerApi(Area):
         raise _no_file(file_id)
 
     async def _from_form(self, request: ApiRequest, container_id: str) -> RowFile | None:
-        """The file goes into the container as it comes, and is there when the form is whole."""
+        """The file's bytes go into the container as they arrive. The file appears when the form is complete."""
         form = _read_form(request)
         part = None
         async for event in form:
@@ -310,7 +310,7 @@ class _Content:
     path: Path | None = None
 
     async def read(self, start: int = 0, limit: int | None = None) -> bytes:
-        """Bytes as they are now. Raises `StoreError` when the file has gone."""
+        """Bytes as they are now. Raises `StoreError` if the file was deleted."""
         limit = self.file.size - start if limit is None else limit
         data = await self._rooms.read(self._owner, self._container_id, self.file.id, start, limit)
         if data is None:

@@ -6,7 +6,7 @@ document for given rows. Not here: the handlers, and the whole document (`script
 Invariants:
 - Every row holds what the document needs.
 - The served document shows which rows there are, and nothing else of an operator's settings.
-- A variable is one decoded segment, never empty and without a slash, unless its pattern says that it is the rest.
+- A variable is one decoded segment, never empty and without a slash, unless its pattern marks it as the rest.
 """
 
 from __future__ import annotations

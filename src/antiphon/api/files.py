@@ -62,7 +62,7 @@ PURPOSES = ("assistants", "batch", "fine-tune", "vision", "user_data", "evals")
 """The allowed purposes of an upload."""
 
 FileDeleted = Callable[[str, str], Awaitable[None]]
-"""Called with owner and file id before a file goes."""
+"""Called with owner and file id before a file is deleted."""
 
 _Found = TypeVar("_Found")
 
@@ -217,7 +217,7 @@ def _said(fields: FileFields) -> tuple[bytes, ...]:
 
 @dataclass(slots=True)
 class _Form:
-    """The form so far: the file goes to `upload`, fields are kept."""
+    """Take the next part of the form. The file goes to `upload`, and fields are kept."""
 
     upload: FileUpload
     limit: int

@@ -168,7 +168,7 @@ def _flag(value: Raw | None, name: str, *, default: bool) -> bool:
 
 
 class EventFrames:
-    """Our builder's events as frames; whole events at a time.
+    """Frames from the events of Antiphon's builder, which arrive as whole events.
 
     `told`: headers of the answer that the first event carries as `headers`, since a socket has no head of a response.
     """

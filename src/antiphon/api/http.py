@@ -48,7 +48,7 @@ class ApiRequest:
     owner: str = ""
     request_id: str = ""
     body_stream: AsyncIterator[bytes] | None = None
-    """The body as it comes, for routes that say they take it so; then `body` is empty."""
+    """The body as a stream, for routes that declare it. Then `body` is empty."""
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body in pieces, however it came."""
@@ -60,7 +60,8 @@ class ApiRequest:
             yield piece
 
     def once(self, *parts: bytes) -> OnceOnly | None:
-        """Its `Idempotency-Key`, for what these parts say (the body, unless there are any). Raises `InvalidRequest`."""
+        """Its `Idempotency-Key`. It stands for these parts, or for the body if there are none. Raises
+        `InvalidRequest`."""
         key = read_key(self.header(HEADER))
         if key is None:
             return None

@@ -60,15 +60,15 @@ class ModelList(Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """One upstream's list: whether the client's Authorization goes along, the only models to show (when not empty),
-    and which further client headers go along."""
+    """One upstream's list: whether it gets the client's Authorization and which other client headers, and the only
+    models to show (if not empty)."""
 
     passthrough: bool = False
     allowed: tuple[str, ...] = ()
     headers: frozenset[str] = frozenset()
 
     def sends(self, name: str) -> bool:
-        """Whether this client header goes along."""
+        """Whether the upstream gets this header of the client."""
         return name in _PASSED or name in self.headers or (name == "authorization" and self.passthrough)
 
 

@@ -34,7 +34,7 @@ _ENCODINGS = ("binary", "8bit", "7bit")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part begins. `filename` is None for a plain field; `media_type` is empty when the part does not say."""
+    """A part begins. `filename` is None for a plain field; `media_type` is empty if the part has none."""
 
     name: str
     filename: str | None

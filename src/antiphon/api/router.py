@@ -232,7 +232,7 @@ def _refused(request: ApiRequest, error: ApiError, operation: str) -> ApiRespons
 
 
 def _key_ignored(response: ApiResponse) -> ApiResponse:
-    """The answer, which says that the request's key had no effect."""
+    """The answer, with a header that the request's key had no effect."""
     said = next((value for name, value in response.headers if name == "antiphon-ignored"), None)
     others = tuple(pair for pair in response.headers if pair[0] != "antiphon-ignored")
     named = HEADER if said is None else f"{said}, {HEADER}"

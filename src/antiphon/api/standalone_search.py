@@ -3,7 +3,7 @@
 Codex (since 0.144) offers its model a function for search with several commands in one call. It sends the commands here
 and shows the model the answer. OpenAI does not document the path.
 
-Lives here: the request's shape, which command is which call of the tool `web_search`, what the answer says. Not here:
+Lives here: the request's shape, the call of the tool `web_search` for each command, and the answer's text. Not here:
 searching and reading pages (`tools/web_search/`, behind the port of the tools), their limits (the toolbox).
 
 The sidecar keeps nothing between requests: a page is named by its address, in results too, and a link is counted anew.
@@ -129,7 +129,7 @@ class StandaloneSearchAnswer(Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Command:
-    """One command: a call of the tool, or what there is to say instead."""
+    """One command: a call of the tool, or an error text instead."""
 
     title: str
     name: str = ""
@@ -147,7 +147,7 @@ class StandaloneSearch(Area):
 
     @Route("POST", PATH, "Search the web for a client", StandaloneSearchAnswer, body=StandaloneSearchBody)
     async def search(self, request: ApiRequest) -> ApiResponse:
-        """Run the commands, all at once, and tell what each found, in their order."""
+        """Run all commands at once. The answer has their results in their order."""
         if _TOOL not in self._tools.types:
             raise InvalidRequest(
                 "The web cannot be searched here: the operator has not set it up ('web_search.provider').",

@@ -1,7 +1,7 @@
 """The command line: commands, actions, flags and their help, as one argparse parser.
 
-Lives here: what a person can type, in the order of a person's day, and what the help says about it. Not here: running a
-command (`cli.py`), which setting a flag sets (`flags.py`), what a command does (the module of its name).
+Lives here: the commands in the order of their use, and their help. Not here: running a command (`cli.py`), which
+setting a flag sets (`flags.py`), what a command does (the module of its name).
 
 Invariant: the parser imports no command, so that `antiphon --help` is quick.
 """

@@ -32,7 +32,7 @@ NO_SECRET = "is what is shown in place of a secret; put the secret there, or lea
 def _describe(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Add the descriptions of a section's settings to its JSON Schema.
 
-    A section's defaults are those of its settings.
+    A missing section has the defaults of its settings.
     """
     texts = descriptions(model)
     if "description" in schema:

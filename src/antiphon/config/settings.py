@@ -305,9 +305,9 @@ def load_settings(
 ) -> Settings:
     """Merge flags over environment over file over defaults. Raises `ConfigError`, which names each wrong setting.
 
-    `flags` is a nested mapping of the given flags only. `defaults` replace defaults of the model. Environment names
-    are `ANTIPHON_` and the path with two underscores between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`).
-    If no source names the upstream, `OPENAI_API_ENDPOINT` does. If no source says where traces go, OpenTelemetry's
+    `flags` is a nested mapping of the given flags only. `defaults` replace defaults of the model. Environment names are
+    `ANTIPHON_` and the path with two underscores between sections (`ANTIPHON_UPSTREAM__URL`, `ANTIPHON_LISTEN`). If no
+    source names the upstream, `OPENAI_API_ENDPOINT` does. If no source sets the address of traces, OpenTelemetry's
     variables do.
     """
     wrong: list[str] = []

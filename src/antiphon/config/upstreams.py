@@ -51,8 +51,8 @@ class UpstreamSettings(Section):
     api_key: HeaderSecret | None = None
     """The key sent with `auth: inject`, as a bearer token."""
     profile: str = "auto"
-    """Which upstream profile describes the server's quirks. `auto` chooses by host name, or else by what the server's
-    list of models says it is (llama.cpp, vLLM, SGLang, Ollama, LM Studio)."""
+    """Which upstream profile describes the server's quirks. `auto` chooses by host name, or else by the server's list
+    of models (llama.cpp, vLLM, SGLang, Ollama, LM Studio)."""
     models: tuple[str, ...] = ()
     """When not empty: the only models served. All others are a 404 `model_not_found`."""
     host: HeaderValue | None = None
@@ -64,8 +64,8 @@ class UpstreamSettings(Section):
     path_allow: tuple[str, ...] = ()
     """Further paths below the base that Envoy lets through to the upstream (for example `/rerank`)."""
     field_allow: tuple[str, ...] = ()
-    """Further top-level members of a request (or of its `extra_body`) that reach the chat server unchanged, whatever
-    the profile says of them. The sidecar ignores members that neither this nor the profile knows, and lists them in
+    """Further top-level members of a request (or of its `extra_body`) that reach the chat server unchanged, with any
+    profile. The sidecar ignores members that neither this nor the profile knows, and lists them in
     `antiphon-ignored`."""
     profile_flags: ProfileFlags = Field(default_factory=dict)
     """Single flags of the profile that are different here, as docs/reference/chat-servers.md names them (for example

@@ -33,7 +33,7 @@ _DESCRIPTION = (
 _MAX_QUERIES = 5
 _MAX_RESULTS = 50
 _SHOWN_RESULTS = 10
-"""Where a request does not say how many."""
+"""The number of results if the request has none."""
 _MAX_STORES = 16
 
 

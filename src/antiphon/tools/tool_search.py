@@ -4,8 +4,8 @@ Lives here: the description of the deferred tools for the model, and finding the
 which tools are deferred (`engine/exchange/declared_tools.py`), how the model sees the found tools (the items bring
 them).
 
-Words are looked for in names, namespaces, descriptions and parameters. A name that the query holds goes before all
-words; a namespace's name means all its tools.
+Words are looked for in names, namespaces, descriptions and parameters. A name in the query counts more than all words.
+A namespace's name means all its tools.
 
 Invariants:
 - The same query over the same declarations finds the same tools, in the same order.
@@ -102,7 +102,7 @@ class ToolSearch:
     types = frozenset({"tool_search"})
 
     async def prepare(self, owner: str, response_id: str, tool: HostedTool) -> PreparedTool:
-        """One function, which says what there is to be found."""
+        """One function, whose description lists the searchable tools."""
         told = f"{_TOLD}\n\n{_listing(tool.searchable)}"
         function = HostedFunction(CallKind.HOSTED_TOOL_SEARCH, "tool_search", told, _PARAMETERS, read_only=True)
         return PreparedTool(tool, (function,))

@@ -131,7 +131,7 @@ COMPACTIONS: Final = _meaning("compaction")
 FOREIGN_MESSAGES: Final = _meaning("foreign message")
 FOREIGN_REASONING: Final = _meaning("foreign reasoning")
 READ_BEFORE: Final = _meaning("read before")
-"""Items that say something about the request, not to the model."""
+"""Items that configure the request and are not for the model."""
 
 _SHOWN_WHOLE: Final = HOSTED - {"mcp_call"}
 _ANY: Final = frozenset(KnownItem.__struct_fields__) - {"source"}

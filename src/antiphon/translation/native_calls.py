@@ -5,8 +5,8 @@ earlier items back as arguments. Not here: which functions stand for them (`chat
 (`translation/events/builder.py`).
 
 Such a call is emitted once its arguments are whole, so each text has one delta. Grammar and fields as observed: an item
-is added empty. A shell tells its commands one by one, a patch its diff (none when a file is deleted), the others
-nothing.
+is added empty. A shell call streams its commands one by one, and a patch its diff (none if it deletes a file). The
+others stream nothing.
 
 Invariant: what does not have the form is no such item (the caller emits a function call instead), so no client runs
 half a command. The deltas join to the content of the item.
@@ -96,7 +96,7 @@ NATIVE_FORMS: Final[
     CallKind.APPLY_PATCH: (ApplyPatchCall, "operation", _operation),
     CallKind.TOOL_SEARCH: (ToolSearchCall, "arguments", raw),
 }
-"""The item of each kind, its member that says what is to be done, and how that is read."""
+"""The item of each kind, its member with the action, and the reader of that member."""
 
 
 def _strings(value: object) -> list[str]:

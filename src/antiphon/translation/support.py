@@ -35,7 +35,7 @@ IGNORED: Final = Support("ignored")
 
 
 def sent(note: str) -> Support:
-    """It goes to the chat server, and how."""
+    """The chat server gets it. `note` says in which form."""
     return Support("sent", note)
 
 

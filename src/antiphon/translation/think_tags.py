@@ -41,7 +41,7 @@ class _ThinkState(Enum):
 
 
 class ThinkTags:
-    """One answer's content. `done` says that from now on everything is text."""
+    """One answer's content. `done`: from now on everything is text."""
 
     def __init__(self, *, opened: bool) -> None:
         self._state = _ThinkState.THINKING if opened else _ThinkState.START
@@ -88,7 +88,8 @@ class ThinkTags:
 
     @property
     def unclosed(self) -> bytes:
-        """All text emitted as reasoning only because the profile says that the template opens it; no end tag came."""
+        """All text that was emitted as reasoning only because the profile says that the template opens it. No end tag
+        came."""
         return b"".join(self._unclosed or ()) if self._state is _ThinkState.THINKING else b""
 
     def _think(self, data: bytes) -> tuple[bytes, bytes]:

@@ -145,7 +145,7 @@ class ToolMap:
         return chat_name
 
     def remember(self, target: CallTarget) -> None:
-        """A tool that was called earlier and need not be declared any more; one that is declared goes before it."""
+        """A tool that was called earlier and need not be declared any more. A declared tool of that name wins."""
         self._targets.setdefault(flat_name(target.name, target.namespace), target)
 
     def target(self, chat_name: str) -> CallTarget:

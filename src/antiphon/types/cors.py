@@ -1,4 +1,4 @@
-"""The CORS rules, the same for every door: which origins may call, and the headers that say so.
+"""The CORS rules, the same for every door: which origins may call, and their response headers.
 
 Lives here: which origins are allowed, and their response headers. Not here: the servers that send them (the HTTP
 server, Envoy's cors filter), WebSockets (`websocket.origins`).

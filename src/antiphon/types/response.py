@@ -1,7 +1,7 @@
 """The Response object as every snapshot carries it.
 
-Lives here: what Antiphon says of a response, and the usage object. Not here: the fields of the request that a response
-repeats as they are (`translation/request/fields.py`). The order of the keys and the origin of the values are in
+Lives here: the response object, and the usage object. Not here: the fields of the request that a response repeats as
+they are (`translation/request/fields.py`). The order of the keys and the origin of the values are in
 `translation/events/initial_response.py` and `translation/events/builder.py`.
 
 Invariant: every key is present in every snapshot, `null` where nothing is known.

@@ -1,4 +1,4 @@
-"""Keeps what the model was shown of an item, when that is more than the item says.
+"""Keeps the model's view of an item, if the model saw more than the item holds.
 
 Lives here: the form in which it is kept beside a stored item, and an item that was read back with it. Not here: what it
 becomes in a chat (`translation/chat/messages.py`), keeping it (`engine/exchange/`, `stores/`).
@@ -25,8 +25,8 @@ from antiphon.types.json import ABSENT
 class ShownCall(Struct, omit_defaults=True):
     """A call of a tool that runs here, with its result: `arguments` and `output` are JSON strings.
 
-    `output` is absent where it is what the item says. `asked` is the id of the request for approval that stands for the
-    call. Calls of one `round` were made in one answer of the model.
+    `output` is absent if the item has the same. `asked` is the id of the request for approval that stands for the call.
+    Calls of one `round` were made in one answer of the model.
     """
 
     call_id: str

@@ -15,7 +15,7 @@ from antiphon.types.json import ABSENT
 
 class ToolDeclaration(Struct):
     """Any tool declaration. `tools` are a namespace's; `source` is the declaration as it was sent (for the echo).
-    `unhurried` (`async`): the conversation goes on before its calls have their output."""
+    `unhurried` (`async`): the conversation continues before its calls have their output."""
 
     type: str
     name: str | None = None

@@ -10,7 +10,7 @@ Headers = tuple[tuple[str, str], ...]
 """Header pairs in order, names in lower case; duplicates are kept."""
 
 LOCAL_REPLY: Final = "x-antiphon-local-reply"
-"""The header by which Envoy says that an answer is its own, since no upstream gave one: `unreachable:`, and the
+"""The header by which Envoy marks an answer that it made itself, because no upstream gave one: `unreachable:`, and the
 reason in Envoy's words."""
 
 OWN_JSON: Final = "antiphon_"

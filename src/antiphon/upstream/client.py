@@ -158,7 +158,7 @@ class _UpstreamAnswer:
 
     @contextmanager
     def _watched(self) -> Iterator[Silence]:
-        """While the body is read: no silence beyond the limit, and no lost connection that goes unnoticed."""
+        """While the body is read, limit the silence, and notice a lost connection."""
         silence = Silence(self._idle_seconds, self._give_up)
         protocol = self._response.protocol
         # After a broken chunk header aiohttp's C parser drops the connection and tells its reader nothing (3.14.5,

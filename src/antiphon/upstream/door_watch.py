@@ -51,7 +51,7 @@ class EnvoyDoorWatch:
         return self._gone_at >= at - self._grace or not await self._answers()
 
     async def _answers(self) -> bool:
-        """Whether Envoy says anything at all."""
+        """Whether Envoy answers at all."""
         try:
             async with asyncio.timeout(self._answer_seconds):
                 reader, writer = await self._connect()
@@ -92,8 +92,8 @@ class EnvoyDoorWatch:
 async def watch_door(
     target: UpstreamTarget, *, grace: float = _GRACE, answer: float = _ANSWER_SECONDS
 ) -> AsyncIterator[EnvoyDoorWatch]:
-    """Watch the model door for as long as this is open; `answer`: seconds in which Envoy says something, or it stands
-    still."""
+    """Watch the model door for as long as this is open; `answer`: seconds in which Envoy must answer. Otherwise it
+    counts as hanging."""
     watch = EnvoyDoorWatch(target, grace=grace, answer=answer)
     task = asyncio.get_running_loop().create_task(watch.run())
     try:

@@ -86,7 +86,7 @@ class GuardedFetcher:
 
         A URL is fetched once, and its file counted as often as it is named: that often it is sent.
 
-        `fits` says of each URL that is asked, those of redirects included, whether it may be.
+        `fits` decides for each URL, including redirects, whether it may be fetched.
         """
         times = Counter(urls)
         urls = tuple(times)

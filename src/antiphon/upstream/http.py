@@ -164,7 +164,7 @@ class Connections:
         return headers
 
     async def _read_head(self, protocol: ResponseHandler) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
-        """The head of the answer; those that only say that it will come are passed over."""
+        """The head of the answer. Skips heads with a status 1xx."""
         while True:
             try:
                 head, content = await protocol.read()

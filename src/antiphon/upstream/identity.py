@@ -91,7 +91,7 @@ class ServerIdentities:
             wait = min(2 * wait, _MAX_WAIT)
 
     async def _ask(self, name: str) -> str | None:
-        """The profile's name, empty for a server that says nothing of itself, None where it could not answer."""
+        """The profile's name. Empty for a server that does not identify itself, None if it could not answer."""
         headers = (("accept", "application/json"),)
         async with self._upstream.call(UpstreamRequest("GET", "/models", headers, b"", "", False, name)) as answer:
             body = bytearray()

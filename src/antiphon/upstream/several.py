@@ -134,7 +134,7 @@ def _for(request: UpstreamRequest, member: _WeightedUpstream) -> UpstreamRequest
 
 
 class UpstreamPool:
-    """`Upstream` for a process that calls each upstream itself; `several` are those that go by a name together."""
+    """`Upstream` for a process that calls each upstream itself; `several` has the groups of upstreams with one name."""
 
     def __init__(
         self, upstreams: Mapping[str, HttpUpstream], several: Mapping[str, SeveralUpstreams] | None = None

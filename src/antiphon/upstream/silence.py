@@ -2,8 +2,8 @@
 
 Lives here: one timer for all waits of a body. Not here: what silence means (`client.py`).
 
-aiohttp's own read timer is made and cancelled with every read of every stream. This one looks, when it runs out, how
-long the wait has lasted, and goes on for the rest.
+aiohttp's own read timer is made and cancelled with every read of every stream. This timer checks the length of the wait
+when it fires, and runs again for the rest.
 
 Invariant: only what is waited for counts: a reader that is slow itself makes no silence.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 
 class Silence:
-    """Calls `tell`, once, when a wait has lasted so many seconds. `stop` ends it."""
+    """Calls `tell` once, when a wait has lasted this many seconds. `stop` ends it."""
 
     __slots__ = ("_loop", "_seconds", "_since", "_tell", "_timer")
 

@@ -169,7 +169,7 @@ def _in_two_chains() -> Any:
         ("a: 1\n---\nb: 2", (), "another document"),
         ("", (), "Print into another file"),
         ("[]", (), "no Envoy bootstrap"),
-        ({"static_resources": "x"}, (), "must have fields"),
+        ({"static_resources": "x"}, (), "must be an object"),
         ({"static_resources": {"listeners": ["x"]}}, (), "must be a list"),
         (_theirs(), (), "no listener"),
         (_by_rds(), (), "RDS"),

@@ -212,7 +212,7 @@ class Http2Connection:
             call.refuse(refusal)
 
     def served(self, call: Call, status: GrpcStatus, message: str) -> None:
-        """The processor is done with a call."""
+        """The processor has finished a call."""
         if call.lingers and status is GrpcStatus.OK and not (call.ended or call.gone):
             self.ending.add(call, call.lingers)
         else:

@@ -138,7 +138,9 @@ class S3Blobs:
         if pieces:
             await self.remove([f"{key}/{name}" for name in pieces])
         if late:
-            raise StoreError(f"Deleting a file is not sure in {self._where}: a piece that was sent may still come.")
+            raise StoreError(
+                f"It is uncertain that a file in {self._where} is deleted: a piece that was sent may still arrive."
+            )
 
     async def aclose(self) -> None:
         """Do nothing: the client library closes idle connections itself."""

@@ -107,8 +107,8 @@ _UNSUPPORTED: dict[str, tuple[int, int]] = {
     "fgetxattr": (193, 10), "listxattr": (194, 11), "llistxattr": (195, 12), "flistxattr": (196, 13),
     "fallocate": (285, 47),
 }  # fmt: skip
-"""Programs that copy a file try the attribute calls, and accept a file system without attributes. Reserving room goes
-past the limit of a file's size; libraries write instead."""
+"""Programs that copy a file try the attribute calls, and accept a file system without attributes. `fallocate` is
+forbidden, because it evades the limit of a file's size. Libraries write instead."""
 
 _NO_LINKS: dict[str, tuple[int, int]] = {"readlink": (89, _NONE), "readlinkat": (267, 78)}
 """No path is a link: Landlock does not guard what one leads to."""
@@ -172,7 +172,7 @@ class Kernel:
         return passable(path)
 
     def die_first(self) -> None:
-        """When the machine has no memory left, it is this process that goes. Raises `OSError`."""
+        """If the machine runs out of memory, the kernel kills this process first. Raises `OSError`."""
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
 

@@ -58,7 +58,7 @@ _Files = list[RowFile]
 @dataclass(frozen=True, slots=True)
 class Ran:
     """Code that was run: how it went, and the files that it made or changed. `forgot`: the variables of earlier runs
-    were gone already; `left_behind` are paths of files that could not be brought from another machine."""
+    were already lost; `left_behind` are paths of files that could not be brought from another machine."""
 
     run: CodeRun
     files: tuple[RowFile, ...]

@@ -3,9 +3,9 @@ them.
 
 Lives here: how much there is, reading, writing, deleting. Not here: when (`local.py`).
 
-Everything goes by descriptors of folders, never through links: code inside can make neither links nor pipes, and this
-does not rely on it. All of it blocks: call it in a thread. A folder is a path, or a descriptor where only that leads
-to it.
+All access uses descriptors of folders and never follows links. Code inside can make neither links nor pipes, but this
+module does not rely on that. All of it blocks: call it in a thread. A folder is a path, or a descriptor where only that
+leads to it.
 
 Names are what `os` makes of them here: bytes that are no UTF-8 are surrogates. `SandboxFile` keeps such texts from
 other modules.
@@ -297,7 +297,7 @@ def _open_folder(name: str, parent: int) -> int | None:
 
 
 def _walk(folder: Folder) -> Iterator[tuple[int, str, os.stat_result | None]]:
-    """Everything below: depth, path, and state (None: it is gone by now). Nothing below the deepest level."""
+    """Everything below: depth, path, and state (None: deleted meanwhile). Nothing below the deepest level."""
     with suppress(OSError):
         yield from _below(open_folder(folder), "", 0)
 

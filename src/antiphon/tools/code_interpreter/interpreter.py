@@ -5,9 +5,10 @@ it, how long it may take, what becomes of its files (`machine.py`). It is run as
 chose.
 
 It is sent lines of JSON at its standard input, `{"code": …, "mark": …}`, and answers each with one at its standard
-output. What code prints goes to the error output, and after it the mark, which says that this is all.
+output. The code's output goes to the error output. The mark follows and ends it.
 
-Invariant: no foreign code runs before `confine` has returned. After that nothing this process says is to be believed.
+Invariant: no foreign code runs before `confine` has returned. After that the caller must not trust any message of this
+process.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Not here: the list of machines (`local.py`), how a process starts (`starting.py`
 In a room of `memory`, code works on copies. The sandbox copies the machine's files in before a run, and changed files
 out after it, while nothing runs. In a `counted` room code works on the files themselves.
 
-Between two runs the process is stopped, and cannot go on by itself: threads that code left behind neither run nor
+Between two runs the process is stopped and cannot continue by itself. So threads that code left behind neither run nor
 write. The sandbox ends a process that it cannot stop.
 
 Invariant: when `run` has returned, the process is stopped or dead.
@@ -50,8 +50,8 @@ _READ, _READ_FREELY, _REST = 64 * 1024, 4 << 20, 0.01
 
 @dataclass(frozen=True, slots=True)
 class CodeRun:
-    """How code went. `output` is what it printed, `pictures` are PNG files. `lost` says why the variables are gone, and
-    is empty while they are there; `fresh` that there were none when it began."""
+    """How code went. `output` is what it printed, `pictures` are PNG files. `lost` is the reason for lost variables, or
+    empty; `fresh` that there were none when it began."""
 
     output: str
     pictures: tuple[bytes, ...] = ()
@@ -331,7 +331,7 @@ class Machine:
                 self._process.kill()
 
     async def end(self, *, keep: bool = True) -> None:
-        """End it, and wait until it is gone; `keep` what it wrote."""
+        """End it, and wait for its end; `keep` what it wrote."""
         self.kill()
         process, self._process = self._process, None
         if process is not None:

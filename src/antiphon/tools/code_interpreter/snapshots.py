@@ -1,15 +1,15 @@
 """Snapshots of a container's files, for containers that several machines share: saved after a use, fetched before the
 next.
 
-Lives here: what a snapshot holds, when there is a new one, and whether a machine's files are those of the row. Not
-here: where snapshots lie (`stores/blobs/pending.py`), files (`local.py`), who holds the container meanwhile
+Lives here: a snapshot's content, the decision to make a new one, and the check that a machine's files match the row.
+Not here: the storage of snapshots (`stores/blobs/pending.py`), files (`local.py`), the lease of the container
 (`uses.py`).
 
-A snapshot is one content with all files of a container, one behind the other; the row says where each begins. A use
-that made or changed a file ends with a new one, and the one before goes. Where one machine has all of the state there
-are none: its files are all there is.
+A snapshot is one content with all files of a container, one after the other. The row has the place where each begins. A
+use that makes or changes a file ends with a new snapshot, which replaces the previous one. If one machine has all of
+the state, there are no snapshots, only its files.
 
-Between machines nothing else is carried: folders without files, variables and what was open are lost.
+Nothing else moves between machines: empty folders, variables and open files are lost.
 
 Invariants: a use of a machine's files begins only once they match the row. A row names only a durable snapshot. A
 snapshot takes no more than a container's disk.
@@ -51,8 +51,7 @@ class Snapshots:
         return row.machine in ("", self._machine)
 
     async def bring(self, row: ContainerRow) -> list[str]:
-        """Make the files of this machine those of the row. Files that no snapshot has are gone from then on; their
-        paths.
+        """Make the files of this machine those of the row. Give up the files that no snapshot has. Returns their paths.
 
         Raises `SandboxFailed`, `StoreError`: then the row is as it was, and the next one tries again.
         """

@@ -220,7 +220,7 @@ async def enter_session(permit: Permit, limits: McpSettings, server: McpServer, 
 
 @cache
 def authorities() -> ssl.SSLContext:
-    """Reading their certificates takes tens of milliseconds, in which nothing else goes on: once will do."""
+    """Reading their certificates blocks for tens of milliseconds, so it happens once."""
     return httpx2.create_ssl_context(trust_env=False)
 
 

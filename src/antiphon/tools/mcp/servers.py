@@ -55,7 +55,8 @@ class RemoteTool(Struct, frozen=True):
 
     @property
     def read_only(self) -> bool:
-        """Whether the server says that it changes nothing. One of which it says nothing may, as MCP has it."""
+        """Whether the server declares that the tool changes nothing. A tool without a declaration may change something,
+        as MCP defines it."""
         return bool(self.annotations and self.annotations.get("readOnlyHint"))
 
 
@@ -66,7 +67,7 @@ class ToolFilter(Struct, frozen=True, forbid_unknown_fields=True):
     read_only: bool | None = None
 
     def fits(self, tool: RemoteTool) -> bool:
-        """Whether the tool is meant. A filter that says nothing means none."""
+        """Whether the tool is meant. An empty filter means no filter."""
         if self.tool_names is None and self.read_only is None:
             return False
         if self.tool_names is not None and tool.name not in self.tool_names:

@@ -35,7 +35,7 @@ _MAX_IMAGES = 16
 _MAX_SHOWN = 1 << 20
 _INVALID_PARAMS = -32602
 _NO_ANNOTATIONS = {"read_only": False}
-"""As OpenAI shows a tool whose server says nothing: with null, Vercel's AI SDK fails."""
+"""OpenAI's value for a tool without annotations. With null, Vercel's AI SDK fails."""
 
 _MAX_LISTS = 256
 """How many servers' lists of tools are remembered."""

@@ -1,7 +1,7 @@
 """Clients for search services: one query, a list of results.
 
-Lives here: what is sent to each service (allowed domains too) and how its answer is read. Not here: what the model is
-told of it and of pages, and leaving blocked domains out (`tool.py`).
+Lives here: what is sent to each service (allowed domains too) and how its answer is read. Not here: the model's view of
+results and pages, and leaving out blocked domains (`tool.py`).
 
 The operator sets a service's address, not the client, so the address may be private. The service gets the query and the
 user's location, and nothing else of the client.
@@ -78,8 +78,8 @@ class SearchProvider:
     async def search(
         self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
-        """The best results, at most so many. With `domains` only from those (and their subdomains); with `days` of
-        about that age at most, as far as the service can tell.
+        """The best results, at most so many. With `domains` only results from those (and their subdomains). With `days`
+        only results of about that age, as far as the service knows it.
 
         Raises `ToolFailed`.
         """

@@ -99,7 +99,7 @@ def _only_text(chunk: Chunk) -> tuple[TextOf, bytes, Raw] | None:
 
 
 def _only_arguments(call: ToolCallDelta) -> bool:
-    """Whether it goes on with a call that has its name already."""
+    """Whether the chunk continues a call that already has its name."""
     function = call.function
     return (
         function is not None

@@ -160,7 +160,7 @@ class ReasoningDetails:
         self._kept: list[dict[str, Any]] = []
 
     def receive(self, data: Raw) -> bytes:
-        """Take in what a delta says; returns the text in it, as a fragment."""
+        """Take the details of a delta. Returns their text as a fragment."""
         parts = []
         for detail in _objects(_decoded(data)):
             text = detail.get("text") or detail.get("summary")

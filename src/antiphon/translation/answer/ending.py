@@ -56,6 +56,6 @@ def plain_finish(reason: str) -> str:
 
 
 def finish_of(details: Raw) -> str:
-    """The finish of an answer that says it in `finish_details` (old vision models)."""
+    """The finish reason in `finish_details` (old vision models)."""
     kind = decode_object(bytes(details)).get("type")
     return kind if isinstance(kind, str) else ""

@@ -30,8 +30,8 @@ _ALONE: Final = 4
 class EventReader:
     """`feed` takes bytes in any split; `next` gives what they hold, until it gives None.
 
-    The reader does not read chunks that are like the one before: `next` returns what they have in common. The caller
-    takes all such chunks from the beginning of `data`, and reports how many bytes these were (`took`).
+    The reader skips chunks that are like the previous one: `next` returns what they have in common. The caller takes
+    all such chunks from the beginning of `data`, and reports how many bytes these were (`took`).
     """
 
     __slots__ = ("_alike", "_alone", "_event", "_events", "_in_full", "_limit", "_piece", "_sse", "_tries", "data")

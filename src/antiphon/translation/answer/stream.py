@@ -397,7 +397,7 @@ class ChatStream:
             say(said)
 
     def _end_calls(self) -> None:
-        """No more calls: emit them, and what waited for them."""
+        """The calls have ended: emit them, and the output that waited for them."""
         halved = bool(self._held) and self._calls.unfinished
         self._calls.flush()
         if halved:

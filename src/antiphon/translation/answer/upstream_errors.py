@@ -5,7 +5,7 @@ headers that the client needs.
 
 Not here:
 
-- the words by which servers say what went wrong (`translation/error_words.py`);
+- the words with which servers name an error (`translation/error_words.py`);
 - retries (Envoy's work);
 - what counts as a secret (`redaction.py`);
 - servers whose profile is known to take no images (`translation/chat/content.py`);
@@ -20,8 +20,8 @@ A refusal of an image or audio counts as an error in the client's input. Some se
 and Ollama answer 500, OpenRouter 404. Without this rule a client's SDK would send the same picture again and again. The
 rule applies only when the request held such a part.
 
-A 401 is always about the key. A 403 is about the key where its code or text plainly says so, a 400 (Gemini's) where its
-code does. Most others are about the model, the region or the content, which the client can change. No text of an
+A 401 is always about the key. A 403 is about the key if its code or text clearly names the key. A 400 (Gemini's) is if
+its code does. Most others are about the model, the region or the content, which the client can change. No text of an
 upstream about the gateway's key reaches a client.
 
 Invariants: the outcome is always an OpenAI error object. The sidecar searches every upstream text for secrets before a
@@ -113,7 +113,7 @@ def as_event_failure(error: ApiError) -> tuple[str, str]:
 
 
 def passed_headers(headers: Headers) -> Headers:
-    """Of an upstream's headers those that tell a client when it may try again and what it has left."""
+    """The upstream's headers about the time of a retry and the remaining quota."""
     return tuple(
         (name, value)
         for name, value in headers
@@ -373,7 +373,7 @@ _LOOKED_AT: Final = 16 << 10
 
 
 def is_about_the_key(status: int, body: bytes) -> bool:
-    """Whether an upstream's answer refuses the credentials of the call, as far as it plainly says so."""
+    """Whether an upstream's answer clearly refuses the credentials of the call."""
     if status == 401:
         return True
     looked_at = body[:_LOOKED_AT]

@@ -8,7 +8,7 @@ These stay beside the summary:
 
 - calls without an output yet, and the reasoning before them (the client sends the output next);
 - tools that items brought;
-- the latest turn, where the conversation goes on in the same response.
+- the latest turn, if the conversation continues in the same response.
 
 Invariant: a compaction needs nothing but itself: a client that holds it can go on without the items it replaces.
 """

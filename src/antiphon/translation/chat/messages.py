@@ -383,7 +383,7 @@ class _Grouping:
         self, owner: Turn, number: int, again: str, content: bytes, images: list[Raw], ran_in: str = ""
     ) -> None:
         """A call whose tool message the model has read, with the result that came since. Its thoughts and its signature
-        go along: some servers want to see them with each call."""
+        follow, because some servers require them with each call."""
         turn = self._turn
         if turn is None or not ran_in or turn.round != ran_in:
             turn = self._fresh_turn()
@@ -465,8 +465,9 @@ class _Grouping:
         return fitting[0] if len(fitting) == 1 else None
 
     def _put_off(self, *, went_on: bool = False) -> None:
-        """Calls of tools that may answer later are answered for now: the conversation goes on without them. `went_on`:
-        the model has answered since. Of a tool that is not declared any more that says that it was put off."""
+        """Add placeholder outputs for calls of tools that may answer later, so the conversation continues without them.
+        `went_on`: the model has answered since. For a tool that is no longer declared, the output says that the call
+        was put off."""
         for call_id, (turn, number) in list(self._waiting.items()):
             name = turn.calls[number][1]
             if name in self._unhurried or (went_on and name not in self._declared):

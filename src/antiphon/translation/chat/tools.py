@@ -107,7 +107,7 @@ def make_chat_tools(
     limit: int,
     hosted: Mapping[int, Sequence[HostedFunction]] | None = None,
 ) -> ChatTools:
-    """All that the chat request says about tools. Raises `InvalidRequest`.
+    """All members of the chat request about tools. Raises `InvalidRequest`.
 
     `items` is the whole input, history included: `additional_tools` and `tool_search_output` items bring tools.
     `hosted` are the functions of the tools that run here, by their place in `tools`.
@@ -283,7 +283,7 @@ def _with_skills(description: str, skills: list[str]) -> str:
 
 
 def _sound_schema(parameters: Raw) -> Raw:
-    """The schema as it is; where it says nothing of what an object holds, that it holds nothing."""
+    """The schema, with an empty list of properties for an object that declares none."""
     if not given(parameters):
         return _NO_PARAMETERS
     schema = _SCHEMA.decode(parameters)

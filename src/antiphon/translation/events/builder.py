@@ -97,8 +97,8 @@ class ResponseBuilder:
         self.draft.emit(ev.ResponseQueued(self.draft.next(), self.response))
 
     def start(self) -> None:
-        """`response.created`, `response.in_progress`; the second call does nothing. A stream that goes on (it was
-        queued) was created already."""
+        """`response.created`, `response.in_progress`; the second call does nothing. A stream of a queued response was
+        already created."""
         if self._started:
             return
         self._started = True

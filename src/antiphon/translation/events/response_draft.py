@@ -92,7 +92,7 @@ class ResponseDraft:
         self.later: dict[str, LaterCall] = {}
         """Of the latter, by their ids, how they are to be emitted."""
         self.calling = False
-        """Whether the model calls tools in this turn, so that what it says beside is no answer yet."""
+        """Whether the model calls tools in this turn. Its text is then not the final answer."""
         self.cut_calls = False
         """Whether a call is incomplete because its arguments do not make sense."""
 
@@ -113,7 +113,7 @@ class ResponseDraft:
             self.out.append(padded(frame(event), self.padding(fragment)) if self.obfuscate else frame(event))
 
     def padding(self, fragment: bytes) -> bytes:
-        """So many letters that fragment and padding together have a length that tells little."""
+        """Letters of padding, so that the length of fragment and padding reveals little."""
         letters = self.new_id("pad").removeprefix("pad_").encode() * _PADDED_TO
         return letters[: -len(fragment) % _PADDED_TO]
 

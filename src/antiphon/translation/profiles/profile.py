@@ -93,7 +93,7 @@ class UpstreamProfile:
 
     Both: `tokenizer` is how the server counts the tokens of a request (`translation/chat/token_count.py`).
 
-    `by_model` says what differs for some of its models, `overrides` what the operator knows better (`with_flags`).
+    `by_model` has the differences of some models. `overrides` has the operator's flags (`with_flags`).
 
     Compared by identity: every request looks its profile up (`for_model`), and the hash of so many flags is dear.
     """
@@ -180,7 +180,7 @@ def read_flags(values: Mapping[str, object]) -> dict[str, Any]:
 
 
 def with_flags(profile: UpstreamProfile, flags: Mapping[str, object]) -> UpstreamProfile:
-    """The profile with these flags, whatever it says itself, of any model."""
+    """The profile with these flags, for any model. They override its own flags."""
     if not flags:
         return profile
     overrides: dict[str, Any] = {**dict(profile.overrides), **flags}

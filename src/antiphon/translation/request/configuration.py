@@ -40,7 +40,7 @@ class Configuration:
     format: TextFormat | UnsetType | None = UNSET
 
     def apply(self, request: CreateResponse) -> bool:
-        """Have the request say so; whether there was anything to say."""
+        """Set the values in the request. Returns whether there were any."""
         if self.effort is not UNSET:
             before = request.reasoning or ReasoningOptions()
             request.reasoning = msgspec.structs.replace(before, effort=self.effort)

@@ -1,6 +1,6 @@
 """The table of create-response fields: one row for each.
 
-A row says a field's type and limits, what becomes of it, and how a response repeats it. These follow the rows:
+A row has a field's type and limits, its treatment, and the form in which a response repeats it. These follow the rows:
 
 - reading (`body.py`) and checks;
 - the chat request (`translation/chat/body.py`);
@@ -11,7 +11,7 @@ A row says a field's type and limits, what becomes of it, and how a response rep
 Lives here, too: the values of `include`, how limits are checked, and those of what is inside `text`, `reasoning` and
 `context_management`.
 
-A field that goes to the chat server as it is needs nothing but its row. A field with a meaning here has an attribute of
+A field that goes to the chat server unchanged needs only its row. A field with a meaning here has an attribute of
 `CreateResponse` too, and code that reads it.
 
 Not here: what chat servers know and the Responses API does not (`parameters.py`), items, tools and content parts.
@@ -58,12 +58,12 @@ class Field:
     Limits: `least` and `most`, the `longest` text, or `words`. Another word is ignored: OpenAI adds words, and a new
     one changes only the manner of the answer.
 
-    Fate: `forward` tells whether a server of some profile takes the field as it is; else it is ignored. `unsent` are
-    values that ask for the server's default behaviour. `fate` says what becomes of other fields, or of each member or
-    value, where these differ.
+    Fate: `forward` decides whether a server with a profile gets the field unchanged; else it is ignored. `unsent` are
+    values that ask for the server's default behaviour. `fate` has the treatment of other fields, or of each member or
+    value if these differ.
 
     `echo` is the value in a response when the request has no such field. UNSET: responses do not show the field, or
-    separate code decides how. `template`: a prompt's template can say it.
+    separate code decides how. `template`: a prompt's template can set it.
     """
 
     name: str
