@@ -19,7 +19,7 @@ from typing import Any
 
 from antiphon.commands.command_line import make_parser
 from antiphon.config.problems import without_keys
-from antiphon.errors import AntiphonError, ConfigError
+from antiphon.errors import AntiphonError, ConfigError, unusable_path
 
 
 def import_command(name: str) -> Any:
@@ -50,4 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader closed the pipe. The rest of the output must not fail when the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        # A path that no check of a command foresaw: another user's folder, a name that is too long.
+        if error.filename is None:
+            raise
+        print(f"antiphon: {unusable_path(error)}", file=sys.stderr)
+        return 1
     return int(status)

@@ -437,6 +437,12 @@ def store_refusal(error: StoreError, what: str) -> ApiError:
     return refused
 
 
+def unusable_path(error: OSError) -> str:
+    """What is wrong with the file or folder that the system refused, as one sentence with advice."""
+    advice = "; run the command as the user who owns it" if isinstance(error, PermissionError) else ""
+    return f"{error.filename} cannot be used: {error.strerror}{advice}"
+
+
 class ConfigError(AntiphonError):
     """Settings that cannot work. The message names the setting and what to change."""
 

@@ -572,3 +572,11 @@ def test_the_profile_that_leaves_out_all_that_is_refused_fits() -> None:
 def test_the_server_that_says_what_it_is_goes_first_unless_it_is_worse() -> None:
     assert fitting_profile([], PROFILES["generic"], "ollama") is PROFILES["ollama"]
     assert fitting_profile(_refused("logprobs"), PROFILES["groq"], "vllm") is PROFILES["groq"]
+
+
+def test_a_path_that_the_system_refuses_is_a_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--door", "http", "--upstream", "http://127.0.0.1:1/v1", "--json", "--data", "a" * 300]) == 1
+    findings = json.loads(capsys.readouterr().out)
+    assert sum("cannot be used: File name too long" in one["what"] for one in findings) >= 1
+    # The rest is still looked at.
+    assert any(one["where"].startswith("upstream") for one in findings)

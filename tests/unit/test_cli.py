@@ -250,6 +250,7 @@ def test_config_prints_what_can_be_read_again(
         ("config --workers many", "workers:"),
         ("config --config /nowhere/settings.yaml", "cannot be read"),
         ("demo-upstream --listen nowhere", "is not HOST:PORT"),
+        ("demo-upstream --listen unix:/x", "is not HOST:PORT"),
         ("up --listen unix:/x", "is not HOST:PORT"),
         ("up --listen 127.0.0.1:0 --envoy /nowhere/envoy", "envoy.binary"),
         ("config --profile llama.cpp", "upstream.profile: 'llama.cpp' is unknown; did you mean llamacpp?"),
@@ -367,3 +368,12 @@ def test_a_key_in_the_wrong_place_is_not_repeated(words: str, capsys: pytest.Cap
         assert ended.code == 2
     told = capsys.readouterr()
     assert "abcdef" not in told.out + told.err and "antiphon" in told.err
+
+
+@pytest.mark.parametrize("words", ["admin owners", "migrate status", "admin restore --from archive.tar"])
+def test_a_path_that_the_system_refuses_is_one_line(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that is too long stands for all refusals: no user is allowed it, also not root."""
+    folder = "a" * 300
+    assert main([*words.split(), "--data", folder]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"antiphon: {folder}") and told.endswith(" cannot be used: File name too long\n")

@@ -20,6 +20,8 @@ def run(arguments: argparse.Namespace) -> int:
         host, port = parse_address(arguments.listen)
     except ValueError as error:
         raise ConfigError(f"--listen: {error}") from None
+    if host == "unix":
+        raise ConfigError("--listen: is not HOST:PORT")
     return run_loop(_serve(host, port))
 
 

@@ -37,7 +37,7 @@ from antiphon.config.settings import Settings
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.envoy.sidecars import endpoints
 from antiphon.envoy.versions import FEATURES, NEWEST, OLDEST, find_envoy, full_version, parse_version
-from antiphon.errors import AntiphonError, ConfigError
+from antiphon.errors import AntiphonError, ConfigError, unusable_path
 from antiphon.extras import how_to_install
 from antiphon.local_keys import exposed, prepare_data
 from antiphon.stores.backend import StateNeeds
@@ -61,7 +61,7 @@ async def _run(arguments: argparse.Namespace) -> int:
     findings: list[Finding] = []
     upstreams = examine(settings, arguments.model, key, images=arguments.images)
     for source in (_here(settings), _state(settings), _blobs(settings), examine_collector(settings.tracing), upstreams):
-        async for finding in source:
+        async for finding in _to_the_end(source):
             if not arguments.json:
                 _show(finding, findings[-1].where if findings else "")
             findings.append(finding)
@@ -70,6 +70,17 @@ async def _run(arguments: argparse.Namespace) -> int:
     else:
         print(f"doctor: {_summary(findings)}", file=sys.stderr)
     return 1 if any(finding.verdict == "problem" for finding in findings) else 0
+
+
+async def _to_the_end(source: AsyncIterator[Finding]) -> AsyncIterator[Finding]:
+    """The findings of a source. A path that the system refuses is one more, so that the other sources are read."""
+    try:
+        async for finding in source:
+            yield finding
+    except OSError as error:
+        if error.filename is None:
+            raise
+        yield Finding(_HERE, "problem", unusable_path(error))
 
 
 def _show(finding: Finding, where: str) -> None:
@@ -99,8 +110,11 @@ def _summary(findings: list[Finding]) -> str:
 async def _here(settings: Settings) -> AsyncIterator[Finding]:
     """The checks that need no other server."""
     for check in (_data_folder, _space, _extras, _keys, _extensions):
-        for finding in check(settings):
-            yield finding
+        try:
+            for finding in check(settings):
+                yield finding
+        except OSError as error:
+            yield Finding(_HERE, "problem", unusable_path(error))
     async for finding in examine_sandbox(settings):
         yield finding
     for finding in _envoy(settings):
