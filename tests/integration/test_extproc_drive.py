@@ -130,7 +130,7 @@ async def test_only_drive_calls_the_model_from_here(tmp_path: Path, mode: str) -
 
 async def test_a_stream_has_a_size_with_its_end(tmp_path: Path) -> None:
     # Envoy takes it all, whether its client reads or not.
-    limit = 512 * 1024
+    limit = 300_000
     async with open_door(tmp_path, mode="drive", drive_stream_bytes=limit) as opened:
         opened.chat.script(answer(parts=[*text_stream("x")[:1], *[event("x" * 1000)] * 5_000, WaitGone()]))
         stream = opened.stream()
@@ -138,6 +138,7 @@ async def test_a_stream_has_a_size_with_its_end(tmp_path: Path) -> None:
         client = await stream.complete()
         assert sse_events(client.body)[-2:] == ["response.failed", "[DONE]"]
         assert b'"stream_too_large"' in client.body and b"limits.drive_stream_bytes" in client.body
-        assert len(client.body) <= limit + 128 * 1024
+        # One piece of the model's answer may be too much: its text is written once, and four times at the end.
+        assert len(client.body) <= limit + 5 * 36 * 1024
         (record,) = opened.store.records.values()
         assert record.status == "failed"

@@ -123,8 +123,10 @@ class Drive:
     async def _hold_back(self, ahead: StreamAhead) -> None:
         """Write no faster than a client reads, and no more than the maximum of a stream."""
         exchange, limit = self._exchange, self._ahead.limits.drive_stream_bytes
-        self._look_at = self._written + _LOOK
-        if self._written + _TIMES_AT_THE_END * exchange.known.output_bytes <= limit:
+        room = limit - self._written - _TIMES_AT_THE_END * exchange.known.output_bytes
+        # A byte of text counts here once as it is written, and in each copy at the end.
+        self._look_at = self._written + min(_LOOK, max(0, room) // (1 + _TIMES_AT_THE_END))
+        if room >= 0:
             if seconds := ahead.seconds(self._written):
                 await asyncio.sleep(seconds)
             return
