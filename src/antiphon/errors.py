@@ -386,7 +386,8 @@ def file_failure(doing: str, error: OSError) -> StoreError:
 
 
 class PredecessorGone(StoreError):
-    """A client deleted what a running response continues. This is not a failure of the store."""
+    """A client deleted the response or conversation that a running response continues. This is not a failure of the
+    store."""
 
     def __init__(self) -> None:
         super().__init__(

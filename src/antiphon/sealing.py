@@ -60,7 +60,7 @@ class Sealer:
         self._max_bytes = max_bytes
 
     def seal(self, owner: str, kind: str, payload: bytes) -> str:
-        """The payload as a text for this owner and use. Raises `ValueError` when it is over `max_bytes`."""
+        """The payload as a text for this owner and use. Raises `ValueError` if it is larger than `max_bytes`."""
         if len(payload) > self._max_bytes:
             raise ValueError("the payload is too large to be sealed")
         key = self._first

@@ -216,7 +216,7 @@ class Conversations(Area):
         return await _CONVERSATIONS.find(conversation_id, lambda: self._store.get(request.owner, conversation_id))
 
     async def _read_items(self, request: ApiRequest, value: Raw, tolerance: Tolerance) -> tuple[StoredItem, ...]:
-        """The items as they are stored: references replaced by what they name, ids given."""
+        """The items in their stored form: with ids, and with the named items in place of references."""
         if self._owner_room is not None:
             await self._owner_room.check(request.owner)
         sent = read_items("items", value, MAX_ITEMS)

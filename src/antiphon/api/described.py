@@ -29,7 +29,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class StandsFor:
-    """In `Annotated`: a looser type is read, for the sake of its errors; this is the one that is meant."""
+    """In `Annotated`: the type for the document. The code reads a looser type, for better errors."""
 
     kind: object
 
@@ -87,7 +87,7 @@ class AnyItem(Open):
 
 
 UPSTREAM_ERRORS = (403, 404, 502, 503, 504)
-"""Statuses of errors where an upstream is asked, beside those that any route may have."""
+"""Error statuses of routes that call an upstream, in addition to those of any route."""
 
 
 class AnyObject(Open):

@@ -74,7 +74,7 @@ class Route:
 
 
 def listing(pattern: str, summary: str, answer: object, *more: Parameter, page: tuple[Parameter, ...] = PAGE) -> Route:
-    """A route that answers with a page of a list; `more` are parameters beside those of the page."""
+    """A route that answers with a page of a list; `more` are parameters in addition to those of the page."""
     return Route("GET", pattern, summary, answer, parameters=(*page, *more), errors=(400,))
 
 

@@ -50,7 +50,7 @@ def content_of(pattern: str) -> Route:
 
 
 class FileParts(AsyncIterator[bytes]):
-    """The bytes from `start` up to `end`, part by part; the next is read when it is asked for."""
+    """The bytes from `start` up to `end`, in parts. Each part is read only when the caller takes it."""
 
     def __init__(self, opened: OpenFile, start: int, end: int) -> None:
         self._opened = opened
@@ -74,7 +74,7 @@ class FileParts(AsyncIterator[bytes]):
 
 
 async def show_content(request: ApiRequest, opened: OpenFile) -> ApiResponse:
-    """All of the file or the range asked for; the file is closed when the answer is over, or here.
+    """All of the file, or the requested range. The file is closed at the end of the answer, or here.
 
     Raises a 416 for a range that is not in the file.
     """
@@ -134,8 +134,8 @@ def _is_known(request: ApiRequest, file: StoredFile) -> bool:
 
 
 def _span(request: ApiRequest, file: StoredFile) -> tuple[int, int] | None:
-    """The one range asked for, its end exclusive; None for the whole file, which is also the answer to several ranges
-    and to what is no range."""
+    """The one range asked for, its end exclusive; None for the whole file. Several ranges and an invalid range get the
+    whole file too."""
     given = request.header("range")
     match = _RANGE.fullmatch(given.strip()) if given is not None else None
     if match is None or match[0].endswith("=-"):

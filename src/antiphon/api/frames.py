@@ -130,7 +130,8 @@ def _not_steered(fields: dict[str, Raw]) -> bytes:
 
 
 def _not_injected(fields: dict[str, Raw]) -> bytes:
-    """OpenAI's answer to input for a response that is over: the client sends the input in a request that continues it.
+    """OpenAI's answer to input for a response that has ended. The client then sends the input in a request that
+    continues it.
 
     A connection handles a frame only after the response before it, so the response is always over. A client that got an
     unknown answer would wait for ever."""

@@ -188,7 +188,7 @@ def read_known(request: ApiRequest, kind: type[_Known]) -> tuple[_Known, list[st
 
 
 def ignored_fields(names: Sequence[str]) -> Headers:
-    """The header that names what was ignored."""
+    """The header that lists the ignored parts."""
     plain = [name[:64] for name in names[:16] if name.isascii() and name.isprintable() and "," not in name]
     return (("antiphon-ignored", ", ".join(plain)),) if plain else ()
 
@@ -270,7 +270,7 @@ _LONGEST_PAGE, _USUAL_PAGE = 100, 20
 
 
 def limit_parameter(most: int, usual: int) -> Parameter:
-    """How many there are to be on a page."""
+    """The number of objects on a page."""
     return Parameter("limit", Annotated[int, Meta(ge=1, le=most)], f"At most so many; {usual} unless given.")
 
 

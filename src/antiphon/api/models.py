@@ -3,7 +3,7 @@
 Lives here: asking the upstreams, reading the many shapes of their answers, the operator's allow-list, aliases, a short
 memory. Not here: whether a request's model may be used (the exchange asks the same routes and allow-list).
 
-Invariant: what one credential may see is never shown to another: with passed-through credentials the memory is kept
+Invariant: a client never sees the list of another credential. With passed-through credentials the cache has one entry
 per credential, under a keyed digest.
 """
 

@@ -101,8 +101,8 @@ class DefaultVersion(Struct):
 
 
 class Prompt(Struct):
-    """A prompt in one version, with the fields of its template beside these; Llama Stack's clients get a shape of their
-    own."""
+    """One version of a prompt. The object also has the fields of its template; Llama Stack's clients get a shape of
+    their own."""
 
     id: str
     object: Literal["prompt"]
@@ -228,7 +228,7 @@ class Prompts(Area):
     async def _change(
         self, request: ApiRequest, newest: StoredPrompt, fields: dict[str, Raw], before: dict[str, Raw] | None
     ) -> ApiResponse:
-        """Make the change; `before` is what the new version begins with, None when there is to be none."""
+        """Make the change; `before` has the fields with which the new version begins. None: there is no new version."""
         given_version = _read_version(fields.get("version", ABSENT))
         body = None if before is None else _read_template(fields, before)
         change = PromptChange(
@@ -296,7 +296,7 @@ def _read_template(fields: dict[str, Raw], before: dict[str, Raw]) -> bytes:
 
 
 def _check_declared(value: Raw, names: tuple[str, ...]) -> None:
-    """`variables` may be sent along; it has to be what is in the template."""
+    """A request may send `variables`. They must equal those of the template."""
     if not given(value):
         return
     declared = try_decode(_STRINGS, value)

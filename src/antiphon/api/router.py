@@ -48,7 +48,7 @@ class ReadyProbe:
     ready again."""
 
     def __init__(self, check: Readiness, *, seconds: float = _READY_SECONDS) -> None:
-        """A check that takes longer than so many seconds is a no."""
+        """A check that takes longer than this many seconds counts as failed."""
         self._check = check
         self._seconds = seconds
         self._outage = Outage(_log, "not_ready", "ready_again")

@@ -304,6 +304,6 @@ def _within(domain: str, other: str) -> bool:
 
 
 def _renamed(error: ApiError) -> ApiError:
-    """An error of the declaration, as one of the settings that it was made of."""
+    """Turn an error about the declaration into one about the settings from which it was made."""
     message, param = error.message.replace("tools[0]", "settings"), (error.param or "").replace("tools[0]", "settings")
     return ApiError(message, param=param or None, code=error.code, status=error.status, type=error.type)

@@ -53,7 +53,7 @@ class ChunkingStrategy(Struct):
 
 
 ChunkingInput = Annotated[dict[str, Any], StandsFor(ChunkingStrategy)]
-"""It is read by `read_chunking`, which names what is wrong with it."""
+"""`read_chunking` reads it and names its errors."""
 
 AttributesInput = Annotated[
     dict[str, Any],
@@ -189,7 +189,7 @@ def read_expiry(expiry: Expiry | None) -> int | None:
 
 
 def read_chunking(name: str, strategy: Mapping[str, object] | None) -> Chunking:
-    """How files are to be cut."""
+    """The chunking of files."""
     if strategy is None or strategy.get("type") == "auto":
         return AUTO_CHUNKING
     if strategy.get("type") != "static":

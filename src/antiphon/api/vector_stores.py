@@ -77,7 +77,7 @@ _MAX_NAME, _MAX_DESCRIPTION = 256, 2_048
 
 
 QueryRewriter = Callable[[str, Headers], Awaitable[str]]
-"""Makes of what a user asks (with the client's headers) the query to search for; the same when that fails."""
+"""Turns a user's question into a search query, with the client's headers. Returns the question itself if that fails."""
 
 
 _Name = Annotated[str, Meta(extra_json_schema={"maxLength": _MAX_NAME})]

@@ -1,7 +1,8 @@
 """`antiphon config`: prints the effective settings, with secrets redacted.
 
-By default it prints YAML that a settings file may hold. `--changed` leaves out what has its default value. `--sources`
-prints a table instead, with the place that each value comes from. `--schema` prints the JSON Schema of settings files.
+By default it prints YAML that a settings file may hold. `--changed` leaves out settings with their default value.
+`--sources` prints a table instead, with the place that each value comes from. `--schema` prints the JSON Schema of
+settings files.
 
 Not here: reading settings (`config/`), flags (`flags.py`). Invariant: no secret is printed.
 """
@@ -28,7 +29,7 @@ _WIDEST = 60
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what the flags select."""
+    """Print the settings that the flags select."""
     if arguments.schema:
         print(json.dumps(settings_schema(), indent=2))
         return 0

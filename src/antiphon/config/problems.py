@@ -51,7 +51,7 @@ class NotYaml(Exception):
 
 
 Words = Callable[[Place, str], str]
-"""From the place of a value and the message of a rule about it, what may be shown of the message."""
+"""A function from a value's place and a rule's message to the part of the message that may be shown."""
 
 
 def lines_of(error: ValidationError, above: Place = (), rules_words: Words = lambda _, words: words) -> list[str]:

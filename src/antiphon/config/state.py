@@ -35,7 +35,7 @@ class StateSettings(Section):
     it is `…@HOST:PORT,HOST:PORT/DATABASE`, and Antiphon uses the one that takes writes. With `memory:` nothing outlives
     the process (for tests)."""
     direct_url: SecretUrl | None = None
-    """For PostgreSQL behind a pooler: the server itself, for what a pooler does not pass on (`LISTEN`)."""
+    """For PostgreSQL behind a pooler: the server itself, for commands that a pooler does not forward (`LISTEN`)."""
     pool: int = Field(default=4, ge=1, le=64)
     """Most connections of one process to PostgreSQL."""
     deadline: float = Field(default=4.5, gt=0)

@@ -275,8 +275,8 @@ class PriceSettings(Section):
     """A million tokens of input that the upstream had cached; unset: like all input."""
 
     def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
-        """In millionths of the currency; `cached_tokens` are among `input_tokens`. (Some upstreams count them beside: a
-        cost is never below nothing for that.)"""
+        """In millionths of the currency; `cached_tokens` are among `input_tokens`. (Some upstreams do not include them
+        in the input tokens. A cost is never negative because of that.)"""
         cached_tokens = min(cached_tokens, input_tokens)
         cached = self.input if self.cached_input is None else self.cached_input
         read = (input_tokens - cached_tokens) * self.input + cached_tokens * cached

@@ -184,7 +184,7 @@ class Observation:
                 self._spans.drop()
 
     def end(self, exchange: ResponseExchange, outcome: str, failure: Failure | None = None, **known: object) -> None:
-        """The response is over. `known`: the server's additional fields. A second call does nothing."""
+        """Note the end of the response. `known`: the server's additional fields. A second call does nothing."""
         if self._ended:
             return
         self._ended = True

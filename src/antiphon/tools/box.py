@@ -56,7 +56,7 @@ class ServerTool(Protocol):
         """Run a call. Raises `ToolFailed` (or returns a failed result with the item's own fields)."""
 
     async def aclose(self) -> None:
-        """Give back what it holds."""
+        """Release its resources."""
 
 
 class LazyTool:
@@ -141,7 +141,7 @@ class Toolbox:
             ) from None
 
     async def run(self, call: HostedCall) -> ToolResult:
-        """Run one call within the limits; never raises but for cancellation."""
+        """Run one call within the limits. Raises nothing except cancellation."""
         started = time.perf_counter()
         begun, outcome = False, "failed"
         try:

@@ -1,6 +1,6 @@
 """Decodes a tool's declaration and call arguments into the tool's own structs.
 
-Lives here: the decoding, and the errors that name the field. Not here: what the values may be (each tool).
+Lives here: the decoding, and the errors that name the field. Not here: the allowed values (each tool).
 
 Invariant: an error says where and what kind of value is wrong, never the value: it may be a secret.
 """

@@ -1,6 +1,6 @@
 """`file_search`: the model searches the vector stores that the request names.
 
-Lives here: the declaration, the function the model is shown, and what it reads of the hits. Not here: searching
+Lives here: the declaration, the model's function, and the model's view of the hits. Not here: searching
 (`engine/ports/vector_stores.Searcher`), marks and annotations (`translation/events/citations.py`).
 
 Invariant: only stores that the declaration names are searched, and only the owner's.

@@ -177,7 +177,7 @@ def _parts(declared: _Declared) -> list[tuple[float, str]]:
 
 
 def _parameters(schema: object, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Name and description of what a schema's objects hold."""
+    """Names and descriptions of the members of a schema's objects."""
     properties = schema.get("properties") if isinstance(schema, dict) and depth < 3 else None
     for name, inner in properties.items() if isinstance(properties, dict) else ():
         described = inner.get("description") if isinstance(inner, dict) else None

@@ -1,7 +1,8 @@
 """Tables of the words, codes and statuses by which servers report errors.
 
-Lives here: data alone: what servers of many makes write for the same thing, Chat's names for what the client called
-differently, Envoy's own replies. Not here: what follows for a client (`translation/answer/upstream_errors.py`).
+Lives here: only data. It has the words of different servers for the same error, Chat's names of fields with another
+name in the request, and Envoy's own replies. Not here: what follows for a client
+(`translation/answer/upstream_errors.py`).
 
 Invariant: nothing here decides anything.
 """

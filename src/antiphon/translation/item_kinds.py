@@ -1,7 +1,8 @@
 """The table of known item types.
 
-Lives here: the whole list, and what each type becomes. Also: leaving out items of other types, and unknown members of
-known items. Not here: the code that makes messages of items (`chat/messages.py`), items that only refer to others.
+Lives here: the whole list, and what each type becomes. Leaving out items of other types, and unknown members of known
+items, is here too. Not here: the code that makes messages of items (`chat/messages.py`), items that only refer to
+others.
 
 Invariant: what passes has a type that `chat/messages.py` knows, or none (a message by its role, a reference by its id).
 """
@@ -24,9 +25,9 @@ from antiphon.types.tolerance import Tolerance
 
 @dataclass(frozen=True, slots=True)
 class ItemKind:
-    """`means` is what becomes of such items, in a word; `prefix` begins their ids; `members` are those that they have
-    beside what any item may have. `support` is its row in the table of what is supported, None for another spelling of
-    one that has it."""
+    """`means` is what becomes of such items, in a word; `prefix` begins their ids; `members` are those in addition to
+    the members of any item. `support` is its row in the table of supported items. It is None for another spelling of
+    such an item."""
 
     means: str
     prefix: str

@@ -1,8 +1,8 @@
 """Turns a run of alike chunks into events: cuts out each text and splices it into an event.
 
-Lives here: what is done for each chunk of a run, in Python. Also the choice between that and the same in C
-(`_splice.c`, which is there where it was compiled: `scripts/lib/build_splice.py`). Not here: what chunks have in common
-(`translation/answer/alike.py`), what an event looks like (`translation/events/encode.py`), what becomes of the text
+Lives here: the work for each chunk of a run, in Python. Also the choice between that and the same in C (`_splice.c`,
+which is there where it was compiled: `scripts/lib/build_splice.py`). Not here: the common pattern of chunks
+(`translation/answer/alike.py`), the form of an event (`translation/events/encode.py`), the use of the text
 (`translation/events/response_draft.py`).
 
 Why C: with it a chunk takes 0.80 of the sidecar's CPU in a burst and 0.88 under saturation.

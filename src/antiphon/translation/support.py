@@ -55,5 +55,5 @@ def rejected(note: str) -> Support:
 
 
 def logprobs(profile: UpstreamProfile) -> Support:
-    """Log probabilities, which are asked for in two ways."""
+    """Log probabilities, which a request can ask for in two ways."""
     return SENT if profile.logprobs else rejected("this server gives no log probabilities")

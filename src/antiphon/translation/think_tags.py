@@ -5,8 +5,8 @@ Lives here: telling the two apart while the content streams. Not here: which ser
 Two kinds: *tagged*, an answer that begins with `<think>` (blanks before it are allowed). And *opened*, where the chat
 template wrote the opening tag, so that everything up to `</think>` is reasoning. A tag anywhere else is text.
 
-Invariant: what was fed comes out, once and in order, as reasoning or as text, except the tags and the blanks around
-them. Only what could be the beginning of a tag is held back.
+Invariant: all input comes out, once and in order, as reasoning or as text, except the tags and the blanks around them.
+Only what could be the beginning of a tag is held back.
 """
 
 from __future__ import annotations

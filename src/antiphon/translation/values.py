@@ -1,6 +1,6 @@
 """Plain values that the steps of the translation pass to each other.
 
-Lives here: plain values without a method. Not here: who makes them (each names its maker), and what is on the wire
+Lives here: plain values without a method. Not here: their makers (each value names its maker), and the wire format
 (`antiphon.types`).
 
 msgspec makes these classes of their annotations at run time. So they stand in a separate module, which a compiler of

@@ -1,6 +1,6 @@
 """Chat Completions shapes: the request that Antiphon sends (exact) and the chunk that it accepts (tolerant).
 
-Lives here: typed views of the fields that are used. Not here: what a wrong shape is turned into
+Lives here: typed views of the fields that are used. Not here: the treatment of a wrong shape
 (`translation/answer/chunk.py`), nor any vendor's name.
 
 Invariant: decoding into these never copies text; text fields stay raw JSON until they are emitted.

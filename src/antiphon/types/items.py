@@ -138,8 +138,8 @@ class _ClientCall(_Tracked, kw_only=True):
 class Message(_Tracked, kw_only=True):
     """A message of the model. Observed: exactly one content part, `status` in_progress → completed or incomplete.
 
-    `phase` is `commentary` for the text of a turn that calls tools and `final_answer` for the answer. It is known
-    when the message is over, and never where the answer was cut or the model went on to reason.
+    `phase` is `commentary` for the text of a turn that calls tools and `final_answer` for the answer. It is known at
+    the end of the message. It stays unknown if the answer was cut or the model reasoned on.
     """
 
     type: Literal["message"] = "message"

@@ -83,7 +83,7 @@ def try_decode(decoder: msgspec.json.Decoder[_Value], data: bytes | str | msgspe
 def decode_any(data: bytes | str) -> Any:
     """Decode JSON leniently: invalid UTF-8 is replaced, lone surrogates and NaN are accepted.
 
-    For what an upstream sent, after the strict decoder refused it. Raises ValueError when it is not JSON at all.
+    For an upstream's data that the strict decoder refused. Raises ValueError when it is not JSON at all.
     """
     try:
         return msgspec.json.decode(data)

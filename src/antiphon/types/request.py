@@ -1,6 +1,6 @@
 """The create-response request body.
 
-Lives here: what is read of it, with the types of what is inside the fields. Not here: types, limits and fates of the
+Lives here: the request as the code reads it, with the types inside its fields. Not here: types, limits and fates of the
 fields (`translation/request/fields.py`), combinations and errors (`translation/request/body.py`).
 
 Source: OpenAI's CreateResponse and Open Responses' CreateResponseBody.
@@ -56,8 +56,8 @@ class CreateResponse(Struct):
     """A valid request. `ignored` has the names of parts without effect here (the header `antiphon-ignored`).
 
     `prompt` is shown again in the response, `prompt_messages` are the messages of its template. What `include` and
-    `stream_options` asked for is in `logprobs`, `encrypted_reasoning` and `obfuscation`. `compact`: the conversation is
-    to be compacted, not answered; `compact_threshold`: compacted first when it has that many tokens (0: when the
+    `stream_options` asked for is in `logprobs`, `encrypted_reasoning` and `obfuscation`. `compact`: compact the
+    conversation instead of answering it; `compact_threshold`: compacted first when it has that many tokens (0: when the
     model's context is nearly full). `prewarm`: everything but the model call.
 
     `forwarded` are the fields that a chat server gets as they are, if it takes them (`Field.forward`).

@@ -1,7 +1,7 @@
 """A search query as values: attribute conditions and ranking options.
 
-Lives here: the values. Not here: how they are read from a request (`translation/request/search_options.py`), and what
-they mean in a database.
+Lives here: the values. Not here: how they are read from a request (`translation/request/search_options.py`), and their
+meaning in a database.
 """
 
 from __future__ import annotations

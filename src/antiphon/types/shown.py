@@ -1,14 +1,14 @@
 """Keeps the model's view of an item, if the model saw more than the item holds.
 
-Lives here: the form in which it is kept beside a stored item, and an item that was read back with it. Not here: what it
-becomes in a chat (`translation/chat/messages.py`), keeping it (`engine/exchange/`, `stores/`).
+Lives here: its form next to a stored item, and an item that was read back with it. Not here: its form in a chat
+(`translation/chat/messages.py`), keeping it (`engine/exchange/`, `stores/`).
 
 A model server finds a conversation in its prefix cache only if its beginning is the same, byte for byte, every time. A
 search's item tells a client the queries. It holds the results only if the client asked for them, but the model has
 read all of them. So Antiphon stores the text that the model has read for later requests, and never shows it to a
 client.
 
-Invariant: it never comes from a client: `HistoryItem` is made of what was stored, with what was stored beside it.
+Invariant: it never comes from a client: `HistoryItem` joins a stored item and its stored view.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ShownCall(Struct, omit_defaults=True):
 
 class Shown(Struct, omit_defaults=True):
     """`calls` is what stands for the item; `call_id` the id by which the model knows the item's call, where it is
-    another now; `marks` the highest number so far by which the model could cite a source; `beside` the ids of the
-    client's calls that the model made behind these, in the same answer."""
+    another now; `marks` the highest number so far by which the model could cite a source; `beside` has the ids of the
+    client's calls that the model made after these, in the same answer."""
 
     calls: tuple[ShownCall, ...] = ()
     call_id: str | None = None
@@ -59,7 +59,7 @@ _SHOWN = msgspec.json.Decoder(Shown)
 
 
 def read_shown(kept: bytes | None) -> Shown | None:
-    """The value stored beside an item."""
+    """The value stored next to an item."""
     return None if kept is None else _SHOWN.decode(kept)
 
 
@@ -69,7 +69,7 @@ def shown_of(item: InputItem) -> Shown | None:
 
 
 def with_shown(item: InputItem, shown: Shown) -> HistoryItem:
-    """The item, with what the model was shown of it."""
+    """The item, with the model's view of it."""
     fields = {name: getattr(item, name) for name in InputItem.__struct_fields__}
     return HistoryItem(**fields, shown=shown)
 

@@ -4,15 +4,15 @@ The API grows faster than any gateway: clients send items, parts, tools and valu
 of them do not change the model's prompt. A client that is refused for one is worse off than a client whose answer
 lacks it.
 
-Lives here: the decision, and the names of what was left out. Not here: what is known (the readers of each thing know
-that), what is known and has no effect (`CreateResponse.ignored`).
+Lives here: the decision, and the names of ignored parts. Not here: the known names (each reader has its own), known
+parts without effect (`CreateResponse.ignored`).
 
 Tools are separate. An answer without a tool that the client relies on may be wrong. This holds even if the tool is
 known but not set up here. So they have their own list and their own decision (`refuse_tools`).
 
-Invariants: what is left out has its name in `names` (the 65th and all further ones are `...`), a tool in `tools`. In
-strict mode nothing unknown is left out. What a call waits for, and what restricts an answer or a search, never comes
-here: that is refused in any case.
+Invariants: every ignored part has its name in `names` (the 65th and all further ones are `...`), and an ignored tool in
+`tools`. In strict mode nothing unknown is left out. What a call waits for, and what restricts an answer or a search,
+never comes here: that is refused in any case.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Tolerance:
             yield name
 
     def leave_out(self, name: str, error: InvalidRequest) -> None:
-        """Note what is unknown, by the name that the client gets: `input.future_call`, `include:future`.
+        """Note an unknown part, by the name that the client gets: `input.future_call`, `include:future`.
 
         Raises `error` in strict mode."""
         if self.strict:

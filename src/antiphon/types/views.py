@@ -1,7 +1,7 @@
 """Typed views of JSON objects: each names only the fields that one step reads.
 
-Lives here: their shapes, each for the one module that decodes it. Not here: what it makes of them, and objects that
-are read whole (`request.py`, `items.py`, `tools.py`, `chat.py`).
+Lives here: their shapes, each for the one module that decodes it. Not here: their translation, and objects that are
+read whole (`request.py`, `items.py`, `tools.py`, `chat.py`).
 
 msgspec reads the annotations of these classes at run time. So they stand in a separate module, which a compiler of
 Python would leave as it is (docs/explanation/performance.md).
@@ -72,7 +72,7 @@ class TextUpdate(Struct):
 
 
 class ConfigurationUpdate(Struct):
-    """A `configuration_update`, for what is done about it."""
+    """The parts of a `configuration_update` that have an effect."""
 
     reasoning: ReasoningUpdate | None = None
     text: TextUpdate | None = None
@@ -252,7 +252,7 @@ class QueuedCredentials(Struct):
 
 
 class Approval(Struct):
-    """Of approval requests and responses, and of lists of tools, what is read here."""
+    """The members of approval requests, approval responses and lists of tools that the code reads."""
 
     approval_request_id: str | None = None
     approve: bool | None = None

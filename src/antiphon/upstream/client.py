@@ -1,7 +1,7 @@
 """Makes model calls over HTTP: the `Upstream` port on aiohttp.
 
-Lives here: one call (head, body, end), its time limits, and what a transport failure means. Not here: connections
-(`http.py`), and what the bytes say (`translation/`).
+Lives here: one call (head, body, end), its time limits, and the meaning of a transport failure. Not here: connections
+(`http.py`), and the meaning of the bytes (`translation/`).
 
 Invariants: no redirect is followed. A call's failure is always an `UpstreamCallFailed` whose detail holds no header
 and no body. Leaving a call before its end closes its connection at once. (A caller that wants to keep the connection
@@ -204,8 +204,8 @@ class _UpstreamAnswer:
 def _let_go(error: BaseException) -> None:
     """Forget where a failure came from, which no caller reads.
 
-    aiohttp's connections keep their exceptions. Through their frames, these keep the connections, with the request's
-    body and what was read of the answer."""
+    aiohttp's connections keep their exceptions. Their frames keep the connections alive, with the request's body and
+    the read part of the answer."""
     one: BaseException | None = error
     for _ in range(_CAUSES):
         if one is None:

@@ -1,6 +1,6 @@
 """Requests vectors from an embeddings server: the `Embedder` port over `POST /embeddings`.
 
-Lives here: batches, what an answer must look like, and which failures may pass. Not here: connections (`client.py`),
+Lives here: batches, the form of an answer, and the choice of failures to retry. Not here: connections (`client.py`),
 and what vectors are for.
 
 Invariants: there is a vector for every text, all as wide as the first one ever was, each of length 1. No message holds

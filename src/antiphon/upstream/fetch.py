@@ -172,7 +172,7 @@ class GuardedFetcher:
             return FetchedFile(name, kind, await _read_within(answer, budget))
 
     def _check_url(self, url: URL) -> tuple[str, int]:
-        """Host and port, as far as the URL alone is to be judged."""
+        """Host and port, after the checks that need only the URL."""
         host, port = (url.host or "").lower(), url.port
         if url.scheme not in ("http", "https"):
             raise _refused("Only https URLs can be fetched; send other files as 'file_data'.")
@@ -243,7 +243,7 @@ async def _read_within(answer: aiohttp.ClientResponse, budget: _Budget) -> bytes
 
 
 def _read_url(text: str, *, relative: bool = False) -> URL:
-    """A URL as it was given; raises what a client gets."""
+    """Check a URL. Raises the client's error."""
     if len(text) > _MAX_URL:
         raise _refused(f"The URL is longer than {_MAX_URL} characters.")
     try:

@@ -1,8 +1,8 @@
 """A process's HTTP connections to one upstream, on aiohttp's connector without its session.
 
 Lives here: how connections to the upstream are made and kept (pool, connect timeout, TLS and its server name, Unix
-socket, header limits). Also the bytes of a request, and the connection's owner until the answer's end. Not here: what a
-failure means and how a body is read (`client.py`).
+socket, header limits). Also the bytes of a request, and the connection's owner until the answer's end. Not here: the
+meaning of a failure, and reading a body (`client.py`).
 
 A session does far more for a request than a model call needs. It handles cookies, redirects, proxies and traces, and
 makes large request and response objects. That took half to two thirds of a call's CPU time. The parts that matter are

@@ -1,7 +1,7 @@
 """Identifies upstreams that have no configured profile, once they can be reached.
 
-Lives here: when they are asked, and for how long. Not here: the signs (`translation/profiles`), what a profile
-changes (`engine/exchange/model_routes.py`).
+Lives here: the times and the end of these requests. Not here: the signs (`translation/profiles`), the effect of a
+profile (`engine/exchange/model_routes.py`).
 
 Invariant: no request waits for it. The process asks an upstream until it has answered once, less and less often. It
 uses the gateway's own credentials or none. Each try has an end, and none follows `aclose`. One warning names an

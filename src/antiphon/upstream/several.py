@@ -5,9 +5,9 @@ decides the first, the next, and those that are left out for a while. Not here: 
 choice by the model (`engine/exchange/model_routes.py`), and several behind Envoy, which asks them itself
 (`envoy/several.py`).
 
-Invariants: a call goes to the upstreams that it names or nowhere. No upstream is asked twice for one call, and none
-once an answer was handed on. The last one's answer or failure counts as it is. A credential goes to the upstreams
-that it is for.
+Invariants: a call goes to the upstreams that it names or nowhere. One call tries no upstream twice, and none after it
+has passed an answer on. The last one's answer or failure counts as it is. A credential goes to the upstreams that it is
+for.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Answered:
 
 
 class SeveralUpstreams:
-    """Upstreams by name in their order; with `weights` the first to be asked is chosen by them.
+    """Upstreams by name, in their order. With `weights` these choose the first one.
 
     `passthrough` are those that get the client's Authorization.
     """
@@ -81,7 +81,7 @@ class SeveralUpstreams:
 
     @asynccontextmanager
     async def call(self, request: UpstreamRequest) -> AsyncIterator[UpstreamAnswer]:
-        """The first answer that is one, or what the last of them said."""
+        """The first usable answer, or the last upstream's error."""
         order = self._order()
         for tried, member in enumerate(order, 1):
             last = tried == len(order)

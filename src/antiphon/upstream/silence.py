@@ -5,7 +5,7 @@ Lives here: one timer for all waits of a body. Not here: what silence means (`cl
 aiohttp's own read timer is made and cancelled with every read of every stream. This timer checks the length of the wait
 when it fires, and runs again for the rest.
 
-Invariant: only what is waited for counts: a reader that is slow itself makes no silence.
+Invariant: only waiting time counts. A slow reader makes no silence.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Silence:
         self._since = loop.time()
 
     def heard(self) -> None:
-        """The wait is over."""
+        """End the wait."""
         self._since = None
 
     def stop(self) -> None:

@@ -5,9 +5,9 @@ running anything (`interpreter.py`). This module runs in the sandbox's process b
 Python that the operator chose. It therefore imports only the standard library, and nothing of this package.
 
 Files: Landlock lets it read the interpreter's libraries and write in the container's two folders; nothing else can be
-opened. System calls: a list of what may be called, everything else is refused. Not on it: sockets, new processes,
-other programs, signals to others, tracing, mounting, shared memory, io_uring, changing limits or rights. Calls that
-change a file's mode, owner or times pretend to have worked: Landlock does not guard them, and libraries make them.
+opened. System calls: the filter allows those on a list and refuses all others. Not on it: sockets, new processes, other
+programs, signals to others, tracing, mounting, shared memory, io_uring, changing limits or rights. Calls that change a
+file's mode, owner or times pretend to have worked: Landlock does not guard them, and libraries make them.
 
 Freezing: between runs the process is stopped from outside (SIGSTOP), and only SIGCONT undoes that. Nothing in here can
 bring one about: not `kill` and its like, and no timer or descriptor that sends a signal of one's choice.
@@ -230,7 +230,7 @@ def library_folders(search_path: list[str] = sys.path) -> list[str]:
 
 
 def set_limits(limits: Limits, kernel: Kernel) -> None:
-    """Limit this process's resources for good. Raises `CannotConfine`."""
+    """Limit this process's resources, without a way back. Raises `CannotConfine`."""
     for kind, value in (
         (resource.RLIMIT_AS, limits.memory),
         (resource.RLIMIT_CORE, 0),
@@ -269,7 +269,7 @@ def threads_of(uid: int, proc: str = "/proc") -> int:
 
 
 def become(uid: int, folders: tuple[str, ...], kernel: Kernel) -> None:
-    """Become another user without any right, but for passing through folders that are root's alone."""
+    """Become another user. Its only right is to pass through folders that only root may enter."""
     reachable = all(kernel.passable(folder) for folder in (sys.executable, os.__file__, *folders))
     try:
         # SECBIT_NO_SETUID_FIXUP: else access(2) would not know of the right that is kept.
@@ -437,8 +437,8 @@ def install(steps: list[Step], column: int, flags: int, kernel: Kernel) -> int:
 def _only(number: int, *arguments: tuple[int, tuple[int, ...]], whole: bool = True) -> list[Step]:
     """Allow a call when each of these arguments is one of its values; refuse it otherwise.
 
-    Both halves of an argument are compared: kernels look at all of some arguments. Not `whole`: of what they take for
-    an `int` they look at the lower half, and the upper one may be anything.
+    Both halves of an argument are compared: kernels look at all of some arguments. Not `whole`: the kernel reads only
+    the lower half of the argument as an `int`, so the upper half may be anything.
     """
     body: list[Step] = []
     for index, values in arguments:

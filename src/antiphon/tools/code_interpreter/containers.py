@@ -3,8 +3,8 @@
 Lives here: opening the rooms where the settings want them and this machine can confine code. Also copying files in from
 `/v1/files`, the ids of files, runs, expiry.
 
-Not here: the sandbox (`local.py`), the exclusive use of a container (`uses.py`), its record (`ContainerRows`), what the
-model sees (`tool.py`). Code may run in another process (`neighbours.py`). Several machines may share a container's
+Not here: the sandbox (`local.py`), the exclusive use of a container (`uses.py`), its record (`ContainerRows`), the
+model's view (`tool.py`). Code may run in another process (`neighbours.py`). Several machines may share a container's
 files (`snapshots.py`).
 
 A container's variables live as long as its interpreter. The interpreter ends when it fails, when the sandbox makes room
@@ -223,7 +223,7 @@ class ContainerRooms:
         return (gone,)
 
     async def finished(self, seconds: float) -> bool:
-        """Wait for code that other processes have running here; False when so many seconds were not enough."""
+        """Wait for code that other processes have running here; False if it took longer than this many seconds."""
         return await self._neighbours.finished(seconds)
 
     async def aclose(self) -> None:

@@ -67,7 +67,7 @@ def open_folder(folder: Folder, name: str = ".") -> int:
 
 
 def use_of(folder: Folder, limit: int, least: int = 0) -> DiskUse:
-    """Add up a folder, each file with at least so many bytes; it stops counting beyond `limit` entries."""
+    """Add up a folder. Each file counts with at least `least` bytes. Stops counting beyond `limit` entries."""
     use = DiskUse()
     for depth, _, state in _walk(folder):
         use.count += 1
@@ -81,7 +81,7 @@ def use_of(folder: Folder, limit: int, least: int = 0) -> DiskUse:
 
 
 def list_files(folder: Folder, limit: int) -> list[SandboxFile]:
-    """Regular files by path, at most so many."""
+    """Regular files by path, up to a limit."""
     found = []
     for _, path, state in _walk(folder):
         if state is not None and stat.S_ISREG(state.st_mode):
@@ -108,7 +108,7 @@ def read_file(folder: Folder, path: str, start: int, limit: int) -> bytes:
 
 
 def write_file(folder: Folder, path: str, source: Path, owner: int) -> SandboxFile:
-    """Move a finished file in from `source`, in place of what is there; folders that lack are made."""
+    """Move a finished file in from `source`. Replaces an existing file and makes missing folders."""
     *names, last = _names(path)
     try:
         with _inside(folder, names, owner) as parent:

@@ -1,8 +1,8 @@
 """The program inside the sandbox: a Python interpreter that keeps its variables between runs.
 
-Lives here: giving up all rights, then running what it is sent. Not here: how (`confinement.py`, `space.py`), who starts
-it, how long it may take, what becomes of its files (`machine.py`). It is run as a file by whatever Python the operator
-chose.
+Lives here: giving up all rights, then running the code that it receives. Not here: how (`confinement.py`, `space.py`),
+who starts it, how long it may take, what becomes of its files (`machine.py`). It is run as a file by whatever Python
+the operator chose.
 
 It is sent lines of JSON at its standard input, `{"code": …, "mark": …}`, and answers each with one at its standard
 output. The code's output goes to the error output. The mark follows and ends it.

@@ -249,7 +249,8 @@ async def try_out(
 ) -> Trial:
     """Try the rooms in turn.
 
-    `folder` is where containers are to be: as root, it depends on who may pass there; `program` is what machines run.
+    `folder` is the place for containers. As root the answer depends on the users who may enter it; `program` is what
+    machines run.
     """
     reasons: list[str] = []
     for room in rooms:

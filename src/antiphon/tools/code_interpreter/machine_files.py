@@ -27,7 +27,7 @@ _PICTURE = re.compile(r"picture-\d{1,9}-\d{1,3}\.png")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAX_PICTURES = 10
 _OWN_FOLDERS = 2
-"""A machine's `files` and `scratch`, which are counted with what is in them."""
+"""A machine's `files` and `scratch`, which count with their content."""
 
 
 class MachineFiles:
@@ -51,7 +51,7 @@ class MachineFiles:
 
     @property
     def cut_off(self) -> bool:
-        """Whether code made folders so deep that what is in them is not kept."""
+        """Whether code made folders so deep that their content is lost."""
         return disk.is_cut_off(self._known[1])
 
     def enter(self, inside: int) -> None:

@@ -155,7 +155,7 @@ class Neighbours:
         await self._sandbox.delete(key)
 
     async def finished(self, seconds: float) -> bool:
-        """Wait until nothing that others handed over runs here; False when so many seconds passed first."""
+        """Wait until nothing that others handed over runs here; False if the time ran out first."""
         ends = asyncio.get_running_loop().time() + seconds
         while self._guests and (left := ends - asyncio.get_running_loop().time()) > 0:
             await asyncio.wait(self._guests, timeout=left)

@@ -1,4 +1,4 @@
-"""What a run of code prints: its beginning and its end, and where it is over.
+"""Keeps the beginning and the end of a run's output, and finds where the output ends.
 
 Lives here: the limit of the stored output, and finding the mark that ends a run. Not here: reading it from the process
 (`machine.py`).

@@ -40,7 +40,7 @@ class OwnersContainers:
         return dict(Counter(head.owner for head in await self._rows.every()))
 
     async def export(self, owner: str) -> list[Row]:
-        """Kind, id, what it belongs to, and the fields of everything. Raises `StoreError`."""
+        """For every object: its kind, id, parent and fields. Raises `StoreError`."""
         rows: list[Row] = []
         for row in await self._rows_of(owner):
             fields = {"name": row.name, "last_active_at": row.last_active_at, "runs": row.runs}

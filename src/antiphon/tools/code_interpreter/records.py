@@ -1,7 +1,7 @@
 """Container records of one machine, one small file each: `ContainerRows` over a folder.
 
-Lives here: reading, writing, listing, deleting the files, and what a lease is here: a lock on a file, which ends with
-its process. Not here: the containers' own files (`local.py`), rows that several machines share (the store's).
+Lives here: reading, writing, listing and deleting the files. A lease is a lock on a file here, which ends with its
+process. Not here: the containers' own files (`local.py`), rows that several machines share (the store's).
 
 A file is two lines of JSON: first the container's owner and expiry, then its contents. A request for a container of
 another owner reads no more than the first line, however much is in the container.
@@ -57,12 +57,12 @@ class Records:
         return record
 
     def head(self, container_id: str) -> ContainerHead | None:
-        """The record without what is in the container, or None."""
+        """The record without the container's content, or None."""
         found = self._open(container_id, None, rest=False)
         return found[0] if found is not None else None
 
     def put(self, record: ContainerRow) -> None:
-        """Write it, in place of what is there."""
+        """Write it, and replace an existing one."""
         path = self._folder / f"{record.id}.json"
         incoming = path.with_suffix(f".{os.urandom(8).hex()}")
         head = msgspec.json.encode(msgspec.convert(record, ContainerHead, from_attributes=True))
@@ -225,7 +225,7 @@ class RecordedRows:
 
     @contextmanager
     def _locking(self, container_id: str, holder: str) -> Iterator[None]:
-        """Take the lock, which is kept unless what is done first fails."""
+        """Take the lock, and keep it after the `with` block. An error in the block releases it."""
         lock = self._records.lock(container_id)
         if lock is None:
             raise ContainerInUse

@@ -1,6 +1,6 @@
 """Prepares the start of a machine's process: its command line, its environment, its user and its limits of size.
 
-Lives here: what is decided before there is a process. Not here: the process (`machine.py`), what it gives up first
+Lives here: the decisions before the process exists. Not here: the process (`machine.py`), what it gives up first
 (`confinement.py`).
 
 Invariant: nothing of the environment of this process is given to one that runs code.
@@ -23,7 +23,7 @@ PROGRAM = Path(__file__).with_name("interpreter.py")
 MORE_FILES = 16
 """So many more than its limit a machine may have while code runs."""
 COUNTED_FILES = 64
-"""In a counted room: so many files, each of them no larger than this part of the disk."""
+"""In the room `counted`: the number of files, each no larger than this part of the disk."""
 _DESCRIPTORS = 256
 _FIRST_USER = 1_000_000_000
 

@@ -78,7 +78,7 @@ class CodeInterpreter:
     def __init__(
         self, rooms: ContainerRooms, settings: CodeInterpreterSettings, *, remembered: int = _REMEMBERED
     ) -> None:
-        """`remembered`: of so many declarations it is known where their calls run."""
+        """`remembered`: the number of declarations whose container is remembered."""
         self.rooms = rooms
         self._settings = settings
         self._remembered = remembered

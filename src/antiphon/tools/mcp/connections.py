@@ -186,7 +186,7 @@ class _McpSession:
 
 
 async def enter_session(permit: Permit, limits: McpSettings, server: McpServer, stack: AsyncExitStack) -> ClientSession:
-    """Open a session with a server; `stack` closes it. Raises `ServerFailed` and what the SDK raises."""
+    """Open a session with a server; `stack` closes it. Raises `ServerFailed`, and the SDK's errors."""
     transport = _Guarded(server, permit, limits.answer_bytes)
     timeout = httpx2.Timeout(limits.connect, read=300.0)
 

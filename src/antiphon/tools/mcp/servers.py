@@ -67,7 +67,7 @@ class ToolFilter(Struct, frozen=True, forbid_unknown_fields=True):
     read_only: bool | None = None
 
     def fits(self, tool: RemoteTool) -> bool:
-        """Whether the tool is meant. An empty filter means no filter."""
+        """Whether the filter selects the tool. An empty filter means no filter."""
         if self.tool_names is None and self.read_only is None:
             return False
         if self.tool_names is not None and tool.name not in self.tool_names:

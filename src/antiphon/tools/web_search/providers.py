@@ -1,6 +1,6 @@
 """Clients for search services: one query, a list of results.
 
-Lives here: what is sent to each service (allowed domains too) and how its answer is read. Not here: the model's view of
+Lives here: the request to each service (with allowed domains), and reading its answer. Not here: the model's view of
 results and pages, and leaving out blocked domains (`tool.py`).
 
 The operator sets a service's address, not the client, so the address may be private. The service gets the query and the
@@ -78,7 +78,7 @@ class SearchProvider:
     async def search(
         self, query: str, *, limit: int, domains: Sequence[str], place: UserLocation, days: int | None = None
     ) -> list[WebHit]:
-        """The best results, at most so many. With `domains` only results from those (and their subdomains). With `days`
+        """The best results, up to a limit. With `domains` only results from those (and their subdomains). With `days`
         only results of about that age, as far as the service knows it.
 
         Raises `ToolFailed`.
@@ -206,7 +206,7 @@ SERVICES: dict[str, tuple[type[SearchProvider], str]] = {
 
 
 def _span(days: int | None) -> str | None:
-    """The shortest of the spans that services know which holds so many days."""
+    """The shortest span of the service that covers this many days."""
     if days is None or days > _SPANS[-1][0]:
         return None
     return next(name for most, name in _SPANS if days <= most)

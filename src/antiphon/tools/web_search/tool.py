@@ -92,8 +92,8 @@ class _WebSearchArguments(Struct):
 
 
 PageFetcher = Callable[[tuple[str, ...], Callable[[str], bool] | None], Awaitable[dict[str, FetchedFile | ApiError]]]
-"""Fetches pages, guarded: every URL's page or its error, without raising. Only URLs that the second argument allows are
-asked, redirects included."""
+"""Fetches pages, guarded: every URL's page or its error, without raising. It fetches only URLs that the second argument
+allows, including redirects."""
 
 
 class WebSearch:
@@ -246,7 +246,7 @@ class Link:
 
 
 def page_text(page: FetchedFile) -> tuple[str, str]:
-    """Title and text of a page; raises ValueError for what is no text."""
+    """Title and text of a page. Raises ValueError if it is no text."""
     kind = page.media_type
     if kind in _HTML:
         return html_text(decode_page(page.data))

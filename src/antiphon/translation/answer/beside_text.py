@@ -47,7 +47,7 @@ class Annotations:
                     self._found.append(found)
 
     def receive_sources(self, urls: Raw, results: Raw) -> None:
-        """A list of URLs to which `[1]`, `[2]`, … in the text refer, and what was found there (it has the titles).
+        """A list of URLs to which `[1]`, `[2]`, … in the text refer, and the search results, which have the titles.
 
         Each chunk repeats all of it, so it is read when the text is whole.
         """

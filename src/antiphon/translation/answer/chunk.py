@@ -1,7 +1,7 @@
 """Decodes a chat chunk or completion tolerantly.
 
 Lives here: the fast typed decoder, and the slow path for chunks that it refuses. These have wrong types, content as an
-array of parts or as an object, invalid UTF-8, or lone surrogates. Not here: what a chunk leads to (`stream.py`).
+array of parts or as an object, invalid UTF-8, or lone surrogates. Not here: the effect of a chunk (`stream.py`).
 
 Invariant: after `read_chunk` every text field is None or a raw, valid JSON string; nothing raises but `NotAChunk`.
 """
@@ -22,7 +22,7 @@ _decode: Final = msgspec.json.Decoder(Chunk).decode
 
 _TEXT_OR_NULL: Final = tuple(b'"n')
 _TEXTS: Final = frozenset({"content", "refusal", "reasoning_content", "reasoning", "text", "input"})
-"""Members that are read as text, beside arguments."""
+"""Members that are read as text, in addition to arguments."""
 
 _Shape = TypeVar("_Shape", bound=Struct)
 

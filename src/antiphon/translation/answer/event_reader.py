@@ -6,7 +6,7 @@ any of it means (`stream.py`).
 
 Invariants:
 
-- what the reader learned holds until a different chunk comes;
+- the learned pattern holds until a different chunk comes;
 - runs and events come in the order of the bytes, however the bytes are split;
 - a stream whose chunks are never alike costs no more than a few tries.
 """
@@ -22,16 +22,16 @@ from antiphon.translation.values import ServerSentEvent
 from antiphon.types.chat import Chunk
 
 _TRIES = 16
-"""After so many chunks in a row from which nothing was learned that helped, no more is tried."""
+"""After this many useless attempts in a row the reader stops learning."""
 _ALONE: Final = 4
 """So many events of one read are read one by one, since those behind them may be like them."""
 
 
 class EventReader:
-    """`feed` takes bytes in any split; `next` gives what they hold, until it gives None.
+    """`feed` takes bytes in any split; `next` returns their content, until it returns None.
 
-    The reader skips chunks that are like the previous one: `next` returns what they have in common. The caller takes
-    all such chunks from the beginning of `data`, and reports how many bytes these were (`took`).
+    The reader skips chunks that are like the previous one: `next` returns their common pattern. The caller takes all
+    such chunks from the beginning of `data`, and reports how many bytes these were (`took`).
     """
 
     __slots__ = ("_alike", "_alone", "_event", "_events", "_in_full", "_limit", "_piece", "_sse", "_tries", "data")

@@ -8,7 +8,7 @@ lines, a byte order mark, and a stream that ends without its last blank line. Tw
 - A line that is a JSON object counts as an event: some gateways call a whole answer an event stream
   (github.com/decolua/9router/issues/3492).
 
-Not here: what the data means.
+Not here: the meaning of the data.
 
 Invariants: the same bytes give the same events, however they are split; the parser holds at most `limit` bytes.
 """

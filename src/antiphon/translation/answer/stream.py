@@ -1,9 +1,10 @@
 """Turns chat chunks into builder calls.
 
-Lives here: which builder calls a chunk's fields lead to, in which order, and how an answer ends. Also: how much an
-upstream may send without output. Comments, empty deltas and fields that the client did not request are no output,
-however many come. A whole completion is one chunk whose delta is its message. Not here: reading bytes (`sse.py`,
-`chunk.py`), how an ending and its reason are written (`ending.py`), events (`translation/events/builder.py`).
+Lives here: which builder calls a chunk's fields lead to, in which order, and how an answer ends. The limit of bytes
+that an upstream may send without output is here too. Comments, empty deltas and fields that the client did not request
+are no output, however many come. A whole completion is one chunk whose delta is its message. Not here: reading bytes
+(`sse.py`, `chunk.py`), how an ending and its reason are written (`ending.py`), events
+(`translation/events/builder.py`).
 
 Invariants: a bad chunk never raises: the response fails. `null` and the empty string never open an item. Of several
 spellings of reasoning the sidecar uses one, never two.
@@ -62,7 +63,7 @@ class IdleBytes:
         self.idle = 0
 
     def exceeds(self, received: int, output: int) -> bool:
-        """So many bytes came, and there are so many of output now: whether too many are idle."""
+        """Note the received bytes and the bytes of output. Returns whether too many bytes carried no output."""
         idle = self.idle + received
         if output != self.output:
             # What came is paid for by what was emitted: a token with all that a server says of it is a kilobyte or so.
@@ -93,8 +94,8 @@ class ChatStream:
         citations: Citations | None = None,
         secrets: KnownSecrets = (),
     ) -> None:
-        """`tools` says what calls mean and which are allowed; `logprobs` whether the client wants them; `citations`
-        what the model may cite, when there is anything; `idle_limit` how many bytes may come without output; No error's
+        """`tools` says what calls mean and which are allowed; `logprobs` whether the client wants them; `citations` has
+        the sources that the model may cite, if any; `idle_limit` how many bytes may come without output; No error's
         message may contain one of the `secrets`."""
         self._citations = citations
         self._secrets = secrets
@@ -154,7 +155,7 @@ class ChatStream:
             self._finish = "stop"
 
     def end(self, cut: Ending | None = None) -> Ending:
-        """The answer is over (`cut`: it was broken off). Closes the open item and says how it ended."""
+        """End the answer (`cut`: the upstream broke it off). Closes the open item and says how it ended."""
         if cut is None and self._failure is None:
             try:
                 for event in self._reader.close():
@@ -241,8 +242,8 @@ class ChatStream:
         return text_of
 
     def _more(self, alike: Alike, data: bytes) -> int:
-        """More text of what is open, of the chunks at the beginning of `data` that are like those before. How many
-        bytes these are; none when they must be read in full."""
+        """Add text to the open item, from the chunks at the beginning of `data` that are like the previous ones. How
+        many bytes these are; none when they must be read in full."""
         # Nothing is like what failed, so that there is no failure yet.
         if alike.text_of is TextOf.CALL:
             return self._calls.splice(data, alike.before, alike.behind)

@@ -1,6 +1,6 @@
 """Assembles tool calls from deltas and emits them one after another.
 
-Lives here: which delta belongs to which call, when a call may be opened, and what is wrong with calls in the end. Chat
+Lives here: assigning deltas to calls, the condition for opening a call, and the errors of calls at the end. Chat
 servers interleave calls, omit the index, repeat it with a new id, or send names late. Responses clients get one open
 item at a time. Not here: the events (`translation/events/builder.py`), which tool a name means
 (`translation/tool_map.py`).
@@ -62,7 +62,7 @@ class ToolCalls:
         self._open: _OpenCall | None = None
         self._ids = set(tools.call_ids)
         self.broken = False
-        """Whether arguments came for a call that was closed already, so that what was emitted is wrong."""
+        """Whether arguments came for a closed call. Then the emitted call is wrong."""
         self.forbidden = ""
         """The name of a tool the model called although the request does not allow it."""
         self.made = 0
@@ -184,7 +184,7 @@ class ToolCalls:
         return part[:1] == b"{" and bool(call.sent) and part == b"".join(call.sent) and part[-1:] == b"}"
 
     def _advance(self) -> None:
-        """Emit what can be emitted: the open call's fragments, and the next call once the open one is whole."""
+        """Emit as much as possible: the open call's fragments, and the next call when the open one is complete."""
         while self._first < len(self._calls):
             call = self._calls[self._first]
             if not call.name:
@@ -198,7 +198,7 @@ class ToolCalls:
             self._first += 1
 
     def _emit(self, call: _OpenCall, last: bool) -> None:
-        """Emit what there is of a call; `last` when the next one has begun, or nothing more comes."""
+        """Emit the present parts of a call; `last` when the next one has begun, or nothing more comes."""
         if call.suppressed:
             call.sent += call.waiting
             call.waiting = []

@@ -11,7 +11,7 @@ Not here:
 - servers whose profile is known to take no images (`translation/chat/content.py`);
 - which keys go where (the doors, Envoy).
 
-Statuses keep what they say to a client: its own mistakes (4xx), limits (429), and an upstream that is broken, busy or
+Statuses keep their meaning for a client: its own mistakes (4xx), limits (429), and an upstream that is broken, busy or
 slow (5xx). Two kinds change. 402 (no credit) becomes OpenAI's 429 `insufficient_quota`. A mistake that only the gateway
 can make becomes a 502: 405, 415 and the like, redirects, a 404 about the path. Codes are OpenAI's where the meaning is
 known, whatever the upstream called it: clients (Codex above all) decide by them whether to retry.
@@ -258,7 +258,7 @@ def _read(body: bytes, secrets: KnownSecrets) -> _Told:
 
 
 def _take(told: _Told, source: dict[str, Any]) -> None:
-    """Fill what is still empty from one object."""
+    """Fill the fields that are still empty from one object."""
     for name in ("code", "status", "status_code", "raw_status_code"):
         value = source.get(name)
         if isinstance(value, str) and value.isdecimal() and len(value) == 3:

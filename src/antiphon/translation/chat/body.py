@@ -1,10 +1,10 @@
 """Builds the Chat Completions request body from a create-response request.
 
-Lives here: the fields beside messages and tools, by profile. Not here: reading and checking them
+Lives here: all fields except messages and tools, by profile. Not here: reading and checking them
 (`translation/request/body.py`), the messages (`messages.py`), tools (`tools.py`).
 
-Invariant: what a strict chat server would refuse is never sent: an empty `tools`, a `tool_choice` without tools,
-`stream_options` without a stream.
+Invariant: a chat request has nothing that a strict server would refuse: an empty `tools`, a `tool_choice` without
+tools, `stream_options` without a stream.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def translate_request(
 ) -> ChatTranslation:
     """Translate a whole request. Raises `InvalidRequest`.
 
-    `items` is the history and the input, `sources` what they refer to; `model` the upstream's name of the model, when
-    it differs; `context_tokens` what the model takes, where that is known; `hosted` the functions of tools that run
-    here; `extra` what the operator adds to every request of the model, unless the request says it itself.
+    `items` is the history and the input, `sources` the content that they refer to; `model` the upstream's name of the
+    model, when it differs; `context_tokens` the model's context size, if it is known; `hosted` the functions of tools
+    that run here; `extra` has fields that the operator adds to every request of the model, unless the request has them.
     """
     made = make_chat_tools(
         request.tools,

@@ -4,8 +4,8 @@ Lives here: what each kind of call and output becomes. Not here: their order (`m
 (`translation/tool_map.py`), running hosted tools, the stored record of what the model saw of them (`types/shown.py`).
 
 A chat server knows only calls and their results. So the model sees an earlier search as a call with its result. Models
-read that better than prose, and strict servers accept it. The conversion drops only what no model can read (images in
-base64, encrypted parts).
+read that better than prose, and strict servers accept it. The conversion drops only content that no model can read
+(images in base64, encrypted parts).
 
 Invariant: the arguments of a call are always the JSON of an object, whatever the client or the model wrote. Chat
 servers parse them and fail on anything else.
@@ -121,7 +121,7 @@ def _shell_text(outputs: object) -> str:
 
 
 def sound_arguments(where: str, value: Raw) -> Raw:
-    """Arguments as a JSON string that holds an object, whatever a model made of them. Raises `InvalidRequest`."""
+    """Arguments as a JSON string with an object, even if the model wrote something else. Raises `InvalidRequest`."""
     if not given(value) or bytes(value) == b'""':
         return NO_ARGUMENTS
     if first(value) == b"{":

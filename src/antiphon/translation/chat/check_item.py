@@ -1,8 +1,8 @@
 """Checks items that a client adds to a conversation or a prompt without a model call.
 
 Lives here: refusing items that would make every later request fail. Not here: reading the items
-(`translation/request/body.py`), items of a request's `input` (`translation/request/body.py`), where the model's server
-decides what is too much.
+(`translation/request/body.py`), items of a request's `input` (`translation/request/body.py`). There the model's server
+decides about the limits.
 
 Invariant: an item that passes here can fail later for two reasons only. Its place is wrong (an output without its
 call), or the model's server cannot take its content (pictures, files).

@@ -4,7 +4,7 @@ Lives here: the request for a summary, the content of a compaction, and how to u
 conversation is compacted (`engine/exchange/loaded_request.py`), the model's call (`engine/exchange/made_response.py`),
 sealing.
 
-These stay beside the summary:
+These stay in addition to the summary:
 
 - calls without an output yet, and the reasoning before them (the client sends the output next);
 - tools that items brought;

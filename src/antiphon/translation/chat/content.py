@@ -1,7 +1,7 @@
 """Converts content parts of Responses items into chat content.
 
-Lives here: strings and parts of messages and of tool outputs, as the upstream takes them. Also: which files they name,
-once the translation has met one, and which of these may be missing. Not here: which message they go into
+Lives here: strings and parts of messages and of tool outputs, as the upstream takes them. Lives here too: the list of
+files that the parts name, and the decision which of them may be missing. Not here: which message they go into
 (`messages.py`), fetching and reading files (`engine/running/loading.py`).
 
 Invariant: text is spliced, never decoded; a part that cannot be expressed is a 400 that names it.
@@ -330,7 +330,7 @@ def _data_url(media_type: str, data: bytes) -> bytes:
 
 
 def _file_part(where: str, name: str, media_type: str, data: bytes, part: InputPart, rules: ContentRules) -> Raw:
-    """A data URL as what it holds: a picture, or another file."""
+    """The content of a data URL: a picture, or another file."""
     if media_type.startswith("image/") and rules.profile.images:
         return _image(where, InputPart(image_url=Raw(data), detail=part.detail), rules)
     if rules.profile.files != "part":
@@ -366,8 +366,8 @@ _STORED: Final = msgspec.json.Decoder(StoredParts)
 
 
 class FileNotFetched(InvalidRequest):
-    """The translation met a `file_url` or `file_id` whose file is not there (yet): the files are to be fetched, and it
-    begins again.
+    """The translation met a `file_url` or `file_id` without its file. The exchange fetches the files, and the
+    translation begins again.
 
     A client sees it only for a file that a second translation still misses.
     """

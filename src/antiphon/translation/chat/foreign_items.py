@@ -4,8 +4,8 @@ Lives here: what agents tell each other (`agent_message`), reasoning in Codex's 
 place of what only its maker can open. Not here: where the messages stand (`messages.py`), items of hosted tools
 (`call_items.py`).
 
-Sources: `AgentMessage` of OpenAI's beta types; Codex's rollouts of July 2026 (`agent_reasoning`); Codex since 0.138,
-which puts what one agent tells another into an `encrypted_content` part, because OpenAI's server has encrypted it by
+Sources: `AgentMessage` of OpenAI's beta types; Codex's rollouts of July 2026 (`agent_reasoning`); Codex since 0.138. It
+puts the message of one agent to another into an `encrypted_content` part, because OpenAI's server has encrypted it by
 then. If no server did, the model's words are unchanged.
 
 Invariant: every word that can be read here reaches the model; what cannot is named.
@@ -72,7 +72,7 @@ def _readable(part: Raw) -> Raw | None:
 
 
 def agent_thought(item: InputItem) -> bytes:
-    """The text of an `agent_reasoning`, as a fragment. Raises ValueError for what is no text."""
+    """The text of an `agent_reasoning`, as a fragment. Raises ValueError if it is no text."""
     text = _SAID.decode(item.source).text
     if given(text) and first(text) != b'"':
         raise ValueError("a thought that is no text")

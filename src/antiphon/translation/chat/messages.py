@@ -238,7 +238,7 @@ class _Grouping:
             self._thoughts, self._details, self._signature = [], [], ABSENT
 
     def _unknown(self, where: str, kind: str | None, item: InputItem) -> None:
-        """Raises for what is no item; any other is left out."""
+        """Raises for a value that is no item. An unknown item is left out."""
         if kind is None or (kind == "item_reference" and not item.id):
             raise missing_parameter(f"{where}.{'type' if kind is None else 'id'}")
         self._sources.tolerance.leave_out(f"input.{kind}", unknown_item(where, kind))
@@ -366,8 +366,8 @@ class _Grouping:
         turn.calls.append((call_id, name, arguments))
 
     def _answer_more(self, call_id: str, again: str, content: bytes, images: list[Raw], ran_in: str = "") -> None:
-        """More output of a call that has one: behind it, unless the model has read that already. Then the call is shown
-        once more, as `again`."""
+        """Add another output of a call. It follows the first output, unless the model has already read that. Then the
+        call is shown once more, as `again`."""
         owner, number = self._answered[call_id]
         if owner.answer != self._answer:
             self._show_again(owner, number, again, content, images, ran_in)

@@ -1,6 +1,6 @@
 """Counts the tokens of a request: asks the server if it can count, else estimates.
 
-Lives here: where and how each kind of server is asked, its answer, the object a client gets. Not here: the estimate
+Lives here: each kind of server's path and request, its answer, and the client's object. Not here: the estimate
 (`truncation.py`), which servers count (`profiles/`).
 
 Source: OpenAI's TokenCountsResource; vLLM's tokenize endpoint; llama.cpp's `/v1/chat/completions/input_tokens`
@@ -32,8 +32,8 @@ _MAX_COUNT: Final = 1 << 53
 class TokenCounter:
     """How one kind of server counts a chat request without running the model.
 
-    `path` lies below the base URL, with `above` beside its last `/v1`; `answer` is the member that holds the number;
-    `added` are members of the question that the chat request does not have.
+    `path` is below the base URL. With `above` it replaces the URL's last `/v1`; `answer` is the member that holds the
+    number; `added` are members of the question that the chat request does not have.
     """
 
     path: str

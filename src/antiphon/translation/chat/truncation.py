@@ -1,7 +1,7 @@
 """`truncation: auto`: drops the oldest turns when a conversation is too long for its model.
 
-Lives here: estimating tokens, and what may be dropped. Not here: how long a model's context is (a setting); without it
-nothing is dropped, and the field is named as ignored.
+Lives here: estimating tokens, and the choice of turns to drop. Not here: how long a model's context is (a setting);
+without it nothing is dropped, and the field is named as ignored.
 
 A turn is a user message and everything up to the next one; turns that a call and its output span go together.
 Instructions, system and developer messages, compactions (they stand for what was dropped before), searches that brought

@@ -2,9 +2,9 @@
 
 Lives here: the grammar of a response: its lifecycle, and which item is open. Not here:
 
-- what an open item emits (`open_items.py`);
+- the events of an open item (`open_items.py`);
 - numbers and bytes (`response_draft.py`);
-- what a chat chunk means (`translation/answer/stream.py`);
+- the meaning of a chat chunk (`translation/answer/stream.py`);
 - when a response is saved or sent (`engine/exchange/response_end.py`).
 
 Invariants: at most one item is open; an item that was opened is closed exactly once, in order; `sequence_number` is 0,
@@ -77,7 +77,7 @@ class ResponseBuilder:
 
     @property
     def seals(self) -> bool:
-        """Whether reasoning is sealed, so that the client brings back what the upstream wants to see again."""
+        """Whether reasoning is sealed. Then the client returns the details that the upstream must get again."""
         return self._options.seal is not None
 
     def take_hosted_calls(self) -> list[tuple[CallTarget, str, str]]:
@@ -264,18 +264,18 @@ class ResponseBuilder:
     # Tools that run here
 
     def hosted(self, item: HostedItem) -> None:
-        """Begin the item of a tool that runs now; `item` holds what is known before it ends."""
+        """Begin the item of a tool that runs now; `item` has the members that are known before its end."""
         self._close("completed")
         self._open = OpenHostedItem(self.draft, item)
 
     def hosted_done(self, item: HostedItem) -> None:
-        """The tool that began last has ended; `item` is what it is now."""
+        """The tool that began last has ended; `item` is its present state."""
         open_item, self._open = self._open, None
         assert isinstance(open_item, OpenHostedItem), "no tool runs"
         open_item.end(item)
 
     def close(self, status: str) -> None:
-        """The turn is over: close the open item, if there is one, as `completed` or `incomplete`."""
+        """End the turn: close the open item, if there is one, as `completed` or `incomplete`."""
         if isinstance(self._open, OpenMessage) and status == "completed":
             self._open.phase = "commentary" if self.draft.calling else "final_answer"
         self._close(status)

@@ -3,10 +3,10 @@
 Lives here: the mark a model writes, taking it out of the text as it streams, and the annotation in its place. Not here:
 annotations that the upstream makes itself (`translation/answer/beside_text.py`), running tools.
 
-A tool's result shows each source with its mark, `【3】`, and the model repeats the mark behind what it took from there.
+A tool's result shows each source with its mark, `【3】`, and the model repeats the mark after text from that source.
 Models write variants of it (`【3†source】`, `【3, 4】`); all of them are understood. What only looks like a mark stays.
 
-Invariant: text is never lost: what is held back comes out with the next piece or at the end.
+Invariant: no text is lost. Text that was held back follows with the next piece or at the end.
 """
 
 from __future__ import annotations

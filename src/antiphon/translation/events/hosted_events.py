@@ -3,9 +3,9 @@
 Lives here: the grammar of hosted calls, as observed. Not here: when a tool runs (`engine/exchange/tool_turns.py`),
 numbers and indices (`builder.py`).
 
-An item is added as it is before anything is known of it; what it holds follows in its events and in its done event.
+The added event has an empty item. Its content follows in its other events and in its done event.
 
-Invariant: the deltas join to what the finished item holds.
+Invariant: the deltas together equal the finished item's text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from antiphon.types import events as ev
 from antiphon.types import items as it
 
 Made = tuple[Callable[..., ev.Event], tuple[str, ...]]
-"""An event's class and what it has beside number, item id and output index."""
+"""An event's class, and its members besides number, item id and output index."""
 
 _BEGUN: Final[dict[type, dict[str, object]]] = {
     it.FileSearchCall: {"status": "in_progress", "queries": [], "results": None},

@@ -32,7 +32,7 @@ _NO_REASONING: Final = Raw(b'{"effort":null,"summary":null}')
 
 
 def _with_echoes() -> type[Response]:
-    """A response with a member for each field that it repeats, in OpenAI's order: the alphabet's, but for five."""
+    """A response with a member for each field that it repeats, in OpenAI's order: alphabetical, except five."""
     own = {
         field.name: (field.name, field.type) if field.required else (field.name, field.type, field.default)
         for field in msgspec.structs.fields(Response)

@@ -404,7 +404,7 @@ class OpenLaterCall(HeldCall):
         self._bare = bare
 
     def close(self, status: str) -> None:
-        """The call is over: it waits for its place."""
+        """End the call. It waits for its place."""
         draft = self._draft
         fragment = draft.take_text()
         draft.written += len(fragment)
@@ -418,7 +418,7 @@ class OpenLaterCall(HeldCall):
 
 
 class OpenHostedItem(OpenItem):
-    """A tool that runs now; `item` holds what is known before it ends."""
+    """A tool that runs now; `item` has the members that are known before its end."""
 
     __slots__ = ("_item",)
 
@@ -430,7 +430,7 @@ class OpenHostedItem(OpenItem):
             draft.emit(event(draft.next(), item.id, self._index, *more))
 
     def end(self, item: HostedItem) -> None:
-        """The tool has ended; `item` is what it is now."""
+        """The tool has ended; `item` is its present state."""
         draft = self._draft
         for event, more in ended(item):
             draft.emit(event(draft.next(), item.id, self._index, *more))

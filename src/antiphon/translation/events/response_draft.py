@@ -1,9 +1,9 @@
 """The response under construction: its event numbers and bytes, its finished items, and the counts of both.
 
-Lives here: what the builder and its open items share. Not here: which event comes when (`builder.py`, `open_items.py`),
-how one event becomes bytes (`encode.py`).
+Lives here: the state that the builder and its open items share. Not here: which event comes when (`builder.py`,
+`open_items.py`), how one event becomes bytes (`encode.py`).
 
-Invariants: `sequence_number` has no gaps; what was counted never exceeds `max_bytes` without `OutputTooLarge`.
+Invariants: `sequence_number` has no gaps; the counted text never exceeds `max_bytes` without `OutputTooLarge`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class ResponseDraft:
         """Calls of tools that run here, whole: the tool, the call's id, the arguments as text. Those of the client's
         own tools that came behind one of them wait there too."""
         self.later: dict[str, LaterCall] = {}
-        """Of the latter, by their ids, how they are to be emitted."""
+        """The kind of emission for each of the latter, by its id."""
         self.calling = False
         """Whether the model calls tools in this turn. Its text is then not the final answer."""
         self.cut_calls = False
@@ -187,7 +187,7 @@ class ResponseDraft:
         return text
 
     def take_text(self) -> bytes:
-        """The whole text so far, which is to be appended again: it stays counted."""
+        """Take the whole text so far. The caller appends it again, so it stays counted."""
         text = bytes(self.text)
         self.text = bytearray()
         return text

@@ -7,7 +7,7 @@ Lives here: the registry, the choice by name or host, and by the signs in a serv
 - fetching a server's list (`upstream/identity.py`, and with more paths `antiphon doctor`);
 - code that acts on the flags (the translators).
 
-To add a vendor: a row in `vendors.py` whose flags each have their reason beside them.
+To add a vendor: a row in `vendors.py`, with a reason next to each flag.
 
 Invariants: a profile never changes; translators ask for flags, never for names; a server whose list says nothing is
 `""`, never a guess.

@@ -1,7 +1,7 @@
 """The profile type: all flags that the translation may read about an upstream.
 
-Lives here: the flags, their defaults, and how a model narrows them. Also: the families of models, whose flags belong to
-the model (its chat template, its tokenizer) and not to the server. Not here: any vendor (`vendors.py`).
+Lives here: the flags, their defaults, and how a model narrows them. The families of models are here too. Their flags
+belong to the model (its chat template, its tokenizer) and not to the server. Not here: any vendor (`vendors.py`).
 
 Invariants: the defaults work with every recorded server. A profile sets a flag only where another value is better.
 Every family names its evidence: a recording (under `tests/recordings/chat`) or a page that documents it.
@@ -28,7 +28,7 @@ class ModelNote:
     changes: tuple[tuple[str, object], ...]
 
     def fits(self, model: str) -> bool:
-        """Whether a name in lower case is meant."""
+        """Whether the note applies to this model name in lower case."""
         return any(fnmatchcase(model, pattern) for pattern in self.patterns)
 
 
@@ -70,7 +70,7 @@ class UpstreamProfile:
     - `structured_output` is the strongest form of `text.format` the server takes. An instruction emulates stronger
       forms.
     - `json_object` says whether the server takes that form too; `json_object_schema` whether it obeys only with a
-      schema beside it.
+      schema.
     - `named_tool_choice` says how the request demands one tool. `required`: only that tool is shown, and a call is
       required.
     - `passed_fields` are request fields sent on under their own name.
@@ -95,7 +95,7 @@ class UpstreamProfile:
 
     `by_model` has the differences of some models. `overrides` has the operator's flags (`with_flags`).
 
-    Compared by identity: every request looks its profile up (`for_model`), and the hash of so many flags is dear.
+    Compared by identity: every request looks its profile up (`for_model`), and hashing all flags would cost too much.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The vendors' profiles, by name.
 
-Lives here: rows whose flags each have their reason beside them: a recording (under `tests/recordings/chat`) or where it
-is documented. Not here: what holds for a family of models wherever it is served (`profile.py`).
+Lives here: rows with a reason next to each flag: a recording (under `tests/recordings/chat`) or a page of
+documentation. Not here: what holds for a family of models wherever it is served (`profile.py`).
 """
 
 from __future__ import annotations

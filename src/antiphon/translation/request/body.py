@@ -1,7 +1,7 @@
 """Reads a create-response body into a `CreateResponse`, or raises an error that says what to change.
 
-Lives here: types, combinations, and the rule for every field without a translation (ignored and named, or a 400). Also:
-reading lists of items, which conversations and prompts use too.
+Lives here: types, combinations, and the rule for every field without a translation (ignored and named, or a 400).
+Reading lists of items is here too. Conversations and prompts use it.
 
 Not here:
 
@@ -237,8 +237,8 @@ _WITH_MEMBERS: Final = frozenset(place.partition(".")[0].removesuffix("[]") for 
 def _brought_tools(
     items: list[InputItem], declared: list[ToolDeclaration], limit: int, tolerance: Tolerance
 ) -> tuple[list[ToolDeclaration], list[str]]:
-    """The tools that items of the input bring (Codex, tool searches) beside the declared ones, and what of them is left
-    out."""
+    """The tools that items of the input add to the declared ones (Codex, tool searches), and the names of ignored
+    ones."""
     servers = {tool.server_label for tool in declared if tool.type == "mcp"}
     tools: list[ToolDeclaration] = []
     left_out: list[str] = []

@@ -1,6 +1,6 @@
 """Applies `configuration_update` items, which change the settings of later responses in a conversation.
 
-Lives here: reading such items, and the request as they leave it. Not here: what the settings mean
+Lives here: reading such items, and the request as they leave it. Not here: the meaning of the settings
 (`translation/chat/body.py`).
 
 Source: OpenAI's `ResponseConfigurationUpdateItemParam`: effort and text format, each until a later update replaces it.

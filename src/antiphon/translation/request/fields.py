@@ -6,9 +6,9 @@ A row has a field's type and limits, its treatment, and the form in which a resp
 - the chat request (`translation/chat/body.py`);
 - the response (`translation/events/initial_response.py`);
 - the API's document;
-- the table of what is supported, with its page in the docs.
+- the table of supported fields, with its page in the docs.
 
-Lives here, too: the values of `include`, how limits are checked, and those of what is inside `text`, `reasoning` and
+Lives here, too: the values of `include`, the checks of limits, and the members of `text`, `reasoning` and
 `context_management`.
 
 A field that goes to the chat server unchanged needs only its row. A field with a meaning here has an attribute of
@@ -16,8 +16,8 @@ A field that goes to the chat server unchanged needs only its row. A field with 
 
 Not here: what chat servers know and the Responses API does not (`parameters.py`), items, tools and content parts.
 
-Invariants: what is in no row is unknown: ignored or rejected (`types/tolerance.py`); every error names its field in
-`param`.
+Invariants: a field without a row is unknown, so it is ignored or rejected (`types/tolerance.py`). Every error names its
+field in `param`.
 """
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ OF_CHAT: Final = {
     "verbosity": "'text.verbosity'",
     "logprobs": "'include' with 'message.output_text.logprobs', and 'top_logprobs'",
 }
-"""Fields of Chat Completions, which are a 400, and what the Responses API takes instead."""
+"""Fields of Chat Completions, which get a 400, and the fields of the Responses API to use instead."""
 
 REQUEST_FIELDS: Final = {*FIELDS, *OF_CHAT} - IGNORED_FIELDS
 """Members of a request that have a meaning of their own here."""

@@ -79,7 +79,8 @@ def show_reference(reference: PromptReference, prompt: PromptTemplate) -> Raw:
 
 
 def pin_prompt(body: bytes, shown: Raw) -> bytes:
-    """A request that means this version of its prompt whenever it is read again; `shown` is what the response shows."""
+    """A request that means this version of its prompt whenever it is read again; `shown` is the response's form of
+    it."""
     return encode({**_FIELDS.decode(body), "prompt": shown})
 
 
@@ -93,7 +94,7 @@ def variables_of(template: bytes) -> tuple[str, ...]:
 def fill(template: bytes, values: Mapping[str, Raw], max_bytes: int) -> tuple[list[Raw], dict[str, Raw]]:
     """Put the values into the template, a JSON object: the messages that come first, and fields of a request.
 
-    Raises `InvalidRequest`, and `RequestTooLarge` for a result of more than so many bytes, before it is made.
+    Raises `InvalidRequest`, and `RequestTooLarge` before it makes a result above the limit.
     """
     seen = _Values({}, collect=True)
     seen.fill(template)

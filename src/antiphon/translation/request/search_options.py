@@ -4,7 +4,7 @@ Lives here: reading them from decoded JSON. Not here: what they mean to an index
 
 Source: OpenAI's ComparisonFilter, CompoundFilter and the two forms of ranking options.
 
-Invariant: what is returned can be searched with; anything else is an `InvalidRequest` that names the place.
+Invariant: a search accepts the returned options. Anything else is an `InvalidRequest` that names the place.
 """
 
 from __future__ import annotations

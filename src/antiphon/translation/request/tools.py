@@ -43,7 +43,7 @@ UNNAMED: Final = ("local_shell", "shell", "apply_patch", "tool_search")
 """Types of tools that the client runs and that have their type for a name."""
 
 SEARCHED: Final = "tool_search_output"
-"""The type of items that bring what a search has found."""
+"""The type of items with the tools that a search has found."""
 
 WEB_SEARCHES: Final = (
     *("web_search", "web_search_2025_08_26"),
@@ -129,7 +129,7 @@ def read_tools(
     *,
     brought: str | None = None,
 ) -> tuple[list[ToolDeclaration], list[str]]:
-    """The tools that can be called, and the names of what is left out (`tools.web_search`). Raises `InvalidRequest`.
+    """The callable tools, and the names of ignored ones (`tools.web_search`). Raises `InvalidRequest`.
 
     `hosted` are the types of tools that run here; `tolerance` decides about unknown members. `brought` is the type of
     the item that brings the tools. Such tools never run here, except tools of MCP servers that a search found
