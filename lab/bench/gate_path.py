@@ -25,6 +25,7 @@ from antiphon.config.limits import LimitSettings
 from antiphon.config.settings import load_settings
 from antiphon.doors.context import DoorContext
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
+from antiphon.doors.extproc.answers import Accounting
 from antiphon.doors.extproc.body_messages import RESPONSE_BODY
 from antiphon.doors.extproc.immediate_response import Ahead
 from antiphon.doors.extproc.stream import ProcessorOptions, serve_stream
@@ -145,7 +146,9 @@ class Paths:
 
     def __init__(self, context: DoorContext) -> None:
         self._context = context
-        self._options = ProcessorOptions(always_drive=False, ahead=Ahead(LimitSettings(), time.monotonic))
+        self._options = ProcessorOptions(
+            always_drive=False, ahead=Ahead(LimitSettings(), time.monotonic), accounting=Accounting(lambda *_: 0)
+        )
         short = b'{"model":"m","input":"Say something.","store":false}'
         self.stream = in_crowds(1)
         self.crowd = in_crowds(CROWD)

@@ -63,6 +63,7 @@ class DoorSetup:
     head_wait: float = 60.0
     timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
     end_seconds: float = 1.0
+    record_seconds: float = 5.0
     drive_stream_bytes: int = 64 << 20
     owners: OwnerResolver = field(default_factory=lambda: OwnerResolver("bearer", key=b"key"))
     store: ResponseStore | None = None
@@ -143,7 +144,13 @@ async def open_door(folder: Path, setup: DoorSetup | None = None, **changes: Any
             ),
         )
         transport = default_transport if setup.transport == "auto" else setup.transport
-        door = ExtProcDoor(context, mode=setup.mode, transport=transport, end_seconds=setup.end_seconds)
+        door = ExtProcDoor(
+            context,
+            mode=setup.mode,
+            transport=transport,
+            end_seconds=setup.end_seconds,
+            record_seconds=setup.record_seconds,
+        )
         address = await door.start(setup.address or f"unix:{folder}/grpc.sock")
         try:
             async with FakeEnvoy(address, secret=setup.secret) as envoy:

@@ -264,7 +264,7 @@ def extproc_filter(settings: Settings) -> Config:
             allow_content_length_header=True,
             # Without it Envoy silently ignores changes of :method and :authority.
             mutation_rules={"allow_all_routing": True},
-            metadata_options={"receiving_namespaces": {"untyped": ["antiphon"]}},
+            metadata_options={"receiving_namespaces": {"untyped": ["antiphon"], "typed": ["envoy.ai.token_usage"]}},
             processing_mode=FULL_DUPLEX,
         ),
         disabled=True,

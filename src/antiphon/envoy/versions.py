@@ -1,10 +1,10 @@
 """Defines the supported Envoy versions, and the features that older ones lack.
 
-Lives here: the oldest and the newest tested version, the table of later features, fitting a configuration, and finding
-the Envoy binary and its version. Not here: the configuration (`bootstrap.py` and its parts, which are written for the
-newest version).
+Lives here: the oldest and the newest tested version, and the tables of later features and fixes. Also here: fitting a
+configuration, and finding the Envoy binary and its version. Not here: the configuration (`bootstrap.py` and its parts,
+which are written for the newest version).
 
-Invariant: every difference between versions is a row of `FEATURES`.
+Invariant: every difference between versions is a row of `FEATURES` (configuration) or `FIXES` (defects).
 """
 
 from __future__ import annotations
@@ -58,6 +58,25 @@ FEATURES: tuple[Feature, ...] = (
         "allow_content_length_header",
         "a request to the model is sent in chunks instead of with its length; the chat server must take that",
     ),
+)
+
+
+class Fix(NamedTuple):
+    """A defect of Envoy that concerns Antiphon, and the first release without it."""
+
+    since: EnvoyVersion
+    before: str
+    """What may happen with an older Envoy."""
+
+
+FIXES: tuple[Fix, ...] = (
+    Fix(EnvoyVersion(1, 39), "several unexpected answers of an external processor may crash it (CVE-2026-47207)"),
+    Fix(
+        EnvoyVersion(1, 40),
+        "a filter before ext_proc that stops and buffers (Lua, Wasm, buffer) may lose 16 KiB of a request's body",
+    ),
+    Fix(EnvoyVersion(1, 40), "bytes that follow a WebSocket upgrade too early reach the upstream (CVE-2026-73548)"),
+    Fix(EnvoyVersion(1, 40), "it ignores the typed record of tokens in envoy.ai.token_usage"),
 )
 
 

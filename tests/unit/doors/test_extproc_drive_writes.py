@@ -10,15 +10,17 @@ import pytest
 
 from antiphon.config.limits import LimitSettings
 from antiphon.doors.extproc import wire
-from antiphon.doors.extproc.answers import head_metadata
+from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
+from antiphon.doors.extproc.answers import Accounting, head_metadata
 from antiphon.doors.extproc.immediate_response import SHARE, Ahead, Drive
 from antiphon.doors.extproc.peer import Peer, StreamCut
 from antiphon.engine.exchange.states import State
-from antiphon.engine.ports.actions import ClientAction, Finish, SendBody, SendHead
+from antiphon.engine.ports.actions import ClientAction, Finish, SendBody, SendHead, Usage
 from antiphon.errors import ApiError
 from tests.support.fake_time import fake_time
 
 _HEAD = SendHead(200, (("content-type", "text/event-stream"),), streamed=True)
+_FREE = Accounting(lambda *_: 0)
 _TOLD: wire.Metadata = {"status": "completed", "response_id": "resp_1"}
 
 
@@ -32,6 +34,7 @@ class _Exchange:
     """What a drive asks of an exchange."""
 
     done, state = False, State.STREAMING
+    estimated_usage = Usage(30, 4, 34)
 
     def __init__(self) -> None:
         self.known = _Known()
@@ -63,7 +66,7 @@ class Setup:
         self.actions: list[ClientAction] = []
         ahead = Ahead(limits, self.now)
         runner: Any = type("Runner", (), {"drive": lambda _, exchange: self.drive_(exchange)})()
-        self.drive = Drive(runner, Peer(cast(Any, self.stream)), cast(Any, self.exchange), "r1", ahead, lambda *_: 0)
+        self.drive = Drive(runner, Peer(cast(Any, self.stream)), cast(Any, self.exchange), "r1", ahead, _FREE)
 
     @property
     def paused(self) -> float:
@@ -95,6 +98,18 @@ async def test_a_stream_is_its_head_its_parts_and_one_end() -> None:
         wire.local_body(b"b", end=False),
         wire.local_body(b"", end=True, metadata=_TOLD),
     ]
+
+
+@fake_time
+async def test_a_long_stream_tells_envoy_its_tokens_so_far() -> None:
+    """At most once in five seconds, whatever is sent."""
+    setup = _setup(drive_ahead_bytes=SHARE)
+    sent = await setup.run(_HEAD, *[SendBody(b"x" * (SHARE // 64))] * 160, Finish("completed"))
+    assert setup.paused > 15
+    told = [pb.ProcessingResponse.FromString(message).typed_dynamic_metadata for message in sent]
+    records = [pb.TokenUsage.FromString(one["envoy.ai.token_usage"].value) for one in told if one]
+    assert len(records) == setup.paused // 5
+    assert {(one.input_tokens.value, one.total_tokens.value) for one in records} == {(30, 34)}
 
 
 @fake_time

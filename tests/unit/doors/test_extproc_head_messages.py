@@ -47,10 +47,11 @@ def test_every_length_of_a_value(size: int) -> None:
 
 
 @given(st.dictionaries(NAMES | st.sampled_from(("status", "model")), NUMBERS | LOGGABLE, min_size=1, max_size=8))
-def test_metadata(metadata: dict[str, str | int]) -> None:
+def test_metadata(metadata: wire.Metadata) -> None:
     expected = pb.ProcessingResponse()
     fields = expected.dynamic_metadata.fields["antiphon"].struct_value
     for name, value in metadata.items():
+        assert not isinstance(value, wire.TokenRecord)
         if isinstance(value, int):
             fields.fields[name].number_value = value
         else:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.json_format import MessageToDict
 
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
-from antiphon.doors.extproc.answers import final_metadata, in_parts
+from antiphon.doors.extproc.answers import Accounting, final_metadata, in_parts
 from antiphon.doors.extproc.content_coding import decoder_for
 from antiphon.doors.extproc.received import MessageKind
 from antiphon.engine.ports.actions import Finish, Usage
@@ -324,16 +325,43 @@ def test_the_generated_classes_are_current() -> None:
 
 
 def test_the_end_names_what_is_known_and_nothing_else() -> None:
-    assert final_metadata("", Finish("error"), lambda *_: 5) == {"status": "error"}
+    assert final_metadata("", Finish("error"), Accounting(lambda *_: 5)) == {"status": "error"}
     known = Finish("completed", Usage(3, 4, 7), "m")
-    assert final_metadata("", known, lambda model, usage: usage.input_tokens * 100) == {
+    assert final_metadata("", known, Accounting(lambda model, usage: usage.input_tokens * 100)) == {
         "status": "completed",
         "model": "m",
         "input_tokens": 3,
         "output_tokens": 4,
         "total_tokens": 7,
         "cost": 300,
+        "envoy.ai.token_usage": wire.TokenRecord("m", Usage(3, 4, 7)),
     }
     free = Finish("completed", Usage(3, 4, 7, 2), "m")
-    told = final_metadata("resp_1", free, lambda *_: 0)
+    told = final_metadata("resp_1", free, Accounting(lambda *_: 0))
     assert told["cached_tokens"] == 2 and told["response_id"] == "resp_1" and "cost" not in told
+
+
+@pytest.mark.parametrize("estimated", [False, True])
+@pytest.mark.parametrize("values", [{}, {"status": "completed", "cost": 3}])
+def test_the_token_record_is_envoys_own_message(estimated: bool, values: dict[str, str | int]) -> None:
+    """It has a namespace of its own, and stands beside our metadata or alone."""
+    record = wire.TokenRecord(
+        "m\n", Usage(20, 5, 25, cached_tokens=8, cache_write_tokens=2, reasoning_tokens=3), estimated
+    )
+    answer = pb.ProcessingResponse.FromString(wire.dynamic_metadata({**values, wire.TOKEN_USAGE: record}))
+    assert set(answer.dynamic_metadata.fields) == ({"antiphon"} if values else set())
+    (typed,) = answer.typed_dynamic_metadata.values()
+    assert typed.type_url == "type.googleapis.com/envoy.data.ai.v3.TokenUsage"
+    details: dict[str, Any] = {
+        "inputTokenDetails": {"cachedTokens": "8", "cacheCreationTokens": "2"},
+        "outputTokenDetails": {"reasoningTokens": "3"},
+    }
+    assert MessageToDict(pb.TokenUsage.FromString(typed.value)) == {
+        "apiProtocol": "OPENAI_RESPONSES",
+        "model": "m?",
+        "inputTokens": "20",
+        "outputTokens": "5",
+        "totalTokens": "25",
+        **({} if estimated else details),
+        "extractionStatus": "PARTIAL" if estimated else "COMPLETE",
+    }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
+from antiphon.doors.extproc.answers import Accounting
 from antiphon.doors.extproc.opening import ClientRequest
 from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.doors.extproc.relay_state import RelayState
@@ -36,7 +37,7 @@ class _Relayed:
         exchange = make_exchange()
         headers = ((":method", "POST"), (":path", "/v1/responses"), ("authorization", "Bearer x"), ("x-mine", "1"))
         self.request = ClientRequest("POST", "/v1/responses", "", headers, "req_1", is_exchange=True)
-        self.state = RelayState(exchange, self.request, _TIMES, _TIMES.keepalive, end_seconds, lambda *_: 0)
+        self.state = RelayState(exchange, self.request, _TIMES, _TIMES.keepalive, end_seconds, Accounting(lambda *_: 0))
         body = json.dumps({"model": "m", "input": text, "stream": stream, "store": False}).encode()
         exchange.receive_request(RequestHead("POST", "/v1/responses", headers, "owner"), body)
         call = self.state.next_action()
@@ -170,3 +171,40 @@ def test_an_error_of_the_upstreams_is_told_as_one(bodiless: bool) -> None:
     assert relayed.state.finished and json.loads(body)["error"]["type"] == "server_error"
     assert bool(rest) != bodiless
     assert (common.status == pb.CommonResponse.CONTINUE_AND_REPLACE) == bodiless
+
+
+def _records(said: list[pb.ProcessingResponse]) -> list[pb.TokenUsage | None]:
+    """The token records that Envoy got with the parts of the body, None for a part without one."""
+    parts = [one for one in said if one.WhichOneof("response") == "response_body"]
+    assert all(set(one.typed_dynamic_metadata) <= {"envoy.ai.token_usage"} for one in parts)
+    return [
+        pb.TokenUsage.FromString(found.value)
+        if (found := one.typed_dynamic_metadata.get("envoy.ai.token_usage"))
+        else None
+        for one in parts
+    ]
+
+
+def test_a_long_stream_tells_envoy_its_tokens_so_far() -> None:
+    """Every five seconds one part has an estimate, and the last part of a completed stream the upstream's counts."""
+    relayed = _Relayed(text="x" * 4000)
+    relayed.take(_head())
+    word = b'data: {"choices":[{"delta":{"content":"%s"}}]}\n\n' % (b"word " * 80)
+    for _ in range(12):
+        relayed.take(Received(MessageKind.RESPONSE_BODY, (), word))
+        relayed.now += 1
+    running = _records(relayed.said)
+    estimates = [one for one in running if one is not None]
+    assert [number for number, one in enumerate(running) if one is not None] == [5, 10]
+    assert {one.extraction_status for one in estimates} == {pb.TokenUsage.PARTIAL}
+    assert all(one.input_tokens.value >= 1000 and one.model == "m" for one in estimates)
+    first, second = (one.output_tokens.value for one in estimates)
+    assert 0 < first < second
+    end = (
+        b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":5,"total_tokens":12}}\n\ndata: [DONE]\n\n'
+    )
+    stop = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+    relayed.take(Received(MessageKind.RESPONSE_BODY, (), stop + end, end=True))
+    *_, last = [one for one in _records(relayed.said) if one is not None]
+    assert last.extraction_status == pb.TokenUsage.COMPLETE and last.api_protocol == pb.TokenUsage.OPENAI_RESPONSES
+    assert (last.input_tokens.value, last.output_tokens.value, last.total_tokens.value) == (7, 5, 12)

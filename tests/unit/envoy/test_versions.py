@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,29 @@ def test_every_difference_is_one_between_supported_versions() -> None:
     for one in FEATURES:
         assert OLDEST < one.since <= NEWEST
         assert one.without
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict", "said"),
+    [
+        ("1.38.3", "note", ["CVE-2026-47207", "CVE-2026-73548", "may lose 16 KiB", "envoy.ai.token_usage"]),
+        ("1.39.0", "note", ["CVE-2026-73548", "may lose 16 KiB", "envoy.ai.token_usage"]),
+        ("1.40.0", "ok", []),
+    ],
+)
+def test_the_doctor_lists_what_later_releases_fix(
+    version: str, verdict: str, said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    binary = tmp_path / "envoy"
+    binary.write_text(f"#!/bin/sh\necho 'envoy  version: 0123abcd/{version}/Clean/RELEASE/BoringSSL'\n")
+    binary.chmod(0o755)
+    main(["doctor", "--json", "--envoy", str(binary), "--data", str(tmp_path / "data")])
+    (found,) = [one for one in json.loads(capsys.readouterr().out) if one["what"].startswith("Envoy 1.")]
+    assert found["verdict"] == verdict
+    assert [each for each in _FIXED if each in found["advice"]] == said
+
+
+_FIXED = ["CVE-2026-47207", "CVE-2026-73548", "may lose 16 KiB", "envoy.ai.token_usage"]
 
 
 def test_only_what_a_version_does_not_know_is_left_out() -> None:

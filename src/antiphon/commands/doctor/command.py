@@ -36,7 +36,7 @@ from antiphon.config.section import MIB
 from antiphon.config.settings import Settings
 from antiphon.envoy.bootstrap import bootstrap, fill_in_secret, to_yaml
 from antiphon.envoy.sidecars import endpoints
-from antiphon.envoy.versions import FEATURES, NEWEST, OLDEST, find_envoy, full_version, parse_version
+from antiphon.envoy.versions import FEATURES, FIXES, NEWEST, OLDEST, find_envoy, full_version, parse_version
 from antiphon.errors import AntiphonError, ConfigError, unusable_path
 from antiphon.extras import how_to_install
 from antiphon.local_keys import exposed, prepare_data
@@ -263,7 +263,9 @@ def _envoy(settings: Settings) -> Iterator[Finding]:
     if version > NEWEST:
         advice = f"tested with {OLDEST} to {NEWEST}"
     else:
-        advice = "; ".join(one.without for one in FEATURES if version < one.since)
+        missing = [one.without for one in FEATURES if version < one.since]
+        missing += [one.before for one in FIXES if version < one.since]
+        advice = "; ".join(missing)
     yield Finding(_ENVOY, "note" if advice else "ok", f"Envoy {text} ({binary})", advice)
     try:
         check_sidecar_files(settings)

@@ -7,8 +7,10 @@ Lives here: values and small functions. Not here: when Envoy accepts an answer (
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from antiphon.doors.extproc import wire
+from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import Finish, Usage
 from antiphon.errors import ApiError
 from antiphon.types.transport import OWN_JSON, Headers, header_value
@@ -16,8 +18,14 @@ from antiphon.types.transport import OWN_JSON, Headers, header_value
 PART = 256 * 1024
 """The maximum bytes of a body in one message."""
 
-CostOf = Callable[[str, Usage], int]
-"""The cost of a model's tokens in millionths of the prices' currency; 0 when unknown."""
+
+@dataclass(frozen=True, slots=True)
+class Accounting:
+    """How Envoy learns what a response used. `cost_of`: the cost of a model's tokens, in millionths of the prices'
+    currency; 0 when unknown. `record_seconds`: the time between two records of a running stream's tokens."""
+
+    cost_of: Callable[[str, Usage], int]
+    record_seconds: float = 5.0
 
 
 def with_request_id(headers: Headers, request_id: str) -> Headers:
@@ -54,7 +62,7 @@ def head_metadata(model: str) -> wire.Metadata:
     return {"model": model} if model else {}
 
 
-def final_metadata(response_id: str, finish: Finish, cost_of: CostOf) -> wire.Metadata:
+def final_metadata(response_id: str, finish: Finish, accounting: Accounting) -> wire.Metadata:
     """The metadata for Envoy at the end: for access logs, rate limits, metrics. (The numbers cover all calls of the
     response; `cost` is in millionths of the prices' currency.)"""
     metadata: wire.Metadata = {"status": finish.outcome}
@@ -69,9 +77,19 @@ def final_metadata(response_id: str, finish: Finish, cost_of: CostOf) -> wire.Me
         metadata["total_tokens"] = usage.total_tokens
         if usage.cached_tokens:
             metadata["cached_tokens"] = usage.cached_tokens
-        if cost := cost_of(finish.model, usage):
+        if cost := accounting.cost_of(finish.model, usage):
             metadata["cost"] = cost
+        metadata[wire.TOKEN_USAGE] = wire.TokenRecord(finish.model, usage)
     return metadata
+
+
+def running_metadata(exchange: ResponseExchange) -> wire.Metadata | None:
+    """The metadata for Envoy in the middle of a long stream: the tokens so far, as an estimate. If the stream is cut,
+    this is Envoy's last record of them. None: this process does not make the response."""
+    usage = exchange.estimated_usage
+    if usage is None:
+        return None
+    return {wire.TOKEN_USAGE: wire.TokenRecord(exchange.known.model, usage, estimated=True)}
 
 
 def refusal_message(error: ApiError, request_id: str) -> bytes:

@@ -29,7 +29,14 @@ from typing import Any, Final, cast
 
 from antiphon.config.limits import LimitSettings
 from antiphon.doors.extproc import wire
-from antiphon.doors.extproc.answers import CostOf, final_metadata, head_metadata, whole_answer, with_request_id
+from antiphon.doors.extproc.answers import (
+    Accounting,
+    final_metadata,
+    head_metadata,
+    running_metadata,
+    whole_answer,
+    with_request_id,
+)
 from antiphon.doors.extproc.peer import Peer, StreamCut
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.exchange.states import State
@@ -75,10 +82,16 @@ class Drive:
     door = "drive"
 
     def __init__(
-        self, runner: Runner, peer: Peer, exchange: ResponseExchange, request_id: str, ahead: Ahead, cost_of: CostOf
+        self,
+        runner: Runner,
+        peer: Peer,
+        exchange: ResponseExchange,
+        request_id: str,
+        ahead: Ahead,
+        accounting: Accounting,
     ) -> None:
         self._runner = runner
-        self._cost_of = cost_of
+        self._accounting = accounting
         self._ahead = ahead
         self._written = 0
         self._look_at = _LOOK
@@ -98,6 +111,7 @@ class Drive:
     async def run(self) -> None:
         """Send the response to the end."""
         exchange, send = self._exchange, self._peer.send
+        record_at = self._ahead.clock() + self._accounting.record_seconds
         with self._ahead.stream() as ahead:
             # `drive` is a generator; closing it ends the model call at once.
             async with aclosing(self._runner.drive(exchange)) as actions:
@@ -107,7 +121,10 @@ class Drive:
                         if self._head is None or not self._head.streamed or exchange.done:
                             self._held.append(action.data)
                         else:
-                            await send(wire.local_body(action.data, end=False))
+                            told = None
+                            if (now := self._ahead.clock()) >= record_at:
+                                record_at, told = now + self._accounting.record_seconds, running_metadata(exchange)
+                            await send(wire.local_body(action.data, False, told))
                             self._written += len(action.data)
                             if self._written >= self._look_at:
                                 await self._hold_back(ahead)
@@ -143,7 +160,7 @@ class Drive:
     async def _end(self, finish: Finish) -> None:
         assert self._head is not None
         head, body = self._head, b"".join(self._held)
-        told = final_metadata(self._exchange.known.response_id, finish, self._cost_of)
+        told = final_metadata(self._exchange.known.response_id, finish, self._accounting)
         if finish.outcome == "cut":
             if body:
                 await self._peer.send(wire.local_body(body, end=False))

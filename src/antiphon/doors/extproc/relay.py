@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from antiphon.config.limits import TimeoutSettings
 from antiphon.doors.extproc import wire
-from antiphon.doors.extproc.answers import CostOf
+from antiphon.doors.extproc.answers import Accounting
 from antiphon.doors.extproc.opening import ClientRequest
 from antiphon.doors.extproc.peer import Peer, StreamCut
 from antiphon.doors.extproc.received import MessageKind, Received
@@ -42,12 +42,12 @@ class Relay:
         request: ClientRequest,
         timeouts: TimeoutSettings,
         end_seconds: float,
-        cost_of: CostOf,
+        accounting: Accounting,
     ) -> None:
         self._runner = runner
         self._peer = peer
         self._exchange = exchange
-        self._state = RelayState(exchange, request, timeouts, runner.ports.timeouts.keepalive, end_seconds, cost_of)
+        self._state = RelayState(exchange, request, timeouts, runner.ports.timeouts.keepalive, end_seconds, accounting)
         self._loop = asyncio.get_running_loop()
 
     @property

@@ -31,11 +31,12 @@ from antiphon.config.limits import TimeoutSettings
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc.answers import (
     PART,
-    CostOf,
+    Accounting,
     final_metadata,
     head_metadata,
     in_parts,
     refusal_message,
+    running_metadata,
     whole_answer,
     with_request_id,
 )
@@ -99,11 +100,11 @@ class RelayState:
     """
 
     __slots__ = (
+        "_accounting",
         "_bodiless",
         "_body_begun",
         "_close_at",
         "_closing",
-        "_cost_of",
         "_decoder",
         "_end",
         "_end_seconds",
@@ -115,6 +116,7 @@ class RelayState:
         "_headed",
         "_heard",
         "_keepalive",
+        "_record_at",
         "_request",
         "_sent",
         "_timeouts",
@@ -137,9 +139,9 @@ class RelayState:
         timeouts: TimeoutSettings,
         keepalive: float,
         end_seconds: float,
-        cost_of: CostOf,
+        accounting: Accounting,
     ) -> None:
-        self._cost_of = cost_of
+        self._accounting = accounting
         self._exchange = exchange
         self._request = request
         self._timeouts = timeouts
@@ -180,6 +182,8 @@ class RelayState:
         self._tries = 1
         self._told_at = 0.0
         self._close_at = 0.0
+        # The time of the next record of the tokens so far.
+        self._record_at = FOREVER
 
     @property
     def reason_of_the_end(self) -> CancelReason:
@@ -209,7 +213,7 @@ class RelayState:
         assert head is not None and finish is not None
         self.finished = True
         body = self._take_waiting()
-        told = final_metadata(self._exchange.known.response_id, finish, self._cost_of)
+        told = final_metadata(self._exchange.known.response_id, finish, self._accounting)
         headers = with_request_id(head.headers, self._request.request_id)
         self.rest = whole_answer(head.status, headers, body, head_metadata(self._exchange.known.model), told)
 
@@ -326,6 +330,7 @@ class RelayState:
             headers, removed = self._response_headers(head)
             self.outgoing.append(wire.response_head(headers, removed))
             self._sent = now
+            self._record_at = now + self._accounting.record_seconds
             if head.streamed:
                 # From now on the client needs keep-alives.
                 self.due_changed = True
@@ -335,7 +340,11 @@ class RelayState:
             body = self._take_waiting()
             self._given += len(body)
             self._sent = now
-            self.outgoing.append(wire.response_body(body, False))
+            told = None
+            if now >= self._record_at:
+                self._record_at = now + self._accounting.record_seconds
+                told = running_metadata(self._exchange)
+            self.outgoing.append(wire.response_body(body, False, told))
         return None
 
     def say(self, outbox: Outbox, now: float) -> bool:
@@ -358,7 +367,7 @@ class RelayState:
             self.outgoing.append(refusal_message(silence, self._request.request_id))
             return
         body = self._take_waiting()
-        told = final_metadata(self._exchange.known.response_id, finish, self._cost_of)
+        told = final_metadata(self._exchange.known.response_id, finish, self._accounting)
         if self._bodiless:
             headers, removed = self._response_headers(head)
             self.outgoing.append(wire.response_replaced(headers, removed, body, told))
@@ -376,7 +385,7 @@ class RelayState:
             if body:
                 self.outgoing.append(wire.response_body(body, False))
             return
-        told = final_metadata(self._exchange.known.response_id, finish, self._cost_of)
+        told = final_metadata(self._exchange.known.response_id, finish, self._accounting)
         if self._end is None and head.streamed and finish.outcome in ("completed", "incomplete"):
             self._closing = True
             self._close_at = now + self._end_seconds

@@ -19,6 +19,7 @@ from typing import Literal
 import structlog
 
 from antiphon.doors.context import DoorContext
+from antiphon.doors.extproc.answers import Accounting
 from antiphon.doors.extproc.immediate_response import Ahead
 from antiphon.doors.extproc.message_queues import PeerLeft
 from antiphon.doors.extproc.opening import ProtocolError
@@ -57,6 +58,7 @@ class ExtProcDoor:
     In modes `auto` and `relay` Envoy makes the model call of a request with a single turn. This process makes the model
     calls of other requests (hosted tools, compaction, background). Transport `auto` is `http2` where its library is
     installed. `tls` is for TCP. `end_seconds`: see `ProcessorOptions`.
+    `record_seconds`: see `Accounting`.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class ExtProcDoor:
         transport: TransportName = "auto",
         tls: TlsFiles | None = None,
         end_seconds: float = 1.0,
+        record_seconds: float = 5.0,
     ) -> None:
         self._context = context
         self._options = ProcessorOptions(
             always_drive=mode == "drive",
             ahead=Ahead(self._context.limits, time.monotonic),
+            accounting=Accounting(self._context.telemetry.cost, record_seconds),
             end_seconds=end_seconds,
         )
         self._transport_name = transport

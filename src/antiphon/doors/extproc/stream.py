@@ -25,7 +25,7 @@ import structlog
 
 from antiphon.api.http import AnswerCut, ApiRequest
 from antiphon.doors.context import DoorContext
-from antiphon.doors.extproc.answers import refusal_message, with_request_id
+from antiphon.doors.extproc.answers import Accounting, refusal_message, with_request_id
 from antiphon.doors.extproc.immediate_response import Ahead, Drive, answer_streamed, answer_whole
 from antiphon.doors.extproc.message_queues import PeerLeft
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError, is_refused_before, owner_of, read_opening
@@ -53,6 +53,7 @@ class ProcessorOptions:
 
     always_drive: bool
     ahead: Ahead
+    accounting: Accounting
     end_seconds: float = 1.0
 
 
@@ -203,10 +204,10 @@ async def _serve_exchange(
         # surplus as the next request on its connection, which may belong to another client.
         if options.always_drive or exchange.needs_drive or request.trailers:
             await peer.begin()
-            answer = Drive(context.runner, peer, exchange, request.request_id, options.ahead, context.telemetry.cost)
+            answer = Drive(context.runner, peer, exchange, request.request_id, options.ahead, options.accounting)
         else:
             answer = Relay(
-                context.runner, peer, exchange, request, context.timeouts, options.end_seconds, context.telemetry.cost
+                context.runner, peer, exchange, request, context.timeouts, options.end_seconds, options.accounting
             )
         await answer.run()
     finally:

@@ -15,21 +15,38 @@ to the same values (a test compares them).
 from __future__ import annotations
 
 from functools import lru_cache
-from struct import Struct
+from struct import Struct as Layout
 from typing import Final
 
 from google.protobuf.message import DecodeError
+from msgspec import Struct
 
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.body_messages import REQUEST_BODY, RESPONSE_BODY, read_part, varint, write_part
 from antiphon.doors.extproc.head_reader import REQUEST_HEADERS, RESPONSE_HEADERS, read_head
 from antiphon.doors.extproc.received import MessageKind, Received
+from antiphon.engine.ports.actions import Usage
 from antiphon.types.transport import BACKEND_HEADER, Headers
 
-Metadata = dict[str, str | int]
-"""Envoy's dynamic metadata in the namespace `antiphon`."""
+
+class TokenRecord(Struct, frozen=True):
+    """Envoy's own record of a response's tokens, `envoy.data.ai.v3.TokenUsage`. `estimated`: the response still runs,
+    and the counts are estimates."""
+
+    model: str
+    usage: Usage
+    estimated: bool = False
+
+
+Metadata = dict[str, str | int | TokenRecord]
+"""Envoy's dynamic metadata in the namespace `antiphon`. A `TokenRecord` goes to Envoy's own namespace, which is its
+key."""
+
+TOKEN_USAGE: Final = "envoy.ai.token_usage"
+"""The namespace in which Envoy (1.40 or newer) has token counts as a typed message. Older Envoys ignore it."""
 
 _NAMESPACE: Final = "antiphon"
+_TOKEN_USAGE_TYPE: Final = "type.googleapis.com/envoy.data.ai.v3.TokenUsage"
 # A field's first byte has its number and its wire type: 2 for length-delimited, 1 for eight bytes, 0 for a varint.
 _FIRST: Final = b"\x0a"
 _SECOND: Final = b"\x12"
@@ -39,7 +56,7 @@ _DYNAMIC_METADATA: Final = b"\x42"
 _TEXT: Final = b"\x1a"
 _STRUCT: Final = b"\x2a"
 _SMALL: Final = tuple(varint(number) for number in range(1024))
-_double: Final = Struct("<d").pack
+_double: Final = Layout("<d").pack
 _LONGEST_TEXT: Final = 256
 # Metadata with few values. (Response ids, for example, are all different.)
 _TOLD_ALIKE: Final = frozenset({"status", "model"})
@@ -193,16 +210,40 @@ def dynamic_metadata(metadata: Metadata | None) -> bytes:
     """The metadata field of an answer, which must follow all other fields. Texts are shortened by `_loggable`."""
     if not metadata:
         return b""
-    entries = [
-        _before_number(name) + _double(value)
-        if isinstance(value, int)
-        else _told_alike(name, value)
-        if name in _TOLD_ALIKE and len(value) <= _LONGEST_TEXT
-        else _told(name, value)
-        for name, value in metadata.items()
-    ]
+    entries, typed = [], b""
+    for name, value in metadata.items():
+        if isinstance(value, int):
+            entries.append(_before_number(name) + _double(value))
+        elif isinstance(value, TokenRecord):
+            typed = _typed(name, value)
+        elif name in _TOLD_ALIKE and len(value) <= _LONGEST_TEXT:
+            entries.append(_told_alike(name, value))
+        else:
+            entries.append(_told(name, value))
+    if not entries:
+        return typed
     inside = _within(_SECOND, _within(_STRUCT, b"".join(entries)))
-    return _within(_DYNAMIC_METADATA, _within(_FIRST, _key(_NAMESPACE) + inside))
+    return _within(_DYNAMIC_METADATA, _within(_FIRST, _key(_NAMESPACE) + inside)) + typed
+
+
+def _typed(namespace: str, record: TokenRecord) -> bytes:
+    usage = record.usage
+    tokens = pb.TokenUsage(
+        api_protocol=pb.TokenUsage.OPENAI_RESPONSES,
+        model=_loggable(record.model),
+        extraction_status=pb.TokenUsage.PARTIAL if record.estimated else pb.TokenUsage.COMPLETE,
+    )
+    tokens.input_tokens.value = usage.input_tokens
+    tokens.output_tokens.value = usage.output_tokens
+    tokens.total_tokens.value = usage.total_tokens
+    if not record.estimated:
+        tokens.input_token_details.cached_tokens.value = usage.cached_tokens
+        tokens.input_token_details.cache_creation_tokens.value = usage.cache_write_tokens
+        tokens.output_token_details.reasoning_tokens.value = usage.reasoning_tokens
+    response = pb.ProcessingResponse()
+    typed = response.typed_dynamic_metadata[namespace]
+    typed.type_url, typed.value = _TOKEN_USAGE_TYPE, tokens.SerializeToString()
+    return response.SerializeToString()
 
 
 def _told(name: str, value: str) -> bytes:

@@ -46,6 +46,7 @@ from antiphon.engine.ports.actions import (
     RequestHead,
     ResponseRecord,
     SendBody,
+    Usage,
 )
 from antiphon.engine.ports.hosted_tools import PreparedTool, ToolResult
 from antiphon.engine.ports.jobs import JobRequest
@@ -183,6 +184,17 @@ class ResponseExchange:
     def floods(self) -> bool:
         """Whether the upstream sends many bytes without any output. Other requests then take precedence."""
         return self._core.call.reader.idle > _FLOOD
+
+    @property
+    def estimated_usage(self) -> Usage | None:
+        """The tokens so far: the finished model calls' counts, and an estimate of the call that runs. None: this
+        process does not make the response."""
+        known = self._core.known
+        if known.builder is None:
+            return None
+        estimated = Usage.estimated(self._core.call.size, known.output_bytes)
+        read = estimated.input_tokens + (known.spent.input_tokens if known.spent is not None else 0)
+        return Usage(read, estimated.output_tokens, read + estimated.output_tokens)
 
     def unstored_record(self) -> ResponseRecord | None:
         """The record of a finished response that will not be stored. None: there is no such response."""

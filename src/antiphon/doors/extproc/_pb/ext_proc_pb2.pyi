@@ -1,4 +1,6 @@
+from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import wrappers_pb2 as _wrappers_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -214,7 +216,14 @@ class StreamedImmediateResponse(_message.Message):
     def __init__(self, headers_response: _Optional[_Union[HttpHeaders, _Mapping]] = ..., body_response: _Optional[_Union[StreamedBodyResponse, _Mapping]] = ..., trailers_response: _Optional[_Union[HeaderMap, _Mapping]] = ...) -> None: ...
 
 class ProcessingResponse(_message.Message):
-    __slots__ = ("request_headers", "response_headers", "request_body", "response_body", "request_trailers", "response_trailers", "immediate_response", "streamed_immediate_response", "dynamic_metadata")
+    __slots__ = ("request_headers", "response_headers", "request_body", "response_body", "request_trailers", "response_trailers", "immediate_response", "streamed_immediate_response", "dynamic_metadata", "typed_dynamic_metadata")
+    class TypedDynamicMetadataEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _any_pb2.Any
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_any_pb2.Any, _Mapping]] = ...) -> None: ...
     REQUEST_HEADERS_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_HEADERS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_BODY_FIELD_NUMBER: _ClassVar[int]
@@ -224,6 +233,7 @@ class ProcessingResponse(_message.Message):
     IMMEDIATE_RESPONSE_FIELD_NUMBER: _ClassVar[int]
     STREAMED_IMMEDIATE_RESPONSE_FIELD_NUMBER: _ClassVar[int]
     DYNAMIC_METADATA_FIELD_NUMBER: _ClassVar[int]
+    TYPED_DYNAMIC_METADATA_FIELD_NUMBER: _ClassVar[int]
     request_headers: HeadersResponse
     response_headers: HeadersResponse
     request_body: BodyResponse
@@ -233,4 +243,51 @@ class ProcessingResponse(_message.Message):
     immediate_response: ImmediateResponse
     streamed_immediate_response: StreamedImmediateResponse
     dynamic_metadata: _struct_pb2.Struct
-    def __init__(self, request_headers: _Optional[_Union[HeadersResponse, _Mapping]] = ..., response_headers: _Optional[_Union[HeadersResponse, _Mapping]] = ..., request_body: _Optional[_Union[BodyResponse, _Mapping]] = ..., response_body: _Optional[_Union[BodyResponse, _Mapping]] = ..., request_trailers: _Optional[_Union[TrailersResponse, _Mapping]] = ..., response_trailers: _Optional[_Union[TrailersResponse, _Mapping]] = ..., immediate_response: _Optional[_Union[ImmediateResponse, _Mapping]] = ..., streamed_immediate_response: _Optional[_Union[StreamedImmediateResponse, _Mapping]] = ..., dynamic_metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    typed_dynamic_metadata: _containers.MessageMap[str, _any_pb2.Any]
+    def __init__(self, request_headers: _Optional[_Union[HeadersResponse, _Mapping]] = ..., response_headers: _Optional[_Union[HeadersResponse, _Mapping]] = ..., request_body: _Optional[_Union[BodyResponse, _Mapping]] = ..., response_body: _Optional[_Union[BodyResponse, _Mapping]] = ..., request_trailers: _Optional[_Union[TrailersResponse, _Mapping]] = ..., response_trailers: _Optional[_Union[TrailersResponse, _Mapping]] = ..., immediate_response: _Optional[_Union[ImmediateResponse, _Mapping]] = ..., streamed_immediate_response: _Optional[_Union[StreamedImmediateResponse, _Mapping]] = ..., dynamic_metadata: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., typed_dynamic_metadata: _Optional[_Mapping[str, _any_pb2.Any]] = ...) -> None: ...
+
+class TokenUsage(_message.Message):
+    __slots__ = ("api_protocol", "model", "input_tokens", "output_tokens", "total_tokens", "input_token_details", "output_token_details", "extraction_status")
+    class ApiProtocol(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        API_PROTOCOL_UNSPECIFIED: _ClassVar[TokenUsage.ApiProtocol]
+        OPENAI_RESPONSES: _ClassVar[TokenUsage.ApiProtocol]
+    API_PROTOCOL_UNSPECIFIED: TokenUsage.ApiProtocol
+    OPENAI_RESPONSES: TokenUsage.ApiProtocol
+    class ExtractionStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        EXTRACTION_STATUS_UNSPECIFIED: _ClassVar[TokenUsage.ExtractionStatus]
+        COMPLETE: _ClassVar[TokenUsage.ExtractionStatus]
+        PARTIAL: _ClassVar[TokenUsage.ExtractionStatus]
+    EXTRACTION_STATUS_UNSPECIFIED: TokenUsage.ExtractionStatus
+    COMPLETE: TokenUsage.ExtractionStatus
+    PARTIAL: TokenUsage.ExtractionStatus
+    class InputTokenDetails(_message.Message):
+        __slots__ = ("cached_tokens", "cache_creation_tokens")
+        CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+        CACHE_CREATION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+        cached_tokens: _wrappers_pb2.UInt64Value
+        cache_creation_tokens: _wrappers_pb2.UInt64Value
+        def __init__(self, cached_tokens: _Optional[_Union[_wrappers_pb2.UInt64Value, _Mapping]] = ..., cache_creation_tokens: _Optional[_Union[_wrappers_pb2.UInt64Value, _Mapping]] = ...) -> None: ...
+    class OutputTokenDetails(_message.Message):
+        __slots__ = ("reasoning_tokens",)
+        REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+        reasoning_tokens: _wrappers_pb2.UInt64Value
+        def __init__(self, reasoning_tokens: _Optional[_Union[_wrappers_pb2.UInt64Value, _Mapping]] = ...) -> None: ...
+    API_PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TOKEN_DETAILS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_TOKEN_DETAILS_FIELD_NUMBER: _ClassVar[int]
+    EXTRACTION_STATUS_FIELD_NUMBER: _ClassVar[int]
+    api_protocol: TokenUsage.ApiProtocol
+    model: str
+    input_tokens: _wrappers_pb2.UInt64Value
+    output_tokens: _wrappers_pb2.UInt64Value
+    total_tokens: _wrappers_pb2.UInt64Value
+    input_token_details: TokenUsage.InputTokenDetails
+    output_token_details: TokenUsage.OutputTokenDetails
+    extraction_status: TokenUsage.ExtractionStatus
+    def __init__(self, api_protocol: _Optional[_Union[TokenUsage.ApiProtocol, str]] = ..., model: _Optional[str] = ..., input_tokens: _Optional[_Union[_wrappers_pb2.UInt64Value, _Mapping]] = ..., output_tokens: _Optional[_Union[_wrappers_pb2.UInt64Value, _Mapping]] = ..., total_tokens: _Optional[_Union[_wrappers_pb2.UInt64Value, _Mapping]] = ..., input_token_details: _Optional[_Union[TokenUsage.InputTokenDetails, _Mapping]] = ..., output_token_details: _Optional[_Union[TokenUsage.OutputTokenDetails, _Mapping]] = ..., extraction_status: _Optional[_Union[TokenUsage.ExtractionStatus, str]] = ...) -> None: ...
