@@ -222,7 +222,7 @@ def missing_input(left_out: Sequence[str] = ()) -> InvalidRequest:
     """The error for a request that leaves the model nothing to answer; `left_out` names its unknown parts."""
     unknown = [name for name in left_out if name.startswith("input.")]
     if unknown:
-        return missing_value(f"'input' has nothing that is known here ({', '.join(unknown)} was left out).", "input")
+        return missing_value(f"Antiphon knows no item of 'input' ({', '.join(unknown)} was left out).", "input")
     return missing_value("'input' is missing or empty. Send a string or a list of items.", "input")
 
 
