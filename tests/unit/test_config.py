@@ -678,3 +678,10 @@ def test_usual_addresses_are_taken(listen: str) -> None:
 def test_aliases_in_a_file_are_no_circle(file: Path) -> None:
     file.write_text("upstreams: {a: &x {url: http://a/v1}, b: *x, c: *x}")
     assert load_settings({}, {}, file).upstreams["c"].url == "http://a/v1"
+
+
+@pytest.mark.parametrize("url", ["http://[hunter2hunter2", "http://me:hunter2hunter2@h", "http://h:hunter2hunter2"])
+def test_a_broken_endpoint_of_opentelemetry_is_refused_without_its_text(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"tracing\.traces_endpoint: ") as failure:
+        load_settings(environ={"OTEL_EXPORTER_OTLP_ENDPOINT": url})
+    assert "hunter2" not in str(failure.value)

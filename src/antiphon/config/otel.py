@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 _SERVICE_NAME = re.compile(r"(?:^|,)\s*service\.name\s*=([^,]+)")
 _BASE, _TRACES = "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -62,7 +62,8 @@ def _endpoint(environ: Mapping[str, str], mistakes: list[str]) -> str | None:
     url = _read(environ, name)
     if not url:
         return None
-    if urlsplit(url).scheme not in ("http", "https"):
+    # Only the beginning: the setting's own check reads the rest.
+    if not url.lower().startswith(("http://", "https://")):
         mistakes.append(f"{name} must be an http:// or https:// URL: traces are sent by OTLP over HTTP")
         return None
     return url if name == _TRACES else f"{url.rstrip('/')}/v1/traces"

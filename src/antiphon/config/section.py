@@ -182,7 +182,7 @@ def _url(value: str) -> str:
 def _base_url(value: str) -> str:
     parts = _web_url(value)
     if parts.username or parts.password:
-        raise ValueError("must not hold credentials; use api_key")
+        raise ValueError("must not hold credentials; the settings beside it take them (api_key, headers)")
     if parts.query or parts.fragment:
         raise ValueError("must not have a query or fragment")
     return value.rstrip("/")
