@@ -8,8 +8,9 @@ import socket
 import stat
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import openai
 import pytest
@@ -17,7 +18,11 @@ import structlog
 
 from antiphon.doors.http.path import split_target
 from antiphon.doors.owners import OwnerResolver
+from antiphon.engine.running.held_keys import HeldKeys
+from antiphon.engine.running.loading import Ports
+from antiphon.engine.running.runner import Runner
 from antiphon.errors import ConfigError, InvalidRequest
+from antiphon.stores.leases import Leases
 from tests.support.chat_server import (
     DEADLINE,
     Close,
@@ -33,6 +38,7 @@ from tests.support.chat_server import (
 )
 from tests.support.compression import COMPRESSED
 from tests.support.http_door import OpenHttpDoor, RawAnswer, open_http_door, post_bytes
+from tests.support.ports import KeyStore
 from tests.support.waiting import until
 
 ASK: dict[str, Any] = {"model": "demo-model", "input": "Hi"}
@@ -517,6 +523,35 @@ async def test_client_leaves_during_the_upload(door: OpenHttpDoor) -> None:
         client.leave()
     await finished(door)
     assert door.chat.requests == [] and door.store.records == {}
+
+
+class _SlowRoom:
+    """The check of an owner's stored bytes, which comes after the claim of the key, never ends."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def check(self, owner: str) -> None:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_client_leaves_before_its_request_begins_and_its_key_is_free(stops: bool) -> None:
+    keys, room = KeyStore(), _SlowRoom()
+
+    def runner(ports: Ports) -> Runner:
+        return Runner(replace(ports, keys=HeldKeys(keys, Leases()), owner_room=cast(Any, room)))
+
+    async with open_http_door(runner=runner) as door, door.client() as client:
+        await client.send(post_bytes(ASK, headers={"idempotency-key": "k"}))
+        await room.asked.wait()
+        assert keys.held == ["k"]
+        client.leave()
+        if stops:
+            await door.door.aclose()
+        await until(lambda: keys.held == [] and door.context.admission.active == 0)
+        assert door.chat.requests == [] and [one.status for one in door.store.records.values()] == ["failed"]
 
 
 async def test_client_that_leaves_after_the_end_changes_nothing(door: OpenHttpDoor) -> None:

@@ -71,6 +71,19 @@ class NoKeys(IdempotencyStore):
         return (0,)
 
 
+class KeyStore(NoKeys):
+    """An `IdempotencyStore` in which every key is free. `held`: the keys that responses hold now."""
+
+    def __init__(self) -> None:
+        self.held: list[str] = []
+
+    async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> None:
+        self.held.append(once.key)
+
+    async def release(self, once: OnceOnly, object_id: str) -> None:
+        self.held.remove(once.key)
+
+
 def make_ports(store: ResponseStore | None = None, upstream: Upstream | None = None, **given: Any) -> Ports:
     """These ports, and others in place of those that are not given."""
     kept = store or MemoryResponseStore()

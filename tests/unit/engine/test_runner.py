@@ -41,7 +41,7 @@ from tests.support.fake_envoy import DEADLINE
 from tests.support.fake_time import in_fake_time
 from tests.support.hosted_tools import ScriptedTools
 from tests.support.memory_store import MemoryResponseStore
-from tests.support.ports import NoKeys, make_ports
+from tests.support.ports import KeyStore, make_ports
 
 
 class _NoUpstream:
@@ -378,19 +378,6 @@ async def test_a_key_is_claimed_for_what_makes_a_response(
     assert keys.done == done
 
 
-class _KeyStore(NoKeys):
-    """Every key is free; which ones are held now."""
-
-    def __init__(self) -> None:
-        self.held: list[str] = []
-
-    async def claim(self, once: OnceOnly, object_id: str, seconds: float) -> None:
-        self.held.append(once.key)
-
-    async def release(self, once: OnceOnly, object_id: str) -> None:
-        self.held.remove(once.key)
-
-
 class _Silent(_NoUpstream):
     """It never answers."""
 
@@ -410,7 +397,7 @@ async def test_a_process_that_stops_in_the_moment_in_which_a_client_leaves_relea
     store: MemoryResponseStore, steps: int
 ) -> None:
     """Both cancel the task of the request, one shortly after the other."""
-    keys, upstream = _KeyStore(), _Silent()
+    keys, upstream = KeyStore(), _Silent()
     made: Any = HeldKeys(keys, Leases(60.0))
     runner = Runner(make_ports(store, cast(Any, upstream), timeouts=TimeoutSettings(), metrics=Metrics(), keys=made))
     exchange = make_exchange()

@@ -39,6 +39,7 @@ from antiphon.engine.exchange.options import RESPONSES_PATH
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CancelReason, RequestHead
 from antiphon.engine.running.connection_memory import SocketMemory
+from antiphon.engine.waiting import to_the_end
 from antiphon.errors import ApiError, InternalError, InvalidRequest, NotFound, Unauthorized
 from antiphon.ids import new_id
 from antiphon.observability.metric_names import SOCKETS
@@ -312,7 +313,12 @@ class HttpDoor:
         try:
             body = await self._read_body(request, call, hold)
             head = RequestHead(call.method, call.path, _without_private(call.headers), owner, call.id)
-            await self._context.runner.receive(exchange, head, body)
+            try:
+                await self._context.runner.receive(exchange, head, body)
+            except asyncio.CancelledError:
+                # The request may hold its idempotency key already.
+                await to_the_end(self._context.runner.abandon(exchange, self._leaving()))
+                raise
             del body
             answer = ExchangeAnswer(request, exchange, self._context.runner, call.added)
             try:
