@@ -46,6 +46,7 @@ _COLUMNS = (
     "status",
 )
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+_ESCAPED = re.compile(r"\\+u([0-9a-fA-F]{4})")
 _LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,200}")
 _WEATHER: Object = {
     "type": "function",
@@ -240,7 +241,12 @@ def shows(answer: Answer, secrets: tuple[str, ...]) -> bool:
         for name, text in _texts(value):
             fields.setdefault(name, []).append(text)
     texts = (answer.content_type, answer.body.decode("utf-8", "replace"), *("".join(each) for each in fields.values()))
-    return any(without(text, secrets) != text for text in texts)
+    return any(without(plain, secrets) != plain for text in texts for plain in (text, _unescaped(text)))
+
+
+def _unescaped(text: str) -> str:
+    r"""The text with the letters that JSON writes as `\uXXXX`, also in JSON within JSON and in broken JSON."""
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text)
 
 
 def _texts(value: object) -> Iterator[tuple[str, str]]:
@@ -372,15 +378,21 @@ async def ask(session: aiohttp.ClientSession, url: str, request: Object) -> Answ
         async with session.post(
             f"{url}/chat/completions", json=request, headers={"accept-encoding": "identity"}
         ) as got:
-            parts, size = list[bytes](), 0
-            async for part in got.content.iter_any():
-                size += len(part)
-                if size > _MOST_BYTES:
-                    raise CannotRecord(f"The server at {url} sent more than {_MOST_BYTES >> 20} MiB for one answer.")
-                parts.append(part)
+            parts = await _parts(got, url)
             return Answer(got.status, got.headers.get("content-type", ""), b"".join(parts), tuple(map(len, parts)))
     except (aiohttp.ClientError, TimeoutError) as error:
         raise CannotRecord(f"The server at {url} gave no whole answer: {type(error).__name__}.") from None
+
+
+async def _parts(got: aiohttp.ClientResponse, url: str) -> list[bytes]:
+    """The body in the pieces in which it was read. Raises `CannotRecord` for one that is too large."""
+    parts, size = list[bytes](), 0
+    async for part in got.content.iter_any():
+        size += len(part)
+        if size > _MOST_BYTES:
+            raise CannotRecord(f"The server at {url} sent more than {_MOST_BYTES >> 20} MiB for one answer.")
+        parts.append(part)
+    return parts
 
 
 async def first_model(url: str, secrets: tuple[str, ...]) -> str:
@@ -388,7 +400,7 @@ async def first_model(url: str, secrets: tuple[str, ...]) -> str:
     headers = {"authorization": f"Bearer {secrets[0]}"} if secrets else {}
     try:
         async with aiohttp.ClientSession(headers=headers) as session, session.get(f"{url}/models") as got:
-            return str(json.loads(await got.content.read(_MOST_BYTES))["data"][0]["id"])
+            return str(json.loads(b"".join(await _parts(got, url)))["data"][0]["id"])
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, IndexError, TypeError, RecursionError):
         raise CannotRecord(f"The server at {url} lists no models: name one with --model.") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import os
 import pkgutil
 import sys
@@ -104,6 +105,8 @@ _LETTERS = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
         ("text", f"application/json; note={KEY}", b"{}"),
         ("text", "application/json", b'{"error": {"message": "%b"}}' % _LETTERS.encode()),
         ("text", "application/json", b'{"%b": 1}' % _LETTERS.encode()),
+        ("text", "application/json", b'{"broken": "%b' % _LETTERS.encode()),
+        ("text", "application/json", json.dumps({"arguments": f'{{"{_LETTERS}": 1}}'}).encode()),
         (
             "text-stream",
             "text/event-stream",
@@ -155,6 +158,18 @@ async def test_a_name_that_would_break_the_table_is_refused(tmp_path: Path, name
         assert status == 1 and "The model's name" in printed and KEY not in printed
         status, printed = await record(tmp_path, chat.base_url, "--model", "m", "--licence", "a\tb")
     assert status == 2 and "without tabs and line breaks" in printed
+
+
+async def test_a_long_list_of_models_is_read_to_its_end(tmp_path: Path) -> None:
+    """It comes in many pieces."""
+    models = json.dumps({"data": [{"id": f"model-{number}"} for number in range(20_000)]}).encode()
+    async with ChatServer() as chat:
+        parts = [models[at : at + 50_000] for at in range(0, len(models), 50_000)]
+        chat.script(answer(200, [("content-type", "application/json")], parts), json_answer(completion("Hi.")))
+        status, printed = await record(tmp_path, chat.base_url, "--only", "text")
+    assert status == 0, printed
+    (recording,) = recordings_in(tmp_path)
+    assert recording.request["model"] == "model-0"
 
 
 async def test_an_answer_without_reasoning_is_no_recording_of_reasoning(tmp_path: Path) -> None:
