@@ -390,7 +390,7 @@ traces. Settings: [configuration.md](configuration.md).
   stops sends its remaining spans, for three seconds at most.
 
 OpenTelemetry's standard variables are defaults of `tracing.*`; a setting of Antiphon's own wins. They count for Envoy's
-spans and for `antiphon doctor` too. An unusable value is an error at the start where traces would be sent.
+spans and for `antiphon doctor` too. If traces are on, an unusable value is an error at the start.
 
 - `OTEL_EXPORTER_OTLP_ENDPOINT`: the base URL, below which `/v1/traces` becomes `tracing.traces_endpoint`.
 - `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`: `tracing.traces_endpoint`, used unchanged; it wins over the base. With

@@ -111,9 +111,9 @@ class BlobSettings(Section):
     """Whether the bucket's name is in the path, and not in the host's name. Unset: yes with an `endpoint`, else no."""
     seconds: float = Field(default=30.0, ge=1)
     """Seconds for one request to the bucket, with all its tries (three at most). A request writes a piece of a content
-    (8 MiB at most), reads a range of one (2 MiB at most), lists or deletes. An upload or a download makes as many of
-    them, one after the other, as it needs; no setting bounds the whole. When the bucket stops answering, an upload
-    fails after this time. Deleting what it wrote may take as long again before its client gets the error."""
+    (at most 8 MiB), reads a range (at most 2 MiB), lists or deletes. An upload or a download sends several requests,
+    one after the other, and no setting limits its total time. If the bucket stops answering, an upload fails after this
+    time. Deleting its pieces may take the same time again before the client gets the error."""
 
     @field_validator("url")
     @classmethod
