@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from antiphon.types.file_kinds import BYTES, image_type, is_text, media_type_of, plain_name
+from antiphon.types.file_kinds import BYTES, FIRST_BYTES, image_type, is_text, media_type_of, plain_name
+
+TEXT = """
+.txt .md .markdown .rst .csv .tsv .json .jsonl .yaml .yml .toml .ini .xml .html .htm .css .js .ts .tsx .jsx .py .rb .go
+.rs .java .c .h .cpp .cs .php .sh .sql .log .tex .kt .swift .lua .pl .diff .patch
+"""
 
 
 @pytest.mark.parametrize(
@@ -29,6 +34,12 @@ from antiphon.types.file_kinds import BYTES, image_type, is_text, media_type_of,
         ("n" * 300 + ".pdf", "n" * 251 + ".pdf"),
         ("漢" * 100 + ".pdf", "漢" * 83 + ".pdf"),
         ("n" * 300, "n" * 255),
+        ("n" * 251 + ".pdf", "n" * 251 + ".pdf"),
+        ("n" * 252 + ".pdf", "n" * 251 + ".pdf"),
+        # An ending of up to 16 letters stays; what is longer is none.
+        ("n" * 300 + "." + "e" * 16, "n" * 238 + "." + "e" * 16),
+        ("n" * 300 + "." + "e" * 17, "n" * 255),
+        ("." + "n" * 300, "." + "n" * 254),
     ],
 )
 def test_plain_names(given_name: str, name: str) -> None:
@@ -55,6 +66,15 @@ def test_any_name_becomes_a_plain_one(text: str) -> None:
         ("a.go", "application/x-go", "text/plain"),
         ("a.html", "", "text/html"),
         ("a.docx", "", "application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
+        ("a.xlsx", "", "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"),
+        ("a.pptx", "", "application/vnd.openxmlformats-officedocument.presentationml.presentation"),
+        ("a.markdown", "", "text/markdown"),
+        ("a.yaml", "", "application/yaml"),
+        ("a.yml", "", "application/yaml"),
+        ("a.toml", "", "text/plain"),
+        ("a.webp", "", "image/webp"),
+        ("a.xml", "", "text/xml"),
+        ("a.json", "", "application/json"),
         ("a.txt.gz", "text/plain", BYTES),
         ("a", "", BYTES),
         ("a", "image/png", "image/png"),
@@ -74,6 +94,23 @@ def test_what_a_model_can_read_is_text_by_its_type(name: str) -> None:
     assert is_text(name, media_type_of(name, "application/x-whatever"))
 
 
+@pytest.mark.parametrize(
+    "ending",
+    TEXT.split(),
+)
+def test_text_is_known_by_its_ending(ending: str) -> None:
+    assert is_text(f"A{ending.upper()}", "") and is_text(f"a{ending}", BYTES)
+    assert not is_text(f"a{ending}_", "")
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    ["text/x-new", "application/json", "application/xml", "application/yaml", "application/x-yaml"],
+)
+def test_text_is_known_by_its_type(media_type: str) -> None:
+    assert is_text("a", media_type) and not is_text("a.txt", f"x{media_type}")
+
+
 def test_what_a_model_cannot_read() -> None:
     assert not is_text("a.pdf", "application/pdf")
     assert not is_text("a.bin", BYTES)
@@ -86,6 +123,8 @@ def test_what_a_model_cannot_read() -> None:
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "image/png"),
         (b"\xff\xd8\xff\xe0\0\x10JFIF", "image/jpeg"),
         (b"GIF89a....", "image/gif"),
+        (b"GIF87a....", "image/gif"),
+        (b"GIF88a....", None),
         (b"RIFF\x24\0\0\0WEBPVP8 ", "image/webp"),
         (b"RIFF\x24\0\0\0WAVEfmt ", None),
         (b"<svg xmlns=", None),
@@ -95,3 +134,4 @@ def test_what_a_model_cannot_read() -> None:
 )
 def test_pictures_by_their_first_bytes(start: bytes, kind: str | None) -> None:
     assert image_type(start) == kind
+    assert image_type(start[:FIRST_BYTES] + b"whatever follows") == kind

@@ -11,6 +11,7 @@ import pytest
 from msgspec import Raw
 
 from antiphon.engine.ports.actions import RequestHead
+from antiphon.errors import InvalidRequest
 from antiphon.translation.request.body import allow_fields, read_request
 from antiphon.translation.request.field_support import GROUPS
 from antiphon.types.tolerance import Tolerance
@@ -400,6 +401,24 @@ def test_names_are_kept_once_so_many_and_so_long() -> None:
         tolerance.note(f"{number}{'x' * 500}")
     assert len(tolerance.names) == len(set(tolerance.names)) == 65 and tolerance.names[-1] == "..."
     assert {len(name) for name in tolerance.names[:-1]} == {128}
+
+
+def test_left_out_tools_are_kept_once_so_many_and_so_long() -> None:
+    tolerance = Tolerance()
+    for number in (0, 0, *range(100)):
+        tolerance.leave_out_tool(f"{number}{'x' * 500}", InvalidRequest("no such tool"))
+    assert len(tolerance.tools) == len(set(tolerance.tools)) == 64 and not tolerance.names
+    assert {len(name) for name in tolerance.tools} == {128}
+
+
+def test_a_strict_reader_looks_at_every_name() -> None:
+    """It refuses the first one that it cannot note, however many it has noted of another kind."""
+    tolerance = Tolerance(strict=True, names=["noted"] * 65)
+    assert list(tolerance.unknown(["a", "known", "b"], {"known"})) == ["a", "b"]
+    with pytest.raises(InvalidRequest):
+        tolerance.leave_out("a", InvalidRequest("unknown"))
+    tolerance.note("b")
+    assert len(tolerance.names) == 65
 
 
 def test_many_unknown_names_are_bounded() -> None:
