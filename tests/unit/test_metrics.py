@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -12,6 +13,7 @@ from antiphon.engine.ports.actions import Usage
 from antiphon.errors import StoreError
 from antiphon.observability.metric_names import CUT_KINDS, METRICS, OF_UP, QUEUED, THREADS
 from antiphon.observability.metrics import Metrics
+from tests.support.fake_time import in_fake_time
 
 
 def _samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -195,3 +197,114 @@ def test_a_name_longer_than_names_are_is_no_label() -> None:
     metrics = Metrics()
     metrics.spent("m" * 257, "a", Usage(1, 2, 3))
     assert _samples(metrics)["antiphon_tokens_total", (("kind", "input"), ("model", "other"), ("upstream", "a"))] == 1
+
+
+def test_each_metric_is_on_the_page_as_it_is_rendered() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/metrics.md").read_text()
+    for one in (*METRICS, *OF_UP):
+        labels = "; ".join(f"`{name}`: {values}" for name, values in one.labels.items())
+        assert f"| `{one.name}` | {one.kind} | {one.text} | {labels} |\n" in page
+
+
+_LONG = "0.005 0.01 0.025 0.05 0.1 0.25 0.5 1.0 2.5 5.0 10.0 30.0 60.0 120.0 300.0 600.0 +Inf"
+_SHORT = "0.0005 0.001 0.0025 0.005 0.01 0.025 0.05 0.1 0.25 0.5 1.0 2.5 5.0 10.0 +Inf"
+
+
+def test_the_bounds_of_histograms_are_those_that_dashboards_have_series_of() -> None:
+    metrics = Metrics()
+    metrics.response_finished("completed", "relay", 0.2)
+    metrics.streamed("relay", 0.1, 0.1)
+    metrics.writer_group.add(1, "sessions")
+    metrics.searches.add(1, "words")
+    bounds: dict[str, list[str]] = {}
+    for name, labels in _samples(metrics):
+        if name.endswith("_bucket"):
+            bounds.setdefault(name.removesuffix("_bucket"), []).append(dict(labels)["le"])
+    assert {name: " ".join(sorted(found, key=float)) for name, found in bounds.items()} == {
+        "response_duration_seconds": _LONG,
+        "antiphon_response_first_event_seconds": _LONG,
+        "antiphon_response_event_gap_seconds": _SHORT,
+        "antiphon_search_duration_seconds": _LONG,
+        "antiphon_event_loop_lag_seconds": _SHORT,
+        "antiphon_storage_writer_group": "1.0 2.0 4.0 8.0 16.0 32.0 64.0 128.0 +Inf",
+    }
+
+
+def test_each_event_changes_its_numbers_and_no_others() -> None:
+    metrics = Metrics()
+    metrics.response_finished("failed", "drive", 0.5, fault="upstream", code="server_error", upstream="a")
+    metrics.streamed("relay", 2.0, None)
+    metrics.streamed("relay", 3.0, 0.25)
+    metrics.spent("m", "a", Usage(7, 5, 12, cached_tokens=3, reasoning_tokens=2), 0.5)
+    metrics.spent("m", "b", Usage(4, 1, 5), estimated=True)
+    metrics.request_finished("GET /v1/files/{}", 404, "client")
+    metrics.request_finished("GET /v1/models", 200)
+    metrics.upstream_called("a", "responses", "200", 0.75)
+    metrics.upstream_called("a", "models", "unreachable", None)
+    for code in ("conversation_locked", "invalid_encrypted_content", "another"):
+        metrics.refused_for(code)
+    metrics.tool_execution("mcp", 1.5, "timed_out")
+    metrics.lag.add(0.125, times=3)
+    found = {
+        (name.removeprefix("antiphon_"), *dict(labels).values()): value
+        for (name, labels), value in _samples(metrics).items()
+        if value and not name.startswith(("process_", "python_")) and not name.endswith("_bucket")
+    }
+    # The values of labels are in the order of the labels' names.
+    assert found == {
+        ("responses_total", "drive", "upstream", "failed"): 1,
+        ("response_failures_total", "server_error", "upstream", "a"): 1,
+        ("response_duration_seconds_count", "drive"): 1,
+        ("response_duration_seconds_sum", "drive"): 0.5,
+        ("response_first_event_seconds_count", "relay"): 2,
+        ("response_first_event_seconds_sum", "relay"): 5,
+        ("response_event_gap_seconds_count", "relay"): 1,
+        ("response_event_gap_seconds_sum", "relay"): 0.25,
+        ("cost_total", "m"): 0.5,
+        ("tokens_total", "input", "m", "a"): 7,
+        ("tokens_total", "output", "m", "a"): 5,
+        ("tokens_total", "cached_input", "m", "a"): 3,
+        ("tokens_total", "reasoning", "m", "a"): 2,
+        ("tokens_total", "estimated_input", "m", "b"): 4,
+        ("tokens_total", "estimated_output", "m", "b"): 1,
+        ("requests_total", "client", "GET /v1/files/{}", "404"): 1,
+        ("requests_total", "none", "GET /v1/models", "200"): 1,
+        ("upstream_requests_total", "responses", "200", "a"): 1,
+        ("upstream_requests_total", "models", "unreachable", "a"): 1,
+        ("upstream_head_seconds_count", "a"): 1,
+        ("upstream_head_seconds_sum", "a"): 0.75,
+        ("conversation_conflicts_total",): 1,
+        ("sealed_content_refused_total",): 1,
+        ("tool_execution_duration_seconds_count", "mcp"): 1,
+        ("tool_execution_duration_seconds_sum", "mcp"): 1.5,
+        ("tool_executions_total", "timed_out", "mcp"): 1,
+        ("event_loop_lag_seconds_count",): 3,
+        ("event_loop_lag_seconds_sum",): 0.375,
+    }
+
+
+def test_a_scrape_waits_a_second_for_values_and_then_goes_without() -> None:
+    async def scrape() -> None:
+        metrics, loop = Metrics(), asyncio.get_running_loop()
+        metrics.render()
+        metrics.before_scrape(asyncio.Event().wait)  # type: ignore[arg-type]
+        began = loop.time()
+        with capture_logs() as lines:
+            assert b"antiphon_responses_in_flight 0.0" in await metrics.scraped()
+        assert loop.time() - began == 1
+        assert [line["cause"] for line in lines] == ["not read within 1 s"]
+
+    in_fake_time(scrape())
+
+
+def test_a_gauge_that_nobody_feeds_is_known() -> None:
+    metrics = Metrics()
+    assert {QUEUED.name, THREADS.name} <= metrics.unfed()
+    metrics.read(QUEUED, lambda: 1.0)
+    assert QUEUED.name not in metrics.unfed() and THREADS.name in metrics.unfed()
+
+
+def test_a_name_of_just_the_longest_length_is_a_label() -> None:
+    metrics = Metrics()
+    metrics.spent("m" * 256, "", Usage(1, 2, 3))
+    assert _samples(metrics)["antiphon_tokens_total", (("kind", "input"), ("model", "m" * 256), ("upstream", ""))] == 1

@@ -14,6 +14,7 @@ from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from antiphon.observability.served_ids import ServedIds, take_lost
 from tests.support.exchanges import make_exchange
+from tests.support.file_room import file_room
 
 _SERVES = """
 import sys, time
@@ -125,3 +126,42 @@ def test_a_response_is_in_it_from_its_beginning_to_its_end(tmp_path: Path) -> No
     whole = table.read_bytes()
     assert not any(whole[at] for at in range(0, len(whole), 129))
     telemetry.served.close()
+
+
+def test_a_table_has_2048_places_and_an_id_128_bytes(tmp_path: Path) -> None:
+    served = ServedIds()
+    served.open(tmp_path, tmp_path)
+    assert [served.begin(f"req_{number}") for number in range(2049)] == [*range(2048), -1]
+    # What has no place takes none from another.
+    served.end(-1)
+    assert served.begin("late") == -1
+    served.end(7)
+    assert served.begin("é" * 64 + "x") == 7
+    (table,) = tmp_path.iterdir()
+    whole = table.read_bytes()
+    assert len(whole) == 2048 * 129
+    assert whole[7 * 129 : 8 * 129] == bytes([128]) + ("é" * 64).encode()
+    served.close()
+    served.close()
+    assert served.begin("after the end") == -1
+
+
+def test_memory_that_is_full_leaves_no_table_behind(tmp_path: Path) -> None:
+    served = ServedIds()
+    with file_room(1000):
+        served.open(tmp_path, tmp_path)
+    assert not list(tmp_path.iterdir()) and served.begin("req_1") == -1
+    served.close()
+
+
+def test_what_only_has_the_name_of_a_table_is_left_alone(tmp_path: Path) -> None:
+    served, folder = ServedIds(), tmp_path / "shared"
+    folder.mkdir()
+    served.open(tmp_path, folder)
+    (table,) = folder.iterdir()
+    table.rename(tmp_path / "other")
+    table.symlink_to(tmp_path / "other")
+    served.begin("req_1")
+    assert take_lost(tmp_path, folder) == [] and table.is_symlink()
+    assert (tmp_path / "other").exists()
+    served.close()

@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind
 
 from antiphon.config.processes import TracingSettings
 from antiphon.engine.exchange.response_exchange import ResponseExchange
-from antiphon.engine.ports.actions import CallUpstream, CancelReason, Enqueue, LoadContext, RequestHead
+from antiphon.engine.ports.actions import CallUpstream, CancelReason, Enqueue, LoadContext, RequestHead, Usage
 from antiphon.errors import StoreError
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Observation, Telemetry
@@ -266,3 +266,157 @@ def test_a_store_operation_is_a_span_of_its_trace(fails: bool) -> None:
     assert (made.attributes["db.system.name"], made.attributes["db.operation.name"]) == ("sqlite", "save")
     assert made.attributes.get("error.type") == ("StoreError" if fails else None)
     assert observed.trace()[0][1].split("-")[1] == f"{made.context.trace_id:032x}"
+
+
+def test_a_conversation_with_tools_and_images_is_told_in_the_form_of_the_conventions() -> None:
+    traced = Traced(content=True)
+    call = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+    image = {"type": "input_image", "image_url": "https://pictures.example/a.png"}
+    observed, exchange, _ = traced.ask(
+        instructions="be kind",
+        input=[
+            {"role": "user", "content": [{"type": "input_text", "text": "look"}, image]},
+            call,
+            {"type": "function_call_output", "call_id": "c1", "output": "sunny"},
+        ],
+        tools=[{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+    )
+    deltas = [
+        {"reasoning_content": "hm"},
+        {"content": "yes"},
+        {"tool_calls": [{"index": 0, "id": "c2", "type": "function", "function": {"name": "f", "arguments": "[]"}}]},
+    ]
+    exchange.receive_upstream_head(200, SSE)
+    for delta in deltas:
+        exchange.receive_upstream_data(
+            b"data: %b\n\n" % json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode()
+        )
+    exchange.receive_upstream_data(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}\n\n')
+    exchange.receive_upstream_data(b"data: [DONE]\n\n")
+    observed.end(exchange, "completed")
+    asked = json.loads(str((traced.spans["chat m"].attributes or {})["gen_ai.input.messages"]))
+    assert asked == [
+        {"role": "system", "parts": [{"type": "text", "content": "be kind"}]},
+        {"role": "user", "parts": [{"type": "text", "content": "look"}, {"type": "image_url"}]},
+        {"role": "assistant", "parts": [{"type": "tool_call", "id": "c1", "name": "f", "arguments": "{}"}]},
+        {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c1", "response": "sunny"}]},
+    ]
+    answered = json.loads(str((traced.spans["POST /v1/responses"].attributes or {})["gen_ai.output.messages"]))
+    (said,) = answered
+    call_id = next(part["id"] for part in said["parts"] if part["type"] == "tool_call")
+    assert said == {
+        "role": "assistant",
+        "parts": [
+            {"type": "reasoning", "content": "hm"},
+            {"type": "text", "content": "yes"},
+            {"type": "tool_call", "id": call_id, "name": "f", "arguments": "[]"},
+        ],
+    }
+
+
+def test_what_the_model_refuses_is_told_too() -> None:
+    traced = Traced(content=True)
+    observed, exchange, _ = traced.ask()
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(b'data: {"choices":[{"index":0,"delta":{"refusal":"no"}}]}\n\n')
+    exchange.receive_upstream_data(b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n')
+    exchange.receive_upstream_data(b"data: [DONE]\n\n")
+    observed.end(exchange, "completed")
+    answered = json.loads(str((traced.spans["POST /v1/responses"].attributes or {})["gen_ai.output.messages"]))
+    assert answered == [{"role": "assistant", "parts": [{"type": "text", "content": "no"}]}]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"messages":null}', b'{"messages":[1]}'])
+def test_a_call_without_messages_has_none(body: bytes) -> None:
+    traced = Traced(content=True)
+    observed = traced.telemetry.observe("http", "r1", "owner")
+    observed.call_began("default", "responses", "m", body)
+    observed.drop()
+    assert (traced.spans["chat m"].attributes or {})["gen_ai.input.messages"] == "[]"
+
+
+def test_each_call_is_a_span_of_its_own_with_its_own_end() -> None:
+    traced = Traced()
+    observed = traced.telemetry.observe("websocket", "r1", "owner")
+    observed.call_began("a", "responses", "first", b"{}")
+    observed.head_came("b", 500)
+    observed.first_data_came()
+    observed.call_ended()
+    observed.call_began("c", "responses", "second", b"{}")
+    observed.head_came("c", 200)
+    observed.call_ended("cut")
+    observed.call_used(Usage(1, 2, 3, 4, 5, 6))
+    observed.call_began("d", "responses", "third", b"{}")
+    observed.head_came("d", 399)
+    observed.call_ended()
+    observed.end(make_exchange(), "completed")
+    first, second, third = (
+        dict(traced.spans[f"chat {name}"].attributes or {}) for name in ("first", "second", "third")
+    )
+    assert 0 <= float(str(first.pop("gen_ai.response.time_to_first_chunk"))) < 60
+    common = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai_compatible"}
+    assert first == common | {
+        "gen_ai.request.model": "first",
+        "antiphon.upstream": "b",
+        "http.response.status_code": 500,
+        "error.type": "500",
+    }
+    assert second == common | {
+        "gen_ai.request.model": "second",
+        "antiphon.upstream": "c",
+        "http.response.status_code": 200,
+        "error.type": "cut",
+        "gen_ai.usage.input_tokens": 1,
+        "gen_ai.usage.output_tokens": 2,
+        "gen_ai.usage.cache_read.input_tokens": 4,
+        "gen_ai.usage.cache_write.input_tokens": 5,
+        "gen_ai.usage.reasoning.output_tokens": 6,
+    }
+    assert third == common | {
+        "gen_ai.request.model": "third",
+        "antiphon.upstream": "d",
+        "http.response.status_code": 399,
+    }
+    turn = traced.spans["response.create"]
+    assert turn.kind is SpanKind.SERVER and trace_headers() == ()
+    said = dict(turn.attributes or {})
+    assert (said["http.route"], said["antiphon.door"]) == ("/v1/responses", "websocket")
+    assert "http.request.method" not in said and said["gen_ai.request.stream"] is False
+
+
+def test_a_request_says_what_it_is_and_how_it_failed() -> None:
+    traced = Traced()
+    observed, exchange, _ = traced.ask()
+    exchange.receive_upstream_end(UpstreamError(UpstreamFault.UNREACHABLE, "refused"))
+    observed.end(exchange, "error")
+    said = dict(traced.spans["POST /v1/responses"].attributes or {})
+    assert str(said.pop("gen_ai.response.id")).startswith("resp_")
+    assert said == {
+        "http.request.method": "POST",
+        "http.route": "/v1/responses",
+        "http.response.status_code": 502,
+        "antiphon.door": "relay",
+        "antiphon.outcome": "error",
+        "antiphon.request.id": "r1",
+        "antiphon.fault": "upstream",
+        "antiphon.error.code": "upstream_unreachable",
+        "gen_ai.request.model": "m",
+        "gen_ai.request.stream": True,
+        "error.type": "upstream_unreachable",
+    }
+
+
+@pytest.mark.parametrize("lengths", [(0, 0), (31, 16), (32, 15), (33, 16)])
+def test_a_traceparent_has_ids_of_just_their_length(lengths: tuple[int, int]) -> None:
+    trace, one = lengths
+    assert read_parent((("traceparent", f"00-{'a' * trace}-{'b' * one}-01"),)) is None
+    assert read_parent((("traceparent", f"00-{'a' * 32}-{'b' * 16}-02"),)) == ("a" * 32, "b" * 16, False)
+
+
+def test_complaints_about_the_collector_are_a_line_and_then_silence() -> None:
+    Traced()
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            logging.getLogger("opentelemetry.sdk.trace.export").warning("%s", "y" * 600)
+        logging.getLogger("opentelemetry.exporter").info("all is well")
+    assert [(line["event"], line["cause"]) for line in logs] == [("traces_not_sent", "y" * 500)]

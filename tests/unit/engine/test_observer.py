@@ -8,6 +8,7 @@ import pytest
 import structlog
 
 from antiphon.config.upstreams import PriceSettings
+from antiphon.engine.exchange.failure import Failure
 from antiphon.engine.exchange.response_exchange import ResponseExchange
 from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead, RunTools, Usage
 from antiphon.engine.ports.usage_sums import CallUsage
@@ -265,3 +266,69 @@ def test_the_items_that_are_done_can_be_told() -> None:
     exchange.receive_upstream_data(_LAST)
     (item,) = json.loads(exchange.known.output_items)
     assert item["type"] == "message" and item["content"][0]["text"] == "hi"
+
+
+def test_the_line_of_a_response_has_all_that_is_known_of_it() -> None:
+    metrics = Metrics()
+    price = PriceSettings(model="m", input=2, cached_input=1, output=10)
+    observed = Telemetry(metrics, price_of=lambda _: price).observe("http", "req_1", "o" * 30, (_CLIENTS,))
+    exchange, _ = _asked(observed)
+    exchange.receive_upstream_head(200, SSE)
+    exchange.receive_upstream_data(_CHUNK + _LAST)
+    observed.call_began("other", "responses", "m", b"{}")
+    observed.call_used(Usage(4, 1, 5, cached_tokens=3, reasoning_tokens=1), estimated=True)
+    with structlog.testing.capture_logs() as lines:
+        observed.end(exchange, "incomplete", None, attempt=2)
+        observed.end(exchange, "completed")
+        observed.drop()
+    (line,) = lines
+    head_seconds, seconds = line.pop("head_seconds", 0.0), line.pop("seconds")
+    assert 0 <= head_seconds < 60 and 0 < seconds < 60 and line.pop("timestamp") > 1e9
+    assert line.pop("response_id").startswith("resp_")
+    assert line == {
+        "event": "response",
+        "log_level": "info",
+        "request_id": "req_1",
+        "trace_id": "1" * 32,
+        "door": "http",
+        "model": "m",
+        "outcome": "incomplete",
+        "owner": "o" * 12,
+        "upstream": "other",
+        "calls": 2,
+        "estimated": True,
+        "input_tokens": 9,
+        "cached_tokens": 3,
+        "output_tokens": 3,
+        "reasoning_tokens": 1,
+        "cost": (30 + 2 + 3 + 10) / 1e6,
+        "attempt": 2,
+    }
+    assert value_of(metrics.render().decode(), "antiphon_responses_in_flight") == 0
+    # The second call was under way still.
+    assert value_of(metrics.render().decode(), "antiphon_upstream_requests_total", status="cancelled") == 1
+
+
+def test_a_call_counts_once_by_its_status_or_why_it_has_none() -> None:
+    metrics = Metrics()
+    observed = Telemetry(metrics).observe("http", "req_1", "owner")
+    for status, fault in ((404, ""), (200, "cut"), (0, "")):
+        observed.call_began("a", "native", "m", b"{}")
+        observed.head_came("a", status)
+        for _ in range(2):
+            observed.call_ended(fault)
+    text = metrics.render().decode()
+    for status in ("404", "cut", "unreachable"):
+        assert value_of(text, "antiphon_upstream_requests_total", status=status, operation="native") == 1
+    assert value_of(text, "antiphon_upstream_requests_total") == 3
+    assert value_of(text, "antiphon_upstream_head_seconds_count") == 2
+    observed.compacted()
+    assert value_of(metrics.render().decode(), "antiphon_compactions_total") == 1
+
+
+@pytest.mark.parametrize(("upstream_status", "refused"), [(0, 1), (409, 0)])
+def test_what_an_upstream_refuses_is_no_refusal_of_ours(upstream_status: int, refused: int) -> None:
+    metrics = Metrics()
+    failure = Failure("client", "in use", 409, "conversation_locked", upstream_status=upstream_status)
+    Telemetry(metrics).observe("http", "req_1", "owner").end(make_exchange(), "error", failure)
+    assert value_of(metrics.render().decode(), "antiphon_conversation_conflicts_total") == refused
