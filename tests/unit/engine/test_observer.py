@@ -318,8 +318,8 @@ def test_a_call_counts_once_by_its_status_or_why_it_has_none() -> None:
         for _ in range(2):
             observed.call_ended(fault)
     text = metrics.render().decode()
-    for status in ("404", "cut", "unreachable"):
-        assert value_of(text, "antiphon_upstream_requests_total", status=status, operation="native") == 1
+    for counted in ("404", "cut", "unreachable"):
+        assert value_of(text, "antiphon_upstream_requests_total", status=counted, operation="native") == 1
     assert value_of(text, "antiphon_upstream_requests_total") == 3
     assert value_of(text, "antiphon_upstream_head_seconds_count") == 2
     observed.compacted()
