@@ -19,7 +19,7 @@ from antiphon.engine.ports.files import OwnerStorageFull, new_blob_key
 from antiphon.errors import StoreError
 from antiphon.stores import open_stores
 from antiphon.stores.blobs import open_blobs
-from antiphon.stores.blobs.s3 import S3Blobs, store_error
+from antiphon.stores.blobs.s3 import S3Blobs
 from antiphon.stores.files import FileStore
 from antiphon.stores.sqlite.opening import SqliteStores, open_sqlite
 from tests.contracts.blob_contract import BlobStoreContract, Left, got, put
@@ -260,31 +260,6 @@ async def test_a_storage_that_cannot_be_used_says_what_to_do(seaweed: SeaweedSer
     for secret in (chosen.key_id, chosen.secret):
         assert secret is not None and secret.get_secret_value() not in whole
     assert raised.value.__cause__ is None
-
-
-SAID = {
-    "Server returned non-2xx status code: 503 Service Unavailable: <Code>SlowDown</Code>": (
-        "refuses requests at the moment",
-        "busy",
-    ),
-    "Server returned non-2xx status code: 429 Too Many Requests": ("refuses requests at the moment", "busy"),
-    "status code: 507 x: <Code>XMinioStorageFull</Code>": ("the storage is full (XMinioStorageFull)", "full"),
-    "status code: 301 Moved Permanently": ("in another region (status 301); set blobs.region", "failed"),
-    "status code: 400: <Code>AuthorizationHeaderMalformed</Code> AKID": ("set blobs.region", "failed"),
-    "status code: 401 Unauthorized": ("the credentials are refused (status 401)", "failed"),
-    "status code: 403 Forbidden: <Code>AccessDenied</Code>": ("s3:ListBucket, s3:GetObject", "failed"),
-    "PUT http://169.254.169.254/latest/api/token - status code: 403": ("no credentials were found", "failed"),
-    "status code: 500: <Code>InternalError</Code> secret words": ("in here: InternalError.", "failed"),
-    "something else, with secret words": ("in here: no answer.", "failed"),
-}
-
-
-@pytest.mark.parametrize("words", SAID)
-def test_what_a_server_says_is_told_by_its_code_alone(words: str) -> None:
-    expected, reason = SAID[words]
-    error = store_error("Reading a file", "here", "b", ValueError(words))
-    assert expected in str(error) and error.reason == reason
-    assert "secret words" not in str(error) and "AKID" not in str(error)
 
 
 async def test_a_storage_that_stands_still_is_waited_for_so_long(seaweed: SeaweedServer, deaf: str) -> None:

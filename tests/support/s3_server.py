@@ -1,6 +1,6 @@
 """An S3 server in this process: what it was asked, and answers that a test chooses.
 
-Lives here: the five requests that contents need (write, read a range, list, delete several), on a socket of the loop. Not
+Lives here: the requests that contents need (write, read a range, list, delete several), on a socket of the loop. Not
 here: signatures, which only a real server judges (`seaweed.py`).
 """
 
@@ -28,7 +28,9 @@ class Asked:
 
     method: str
     path: str
-    """Below the bucket, for one object."""
+    """The key of an object; of a request about the bucket: empty."""
+    in_path: bool
+    """Whether the bucket's name stands in the path."""
     query: dict[str, str]
     headers: dict[str, str]
     body: bytes
@@ -47,11 +49,14 @@ class S3Server:
         """Status and code with which it refuses a request."""
         self.hold: Callable[[Asked], Awaitable[object]] | None = None
         """What a request waits for before it takes effect."""
+        self.ended = asyncio.Event()
+        """Set at the end: who holds a request for good waits for this."""
         self.endpoint = ""
         self._connections: set[asyncio.StreamWriter] = set()
 
     def close(self) -> None:
-        """Close all connections."""
+        """Let all requests go, and close all connections."""
+        self.ended.set()
         for connection in self._connections:
             connection.close()
 
@@ -76,8 +81,9 @@ class S3Server:
                 method, target, _ = first.split(" ")
                 address = urlsplit(target)
                 query = {name: values[0] for name, values in parse_qs(address.query, keep_blank_values=True).items()}
-                path = unquote(address.path).removeprefix(f"/{BUCKET}").removeprefix("/")
-                asked = Asked(method, path, query, headers, body)
+                whole = unquote(address.path)
+                path = whole.removeprefix(f"/{BUCKET}").removeprefix("/")
+                asked = Asked(method, path, whole.startswith(f"/{BUCKET}"), query, headers, body)
                 self.asked.append(asked)
                 status, more, said = await self._answer(asked)
                 fields = "".join(f"{name}: {value}\r\n" for name, value in more.items())
