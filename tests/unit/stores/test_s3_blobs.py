@@ -212,7 +212,7 @@ async def test_buffers_shrink_when_many_are_open(server: S3Server) -> None:
             assert blobs.piece == size
     assert blobs.piece == 8 * MIB
     made = await put(blobs, b"x")
-    readers = []
+    readers: list[S3BlobReader] = []
     for count, size in ((32, 2 * MIB), (64, MIB), (513, MIB // 8)):
         while len(readers) < count:
             readers.append(await blobs.open(made.key))
