@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from antiphon.config.limits import TimeoutSettings
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.answers import Accounting
-from antiphon.doors.extproc.opening import ClientRequest
+from antiphon.doors.extproc.message_queues import Outbox
+from antiphon.doors.extproc.opening import ClientRequest, ProtocolError
 from antiphon.doors.extproc.received import MessageKind, Received
-from antiphon.doors.extproc.relay_state import RelayState
-from antiphon.engine.ports.actions import CallUpstream, RequestHead
+from antiphon.doors.extproc.relay_state import RelayState, local_reply
+from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead
 from tests.support.exchanges import make_exchange
 from tests.support.judge import check_stream, parse_sse
 
@@ -31,7 +33,7 @@ _SSE = (("content-type", "text/event-stream"),)
 class _Relayed:
     """A state, and what it said, as Envoy reads it."""
 
-    def __init__(self, *, stream: bool = True, text: str = "hi", end_seconds: float = 1.0) -> None:
+    def __init__(self, *, stream: bool = True, text: str = "hi", end_seconds: float = 1.0, tries: int = 1) -> None:
         self.now = 1000.0
         self.said: list[pb.ProcessingResponse] = []
         exchange = make_exchange()
@@ -42,7 +44,7 @@ class _Relayed:
         exchange.receive_request(RequestHead("POST", "/v1/responses", headers, "owner"), body)
         call = self.state.next_action()
         assert isinstance(call, CallUpstream)
-        self.state.forward(call.request, self.now)
+        self.state.forward(msgspec.structs.replace(call.request, tries=tries), self.now)
         self._send()
 
     def take(self, received: Received) -> None:
@@ -208,3 +210,191 @@ def test_a_long_stream_tells_envoy_its_tokens_so_far() -> None:
     *_, last = [one for one in _records(relayed.said) if one is not None]
     assert last.extraction_status == pb.TokenUsage.COMPLETE and last.api_protocol == pb.TokenUsage.OPENAI_RESPONSES
     assert (last.input_tokens.value, last.output_tokens.value, last.total_tokens.value) == (7, 5, 12)
+
+
+@pytest.mark.parametrize("tries", [1, 3])
+def test_a_head_is_waited_for_as_long_as_its_upstreams_may_take(tries: int) -> None:
+    relayed = _Relayed(tries=tries)
+    relayed.pass_time(tries * _TIMES.head - 0.1)
+    assert not relayed.state.finished
+    assert relayed.state.next_due() == 1000.0 + tries * _TIMES.head
+    relayed.pass_time(0.1)
+    assert relayed.state.finished
+
+
+def test_what_is_due_next_depends_on_how_far_it_is() -> None:
+    """And a due time that comes nearer is told, or nobody would look before the old one."""
+    relayed = _Relayed(end_seconds=0.5)
+    state, begun = relayed.state, relayed.now
+    assert state.next_due() == begun + _TIMES.head and not state.due_changed
+    relayed.now += 1
+    state.hear(relayed.now)
+    assert state.next_due() == relayed.now + _TIMES.head, "Envoy has read the request only now"
+    relayed.take(_head())
+    # Nearer than the head's: the silence, or the exchange's own limits.
+    assert state.next_due() <= relayed.now + _TIMES.idle and state.due_changed
+    state.due_changed = False
+    relayed.now += 1
+    relayed.take(Received(MessageKind.RESPONSE_BODY, (), _STREAM[:80]))
+    assert state.next_due() == relayed.now + _TIMES.keepalive and state.due_changed
+    state.due_changed = False
+    relayed.now += 1
+    relayed.take(Received(MessageKind.RESPONSE_BODY, (), _STREAM[80:200]))
+    assert state.next_due() == relayed.now + _TIMES.keepalive and not state.due_changed
+    relayed.take(Received(MessageKind.RESPONSE_BODY, (), _STREAM[200:]))
+    assert state.next_due() == relayed.now + 0.5 and state.due_changed and not state.finished
+    relayed.state.pass_time(relayed.now + 0.4)
+    relayed.now += 0.5
+    relayed.answer()
+    assert state.finished
+
+
+def test_a_head_alone_changes_nothing_for_a_response_that_is_one_piece() -> None:
+    relayed = _Relayed(stream=False)
+    relayed.take(_head())
+    relayed.state.due_changed = False
+    relayed.take(Received(MessageKind.RESPONSE_BODY, (), b'{"choices":[{"message":{"content":"hi"}}]}'))
+    assert not relayed.state.due_changed and relayed.state.next_due() > relayed.now + _TIMES.keepalive
+
+
+@pytest.mark.parametrize(
+    ("bodies", "reason"),
+    [
+        (None, CancelReason.CLIENT_GONE),
+        ([], CancelReason.CONNECTION_ENDED),
+        ([False], CancelReason.CONNECTION_ENDED),
+        ([True], CancelReason.CLIENT_GONE),
+    ],
+)
+def test_who_ended_it_early_is_known_before_the_head_and_behind_the_body(
+    bodies: list[bool] | None, reason: CancelReason
+) -> None:
+    relayed = _Relayed()
+    if bodies is not None:
+        relayed.take(_head())
+    for end in bodies or ():
+        relayed.take(Received(MessageKind.RESPONSE_BODY, (), _STREAM[:80], end))
+    assert relayed.state.reason_of_the_end is reason
+
+
+@pytest.mark.parametrize(("words", "told"), [(100, "idle"), (3000, "does not read")])
+def test_a_silence_behind_more_than_envoy_holds_may_be_the_clients(words: int, told: str) -> None:
+    relayed = _Relayed()
+    relayed.take(_head())
+    for _ in range(words):
+        relayed.take(Received(MessageKind.RESPONSE_BODY, (), b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'))
+    relayed.pass_time(_TIMES.idle - 0.1)
+    assert not relayed.state.finished
+    relayed.pass_time(0.1)
+    assert relayed.state.finished and relayed.state.finish is not None
+    failed = next(event for event in parse_sse(relayed.body) if event["type"] == "response.failed")
+    assert (told in str(failed)) or failed["response"]["error"]["code"]
+
+
+@pytest.mark.parametrize("trailers", [False, True])
+def test_a_large_answer_goes_out_in_parts_with_one_end(trailers: bool) -> None:
+    relayed = _Relayed(stream=False)
+    relayed.take(_head())
+    body = json.dumps({"choices": [{"message": {"content": "x" * 600_000}, "finish_reason": "stop"}]}).encode()
+    relayed.take(Received(MessageKind.RESPONSE_BODY, (), body, not trailers))
+    if trailers:
+        relayed.take(Received(MessageKind.RESPONSE_TRAILERS))
+    parts = [one for one in relayed.said[2:] if one.WhichOneof("response") == "response_body"]
+    ends = [one.response_body.response.body_mutation.streamed_response.end_of_stream for one in parts]
+    assert ends == [False, False, not trailers]
+    # Only the last part says how it ended.
+    assert [("status" in one.dynamic_metadata.fields["antiphon"].struct_value.fields) for one in parts] == [
+        *(False, False, True)
+    ]
+    assert (relayed.kinds[-1] == "response_trailers") == trailers and relayed.state.finished
+    assert json.loads(relayed.body)["output"][0]["content"][0]["text"] == "x" * 600_000
+
+
+def test_of_the_upstreams_headers_only_those_about_the_account_stay() -> None:
+    relayed = _Relayed()
+    given = ((":status", "200"), *_SSE, ("x-ratelimit-limit", "1"), ("x-own", "2"), ("date", "today"))
+    relayed.take(Received(MessageKind.RESPONSE_HEADERS, given))
+    relayed.take(Received(MessageKind.RESPONSE_BODY, (), _STREAM, True))
+    mutation = next(one for one in relayed.said if one.WhichOneof("response") == "response_headers")
+    changed = mutation.response_headers.response.header_mutation
+    assert set(changed.remove_headers) == {"x-own", "date"}
+    assert {one.header.key: one.header.raw_value for one in changed.set_headers}[":status"] == b"200"
+    assert {one.header.key: one.header.raw_value for one in changed.set_headers}["x-request-id"] == b"req_1"
+
+
+@pytest.mark.parametrize("status", ["", "20", "2000", "2x0", "\u0662\u0660\u0660"])
+def test_a_head_without_a_status_of_three_digits_is_not_envoys(status: str) -> None:
+    with pytest.raises(ProtocolError, match=r":status"):
+        _Relayed().take(_head(status))
+    with pytest.raises(ProtocolError, match=r":status"):
+        local_reply(Received(MessageKind.RESPONSE_HEADERS), "req_1")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "code"),
+    [
+        (400, "invalid_request_error", None),
+        (401, "invalid_request_error", "invalid_api_key"),
+        (403, "invalid_request_error", "permission_denied"),
+        (408, "invalid_request_error", "request_timeout"),
+        (429, "rate_limit_error", "rate_limit_exceeded"),
+        (499, "invalid_request_error", None),
+        (500, "server_error", None),
+        (503, "server_error", None),
+    ],
+)
+def test_what_envoy_answers_itself_becomes_an_error_object(status: int, kind: str, code: str | None) -> None:
+    headers, body = local_reply(_head(str(status)), "req_1")
+    assert headers == (
+        (":status", str(status)),
+        ("content-type", "application/json"),
+        ("content-length", str(len(body))),
+        ("x-request-id", "req_1"),
+    )
+    error = json.loads(body)["error"]
+    assert (error["type"], error["code"]) == (kind, code)
+
+
+class _Stream:
+    """A transport's stream that has room for so many messages."""
+
+    def __init__(self, room: int) -> None:
+        self.sent: list[bytes] = []
+        self._room = room
+
+    def receive_now(self) -> bytes | None:
+        return None
+
+    def send_now(self, message: bytes) -> bool:
+        self.sent.append(message)
+        return len(self.sent) < self._room
+
+
+@pytest.mark.parametrize(("room", "at_once"), [(9, True), (1, False)])
+def test_what_can_be_said_at_once_needs_nobody_to_wait(room: int, at_once: bool) -> None:
+    relayed = _Relayed()
+    stream = _Stream(room)
+    outbox = Outbox(stream)  # type: ignore[arg-type]
+    assert relayed.state.say(outbox, relayed.now) and not outbox.answered, "there is nothing to say yet"
+    relayed.state.receive(_head(), relayed.now)
+    relayed.state.receive(Received(MessageKind.RESPONSE_BODY, (), _STREAM[:200]), relayed.now)
+    assert relayed.state.say(outbox, relayed.now) is at_once
+    assert outbox.full is not at_once and len(stream.sent) == (2 if at_once else 1)
+    assert len(relayed.state.outgoing) == (0 if at_once else 1)
+
+
+def test_a_body_in_parts_is_left_to_who_can_wait() -> None:
+    relayed = _Relayed(stream=False)
+    stream = _Stream(100)
+    relayed.state.receive(_head(), relayed.now)
+    body = json.dumps({"choices": [{"message": {"content": "x" * 600_000}, "finish_reason": "stop"}]}).encode()
+    relayed.state.receive(Received(MessageKind.RESPONSE_BODY, (), body, True), relayed.now)
+    assert not relayed.state.say(Outbox(stream), relayed.now)  # type: ignore[arg-type]
+    assert not stream.sent and len(list(relayed.state.rest or ())) == 3
+
+
+def test_only_an_upstream_that_floods_lets_others_go_first() -> None:
+    relayed = _Relayed()
+    assert not relayed.state.receive(_head(), relayed.now)
+    few = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+    assert not relayed.state.receive(Received(MessageKind.RESPONSE_BODY, (), few), relayed.now)
