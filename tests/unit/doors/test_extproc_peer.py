@@ -9,6 +9,7 @@ from antiphon.doors.extproc.answers import head_metadata, in_parts, with_request
 from antiphon.doors.extproc.message_queues import PeerLeft
 from antiphon.doors.extproc.peer import Peer
 from antiphon.doors.extproc.received import MessageKind, Received
+from antiphon.doors.extproc.transport import StreamClosed
 
 _OWN = (("x-request-id", "theirs"),)
 
@@ -131,3 +132,72 @@ async def test_what_is_known_not_to_be_here_is_not_looked_for() -> None:
     assert other_end.inbox.drained
     await other_end.receive()
     assert not other_end.inbox.drained
+
+
+class _Door(_Stream):
+    """A stream that takes what `takes` says, message by message: True, False (the queue is full now) or None."""
+
+    def __init__(self, *takes: bool | None) -> None:
+        super().__init__()
+        self._takes = list(takes)
+        self.done: list[str] = []
+        self.gone = ""
+
+    def _look(self, what: str) -> None:
+        if self.gone == what:
+            raise StreamClosed("it is gone")
+        self.done.append(what)
+
+    async def begin(self) -> None:
+        self._look("begin")
+
+    def send_now(self, message: bytes) -> bool | None:  # type: ignore[override]
+        took = self._takes.pop(0)
+        if took is not None:
+            self._look(f"now {message.decode()}")
+        return took
+
+    async def settle(self) -> None:
+        self._look("settle")
+
+    async def send(self, message: bytes) -> None:
+        self._look(f"send {message.decode()}")
+
+    async def let_end(self, seconds: float) -> None:
+        self._look(f"end {seconds:g}")
+
+
+@pytest.mark.parametrize(
+    ("takes", "done"),
+    [
+        ((True, True, True), ["now a", "now b", "now c"]),
+        ((True, None, True), ["now a", "send b", "now c"]),
+        ((True, False, True), ["now a", "now b", "settle", "now c"]),
+        ((True, True, False), ["now a", "now b", "now c", "settle"]),
+        ((None, None, None), ["send a", "send b", "send c"]),
+    ],
+)
+async def test_each_message_is_sent_once_whether_or_not_it_has_to_wait(
+    takes: tuple[bool | None, ...], done: list[str]
+) -> None:
+    door = _Door(*takes)
+    peer, messages = Peer(door), [b"a", b"b", b"c"]
+    assert not peer.answered
+    await peer.send_all(messages)
+    assert door.done == done and messages == [] and peer.answered and not peer.outbox.full
+
+
+@pytest.mark.parametrize("gone", ["begin", "now a", "settle", "send a"])
+async def test_an_envoy_that_has_left_is_no_failure_of_ours(gone: str) -> None:
+    door = _Door(*((None,) if gone == "send a" else (False,)))
+    door.gone = gone
+    peer = Peer(door)
+    with pytest.raises(PeerLeft, match="it is gone"):
+        await (peer.begin() if gone == "begin" else peer.send(b"a"))
+
+
+async def test_envoy_has_some_seconds_to_end_an_answered_stream() -> None:
+    door = _Door()
+    await Peer(door).let_end()
+    ((what, seconds),) = [one.split() for one in door.done]
+    assert what == "end" and 0 < float(seconds) <= 60

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from antiphon.doors.extproc.grpc_framing import with_prefix
 from antiphon.doors.extproc.http2_call import Call, Http2Limits
 from antiphon.doors.extproc.http2_connection import EndingCalls
-from antiphon.doors.extproc.transport import GrpcStatus, StreamClosed
+from antiphon.doors.extproc.transport import CallFailed, GrpcStatus, StreamClosed
 from antiphon.doors.extproc.transport_http2 import CallStream
-from tests.support.fake_time import in_fake_time
+from tests.support.fake_time import FakeTimeLoop, in_fake_time
 
 
 class _Connection:
@@ -237,3 +237,114 @@ def test_a_call_that_its_peer_does_not_end_is_ended_later_if_it_has_not_taken_al
         assert connection.done == ["finish OK"] and ended - 1 <= loop.time() <= ended
 
     in_fake_time(run())
+
+
+def test_a_peer_without_the_secret_has_a_second_to_hear_so() -> None:
+    """Its first message ends the call, and so does its own end; none of its bytes are kept."""
+
+    async def run() -> None:
+        refusal = CallFailed(GrpcStatus.UNAUTHENTICATED, "no secret")
+        connections = [_Connection() for _ in range(4)]
+        silent, talking, ended, over = (Call(connection, 1) for connection in connections)
+        over.ended = True
+        for call in (silent, talking, ended, over):
+            call.refuse(refusal)
+        talking.take(b"abc", False)
+        ended.take(b"", True)
+        refused = ["finish UNAUTHENTICATED"]
+        assert [connection.done for connection in connections] == [[], refused, refused, refused]
+        assert talking.gone and talking.queued == 0 and connections[1].told == 3
+        await asyncio.sleep(0.9)
+        assert connections[0].done == []
+        await asyncio.sleep(0.2)
+        assert connections[0].done == refused
+
+    in_fake_time(run())
+
+
+def test_a_question_is_one_small_message_and_soon_over() -> None:
+    async def run() -> None:
+        refused: list[tuple[bytes, str]] = [
+            (with_prefix(bytes(4096)), "nothing"),
+            (with_prefix(bytes(4097)), "finish RESOURCE_EXHAUSTED"),
+            (with_prefix(b"") * 2, "finish INTERNAL"),
+        ]
+        for data, done in refused:
+            connection, seen = _Connection(8 << 20), list[bytes]()
+            call = Call(connection, 1)
+            call.start_unary(lambda _, message, seen=seen: seen.append(message))  # type: ignore[misc]
+            call.take(data, False)
+            assert (connection.done or ["nothing"]) == [done] and not seen
+            call.lose()
+        connection = _Connection()
+        call = Call(connection, 1)
+        call.start_unary(lambda *_: None)
+        await asyncio.sleep(4.9)
+        assert not call.gone
+        await asyncio.sleep(0.2)
+        assert call.gone and connection.done == ["finish DEADLINE_EXCEEDED"]
+
+    in_fake_time(run())
+
+
+async def test_what_comes_behind_the_answer_is_dropped_until_the_peers_end() -> None:
+    connection = _Connection()
+    call = Call(connection, 1)
+    call.let_end(2.0)
+    assert call.lingers == 2.0
+    call.take(b"more", False)
+    assert connection.told == 4 and call.queued == 0 and connection.done == [] and not call.ended
+    call.take(b"", True)
+    assert connection.done == ["finish OK"] and call.ended
+
+
+def test_the_limits_of_a_peer_unless_others_are_given() -> None:
+    """Each is a promise of the docs or of gRPC: what one peer can take of the process's memory and time."""
+    limits = Http2Limits()
+    assert (limits.message, limits.queued, limits.window) == (64 << 20, 128 << 10, 256 << 10)
+    assert (limits.calls, limits.resets) == (20_000, (10_000.0, 1_000.0))
+    assert (limits.header_bytes, limits.header_count) == (64 << 10, 256)
+    assert (limits.checks, limits.check_message, limits.check_seconds) == (100, 4 << 10, 5.0)
+    assert (limits.seconds, limits.refused_seconds, limits.linger_seconds, limits.sweep_seconds) == (
+        600.0,
+        1.0,
+        5.0,
+        1.0,
+    )
+
+
+def test_all_that_end_are_looked_at_again_and_again_until_none_is_left() -> None:
+    async def run() -> None:
+        loop, connections = asyncio.get_running_loop(), (_Connection(), _Connection())
+        ending = EndingCalls(loop, 1.0)
+        one, other = (Call(connection, 1) for connection in connections)
+        ending.add(one, 1.5)
+        ending.add(other, 3.5)
+        assert ending.count == 2
+        ended = ending.ended()
+        await asyncio.sleep(1.9)
+        assert [connection.done for connection in connections] == [[], []]
+        await asyncio.sleep(0.2)
+        assert [connection.done for connection in connections] == [["finish OK"], []]
+        # A connection takes a call that is over out of it.
+        ending.discard(one)
+        ending.discard(one)
+        assert ending.count == 1 and not ended.done()
+        await asyncio.sleep(2.0)
+        assert connections[1].done == ["finish OK"]
+        ending.discard(other)
+        assert ended.done() and ending.ended().done()
+        assert isinstance(loop, FakeTimeLoop)
+        await asyncio.sleep(2.0)
+        assert not loop.timers
+
+    in_fake_time(run())
+
+
+async def test_to_finish_ends_all_that_wait_for_their_peer() -> None:
+    connection = _Connection()
+    ending = EndingCalls(asyncio.get_running_loop(), 1.0)
+    ending.add(Call(connection, 1), 100.0)
+    ending.add(Call(connection, 2), 100.0)
+    ending.finish()
+    assert connection.done == ["finish OK"] * 2
