@@ -12,8 +12,10 @@ from antiphon.config.limits import LimitSettings
 from antiphon.doors.extproc import wire
 from antiphon.doors.extproc._pb import ext_proc_pb2 as pb
 from antiphon.doors.extproc.answers import Accounting, head_metadata
-from antiphon.doors.extproc.immediate_response import SHARE, Ahead, Drive
+from antiphon.doors.extproc.immediate_response import SHARE, Ahead, Drive, answer_streamed, answer_whole
+from antiphon.doors.extproc.message_queues import PeerLeft
 from antiphon.doors.extproc.peer import Peer, StreamCut
+from antiphon.doors.extproc.transport import StreamClosed
 from antiphon.engine.exchange.states import State
 from antiphon.engine.ports.actions import ClientAction, Finish, SendBody, SendHead, Usage
 from antiphon.errors import ApiError
@@ -156,3 +158,49 @@ async def test_a_stream_has_a_size_its_end_included(size: int, fits: bool) -> No
         with pytest.raises(StreamCut):
             await setup.run(_HEAD, SendBody(b"x" * size), Finish("completed"))
         assert setup.exchange.too_much == [], "it goes on without this client"
+
+
+@fake_time
+async def test_a_whole_answer_that_is_large_goes_out_in_parts_of_which_the_last_ends_it() -> None:
+    setup = _setup()
+    peer = Peer(cast(Any, setup.stream))
+    body = bytes(300 << 10)
+    await answer_whole(peer, 404, (("x-a", "b"),), body, {"model": "m"}, {"status": "error"})
+    assert setup.stream.sent == [
+        wire.local_head(404, (("x-a", "b"),), {"model": "m"}),
+        wire.local_body(body[: 256 << 10], end=False),
+        wire.local_body(body[256 << 10 :], end=True, metadata={"status": "error"}),
+    ]
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_parts_that_others_make_are_sent_as_they_come_and_closed_when_envoy_leaves(leaves: bool) -> None:
+    closed: list[bool] = []
+
+    async def parts() -> AsyncGenerator[bytes, None]:
+        try:
+            yield b"a"
+            yield b"b"
+        finally:
+            closed.append(True)
+
+    setup = _setup()
+    if leaves:
+
+        def send_now(message: bytes) -> bool:
+            if setup.stream.sent:
+                raise StreamClosed("it has left")
+            setup.stream.sent.append(message)
+            return True
+
+        setup.stream.send_now = send_now  # type: ignore[method-assign]
+        with pytest.raises(PeerLeft):
+            await answer_streamed(Peer(cast(Any, setup.stream)), 200, (), parts())
+        assert closed == [True]
+        return
+    await answer_streamed(Peer(cast(Any, setup.stream)), 200, (("x-a", "b"),), parts())
+    assert closed == [True] and setup.stream.sent == [
+        wire.local_head(200, (("x-a", "b"),), None),
+        *(wire.local_body(part, end=False) for part in (b"a", b"b")),
+        wire.local_body(b"", end=True),
+    ]

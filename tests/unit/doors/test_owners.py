@@ -48,3 +48,15 @@ def test_only_known_keys_are_let_in(given: str, code: str) -> None:
     with pytest.raises(Unauthorized) as refused:
         keyed.resolve((("authorization", given),))
     assert refused.value.code == code and ("www-authenticate", "Bearer") in refused.value.headers
+
+
+def test_an_identity_that_is_no_text_is_its_escaped_bytes() -> None:
+    by_header = OwnerResolver("header", header="x-owner")
+    assert by_header.resolve((("x-owner", b"caf\xe9".decode(errors="surrogateescape")),)) == "h:caf\\xe9"
+
+
+def test_a_token_is_named_alike_whoever_is_let_in_and_a_known_key_is_no_name() -> None:
+    open_to_all, closed = _BEARER, OwnerResolver("bearer", key=b"key", api_keys=(hashlib.sha256(b"sk-1").digest(),))
+    headers = (("authorization", "Bearer sk-1"),)
+    assert open_to_all.resolve(headers) == closed.resolve(headers)
+    assert open_to_all.resolve(headers) != OwnerResolver("bearer", key=b"other").resolve(headers)

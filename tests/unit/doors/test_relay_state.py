@@ -17,7 +17,7 @@ from antiphon.doors.extproc.message_queues import Outbox
 from antiphon.doors.extproc.opening import ClientRequest, ProtocolError
 from antiphon.doors.extproc.received import MessageKind, Received
 from antiphon.doors.extproc.relay_state import RelayState, local_reply
-from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead
+from antiphon.engine.ports.actions import CallUpstream, CancelReason, RequestHead, SaveResponse
 from tests.support.exchanges import make_exchange
 from tests.support.judge import check_stream, parse_sse
 
@@ -33,14 +33,19 @@ _SSE = (("content-type", "text/event-stream"),)
 class _Relayed:
     """A state, and what it said, as Envoy reads it."""
 
-    def __init__(self, *, stream: bool = True, text: str = "hi", end_seconds: float = 1.0, tries: int = 1) -> None:
+    def __init__(
+        self, *, stream: bool = True, text: str = "hi", end_seconds: float = 1.0, tries: int = 1, store: bool = False
+    ) -> None:
         self.now = 1000.0
         self.said: list[pb.ProcessingResponse] = []
         exchange = make_exchange()
-        headers = ((":method", "POST"), (":path", "/v1/responses"), ("authorization", "Bearer x"), ("x-mine", "1"))
+        headers = (
+            *((":method", "POST"), (":path", "/v1/responses"), (":scheme", "http"), (":authority", "api.example")),
+            *(("x-forwarded-proto", "http"), ("authorization", "Bearer x"), ("x-mine", "1")),
+        )
         self.request = ClientRequest("POST", "/v1/responses", "", headers, "req_1", is_exchange=True)
         self.state = RelayState(exchange, self.request, _TIMES, _TIMES.keepalive, end_seconds, Accounting(lambda *_: 0))
-        body = json.dumps({"model": "m", "input": text, "stream": stream, "store": False}).encode()
+        body = json.dumps({"model": "m", "input": text, "stream": stream, "store": store}).encode()
         exchange.receive_request(RequestHead("POST", "/v1/responses", headers, "owner"), body)
         call = self.state.next_action()
         assert isinstance(call, CallUpstream)
@@ -398,3 +403,14 @@ def test_only_an_upstream_that_floods_lets_others_go_first() -> None:
     assert not relayed.state.receive(_head(), relayed.now)
     few = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
     assert not relayed.state.receive(Received(MessageKind.RESPONSE_BODY, (), few), relayed.now)
+
+
+def test_an_action_that_must_wait_is_done_before_the_end_and_once() -> None:
+    relayed = _Relayed(store=True)
+    stream = _Stream(100)
+    outbox = Outbox(stream)  # type: ignore[arg-type]
+    relayed.state.receive(_head(), relayed.now)
+    relayed.state.receive(Received(MessageKind.RESPONSE_BODY, (), _STREAM, True), relayed.now)
+    assert not relayed.state.say(outbox, relayed.now) and not stream.sent
+    assert isinstance(relayed.state.answer(relayed.now), SaveResponse)
+    assert relayed.state.answer(relayed.now) is None, "it is under way"

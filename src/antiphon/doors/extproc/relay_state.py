@@ -173,17 +173,17 @@ class RelayState:
         # The answers sent to Envoy.
         self._head_answered = False
         self._closing = False
-        # The time of the upstream's last byte, and of the client's last one; the next time to call `receive_time`, and
-        # the time to end a complete stream without its upstream.
-        self._heard = 0.0
-        self._sent = 0.0
+        # The time of the upstream's last byte, and of the client's last one (set with the head's answer).
+        self._heard: float
+        self._sent: float
         self._given = 0
         # The number of upstreams that Envoy may try in turn.
         self._tries = 1
-        self._told_at = 0.0
-        self._close_at = 0.0
-        # The time of the next record of the tokens so far.
-        self._record_at = FOREVER
+        # The next time to call `receive_time`; the time to end a complete stream without its upstream (set when it
+        # waits for that); the time of the next record of the tokens so far (set with the head's answer).
+        self._told_at: float
+        self._close_at: float
+        self._record_at: float
 
     @property
     def reason_of_the_end(self) -> CancelReason:
