@@ -161,7 +161,7 @@ def test_what_an_entry_allows(entry: str, url: str, allowed: bool) -> None:
     if allowed:
         assert servers.find("tools[2]", _read(server_url=url)).url == url
         return
-    with pytest.raises(InvalidRequest, match="not among those"):
+    with pytest.raises(InvalidRequest, match="is not allowed here"):
         servers.find("tools[2]", _read(server_url=url))
 
 

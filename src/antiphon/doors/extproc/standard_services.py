@@ -19,7 +19,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Final, TypeVar
 
-from google.protobuf import descriptor_pb2, struct_pb2, text_format
+from google.protobuf import any_pb2, descriptor_pb2, struct_pb2, text_format, wrappers_pb2
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
@@ -122,7 +122,8 @@ def _descriptors(reflection: FileDescriptor) -> DescriptorPool:
     same process. A client of reflection needs the names on the wire: here they have Envoy's package.
     """
     pool = DescriptorPool()
-    for file in (struct_pb2.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection):
+    imported = (any_pb2.DESCRIPTOR, struct_pb2.DESCRIPTOR, wrappers_pb2.DESCRIPTOR)
+    for file in (*imported, health_pb2.DESCRIPTOR, reflection):
         pool.Add(_proto(file))
     ours = ext_proc_pb2.DESCRIPTOR
     text = text_format.MessageToString(_proto(ours)).replace(ours.package, SERVICE.rpartition(".")[0])
