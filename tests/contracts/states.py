@@ -38,7 +38,9 @@ What is in memory can be reached by nobody else. `pgbouncer` is PostgreSQL behin
 four connections to a database."""
 FULL = (
     *(("sqlite", "itself"), ("sqlite", "process"), ("postgresql", "another"), ("postgresql", "process")),
-    *((f"{SEALED}sqlite", "itself"), (f"{SEALED}postgresql", "itself"), (f"{SEALED}postgresql", "another")),
+    ("memory", "itself"),
+    *((f"{SEALED}sqlite", "itself"), (f"{SEALED}sqlite", "process")),
+    *((f"{SEALED}postgresql", "itself"), (f"{SEALED}postgresql", "another")),
     *(("pgbouncer", "itself"), ("pgbouncer", "another"), ("pgbouncer", "process")),
     *(("pgbouncer",), (f"{SEALED}postgresql",)),
 )

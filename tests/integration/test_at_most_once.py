@@ -63,7 +63,7 @@ async def _setup(state: str, folder: Path) -> AsyncIterator[Setup]:
         yield Setup(await made.start(mcp=mcp.url), await made.start(mcp=mcp.url), mcp, made)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.full)])
 def state(request: pytest.FixtureRequest, postgres_url: str) -> str:
     return "sqlite:" if request.param == "sqlite" else postgres_url
 

@@ -9,6 +9,8 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+import pytest
+
 SOURCES = Path(__file__).parents[2] / "src" / "antiphon"
 
 # Documented, in spite of their names, and a type that only the stubs of the standard library have.
@@ -106,6 +108,7 @@ def _sources() -> list[Path]:
     return [path for path in SOURCES.rglob("*.py") if "_pb" not in path.parts]
 
 
+@pytest.mark.full
 def test_no_private_name_of_a_library_is_touched() -> None:
     sources = _sources()
     assert len(sources) > 200
@@ -114,6 +117,7 @@ def test_no_private_name_of_a_library_is_touched() -> None:
     assert inherited_names(path.read_text() for path in sources) == []
 
 
+@pytest.mark.full
 def test_no_private_name_of_a_library_is_taken_for_something_else() -> None:
     """A class of ours that sets `_x` where a library's base class has one changes what the library does."""
     found, looked_at = [], 0
@@ -191,6 +195,7 @@ def patches(source: str) -> list[str]:
     ]
 
 
+@pytest.mark.full
 def test_no_library_is_changed_while_it_runs() -> None:
     found = {path.relative_to(SOURCES): patches(path.read_text()) for path in _sources() if path != ALONE}
     assert {path: names for path, names in found.items() if names} == {}
