@@ -688,6 +688,29 @@ async def test_log_lines(door: OpenHttpDoor) -> None:
     assert "private" not in repr(logs) and "secret" not in repr(logs)
 
 
+async def test_a_request_that_makes_no_response_has_a_line_of_its_own(door: OpenHttpDoor) -> None:
+    with structlog.testing.capture_logs() as logs:
+        await door.ask(post_bytes(method="DELETE", path="/v1/responses/" + "x" * 300, headers={"x-request-id": "r1"}))
+        await door.ask(post_bytes(method="GET", path="/v1/models?a=b", headers={"x-request-id": "r2"}))
+        await until(lambda: len(logs) == 2)
+    refused, answered = logs
+    for line in logs:
+        assert 0 < line.pop("seconds") < 60
+    assert refused.pop("cause") and refused.pop("code", "") in ("", "not_found")
+    common = {"event": "request", "log_level": "info", "door": "http"}
+    assert {name: refused[name] for name in (*common, "request_id", "method", "path", "status", "fault")} == common | {
+        "request_id": "r1",
+        "method": "DELETE",
+        "path": ("/v1/responses/" + "x" * 300)[:256],
+        "status": 404,
+        "fault": "client",
+    }
+    assert answered == common | {"request_id": "r2", "method": "GET", "path": "/v1/models", "status": 200}
+    assert (
+        door.metric("antiphon_requests_total", operation="DELETE /v1/responses/{}", status="404", fault="client") == 1
+    )
+
+
 async def test_a_quiet_path_that_fails_is_not_quiet(door: OpenHttpDoor) -> None:
     with structlog.testing.capture_logs() as logs:
         assert (await door.ask(post_bytes(method="GET", path="/metrics"))).status == 404
