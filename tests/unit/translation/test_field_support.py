@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from antiphon.translation.support import SupportKind
 from antiphon.types.file_kinds import FetchedFile
 from tests.support.exchanges import JSON, SSE, Outcome, run
 
+REFERENCE = Path(__file__).parents[3] / "docs" / "reference"
 SCHEMAS = Path(__file__).parents[2] / "schemas"
 CHECKED = ("generic", "openai", "groq", "deepseek", "mistral")
 COMPLETION = json.dumps(
@@ -640,3 +642,10 @@ def test_a_screenshot_is_an_image() -> None:
     )
     (seen,) = (message for message in outcome.chat["messages"] if message["role"] == "user")
     assert seen["content"][1:] == [{"type": "image_url", "image_url": {"url": PIXEL, "detail": "auto"}}]
+
+
+def test_the_pages_of_the_reference_say_what_the_tables_say() -> None:
+    """A row that changes by accident is seen: the pages are written anew, on purpose."""
+    pages = importlib.import_module("scripts.lib.generate_docs")
+    assert pages.compatibility() == (REFERENCE / "compatibility.md").read_text()
+    assert pages.chat_servers() == (REFERENCE / "chat-servers.md").read_text()

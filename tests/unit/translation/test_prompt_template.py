@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
-from antiphon.translation.request.prompt_template import fill, read_reference, variables_of
+from antiphon.translation.request.parameters import PARAMETERS
+from antiphon.translation.request.prompt_template import TEMPLATE_FIELDS, fill, read_reference, variables_of
 
 IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
 FILE = {"type": "input_file", "file_url": "https://example.com/a.pdf"}
@@ -201,3 +202,12 @@ def test_any_text_any_values(pieces: list[tuple[str, str]], data: st.DataObject)
         if any(0xD800 <= ord(letter) < 0xE000 for letter in surrogate):
             return
     assert instructions(text, **values) == expected
+
+
+def test_a_template_says_what_belongs_to_the_answer_and_nothing_of_the_call() -> None:
+    of_answers = """
+        model input instructions max_output_tokens max_tool_calls temperature top_p presence_penalty frequency_penalty
+        top_logprobs parallel_tool_calls text reasoning truncation service_tier context_management include tools
+        tool_choice
+    """
+    assert {*of_answers.split(), *PARAMETERS} == TEMPLATE_FIELDS

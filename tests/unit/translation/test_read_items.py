@@ -10,6 +10,16 @@ from msgspec import Raw
 
 from antiphon.errors import InvalidRequest
 from antiphon.translation.chat.check_item import check_item
+from antiphon.translation.item_kinds import (
+    CALLS,
+    COMPACTIONS,
+    HOSTED,
+    ITEMS,
+    OUTPUTS,
+    READ_BEFORE,
+    members_of,
+    prefix_of,
+)
 from antiphon.translation.request.body import read_items
 from antiphon.types.json import ABSENT
 from antiphon.types.tolerance import Tolerance
@@ -105,3 +115,58 @@ def test_what_no_model_can_be_shown_is_refused(item: dict[str, Any], param: str)
     with pytest.raises(InvalidRequest) as told:
         _check(item)
     assert told.value.param == param
+
+
+# The beginning of an item's id, by its type; `item` where no other is known.
+PREFIXES = """
+message:msg item_reference:item reasoning:rs function_call:fc function_call_output:fco custom_tool_call:ctc
+custom_tool_call_output:cto local_shell_call:lsh local_shell_call_output:lsho shell_call:sh shell_call_output:sho
+apply_patch_call:apc apply_patch_call_output:apco tool_search_call:tsc tool_search_output:tso additional_tools:at
+compaction:cmp compaction_summary:cmp context_compaction:item agent_message:amsg agent_reasoning:rs
+configuration_update:cu web_search_call:ws file_search_call:fs image_generation_call:ig code_interpreter_call:ci
+computer_call:cu computer_call_output:cuo mcp_call:mcp mcp_list_tools:mcpl mcp_approval_request:mcpr
+mcp_approval_response:mcpa program:cm program_output:cmo compaction_trigger:item
+"""
+
+
+def test_the_id_of_an_item_begins_by_its_type() -> None:
+    assert " ".join(f"{kind}:{prefix_of(kind)}" for kind in ITEMS) == " ".join(PREFIXES.split())
+    assert prefix_of("unheard_of") == "item"
+
+
+@pytest.mark.parametrize(
+    ("meaning", "kinds"),
+    [
+        (CALLS, "function_call custom_tool_call local_shell_call shell_call apply_patch_call tool_search_call"),
+        (
+            OUTPUTS,
+            "function_call_output custom_tool_call_output local_shell_call_output shell_call_output "
+            "apply_patch_call_output tool_search_output computer_call_output mcp_approval_response program_output",
+        ),
+        (
+            HOSTED,
+            "web_search_call file_search_call image_generation_call code_interpreter_call computer_call mcp_call "
+            "mcp_list_tools mcp_approval_request program",
+        ),
+        (COMPACTIONS, "compaction compaction_summary context_compaction"),
+        (READ_BEFORE, "additional_tools configuration_update"),
+    ],
+)
+def test_an_item_is_a_call_an_output_or_what_stands_for_both(meaning: frozenset[str], kinds: str) -> None:
+    assert meaning == {*kinds.split()}
+
+
+def test_some_items_have_members_of_their_own() -> None:
+    common = members_of("message")
+    own = {kind: members_of(kind) - common for kind in ITEMS}
+    assert {kind: " ".join(sorted(members)) for kind, members in own.items() if members} == {
+        "function_call": "async encrypted_function_args",
+        "custom_tool_call": "async",
+        "shell_call_output": "max_output_length",
+        "agent_message": "author recipient",
+        "agent_reasoning": "text",
+        "computer_call_output": "acknowledged_safety_checks",
+        "mcp_call": "error server_label",
+        "program_output": "result",
+        "configuration_update": "reasoning text",
+    }

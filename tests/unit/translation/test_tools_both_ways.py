@@ -61,6 +61,62 @@ def _declared(outcome: Outcome) -> dict[str, dict[str, Any]]:
 # What the model is shown
 
 
+STRINGS = {"type": "array", "items": {"type": "string"}}
+INTEGER = {"type": "integer"}
+BY_TYPE: list[tuple[dict[str, Any], tuple[str, ...], dict[str, Any]]] = [
+    (
+        {"type": "local_shell"},
+        ("command",),
+        {
+            "command": STRINGS,
+            "working_directory": {"type": "string"},
+            "timeout_ms": INTEGER,
+            "env": {"type": "object", "additionalProperties": {"type": "string"}},
+        },
+    ),
+    (
+        {"type": "shell"},
+        ("commands",),
+        {"commands": STRINGS, "timeout_ms": INTEGER, "max_output_length": INTEGER},
+    ),
+    (
+        {"type": "apply_patch"},
+        ("type", "path"),
+        {
+            "type": {"type": "string", "enum": ["create_file", "update_file", "delete_file"]},
+            "path": {"type": "string"},
+            "diff": {"type": "string"},
+        },
+    ),
+    ({"type": "tool_search", "execution": "client"}, ("query",), {"query": {"type": "string"}}),
+]
+
+
+@pytest.mark.parametrize(("tool", "required", "members"), BY_TYPE, ids=[tool["type"] for tool, *_ in BY_TYPE])
+def test_a_tool_that_clients_know_by_its_type_has_the_arguments_of_its_items(
+    tool: dict[str, Any], required: tuple[str, ...], members: dict[str, Any]
+) -> None:
+    function = _declared(_run([tool], {"content": "ok"}, finish="stop"))[tool["type"]]
+    shown = function["parameters"]["properties"]
+    assert {name: {key: said for key, said in shown[name].items() if key != "description"} for name in shown} == members
+    assert all(said["description"] for said in shown.values() if "description" in said) and function["description"]
+    assert function["parameters"] == {"type": "object", "properties": shown, "required": list(required)}
+    own = {**tool, "description": "My own.", "parameters": {"type": "object", "properties": {"x": INTEGER}}}
+    declared = _declared(_run([own], {"content": "ok"}, finish="stop"))[tool["type"]]
+    assert declared == {"name": tool["type"], "description": "My own.", "parameters": own["parameters"]}
+
+
+def test_a_free_text_is_one_argument() -> None:
+    declared = _declared(_run([CUSTOM], {"content": "ok"}, finish="stop"))["apply_patch"]
+    assert declared["description"] == "Patch files.\n\nThe `input` is free text."
+    assert declared["parameters"] == {
+        "type": "object",
+        "properties": {"input": {"type": "string", "description": "The whole input, unchanged."}},
+        "required": ["input"],
+        "additionalProperties": False,
+    }
+
+
 def test_pitfall_26_custom_tools_are_functions_with_one_text() -> None:
     shown = _declared(_run([CUSTOM, GRAMMAR]))
     assert shown["apply_patch"]["parameters"]["required"] == ["input"]
