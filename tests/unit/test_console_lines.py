@@ -91,3 +91,56 @@ def test_a_terminal_gets_colors_unless_its_user_wants_none(no_color: dict[str, s
         os.close(theirs)
     assert done.returncode == 0 and b"draining" in written and b"seconds=30" in written
     assert (b"\x1b[" in written) is painted
+
+
+_RED, _GREEN, _YELLOW, _BOLD, _DIM, _END = (f"\x1b[{number}m" for number in (31, 32, 33, 1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("line", "painted"),
+    [
+        ({"message": "x"}, f"{_BOLD}x{_END}"),
+        ({"message": "x", "level": "debug"}, f"{_DIM}debug{_END}  {_DIM}x{_END}"),
+        ({"message": "x", "level": "warning"}, f"{_YELLOW}warning{_END}  {_YELLOW}x{_END}"),
+        ({"message": "x", "level": "warn"}, f"{_YELLOW}warn{_END}  {_YELLOW}x{_END}"),
+        ({"message": "x", "level": "error"}, f"{_RED}error{_END}  {_RED}x{_END}"),
+        ({"message": "response", "outcome": "incomplete"}, f"{_GREEN}incomplete{_END}"),
+        ({"message": "response", "outcome": "ok"}, f"{_GREEN}ok{_END}"),
+        ({"message": "response", "outcome": "cancelled"}, f"{_RED}cancelled{_END}"),
+        ({"message": "request", "status": 399}, f"{_GREEN}399{_END}"),
+        ({"message": "request", "status": 400}, f"{_RED}400{_END}"),
+        ({"message": "request", "status": "no"}, f"{_RED}no{_END}"),
+    ],
+    ids=repr,
+)
+def test_a_color_tells_how_grave_it_is(line: dict[str, Any], painted: str) -> None:
+    said = console_line({"timestamp": "2026-11-24T12:03:44Z", **line}, colors=True)
+    assert said.startswith(_DIM) and said.partition("  ")[2].strip() == painted
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"input_tokens": 5}, "m  completed  5+0 tokens"),
+        ({"output_tokens": 5}, "m  completed  0+5 tokens"),
+        ({"request_id": "req_1"}, "m  completed    req_1"),
+        ({"response_id": "resp_1", "request_id": "req_1"}, "m  completed    resp_1"),
+        ({"cause": "two words", "ignored": ("a", "b")}, "m  completed    two words  ignored=\"('a', 'b')\""),
+        ({"seconds": 1.005, "cause": ""}, "m  completed  1.00 s"),
+        ({"seconds": "soon"}, "m  completed"),
+    ],
+    ids=repr,
+)
+def test_a_response_says_what_is_known_and_leaves_out_the_rest(line: dict[str, Any], said: str) -> None:
+    shown = console_line({"message": "response", "model": "m", "outcome": "completed", **line}, colors=False)
+    assert shown.split() == said.split() and shown.startswith(" " * 8 + "  m")
+
+
+def test_a_request_says_who_asked_for_what() -> None:
+    line = {"message": "request", "method": "GET", "path": "/a b", "status": 200, "request_id": "r1", "seconds": 2}
+    assert console_line(line, colors=False).strip() == "200  GET '/a b'  2.00 s  r1"
+
+
+def test_a_line_without_a_valid_time_keeps_its_place() -> None:
+    for stamp in (None, "soon"):
+        assert console_line({"timestamp": stamp, "message": "x"}, colors=False) == " " * 8 + "  x"

@@ -215,3 +215,45 @@ def test_only_envoy_is_heard(capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("sidecar 0", "envoy"):
         output.take(name, json.dumps(LINE))
     assert heard == [json.dumps(LINE)]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(1.9, []), (2.0, [None])])
+def test_envoys_word_is_waited_for_two_seconds(seconds: float, told: list[EarlyEnd | None]) -> None:
+    async def work() -> None:
+        ends, found = _listening(), list[EarlyEnd | None]()
+        ends.ask("req_1", found.append)
+        await asyncio.sleep(seconds)
+        await asyncio.sleep(0)
+        assert found == told
+        ends.close()
+        assert found == [None]
+
+    in_fake_time(work())
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(1.9, [LEFT]), (2.0, [])])
+def test_a_word_that_came_first_is_good_for_two_seconds(seconds: float, told: list[EarlyEnd | None]) -> None:
+    async def work() -> None:
+        ends, found = _listening(), list[EarlyEnd | None]()
+        ends.hear("req_1", LEFT)
+        await asyncio.sleep(seconds)
+        ends.ask("req_1", found.append)
+        assert found == told
+
+    in_fake_time(work())
+
+
+def test_of_the_words_that_nobody_asked_for_a_thousand_are_kept() -> None:
+    async def work() -> None:
+        ends = _listening()
+        for number in range(1001):
+            ends.hear(f"req_{number}", LEFT)
+        # One that comes again is the newest.
+        ends.hear("req_1", BROKEN)
+        ends.hear("req_new", LEFT)
+        for name, expected in (("req_0", []), ("req_1", [BROKEN]), ("req_2", []), ("req_3", [LEFT])):
+            found: list[EarlyEnd | None] = []
+            ends.ask(name, found.append)
+            assert found == expected, name
+
+    in_fake_time(work())

@@ -20,6 +20,7 @@ from antiphon.observability.logs import configure, lines_together
 from antiphon.observability.metrics import Metrics
 from antiphon.observability.observation import Telemetry
 from tests.support.exchanges import make_exchange
+from tests.support.fake_time import FakeTimeLoop, in_fake_time
 
 
 @pytest.fixture
@@ -63,6 +64,46 @@ async def test_what_went_well_is_told_some_at_a_time_and_in_order() -> None:
     assert told == [1, 2]
     await ends.tell_before_scrape()
     assert told == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("seconds", "told_then"), [(0.04, []), (0.06, [1])])
+def test_what_went_well_waits_a_twentieth_of_a_second(seconds: float, told_then: list[int]) -> None:
+    async def work() -> None:
+        ends, told = Endings(), list[int]()
+        ends.by_time(asyncio.get_running_loop())
+        _adds(ends, told, 1)
+        await asyncio.sleep(seconds)
+        assert told == told_then
+        ends.close()
+        assert told == [1]
+
+    in_fake_time(work())
+
+
+def test_a_hundred_wait_and_the_last_of_them_tells_all() -> None:
+    async def work() -> None:
+        ends, told = Endings(), list[int]()
+        loop = asyncio.get_running_loop()
+        ends.by_time(loop)
+        _adds(ends, told, *range(99))
+        assert told == []
+        _adds(ends, told, 99)
+        assert told == list(range(100))
+        assert isinstance(loop, FakeTimeLoop) and not loop.timers, "nothing is due any more"
+
+    in_fake_time(work())
+
+
+def test_to_close_answers_whoever_waits_for_envoy_before_the_last_lines() -> None:
+    async def work() -> None:
+        ends, told = Endings(), list[int]()
+        ends.by_time(asyncio.get_running_loop())
+        ends.early.listen(asyncio.get_running_loop())
+        ends.early.ask("req_1", lambda end: _adds(ends, told, 1))
+        ends.close()
+        assert told == [1]
+
+    in_fake_time(work())
 
 
 async def test_what_must_be_seen_is_told_now_and_what_waits_before_it() -> None:

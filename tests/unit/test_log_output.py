@@ -174,3 +174,28 @@ def test_closing_gives_the_descriptors_back() -> None:
             with _output(writing) as output:
                 output.write(b"x")
         assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_mebibyte_waits_for_a_reader_and_nothing_more() -> None:
+    """The first line fills the pipe; what is behind it waits."""
+    with _pipe() as (reading, writing):
+        output = LogOutput(writing, _tell)
+        for _ in range(5):
+            output.write(b"x" * (300 << 10))
+        assert output.lost == 2, "there is room for three"
+        output.write(b"x" * (1 << 20), 7)
+        assert output.lost == 2 + 7, "a piece of several lines is counted by its lines"
+        assert _read_until(reading, b"dropped")
+        output.close()
+
+
+def test_flushing_ends_after_its_time() -> None:
+    with _pipe() as (reading, writing):
+        output = LogOutput(writing, _tell)
+        output.write(b"x" * 20_000)
+        assert not output.flush(0.01)
+        reader = threading.Thread(target=_read_until, args=(reading, b"x"))
+        reader.start()
+        assert output.flush(60)
+        reader.join()
+        output.close()

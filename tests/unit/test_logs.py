@@ -135,6 +135,72 @@ def test_bytes_that_are_no_text_do_not_fail_a_line(output: _Output) -> None:
     assert lines()[0]["path"] == "/\udcff"
 
 
+def test_what_is_no_json_is_told_as_text(output: _Output) -> None:
+    lines = _configured(output)
+    structlog.get_logger("x").info("a", huge=2**70, names={"b"}, nested={1: b"c\xff"}, pair=("token", "hunter2hunter2"))
+    (line,) = lines()
+    assert line["huge"] == 2**70 and line["names"] == "{'b'}" and line["nested"] == {"1": "c\ufffd"}
+    assert line["pair"] == ["token", "[redacted]"]
+
+
+def test_a_line_about_the_past_has_its_time(output: _Output) -> None:
+    lines = _configured(output)
+    log = structlog.get_logger("x")
+    log.info("then", timestamp=1_000_000_000.25)
+    log.info("now", timestamp="not a time")
+    then, now = lines()
+    assert then["timestamp"] == "2001-09-09T01:46:40.250000Z"
+    assert list(then) == ["level", "timestamp", "message"]
+    assert now["timestamp"] > then["timestamp"] and len(now["timestamp"]) == len(then["timestamp"])
+
+
+@pytest.mark.parametrize(("secret", "kept"), [("sk-12345", True), ("sk-123456", False), ("Bearer 12345", True)])
+def test_a_credential_has_six_letters_at_least(output: _Output, secret: str, kept: bool) -> None:
+    lines = _configured(output)
+    structlog.get_logger("x").info("a", detail=f"it said {secret}, no more")
+    (line,) = lines()
+    assert (secret in line["detail"]) is kept
+    assert kept or line["detail"] == "it said sk-[redacted], no more"
+
+
+def test_a_secret_key_without_a_value_has_none(output: _Output) -> None:
+    lines = _configured(output)
+    structlog.get_logger("x").info("a", password=None, tokens=3, detail="Bearer hunter2hunter2")
+    (line,) = lines()
+    assert (line["password"], line["tokens"], line["detail"]) == (None, 3, "Bearer [redacted]")
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_each_level_has_what_is_as_grave_and_libraries_warn_at_most(output: _Output, level: str) -> None:
+    levels = ["debug", "info", "warning", "error"]
+    lines = _configured(output, level)
+    for name in levels:
+        getattr(structlog.get_logger("x"), name)(name)
+        logging.getLogger("some.library").log(getattr(logging, name.upper()), "library %s", name)
+    said = [line["message"] for line in lines()]
+    expected = levels[levels.index(level) :]
+    assert [each for each in said if " " not in each] == expected
+    assert [each for each in said if " " in each] == [f"library {name}" for name in expected if name in levels[2:]]
+
+
+def test_a_websockets_library_is_heard_about_errors_alone(output: _Output) -> None:
+    lines = _configured(output, "debug")
+    log = logging.getLogger("aiohttp.websocket")
+    log.warning("Client protocols ['openai-insecure-api-key'] do not overlap")
+    log.error("it is broken")
+    assert [line["message"] for line in lines()] == ["it is broken"]
+
+
+def test_a_librarys_traceback_comes_along(output: _Output) -> None:
+    lines = _configured(output)
+    try:
+        raise KeyError("hunter2")
+    except KeyError:
+        logging.getLogger("some.library").exception("it failed")
+    (line,) = lines()
+    assert (line["message"], line["level"]) == ("it failed", "error") and "KeyError: 'hunter2'" in line["exception"]
+
+
 def test_a_closed_standard_error_fails_nothing(output: _Output) -> None:
     _configured(output)
     closed = io.TextIOWrapper(io.BytesIO())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import structlog
 from structlog.testing import capture_logs
 
@@ -78,3 +79,16 @@ async def test_a_readiness_that_flaps_between_reasons_tells_each_once() -> None:
     assert [line["event"] for line in lines] == ["not_ready", "not_ready", "ready_again", "not_ready"]
     assert probe.not_ready_seconds == 0
     assert lines[2]["failures"] == 6 and [lines[at]["cause"] for at in (0, 1, 3)] == ["slow", "away", "slow"]
+
+
+@pytest.mark.parametrize(("later", "lines"), [(600.0, 1), (600.1, 2)])
+def test_ten_minutes_without_an_attempt_end_an_outage(later: float, lines: int) -> None:
+    now = 100.0
+    outage = Outage(structlog.get_logger(), "lost", "found", clock=lambda: now)
+    with capture_logs() as told:
+        outage.failed()
+        now += later
+        assert outage.seconds == 0
+        outage.failed()
+    assert len(told) == lines
+    assert outage.seconds == (later if lines == 1 else 0)
