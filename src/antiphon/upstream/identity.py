@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Iterable
 
 import structlog
@@ -64,7 +63,8 @@ class ServerIdentities:
         self._tasks = []
 
     async def _ask_until_answered(self, name: str) -> None:
-        wait, began, warned = _FIRST_WAIT, time.monotonic(), False
+        clock = asyncio.get_running_loop().time
+        wait, began, warned = _FIRST_WAIT, clock(), False
         while True:
             try:
                 async with asyncio.timeout(_PATIENCE):
@@ -75,7 +75,7 @@ class ServerIdentities:
                 _log.info("upstream_identified", upstream=name, profile=profile)
                 self._found(name, profile)
                 return
-            if not warned and (profile is not None or time.monotonic() - began >= self._warn_seconds):
+            if not warned and (profile is not None or clock() - began >= self._warn_seconds):
                 warned = True
                 _log.warning(
                     "upstream_unidentified",
