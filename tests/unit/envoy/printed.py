@@ -73,16 +73,24 @@ DOCUMENTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "envoy-gateway": (
         {**_TWO, **_SEEN},
-        ["--for", "envoy-gateway", "--own-gateway", "--gateway", "team/ai", "--hostname", "api.example"],
+        [
+            *("--for", "envoy-gateway", "--own-gateway", "--gateway", "team/ai", "--listener", "http,https"),
+            *("--hostname", "api.example"),
+        ],
     ),
     "envoy-gateway-of-others": (_PICKED, ["--for", "envoy-gateway", "--envoy-proxy", "shared"]),
     "envoy-gateway-removal": (_TWO, ["--for", "envoy-gateway", "--gateway", "team/ai", "--remove"]),
+    "envoy-gateway-proxy-removal": (
+        _PICKED,
+        ["--for", "envoy-gateway", "--gateway", "team/ai", "--envoy-proxy", "shared", "--remove"],
+    ),
     "istio": (
         {**_PICKED, **_SEEN},
         ["--for", "istio", "--own-gateway", "--gateway", "team/ai", "--gateway-port", "8443"],
     ),
     "istio-of-others": (_TWO, ["--for", "istio", "--hostname", "api.example", "--hostname", "b.example"]),
     "istio-removal": (_TWO, ["--for", "istio", "--gateway", "team/ai", "--remove", "--own-gateway"]),
+    "istio-of-others-removal": (_PICKED, ["--for", "istio", "--gateway", "team/ai", "--remove"]),
     "merged": (
         {"upstream": {"url": "http://chat:8000/v1"}},
         ["--for", "snippet", "--into", str(_ROOT / "tests/e2e/foreign_envoy.yaml")],

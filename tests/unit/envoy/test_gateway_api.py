@@ -13,9 +13,11 @@ import yaml
 from antiphon.cli import main
 from antiphon.config.settings import Settings
 from antiphon.envoy.gateway_pod import inside
+from antiphon.envoy.gateway_routes import rules
 from antiphon.envoy.sidecars import SidecarEndpoint
 from antiphon.envoy.snippet import parts
 from antiphon.envoy.versions import parse_version
+from antiphon.errors import ConfigError
 
 UPSTREAM = "http://chat.default.svc:8000/v1"
 KEYS = {"ANTIPHON_OWNER__KEY": "a1" * 32, "ANTIPHON_SEALING__KEYS": '["' + "b2" * 32 + '"]'}
@@ -337,3 +339,60 @@ def test_the_sidecar_is_probed_and_has_its_share(
     assert "readinessProbe" not in sidecar
     (sidecar,) = _pod(_printed(capsys)[1])["initContainers"]
     assert sidecar["readinessProbe"]["httpGet"] == {"path": "/ready", "port": port}
+
+
+def _route(number: int, action: int) -> dict[str, Any]:
+    route = {"cluster": "model", "timeout": f"{action}s"}
+    return {"name": f"model/{number}", "match": {"path": f"/v1/{number}"}, "route": route}
+
+
+@pytest.mark.parametrize(
+    ("routes", "actions", "fit"), [(15, 15, True), (16, 16, False), (64, 1, True), (65, 1, False), (128, 2, True)]
+)
+def test_an_httproute_has_sixteen_rules_of_sixty_four_matches_each(routes: int, actions: int, fit: bool) -> None:
+    """One rule is for the paths that nobody else has."""
+    wanted = [_route(number, number % actions) for number in range(routes)]
+    if not fit:
+        with pytest.raises(ConfigError, match="path_allow"):
+            rules(wanted)
+        return
+    made = rules(wanted)
+    assert len(made) == actions and sum(len(one.matches) for one in made) == routes
+    assert made[0].matches[0] == {"path": {"type": "Exact", "value": "/v1/0"}}
+    assert made[0].route["route"] == {"cluster": "model", "timeout": "0s"}
+
+
+def test_a_match_keeps_its_meaning_in_the_gateway_apis_words() -> None:
+    headers = [
+        {"name": ":method", "string_match": {"exact": "POST"}},
+        {"name": "x-id", "string_match": {"safe_regex": {"regex": "a.*"}}},
+        {"name": "upgrade", "string_match": {"exact": "web.socket", "ignore_case": True}},
+        {"name": "x-a", "string_match": {"exact": "b.c"}},
+    ]
+    match = {"safe_regex": {"regex": "/v1/x(/.*)?"}, "headers": headers}
+    (made,) = rules([{"name": "sidecar/x", "match": match, "route": {"cluster": "sidecar_http"}}])
+    assert made.matches == [
+        {
+            "path": {"type": "RegularExpression", "value": "/v1/x(/.*)?"},
+            "method": "POST",
+            "headers": [
+                {"type": "RegularExpression", "name": "x-id", "value": "a.*"},
+                {"type": "RegularExpression", "name": "upgrade", "value": r"(?i)web\.socket"},
+                {"type": "RegularExpression", "name": "x-a", "value": r"b\.c"},
+            ],
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "cluster", "refused"),
+    [("/v1/x/y", "model", True), ("/v1/xy", "model", False), ("/v1/x/y", "sidecar_http", False)],
+)
+def test_a_path_of_ours_is_nobody_elses(path: str, cluster: str, refused: bool) -> None:
+    ours = {"name": "x", "match": {"safe_regex": {"regex": "/v1/x(/.*)?"}}, "route": {"cluster": "sidecar_http"}}
+    theirs = {"name": "model/y", "match": {"path": path}, "route": {"cluster": cluster}}
+    if refused:
+        with pytest.raises(ConfigError, match="/x/y is a path of Antiphon's own"):
+            rules([ours, theirs])
+    else:
+        assert rules([ours, theirs])
